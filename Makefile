@@ -1,0 +1,37 @@
+# `make demo` and `make test` set up everything they need; `make check` is all there is to run before a commit.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# On a machine with an NVIDIA GPU: see "With a GPU" in README.md.
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test test-all check fix bench clean
+.DEFAULT_GOAL := check
+
+# torch first and by its pinned name, so that no other package pulls in a build of its own choosing.
+$(VENV)/.ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: $(VENV)/.ready  ## index, train and query a small simulated data set
+	$(BIN)/clipfake demo demo
+
+test: $(VENV)/.ready  ## the tests
+	$(BIN)/python -m pytest -m "not slow" -n 2
+
+test-all: $(VENV)/.ready  ## the tests and the slow ones
+	$(BIN)/python -m pytest -n 2
+
+check: $(VENV)/.ready  ## format, lint, types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+fix: $(VENV)/.ready  ## format, and mend what can be mended
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+clean:  ## remove what `make` made
+	rm -rf $(VENV) build *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

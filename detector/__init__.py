@@ -1,0 +1,1 @@
+"""Stored vectors in, heads, evidence and verdicts out. Never opens an image."""

@@ -1,0 +1,1 @@
+"""Image files in, stored vectors out. torch and transformers live here."""

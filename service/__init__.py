@@ -1,0 +1,1 @@
+"""The HTTP face: handed `encode` and a Detector, imports no encoder."""

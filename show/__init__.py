@@ -1,0 +1,1 @@
+"""What people look at: tables on a terminal, contact sheets, figures and reports."""

@@ -1,0 +1,49 @@
+"""Which vectors may be compared with which."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from .errors import SpaceMismatch
+
+
+@dataclass(frozen=True)
+class Space:
+    """Where vectors live. It travels with every block, shard, index and head.
+
+    Two vectors may be compared if and only if their spaces have the same fingerprint and dimension; the name is
+    for people (the same weights may lie in two folders).
+    """
+
+    encoder: str  # what the user named: a hub id or the name of a directory
+    fingerprint: str  # hex digest over weights and preprocessing
+    dim: int
+    normalised: bool = True  # rows have unit Euclidean length
+
+    def __str__(self) -> str:
+        return f"{self.encoder} ({self.dim}-d, {self.fingerprint[:12]})"
+
+    def same(self, other: Space) -> bool:
+        """Whether vectors of the two spaces may be compared."""
+        return (self.fingerprint, self.dim, self.normalised) == (other.fingerprint, other.dim, other.normalised)
+
+    def require(self, other: Space, where: str) -> None:
+        """Raise SpaceMismatch unless `other` is this space; `where` says what held the other vectors."""
+        if not self.same(other):
+            raise SpaceMismatch(
+                f"{where} holds vectors of {other}, but these are of {self}: "
+                f"vectors of two encoders cannot be compared. Name the same --encoder, or use another store"
+            )
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, fields: dict[str, Any]) -> Space:
+        return cls(
+            encoder=str(fields["encoder"]),
+            fingerprint=str(fields["fingerprint"]),
+            dim=int(fields["dim"]),
+            normalised=bool(fields["normalised"]),
+        )
