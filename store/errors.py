@@ -1,19 +1,19 @@
 """Every error a caller can act on. A message says what was found, where, and what to do next.
 
-    ClipfakeError
-    ├── StoreError              the store on disk
-    │   ├── NoStore             there is no store here
-    │   ├── NotAStore           a folder or file that is not ours, or of a version this release cannot read
-    │   ├── Damaged             a file of ours that is missing, truncated or altered
-    │   ├── Locked              another process is writing
-    │   ├── SpaceMismatch       vectors of one encoder meant for those of another
-    │   ├── BadBlock            rows that may not be stored (NaN, zero, duplicate keys, unequal columns)
-    │   └── NotEnoughRows       a question that the stored rows cannot answer (empty bank, one class only)
-    ├── SourceError             a folder, archive or table of images that cannot be read as one
-    ├── ImageError              one image that cannot be decoded: a row in the report, not the end of the run
-    ├── EncoderError            an encoder that cannot be loaded or used
-    ├── HeadError               training or a saved head
-    └── MissingExtra            an optional dependency that is not installed
+ClipfakeError
+├── StoreError              the store on disk
+│   ├── NoStore             there is no store here
+│   ├── NotAStore           a folder or file that is not ours, or of a version this release cannot read
+│   ├── Damaged             a file of ours that is missing, truncated or altered
+│   ├── Locked              another process is writing
+│   ├── SpaceMismatch       vectors of one encoder meant for those of another
+│   ├── BadBlock            rows that may not be stored (NaN, zero, duplicate keys, unequal columns)
+│   └── NotEnoughRows       a question that the stored rows cannot answer (empty bank, one class only)
+├── SourceError             a folder, archive or table of images that cannot be read as one
+├── ImageError              one image that cannot be decoded: a row in the report, not the end of the run
+├── EncoderError            an encoder that cannot be loaded or used
+├── HeadError               training or a saved head
+└── MissingExtra            an optional dependency that is not installed
 """
 
 

@@ -26,7 +26,11 @@ class Space:
 
     def same(self, other: Space) -> bool:
         """Whether vectors of the two spaces may be compared."""
-        return (self.fingerprint, self.dim, self.normalised) == (other.fingerprint, other.dim, other.normalised)
+        return (self.fingerprint, self.dim, self.normalised) == (
+            other.fingerprint,
+            other.dim,
+            other.normalised,
+        )
 
     def require(self, other: Space, where: str) -> None:
         """Raise SpaceMismatch unless `other` is this space; `where` says what held the other vectors."""

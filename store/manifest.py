@@ -1,0 +1,102 @@
+"""Which shards, and which of their rows, make up a snapshot: one small JSON file each, the newest is the store."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .durable import write_text
+from .errors import Damaged, NoStore, NotAStore
+from .shard import checksum
+from .space import Space
+
+FORMAT = "clipfake-store"
+VERSION = 1  # raised like shard.VERSION
+
+
+@dataclass(frozen=True)
+class Part:
+    """One shard as a snapshot sees it."""
+
+    name: str  # "000001.h5" in the folder shards/
+    rows: int
+    header: str  # digest of the shard's header
+    deleted: str = ""  # "000001-000012.npy" in the folder deleted/, "" where no row is
+    deleted_rows: int = 0
+    deleted_digest: str = ""
+
+    @property
+    def number(self) -> int:
+        return int(Path(self.name).stem)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A snapshot's table of contents."""
+
+    number: int
+    space: Space
+    parts: tuple[Part, ...] = ()
+    next_shard: int = 1  # never used before: a lost shard must not lead to writing under an old name
+    note: str = ""  # what made it, for people
+    created: str = ""
+
+    @property
+    def rows(self) -> int:
+        return sum(part.rows - part.deleted_rows for part in self.parts)
+
+    def follow(self, note: str, **changes: Any) -> Manifest:
+        """The next snapshot's manifest."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        return replace(self, number=self.number + 1, note=note, created=now, **changes)
+
+
+def path_of(folder: Path, number: int) -> Path:
+    return folder / "snapshots" / f"{number:06d}.json"
+
+
+def numbers(folder: Path) -> list[int]:
+    """The snapshots there are, oldest first."""
+    return sorted(int(p.stem) for p in (folder / "snapshots").glob("*.json") if p.stem.isdigit())
+
+
+def write_manifest(folder: Path, manifest: Manifest) -> None:
+    """Make a snapshot visible: this rename is the commit."""
+    told: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
+    told["digest"] = checksum(json.dumps(told, sort_keys=True).encode())
+    write_text(path_of(folder, manifest.number), json.dumps(told, indent=1) + "\n")
+
+
+def read_manifest(folder: Path, number: int | None = None) -> Manifest:
+    """The newest snapshot's manifest, or that of `number`.
+
+    Raises
+    ------
+    NoStore, NotAStore, Damaged
+    """
+    if number is None:
+        if not (known := numbers(folder)):
+            raise NoStore(
+                f"there is no store at {folder}; make one with `clipfake index --folders ... --store {folder}`"
+            )
+        number = known[-1]
+    path = path_of(folder, number)
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+        digest = told.pop("digest")
+        if told["format"] != FORMAT:
+            raise NotAStore(f"{path} is not a clipfake manifest; is {folder} a store?")
+        if told["version"] > VERSION:
+            raise NotAStore(f"{path} has format version {told['version']}, this release reads up to {VERSION}; upgrade")
+        if digest != checksum(json.dumps(told, sort_keys=True).encode()):
+            raise Damaged(f"{path} was altered (checksum differs); run `clipfake store repair` to go back one snapshot")
+        parts = tuple(Part(**part) for part in told["parts"])
+        space = Space.from_json(told["space"])
+        return Manifest(told["number"], space, parts, told["next_shard"], told["note"], told["created"])
+    except FileNotFoundError as e:
+        raise NoStore(f"{folder} has no snapshot {number}; `clipfake store snapshots` lists those there are") from e
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise Damaged(f"{path} is not a readable manifest ({e}); run `clipfake store repair`") from e

@@ -1,0 +1,77 @@
+"""Nearest neighbours as arrays with names, and the exact search that every faster one is measured against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .block import Vectors
+
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Matches:
+    """k nearest rows of each query, nearest first."""
+
+    rows: Positions  # (queries, k) positions in the snapshot's rows, -1 where fewer than k were found
+    similarity: npt.NDArray[np.float32]  # (queries, k) inner products, higher is nearer, NaN where there is no row
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def k(self) -> int:
+        return int(self.rows.shape[1])
+
+    def __getitem__(self, queries: Any) -> Matches:
+        """The matches of some of the queries."""
+        return Matches(np.atleast_2d(self.rows[queries]), np.atleast_2d(self.similarity[queries]))
+
+    def first(self, k: int) -> Matches:
+        """Only the k nearest."""
+        return Matches(self.rows[:, :k], self.similarity[:, :k])
+
+    @classmethod
+    def none(cls, queries: int, k: int) -> Matches:
+        """No row for any query."""
+        return cls(np.full((queries, k), -1, np.int64), np.full((queries, k), np.nan, np.float32))
+
+    def merge(self, other: Matches, k: int) -> Matches:
+        """The k nearest of both; of equally near rows the first in the snapshot comes first."""
+        rows = np.concatenate([self.rows, other.rows], axis=1)
+        similarity = np.concatenate([self.similarity, other.similarity], axis=1)
+        order = np.lexsort((rows, np.where(rows < 0, np.inf, -similarity)), axis=1)[:, :k]
+        return Matches(np.take_along_axis(rows, order, 1), np.take_along_axis(similarity, order, 1))
+
+
+def nearest(queries: Vectors, vectors: Vectors, positions: Positions, k: int) -> Matches:
+    """The k rows of `vectors` with the largest inner product with each query: one matrix product.
+
+    Parameters
+    ----------
+    queries : (queries, dim)
+    vectors : (rows, dim)
+    positions : (rows,) what to call the rows in the answer
+    """
+    found = min(k, len(vectors))
+    result = Matches.none(len(queries), k)
+    if found == 0 or len(queries) == 0:
+        return result
+    similarity = np.asarray(queries, np.float32) @ np.asarray(vectors, np.float32).T
+    best = np.argpartition(-similarity, found - 1, axis=1)[:, :found] if found < len(vectors) else None
+    chosen = similarity if best is None else np.take_along_axis(similarity, best, 1)
+    rows = np.broadcast_to(positions, similarity.shape) if best is None else positions[best]
+    return result.merge(Matches(np.asarray(rows, np.int64), chosen), k)
+
+
+def exact(queries: Vectors, pieces: Iterable[tuple[Positions, Vectors]], k: int) -> Matches:
+    """Exact k nearest rows over a stream of (positions, vectors): each piece is one matrix product."""
+    result = Matches.none(len(queries), k)
+    for positions, vectors in pieces:
+        result = result.merge(nearest(queries, vectors, positions, k), k)
+    return result

@@ -1,0 +1,248 @@
+"""One sealed HDF5 file of rows, as docs/FORMAT.md says. Written once, whole or absent, never changed."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+
+from .block import COLUMNS, TEXT, Block, Names, Rows, Vectors
+from .durable import written_aside
+from .errors import BadBlock, Damaged, NotAStore
+from .space import Space
+
+FORMAT = "clipfake-shard"
+# To raise it: keep the reader of the old number, add a store written by the old release to tests/, and say in
+# docs/FORMAT.md what changed.
+VERSION = 1
+
+CODED = ("sources", "generators", "categories", "formats")  # few distinct values: a table and a code a row
+TEXTUAL = ("keys", "paths")  # nearly all distinct: bytes end to end, and where each ends
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a shard says of itself; its digest stands in the manifest, so that neither can change unnoticed."""
+
+    rows: int
+    space: Space
+    checksums: dict[str, str]  # dataset -> hex BLAKE2b-128 of its bytes, little-endian, row by row
+
+    @property
+    def digest(self) -> str:
+        told = {"rows": self.rows, "space": self.space.as_json(), "checksums": self.checksums}
+        return checksum(json.dumps(told, sort_keys=True).encode())
+
+
+def checksum(content: Any) -> str:
+    """Hex BLAKE2b-128 of bytes or of a contiguous array."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def hash_keys(keys: Sequence[str] | Names) -> npt.NDArray[np.uint64]:
+    """The first eight bytes of each key's BLAKE2b, little-endian, shape (rows,): to find a key among millions."""
+    digests = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
+    return np.frombuffer(b"".join(digests), dtype="<u8")
+
+
+def write_shard(path: Path, block: Block, *, dtype: npt.DTypeLike = np.float16) -> Header:
+    """Seal a block as the file `path`: whole or absent.
+
+    Parameters
+    ----------
+    dtype
+        How vectors are stored. float16 keeps a unit vector's inner products to about 0.0005.
+
+    Raises
+    ------
+    BadBlock
+        NaN, infinite or zero vectors, or a key that stands twice; nothing is written.
+    StoreError
+        The disk is full or read-only; nothing is left behind.
+    """
+    reject_unfit(block)
+    datasets = dict(_datasets(block, np.dtype(dtype)))
+    header = Header(len(block), block.space, {name: checksum(values) for name, values in datasets.items()})
+    with written_aside(path) as temporary, h5py.File(temporary, "w") as file:
+        for name, values in datasets.items():
+            file.create_dataset(name, data=values)
+        file.attrs["format"] = FORMAT
+        file.attrs["version"] = VERSION
+        file.attrs["rows"] = len(block)
+        file.attrs["space"] = json.dumps(block.space.as_json(), sort_keys=True)
+        file.attrs["checksums"] = json.dumps(header.checksums, sort_keys=True)
+        file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+    return header
+
+
+def reject_unfit(block: Block) -> None:
+    """Raise BadBlock if the block holds a row that may not be stored."""
+    lengths = np.linalg.norm(block.vectors.astype(np.float32), axis=1)
+    if len(wrong := np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))):
+        raise BadBlock(
+            f"row {wrong[0]} ({block.rows.keys[wrong[0]]}) has a vector that is zero or not finite, "
+            f"{len(wrong)} such rows in all; they cannot be compared with anything, so leave them out"
+        )
+    keys, counts = np.unique(block.rows.keys, return_counts=True)
+    if len(twice := np.flatnonzero(counts > 1)):
+        raise BadBlock(f"the key {keys[twice[0]]} stands {counts[twice[0]]} times in one block; keys are unique")
+
+
+def _datasets(block: Block, dtype: np.dtype[Any]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    yield "vectors", np.ascontiguousarray(block.vectors, dtype=dtype.newbyteorder("<"))
+    for column in fields(Rows):
+        name, values = column.name, getattr(block.rows, column.name)
+        if name in TEXTUAL:
+            yield from _strings(name, values)
+        elif name in CODED:
+            table, codes = np.unique(values, return_inverse=True)
+            yield f"{name}/codes", codes.astype("<u4")
+            yield from _strings(name, table)
+        elif name == "digests":
+            yield name, np.ascontiguousarray(values).view(np.uint8).reshape(len(values), 16)
+        else:
+            yield name, np.ascontiguousarray(values, dtype=np.dtype(COLUMNS[name]).newbyteorder("<"))
+    yield "key_hashes", hash_keys(block.rows.keys)
+    if block.thumbnails:
+        yield from _pieces("thumbnails", block.thumbnails)
+    occurring = set(block.rows.categories.tolist())
+    if here := sorted(occurring & block.texts.keys()):
+        yield from _strings("texts", here)
+        rows = [block.texts[category] for category in here]
+        yield "texts/vectors", np.asarray(rows, dtype="<f2").reshape(len(here), -1)
+
+
+def _strings(name: str, values: Sequence[str] | Names) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    yield from _pieces(name, [value.encode() for value in values])
+
+
+def _pieces(name: str, pieces: Sequence[bytes]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    yield f"{name}/bytes", np.frombuffer(b"".join(pieces), dtype=np.uint8)
+    yield f"{name}/ends", np.cumsum([len(p) for p in pieces], dtype="<u8").astype("<u8")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A sealed shard, read lazily and without holding the file open. Errors name the file."""
+
+    path: Path
+
+    @contextmanager
+    def _file(self) -> Iterator[h5py.File]:
+        try:
+            with h5py.File(self.path, "r") as file:
+                yield file
+        except FileNotFoundError as e:
+            raise Damaged(f"{self.path} is missing; {_REPAIR}") from e
+        except (OSError, KeyError, RuntimeError, ValueError) as e:
+            raise Damaged(f"{self.path} is not a readable shard ({e}); {_REPAIR}") from e
+
+    @cached_property
+    def header(self) -> Header:
+        """Format, version, rows, space and checksums; raises NotAStore or Damaged."""
+        with self._file() as file:
+            if file.attrs.get("format") != FORMAT:
+                raise NotAStore(f"{self.path} is an HDF5 file, but not a clipfake shard; remove it from the store")
+            if (version := int(file.attrs["version"])) > VERSION:
+                raise NotAStore(
+                    f"{self.path} has format version {version}, this release reads up to {VERSION}; upgrade clipfake"
+                )
+            return Header(
+                rows=int(file.attrs["rows"]),
+                space=Space.from_json(json.loads(file.attrs["space"])),
+                checksums={str(k): str(v) for k, v in json.loads(file.attrs["checksums"]).items()},
+            )
+
+    def __len__(self) -> int:
+        return self.header.rows
+
+    @cached_property
+    def vectors(self) -> Vectors:
+        """(rows, dim), mapped from the file as it lies: pages are read when they are touched."""
+        with self._file() as file:
+            dataset = file["vectors"]
+            offset, shape, dtype = dataset.id.get_offset(), dataset.shape, dataset.dtype
+        if shape != (len(self), self.header.space.dim):
+            raise Damaged(f"{self.path} has vectors of shape {shape}, its header says {len(self)} rows; {_REPAIR}")
+        if offset is None:  # no rows, or chunked by another writer
+            return np.asarray(self._read("vectors"), dtype=dtype)
+        if self.path.stat().st_size < offset + dtype.itemsize * shape[0] * shape[1]:
+            raise Damaged(f"{self.path} is truncated; {_REPAIR}")
+        return np.memmap(self.path, dtype=dtype, mode="r", offset=offset, shape=shape)
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        """One column of Rows, checked against its checksum."""
+        if name in TEXTUAL:
+            return self._read_strings(name)
+        if name in CODED:
+            return np.asarray(self._read_strings(name)[self._read(f"{name}/codes")])
+        values = self._read(name)
+        return values.view("V16").reshape(-1) if name == "digests" else values.astype(COLUMNS.get(name, values.dtype))
+
+    def rows(self) -> Rows:
+        return Rows(**{f.name: self.column(f.name) for f in fields(Rows)})
+
+    @cached_property
+    def texts(self) -> dict[str, Vectors]:
+        """category -> (dim,) float32, the text vectors of the categories that occur here."""
+        if "texts/vectors" not in self.header.checksums:
+            return {}
+        vectors = self._read("texts/vectors").astype(np.float32)
+        return dict(zip(self._read_strings("texts").tolist(), vectors, strict=True))
+
+    def thumbnail(self, row: int) -> bytes:
+        """The small JPEG of one row, b"" where none was kept."""
+        if "thumbnails/ends" not in self.header.checksums:
+            return b""
+        with self._file() as file:
+            ends = file["thumbnails/ends"]
+            start, end = (int(ends[row - 1]) if row else 0), int(ends[row])
+            return bytes(file["thumbnails/bytes"][start:end].tobytes())
+
+    def thumbnails(self) -> tuple[bytes, ...]:
+        """All of them, one a row; () where none were kept."""
+        if "thumbnails/ends" not in self.header.checksums:
+            return ()
+        return tuple(_cut(self._read("thumbnails/bytes").tobytes(), self._read("thumbnails/ends").tolist()))
+
+    def verify(self) -> list[str]:
+        """What is wrong, in words; [] if every dataset is there and has its checksum."""
+        found = []
+        for name in self.header.checksums:
+            try:
+                self._read(name)
+            except Damaged as e:
+                found.append(str(e))
+        return found
+
+    def _read(self, name: str) -> npt.NDArray[Any]:
+        with self._file() as file:
+            values: npt.NDArray[Any] = file[name][...]
+        if checksum(np.ascontiguousarray(values)) != self.header.checksums[name]:
+            raise Damaged(f"{self.path}: {name} is not what was written (checksum differs); {_REPAIR}")
+        return values
+
+    def _read_strings(self, name: str) -> Names:
+        blob, ends = self._read(f"{name}/bytes").tobytes(), self._read(f"{name}/ends").tolist()
+        if blob.isascii():  # then the ends in bytes are the ends in characters
+            return np.array(_cut(blob.decode("ascii"), ends), dtype=TEXT)
+        return np.array([piece.decode() for piece in _cut(blob, ends)], dtype=TEXT)
+
+
+_REPAIR = "the other shards keep working; run `clipfake store verify` to see what is hit, then `clipfake store repair`"
+
+
+def _cut(whole: Any, ends: list[int]) -> list[Any]:
+    """The pieces of a string or of bytes that end at these places."""
+    return [whole[start:end] for start, end in itertools.pairwise([0, *ends])]

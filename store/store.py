@@ -1,0 +1,258 @@
+"""A store: a folder of sealed shards, and snapshots that say which of their rows count (docs/FORMAT.md)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from .block import Block, Mask, Names, Rows
+from .durable import TEMPORARY, written_aside
+from .errors import BadBlock, Damaged, NotAStore, StoreError
+from .lock import writer_lock
+from .manifest import Manifest, Part, numbers, path_of, read_manifest, write_manifest
+from .shard import checksum, hash_keys, write_shard
+from .snapshot import Snapshot, read_deleted
+from .space import Space
+
+ROWS_PER_SHARD = 16_384
+SECONDS_PER_SHARD = 30.0  # a slow encoder's rows are safe after this long
+
+
+@dataclass(frozen=True)
+class Appended:
+    """What became of the rows given to a writer."""
+
+    added: int = 0
+    known: int = 0  # were there already, unchanged
+    replaced: int = 0  # were there with other bytes
+
+    def __add__(self, other: Appended) -> Appended:
+        return Appended(self.added + other.added, self.known + other.known, self.replaced + other.replaced)
+
+
+@dataclass(frozen=True)
+class Store:
+    """A store on disk.
+
+    >>> store = Store.open("mystore")            # doctest: +SKIP
+    >>> store.snapshot().search(queries, k=9)    # doctest: +SKIP
+    """
+
+    folder: Path
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Store:
+        """A store that is there; raises NoStore, NotAStore or Damaged."""
+        store = cls(Path(folder))
+        read_manifest(store.folder)
+        return store
+
+    @classmethod
+    def create(cls, folder: Path | str, space: Space) -> Store:
+        """An empty store, or the one that is there already; raises SpaceMismatch if that one is of another space."""
+        store = cls(Path(folder))
+        if not numbers(store.folder):
+            if store.folder.exists() and (not store.folder.is_dir() or any(store.folder.iterdir())):
+                raise NotAStore(f"{folder} is there already and is no store; name an empty or new folder")
+            write_manifest(store.folder, replace(Manifest(-1, space).follow("created"), number=0))
+        read_manifest(store.folder).space.require(space, f"the store {folder}")
+        return store
+
+    def snapshot(self, number: int | None = None) -> Snapshot:
+        """The newest snapshot, or an earlier one by its number."""
+        return Snapshot(self.folder, read_manifest(self.folder, number))
+
+    def snapshots(self) -> list[Manifest]:
+        """All snapshots there are, oldest first."""
+        return [read_manifest(self.folder, number) for number in numbers(self.folder)]
+
+    @contextmanager
+    def writer(
+        self,
+        note: str = "",
+        *,
+        rows_per_shard: int = ROWS_PER_SHARD,
+        seconds_per_shard: float = SECONDS_PER_SHARD,
+    ) -> Iterator[Writer]:
+        """Hold the store for writing; what was appended is sealed when the block ends, well or not.
+
+        Raises
+        ------
+        Locked
+            Another process is writing.
+        """
+        with writer_lock(self.folder):
+            writer = Writer(self, note, rows_per_shard, seconds_per_shard)
+            writer.tidy()
+            try:
+                yield writer
+            finally:  # what was taken in is good whatever became of the rest
+                writer.seal()
+
+    def undo(self, number: int) -> Snapshot:
+        """Make a new snapshot with the rows of an earlier one; nothing is lost, this too can be undone."""
+        with writer_lock(self.folder):
+            now, then = read_manifest(self.folder), read_manifest(self.folder, number)
+            write_manifest(self.folder, now.follow(f"back to snapshot {number}", parts=then.parts))
+        return self.snapshot()
+
+
+class Writer:
+    """The one who may change a store. Make it with `Store.writer()`.
+
+    Rows are gathered and sealed into a shard when there are enough of them or enough time has passed; each seal is a
+    commit. A process killed in between loses at most the rows not yet sealed.
+    """
+
+    def __init__(self, store: Store, note: str, rows_per_shard: int, seconds_per_shard: float) -> None:
+        self._folder = store.folder
+        self._manifest = read_manifest(store.folder)
+        self._first = self._manifest.number  # the snapshot before this writer
+        self._note = note
+        self._rows_per_shard = rows_per_shard
+        self._seconds_per_shard = seconds_per_shard
+        self._waiting: list[Block] = []
+        self._waiting_keys: set[str] = set()
+        self._sealed_at = time.monotonic()
+        self._known = _Known(Snapshot(self._folder, self._manifest))
+
+    @property
+    def space(self) -> Space:
+        return self._manifest.space
+
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is sealed so far."""
+        return self._known.snapshot
+
+    def find(self, keys: list[str] | Names) -> npt.NDArray[np.int64]:
+        """(n,) positions of these keys in `snapshot`, -1 where a key is not sealed; quick among millions."""
+        return self._known.find(keys)
+
+    def append(self, block: Block) -> Appended:
+        """Take rows in. A row already stored with the same file digest is left alone, another digest replaces it.
+
+        Raises
+        ------
+        SpaceMismatch, BadBlock
+            Nothing of the block is taken.
+        """
+        self.space.require(block.space, "the block")
+        keys = block.rows.keys.tolist()
+        if len(set(keys)) < len(keys) or not self._waiting_keys.isdisjoint(keys):
+            twice = next(key for i, key in enumerate(keys) if key in self._waiting_keys or key in keys[:i])
+            raise BadBlock(f"the key {twice} was given twice; keys are unique (two sources of one name?)")
+        positions = self.find(block.rows.keys)
+        stored = positions >= 0
+        same = np.zeros(len(block), bool)
+        same[stored] = self._known.digests(positions[stored]) == block.rows.digests[stored]
+        fresh = block.take(~same)
+        if len(fresh):
+            self._waiting.append(fresh)
+            self._waiting_keys.update(fresh.rows.keys.tolist())
+        if len(self._waiting_keys) >= self._rows_per_shard or (
+            self._waiting and time.monotonic() - self._sealed_at > self._seconds_per_shard
+        ):
+            self.seal()
+        replaced = int((stored & ~same).sum())
+        return Appended(added=len(fresh) - replaced, known=int(same.sum()), replaced=replaced)
+
+    def delete(self, where: Mask) -> int:
+        """Drop the rows of a mask over `snapshot.rows`; returns how many. Shards stay as they are."""
+        self.seal()
+        dropped = int(np.asarray(where).sum())
+        if dropped:
+            self._commit(parts=self._without(self.snapshot.ids[where]))
+        return dropped
+
+    def seal(self) -> None:
+        """Write what was taken in as a shard and make it visible."""
+        if not self._waiting:
+            return
+        block = _concat(self._waiting)
+        number = self._manifest.next_shard
+        name = f"{number:06d}.h5"
+        header = write_shard(self._folder / "shards" / name, block)
+        positions = self.find(block.rows.keys)
+        replaced = self.snapshot.ids[positions[positions >= 0]]
+        parts = (*self._without(replaced), Part(name, header.rows, header.digest))
+        self._commit(parts=parts, next_shard=number + 1)
+        self._waiting, self._waiting_keys, self._sealed_at = [], set(), time.monotonic()
+
+    def _commit(self, **changes: object) -> None:
+        before = self._manifest
+        self._manifest = before.follow(self._note, **changes)
+        write_manifest(self._folder, self._manifest)
+        if before.number > self._first:  # one snapshot a writer is history enough
+            path_of(self._folder, before.number).unlink(missing_ok=True)
+        self._known = _Known(Snapshot(self._folder, self._manifest))
+
+    def _without(self, ids: npt.NDArray[np.int64]) -> tuple[Part, ...]:
+        """The parts with these rows deleted; the files that say so are written, the commit is not."""
+        parts = []
+        for part in self._manifest.parts:
+            rows = ids[ids >> 32 == part.number] & 0xFFFFFFFF
+            if len(rows):
+                deleted = np.union1d(read_deleted(self._folder, part), rows).astype("<u4")
+                name = f"{Path(part.name).stem}-{self._manifest.number + 1:06d}.u4"
+                with written_aside(self._folder / "deleted" / name) as temporary:
+                    temporary.write_bytes(deleted.tobytes())
+                digest = checksum(deleted.tobytes())
+                part = replace(part, deleted=name, deleted_rows=len(deleted), deleted_digest=digest)
+            parts.append(part)
+        return tuple(parts)
+
+    def tidy(self) -> None:
+        """Remove what a killed writer left: temporary files, and shards no snapshot names."""
+        for path in self._folder.rglob(f"*{TEMPORARY}"):
+            path.unlink(missing_ok=True)
+        try:
+            parts = [part for n in numbers(self._folder) for part in read_manifest(self._folder, n).parts]
+        except (Damaged, NotAStore, StoreError):
+            return  # an unreadable snapshot may name any shard: `store repair` decides
+        for folder, named in (("shards", {p.name for p in parts}), ("deleted", {p.deleted for p in parts})):
+            for path in (self._folder / folder).glob("*"):
+                if path.name not in named:
+                    path.unlink()
+
+
+class _Known:
+    """Where a key is among millions, by its hash; a few bytes a row are held."""
+
+    def __init__(self, snapshot: Snapshot) -> None:
+        self.snapshot = snapshot
+        hashes = snapshot.column("key_hashes") if len(snapshot) else np.zeros(0, np.uint64)
+        self._order = np.argsort(hashes, kind="stable")
+        self._hashes = hashes[self._order]
+
+    def find(self, keys: list[str] | Names) -> npt.NDArray[np.int64]:
+        wanted = hash_keys(keys)
+        result = np.full(len(wanted), -1, np.int64)
+        if len(self._hashes):
+            place = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
+            hit = self._hashes[place] == wanted
+            result[hit] = self._order[place[hit]]
+        return result
+
+    def digests(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
+        return self.snapshot.column("digests")[positions]
+
+
+def _concat(blocks: list[Block]) -> Block:
+    [first, *others] = blocks
+    if not others:
+        return first
+    none = any(not block.thumbnails for block in blocks)
+    return Block(
+        first.space,
+        Rows.concat([block.rows for block in blocks]),
+        np.concatenate([block.vectors for block in blocks]),
+        () if none else tuple(t for block in blocks for t in block.thumbnails),
+        {category: vector for block in blocks for category, vector in block.texts.items()},
+    )
