@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Sequence
 
 import typer
 
-from . import __version__
 from .store.errors import ClipfakeError
 
 app = typer.Typer(

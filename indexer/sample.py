@@ -9,21 +9,13 @@ how the pixels were made. Verdicts learned from it hold for it alone.
 from __future__ import annotations
 
 import io
-import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageDraw
-
-from ..store.durable import flush
-from ..store.errors import SourceError
 
 Plane = npt.NDArray[np.float32]  # (height, width)
 Picture = npt.NDArray[np.float32]  # (height, width, 3), 0..1
@@ -34,7 +26,6 @@ SIDE = 224  # pixels of a whole picture, before the crop
 SMALLEST_CROP = 160  # pixels: ArtiFact's own law
 FINAL = 200
 QUALITIES = (65, 100)  # JPEG quality, both ends included
-ABOUT = "sample.json"  # lies in each source folder and says what made it
 
 
 # Scenes: what is to be seen, in linear light. They know nothing of labels.
@@ -112,13 +103,13 @@ def _power_law(rng: np.random.Generator, exponent: float) -> Plane:
     fall[0, 0] = np.inf
     white = np.fft.rfft2(rng.standard_normal((SIDE, SIDE), np.float32))
     field = np.fft.irfft2(white * (fall**-exponent).astype(np.float32), (SIDE, SIDE))
-    return (field / field.std()).astype(np.float32)
+    return np.asarray(field / field.std(), np.float32)
 
 
 def _step(x: Plane, width: float) -> Plane:
     """A soft step from 0 to 1 around x = 0."""
     t = np.clip(x / width + 0.5, 0, 1)
-    return t * t * (3 - 2 * t)
+    return np.asarray(t * t * (3 - 2 * t), np.float32)
 
 
 def _lit(picture: Picture, rng: np.random.Generator, mean: float = 0.2) -> Picture:
@@ -128,7 +119,7 @@ def _lit(picture: Picture, rng: np.random.Generator, mean: float = 0.2) -> Pictu
     lit = picture * (1 + x * along + (y * along)[:, None])[..., None]
     exposure = mean * np.exp(rng.normal(0, 0.25)) / lit.mean()
     side = rng.uniform(0.08, 0.16)
-    return filtered(np.clip(lit * np.float32(exposure), 0, 1), [side, 1 - 2 * side, side])
+    return filtered(np.clip(lit * np.float32(exposure), 0, 1), (side, 1 - 2 * side, side))
 
 
 def displayed(linear: Picture) -> Picture:
@@ -173,12 +164,12 @@ BAYER = np.tile([[0, 1], [1, 2]], (SIDE // 2, SIDE // 2))  # which colour each p
 
 
 def demosaiced(raw: Plane, corrected: bool) -> Picture:
-    """Full colour from one colour a pixel: green from its four neighbours, then red and blue by their difference to it."""
+    """Full colour from one colour a pixel: green from its neighbours, then red and blue by their difference to it."""
     near = _neighbours(raw, 1)
     green = near + (raw - _neighbours(raw, 2)) / 2 if corrected else near
-    green = np.where(BAYER == 1, raw, green)
+    green = np.where(BAYER == 1, raw, green).astype(np.float32)
     sites = BAYER[..., None] == np.arange(3)
-    difference = np.where(sites, (raw - green * corrected)[..., None], 0)
+    difference = np.where(sites, (raw - green * corrected)[..., None], 0).astype(np.float32)
     picture = filtered(difference, (0.5, 1, 0.5)) + (green * corrected)[..., None]
     picture[..., 1] = green
     return picture
@@ -222,14 +213,14 @@ class Generator:
         made = shown
         for _ in range(self.layers):
             h, w, _ = made.shape
-            made = made.reshape(h // 2, 2, w // 2, 2, 3).mean((1, 3))
+            made = np.asarray(made.reshape(h // 2, 2, w // 2, 2, 3).mean((1, 3)), np.float32)
         for layer in range(self.layers):
             if layer == self.layers - 1:
                 made = made + np.float32(self.noise) * rng.standard_normal(made.shape, np.float32)
             made = upsampled(made, self.taps)
         picture = shown + np.float32(self.share) * (made - shown)
         picture = sharpened(picture, self.sharpening)
-        return picture + np.float32(self.grain) * rng.standard_normal(picture.shape, np.float32)
+        return np.asarray(picture + np.float32(self.grain) * rng.standard_normal(picture.shape, np.float32))
 
 
 def upsampled(picture: Picture, taps: tuple[float, ...]) -> Picture:
@@ -241,15 +232,18 @@ def upsampled(picture: Picture, taps: tuple[float, ...]) -> Picture:
 
 
 BILINEAR = (0.25, 0.75, 0.75, 0.25, 0.0)
-NEAREST = (0.0, 1.0, 1.0, 0.0, 0.0)[:5]
+NEAREST = (0.0, 1.0, 1.0, 0.0, 0.0)
 
 
 def uneven(e: float) -> tuple[float, ...]:
+    """Bilinear taps whose even and odd pixels differ in weight by `e`: a checkerboard."""
     return (0.25 * (1 + e), 0.75 * (1 - e), 0.75 * (1 + e), 0.25 * (1 - e), 0.0)
 
 
 @dataclass(frozen=True)
 class Source:
+    """A folder of the data set and what makes its pictures."""
+
     name: str
     target: int
     process: Camera | Generator
@@ -266,18 +260,39 @@ SOURCES = (
 )
 
 
-def impaired(picture: Picture, rng: np.random.Generator) -> tuple[bytes, int]:
+def impaired(picture: Picture, rng: np.random.Generator) -> bytes:
+    """The one law every picture goes through: random crop, 200 x 200, JPEG."""
     crop = int(rng.integers(SMALLEST_CROP, SIDE + 1))
     x, y = rng.integers(0, SIDE - crop + 1, 2)
     pixels = np.round(np.clip(picture, 0, 1) * 255).astype(np.uint8)
     image = Image.fromarray(pixels[y : y + crop, x : x + crop]).resize((FINAL, FINAL), Image.Resampling.BICUBIC)
-    quality = int(rng.integers(QUALITIES[0], QUALITIES[1] + 1))
     buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=quality)
-    return buffer.getvalue(), quality
+    image.save(buffer, "JPEG", quality=int(rng.integers(QUALITIES[0], QUALITIES[1] + 1)))
+    return buffer.getvalue()
 
 
-def picture(source: int, number: int, seed: int) -> tuple[bytes, int]:
+def simulated(source: int, number: int, seed: int = 0) -> bytes:
+    """The JPEG of one picture of one source; the same arguments give the same bytes."""
     rng = np.random.default_rng([VERSION, seed, source, number])
-    scene = list(CATEGORIES.values())[number % 3](rng)
+    scene = list(CATEGORIES.values())[number % len(CATEGORIES)](rng)
     return impaired(SOURCES[source].process(scene, rng), rng)
+
+
+def write_sample(folder: Path, *, images_per_source: int = 90, seed: int = 0) -> list[Path]:
+    """Write the data set, one folder a source with its metadata.csv; returns the folders.
+
+    Every source shows every category equally often, so that the category says nothing of the label.
+    """
+    names = list(CATEGORIES)
+    folders = []
+    for i, source in enumerate(SOURCES):
+        lines = ["filename,image_path,target,category"]
+        for number in range(images_per_source):
+            category, name = names[number % len(names)], f"img{number:06d}.jpg"
+            path = folder / source.name / "images" / category / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(simulated(i, number, seed))
+            lines.append(f"{name},images/{category}/{name},{source.target},{category}")
+        (folder / source.name / "metadata.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        folders.append(folder / source.name)
+    return folders

@@ -1,0 +1,202 @@
+"""Images and words to unit vectors: CLIP's two towers and any vision backbone `transformers` can load."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..store.errors import EncoderError
+from ..store.space import Space
+from .image import Pixels
+from .preprocess import Preprocess
+
+Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
+
+UNTRAINED = "untrained:"  # "untrained:SEED:NAME" is NAME's architecture with random weights
+
+
+class Encoder(Protocol):
+    """What turns images into vectors of one space."""
+
+    @property
+    def space(self) -> Space: ...
+
+    @property
+    def has_text(self) -> bool: ...
+
+    def encode(self, images: Sequence[Pixels]) -> Embeddings:
+        """(n, dim) unit vectors of n images."""
+        ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Embeddings:
+        """(n, dim) unit vectors of n texts; only where `has_text`."""
+        ...
+
+
+class PlainEncoder:
+    """The plain one: each image shrunk to 8 x 8 pixels, centred. No weights, right by inspection, for trials."""
+
+    has_text = False
+
+    def __init__(self) -> None:
+        self.space = Space("plain", hashlib.blake2b(b"8x8 box mean, centred", digest_size=32).hexdigest(), dim=192)
+
+    def encode(self, images: Sequence[Pixels]) -> Embeddings:
+        rows = []
+        for pixels in images:
+            bands = np.array_split(pixels.astype(np.float32), 8, axis=0)
+            cells = [[cell.mean((0, 1)) for cell in np.array_split(band, 8, axis=1)] for band in bands]
+            row = np.array(cells).reshape(-1) / 255
+            rows.append(row - row.mean() + 1e-3)
+        return unit(np.array(rows, np.float32))
+
+    def encode_texts(self, texts: Sequence[str]) -> Embeddings:
+        raise EncoderError("the plain encoder knows no text")
+
+
+class TransformerEncoder:
+    """A model of `transformers` with its preprocessing. Make it with `load_encoder`."""
+
+    def __init__(
+        self, name: str, model: Any, preprocess: Preprocess, tokenizer: Any, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        fingerprint = fingerprint_of(model, preprocess)  # before the weights are rounded to `dtype`
+        self.model = model.to(device=device, dtype=dtype).eval()
+        self.preprocess = preprocess
+        self.tokenizer = tokenizer
+        self.device, self.dtype = device, dtype
+        grey = np.full((64, 64, 3), 128, np.uint8)
+        self.space = Space(name, fingerprint, dim=int(self._features([grey]).shape[1]))
+
+    @property
+    def has_text(self) -> bool:
+        return self.tokenizer is not None
+
+    def encode(self, images: Sequence[Pixels]) -> Embeddings:
+        return unit(self._features(images).float().cpu().numpy())
+
+    def encode_texts(self, texts: Sequence[str]) -> Embeddings:
+        if self.tokenizer is None:
+            raise EncoderError(f"{self.space.encoder} has no text tower; use --no-text")
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
+        with torch.inference_mode():
+            found = self.model.get_text_features(**tokens)
+        return unit(_tensor(found).float().cpu().numpy())
+
+    @torch.inference_mode()
+    def _features(self, images: Sequence[Pixels]) -> torch.Tensor:
+        pixels = self.preprocess(images, self.device, self.dtype)
+        if hasattr(self.model, "get_image_features"):
+            return _tensor(self.model.get_image_features(pixel_values=pixels))
+        return _tensor(self.model(pixel_values=pixels))
+
+
+def _tensor(output: Any) -> torch.Tensor:
+    """The one vector an image: transformers 4 gives CLIP's as a tensor, 5 as an output's `pooler_output`."""
+    if isinstance(output, torch.Tensor):
+        return output
+    pooled = getattr(output, "pooler_output", None)
+    found: torch.Tensor = output.last_hidden_state[:, 0] if pooled is None else pooled
+    return found.flatten(1)
+
+
+def unit(vectors: npt.NDArray[Any]) -> Embeddings:
+    """Rows divided by their Euclidean length; a zero row stays zero, for the store to refuse."""
+    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(lengths == 0, 1, lengths), np.float32)
+
+
+def fingerprint_of(model: Any, preprocess: Preprocess) -> str:
+    """Hex SHA-256 over every weight (name, shape, float32 bytes) and the preprocessing."""
+    digest = hashlib.sha256(json.dumps(preprocess.as_json(), sort_keys=True).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().float().cpu().contiguous().numpy())
+    return digest.hexdigest()
+
+
+def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") -> Encoder:
+    """An encoder by hub id or local directory; "untrained:0:NAME" for NAME with random weights of seed 0.
+
+    Parameters
+    ----------
+    device : "auto", "cuda", "cuda:1", "mps" or "cpu"
+    precision : "auto" (float32 on a CPU, bf16 or fp16 on a GPU), "float32", "bf16" or "fp16"
+
+    Raises
+    ------
+    EncoderError
+        It is not there (and cannot be fetched), or is no vision model.
+    """
+    if name == "plain":
+        return PlainEncoder()
+    where = choose_device(device)
+    place, seed = name, None
+    if name.startswith(UNTRAINED):
+        told, _, place = name.removeprefix(UNTRAINED).partition(":")
+        seed = int(told)
+    local = Path(place).is_dir()
+    if local:
+        place = str(Path(place).resolve())
+    try:
+        model, preprocess, tokenizer = _load(place, seed, local)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise EncoderError(
+            f"the encoder {name} cannot be loaded: {reason}. Name a directory that holds config.json, weights and "
+            f"preprocessor_config.json, or a hub id while online (or already in the Hugging Face cache)"
+        ) from e
+    full = place if seed is None else f"{UNTRAINED}{seed}:{place}"
+    return TransformerEncoder(full, model, preprocess, tokenizer, where, choose_dtype(precision, where))
+
+
+def choose_device(told: str) -> torch.device:
+    if told != "auto":
+        try:
+            device = torch.device(told)
+            torch.zeros(1, device=device)
+        except (RuntimeError, AssertionError) as e:
+            raise EncoderError(f"--device {told} is not usable here ({e}); try --device cpu") from e
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
+    names = {"float32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+    if precision != "auto":
+        if precision not in names:
+            raise EncoderError(f"unknown --precision {precision}; one of auto, {', '.join(names)}")
+        return names[precision]
+    if device.type == "cpu":
+        return torch.float32
+    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
+
+
+def _load(place: str, seed: int | None, local: bool) -> tuple[Any, Preprocess, Any]:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    only = {"local_files_only": True} if local else {}
+    config = transformers.AutoConfig.from_pretrained(place, **only)
+    told, _ = transformers.CLIPImageProcessor.get_image_processor_dict(place, **only)
+    if seed is None:
+        model = transformers.AutoModel.from_pretrained(place, dtype=torch.float32, **only)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = transformers.AutoModel.from_config(config, dtype=torch.float32)
+    two_towers = hasattr(model, "get_text_features")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(place, **only) if two_towers else None
+    return model, Preprocess.from_config(told), tokenizer

@@ -1,0 +1,161 @@
+"""One image file's bytes in, RGB pixels and file facts out, by one policy for every odd format.
+
+The policy: EXIF rotation is applied; CMYK and palettes become RGB; transparency lies on white; 16-bit grey is scaled
+to 8; of an animation the first frame counts. Plain JPEG goes through simplejpeg where it is installed (Pillow's pixels,
+faster), everything else through Pillow.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as Pillow
+from PIL import ImageOps, UnidentifiedImageError
+
+from ..store.errors import ImageError
+
+try:
+    import simplejpeg
+except ImportError:  # optional: a bare machine decodes with Pillow alone
+    simplejpeg = None
+
+Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
+
+PIXEL_LIMIT = 100_000_000  # 10,000 x 10,000; more is refused before it is decoded
+THUMBNAIL_SIDE = 96  # pixels
+
+# The luminance table of ISO/IEC 10918-1 Annex K.1, which libjpeg scales by quality; only its sum is needed.
+# fmt: off
+_ANNEX_K = np.array([
+    16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29,
+    51, 87, 80, 62, 18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121,
+    120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
+])
+# fmt: on
+
+
+@dataclass(frozen=True)
+class Image:
+    """A decoded image and what its file said."""
+
+    pixels: Pixels  # (height, width, 3) RGB, upright
+    format: str  # "JPEG", "PNG", ...
+    quality: int  # JPEG quality estimated from the luminance quantisation table, -1 for other formats
+    size: int  # bytes
+    digest: bytes  # BLAKE2b-128 of the file
+
+    @property
+    def width(self) -> int:
+        return int(self.pixels.shape[1])
+
+    @property
+    def height(self) -> int:
+        return int(self.pixels.shape[0])
+
+
+def decode(content: bytes) -> Image:
+    """Decode one file; raises ImageError saying what was found."""
+    if not content:
+        raise ImageError("empty file")
+    digest = hashlib.blake2b(content, digest_size=16).digest()
+    header = jpeg_header(content)
+    quality = header.quality if header else -1
+    if header and header.plain and simplejpeg is not None:
+        _refuse_bomb(header.width, header.height)
+        try:
+            pixels = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False)
+            return Image(pixels, "JPEG", quality, len(content), digest)
+        except ValueError:
+            pass  # Pillow may know better, or say more
+    pixels, name = _decode_with_pillow(content)
+    return Image(pixels, name, quality, len(content), digest)
+
+
+def thumbnail(pixels: Pixels, side: int = THUMBNAIL_SIDE) -> bytes:
+    """A JPEG (quality 80) whose longer side is at most `side` pixels."""
+    picture = Pillow.fromarray(pixels)
+    picture.thumbnail((side, side), Pillow.Resampling.BICUBIC, reducing_gap=2.0)
+    out = io.BytesIO()
+    picture.save(out, "JPEG", quality=80)
+    return out.getvalue()
+
+
+def _decode_with_pillow(content: bytes) -> tuple[Pixels, str]:
+    try:
+        with Pillow.open(io.BytesIO(content)) as picture:
+            _refuse_bomb(*picture.size)
+            name = picture.format or "unknown"
+            picture.seek(0)
+            upright = ImageOps.exif_transpose(picture)
+            return np.asarray(_rgb(upright)), name
+    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
+        raise ImageError(f"more than {PIXEL_LIMIT:,} pixels: a decompression bomb, or too large to judge") from e
+    except UnidentifiedImageError as e:
+        raise ImageError(f"not an image ({len(content):,} bytes starting with {content[:8]!r})") from e
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError) as e:
+        raise ImageError(f"damaged or unsupported image: {e}") from e
+
+
+def _rgb(picture: Pillow.Image) -> Pillow.Image:
+    if picture.mode == "RGB":  # a needless convert() would halve the speed of threads
+        return picture
+    if picture.mode.startswith("I") or picture.mode == "F":
+        values = np.asarray(picture, np.float32)
+        top = 65535.0 if values.max(initial=0) > 255 else 255.0
+        grey = np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
+        return Pillow.fromarray(grey).convert("RGB")
+    if "transparency" in picture.info or picture.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
+        seen = picture.convert("RGBA")
+        return Pillow.alpha_composite(Pillow.new("RGBA", seen.size, "white"), seen).convert("RGB")
+    return picture.convert("RGB")
+
+
+def _refuse_bomb(width: int, height: int) -> None:
+    if width * height > PIXEL_LIMIT:
+        raise ImageError(f"{width} x {height} is more than {PIXEL_LIMIT:,} pixels; too large to judge")
+
+
+@dataclass(frozen=True)
+class JpegHeader:
+    width: int
+    height: int
+    plain: bool  # grey or YCbCr and without EXIF: nothing to turn or convert
+    quality: int  # 1..100, -1 where there is no table
+
+
+def jpeg_header(content: bytes) -> JpegHeader | None:
+    """What a JPEG says before its first scan; None for anything else."""
+    if content[:2] != b"\xff\xd8":
+        return None
+    at, quality, turned = 2, -1, False
+    while at + 4 <= len(content) and content[at] == 0xFF:
+        marker, length = content[at + 1], int.from_bytes(content[at + 2 : at + 4], "big")
+        segment = content[at + 4 : at + 2 + length]
+        if marker == 0xDB and quality < 0 and len(segment) >= 65 and segment[0] == 0:  # 8-bit table 0: luminance
+            quality = estimate_quality(sum(segment[1:65]))
+        elif marker == 0xE1 and segment[:4] == b"Exif":
+            turned = True
+        elif marker == 0xEE:  # Adobe: may be CMYK or plain RGB
+            turned = turned or segment[11:12] != b"\x01"
+        elif marker in (0xC0, 0xC1, 0xC2) and len(segment) >= 6:
+            height, width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
+            return JpegHeader(width, height, not turned and segment[5] in (1, 3), quality)
+        at += 2 + length
+    return None
+
+
+def estimate_quality(table_sum: int) -> int:
+    """The libjpeg quality whose luminance table has the nearest sum, 1..100."""
+    return int(np.argmin(np.abs(_SUMS - table_sum))) + 1
+
+
+def _scaled_sum(quality: int) -> int:
+    scale = 5000 // quality if quality < 50 else 200 - 2 * quality
+    return int(np.clip((_ANNEX_K * scale + 50) // 100, 1, 255).sum())
+
+
+_SUMS = np.array([_scaled_sum(quality) for quality in range(1, 101)])

@@ -1,0 +1,117 @@
+"""A small CLIP built from a seed, for trials where no weights can be had. It is a stand-in: it never saw an image.
+
+The classes, files and loading path are those of any CLIP of `transformers`. The numbers are chosen so that its vectors
+say something of how pixels were made: the patch filters are cosines (a block DCT), attention is uniform, so that the
+second layer averages over all patches what the first layer's nonlinearity made of each. Verdicts hold for the
+simulated sample only.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+NOTICE = (
+    "The encoder is a stand-in built from a seed, not CLIP, and the sample is simulated: "
+    "these verdicts hold for this sample only."
+)
+NAME = "clipfake-standin-clip"
+_SIZE, _PATCH, _WIDTH, _HIDDEN, _DIM = 224, 16, 192, 1024, 128
+
+
+def is_standin(encoder: str) -> bool:
+    """Whether an encoder's name or directory is the stand-in's."""
+    return Path(encoder).name == NAME
+
+
+def build_standin(folder: Path, *, seed: int = 0) -> Path:
+    """Write the stand-in as the directory `folder`/clipfake-standin-clip, a checkpoint like any other."""
+    import transformers
+
+    transformers.utils.logging.set_verbosity_error()
+    out = folder / NAME
+    out.mkdir(parents=True, exist_ok=True)
+    vocabulary = _write_tokenizer(out)
+    tower = {"num_hidden_layers": 2, "num_attention_heads": 4, "hidden_act": "quick_gelu"}
+    vision = {"hidden_size": _WIDTH, "intermediate_size": _HIDDEN, "image_size": _SIZE, "patch_size": _PATCH}
+    text = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": vocabulary, "max_position_embeddings": 77}
+    ends = {"bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1, "pad_token_id": vocabulary - 1}
+    config = transformers.CLIPConfig(
+        text_config={**tower, **text, **ends}, vision_config={**tower, **vision}, projection_dim=_DIM
+    )
+    model = transformers.CLIPModel(config)
+    _fill(model, np.random.default_rng(seed))
+    model.save_pretrained(out, safe_serialization=True)
+    preprocessing = {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": _SIZE},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": _SIZE, "width": _SIZE},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": [0.48145466, 0.4578275, 0.40821073],
+        "image_std": [0.26862954, 0.26130258, 0.27577711],
+    }
+    (out / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=1))
+    return out
+
+
+@torch.no_grad()
+def _fill(model: Any, rng: np.random.Generator) -> None:
+    """Every weight from the generator, in the order of their names."""
+    for name, weight in sorted(model.named_parameters()):
+        shape = tuple(weight.shape)
+        scale = 1 / np.sqrt(shape[-1]) if len(shape) > 1 else 1.0
+        values = rng.standard_normal(shape, np.float32) * np.float32(scale)
+        if not name.startswith("vision_model"):
+            values = np.ones(shape, np.float32) if "norm" in name and name.endswith("weight") else values * 0.5
+        elif "patch_embedding" in name:
+            values = _cosines(rng).reshape(shape)
+        elif any(part in name for part in ("q_proj", "k_proj", "position_embedding", "class_embedding")):
+            values = np.zeros(shape, np.float32)  # attention is uniform and patches count alike wherever they are
+        elif "norm" in name and name.endswith("weight"):
+            values = np.ones(shape, np.float32)
+        elif name.endswith("fc1.weight"):
+            values *= np.float32(2.0)  # far into the nonlinearity: what is averaged is no longer linear
+        elif name.endswith("bias") and "fc1" not in name:
+            values = np.zeros(shape, np.float32)
+        weight.copy_(torch.from_numpy(values))
+
+
+def _cosines(rng: np.random.Generator) -> Any:
+    """(width, 3, patch, patch) two-dimensional cosines of medium and high frequency, two in three of them grey."""
+    n = np.arange(_PATCH)
+    basis = np.cos(np.pi * (n[None] + 0.5) * n[:, None] / _PATCH)  # (frequency, place)
+    frequencies = [(u, v) for u in range(_PATCH) for v in range(_PATCH) if max(u, v) >= 6]
+    rng.shuffle(frequencies)
+    filters = np.empty((_WIDTH, 3, _PATCH, _PATCH), np.float32)
+    for i, (u, v) in enumerate(frequencies[:_WIDTH]):
+        colour = np.ones(3) if i % 3 else rng.permutation([1.0, -1.0, 0.0])
+        wave = np.outer(basis[u], basis[v])
+        filters[i] = colour[:, None, None] * (wave / np.linalg.norm(wave))
+    return filters
+
+
+def _write_tokenizer(out: Path) -> int:
+    """Byte-level tokens and no merges: enough for category names. Returns the number of tokens."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]  # GPT-2's table
+    tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    (out / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
+    (out / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
+    told = {
+        "tokenizer_class": "CLIPTokenizer",
+        "model_max_length": 77,
+        "bos_token": tokens[-2],
+        "eos_token": tokens[-1],
+    }
+    (out / "tokenizer_config.json").write_text(json.dumps({**told, "pad_token": tokens[-1], "unk_token": tokens[-1]}))
+    return len(tokens)
