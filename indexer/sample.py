@@ -92,8 +92,8 @@ def _dead_leaves(
     ramp = along * np.float32(np.cos(light)) + (along * np.float32(np.sin(light)))[:, None]
     shading = np.clip(1 + ramp * slope[which] - offset[which], 0.25, 1.75)
     fine = (albedo[which] * shading[..., None]).reshape(SIDE, 2, SIDE, 2, 3)
-    picture: Picture = (fine[:, 0, :, 0] + fine[:, 1, :, 0] + fine[:, 0, :, 1] + fine[:, 1, :, 1]) / 4
-    return picture * np.exp(0.18 * _power_law(rng, 1.0))[..., None]
+    picture = (fine[:, 0, :, 0] + fine[:, 1, :, 0] + fine[:, 0, :, 1] + fine[:, 1, :, 1]) / 4
+    return np.asarray(picture * np.exp(0.18 * _power_law(rng, 1.0))[..., None], np.float32)
 
 
 def _power_law(rng: np.random.Generator, exponent: float) -> Plane:
@@ -166,8 +166,8 @@ BAYER = np.tile([[0, 1], [1, 2]], (SIDE // 2, SIDE // 2))  # which colour each p
 def demosaiced(raw: Plane, corrected: bool) -> Picture:
     """Full colour from one colour a pixel: green from its neighbours, then red and blue by their difference to it."""
     near = _neighbours(raw, 1)
-    green = near + (raw - _neighbours(raw, 2)) / 2 if corrected else near
-    green = np.where(BAYER == 1, raw, green).astype(np.float32)
+    estimate = np.asarray(near + (raw - _neighbours(raw, 2)) / 2, np.float32) if corrected else near
+    green = np.where(BAYER == 1, raw, estimate).astype(np.float32)
     sites = BAYER[..., None] == np.arange(3)
     difference = np.where(sites, (raw - green * corrected)[..., None], 0).astype(np.float32)
     picture = filtered(difference, (0.5, 1, 0.5)) + (green * corrected)[..., None]

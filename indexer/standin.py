@@ -82,7 +82,7 @@ def _fill(model: Any, rng: np.random.Generator) -> None:
             values *= np.float32(2.0)  # far into the nonlinearity: what is averaged is no longer linear
         elif name.endswith("bias") and "fc1" not in name:
             values = np.zeros(shape, np.float32)
-        weight.copy_(torch.from_numpy(values))
+        weight.copy_(torch.from_numpy(np.asarray(values, np.float32)))
 
 
 def _cosines(rng: np.random.Generator) -> Any:
