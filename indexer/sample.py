@@ -166,8 +166,8 @@ BAYER = np.tile([[0, 1], [1, 2]], (SIDE // 2, SIDE // 2))  # which colour each p
 def demosaiced(raw: Plane, corrected: bool) -> Picture:
     """Full colour from one colour a pixel: green from its neighbours, then red and blue by their difference to it."""
     near = _neighbours(raw, 1)
-    estimate = np.asarray(near + (raw - _neighbours(raw, 2)) / 2, np.float32) if corrected else near
-    green = np.where(BAYER == 1, raw, estimate).astype(np.float32)
+    estimate = near + (raw - _neighbours(raw, 2)) / np.float32(2) if corrected else near
+    green: Plane = np.where(BAYER == 1, raw, estimate).astype(np.float32)
     sites = BAYER[..., None] == np.arange(3)
     difference = np.where(sites, (raw - green * corrected)[..., None], 0).astype(np.float32)
     picture = filtered(difference, (0.5, 1, 0.5)) + (green * corrected)[..., None]
@@ -180,8 +180,7 @@ def _neighbours(plane: Plane, distance: int) -> Plane:
     d, (h, w) = distance, plane.shape
     wide = np.pad(plane, d, mode="reflect")
     across, down = wide[d : d + h], wide[:, d : d + w]
-    mean: Plane = (across[:, :w] + across[:, 2 * d :] + down[:h] + down[2 * d :]) / 4
-    return mean
+    return np.asarray((across[:, :w] + across[:, 2 * d :] + down[:h] + down[2 * d :]) / 4, np.float32)
 
 
 def sharpened(picture: Picture, amount: float) -> Picture:

@@ -1,9 +1,9 @@
 """A small CLIP built from a seed, for trials where no weights can be had. It is a stand-in: it never saw an image.
 
 The classes, files and loading path are those of any CLIP of `transformers`. The numbers are chosen so that its vectors
-say something of how pixels were made: the patch filters are cosines (a block DCT), attention is uniform, so that the
-second layer averages over all patches what the first layer's nonlinearity made of each. Verdicts hold for the
-simulated sample only.
+say something of how pixels were made: the patch filters are cosines (a block DCT) weighted against the 1/f law of
+pictures, the first layer takes their absolute values, the second averages these over all patches, and the projection
+mixes them at random. Verdicts hold for the simulated sample only.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 NOTICE = (
@@ -20,7 +21,8 @@ NOTICE = (
     "these verdicts hold for this sample only."
 )
 NAME = "clipfake-standin-clip"
-_SIZE, _PATCH, _WIDTH, _HIDDEN, _DIM = 224, 16, 192, 1024, 128
+_SIZE, _PATCH, _WIDTH, _HIDDEN, _DIM = 224, 16, 192, 384, 128
+_POWER = 1.0  # of frequency, by which the filters grow: natural amplitudes fall as 1/f
 
 
 def is_standin(encoder: str) -> bool:
@@ -33,6 +35,7 @@ def build_standin(folder: Path, *, seed: int = 0) -> Path:
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
     out = folder / NAME
     out.mkdir(parents=True, exist_ok=True)
     vocabulary = _write_tokenizer(out)
@@ -65,38 +68,39 @@ def build_standin(folder: Path, *, seed: int = 0) -> Path:
 
 @torch.no_grad()
 def _fill(model: Any, rng: np.random.Generator) -> None:
-    """Every weight from the generator, in the order of their names."""
+    """Every weight: zeros and ones but for the parts named here and the text tower's random ones."""
+    eye = np.eye(_WIDTH, dtype=np.float32)
+    steep = np.float32(4.0)  # so that quick_gelu(x) + quick_gelu(-x) is close to |x|
+    chosen = {
+        "vision_model.embeddings.patch_embedding.weight": _cosines(),
+        "vision_model.encoder.layers.0.mlp.fc1.weight": np.concatenate([steep * eye, -steep * eye]),
+        "vision_model.encoder.layers.0.mlp.fc2.weight": np.concatenate([eye, eye], axis=1),
+        "vision_model.encoder.layers.1.self_attn.v_proj.weight": eye,
+        "vision_model.encoder.layers.1.self_attn.out_proj.weight": eye,
+        "visual_projection.weight": np.linalg.qr(rng.standard_normal((_WIDTH, _DIM)))[0].T,
+    }
     for name, weight in sorted(model.named_parameters()):
         shape = tuple(weight.shape)
-        scale = 1 / np.sqrt(shape[-1]) if len(shape) > 1 else 1.0
-        values = rng.standard_normal(shape, np.float32) * np.float32(scale)
-        if not name.startswith("vision_model"):
-            values = np.ones(shape, np.float32) if "norm" in name and name.endswith("weight") else values * 0.5
-        elif "patch_embedding" in name:
-            values = _cosines(rng).reshape(shape)
-        elif any(part in name for part in ("q_proj", "k_proj", "position_embedding", "class_embedding")):
-            values = np.zeros(shape, np.float32)  # attention is uniform and patches count alike wherever they are
+        if name in chosen:
+            values = chosen[name].reshape(shape)
         elif "norm" in name and name.endswith("weight"):
-            values = np.ones(shape, np.float32)
-        elif name.endswith("fc1.weight"):
-            values *= np.float32(2.0)  # far into the nonlinearity: what is averaged is no longer linear
-        elif name.endswith("bias") and "fc1" not in name:
-            values = np.zeros(shape, np.float32)
+            values = np.ones(shape)
+        elif name.startswith("vision_model"):
+            values = np.zeros(shape)
+        else:
+            values = rng.standard_normal(shape) / np.sqrt(shape[-1] if shape else 1)
         weight.copy_(torch.from_numpy(np.asarray(values, np.float32)))
 
 
-def _cosines(rng: np.random.Generator) -> Any:
-    """(width, 3, patch, patch) two-dimensional cosines of medium and high frequency, two in three of them grey."""
+def _cosines() -> npt.NDArray[np.float32]:
+    """(width, 3, patch, patch): grey two-dimensional cosines, all but the lowest frequencies, louder as they rise."""
     n = np.arange(_PATCH)
     basis = np.cos(np.pi * (n[None] + 0.5) * n[:, None] / _PATCH)  # (frequency, place)
-    frequencies = [(u, v) for u in range(_PATCH) for v in range(_PATCH) if max(u, v) >= 6]
-    rng.shuffle(frequencies)
-    filters = np.empty((_WIDTH, 3, _PATCH, _PATCH), np.float32)
-    for i, (u, v) in enumerate(frequencies[:_WIDTH]):
-        colour = np.ones(3) if i % 3 else rng.permutation([1.0, -1.0, 0.0])
-        wave = np.outer(basis[u], basis[v])
-        filters[i] = colour[:, None, None] * (wave / np.linalg.norm(wave))
-    return filters
+    basis /= np.linalg.norm(basis, axis=1, keepdims=True)
+    order = sorted(((np.hypot(u, v), u, v) for u in range(_PATCH) for v in range(_PATCH)), reverse=True)
+    waves = [f**_POWER * np.outer(basis[u], basis[v]) for f, u, v in order[:_WIDTH]]
+    grey = np.array([0.299, 0.587, 0.114])[:, None, None]
+    return np.asarray(np.stack(waves)[:, None] * grey, np.float32)
 
 
 def _write_tokenizer(out: Path) -> int:
