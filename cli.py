@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .store.errors import ClipfakeError
+from .store.errors import ClipfakeError, SourceError
+
+if TYPE_CHECKING:  # everything heavy is imported by the command that needs it
+    from .indexer.encoder import Encoder
+    from .store.store import Store
 
 app = typer.Typer(
     name="clipfake",
@@ -19,6 +26,25 @@ app = typer.Typer(
 
 # Options that take several values: the shell turns `--folders data/*` into `--folders a b c`.
 SPREADING = ("--folders",)
+DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
+
+StoreOption = Annotated[Path, typer.Option("--store", envvar="CLIPFAKE_STORE", help="Folder of the store.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+FoldersOption = Annotated[
+    list[str], typer.Option("--folders", help="Folders, or a quoted pattern; as many as you like.")
+]
+EncoderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--encoder", help=f"Hub id or directory.  [default: the store's own, for a new store {DEFAULT_ENCODER}]"
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help="auto, cuda, mps or cpu.")]
+PrecisionOption = Annotated[
+    str, typer.Option("--precision", help="auto (float32 on a CPU, half on a GPU), float32, bf16 or fp16.")
+]
+NameOption = Annotated[str, typer.Option("--head", help="Name of the head, where a store has several.")]
+STORE = Path("clipfake-store")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -28,6 +54,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except ClipfakeError as e:
         say(f"clipfake: {e}")
         raise SystemExit(1) from e
+    except KeyboardInterrupt as e:
+        say("clipfake: stopped; what was stored stays")
+        raise SystemExit(130) from e
+    except BrokenPipeError:  # the reader of our output has gone: `clipfake query ... | head`
+        sys.stderr.close()
+        raise SystemExit(0) from None
 
 
 def spread(arguments: Sequence[str]) -> list[str]:
@@ -47,6 +79,184 @@ def spread(arguments: Sequence[str]) -> list[str]:
             option = ""
             result.append(argument)
     return result
+
+
+@app.command("index")
+def index_command(
+    folders: FoldersOption,
+    store: StoreOption = STORE,
+    encoder: EncoderOption = None,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Random weights from a seed: for speed only.")] = False,
+    text: Annotated[
+        bool, typer.Option(help="Embed each distinct category, where the encoder has a text tower.")
+    ] = True,
+    thumbnails: Annotated[bool, typer.Option(help="Keep a small picture of each image.")] = True,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images the encoder sees at once.")] = 64,
+    limit: Annotated[int | None, typer.Option(min=1, help="Images at most.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring every image of some folders into a store.
+
+    Understands ArtiFact's folders (metadata.csv), real/ and fake/ trees, and folders without labels. Running it again
+    does nothing; after an interruption it goes on.
+
+    clipfake index --folders data/* --store mystore
+    """
+    from .indexer.folders import expand
+    from .indexer.index import IndexOptions, index, plan
+    from .show.screen import index_summary, progress_of
+
+    found = expand(folders)
+    if dry_run:
+        planned = plan(found, limit)
+        show({"dry_run": True, **planned.as_json()} if as_json else index_summary(planned.as_json(), planned=True))
+        return
+    model = open_encoder(store, encoder, untrained=untrained, device=device, precision=precision)
+    notice(model)
+    options = IndexOptions(batch_size=batch_size, text=text, thumbnails=thumbnails, limit=limit)
+    with progress_of(lambda: sum(plan(found, limit).sources.values())) as progress:
+        report = index(found, create_store(store, model), model, options, progress)
+    show(report.as_json() if as_json else index_summary(report.as_json()))
+    if report.interrupted:
+        say(f"stopped; {report.added + report.replaced} images of this run are stored. Run the same command to go on.")
+        raise SystemExit(130)
+    if not as_json:
+        say(f"next: clipfake train --from-store --store {store}")
+
+
+@app.command("query")
+def query_command(
+    images: Annotated[list[str], typer.Argument(help="Files, folders, or - for one image on standard input.")],
+    store: StoreOption = STORE,
+    head: NameOption = "default",
+    k: Annotated[int, typer.Option("-k", min=1, max=50, help="Witnesses of each class.")] = 9,
+    prior: Annotated[float, typer.Option(min=0.0001, max=0.9999, help="Share of fakes you expect.")] = 0.5,
+    error: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Wrong answers you accept, else unsure.")] = 0.05,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet here (PNG).")] = None,
+    encoder: EncoderOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    as_csv: Annotated[bool, typer.Option("--csv", help="One line of CSV an image.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, one line an image.")] = False,
+) -> None:
+    """Real, fake or unsure, and the nearest known images that say so.
+
+    clipfake query suspicious.jpg --store mystore --sheet evidence.png
+    """
+    from .detector.detector import Detector, Question
+    from .detector.evidence import Rules
+    from .detector.verdict import Refusal, Verdict
+    from .indexer.index import embed
+    from .show.card import card, csv_header, csv_line
+    from .show.sheet import Entry, write_sheet
+    from .store.store import Store
+
+    opened = Store.open(store)
+    detector = Detector.load(opened, head, Rules(k=k))
+    model = open_encoder(store, encoder, device=device, precision=precision)
+    model.space.require(detector.snapshot.space, f"the store {store}")
+    notice(model)
+    question = Question(prior=prior, error=error)
+    entries: list[Entry] = []
+    judged = refused = 0
+    if as_csv:
+        say_out(csv_header())
+    for path, image, vector in embed(model, asked(images)):
+        answer: Verdict | Refusal
+        if isinstance(image, Exception):
+            answer, refused = Refusal(str(path), str(image)), refused + 1
+        else:
+            import numpy as np
+
+            digest = np.frombuffer(image.digest, "V16")
+            [answer] = detector.judge([str(path)], vector[None], digest, question)
+            judged += 1
+            if sheet and len(entries) < SHEET_MOST:
+                entries.append(Entry.of(answer, image.pixels))
+        if as_json:
+            show(answer.as_json())
+        elif as_csv:
+            say_out(csv_line(answer))
+        elif isinstance(answer, Verdict):
+            show(card(answer))
+        else:
+            say(f"{answer.image}: {answer.error}")
+    if sheet and entries:
+        write_sheet(sheet, entries, detector.snapshot.thumbnail)
+        say(f"contact sheet: {sheet}" + (f" (the first {SHEET_MOST})" if judged > SHEET_MOST else ""))
+    if refused and not judged:
+        raise SystemExit(1)
+
+
+SHEET_MOST = 50  # panels on one sheet
+
+
+def asked(images: Iterable[str]) -> Iterable[Path]:
+    """The files of a query: files as they are, folders walked."""
+    from .indexer.folders import listing
+
+    for image in images:
+        if image == "-":
+            yield Path("/dev/stdin")
+        elif Path(image).is_dir():
+            yield from (Path(entry.path) for entry in listing([Path(image)]) if not entry.refused)
+        elif not Path(image).exists():
+            raise SourceError(f"{image} does not exist; check the path")
+        else:
+            yield Path(image)
+
+
+def open_encoder(
+    store: Path, encoder: str | None, *, untrained: bool = False, device: str = "auto", precision: str = "auto"
+) -> Encoder:
+    """The encoder that was named, else the store's own, else the default."""
+    from .indexer.encoder import UNTRAINED, load_encoder
+    from .store.errors import NoStore
+    from .store.store import Store
+
+    if encoder is None:
+        try:
+            encoder = Store.open(store).snapshot().space.encoder
+        except NoStore:
+            encoder = DEFAULT_ENCODER
+    if untrained:
+        encoder = f"{UNTRAINED}0:{encoder}"
+    return load_encoder(encoder, device=device, precision=precision)
+
+
+def create_store(folder: Path, encoder: Encoder) -> Store:
+    from .store.store import Store
+
+    return Store.create(folder, encoder.space)
+
+
+def notice(encoder: Encoder) -> None:
+    """Say so in one line where verdicts mean nothing beyond the sample."""
+    from .indexer.encoder import UNTRAINED
+    from .indexer.standin import NOTICE, is_standin
+
+    if is_standin(encoder.space.encoder):
+        say(NOTICE)
+    elif encoder.space.encoder.startswith(UNTRAINED):
+        say("The encoder has random weights: good for measuring speed, its verdicts mean nothing.")
+
+
+def show(result: Any) -> None:
+    """A result, on stdout: an object as one line of JSON, anything else as rich draws it."""
+    if isinstance(result, dict):
+        say_out(json.dumps(result, ensure_ascii=False))
+        return
+    from rich.console import Console
+
+    Console(highlight=False).print(result)
+
+
+def say_out(text: str) -> None:
+    """A line of the result, on stdout."""
+    print(text, flush=True)  # noqa: T201
 
 
 def say(text: str) -> None:

@@ -1,0 +1,160 @@
+"""What a signal is worth: scores to log-likelihood ratios, and to the set of answers that cannot be ruled out.
+
+A log-likelihood ratio (natural logarithm, above 0 leans fake) is what a score says by itself, whatever the share of
+fakes among the pictures asked about; `probability` brings that share in. Conformal prediction says which of the two
+answers are still possible at a chosen rate of error (Vovk, Gammerman & Shafer 2005; class-conditional: Vovk 2012).
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..store.block import FAKE, REAL
+from ..store.durable import write_text
+from ..store.errors import HeadError, NotEnoughRows
+
+Scores = npt.NDArray[np.float64]  # (rows,)
+Labels = npt.NDArray[np.integer[Any]]  # (rows,)
+
+LEAST = 5  # rows of each class to calibrate with
+QUANTILES = 1001
+NAME = "calibration.json"  # in a head's folder
+
+
+@dataclass(frozen=True)
+class Platt:
+    """A score as a log-likelihood ratio: slope · score + offset (Platt 1999, with both classes weighted alike)."""
+
+    slope: float
+    offset: float
+
+    def __call__(self, scores: Scores) -> Scores:
+        return np.asarray(self.slope * scores + self.offset)
+
+    @classmethod
+    def fit(cls, scores: Scores, labels: Labels) -> Platt:
+        weights, offset = logistic(scores[:, None], labels)
+        return cls(float(weights[0]), offset)
+
+
+def logistic(signals: npt.NDArray[np.float64], labels: Labels) -> tuple[Scores, float]:
+    """Weights and offset of a class-balanced logistic regression on (rows, signals): its logit is an LLR."""
+    from sklearn.linear_model import LogisticRegression
+
+    spread = signals.std(0)
+    spread[spread == 0] = 1
+    model = LogisticRegression(class_weight="balanced", C=10.0, max_iter=1000).fit(signals / spread, labels)
+    return np.asarray(model.coef_[0] / spread, np.float64), float(model.intercept_[0])
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """How the two signals are read together. Fitted on one half of the held-out rows, measured on the other."""
+
+    svm: Platt
+    neighbors: Platt
+    weights: tuple[float, float]  # of the two log-likelihood ratios
+    offset: float
+    real: Scores  # sorted scores of held-out real rows
+    fake: Scores  # sorted scores of held-out fake rows
+    nearest: Scores  # (1001,) quantiles of how similar a held-out row is to its nearest witness
+    held_out: str  # "sources" the bank and head had not seen, or "rows" of sources they had
+
+    @classmethod
+    def fit(
+        cls, svm: Scores, neighbors: Scores, nearest: Scores, labels: Labels, *, held_out: str, seed: int = 0
+    ) -> Calibration:
+        """From the two signals of held-out rows; raises NotEnoughRows with fewer than ten of a class."""
+        counts = {name: int((labels == label).sum()) for label, name in ((REAL, "real"), (FAKE, "fake"))}
+        if min(counts.values()) < 2 * LEAST:
+            raise NotEnoughRows(f"{counts} rows to calibrate with; at least {2 * LEAST} of each class are needed")
+        half = np.zeros(len(labels), bool)
+        rng = np.random.default_rng(seed)
+        for label in (REAL, FAKE):
+            members = rng.permutation(np.flatnonzero(labels == label))
+            half[members[: len(members) // 2]] = True
+        one = Platt.fit(svm[half], labels[half])
+        two = Platt.fit(neighbors[half], labels[half])
+        both = np.column_stack([one(svm), two(neighbors)])
+        weights, offset = logistic(both[half], labels[half])
+        scores, rest = both @ weights + offset, ~half
+        return cls(
+            one,
+            two,
+            (float(weights[0]), float(weights[1])),
+            offset,
+            np.sort(scores[rest & (labels == REAL)]),
+            np.sort(scores[rest & (labels == FAKE)]),
+            np.quantile(nearest, np.linspace(0, 1, QUANTILES)),
+            held_out,
+        )
+
+    def score(self, svm: Scores, neighbors: Scores) -> Scores:
+        """(rows,) log-likelihood ratio of both signals together."""
+        return np.asarray(self.weights[0] * self.svm(svm) + self.weights[1] * self.neighbors(neighbors) + self.offset)
+
+    def possible(self, scores: Scores, error: float) -> npt.NDArray[np.bool_]:
+        """(rows, 2) whether real and whether fake cannot be ruled out at this rate of error.
+
+        A class is ruled out where fewer than `error` of its held-out rows look as little like it.
+        """
+        beyond_real = len(self.real) - np.searchsorted(self.real, scores, side="left")
+        beyond_fake = np.searchsorted(self.fake, scores, side="right")
+        p_real = (beyond_real + 1) / (len(self.real) + 1)
+        p_fake = (beyond_fake + 1) / (len(self.fake) + 1)
+        return np.column_stack([p_real, p_fake]) > error
+
+    def percentile(self, nearest: Scores) -> Scores:
+        """(rows,) share of held-out rows, in per cent, that were less similar to their nearest witness."""
+        return np.searchsorted(self.nearest, nearest) / len(self.nearest) * 100
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "svm": {"slope": self.svm.slope, "offset": self.svm.offset},
+            "neighbors": {"slope": self.neighbors.slope, "offset": self.neighbors.offset},
+            "weights": list(self.weights),
+            "offset": self.offset,
+            "real": self.real.tolist(),
+            "fake": self.fake.tolist(),
+            "nearest": self.nearest.tolist(),
+            "held_out": self.held_out,
+        }
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Calibration:
+        one, two = told["weights"]
+        arrays = {name: np.asarray(told[name], np.float64) for name in ("real", "fake", "nearest")}
+        return cls(
+            Platt(**told["svm"]),
+            Platt(**told["neighbors"]),
+            (one, two),
+            told["offset"],
+            held_out=told["held_out"],
+            **arrays,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Into a head's folder."""
+        write_text(folder / NAME, json.dumps(self.as_json()) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Calibration:
+        """From a head's folder; raises HeadError."""
+        try:
+            return cls.from_json(json.loads((folder / NAME).read_text(encoding="utf-8")))
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise HeadError(
+                f"{folder / NAME} cannot be read ({e}); train again with `clipfake train --from-store`"
+            ) from e
+
+
+def probability(score: Any, prior: float = 0.5) -> Any:
+    """P(fake) from a log-likelihood ratio and the share of fakes one expects."""
+    logit = np.clip(score + np.log(prior) - np.log1p(-prior), -500, 500)
+    return 1 / (1 + np.exp(-logit))

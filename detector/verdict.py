@@ -1,0 +1,120 @@
+"""What a person is told: real, fake or unsure, how sure, why, and which known images say so."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Answer = Literal["real", "fake", "unsure"]
+
+
+@dataclass(frozen=True)
+class Neighbor:
+    """A witness: one stored row."""
+
+    key: str
+    similarity: float  # cosine, higher is nearer
+    source: str
+    generator: str
+    category: str
+    path: str  # where the file was when it was indexed
+    split: str  # "train", "validation" or "test" of the head's training, "" if it was in none
+    row: int = field(compare=False)  # its position in the snapshot, for its thumbnail
+
+    def as_json(self) -> dict[str, Any]:
+        told = asdict(self)
+        del told["row"]
+        return {**told, "similarity": round(self.similarity, 6)}
+
+
+@dataclass(frozen=True)
+class Change:
+    """A different question with a different answer, found by really asking it."""
+
+    what: str  # "without the source stylegan2", "with 5 neighbours of each class"
+    verdict: Answer
+    score: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The answer for one image, with its evidence. One object for terminal, JSON, HTTP and page."""
+
+    image: str
+    verdict: Answer
+    score: float  # natural log-likelihood ratio, above 0 leans fake
+    probability: float  # of fake, for `prior`
+    prior: float
+    signals: dict[str, float]  # "svm" and "neighbors", each a log-likelihood ratio by itself
+    conflict: bool  # the two signals speak clearly against each other
+    possible: tuple[str, ...]  # what conformal prediction cannot rule out: real, fake, both or neither
+    error: float  # at this rate
+    reasons: tuple[str, ...]  # why, in words
+    percentile: float  # per cent of known images that are less near to their nearest than this one
+    generator: str  # what probably made it: a generator's name, "unknown" or "" for a real or unsure one
+    known: str  # key of the stored row with the very same bytes, "" if there is none
+    neighbors: dict[str, tuple[Neighbor, ...]]  # "real" and "fake", nearest first
+    changes: tuple[Change, ...] = ()
+
+    def as_json(self) -> dict[str, Any]:
+        """A plain dictionary; the stable format of `query --json` and of the service."""
+        told = asdict(self)
+        told["neighbors"] = {name: [n.as_json() for n in found] for name, found in self.neighbors.items()}
+        told["signals"] = {name: round(value, 4) for name, value in self.signals.items()}
+        told["score"], told["probability"] = round(self.score, 4), round(self.probability, 4)
+        told["percentile"] = round(self.percentile, 1)
+        told["possible"], told["reasons"] = list(self.possible), list(self.reasons)
+        told["changes"] = [{**asdict(change), "score": round(change.score, 4)} for change in self.changes]
+        return told
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An image that could not be judged, and why: one line of the output, never the end of the run."""
+
+    image: str
+    error: str
+
+    def as_json(self) -> dict[str, Any]:
+        return {"image": self.image, "error": self.error}
+
+
+CLEAR = 1.0  # log-likelihood ratio (a factor of 2.7) from which a signal by itself says something
+UNLIKE = 1.0  # percentile below which an image is unlike anything indexed
+
+
+def decide(
+    signals: dict[str, float], possible: tuple[bool, bool], percentile: float, error: float
+) -> tuple[Answer, tuple[str, ...]]:
+    """The answer and the reasons for it, from numbers alone.
+
+    Real or fake is said only if the other can be ruled out at the chosen rate of error and the image is like something
+    that is indexed.
+    """
+    real, fake = possible
+    rate = f"{error:.0%}"
+    reasons = []
+    if percentile < UNLIKE:
+        reasons.append(
+            f"it is unlike anything indexed: {100 - percentile:.0f} % of known images have nearer neighbours"
+        )
+    if real and fake:
+        reasons.append(f"neither real nor fake can be ruled out at an error rate of {rate}")
+    if not real and not fake:
+        reasons.append(f"it looks like neither the real nor the fake images known, at an error rate of {rate}")
+    if reasons:
+        if in_conflict(signals):
+            reasons.append("the classifier and the nearest neighbours disagree")
+        return "unsure", tuple(reasons)
+    answer: Answer = "fake" if fake else "real"
+    other = "real" if fake else "fake"
+    reasons.append(f"{other} is ruled out at an error rate of {rate}")
+    if in_conflict(signals):
+        reasons.append("the classifier and the nearest neighbours disagree")
+    return answer, tuple(reasons)
+
+
+def in_conflict(signals: dict[str, float]) -> bool:
+    """Whether the two signals speak clearly against each other."""
+    one, two = signals["svm"], signals["neighbors"]
+    return one * two < 0 and min(abs(one), abs(two)) >= CLEAR

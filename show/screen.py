@@ -1,0 +1,82 @@
+"""What a command shows while it works, and its summary when it is done."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from .card import table
+
+SKIPPED_SHOWN = 20
+
+
+@contextmanager
+def progress_of(count: Callable[[], int]) -> Iterator[Callable[[Any], None] | None]:
+    """A progress line on stderr for an indexing run, or None where stderr is no terminal.
+
+    `count` says how many images there are; it may take long and runs beside the work.
+    """
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield None
+        return
+    with Progress(
+        TextColumn("indexing"),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[bad]}", style="yellow"),
+        console=console,
+        transient=True,
+    ) as bar:
+        task = bar.add_task("", total=None, rate="", bad="")
+
+        def fill() -> None:
+            try:
+                bar.update(task, total=count())
+            except Exception:  # noqa: BLE001  the run itself will say what is wrong
+                return
+
+        threading.Thread(target=fill, daemon=True).start()
+
+        def told(report: Any) -> None:
+            done = report.added + report.known + report.replaced + len(report.skipped)
+            bad = f"{len(report.skipped)} skipped" if report.skipped else ""
+            bar.update(task, completed=done, rate=f"{report.images_per_second:,.0f} images/s", bad=bad)
+
+        yield told
+
+
+def index_summary(report: dict[str, Any], *, planned: bool = False) -> RenderableType:
+    """Counts by source and label, throughput, and what was skipped and why."""
+    by_source: dict[str, dict[str, int]] = {}
+    for row in report["sources"]:
+        by_source.setdefault(row["source"], {})[row["label"]] = row["rows"]
+    labels = ("real", "fake", "unknown")
+    rows: list[list[Any]] = [
+        [source, *(counts.get(label, 0) for label in labels)] for source, counts in sorted(by_source.items())
+    ]
+    rows.append(["in all", *(sum(row[i] for row in rows) for i in (1, 2, 3))])
+    title = "would be indexed" if planned else "listed"
+    parts: list[RenderableType] = [table(title, ["source", *labels], rows)]
+    if not planned:
+        said = f"{report['added']:,} added, {report['known']:,} known already, {report['replaced']:,} replaced"
+        parts.append(Text(f"\n{said} in {report['seconds']:.1f} s"))
+        if report["images_per_second"]:
+            busy = (
+                f", the encoder was busy {report['encoder_busy']:.0%} of the time" if "encoder_busy" in report else ""
+            )
+            parts.append(Text(f"{report['images_per_second']:,.1f} images/s{busy}"))
+    if skipped := report["skipped"]:
+        parts.append(Text(f"\n{len(skipped):,} skipped:", style="yellow"))
+        parts += [Text(f"  {row['key']}: {row['reason']}") for row in skipped[:SKIPPED_SHOWN]]
+        if len(skipped) > SKIPPED_SHOWN:
+            parts.append(Text(f"  … and {len(skipped) - SKIPPED_SHOWN:,} more (--json lists all)"))
+    return Group(*parts)
