@@ -1,12 +1,13 @@
-"""One writer at a time. The kernel holds the lock, so a dead writer's is gone with it."""
+"""One writer at a time, and readers whose snapshot stays. The kernel holds the locks: a dead process's are gone."""
 
 from __future__ import annotations
 
 import fcntl
 import os
 import socket
+import weakref
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .errors import Locked, StoreError
@@ -40,5 +41,31 @@ def writer_lock(folder: Path) -> Iterator[None]:
         os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
         os.ftruncate(handle, 0)
+    finally:
+        os.close(handle)
+
+
+def lease(manifest: Path, holder: object) -> None:
+    """Keep a snapshot's files from being tidied away while `holder` lives; where files cannot be locked, hope."""
+    with suppress(OSError):
+        handle = os.open(manifest, os.O_RDONLY)
+        weakref.finalize(holder, os.close, handle)
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+
+def leased(manifest: Path) -> bool:
+    """Whether a reader, of this process or another, still has this snapshot."""
+    try:
+        handle = os.open(manifest, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no locks here, so nobody has one
+        return False
+    else:
+        return False
     finally:
         os.close(handle)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -24,9 +25,14 @@ class Part:
     name: str  # "000001.h5" in the folder shards/
     rows: int
     header: str  # digest of the shard's header
-    deleted: str = ""  # "000001-000012.npy" in the folder deleted/, "" where no row is
+    size: int  # bytes of the file
+    deleted: str = ""  # "000001-000012.u4" in the folder deleted/, "" where no row is
     deleted_rows: int = 0
     deleted_digest: str = ""
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\d{6,}\.h5", self.name) or not re.fullmatch(r"(\d{6,}-\d{6,}\.u4)?", self.deleted):
+            raise ValueError(f"{self.name!r} with {self.deleted!r} are no names of ours")  # a path out of the store?
 
     @property
     def number(self) -> int:
@@ -39,7 +45,7 @@ class Manifest:
 
     number: int
     space: Space
-    parts: tuple[Part, ...] = ()
+    parts: tuple[Part, ...] = ()  # by shard number: a row's position follows from its age
     next_shard: int = 1  # never used before: a lost shard must not lead to writing under an old name
     note: str = ""  # what made it, for people
     created: str = ""
@@ -63,6 +69,12 @@ def numbers(folder: Path) -> list[int]:
     return sorted(int(p.stem) for p in (folder / "snapshots").glob("*.json") if p.stem.isdigit())
 
 
+def _newest(folder: Path) -> int:
+    if known := numbers(folder):
+        return known[-1]
+    raise NoStore(f"there is no store at {folder}; make one with `clipfake index --folders ... --store {folder}`")
+
+
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Make a snapshot visible: this rename is the commit."""
     told: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
@@ -78,19 +90,21 @@ def read_manifest(folder: Path, number: int | None = None) -> Manifest:
     NoStore, NotAStore, Damaged
     """
     if number is None:
-        if not (known := numbers(folder)):
-            raise NoStore(
-                f"there is no store at {folder}; make one with `clipfake index --folders ... --store {folder}`"
-            )
-        number = known[-1]
+        newest = _newest(folder)
+        try:
+            return read_manifest(folder, newest)
+        except NoStore:  # a writer went on to the next one meanwhile
+            if _newest(folder) == newest:
+                raise
+            return read_manifest(folder)
     path = path_of(folder, number)
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         digest = told.pop("digest")
         if told["format"] != FORMAT:
             raise NotAStore(f"{path} is not a clipfake manifest; is {folder} a store?")
-        if told["version"] > VERSION:
-            raise NotAStore(f"{path} has format version {told['version']}, this release reads up to {VERSION}; upgrade")
+        if not 1 <= told["version"] <= VERSION:
+            raise NotAStore(f"{path} has format version {told['version']}, this release reads 1 to {VERSION}; upgrade")
         if digest != checksum(json.dumps(told, sort_keys=True).encode()):
             raise Damaged(f"{path} was altered (checksum differs); run `clipfake store repair` to go back one snapshot")
         parts = tuple(Part(**part) for part in told["parts"])

@@ -26,6 +26,11 @@ FORMAT = "clipfake-shard"
 # To raise it: keep the reader of the old number, add a store written by the old release to tests/, and say in
 # docs/FORMAT.md what changed.
 VERSION = 1
+# Tables of contents with checksums (HDF5 1.8 and later), so that a damaged one is noticed by HDF5 itself; the older
+# layout has none, and a flipped bit there can send the library into an endless loop.
+LAYOUT = ("v108", "v108")
+PAGE = 4096  # large datasets begin at a page of memory, so that they can be mapped
+ROWS_PER_DIGEST = 256
 
 CODED = ("sources", "generators", "categories", "formats")  # few distinct values: a table and a code a row
 TEXTUAL = ("keys", "paths")  # nearly all distinct: bytes end to end, and where each ends
@@ -56,6 +61,13 @@ def hash_keys(keys: Sequence[str] | Names) -> npt.NDArray[np.uint64]:
     return np.frombuffer(b"".join(digests), dtype="<u8")
 
 
+def digest_groups(vectors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
+    """BLAKE2b-128 of every 256 rows, shape (groups, 16): damage to vectors can be named to these rows."""
+    groups = [vectors[i : i + ROWS_PER_DIGEST] for i in range(0, len(vectors), ROWS_PER_DIGEST)]
+    digests = bytes.fromhex("".join(checksum(np.ascontiguousarray(group)) for group in groups))
+    return np.frombuffer(digests, np.uint8).reshape(-1, 16)
+
+
 def write_shard(path: Path, block: Block, *, dtype: npt.DTypeLike = np.float16) -> Header:
     """Seal a block as the file `path`: whole or absent.
 
@@ -74,7 +86,7 @@ def write_shard(path: Path, block: Block, *, dtype: npt.DTypeLike = np.float16) 
     reject_unfit(block)
     datasets = dict(_datasets(block, np.dtype(dtype)))
     header = Header(len(block), block.space, {name: checksum(values) for name, values in datasets.items()})
-    with written_aside(path) as temporary, h5py.File(temporary, "w") as file:
+    with written_aside(path) as temporary, _new_file(temporary) as file:
         for name, values in datasets.items():
             file.create_dataset(name, data=values)
         file.attrs["format"] = FORMAT
@@ -84,6 +96,10 @@ def write_shard(path: Path, block: Block, *, dtype: npt.DTypeLike = np.float16) 
         file.attrs["checksums"] = json.dumps(header.checksums, sort_keys=True)
         file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     return header
+
+
+def _new_file(path: Path) -> h5py.File:
+    return h5py.File(path, "w", libver=LAYOUT, alignment_threshold=PAGE, alignment_interval=PAGE)
 
 
 def reject_unfit(block: Block) -> None:
@@ -100,7 +116,9 @@ def reject_unfit(block: Block) -> None:
 
 
 def _datasets(block: Block, dtype: np.dtype[Any]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    yield "vectors", np.ascontiguousarray(block.vectors, dtype=dtype.newbyteorder("<"))
+    vectors = np.ascontiguousarray(block.vectors, dtype=dtype.newbyteorder("<"))
+    yield "vectors", vectors
+    yield "vector_digests", digest_groups(vectors)
     for column in fields(Rows):
         name, values = column.name, getattr(block.rows, column.name)
         if name in TEXTUAL:
@@ -154,9 +172,9 @@ class Shard:
         with self._file() as file:
             if file.attrs.get("format") != FORMAT:
                 raise NotAStore(f"{self.path} is an HDF5 file, but not a clipfake shard; remove it from the store")
-            if (version := int(file.attrs["version"])) > VERSION:
+            if not 1 <= (version := int(file.attrs["version"])) <= VERSION:
                 raise NotAStore(
-                    f"{self.path} has format version {version}, this release reads up to {VERSION}; upgrade clipfake"
+                    f"{self.path} has format version {version}, this release reads 1 to {VERSION}; upgrade clipfake"
                 )
             return Header(
                 rows=int(file.attrs["rows"]),
@@ -167,9 +185,18 @@ class Shard:
     def __len__(self) -> int:
         return self.header.rows
 
+    @property
+    def size(self) -> int:
+        """Bytes of the file; raises Damaged if it is missing."""
+        try:
+            return self.path.stat().st_size
+        except OSError as e:
+            raise Damaged(f"{self.path} is missing ({e.strerror}); {_REPAIR}") from e
+
     @cached_property
     def vectors(self) -> Vectors:
-        """(rows, dim), mapped from the file as it lies: pages are read when they are touched."""
+        """(rows, dim), mapped from the file as it lies: pages are read when they are touched, and are not checked
+        (`damaged_rows` does). Writing to the array changes this process's copy only."""
         with self._file() as file:
             dataset = file["vectors"]
             offset, shape, dtype = dataset.id.get_offset(), dataset.shape, dataset.dtype
@@ -177,9 +204,9 @@ class Shard:
             raise Damaged(f"{self.path} has vectors of shape {shape}, its header says {len(self)} rows; {_REPAIR}")
         if offset is None:  # no rows, or chunked by another writer
             return np.asarray(self._read("vectors"), dtype=dtype)
-        if self.path.stat().st_size < offset + dtype.itemsize * shape[0] * shape[1]:
+        if self.size < offset + dtype.itemsize * shape[0] * shape[1]:
             raise Damaged(f"{self.path} is truncated; {_REPAIR}")
-        return np.memmap(self.path, dtype=dtype, mode="r", offset=offset, shape=shape)
+        return np.memmap(self.path, dtype=dtype, mode="c", offset=offset, shape=shape)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One column of Rows, checked against its checksum."""
@@ -215,6 +242,27 @@ class Shard:
         if "thumbnails/ends" not in self.header.checksums:
             return ()
         return tuple(_cut(self._read("thumbnails/bytes").tobytes(), self._read("thumbnails/ends").tolist()))
+
+    @cached_property
+    def digests(self) -> npt.NDArray[np.void]:
+        """The column of that name, kept: a writer asks for it again and again."""
+        return self.column("digests")
+
+    def keys_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
+        """The keys of some rows; the text of all is kept as it lies, a row costs its length and eight bytes."""
+        text, ends = self._keys
+        return [text[int(ends[row - 1]) if row else 0 : int(ends[row])].decode() for row in rows.tolist()]
+
+    @cached_property
+    def _keys(self) -> tuple[bytes, npt.NDArray[np.uint64]]:
+        return self._read("keys/bytes").tobytes(), self._read("keys/ends")
+
+    def damaged_rows(self) -> npt.NDArray[np.int64]:
+        """Rows whose vectors stand in a group of 256 that is not what was written; shape (rows,), sorted."""
+        groups = digest_groups(np.asarray(self.vectors))
+        wrong = np.flatnonzero((groups != self._read("vector_digests")).any(axis=1))
+        rows = np.arange(len(self))
+        return rows[np.isin(rows // ROWS_PER_DIGEST, wrong)]
 
     def verify(self) -> list[str]:
         """What is wrong, in words; [] if every dataset is there and has its checksum."""

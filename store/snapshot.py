@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from .block import Block, Mask, Names, Rows, Vectors
 from .errors import BadBlock, Damaged
+from .keys import Keys
 from .manifest import Manifest, Part
 from .search import Matches, Positions, exact
-from .shard import Shard, checksum
+from .shard import Shard, checksum, hash_keys
 from .space import Space
 
 SEARCH_ROWS = 16_384  # rows in one matrix product: enough for speed, little enough to stay in memory
@@ -25,15 +26,23 @@ class Snapshot:
     """The live rows of a store at one moment.
 
     A row's *position* (0 … len-1) is its place in this snapshot; its *id* (shard number × 2³² + row in the shard)
-    stays the same in every snapshot that has it.
+    stays the same in every snapshot that has it. Both grow in the order rows came in.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest) -> None:
+    def __init__(self, folder: Path, manifest: Manifest, before: Snapshot | None = None) -> None:
+        """`before` is an earlier snapshot of the same store, whose open shards and keys are taken over."""
         self.folder = folder
         self.manifest = manifest
-        self._shards = [_Live(folder, part) for part in manifest.parts]
+        known = {live.part.name: live for live in before._shards} if before else {}
+        self._shards: list[_Live] = [_Live(folder, part, known.get(part.name)) for part in manifest.parts]
         counts = [part.rows - part.deleted_rows for part in manifest.parts]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # (shards + 1,)
+        self._numbers = np.array([part.number for part in manifest.parts], np.int64)
+        if before and "_keys" in vars(before):
+            self._keys = before._keys
+            for live in self._shards:
+                if live.part.name not in known:
+                    self._keys.add(live.hashes, live.ids)
 
     @property
     def number(self) -> int:
@@ -49,8 +58,6 @@ class Snapshot:
     @cached_property
     def rows(self) -> Rows:
         """All live rows. To load only what is needed of millions, ask for `column(name)`."""
-        if not self._shards:
-            return Rows.concat([])
         return Rows(**{f.name: self.column(f.name) for f in fields(Rows)})
 
     def column(self, name: str) -> npt.NDArray[Any]:
@@ -66,24 +73,61 @@ class Snapshot:
 
     @cached_property
     def ids(self) -> npt.NDArray[np.int64]:
-        """(rows,) what stays the same for a row in every snapshot."""
+        """(rows,) what stays the same for a row in every snapshot; ascending."""
         parts = [shard.ids for shard in self._shards]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
-    def vectors(self, positions: Any = None) -> npt.NDArray[np.float32]:
-        """(n, dim) float32 of the rows at these positions (integers, slice or mask), all for None."""
+    def places(self, ids: npt.NDArray[np.int64]) -> Positions:
+        """(n,) positions of the rows with these ids, -1 where this snapshot does not have one."""
+        result = np.full(len(ids), -1, np.int64)
+        if not self._shards:
+            return result
+        shard_of = np.searchsorted(self._numbers, ids >> 32)
+        shard_of[shard_of == len(self._numbers)] = 0
+        shard_of[self._numbers[shard_of] != ids >> 32] = -1
+        for number in np.unique(shard_of[shard_of >= 0]):
+            here = np.flatnonzero(shard_of == number)
+            live = self._shards[number].live(ids[here] & 0xFFFFFFFF)
+            result[here[live >= 0]] = live[live >= 0] + self._starts[number]
+        return result
+
+    def vectors(self, positions: Any = None, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+        """(n, dim) of the rows at these positions (integers, slice or mask), all for None.
+
+        `dtype=np.float16` gives them as they are stored, in half the memory.
+        """
         wanted = self._positions(positions)
-        result = np.empty((len(wanted), self.space.dim), np.float32)
+        result = np.empty((len(wanted), self.space.dim), dtype)
         for shard, here, rows in self._located(wanted):
             result[here] = shard.file.vectors[rows]
         return result
 
-    def blocks(self, size: int = 65_536, where: Mask | None = None) -> Iterator[Block]:
-        """All rows (or those of a mask over the rows) with vectors as stored, in blocks of at most `size` rows."""
+    def digests(self, positions: Positions) -> npt.NDArray[np.void]:
+        """(n,) V16, the file digests of some rows, without loading those of all."""
+        result = np.empty(len(positions), "V16")
+        for shard, here, rows in self._located(positions):
+            result[here] = shard.file.digests[rows]
+        return result
+
+    def blocks(self, size: int = 65_536, where: Any = None) -> Iterator[Block]:
+        """All rows (or those of a mask over the rows, or at some positions) in blocks of `size` rows, the last shorter.
+
+        Read as they are asked for: what is in memory is a block and a shard.
+        """
         wanted = self._positions(where)
+        last: tuple[_Live, Rows] | None = None
         for start in range(0, len(wanted), size):
             positions = wanted[start : start + size]
-            yield Block(self.space, self.rows.take(positions), self.vectors(positions), texts=self.texts)
+            parts, order = [], []
+            for shard, here, places in self._located(positions):
+                if last is None or last[0] is not shard:
+                    last = shard, shard.file.rows()
+                parts.append(last[1].take(places))
+                order.append(np.arange(len(positions))[here])
+            rows = Rows.concat(parts).take(np.argsort(np.concatenate(order), kind="stable"))
+            occurring = set(rows.categories.tolist())
+            texts = {name: vector for name, vector in self.texts.items() if name in occurring}
+            yield Block(self.space, rows, self.vectors(positions), texts=texts)
 
     def search(self, queries: Vectors, k: int, where: Mask | None = None) -> Matches:
         """The k nearest rows of each query, of those a mask over the rows allows.
@@ -108,12 +152,27 @@ class Snapshot:
     def thumbnail(self, position: int) -> bytes:
         """The small JPEG of one row, b"" where none was kept."""
         [(shard, _, rows)] = self._located(np.array([position], np.int64))
-        return shard.file.thumbnail(int(rows[0]))
+        return shard.file.thumbnail(int(np.arange(len(shard.file))[rows][0]))
 
-    def find(self, keys: list[str] | Names) -> Positions:
-        """(n,) positions of these keys, -1 where a key is not stored."""
-        place = {key: i for i, key in enumerate(self.column("keys").tolist())}
-        return np.array([place.get(key, -1) for key in keys], np.int64)
+    def find(self, keys: Sequence[str] | Names) -> Positions:
+        """(n,) positions of these keys, -1 where a key is not stored; quick among millions."""
+        result = np.full(len(keys), -1, np.int64)
+        which, ids = self._keys.candidates(hash_keys(keys))
+        positions = self.places(ids)
+        which, positions = which[positions >= 0], positions[positions >= 0]
+        for shard, here, rows in self._located(positions):
+            there = shard.file.keys_at(np.arange(len(shard.file))[rows])
+            for one, position, key in zip(which[here].tolist(), positions[here].tolist(), there, strict=True):
+                if keys[one] == key:  # two keys may share a hash
+                    result[one] = position
+        return result
+
+    @cached_property
+    def _keys(self) -> Keys:
+        keys = Keys()
+        if self._shards:
+            keys.add(np.concatenate([shard.hashes for shard in self._shards]), self.ids)
+        return keys
 
     def _positions(self, wanted: Any) -> Positions:
         if wanted is None:
@@ -129,48 +188,72 @@ class Snapshot:
             raise BadBlock(f"positions {wanted.min()}..{wanted.max()} in a snapshot of {len(self)} rows")
         return np.asarray(wanted, np.int64)
 
-    def _located(self, positions: Positions) -> Iterator[tuple[_Live, Any, npt.NDArray[np.int64]]]:
-        """Shard by shard: the shard, where in `positions` its rows stand, and which of its rows they are."""
-        shard_of = np.searchsorted(self._starts, positions, side="right") - 1
-        for number in np.unique(shard_of):
-            here = np.flatnonzero(shard_of == number)
-            yield (
-                self._shards[number],
-                here,
-                self._shards[number].place(positions[here] - self._starts[number]),
-            )
+    def _located(self, positions: Positions) -> Iterator[tuple[_Live, Any, Any]]:
+        """Shard by shard: the shard, where in `positions` its rows stand, and which of its rows they are.
+
+        Rows in store order are told as slices, which are read many times faster than lists of numbers.
+        """
+        if not len(positions):
+            return
+        if len(positions) > 1 and (np.diff(positions) <= 0).any():
+            shard_of = np.searchsorted(self._starts, positions, side="right") - 1
+            for number in np.unique(shard_of):
+                here = np.flatnonzero(shard_of == number)
+                yield self._shards[number], here, self._shards[number].place(positions[here] - self._starts[number])
+            return
+        cuts = np.searchsorted(positions, self._starts)
+        for number in np.flatnonzero(np.diff(cuts)):
+            start, end = int(cuts[number]), int(cuts[number + 1])
+            rows = self._shards[number].place(positions[start:end] - self._starts[number])
+            whole = slice(int(rows[0]), int(rows[-1]) + 1)
+            yield self._shards[number], slice(start, end), whole if rows[-1] - rows[0] == len(rows) - 1 else rows
 
 
 class _Live:
     """A shard without its deleted rows."""
 
-    def __init__(self, folder: Path, part: Part) -> None:
+    def __init__(self, folder: Path, part: Part, before: _Live | None = None) -> None:
         self.part = part
         self._folder = folder
+        self._before = before.file if before and before.part.header == part.header and "file" in vars(before) else None
+        # Read now, as it is small and a writer may tidy it away; which rows live, None for all.
+        self.alive: npt.NDArray[np.int64] | None = None
+        if part.deleted:
+            self.alive = np.delete(np.arange(part.rows), read_deleted(folder, part))
 
     @cached_property
     def file(self) -> Shard:
+        if self._before:
+            return self._before
         shard = Shard(self._folder / "shards" / self.part.name)
+        if shard.size != self.part.size:
+            raise Damaged(
+                f"{shard.path} has {shard.size} bytes instead of {self.part.size}; run `clipfake store verify`"
+            )
         if (len(shard), shard.header.digest) != (self.part.rows, self.part.header):
             raise Damaged(f"{shard.path} is not the shard its manifest names; run `clipfake store verify`")
         return shard
-
-    @cached_property
-    def alive(self) -> npt.NDArray[np.int64] | None:
-        """Which rows live, None for all."""
-        if not self.part.deleted:
-            return None
-        alive = np.ones(self.part.rows, bool)
-        alive[read_deleted(self._folder, self.part)] = False
-        return np.flatnonzero(alive)
 
     @property
     def ids(self) -> npt.NDArray[np.int64]:
         return (self.part.number << 32) + self.place(np.arange(self.part.rows - self.part.deleted_rows))
 
+    @property
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        return self.take(self.file.column("key_hashes"))
+
     def place(self, live: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """From the n-th live row to the row in the file."""
         return live if self.alive is None else self.alive[live]
+
+    def live(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """From the row in the file to which live row it is, -1 for none."""
+        if self.alive is None:
+            return np.where(rows < self.part.rows, rows, -1)
+        if not len(self.alive):
+            return np.full(len(rows), -1, np.int64)
+        place = np.minimum(np.searchsorted(self.alive, rows), len(self.alive) - 1)
+        return np.where(self.alive[place] == rows, place, -1)
 
     def take(self, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return column if self.alive is None else column[self.alive]

@@ -14,9 +14,9 @@ import numpy.typing as npt
 from .block import Block, Mask, Names, Rows
 from .durable import TEMPORARY, written_aside
 from .errors import BadBlock, Damaged, NotAStore, StoreError
-from .lock import writer_lock
+from .lock import lease, leased, writer_lock
 from .manifest import Manifest, Part, numbers, path_of, read_manifest, write_manifest
-from .shard import checksum, hash_keys, write_shard
+from .shard import checksum, write_shard
 from .snapshot import Snapshot, read_deleted
 from .space import Space
 
@@ -65,8 +65,17 @@ class Store:
         return store
 
     def snapshot(self, number: int | None = None) -> Snapshot:
-        """The newest snapshot, or an earlier one by its number."""
-        return Snapshot(self.folder, read_manifest(self.folder, number))
+        """The newest snapshot, or an earlier one by its number; its files stay as long as it is held."""
+        manifest = read_manifest(self.folder, number)
+        try:
+            snapshot = Snapshot(self.folder, manifest)
+            lease(path_of(self.folder, manifest.number), snapshot)
+            if path_of(self.folder, manifest.number).exists():
+                return snapshot
+        except Damaged:
+            if number is not None or numbers(self.folder)[-1] == manifest.number:
+                raise
+        return self.snapshot(number)  # a writer went on meanwhile
 
     def snapshots(self) -> list[Manifest]:
         """All snapshots there are, oldest first."""
@@ -120,7 +129,7 @@ class Writer:
         self._waiting: list[Block] = []
         self._waiting_keys: set[str] = set()
         self._sealed_at = time.monotonic()
-        self._known = _Known(Snapshot(self._folder, self._manifest))
+        self._snapshot = Snapshot(self._folder, self._manifest)
 
     @property
     def space(self) -> Space:
@@ -129,11 +138,11 @@ class Writer:
     @property
     def snapshot(self) -> Snapshot:
         """What is sealed so far."""
-        return self._known.snapshot
+        return self._snapshot
 
     def find(self, keys: list[str] | Names) -> npt.NDArray[np.int64]:
         """(n,) positions of these keys in `snapshot`, -1 where a key is not sealed; quick among millions."""
-        return self._known.find(keys)
+        return self._snapshot.find(keys)
 
     def append(self, block: Block) -> Appended:
         """Take rows in. A row already stored with the same file digest is left alone, another digest replaces it.
@@ -151,7 +160,7 @@ class Writer:
         positions = self.find(block.rows.keys)
         stored = positions >= 0
         same = np.zeros(len(block), bool)
-        same[stored] = self._known.digests(positions[stored]) == block.rows.digests[stored]
+        same[stored] = self._snapshot.digests(positions[stored]) == block.rows.digests[stored]
         fresh = block.take(~same)
         if len(fresh):
             self._waiting.append(fresh)
@@ -178,10 +187,11 @@ class Writer:
         block = _concat(self._waiting)
         number = self._manifest.next_shard
         name = f"{number:06d}.h5"
-        header = write_shard(self._folder / "shards" / name, block)
+        path = self._folder / "shards" / name
+        header = write_shard(path, block)
         positions = self.find(block.rows.keys)
         replaced = self.snapshot.ids[positions[positions >= 0]]
-        parts = (*self._without(replaced), Part(name, header.rows, header.digest))
+        parts = (*self._without(replaced), Part(name, header.rows, header.digest, path.stat().st_size))
         self._commit(parts=parts, next_shard=number + 1)
         self._waiting, self._waiting_keys, self._sealed_at = [], set(), time.monotonic()
 
@@ -190,8 +200,8 @@ class Writer:
         self._manifest = before.follow(self._note, **changes)
         write_manifest(self._folder, self._manifest)
         if before.number > self._first:  # one snapshot a writer is history enough
-            path_of(self._folder, before.number).unlink(missing_ok=True)
-        self._known = _Known(Snapshot(self._folder, self._manifest))
+            forget(self._folder, before.number)
+        self._snapshot = Snapshot(self._folder, self._manifest, self._snapshot)
 
     def _without(self, ids: npt.NDArray[np.int64]) -> tuple[Part, ...]:
         """The parts with these rows deleted; the files that say so are written, the commit is not."""
@@ -222,26 +232,12 @@ class Writer:
                     path.unlink()
 
 
-class _Known:
-    """Where a key is among millions, by its hash; a few bytes a row are held."""
-
-    def __init__(self, snapshot: Snapshot) -> None:
-        self.snapshot = snapshot
-        hashes = snapshot.column("key_hashes") if len(snapshot) else np.zeros(0, np.uint64)
-        self._order = np.argsort(hashes, kind="stable")
-        self._hashes = hashes[self._order]
-
-    def find(self, keys: list[str] | Names) -> npt.NDArray[np.int64]:
-        wanted = hash_keys(keys)
-        result = np.full(len(wanted), -1, np.int64)
-        if len(self._hashes):
-            place = np.minimum(np.searchsorted(self._hashes, wanted), len(self._hashes) - 1)
-            hit = self._hashes[place] == wanted
-            result[hit] = self._order[place[hit]]
-        return result
-
-    def digests(self, positions: npt.NDArray[np.int64]) -> npt.NDArray[np.void]:
-        return self.snapshot.column("digests")[positions]
+def forget(folder: Path, number: int) -> bool:
+    """Drop a snapshot unless a reader has it; its rows' files go when no snapshot names them any more."""
+    if leased(path := path_of(folder, number)):
+        return False
+    path.unlink(missing_ok=True)
+    return True
 
 
 def _concat(blocks: list[Block]) -> Block:

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from clipfake.store.block import FAKE, REAL, Block, Rows
 from clipfake.store.errors import BadBlock, Damaged, Locked, NoStore, NotAStore, SpaceMismatch
+from clipfake.store.keys import Keys
 from clipfake.store.space import Space
 from clipfake.store.store import Appended, Store
+from hypothesis import given
+from hypothesis import strategies as st
 
 SPACE = Space("toy", "f" * 64, dim=4)
 
@@ -191,6 +194,57 @@ def test_an_altered_manifest_is_noticed(tmp_path: Path) -> None:
     path.write_text(json.dumps(told))
     with pytest.raises(Damaged, match="altered"):
         store.snapshot()
+
+
+def test_keys_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def same(keys: list[str]) -> np.ndarray:
+        return np.zeros(len(keys), np.uint64)
+
+    monkeypatch.setattr("clipfake.store.shard.hash_keys", same)
+    monkeypatch.setattr("clipfake.store.snapshot.hash_keys", same)
+    store = stored(tmp_path / "s", block("a/1", "a/2"), block("a/3"), rows_per_shard=1)
+    with store.writer() as writer:
+        assert writer.append(block("a/4", "a/2")) == Appended(added=1, known=1)
+        assert writer.append(block("a/1", digest=2)) == Appended(replaced=1)
+    assert store.snapshot().find(["a/1", "a/2", "a/3", "a/4", "a/5"]).tolist() == [3, 0, 1, 2, -1]
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=20), max_size=12))
+def test_ids_are_found_by_hash_whatever_the_order_they_came_in(batches: list[list[int]]) -> None:
+    keys, ids = Keys(), iter(range(1000))
+    truth = []
+    for batch in batches:
+        added = [(h, next(ids)) for h in batch]
+        keys.add(np.array(batch, np.uint64), np.array([i for _, i in added], np.int64))
+        truth += added
+    which, found = keys.candidates(np.arange(10, dtype=np.uint64))
+    assert sorted(zip(which.tolist(), found.tolist(), strict=True)) == sorted(truth)
+
+
+def test_a_block_at_a_time_is_the_whole(tmp_path: Path) -> None:
+    snapshot = stored(
+        tmp_path / "s", *(block(*(f"{s}/{i}" for i in range(9))) for s in "ab"), rows_per_shard=7
+    ).snapshot()
+    where = np.arange(18) % 4 > 0
+    blocks = list(snapshot.blocks(5, where))
+    assert [len(b) for b in blocks] == [5, 5, 3]
+    assert [key for b in blocks for key in b.rows.keys.tolist()] == snapshot.rows.keys[where].tolist()
+    assert np.array_equal(np.concatenate([b.vectors for b in blocks]), snapshot.vectors(where))
+    backwards = next(snapshot.blocks(18, np.arange(18)[::-1]))
+    assert backwards.rows.keys.tolist() == snapshot.rows.keys.tolist()[::-1]
+
+
+def test_a_snapshot_that_is_held_keeps_its_files(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", block("a/1", "a/2"))
+    with store.writer() as writer:
+        writer.append(block("a/3"))
+        writer.seal()
+        held = store.snapshot()
+        writer.delete(np.array([True, False, True]))
+    with store.writer() as writer:
+        writer.append(block("a/4"))
+    assert held.rows.keys.tolist() == ["a/1", "a/2", "a/3"]
+    assert held.number in [m.number for m in store.snapshots()]
 
 
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:

@@ -1,0 +1,39 @@
+"""Where a key may be among millions: hashes in sorted runs, sixteen bytes a row, grown without starting over."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Hashes = npt.NDArray[np.uint64]
+Ids = npt.NDArray[np.int64]
+
+
+class Keys:
+    """Row ids by the hash of their key.
+
+    Adding costs the logarithm of what is there: runs of like size are merged, as in a binary counter. Ids of rows that
+    were deleted since stay in; whoever asks knows which are alive, and compares the keys themselves.
+    """
+
+    def __init__(self) -> None:
+        self._runs: list[tuple[Hashes, Ids]] = []  # each sorted by hash, every run at least twice the next one's size
+
+    def add(self, hashes: Hashes, ids: Ids) -> None:
+        """Take in rows, both arrays of shape (rows,)."""
+        while self._runs and len(self._runs[-1][0]) < 2 * len(hashes):
+            more_hashes, more_ids = self._runs.pop()
+            hashes, ids = np.concatenate([more_hashes, hashes]), np.concatenate([more_ids, ids])
+        order = np.argsort(hashes, kind="stable")  # merges what is sorted already in linear time
+        self._runs.append((hashes[order], ids[order]))
+
+    def candidates(self, hashes: Hashes) -> tuple[Ids, Ids]:
+        """Every id whose key has one of these hashes: (hits,) which hash it was, and (hits,) the id."""
+        which, found = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for run, ids in self._runs:
+            first, last = np.searchsorted(run, hashes, side="left"), np.searchsorted(run, hashes, side="right")
+            counts = last - first
+            which.append(np.repeat(np.arange(len(hashes)), counts))
+            before = np.cumsum(counts) - counts  # hits ahead of each hash's own
+            found.append(ids[np.arange(counts.sum()) - np.repeat(before - first, counts)])
+        return np.concatenate(which), np.concatenate(found)
