@@ -1,0 +1,157 @@
+"""Images a second, end to end and stage by stage, beside the naive script in the same run.
+
+Rates on a shared machine cannot be trusted, ratios within one run can: the repeats of the stages are interleaved and
+medians are given, of rates and of each repeat's ratios. Rates a core-second (`per_cpu_second`) do not count what
+other people's programs took.
+
+    python -m clipfake.benchmarks.throughput --images ../shared/data/minifact/* \\
+        --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained --precision float32,bf16 --limit 128
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..indexer.encoder import Encoder, load_encoder
+from ..indexer.image import decode
+from ..indexer.index import IndexOptions, index
+from ..store.block import Block, Rows
+from ..store.store import Store
+from . import command
+from .naive import load_naive
+from .parity import agreement
+
+Rate = tuple[float, float]  # images a second, images a core-second
+
+
+def run(
+    images: Sequence[str | Path],
+    encoder: str,
+    *,
+    precision: str = "auto",
+    limit: int | None = 256,
+    repeats: int = 3,
+    threads: int | None = None,
+    device: str = "auto",
+    options: IndexOptions | None = None,
+) -> dict[str, Any]:
+    """Rates of every stage, of the whole and of the naive script, for each precision.
+
+    Returns
+    -------
+    dict
+        `machine`, `images`, and for each precision: `decode`, `encode`, `write`, `end_to_end`, `naive` (each with
+        `images_per_second` and `per_cpu_second`), `share_of_encoder` (end to end over encode), `ratio_to_naive`
+        and `agreement` (cosines of our vectors with the naive script's).
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    paths = command.image_paths(images, limit)
+    naive = load_naive(encoder, device)
+    reference = naive(paths)
+    result: dict[str, Any] = {"machine": machine(), "images": len(paths), "encoder": encoder, "repeats": repeats}
+    for name in precision.split(","):
+        ours = load_encoder(encoder, device=device, precision=name)
+        result[name] = _measure(ours, naive, paths, reference, repeats, options or IndexOptions(text=False))
+    return result
+
+
+def machine() -> dict[str, Any]:
+    """What the figures were taken on."""
+    return {
+        "cpu": platform.processor() or platform.machine(),
+        "vector_instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+        "torch": torch.__version__,
+    }
+
+
+def _measure(
+    encoder: Encoder,
+    naive: Callable[[Sequence[Path]], Any],
+    paths: Sequence[Path],
+    reference: Any,
+    repeats: int,
+    options: IndexOptions,
+) -> dict[str, Any]:
+    pixels = [decode(path.read_bytes()).pixels for path in paths]
+    size = options.batch_size
+    batches = [pixels[i : i + size] for i in range(0, len(pixels), size)]
+    vectors = np.concatenate([encoder.encode(batch) for batch in batches])
+    rows = Rows.make([str(path) for path in paths], [0] * len(paths))
+    block = Block(encoder.space, rows, vectors)
+
+    def encode() -> None:
+        for batch in batches:
+            encoder.encode(batch)
+
+    def decode_all() -> None:
+        with ThreadPoolExecutor(options.threads) as pool:
+            list(pool.map(lambda path: decode(path.read_bytes()), paths))
+
+    def write() -> None:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            Store.create(Path(folder) / "s", encoder.space).writer() as writer,
+        ):
+            writer.append(block)
+
+    def end_to_end() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            data = _linked(Path(folder) / "images", paths)
+            index([data], Store.create(Path(folder) / "s", encoder.space), encoder, replace(options, limit=None))
+
+    work = {"decode": decode_all, "encode": encode, "write": write, "end_to_end": end_to_end}
+    rates: dict[str, list[Rate]] = {name: [] for name in [*work, "naive"]}
+    for _ in range(repeats):
+        for name, do in work.items():
+            rates[name].append(_rate(do, len(paths)))
+        rates["naive"].append(_rate(lambda: naive(paths), len(paths)))
+    return {
+        **{name: _median(found) for name, found in rates.items()},
+        "share_of_encoder": _ratio(rates["end_to_end"], rates["encode"]),
+        "ratio_to_naive": _ratio(rates["end_to_end"], rates["naive"]),
+        "agreement": agreement(vectors, reference),
+    }
+
+
+def _linked(folder: Path, paths: Sequence[Path]) -> Path:
+    """A folder that holds just these images, as links."""
+    folder.mkdir()
+    for i, path in enumerate(paths):
+        (folder / f"{i:07d}{path.suffix}").symlink_to(path.resolve())
+    return folder
+
+
+def _rate(do: Callable[[], object], images: int) -> Rate:
+    wall, cpu = time.perf_counter(), time.process_time()
+    do()
+    return images / (time.perf_counter() - wall), images / max(time.process_time() - cpu, 1e-9)
+
+
+def _median(rates: Sequence[Rate]) -> dict[str, float]:
+    wall, cpu = np.median(np.array(rates), axis=0)
+    return {"images_per_second": round(float(wall), 2), "per_cpu_second": round(float(cpu), 2)}
+
+
+def _ratio(ours: Sequence[Rate], theirs: Sequence[Rate]) -> dict[str, float]:
+    """Medians of the ratios within each repeat, by the clock and by core time."""
+    wall, cpu = np.median(np.array(ours) / np.array(theirs), axis=0)
+    return {"wall": round(float(wall), 3), "cpu": round(float(cpu), 3)}
+
+
+if __name__ == "__main__":
+    command.main(run, __doc__ or "", precisions="auto")
