@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .store.durable import write_text
 from .store.errors import ClipfakeError, SourceError
 
 if TYPE_CHECKING:  # everything heavy is imported by the command that needs it
@@ -191,7 +192,95 @@ def query_command(
         raise SystemExit(1)
 
 
+@app.command("train")
+def train_command(
+    store: StoreOption = STORE,
+    from_store: Annotated[bool, typer.Option("--from-store", help="Train from the stored vectors (always so).")] = True,
+    head: NameOption = "default",
+    kind: Annotated[str, typer.Option(help="linear or mlp; with text: sum, product, concat or triple.")] = "linear",
+    anchor: Annotated[str, typer.Option(help="Class of the triplets' anchors: real, fake or both.")] = "real",
+    match: Annotated[str, typer.Option(help="What a triplet's rows share: none, category or source.")] = "none",
+    mining: Annotated[str, typer.Option(help="random, semihard or batch-hard.")] = "random",
+    epochs: Annotated[int, typer.Option(min=1, max=500, help="At most; stops early.")] = 20,
+    sources: Annotated[str, typer.Option(help="Only these, separated by commas.")] = "",
+    balanced: Annotated[bool, typer.Option("--balanced", help="As many real as fake rows.")] = False,
+    split: Annotated[
+        str, typer.Option(help="paper, paper-text or grouped (copies on one side).  [default: paper]")
+    ] = "",
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a head from the stored vectors, with its baselines beside it, and calibrate its verdicts.
+
+    The source paper's pipeline: a triplet projection to 128 dimensions, then an SVM, split 70/20/10. No image is read.
+
+    clipfake train --from-store --store mystore
+    """
+    from .detector.head import head_folder
+    from .detector.heldout import calibrate
+    from .detector.train import TrainOptions, train
+    from .detector.triplet import TripletOptions
+    from .show.screen import status_of
+    from .show.training import training_summary
+    from .store.store import Store
+
+    triplet = TripletOptions(anchor=anchor, match=match, mining=mining, epochs=epochs)  # type: ignore[arg-type]
+    chosen = tuple(filter(None, sources.split(",")))
+    options = TrainOptions(kind, triplet, sources=chosen, balanced=balanced, recipe=split, seed=seed)
+    snapshot = Store.open(store).snapshot()
+    folder = head_folder(store, head)
+    with status_of("training") as tell:
+        trained = train(snapshot, options, tell)
+        calibrated = calibrate(snapshot, trained.head, options, progress=tell)
+    trained.head.save(folder)
+    calibrated.calibration.save(folder)
+    report = {**trained.as_json(), "detector": calibrated.as_json(), "saved": str(folder)}
+    write_text(folder / "report.json", json.dumps(report) + "\n")
+    show(report if as_json else training_summary(report))
+    if not as_json:
+        say(f"next: clipfake query IMAGE --store {store}")
+
+
 SHEET_MOST = 50  # panels on one sheet
+
+
+@app.command("demo")
+def demo_command(
+    folder: Annotated[Path, typer.Argument(help="Where to put it; it may be deleted afterwards.")] = Path("demo"),
+    images_per_source: Annotated[int, typer.Option(min=40, help="Of each of the seven simulated sources.")] = 90,
+) -> None:
+    """The whole job on a small simulated data set, offline: index, train, query two images.
+
+    clipfake demo demo
+    """
+    from .indexer.sample import SOURCES, simulated, write_sample
+    from .indexer.standin import NOTICE, build_standin
+
+    say(NOTICE)
+    sample, store, asks = folder / "sample", folder / "store", folder / "asked"
+    say(f"\n[1/5] a sample of {len(SOURCES)} simulated sources, {images_per_source} images each: {sample}")
+    folders = [str(path) for path in write_sample(sample, images_per_source=images_per_source)]
+    encoder = build_standin(folder)
+    paths = {}
+    asks.mkdir(exist_ok=True)
+    for name, source in (("camera", 1), ("generated", 4)):  # two images that are not in the sample
+        paths[name] = asks / f"{name}.jpg"
+        paths[name].write_bytes(simulated(source, 5, seed=1))
+    sheet, page = folder / "contact-sheet.png", folder / "report.html"
+    spread_folders = [part for path in folders for part in ("--folders", path)]
+    at = ["--store", str(store)]
+    queries = [str(path) for path in paths.values()]
+    steps = (
+        ["index", *spread_folders, *at, "--encoder", str(encoder)],
+        ["train", "--from-store", *at],
+        ["query", *queries, *at, "--sheet", str(sheet)],
+        ["report", *at, "--out", str(page)],
+    )
+    for number, step in enumerate(steps, start=2):
+        shown = step if number > 2 else ["index", "--folders", f"{sample}/*", *step[step.index("--store") :]]
+        say(f"\n[{number}/5] clipfake {' '.join(shown)}")
+        app(args=step, prog_name="clipfake", standalone_mode=False)
+    say(f"\ncontact sheet  {sheet}\nreport         {page}\nyour own       clipfake index --folders YOUR/DATA/*")
 
 
 def asked(images: Iterable[str]) -> Iterable[Path]:

@@ -13,7 +13,8 @@ from ..store.errors import NotEnoughRows
 from ..store.search import Matches
 from ..store.snapshot import Snapshot
 
-MOST = 1024  # neighbours fetched at most to find `k` that may testify
+FETCHED = 4  # times k rows are fetched: some are copies
+WINDOW = 2  # times k rows are looked at, so that no far row testifies only because near ones have had their say
 CHUNK = 256  # queries whose neighbours are compared with each other at a time
 
 
@@ -21,8 +22,8 @@ CHUNK = 256  # queries whose neighbours are compared with each other at a time
 class Rules:
     """Who may testify."""
 
-    k: int = 9  # witnesses of each class
-    per_source: int = 3  # of them from one source, where there are sources enough
+    k: int = 9  # witnesses of each class, at most
+    per_source: int = 5  # of them from one source
     duplicate: float = 0.9999  # rows more similar than this to each other are one picture
 
 
@@ -94,47 +95,36 @@ class Bank:
     def witnesses(self, vectors: Vectors, label: int, digests: npt.NDArray[np.void] | None = None) -> Matches:
         """(queries, k) the nearest rows of one class, by the rules."""
         vectors = np.atleast_2d(vectors)
-        where, rules = self.members & (self.labels == label), self.rules
-        per_source = max(rules.per_source, -(-rules.k // int((np.bincount(self.sources[where]) > 0).sum())))
-        most = min(int(where.sum()), MOST)
-        rows = np.full((len(vectors), rules.k), -1, np.int64)
-        similarity = np.full((len(vectors), rules.k), np.nan, np.float32)
-        waiting, fetch = np.arange(len(vectors)), min(4 * rules.k, most)
-        while len(waiting):
-            found = self.snapshot.search(vectors[waiting], fetch, where)
-            own = None if digests is None else digests[waiting]
-            complete = np.zeros(len(waiting), bool)
-            for start in range(0, len(waiting), CHUNK):
-                part = slice(start, start + CHUNK)
-                kept = self._kept(found[part], None if own is None else own[part], per_source)
-                first = np.argsort(~kept, axis=1, kind="stable")[:, : rules.k]
-                chosen = np.take_along_axis(kept, first, 1)
-                into, width = waiting[part], first.shape[1]
-                rows[into, :width] = np.where(chosen, np.take_along_axis(found.rows[part], first, 1), -1)
-                near = np.take_along_axis(found.similarity[part], first, 1)
-                similarity[into, :width] = np.where(chosen, near, np.nan)
-                complete[part] = chosen.sum(1) == rules.k
-            if fetch == most:
-                break
-            waiting, fetch = waiting[~complete], min(4 * fetch, most)
-        return Matches(rows, similarity)
+        where = self.members & (self.labels == label)
+        found = self.snapshot.search(vectors, min(FETCHED * self.rules.k, int(where.sum())), where)
+        result = Matches.none(len(vectors), self.rules.k)
+        for start in range(0, len(vectors), CHUNK):
+            part = slice(start, start + CHUNK)
+            near = found[part]
+            kept = self._kept(near, None if digests is None else digests[part])
+            first = np.argsort(~kept, axis=1, kind="stable")[:, : self.rules.k]
+            chosen, width = np.take_along_axis(kept, first, 1), first.shape[1]
+            result.rows[part, :width] = np.where(chosen, np.take_along_axis(near.rows, first, 1), -1)
+            similarity = np.take_along_axis(near.similarity, first, 1)
+            result.similarity[part, :width] = np.where(chosen, similarity, np.nan)
+        return result
 
-    def _kept(self, found: Matches, own: npt.NDArray[np.void] | None, per_source: int) -> Mask:
+    def _kept(self, found: Matches, own: npt.NDArray[np.void] | None) -> Mask:
         rows = np.maximum(found.rows, 0)
         digests = _halves(self.snapshot.column("digests")[rows])  # (queries, fetched, 2)
-        known = digests.any(2)
-        present = found.rows >= 0
+        known: Mask = np.asarray(digests.any(2))
+        present = np.asarray(found.rows >= 0)
         if own is not None:
             mine = _halves(own)
-            present &= ~((digests == mine[:, None]).all(2) & mine.any(1)[:, None])
-        copies = (digests[:, :, None] == digests[:, None, :]).all(3) & known[:, :, None]
+            present &= ~((digests == mine[:, None]).all(2) & np.asarray(mine.any(1))[:, None])
+        copies: Mask = (digests[:, :, None] == digests[:, None, :]).all(3) & known[:, :, None]
         vectors = self.snapshot.vectors(rows.reshape(-1)).reshape(*rows.shape, -1)
-        copies |= vectors @ vectors.transpose(0, 2, 1) > self.rules.duplicate
-        return admitted(present, copies, self.sources[rows], self.rules.k, per_source)
+        alike: Mask = vectors @ vectors.transpose(0, 2, 1) > self.rules.duplicate
+        return admitted(present, copies | alike, self.sources[rows], self.rules)
 
 
-def admitted(present: Mask, copies: Mask, sources: npt.NDArray[np.int64], k: int, per_source: int) -> Mask:
-    """Which candidates testify: the nearest of each set of copies, at most `per_source` of a source, `k` in all.
+def admitted(present: Mask, copies: Mask, sources: npt.NDArray[np.int64], rules: Rules) -> Mask:
+    """Which candidates testify, of those that are nearest when copies are counted once.
 
     Parameters
     ----------
@@ -144,9 +134,10 @@ def admitted(present: Mask, copies: Mask, sources: npt.NDArray[np.int64], k: int
     """
     before = np.tri(present.shape[1], k=-1, dtype=bool)  # [i, j]: j is nearer than i
     fresh = present & ~(copies & before & present[:, None, :]).any(2)
-    crowd = ((sources[:, :, None] == sources[:, None, :]) & before & fresh[:, None, :]).sum(2)
-    kept = fresh & (crowd < per_source)
-    return np.asarray(kept & (np.cumsum(kept, axis=1) <= k))
+    near = fresh & (np.cumsum(fresh, axis=1) <= WINDOW * rules.k)
+    crowd = ((sources[:, :, None] == sources[:, None, :]) & before & near[:, None, :]).sum(2)
+    kept = near & (crowd < rules.per_source)
+    return np.asarray(kept & (np.cumsum(kept, axis=1) <= rules.k))
 
 
 def _halves(digests: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:

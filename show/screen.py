@@ -54,6 +54,17 @@ def progress_of(count: Callable[[], int]) -> Iterator[Callable[[Any], None] | No
         yield told
 
 
+@contextmanager
+def status_of(what: str) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that says what is being done, silent where stderr is no terminal."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda doing: None
+        return
+    with console.status(what) as line:
+        yield lambda doing: line.update(f"{what}: {doing}")
+
+
 def index_summary(report: dict[str, Any], *, planned: bool = False) -> RenderableType:
     """Counts by source and label, throughput, and what was skipped and why."""
     by_source: dict[str, dict[str, int]] = {}

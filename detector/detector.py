@@ -1,0 +1,186 @@
+"""A head, a bank and their calibration: vectors in, verdicts out."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..store.block import FAKE, Vectors
+from ..store.errors import NotEnoughRows
+from ..store.search import Matches
+from ..store.snapshot import Snapshot
+from ..store.store import Store
+from .calibration import Calibration, probability
+from .evidence import Bank, Evidence, Rules
+from .head import Head, head_folder
+from .verdict import Answer, Change, Neighbor, Verdict, decide, in_conflict
+
+NEAR = 15  # nearest fakes that vote on the generator
+SHARE = 0.5  # of their votes it must have
+UNSEEN = 5.0  # percentile below which the generator is called unknown
+SPLITS = {0: "train", 1: "validation", 2: "test", -1: ""}
+
+
+@dataclass(frozen=True)
+class Question:
+    """How one asks."""
+
+    prior: float = 0.5  # share of fakes among the images one asks about
+    error: float = 0.05  # rate of wrong answers one accepts where an answer is given
+    changes: bool = True  # look for what would change the verdict
+
+
+@dataclass(frozen=True)
+class Detector:
+    """Judges vectors of one space. Make it with `Detector.load`."""
+
+    head: Head
+    bank: Bank
+    calibration: Calibration
+
+    @classmethod
+    def load(cls, store: Store, name: str = "default", rules: Rules = Rules()) -> Detector:
+        """The newest snapshot's rows as the bank, and a trained head.
+
+        Raises
+        ------
+        HeadError, SpaceMismatch, NotEnoughRows
+            There is no such head, it is of another encoder, or the bank has one class only.
+        """
+        snapshot = store.snapshot()
+        folder = head_folder(store.folder, name)
+        head = Head.load(folder)
+        head.space.require(snapshot.space, f"the store {store.folder}")
+        return cls(head, Bank.of(snapshot, rules), Calibration.load(folder))
+
+    @property
+    def snapshot(self) -> Snapshot:
+        return self.bank.snapshot
+
+    def score(self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None) -> npt.NDArray[np.float64]:
+        """(n,) log-likelihood ratios, above 0 leans fake."""
+        return self.calibration.score(self.head.score(vectors), self.bank.evidence(vectors, digests).signal)
+
+    def judge(
+        self,
+        images: Sequence[str],
+        vectors: Vectors,
+        digests: npt.NDArray[np.void] | None = None,
+        question: Question = Question(),
+    ) -> list[Verdict]:
+        """A verdict for each of (n, dim) unit vectors.
+
+        Parameters
+        ----------
+        images : names to repeat in the answer
+        digests : (n,) V16 of the files: a stored row of the same bytes does not testify, but is named
+        """
+        margins = self.head.score(vectors)
+        evidence = self.bank.evidence(vectors, digests)
+        return [
+            self._verdict(
+                image,
+                vectors[i : i + 1],
+                margins[i],
+                evidence.take(i),
+                None if digests is None else digests[i : i + 1],
+                question,
+            )
+            for i, image in enumerate(images)
+        ]
+
+    def _verdict(
+        self,
+        image: str,
+        vector: Vectors,
+        margin: float,
+        evidence: Evidence,
+        digest: npt.NDArray[np.void] | None,
+        question: Question,
+    ) -> Verdict:
+        answer, score, signals, possible, reasons, percentile = self._read(margin, evidence, question)
+        neighbors = {"real": self._told(evidence.real), "fake": self._told(evidence.fake)}
+        known = ""
+        if digest is not None:
+            same = np.flatnonzero(self.snapshot.column("digests") == digest[0])
+            known = str(self.snapshot.column("keys")[same[0]]) if len(same) else ""
+        return Verdict(
+            image=image,
+            verdict=answer,
+            score=score,
+            probability=float(probability(score, question.prior)),
+            prior=question.prior,
+            signals=signals,
+            conflict=in_conflict(signals),
+            possible=tuple(name for name, can in zip(("real", "fake"), possible, strict=True) if can),
+            error=question.error,
+            reasons=reasons,
+            percentile=percentile,
+            generator=self._generator(vector, digest, percentile) if answer == "fake" else "",
+            known=known,
+            neighbors=neighbors,
+            changes=self._changes(vector, margin, digest, neighbors, answer, question) if question.changes else (),
+        )
+
+    def _read(
+        self, margin: float, evidence: Evidence, question: Question
+    ) -> tuple[Answer, float, dict[str, float], tuple[bool, bool], tuple[str, ...], float]:
+        told = self.calibration
+        svm, near = np.array([margin]), evidence.signal
+        score = told.score(svm, near)
+        signals = {"svm": float(told.svm(svm)[0]), "neighbors": float(told.neighbors(near)[0])}
+        [[real, fake]] = told.possible(score, question.error).tolist()
+        percentile = float(told.percentile(evidence.nearest)[0])
+        answer, reasons = decide(signals, (real, fake), percentile, question.error)
+        return answer, float(score[0]), signals, (real, fake), reasons, percentile
+
+    def _told(self, witnesses: Matches) -> tuple[Neighbor, ...]:
+        """The rows of one query's witnesses, in words."""
+        snapshot = self.snapshot
+        rows = witnesses.rows[0][witnesses.rows[0] >= 0]
+        columns = ("keys", "sources", "generators", "categories", "paths")
+        told = zip(*(snapshot.column(name)[rows].tolist() for name in columns), strict=True)
+        splits = self.head.split.of(snapshot.column("keys")[rows])
+        return tuple(
+            Neighbor(key, float(near), source, generator, category, path, SPLITS[int(split)], int(row))
+            for (key, source, generator, category, path), near, split, row in zip(
+                told, witnesses.similarity[0], splits, rows, strict=False
+            )
+        )
+
+    def _generator(self, vector: Vectors, digest: npt.NDArray[np.void] | None, percentile: float) -> str:
+        """By a vote of the nearest fakes, however many of one source; "unknown" without a clear winner."""
+        near = self.bank.under(k=NEAR, per_source=NEAR).witnesses(vector, FAKE, digest).rows[0]
+        votes = Counter(self.snapshot.column("generators")[near[near >= 0]].tolist())
+        [(name, count)] = votes.most_common(1)
+        clear = count >= SHARE * votes.total() and percentile >= UNSEEN
+        return str(name) if clear and name else "unknown"
+
+    def _changes(
+        self,
+        vector: Vectors,
+        margin: float,
+        digest: npt.NDArray[np.void] | None,
+        neighbors: dict[str, tuple[Neighbor, ...]],
+        answer: Answer,
+        question: Question,
+    ) -> tuple[Change, ...]:
+        """What would change the answer: leaving out one source of the witnesses, or asking fewer of them."""
+        others: dict[str, Bank] = {}
+        rules = self.bank.rules
+        if rules.k > 5:
+            others["with 5 neighbours of each class"] = self.bank.under(k=5)
+        for source in dict.fromkeys(n.source for found in neighbors.values() for n in found):
+            with suppress(NotEnoughRows):  # it is all there is of its class
+                others[f"without the rows of {source}"] = self.bank.without(source)
+        changes = []
+        for what, bank in others.items():
+            then, score, *_ = self._read(margin, bank.evidence(vector, digest), question)
+            if then != answer:
+                changes.append(Change(what, then, score))
+        return tuple(changes)

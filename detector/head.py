@@ -1,0 +1,197 @@
+"""A trained head: stored vectors to 128 dimensions and to a score. Arrays and JSON on disk, bound to one space."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..store.block import Names, Vectors, names
+from ..store.durable import write_text, written_aside
+from ..store.errors import HeadError, SpaceMismatch
+from ..store.space import Space
+from .category import Mode, Vocabulary
+from .projection import Projected, Projection
+from .split import Split
+from .svm import Svm
+
+FORMAT, VERSION = "clipfake head", 1
+DEFAULT = "default"
+
+
+def head_folder(store: Path, name: str = DEFAULT) -> Path:
+    """Where a store keeps the head of this name."""
+    if not name or name.startswith(".") or Path(name).name != name:
+        raise HeadError(f"{name!r} is no name for a head; use letters, digits and dashes")
+    return store / "heads" / name
+
+
+@dataclass(frozen=True)
+class Head:
+    """What training leaves behind. `score` is above 0 where it leans fake."""
+
+    space: Space  # of the vectors it was trained on; it refuses others
+    snapshot: int  # number of the store's snapshot it was trained on
+    split: Split
+    projection: Projection
+    classifier: Svm
+    threshold: float = 0.0  # of the score, chosen on validation
+    vocabulary: Vocabulary | None = None  # of a head that reads text
+    metrics: Mapping[str, Any] = field(default_factory=dict)  # per part, as JSON
+    options: Mapping[str, Any] = field(default_factory=dict)  # how it was trained
+    versions: Mapping[str, str] = field(default_factory=lambda: versions())
+
+    def __post_init__(self) -> None:
+        if self.projection.reads_text and self.vocabulary is None:
+            raise HeadError("a head on image and text needs the text vectors of its categories")
+
+    @property
+    def name(self) -> str:
+        """In a word: what kind of head this is."""
+        return f"{self.projection.kind} triplet head"
+
+    def texts(self, vectors: Vectors, mode: Mode = "zero-shot", categories: Sequence[str] | Names | None = None) -> Any:
+        """(n, dim) the text vector beside each image for a head that reads text, else None."""
+        if not self.projection.reads_text or self.vocabulary is None:
+            return None
+        return self.vocabulary.beside(vectors, mode, categories)
+
+    def project(
+        self, vectors: Vectors, *, mode: Mode = "zero-shot", categories: Sequence[str] | Names | None = None
+    ) -> Projected:
+        """(n, 128) float32 unit vectors of (n, dim) stored ones.
+
+        Parameters
+        ----------
+        mode, categories
+            For a head that reads text: where an image's category comes from. "zero-shot" takes the stored category
+            whose text is nearest, "given" the caller's `categories` (n,), "mean" the mean text.
+
+        Raises
+        ------
+        SpaceMismatch
+            Vectors of another dimension.
+        """
+        vectors = np.atleast_2d(vectors)
+        if vectors.shape[1] != self.space.dim:
+            raise SpaceMismatch(f"vectors of {vectors.shape[1]} dimensions for a head on {self.space}")
+        return self.projection(vectors, self.texts(vectors, mode, categories))
+
+    def score(
+        self, vectors: Vectors, *, mode: Mode = "zero-shot", categories: Sequence[str] | Names | None = None
+    ) -> npt.NDArray[np.float64]:
+        """(n,) scores of (n, dim) stored vectors, above 0 leans fake; the rest as for `project`."""
+        return self.classifier.score(self.project(vectors, mode=mode, categories=categories))
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything but the arrays."""
+        return {
+            "space": self.space.as_json(),
+            "snapshot": self.snapshot,
+            "split": self.split.as_json(),
+            "projection": self.projection.kind,
+            "threshold": self.threshold,
+            "metrics": dict(self.metrics),
+            "options": dict(self.options),
+            "versions": dict(self.versions),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the head into a folder: `head.json` and the arrays it names. Whole, or as it was before."""
+        from safetensors.numpy import save
+
+        content = save({name: np.ascontiguousarray(array) for name, array in _arrays(self).items()})
+        digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+        # The name follows the content and head.json is renamed last, so an interrupted save leaves the old head.
+        arrays = folder / f"head-{digest[:16]}.safetensors"
+        with written_aside(arrays) as temporary:
+            temporary.write_bytes(content)
+        told = {"format": FORMAT, "version": VERSION, "arrays": arrays.name, "digest": digest, **self.as_json()}
+        if self.vocabulary is not None:
+            told["categories"] = self.vocabulary.categories.tolist()
+        write_text(folder / "head.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
+        for old in folder.glob("head-*.safetensors"):
+            if old != arrays:
+                with suppress(OSError):
+                    old.unlink()
+
+    @classmethod
+    def load(cls, folder: Path, space: Space | None = None) -> Head:
+        """Read a head, and refuse it where it is not of this space.
+
+        Raises
+        ------
+        HeadError
+            There is none, it is damaged, or this release does not know its format.
+        SpaceMismatch
+            It was trained on another encoder's vectors.
+        """
+        from safetensors import SafetensorError
+        from safetensors.numpy import load
+
+        path = folder / "head.json"
+        try:
+            told = json.loads(path.read_text(encoding="utf-8"))
+            if told["format"] != FORMAT or told["version"] != VERSION:
+                raise HeadError(
+                    f"{path} is a {told['format']!r} of version {told['version']}; "
+                    f"this release reads {FORMAT!r} {VERSION}. Train the head again"
+                )
+            content = (folder / Path(told["arrays"]).name).read_bytes()
+            if hashlib.blake2b(content, digest_size=16).hexdigest() != told["digest"]:
+                raise HeadError(f"{folder / told['arrays']} was altered (checksum differs); train the head again")
+            head = _head(told, load(content))
+        except FileNotFoundError as e:
+            raise HeadError(f"no head at {folder}; run `clipfake train` first") from e
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
+            raise HeadError(f"{path} is not a readable head ({e}); train it again") from e
+        if space is not None:
+            head.space.require(space, "this question")
+        return head
+
+
+def versions() -> dict[str, str]:
+    """The libraries that a head's numbers depend on."""
+    found = {}
+    for name in ("clipfake", "numpy", "scikit-learn", "torch"):
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
+
+
+def _arrays(head: Head) -> dict[str, npt.NDArray[Any]]:
+    arrays: dict[str, npt.NDArray[Any]] = {
+        f"projection.{name}": array for name, array in head.projection.weights.items()
+    }
+    arrays |= {f"classifier.{name}": array for name, array in head.classifier.arrays().items()}
+    arrays |= {"split.hashes": head.split.hashes, "split.parts": head.split.parts}
+    if head.vocabulary is not None:
+        arrays["vocabulary"] = head.vocabulary.vectors
+    return arrays
+
+
+def _head(told: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Head:
+    def under(prefix: str) -> dict[str, npt.NDArray[Any]]:
+        return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
+
+    split = told["split"]
+    return Head(
+        space=Space.from_json(told["space"]),
+        snapshot=int(told["snapshot"]),
+        split=Split(arrays["split.hashes"], arrays["split.parts"], split["recipe"], int(split["seed"])),
+        projection=Projection(told["projection"], under("projection.")),
+        classifier=Svm.of(under("classifier.")),
+        threshold=float(told["threshold"]),
+        vocabulary=Vocabulary(names(told["categories"]), arrays["vocabulary"]) if "categories" in told else None,
+        metrics=told["metrics"],
+        options=told["options"],
+        versions=told["versions"],
+    )
