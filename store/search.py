@@ -1,8 +1,7 @@
-"""Nearest neighbours as arrays with names, and the exact search that every faster one is measured against."""
+"""Nearest neighbours as arrays with names, and the plain search that every faster one is measured against."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,7 +49,7 @@ class Matches:
 
 
 def nearest(queries: Vectors, vectors: Vectors, positions: Positions, k: int) -> Matches:
-    """The k rows of `vectors` with the largest inner product with each query: one matrix product.
+    """The k rows of `vectors` with the largest inner product with each query: one matrix product in numpy.
 
     Parameters
     ----------
@@ -67,11 +66,3 @@ def nearest(queries: Vectors, vectors: Vectors, positions: Positions, k: int) ->
     chosen = similarity if best is None else np.take_along_axis(similarity, best, 1)
     rows = np.broadcast_to(positions, similarity.shape) if best is None else positions[best]
     return result.merge(Matches(np.asarray(rows, np.int64), chosen), k)
-
-
-def exact(queries: Vectors, pieces: Iterable[tuple[Positions, Vectors]], k: int) -> Matches:
-    """Exact k nearest rows over a stream of (positions, vectors): each piece is one matrix product."""
-    result = Matches.none(len(queries), k)
-    for positions, vectors in pieces:
-        result = result.merge(nearest(queries, vectors, positions, k), k)
-    return result

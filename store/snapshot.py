@@ -11,15 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .bank import Bank
 from .block import Block, Mask, Names, Rows, Vectors
 from .errors import BadBlock, Damaged
 from .keys import Keys
 from .manifest import Manifest, Part
-from .search import Matches, Positions, exact
+from .search import Matches, Positions
 from .shard import Shard, checksum, hash_keys
 from .space import Space
-
-SEARCH_ROWS = 16_384  # rows in one matrix product: enough for speed, little enough to stay in memory
 
 
 class Snapshot:
@@ -140,9 +139,11 @@ class Snapshot:
         queries = np.atleast_2d(queries)
         if queries.shape[1] != self.space.dim:
             raise BadBlock(f"queries of {queries.shape[1]} dimensions against a store of {self.space}")
-        wanted = self._positions(where)
-        pieces = (wanted[i : i + SEARCH_ROWS] for i in range(0, len(wanted), SEARCH_ROWS))
-        return exact(queries, ((piece, self.vectors(piece)) for piece in pieces), k)
+        return self._bank.search(self, queries, k, None if where is None else self._positions(where))
+
+    @cached_property
+    def _bank(self) -> Bank:
+        return Bank(self)
 
     @cached_property
     def texts(self) -> dict[str, npt.NDArray[np.float32]]:

@@ -1,0 +1,88 @@
+"""A snapshot's vectors where matrix products over them are quick: on a GPU, in memory, or streamed from the shards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .block import Vectors
+from .search import Matches, Positions
+
+if TYPE_CHECKING:
+    import torch
+
+    from .snapshot import Snapshot
+
+KEPT_BYTES = 2**30  # a bank no larger than this is kept as float32; converting it anew takes five times a search
+PIECE_ROWS = 16_384  # rows in one matrix product
+PIECE_CELLS = 2**25  # at most this many similarities at a time, 128 MiB
+GATHER_BELOW = 0.3  # of a piece's rows: with fewer wanted, take them out instead of computing all
+
+
+class Bank:
+    """Exact search over a snapshot: one matrix product a piece, through torch.
+
+    It belongs to one snapshot but does not hold it, so that neither keeps the other alive.
+    """
+
+    def __init__(self, snapshot: Snapshot, device: str | None = None, kept_bytes: int = KEPT_BYTES) -> None:
+        import torch
+
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        values = len(snapshot) * snapshot.space.dim
+        self._kept: torch.Tensor | None = None  # (rows, dim): float32 in memory, float16 on a GPU
+        if self.device.type == "cuda":
+            if 2 * values < 0.7 * torch.cuda.mem_get_info(self.device)[0]:
+                self._kept = torch.from_numpy(snapshot.vectors(dtype=np.float16)).to(self.device)
+        elif 4 * values <= kept_bytes:
+            self._kept = torch.from_numpy(snapshot.vectors(dtype=np.float16)).float()
+
+    def search(self, snapshot: Snapshot, queries: Vectors, k: int, where: Positions | None = None) -> Matches:
+        """The k rows nearest to each query, of all or of those at the positions `where` (ascending)."""
+        import torch
+
+        wanted = torch.from_numpy(np.ascontiguousarray(queries, np.float32)).to(self.device)
+        result = Matches.none(len(queries), k)
+        size = int(np.clip(PIECE_CELLS // max(len(queries), 1), 256, PIECE_ROWS))
+        for positions, vectors, allowed in self._pieces(snapshot, where, size):
+            similarity = wanted @ vectors.T
+            if allowed is not None:
+                similarity[:, ~allowed] = -torch.inf
+            best, rows = torch.topk(similarity, min(k, len(positions)), dim=1)
+            found = best.cpu().numpy()
+            named = np.where(np.isneginf(found), -1, positions[rows.cpu().numpy()])
+            result = result.merge(Matches(named, np.where(named < 0, np.nan, found)), k)
+        return result
+
+    def _pieces(
+        self, snapshot: Snapshot, where: Positions | None, size: int
+    ) -> Iterator[tuple[Positions, torch.Tensor, Any]]:
+        """(positions, their vectors as float32, which of them count or None for all)."""
+        import torch
+
+        rows = len(snapshot)
+        for start in range(0, rows, size):
+            end = min(start + size, rows)
+            positions, allowed = np.arange(start, end), None
+            if where is not None:
+                inside = where[slice(*np.searchsorted(where, [start, end]))]
+                if not len(inside):
+                    continue
+                if len(inside) < GATHER_BELOW * (end - start):
+                    positions = inside
+                elif len(inside) < end - start:
+                    mask = np.zeros(end - start, bool)
+                    mask[inside - start] = True
+                    allowed = torch.from_numpy(mask).to(self.device)
+            yield positions, self._vectors(snapshot, positions), allowed
+
+    def _vectors(self, snapshot: Snapshot, positions: Positions) -> torch.Tensor:
+        import torch
+
+        whole = positions[-1] - positions[0] == len(positions) - 1
+        if self._kept is not None:
+            rows = slice(int(positions[0]), int(positions[-1]) + 1) if whole else torch.from_numpy(positions)
+            return self._kept[rows].float()
+        return torch.from_numpy(snapshot.vectors(positions, dtype=np.float16)).to(self.device).float()
