@@ -244,6 +244,31 @@ def train_command(
 SHEET_MOST = 50  # panels on one sheet
 
 
+@app.command("report")
+def report_command(
+    store: StoreOption = STORE,
+    head: NameOption = "default",
+    out: Annotated[Path, typer.Option(help="The page; figures go to a folder beside it.")] = Path("report.html"),
+    as_json: JsonOption = False,
+) -> None:
+    """Write the report of a head: one page that needs nothing else, and PNG, SVG and CSV of each figure.
+
+    clipfake report --store mystore --out report.html
+    """
+    from .detector.detector import Detector
+    from .detector.head import head_folder
+    from .indexer.standin import NOTICE, is_standin
+    from .show.report import write_report
+    from .store.store import Store
+
+    detector = Detector.load(Store.open(store), head)
+    said = NOTICE if is_standin(detector.head.space.encoder) else ""
+    written = write_report(
+        detector, head_folder(store, head), out, title=f"clipfake: {store.name}, {head}", notice=said
+    )
+    show({"report": str(out), "figures": [str(path) for path in written[1:]]} if as_json else f"report: {out}")
+
+
 @app.command("demo")
 def demo_command(
     folder: Annotated[Path, typer.Argument(help="Where to put it; it may be deleted afterwards.")] = Path("demo"),

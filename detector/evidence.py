@@ -84,6 +84,10 @@ class Bank:
         codes = [self.names.index(source) for source in sources if source in self.names]
         return replace(self, members=self.members & ~np.isin(self.sources, codes))
 
+    def where(self, rows: Mask) -> Bank:
+        """Only the rows of a mask, of those that are members."""
+        return replace(self, members=self.members & rows)
+
     def under(self, **changes: Any) -> Bank:
         """The same rows under other rules."""
         return replace(self, rules=replace(self.rules, **changes))
