@@ -55,8 +55,8 @@ def witnesses(neighbors: dict[str, tuple[Neighbor, ...]]) -> Table:
     """The nearest real and the nearest fake rows, side by side by rank."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for name, colour in (("real", "green"), ("fake", "red")):
-        table.add_column(f"nearest {name}", style=colour, justify="right", no_wrap=True)
-        table.add_column("source", no_wrap=True, overflow="ellipsis")
+        table.add_column(style=colour, no_wrap=True, min_width=5)
+        table.add_column(f"nearest {name}", no_wrap=True, min_width=12, overflow="ellipsis")
         table.add_column("image", overflow="ellipsis", no_wrap=True, style="dim")
     real, fake = neighbors["real"], neighbors["fake"]
     for rank in range(max(len(real), len(fake))):

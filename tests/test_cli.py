@@ -1,0 +1,209 @@
+"""The commands as a person types them: what is on stdout, what on stderr, and how they end."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from clipfake.cli import main, spread
+from clipfake.indexer.sample import SOURCES, simulated, write_sample
+from clipfake.show.card import scale
+from PIL import Image
+
+COUNT = 15  # images of each of seven sources
+
+
+class Ran:
+    def __init__(self, code: int, out: str, err: str) -> None:
+        self.code, self.out, self.err = code, out, err
+
+    @property
+    def json(self) -> dict:  # type: ignore[type-arg]
+        [line] = self.out.splitlines()
+        return json.loads(line)  # type: ignore[no-any-return]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    def ran(*arguments: object) -> Ran:
+        capsys.readouterr()
+        try:
+            main([str(argument) for argument in arguments])
+            code = 0
+        except SystemExit as e:
+            code = int(e.code or 0)
+        told = capsys.readouterr()
+        return Ran(code, told.out, told.err)
+
+    return ran
+
+
+@pytest.fixture(scope="module")
+def sample(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    return write_sample(tmp_path_factory.mktemp("sample"), images_per_source=COUNT)
+
+
+@pytest.fixture(scope="module")
+def store(sample: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made") / "store"
+    for command in (["index", "--folders", *sample, "--encoder", "plain"], ["train", "--from-store", "--epochs", 2]):
+        with pytest.raises(SystemExit) as ended:
+            main([str(part) for part in (*command, "--store", folder, "--json")])
+        assert not ended.value.code
+    return folder
+
+
+def test_folders_may_be_listed_or_given_as_a_pattern(sample: list[Path], run) -> None:  # type: ignore[no-untyped-def]
+    listed = run("index", "--folders", *sample, "--dry-run", "--json")
+    pattern = run("index", "--folders", sample[0].parent / "*", "--dry-run", "--json")
+    assert listed.code == pattern.code == 0
+    assert listed.json["sources"] == pattern.json["sources"]
+    assert {row["source"]: row["rows"] for row in listed.json["sources"]} == {s.name: COUNT for s in SOURCES}
+    assert spread(["--folders", "a", "b", "--json"]) == ["--folders", "a", "--folders", "b", "--json"]
+
+
+def test_indexing_again_does_nothing_and_says_so(sample: list[Path], store: Path, run) -> None:  # type: ignore[no-untyped-def]
+    again = run("index", "--folders", *sample, "--store", store, "--json")
+    assert again.code == 0
+    assert (again.json["added"], again.json["known"], again.json["skipped"]) == (0, COUNT * len(SOURCES), [])
+    assert "images_per_second" in again.json
+
+
+def test_training_tells_the_three_splits_and_the_baselines(store: Path, run) -> None:  # type: ignore[no-untyped-def]
+    told = run("train", "--from-store", "--store", store, "--epochs", 2, "--head", "second", "--json")
+    assert told.code == 0
+    for part in ("train", "validation", "test"):
+        assert {"n", "accuracy", "auc"} <= told.json["head"][part].keys()
+    assert "auc" in told.json["baselines"]["linear_probe"]["test"]
+    assert "auc" in told.json["detector"]["test"]
+    assert (store / "heads" / "second" / "head.json").exists()
+
+
+def test_training_leaves_no_pickle(store: Path) -> None:
+    kinds = {path.suffix for path in (store / "heads").rglob("*") if path.is_file()}
+    assert kinds <= {".json", ".safetensors"}
+
+
+def test_a_query_is_one_line_of_json_an_image(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.jpg").write_bytes(simulated(0, 3, seed=5))
+    (tmp_path / "b.jpg").write_bytes(b"no image at all")
+    (tmp_path / "c.jpg").write_bytes(simulated(4, 3, seed=5))
+    told = run("query", tmp_path, "--store", store, "--json")
+    assert told.code == 0
+    first, bad, last = (json.loads(line) for line in told.out.splitlines())
+    assert bad.keys() == {"image", "error"}
+    for answer in (first, last):
+        assert answer["verdict"] in ("real", "fake", "unsure")
+        assert answer["image"].startswith(str(tmp_path))
+        for name, label in (("real", "sim_camera"), ("fake", "sim_")):
+            assert all(n["source"].startswith(label) for n in answer["neighbors"][name])
+            near = [n["similarity"] for n in answer["neighbors"][name]]
+            assert near == sorted(near, reverse=True)
+            assert {"key", "similarity", "source", "category", "path"} <= answer["neighbors"][name][0].keys()
+
+
+def test_a_query_of_bad_files_only_ends_with_1(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "b.jpg").write_bytes(b"")
+    told = run("query", tmp_path / "b.jpg", "--store", store)
+    assert told.code == 1
+    assert "empty" in told.err
+
+
+def test_a_query_as_csv_can_be_read_back(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a, b.jpg").write_bytes(simulated(0, 3, seed=5))
+    told = run("query", tmp_path / "a, b.jpg", "--store", store, "--csv")
+    [row] = csv.DictReader(io.StringIO(told.out))
+    assert row["image"].endswith("a, b.jpg")
+    assert row["verdict"] in ("real", "fake", "unsure")
+
+
+def test_a_contact_sheet_shows_stored_thumbnails_where_files_have_gone(
+    sample: list[Path],
+    store: Path,
+    tmp_path: Path,
+    run,  # type: ignore[no-untyped-def]
+) -> None:
+    (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
+    sheets = [tmp_path / "with.png", tmp_path / "without.png"]
+    assert run("query", tmp_path / "a.jpg", "--store", store, "--sheet", sheets[0]).code == 0
+    moved = sample[0].parent.rename(tmp_path / "moved")
+    try:
+        assert run("query", tmp_path / "a.jpg", "--store", store, "--sheet", sheets[1]).code == 0
+    finally:
+        moved.rename(sample[0].parent)
+    one, two = (Image.open(sheet).convert("L") for sheet in sheets)
+    assert one.size == two.size
+    difference = [abs(a - b) for a, b in zip(one.tobytes(), two.tobytes(), strict=True)]
+    assert sum(difference) / len(difference) < 8  # the same pictures, a little softer
+
+
+def test_a_card_names_verdict_and_witnesses(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
+    told = run("query", tmp_path / "a.jpg", "--store", store)
+    assert any(word in told.out for word in ("REAL", "FAKE", "UNSURE"))
+    assert "nearest real" in told.out
+    assert "sim_camera" in told.out
+    assert scale(0.0).index("●") == scale(0.1).index("●")
+
+
+def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    told = run("report", "--store", store, "--out", tmp_path / "r.html", "--json")
+    assert told.code == 0
+    text = (tmp_path / "r.html").read_text()
+    assert "http" not in text.replace("http://www.w3.org", "")
+    assert {Path(path).suffix for path in told.json["figures"]} == {".png", ".svg", ".csv"}
+    assert all(Path(path).stat().st_size for path in told.json["figures"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["index", "--folders", "nowhere", "--store", "s"], "does not exist"),
+        (["index", "--folders", "empty", "--encoder", "plain", "--store", "s"], "holds no images"),
+        (["index", "--folders", "columns", "--encoder", "plain", "--store", "s"], "no column target"),
+        (["index", "--folders", "empty", "--encoder", "./nothing", "--store", "s"], "cannot be loaded"),
+        (["train", "--from-store", "--store", "nowhere"], "there is no store"),
+        (["query", "nowhere.jpg", "--store", "nowhere"], "there is no store"),
+        (["report", "--store", "nowhere"], "there is no store"),
+    ],
+)
+def test_an_error_says_what_and_where_and_ends_with_1(
+    arguments: list[str],
+    said: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run,  # type: ignore[no-untyped-def]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "columns").mkdir()
+    (tmp_path / "columns/metadata.csv").write_text("filename,image_path\na,a\n")
+    told = run(*arguments)
+    assert told.code == 1
+    assert said in told.err
+    assert told.out == ""
+    assert "Traceback" not in told.err
+
+
+def test_another_encoder_against_a_store_is_an_error(store: Path, sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    from clipfake.indexer.standin import build_standin
+
+    other = build_standin(tmp_path)
+    for command in (["index", "--folders", sample[0]], ["query", next(sample[0].rglob("*.jpg"))]):
+        told = run(*command, "--store", store, "--encoder", other)
+        assert told.code == 1
+        assert "cannot be compared" in told.err
+
+
+def test_wrong_usage_ends_with_2(run) -> None:  # type: ignore[no-untyped-def]
+    assert run("index").code == 2
+    assert run("nonsense").code == 2
+    assert run("query", "x.jpg", "--prior", "7").code == 2
+
+
+def test_a_store_of_one_class_does_not_train(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    assert run("index", "--folders", sample[0], "--encoder", "plain", "--store", tmp_path / "s", "--json").code == 0
+    told = run("train", "--from-store", "--store", tmp_path / "s")
+    assert told.code == 1
+    assert "not one fake" in told.err

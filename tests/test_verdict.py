@@ -1,0 +1,252 @@
+"""Evidence that is balanced, verdicts that may say unsure, and statements that come true when they are tried."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clipfake.detector.calibration import Calibration, probability
+from clipfake.detector.detector import Detector, Question
+from clipfake.detector.evidence import Bank, Rules, admitted
+from clipfake.detector.heldout import Coverage, Signals, calibrate, generator_folds
+from clipfake.detector.train import TrainOptions, train
+from clipfake.detector.triplet import TripletOptions
+from clipfake.detector.verdict import decide, in_conflict
+from clipfake.store.block import Block, Rows
+from clipfake.store.errors import HeadError, NotEnoughRows
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+
+SPACE = Space("toy", "0" * 64, dim=16)
+SOURCES = {"camera_a": 0, "camera_b": 0, "gan_a": 1, "gan_b": 1, "gan_c": 1}
+OPTIONS = TrainOptions(triplet=TripletOptions(epochs=3), baselines=())
+
+
+def drawn(source: str, number: int, seed: int = 0) -> np.ndarray:
+    """(number, 16) unit vectors around the source's own direction; all fakes share a direction too."""
+    rng = np.random.default_rng([seed, list(SOURCES).index(source)])
+    centre = np.random.default_rng([9, list(SOURCES).index(source)]).standard_normal(16)
+    centre[0] = 5 * SOURCES[source]
+    vectors = centre + rng.standard_normal((number, 16))
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def block(source: str, number: int, seed: int = 0) -> Block:
+    label = SOURCES[source]
+    rows = Rows.make(
+        keys=[f"{source}/{seed}-{i}" for i in range(number)],
+        labels=[label] * number,
+        sources=[source] * number,
+        generators=[source if label else ""] * number,
+        digests=np.frombuffer(np.random.default_rng([seed, 7, list(SOURCES).index(source)]).bytes(16 * number), "V16"),
+    )
+    return Block(SPACE, rows, drawn(source, number, seed))
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    made = Store.create(tmp_path_factory.mktemp("toy") / "s", SPACE)
+    with made.writer() as writer:
+        for source in SOURCES:
+            writer.append(block(source, 80))
+    return made
+
+
+@pytest.fixture(scope="module")
+def detector(store: Store) -> Detector:
+    snapshot = store.snapshot()
+    head = train(snapshot, OPTIONS).head
+    folder = store.folder / "heads" / "default"
+    head.save(folder)
+    calibrate(snapshot, head, OPTIONS).calibration.save(folder)
+    return Detector.load(store)
+
+
+def test_witnesses_are_the_nearest_rows_of_their_class(store: Store) -> None:
+    snapshot = store.snapshot()
+    queries = drawn("gan_a", 5, seed=3)
+    evidence = Bank.of(snapshot, Rules(k=4, per_source=99)).evidence(queries)
+    for label, found in ((0, evidence.real), (1, evidence.fake)):
+        members = np.flatnonzero(snapshot.column("labels") == label)
+        similarity = queries @ snapshot.vectors(members).T
+        assert np.array_equal(found.rows, members[np.argsort(-similarity, axis=1)[:, :4]])
+
+
+def test_no_source_has_more_than_its_share_of_witnesses(store: Store) -> None:
+    found = Bank.of(store.snapshot(), Rules(k=9, per_source=2)).witnesses(drawn("gan_a", 3, seed=4), 1)
+    for rows in found.rows:
+        sources = store.snapshot().column("sources")[rows[rows >= 0]].tolist()
+        assert max(map(sources.count, sources)) <= 2
+
+
+def test_a_row_does_not_testify_for_itself(store: Store) -> None:
+    snapshot = store.snapshot()
+    for position in (0, 200):
+        vector, digest = snapshot.vectors([position]), snapshot.column("digests")[[position]]
+        with_itself, without = (Bank.of(snapshot).evidence(vector, d) for d in (None, digest))
+        both = (with_itself.real, with_itself.fake)
+        assert any(position in matches.rows for matches in both)
+        assert position not in without.real.rows
+        assert position not in without.fake.rows
+
+
+def test_copies_count_once() -> None:
+    present = np.ones((1, 4), bool)
+    copies = np.eye(4, dtype=bool)[None].copy()
+    copies[0, 2, 0] = copies[0, 0, 2] = True
+    kept = admitted(present, copies, np.array([[0, 1, 2, 3]]), Rules(k=4, per_source=4))
+    assert kept.tolist() == [[True, True, False, True]]
+
+
+def test_a_far_row_does_not_replace_one_of_a_crowded_source() -> None:
+    kept = admitted(
+        np.ones((1, 6), bool),
+        np.eye(6, dtype=bool)[None],
+        np.array([[0, 0, 0, 0, 0, 1]]),
+        Rules(k=2, per_source=1),  # four are looked at; the sixth is too far
+    )
+    assert kept.tolist() == [[True, False, False, False, False, False]]
+
+
+def test_a_bank_of_one_class_is_refused(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "s", SPACE)
+    with pytest.raises(NotEnoughRows, match="no real rows"):
+        Bank.of(store.snapshot())
+    with store.writer() as writer:
+        writer.append(block("camera_a", 3))
+    with pytest.raises(NotEnoughRows, match="no fake rows"):
+        Bank.of(store.snapshot())
+
+
+def scores(seed: int, n: int = 2000) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, n)
+    return rng.normal(2.0 * labels - 1, 1.0), labels
+
+
+def test_a_score_is_the_log_likelihood_ratio() -> None:
+    one, labels = scores(0, 20_000)
+    calibration = Calibration.fit(one, one, one, labels, held_out="rows")
+    # for normal densities of unit variance at -1 and 1 the ratio is 2x
+    assert np.allclose(calibration.score(np.array([-1.0, 0, 1.0]), np.array([-1.0, 0, 1.0])), [-2, 0, 2], atol=0.2)
+
+
+@pytest.mark.parametrize("error", [0.01, 0.05, 0.2])
+def test_the_truth_is_ruled_out_no_more_often_than_promised(error: float) -> None:
+    one, labels = scores(1, 8000)
+    calibration = Calibration.fit(one, one, one, labels, held_out="rows")
+    fresh, true = scores(2, 8000)
+    possible = calibration.possible(calibration.score(fresh, fresh), error)
+    for label in (0, 1):
+        missed = 1 - possible[true == label, label].mean()
+        assert missed <= error + 4 * np.sqrt(error / 2000)
+
+
+def test_a_prior_moves_the_probability_and_not_the_score() -> None:
+    assert probability(0.0) == 0.5
+    assert np.isclose(probability(0.0, 0.1), 0.1)
+    assert probability(1e9) == 1.0
+
+
+def test_a_calibration_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    one, labels = scores(3)
+    calibration = Calibration.fit(one, one, one, labels, held_out="rows")
+    calibration.save(tmp_path)
+    again = Calibration.load(tmp_path)
+    assert np.array_equal(again.score(one, one), calibration.score(one, one))
+    (tmp_path / "calibration.json").write_text("{}")
+    with pytest.raises(HeadError, match="train again"):
+        Calibration.load(tmp_path)
+
+
+def test_too_few_rows_do_not_calibrate() -> None:
+    with pytest.raises(NotEnoughRows, match="at least 10"):
+        Calibration.fit(np.zeros(12), np.zeros(12), np.zeros(12), np.arange(12) % 2, held_out="rows")
+
+
+def test_an_answer_is_given_only_if_the_other_is_ruled_out() -> None:
+    agreed = {"svm": 3.0, "neighbors": 2.0}
+    assert decide(agreed, (False, True), 50, 0.05)[0] == "fake"
+    assert decide(agreed, (True, False), 50, 0.05)[0] == "real"
+    assert decide(agreed, (True, True), 50, 0.05)[0] == "unsure"
+    assert decide(agreed, (False, False), 50, 0.05)[0] == "unsure"
+    answer, [reason] = decide(agreed, (False, True), 0.1, 0.05)
+    assert answer == "unsure"
+    assert "unlike anything indexed" in reason
+    assert in_conflict({"svm": 2.0, "neighbors": -2.0})
+    assert not in_conflict({"svm": 2.0, "neighbors": -0.1})
+
+
+def test_a_generator_is_in_one_fold_only(store: Store, detector: Detector) -> None:
+    snapshot = store.snapshot()
+    folds = generator_folds(snapshot, detector.head.split.of(snapshot.column("keys")), seed=0)
+    assert folds is not None
+    for generator in ("gan_a", "gan_b", "gan_c"):
+        assert len(set(folds[(snapshot.column("generators") == generator) & (folds >= 0)].tolist())) == 1
+    assert detector.calibration.held_out == "generators"
+
+
+def test_new_images_are_judged_right(detector: Detector) -> None:
+    for source, answer in (("camera_a", "real"), ("gan_b", "fake")):
+        verdicts = detector.judge([f"{i}" for i in range(20)], drawn(source, 20, seed=5))
+        assert sum(v.verdict == answer for v in verdicts) >= 15
+        assert all(v.verdict in (answer, "unsure") for v in verdicts)
+    assert {v.generator for v in verdicts if v.verdict == "fake"} >= {"gan_b"}
+
+
+def test_a_stored_image_is_named_and_its_evidence_is_told(detector: Detector) -> None:
+    snapshot = detector.snapshot
+    [verdict] = detector.judge(["x.jpg"], snapshot.vectors([100]), snapshot.column("digests")[[100]])
+    assert verdict.known == snapshot.column("keys")[100]
+    told = verdict.as_json()
+    assert {"image", "verdict", "score", "neighbors"} <= told.keys()
+    assert told["neighbors"]["real"][0].keys() >= {"key", "similarity", "source", "category", "path", "split"}
+    assert told["neighbors"]["fake"][0]["source"].startswith("gan")
+
+
+def test_what_is_said_to_change_a_verdict_does_when_the_rows_are_really_removed(
+    store: Store, detector: Detector, tmp_path: Path
+) -> None:
+    mixed = drawn("gan_a", 200, seed=6) + drawn("camera_a", 200, seed=7)
+    mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
+    told = detector.judge(["x"] * len(mixed), mixed)
+    said = [(i, change) for i, v in enumerate(told) for change in v.changes if change.what.startswith("without")]
+    assert said
+    for i, change in said[:3]:
+        source = change.what.removeprefix("without the rows of ")
+        other = Store.create(tmp_path / f"{i}-{source}", SPACE)
+        with other.writer() as writer:
+            for kept in SOURCES:
+                if kept != source:
+                    writer.append(block(kept, 80))
+        bank = Bank.of(other.snapshot())
+        [verdict] = Detector(detector.head, bank, detector.calibration).judge(["x"], mixed[i : i + 1])
+        assert verdict.verdict == change.verdict != told[i].verdict
+        assert np.isclose(verdict.score, change.score, atol=1e-4)
+
+
+def test_the_more_error_is_accepted_the_more_is_ruled_out(detector: Detector) -> None:
+    mixed = drawn("gan_a", 60, seed=8) + drawn("camera_b", 60, seed=9)
+    left = [
+        sum(len(v.possible) for v in detector.judge(["x"] * 60, mixed, question=Question(error=e, changes=False)))
+        for e in (0.01, 0.05, 0.3)
+    ]
+    assert left[0] > left[1] > left[2]
+
+
+def test_a_broken_promise_is_said_to_be_broken() -> None:
+    n = 400
+    labels = np.arange(n) % 2
+    signals = Signals(*[np.zeros(n)] * 3, labels, np.array(["", "g"] * (n // 2)), np.zeros(n, int))
+    possible = np.ones((n, 2), bool)
+    assert not Coverage.of(signals, possible, 0.05).broken
+    possible[labels == 1, 1] = False
+    broken = Coverage.of(signals, possible, 0.05)
+    assert broken.broken
+    assert broken.worst == "g"
+    assert "does not hold" in broken.sentence("Here")
+
+
+def test_training_again_gives_the_same_verdicts(store: Store, detector: Detector) -> None:
+    again = train(store.snapshot(), OPTIONS).head
+    vectors = drawn("gan_c", 10, seed=10)
+    assert np.array_equal(again.score(vectors), detector.head.score(vectors))
