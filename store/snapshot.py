@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -19,6 +19,9 @@ from .manifest import Manifest, Part
 from .search import Matches, Positions
 from .shard import Shard, checksum, hash_keys
 from .space import Space
+
+if TYPE_CHECKING:
+    from .index import Attached
 
 
 class Snapshot:
@@ -128,8 +131,11 @@ class Snapshot:
             texts = {name: vector for name, vector in self.texts.items() if name in occurring}
             yield Block(self.space, rows, self.vectors(positions), texts=texts)
 
-    def search(self, queries: Vectors, k: int, where: Mask | None = None) -> Matches:
+    def search(self, queries: Vectors, k: int, where: Mask | None = None, recall: float = 0.99) -> Matches:
         """The k nearest rows of each query, of those a mask over the rows allows.
+
+        Similarities are those of the stored vectors. Without an index (`clipfake.store.index.build_index`) the rows
+        are exactly the nearest; with one, the share `recall` of them on average; with `recall=1` exactly them.
 
         Parameters
         ----------
@@ -139,7 +145,22 @@ class Snapshot:
         queries = np.atleast_2d(queries)
         if queries.shape[1] != self.space.dim:
             raise BadBlock(f"queries of {queries.shape[1]} dimensions against a store of {self.space}")
-        return self._bank.search(self, queries, k, None if where is None else self._positions(where))
+        allowed = None if where is None else np.asarray(where)
+        if allowed is not None and (allowed.shape != (len(self),) or allowed.dtype != np.bool_):
+            raise BadBlock(f"a filter of {allowed.dtype} {allowed.shape}; give one bool for each of {len(self)} rows")
+        exactly, result = allowed, Matches.none(len(queries), k)
+        if recall < 1 and self._index and len(queries):
+            result, exactly = self._index.search(self, queries, k, allowed, recall)
+        if exactly is None or exactly.any():
+            positions = None if exactly is None else np.flatnonzero(exactly)
+            result = result.merge(self._bank.search(self, queries, k, positions), k)
+        return result
+
+    @cached_property
+    def _index(self) -> Attached | None:
+        from .index import attach  # FAISS is loaded by the first search
+
+        return attach(self)
 
     @cached_property
     def _bank(self) -> Bank:
@@ -196,18 +217,17 @@ class Snapshot:
         """
         if not len(positions):
             return
+        order = None
         if len(positions) > 1 and (np.diff(positions) <= 0).any():
-            shard_of = np.searchsorted(self._starts, positions, side="right") - 1
-            for number in np.unique(shard_of):
-                here = np.flatnonzero(shard_of == number)
-                yield self._shards[number], here, self._shards[number].place(positions[here] - self._starts[number])
-            return
+            order = np.argsort(positions, kind="stable")
+            positions = positions[order]
         cuts = np.searchsorted(positions, self._starts)
         for number in np.flatnonzero(np.diff(cuts)):
             start, end = int(cuts[number]), int(cuts[number + 1])
             rows = self._shards[number].place(positions[start:end] - self._starts[number])
-            whole = slice(int(rows[0]), int(rows[-1]) + 1)
-            yield self._shards[number], slice(start, end), whole if rows[-1] - rows[0] == len(rows) - 1 else rows
+            whole = order is None and rows[-1] - rows[0] == len(rows) - 1
+            here = slice(start, end) if order is None else order[start:end]
+            yield self._shards[number], here, slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
 
 
 class _Live:

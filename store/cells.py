@@ -1,0 +1,266 @@
+"""The rows of one class parted into cells around centres, so that a search reads the nearest cells only (FAISS's IVF).
+
+What a search needs is told in *rows to read*, not in probes: cells are visited from the nearest on until they held so
+many allowed rows. A filter for few rows then reads more cells for the same effort, a filter for very few reads all that
+hold any and is exact. How many rows a wanted recall takes is measured when the index is built (`Effort`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from .block import Mask, Vectors
+
+Ordinals = npt.NDArray[np.int64]  # the n-th row of the class, in the order of the index
+
+SAMPLE_PER_CELL = 40  # rows a centre is made from
+ROUNDS = 8  # of k-means
+PIECE_ROWS = 16_384
+COMPACT_BITS = 2  # a dimension, in RaBitQ: 0.16 of the float16 vectors
+RECALLS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
+SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the rows that a filter allows, at which the effort is measured
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Rows to read for a wanted recall@10, as measured on the store's own vectors."""
+
+    shares: tuple[float, ...]  # allowed share of the rows, falling
+    recalls: tuple[float, ...]  # rising
+    rows: tuple[tuple[int, ...], ...]  # (shares, recalls) allowed rows to read
+
+    def for_recall(self, recall: float, share: float) -> int:
+        """Allowed rows to read, for a filter that allows this share of the rows.
+
+        Half the misses that were asked for are aimed at, and the dearer of the two measured shares around is taken: the
+        measured queries are a sample, and the filters some of many.
+        """
+        aim = 1 - (1 - recall) / 2
+        column = next((i for i, r in enumerate(self.recalls) if r >= aim - 1e-9), len(self.recalls) - 1)
+        above = [i for i, s in enumerate(self.shares) if s >= share]
+        around = {above[-1] if above else 0, min((above[-1] if above else -1) + 1, len(self.shares) - 1)}
+        return max(self.rows[i][column] for i in around)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Effort:
+        rows = tuple(tuple(int(n) for n in row) for row in told["rows"])
+        return cls(tuple(map(float, told["shares"])), tuple(map(float, told["recalls"])), rows)
+
+
+def cells_for(rows: int) -> int:
+    """How many cells to part rows into: about the square root of their number, doubled, as a power of two."""
+    return int(2 ** np.clip(np.round(np.log2(1.5 * np.sqrt(max(rows, 1)))), 2, 16))
+
+
+def centres_of(sample: Vectors, cells: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """(cells, dim) unit vectors: spherical k-means over a sample (Dhillon & Modha 2001)."""
+    import torch
+
+    rows = torch.from_numpy(np.asarray(sample, np.float32))
+    centres = rows[torch.from_numpy(rng.choice(len(rows), cells, replace=len(rows) < cells))].clone()
+    for _ in range(ROUNDS):
+        nearest = (rows @ centres.T).argmax(1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
+        empty = torch.bincount(nearest, minlength=cells) == 0
+        if count := int(empty.sum()):  # start anew somewhere
+            sums[empty] = rows[torch.from_numpy(rng.integers(0, len(rows), count))]
+        centres = torch.nn.functional.normalize(sums)
+    return np.asarray(centres.numpy(), np.float32)
+
+
+def nearest_cell(vectors: Vectors, centres: Vectors) -> tuple[npt.NDArray[np.int64], float]:
+    """(rows,) which cell each row belongs to, and how near they are to their centres on average."""
+    import torch
+
+    cells, fit = np.empty(len(vectors), np.int64), 0.0
+    wanted = torch.from_numpy(np.asarray(centres, np.float32)).T
+    for start in range(0, len(vectors), PIECE_ROWS):
+        piece = torch.from_numpy(np.ascontiguousarray(vectors[start : start + PIECE_ROWS])).float()
+        similarity, cell = (piece @ wanted).max(1)
+        cells[start : start + PIECE_ROWS] = cell.numpy()
+        fit += float(similarity.sum())
+    return cells, fit / max(len(vectors), 1)
+
+
+class Cells:
+    """An IVF index over the rows of one class, by ordinal."""
+
+    def __init__(self, ivf: Any, centres: Vectors, cell_of: npt.NDArray[np.int64]) -> None:
+        self._ivf = ivf
+        self.centres = centres  # (cells, dim)
+        self.cell_of = cell_of  # (rows,)
+        self._order = np.argsort(cell_of, kind="stable")  # ordinals cell by cell
+        self._ends = np.cumsum(np.bincount(cell_of, minlength=len(centres)))
+
+    def __len__(self) -> int:
+        return len(self.cell_of)
+
+    @property
+    def compact(self) -> bool:
+        """Whether rows are quantised, so that what a search finds wants exact comparing."""
+        return isinstance(self._ivf, faiss.IndexIVFRaBitQ)
+
+    @classmethod
+    def empty(cls, centres: Vectors, sample: Vectors, *, compact: bool) -> Cells:
+        """No rows yet, in cells around these centres; `sample` is what quantisation is fitted to."""
+        cells, dim = centres.shape
+        quantiser: Any = faiss.IndexFlatIP(dim)
+        quantiser.add(np.ascontiguousarray(centres, np.float32))
+        ivf: Any
+        if compact:
+            ivf = faiss.IndexIVFRaBitQ(quantiser, dim, cells, faiss.METRIC_INNER_PRODUCT, True, COMPACT_BITS)
+            ivf.qb = 8
+            ivf.train(np.ascontiguousarray(sample, np.float32))
+        else:
+            half = faiss.ScalarQuantizer.QT_fp16
+            ivf = faiss.IndexIVFScalarQuantizer(quantiser, dim, cells, half, faiss.METRIC_INNER_PRODUCT, False)
+            ivf.is_trained = True  # nothing to fit: halves are halves, and the centres are there
+        ivf.own_fields = True  # FAISS frees the quantiser, not Python
+        quantiser.this.disown()
+        return cls(ivf, centres, np.zeros(0, np.int64))
+
+    def add(self, vectors: Vectors, cell_of: npt.NDArray[np.int64]) -> Cells:
+        """The same with more rows at the end; nothing is trained anew."""
+        for start in range(0, len(vectors), PIECE_ROWS):
+            piece = np.ascontiguousarray(vectors[start : start + PIECE_ROWS], np.float32)
+            cells = np.ascontiguousarray(cell_of[start : start + PIECE_ROWS], np.int64)
+            ordinals = np.arange(len(piece), dtype=np.int64) + len(self) + start
+            pointers = [faiss.swig_ptr(array) for array in (piece, ordinals, cells)]
+            self._ivf.add_core(len(piece), *pointers)
+        return Cells(self._ivf, self.centres, np.concatenate([self.cell_of, cell_of]))
+
+    def counts(self, allowed: Mask | None) -> npt.NDArray[np.int64]:
+        """(cells,) how many allowed rows each cell holds."""
+        if allowed is None:
+            return np.diff(self._ends, prepend=0)
+        upto = np.concatenate([[0], np.cumsum(allowed[self._order])])
+        return np.diff(upto[self._ends], prepend=0)
+
+    def search(self, queries: Vectors, k: int, rows: int, allowed: Mask | None = None) -> Ordinals:
+        """(queries, k) ordinals found near each query, -1 where fewer, after reading `rows` allowed rows or a few more.
+
+        Compact cells give candidates: ask for more than are wanted and compare them exactly.
+        """
+        probed = probes(np.asarray(queries, np.float32) @ self.centres.T, self.counts(allowed), rows)
+        if not probed.size:
+            return np.full((len(queries), k), -1, np.int64)
+        bits = None if allowed is None else np.packbits(allowed, bitorder="little")
+        only = None if bits is None else faiss.IDSelectorBitmap(len(self), faiss.swig_ptr(bits))
+        options = faiss.SearchParametersIVF(sel=only, nprobe=probed.shape[1])  # type: ignore[call-arg]
+        self._ivf.parallel_mode = 1 if len(queries) < 4 else 0  # over cells, or over queries
+        wanted = np.ascontiguousarray(queries, np.float32)
+        near = np.zeros(probed.shape, np.float32)
+        found, scores = np.empty((len(wanted), k), np.int64), np.empty((len(wanted), k), np.float32)
+        arrays = [faiss.swig_ptr(array) for array in (probed, near, scores, found)]
+        # the wrapper in Python does not pass a selector on
+        self._ivf.search_preassigned_c(len(wanted), faiss.swig_ptr(wanted), k, *arrays, False, options)
+        return np.where((found < 0) | (found >= len(self)), -1, found)
+
+    def save(self, path: Path) -> int:
+        """Write FAISS's file; returns how many bytes at its end are rows, the rest being tables."""
+        faiss.write_index(self._ivf, str(path))
+        return len(self) * (int(self._ivf.code_size) + 8)
+
+    @classmethod
+    def load(cls, path: Path, cell_of: npt.NDArray[np.int64], *, mapped: bool = True) -> Cells:
+        """What was saved, mapped into memory; to add to it, read it whole."""
+        flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
+        ivf: Any = faiss.read_index(str(path), flags)
+        flat: Any = faiss.downcast_index(ivf.quantizer)
+        centres = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * ivf.d).reshape(flat.ntotal, ivf.d).copy()
+        return cls(ivf, centres, cell_of)
+
+
+def probes(near: npt.NDArray[np.floating[Any]], counts: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:
+    """Which cells to read for each query: the nearest that hold allowed rows, until they held `rows` of them.
+
+    Parameters
+    ----------
+    near : (queries, cells) similarity of queries to centres
+    counts : (cells,) allowed rows in each
+    rows : allowed rows to read, at least
+
+    Returns
+    -------
+    (queries, most cells of a query) cell numbers, -1 where a query needs fewer
+
+    >>> probes(np.array([[0.9, 0.1, 0.5]]), np.array([3, 4, 0]), rows=4)
+    array([[0, 1]])
+    """
+    holding = np.flatnonzero(counts)
+    ranking = holding[np.argsort(-near[:, holding], axis=1, kind="stable")]
+    held = counts[ranking]
+    before = np.cumsum(held, axis=1) - held  # allowed rows in nearer cells
+    needed = before < rows
+    most = int(needed.sum(axis=1).max(initial=0))
+    return np.ascontiguousarray(np.where(needed, ranking, -1)[:, :most])
+
+
+def measure(
+    cells: Cells,
+    queries: Vectors,
+    similarity: npt.NDArray[np.float32],
+    rng: np.random.Generator,
+    k: int = 10,
+) -> Effort:
+    """How many allowed rows must be read for each recall and each share of allowed rows.
+
+    Filters are of two kinds, and the dearer one counts: scattered rows, and whole cells (a source or a category is more
+    like that). A neighbour is found if and only if its cell is read, so one look at the true neighbours gives the
+    effort for every recall.
+
+    Parameters
+    ----------
+    queries : (queries, dim)
+    similarity : (queries, rows) to every row, by ordinal; -inf for a query's own row
+    """
+    near = np.asarray(queries, np.float32) @ np.asarray(cells.centres, np.float32).T
+    table = []
+    for share in SHARES:
+        filters = [None] if share == 1.0 else [rng.random(len(cells)) < share, _whole_cells(cells, share, rng)]
+        efforts = [_efforts(cells, near, similarity, allowed, k) for allowed in filters]
+        table.append(tuple(int(n) for n in np.max([_quantiles(e) for e in efforts], axis=0)))
+    return Effort(SHARES, RECALLS, tuple(table))
+
+
+def _whole_cells(cells: Cells, share: float, rng: np.random.Generator) -> Mask:
+    chosen = rng.permutation(len(cells.centres))
+    held = np.cumsum(cells.counts(None)[chosen])
+    return np.isin(cells.cell_of, chosen[: int(np.searchsorted(held, share * len(cells))) + 1])
+
+
+def _efforts(
+    cells: Cells,
+    near: npt.NDArray[Any],
+    similarity: npt.NDArray[np.float32],
+    allowed: Mask | None,
+    k: int,
+) -> npt.NDArray[np.int64]:
+    """(true neighbours of all queries,) the allowed rows to read until each is found."""
+    import torch
+
+    positions = np.arange(len(cells)) if allowed is None else np.flatnonzero(allowed)
+    if not len(positions):
+        return np.zeros(1, np.int64)
+    piece = similarity if allowed is None else similarity[:, positions]
+    true = positions[torch.topk(torch.from_numpy(piece), min(k, len(positions)), dim=1).indices.numpy()]
+    counts = cells.counts(allowed)
+    ranking = np.argsort(-np.where(counts > 0, near, -np.inf), axis=1, kind="stable")
+    upto = np.cumsum(counts[ranking], axis=1)
+    before = np.empty_like(upto)
+    np.put_along_axis(before, ranking, upto - counts[ranking], axis=1)
+    return np.take_along_axis(before, cells.cell_of[true], axis=1).ravel() + 1
+
+
+def _quantiles(efforts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(recalls,) the rows to read so that this share of the neighbours is found."""
+    return np.quantile(efforts, RECALLS, method="higher").astype(np.int64)
