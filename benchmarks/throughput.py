@@ -25,7 +25,7 @@ import torch
 
 from ..indexer.encoder import Encoder, load_encoder
 from ..indexer.image import decode
-from ..indexer.index import IndexOptions, index
+from ..indexer.index import IndexOptions, default_batch_size, index
 from ..store.block import Block, Rows
 from ..store.store import Store
 from . import command
@@ -88,7 +88,7 @@ def _measure(
     options: IndexOptions,
 ) -> dict[str, Any]:
     pixels = [decode(path.read_bytes()).pixels for path in paths]
-    size = options.batch_size
+    size = options.batch_size or default_batch_size(encoder)
     batches = [pixels[i : i + size] for i in range(0, len(pixels), size)]
     vectors = np.concatenate([encoder.encode(batch) for batch in batches])
     rows = Rows.make([str(path) for path in paths], [0] * len(paths))

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +18,12 @@ from ..store.errors import EncoderError
 from ..store.space import Space
 from .image import Pixels
 from .preprocess import Preprocess
+from .staging import Staging
+from .tower import ClipTower
 
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
+OPENVINO = "openvino"  # as a --device
 UNTRAINED = "untrained:"  # "untrained:SEED:NAME" is NAME's architecture with random weights
 
 
@@ -69,19 +73,58 @@ class TransformerEncoder:
         self, name: str, model: Any, preprocess: Preprocess, tokenizer: Any, device: torch.device, dtype: torch.dtype
     ) -> None:
         fingerprint = fingerprint_of(model, preprocess)  # before the weights are rounded to `dtype`
-        self.model = model.to(device=device, dtype=dtype).eval()
-        self.preprocess = preprocess
-        self.tokenizer = tokenizer
-        self.device, self.dtype = device, dtype
+        self.preprocess, self.tokenizer, self.dtype = preprocess, tokenizer, dtype
+        self._move(model, device)
         grey = np.full((64, 64, 3), 128, np.uint8)
         self.space = Space(name, fingerprint, dim=int(self._features([grey]).shape[1]))
+
+    def _move(self, model: Any, device: torch.device) -> None:
+        self.model = model.to(device=device, dtype=self.dtype).eval()
+        self.device = device
+        self.tower = ClipTower(self.model) if type(model).__name__ == "CLIPModel" else self.model
+        cuda = device.type == "cuda"
+        self._stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
+        self._upload = Staging(device).upload if cuda else None
+
+    def on(self, device: torch.device) -> TransformerEncoder:
+        """A copy on another device."""
+        twin = copy.copy(self)
+        twin._move(copy.deepcopy(self.model), device)
+        return twin
 
     @property
     def has_text(self) -> bool:
         return self.tokenizer is not None
 
+    @property
+    def overlaps(self) -> bool:
+        """Whether `begin` returns before the work is done."""
+        return self._stream is not None
+
+    def shrink(self, pixels: Pixels) -> Pixels:
+        """A large image made as small as the encoder sees it, in the thread that decoded it."""
+        return self.preprocess.shrink(pixels)
+
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
-        return unit(self._features(images).float().cpu().numpy())
+        return self.begin(images)()
+
+    def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
+        """Start encoding; the function returned waits for the vectors. On a CPU they are there at once."""
+        if self._stream is None:
+            found = unit(self._features(images).float().cpu().numpy())
+            return lambda: found
+        with torch.cuda.stream(self._stream):
+            features = self._features(images).float()
+            here = torch.empty(features.shape, pin_memory=True)
+            here.copy_(features, non_blocking=True)
+            done = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            done.record(self._stream)
+
+        def wait() -> Embeddings:
+            done.synchronize()
+            return unit(here.numpy())
+
+        return wait
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         if self.tokenizer is None:
@@ -93,10 +136,29 @@ class TransformerEncoder:
 
     @torch.inference_mode()
     def _features(self, images: Sequence[Pixels]) -> torch.Tensor:
-        pixels = self.preprocess(images, self.device, self.dtype)
+        return self.features_of(self.preprocess(images, self.device, self.dtype, self._upload))
+
+    def features_of(self, pixels: torch.Tensor) -> torch.Tensor:
+        """(n, dim) features, not of unit length, of (n, 3, height, width) preprocessed pixels."""
+        if isinstance(self.tower, ClipTower):
+            return cast(torch.Tensor, self.tower(pixels))
         if hasattr(self.model, "get_image_features"):
             return _tensor(self.model.get_image_features(pixel_values=pixels))
         return _tensor(self.model(pixel_values=pixels))
+
+
+class Replicas:
+    """One encoder on several devices; the indexer gives each its own batches."""
+
+    def __init__(self, replicas: Sequence[Encoder]) -> None:
+        self.replicas = tuple(replicas)
+        self.space, self.has_text = replicas[0].space, replicas[0].has_text
+
+    def encode(self, images: Sequence[Pixels]) -> Embeddings:
+        return self.replicas[0].encode(images)
+
+    def encode_texts(self, texts: Sequence[str]) -> Embeddings:
+        return self.replicas[0].encode_texts(texts)
 
 
 def _tensor(output: Any) -> torch.Tensor:
@@ -128,17 +190,20 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
 
     Parameters
     ----------
-    device : "auto", "cuda", "cuda:1", "mps" or "cpu"
+    device : "auto", "cuda", "cuda:1", "mps", "cpu", several ("cuda:0,cuda:1", "all" GPUs) or "openvino"
+        OpenVINO runs the image tower on the CPU, faster than torch; it needs the extra `cpu`.
     precision : "auto" (float32 on a CPU, bf16 or fp16 on a GPU), "float32", "bf16" or "fp16"
 
     Raises
     ------
     EncoderError
         It is not there (and cannot be fetched), or is no vision model.
+    MissingExtra
+        OpenVINO is asked for and not installed.
     """
     if name == "plain":
         return PlainEncoder()
-    where = choose_device(device)
+    first, *others = [choose_device(told) for told in device_names(device)]
     place, seed = name, None
     if name.startswith(UNTRAINED):
         told, _, place = name.removeprefix(UNTRAINED).partition(":")
@@ -155,7 +220,25 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
             f"preprocessor_config.json, or a hub id while online (or already in the Hugging Face cache)"
         ) from e
     full = place if seed is None else f"{UNTRAINED}{seed}:{place}"
-    return TransformerEncoder(full, model, preprocess, tokenizer, where, choose_dtype(precision, where))
+    if device == OPENVINO:
+        from .openvino import OpenVinoEncoder
+
+        return OpenVinoEncoder(TransformerEncoder(full, model, preprocess, tokenizer, first, torch.float32), precision)
+    encoder = TransformerEncoder(full, model, preprocess, tokenizer, first, choose_dtype(precision, first))
+    return Replicas([encoder, *(encoder.on(other) for other in others)]) if others else encoder
+
+
+def device_names(told: str) -> list[str]:
+    """The devices of a --device.
+
+    >>> device_names("cuda:0,cuda:1"), device_names("openvino")
+    (['cuda:0', 'cuda:1'], ['cpu'])
+    """
+    if told == OPENVINO:
+        return ["cpu"]
+    if told == "all":
+        return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["auto"]
+    return [name.strip() for name in told.split(",")]
 
 
 def choose_device(told: str) -> torch.device:

@@ -1,152 +1,330 @@
-"""Folders of images as they are found in the wild, listed one image at a time with what is known of each.
+"""Images as they are found in the wild, listed one at a time with what is known of each, whatever holds them.
 
-Understood: ArtiFact (a metadata.csv with image_path and target), trees whose folders say the label (real/fake,
-0_real/1_fake, nature/ai, nested per generator), and folders that say nothing (label unknown).
+Understood: ArtiFact (a metadata.csv with image_path and target), Hugging Face image folders (metadata.csv or .jsonl
+with file_name), trees whose folders say the label (real/fake, 0_real/1_fake, nature/ai, nested per generator) and
+folders that say nothing (label unknown); each as a folder, inside a zip, or behind a URL. Also tar files (WebDataset)
+and tables of paths and labels.
 """
 
 from __future__ import annotations
 
-import csv
 import os
+import posixpath
+import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO, Protocol
 
-from ..store.block import FAKE, REAL, UNKNOWN
+from ..store.block import FAKE
 from ..store.errors import SourceError
+from . import table
+from .entry import Absent, Entry, File, Place, is_url
+from .labels import by_folders, by_row
 
-METADATA = "metadata.csv"
-COLUMNS = ("image_path", "target")
-TARGETS = range(7)  # 0 is real, 1 to 6 are all fake
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".ppm", ".jp2")
 )
-REAL_NAMES = frozenset(("real", "reals", "0_real", "nature", "original", "authentic"))
-FAKE_NAMES = frozenset(("fake", "fakes", "1_fake", "ai", "generated", "synthetic"))
+
+
+class Source(Protocol):
+    """A named heap of images."""
+
+    @property
+    def name(self) -> str:
+        """What its keys begin with, unless a metadata table inside stands for a source of its own."""
+        ...
+
+    @property
+    def at(self) -> str:
+        """Where it is: a path or URL."""
+        ...
+
+    def entries(self) -> Iterator[Entry]:
+        """Its images, as they are read; raises SourceError."""
+        ...
+
+
+class Tree(Source, Protocol):
+    """A source with folders in it, listed one folder at a time."""
+
+    def list(self, inside: str) -> tuple[list[str], list[str]]:
+        """Names of the folders and of the files in the folder `inside` ("" for the root), each sorted."""
+        ...
+
+    def place(self, inside: str) -> tuple[str, Place]:
+        """A file's path for people, and where its bytes are."""
+        ...
+
+    def open(self, inside: str) -> BinaryIO:
+        """A table, to be read as it streams."""
+        ...
 
 
 @dataclass(frozen=True)
-class Entry:
-    """One image that is to be indexed, or the reason it cannot be."""
+class Folder:
+    """A folder of this machine."""
 
-    key: str  # source folder / path inside it
-    path: str
-    label: int = UNKNOWN
-    target: int = -1
-    source: str = ""
-    generator: str = ""
-    category: str = ""
-    refused: str = ""  # why it is left out, "" if it is not
+    root: Path
 
+    @property
+    def name(self) -> str:
+        return self.root.name
 
-def expand(folders: Iterable[str | Path]) -> list[Path]:
-    """Folders from names and quoted patterns, each once, in order; raises SourceError for one that is not there.
+    @property
+    def at(self) -> str:
+        return str(self.root)
 
-    Two different folders of one name would give two images one key: that is a SourceError too.
-    """
-    found: dict[Path, None] = {}
-    for folder in map(str, folders):
-        if any(sign in folder for sign in "*?["):
-            base = Path(folder).anchor or "."
-            matches = sorted(p for p in Path(base).glob(folder.removeprefix(base)) if p.is_dir())
-            if not matches:
-                raise SourceError(f"no folder matches {folder}")
-            found.update(dict.fromkeys(p.resolve() for p in matches))
-        elif Path(folder).is_dir():
-            found[Path(folder).resolve()] = None
-        elif not Path(folder).exists():
-            raise SourceError(f"the folder {folder} does not exist; check the path")
-        elif Path(folder).name != METADATA:  # `data/*` may well hold a stray file
-            raise SourceError(f"{folder} is not a folder; name folders of images")
-    by_name: dict[str, Path] = {}
-    for path in found:
-        if (other := by_name.setdefault(path.name, path)) != path:
-            raise SourceError(f"{other} and {path} have one name, and so their images would have one key; rename one")
-    return list(found)
+    def entries(self) -> Iterator[Entry]:
+        return tree_entries(self)
 
+    def list(self, inside: str) -> tuple[list[str], list[str]]:
+        here = os.path.join(self.root, inside)  # noqa: PTH118 - a Path would cost more than the listing
+        folders, files = [], []
+        try:
+            with os.scandir(here) as found:
+                for entry in found:  # names only: a folder may hold a million
+                    if entry.is_dir():
+                        if not (entry.is_symlink() and _leads_up(entry.path)):
+                            folders.append(entry.name)
+                    else:
+                        files.append(entry.name)
+        except OSError as e:
+            raise SourceError(f"{here} cannot be listed: {e.strerror}; give read access or leave it out") from e
+        return sorted(folders), sorted(files)
 
-def listing(folders: Sequence[Path]) -> Iterator[Entry]:
-    """Every image of these folders, as they are read; raises SourceError for a folder without any."""
-    for folder in folders:
-        count = 0
-        for entry in list_folder(folder):
-            count += 1
-            yield entry
-        if not count:
-            raise SourceError(f"{folder} holds no images (looked for {', '.join(sorted(SUFFIXES))} and {METADATA})")
+    def place(self, inside: str) -> tuple[str, Place]:
+        path = f"{self.root}/{inside}"
+        return path, File(path)
+
+    def open(self, inside: str) -> BinaryIO:
+        return (self.root / inside).open("rb")
 
 
-def list_folder(folder: Path) -> Iterator[Entry]:
-    """The images of one folder: by its metadata.csv if it has one, else by the names of its folders."""
-    return _artifact(folder) if (folder / METADATA).is_file() else _tree(folder)
+def _leads_up(link: str) -> bool:
+    """Whether a link goes to a folder above itself: a loop."""
+    real = os.path.realpath(link)
+    above = os.path.realpath(posixpath.dirname(link))
+    return above == real or above.startswith(real.rstrip("/") + "/")
 
 
-def _artifact(folder: Path) -> Iterator[Entry]:
-    path = folder / METADATA
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := [name for name in COLUMNS if name not in (reader.fieldnames or ())]:
-            raise SourceError(
-                f"{path} has no column {' or '.join(missing)} (it has {', '.join(reader.fieldnames or ['none'])}); "
-                f"expected filename,image_path,target,category"
-            )
-        seen: set[str] = set()
-        for row in reader:
-            inside, told = (row["image_path"] or "").strip(), (row["target"] or "").strip()
-            entry = Entry(f"{folder.name}/{inside}", str(folder / inside), source=folder.name)
-            if not inside or Path(inside).is_absolute() or ".." in Path(inside).parts:
-                yield _refuse(
-                    entry, f"line {reader.line_num} of {path}: image_path {inside!r} is not inside the folder"
-                )
-            elif not told.isdecimal() or int(told) not in TARGETS:
-                yield _refuse(entry, f"line {reader.line_num} of {path}: target {told!r} is not one of 0 to 6")
-            elif inside in seen:
-                yield _refuse(entry, f"line {reader.line_num} of {path}: {inside} was listed before")
+def tree_entries(tree: Tree) -> Iterator[Entry]:
+    """Images of a tree: by the metadata table of their folder or of one above, else by the names of their folders."""
+    waiting = [""]
+    while waiting:
+        inside = waiting.pop()
+        folders, files = tree.list(inside)
+        if found := next((name for name in table.METADATA if name in files), None):
+            yield from _tabled(tree, inside, posixpath.join(inside, found))
+            continue
+        for name in files:
+            if posixpath.splitext(name)[1].lower() in SUFFIXES:
+                yield _by_name(tree, posixpath.join(inside, name))
+        waiting += [posixpath.join(inside, name) for name in reversed(folders)]
+
+
+def _by_name(tree: Tree, inside: str) -> Entry:
+    label, source, generator = by_folders([tree.name, *inside.split("/")[:-1]])
+    path, place = tree.place(inside)
+    where = None if isinstance(place, File) else place
+    return Entry(
+        text(f"{tree.name}/{inside}"), path, label, source=text(source), generator=text(generator), where=where
+    )
+
+
+def _tabled(tree: Tree, folder: str, name: str) -> Iterator[Entry]:
+    """By a metadata table. ArtiFact's folder is a source of its own wherever it lies: it gives the keys their start."""
+    told_at = f"{tree.at}/{name}"
+    with tree.open(name) as file, closing(table.rows(told_at, file)) as rows:
+        column = table.path_column(list(next(rows)[1]), told_at, target=True)
+        own = posixpath.basename(folder) or tree.name
+        artifact = column == "image_path"
+        stem = text(own if artifact else posixpath.join(tree.name, folder).rstrip("/"))
+        seen: set[int] = set()
+        for line, row in rows:
+            path_inside = str(row[column] or "").strip()
+            inside = posixpath.join(folder, path_inside)
+            entry = Entry(f"{stem}/{text(path_inside)}", f"{tree.at}/{inside}", source=stem)
+            told = by_row(row)
+            if not path_inside or path_inside.startswith("/") or ".." in path_inside.split("/"):
+                yield refuse(entry, f"line {line} of {told_at}: {column} {path_inside!r} is not inside the folder")
+            elif isinstance(told, str):
+                yield refuse(entry, f"line {line} of {told_at}: {told}")
+            elif (mark := hash(path_inside)) in seen:
+                yield refuse(entry, f"line {line} of {told_at}: {path_inside} was listed before")
             else:
-                seen.add(inside)
-                target = int(told)
-                label = REAL if target == 0 else FAKE
-                generator = folder.name if label == FAKE else ""
-                category = (row.get("category") or "").strip()
-                yield Entry(entry.key, entry.path, label, target, folder.name, generator, category)
+                seen.add(mark)
+                yield _from_row(tree, inside, entry, row, told, own if artifact else "")
 
 
-def _refuse(entry: Entry, why: str) -> Entry:
+def _from_row(
+    tree: Tree, inside: str, entry: Entry, row: dict[str, object], told: tuple[int, int] | None, own: str
+) -> Entry:
+    path, place = tree.place(inside)
+    where = None if isinstance(place, File) else place
+    source, target = entry.source, -1
+    if told is None:
+        label, source, generator = by_folders([tree.name, *inside.split("/")[:-1]])
+    else:
+        label, target = told
+        generator = own or by_folders([tree.name, *inside.split("/")[:-1]])[2] or tree.name
+    generator = (str(row.get("generator") or "") or generator) if label == FAKE else ""
+    category = str(row.get("category") or "").strip()
+    return Entry(entry.key, path, label, target, text(source), text(generator), text(category), where=where)
+
+
+def refuse(entry: Entry, why: str) -> Entry:
     return Entry(entry.key, entry.path, source=entry.source, refused=why)
 
 
-def _tree(folder: Path) -> Iterator[Entry]:
-    for path in _files(folder, set()):
-        inside = os.path.relpath(path, folder)
-        parts = [folder.name, *Path(inside).parent.parts]
-        said = [i for i, part in enumerate(parts) if part.lower() in REAL_NAMES | FAKE_NAMES]
-        key = _text(f"{folder.name}/{inside}")
-        if not said:
-            yield Entry(key, path, source=_text(folder.name))
+@dataclass(frozen=True)
+class Table:
+    """A CSV, JSON lines or parquet file of paths (absolute, URLs, or relative to it) and labels."""
+
+    at: str
+
+    @property
+    def name(self) -> str:
+        return posixpath.splitext(posixpath.basename(self.at))[0]
+
+    def entries(self) -> Iterator[Entry]:
+        beside = posixpath.dirname(self.at)
+        with open_binary(self.at) as file, closing(table.rows(self.at, file)) as rows:
+            column = table.path_column(list(next(rows)[1]), self.at, target=False)
+            seen: set[int] = set()
+            for line, row in rows:
+                told_path = str(row[column] or "").strip()
+                path = told_path if is_url(told_path) else posixpath.join(beside, told_path)
+                source = text(str(row.get("source") or "") or self.name)
+                entry = Entry(text(f"{self.name}/{told_path.lstrip('/')}"), path, source=source)
+                told = by_row(row)
+                if not told_path:
+                    yield refuse(entry, f"line {line} of {self.at}: no {column}")
+                elif isinstance(told, str):
+                    yield refuse(entry, f"line {line} of {self.at}: {told}")
+                elif (mark := hash(told_path)) in seen:
+                    yield refuse(entry, f"line {line} of {self.at}: {told_path} was listed before")
+                else:
+                    seen.add(mark)
+                    label, target = told if told is not None else (by_folders(path.split("/")[:-1])[0], -1)
+                    generator = text(str(row.get("generator") or "") or source) if label == FAKE else ""
+                    category = text(str(row.get("category") or "").strip())
+                    where = _remote(path) if is_url(path) else None
+                    yield Entry(entry.key, path, label, target, source, generator, category, where=where)
+
+
+def _remote(url: str) -> Place:
+    from .cloud import remote
+
+    return remote(url)
+
+
+def open_binary(at: str) -> BinaryIO:
+    """A local or remote file, to be read from its start; raises SourceError."""
+    try:
+        if is_url(at):
+            from .cloud import open_remote
+
+            return open_remote(at)
+        return Path(at).open("rb")
+    except OSError as e:
+        raise SourceError(f"{at} cannot be opened: {e.strerror or e}") from e
+
+
+def expand(folders: Iterable[str | Path | Source]) -> list[Source]:
+    """Sources from names, quoted patterns and URLs, each once, in order; raises SourceError for one that is not there.
+
+    Two different sources of one name would give two images one key: that is a SourceError too.
+    """
+    found: dict[str, Source] = {}
+    for given in folders:
+        if not isinstance(given, str | Path):
+            found.setdefault(given.at, given)
             continue
-        at = said[-1]  # the name nearest to the file decides
-        label = REAL if parts[at].lower() in REAL_NAMES else FAKE
-        # progan/1_fake/x.png: the folder above says the generator; fake/progan/x.png: the one below
-        around = [*parts[at + 1 : at + 2], *parts[1:at][-1:], *parts[:1]]
-        generator = next((p for p in around if p.lower() not in FAKE_NAMES), "fake") if label == FAKE else ""
-        yield Entry(key, path, label, source=_text("/".join(parts[: at + 1])), generator=_text(generator))
+        for place in _braces(str(given)):
+            for at in _matches(place):
+                if source := source_at(at):
+                    found.setdefault(source.at, source)
+    by_name: dict[str, Source] = {}
+    for source in found.values():
+        if (other := by_name.setdefault(source.name, source)) is not source:
+            raise SourceError(
+                f"{other.at} and {source.at} have one name, and so their images would have one key; rename one"
+            )
+    return list(found.values())
 
 
-def _files(folder: Path | str, above: set[tuple[int, int]]) -> Iterator[str]:
-    """Image files below a folder, by name; a link back to a folder above is not followed."""
-    status = Path(folder).stat()
-    here = (status.st_dev, status.st_ino)
-    if here in above:
-        return
-    with os.scandir(folder) as entries:
-        ordered = sorted(entries, key=lambda entry: entry.name)
-    for entry in ordered:
-        if entry.is_dir():
-            yield from _files(entry.path, above | {here})
-        elif entry.is_file() and Path(entry.name).suffix.lower() in SUFFIXES:
-            yield entry.path
+def source_at(at: str) -> Source | None:
+    """What lies at a path or URL; None for a metadata table, which speaks of the folder it lies in."""
+    from . import archive, cloud
+
+    name = at.lower()
+    if posixpath.basename(name) in table.METADATA:  # `data/*` may well hold a stray one
+        return None
+    if not is_url(at):
+        path = Path(at)
+        if not path.exists():
+            raise SourceError(f"the folder {at} does not exist; check the path")
+        at = str(path.resolve())
+        if path.is_dir():
+            return Folder(Path(at))
+    if name.endswith(".zip"):
+        return archive.Zip(at)
+    if name.endswith(archive.TARS):
+        return archive.Tar(at)
+    if name.endswith(table.SUFFIXES):
+        return Table(at)
+    if is_url(at):
+        return cloud.Cloud(at.rstrip("/"))
+    raise SourceError(f"{at} is not a folder; name folders of images, zip or tar archives, or a CSV or parquet table")
 
 
-def _text(name: str) -> str:
+def _matches(place: str) -> list[str]:
+    if is_url(place) or not any(sign in place for sign in "*?["):
+        return [place]
+    base = Path(place).anchor or "."
+    wanted = (*table.SUFFIXES, ".zip", ".tar", ".tgz", ".gz")
+    matches = [p for p in Path(base).glob(place.removeprefix(base)) if p.is_dir() or p.name.lower().endswith(wanted)]
+    if not matches:
+        raise SourceError(f"no folder matches {place}")
+    return sorted(map(str, matches))
+
+
+def _braces(place: str) -> list[str]:
+    """WebDataset's ranges.
+
+    >>> _braces("data/{08..11}.tar")
+    ['data/08.tar', 'data/09.tar', 'data/10.tar', 'data/11.tar']
+    """
+    if not (found := re.search(r"\{(\d+)\.\.(\d+)\}", place)):
+        return [place]
+    first, last = found.groups()
+    return [
+        made
+        for number in range(int(first), int(last) + 1)
+        for made in _braces(f"{place[: found.start()]}{number:0{len(first)}d}{place[found.end() :]}")
+    ]
+
+
+def listing(folders: Sequence[str | Path | Source]) -> Iterator[Entry]:
+    """Every image of these sources, as they are read; raises SourceError for a source without any."""
+    for source in expand(folders):
+        count = 0
+        for entry in source.entries():
+            count += 1
+            yield entry
+        if not count:
+            raise SourceError(
+                f"{source.at} holds no images (looked for {', '.join(sorted(SUFFIXES))} and {table.METADATA[0]})"
+            )
+
+
+def text(name: str) -> str:
     """A file name as text: bytes that are not UTF-8 are written as \\xNN."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def missing(archive: str, inside: str) -> tuple[str, Place]:
+    """For a file that a table names and an archive lacks."""
+    return f"{archive}/{inside}", Absent(f"cannot be read: {archive} holds no {inside}")

@@ -1,79 +1,57 @@
-"""The job: list folders, decode in threads, encode in batches, append to the store. Running it again does nothing."""
+"""The job: every image of some folders into a store, once, whatever happened before. Running it again does nothing."""
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
-from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ..store.block import TEXT, Block, Rows
-from ..store.errors import ImageError
-from ..store.store import Store, Writer
+from ..store.errors import ImageError, SourceError
+from ..store.store import ROWS_PER_SHARD, Store, Writer
 from .encoder import Encoder
-from .folders import Entry, listing
-from .image import Image, decode, thumbnail
+from .entry import Entry
+from .folders import Source, expand, listing, text
+from .image import Image, decode
+from .pipeline import Decoded, Encoded, Pipeline, batched
+from .quarantine import NAME as QUARANTINE
+from .quarantine import Bad, read_quarantine, write_quarantine
+from .report import IndexReport
 
-AHEAD = 3  # batches decoded before the encoder asks for them
-LABELS = {0: "real", 1: "fake", -1: "unknown"}
+TRIED_AT_LEAST = 1000  # images, before a share of bad ones ends a run early
+CHUNK = 1024  # keys looked up at once
 
 
 @dataclass(frozen=True)
 class IndexOptions:
-    batch_size: int = 64
-    threads: int = 4
+    """How to index."""
+
+    batch_size: int | None = None  # None: 64 on a CPU, 1024 on a GPU; halved when its memory runs out
+    threads: int = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 4, 32)
     text: bool = True  # embed each distinct category, where the encoder can
     thumbnails: bool = True
     limit: int | None = None  # images at most
-
-
-@dataclass
-class IndexReport:
-    """What an indexing run did; grows while it runs."""
-
-    added: int = 0
-    known: int = 0
-    replaced: int = 0
-    skipped: list[tuple[str, str]] = field(default_factory=list)  # (key, reason)
-    sources: Counter[tuple[str, str]] = field(default_factory=Counter)  # (source, label) -> rows listed
-    seconds: float = 0.0
-    encoding_seconds: float = 0.0  # with the encoder at work
-    waiting_seconds: float = 0.0  # for decoded images
-    interrupted: bool = False
-
-    @property
-    def images_per_second(self) -> float:
-        """Images encoded a second of the whole run."""
-        return (self.added + self.replaced) / self.seconds if self.seconds else 0.0
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "added": self.added,
-            "known": self.known,
-            "replaced": self.replaced,
-            "skipped": [{"key": key, "reason": reason} for key, reason in self.skipped],
-            "sources": [
-                {"source": source, "label": label, "rows": rows}
-                for (source, label), rows in sorted(self.sources.items())
-            ],
-            "images_per_second": round(self.images_per_second, 2),
-            "seconds": round(self.seconds, 3),
-            "encoder_busy": round(self.encoding_seconds / self.seconds, 4) if self.seconds else 0.0,
-            "interrupted": self.interrupted,
-        }
+    max_bad: float = 1.0  # share of bad images that ends the run: 0.01 is 1 %
+    retry_quarantined: bool = False  # try again what could not be read before
+    sync: bool = False  # drop rows of these sources whose file is gone; read again what cannot be compared by time
+    shard: tuple[int, int] | None = None  # (i, n): only the i-th (from 0) of n equal parts, by key
+    rows_per_shard: int = ROWS_PER_SHARD
 
 
 Progress = Callable[[IndexReport], None]
+Folders = Sequence[str | Path | Source]
 
 
-def plan(folders: Sequence[Path], limit: int | None = None) -> IndexReport:
-    """What would be indexed, without opening an image (`--dry-run`)."""
+def plan(folders: Folders, limit: int | None = None) -> IndexReport:
+    """What would be indexed, without opening an image (`--dry-run`, `--stats`)."""
     report = IndexReport()
     for _ in _accepted(islice(listing(folders), limit), report):
         pass
@@ -81,7 +59,7 @@ def plan(folders: Sequence[Path], limit: int | None = None) -> IndexReport:
 
 
 def index(
-    folders: Sequence[Path],
+    folders: Folders,
     store: Store,
     encoder: Encoder,
     options: IndexOptions = IndexOptions(),
@@ -89,8 +67,8 @@ def index(
 ) -> IndexReport:
     """Bring every image of these folders into the store; what is there already is left alone.
 
-    One bad image is a row of the report's `skipped`. Ctrl-C finishes the batch in flight and seals it; the same call
-    goes on from there.
+    One bad image is a row of the report's `skipped`. Ctrl-C finishes the batches in flight and seals them; the same
+    call goes on from there.
 
     Raises
     ------
@@ -98,34 +76,140 @@ def index(
         What was stored stays.
     """
     encoder.space.require(store.snapshot().space, f"the store {store.folder}")
-    report, texts = IndexReport(), dict(store.snapshot().texts)
-    began = time.monotonic()
-    with store.writer("index") as writer, ThreadPoolExecutor(options.threads) as pool:
+    with store.writer("index", rows_per_shard=options.rows_per_shard) as writer:
+        return Run(folders, writer, store.folder, encoder, options, progress).go()
+
+
+class Run:
+    """One run over one store; the steps of `index`."""
+
+    def __init__(
+        self,
+        folders: Folders,
+        writer: Writer,
+        folder: Path,
+        encoder: Encoder,
+        options: IndexOptions,
+        progress: Progress | None,
+    ) -> None:
+        self.sources = expand(folders)
+        self.writer, self.folder, self.encoder, self.options = writer, folder, encoder, options
+        self.report = IndexReport(batch_size=options.batch_size or default_batch_size(encoder))
+        self._progress = progress
+        self._texts = dict(writer.snapshot.texts)
+        self._before = writer.snapshot
+        self._seen = np.zeros(len(self._before), bool)  # which of its rows were met
+        self._bad = read_quarantine(folder)
+        self._known_bad = dict(self._bad)
+        self._began = time.monotonic()
+
+    def go(self) -> IndexReport:
+        report, options = self.report, self.options
+        pipeline = Pipeline(self.encoder, report.batch_size, options.threads, thumbnails=options.thumbnails)
+        report.stages = pipeline.stages
         try:
-            fresh = _unknown(_accepted(islice(listing(folders), options.limit), report), writer, report)
-            for entries, images in _decoded(fresh, pool, options, report):
-                if not entries:
-                    continue
-                started = time.monotonic()
-                vectors = encoder.encode([image.pixels for image, _, _ in images])
-                if options.text and encoder.has_text:
-                    new = sorted({e.category for e in entries} - texts.keys() - {""})
-                    texts.update(zip(new, encoder.encode_texts(new) if new else (), strict=True))
-                report.encoding_seconds += time.monotonic() - started
-                small = tuple(picture for _, _, picture in images) if options.thumbnails else ()
-                here = {c: texts[c] for c in {e.category for e in entries} & texts.keys()}
-                told = writer.append(Block(encoder.space, _rows(entries, images), vectors, small, here))
-                report.added += told.added
-                report.known += told.known
-                report.replaced += told.replaced
-                report.seconds = time.monotonic() - began
-                if progress:
-                    progress(report)
-        except KeyboardInterrupt:
-            report.interrupted = True
-            pool.shutdown(wait=False, cancel_futures=True)
-    report.seconds = time.monotonic() - began
-    return report
+            report.interrupted = not pipeline.run(self._fresh(), self._write)
+            if not report.interrupted:
+                self._check_bad()
+                if options.sync:
+                    self._drop_gone()
+        finally:
+            report.batch_size = pipeline.batch_size
+            if self._bad != self._known_bad:
+                write_quarantine(self.folder, self._bad)
+        self._tell()
+        return report
+
+    def _fresh(self) -> Iterator[Entry]:
+        """What is to be read: neither stored as it is nor known to be bad."""
+        entries = _accepted(islice(listing(self.sources), self.options.limit), self.report)
+        if self.options.shard is not None:
+            part, parts = self.options.shard
+            entries = (entry for entry in entries if part_of(entry.key, parts) == part)
+        for chunk in batched(entries, CHUNK):
+            places = self._before.find([entry.key for entry in chunk]) if len(self._before) else np.full(len(chunk), -1)
+            for entry, place in zip(chunk, places.tolist(), strict=True):
+                if place >= 0 and self._stored_as_it_is(entry, place):
+                    self._seen[place] = True
+                    self.report.known += 1
+                elif (bad := self._known_bad.get(entry.key)) and not self._worth_trying(entry, bad):
+                    self.report.skipped.append((entry.key, bad.reason))
+                else:
+                    yield entry
+        self.report.listed_all = True
+
+    def _stored_as_it_is(self, entry: Entry, place: int) -> bool:
+        try:
+            size, when = entry.place.facts()
+        except ImageError:
+            return False
+        if size < 0:  # a URL whose size nobody told: asking would cost as much as reading
+            return not self.options.sync
+        before = self._before
+        return bool(before.column("bytes")[place] == size and before.column("mtimes")[place] == when)
+
+    def _worth_trying(self, entry: Entry, bad: Bad) -> bool:
+        return self.options.retry_quarantined or _facts(entry) != (bad.bytes, bad.time)
+
+    def _write(self, batch: Encoded) -> None:
+        report = self.report
+        for entry, reason in batch.refused:
+            report.skipped.append((entry.key, reason))
+            self._bad[entry.key] = Bad(entry.key, text(entry.path), reason, *_facts(entry))
+        if batch.images:
+            keys = [found.entry.key for found in batch.images]
+            told = self.writer.append(block_of(batch, self.encoder, self._texts_of(batch), self.options.thumbnails))
+            report.added += told.added
+            report.known += told.known
+            report.replaced += told.replaced
+            if len(self._before):
+                places = self._before.find(keys)
+                self._seen[places[places >= 0]] = True
+            for key in keys:
+                self._bad.pop(key, None)
+        report.tried += len(batch.images) + len(batch.refused)
+        report.bad += len(batch.refused)
+        if report.tried >= TRIED_AT_LEAST:
+            self._check_bad()
+        self._tell()
+
+    def _tell(self) -> None:
+        self.report.tick(time.monotonic() - self._began)
+        if self._progress:
+            self._progress(self.report)
+
+    def _texts_of(self, batch: Encoded) -> dict[str, npt.NDArray[Any]]:
+        """Text vectors of the batch's categories, each category embedded once a store."""
+        categories = {found.entry.category for found in batch.images} - {""}
+        if self.options.text and self.encoder.has_text and (new := sorted(categories - self._texts.keys())):
+            self._texts.update(zip(new, self.encoder.encode_texts(new), strict=True))
+        return {category: self._texts[category] for category in categories & self._texts.keys()}
+
+    def _check_bad(self) -> None:
+        """Raise SourceError where too many of the images that were read are bad."""
+        report, share = self.report, self.options.max_bad
+        if report.bad > share * report.tried:
+            key, reason = report.skipped[-1]
+            raise SourceError(
+                f"{report.bad} of {report.tried} images could not be read, more than the {share:.2%} allowed "
+                f"(the last: {key}: {reason}). The good ones are stored, the bad ones listed in "
+                f"{self.folder / QUARANTINE}; look at these, or allow more"
+            )
+
+    def _drop_gone(self) -> None:
+        """Delete the rows of this run's sources that the run did not meet: their files are gone or unreadable."""
+        if self.options.limit is not None or self.options.shard is not None:
+            raise SourceError("sync needs the whole listing; leave out the limit and the shard")
+        keys, mine = self._before.column("keys"), np.zeros(len(self._before), bool)
+        for root in {source.name for source in self.sources} | {s.split("/")[0] for s, _ in self.report.sources}:
+            mine |= np.strings.startswith(keys, np.array(f"{root}/", TEXT))
+        gone = keys[mine & ~self._seen]
+        if len(gone):
+            self.writer.seal()
+            places = self.writer.snapshot.find(gone)
+            where = np.zeros(len(self.writer.snapshot), bool)
+            where[places[places >= 0]] = True
+            self.report.dropped = self.writer.delete(where)
 
 
 def embed(encoder: Encoder, paths: Iterable[Path]) -> Iterator[tuple[Path, Image | ImageError, Any]]:
@@ -139,92 +223,66 @@ def embed(encoder: Encoder, paths: Iterable[Path]) -> Iterator[tuple[Path, Image
             yield path, image, encoder.encode([image.pixels])[0]
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()  # whatever it is: standard input too
+    except OSError as e:
+        raise ImageError(f"cannot be read: {e.strerror}") from e
+
+
+def default_batch_size(encoder: Encoder) -> int:
+    """Images the encoder sees at once unless told: a GPU wants many, on a CPU they bring nothing."""
+    device = getattr(getattr(encoder, "replicas", [encoder])[0], "device", None)
+    return 1024 if device is not None and device.type == "cuda" else 64
+
+
+def part_of(key: str, parts: int) -> int:
+    """Which of so many equal parts a key belongs to: the same on every machine, whatever else is listed.
+
+    >>> [part_of(key, 3) for key in ("a/6.jpg", "a/7.jpg", "a/9.jpg", "b/1.jpg")]
+    [0, 1, 0, 0]
+    """
+    return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % parts
+
+
+def block_of(batch: Encoded, encoder: Encoder, texts: dict[str, npt.NDArray[Any]], thumbnails: bool) -> Block:
+    """A batch as the store takes it."""
+    small = tuple(found.thumbnail for found in batch.images) if thumbnails else ()
+    return Block(encoder.space, rows_of(batch.images), batch.vectors, small, texts)
+
+
+def rows_of(images: Sequence[Decoded]) -> Rows:
+    """What is known of these images, a row each."""
+    return Rows(
+        keys=np.array([i.entry.key for i in images], TEXT),
+        labels=np.array([i.entry.label for i in images], np.int8),
+        targets=np.array([i.entry.target for i in images], np.int16),
+        sources=np.array([i.entry.source for i in images], TEXT),
+        generators=np.array([i.entry.generator for i in images], TEXT),
+        categories=np.array([i.entry.category for i in images], TEXT),
+        paths=np.array([text(i.entry.path) for i in images], TEXT),
+        digests=np.frombuffer(b"".join(i.image.digest for i in images), "V16"),
+        bytes=np.array([i.image.size for i in images], np.int64),
+        widths=np.array([i.width for i in images], np.int32),
+        heights=np.array([i.height for i in images], np.int32),
+        formats=np.array([i.image.format for i in images], TEXT),
+        qualities=np.array([i.image.quality for i in images], np.int16),
+        mtimes=np.array([i.time for i in images], np.int64),
+    )
+
+
 def _accepted(entries: Iterable[Entry], report: IndexReport) -> Iterator[Entry]:
     for entry in entries:
         if entry.refused:
             report.skipped.append((entry.key, entry.refused))
         else:
-            report.sources[entry.source, LABELS[entry.label]] += 1
+            report.listed_one(entry)
             yield entry
 
 
-def _unknown(entries: Iterable[Entry], writer: Writer, report: IndexReport) -> Iterator[Entry]:
-    """Those whose key, size and time are not stored yet; files that look the same are not read again."""
-    before = writer.snapshot
-    entries = iter(entries)
-    while chunk := list(islice(entries, 1024)):
-        places = before.find([entry.key for entry in chunk]) if len(before) else np.full(len(chunk), -1)
-        for entry, place in zip(chunk, places.tolist(), strict=True):
-            if place >= 0 and _same_file(entry, before, place):
-                report.known += 1
-            else:
-                yield entry
-
-
-def _same_file(entry: Entry, before: Any, place: int) -> bool:
+def _facts(entry: Entry) -> tuple[int, int]:
+    """Size and time, -1 and -1 for what is not there."""
     try:
-        status = Path(entry.path).stat()
-    except OSError:
-        return False
-    return bool(
-        before.column("bytes")[place] == status.st_size and before.column("mtimes")[place] == status.st_mtime_ns
-    )
-
-
-Decoded = tuple[Image, int, bytes]  # with the file's time and its thumbnail
-
-
-def _decoded(
-    entries: Iterable[Entry], pool: ThreadPoolExecutor, options: IndexOptions, report: IndexReport
-) -> Iterator[tuple[list[Entry], list[Decoded]]]:
-    """Batches of decoded images, a few ahead of the one who asks; what cannot be decoded goes to the report."""
-    entries = iter(entries)
-    ahead: deque[list[tuple[Entry, Future[Decoded]]]] = deque()
-    while True:
-        while len(ahead) < AHEAD and (batch := list(islice(entries, options.batch_size))):
-            ahead.append([(entry, pool.submit(_open, entry, options.thumbnails)) for entry in batch])
-        if not ahead:
-            return
-        good: list[Entry] = []
-        images: list[Decoded] = []
-        started = time.monotonic()
-        for entry, future in ahead.popleft():
-            try:
-                images.append(future.result())
-                good.append(entry)
-            except ImageError as e:
-                report.skipped.append((entry.key, str(e)))
-        report.waiting_seconds += time.monotonic() - started
-        yield good, images
-
-
-def _open(entry: Entry, small: bool) -> Decoded:
-    path = Path(entry.path)
-    image = decode(_read(path))
-    return image, path.stat().st_mtime_ns, thumbnail(image.pixels) if small else b""
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as e:
-        raise ImageError(f"cannot be read: {e.strerror}") from e
-
-
-def _rows(entries: Sequence[Entry], images: Sequence[Decoded]) -> Rows:
-    return Rows(
-        keys=np.array([e.key for e in entries], TEXT),
-        labels=np.array([e.label for e in entries], np.int8),
-        targets=np.array([e.target for e in entries], np.int16),
-        sources=np.array([e.source for e in entries], TEXT),
-        generators=np.array([e.generator for e in entries], TEXT),
-        categories=np.array([e.category for e in entries], TEXT),
-        paths=np.array([e.path.encode("utf-8", "replace").decode() for e in entries], TEXT),
-        digests=np.frombuffer(b"".join(i.digest for i, _, _ in images), "V16"),
-        bytes=np.array([i.size for i, _, _ in images], np.int64),
-        widths=np.array([i.width for i, _, _ in images], np.int32),
-        heights=np.array([i.height for i, _, _ in images], np.int32),
-        formats=np.array([i.format for i, _, _ in images], TEXT),
-        qualities=np.array([i.quality for i, _, _ in images], np.int16),
-        mtimes=np.array([mtime for _, mtime, _ in images], np.int64),
-    )
+        return entry.place.facts()
+    except ImageError:
+        return -1, -1

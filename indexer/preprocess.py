@@ -7,16 +7,19 @@ Pillow's rounding to 8 bits after each, give Pillow's pixels (a few in a million
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image as Pillow
 
 from ..store.errors import EncoderError
 from .image import Pixels
+
+LARGE = 448 * 448  # pixels; beyond it, an image waits for the encoder resized
 
 
 @dataclass(frozen=True)
@@ -59,47 +62,87 @@ class Preprocess:
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
 
-    def __call__(self, images: Sequence[Pixels], device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    def __call__(
+        self,
+        images: Sequence[Pixels],
+        device: torch.device,
+        dtype: torch.dtype,
+        upload: Callable[[Sequence[Pixels]], torch.Tensor] | None = None,
+    ) -> torch.Tensor:
         """(images, 3, height, width): images of one size go through together, uint8 until they are on the device."""
-        result: list[torch.Tensor] = [torch.empty(0)] * len(images)
+        upload = upload or (lambda members: torch.from_numpy(np.stack(members)).to(device))
         sizes: dict[tuple[int, int], list[int]] = {}
         for i, pixels in enumerate(images):
             sizes.setdefault((pixels.shape[0], pixels.shape[1]), []).append(i)
-        for members in sizes.values():
-            batch = torch.from_numpy(np.stack([images[i] for i in members])).to(device)
-            for i, tensor in zip(members, self.resize(batch), strict=True):
-                result[i] = tensor
-        mean = torch.tensor(self.mean, device=device).view(3, 1, 1)
-        std = torch.tensor(self.std, device=device).view(3, 1, 1)
-        return ((torch.stack(result) * self.scale - mean) / std).to(dtype)
+        groups = [self.resize(upload([images[i] for i in members])) for members in sizes.values()]
+        planes = groups[0] if len(groups) == 1 else torch.cat(groups)
+        factor, shift = _normalisation(self, device)
+        planes = (planes * factor + shift).to(dtype)
+        if len(groups) == 1:
+            return planes
+        order = np.argsort([i for members in sizes.values() for i in members])
+        return planes[torch.from_numpy(order).to(device)]
 
     def resize(self, batch: torch.Tensor) -> torch.Tensor:
         """(n, h, w, 3) uint8 to (n, 3, height, width) float32 with whole values 0..255, resized and cropped."""
         height, width = batch.shape[1:3]
-        down, across = self._matrices(height, width)
+        down, across = _matrices(self, height, width, batch.device)
         planes = batch.permute(0, 3, 1, 2).float()
-        planes = _rounded(planes @ torch.from_numpy(across.T).to(batch.device))
-        return _rounded(torch.from_numpy(down).to(batch.device) @ planes)
+        return _rounded(down @ _rounded(planes @ across))
 
-    def _matrices(self, height: int, width: int) -> tuple[Any, Any]:
+    def shrink(self, pixels: Pixels) -> Pixels:
+        """A large image as (height, width, 3) of the size the encoder sees, by Pillow; a small one as it is.
+
+        For decoding threads: what waits for the encoder is then small, and its vector is the same.
+        """
+        if pixels.shape[0] * pixels.shape[1] <= LARGE:
+            return pixels
+        height, width = self._size(*pixels.shape[:2])
+        filter_ = Pillow.Resampling[self.filter.upper()]
+        resized = np.asarray(Pillow.fromarray(pixels).resize((width, height), filter_))
+        if not self.crop:
+            return resized
+        top, left = (height - self.crop) // 2, (width - self.crop) // 2
+        return np.ascontiguousarray(resized[top : top + self.crop, left : left + self.crop])
+
+    def _size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width after resizing, before the crop; raises EncoderError where the crop is larger."""
         new_height, new_width = self.height, self.width
         if self.short:
             new_height = self.short if height <= width else int(self.short * height / width)
             new_width = self.short if width <= height else int(self.short * width / height)
-        down, across = resize_matrix(height, new_height, self.filter), resize_matrix(width, new_width, self.filter)
-        if self.crop:
-            if min(new_height, new_width) < self.crop:
-                raise EncoderError(f"a crop of {self.crop} from {new_height} x {new_width} would pad with black")
-            top, left = (new_height - self.crop) // 2, (new_width - self.crop) // 2
-            down, across = down[top : top + self.crop], across[left : left + self.crop]
-        return np.ascontiguousarray(down), np.ascontiguousarray(across)
+        if min(new_height, new_width) < self.crop:
+            raise EncoderError(f"a crop of {self.crop} from {new_height} x {new_width} would pad with black")
+        return new_height, new_width
+
+
+@lru_cache(maxsize=64)
+def _matrices(
+    preprocess: Preprocess, height: int, width: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What to multiply planes of (height, width) with, from the left and from the right."""
+    new_height, new_width = preprocess._size(height, width)
+    down = resize_matrix(height, new_height, preprocess.filter)
+    across = resize_matrix(width, new_width, preprocess.filter)
+    if crop := preprocess.crop:
+        top, left = (new_height - crop) // 2, (new_width - crop) // 2
+        down, across = down[top : top + crop], across[left : left + crop]
+    right = torch.from_numpy(np.ascontiguousarray(across.T))
+    return torch.from_numpy(np.ascontiguousarray(down)).to(device), right.to(device)
+
+
+@lru_cache(maxsize=64)
+def _normalisation(preprocess: Preprocess, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """(3, 1, 1) factor and shift: (pixels * scale - mean) / std as one product and one sum."""
+    mean, std = (torch.tensor(told, dtype=torch.float64).view(3, 1, 1) for told in (preprocess.mean, preprocess.std))
+    return (preprocess.scale / std).float().to(device), (-mean / std).float().to(device)
 
 
 def _rounded(planes: torch.Tensor) -> torch.Tensor:
     return torch.floor(planes + 0.5).clamp_(0, 255)
 
 
-@lru_cache(maxsize=256)
+@lru_cache(maxsize=64)
 def resize_matrix(length: int, new: int, filter_: str) -> Any:
     """(new, length) float32: Pillow's antialiased resampling of one axis as a matrix (Pillow's Resample.c)."""
     kernel, reach = _KERNELS[filter_]

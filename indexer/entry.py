@@ -1,0 +1,205 @@
+"""One image that is to be indexed: its key, what is known of it, and where its bytes are."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass, field
+from functools import lru_cache
+from typing import Any, BinaryIO, Protocol
+from zlib import decompressobj
+from zlib import error as zlib_error
+
+from ..store.block import UNKNOWN
+from ..store.errors import ImageError, MissingExtra, SourceError
+
+BYTES_LIMIT = 1 << 28  # 256 MiB: no image file we know of is larger, a zip bomb is
+
+
+class Place(Protocol):
+    """Where an image's bytes are. Small and picklable, so that it can be sent to another machine."""
+
+    def facts(self) -> tuple[int, int]:
+        """Size in bytes and time in nanoseconds since the epoch, without reading the content; raises ImageError."""
+        ...
+
+    def read(self) -> tuple[bytes, int]:
+        """The content and its time; raises ImageError."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image that is to be indexed, or the reason it cannot be."""
+
+    key: str  # source folder / path inside it
+    path: str  # for people; a member of an archive as zip://member::archive
+    label: int = UNKNOWN
+    target: int = -1
+    source: str = ""
+    generator: str = ""
+    category: str = ""
+    refused: str = ""  # why it is left out, "" if it is not
+    where: Place | None = field(default=None, compare=False)  # None: the file at `path`
+
+    @property
+    def place(self) -> Place:
+        return self.where or File(self.path)
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of this machine."""
+
+    path: str
+
+    def facts(self) -> tuple[int, int]:
+        try:
+            status = os.stat(self.path)  # noqa: PTH116 - a Path for each of millions costs more than the call
+        except (OSError, ValueError) as e:
+            raise _unreadable(e) from e
+        return status.st_size, status.st_mtime_ns
+
+    def read(self) -> tuple[bytes, int]:
+        try:
+            # not blocking: a pipe that nobody writes to would hold up the run
+            handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            with os.fdopen(handle, "rb") as file:
+                before = os.fstat(handle)
+                if not stat.S_ISREG(before.st_mode):
+                    raise ImageError("not a regular file")
+                _refuse_giant(before.st_size)
+                content = file.read(BYTES_LIMIT + 1)
+                after = os.fstat(handle)
+        except (OSError, ValueError) as e:
+            raise _unreadable(e) from e
+        if (len(content), after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+            raise ImageError("the file changed while it was read; run the command again when it is complete")
+        return content, after.st_mtime_ns
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes inside an archive, stored as they are or deflated; the archive is read in place."""
+
+    archive: str  # path or URL
+    stamp: int  # the archive's own time: a replaced archive is opened anew
+    offset: int  # of the data in a tar, of the local header in a zip
+    packed: int  # bytes in the archive
+    size: int  # bytes of the file
+    time: int
+    zipped: bool = False
+    deflated: bool = False
+
+    def facts(self) -> tuple[int, int]:
+        return self.size, self.time
+
+    def read(self) -> tuple[bytes, int]:
+        _refuse_giant(self.size)
+        start = self.offset
+        if self.zipped:  # the local header's name and extra field are as long as they say
+            head = read_range(self.archive, self.stamp, start, 30)
+            if head[:4] != b"PK\x03\x04":
+                raise ImageError(f"{self.archive} has no member where its directory says so; it was changed or damaged")
+            start += 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
+        content = read_range(self.archive, self.stamp, start, self.packed)
+        if self.deflated:
+            try:
+                content = decompressobj(-15).decompress(content, self.size + 1)
+            except zlib_error as e:
+                raise ImageError(f"cannot be unpacked: {e}") from e
+        if len(content) != self.size:
+            raise ImageError(f"{len(content):,} bytes where the archive promises {self.size:,}; it is damaged")
+        return content, self.time
+
+
+@dataclass(frozen=True)
+class Held:
+    """Bytes that came by in a stream that cannot be read twice."""
+
+    content: bytes
+    time: int
+
+    def facts(self) -> tuple[int, int]:
+        return len(self.content), self.time
+
+    def read(self) -> tuple[bytes, int]:
+        return self.content, self.time
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A file behind a URL that fsspec understands."""
+
+    url: str
+    size: int = -1  # -1: not told by the listing
+    time: int = 0
+
+    def facts(self) -> tuple[int, int]:
+        return self.size, self.time
+
+    def read(self) -> tuple[bytes, int]:
+        _refuse_giant(self.size)
+        try:
+            system, path = file_system(self.url)
+            return bytes(system.cat_file(path)), self.time
+        except (OSError, ValueError) as e:
+            raise _unreadable(e) from e
+
+
+@dataclass(frozen=True)
+class Absent:
+    """Named by a table, but not there."""
+
+    reason: str
+
+    def facts(self) -> tuple[int, int]:
+        raise ImageError(self.reason)
+
+    def read(self) -> tuple[bytes, int]:
+        raise ImageError(self.reason)
+
+
+def is_url(place: str) -> bool:
+    return "://" in place
+
+
+@lru_cache(maxsize=64)
+def _opened(archive: str, stamp: int) -> BinaryIO:
+    return open(archive, "rb")  # noqa: PTH123 - closed when the cache lets it go
+
+
+def read_range(archive: str, stamp: int, start: int, length: int) -> bytes:
+    """Some bytes of a local or remote file, from any thread; raises ImageError."""
+    try:
+        if is_url(archive):
+            system, path = file_system(archive)
+            return bytes(system.cat_file(path, start=start, end=start + length))
+        file = _opened(archive, stamp)
+        return os.pread(file.fileno(), length, start)
+    except (OSError, ValueError) as e:
+        raise _unreadable(e) from e
+
+
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system for a URL, and the path in it; raises MissingExtra or SourceError."""
+    try:
+        import fsspec
+    except ImportError as e:
+        raise MissingExtra(f"reading {url}", "cloud") from e
+    try:
+        system, path = fsspec.core.url_to_fs(url)
+    except ImportError as e:
+        raise MissingExtra(f"reading {url}", "cloud") from e
+    except (ValueError, OSError) as e:
+        raise SourceError(f"{url} cannot be opened: {e}") from e
+    return system, str(path)
+
+
+def _unreadable(e: Exception) -> ImageError:
+    return ImageError(f"cannot be read: {getattr(e, 'strerror', None) or e}")
+
+
+def _refuse_giant(size: int) -> None:
+    if size > BYTES_LIMIT:
+        raise ImageError(f"{size:,} bytes, more than {BYTES_LIMIT:,}: too large for an image")

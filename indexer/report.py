@@ -1,0 +1,108 @@
+"""What an indexing run did, growing while it runs: counts, reasons, speed, and which stage was the limit."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..store.block import FAKE, REAL, UNKNOWN
+from .entry import Entry
+from .pipeline import Stage, limit_of
+
+LABELS = {REAL: "real", FAKE: "fake", UNKNOWN: "unknown"}
+RECENT = 10.0  # seconds that "now" spans
+
+
+@dataclass
+class IndexReport:
+    """What an indexing run did; grows while it runs."""
+
+    added: int = 0
+    known: int = 0
+    replaced: int = 0
+    dropped: int = 0  # rows whose file is gone
+    skipped: list[tuple[str, str]] = field(default_factory=list)  # (key, reason)
+    sources: Counter[tuple[str, str]] = field(default_factory=Counter)  # (source, label) -> rows listed
+    targets: Counter[tuple[str, int]] = field(default_factory=Counter)  # (source, raw target) -> rows listed
+    tried: int = 0  # images read, good or bad
+    bad: int = 0  # of them
+    listed_all: bool = False  # the listing has ended: what is left is known
+    seconds: float = 0.0
+    interrupted: bool = False
+    batch_size: int = 0  # at the end: smaller than asked for where memory ran out
+    stages: dict[str, Stage] = field(default_factory=dict)
+    _ticks: deque[tuple[float, int]] = field(default_factory=deque, repr=False)
+
+    @property
+    def done(self) -> int:
+        """Images stored by this run."""
+        return self.added + self.replaced
+
+    @property
+    def listed(self) -> int:
+        return sum(self.sources.values())
+
+    @property
+    def images_per_second(self) -> float:
+        """Images stored a second of the whole run."""
+        return self.done / self.seconds if self.seconds else 0.0
+
+    @property
+    def images_per_second_now(self) -> float:
+        """Over the last seconds."""
+        (first, before), (last, now) = (self._ticks[0], self._ticks[-1]) if self._ticks else ((0.0, 0), (0.0, 0))
+        return (now - before) / (last - first) if last > first else self.images_per_second
+
+    @property
+    def limit(self) -> str:
+        """The stage the others waited for: "list", "decode", "encode" or "write"."""
+        return limit_of(self.stages, self.seconds)
+
+    def tick(self, seconds: float) -> None:
+        """Note how far the run has come after so many seconds."""
+        self.seconds = seconds
+        now = time.monotonic()
+        self._ticks.append((now, self.done))
+        while len(self._ticks) > 2 and now - self._ticks[0][0] > RECENT:
+            self._ticks.popleft()
+
+    def listed_one(self, entry: Entry) -> None:
+        self.sources[entry.source, LABELS[entry.label]] += 1
+        self.targets[entry.source, entry.target] += 1
+
+    def distribution(self) -> list[dict[str, Any]]:
+        """Per source: rows of each raw target (the data set's codes) and of each label (what they become)."""
+        return [
+            {
+                "source": source,
+                "targets": {str(t): n for (s, t), n in sorted(self.targets.items()) if s == source},
+                "labels": {label: self.sources[source, label] for label in LABELS.values()},
+            }
+            for source in sorted({source for source, _ in self.sources})
+        ]
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "added": self.added,
+            "known": self.known,
+            "replaced": self.replaced,
+            "dropped": self.dropped,
+            "skipped": [{"key": key, "reason": reason} for key, reason in self.skipped],
+            "sources": [
+                {"source": source, "label": label, "rows": rows}
+                for (source, label), rows in sorted(self.sources.items())
+            ],
+            "distribution": self.distribution(),
+            "images_per_second": round(self.images_per_second, 2),
+            "seconds": round(self.seconds, 3),
+            "encoder_busy": round(self.stages["encode"].share(self.seconds), 4) if self.stages else 0.0,
+            "stages": {
+                name: {"busy": round(stage.share(self.seconds), 4), "workers": stage.workers}
+                for name, stage in self.stages.items()
+            },
+            "limit": self.limit,
+            "batch_size": self.batch_size,
+            "interrupted": self.interrupted,
+        }

@@ -1,0 +1,87 @@
+"""Tables that name images, one row each: CSV, JSON lines and parquet, read as they stream."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Generator, Iterator
+from typing import Any, BinaryIO
+
+from ..store.errors import MissingExtra, SourceError
+
+SUFFIXES = (".csv", ".jsonl", ".parquet")
+METADATA = tuple(f"metadata{suffix}" for suffix in SUFFIXES)  # beside the images it speaks of
+PATHS = ("image_path", "file_name", "path", "image")  # the column that names the file, the first there is
+
+Row = tuple[int, dict[str, Any]]  # line (or row) number, column -> value
+
+
+def rows(name: str, file: BinaryIO) -> Generator[Row, None, None]:
+    """The rows of a table, by the suffix of its name; raises SourceError where it is not one."""
+    try:
+        if name.endswith(".parquet"):
+            yield from _parquet(name, file)
+            return
+        text = io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
+        try:
+            yield from _csv(text) if name.endswith(".csv") else _json_lines(text)
+        finally:
+            text.detach()  # the file is closed by whoever opened it
+    except (csv.Error, json.JSONDecodeError, OSError) as e:
+        raise SourceError(f"{name} is not a readable table: {e}") from e
+
+
+def path_column(columns: list[str], name: str, *, target: bool) -> str:
+    """The column that names the files; raises SourceError where there is none, or no target beside image_path."""
+    found = next((column for column in PATHS if column in columns), None)
+    missing = [] if found else [PATHS[0]]
+    if target and (found is None or found == "image_path") and not {"target", "label"} & set(columns):
+        missing.append("target")
+    if missing or found is None:
+        raise SourceError(
+            f"{name} has no column {' or '.join(missing)} (it has {', '.join(columns) or 'none'}); "
+            f"expected filename,image_path,target,category, or file_name and label"
+        )
+    return found
+
+
+def _csv(text: io.TextIOWrapper) -> Iterator[Row]:
+    reader = csv.reader(text)
+    columns = [column.strip() for column in next(reader, [])]
+    yield 0, dict.fromkeys(columns)  # row 0 names the columns
+    for values in reader:
+        if values:
+            values += [""] * (len(columns) - len(values))
+            yield reader.line_num, dict(zip(columns, values, strict=False))
+
+
+def _json_lines(text: io.TextIOWrapper) -> Iterator[Row]:
+    number = 0
+    for number, line in enumerate(filter(str.strip, text), 1):
+        told = json.loads(line)
+        if not isinstance(told, dict):
+            raise json.JSONDecodeError("a line is not an object", line, 0)
+        if number == 1:
+            yield 0, dict.fromkeys(told)
+        yield number, told
+    if not number:
+        yield 0, {}
+
+
+def _parquet(name: str, file: BinaryIO) -> Iterator[Row]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as e:
+        raise MissingExtra(f"reading {name}", "parquet") from e
+    try:
+        table = pyarrow.parquet.ParquetFile(file)
+        yield 0, dict.fromkeys(table.schema_arrow.names)
+        number = 0
+        for batch in table.iter_batches(batch_size=4096):
+            for told in batch.to_pylist():
+                number += 1
+                yield number, told
+    except (pyarrow.ArrowException, OSError) as e:
+        raise SourceError(f"{name} is not a readable table: {e}") from e
