@@ -2,16 +2,19 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-# On a machine with an NVIDIA GPU: see "With a GPU" in README.md.
+# A build of torch without CUDA. On a machine with an NVIDIA GPU: `make demo TORCH=torch==2.13.0`.
+TORCH ?= torch==2.13.0+cpu
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all check fix bench clean
+.PHONY: demo test test-all check fix bench clean help
 .DEFAULT_GOAL := check
 
 # torch first and by its pinned name, so that no other package pulls in a build of its own choosing.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install --quiet --constraint constraints.txt torch
+	$(PIP) install --quiet --constraint constraints.txt "$(TORCH)" 2>/dev/null || \
+	$(PIP) install --quiet --constraint constraints.txt --index-url $(TORCH_INDEX) "$(TORCH)"
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
@@ -32,6 +35,13 @@ check: $(VENV)/.ready  ## format, lint, types
 fix: $(VENV)/.ready  ## format, and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: $(VENV)/.ready  ## measure this machine with the demo's stand-in encoder and simulated images
+	test -d demo/clipfake-standin-clip || $(BIN)/clipfake demo demo
+	$(BIN)/clipfake bench --encoder demo/clipfake-standin-clip
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
 
 clean:  ## remove what `make` made
 	rm -rf $(VENV) build *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -32,11 +32,9 @@ def card(verdict: Verdict) -> RenderableType:
     facts = Table.grid(padding=(0, 2))
     facts.add_column(style="dim")
     facts.add_column()
-    facts.add_row(
-        "score",
-        f"{verdict.score:+.2f}  {scale(verdict.score)}  "
-        f"P(fake) {verdict.probability:.0%} where {verdict.prior:.0%} are fake",
-    )
+    where = "" if verdict.prior == 0.5 else f" where {verdict.prior:.0%} are fake"
+    chance = f"P(fake) {verdict.probability:.0%}{where}"
+    facts.add_row("score", f"{verdict.score:+.2f}  {scale(verdict.score)}  {chance}")
     facts.add_row("classifier", f"{verdict.signals['svm']:+.2f}  {scale(verdict.signals['svm'])}")
     facts.add_row("neighbours", f"{verdict.signals['neighbors']:+.2f}  {scale(verdict.signals['neighbors'])}")
     facts.add_row("likeness", f"nearer to a known image than {verdict.percentile:.0f} % of known images are")

@@ -1,0 +1,132 @@
+"""What a verdict costs beside the encoder: search, evidence, calibration and JSON against one forward pass.
+
+    python -m clipfake.benchmarks.query --rows 100000 \\
+        --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..detector.detector import Detector, Question
+from ..detector.evidence import Bank
+from ..detector.heldout import calibrate
+from ..detector.train import TrainOptions, train
+from ..detector.triplet import TripletOptions
+from ..indexer.encoder import UNTRAINED, load_encoder
+from ..store.block import Block, Rows
+from ..store.space import Space
+from ..store.store import Store
+from . import command
+from .throughput import machine
+
+SOURCES, REAL_SOURCES = 20, 8
+PIECE = 50_000
+
+
+def synthetic(folder: Path, rows: int, dim: int = 512, seed: int = 0) -> Store:
+    """A store of clustered unit vectors: 8 real sources and 12 generators, dealt out in turn."""
+    space = Space("synthetic", f"{seed:064x}", dim)
+    store = Store.create(folder, space)
+    centres = np.random.default_rng([seed, 0]).standard_normal((SOURCES, dim)).astype(np.float32)
+    centres[REAL_SOURCES:, :8] += 1.5
+    with store.writer("synthetic", rows_per_shard=PIECE) as writer:
+        for start in range(0, rows, PIECE):
+            n = min(PIECE, rows - start)
+            source = np.arange(start, start + n) % SOURCES
+            rng = np.random.default_rng([seed, 1, start])
+            vectors = centres[source] + 1.5 * rng.standard_normal((n, dim), np.float32)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            names = [f"source{s:02d}" for s in source]
+            columns = {
+                "sources": names,
+                "generators": [n if s >= REAL_SOURCES else "" for n, s in zip(names, source, strict=True)],
+            }
+            digests = np.frombuffer(rng.bytes(16 * n), "V16")
+            made = Rows.make(
+                [f"{name}/{start + i}" for i, name in enumerate(names)],
+                (source >= REAL_SOURCES).astype(np.int8),
+                digests=digests,
+                **columns,
+            )
+            writer.append(Block(space, made, vectors))
+    return store
+
+
+def run(
+    encoder: str, *, rows: int = 100_000, queries: int = 50, threads: int | None = None, device: str = "auto"
+) -> dict[str, Any]:
+    """Milliseconds of a verdict and of a forward pass of one image, medians and 99th percentiles, and their ratio."""
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    model = load_encoder(encoder, device=device)
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    forward = _times(lambda i: model.encode([pixels]), 10)
+    with tempfile.TemporaryDirectory() as folder:
+        small = synthetic(Path(folder) / "small", 6_000).snapshot()
+        options = TrainOptions(triplet=TripletOptions(epochs=3), baselines=())
+        head = train(small, options).head
+        calibration = calibrate(small, head, options).calibration
+        store = synthetic(Path(folder) / "bank", rows)
+        snapshot = store.snapshot()
+        asked = snapshot.vectors(np.random.default_rng(1).choice(rows, queries, replace=False))
+        detector = Detector(head, Bank.of(snapshot), calibration)
+        plain, full = Question(changes=False), Question()
+        detector.judge(["warm"], asked[:1])
+        verdict = _times(lambda i: detector.judge(["x"], asked[i : i + 1], question=plain)[0].as_json(), queries)
+        with_changes = _times(lambda i: detector.judge(["x"], asked[i : i + 1], question=full)[0].as_json(), queries)
+        parts = {
+            "classifier": _times(lambda i: head.score(asked[i : i + 1]), queries),
+            "evidence": _times(lambda i: detector.bank.evidence(asked[i : i + 1]), queries),
+        }
+    return {
+        "machine": machine(),
+        "encoder": encoder,
+        "rows": rows,
+        "forward": forward,
+        "verdict": verdict,
+        "verdict_with_changes": with_changes,
+        "parts": parts,
+        "verdict_over_forward": round(verdict["median_ms"] / forward["median_ms"], 4),
+    }
+
+
+def _times(do: Callable[[int], object], repeats: int) -> dict[str, float]:
+    do(0)
+    seconds = []
+    for i in range(repeats):
+        began = time.perf_counter()
+        do(i)
+        seconds.append(time.perf_counter() - began)
+    median, late = np.quantile(seconds, [0.5, 0.99]) * 1000
+    return {"median_ms": round(float(median), 3), "p99_ms": round(float(late), 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--encoder", default="openai/clip-vit-base-patch32")
+    parser.add_argument("--untrained", action="store_true")
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=50)
+    parser.add_argument("--threads", type=int)
+    told = vars(parser.parse_args())
+    if told.pop("untrained"):
+        told["encoder"] = f"{UNTRAINED}0:{told['encoder']}"
+    result = run(told.pop("encoder"), **told)
+    print("\n".join(command.table(result)), file=sys.stderr)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

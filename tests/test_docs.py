@@ -1,0 +1,64 @@
+"""The documents say what is true: every command in them exists, with every option it is given."""
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+import typer
+from clipfake.cli import app, spread
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def commands() -> list[tuple[str, str]]:
+    """(page, command line) of every `clipfake ...` and `make ...` in a code block."""
+    found = []
+    for page in PAGES:
+        for block in re.findall(r"```(?:console|sh|bash)\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
+            for line in block.replace("\\\n", " ").splitlines():
+                line = line.removeprefix("$ ").split("#")[0].strip()
+                parts = [part.strip() for part in line.split("&&")]
+                found += [(page.name, part) for part in parts if part.split()[:1] in (["clipfake"], ["make"])]
+    return found
+
+
+def test_there_are_commands_to_check() -> None:
+    assert ("README.md", "make demo") in commands()
+    assert len(commands()) > 5
+
+
+@pytest.mark.parametrize(("page", "line"), commands(), ids=lambda value: value)
+def test_a_command_in_the_documents_exists(page: str, line: str) -> None:
+    program, *words = shlex.split(line)
+    if program == "make":
+        targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
+        assert {word for word in words if "=" not in word} <= set(targets)
+        return
+    command = typer.main.get_command(app)
+    context = click.Context(command, info_name="clipfake")  # type: ignore[arg-type]
+    words = spread(words)
+    while hasattr(command, "get_command"):
+        name = words.pop(0)
+        found = command.get_command(context, name)
+        assert found is not None, f"{page}: there is no command {name}"
+        command = found
+    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= known
+
+
+def test_links_in_the_documents_lead_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name} links to {target}"
+
+
+def test_the_version_is_one() -> None:
+    import tomllib
+
+    import clipfake
+
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == clipfake.__version__
+    assert clipfake.__version__ in (ROOT / "CHANGELOG.md").read_text()
