@@ -25,6 +25,11 @@ app = typer.Typer(
     help="Index millions of images once; ask for ever after: is this one fake, and which known images say so?",
 )
 
+store_app = typer.Typer(no_args_is_help=True, help="Look after a store.")
+bank_app = typer.Typer(no_args_is_help=True, help="The rows that evidence is drawn from: add and remove a source.")
+app.add_typer(store_app, name="store")
+app.add_typer(bank_app, name="bank")
+
 # Options that take several values: the shell turns `--folders data/*` into `--folders a b c`.
 SPREADING = ("--folders",)
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
@@ -94,9 +99,17 @@ def index_command(
     thumbnails: Annotated[bool, typer.Option(help="Keep a small picture of each image.")] = True,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
-    batch_size: Annotated[int, typer.Option(min=1, help="Images the encoder sees at once.")] = 64,
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images the encoder sees at once.  [default: 64, on a GPU 1024]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="That decode.  [default: one a core]")] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Images at most.")] = None,
+    max_bad: Annotated[str, typer.Option(help="End the run if more images than this cannot be read.")] = "100%",
+    retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Try bad ones again.")] = False,
+    sync: Annotated[bool, typer.Option("--sync", help="Drop rows of these folders whose file is gone.")] = False,
+    shard: Annotated[str, typer.Option(help="i/n: only the i-th of n equal parts, for many machines.")] = "",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Only count classes, before and after binarising.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Bring every image of some folders into a store.
@@ -108,17 +121,28 @@ def index_command(
     """
     from .indexer.folders import expand
     from .indexer.index import IndexOptions, index, plan
-    from .show.screen import index_summary, progress_of
+    from .show.screen import class_table, index_summary, progress_of
 
     found = expand(folders)
-    if dry_run:
-        planned = plan(found, limit)
-        show({"dry_run": True, **planned.as_json()} if as_json else index_summary(planned.as_json(), planned=True))
+    if dry_run or stats:
+        planned = {"dry_run": True, **plan(found, limit).as_json()}
+        drawn = class_table(planned) if stats else index_summary(planned, planned=True)
+        show(planned if as_json else drawn)
         return
     model = open_encoder(store, encoder, untrained=untrained, device=device, precision=precision)
     notice(model)
-    options = IndexOptions(batch_size=batch_size, text=text, thumbnails=thumbnails, limit=limit)
-    with progress_of(lambda: sum(plan(found, limit).sources.values())) as progress:
+    options = IndexOptions(
+        batch_size=batch_size,
+        threads=threads or IndexOptions.threads,
+        text=text,
+        thumbnails=thumbnails,
+        limit=limit,
+        max_bad=share_of(max_bad),
+        retry_quarantined=retry_quarantined,
+        sync=sync,
+        shard=part_of(shard),
+    )
+    with progress_of(lambda: plan(found, limit).listed) as progress:
         report = index(found, create_store(store, model), model, options, progress)
     show(report.as_json() if as_json else index_summary(report.as_json()))
     if report.interrupted:
@@ -241,6 +265,35 @@ def train_command(
         say(f"next: clipfake query IMAGE --store {store}")
 
 
+def share_of(told: str) -> float:
+    """A share as people write it.
+
+    >>> share_of("1%"), share_of("0.25")
+    (0.01, 0.25)
+    """
+    try:
+        share = float(told.removesuffix("%")) / (100 if told.endswith("%") else 1)
+    except ValueError as e:
+        raise typer.BadParameter(f"{told} is no share; write 1% or 0.01") from e
+    if not 0 <= share <= 1:
+        raise typer.BadParameter(f"{told} is not between 0% and 100%")
+    return share
+
+
+def part_of(told: str) -> tuple[int, int] | None:
+    """The i-th of n parts, counted from 1 on the command line.
+
+    >>> part_of("2/8"), part_of("")
+    ((1, 8), None)
+    """
+    if not told:
+        return None
+    part, _, parts = told.partition("/")
+    if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise typer.BadParameter(f"{told} is no part; write 1/8 to 8/8", param_hint="--shard")
+    return int(part) - 1, int(parts)
+
+
 SHEET_MOST = 50  # panels on one sheet
 
 
@@ -267,6 +320,106 @@ def report_command(
         detector, head_folder(store, head), out, title=f"clipfake: {store.name}, {head}", notice=said
     )
     show({"report": str(out), "figures": [str(path) for path in written[1:]]} if as_json else f"report: {out}")
+
+
+@store_app.command("info")
+def store_info_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
+    """What a store holds: sizes, labels, sources, encoder, indexes, heads."""
+    from .show.store import store_info
+    from .store.info import info
+    from .store.store import Store
+
+    told = info(Store.open(store)).as_json()
+    show(told if as_json else store_info(told))
+
+
+@store_app.command("snapshots")
+def store_snapshots_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
+    """The snapshots one can go back to."""
+    from .show.store import history as history_table
+    from .store.info import history
+    from .store.store import Store
+
+    told = history(Store.open(store)).as_json()
+    show(told if as_json else history_table(told))
+
+
+@store_app.command("undo")
+def store_undo_command(
+    number: Annotated[int, typer.Argument(help="Of the snapshot to go back to.")],
+    store: StoreOption = STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Go back to the rows of an earlier snapshot. Nothing is lost: this too can be undone."""
+    from .store.store import Store
+
+    snapshot = Store.open(store).undo(number)
+    told = {"snapshot": snapshot.number, "rows": len(snapshot)}
+    show(told if as_json else f"snapshot {snapshot.number} has the {len(snapshot):,} rows of snapshot {number}")
+
+
+@store_app.command("index")
+def store_index_command(
+    store: StoreOption = STORE,
+    kind: Annotated[str, typer.Option(help="auto, or the kind of the index.")] = "auto",
+    anew: Annotated[bool, typer.Option("--anew", help="Build it again even if it could be added to.")] = False,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Build or add to the k-NN indexes, one a label. Search is right without them, and quicker with them."""
+    from .show.store import built
+    from .store.index import build_index
+    from .store.store import Store
+
+    told = build_index(Store.open(store), kind, seed=seed, anew=anew).as_json()  # type: ignore[arg-type]
+    show(told if as_json else built(told))
+
+
+@bank_app.command("add")
+def bank_add_command(
+    folder: Annotated[str, typer.Argument(help="Folder, zip or tar of images.")],
+    source: Annotated[str, typer.Option("--source", help="What to call them.")],
+    label: Annotated[str, typer.Option("--label", help="real or fake.")],
+    store: StoreOption = STORE,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Make the next query know these images, without training.
+
+    clipfake bank add new-generator/ --source new-generator --label fake --store mystore
+    """
+    from .indexer.folders import expand
+    from .indexer.index import index
+    from .indexer.named import Named
+    from .show.screen import index_summary
+    from .store.block import FAKE, REAL
+    from .store.store import Store
+
+    labels = {"real": REAL, "fake": FAKE}
+    if label not in labels:
+        raise typer.BadParameter("one of real, fake", param_hint="--label")
+    opened = Store.open(store)
+    model = open_encoder(store, None, device=device)
+    notice(model)
+    report = index([Named(one, source, labels[label]) for one in expand([folder])], opened, model)
+    show(report.as_json() if as_json else index_summary(report.as_json()))
+
+
+@bank_app.command("remove")
+def bank_remove_command(
+    source: Annotated[str, typer.Argument(help="Name of the source.")],
+    store: StoreOption = STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a source's rows out of the bank; `clipfake store undo` brings them back."""
+    from .store.store import Store
+
+    with Store.open(store).writer(f"bank remove {source}") as writer:
+        where = writer.snapshot.column("sources") == source
+        if not where.any():
+            raise SourceError(f"the store {store} has no source {source}; `clipfake store info` lists them")
+        removed = writer.delete(where)
+    show({"source": source, "removed": removed} if as_json else f"{removed:,} rows of {source} removed")
 
 
 @app.command("bench")

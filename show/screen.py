@@ -48,8 +48,9 @@ def progress_of(count: Callable[[], int]) -> Iterator[Callable[[Any], None] | No
 
         def told(report: Any) -> None:
             done = report.added + report.known + report.replaced + len(report.skipped)
-            bad = f"{len(report.skipped)} skipped" if report.skipped else ""
-            bar.update(task, completed=done, rate=f"{report.images_per_second:,.0f} images/s", bad=bad)
+            bad = f"{len(report.skipped):,} skipped" if report.skipped else ""
+            rate = f"{report.images_per_second_now:,.0f} images/s now, {report.images_per_second:,.0f} on average"
+            bar.update(task, completed=done, rate=rate, bad=bad)
 
         yield told
 
@@ -78,16 +79,29 @@ def index_summary(report: dict[str, Any], *, planned: bool = False) -> Renderabl
     title = "would be indexed" if planned else "listed"
     parts: list[RenderableType] = [table(title, ["source", *labels], rows)]
     if not planned:
-        said = f"{report['added']:,} added, {report['known']:,} known already, {report['replaced']:,} replaced"
+        words = {"added": "added", "known": "known already", "replaced": "replaced", "dropped": "dropped"}
+        said = ", ".join(f"{report[name]:,} {word}" for name, word in words.items() if report[name] or name == "added")
         parts.append(Text(f"\n{said} in {report['seconds']:.1f} s"))
         if report["images_per_second"]:
-            busy = (
-                f", the encoder was busy {report['encoder_busy']:.0%} of the time" if "encoder_busy" in report else ""
-            )
-            parts.append(Text(f"{report['images_per_second']:,.1f} images/s{busy}"))
+            stages = ", ".join(f"{name} {told['busy']:.0%}" for name, told in report["stages"].items())
+            limit = f", limited by {report['limit']} (busy: {stages})"
+            parts.append(Text(f"{report['images_per_second']:,.1f} images/s{limit}"))
     if skipped := report["skipped"]:
         parts.append(Text(f"\n{len(skipped):,} skipped:", style="yellow"))
         parts += [Text(f"  {row['key']}: {row['reason']}") for row in skipped[:SKIPPED_SHOWN]]
         if len(skipped) > SKIPPED_SHOWN:
             parts.append(Text(f"  … and {len(skipped) - SKIPPED_SHOWN:,} more (--json lists all)"))
     return Group(*parts)
+
+
+def class_table(report: dict[str, Any]) -> RenderableType:
+    """Rows of each raw target and of each label, source by source: what binarising does to a data set."""
+    targets = sorted({int(target) for row in report["distribution"] for target in row["targets"]})
+    labels = ("real", "fake", "unknown")
+    rows = [
+        [row["source"], *(row["targets"].get(str(t), 0) for t in targets), *(row["labels"][label] for label in labels)]
+        for row in report["distribution"]
+    ]
+    rows.append(["in all", *(sum(row[i] for row in rows) for i in range(1, len(targets) + len(labels) + 1))])
+    titles = ["none" if t < 0 else str(t) for t in targets]
+    return table("rows by target as the data set says, then by label", ["source", *titles, *labels], rows)

@@ -207,3 +207,41 @@ def test_a_store_of_one_class_does_not_train(sample: list[Path], tmp_path: Path,
     told = run("train", "--from-store", "--store", tmp_path / "s")
     assert told.code == 1
     assert "not one fake" in told.err
+
+
+def test_a_source_added_to_the_bank_is_known_at_once_and_removed_exactly(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "new").mkdir()
+    for i in range(4):
+        (tmp_path / "new" / f"{i}.jpg").write_bytes(simulated(5, 50 + i, seed=9))
+    (tmp_path / "asked.jpg").write_bytes(simulated(5, 50, seed=9) + b" ")  # another file of the same picture
+
+    def answer() -> dict:  # type: ignore[type-arg]
+        return run("query", tmp_path / "asked.jpg", "--store", store, "--json").json  # type: ignore[no-any-return]
+
+    before = answer()
+    added = run("bank", "add", tmp_path / "new", "--source", "newest", "--label", "fake", "--store", store, "--json")
+    assert added.json["added"] == 4
+    nearest = answer()["neighbors"]["fake"][0]
+    assert (nearest["source"], nearest["generator"]) == ("newest", "newest")
+    assert run("bank", "remove", "newest", "--store", store, "--json").json["removed"] == 4
+    assert answer() == before
+    assert run("bank", "remove", "newest", "--store", store).code == 1
+
+
+def test_a_store_tells_its_figures_and_goes_back(store: Path, run) -> None:  # type: ignore[no-untyped-def]
+    told = run("store", "info", "--store", store, "--json").json
+    assert told["rows"] == COUNT * len(SOURCES)
+    assert "default" in [head["name"] for head in told["heads"]]
+    assert "sim_nearest" in run("store", "info", "--store", store).out
+    numbers = [s["number"] for s in run("store", "snapshots", "--store", store, "--json").json["snapshots"]]
+    empty = run("store", "undo", numbers[0], "--store", store, "--json").json
+    assert empty["rows"] == 0
+    again = run("store", "undo", numbers[-1], "--store", store, "--json").json
+    assert again["rows"] == COUNT * len(SOURCES)
+
+
+def test_classes_are_counted_before_and_after_binarising(sample: list[Path], run) -> None:  # type: ignore[no-untyped-def]
+    told = run("index", "--folders", *sample, "--stats", "--json").json
+    rows = {row["source"]: row for row in told["distribution"]}
+    assert rows["sim_stacked"]["targets"] == {"6": COUNT}
+    assert rows["sim_stacked"]["labels"]["fake"] == COUNT
