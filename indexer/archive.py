@@ -23,7 +23,7 @@ from typing import Any, BinaryIO
 from ..store.errors import SourceError
 from . import table
 from .entry import Entry, Held, Place, Span, is_url
-from .folders import SUFFIXES, missing, open_binary, refuse, text, tree_entries
+from .folders import SUFFIXES, missing, open_binary, text, tree_entries
 from .labels import by_folders, by_row
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -48,7 +48,7 @@ class Zip:
         """folder -> its folders and its files, as the archive's directory tells them."""
         found: dict[str, tuple[set[str], dict[str, zipfile.ZipInfo]]] = {"": (set(), {})}
         try:
-            with zipfile.ZipFile(open_binary(self.at)) as archive:
+            with open_binary(self.at) as file, zipfile.ZipFile(file) as archive:
                 members = archive.infolist()
         except (zipfile.BadZipFile, OSError, NotImplementedError) as e:
             raise SourceError(f"{self.at} is not a readable zip archive ({e}); fetch it again") from e
@@ -89,8 +89,9 @@ class Zip:
         return path, Span(self.at, self._stamp, offset, packed, size, time, zipped=True, deflated=deflated)
 
     def open(self, inside: str) -> BinaryIO:
-        archive = zipfile.ZipFile(open_binary(self.at))
-        return io.BufferedReader(archive.open(inside))  # type: ignore[type-var]
+        # By its path a zip file closes itself once the member is closed; a remote one is closed with its last use.
+        with zipfile.ZipFile(open_binary(self.at) if is_url(self.at) else self.at) as archive:
+            return io.BufferedReader(archive.open(inside))  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,7 @@ class Tar:
         path = f"tar://{name}::{self.at}"
         told = by_row(row)
         if isinstance(told, str):
-            return refuse(Entry(text(key), path, source=text(source)), f"{path}: {told}")
+            return Entry(text(key), path, source=text(source), refused=f"{path}: {told}")
         if told is not None:
             label, target = told
         generator = str(row.get("generator") or "") or generator or self.name

@@ -6,7 +6,7 @@ import os
 import stat
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, BinaryIO, Protocol
+from typing import Any, Protocol
 from zlib import decompressobj
 from zlib import error as zlib_error
 
@@ -41,6 +41,10 @@ class Entry:
     category: str = ""
     refused: str = ""  # why it is left out, "" if it is not
     where: Place | None = field(default=None, compare=False)  # None: the file at `path`
+
+    def refuse(self, why: str) -> Entry:
+        """The same image, left out."""
+        return Entry(self.key, self.path, source=self.source, refused=why)
 
     @property
     def place(self) -> Place:
@@ -164,9 +168,20 @@ def is_url(place: str) -> bool:
     return "://" in place
 
 
+class _Handle:
+    """An open file for `pread`, closed when nobody holds it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+
+    def __del__(self) -> None:
+        if hasattr(self, "number"):
+            os.close(self.number)
+
+
 @lru_cache(maxsize=64)
-def _opened(archive: str, stamp: int) -> BinaryIO:
-    return open(archive, "rb")  # noqa: PTH123 - closed when the cache lets it go
+def _opened(archive: str, stamp: int) -> _Handle:
+    return _Handle(archive)
 
 
 def read_range(archive: str, stamp: int, start: int, length: int) -> bytes:
@@ -175,8 +190,8 @@ def read_range(archive: str, stamp: int, start: int, length: int) -> bytes:
         if is_url(archive):
             system, path = file_system(archive)
             return bytes(system.cat_file(path, start=start, end=start + length))
-        file = _opened(archive, stamp)
-        return os.pread(file.fileno(), length, start)
+        handle = _opened(archive, stamp)
+        return os.pread(handle.number, length, start)
     except (OSError, ValueError) as e:
         raise _unreadable(e) from e
 

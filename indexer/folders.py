@@ -11,11 +11,12 @@ from __future__ import annotations
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from ..store.block import FAKE
 from ..store.errors import SourceError
@@ -72,7 +73,7 @@ class Folder:
     def name(self) -> str:
         return self.root.name
 
-    @property
+    @cached_property
     def at(self) -> str:
         return str(self.root)
 
@@ -95,7 +96,7 @@ class Folder:
         return sorted(folders), sorted(files)
 
     def place(self, inside: str) -> tuple[str, Place]:
-        path = f"{self.root}/{inside}"
+        path = f"{self.at}/{inside}"
         return path, File(path)
 
     def open(self, inside: str) -> BinaryIO:
@@ -140,42 +141,56 @@ def _tabled(tree: Tree, folder: str, name: str) -> Iterator[Entry]:
         column = table.path_column(list(next(rows)[1]), told_at, target=True)
         own = posixpath.basename(folder) or tree.name
         artifact = column == "image_path"
-        stem = text(own if artifact else posixpath.join(tree.name, folder).rstrip("/"))
+        source = text(own if artifact else posixpath.join(tree.name, folder).rstrip("/"))
+        generator = text(own) if artifact else ""
+        before = f"{folder}/" if folder else ""
         seen: set[int] = set()
         for line, row in rows:
-            path_inside = str(row[column] or "").strip()
-            inside = posixpath.join(folder, path_inside)
-            entry = Entry(f"{stem}/{text(path_inside)}", f"{tree.at}/{inside}", source=stem)
+            inside = str(row[column] or "").strip()
+            key = f"{source}/{text(inside)}"
             told = by_row(row)
-            if not path_inside or path_inside.startswith("/") or ".." in path_inside.split("/"):
-                yield refuse(entry, f"line {line} of {told_at}: {column} {path_inside!r} is not inside the folder")
-            elif isinstance(told, str):
-                yield refuse(entry, f"line {line} of {told_at}: {told}")
-            elif (mark := hash(path_inside)) in seen:
-                yield refuse(entry, f"line {line} of {told_at}: {path_inside} was listed before")
+            if why := _refused(inside, told, seen):
+                why = why if isinstance(told, str) else f"{column} {why}"
+                yield Entry(key, f"{told_at}/../{inside}", source=source, refused=f"line {line} of {told_at}: {why}")
             else:
-                seen.add(mark)
-                yield _from_row(tree, inside, entry, row, told, own if artifact else "")
+                yield _from_row(tree, before + inside, key, source, generator, row, told)
+
+
+def _refused(inside: str, told: tuple[int, int] | str | None, seen: set[int]) -> str:
+    """Why a row of a table makes no sense, "" if it does; `seen` takes note of it."""
+    if not inside or inside[0] == "/" or (".." in inside and ".." in inside.split("/")):
+        return f"{inside!r} is not inside the folder"
+    if isinstance(told, str):
+        return told
+    if (mark := hash(inside)) in seen:
+        return f"{inside} was listed before"
+    seen.add(mark)
+    return ""
 
 
 def _from_row(
-    tree: Tree, inside: str, entry: Entry, row: dict[str, object], told: tuple[int, int] | None, own: str
+    tree: Tree,
+    inside: str,
+    key: str,
+    source: str,
+    generator: str,
+    row: Mapping[str, Any],
+    told: tuple[int, int] | str | None,
 ) -> Entry:
     path, place = tree.place(inside)
     where = None if isinstance(place, File) else place
-    source, target = entry.source, -1
-    if told is None:
-        label, source, generator = by_folders([tree.name, *inside.split("/")[:-1]])
-    else:
+    if isinstance(told, tuple):
         label, target = told
-        generator = own or by_folders([tree.name, *inside.split("/")[:-1]])[2] or tree.name
-    generator = (str(row.get("generator") or "") or generator) if label == FAKE else ""
-    category = str(row.get("category") or "").strip()
-    return Entry(entry.key, path, label, target, text(source), text(generator), text(category), where=where)
+    else:
+        (label, source, generator), target = by_folders([tree.name, *inside.split("/")[:-1]]), -1
+        source, generator = text(source), text(generator)
+    named = text(str(row.get("generator") or "")) or generator
+    generator = "" if label != FAKE else named or _generator(tree, inside)
+    return Entry(key, path, label, target, source, generator, text(str(row.get("category") or "").strip()), "", where)
 
 
-def refuse(entry: Entry, why: str) -> Entry:
-    return Entry(entry.key, entry.path, source=entry.source, refused=why)
+def _generator(tree: Tree, inside: str) -> str:
+    return text(by_folders([tree.name, *inside.split("/")[:-1]])[2] or tree.name)
 
 
 @dataclass(frozen=True)
@@ -200,11 +215,11 @@ class Table:
                 entry = Entry(text(f"{self.name}/{told_path.lstrip('/')}"), path, source=source)
                 told = by_row(row)
                 if not told_path:
-                    yield refuse(entry, f"line {line} of {self.at}: no {column}")
+                    yield entry.refuse(f"line {line} of {self.at}: no {column}")
                 elif isinstance(told, str):
-                    yield refuse(entry, f"line {line} of {self.at}: {told}")
+                    yield entry.refuse(f"line {line} of {self.at}: {told}")
                 elif (mark := hash(told_path)) in seen:
-                    yield refuse(entry, f"line {line} of {self.at}: {told_path} was listed before")
+                    yield entry.refuse(f"line {line} of {self.at}: {told_path} was listed before")
                 else:
                     seen.add(mark)
                     label, target = told if told is not None else (by_folders(path.split("/")[:-1])[0], -1)
@@ -322,7 +337,7 @@ def listing(folders: Sequence[str | Path | Source]) -> Iterator[Entry]:
 
 def text(name: str) -> str:
     """A file name as text: bytes that are not UTF-8 are written as \\xNN."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def missing(archive: str, inside: str) -> tuple[str, Place]:

@@ -8,6 +8,7 @@ from typing import Any
 from ..store.block import FAKE, REAL, UNKNOWN
 
 TARGETS = range(7)  # ArtiFact's codes: 0 is real, 1 to 6 are all fake
+CODES: dict[Any, tuple[int, int]] = {str(t): (REAL if t == 0 else FAKE, t) for t in TARGETS}
 REAL_NAMES = frozenset(("real", "reals", "0_real", "nature", "original", "authentic"))
 FAKE_NAMES = frozenset(("fake", "fakes", "1_fake", "ai", "generated", "synthetic"))
 WORDS = {**dict.fromkeys(REAL_NAMES, REAL), **dict.fromkeys(FAKE_NAMES, FAKE), "unknown": UNKNOWN}
@@ -46,6 +47,8 @@ def by_row(row: Mapping[str, Any]) -> tuple[int, int] | str | None:
     "target '9' is not one of 0 to 6"
     """
     if "target" in row:
+        if (known := CODES.get(row["target"])) is not None:
+            return known
         told = str(row["target"] if row["target"] is not None else "").strip()
         if not told.isdecimal() or int(told) not in TARGETS:
             return f"target {told!r} is not one of 0 to 6"
