@@ -103,10 +103,10 @@ def read_manifest(folder: Path, number: int | None = None) -> Manifest:
         digest = told.pop("digest")
         if told["format"] != FORMAT:
             raise NotAStore(f"{path} is not a clipfake manifest; is {folder} a store?")
-        if not 1 <= told["version"] <= VERSION:
-            raise NotAStore(f"{path} has format version {told['version']}, this release reads 1 to {VERSION}; upgrade")
         if digest != checksum(json.dumps(told, sort_keys=True).encode()):
             raise Damaged(f"{path} was altered (checksum differs); run `clipfake store repair` to go back one snapshot")
+        if not 1 <= told["version"] <= VERSION:
+            raise NotAStore(f"{path} has format version {told['version']}, this release reads 1 to {VERSION}; upgrade")
         parts = tuple(Part(**part) for part in told["parts"])
         space = Space.from_json(told["space"])
         return Manifest(told["number"], space, parts, told["next_shard"], told["note"], told["created"])

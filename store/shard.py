@@ -230,12 +230,20 @@ class Shard:
 
     def thumbnail(self, row: int) -> bytes:
         """The small JPEG of one row, b"" where none was kept."""
-        if "thumbnails/ends" not in self.header.checksums:
+        if not self._has_thumbnails:
             return b""
         with self._file() as file:
             ends = file["thumbnails/ends"]
             start, end = (int(ends[row - 1]) if row else 0), int(ends[row])
             return bytes(file["thumbnails/bytes"][start:end].tobytes())
+
+    @cached_property
+    def _has_thumbnails(self) -> bool:
+        """Whether there are any; they are compared with their checksum once."""
+        if there := "thumbnails/ends" in self.header.checksums:
+            self.check("thumbnails/bytes")
+            self.check("thumbnails/ends")
+        return there
 
     def thumbnails(self) -> tuple[bytes, ...]:
         """All of them, one a row; () where none were kept."""
@@ -264,15 +272,9 @@ class Shard:
         rows = np.arange(len(self))
         return rows[np.isin(rows // ROWS_PER_DIGEST, wrong)]
 
-    def verify(self) -> list[str]:
-        """What is wrong, in words; [] if every dataset is there and has its checksum."""
-        found = []
-        for name in self.header.checksums:
-            try:
-                self._read(name)
-            except Damaged as e:
-                found.append(str(e))
-        return found
+    def check(self, dataset: str) -> None:
+        """Raise Damaged unless the dataset is there and has its checksum."""
+        self._read(dataset)
 
     def _read(self, name: str) -> npt.NDArray[Any]:
         with self._file() as file:

@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from .bank import Bank
 from .block import Block, Mask, Names, Rows, Vectors
+from .deleted import read_deleted
 from .errors import BadBlock, Damaged
 from .keys import Keys
 from .manifest import Manifest, Part
 from .search import Matches, Positions
-from .shard import Shard, checksum, hash_keys
+from .shard import Shard, hash_keys
 from .space import Space
 
 if TYPE_CHECKING:
@@ -61,6 +62,12 @@ class Snapshot:
     def rows(self) -> Rows:
         """All live rows. To load only what is needed of millions, ask for `column(name)`."""
         return Rows(**{f.name: self.column(f.name) for f in fields(Rows)})
+
+    def whole(self) -> Snapshot:
+        """Itself, if all its shards are there; raises Damaged otherwise."""
+        for shard in self._shards:
+            _ = shard.file
+        return self
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One column of `rows`, shape (rows,); loaded once."""
@@ -278,17 +285,3 @@ class _Live:
 
     def take(self, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
         return column if self.alive is None else column[self.alive]
-
-
-def read_deleted(folder: Path, part: Part) -> npt.NDArray[np.uint32]:
-    """The rows of a shard that a snapshot no longer has; raises Damaged."""
-    if not part.deleted:
-        return np.zeros(0, np.uint32)
-    path = folder / "deleted" / part.deleted
-    try:
-        content = path.read_bytes()
-    except OSError as e:
-        raise Damaged(f"{path} cannot be read ({e.strerror}); run `clipfake store repair`") from e
-    if checksum(content) != part.deleted_digest:
-        raise Damaged(f"{path} is not what was written (checksum differs); run `clipfake store repair`")
-    return np.frombuffer(content, "<u4")

@@ -12,12 +12,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .block import Block, Mask, Names, Rows
-from .durable import TEMPORARY, written_aside
+from .deleted import without_rows
+from .durable import TEMPORARY
 from .errors import BadBlock, Damaged, NotAStore, StoreError
 from .lock import lease, leased, writer_lock
 from .manifest import Manifest, Part, numbers, path_of, read_manifest, write_manifest
-from .shard import checksum, write_shard
-from .snapshot import Snapshot, read_deleted
+from .shard import write_shard
+from .snapshot import Snapshot
 from .space import Space
 
 ROWS_PER_SHARD = 16_384
@@ -107,7 +108,7 @@ class Store:
     def undo(self, number: int) -> Snapshot:
         """Make a new snapshot with the rows of an earlier one; nothing is lost, this too can be undone."""
         with writer_lock(self.folder):
-            now, then = read_manifest(self.folder), read_manifest(self.folder, number)
+            now, then = read_manifest(self.folder), self.snapshot(number).whole().manifest
             write_manifest(self.folder, now.follow(f"back to snapshot {number}", parts=then.parts))
         return self.snapshot()
 
@@ -209,19 +210,15 @@ class Writer:
         for part in self._manifest.parts:
             rows = ids[ids >> 32 == part.number] & 0xFFFFFFFF
             if len(rows):
-                deleted = np.union1d(read_deleted(self._folder, part), rows).astype("<u4")
-                name = f"{Path(part.name).stem}-{self._manifest.number + 1:06d}.u4"
-                with written_aside(self._folder / "deleted" / name) as temporary:
-                    temporary.write_bytes(deleted.tobytes())
-                digest = checksum(deleted.tobytes())
-                part = replace(part, deleted=name, deleted_rows=len(deleted), deleted_digest=digest)
+                part = without_rows(self._folder, part, rows, self._manifest.number + 1)
             parts.append(part)
         return tuple(parts)
 
     def tidy(self) -> None:
         """Remove what a killed writer left: temporary files, and shards no snapshot names."""
-        for path in self._folder.rglob(f"*{TEMPORARY}"):
-            path.unlink(missing_ok=True)
+        for room in ("shards", "deleted", "snapshots"):
+            for path in (self._folder / room).glob(f"*{TEMPORARY}"):
+                path.unlink(missing_ok=True)
         try:
             parts = [part for n in numbers(self._folder) for part in read_manifest(self._folder, n).parts]
         except (Damaged, NotAStore, StoreError):

@@ -1,0 +1,150 @@
+"""Filtered nearest-neighbour search against exact search, and what the index costs: 1 million × 512 made-up vectors.
+
+    python -m clipfake.benchmarks.store_search --rows 1000000 --threads 2
+
+Prints a table and writes benchmarks/results/store_search.json. All times are of one run on one machine; the ratios are
+what is promised, the milliseconds depend on the machine.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..store.bank import Bank
+from ..store.index import Built, Kind, build_index
+from ..store.search import Matches
+from ..store.snapshot import Snapshot
+from ..store.store import Store
+from .store_synthetic import space, synthetic
+
+DIM = 512
+QUERIES = 100
+RESULTS = Path(__file__).parent / "results"
+
+
+def filters(snapshot: Snapshot) -> dict[str, npt.NDArray[np.bool_]]:
+    """Masks from 100 % to 0.1 % of the rows, scattered and in clumps."""
+    rng = np.random.default_rng(7)
+    scattered = {
+        f"{100 * s:g} % scattered": rng.random(len(snapshot)) < s for s in (1, 0.5, 0.1, 0.05, 0.01, 0.002, 0.001)
+    }
+    labels, sources, categories = (snapshot.column(name) for name in ("labels", "sources", "categories"))
+    return {
+        **scattered,
+        "real": labels == 0,
+        "fake": labels == 1,
+        "one source (4 %)": sources == "source-12",
+        "all but one source": sources != "source-12",
+        "one category (0.3 %)": categories == "category-050",
+    }
+
+
+def seconds_each(snapshot: Snapshot, queries: npt.NDArray[np.float32], mask: Any, **options: Any) -> list[float]:
+    took = []
+    for query in queries:
+        began = time.perf_counter()
+        snapshot.search(query, 10, mask, **options)
+        took.append(time.perf_counter() - began)
+    return took
+
+
+def recall(found: Matches, true: Matches) -> float:
+    there = [np.isin(t[t >= 0], f).sum() for t, f in zip(true.rows, found.rows, strict=True)]
+    return float(sum(there) / (true.rows >= 0).sum())
+
+
+def measured(store: Store, kind: Kind, anew: bool) -> dict[str, Any]:
+    """The index of one kind: what building it took, and every filter's recall and time as a ratio to exact search."""
+    built: Built = build_index(store, kind, anew=anew)
+    snapshot = store.snapshot()
+    rng = np.random.default_rng(8)
+    queries = snapshot.vectors(np.sort(rng.choice(len(snapshot), QUERIES, replace=False)))
+    queries += rng.normal(scale=0.01, size=queries.shape).astype(np.float32)  # not the rows themselves
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
+    kept = Bank(snapshot, "cpu", kept_bytes=2**40)
+    table = []
+    streamed = seconds_each(snapshot, queries[:10], None, recall=1)[2:]
+    snapshot.search(queries[0], 10)  # opens the index
+    in_memory = []
+    for query in queries[:10]:
+        began = time.perf_counter()
+        kept.search(snapshot, query[None], 10)
+        in_memory.append(time.perf_counter() - began)
+    for name, mask in filters(snapshot).items():
+        true = kept.search(snapshot, queries, 10, np.flatnonzero(mask))
+        seconds_each(snapshot, queries[:3], mask)
+        took = seconds_each(snapshot, queries, mask)
+        table.append(
+            {
+                "filter": name,
+                "rows": int(mask.sum()),
+                "recall": round(recall(snapshot.search(queries, 10, mask), true), 4),
+                "median_ms": round(1000 * float(np.median(took)), 2),
+                "p99_ms": round(1000 * float(np.quantile(took, 0.99)), 2),
+                "median_to_exact": round(float(np.median(took) / np.median(in_memory)), 4),
+                "p99_to_exact": round(float(np.quantile(took, 0.99) / np.median(in_memory)), 4),
+                "median_to_streamed": round(float(np.median(took) / np.median(streamed)), 4),
+            }
+        )
+    halves = sum(part.rows for part in snapshot.manifest.parts) * DIM * 2
+    return {
+        "kind": kind,
+        "seconds": built.seconds,
+        "bytes_to_float16": round(built.bytes / halves, 4),
+        "exact_in_memory_ms": round(1000 * float(np.median(in_memory)), 1),
+        "exact_streamed_ms": round(1000 * float(np.median(streamed)), 1),
+        "filters": table,
+        "measured_when_built": {str(one.label): one.recall for one in built.labels},
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--store", type=Path, help="keep the made-up store here and use it again")
+    given = parser.parse_args()
+    import faiss
+    import torch
+
+    torch.set_num_threads(given.threads)
+    faiss.omp_set_num_threads(given.threads)
+    with tempfile.TemporaryDirectory() as scratch:
+        store = Store.create(given.store or Path(scratch) / "store", space(DIM))
+        with store.writer("made up") as writer:
+            if not len(writer.snapshot):
+                for block in synthetic(given.rows, DIM):
+                    writer.append(block)
+        told = {
+            "rows": given.rows,
+            "dim": DIM,
+            "threads": given.threads,
+            "load": os.getloadavg()[0],
+            "kinds": [measured(store, kind, anew=True) for kind in ("plain", "compact")],
+        }
+    RESULTS.mkdir(exist_ok=True)
+    (RESULTS / "store_search.json").write_text(json.dumps(told, indent=1) + "\n")
+    for kind in told["kinds"]:
+        print(f"\n{kind['kind']}: built in {kind['seconds']} s, {kind['bytes_to_float16']} × the float16 vectors")
+        print(f"exact: {kind['exact_in_memory_ms']} ms from memory, {kind['exact_streamed_ms']} ms from the shards")
+        print(
+            f"{'filter':24}{'rows':>9}{'recall@10':>11}{'median ms':>11}{'p99 ms':>9}{'× exact':>9}{'× streamed':>12}"
+        )
+        for row in kind["filters"]:
+            print(
+                f"{row['filter']:24}{row['rows']:>9}{row['recall']:>11}{row['median_ms']:>11}{row['p99_ms']:>9}"
+                f"{row['median_to_exact']:>9}{row['median_to_streamed']:>12}"
+            )
+
+
+if __name__ == "__main__":
+    main()
