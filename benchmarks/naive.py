@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ..indexer.encoder import UNTRAINED, choose_device
+from ..indexer.encoder import UNTRAINED, choose_device, device_names
 from . import command
 
 BATCH = 32
@@ -27,7 +27,7 @@ def load_naive(name: str, device: str = "auto") -> Callable[[Sequence[Path]], np
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    where = choose_device(device)
+    where = choose_device(device_names(device)[0])
     if name.startswith(UNTRAINED):
         seed, _, name = name.removeprefix(UNTRAINED).partition(":")
         torch.manual_seed(int(seed))

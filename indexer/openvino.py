@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,7 +57,8 @@ def _compiled(plain: TransformerEncoder, precision: str) -> Any:
     if told == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise EncoderError("this CPU has no bf16 instructions, OpenVINO would use float32; name --precision float32")
     example = plain.preprocess([np.zeros((64, 64, 3), np.uint8)], plain.device, torch.float32)
-    with torch.inference_mode():
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of how the converter traces the model: its business
         model = openvino.convert_model(_Features(plain).eval(), example_input=example, input=[-1, *example.shape[1:]])
     # as many threads as torch was told to use; one stream, since batches come one after another
     threads = {"INFERENCE_NUM_THREADS": torch.get_num_threads(), "NUM_STREAMS": 1}
