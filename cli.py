@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -154,12 +154,15 @@ def index_command(
 
 @app.command("query")
 def query_command(
-    images: Annotated[list[str], typer.Argument(help="Files, folders, or - for one image on standard input.")],
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, zip or tar archives, or - for one image on standard input.")
+    ],
     store: StoreOption = STORE,
     head: NameOption = "default",
     k: Annotated[int, typer.Option("-k", min=1, max=50, help="Witnesses of each class.")] = 9,
     prior: Annotated[float, typer.Option(min=0.0001, max=0.9999, help="Share of fakes you expect.")] = 0.5,
     error: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Wrong answers you accept, else unsure.")] = 0.05,
+    steady: Annotated[bool, typer.Option("--steady", help="Unsure if JPEG or half size changes the answer.")] = False,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet here (PNG).")] = None,
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
@@ -174,7 +177,7 @@ def query_command(
     from .detector.detector import Detector, Question
     from .detector.evidence import Rules
     from .detector.verdict import Refusal, Verdict
-    from .indexer.index import embed
+    from .indexer.ask import AFTER, ask
     from .show.card import card, csv_header, csv_line
     from .show.sheet import Entry, write_sheet
     from .store.store import Store
@@ -189,18 +192,19 @@ def query_command(
     judged = refused = 0
     if as_csv:
         say_out(csv_header())
-    for path, image, vector in embed(model, asked(images)):
+    for asked in ask(model, images, views=steady):
         answer: Verdict | Refusal
-        if isinstance(image, Exception):
-            answer, refused = Refusal(str(path), str(image)), refused + 1
+        if asked.image is None or asked.vector is None:
+            answer, refused = Refusal(asked.name, asked.error), refused + 1
         else:
-            import numpy as np
-
-            digest = np.frombuffer(image.digest, "V16")
-            [answer] = detector.judge([str(path)], vector[None], digest, question)
+            answer = detector.judge_one(asked.name, asked.vector, asked.image.digest, question)
+            if asked.views is not None:
+                answer = detector.steady(
+                    answer, dict(zip(AFTER, asked.views, strict=True)), asked.image.digest, question
+                )
             judged += 1
             if sheet and len(entries) < SHEET_MOST:
-                entries.append(Entry.of(answer, image.pixels))
+                entries.append(Entry.of(answer, asked.image.pixels))
         if as_json:
             show(answer.as_json())
         elif as_csv:
@@ -515,21 +519,6 @@ def demo_command(
         say(f"\n[{number}/5] clipfake {' '.join(shown)}")
         app(args=step, prog_name="clipfake", standalone_mode=False)
     say(f"\ncontact sheet  {sheet}\nreport         {page}\nyour own       clipfake index --folders YOUR/DATA/*")
-
-
-def asked(images: Iterable[str]) -> Iterable[Path]:
-    """The files of a query: files as they are, folders walked."""
-    from .indexer.folders import listing
-
-    for image in images:
-        if image == "-":
-            yield Path("/dev/stdin")
-        elif Path(image).is_dir():
-            yield from (Path(entry.path) for entry in listing([Path(image)]) if not entry.refused)
-        elif not Path(image).exists():
-            raise SourceError(f"{image} does not exist; check the path")
-        else:
-            yield Path(image)
 
 
 def open_encoder(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from ..store.store import Store
 from .calibration import Calibration, probability
 from .evidence import Bank, Evidence, Rules
 from .head import Head, head_folder
-from .verdict import Answer, Change, Neighbor, Verdict, decide, in_conflict
+from .verdict import Answer, Change, Neighbor, Verdict, decide, in_conflict, steadied
 
 NEAR = 15  # nearest fakes that vote on the generator
 SHARE = 0.5  # of their votes it must have
@@ -93,6 +93,20 @@ class Detector:
             )
             for i, image in enumerate(images)
         ]
+
+    def judge_one(self, image: str, vector: Vectors, digest: bytes = b"", question: Question = Question()) -> Verdict:
+        """A verdict for one (dim,) vector of a file with this BLAKE2b-128 digest."""
+        digests = np.frombuffer(digest, "V16") if digest else None
+        return self.judge([image], vector[None], digests, question)[0]
+
+    def steady(self, verdict: Verdict, views: dict[str, Vectors], digest: bytes, question: Question) -> Verdict:
+        """The verdict, or unsure if it changes for one of the (dim,) vectors of degraded copies."""
+        plain = replace(question, changes=False)
+        told = []
+        for what, vector in views.items():
+            view = self.judge_one(verdict.image, vector, digest, plain)
+            told.append(Change(what, view.verdict, view.score))
+        return steadied(verdict, tuple(told))
 
     def _verdict(
         self,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal
 
 Answer = Literal["real", "fake", "unsure"]
@@ -55,6 +55,7 @@ class Verdict:
     known: str  # key of the stored row with the very same bytes, "" if there is none
     neighbors: dict[str, tuple[Neighbor, ...]]  # "real" and "fake", nearest first
     changes: tuple[Change, ...] = ()
+    views: tuple[Change, ...] = ()  # what degraded copies of the image would have been told, if one asked
 
     def as_json(self) -> dict[str, Any]:
         """A plain dictionary; the stable format of `query --json` and of the service."""
@@ -64,7 +65,8 @@ class Verdict:
         told["score"], told["probability"] = round(self.score, 4), round(self.probability, 4)
         told["percentile"] = round(self.percentile, 1)
         told["possible"], told["reasons"] = list(self.possible), list(self.reasons)
-        told["changes"] = [{**asdict(change), "score": round(change.score, 4)} for change in self.changes]
+        for name in ("changes", "views"):
+            told[name] = [{**asdict(change), "score": round(change.score, 4)} for change in getattr(self, name)]
         return told
 
 
@@ -112,6 +114,16 @@ def decide(
     if in_conflict(signals):
         reasons.append("the classifier and the nearest neighbours disagree")
     return answer, tuple(reasons)
+
+
+def steadied(verdict: Verdict, views: tuple[Change, ...]) -> Verdict:
+    """The verdict with those on degraded copies beside it; unsure, and why, if it does not survive them."""
+    flipped = [view for view in views if view.verdict != verdict.verdict]
+    if verdict.verdict == "unsure" or not flipped:
+        return replace(verdict, views=views)
+    why = ", ".join(f"{view.what} it is {view.verdict}" for view in flipped)
+    reasons = (f"the answer {verdict.verdict} does not last: {why}", *verdict.reasons)
+    return replace(verdict, verdict="unsure", generator="", reasons=reasons, views=views)
 
 
 def in_conflict(signals: dict[str, float]) -> bool:

@@ -43,6 +43,8 @@ def card(verdict: Verdict) -> RenderableType:
         facts.add_row("known", f"this very file is stored as {verdict.known} (and did not testify)")
     for i, change in enumerate(verdict.changes):
         facts.add_row("" if i else "would change", f"{change.what}: {change.verdict} ({change.score:+.2f})")
+    for i, view in enumerate(verdict.views):
+        facts.add_row("" if i else "copies", f"{view.what}: {view.verdict} ({view.score:+.2f})")
     body = Group(head, facts, Text(), witnesses(verdict.neighbors))
     return Panel(
         body, title=Text(verdict.image, overflow="ellipsis"), title_align="left", border_style=colour, padding=(0, 1)

@@ -245,3 +245,29 @@ def test_classes_are_counted_before_and_after_binarising(sample: list[Path], run
     rows = {row["source"]: row for row in told["distribution"]}
     assert rows["sim_stacked"]["targets"] == {"6": COUNT}
     assert rows["sim_stacked"]["labels"]["fake"] == COUNT
+
+
+def test_images_are_asked_from_an_archive_and_from_standard_input(
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run,  # type: ignore[no-untyped-def]
+) -> None:
+    import zipfile
+
+    with zipfile.ZipFile(tmp_path / "inbox.zip", "w") as archive:
+        for i in range(3):
+            archive.writestr(f"{i}.jpg", simulated(1, i, seed=4))
+    lines = run("query", tmp_path / "inbox.zip", "nowhere.jpg", "--store", store, "--json").out.splitlines()
+    answers = [json.loads(line) for line in lines]
+    assert [("verdict" in answer, "error" in answer) for answer in answers] == [(True, False)] * 3 + [(False, True)]
+    monkeypatch.setattr("sys.stdin", type("", (), {"buffer": io.BytesIO(simulated(1, 0, seed=4))}))
+    assert run("query", "-", "--store", store, "--json").json["score"] == answers[0]["score"]
+
+
+def test_an_answer_that_does_not_survive_the_web_is_unsure(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
+    told = run("query", tmp_path / "a.jpg", "--store", store, "--steady", "--json").json
+    assert [view["what"] for view in told["views"]] == ["after JPEG quality 60", "at half its size"]
+    if any(view["verdict"] != told["verdict"] for view in told["views"]):
+        assert told["verdict"] == "unsure"

@@ -250,3 +250,14 @@ def test_training_again_gives_the_same_verdicts(store: Store, detector: Detector
     again = train(store.snapshot(), OPTIONS).head
     vectors = drawn("gan_c", 10, seed=10)
     assert np.array_equal(again.score(vectors), detector.head.score(vectors))
+
+
+def test_a_verdict_that_flips_on_a_copy_is_unsure_and_says_why(detector: Detector) -> None:
+    [verdict] = [v for v in detector.judge(["x"] * 20, drawn("gan_b", 20, seed=5)) if v.verdict == "fake"][:1]
+    real, question = drawn("camera_a", 1, seed=5)[0], Question()
+    told = detector.steady(verdict, {"after JPEG": real}, b"", question)
+    assert told.verdict == "unsure"
+    assert "does not last" in told.reasons[0]
+    same = detector.steady(verdict, {"after JPEG": drawn("gan_b", 1, seed=5)[0]}, b"", question)
+    assert same.views
+    assert same.verdict in ("fake", "unsure")
