@@ -16,17 +16,19 @@ import numpy.typing as npt
 
 from ..store.block import TEXT, Block, Rows
 from ..store.errors import ImageError, SourceError
-from ..store.store import ROWS_PER_SHARD, Store, Writer
+from ..store.store import ROWS_PER_SHARD, Appended, Store, Writer
 from .encoder import Encoder
 from .entry import Entry
 from .folders import Source, expand, listing, text
 from .image import Image, decode
+from .incoming import Aside, Sink, commit, take_in
 from .pipeline import Decoded, Encoded, Pipeline, batched
 from .quarantine import NAME as QUARANTINE
 from .quarantine import Bad, read_quarantine, write_quarantine
 from .report import IndexReport
 
 TRIED_AT_LEAST = 1000  # images, before a share of bad ones ends a run early
+PATIENCE = 60.0  # seconds that a part waits for another to commit
 CHUNK = 1024  # keys looked up at once
 
 
@@ -76,8 +78,24 @@ def index(
         What was stored stays.
     """
     encoder.space.require(store.snapshot().space, f"the store {store.folder}")
+    if options.shard is not None:
+        return _index_part(folders, store, encoder, options, progress)
     with store.writer("index", rows_per_shard=options.rows_per_shard) as writer:
+        take_in(writer, store.folder)
         return Run(folders, writer, store.folder, encoder, options, progress).go()
+
+
+def _index_part(
+    folders: Folders, store: Store, encoder: Encoder, options: IndexOptions, progress: Progress | None
+) -> IndexReport:
+    """One of several processes: the lock is held only to commit, at the start and at the end."""
+    commit(store)
+    aside = Aside(store, options.rows_per_shard)
+    try:
+        return Run(folders, aside, store.folder, encoder, options, progress).go()
+    finally:
+        aside.seal()
+        commit(store, patience=PATIENCE)
 
 
 class Run:
@@ -86,18 +104,18 @@ class Run:
     def __init__(
         self,
         folders: Folders,
-        writer: Writer,
+        sink: Sink,
         folder: Path,
         encoder: Encoder,
         options: IndexOptions,
         progress: Progress | None,
     ) -> None:
         self.sources = expand(folders)
-        self.writer, self.folder, self.encoder, self.options = writer, folder, encoder, options
+        self.sink, self.folder, self.encoder, self.options = sink, folder, encoder, options
         self.report = IndexReport(batch_size=options.batch_size or default_batch_size(encoder))
         self._progress = progress
-        self._texts = dict(writer.snapshot.texts)
-        self._before = writer.snapshot
+        self._texts = dict(sink.snapshot.texts)
+        self._before = sink.snapshot
         self._seen = np.zeros(len(self._before), bool)  # which of its rows were met
         self._bad = read_quarantine(folder)
         self._known_bad = dict(self._bad)
@@ -108,19 +126,29 @@ class Run:
         pipeline = Pipeline(self.encoder, report.batch_size, options.threads, thumbnails=options.thumbnails)
         report.stages = pipeline.stages
         try:
-            report.interrupted = not pipeline.run(self._fresh(), self._write)
-            if not report.interrupted:
-                self._check_bad()
-                if options.sync:
-                    self._drop_gone()
-        finally:
+            report.interrupted = not pipeline.run(self.fresh(), self._write)
             report.batch_size = pipeline.batch_size
-            if self._bad != self._known_bad:
-                write_quarantine(self.folder, self._bad)
-        self._tell()
+            if not report.interrupted:
+                self.finish()
+        finally:
+            self.note_bad()
+        self.tell()
         return report
 
-    def _fresh(self) -> Iterator[Entry]:
+    def finish(self) -> None:
+        """What can be said and done only after the last image."""
+        self._check_bad()
+        if self.options.sync:
+            self._drop_gone()
+
+    def note_bad(self) -> None:
+        """Bring the quarantine list up to date; other processes may have written to it meanwhile."""
+        if self._bad != self._known_bad:
+            healed = self._known_bad.keys() - self._bad.keys()
+            now = {key: bad for key, bad in read_quarantine(self.folder).items() if key not in healed}
+            write_quarantine(self.folder, now | self._bad)
+
+    def fresh(self) -> Iterator[Entry]:
         """What is to be read: neither stored as it is nor known to be bad."""
         entries = _accepted(islice(listing(self.sources), self.options.limit), self.report)
         if self.options.shard is not None:
@@ -152,38 +180,36 @@ class Run:
         return self.options.retry_quarantined or _facts(entry) != (bad.bytes, bad.time)
 
     def _write(self, batch: Encoded) -> None:
+        texts = texts_of(batch, self.encoder, self._texts) if self.options.text else {}
+        told = Appended()
+        if batch.images:
+            told = self.sink.append(block_of(batch, self.encoder, texts, self.options.thumbnails))
+        self.settle([found.entry.key for found in batch.images], told, batch.refused)
+
+    def settle(self, keys: list[str], told: Appended, refused: Sequence[tuple[Entry, str]]) -> None:
+        """Count rows that were appended and images that could not be read."""
         report = self.report
-        for entry, reason in batch.refused:
+        for entry, reason in refused:
             report.skipped.append((entry.key, reason))
             self._bad[entry.key] = Bad(entry.key, text(entry.path), reason, *_facts(entry))
-        if batch.images:
-            keys = [found.entry.key for found in batch.images]
-            told = self.writer.append(block_of(batch, self.encoder, self._texts_of(batch), self.options.thumbnails))
-            report.added += told.added
-            report.known += told.known
-            report.replaced += told.replaced
-            if len(self._before):
-                places = self._before.find(keys)
-                self._seen[places[places >= 0]] = True
-            for key in keys:
-                self._bad.pop(key, None)
-        report.tried += len(batch.images) + len(batch.refused)
-        report.bad += len(batch.refused)
+        for key in keys:
+            self._bad.pop(key, None)
+        if keys and len(self._before):
+            places = self._before.find(keys)
+            self._seen[places[places >= 0]] = True
+        report.added += told.added
+        report.known += told.known
+        report.replaced += told.replaced
+        report.tried += len(keys) + len(refused)
+        report.bad += len(refused)
         if report.tried >= TRIED_AT_LEAST:
             self._check_bad()
-        self._tell()
+        self.tell()
 
-    def _tell(self) -> None:
+    def tell(self) -> None:
         self.report.tick(time.monotonic() - self._began)
         if self._progress:
             self._progress(self.report)
-
-    def _texts_of(self, batch: Encoded) -> dict[str, npt.NDArray[Any]]:
-        """Text vectors of the batch's categories, each category embedded once a store."""
-        categories = {found.entry.category for found in batch.images} - {""}
-        if self.options.text and self.encoder.has_text and (new := sorted(categories - self._texts.keys())):
-            self._texts.update(zip(new, self.encoder.encode_texts(new), strict=True))
-        return {category: self._texts[category] for category in categories & self._texts.keys()}
 
     def _check_bad(self) -> None:
         """Raise SourceError where too many of the images that were read are bad."""
@@ -204,12 +230,12 @@ class Run:
         for root in {source.name for source in self.sources} | {s.split("/")[0] for s, _ in self.report.sources}:
             mine |= np.strings.startswith(keys, np.array(f"{root}/", TEXT))
         gone = keys[mine & ~self._seen]
-        if len(gone):
-            self.writer.seal()
-            places = self.writer.snapshot.find(gone)
-            where = np.zeros(len(self.writer.snapshot), bool)
+        if len(gone) and isinstance(self.sink, Writer):
+            self.sink.seal()
+            places = self.sink.snapshot.find(gone)
+            where = np.zeros(len(self.sink.snapshot), bool)
             where[places[places >= 0]] = True
-            self.report.dropped = self.writer.delete(where)
+            self.report.dropped = self.sink.delete(where)
 
 
 def embed(encoder: Encoder, paths: Iterable[Path]) -> Iterator[tuple[Path, Image | ImageError, Any]]:
@@ -243,6 +269,14 @@ def part_of(key: str, parts: int) -> int:
     [0, 1, 0, 0]
     """
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % parts
+
+
+def texts_of(batch: Encoded, encoder: Encoder, known: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    """Text vectors of the batch's categories; each category is embedded once and then `known`."""
+    categories = {found.entry.category for found in batch.images} - {""}
+    if encoder.has_text and (new := sorted(categories - known.keys())):
+        known.update(zip(new, encoder.encode_texts(new), strict=True))
+    return {category: known[category] for category in categories & known.keys()}
 
 
 def block_of(batch: Encoded, encoder: Encoder, texts: dict[str, npt.NDArray[Any]], thumbnails: bool) -> Block:
