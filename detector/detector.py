@@ -132,7 +132,7 @@ class Detector:
             signals=signals,
             conflict=in_conflict(signals),
             possible=tuple(name for name, can in zip(("real", "fake"), possible, strict=True) if can),
-            error=question.error,
+            error_rate=question.error,
             reasons=reasons,
             percentile=percentile,
             generator=self._generator(vector, digest, percentile) if answer == "fake" else "",

@@ -48,7 +48,7 @@ class Verdict:
     signals: dict[str, float]  # "svm" and "neighbors", each a log-likelihood ratio by itself
     conflict: bool  # the two signals speak clearly against each other
     possible: tuple[str, ...]  # what conformal prediction cannot rule out: real, fake, both or neither
-    error: float  # at this rate
+    error_rate: float  # at this rate
     reasons: tuple[str, ...]  # why, in words
     percentile: float  # per cent of known images that are less near to their nearest than this one
     generator: str  # what probably made it: a generator's name, "unknown" or "" for a real or unsure one
