@@ -10,16 +10,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, Vectors
+from ..store.block import FAKE, REAL, Vectors
 from ..store.errors import NotEnoughRows
 from ..store.search import Matches
 from ..store.snapshot import Snapshot
 from ..store.store import Store
 from .calibration import Calibration, probability
-from .evidence import Bank, Evidence, Rules
+from .evidence import Bank, Candidates, Evidence, Rules
 from .head import Head, head_folder
 from .verdict import Answer, Change, Neighbor, Verdict, decide, in_conflict, steadied
 
+FEWER = 5  # witnesses, to see whether the answer hangs on the rest
 NEAR = 15  # nearest fakes that vote on the generator
 SHARE = 0.5  # of their votes it must have
 UNSEEN = 5.0  # percentile below which the generator is called unknown
@@ -81,18 +82,17 @@ class Detector:
         digests : (n,) V16 of the files: a stored row of the same bytes does not testify, but is named
         """
         margins = self.head.score(vectors)
-        evidence = self.bank.evidence(vectors, digests)
-        return [
-            self._verdict(
-                image,
+        real, fake = (self.bank.candidates(vectors, label, digests) for label in (REAL, FAKE))
+        verdicts = []
+        for i, image in enumerate(images):
+            case = _Case(
                 vectors[i : i + 1],
-                margins[i],
-                evidence.take(i),
                 None if digests is None else digests[i : i + 1],
-                question,
+                float(margins[i]),
+                {REAL: real.take([i]), FAKE: fake.take([i])},
             )
-            for i, image in enumerate(images)
-        ]
+            verdicts.append(self._verdict(image, case, question))
+        return verdicts
 
     def judge_one(self, image: str, vector: Vectors, digest: bytes = b"", question: Question = Question()) -> Verdict:
         """A verdict for one (dim,) vector of a file with this BLAKE2b-128 digest."""
@@ -108,21 +108,11 @@ class Detector:
             told.append(Change(what, view.verdict, view.score))
         return steadied(verdict, tuple(told))
 
-    def _verdict(
-        self,
-        image: str,
-        vector: Vectors,
-        margin: float,
-        evidence: Evidence,
-        digest: npt.NDArray[np.void] | None,
-        question: Question,
-    ) -> Verdict:
-        answer, score, signals, possible, reasons, percentile = self._read(margin, evidence, question)
+    def _verdict(self, image: str, case: _Case, question: Question) -> Verdict:
+        evidence = case.evidence(self.bank.rules)
+        answer, score, signals, possible, reasons, percentile = self._read(case.margin, evidence, question)
         neighbors = {"real": self._told(evidence.real), "fake": self._told(evidence.fake)}
-        known = ""
-        if digest is not None:
-            same = np.flatnonzero(self.snapshot.column("digests") == digest[0])
-            known = str(self.snapshot.column("keys")[same[0]]) if len(same) else ""
+        known = -1 if case.digest is None else self.bank.find(case.digest[0].tobytes())
         return Verdict(
             image=image,
             verdict=answer,
@@ -135,10 +125,10 @@ class Detector:
             error_rate=question.error,
             reasons=reasons,
             percentile=percentile,
-            generator=self._generator(vector, digest, percentile) if answer == "fake" else "",
-            known=known,
+            generator=self._generator(case.candidates[FAKE], percentile) if answer == "fake" else "",
+            known=str(self.snapshot.column("keys")[known]) if known >= 0 else "",
             neighbors=neighbors,
-            changes=self._changes(vector, margin, digest, neighbors, answer, question) if question.changes else (),
+            changes=self._changes(case, neighbors, answer, question) if question.changes else (),
         )
 
     def _read(
@@ -167,34 +157,49 @@ class Detector:
             )
         )
 
-    def _generator(self, vector: Vectors, digest: npt.NDArray[np.void] | None, percentile: float) -> str:
+    def _generator(self, fakes: Candidates, percentile: float) -> str:
         """By a vote of the nearest fakes, however many of one source; "unknown" without a clear winner."""
-        near = self.bank.under(k=NEAR, per_source=NEAR).witnesses(vector, FAKE, digest).rows[0]
+        near = fakes.witnesses(Rules(k=NEAR, per_source=NEAR)).rows[0]
         votes = Counter(self.snapshot.column("generators")[near[near >= 0]].tolist())
         [(name, count)] = votes.most_common(1)
         clear = count >= SHARE * votes.total() and percentile >= UNSEEN
         return str(name) if clear and name else "unknown"
 
     def _changes(
-        self,
-        vector: Vectors,
-        margin: float,
-        digest: npt.NDArray[np.void] | None,
-        neighbors: dict[str, tuple[Neighbor, ...]],
-        answer: Answer,
-        question: Question,
+        self, case: _Case, neighbors: dict[str, tuple[Neighbor, ...]], answer: Answer, question: Question
     ) -> tuple[Change, ...]:
         """What would change the answer: leaving out one source of the witnesses, or asking fewer of them."""
-        others: dict[str, Bank] = {}
+        others: list[tuple[str, Evidence]] = []
         rules = self.bank.rules
-        if rules.k > 5:
-            others["with 5 neighbours of each class"] = self.bank.under(k=5)
+        if rules.k > FEWER:
+            others.append((f"with {FEWER} neighbours of each class", case.evidence(replace(rules, k=FEWER))))
         for source in dict.fromkeys(n.source for found in neighbors.values() for n in found):
             with suppress(NotEnoughRows):  # it is all there is of its class
-                others[f"without the rows of {source}"] = self.bank.without(source)
+                others.append((f"without the rows of {source}", self._without(case, source)))
         changes = []
-        for what, bank in others.items():
-            then, score, *_ = self._read(margin, bank.evidence(vector, digest), question)
+        for what, evidence in others:
+            then, score, *_ = self._read(case.margin, evidence, question)
             if then != answer:
                 changes.append(Change(what, then, score))
         return tuple(changes)
+
+    def _without(self, case: _Case, source: str) -> Evidence:
+        """The evidence if a source's rows were removed; searched anew only where the candidates at hand do not do."""
+        code, rules = self.bank.names.index(source), self.bank.rules
+        left = {label: candidates.without(code) for label, candidates in case.candidates.items()}
+        if all(candidates.enough(rules) and candidates.fresh.any() for candidates in left.values()):
+            return Evidence(left[REAL].witnesses(rules), left[FAKE].witnesses(rules))
+        return self.bank.without(source).evidence(case.vector, case.digest)
+
+
+@dataclass(frozen=True)
+class _Case:
+    """One image while it is judged."""
+
+    vector: Vectors  # (1, dim)
+    digest: npt.NDArray[np.void] | None  # (1,)
+    margin: float  # of the classifier
+    candidates: dict[int, Candidates]  # of each class
+
+    def evidence(self, rules: Rules) -> Evidence:
+        return Evidence(self.candidates[REAL].witnesses(rules), self.candidates[FAKE].witnesses(rules))

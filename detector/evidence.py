@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -47,9 +48,38 @@ class Evidence:
         """(queries,) similarity of the nearest witness of either class."""
         return np.asarray(np.fmax(self.real.similarity[:, 0], self.fake.similarity[:, 0]), np.float64)
 
-    def take(self, queries: Any) -> Evidence:
-        """That of some of the queries."""
-        return Evidence(self.real[queries], self.fake[queries])
+
+@dataclass(frozen=True)
+class Candidates:
+    """The nearest rows of one class for some queries: who testifies, and who would under other rules."""
+
+    found: Matches  # (queries, candidates), nearest first
+    fresh: Mask  # (queries, candidates) there, not the query itself and no copy of a nearer one
+    sources: npt.NDArray[np.int64]  # (queries, candidates) equal for rows of one source
+    complete: bool  # the class has no other row
+
+    def take(self, queries: Any) -> Candidates:
+        """Those of some of the queries."""
+        return Candidates(self.found[queries], self.fresh[queries], self.sources[queries], self.complete)
+
+    def witnesses(self, rules: Rules) -> Matches:
+        """(queries, k) who testifies."""
+        kept = admitted(self.fresh, self.sources, rules)
+        first = np.argsort(~kept, axis=1, kind="stable")[:, : rules.k]
+        chosen, width = np.take_along_axis(kept, first, 1), first.shape[1]
+        result = Matches.none(len(kept), rules.k)
+        result.rows[:, :width] = np.where(chosen, np.take_along_axis(self.found.rows, first, 1), -1)
+        similarity = np.take_along_axis(self.found.similarity, first, 1)
+        result.similarity[:, :width] = np.where(chosen, similarity, np.nan)
+        return result
+
+    def without(self, source: int) -> Candidates:
+        """The same without one source's rows, as if they had never been there."""
+        return replace(self, fresh=self.fresh & (self.sources != source))
+
+    def enough(self, rules: Rules) -> bool:
+        """Whether a search of the bank could not change the witnesses."""
+        return self.complete or bool((self.fresh.sum(1) >= WINDOW * rules.k).all())
 
 
 @dataclass(frozen=True)
@@ -59,89 +89,120 @@ class Bank:
     snapshot: Snapshot
     rules: Rules
     members: Mask  # (rows,) who may testify
-    labels: npt.NDArray[np.int8]  # (rows,)
     sources: npt.NDArray[np.int64]  # (rows,) equal for rows of one source
     names: tuple[str, ...]  # of the sources
 
     @classmethod
     def of(cls, snapshot: Snapshot, rules: Rules = Rules(), *, where: Mask | None = None) -> Bank:
         """The labelled rows of a snapshot, or those of a mask; raises NotEnoughRows unless both classes are there."""
-        labels = snapshot.column("labels")
-        names, sources = np.unique(snapshot.column("sources"), return_inverse=True)
-        members = np.ones(len(snapshot), bool) if where is None else where
-        return cls(snapshot, rules, members, labels, sources, tuple(names.tolist()))
+        numbers: dict[str, int] = {}
+        sources = snapshot.column("sources").tolist()
+        codes = np.fromiter((numbers.setdefault(name, len(numbers)) for name in sources), np.int64, len(sources))
+        return cls(snapshot, rules, np.ones(len(snapshot), bool) if where is None else where, codes, tuple(numbers))
 
     def __post_init__(self) -> None:
         for label, name in ((REAL, "real"), (FAKE, "fake")):
-            if not self.members[self.labels == label].any():
+            if not self._classes[label][1]:
                 raise NotEnoughRows(
                     f"the store {self.snapshot.folder} has no {name} rows to compare with (of {len(self.snapshot)} "
                     f"rows in all); index a folder of {name} images with `clipfake index --folders ...`"
                 )
 
-    def without(self, *sources: str) -> Bank:
-        """The same bank with these sources removed."""
-        codes = [self.names.index(source) for source in sources if source in self.names]
-        return replace(self, members=self.members & ~np.isin(self.sources, codes))
+    @property
+    def labels(self) -> npt.NDArray[np.int8]:
+        """(rows,) 0 real, 1 fake, -1 unknown, of all rows of the snapshot."""
+        return self.snapshot.column("labels")
+
+    @cached_property
+    def _classes(self) -> dict[int, tuple[Mask, int]]:
+        """Each class: which rows, and how many."""
+        masks = {label: self.members & (self.labels == label) for label in (REAL, FAKE)}
+        return {label: (mask, int(np.count_nonzero(mask))) for label, mask in masks.items()}
+
+    def without(self, source: str) -> Bank:
+        """The same bank with a source removed."""
+        return self.where(self.sources != (self.names.index(source) if source in self.names else -1))
 
     def where(self, rows: Mask) -> Bank:
         """Only the rows of a mask, of those that are members."""
         return replace(self, members=self.members & rows)
 
-    def under(self, **changes: Any) -> Bank:
-        """The same rows under other rules."""
-        return replace(self, rules=replace(self.rules, **changes))
-
     def evidence(self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None) -> Evidence:
         """The witnesses for each of (queries, dim) unit vectors; rows of the same file digest do not testify."""
-        return Evidence(self.witnesses(vectors, REAL, digests), self.witnesses(vectors, FAKE, digests))
+        real, fake = (self.candidates(vectors, label, digests).witnesses(self.rules) for label in (REAL, FAKE))
+        return Evidence(real, fake)
 
-    def witnesses(self, vectors: Vectors, label: int, digests: npt.NDArray[np.void] | None = None) -> Matches:
-        """(queries, k) the nearest rows of one class, by the rules."""
+    def candidates(self, vectors: Vectors, label: int, digests: npt.NDArray[np.void] | None = None) -> Candidates:
+        """The nearest rows of one class, from which the rules choose."""
         vectors = np.atleast_2d(vectors)
-        where = self.members & (self.labels == label)
-        found = self.snapshot.search(vectors, min(FETCHED * self.rules.k, int(where.sum())), where)
-        result = Matches.none(len(vectors), self.rules.k)
+        where, count = self._classes[label]
+        fetched = min(FETCHED * self.rules.k, count)
+        found = self.snapshot.search(vectors, fetched, where)
+        fresh = np.zeros(found.rows.shape, bool)
         for start in range(0, len(vectors), CHUNK):
             part = slice(start, start + CHUNK)
-            near = found[part]
-            kept = self._kept(near, None if digests is None else digests[part])
-            first = np.argsort(~kept, axis=1, kind="stable")[:, : self.rules.k]
-            chosen, width = np.take_along_axis(kept, first, 1), first.shape[1]
-            result.rows[part, :width] = np.where(chosen, np.take_along_axis(near.rows, first, 1), -1)
-            similarity = np.take_along_axis(near.similarity, first, 1)
-            result.similarity[part, :width] = np.where(chosen, similarity, np.nan)
-        return result
+            fresh[part] = self._fresh(found[part], None if digests is None else digests[part])
+        return Candidates(found, fresh, self.sources[np.maximum(found.rows, 0)], fetched == count)
 
-    def _kept(self, found: Matches, own: npt.NDArray[np.void] | None) -> Mask:
+    def _fresh(self, found: Matches, own: npt.NDArray[np.void] | None) -> Mask:
         rows = np.maximum(found.rows, 0)
         digests = _halves(self.snapshot.column("digests")[rows])  # (queries, fetched, 2)
         known: Mask = np.asarray(digests.any(2))
-        present = np.asarray(found.rows >= 0)
+        present: Mask = np.asarray(found.rows >= 0)
         if own is not None:
             mine = _halves(own)
             present &= ~((digests == mine[:, None]).all(2) & np.asarray(mine.any(1))[:, None])
         copies: Mask = (digests[:, :, None] == digests[:, None, :]).all(3) & known[:, :, None]
         vectors = self.snapshot.vectors(rows.reshape(-1)).reshape(*rows.shape, -1)
         alike: Mask = vectors @ vectors.transpose(0, 2, 1) > self.rules.duplicate
-        return admitted(present, copies | alike, self.sources[rows], self.rules)
+        return first_of_copies(present, copies | alike)
+
+    def find(self, digest: bytes) -> int:
+        """Position of a row whose file has this digest, -1 if there is none."""
+        order, sorted_ = self._by_digest
+        wanted = np.frombuffer(digest, np.uint64)
+        place = int(np.searchsorted(sorted_, wanted[0]))
+        while place < len(sorted_) and sorted_[place] == wanted[0]:
+            if self.snapshot.column("digests")[order[place]].tobytes() == digest:
+                return int(order[place])
+            place += 1
+        return -1
+
+    @cached_property
+    def _by_digest(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+        first = _halves(self.snapshot.column("digests"))[:, 0]
+        order = np.argsort(first, kind="stable")
+        return order, first[order]
 
 
-def admitted(present: Mask, copies: Mask, sources: npt.NDArray[np.int64], rules: Rules) -> Mask:
-    """Which candidates testify, of those that are nearest when copies are counted once.
+def first_of_copies(present: Mask, copies: Mask) -> Mask:
+    """Which candidates are there and no copy of a nearer one.
 
     Parameters
     ----------
     present : (queries, candidates) bool, candidates nearest first
     copies : (queries, candidates, candidates) bool, which are one picture
+    """
+    return np.asarray(present & ~(copies & _before(present) & present[:, None, :]).any(2))
+
+
+def admitted(fresh: Mask, sources: npt.NDArray[np.int64], rules: Rules) -> Mask:
+    """Which candidates testify.
+
+    Parameters
+    ----------
+    fresh : (queries, candidates) bool, candidates nearest first
     sources : (queries, candidates) int, equal for one source
     """
-    before = np.tri(present.shape[1], k=-1, dtype=bool)  # [i, j]: j is nearer than i
-    fresh = present & ~(copies & before & present[:, None, :]).any(2)
     near = fresh & (np.cumsum(fresh, axis=1) <= WINDOW * rules.k)
-    crowd = ((sources[:, :, None] == sources[:, None, :]) & before & near[:, None, :]).sum(2)
+    crowd = ((sources[:, :, None] == sources[:, None, :]) & _before(fresh) & near[:, None, :]).sum(2)
     kept = near & (crowd < rules.per_source)
     return np.asarray(kept & (np.cumsum(kept, axis=1) <= rules.k))
+
+
+def _before(candidates: Mask) -> Mask:
+    """[i, j]: j is nearer than i."""
+    return np.tri(candidates.shape[1], k=-1, dtype=bool)
 
 
 def _halves(digests: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:

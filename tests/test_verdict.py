@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from clipfake.detector.calibration import Calibration, probability
 from clipfake.detector.detector import Detector, Question
-from clipfake.detector.evidence import Bank, Rules, admitted
+from clipfake.detector.evidence import Bank, Rules, admitted, first_of_copies
 from clipfake.detector.heldout import Coverage, Signals, calibrate, generator_folds
 from clipfake.detector.train import TrainOptions, train
 from clipfake.detector.triplet import TripletOptions
@@ -72,7 +72,7 @@ def test_witnesses_are_the_nearest_rows_of_their_class(store: Store) -> None:
 
 
 def test_no_source_has_more_than_its_share_of_witnesses(store: Store) -> None:
-    found = Bank.of(store.snapshot(), Rules(k=9, per_source=2)).witnesses(drawn("gan_a", 3, seed=4), 1)
+    found = Bank.of(store.snapshot(), Rules(k=9, per_source=2)).evidence(drawn("gan_a", 3, seed=4)).fake
     for rows in found.rows:
         sources = store.snapshot().column("sources")[rows[rows >= 0]].tolist()
         assert max(map(sources.count, sources)) <= 2
@@ -93,14 +93,12 @@ def test_copies_count_once() -> None:
     present = np.ones((1, 4), bool)
     copies = np.eye(4, dtype=bool)[None].copy()
     copies[0, 2, 0] = copies[0, 0, 2] = True
-    kept = admitted(present, copies, np.array([[0, 1, 2, 3]]), Rules(k=4, per_source=4))
-    assert kept.tolist() == [[True, True, False, True]]
+    assert first_of_copies(present, copies).tolist() == [[True, True, False, True]]
 
 
 def test_a_far_row_does_not_replace_one_of_a_crowded_source() -> None:
     kept = admitted(
         np.ones((1, 6), bool),
-        np.eye(6, dtype=bool)[None],
         np.array([[0, 0, 0, 0, 0, 1]]),
         Rules(k=2, per_source=1),  # four are looked at; the sixth is too far
     )
