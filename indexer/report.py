@@ -33,6 +33,7 @@ class IndexReport:
     interrupted: bool = False
     batch_size: int = 0  # at the end: smaller than asked for where memory ran out
     stages: dict[str, Stage] = field(default_factory=dict)
+    workers: list[str] = field(default_factory=list)  # host and process of each, where there are several machines
     _ticks: deque[tuple[float, int]] = field(default_factory=deque, repr=False)
 
     @property
@@ -59,6 +60,10 @@ class IndexReport:
     def limit(self) -> str:
         """The stage the others waited for: "list", "decode", "encode" or "write"."""
         return limit_of(self.stages, self.seconds)
+
+    def stage(self, name: str, workers: int) -> Stage:
+        """A stage of that name, made where there is none yet."""
+        return self.stages.setdefault(name, Stage(workers))
 
     def tick(self, seconds: float) -> None:
         """Note how far the run has come after so many seconds."""
@@ -104,5 +109,6 @@ class IndexReport:
             },
             "limit": self.limit,
             "batch_size": self.batch_size,
+            "workers": self.workers,
             "interrupted": self.interrupted,
         }

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from clipfake.indexer.encoder import PlainEncoder
 from clipfake.indexer.incoming import FOLDER, Aside, commit
-from clipfake.indexer.index import IndexOptions, index, part_of
+from clipfake.indexer.index import IndexOptions, index
+from clipfake.indexer.run import part_of
 from clipfake.store.block import Block, Rows
 from clipfake.store.errors import SourceError
 from clipfake.store.store import Store
