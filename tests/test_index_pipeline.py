@@ -98,6 +98,7 @@ def test_ctrl_c_finishes_the_batch_in_flight(folder: Path, tmp_path: Path) -> No
             self.calls += 1
             if self.calls == 1:
                 os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.3)  # the main thread must hear it while there is work left
             return super().encode(images)
 
     store = store_at(tmp_path)
