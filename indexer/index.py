@@ -99,7 +99,8 @@ class _Local(Run):
                 self.finish()
         finally:
             self.note_bad()
-        self.tell()
+            report.ended = True
+            self.tell()
         return report
 
     def _write(self, batch: Encoded) -> None:

@@ -110,19 +110,21 @@ class Pipeline:
         work: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(self._list, (entries,)), (self._write, (write,))]
         work += [(self._encode, (encoder,)) for encoder in self._encoders]
         threads = [Thread(target=do, args=given, daemon=True) for do, given in work]
-        for thread in threads:
-            thread.start()
         try:
             try:
+                for thread in threads:
+                    thread.start()
                 _join(threads)
             except KeyboardInterrupt as e:
                 self._fail(e)
+                if any(thread.ident is None for thread in threads):  # it came while they were being started
+                    self._encoded.stop()
                 _join(threads)
         finally:
             self._decoded.stop()
             self._encoded.stop()
             self._pool.shutdown(wait=False, cancel_futures=True)
-            threads[1].join()  # a shard that is being written is soon done, and its store is about to be left
+            _join(threads[1:2])  # a shard that is being written is soon done, and its store is about to be left
         if self._error is not None and not isinstance(self._error, KeyboardInterrupt):
             raise self._error
         return self._error is None
@@ -274,5 +276,7 @@ def _opened(batch: list[tuple[Entry, Future[Decoded]]]) -> tuple[list[Decoded], 
 
 
 def _join(threads: Sequence[Thread]) -> None:
+    """Wait for those that were started."""
     for thread in threads:
-        thread.join()
+        if thread.ident is not None:
+            thread.join()

@@ -190,7 +190,8 @@ class _RayRun(Run):
             for worker in crew:
                 ray.kill(worker)
             self.note_bad()
-        self.tell()
+            self.report.ended = True
+            self.tell()
         return self.report
 
     def _dispatch(self, ray: Any, crew: Sequence[Any], units: Iterator[Unit]) -> None:

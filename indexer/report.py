@@ -31,6 +31,7 @@ class IndexReport:
     listed_all: bool = False  # the listing has ended: what is left is known
     seconds: float = 0.0
     interrupted: bool = False
+    ended: bool = False  # this is the last that is told of the run
     batch_size: int = 0  # at the end: smaller than asked for where memory ran out
     stages: dict[str, Stage] = field(default_factory=dict)
     workers: list[str] = field(default_factory=list)  # host and process of each, where there are several machines

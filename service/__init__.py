@@ -1,1 +1,1 @@
-"""The HTTP face: handed `encode` and a Detector, imports no encoder."""
+"""The HTTP face: handed an encoder and a store, it answers queries and shows a page. It imports no encoder."""

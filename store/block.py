@@ -144,3 +144,21 @@ class Block:
             vectors=self.vectors[rows],
             thumbnails=tuple(self.thumbnails[i] for i in positions) if self.thumbnails else (),
         )
+
+    @classmethod
+    def concat(cls, blocks: Sequence[Block]) -> Block:
+        """One after the other, of one space; pictures are kept if any block has them."""
+        [first, *others] = blocks
+        if not others:
+            return first
+        for block in others:
+            first.space.require(block.space, "a block")
+        pictures = [block.thumbnails or (b"",) * len(block) for block in blocks]
+        some = any(block.thumbnails for block in blocks)
+        return cls(
+            first.space,
+            Rows.concat([block.rows for block in blocks]),
+            np.concatenate([block.vectors for block in blocks]),
+            tuple(picture for piece in pictures for picture in piece) if some else (),
+            {category: vector for block in blocks for category, vector in block.texts.items()},
+        )

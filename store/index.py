@@ -267,10 +267,25 @@ def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool 
             actions.append(action)
         if before is not None and len(before) == len(made) and all(what == "fresh" for what, _ in actions):
             return Built("fresh", "every row is in it", snapshot.number, tuple(one for one, _, _ in made))
-        labels, size = _write(store.folder, snapshot, made, clock)
+        labels, size = _write(store.folder, snapshot.number, snapshot.space, made, clock)
         rebuilt = any(what == "rebuild" for what, _ in actions) or not made
         why = "; ".join(sorted({why for what, why in actions if what != "fresh"})) or "few rows: searched exactly"
         return Built("built" if rebuilt else "added", why, snapshot.number, labels, size, clock.seconds)
+
+
+def renumber(store: Path, number: int, old: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> None:
+    """After rows were moved: the ids `old`, ascending, are `new` in snapshot `number`. An unreadable index is left."""
+    for folder in folders(store):
+        try:
+            space = Space.from_json(json.loads((folder / "index.json").read_text(encoding="utf-8"))["space"])
+            labels = open_index(folder, space, mapped=False)._labels  # FAISS would write a mapped one as a reference
+        except (OSError, ValueError, KeyError, StoreError):
+            continue
+        moved = []
+        for told, cells, ids in labels:
+            place = np.minimum(np.searchsorted(old, ids), len(old) - 1)
+            moved.append((told, cells, np.where(old[place] == ids, new[place], ids)))
+        _write(store, number, space, moved, _Clock())
 
 
 Made = tuple[LabelIndex, Cells, npt.NDArray[np.int64]]
@@ -375,9 +390,11 @@ def _aheads(cells: Cells, queries: Vectors, similarity: npt.NDArray[np.float32])
     return tuple(_recall(similarity[some], found[:, : n + 1], None) for n in AHEADS)
 
 
-def _write(store: Path, snapshot: Snapshot, made: list[Made], clock: _Clock) -> tuple[tuple[LabelIndex, ...], int]:
+def _write(
+    store: Path, number: int, space: Space, made: list[Made], clock: _Clock
+) -> tuple[tuple[LabelIndex, ...], int]:
     """Put the new index in place of the old: whole, by one rename."""
-    final = store / "indexes" / f"{NAME}-{snapshot.number:06d}"
+    final = store / "indexes" / f"{NAME}-{number:06d}"
     aside = final.with_suffix(TEMPORARY)
     try:
         with clock("write"), _emptied(aside):
@@ -385,8 +402,8 @@ def _write(store: Path, snapshot: Snapshot, made: list[Made], clock: _Clock) -> 
             told: dict[str, Any] = {
                 "format": FORMAT,
                 "version": VERSION,
-                "snapshot": snapshot.number,
-                "space": snapshot.space.as_json(),
+                "snapshot": number,
+                "space": space.as_json(),
                 "labels": [one.as_json() for one in labels],
             }
             told = json.loads(json.dumps(told))  # keys as text and tuples as lists, as they will be read

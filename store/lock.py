@@ -37,10 +37,12 @@ def writer_lock(folder: Path) -> Iterator[None]:
                 f"{folder} lies on a file system that cannot lock files ({e.strerror}); "
                 f"two writers could not be kept apart there, so put the store on a local disk"
             ) from e
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+        with suppress(OSError):  # who holds it is told for people; a full disk is no reason not to delete
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
-        os.ftruncate(handle, 0)
+        with suppress(OSError):
+            os.ftruncate(handle, 0)
     finally:
         os.close(handle)
 

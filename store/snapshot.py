@@ -24,6 +24,8 @@ from .space import Space
 if TYPE_CHECKING:
     from .index import Attached
 
+Ids = npt.NDArray[np.int64]  # (rows,) shard number × 2³² + row in the shard
+
 
 class Snapshot:
     """The live rows of a store at one moment.

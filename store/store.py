@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .block import Block, Mask, Names, Rows
+from .block import Block, Mask, Names
 from .deleted import without_rows
 from .durable import TEMPORARY
 from .errors import BadBlock, Damaged, NotAStore, StoreError
@@ -98,8 +98,8 @@ class Store:
             Another process is writing.
         """
         with writer_lock(self.folder):
+            tidy(self.folder)
             writer = Writer(self, note, rows_per_shard, seconds_per_shard)
-            writer.tidy()
             try:
                 yield writer
             finally:  # what was taken in is good whatever became of the rest
@@ -185,7 +185,7 @@ class Writer:
         """Write what was taken in as a shard and make it visible."""
         if not self._waiting:
             return
-        block = _concat(self._waiting)
+        block = Block.concat(self._waiting)
         number = self._manifest.next_shard
         name = f"{number:06d}.h5"
         path = self._folder / "shards" / name
@@ -214,19 +214,20 @@ class Writer:
             parts.append(part)
         return tuple(parts)
 
-    def tidy(self) -> None:
-        """Remove what a killed writer left: temporary files, and shards no snapshot names."""
-        for room in ("shards", "deleted", "snapshots"):
-            for path in (self._folder / room).glob(f"*{TEMPORARY}"):
-                path.unlink(missing_ok=True)
-        try:
-            parts = [part for n in numbers(self._folder) for part in read_manifest(self._folder, n).parts]
-        except (Damaged, NotAStore, StoreError):
-            return  # an unreadable snapshot may name any shard: `store repair` decides
-        for folder, named in (("shards", {p.name for p in parts}), ("deleted", {p.deleted for p in parts})):
-            for path in (self._folder / folder).glob("*"):
-                if path.name not in named:
-                    path.unlink()
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed writer left: temporary files, and shards no snapshot names. The lock must be held."""
+    for room in ("shards", "deleted", "snapshots"):
+        for path in (folder / room).glob(f"*{TEMPORARY}"):
+            path.unlink(missing_ok=True)
+    try:
+        parts = [part for n in numbers(folder) for part in read_manifest(folder, n).parts]
+    except StoreError:
+        return  # an unreadable snapshot may name any shard: `store repair` decides
+    for room, named in (("shards", {p.name for p in parts}), ("deleted", {p.deleted for p in parts})):
+        for path in (folder / room).glob("*"):
+            if path.name not in named:
+                path.unlink()
 
 
 def forget(folder: Path, number: int) -> bool:
@@ -235,17 +236,3 @@ def forget(folder: Path, number: int) -> bool:
         return False
     path.unlink(missing_ok=True)
     return True
-
-
-def _concat(blocks: list[Block]) -> Block:
-    [first, *others] = blocks
-    if not others:
-        return first
-    none = any(not block.thumbnails for block in blocks)
-    return Block(
-        first.space,
-        Rows.concat([block.rows for block in blocks]),
-        np.concatenate([block.vectors for block in blocks]),
-        () if none else tuple(t for block in blocks for t in block.thumbnails),
-        {category: vector for block in blocks for category, vector in block.texts.items()},
-    )

@@ -1,0 +1,108 @@
+"""What machines are told while a run goes on: JSON lines, and a text file for Prometheus' node exporter.
+
+Each is a `progress` for `index`; `all_of` makes one of several.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from ..store.durable import write_text
+from .report import IndexReport
+
+Clock = Callable[[], float]  # seconds
+
+
+class JsonLines:
+    """One JSON object a line, at most one every so many seconds, and one at the end with `"event": "end"`.
+
+    Fields: event, seconds, added, known, replaced, bad, images_per_second (of the whole run), images_per_second_now,
+    busy (share of each stage) and limit (the busiest stage).
+    """
+
+    def __init__(self, stream: TextIO, *, every: float = 1.0, clock: Clock = time.monotonic) -> None:
+        self._stream, self._due = stream, _Due(every, clock)
+
+    def __call__(self, report: IndexReport) -> None:
+        if self._due(report):
+            event = "end" if report.ended else "progress"
+            self._stream.write(json.dumps({"event": event, **figures(report)}) + "\n")
+            self._stream.flush()
+
+
+class PrometheusFile:
+    """The run's figures as a `.prom` file, whole at any moment; its counters start from 0 with each run."""
+
+    def __init__(self, path: Path, *, every: float = 15.0, clock: Clock = time.monotonic) -> None:
+        self._path, self._due = path, _Due(every, clock)
+
+    def __call__(self, report: IndexReport) -> None:
+        if self._due(report):
+            write_text(self._path, exposition(report))
+
+
+def all_of(*told: Callable[[IndexReport], None]) -> Callable[[IndexReport], None]:
+    """One progress that tells them all, in this order."""
+
+    def tell(report: IndexReport) -> None:
+        for each in told:
+            each(report)
+
+    return tell
+
+
+def figures(report: IndexReport) -> dict[str, Any]:
+    """What a run has come to, as plain numbers."""
+    return {
+        "seconds": round(report.seconds, 3),
+        "added": report.added,
+        "known": report.known,
+        "replaced": report.replaced,
+        "bad": len(report.skipped),
+        "images_per_second": round(report.images_per_second, 2),
+        "images_per_second_now": round(report.images_per_second_now, 2),
+        "busy": {name: round(stage.share(report.seconds), 4) for name, stage in report.stages.items()},
+        "limit": report.limit,
+    }
+
+
+def exposition(report: IndexReport) -> str:
+    """The same in Prometheus' text format, version 0.0.4."""
+    told = figures(report)
+    images = [(f'outcome="{name}"', told[name]) for name in ("added", "known", "replaced", "bad")]
+    busy = [(f'stage="{name}"', share) for name, share in told["busy"].items()]
+    families = (
+        ("clipfake_index_images_total", "counter", "Images the run has dealt with.", images),
+        ("clipfake_index_images_per_second", "gauge", "Images stored a second.", [("", told["images_per_second_now"])]),
+        ("clipfake_index_stage_busy_ratio", "gauge", "Share of the time each stage was at work.", busy),
+        ("clipfake_index_seconds", "gauge", "Seconds since the run began.", [("", told["seconds"])]),
+        (
+            "clipfake_index_running",
+            "gauge",
+            "1 while the run goes on, 0 when it has ended.",
+            [("", int(not report.ended))],
+        ),
+    )
+    lines = []
+    for name, kind, what, samples in families:
+        lines += [f"# HELP {name} {what}", f"# TYPE {name} {kind}"]
+        lines += [f"{name}{{{labels}}} {value}" if labels else f"{name} {value}" for labels, value in samples]
+    return "\n".join(lines) + "\n"
+
+
+class _Due:
+    """Whether enough time has passed since the last time it was; the end of a run is always told."""
+
+    def __init__(self, every: float, clock: Clock) -> None:
+        self._every, self._clock, self._next = every, clock, float("-inf")
+
+    def __call__(self, report: IndexReport) -> bool:
+        now = self._clock()
+        if now < self._next and not report.ended:
+            return False
+        self._next = now + self._every
+        return True

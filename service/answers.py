@@ -1,0 +1,116 @@
+"""The service's JSON, as its documentation tells it. What a verdict means is told in detector/verdict.py."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, Field
+
+
+class ProblemDetails(BaseModel):
+    """A refusal (RFC 9457)."""
+
+    type: str = Field(examples=["urn:clipfake:problem:bad-image"])
+    title: str = Field(examples=["The image cannot be read"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["not an image (12 bytes starting with b'hello wo')"])
+
+
+class NeighborJson(BaseModel):
+    """A stored row that testifies."""
+
+    key: str = Field(examples=["sim_nearest/images/plain/img000046.jpg"])
+    similarity: float = Field(description="Cosine, higher is nearer.", examples=[0.98])
+    source: str
+    generator: str
+    category: str
+    path: str = Field(description="Where the file was when it was indexed.")
+    split: str = Field(description="Part of the head's training it was in, or empty.")
+
+
+class Neighbors(BaseModel):
+    real: list[NeighborJson]
+    fake: list[NeighborJson]
+
+
+class Signals(BaseModel):
+    svm: float = Field(description="Log-likelihood ratio of the classifier by itself.")
+    neighbors: float = Field(description="Log-likelihood ratio of the nearest neighbours by themselves.")
+
+
+class ChangeJson(BaseModel):
+    what: str = Field(examples=["without the rows of sim_nearest"])
+    verdict: Literal["real", "fake", "unsure"]
+    score: float
+
+
+class VerdictJson(BaseModel):
+    """The answer for one image, with its evidence; the same object `clipfake query --json` prints."""
+
+    image: str = Field(examples=["suspicious.jpg"])
+    verdict: Literal["real", "fake", "unsure"]
+    score: float = Field(description="Natural log-likelihood ratio; above 0 leans fake.", examples=[2.68])
+    probability: float = Field(ge=0, le=1, description="Of fake, for `prior`.", examples=[0.94])
+    prior: float
+    signals: Signals
+    conflict: bool
+    possible: list[Literal["real", "fake"]]
+    error: float = Field(description="Rate of error at which `possible` was found.")
+    reasons: list[str] = Field(examples=[["real is ruled out at an error rate of 5%"]])
+    percentile: float = Field(description="Per cent of known images less near to their nearest than this one.")
+    generator: str
+    known: str = Field(description="Key of the stored row with the very same bytes, or empty.")
+    neighbors: Neighbors
+    changes: list[ChangeJson]
+
+
+class RefusalJson(BaseModel):
+    """An image that could not be judged; the others of its request were."""
+
+    image: str
+    error: str
+
+
+class Answers(BaseModel):
+    """One answer an image, in the order of the request."""
+
+    snapshot: int = Field(description="Number of the store's snapshot that answered.")
+    answers: list[VerdictJson | RefusalJson]
+    places: list[list[float] | None] | None = Field(None, description="Where each image lies on /v1/map, if asked for.")
+
+
+class StoreJson(BaseModel):
+    rows: int
+    labels: dict[str, int]
+    sources: list[dict[str, Any]]
+    snapshot: int
+    space: dict[str, Any] = Field(description="The encoder whose vectors are stored.")
+    ready: bool = Field(description="Whether images can be judged.")
+    why: str = Field(description="Why not, and what to do; empty if they can.")
+    notice: str = Field(description="What must be known to read the verdicts, or empty.")
+    writes: bool = Field(description="Whether the service has a token, so that /v1/bank can be used.")
+    limits: dict[str, float]
+
+
+class MapJson(BaseModel):
+    """Some rows of the bank on their two main axes; the lists are parallel."""
+
+    points: list[list[float]]
+    labels: list[int] = Field(description="0 real, 1 fake.")
+    sources: list[int] = Field(description="Index into `names`.")
+    names: list[str]
+    explained: list[float] = Field(description="Share of the variance along each axis.")
+
+
+class Health(BaseModel):
+    status: str = Field(examples=["ok"])
+
+
+def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """What an operation may answer beside its result, for the documentation."""
+    schema = {"schema": ProblemDetails.model_json_schema()}
+    everywhere = (401, 408, 413, 421, 500, 503, 504)
+    return {
+        status: {"description": "A problem", "content": {"application/problem+json": schema}}
+        for status in sorted({*everywhere, *statuses})
+    }

@@ -1,0 +1,92 @@
+"""The app: what it is handed, put behind one gate."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from .. import __version__
+from ..detector.evidence import Rules
+from ..store.store import Store
+from .desk import Desk
+from .gate import Gate
+from .limits import Limits
+from .metrics import Metrics
+from .page import router as page
+from .problem import problem_of, problem_of_validation
+from .query import router as query
+from .seeing import Encoder, Eyes, Image, Pixels
+
+
+def app(
+    store: Store,
+    encoder: Encoder,
+    decode: Callable[[bytes], Image],
+    thumbnail: Callable[[Pixels], bytes],
+    *,
+    head: str = "default",
+    rules: Rules = Rules(),
+    limits: Limits = Limits(),
+    token: str = "",
+    public: bool = False,
+    notice: str = "",
+) -> FastAPI:
+    """The service over one store.
+
+    Parameters
+    ----------
+    encoder, decode, thumbnail
+        What it sees with: pixels to vectors, a file's bytes to an image (raises ImageError), pixels to a small JPEG.
+    token : without one nothing can be written
+    public
+        Others than this machine may reach it: then everything but the page and its health takes the token, and any
+        host name is answered to.
+    notice : a sentence to be shown with every verdict
+
+    Raises
+    ------
+    SpaceMismatch
+        The store is of another encoder. A store that cannot answer yet is no error: it says what is missing.
+    """
+    if public and not token:
+        raise ValueError("a public service needs a token")
+    metrics = Metrics()
+    desk = Desk(store, Eyes(encoder, decode, thumbnail), head=head, rules=rules, limits=limits, metrics=metrics)
+
+    @asynccontextmanager
+    async def lifespan(made: FastAPI) -> AsyncIterator[None]:
+        desk.start()
+        try:
+            yield
+        finally:
+            desk.stop()
+
+    made = FastAPI(
+        title="clipfake",
+        summary="Is this one fake, and which known images say so?",
+        version=__version__,
+        lifespan=lifespan,
+        docs_url=None,  # both would load scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        exception_handlers={RequestValidationError: refuse_invalid, HTTPException: refuse},
+    )
+    made.state.desk, made.state.notice, made.state.writes = desk, notice, bool(token)
+    for router in (query, page):
+        made.include_router(router)
+    made.add_middleware(Gate, limits=limits, metrics=metrics, token=token, public=public)
+    return made
+
+
+async def refuse(request: Request, error: Exception) -> Any:
+    """The framework's refusals become ours; the gate answers them."""
+    raise problem_of(error) from error
+
+
+async def refuse_invalid(request: Request, error: Exception) -> Any:
+    raise problem_of_validation(error.errors() if isinstance(error, RequestValidationError) else []) from error

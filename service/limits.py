@@ -1,0 +1,25 @@
+"""How much one client may ask for, and how much may wait."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The service's bounds; what goes beyond one is refused with a problem that names it."""
+
+    image_bytes: int = 32 * 2**20  # of one file
+    request_bytes: int = 128 * 2**20  # of one body
+    pixels: int = 64_000_000  # of one image, told by its header before it is decoded
+    images: int = 64  # in one request
+    matches: int = 1000  # rows that one search gives
+    seconds: float = 60.0  # for one request, from its first byte to the last of the answer
+    requests: int = 256  # at once
+    waiting: int = 256  # images taken in whose vectors are not there yet
+    batch: int = 32  # images the encoder sees at once
+    linger: float = 0.002  # seconds a batch that is not full waits for more
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)

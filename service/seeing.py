@@ -1,0 +1,109 @@
+"""What the service is handed to see with, and one upload's bytes to an image small enough to wait in a queue."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image as Pillow
+from PIL import UnidentifiedImageError
+
+from ..store.errors import ImageError
+from ..store.space import Space
+from .limits import Limits
+from .problem import Problem
+
+Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
+Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
+
+
+class Encoder(Protocol):
+    """What turns pixels into vectors of one space; it may also have `shrink(pixels) -> pixels`."""
+
+    @property
+    def space(self) -> Space: ...
+
+    @property
+    def has_text(self) -> bool: ...
+
+    def encode(self, images: Sequence[Pixels]) -> Embeddings: ...
+
+    def encode_texts(self, texts: Sequence[str]) -> Embeddings: ...
+
+
+class Image(Protocol):
+    """A decoded file."""
+
+    @property
+    def pixels(self) -> Pixels: ...
+
+    @property
+    def format(self) -> str: ...
+
+    @property
+    def quality(self) -> int: ...
+
+    @property
+    def digest(self) -> bytes: ...
+
+
+@dataclass(frozen=True)
+class Eyes:
+    """An encoder and the two functions on images that belong to it."""
+
+    encoder: Encoder
+    decode: Callable[[bytes], Image]  # raises ImageError
+    thumbnail: Callable[[Pixels], bytes]  # a small JPEG
+
+    def open(self, content: bytes, limits: Limits, *, thumbnail: bool = False) -> Picture:
+        """Decode one file within the limits; raises ImageError or Problem (too-large)."""
+        if len(content) > limits.image_bytes:
+            said = f"{len(content):,} bytes are more than the {limits.image_bytes:,} allowed for an image"
+            raise Problem("too-large", f"{said}; send a smaller file")
+        refuse_bomb(content, limits.pixels)
+        image = self.decode(content)
+        height, width = image.pixels.shape[:2]
+        if height * width > limits.pixels:  # a format that only the decoder can read the size of
+            raise too_many_pixels(width, height, limits.pixels)
+        small = self.thumbnail(image.pixels) if thumbnail else b""
+        shrink = getattr(self.encoder, "shrink", None)
+        pixels = shrink(image.pixels) if shrink else image.pixels
+        return Picture(pixels, width, height, image.format, image.quality, len(content), image.digest, small)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image that waits for its vector."""
+
+    pixels: Any  # as the encoder takes it
+    width: int  # of the file
+    height: int
+    format: str
+    quality: int  # of a JPEG, else -1
+    size: int  # bytes
+    digest: bytes  # BLAKE2b-128 of the file
+    thumbnail: bytes  # b"" unless asked for
+
+
+def refuse_bomb(content: bytes, most: int) -> None:
+    """Raise Problem (too-large) where the header tells of more pixels than allowed; nothing is decoded."""
+    try:
+        with Pillow.open(io.BytesIO(content)) as header:
+            width, height = header.size
+    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
+        raise Problem("too-large", f"{e}; at most {most:,} pixels are allowed") from e
+    except UnidentifiedImageError:
+        return  # the decoder says what it found
+    except Exception as e:
+        raise ImageError(f"damaged image header ({type(e).__name__}); save the image anew and try again") from e
+    if width * height > most:
+        raise too_many_pixels(width, height, most)
+
+
+def too_many_pixels(width: int, height: int, most: int) -> Problem:
+    said = f"{width} x {height} is more than the {most:,} pixels allowed"
+    return Problem("too-large", f"{said}; send a smaller copy")

@@ -1,0 +1,88 @@
+"""Which rows: by label, source, generator, category or key. One expression for masks, deletion and other engines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .block import Mask
+from .errors import BadBlock
+
+if TYPE_CHECKING:
+    from .snapshot import Snapshot
+    from .store import Store
+
+
+@dataclass(frozen=True)
+class Filter:
+    """Rows that have one of the values in every column that is named; no names at all are all rows.
+
+    >>> Filter(labels=(1,), sources=("ffhq", "celebahq"))
+    Filter(labels=(1,), sources=('ffhq', 'celebahq'), generators=(), categories=(), keys=(), but_sources=())
+    """
+
+    labels: Sequence[int] = ()
+    sources: Sequence[str] = ()
+    generators: Sequence[str] = ()
+    categories: Sequence[str] = ()
+    keys: Sequence[str] = ()
+    but_sources: Sequence[str] = ()  # rows of these sources are left out
+
+    @property
+    def everything(self) -> bool:
+        """Whether it allows all rows."""
+        return not any(getattr(self, f.name) for f in fields(self))
+
+    def mask(self, snapshot: Snapshot) -> Mask:
+        """(rows,) True for the rows it allows."""
+        result = np.ones(len(snapshot), bool)
+        for name in ("labels", "sources", "generators", "categories"):
+            if wanted := list(getattr(self, name)):
+                result &= _one_of(snapshot.column(name), wanted)
+        if self.but_sources:
+            result &= ~_one_of(snapshot.column("sources"), list(self.but_sources))
+        if self.keys:
+            positions = snapshot.find(list(self.keys))
+            named = np.zeros(len(snapshot), bool)
+            named[positions[positions >= 0]] = True
+            result &= named
+        return result
+
+
+@dataclass(frozen=True)
+class Deleted:
+    """What `delete` did."""
+
+    rows: int
+    snapshot: int
+    before: int  # `undo` to this snapshot brings the rows back
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def delete(store: Store, which: Filter, note: str = "deleted") -> Deleted:
+    """Drop the rows of a filter from the store; `Store.undo` brings them back until `compact`.
+
+    Raises
+    ------
+    BadBlock
+        The filter allows every row, which is more likely a slip than a wish.
+    """
+    if which.everything:
+        raise BadBlock("this would delete every row; name sources, labels, categories or keys, or remove the folder")
+    with store.writer(note) as writer:
+        before = writer.snapshot.number
+        rows = writer.delete(which.mask(writer.snapshot))
+        return Deleted(rows, writer.snapshot.number, before)
+
+
+def _one_of(values: Any, wanted: list[Any]) -> Mask:
+    """Whether each value is one of a few; numpy's own test sorts millions of texts for that."""
+    result = np.zeros(len(values), bool)
+    for one in wanted:
+        result |= values == one
+    return result

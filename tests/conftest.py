@@ -1,0 +1,71 @@
+"""A small store that can be asked, for the tests of the service and its page."""
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+SOURCES = {"camera_a": 0, "camera_b": 0, "gan_a": 1, "gan_b": 1, "gan_c": 1}
+
+
+def drawn(source: str, number: int, seed: int = 0) -> bytes:
+    """A PNG: four soft bars of the source's own colours; the fakes are checked."""
+    at = list(SOURCES).index(source)
+    rng = np.random.default_rng([seed, at, number])
+    bars = np.random.default_rng([9, at]).uniform(60, 190, (1, 8, 3)) + rng.normal(0, 18, (8, 8, 3))
+    bars[::2] += 40 * SOURCES[source]
+    small = Image.fromarray(np.clip(bars, 0, 255).astype(np.uint8))
+    out = io.BytesIO()
+    small.resize((64, 64), Image.Resampling.BICUBIC).save(out, "PNG")
+    return out.getvalue()
+
+
+class Toy:
+    """A folder with a store of 60 images a source and its trained head, and what is needed to serve it."""
+
+    def __init__(self, folder: Path) -> None:
+        from clipfake.detector.heldout import calibrate
+        from clipfake.detector.train import TrainOptions, train
+        from clipfake.detector.triplet import TripletOptions
+        from clipfake.indexer.encoder import PlainEncoder
+        from clipfake.indexer.image import decode, thumbnail
+        from clipfake.store.block import Block, Rows
+        from clipfake.store.store import Store
+
+        self.encoder, self.decode, self.thumbnail = PlainEncoder(), decode, thumbnail
+        self.store = Store.create(folder / "store", self.encoder.space)
+        with self.store.writer("toy") as writer:
+            for source, label in SOURCES.items():
+                images = [decode(drawn(source, number)) for number in range(60)]
+                rows = Rows.make(
+                    keys=[f"{source}/img {number}.png" for number in range(60)],
+                    labels=[label] * 60,
+                    sources=[source] * 60,
+                    generators=[source if label else ""] * 60,
+                    categories=["bars"] * 60,
+                    digests=np.frombuffer(b"".join(image.digest for image in images), "V16"),
+                )
+                vectors = self.encoder.encode([image.pixels for image in images])
+                pictures = tuple(thumbnail(image.pixels) for image in images)
+                writer.append(Block(self.encoder.space, rows, vectors, pictures))
+        options = TrainOptions(triplet=TripletOptions(epochs=2), baselines=())
+        head = train(self.store.snapshot(), options).head
+        at = self.store.folder / "heads" / "default"
+        head.save(at)
+        calibrate(self.store.snapshot(), head, options).calibration.save(at)
+
+    def app(self, **options: Any) -> Any:
+        from clipfake.service.app import app
+
+        encoder = options.pop("encoder", self.encoder)
+        return app(options.pop("store", self.store), encoder, self.decode, self.thumbnail, **options)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    """Never written to by a test; copy its folder for that."""
+    pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+    return Toy(tmp_path_factory.mktemp("toy"))
