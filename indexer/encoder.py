@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import hashlib
 import json
 import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -23,7 +25,11 @@ from .tower import ClipTower
 
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
+CPU_IMAGES = (
+    8  # that a CPU sees at once: more bring no speed, and their layers are too large for the allocator to reuse
+)
 OPENVINO = "openvino"  # as a --device
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 UNTRAINED = "untrained:"  # "untrained:SEED:NAME" is NAME's architecture with random weights
 
 
@@ -111,7 +117,10 @@ class TransformerEncoder:
     def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
         """Start encoding; the function returned waits for the vectors. On a CPU they are there at once."""
         if self._stream is None:
-            found = unit(self._features(images).float().cpu().numpy())
+            size = CPU_IMAGES if self.device.type == "cpu" else max(len(images), 1)
+            slices = [images[first : first + size] for first in range(0, len(images), size)]
+            features = [self._features(some).float().cpu().numpy() for some in slices]
+            found = unit(np.concatenate([np.zeros((0, self.space.dim), np.float32), *features]))
             return lambda: found
         with torch.cuda.stream(self._stream):
             features = self._features(images).float()
@@ -204,6 +213,8 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
     if name == "plain":
         return PlainEncoder()
     first, *others = [choose_device(told) for told in device_names(device)]
+    if first.type == "cpu":
+        keep_memory()
     place, seed = name, None
     if name.startswith(UNTRAINED):
         told, _, place = name.removeprefix(UNTRAINED).partition(":")
@@ -226,6 +237,17 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
         return OpenVinoEncoder(TransformerEncoder(full, model, preprocess, tokenizer, first, torch.float32), precision)
     encoder = TransformerEncoder(full, model, preprocess, tokenizer, first, choose_dtype(precision, first))
     return Replicas([encoder, *(encoder.on(other) for other in others)]) if others else encoder
+
+
+def keep_memory() -> None:
+    """Have glibc keep what is freed: giving each layer's memory back and taking it anew can cost more than the layer.
+
+    Elsewhere than on glibc nothing is changed.
+    """
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL(None)
+        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
+        libc.mallopt(M_TRIM_THRESHOLD, 256 * 2**20)
 
 
 def device_names(told: str) -> list[str]:

@@ -39,6 +39,8 @@ class Signals(BaseModel):
 
 
 class ChangeJson(BaseModel):
+    """The same image asked about in another way, and what it would be then."""
+
     what: str = Field(examples=["without the rows of sim_nearest"])
     verdict: Literal["real", "fake", "unsure"]
     score: float
@@ -55,13 +57,14 @@ class VerdictJson(BaseModel):
     signals: Signals
     conflict: bool
     possible: list[Literal["real", "fake"]]
-    error: float = Field(description="Rate of error at which `possible` was found.")
+    error_rate: float = Field(description="Rate of error at which `possible` was found.")
     reasons: list[str] = Field(examples=[["real is ruled out at an error rate of 5%"]])
     percentile: float = Field(description="Per cent of known images less near to their nearest than this one.")
     generator: str
     known: str = Field(description="Key of the stored row with the very same bytes, or empty.")
     neighbors: Neighbors
     changes: list[ChangeJson]
+    views: list[ChangeJson] = Field(description="Of degraded copies, where one asked for them; empty otherwise.")
 
 
 class RefusalJson(BaseModel):
@@ -84,7 +87,7 @@ class StoreJson(BaseModel):
     labels: dict[str, int]
     sources: list[dict[str, Any]]
     snapshot: int
-    space: dict[str, Any] = Field(description="The encoder whose vectors are stored.")
+    space: SpaceJson = Field(description="The encoder whose vectors are stored.")
     ready: bool = Field(description="Whether images can be judged.")
     why: str = Field(description="Why not, and what to do; empty if they can.")
     notice: str = Field(description="What must be known to read the verdicts, or empty.")
@@ -104,6 +107,94 @@ class MapJson(BaseModel):
 
 class Health(BaseModel):
     status: str = Field(examples=["ok"])
+
+
+class SpaceJson(BaseModel):
+    """Vectors of one fingerprint and dimension may be compared."""
+
+    encoder: str = Field(examples=["openai/clip-vit-base-patch32"])
+    fingerprint: str = Field(description="Digest over the encoder's weights and preprocessing.")
+    dim: int
+    normalised: bool
+
+
+class VectorJson(BaseModel):
+    image: str
+    vector: list[float] = Field(description="`dim` numbers, of unit length together.")
+
+
+class VectorsJson(BaseModel):
+    """One answer an image, in the order of the request."""
+
+    space: SpaceJson
+    answers: list[VectorJson | RefusalJson]
+
+
+class EmbeddingJson(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class EmbeddingsJson(BaseModel):
+    """OpenAI's answer."""
+
+    object: Literal["list"]
+    data: list[EmbeddingJson]
+    model: str
+    usage: dict[str, int] = Field(description="Images have no tokens: zero.")
+
+
+class RowJson(BaseModel):
+    """A stored row that was found."""
+
+    key: str = Field(examples=["sim_nearest/images/plain/img000046.jpg"])
+    similarity: float = Field(description="Cosine, higher is nearer.", examples=[0.98])
+    label: Literal["real", "fake", "unknown"]
+    source: str
+    generator: str
+    category: str
+    path: str = Field(description="Where the file was when it was indexed.")
+
+
+class FoundJson(BaseModel):
+    snapshot: int = Field(description="Number of the store's snapshot that answered.")
+    rows: list[RowJson] = Field(description="Nearest first; fewer than k where fewer are allowed.")
+
+
+class KnnRow(BaseModel):
+    """A row as clip-retrieval tells it, and what else is known of it; beyond `num_images` the first two alone."""
+
+    id: int = Field(examples=[4294967338])
+    similarity: float
+    url: str = Field("", description="Of its small picture, on this service.")
+    caption: str = Field("", examples=["fake, stylegan2, dogs"])
+    key: str = ""
+    label: str = ""
+    source: str = ""
+    generator: str = ""
+    category: str = ""
+    path: str = ""
+
+
+class AddedJson(BaseModel):
+    """What became of the images of a request."""
+
+    source: str
+    label: Literal["real", "fake"]
+    added: int
+    known: int = Field(description="Were there already under the same name.")
+    replaced: int = Field(description="Took the place of another image of the same name.")
+    refused: list[RefusalJson]
+    snapshot: int
+    before: int = Field(description="`clipfake store undo` with this number goes back to before.")
+
+
+class RemovedJson(BaseModel):
+    source: str
+    removed: int = Field(description="Rows.")
+    snapshot: int
+    before: int = Field(description="`clipfake store undo` with this number brings them back.")
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:

@@ -6,20 +6,20 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Security
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..detector.evidence import Rules
 from ..store.store import Store
+from . import bank, embed, health, knn, page, query, search, stored
+from .depends import BEARER
 from .desk import Desk
 from .gate import Gate
 from .limits import Limits
 from .metrics import Metrics
-from .page import router as page
 from .problem import problem_of, problem_of_validation
-from .query import router as query
 from .seeing import Encoder, Eyes, Image, Pixels
 
 
@@ -76,10 +76,12 @@ def app(
         redirect_slashes=False,
         exception_handlers={RequestValidationError: refuse_invalid, HTTPException: refuse},
     )
-    made.state.desk, made.state.notice, made.state.writes = desk, notice, bool(token)
-    for router in (query, page):
-        made.include_router(router)
-    made.add_middleware(Gate, limits=limits, metrics=metrics, token=token, public=public)
+    made.state.desk, made.state.notice, made.state.token = desk, notice, token
+    for room in (query, embed, search, knn, bank, stored):
+        made.include_router(room.router, dependencies=[Security(BEARER)] if public else [])
+    for room in (health, page):
+        made.include_router(room.router)
+    made.add_middleware(Gate, limits=limits, metrics=metrics, token=token, public=public, folder=store.folder)
     return made
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,7 +20,7 @@ from ..detector.detector import Detector, Question
 from ..detector.evidence import Rules
 from ..detector.head import head_folder
 from ..detector.verdict import Refusal, Verdict
-from ..store.errors import ClipfakeError, ImageError
+from ..store.errors import HeadError, NotEnoughRows, SpaceMismatch
 from ..store.info import info
 from ..store.manifest import numbers
 from ..store.snapshot import Snapshot
@@ -29,17 +31,11 @@ from .map import Map
 from .metrics import Metrics
 from .problem import Problem, problem_of
 from .seeing import Eyes, Picture
+from .uploads import Upload
 
 R = TypeVar("R")
-Version = tuple[int, int]  # number of the snapshot, and when the head was written
-
-
-@dataclass(frozen=True)
-class Upload:
-    """One file of a request."""
-
-    name: str
-    content: bytes
+Version = tuple[int, int]  # number of the snapshot, and when the head or its calibration was written
+LOG = logging.getLogger("clipfake.service")
 
 
 @dataclass(frozen=True)
@@ -64,14 +60,42 @@ class Refused:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A detector, and what is made from it once."""
+    """The rows at one version, and who judges by them."""
 
-    detector: Detector
     version: Version
+    snapshot: Snapshot
+    found: Detector | None
+    why: str = ""  # there is no detector, and what to do
+
+    @classmethod
+    def of(cls, store: Store, head: str, rules: Rules, version: Version) -> Loaded:
+        try:
+            detector = Detector.load(store, head, rules)
+        except (HeadError, SpaceMismatch, NotEnoughRows) as e:
+            return cls(version, store.snapshot(), None, problem_of(e, store.folder).detail)
+        return cls(version, detector.snapshot, detector)
+
+    @property
+    def detector(self) -> Detector:
+        """Raises Problem (cannot-judge) if there is none."""
+        if self.found is None:
+            raise Problem("cannot-judge", self.why)
+        return self.found
 
     @cached_property
     def map(self) -> Map:
         return Map.of(self.detector)
+
+
+def usable(seen: Sequence[Seen | Refused]) -> list[Seen]:
+    """Those with a vector; raises the first one's Problem if there are none."""
+    good = [one for one in seen if isinstance(one, Seen)]
+    bad = [one for one in seen if isinstance(one, Refused)]
+    if not good:
+        first = bad[0].problem
+        more = {"images": [one.as_json() for one in bad]} if len(bad) > 1 else {}
+        raise Problem(first.kind, first.detail, headers=first.headers, **more)
+    return good
 
 
 class Desk:
@@ -80,7 +104,7 @@ class Desk:
     def __init__(self, store: Store, eyes: Eyes, *, head: str, rules: Rules, limits: Limits, metrics: Metrics) -> None:
         eyes.encoder.space.require(store.snapshot().space, f"the store {store.folder}")
         self.store, self.eyes, self.limits, self.metrics = store, eyes, limits, metrics
-        self._head, self._rules = head, rules
+        self._head, self.rules = head, rules
         self._loaded: Loaded | None = None
         self._figures: tuple[Version, dict[str, Any]] | None = None
         self._loading = threading.Lock()
@@ -109,8 +133,10 @@ class Desk:
         try:
             picture = await self.run(self._open, upload.content, thumbnail)
             return Seen(upload.name, picture, await self.batcher.vector(picture.pixels))
-        except (ImageError, Problem) as e:
+        except Exception as e:
             problem = problem_of(e)
+            if problem.status == 500:
+                LOG.error("an image failed", exc_info=e)
             self.metrics.problems.labels(problem.kind).inc()
             return Refused(upload.name, problem)
 
@@ -119,7 +145,10 @@ class Desk:
             return self.eyes.open(content, self.limits, thumbnail=thumbnail)
 
     def judge(self, seen: Sequence[Seen], question: Question, *, places: bool) -> tuple[list[Verdict], int, Any]:
-        """Verdicts, the number of the snapshot that gave them, and where the images lie on the map (or None)."""
+        """Verdicts, the number of the snapshot that gave them, and where the images lie on the map (or None).
+
+        Raises Problem (cannot-judge).
+        """
         loaded = self.loaded()
         with self.metrics.stage("judge"):
             vectors = np.stack([one.vector for one in seen])
@@ -128,56 +157,39 @@ class Desk:
             where = loaded.map.place(loaded.detector, vectors) if places else None
         for verdict in verdicts:
             self.metrics.verdicts.labels(verdict.verdict).inc()
-        return verdicts, loaded.detector.snapshot.number, where
+        return verdicts, loaded.snapshot.number, where
 
     def loaded(self, *, wait: bool = False) -> Loaded:
-        """The detector of the store's newest rows and newest head.
-
-        While another request loads it, the one before answers, unless told to wait. Raises what `Detector.load` raises.
-        """
-        version = self._version()
+        """The store's newest rows and newest head; while another request loads them, the ones before, unless told to
+        wait."""
         known = self._loaded
-        if known and known.version == version:
+        if known and known.version == self._version():
             return known
-        if not self._loading.acquire(blocking=wait or known is None):
-            assert known is not None
+        if known is None or wait:
+            self._loading.acquire()
+        elif not self._loading.acquire(blocking=False):
             return known
         try:
+            version = self._version()
             if self._loaded is None or self._loaded.version != version:
-                self._loaded = Loaded(Detector.load(self.store, self._head, self._rules), version)
-                self.metrics.rows.set(len(self._loaded.detector.snapshot))
+                self._loaded = Loaded.of(self.store, self._head, self.rules, version)
+                self.metrics.rows.set(len(self._loaded.snapshot))
             return self._loaded
         finally:
             self._loading.release()
 
     def _version(self) -> Version:
         known = numbers(self.store.folder)
-        try:
-            written = (head_folder(self.store.folder, self._head) / "head.json").stat().st_mtime_ns
-        except OSError:
-            written = 0
-        return (known[-1] if known else -1, written)
-
-    def snapshot(self) -> Snapshot:
-        """The newest rows, whether or not they can be judged by."""
-        if self._loaded and self._loaded.version == self._version():
-            return self._loaded.detector.snapshot
-        return self.store.snapshot()
-
-    def unready(self) -> str:
-        """Why no verdict can be given now, "" if it can."""
-        try:
-            self.loaded()
-        except ClipfakeError as e:
-            return str(e)
-        return ""
+        written = [path.stat().st_mtime_ns for path in head_folder(self.store.folder, self._head).glob("*.json")]
+        return (known[-1] if known else -1, max(written, default=0))
 
     def figures(self) -> dict[str, Any]:
         """The store in figures, without its path."""
         version = self._version()
         if self._figures is None or self._figures[0] != version:
             told = info(self.store).as_json()
-            told.pop("path", None)
+            del told["path"]
+            told["space"]["encoder"] = without_folders(told["space"]["encoder"])
             self._figures = version, told
         return self._figures[1]
 
@@ -185,5 +197,15 @@ class Desk:
         """(dim,) the vector of some words; raises Problem where the encoder knows no words."""
         if not self.eyes.encoder.has_text:
             raise Problem("invalid", "the encoder of this store has no text side; send an image or a vector")
-        vectors = self.eyes.encoder.encode_texts([words])
-        return np.asarray(vectors[0], np.float32)
+        return np.asarray(self.eyes.encoder.encode_texts([words])[0], np.float32)
+
+
+def without_folders(encoder: str) -> str:
+    """An encoder's name as others may know it: where its directory lies is nobody's business.
+
+    >>> without_folders("untrained:0:/models/clip"), without_folders("openai/clip-vit-base-patch32")
+    ('untrained:0:clip', 'openai/clip-vit-base-patch32')
+    """
+    before, colon, place = encoder.rpartition(":")
+    local = place.startswith((".", "~")) or Path(place).is_absolute()
+    return before + colon + (Path(place).name if local else place)

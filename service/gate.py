@@ -8,7 +8,10 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .limits import Limits
@@ -16,32 +19,41 @@ from .metrics import Metrics
 from .problem import Problem, problem_of
 
 LOG = logging.getLogger("clipfake.service")
-WRITES = {"POST /v1/bank", "DELETE /v1/bank"}
 OPEN = {"/", "/healthz", "/readyz", "/openapi.json"}  # tell nothing of what is stored
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
 }
 
 
-def allow(method: str, path: str, headers: Mapping[str, str], token: str, *, public: bool) -> None:
-    """Raise Problem unless this request may pass.
+def allow(path: str, headers: Mapping[str, str], token: str, *, public: bool) -> None:
+    """Raise Problem unless this request may read.
 
     A service on this machine alone is read without a token, but under its own name only: a web page must not reach it
-    by a name it has pointed here. Writing always takes the token.
+    by a name it has pointed here.
     """
+    if public and path not in OPEN:
+        require_token(headers, token)
     if not public and host_of(headers.get("host", "")) not in LOOPBACK:
         raise Problem("wrong-host", f"this service answers to {', '.join(LOOPBACK)} only; use one of these")
-    writes = f"{method} {'/'.join(path.split('/')[:3])}" in WRITES
-    if writes and not token:
+
+
+def allow_writing(headers: Mapping[str, str], token: str) -> None:
+    """Raise Problem unless this request may change the store, which always takes the token."""
+    if not token:
         raise Problem("writes-off", "start the service with CLIPFAKE_TOKEN set to allow writing, and send that token")
-    if writes or (public and path not in OPEN):
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), token.encode()):
-            said = "send `Authorization: Bearer TOKEN` with the service's CLIPFAKE_TOKEN"
-            raise Problem("token-required", said, headers={"WWW-Authenticate": "Bearer"})
+    require_token(headers, token)
+
+
+def require_token(headers: Mapping[str, str], token: str) -> None:
+    scheme, _, given = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), token.encode()):
+        said = "send `Authorization: Bearer TOKEN` with the service's CLIPFAKE_TOKEN"
+        raise Problem("token-required", said, headers={"WWW-Authenticate": "Bearer"})
 
 
 def host_of(header: str) -> str:
@@ -59,85 +71,95 @@ def host_of(header: str) -> str:
 class Body:
     """What has come of a request's body so far."""
 
-    most: int
     read: int = 0
     done: bool = False
-    too_large: bool = False
+    refused: Problem | None = None
 
 
 class Gate:
     """The outermost layer of the app."""
 
-    def __init__(self, app: ASGIApp, *, limits: Limits, metrics: Metrics, token: str, public: bool) -> None:
+    def __init__(
+        self, app: ASGIApp, *, limits: Limits, metrics: Metrics, token: str, public: bool, folder: Path
+    ) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics
-        self.token, self.public = token, public
+        self.token, self.public, self.folder = token, public, folder
         self._now = 0  # requests being answered
+        self._held = 0  # bytes of their bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, body = time.perf_counter(), Body(self.limits.request_bytes)
-        status, started = 0, False
+        begun, body = time.perf_counter(), Body()
+        status = 0  # of the answer, once it has begun
 
         async def taking() -> Message:
-            if body.too_large:
-                return {"type": "http.disconnect"}
-            message = await receive()
-            body.read += len(message.get("body", b""))
-            body.done = body.done or not message.get("more_body", False)
-            if body.read > body.most:
-                body.too_large = True
-                return {"type": "http.disconnect"}  # the app gives up; `telling` says why
-            return message
+            if body.refused is None:
+                message = await receive()
+                self._take(body, message)
+            # to the app it looks as if the client had gone; `telling` says why
+            return message if body.refused is None else {"type": "http.disconnect"}
 
         async def telling(message: Message) -> None:
-            nonlocal status, started
-            if body.too_large and not started:
-                raise too_large(body.most)
+            nonlocal status
             if message["type"] == "http.response.start":
-                status, started = message["status"], True
-                told = {name.decode().lower() for name, _ in message["headers"]}
-                extra = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k not in told]
-                if "cache-control" not in told:
-                    extra.append((b"cache-control", b"no-store"))
-                message["headers"] = [*message["headers"], *extra]
+                if body.refused is not None:
+                    raise body.refused
+                status = message["status"]
+                told = Headers(raw=message["headers"])
+                more = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k not in told]
+                message["headers"] = [*message["headers"], *more]
             await send(message)
 
         self._now += 1
         try:
-            self._check(scope, body.most)
+            self._check(scope)
             async with asyncio.timeout(self.limits.seconds):
                 await self.app(scope, taking, telling)
         except Exception as e:  # noqa: BLE001  the last word: whatever happens is answered, and the service stays up
-            problem = self._problem(e, body)
-            self.metrics.problems.labels(problem.kind).inc()
-            if not started:
-                body.too_large = False
+            problem, body.refused = body.refused or self._problem(e, body), None
+            if problem:
+                self.metrics.problems.labels(problem.kind).inc()
+            if problem and not status:
                 await problem.response()(scope, receive, telling)
         finally:
             self._now -= 1
+            self._held -= body.read
+            method = scope["method"] if scope["method"] in METHODS else "other"
             route = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(scope["method"], route, status or 499).inc()
+            self.metrics.requests.labels(method, route, status or 499).inc()
             self.metrics.request_seconds.labels(route).observe(time.perf_counter() - begun)
 
-    def _check(self, scope: Scope, most: int) -> None:
-        headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
-        allow(scope["method"], scope["path"], headers, self.token, public=self.public)
+    def _take(self, body: Body, message: Message) -> None:
+        """Count what came; from then on the body is refused if it is too much."""
+        come = len(message.get("body", b""))
+        body.read += come
+        self._held += come
+        body.done = body.done or not message.get("more_body", False)
+        if body.read > self.limits.request_bytes:
+            body.refused = too_large(self.limits.request_bytes)
+        elif self._held > self.limits.held_bytes:
+            said = f"requests of {self._held:,} bytes are being answered; try again in a second"
+            body.refused = Problem("busy", said, headers={"Retry-After": "1", "Connection": "close"})
+
+    def _check(self, scope: Scope) -> None:
+        headers = Headers(scope=scope)
+        allow(scope["path"], headers, self.token, public=self.public)
         if self._now > self.limits.requests and scope["path"] not in OPEN:
             said = f"{self.limits.requests} requests are being answered; try again in a second"
             raise Problem("busy", said, headers={"Retry-After": "1"})
         length = headers.get("content-length", "0")
-        if length.isdigit() and int(length) > most:
-            raise too_large(most)
+        if length.isdecimal() and int(length) > self.limits.request_bytes:
+            raise too_large(self.limits.request_bytes)
 
-    def _problem(self, error: Exception, body: Body) -> Problem:
-        if body.too_large:
-            return too_large(body.most)
+    def _problem(self, error: Exception, body: Body) -> Problem | None:
+        if isinstance(error, ClientDisconnect):
+            return None  # nobody is there to be told
         if isinstance(error, TimeoutError):
             said = f"not done after {self.limits.seconds:g} s; send fewer images at once, or try again"
             return Problem("too-slow" if body.done else "slow-upload", said)
-        problem = problem_of(error)
+        problem = problem_of(error, self.folder)
         if problem.status == 500:
             LOG.error("a request failed", exc_info=error)
         return problem

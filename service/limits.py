@@ -12,6 +12,7 @@ class Limits:
 
     image_bytes: int = 32 * 2**20  # of one file
     request_bytes: int = 128 * 2**20  # of one body
+    held_bytes: int = 512 * 2**20  # of the bodies of all requests that are being answered
     pixels: int = 64_000_000  # of one image, told by its header before it is decoded
     images: int = 64  # in one request
     matches: int = 1000  # rows that one search gives
@@ -20,6 +21,13 @@ class Limits:
     waiting: int = 256  # images taken in whose vectors are not there yet
     batch: int = 32  # images the encoder sees at once
     linger: float = 0.002  # seconds a batch that is not full waits for more
+
+    def __post_init__(self) -> None:
+        for name, limit in self.as_json().items():
+            if limit < 0 or (limit == 0 and name != "linger"):
+                raise ValueError(f"a limit of {limit} {name}; with that nothing could ever be answered")
+        if self.images > self.waiting:
+            raise ValueError(f"{self.images} images a request, but room for {self.waiting} only; raise `waiting`")
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
 from ..store.errors import (
@@ -62,27 +64,30 @@ class Problem(Exception):
         return JSONResponse(self.as_json(), self.status, self.headers, MEDIA_TYPE)
 
 
-def problem_of(error: Exception) -> Problem:
-    """An error of ours, or of the framework, as a problem; what is nobody's fault but ours says nothing of our insides.
+def problem_of(error: Exception, folder: Path | None = None) -> Problem:
+    """An error of ours, or of the framework, as a problem.
+
+    What is nobody's fault but ours says nothing of our insides, and where the store's folder lies is nobody's business.
 
     >>> problem_of(ImageError("empty file")).status
     422
     """
     if isinstance(error, Problem):
         return error
+    said = str(error).replace(str(folder), folder.name) if folder else str(error)
     if isinstance(error, Locked):
-        return Problem("locked", str(error), headers={"Retry-After": "5"})
+        return Problem("locked", said, headers={"Retry-After": "5"})
     if isinstance(error, ImageError):
-        return Problem("bad-image", str(error))
+        return Problem("bad-image", said)
     if isinstance(error, NoStore | NotEnoughRows | HeadError | SpaceMismatch):
-        return Problem("cannot-judge", str(error))
+        return Problem("cannot-judge", said)
     if isinstance(error, BadBlock | EncoderError):
-        return Problem("invalid", str(error))
+        return Problem("invalid", said)
     if isinstance(error, ClipfakeError):
-        return Problem("failed", str(error))
-    if hasattr(error, "status_code"):  # of the framework
+        return Problem("failed", said)
+    if isinstance(error, HTTPException):
         kind = _BY_STATUS.get(error.status_code, "bad-request")
-        return Problem(kind, str(getattr(error, "detail", error)), headers=getattr(error, "headers", None))
+        return Problem(kind, f"{error.detail}; see /openapi.json", headers=error.headers)
     return Problem("failed", "an error in the service itself; its log says more")
 
 

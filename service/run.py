@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from ..store.errors import ClipfakeError, MissingExtra
@@ -21,17 +23,23 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     token: str | None = None,
+    proxy: bool = False,
+    tell: Callable[[str], None] = lambda url: None,
     **options: Any,
 ) -> None:
     """Serve until SIGINT or SIGTERM. The options are those of `clipfake.service.app.app`.
 
     Parameters
     ----------
+    port : 0 takes a free one
     token : None takes it from the environment, CLIPFAKE_TOKEN
+    proxy
+        Others' requests are passed on to this machine: then too everything takes the token, whatever the host.
+    tell : called with the URL as soon as it can be asked
 
     Raises
     ------
-    MissingExtra, SpaceMismatch, or ClipfakeError where others may come and there is no token
+    MissingExtra, SpaceMismatch, or ClipfakeError where others may come and there is no token, or the port is taken
     """
     try:
         import uvicorn
@@ -42,21 +50,31 @@ def serve(
     except ModuleNotFoundError as e:
         raise MissingExtra("the service", "serve") from e
     token = os.environ.get(TOKEN, "") if token is None else token
-    public = host not in LOOPBACK
+    public = proxy or host not in LOOPBACK
     if public and not token:
         raise ClipfakeError(
-            f"--host {host} lets others than this machine ask; set {TOKEN} to a secret of your choosing, "
-            f"or leave --host at 127.0.0.1"
+            f"others than this machine may ask a service on {host}{' behind a proxy' if proxy else ''}; set {TOKEN} to "
+            f"a secret of your choosing, or serve on 127.0.0.1 without a proxy"
         )
     limits: Limits = options.setdefault("limits", Limits())
     made = app(store, encoder, decode, thumbnail, token=token, public=public, **options)
-    uvicorn.run(
+    config = uvicorn.Config(
         made,
-        host=host,
-        port=port,
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=int(limits.seconds) + 5,
         timeout_keep_alive=30,
         lifespan="on",
     )
+    with listening(host, port) as ours, suppress(KeyboardInterrupt):
+        name = f"[{host}]" if ":" in host else host
+        tell(f"http://{name}:{ours.getsockname()[1]}")  # whoever asks before the server runs is kept waiting
+        uvicorn.Server(config).run(sockets=[ours])
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """An open port; raises ClipfakeError."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as e:
+        raise ClipfakeError(f"cannot serve on {host}, port {port}: {e.strerror or e}; choose another --port") from e

@@ -18,6 +18,9 @@ from .limits import Limits
 from .problem import Problem
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
+# What is decoded: kinds that can hold a photograph. Pillow knows more, among them some that start other programs (EPS).
+KINDS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"}
+SCANS = 100  # of a progressive JPEG, which usually has about ten
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
 
@@ -64,8 +67,13 @@ class Eyes:
         if len(content) > limits.image_bytes:
             said = f"{len(content):,} bytes are more than the {limits.image_bytes:,} allowed for an image"
             raise Problem("too-large", f"{said}; send a smaller file")
-        refuse_bomb(content, limits.pixels)
-        image = self.decode(content)
+        refuse_hostile(content, limits.pixels)
+        try:
+            image = self.decode(content)
+        except (ImageError, MemoryError):
+            raise
+        except Exception as e:  # a decoder's own failures on a file that was made to fail
+            raise ImageError(f"damaged or unsupported image ({type(e).__name__}); save it anew and try again") from e
         height, width = image.pixels.shape[:2]
         if height * width > limits.pixels:  # a format that only the decoder can read the size of
             raise too_many_pixels(width, height, limits.pixels)
@@ -89,19 +97,24 @@ class Picture:
     thumbnail: bytes  # b"" unless asked for
 
 
-def refuse_bomb(content: bytes, most: int) -> None:
-    """Raise Problem (too-large) where the header tells of more pixels than allowed; nothing is decoded."""
+def refuse_hostile(content: bytes, most: int) -> None:
+    """Raise for what would cost too much to decode, or runs other programs, going by its header; nothing is decoded."""
     try:
         with Pillow.open(io.BytesIO(content)) as header:
             width, height = header.size
+            kind = header.format or "unknown"
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
         raise Problem("too-large", f"{e}; at most {most:,} pixels are allowed") from e
     except UnidentifiedImageError:
         return  # the decoder says what it found
     except Exception as e:
         raise ImageError(f"damaged image header ({type(e).__name__}); save the image anew and try again") from e
+    if kind not in KINDS:
+        raise ImageError(f"{kind} images are not taken; convert it to JPEG or PNG and try again")
     if width * height > most:
         raise too_many_pixels(width, height, most)
+    if kind in ("JPEG", "MPO") and (scans := content.count(b"\xff\xda")) > SCANS:
+        raise ImageError(f"a JPEG of {scans} scans, made to take long; save the image anew and try again")
 
 
 def too_many_pixels(width: int, height: int, most: int) -> Problem:

@@ -1,53 +1,72 @@
-"""The images of a request: several as a form, or one as the body itself. They stay in memory and are never kept."""
+"""The images of a request: several as a form, one as the body itself, or as text. They stay in memory, none is kept."""
 
 from __future__ import annotations
 
 import base64
 import binascii
 import re
+from dataclasses import dataclass, field
 from typing import Any
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from .desk import Upload
 from .limits import Limits
 from .problem import Problem
 
 NAME_MOST = 200  # letters of a file's name
+FORM = "multipart/form-data"
 DATA_URL = re.compile(r"data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
-BINARY: dict[str, Any] = {"type": "string", "format": "binary"}
-# What FastAPI cannot see of an operation that reads the request itself.
-REQUEST_BODY: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["images"],
-                    "properties": {"images": {"type": "array", "minItems": 1, "items": BINARY}},
-                }
-            },
-            "application/octet-stream": {"schema": BINARY},
-            "image/*": {"schema": BINARY},
-        },
+
+@dataclass(frozen=True)
+class Upload:
+    """One file of a request."""
+
+    name: str
+    content: bytes
+
+
+@dataclass(frozen=True)
+class Form:
+    """What came in a multipart form."""
+
+    uploads: list[Upload] = field(default_factory=list)
+    fields: dict[str, str] = field(default_factory=dict)
+
+
+def request_body(**fields: Any) -> dict[str, Any]:
+    """What FastAPI cannot see of an operation that reads the request itself: a form of images and these fields."""
+    binary = {"type": "string", "format": "binary"}
+    schema = {
+        "type": "object",
+        "required": ["images", *fields],
+        "properties": {"images": {"type": "array", "minItems": 1, "items": binary}, **fields},
     }
-}
+    alone = {} if fields else {"application/octet-stream": {"schema": binary}, "image/*": {"schema": binary}}
+    return {"requestBody": {"required": True, "content": {FORM: {"schema": schema}, **alone}}}
 
 
 async def uploads(request: Request, limits: Limits) -> list[Upload]:
     """The images of a request; raises Problem for none, too many, or a body that is neither form nor image."""
-    kind = request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
-    if kind == "multipart/form-data":
-        found = await _of_form(request, limits)
+    kind = media_type(request)
+    if kind == FORM:
+        found = (await form(request, limits)).uploads
     elif kind == "application/octet-stream" or kind.startswith("image/"):
-        content = b"".join([chunk async for chunk in request.stream()])
+        content = await request.body()
         found = [Upload("image", content)] if content else []
     else:
         raise Problem("wrong-media", f"{kind[:80]} is neither multipart/form-data nor an image; send one of these")
+    return counted(found, limits)
+
+
+def media_type(request: Request) -> str:
+    return request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
+
+
+def counted(found: list[Upload], limits: Limits) -> list[Upload]:
+    """The images, if there are some and not too many; raises Problem."""
     if not found:
         raise Problem("no-image", "send images as files of a multipart form, or one image as the body")
     if len(found) > limits.images:
@@ -55,20 +74,27 @@ async def uploads(request: Request, limits: Limits) -> list[Upload]:
     return found
 
 
-async def _of_form(request: Request, limits: Limits) -> list[Upload]:
+async def form(request: Request, limits: Limits) -> Form:
+    """The files and fields of a multipart form; raises Problem."""
     parser = MultiPartParser(request.headers, request.stream(), max_files=10_000, max_fields=100)
     parser.spool_max_size = limits.request_bytes  # never to a disk
     try:
-        form = await parser.parse()
-    except (MultiPartException, KeyError, ValueError) as e:
-        said = getattr(e, "message", "") or "it has no boundary, or ends too early"
-        raise Problem("bad-request", f"the form cannot be read: {said}") from e
-    found = []
-    for _, value in form.multi_items():
+        parsed = await parser.parse()
+    except MultiPartException as e:
+        raise Problem("bad-request", f"the form cannot be read: {e.message}") from e
+    found = Form()
+    for name, value in parsed.multi_items():
         if isinstance(value, UploadFile):
-            found.append(Upload((value.filename or "image")[-NAME_MOST:], await value.read()))
+            found.uploads.append(Upload(clean(value.filename or "image"), await value.read()))
             await value.close()
+        else:
+            found.fields[name] = clean(value)
     return found
+
+
+def clean(name: str) -> str:
+    """A name that can be written as UTF-8 wherever it goes, whatever the form said its letters are."""
+    return name[-NAME_MOST:].encode("utf-8", "replace").decode()
 
 
 def image_of(text: str, name: str = "image") -> Upload:

@@ -1,6 +1,10 @@
 """A small store that can be asked, for the tests of the service and its page."""
 
 import io
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -57,11 +61,35 @@ class Toy:
         head.save(at)
         calibrate(self.store.snapshot(), head, options).calibration.save(at)
 
+    def copy(self, folder: Path) -> Any:
+        """A store of its own, with the same rows and head, for a test that writes."""
+        from clipfake.store.store import Store
+
+        shutil.copytree(self.store.folder, folder)
+        return Store.open(folder)
+
     def app(self, **options: Any) -> Any:
         from clipfake.service.app import app
 
         encoder = options.pop("encoder", self.encoder)
         return app(options.pop("store", self.store), encoder, self.decode, self.thumbnail, **options)
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """The URL of a real server of an app, on a free port of this machine."""
+    import uvicorn
+    from clipfake.service.run import listening
+
+    with listening("127.0.0.1", 0) as port:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [port]})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{port.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 @pytest.fixture(scope="session")
