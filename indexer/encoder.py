@@ -119,8 +119,8 @@ class TransformerEncoder:
         if self._stream is None:
             size = CPU_IMAGES if self.device.type == "cpu" else max(len(images), 1)
             slices = [images[first : first + size] for first in range(0, len(images), size)]
-            features = [self._features(some).float().cpu().numpy() for some in slices]
-            found = unit(np.concatenate([np.zeros((0, self.space.dim), np.float32), *features]))
+            rows = [self._features(some).float().cpu().numpy() for some in slices]
+            found = unit(np.concatenate([np.zeros((0, self.space.dim), np.float32), *rows]))
             return lambda: found
         with torch.cuda.stream(self._stream):
             features = self._features(images).float()

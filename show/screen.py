@@ -31,12 +31,13 @@ def progress_of(count: Callable[[], int]) -> Iterator[Callable[[Any], None] | No
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[busy]}"),
         TimeRemainingColumn(),
         TextColumn("{task.fields[bad]}", style="yellow"),
         console=console,
         transient=True,
     ) as bar:
-        task = bar.add_task("", total=None, rate="", bad="")
+        task = bar.add_task("", total=None, rate="", busy="", bad="")
 
         def fill() -> None:
             try:
@@ -50,7 +51,9 @@ def progress_of(count: Callable[[], int]) -> Iterator[Callable[[Any], None] | No
             done = report.added + report.known + report.replaced + len(report.skipped)
             bad = f"{len(report.skipped):,} skipped" if report.skipped else ""
             rate = f"{report.images_per_second_now:,.0f} images/s now, {report.images_per_second:,.0f} on average"
-            bar.update(task, completed=done, rate=rate, bad=bad)
+            encode = report.stages.get("encode")
+            busy = f"encoder {encode.share(report.seconds):.0%} busy" if encode else ""
+            bar.update(task, completed=done, rate=rate, busy=busy, bad=bad)
 
         yield told
 

@@ -53,6 +53,45 @@ def built(told: dict[str, Any]) -> RenderableType:
     return Group(table("indexes", ["label", "kind", "rows", "cells", "lowest recall@10"], rows), Text(said))
 
 
+def health(told: dict[str, Any]) -> RenderableType:
+    """What `clipfake store verify --json` gives."""
+    looked = f"{told['files']:,} files, {size(told['bytes'])}, {told['rows']:,} rows"
+    if told["sound"]:
+        parts: list[RenderableType] = [Text(f"sound: {looked}", style="green")]
+    else:
+        lost = sum(problem["lost"] for problem in told["problems"])
+        said = f"damaged: {lost:,} of {told['rows']:,} rows cannot be trusted ({looked})"
+        parts = [Text(said, style="red"), *(_found(one) for one in told["problems"])]
+        parts.append(Text("next: clipfake store repair, then the same clipfake index again"))
+    if told["notes"]:
+        parts += [Text("\nno damage, but to know:"), *(_found(one) for one in told["notes"])]
+    return Group(*parts)
+
+
+def _found(problem: dict[str, Any]) -> Text:
+    rows = ", ".join(f"{first}–{last - 1}" for first, last in problem["rows"][:5])
+    more = f" and {len(problem['rows']) - 5:,} more ranges" if len(problem["rows"]) > 5 else ""
+    return Text(f"  {problem['path']}: {problem['what']}" + (f" (rows {rows}{more})" if rows else ""))
+
+
+def repaired(told: dict[str, Any]) -> RenderableType:
+    """What `clipfake store repair --json` gives."""
+    if not told["actions"]:
+        return Text(f"nothing to repair: {told['rows']:,} rows in snapshot {told['snapshot']}")
+    parts: list[RenderableType] = [Text(f"  {one['path']}: {one['what']}") for one in told["actions"]]
+    said = f"{told['lost']:,} rows lost, {told['rows']:,} left in snapshot {told['snapshot']}"
+    again = "\nthe same clipfake index again brings lost rows back" if told["lost"] else ""
+    return Group(*parts, Text(said + again))
+
+
+def compacted(told: dict[str, Any]) -> RenderableType:
+    """What `clipfake store compact --json` gives."""
+    (shards, shards_now), (bytes_, bytes_now) = told["shards"], told["bytes"]
+    said = f"{told['rows']:,} rows: {shards:,} shards of {size(bytes_)} became {shards_now:,} of {size(bytes_now)}"
+    held = f"; {told['held']} are still being read and go next time" if told["held"] else ""
+    return Text(f"{said}\n{told['given_up']} earlier snapshots given up{held}")
+
+
 def size(count: int) -> str:
     """Bytes as people write them.
 

@@ -271,3 +271,35 @@ def test_an_answer_that_does_not_survive_the_web_is_unsure(store: Path, tmp_path
     assert [view["what"] for view in told["views"]] == ["after JPEG quality 60", "at half its size"]
     if any(view["verdict"] != told["verdict"] for view in told["views"]):
         assert told["verdict"] == "unsure"
+
+
+def test_a_run_is_told_to_machines_too(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    log, figures = tmp_path / "log.jsonl", tmp_path / "clipfake.prom"
+    told = ["--log-json", log, "--prometheus", figures]
+    assert run("index", "--folders", sample[0], "--encoder", "plain", "--store", tmp_path / "s", *told).code == 0
+    assert json.loads(log.read_text().splitlines()[-1])["added"] == COUNT
+    assert f'clipfake_index_images_total{{outcome="added"}} {COUNT}' in figures.read_text()
+    ended = run("index", "--folders", sample[0], "--store", tmp_path / "s", "--log-json", tmp_path / "no/where")
+    assert ended.code == 1 and "cannot be written" in ended.err
+
+
+def test_a_store_is_verified_repaired_and_compacted(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    at = ["--store", tmp_path / "s"]
+    for folder in sample[:2]:
+        run("index", "--folders", folder, "--encoder", "plain", *at)
+    assert run("store", "verify", *at, "--json").json["sound"]
+    assert run("store", "compact", *at, "--json").json["shards"] == [2, 1]
+    [shard] = (tmp_path / "s/shards").glob("*.h5")
+    content = bytearray(shard.read_bytes())
+    content[-COUNT * 384 :: 7] = bytes(len(content[-COUNT * 384 :: 7]))
+    shard.write_bytes(content)
+    damaged = run("store", "verify", *at)
+    assert damaged.code == 1 and shard.name in damaged.out
+    assert run("store", "repair", *at, "--json").json["actions"]
+    assert run("store", "verify", *at).code == 0
+
+
+@pytest.mark.parametrize("engine", ["spark", ""])
+def test_an_engine_that_is_none_is_wrong_usage(engine: str, sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    ended = run("index", "--folders", sample[0], "--store", tmp_path / "s", "--engine", engine)
+    assert ended.code == 2 and "ray" in ended.err

@@ -18,6 +18,7 @@ BELOW = {
     "show": {"detector", "store"},
     "service": {"show", "detector", "store"},
     "benchmarks": {"service", "show", "detector", "indexer", "store"},
+    "commands": {"benchmarks", "service", "show", "detector", "indexer", "store"},
 }
 FILES = [path for room in BELOW for path in sorted((ROOT / room).rglob("*.py"))]
 HEAVY = ("torch", "transformers", "faiss", "sklearn", "pandas", "matplotlib", "fastapi", "h5py")

@@ -1,0 +1,66 @@
+"""`clipfake bank …`: the rows that evidence is drawn from."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from ..store.errors import SourceError
+from .opening import notice, open_encoder
+from .options import (
+    STORE,
+    DeviceOption,
+    JsonOption,
+    StoreOption,
+)
+from .terminal import show
+
+app = typer.Typer(no_args_is_help=True, help="The rows that evidence is drawn from: add and remove a source.")
+
+
+@app.command("add")
+def bank_add_command(
+    folder: Annotated[str, typer.Argument(help="Folder, zip or tar of images.")],
+    source: Annotated[str, typer.Option("--source", help="What to call them.")],
+    label: Annotated[str, typer.Option("--label", help="real or fake.")],
+    store: StoreOption = STORE,
+    device: DeviceOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Make the next query know these images, without training.
+
+    clipfake bank add new-generator/ --source new-generator --label fake --store mystore
+    """
+    from ..indexer.folders import expand
+    from ..indexer.index import index
+    from ..indexer.named import Named
+    from ..show.screen import index_summary
+    from ..store.block import FAKE, REAL
+    from ..store.store import Store
+
+    labels = {"real": REAL, "fake": FAKE}
+    if label not in labels:
+        raise typer.BadParameter("one of real, fake", param_hint="--label")
+    opened = Store.open(store)
+    model = open_encoder(store, None, device=device)
+    notice(model)
+    report = index([Named(one, source, labels[label]) for one in expand([folder])], opened, model)
+    show(report.as_json() if as_json else index_summary(report.as_json()))
+
+
+@app.command("remove")
+def bank_remove_command(
+    source: Annotated[str, typer.Argument(help="Name of the source.")],
+    store: StoreOption = STORE,
+    as_json: JsonOption = False,
+) -> None:
+    """Take a source's rows out of the bank; `clipfake store undo` brings them back."""
+    from ..store.store import Store
+
+    with Store.open(store).writer(f"bank remove {source}") as writer:
+        where = writer.snapshot.column("sources") == source
+        if not where.any():
+            raise SourceError(f"the store {store} has no source {source}; `clipfake store info` lists them")
+        removed = writer.delete(where)
+    show({"source": source, "removed": removed} if as_json else f"{removed:,} rows of {source} removed")

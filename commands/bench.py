@@ -1,0 +1,69 @@
+"""`clipfake bench`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from ..store.durable import write_text
+from .options import (
+    DEFAULT_ENCODER,
+    DeviceOption,
+    JsonOption,
+)
+from .terminal import say, say_out, show
+
+
+def bench_command(
+    encoder: Annotated[str, typer.Option("--encoder", help="Hub id or directory of a CLIP.")] = DEFAULT_ENCODER,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Random weights from a seed.")] = False,
+    folders: Annotated[list[str] | None, typer.Option("--folders", help="Images.  [default: simulated ones]")] = None,
+    only: Annotated[str, typer.Option(help="Some of: throughput, parity, query.")] = "throughput,parity,query",
+    precision: Annotated[str, typer.Option(help="One or several, separated by commas.")] = "auto",
+    limit: Annotated[int, typer.Option(min=8, help="Images.")] = 256,
+    rows: Annotated[int, typer.Option(min=1000, help="Of the synthetic bank that is queried.")] = 100_000,
+    repeats: Annotated[int, typer.Option(min=1)] = 3,
+    threads: Annotated[int | None, typer.Option(min=1, help="Of torch.")] = None,
+    device: DeviceOption = "auto",
+    out: Annotated[Path | None, typer.Option(help="Write the JSON here too.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure this machine: images/s by stage against a naive script, agreement of embeddings, query time.
+
+    clipfake bench --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained
+    """
+    import tempfile
+
+    from ..benchmarks import command, parity, query, throughput
+    from ..indexer.encoder import UNTRAINED
+
+    name = f"{UNTRAINED}0:{encoder}" if untrained else encoder
+    result: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as made:
+        images: list[Any] = list(folders or ())
+        if not images and {"throughput", "parity"} & set(only.split(",")):
+            from ..indexer.sample import SOURCES, write_sample
+
+            say("writing simulated images")
+            images = list(write_sample(Path(made), images_per_source=-(-limit // len(SOURCES))))
+        at: dict[str, Any] = {"threads": threads, "device": device}
+        suites = {
+            "throughput": lambda: throughput.run(images, name, precision=precision, limit=limit, repeats=repeats, **at),
+            "parity": lambda: parity.run(images, name, limit=limit, **at),
+            "query": lambda: query.run(name, rows=rows, **at),
+        }
+        for suite in only.split(","):
+            if suite not in suites:
+                raise typer.BadParameter(f"{suite} is none of {', '.join(suites)}", param_hint="--only")
+            say(f"measuring {suite}")
+            result[suite] = suites[suite]()
+    if out:
+        write_text(out, json.dumps(result, indent=1) + "\n")
+    if as_json:
+        show(result)
+    else:
+        for line in command.table(result):
+            say_out(line)

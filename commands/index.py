@@ -1,0 +1,125 @@
+"""`clipfake index`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..store.errors import SourceError
+from .opening import create_store, notice, open_encoder
+from .options import (
+    STORE,
+    DeviceOption,
+    EncoderOption,
+    FoldersOption,
+    JsonOption,
+    PrecisionOption,
+    StoreOption,
+    part_of,
+    share_of,
+)
+from .terminal import say, show
+
+if TYPE_CHECKING:
+    from ..indexer.run import Progress
+
+
+def index_command(
+    folders: FoldersOption,
+    store: StoreOption = STORE,
+    encoder: EncoderOption = None,
+    untrained: Annotated[bool, typer.Option("--untrained", help="Random weights from a seed: for speed only.")] = False,
+    text: Annotated[
+        bool, typer.Option(help="Embed each distinct category, where the encoder has a text tower.")
+    ] = True,
+    thumbnails: Annotated[bool, typer.Option(help="Keep a small picture of each image.")] = True,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    batch_size: Annotated[
+        int | None, typer.Option(min=1, help="Images the encoder sees at once.  [default: 64, on a GPU 1024]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="That decode.  [default: one a core]")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Images at most.")] = None,
+    max_bad: Annotated[str, typer.Option(help="End the run if more images than this cannot be read.")] = "100%",
+    retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Try bad ones again.")] = False,
+    sync: Annotated[bool, typer.Option("--sync", help="Drop rows of these folders whose file is gone.")] = False,
+    shard: Annotated[str, typer.Option(help="i/n: only the i-th of n equal parts, for many machines.")] = "",
+    engine: Annotated[str, typer.Option(help="local, or ray: embedding by Ray's workers.")] = "local",
+    address: Annotated[str | None, typer.Option(help="Of a Ray cluster.  [default: one on this machine]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, help="Of Ray.  [default: one a GPU, or one a machine]")] = None,
+    log_json: Annotated[Path | None, typer.Option("--log-json", help="Tell the run here as JSON lines.")] = None,
+    prometheus: Annotated[Path | None, typer.Option(help="Keep the run's figures in this .prom file.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Only count classes, before and after binarising.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring every image of some folders into a store.
+
+    Understands ArtiFact's folders (metadata.csv), real/ and fake/ trees, and folders without labels. Running it again
+    does nothing; after an interruption it goes on.
+
+    clipfake index --folders data/* --store mystore
+    """
+    from ..indexer.folders import expand
+    from ..indexer.index import IndexOptions, index, plan
+    from ..indexer.progress import all_of
+    from ..show.screen import class_table, index_summary, progress_of
+
+    found = expand(folders)
+    if dry_run or stats:
+        planned = {"dry_run": True, **plan(found, limit).as_json()}
+        drawn = class_table(planned) if stats else index_summary(planned, planned=True)
+        show(planned if as_json else drawn)
+        return
+    options = IndexOptions(
+        batch_size=batch_size,
+        threads=threads or IndexOptions.threads,
+        text=text,
+        thumbnails=thumbnails,
+        limit=limit,
+        max_bad=share_of(max_bad),
+        retry_quarantined=retry_quarantined,
+        sync=sync,
+        shard=part_of(shard),
+    )
+    if engine not in ("local", "ray"):
+        raise typer.BadParameter(f"{engine} is neither local nor ray", param_hint="--engine")
+    model = open_encoder(store, encoder, untrained=untrained, device=device, precision=precision)
+    notice(model)
+    opened = create_store(store, model)
+    with progress_of(lambda: plan(found, limit).listed) as bar, machines_told(log_json, prometheus) as told:
+        progress = all_of(*told, *([bar] if bar else []))
+        if engine == "ray":
+            from ..indexer.ray import EncoderName, index_with_ray
+
+            named = EncoderName(model.space.encoder, device, precision)
+            report = index_with_ray(found, opened, named, options, progress, address=address, workers=workers)
+        else:
+            report = index(found, opened, model, options, progress)
+    show(report.as_json() if as_json else index_summary(report.as_json()))
+    if report.interrupted:
+        say(f"stopped; {report.added + report.replaced} images of this run are stored. Run the same command to go on.")
+        raise SystemExit(130)
+    if not as_json:
+        say(f"next: clipfake train --from-store --store {store}")
+
+
+@contextmanager
+def machines_told(log: Path | None, prometheus: Path | None) -> Iterator[list[Progress]]:
+    """What tells a run to machines; the log is opened to be added to and closed at the end."""
+    from ..indexer.progress import JsonLines, PrometheusFile
+
+    told: list[Progress] = [PrometheusFile(prometheus)] if prometheus else []
+    if log is None:
+        yield told
+        return
+    try:
+        stream = log.open("a", encoding="utf-8")
+    except OSError as e:
+        raise SourceError(f"the log {log} cannot be written ({e.strerror}); name another file") from e
+    with stream:
+        yield [*told, JsonLines(stream)]

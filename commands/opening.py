@@ -1,0 +1,55 @@
+"""A store and an encoder by what the person said, or by what the store remembers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .options import DEFAULT_ENCODER
+from .terminal import say
+
+if TYPE_CHECKING:
+    from ..indexer.encoder import Encoder
+    from ..store.store import Store
+
+
+def open_encoder(
+    store: Path, encoder: str | None, *, untrained: bool = False, device: str = "auto", precision: str = "auto"
+) -> Encoder:
+    """The encoder that was named, else the store's own, else the default."""
+    from ..indexer.encoder import UNTRAINED, load_encoder
+    from ..store.errors import NoStore
+    from ..store.store import Store
+
+    if encoder is None:
+        try:
+            encoder = Store.open(store).snapshot().space.encoder
+        except NoStore:
+            encoder = DEFAULT_ENCODER
+    if untrained:
+        encoder = f"{UNTRAINED}0:{encoder}"
+    return load_encoder(encoder, device=device, precision=precision)
+
+
+def create_store(folder: Path, encoder: Encoder) -> Store:
+    from ..store.store import Store
+
+    return Store.create(folder, encoder.space)
+
+
+def notice(encoder: Encoder) -> None:
+    """Say so in one line where verdicts mean nothing beyond the sample."""
+    if said := notice_of(encoder):
+        say(said)
+
+
+def notice_of(encoder: Encoder) -> str:
+    """What must be known of an encoder to read its verdicts; "" for a real one."""
+    from ..indexer.encoder import UNTRAINED
+    from ..indexer.standin import NOTICE, is_standin
+
+    if is_standin(encoder.space.encoder):
+        return NOTICE
+    if encoder.space.encoder.startswith(UNTRAINED):
+        return "The encoder has random weights: good for measuring speed, its verdicts mean nothing."
+    return ""

@@ -1,0 +1,88 @@
+"""`clipfake query`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .opening import notice, open_encoder
+from .options import (
+    STORE,
+    DeviceOption,
+    EncoderOption,
+    NameOption,
+    PrecisionOption,
+    StoreOption,
+)
+from .terminal import say, say_out, show
+
+SHEET_MOST = 50  # panels on one sheet
+
+
+def query_command(
+    images: Annotated[
+        list[str], typer.Argument(help="Files, folders, zip or tar archives, or - for one image on standard input.")
+    ],
+    store: StoreOption = STORE,
+    head: NameOption = "default",
+    k: Annotated[int, typer.Option("-k", min=1, max=50, help="Witnesses of each class.")] = 9,
+    prior: Annotated[float, typer.Option(min=0.0001, max=0.9999, help="Share of fakes you expect.")] = 0.5,
+    error: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Wrong answers you accept, else unsure.")] = 0.05,
+    steady: Annotated[bool, typer.Option("--steady", help="Unsure if JPEG or half size changes the answer.")] = False,
+    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet here (PNG).")] = None,
+    encoder: EncoderOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    as_csv: Annotated[bool, typer.Option("--csv", help="One line of CSV an image.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, one line an image.")] = False,
+) -> None:
+    """Real, fake or unsure, and the nearest known images that say so.
+
+    clipfake query suspicious.jpg --store mystore --sheet evidence.png
+    """
+    from ..detector.detector import Detector, Question
+    from ..detector.evidence import Rules
+    from ..detector.verdict import Refusal, Verdict
+    from ..indexer.ask import AFTER, ask
+    from ..show.card import card, csv_header, csv_line
+    from ..show.sheet import Entry, write_sheet
+    from ..store.store import Store
+
+    opened = Store.open(store)
+    detector = Detector.load(opened, head, Rules(k=k))
+    model = open_encoder(store, encoder, device=device, precision=precision)
+    model.space.require(detector.snapshot.space, f"the store {store}")
+    notice(model)
+    question = Question(prior=prior, error=error)
+    entries: list[Entry] = []
+    judged = refused = 0
+    if as_csv:
+        say_out(csv_header())
+    for asked in ask(model, images, views=steady):
+        answer: Verdict | Refusal
+        if asked.image is None or asked.vector is None:
+            answer, refused = Refusal(asked.name, asked.error), refused + 1
+        else:
+            answer = detector.judge_one(asked.name, asked.vector, asked.image.digest, question)
+            if asked.views is not None:
+                answer = detector.steady(
+                    answer, dict(zip(AFTER, asked.views, strict=True)), asked.image.digest, question
+                )
+            judged += 1
+            if sheet and len(entries) < SHEET_MOST:
+                entries.append(Entry.of(answer, asked.image.pixels))
+        if as_json:
+            show(answer.as_json())
+        elif as_csv:
+            say_out(csv_line(answer))
+        elif isinstance(answer, Verdict):
+            show(card(answer))
+        else:
+            say(f"{answer.image}: {answer.error}")
+    if sheet and entries:
+        write_sheet(sheet, entries, detector.snapshot.thumbnail)
+        say(f"contact sheet: {sheet}" + (f" (the first {SHEET_MOST})" if judged > SHEET_MOST else ""))
+    if refused and not judged:
+        raise SystemExit(1)

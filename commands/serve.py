@@ -1,0 +1,35 @@
+"""`clipfake serve`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .opening import notice, notice_of, open_encoder
+from .options import STORE, DeviceOption, EncoderOption, NameOption, PrecisionOption, StoreOption
+from .terminal import say
+
+
+def serve_command(
+    store: StoreOption = STORE,
+    host: Annotated[str, typer.Option(help="Any but this machine's own wants CLIPFAKE_TOKEN set.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    head: NameOption = "default",
+    encoder: EncoderOption = None,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+) -> None:
+    """Answer over HTTP, and show a page at /. Nothing leaves this machine, and no image is kept.
+
+    clipfake serve --store mystore
+    """
+    from ..indexer.image import decode, thumbnail
+    from ..service.run import serve
+    from ..store.store import Store
+
+    opened = Store.open(store)
+    model = open_encoder(store, encoder, device=device, precision=precision)
+    notice(model)
+    say(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C ends it)")
+    serve(opened, model, decode, thumbnail, host=host, port=port, head=head, notice=notice_of(model))
