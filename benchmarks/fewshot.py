@@ -38,7 +38,7 @@ def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
     parts = split.of(snapshot.column("keys"))
     labels, generators = snapshot.column("labels"), snapshot.column("generators")
     names = sorted(set(generators[labels == FAKE].tolist()))
-    result: dict[str, Any] = {"store": str(store.folder), "rows": len(snapshot), "added": list(ADDED), "generators": {}}
+    result: dict[str, Any] = {"store": store.folder.name, "rows": len(snapshot), "added": list(ADDED), "generators": {}}
     for name in names:
         own = generators == name
         train, choosing = (np.flatnonzero((parts == PARTS[part]) & ~own) for part in ("train", "validation"))
