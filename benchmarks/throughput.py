@@ -111,7 +111,7 @@ def _measure(
 
     def end_to_end() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            data = _linked(Path(folder) / "images", paths)
+            data = linked(Path(folder) / "images", paths)
             index([data], Store.create(Path(folder) / "s", encoder.space), encoder, replace(options, limit=None))
 
     work = {"decode": decode_all, "encode": encode, "write": write, "end_to_end": end_to_end}
@@ -128,7 +128,7 @@ def _measure(
     }
 
 
-def _linked(folder: Path, paths: Sequence[Path]) -> Path:
+def linked(folder: Path, paths: Sequence[Path]) -> Path:
     """A folder that holds just these images, as links."""
     folder.mkdir()
     for i, path in enumerate(paths):

@@ -100,3 +100,36 @@ def store_compact_command(store: StoreOption = STORE, as_json: JsonOption = Fals
 
     told = compact(Store.open(store)).as_json()
     show(told if as_json else compacted(told))
+
+
+@app.command("push")
+def store_push_command(
+    to: Annotated[str, typer.Option("--to", help="URL of a Qdrant server, or a folder for Qdrant Edge, without one.")],
+    store: StoreOption = STORE,
+    collection: Annotated[str, typer.Option(help="Its name on the server.")] = "clipfake",
+    shards: Annotated[int | None, typer.Option(min=1, help="Parts of a new collection, spread over the nodes.")] = None,
+    replicas: Annotated[int | None, typer.Option(min=1, help="Copies of each part of a new collection.")] = None,
+    quantised: Annotated[str, typer.Option(help="int8 or binary: a small copy in memory to search with.")] = "",
+    recall: Annotated[float, typer.Option(min=0.5, max=1, help="Searches are planned for this recall@10.")] = 0.99,
+    queries: Annotated[int, typer.Option(min=0, help="To measure recall with; 0: not at all, all exact.")] = 100,
+    anew: Annotated[bool, typer.Option("--anew", help="Drop what is there first.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Bring the rows into a search engine beyond this machine. Killed and run again, it goes on. Counts, then asks it.
+
+    clipfake store push --to http://node1:6333 --store mystore
+    """
+    from ..show.store import pushed
+    from ..store.engine import push
+    from ..store.qdrant import Layout, engine_at
+    from ..store.store import Store
+
+    if quantised not in ("", "int8", "binary"):
+        raise typer.BadParameter(f"{quantised} is neither int8 nor binary", param_hint="--quantised")
+    engine = engine_at(to, collection, Layout(shards, replicas, quantised))  # type: ignore[arg-type]
+    try:
+        snapshot = Store.open(store).snapshot()
+        told = push(snapshot, engine, recall=recall, queries=queries, anew=anew).as_json()
+    finally:
+        engine.close()
+    show(told if as_json else pushed(told))

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, REAL, Vectors
+from ..store.block import FAKE, REAL, Vectors, distinct
 from ..store.search import Matches, nearest
 from .examples import Examples
 from .metrics import Metrics, auc, best_threshold, measure
@@ -47,7 +47,7 @@ def majority(train: Examples, validation: Examples, seed: int) -> Scorer:
 
 def category_only(train: Examples, validation: Examples, seed: int) -> Scorer:
     """The log-odds of fake in the picture's category, one row of each class added (Laplace)."""
-    known, which = np.unique(train.categories, return_inverse=True)
+    known, which, _ = distinct(train.categories)
     fake = np.bincount(which, train.labels == FAKE, len(known)) + 1
     real = np.bincount(which, train.labels == REAL, len(known)) + 1
     odds = np.log(fake / real)

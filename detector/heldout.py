@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, REAL, Names
+from ..store.block import FAKE, REAL, Names, distinct
 from ..store.errors import NotEnoughRows
 from ..store.search import Positions
 from ..store.snapshot import Snapshot
@@ -198,7 +198,7 @@ def generator_folds(snapshot: Snapshot, parts: npt.NDArray[np.int8], seed: int) 
     """
     labels, generators = snapshot.column("labels"), snapshot.column("generators")
     pool = (parts == PARTS["train"]) | (parts == VALIDATION)
-    names, counts = np.unique(generators[pool & (labels == FAKE)], return_counts=True)
+    names, _, counts = distinct(generators[pool & (labels == FAKE)])
     if len(names) < LEAST_GENERATORS:
         return None
     number = min(FOLDS, len(names))

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, REAL, Ints, Vectors
+from ..store.block import FAKE, REAL, Ints, Vectors, distinct
 from ..store.errors import HeadError
 from .examples import Examples
 from .projection import Projection, effective_rank, forward
@@ -85,7 +85,7 @@ def match_numbers(examples: Examples, match: Match) -> npt.NDArray[np.int64]:
     if match == "none":
         return np.zeros(len(examples), np.int64)
     column = examples.categories if match == "category" else examples.sources
-    return np.unique(column, return_inverse=True)[1].astype(np.int64)
+    return distinct(column)[1].astype(np.int64)
 
 
 def draw(labels: Ints, match: npt.NDArray[np.int64], anchor: Anchor, rng: np.random.Generator) -> Triplets:
@@ -181,6 +181,11 @@ def fit_projection(
         validation.labels, match_numbers(validation, options.match), options.anchor, np.random.default_rng([seed, 2])
     )
     if not len(fixed) or not len(draw(train.labels, match, options.anchor, np.random.default_rng(seed))):
+        if options.match == "none":
+            raise HeadError(
+                f"no triplet can be made of {len(train)} training and {len(validation)} validation rows: each part "
+                f"needs two rows of a class and one of the other; index more images"
+            )
         raise HeadError(
             f"no triplet can be made: no {options.anchor if options.anchor != 'both' else 'labelled'} row has both "
             f"a mate and an opposite with the same {options.match}; match by something that real and fake rows share, "

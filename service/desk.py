@@ -160,8 +160,10 @@ class Desk:
         return verdicts, loaded.snapshot.number, where
 
     def loaded(self, *, wait: bool = False) -> Loaded:
-        """The store's newest rows and newest head; while another request loads them, the ones before, unless told to
-        wait."""
+        """The store's newest rows and newest head.
+
+        While another request loads them it is the ones before, unless told to wait.
+        """
         known = self._loaded
         if known and known.version == self._version():
             return known

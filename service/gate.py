@@ -22,6 +22,7 @@ LOG = logging.getLogger("clipfake.service")
 OPEN = {"/", "/healthz", "/readyz", "/openapi.json"}  # tell nothing of what is stored
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+CLOSE = {"Connection": "close"}  # what is left of the body is not read
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -63,7 +64,8 @@ def host_of(header: str) -> str:
     ('localhost', '::1', '')
     """
     if header.startswith("["):
-        return header[1:].partition("]")[0]
+        name, bracket, _ = header[1:].partition("]")
+        return name if bracket else ""
     return header.rpartition(":")[0] or header if header.count(":") == 1 else header
 
 
@@ -141,7 +143,7 @@ class Gate:
             body.refused = too_large(self.limits.request_bytes)
         elif self._held > self.limits.held_bytes:
             said = f"requests of {self._held:,} bytes are being answered; try again in a second"
-            body.refused = Problem("busy", said, headers={"Retry-After": "1", "Connection": "close"})
+            body.refused = Problem("busy", said, headers={"Retry-After": "1", **CLOSE})
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
@@ -158,13 +160,13 @@ class Gate:
             return None  # nobody is there to be told
         if isinstance(error, TimeoutError):
             said = f"not done after {self.limits.seconds:g} s; send fewer images at once, or try again"
-            return Problem("too-slow" if body.done else "slow-upload", said)
+            return Problem("too-slow", said) if body.done else Problem("slow-upload", said, headers=CLOSE)
         problem = problem_of(error, self.folder)
-        if problem.status == 500:
+        if problem.status == 500 and problem is not error:  # else it was logged where it arose
             LOG.error("a request failed", exc_info=error)
         return problem
 
 
 def too_large(most: int) -> Problem:
     said = f"the request is larger than the {most:,} bytes allowed; send fewer or smaller images"
-    return Problem("too-large", said, headers={"Connection": "close"})
+    return Problem("too-large", said, headers=CLOSE)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..detector.detector import Question
 from .answers import Answers, refusals
@@ -15,10 +16,20 @@ from .uploads import request_body, uploads
 
 router = APIRouter(tags=["query"])
 
-Prior = Annotated[float, Query(ge=0.0001, le=0.9999, description="Share of fakes you expect.")]
-Error = Annotated[float, Query(ge=0.0001, le=0.5, description="Rate of wrong answers you accept; else unsure.")]
-Changes = Annotated[bool, Query(description="Also say what would change the verdict.")]
-OnMap = Annotated[bool, Query(alias="map", description="Also say where the images lie on /v1/map.")]
+
+class Asked(BaseModel):
+    """How one asks. A parameter of another name is refused: a slip must not quietly get another answer."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prior: float = Field(0.5, ge=0.0001, le=0.9999, description="Share of fakes you expect.")
+    error: float = Field(0.05, ge=0.0001, le=0.5, description="Rate of wrong answers you accept; else unsure.")
+    changes: bool = Field(True, description="Also say what would change the verdict.")
+    on_map: bool = Field(False, alias="map", description="Also say where the images lie on /v1/map.")
+
+    @property
+    def question(self) -> Question:
+        return Question(self.prior, self.error, self.changes)
 
 
 @router.post(
@@ -28,9 +39,7 @@ OnMap = Annotated[bool, Query(alias="map", description="Also say where the image
     responses=refusals(400, 409, 415, 422),
     openapi_extra=request_body(),
 )
-async def query(
-    request: Request, at: At, prior: Prior = 0.5, error: Error = 0.05, changes: Changes = True, on_map: OnMap = False
-) -> Any:
+async def query(request: Request, at: At, how: Annotated[Asked, Query()]) -> Any:
     """Send images as files of a multipart form, or one image as the body.
 
     An image that cannot be read is told in its place and does not hold up the others; if none can be read, the answer
@@ -41,7 +50,7 @@ async def query(
     await at.run(lambda: at.loaded().detector)  # a store that cannot answer says so before any work is done
     seen = await at.see(asked)
     good = usable(seen)
-    verdicts, number, where = await at.run(lambda: at.judge(good, Question(prior, error, changes), places=on_map))
+    verdicts, number, where = await at.run(lambda: at.judge(good, how.question, places=how.on_map))
     told = iter(zip(verdicts, where.tolist() if where is not None else [None] * len(verdicts), strict=True))
     answers: list[dict[str, Any]] = []
     places: list[list[float] | None] = []
@@ -53,4 +62,4 @@ async def query(
             verdict, place = next(told)
             answers.append(verdict.as_json())
             places.append(place)
-    return JSONResponse({"snapshot": number, "answers": answers, **({"places": places} if on_map else {})})
+    return JSONResponse({"snapshot": number, "answers": answers, **({"places": places} if how.on_map else {})})

@@ -78,17 +78,18 @@ async def form(request: Request, limits: Limits) -> Form:
     """The files and fields of a multipart form; raises Problem."""
     parser = MultiPartParser(request.headers, request.stream(), max_files=10_000, max_fields=100)
     parser.spool_max_size = limits.request_bytes  # never to a disk
+    found = Form()
     try:
-        parsed = await parser.parse()
+        for name, value in (await parser.parse()).multi_items():
+            if isinstance(value, UploadFile):
+                found.uploads.append(Upload(clean(value.filename or "image"), await value.read()))
+            else:
+                found.fields[name] = clean(value)
     except MultiPartException as e:
         raise Problem("bad-request", f"the form cannot be read: {e.message}") from e
-    found = Form()
-    for name, value in parsed.multi_items():
-        if isinstance(value, UploadFile):
-            found.uploads.append(Upload(clean(value.filename or "image"), await value.read()))
-            await value.close()
-        else:
-            found.fields[name] = clean(value)
+    finally:
+        for file in parser._files_to_close_on_error:  # also of a part that never ended, which nobody else closes
+            file.close()
     return found
 
 

@@ -92,6 +92,18 @@ def compacted(told: dict[str, Any]) -> RenderableType:
     return Text(f"{said}\n{told['given_up']} earlier snapshots given up{held}")
 
 
+def pushed(told: dict[str, Any]) -> RenderableType:
+    """What `clipfake store push --json` gives."""
+    said = (
+        f"{told['rows']:,} rows of snapshot {told['snapshot']} in {told['to']}: {told['pushed']:,} pushed, "
+        f"{told['kept']:,} were there, {told['dropped']:,} taken out ({sum(told['seconds'].values()):.1f} s)"
+    )
+    if not told["recall"]:
+        return Text(f"{said}; recall was not measured, every search is exact")
+    rows = [[name, told["recall_unplanned"][name], reached] for name, reached in told["recall"].items()]
+    return Group(Text(said), table("recall@10 against exact search", ["filter", "engine alone", "planned"], rows))
+
+
 def size(count: int) -> str:
     """Bytes as people write them.
 

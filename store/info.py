@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .block import FAKE, REAL, UNKNOWN
+from .block import FAKE, REAL, UNKNOWN, distinct
 from .space import Space
 from .store import Store
 
@@ -85,7 +85,7 @@ def info(store: Store) -> Info:
     snapshot = store.snapshot()
     manifest = snapshot.manifest
     labels = snapshot.column("labels")
-    names, source_of = np.unique(snapshot.column("sources"), return_inverse=True)
+    names, source_of, _ = distinct(snapshot.column("sources"))
     by_label = {label: np.bincount(source_of[labels == label], minlength=len(names)) for label in LABELS}
     return Info(
         path=str(store.folder),

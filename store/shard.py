@@ -17,7 +17,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from .block import COLUMNS, TEXT, Block, Names, Rows, Vectors
+from .block import COLUMNS, TEXT, Block, Names, Rows, Vectors, distinct
 from .durable import written_aside
 from .errors import BadBlock, Damaged, NotAStore
 from .space import Space
@@ -110,7 +110,7 @@ def reject_unfit(block: Block) -> None:
             f"row {wrong[0]} ({block.rows.keys[wrong[0]]}) has a vector that is zero or not finite, "
             f"{len(wrong)} such rows in all; they cannot be compared with anything, so leave them out"
         )
-    keys, counts = np.unique(block.rows.keys, return_counts=True)
+    keys, _, counts = distinct(block.rows.keys)
     if len(twice := np.flatnonzero(counts > 1)):
         raise BadBlock(f"the key {keys[twice[0]]} stands {counts[twice[0]]} times in one block; keys are unique")
 
@@ -124,7 +124,7 @@ def _datasets(block: Block, dtype: np.dtype[Any]) -> Iterator[tuple[str, npt.NDA
         if name in TEXTUAL:
             yield from _strings(name, values)
         elif name in CODED:
-            table, codes = np.unique(values, return_inverse=True)
+            table, codes, _ = distinct(values)
             yield f"{name}/codes", codes.astype("<u4")
             yield from _strings(name, table)
         elif name == "digests":

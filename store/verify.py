@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from .block import distinct
 from .deleted import read_deleted
 from .durable import TEMPORARY
 from .errors import ClipfakeError, NoStore
@@ -160,7 +161,7 @@ def _doubled(folder: Path, manifest: Manifest) -> list[Problem]:
     hashes = snapshot.column("key_hashes") if len(snapshot) else np.zeros(0, np.uint64)
     if len(np.unique(hashes)) == len(hashes):
         return []
-    keys, counts = np.unique(snapshot.column("keys"), return_counts=True)
+    keys, _, counts = distinct(snapshot.column("keys"))
     twice = keys[counts > 1].tolist()
     if not twice:
         return []

@@ -39,7 +39,13 @@ class Toy:
         from clipfake.store.block import Block, Rows
         from clipfake.store.store import Store
 
-        self.encoder, self.decode, self.thumbnail = PlainEncoder(), decode, thumbnail
+        class AnySize(PlainEncoder):  # the plain one has no 8 x 8 cells for an image of fewer pixels
+            def encode(self, images: Any) -> Any:
+                return super().encode(
+                    [one if min(one.shape[:2]) >= 8 else one.repeat(8, 0).repeat(8, 1) for one in images]
+                )
+
+        self.encoder, self.decode, self.thumbnail = AnySize(), decode, thumbnail
         self.store = Store.create(folder / "store", self.encoder.space)
         with self.store.writer("toy") as writer:
             for source, label in SOURCES.items():
@@ -61,6 +67,8 @@ class Toy:
         head.save(at)
         calibrate(self.store.snapshot(), head, options).calibration.save(at)
 
+    drawn = staticmethod(drawn)
+
     def copy(self, folder: Path) -> Any:
         """A store of its own, with the same rows and head, for a test that writes."""
         from clipfake.store.store import Store
@@ -74,22 +82,21 @@ class Toy:
         encoder = options.pop("encoder", self.encoder)
         return app(options.pop("store", self.store), encoder, self.decode, self.thumbnail, **options)
 
+    @contextmanager
+    def served(self, **options: Any) -> Iterator[str]:
+        """The URL of a real server of its app, on a free port of this machine."""
+        import uvicorn
+        from clipfake.service.run import listening
 
-@contextmanager
-def served(app: Any) -> Iterator[str]:
-    """The URL of a real server of an app, on a free port of this machine."""
-    import uvicorn
-    from clipfake.service.run import listening
-
-    with listening("127.0.0.1", 0) as port:
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [port]})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{port.getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join()
+        with listening("127.0.0.1", 0) as port:
+            server = uvicorn.Server(uvicorn.Config(self.app(**options), log_level="warning", lifespan="on"))
+            thread = threading.Thread(target=server.run, kwargs={"sockets": [port]})
+            thread.start()
+            try:
+                yield f"http://127.0.0.1:{port.getsockname()[1]}"
+            finally:
+                server.should_exit = True
+                thread.join()
 
 
 @pytest.fixture(scope="session")

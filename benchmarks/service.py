@@ -1,0 +1,216 @@
+"""The service's images a second beside its encoder's own, and what encoding requests together brings.
+
+A real server and, in a process of its own, clients that ask /v1/query over HTTP, 32 at a time by default, one image a
+request. In turn: the encoder alone in full batches, the service, the service with one image a forward pass, and the
+service with one client. Rates on a shared machine cannot be trusted, ratios within one repeat can, best those by core
+time, which do not count what other people's programs took; medians are given.
+
+    python -m clipfake.benchmarks.service \\
+        --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import multiprocessing
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # the clients' process has no use for the rest
+    from ..store.space import Space
+    from ..store.store import Store
+
+ROWS = 6_000  # of the bank
+Rate = tuple[float, float]  # images a second, images a core-second
+
+
+def bank(folder: Path, space: Space) -> Store:
+    """A store of clustered vectors and its trained head: 8 real sources and 12 generators, dealt out in turn."""
+    import numpy as np
+
+    from ..detector.heldout import calibrate
+    from ..detector.train import TrainOptions, train
+    from ..detector.triplet import TripletOptions
+    from ..store.block import Block, Rows
+    from ..store.store import Store
+
+    rng = np.random.default_rng(0)
+    source = np.arange(ROWS) % 20
+    vectors = rng.standard_normal((20, space.dim))[source] + 1.5 * rng.standard_normal((ROWS, space.dim))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    names = [f"source{number:02d}" for number in source]
+    rows = Rows.make(
+        keys=[f"{name}/{i}" for i, name in enumerate(names)],
+        labels=(source >= 8).astype(np.int8),
+        sources=names,
+        generators=[name if number >= 8 else "" for name, number in zip(names, source, strict=True)],
+        digests=np.frombuffer(rng.bytes(16 * ROWS), "V16"),
+    )
+    store = Store.create(folder, space)
+    with store.writer("synthetic") as writer:
+        writer.append(Block(space, rows, vectors.astype(np.float32)))
+    options = TrainOptions(triplet=TripletOptions(epochs=3), baselines=())
+    head = train(store.snapshot(), options).head
+    at = store.folder / "heads" / "default"
+    head.save(at)
+    calibrate(store.snapshot(), head, options).calibration.save(at)
+    return store
+
+
+def run(
+    encoder: str,
+    *,
+    images: int = 128,
+    concurrency: int = 32,
+    batch: int = 16,
+    repeats: int = 3,
+    threads: int | None = None,
+    device: str = "auto",
+    precision: str = "auto",
+) -> dict[str, Any]:
+    """Images a second of each, and the ratios: service to encoder, service to one image a forward pass."""
+    import numpy as np
+    import torch
+
+    from ..indexer.encoder import load_encoder
+    from ..indexer.image import decode, thumbnail
+    from ..indexer.sample import SOURCES, simulated
+    from ..service.app import app
+    from ..service.limits import Limits
+    from .throughput import machine
+
+    if threads:
+        torch.set_num_threads(threads)
+    inner = load_encoder(encoder, device=device, precision=precision)
+    files = [simulated(i % len(SOURCES), i // len(SOURCES), seed=9) for i in range(images)]
+    pixels = [decode(file).pixels for file in files]
+    limits = {"together": Limits(batch=batch), "one_by_one": Limits(batch=1)}
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as clients:
+        store = bank(Path(folder) / "bank", inner.space)
+        apps = {name: app(store, inner, decode, thumbnail, limits=told) for name, told in limits.items()}
+        metrics = apps["together"].state.desk.metrics.registry
+        rates: dict[str, list[Rate]] = {name: [] for name in ("encoder", *limits, "one_client")}
+        at_once: list[float] = []
+        with (
+            serving(apps["together"]) as together,
+            serving(apps["one_by_one"]) as one_by_one,
+        ):
+
+            def asked(port: int, many: int, some: int = images) -> Rate:
+                cpu = time.process_time()
+                wall = float(clients.apply(ask, (port, files[:some], many)))
+                return some / wall, some / (time.process_time() - cpu)
+
+            def batches() -> float:
+                return float(metrics.get_sample_value("clipfake_batch_images_count") or 0)
+
+            for port in (together, one_by_one):  # everything is loaded and compiled by then
+                asked(port, concurrency, max(images // 4, 1))
+            for _ in range(repeats):
+                wall, cpu = time.perf_counter(), time.process_time()
+                for i in range(0, images, batch):
+                    inner.encode(pixels[i : i + batch])
+                rates["encoder"].append((images / (time.perf_counter() - wall), images / (time.process_time() - cpu)))
+                before = batches()
+                rates["together"].append(asked(together, concurrency))
+                at_once.append(images / (batches() - before))
+                rates["one_by_one"].append(asked(one_by_one, concurrency, max(images // 2, 1)))
+                rates["one_client"].append(asked(together, 1, max(images // 8, 1)))
+    found = {name: np.array(values) for name, values in rates.items()}  # (repeats, 2)
+
+    def ratio(one: str, other: str) -> dict[str, float]:
+        wall, core = np.median(found[one] / found[other], axis=0)
+        return {"wall": round(float(wall), 3), "cpu": round(float(core), 3)}
+
+    return {
+        "machine": machine(),
+        "encoder": encoder,
+        "images": images,
+        "concurrency": concurrency,
+        "batch": batch,
+        "repeats": repeats,
+        "images_per_second": {name: round(float(np.median(values[:, 0])), 2) for name, values in found.items()},
+        "per_cpu_second": {name: round(float(np.median(values[:, 1])), 2) for name, values in found.items()},
+        "images_at_once": round(float(np.median(at_once)), 2),
+        "service_to_encoder": ratio("together", "encoder"),
+        "together_to_one_by_one": ratio("together", "one_by_one"),
+        "one_client_to_encoder": ratio("one_client", "encoder"),
+    }
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[int]:
+    """The port of a real server, in a thread of this process."""
+    import uvicorn
+
+    from ..service.run import listening
+
+    with listening("127.0.0.1", 0) as ours:
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [ours]})
+        thread.start()
+        try:
+            yield int(ours.getsockname()[1])
+        finally:
+            server.should_exit = True
+            thread.join()
+
+
+def ask(port: int, files: Sequence[bytes], at_once: int) -> float:
+    """Seconds until all files are judged, each in a request of its own, so many requests at once."""
+    return asyncio.run(_ask(port, files, at_once))
+
+
+async def _ask(port: int, files: Sequence[bytes], at_once: int) -> float:
+    """With a client that costs next to nothing: it must not be what is measured."""
+    waiting = iter(files)
+    head = "POST /v1/query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
+
+    async def one_client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for file in waiting:
+            writer.write(head.format(len(file)).encode() + file)
+            answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            if " 200 " not in answer.partition("\r\n")[0]:
+                raise RuntimeError(f"the service answered {answer.partition(chr(13))[0]}")
+            await reader.readexactly(int(answer.partition("content-length: ")[2].partition("\r\n")[0]))
+        writer.close()
+
+    begun = time.perf_counter()
+    await asyncio.gather(*(one_client() for _ in range(at_once)))
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    from . import command
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory")
+    parser.add_argument("--untrained", action="store_true", help="random weights of seed 0: speed, not accuracy")
+    parser.add_argument("--images", type=int, default=128, help="a repeat")
+    parser.add_argument("--concurrency", type=int, default=32, help="clients")
+    parser.add_argument("--batch", type=int, default=16, help="images the encoder sees at once")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved; medians are printed")
+    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--precision", default="auto")
+    told = vars(parser.parse_args())
+    if told.pop("untrained"):
+        from ..indexer.encoder import UNTRAINED
+
+        told["encoder"] = f"{UNTRAINED}0:{told['encoder']}"
+    result = run(told.pop("encoder"), **told)
+    print("\n".join(command.table(result)), file=sys.stderr)
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""Heads: what is saved comes back, machines of every size, and what cannot be trained says why."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clipfake.detector.examples import Examples
+from clipfake.detector.head import Head
+from clipfake.detector.nystroem import fit_nystroem
+from clipfake.detector.projection import KINDS, Projection
+from clipfake.detector.svm import fit_svm, scale_gamma
+from clipfake.detector.train import TrainOptions, train
+from clipfake.detector.triplet import TripletOptions, draw, fit_projection
+from clipfake.store.block import Block, Rows, distinct, names
+from clipfake.store.errors import HeadError, NotEnoughRows, SpaceMismatch
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+
+DIM = 12
+SPACE = Space("toy", "0" * 64, dim=DIM)
+
+
+def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows of two classes, each of three crowds, so that no plane parts them."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((2, 3, DIM))
+    labels = rng.integers(0, 2, count)
+    vectors = 1.2 * centres[labels, rng.integers(0, 3, count)] + rng.standard_normal((count, DIM))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    made = Store.create(tmp_path_factory.mktemp("heads") / "s", SPACE)
+    vectors, labels = drawn(400)
+    rows = Rows.make([f"s/{i}" for i in range(400)], labels, sources=["s"] * 400)
+    with made.writer() as writer:
+        writer.append(Block(SPACE, rows, vectors))
+    return made
+
+
+@pytest.fixture(scope="module")
+def head(store: Store) -> Head:
+    return train(store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).head
+
+
+def test_the_machine_is_scikit_learns() -> None:
+    from sklearn.svm import SVC
+
+    vectors, labels = drawn(300)
+    asked, _ = drawn(50, seed=1)
+    theirs = SVC(C=1.0, kernel="rbf", gamma="scale").fit(vectors, labels).decision_function(asked)
+    assert np.allclose(fit_svm(vectors, labels).score(asked), theirs, atol=1e-5)
+
+
+def in_blocks(vectors: np.ndarray, labels: np.ndarray, size: int):  # type: ignore[no-untyped-def]
+    return lambda: ((vectors[i : i + size], labels[i : i + size]) for i in range(0, len(labels), size))
+
+
+def test_landmarks_that_are_all_rows_give_what_the_exact_machine_gives() -> None:
+    vectors, labels = drawn(400)
+    asked, true = drawn(1000, seed=1)
+    exact = fit_svm(vectors, labels).score(asked) > 0
+    near = fit_nystroem(in_blocks(vectors, labels, 400), gamma=scale_gamma(vectors), landmarks=800).score(asked) > 0
+    assert (exact == true).mean() > 0.8
+    assert (near == exact).mean() > 0.93
+
+
+def test_how_rows_are_cut_into_blocks_does_not_matter() -> None:
+    vectors, labels = drawn(500)
+    one, many = (
+        fit_nystroem(in_blocks(vectors, labels, size), gamma=1.0, landmarks=1000).score(vectors) for size in (500, 77)
+    )
+    assert np.allclose(one, many, atol=1e-2)
+
+
+def test_many_rows_of_one_class_are_refused() -> None:
+    vectors, _ = drawn(50)
+    with pytest.raises(NotEnoughRows, match="one class"):
+        fit_nystroem(in_blocks(vectors, np.ones(50, int), 20), gamma=1.0)
+
+
+def test_above_the_limit_the_machine_has_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipfake.detector.svm.EXACT", 1500)
+    vectors, labels = drawn(2000)
+    machine = fit_svm(vectors, labels)
+    assert len(machine.vectors) == 1000
+    assert ((machine.score(vectors) > 0) == labels).mean() > 0.8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_projection_gives_128_numbers_of_unit_length(kind: str) -> None:
+    vectors, _ = drawn(7)
+    texts = drawn(7, seed=2)[0]
+    projection = Projection.draw(kind, vectors, seed=3)
+    found = projection(vectors, texts if projection.reads_text else None)
+    assert found.shape == (7, 128)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("anchor", ["real", "fake", "both"])
+def test_a_triplet_is_an_anchor_its_mate_and_its_opposite(anchor: str) -> None:
+    rng = np.random.default_rng(0)
+    labels, match = rng.integers(0, 2, 200), rng.integers(0, 5, 200)
+    made = draw(labels, match, anchor, rng)  # type: ignore[arg-type]
+    allowed = {"real": {0}, "fake": {1}, "both": {0, 1}}[anchor]
+    assert set(labels[made.anchor].tolist()) == allowed
+    assert (made.anchor != made.positive).all()
+    assert (labels[made.anchor] == labels[made.positive]).all()
+    assert (labels[made.anchor] != labels[made.negative]).all()
+    assert (match[made.anchor] == match[made.positive]).all()
+    assert (match[made.anchor] == match[made.negative]).all()
+
+
+def test_too_few_rows_for_a_triplet_are_said_to_be_too_few() -> None:
+    vectors, _ = drawn(2)
+    few = Examples.make(vectors, np.array([0, 1]))
+    with pytest.raises(HeadError, match="index more images"):
+        fit_projection("linear", few, few)
+
+
+def test_rows_that_are_all_alike_collapse_and_that_is_an_error() -> None:
+    alike = Examples.make(np.tile(drawn(1)[0], (40, 1)), np.arange(40) % 2)
+    with pytest.raises(HeadError, match="collapsed"):
+        fit_projection("linear", alike, alike, TripletOptions(epochs=1))
+
+
+def test_a_head_comes_back_as_it_was_saved(head: Head, tmp_path: Path) -> None:
+    head.save(tmp_path)
+    again = Head.load(tmp_path, SPACE)
+    asked, _ = drawn(20, seed=4)
+    assert np.array_equal(again.score(asked), head.score(asked))
+    assert json.dumps(again.as_json()) == json.dumps(head.as_json())
+    with pytest.raises(SpaceMismatch):
+        Head.load(tmp_path, Space("other", "1" * 64, DIM))
+    with pytest.raises(SpaceMismatch):
+        again.score(np.ones((1, DIM + 1), np.float32))
+
+
+def test_an_altered_head_is_refused(head: Head, tmp_path: Path) -> None:
+    head.save(tmp_path)
+    [arrays] = tmp_path.glob("*.safetensors")
+    content = bytearray(arrays.read_bytes())
+    content[-1] ^= 1
+    arrays.write_bytes(content)
+    with pytest.raises(HeadError, match="altered"):
+        Head.load(tmp_path)
+
+
+def test_the_same_seed_gives_the_same_head(store: Store, head: Head) -> None:
+    again = train(store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).head
+    assert all(np.array_equal(w, again.projection.weights[n]) for n, w in head.projection.weights.items())
+
+
+def test_texts_of_several_sorted_runs_are_told_apart() -> None:
+    """numpy's own sort of texts crashed on them."""
+    runs = names([f"category-{i:04d}" for _ in range(2) for i in range(1000)])
+    found, which, counts = distinct(runs)
+    assert (found[which] == runs).all()
+    assert counts.tolist() == [2] * 1000
