@@ -98,7 +98,7 @@ def decide(
     reasons = []
     if percentile < UNLIKE:
         reasons.append(
-            f"it is unlike anything indexed: {100 - percentile:.0f} % of known images have nearer neighbours"
+            f"it is unlike anything indexed: {100 - percentile:.1f}% of known images have nearer neighbours"
         )
     if real and fake:
         reasons.append(f"neither real nor fake can be ruled out at an error rate of {rate}")

@@ -104,10 +104,13 @@ class Folder:
 
 
 def _leads_up(link: str) -> bool:
-    """Whether a link goes to a folder above itself: a loop."""
-    real = os.path.realpath(link)
-    above = os.path.realpath(posixpath.dirname(link))
-    return above == real or above.startswith(real.rstrip("/") + "/")
+    """Whether a link goes to a folder that was passed through on the way to it, or above one: a loop."""
+    real, here = os.path.realpath(link).rstrip("/") + "/", posixpath.dirname(link)
+    while here and here != posixpath.dirname(here):
+        if (os.path.realpath(here) + "/").startswith(real):
+            return True
+        here = posixpath.dirname(here)
+    return False
 
 
 def tree_entries(tree: Tree) -> Iterator[Entry]:

@@ -226,6 +226,15 @@ def test_names_that_are_not_utf8_are_kept_apart_and_read(tmp_path: Path) -> None
     assert [key for key, _ in indexed(tmp_path / "s", folder)] == ["p/\\xfe.jpg", "p/\\xff.jpg", "p/ü.jpg"]
 
 
+def test_links_that_lead_to_each_other_end(tmp_path: Path) -> None:
+    for here, there, name in (("a", "b", "x"), ("b", "a", "y")):
+        (tmp_path / "p" / here).mkdir(parents=True)
+        (tmp_path / "p" / here / f"{here}.png").write_bytes(b"")
+        (tmp_path / "p" / here / name).symlink_to(tmp_path / "p" / there)
+    found = [entry.key for entry in listing([tmp_path / "p"])]
+    assert sorted(found) == ["p/a/a.png", "p/a/x/b.png", "p/b/b.png", "p/b/y/a.png"]
+
+
 def test_loops_of_links_end_and_other_links_are_followed(tmp_path: Path) -> None:
     (tmp_path / "p/deep").mkdir(parents=True)
     (tmp_path / "elsewhere").mkdir()
