@@ -97,9 +97,7 @@ def decide(
     rate = f"{error:.0%}"
     reasons = []
     if percentile < UNLIKE:
-        reasons.append(
-            f"it is unlike anything indexed: {100 - percentile:.1f}% of known images have nearer neighbours"
-        )
+        reasons.append(f"it is unlike anything indexed: {100 - percentile:.1f}% of known images have nearer neighbours")
     if real and fake:
         reasons.append(f"neither real nor fake can be ruled out at an error rate of {rate}")
     if not real and not fake:
