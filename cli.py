@@ -10,6 +10,7 @@ import typer
 from .commands.bank import app as bank
 from .commands.bench import bench_command
 from .commands.demo import demo_command
+from .commands.evaluate import evaluate_command
 from .commands.index import index_command
 from .commands.query import query_command
 from .commands.serve import serve_command
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "index": index_command,
     "train": train_command,
     "query": query_command,
+    "evaluate": evaluate_command,
     "report": report_command,
     "serve": serve_command,
     "demo": demo_command,

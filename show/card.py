@@ -86,11 +86,11 @@ def scale(score: float) -> str:
     return f"real {''.join(line)} fake"
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> Table:
-    """A plain table: the first column left, numbers right."""
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, folded: bool = False) -> Table:
+    """A plain table: the first column left, numbers right; long titles of columns may be folded."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=True)
+        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=not (folded and i), overflow="fold")
     for row in rows:
         made.add_row(*(_cell(value) for value in row))
     return made

@@ -291,11 +291,11 @@ def reliability(labels: Array, probabilities: Array, bins: int = 10) -> Picture:
 def heat_map(name: str, title: str, caption: str, across: Sequence[str], down: Sequence[str], values: Array) -> Picture:
     """A table of shares as colours with their figures: the leave-one-generator-out atlas."""
     figure, (ax,) = _axes(width=2.2 + 0.62 * len(across), height=1.2 + 0.34 * len(down))
-    ax.imshow(values, cmap="cividis", vmin=0.3, vmax=1, aspect="auto")
+    ax.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for i in range(len(down)):
         for j in range(len(across)):
             if np.isfinite(values[i, j]):
-                ink = "white" if values[i, j] < 0.65 else INK
+                ink = "white" if values[i, j] < 0.55 else INK
                 ax.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=8, color=ink)
     ax.set_xticks(range(len(across)), across, rotation=35, ha="right")
     ax.set_yticks(range(len(down)), down)

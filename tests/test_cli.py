@@ -303,3 +303,11 @@ def test_a_store_is_verified_repaired_and_compacted(sample: list[Path], tmp_path
 def test_an_engine_that_is_none_is_wrong_usage(engine: str, sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     ended = run("index", "--folders", sample[0], "--store", tmp_path / "s", "--engine", engine)
     assert ended.code == 2 and "ray" in ended.err
+
+
+def test_what_was_never_seen_is_evaluated(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    told = run("evaluate", "--store", store, "--json", "--out", tmp_path / "atlas")
+    assert {"random_auc", "mean_auc", "optimism", "cells"} <= told.json.keys()
+    assert (tmp_path / "atlas/atlas.csv").read_text().count("\n") == len(told.json["cells"]) + 1
+    assert (tmp_path / "atlas/atlas.png").stat().st_size > 1000
+    assert run("evaluate", "--store", store, "--leave-one-out", "sink").code == 2

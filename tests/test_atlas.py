@@ -1,0 +1,89 @@
+"""The atlas says what refitting without a source would say, and finds a generator that nobody could have known."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clipfake.detector.atlas import Atlas, Sums, atlas, extended, ridge
+from clipfake.detector.metrics import auc
+from clipfake.store.block import Block, Rows
+from clipfake.store.errors import NotEnoughRows
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+
+SPACE = Space("toy", "0" * 64, dim=10)
+SOURCES = {"camera_a": 0, "camera_b": 0, "mixed": 0, "gan_a": 1, "gan_b": 1, "strange": 1}
+
+
+def drawn(source: str, number: int) -> np.ndarray:
+    """Fakes share a direction, but those of `strange` have another one."""
+    rng = np.random.default_rng(list(SOURCES).index(source))
+    vectors = rng.standard_normal((number, 10))
+    vectors[:, 3 if source == "strange" else 0] += 3.0 * SOURCES[source]
+    vectors[:, 5 + list(SOURCES).index(source) % 4] += 0.5
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def stored(folder: Path, sources: list[str]) -> Store:
+    store = Store.create(folder, SPACE)
+    with store.writer() as writer:
+        for source in sources:
+            rows = Rows.make([f"{source}/{i}" for i in range(200)], [SOURCES[source]] * 200, sources=[source] * 200)
+            writer.append(Block(SPACE, rows, drawn(source, 200)))
+    return store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return stored(tmp_path_factory.mktemp("atlas") / "s", list(SOURCES))
+
+
+@pytest.fixture(scope="module")
+def made(store: Store) -> Atlas:
+    return atlas(store.snapshot())
+
+
+def test_sums_taken_off_are_sums_without() -> None:
+    real, fake, more = drawn("camera_a", 300), drawn("gan_a", 300), drawn("gan_b", 200)
+    taken_off = ridge(Sums.of(real), Sums.of(np.concatenate([fake, more])) - Sums.of(more))
+    assert np.allclose(taken_off, ridge(Sums.of(real), Sums.of(fake)), atol=1e-10)
+
+
+def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: Atlas) -> None:
+    from clipfake.detector.atlas import VALIDATION, _groups
+    from clipfake.detector.examples import thinned
+
+    snapshot = store.snapshot()
+    labels, sources = snapshot.column("labels"), snapshot.column("sources")
+    held = thinned(np.arange(len(snapshot)), labels, min(VALIDATION, len(snapshot) // 10), 0)
+    assert (_groups(snapshot)[0] >= 0).all()
+    for cell in made.cells:
+        asked = np.isin(sources, (cell.generator, cell.real))
+        learned = ~asked & ~np.isin(np.arange(len(snapshot)), held)
+        head = ridge(*(Sums.of(snapshot.vectors(learned & (labels == label))) for label in (0, 1)))
+        scores = (extended(snapshot.vectors(asked)) @ head).astype(np.float32).astype(np.float64)
+        assert abs((auc(labels[asked], scores) or 0) - cell.auc) < 1e-6
+        assert cell.n == 400
+
+
+def test_a_generator_unlike_all_others_is_found_out(made: Atlas) -> None:
+    by_generator = dict(zip(made.generators, made.table().mean(1), strict=True))
+    assert by_generator["strange"] < 0.65
+    assert min(by_generator["gan_a"], by_generator["gan_b"]) > 0.85
+    assert made.random_auc > 0.85
+    assert made.optimism > 0.03
+    assert "strange" in made.sentence
+
+
+def test_the_best_threshold_is_at_least_as_good_as_the_chosen_one(made: Atlas) -> None:
+    assert len(made.cells) == 9
+    assert all(cell.oracle >= cell.accuracy for cell in made.cells)
+
+
+def test_one_generator_leaves_nothing_to_learn_from(tmp_path: Path) -> None:
+    with pytest.raises(NotEnoughRows, match="1 generators"):
+        atlas(stored(tmp_path / "s", ["camera_a", "camera_b", "gan_a"]).snapshot())
+
+
+def test_the_same_store_gives_the_same_atlas(store: Store, made: Atlas) -> None:
+    assert atlas(store.snapshot()).as_json() == made.as_json()
