@@ -21,7 +21,9 @@ def bench_command(
     encoder: Annotated[str, typer.Option("--encoder", help="Hub id or directory of a CLIP.")] = DEFAULT_ENCODER,
     untrained: Annotated[bool, typer.Option("--untrained", help="Random weights from a seed.")] = False,
     folders: Annotated[list[str] | None, typer.Option("--folders", help="Images.  [default: simulated ones]")] = None,
-    only: Annotated[str, typer.Option(help="Some of: throughput, parity, query.")] = "throughput,parity,query",
+    only: Annotated[
+        str, typer.Option(help="Some of: throughput, parity, query, training.")
+    ] = "throughput,parity,query,training",
     precision: Annotated[str, typer.Option(help="One or several, separated by commas.")] = "auto",
     limit: Annotated[int, typer.Option(min=8, help="Images.")] = 256,
     rows: Annotated[int, typer.Option(min=1000, help="Of the synthetic bank that is queried.")] = 100_000,
@@ -31,13 +33,13 @@ def bench_command(
     out: Annotated[Path | None, typer.Option(help="Write the JSON here too.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure this machine: images/s by stage against a naive script, agreement of embeddings, query time.
+    """Measure this machine: images/s by stage against a naive script, agreement of embeddings, query and training time.
 
     clipfake bench --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained
     """
     import tempfile
 
-    from ..benchmarks import command, parity, query, throughput
+    from ..benchmarks import command, parity, query, throughput, training
     from ..indexer.encoder import UNTRAINED
 
     name = f"{UNTRAINED}0:{encoder}" if untrained else encoder
@@ -54,6 +56,7 @@ def bench_command(
             "throughput": lambda: throughput.run(images, name, precision=precision, limit=limit, repeats=repeats, **at),
             "parity": lambda: parity.run(images, name, limit=limit, **at),
             "query": lambda: query.run(name, rows=rows, **at),
+            "training": training.run,
         }
         for suite in only.split(","):
             if suite not in suites:
