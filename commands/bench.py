@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,14 +17,14 @@ from .options import (
 )
 from .terminal import say, say_out, show
 
+SUITES = "throughput,parity,query,training"
+
 
 def bench_command(
     encoder: Annotated[str, typer.Option("--encoder", help="Hub id or directory of a CLIP.")] = DEFAULT_ENCODER,
     untrained: Annotated[bool, typer.Option("--untrained", help="Random weights from a seed.")] = False,
     folders: Annotated[list[str] | None, typer.Option("--folders", help="Images.  [default: simulated ones]")] = None,
-    only: Annotated[
-        str, typer.Option(help="Some of: throughput, parity, query, training.")
-    ] = "throughput,parity,query,training",
+    only: Annotated[str, typer.Option(help=f"Some of: {SUITES}.")] = SUITES,
     precision: Annotated[str, typer.Option(help="One or several, separated by commas.")] = "auto",
     limit: Annotated[int, typer.Option(min=8, help="Images.")] = 256,
     rows: Annotated[int, typer.Option(min=1000, help="Of the synthetic bank that is queried.")] = 100_000,
@@ -52,7 +53,7 @@ def bench_command(
             say("writing simulated images")
             images = list(write_sample(Path(made), images_per_source=-(-limit // len(SOURCES))))
         at: dict[str, Any] = {"threads": threads, "device": device}
-        suites = {
+        suites: dict[str, Callable[[], dict[str, Any]]] = {
             "throughput": lambda: throughput.run(images, name, precision=precision, limit=limit, repeats=repeats, **at),
             "parity": lambda: parity.run(images, name, limit=limit, **at),
             "query": lambda: query.run(name, rows=rows, **at),
