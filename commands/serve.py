@@ -15,6 +15,9 @@ def serve_command(
     store: StoreOption = STORE,
     host: Annotated[str, typer.Option(help="Any but this machine's own wants CLIPFAKE_TOKEN set.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    proxy: Annotated[
+        bool, typer.Option("--proxy", help="Others come through a proxy here: everything takes the token.")
+    ] = False,
     head: NameOption = "default",
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
@@ -31,5 +34,15 @@ def serve_command(
     opened = Store.open(store)
     model = open_encoder(store, encoder, device=device, precision=precision)
     notice(model)
-    say(f"http://{f'[{host}]' if ':' in host else host}:{port}  (Ctrl-C ends it)")
-    serve(opened, model, decode, thumbnail, host=host, port=port, head=head, notice=notice_of(model))
+    serve(
+        opened,
+        model,
+        decode,
+        thumbnail,
+        host=host,
+        port=port,
+        proxy=proxy,
+        head=head,
+        notice=notice_of(model),
+        tell=lambda url: say(f"{url}  (Ctrl-C ends it)"),
+    )

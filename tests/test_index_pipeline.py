@@ -1,7 +1,7 @@
 """Four stages at once: nothing is lost between them, whoever is slow, tired or out of memory."""
 
-import os
-import signal
+import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,23 +90,36 @@ def test_an_encoder_is_put_on_each_device_named(tmp_path: Path) -> None:
     assert np.allclose(first.encode(grey), second.encode(grey), atol=1e-6)
 
 
+INTERRUPTED = """
+import os, signal, sys, time
+from clipfake.indexer.encoder import PlainEncoder
+from clipfake.indexer.index import IndexOptions, index
+from clipfake.store.store import Store
+
+class Stopping(PlainEncoder):
+    def encode(self, images):
+        if not stopped:
+            stopped.append(True)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(1.0)  # the main thread must hear it while there is work left
+        return super().encode(images)
+
+stopped = []
+report = index([sys.argv[1]], Store.open(sys.argv[2]), Stopping(), IndexOptions(batch_size=4))
+print(report.interrupted, report.added)
+"""
+
+
 def test_ctrl_c_finishes_the_batch_in_flight(folder: Path, tmp_path: Path) -> None:
-    class Stopping(PlainEncoder):
-        calls = 0
-
-        def encode(self, images: Sequence[Pixels]):  # type: ignore[no-untyped-def]
-            self.calls += 1
-            if self.calls == 1:
-                os.kill(os.getpid(), signal.SIGINT)
-                time.sleep(0.3)  # the main thread must hear it while there is work left
-            return super().encode(images)
-
     store = store_at(tmp_path)
-    report = index([folder], store, Stopping(), IndexOptions(batch_size=4))
-    assert report.interrupted
-    assert len(store.snapshot()) == report.added
-    assert 4 <= report.added < 20
-    assert index([folder], store, PlainEncoder()).added == 20 - report.added
+    # in a process of its own: only its main thread hears the signal, and a test need not be in that of its process
+    command = [sys.executable, "-c", INTERRUPTED, str(folder), str(store.folder)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    interrupted, added = told[0], int(told[1])
+    assert interrupted == "True"
+    assert len(store.snapshot()) == added
+    assert 4 <= added < 20
+    assert index([folder], store, PlainEncoder()).added == 20 - added
 
 
 def test_listing_never_runs_far_ahead(folder: Path) -> None:
