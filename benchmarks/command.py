@@ -35,7 +35,11 @@ def main(run: Callable[..., dict[str, Any]], what: str, *, precisions: str = "")
     told = vars(parser.parse_args())
     if told.pop("untrained"):
         told["encoder"] = f"{UNTRAINED}0:{told['encoder']}"
-    result = run(told.pop("images"), told.pop("encoder"), **told)
+    tell(run(told.pop("images"), told.pop("encoder"), **told))
+
+
+def tell(result: dict[str, Any]) -> None:
+    """A table on stderr and one JSON object on stdout."""
     print("\n".join(table(result)), file=sys.stderr)
     print(json.dumps(result))
 

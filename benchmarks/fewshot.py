@@ -9,8 +9,6 @@ the bank, as `clipfake bank add` does. Its test rows against the real ones, and 
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,8 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, required=True)
     result = run(Store.open(parser.parse_args().store))
-    print("\n".join(command.table(result)), file=sys.stderr)
-    print(json.dumps(result))
+    command.tell(result)
 
 
 if __name__ == "__main__":

@@ -242,8 +242,7 @@ def main() -> None:
     before = json.loads(out.read_text()) if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**before, **result}, indent=1) + "\n")
-    print("\n".join(command.table(result)), file=sys.stderr)
-    print(json.dumps(result))
+    command.tell(result)
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -124,8 +122,7 @@ def main() -> None:
     if told.pop("untrained"):
         told["encoder"] = f"{UNTRAINED}0:{told['encoder']}"
     result = run(told.pop("encoder"), **told)
-    print("\n".join(command.table(result)), file=sys.stderr)
-    print(json.dumps(result))
+    command.tell(result)
 
 
 if __name__ == "__main__":

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import multiprocessing
-import sys
 import tempfile
 import threading
 import time
@@ -208,8 +206,7 @@ def main() -> None:
 
         told["encoder"] = f"{UNTRAINED}0:{told['encoder']}"
     result = run(told.pop("encoder"), **told)
-    print("\n".join(command.table(result)), file=sys.stderr)
-    print(json.dumps(result))
+    command.tell(result)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """What training costs from stored vectors: seconds of each part and the process's peak memory, at several sizes.
 
-Each size is trained in a process of its own. Above `clipfake.detector.svm.EXACT` rows the machine is Nyström's, at most
-200,000 of the rows are learned from, and its accuracy on the test rows stands beside that of the linear probe.
+Each size is trained in a process of its own. Above `clipfake.detector.fitting.EXACT` rows the machine is Nyström's, and
+at most 200,000 of the rows are learned from; the head's figures on the test rows stand beside the linear probe's.
 
     python -m clipfake.benchmarks.training --rows 40000,200000
 """
@@ -9,10 +9,8 @@ Each size is trained in a process of its own. Above `clipfake.detector.svm.EXACT
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import resource
-import sys
 import tempfile
 import time
 from collections.abc import Sequence
@@ -70,8 +68,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=20, help="of the triplet projection, at most")
     told = parser.parse_args()
     result = run([int(count) for count in told.rows.split(",")], epochs=told.epochs)
-    print("\n".join(command.table(result)), file=sys.stderr)
-    print(json.dumps(result))
+    command.tell(result)
 
 
 if __name__ == "__main__":

@@ -33,8 +33,8 @@ class Cell:
     real: str
     n: int
     auc: float
-    accuracy: float  # at the threshold chosen on rows of the others
-    oracle: float  # at the best threshold for these very rows
+    accuracy: float  # at the threshold chosen on rows of the others; the mean of both classes' shares of right answers
+    oracle: float  # the same at the best threshold for these very rows
 
     def as_json(self) -> dict[str, Any]:
         return vars(self) | {name: round(getattr(self, name), 4) for name in ("auc", "accuracy", "oracle")}

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from ..store.block import FAKE, REAL, Vectors, distinct
 from ..store.search import Matches, nearest
 from .examples import Examples
+from .fitting import fit_svm
 from .metrics import Metrics, auc, best_threshold, measure
 from .projection import Projection
-from .svm import fit_svm
 
 Scorer = Callable[[Examples], npt.NDArray[np.float64]]  # (rows,) scores, above 0 leans fake
 Fit = Callable[[Examples, Examples, int], Scorer]  # of training rows, validation rows and a seed

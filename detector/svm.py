@@ -1,4 +1,4 @@
-"""A support vector machine with an RBF kernel, as arrays: fitted by scikit-learn, asked with numpy."""
+"""A support vector machine with an RBF kernel, as arrays: asked with numpy, however it was fitted."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import Ints, Vectors
+from ..store.block import Vectors
 
-EXACT = 60_000  # rows
 ROWS_AT_ONCE = 4096  # of a kernel matrix in memory
 
 
@@ -51,36 +50,3 @@ def kernel(x: Vectors, y: Vectors, gamma: float, dtype: type[np.floating[Any]] =
     x, y = np.asarray(x, dtype), np.asarray(y, dtype)
     squared = (x**2).sum(1)[:, None] + (y**2).sum(1) - 2 * (x @ y.T)
     return np.asarray(np.exp(np.maximum(squared, 0) * dtype(-gamma)))
-
-
-def fit_svm(vectors: Vectors, labels: Ints, *, c: float = 1.0, seed: int = 0) -> Svm:
-    """The exact machine up to `EXACT` rows, above that Nyström's; gamma = 1 / (dim · variance).
-
-    The exact one looks at every pair of rows: twice the rows take four times as long.
-
-    Parameters
-    ----------
-    vectors : (n, dim)
-    labels : (n,) 0 or 1
-    c : the price of a row on the wrong side
-    """
-    gamma = scale_gamma(vectors)
-    if len(vectors) > EXACT:
-        from .nystroem import fit_nystroem
-
-        return fit_nystroem(lambda: [(vectors, labels)], gamma=gamma, c=c, seed=seed)
-    from sklearn.svm import SVC
-
-    found = SVC(C=c, kernel="rbf", gamma=gamma, cache_size=1000).fit(vectors, labels)
-    return Svm(
-        np.asarray(found.support_vectors_, np.float32),
-        np.asarray(found.dual_coef_[0], np.float64),
-        float(found.intercept_[0]),
-        gamma,
-    )
-
-
-def scale_gamma(vectors: Vectors) -> float:
-    """scikit-learn's gamma="scale": 1 / (dim · variance of all entries), 1 where there is no variance."""
-    variance = float(np.var(np.asarray(vectors, np.float64)))
-    return 1.0 / (vectors.shape[1] * variance) if variance > 0 else 1.0

@@ -14,11 +14,11 @@ from ..store.snapshot import Snapshot
 from .baselines import BASELINES, Baseline, judged
 from .category import Vocabulary
 from .examples import Examples, thinned
+from .fitting import fit_svm
 from .head import Head
 from .metrics import Comparison, Metrics, best_threshold, mcnemar, measure
 from .projection import FUSIONS, KINDS
 from .split import PARTS, RECIPES, Split, choose
-from .svm import fit_svm
 from .triplet import Epoch, TripletOptions, fit_projection, require_known
 
 ROWS_AT_ONCE = 16_384  # scored in one go

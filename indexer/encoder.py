@@ -62,6 +62,8 @@ class PlainEncoder:
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
         rows = []
         for pixels in images:
+            if min(pixels.shape[:2]) < 8:
+                pixels = pixels.repeat(8, 0).repeat(8, 1)
             bands = np.array_split(pixels.astype(np.float32), 8, axis=0)
             cells = [[cell.mean((0, 1)) for cell in np.array_split(band, 8, axis=1)] for band in bands]
             row = np.array(cells).reshape(-1) / 255

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from pathlib import Path
 
 from rich.console import Group, RenderableType
@@ -33,7 +35,10 @@ def write_atlas(atlas: Atlas, folder: Path) -> list[Path]:
         with written_aside(written[-1]) as temporary:
             temporary.write_bytes(picture.image(kind))
     columns = ("generator", "real", "n", "auc", "accuracy", "oracle")
-    lines = [",".join(str(cell.as_json()[name]) for name in columns) for cell in atlas.cells]
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows(
+        [columns, *([cell.as_json()[c] for c in columns] for cell in atlas.cells)]
+    )
     written.append(folder / "atlas.csv")
-    write_text(written[-1], "\n".join([",".join(columns), *lines]) + "\n")
+    write_text(written[-1], out.getvalue())
     return written

@@ -39,13 +39,7 @@ class Toy:
         from clipfake.store.block import Block, Rows
         from clipfake.store.store import Store
 
-        class AnySize(PlainEncoder):  # the plain one has no 8 x 8 cells for an image of fewer pixels
-            def encode(self, images: Any) -> Any:
-                return super().encode(
-                    [one if min(one.shape[:2]) >= 8 else one.repeat(8, 0).repeat(8, 1) for one in images]
-                )
-
-        self.encoder, self.decode, self.thumbnail = AnySize(), decode, thumbnail
+        self.encoder, self.decode, self.thumbnail = PlainEncoder(), decode, thumbnail
         self.store = Store.create(folder / "store", self.encoder.space)
         with self.store.writer("toy") as writer:
             for source, label in SOURCES.items():

@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clipfake.detector.examples import Examples
+from clipfake.detector.fitting import fit_svm, scale_gamma
 from clipfake.detector.head import Head
 from clipfake.detector.nystroem import fit_nystroem
 from clipfake.detector.projection import KINDS, Projection
-from clipfake.detector.svm import fit_svm, scale_gamma
 from clipfake.detector.train import TrainOptions, train
 from clipfake.detector.triplet import TripletOptions, draw, fit_projection
 from clipfake.store.block import Block, Rows, distinct, names
@@ -83,7 +83,7 @@ def test_many_rows_of_one_class_are_refused() -> None:
 
 
 def test_above_the_limit_the_machine_has_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipfake.detector.svm.EXACT", 1500)
+    monkeypatch.setattr("clipfake.detector.fitting.EXACT", 1500)
     vectors, labels = drawn(2000)
     machine = fit_svm(vectors, labels)
     assert len(machine.vectors) == 1000
