@@ -16,7 +16,7 @@ from ..store.search import Matches
 from ..store.snapshot import Snapshot
 from ..store.store import Store
 from .calibration import Calibration, probability
-from .evidence import Bank, Candidates, Evidence, Rules
+from .evidence import FETCHED, FETCHED_MORE, Bank, Candidates, Evidence, Rules
 from .head import Head, head_folder
 from .verdict import Answer, Change, Neighbor, Verdict, decide, in_conflict, steadied
 
@@ -82,14 +82,14 @@ class Detector:
         digests : (n,) V16 of the files: a stored row of the same bytes does not testify, but is named
         """
         margins = self.head.score(vectors)
-        real, fake = (self.bank.candidates(vectors, label, digests) for label in (REAL, FAKE))
+        candidates = self.bank.candidates(vectors, digests, times=FETCHED_MORE if question.changes else FETCHED)
         verdicts = []
         for i, image in enumerate(images):
             case = _Case(
                 vectors[i : i + 1],
                 None if digests is None else digests[i : i + 1],
                 float(margins[i]),
-                {REAL: real.take([i]), FAKE: fake.take([i])},
+                {label: found.only(i) for label, found in candidates.items()},
             )
             verdicts.append(self._verdict(image, case, question))
         return verdicts
@@ -187,9 +187,10 @@ class Detector:
         """The evidence if a source's rows were removed; searched anew only where the candidates at hand do not do."""
         code, rules = self.bank.names.index(source), self.bank.rules
         left = {label: candidates.without(code) for label, candidates in case.candidates.items()}
-        if all(candidates.enough(rules) and candidates.fresh.any() for candidates in left.values()):
-            return Evidence(left[REAL].witnesses(rules), left[FAKE].witnesses(rules))
-        return self.bank.without(source).evidence(case.vector, case.digest)
+        short = [label for label, candidates in left.items() if not candidates.enough(rules)]
+        if short:
+            left |= self.bank.without(source).candidates(case.vector, case.digest, short)
+        return replace(case, candidates=left).evidence(rules)
 
 
 @dataclass(frozen=True)

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..store.block import FAKE, REAL, Mask, Vectors
 from ..store.errors import NotEnoughRows
+from ..store.scope import Scope
 from ..store.search import Matches
 from ..store.snapshot import Snapshot
 
 FETCHED = 4  # times k rows are fetched: some are copies
+FETCHED_MORE = 8  # the same where one will ask what would be without a source
 WINDOW = 2  # times k rows are looked at, so that no far row testifies only because near ones have had their say
+RECALL = 0.98  # of the rows fetched; of the nearest ten, more than 0.99 (benchmarks/query.py measures it)
+KEPT = 32  # banks without a source, ready to be asked again
 CHUNK = 256  # queries whose neighbours are compared with each other at a time
 
 
@@ -54,13 +58,24 @@ class Candidates:
     """The nearest rows of one class for some queries: who testifies, and who would under other rules."""
 
     found: Matches  # (queries, candidates), nearest first
-    fresh: Mask  # (queries, candidates) there, not the query itself and no copy of a nearer one
+    present: Mask  # (queries, candidates) there, and not the query itself
+    copies: dict[int, Mask]  # (candidates, candidates) which are one picture, of the queries that have such
     sources: npt.NDArray[np.int64]  # (queries, candidates) equal for rows of one source
     complete: bool  # the class has no other row
 
-    def take(self, queries: Any) -> Candidates:
-        """Those of some of the queries."""
-        return Candidates(self.found[queries], self.fresh[queries], self.sources[queries], self.complete)
+    def only(self, query: int) -> Candidates:
+        """Those of one of the queries."""
+        copies = {0: self.copies[query]} if query in self.copies else {}
+        one = [query]
+        return Candidates(self.found[one], self.present[one], copies, self.sources[one], self.complete)
+
+    @cached_property
+    def fresh(self) -> Mask:
+        """(queries, candidates) present, and no copy of a nearer one."""
+        fresh = self.present.copy()
+        for query, copies in self.copies.items():
+            fresh[query] = first_of_copies(self.present[query], copies)
+        return fresh
 
     def witnesses(self, rules: Rules) -> Matches:
         """(queries, k) who testifies."""
@@ -75,11 +90,12 @@ class Candidates:
 
     def without(self, source: int) -> Candidates:
         """The same without one source's rows, as if they had never been there."""
-        return replace(self, fresh=self.fresh & (self.sources != source))
+        return replace(self, present=self.present & (self.sources != source))
 
     def enough(self, rules: Rules) -> bool:
         """Whether a search of the bank could not change the witnesses."""
-        return self.complete or bool((self.fresh.sum(1) >= WINDOW * rules.k).all())
+        fresh = self.fresh.sum(1)
+        return bool((fresh >= WINDOW * rules.k).all()) or (self.complete and bool(fresh.all()))
 
 
 @dataclass(frozen=True)
@@ -102,7 +118,7 @@ class Bank:
 
     def __post_init__(self) -> None:
         for label, name in ((REAL, "real"), (FAKE, "fake")):
-            if not self._classes[label][1]:
+            if not len(self._classes[label]):
                 raise NotEnoughRows(
                     f"the store {self.snapshot.folder} has no {name} rows to compare with (of {len(self.snapshot)} "
                     f"rows in all); index a folder of {name} images with `clipfake index --folders ...`"
@@ -114,14 +130,23 @@ class Bank:
         return self.snapshot.column("labels")
 
     @cached_property
-    def _classes(self) -> dict[int, tuple[Mask, int]]:
-        """Each class: which rows, and how many."""
-        masks = {label: self.members & (self.labels == label) for label in (REAL, FAKE)}
-        return {label: (mask, int(np.count_nonzero(mask))) for label, mask in masks.items()}
+    def _classes(self) -> dict[int, Scope]:
+        """The rows of each class."""
+        return {label: self.snapshot.scope(self.members & (self.labels == label)) for label in (REAL, FAKE)}
 
     def without(self, source: str) -> Bank:
-        """The same bank with a source removed."""
-        return self.where(self.sources != (self.names.index(source) if source in self.names else -1))
+        """The same bank with a source removed; the last ones asked for are kept."""
+        if source not in self._reduced:
+            while len(self._reduced) >= KEPT:
+                self._reduced.pop(next(iter(self._reduced)), None)
+            self._reduced[source] = self.where(
+                self.sources != (self.names.index(source) if source in self.names else -1)
+            )
+        return self._reduced[source]
+
+    @cached_property
+    def _reduced(self) -> dict[str, Bank]:
+        return {}
 
     def where(self, rows: Mask) -> Bank:
         """Only the rows of a mask, of those that are members."""
@@ -129,24 +154,39 @@ class Bank:
 
     def evidence(self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None) -> Evidence:
         """The witnesses for each of (queries, dim) unit vectors; rows of the same file digest do not testify."""
-        real, fake = (self.candidates(vectors, label, digests).witnesses(self.rules) for label in (REAL, FAKE))
-        return Evidence(real, fake)
+        found = self.candidates(vectors, digests)
+        return Evidence(found[REAL].witnesses(self.rules), found[FAKE].witnesses(self.rules))
 
-    def candidates(self, vectors: Vectors, label: int, digests: npt.NDArray[np.void] | None = None) -> Candidates:
-        """The nearest rows of one class, from which the rules choose."""
+    def candidates(
+        self,
+        vectors: Vectors,
+        digests: npt.NDArray[np.void] | None = None,
+        labels: Sequence[int] = (REAL, FAKE),
+        times: int = FETCHED,
+    ) -> dict[int, Candidates]:
+        """The nearest `times` k rows of each class, from which the rules choose."""
         vectors = np.atleast_2d(vectors)
-        where, count = self._classes[label]
-        fetched = min(FETCHED * self.rules.k, count)
-        found = self.snapshot.search(vectors, fetched, where)
-        fresh = np.zeros(found.rows.shape, bool)
-        for start in range(0, len(vectors), CHUNK):
-            part = slice(start, start + CHUNK)
-            fresh[part] = self._fresh(found[part], None if digests is None else digests[part])
-        return Candidates(found, fresh, self.sources[np.maximum(found.rows, 0)], fetched == count)
+        fetched = times * self.rules.k
+        scopes = [self._classes[label] for label in labels]
+        told = zip(labels, scopes, self.snapshot.search_each(vectors, fetched, scopes, RECALL), strict=True)
+        return {
+            label: self._candidates(found.first(min(fetched, len(scope))), len(scope), digests)
+            for label, scope, found in told
+        }
 
-    def _fresh(self, found: Matches, own: npt.NDArray[np.void] | None) -> Mask:
+    def _candidates(self, found: Matches, rows: int, digests: npt.NDArray[np.void] | None) -> Candidates:
+        """Those of one class, which has so many rows."""
+        present, copies = np.zeros(found.rows.shape, bool), dict[int, Mask]()
+        for start in range(0, len(found), CHUNK):
+            part = slice(start, start + CHUNK)
+            present[part], alike = self._seen(found[part], None if digests is None else digests[part])
+            copies |= {start + int(query): alike[query] for query in np.flatnonzero(alike.any((1, 2)))}
+        return Candidates(found, present, copies, self.sources[np.maximum(found.rows, 0)], found.k == rows)
+
+    def _seen(self, found: Matches, own: npt.NDArray[np.void] | None) -> tuple[Mask, Mask]:
+        """(queries, n) which candidates are there and not the query; (queries, n, n) which two are one picture."""
         rows = np.maximum(found.rows, 0)
-        digests = _halves(self.snapshot.column("digests")[rows])  # (queries, fetched, 2)
+        digests = _halves(self.snapshot.column("digests")[rows])  # (queries, n, 2)
         known: Mask = np.asarray(digests.any(2))
         present: Mask = np.asarray(found.rows >= 0)
         if own is not None:
@@ -154,8 +194,9 @@ class Bank:
             present &= ~((digests == mine[:, None]).all(2) & np.asarray(mine.any(1))[:, None])
         copies: Mask = (digests[:, :, None] == digests[:, None, :]).all(3) & known[:, :, None]
         vectors = self.snapshot.vectors(rows.reshape(-1)).reshape(*rows.shape, -1)
-        alike: Mask = vectors @ vectors.transpose(0, 2, 1) > self.rules.duplicate
-        return first_of_copies(present, copies | alike)
+        copies |= vectors @ vectors.transpose(0, 2, 1) > self.rules.duplicate
+        copies &= present[:, :, None] & present[:, None, :] & ~np.eye(found.k, dtype=bool)
+        return present, copies
 
     def find(self, digest: bytes) -> int:
         """Position of a row whose file has this digest, -1 if there is none."""
@@ -176,14 +217,15 @@ class Bank:
 
 
 def first_of_copies(present: Mask, copies: Mask) -> Mask:
-    """Which candidates are there and no copy of a nearer one.
+    """Which candidates of a query are there and no copy of a nearer one.
 
     Parameters
     ----------
-    present : (queries, candidates) bool, candidates nearest first
-    copies : (queries, candidates, candidates) bool, which are one picture
+    present : (candidates,) bool, candidates nearest first
+    copies : (candidates, candidates) bool, which are one picture
     """
-    return np.asarray(present & ~(copies & _before(present) & present[:, None, :]).any(2))
+    nearer = np.tri(len(present), k=-1, dtype=bool)
+    return np.asarray(present & ~(copies & nearer & present).any(1))
 
 
 def admitted(fresh: Mask, sources: npt.NDArray[np.int64], rules: Rules) -> Mask:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Answer = Literal["real", "fake", "unsure"]
@@ -22,9 +22,9 @@ class Neighbor:
     row: int = field(compare=False)  # its position in the snapshot, for its thumbnail
 
     def as_json(self) -> dict[str, Any]:
-        told = asdict(self)
+        told = {**vars(self), "similarity": round(self.similarity, 6)}
         del told["row"]
-        return {**told, "similarity": round(self.similarity, 6)}
+        return told
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,14 @@ class Verdict:
 
     def as_json(self) -> dict[str, Any]:
         """A plain dictionary; the stable format of `query --json` and of the service."""
-        told = asdict(self)
+        told = dict(vars(self))
         told["neighbors"] = {name: [n.as_json() for n in found] for name, found in self.neighbors.items()}
         told["signals"] = {name: round(value, 4) for name, value in self.signals.items()}
         told["score"], told["probability"] = round(self.score, 4), round(self.probability, 4)
         told["percentile"] = round(self.percentile, 1)
         told["possible"], told["reasons"] = list(self.possible), list(self.reasons)
         for name in ("changes", "views"):
-            told[name] = [{**asdict(change), "score": round(change.score, 4)} for change in getattr(self, name)]
+            told[name] = [{**vars(change), "score": round(change.score, 4)} for change in getattr(self, name)]
         return told
 
 

@@ -64,7 +64,7 @@ def told(snapshot: Snapshot, found: Matches, asked: KnnAsked, base: str, duplica
     """The rows as clip-retrieval tells them, with where their pictures are and what is known of them."""
     if asked.deduplicate and found.k:
         vectors = snapshot.vectors(found.rows[0])
-        fresh = first_of_copies(found.rows >= 0, (vectors @ vectors.T > duplicate)[None])[0]
+        fresh = first_of_copies(found.rows[0] >= 0, vectors @ vectors.T > duplicate)
         found = Matches(found.rows[:, fresh], found.similarity[:, fresh])
     rows: list[dict[str, Any]] = []
     for row, number in zip(rows_json(snapshot, found), snapshot.ids[found.rows[0]].tolist(), strict=True):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -41,42 +41,33 @@ class Bank:
 
     def search(self, snapshot: Snapshot, queries: Vectors, k: int, where: Positions | None = None) -> Matches:
         """The k rows nearest to each query, of all or of those at the positions `where` (ascending)."""
+        return self.search_each(snapshot, queries, k, [where])[0]
+
+    def search_each(
+        self, snapshot: Snapshot, queries: Vectors, k: int, wheres: Sequence[Positions | None]
+    ) -> list[Matches]:
+        """The same for several sets of rows in one pass: what they share is read and multiplied once."""
         import torch
 
         wanted = torch.from_numpy(np.ascontiguousarray(queries, np.float32)).to(self.device)
-        result = Matches.none(len(queries), k)
+        results = [Matches.none(len(queries), k) for _ in wheres]
         size = int(np.clip(PIECE_CELLS // max(len(queries), 1), 256, PIECE_ROWS))
-        for positions, vectors, allowed in self._pieces(snapshot, where, size):
-            similarity = wanted @ vectors.T
-            if allowed is not None:
-                similarity[:, ~allowed] = -torch.inf
-            best, rows = torch.topk(similarity, min(k, len(positions)), dim=1)
-            found = best.cpu().numpy()
-            named = np.where(np.isneginf(found), -1, positions[rows.cpu().numpy()])
-            result = result.merge(Matches(named, np.where(named < 0, np.nan, found)), k)
-        return result
-
-    def _pieces(
-        self, snapshot: Snapshot, where: Positions | None, size: int
-    ) -> Iterator[tuple[Positions, torch.Tensor, Any]]:
-        """(positions, their vectors as float32, which of them count or None for all)."""
-        import torch
-
-        rows = len(snapshot)
-        for start in range(0, rows, size):
-            end = min(start + size, rows)
-            positions, allowed = np.arange(start, end), None
-            if where is not None:
-                inside = where[slice(*np.searchsorted(where, [start, end]))]
-                if not len(inside):
+        for start in range(0, len(snapshot), size):
+            piece, every = np.arange(start, min(start + size, len(snapshot))), None
+            for i, where in enumerate(wheres):
+                positions = piece if where is None else where[slice(*np.searchsorted(where, [start, piece[-1] + 1]))]
+                if not len(positions):
                     continue
-                if len(inside) < GATHER_BELOW * (end - start):
-                    positions = inside
-                elif len(inside) < end - start:
-                    mask = np.zeros(end - start, bool)
-                    mask[inside - start] = True
-                    allowed = torch.from_numpy(mask).to(self.device)
-            yield positions, self._vectors(snapshot, positions), allowed
+                if len(positions) < GATHER_BELOW * len(piece):
+                    similarity = wanted @ self._vectors(snapshot, positions).T
+                else:
+                    every = wanted @ self._vectors(snapshot, piece).T if every is None else every
+                    similarity = every
+                    if len(positions) < len(piece):
+                        similarity = every[:, torch.from_numpy(positions - start).to(self.device)]
+                best, rows = torch.topk(similarity, min(k, len(positions)), dim=1)
+                results[i] = results[i].merge(Matches(positions[rows.cpu().numpy()], best.cpu().numpy()), k)
+        return results
 
     def _vectors(self, snapshot: Snapshot, positions: Positions) -> torch.Tensor:
         import torch

@@ -36,7 +36,7 @@ class Effort:
     rows: tuple[tuple[int, ...], ...]  # (shares, recalls) allowed rows to read
 
     def for_recall(self, recall: float, share: float) -> int:
-        """Allowed rows to read, for a filter that allows this share of the rows.
+        """Chosen rows to read, for a filter that allows this share of the rows.
 
         Half the misses that were asked for are aimed at, and the dearer of the two measured shares around is taken: the
         measured queries are a sample, and the filters some of many.
@@ -98,8 +98,6 @@ class Cells:
         self._ivf = ivf
         self.centres = centres  # (cells, dim)
         self.cell_of = cell_of  # (rows,)
-        self._order = np.argsort(cell_of, kind="stable")  # ordinals cell by cell
-        self._ends = np.cumsum(np.bincount(cell_of, minlength=len(centres)))
 
     def __len__(self) -> int:
         return len(self.cell_of)
@@ -140,22 +138,19 @@ class Cells:
 
     def counts(self, allowed: Mask | None) -> npt.NDArray[np.int64]:
         """(cells,) how many allowed rows each cell holds."""
-        if allowed is None:
-            return np.diff(self._ends, prepend=0)
-        upto = np.concatenate([[0], np.cumsum(allowed[self._order])])
-        return np.diff(upto[self._ends], prepend=0)
+        here = self.cell_of if allowed is None else self.cell_of[allowed]
+        return np.bincount(here, minlength=len(self.centres))
 
-    def search(self, queries: Vectors, k: int, rows: int, allowed: Mask | None = None) -> Ordinals:
+    def search(self, queries: Vectors, k: int, rows: int, allowed: Chosen | None = None) -> Ordinals:
         """(queries, k) ordinals found near each query, -1 where fewer, after reading `rows` allowed rows or a few more.
 
         Compact cells give candidates: ask for more than are wanted and compare them exactly.
         """
-        probed = probes(np.asarray(queries, np.float32) @ self.centres.T, self.counts(allowed), rows)
+        allowed = allowed or Chosen(self, None)
+        probed = probes(np.asarray(queries, np.float32) @ self.centres.T, allowed.counts, rows)
         if not probed.size:
             return np.full((len(queries), k), -1, np.int64)
-        bits = None if allowed is None else np.packbits(allowed, bitorder="little")
-        only = None if bits is None else faiss.IDSelectorBitmap(len(self), faiss.swig_ptr(bits))
-        options = faiss.SearchParametersIVF(sel=only, nprobe=probed.shape[1])  # type: ignore[call-arg]
+        options = faiss.SearchParametersIVF(sel=allowed.selector, nprobe=probed.shape[1])  # type: ignore[call-arg]
         self._ivf.parallel_mode = 1 if len(queries) < 4 else 0  # over cells, or over queries
         wanted = np.ascontiguousarray(queries, np.float32)
         near = np.zeros(probed.shape, np.float32)
@@ -178,6 +173,19 @@ class Cells:
         flat: Any = faiss.downcast_index(ivf.quantizer)
         centres = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * ivf.d).reshape(flat.ntotal, ivf.d).copy()
         return cls(ivf, centres, cell_of)
+
+
+class Chosen:
+    """Which rows of an index a search may find: the filter by ordinal, and what FAISS wants to know of it."""
+
+    def __init__(self, cells: Cells, mask: Mask | None) -> None:
+        """`mask` is (rows,) bool by ordinal, None for all rows."""
+        self.count = len(cells) if mask is None else int(np.count_nonzero(mask))
+        self.counts = cells.counts(mask)  # (cells,) how many of them each cell holds
+        self.selector: Any = None
+        if mask is not None:
+            self._bits = np.packbits(mask, bitorder="little")  # FAISS reads them, and does not hold them
+            self.selector = faiss.IDSelectorBitmap(len(cells), faiss.swig_ptr(self._bits))
 
 
 def probes(near: npt.NDArray[np.floating[Any]], counts: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:

@@ -19,10 +19,22 @@ import numpy as np
 import numpy.typing as npt
 
 from .block import Mask, Vectors
-from .cells import PIECE_ROWS, SAMPLE_PER_CELL, Cells, Effort, Ordinals, cells_for, centres_of, measure, nearest_cell
+from .cells import (
+    PIECE_ROWS,
+    SAMPLE_PER_CELL,
+    Cells,
+    Chosen,
+    Effort,
+    Ordinals,
+    cells_for,
+    centres_of,
+    measure,
+    nearest_cell,
+)
 from .durable import TEMPORARY, flush, write_text
 from .errors import Damaged, StoreError
 from .lock import writer_lock
+from .scope import Scope
 from .search import Matches, Positions
 from .shard import checksum
 from .space import Space
@@ -69,7 +81,7 @@ class LabelIndex:
     files: dict[str, tuple[int, int, str, str]]  # name -> bytes, bytes of tables, their checksum, the whole's checksum
 
     def effort(self, k: int, recall: float, share: float) -> int:
-        """Allowed rows to read; beyond the largest k that was measured, in proportion."""
+        """Chosen rows to read; beyond the largest k that was measured, in proportion."""
         measured = min((m for m in self.efforts if m >= k), default=max(self.efforts))
         return round(self.efforts[measured].for_recall(recall, share) * max(1.0, k / measured))
 
@@ -158,25 +170,52 @@ class Attached:
         return self
 
     def search(
-        self, snapshot: Snapshot, queries: Vectors, k: int, where: Mask | None, recall: float
-    ) -> tuple[Matches, Mask]:
-        """What the indexes find, and the mask of the rows that are left to search exactly."""
-        result, left = Matches.none(len(queries), k), self._rest if where is None else self._rest & where
-        for (told, cells, _), (places, alive) in zip(self._labels, self._places, strict=True):
-            allowed = alive if where is None else where[places] if alive is None else where[places] & alive
-            count = len(cells) if allowed is None else int(np.count_nonzero(allowed))
-            if not count:
+        self, snapshot: Snapshot, queries: Vectors, k: int, scope: Scope, recall: float
+    ) -> tuple[Matches, Positions | None]:
+        """What the indexes find, and the positions that are left to search exactly."""
+        within: Within = scope.indexed or self._within(scope)
+        scope.indexed = within
+        result, exactly = Matches.none(len(queries), k), []
+        for (told, cells, _), (places, _), allowed in zip(self._labels, self._places, within.allowed, strict=True):
+            if not allowed.count:
                 continue
-            effort = min(count, told.effort(k, recall, count / len(cells)))
-            if exactly_is_cheaper(len(queries), count, effort):
-                left = left.copy() if left is self._rest else left
-                left[places if allowed is None else places[allowed]] = True
+            effort = min(allowed.count, told.effort(k, recall, allowed.count / len(cells)))
+            if exactly_is_cheaper(len(queries), allowed.count, effort):
+                exactly.append(told.label)
                 continue
-            ahead = min(told.ahead(k, recall), count)
+            ahead = min(told.ahead(k, recall), allowed.count)
             ordinals = cells.search(queries, ahead, effort, allowed)
             found = np.where(ordinals < 0, -1, places[ordinals])
             result = result.merge(compared(snapshot, queries, found, k), k)
-        return result, left
+        return result, self._left(scope, within, exactly)
+
+    def _within(self, scope: Scope) -> Within:
+        """What a scope is to each label's index."""
+        allowed = []
+        for (_, cells, _), (places, alive) in zip(self._labels, self._places, strict=True):
+            mask = alive if scope.mask is None else scope.mask[places] if alive is None else scope.mask[places] & alive
+            allowed.append(Chosen(cells, None if mask is None or mask.all() else mask))
+        return Within(allowed, np.flatnonzero(self._rest if scope.mask is None else self._rest & scope.mask))
+
+    def _left(self, scope: Scope, within: Within, exactly: list[int]) -> Positions | None:
+        """Positions to search exactly: those no index has, and all of these labels."""
+        if not exactly:
+            return within.rest
+        mask = self._rest.copy()
+        for (told, _, _), (places, alive) in zip(self._labels, self._places, strict=True):
+            if told.label in exactly:
+                mask[places if alive is None else places[alive]] = True
+        if scope.mask is None:
+            return None if mask.all() else np.flatnonzero(mask)
+        return np.flatnonzero(mask & scope.mask)
+
+
+@dataclass(frozen=True)
+class Within:
+    """What an index keeps of a scope."""
+
+    allowed: list[Chosen]  # by label
+    rest: Positions  # that no index has
 
 
 def exactly_is_cheaper(queries: int, rows: int, effort: int) -> bool:
@@ -368,7 +407,8 @@ def _measured(
         allowed = None if share == 1 else rng.random(len(cells)) < share
         count = len(cells) if allowed is None else int(allowed.sum())
         if count >= 10:
-            found = cells.search(queries, told.ahead(11, 0.99), told.effort(10, 0.99, share), allowed)
+            effort = told.effort(10, 0.99, share)
+            found = cells.search(queries, told.ahead(11, 0.99), effort, Chosen(cells, allowed))
             recall[f"{share:g}"] = _recall(similarity, found, allowed)
     return efforts, aheads, recall
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from .block import Vectors
+from .block import Mask, Vectors
 
 Positions = npt.NDArray[np.int64]
 
@@ -46,6 +46,13 @@ class Matches:
         similarity = np.concatenate([self.similarity, other.similarity], axis=1)
         order = np.lexsort((rows, np.where(rows < 0, np.inf, -similarity)), axis=1)[:, :k]
         return Matches(np.take_along_axis(rows, order, 1), np.take_along_axis(similarity, order, 1))
+
+
+class Searches(Protocol):
+    """Who can be asked for the nearest rows of a snapshot instead of the snapshot itself."""
+
+    def search(self, queries: Vectors, k: int, where: Mask | None = None, recall: float = 0.99) -> Matches:
+        """As `Snapshot.search`."""
 
 
 def nearest(queries: Vectors, vectors: Vectors, positions: Positions, k: int) -> Matches:

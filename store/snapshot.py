@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,8 @@ from .deleted import read_deleted
 from .errors import BadBlock, Damaged
 from .keys import Keys
 from .manifest import Manifest, Part
-from .search import Matches, Positions
+from .scope import Scope
+from .search import Matches, Positions, Searches
 from .shard import Shard, hash_keys
 from .space import Space
 
@@ -38,6 +40,8 @@ class Snapshot:
         """`before` is an earlier snapshot of the same store, whose open shards and keys are taken over."""
         self.folder = folder
         self.manifest = manifest
+        self._elsewhere: Searches | None = None
+        self._held: Snapshot | None = None
         known = {live.part.name: live for live in before._shards} if before else {}
         self._shards: list[_Live] = [_Live(folder, part, known.get(part.name)) for part in manifest.parts]
         counts = [part.rows - part.deleted_rows for part in manifest.parts]
@@ -140,7 +144,7 @@ class Snapshot:
             texts = {name: vector for name, vector in self.texts.items() if name in occurring}
             yield Block(self.space, rows, self.vectors(positions), texts=texts)
 
-    def search(self, queries: Vectors, k: int, where: Mask | None = None, recall: float = 0.99) -> Matches:
+    def search(self, queries: Vectors, k: int, where: Mask | Scope | None = None, recall: float = 0.99) -> Matches:
         """The k nearest rows of each query, of those a mask over the rows allows.
 
         Similarities are those of the stored vectors. Without an index (`clipfake.store.index.build_index`) the rows
@@ -149,20 +153,41 @@ class Snapshot:
         Parameters
         ----------
         queries : (queries, dim), unit length in a normalised space
-        where : (rows,) bool
+        where : (rows,) bool, or a `scope` of this snapshot for a filter that is asked again and again
         """
+        return self.search_each(queries, k, [where], recall)[0]
+
+    def search_each(
+        self, queries: Vectors, k: int, wheres: Sequence[Mask | Scope | None], recall: float = 0.99
+    ) -> list[Matches]:
+        """`search` for several filters at once, which costs less where no index answers: every row is read once."""
         queries = np.atleast_2d(queries)
         if queries.shape[1] != self.space.dim:
             raise BadBlock(f"queries of {queries.shape[1]} dimensions against a store of {self.space}")
-        allowed = None if where is None else np.asarray(where)
-        if allowed is not None and (allowed.shape != (len(self),) or allowed.dtype != np.bool_):
-            raise BadBlock(f"a filter of {allowed.dtype} {allowed.shape}; give one bool for each of {len(self)} rows")
-        exactly, result = allowed, Matches.none(len(queries), k)
+        scopes = [where if isinstance(where, Scope) else self.scope(where) for where in wheres]
+        if any(scope.rows != len(self) for scope in scopes):
+            raise BadBlock(f"a scope of another snapshot; make it of this one, of {len(self)} rows")
+        if self._elsewhere and recall < 1:
+            return [self._elsewhere.search(queries, k, scope.mask, recall) for scope in scopes]
+        results, left = [Matches.none(len(queries), k) for _ in scopes], [scope.positions for scope in scopes]
         if recall < 1 and self._index and len(queries):
-            result, exactly = self._index.search(self, queries, k, allowed, recall)
-        if exactly is None or exactly.any():
-            positions = None if exactly is None else np.flatnonzero(exactly)
-            result = result.merge(self._bank.search(self, queries, k, positions), k)
+            for i, scope in enumerate(scopes):
+                results[i], left[i] = self._index.search(self, queries, k, scope, recall)
+        asked = [i for i, positions in enumerate(left) if positions is None or len(positions)]
+        if asked:
+            exact = self._bank.search_each(self, queries, k, [left[i] for i in asked])
+            for i, found in zip(asked, exact, strict=True):
+                results[i] = results[i].merge(found, k)
+        return results
+
+    def scope(self, mask: Mask | None) -> Scope:
+        """A filter made ready for many searches of this snapshot; raises BadBlock unless it has a bool a row."""
+        return Scope(mask, len(self))
+
+    def searched_by(self, other: Searches) -> Snapshot:
+        """The same rows, but the nearest are asked of `other` (`clipfake.store.engine.ask`), unless `recall` is 1."""
+        result = copy(self)
+        result._elsewhere, result._held = other, self  # its files stay as long as the one that was opened
         return result
 
     @cached_property

@@ -90,10 +90,22 @@ def test_a_row_does_not_testify_for_itself(store: Store) -> None:
 
 
 def test_copies_count_once() -> None:
-    present = np.ones((1, 4), bool)
-    copies = np.eye(4, dtype=bool)[None].copy()
-    copies[0, 2, 0] = copies[0, 0, 2] = True
-    assert first_of_copies(present, copies).tolist() == [[True, True, False, True]]
+    copies = np.zeros((4, 4), bool)
+    copies[2, 0] = copies[0, 2] = True
+    assert first_of_copies(np.ones(4, bool), copies).tolist() == [True, True, False, True]
+    assert first_of_copies(np.array([False, True, True, True]), copies).tolist() == [False, True, True, True]
+
+
+def test_a_copy_testifies_when_the_source_of_its_twin_is_left_out(store: Store) -> None:
+    snapshot = store.snapshot()
+    bank = Bank.of(snapshot, Rules(k=50, per_source=99, duplicate=-1.0))  # any two rows pass for copies of each other
+    candidates = bank.candidates(drawn("gan_a", 3, seed=6))[1]
+    assert candidates.fresh.sum(1).tolist() == [1, 1, 1]
+    first = int(candidates.witnesses(bank.rules).rows[0, 0])
+    left = candidates.only(0).without(int(bank.sources[first])).witnesses(bank.rules).rows[0]
+    sources = bank.sources[candidates.found.rows[0]]
+    others = candidates.found.rows[0][sources != bank.sources[first]]
+    assert left[:2].tolist() == [others[0], -1]
 
 
 def test_a_far_row_does_not_replace_one_of_a_crowded_source() -> None:
