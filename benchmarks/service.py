@@ -1,9 +1,10 @@
 """The service's images a second beside its encoder's own, and what encoding requests together brings.
 
 A real server and, in a process of its own, clients that ask /v1/query over HTTP, 32 at a time by default, one image a
-request. In turn: the encoder alone in full batches, the service, the service with one image a forward pass, and the
-service with one client. Rates on a shared machine cannot be trusted, ratios within one repeat can, best those by core
-time, which do not count what other people's programs took; medians are given.
+request. In turn: the encoder alone in full batches and with one image a pass (their ratio is what batching can bring at
+most), the service, the service with one image a forward pass, and the service with one client. Rates on a shared
+machine cannot be trusted, ratios within one repeat can, best those by core time, which do not count what other people's
+programs took; medians are given.
 
     python -m clipfake.benchmarks.service \\
         --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained
@@ -95,7 +96,7 @@ def run(
         store = bank(Path(folder) / "bank", inner.space)
         apps = {name: app(store, inner, decode, thumbnail, limits=told) for name, told in limits.items()}
         metrics = apps["together"].state.desk.metrics.registry
-        rates: dict[str, list[Rate]] = {name: [] for name in ("encoder", *limits, "one_client")}
+        rates: dict[str, list[Rate]] = {name: [] for name in ("encoder", "encoder_one", *limits, "one_client")}
         at_once: list[float] = []
         with (
             serving(apps["together"]) as together,
@@ -107,16 +108,20 @@ def run(
                 wall = float(clients.apply(ask, (port, files[:some], many)))
                 return some / wall, some / (time.process_time() - cpu)
 
+            def alone(at_once: int, some: int) -> Rate:
+                wall, cpu = time.perf_counter(), time.process_time()
+                for i in range(0, some, at_once):
+                    inner.encode(pixels[i : min(i + at_once, some)])
+                return some / (time.perf_counter() - wall), some / (time.process_time() - cpu)
+
             def batches() -> float:
                 return float(metrics.get_sample_value("clipfake_batch_images_count") or 0)
 
             for port in (together, one_by_one):  # everything is loaded and compiled by then
                 asked(port, concurrency, max(images // 4, 1))
             for _ in range(repeats):
-                wall, cpu = time.perf_counter(), time.process_time()
-                for i in range(0, images, batch):
-                    inner.encode(pixels[i : i + batch])
-                rates["encoder"].append((images / (time.perf_counter() - wall), images / (time.process_time() - cpu)))
+                rates["encoder"].append(alone(batch, images))
+                rates["encoder_one"].append(alone(1, max(images // 4, 1)))
                 before = batches()
                 rates["together"].append(asked(together, concurrency))
                 at_once.append(images / (batches() - before))
@@ -140,6 +145,7 @@ def run(
         "images_at_once": round(float(np.median(at_once)), 2),
         "service_to_encoder": ratio("together", "encoder"),
         "together_to_one_by_one": ratio("together", "one_by_one"),
+        "encoder_together_to_one": ratio("encoder", "encoder_one"),
         "one_client_to_encoder": ratio("one_client", "encoder"),
     }
 

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..store.block import FAKE, REAL, Vectors
+from ..store.cores import one_core
 from ..store.errors import NotEnoughRows
 from ..store.search import Matches
 from ..store.snapshot import Snapshot
@@ -81,17 +82,18 @@ class Detector:
         images : names to repeat in the answer
         digests : (n,) V16 of the files: a stored row of the same bytes does not testify, but is named
         """
-        margins = self.head.score(vectors)
-        candidates = self.bank.candidates(vectors, digests, times=FETCHED_MORE if question.changes else FETCHED)
-        verdicts = []
-        for i, image in enumerate(images):
-            case = _Case(
-                vectors[i : i + 1],
-                None if digests is None else digests[i : i + 1],
-                float(margins[i]),
-                {label: found.only(i) for label, found in candidates.items()},
-            )
-            verdicts.append(self._verdict(image, case, question))
+        with one_core():
+            margins = self.head.score(vectors)
+            candidates = self.bank.candidates(vectors, digests, times=FETCHED_MORE if question.changes else FETCHED)
+            verdicts = []
+            for i, image in enumerate(images):
+                case = _Case(
+                    vectors[i : i + 1],
+                    None if digests is None else digests[i : i + 1],
+                    float(margins[i]),
+                    {label: found.only(i) for label, found in candidates.items()},
+                )
+                verdicts.append(self._verdict(image, case, question))
         return verdicts
 
     def judge_one(self, image: str, vector: Vectors, digest: bytes = b"", question: Question = Question()) -> Verdict:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .block import Vectors
+from .cores import cores_for
 from .search import Matches, Positions
 
 if TYPE_CHECKING:
@@ -47,6 +48,12 @@ class Bank:
         self, snapshot: Snapshot, queries: Vectors, k: int, wheres: Sequence[Positions | None]
     ) -> list[Matches]:
         """The same for several sets of rows in one pass: what they share is read and multiplied once."""
+        with cores_for(len(queries) * len(snapshot) * snapshot.space.dim):
+            return self._search_each(snapshot, queries, k, wheres)
+
+    def _search_each(
+        self, snapshot: Snapshot, queries: Vectors, k: int, wheres: Sequence[Positions | None]
+    ) -> list[Matches]:
         import torch
 
         wanted = torch.from_numpy(np.ascontiguousarray(queries, np.float32)).to(self.device)
