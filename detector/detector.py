@@ -87,11 +87,13 @@ class Detector:
             candidates = self.bank.candidates(vectors, digests, times=FETCHED_MORE if question.changes else FETCHED)
             verdicts = []
             for i, image in enumerate(images):
+                own = {label: found.only(i) for label, found in candidates.items()}
                 case = _Case(
                     vectors[i : i + 1],
                     None if digests is None else digests[i : i + 1],
                     float(margins[i]),
-                    {label: found.only(i) for label, found in candidates.items()},
+                    own,
+                    {label: found.witnesses(self.bank.rules) for label, found in own.items()},
                 )
                 verdicts.append(self._verdict(image, case, question))
         return verdicts
@@ -111,7 +113,7 @@ class Detector:
         return steadied(verdict, tuple(told))
 
     def _verdict(self, image: str, case: _Case, question: Question) -> Verdict:
-        evidence = case.evidence(self.bank.rules)
+        evidence = Evidence(case.witnesses[REAL], case.witnesses[FAKE])
         answer, score, signals, possible, reasons, percentile = self._read(case.margin, evidence, question)
         neighbors = {"real": self._told(evidence.real), "fake": self._told(evidence.fake)}
         known = -1 if case.digest is None else self.bank.find(case.digest[0].tobytes())
@@ -188,11 +190,15 @@ class Detector:
     def _without(self, case: _Case, source: str) -> Evidence:
         """The evidence if a source's rows were removed; searched anew only where the candidates at hand do not do."""
         code, rules = self.bank.names.index(source), self.bank.rules
-        left = {label: candidates.without(code) for label, candidates in case.candidates.items()}
-        short = [label for label, candidates in left.items() if not candidates.enough(rules)]
-        if short:
-            left |= self.bank.without(source).candidates(case.vector, case.digest, short)
-        return replace(case, candidates=left).evidence(rules)
+        witnesses = {}
+        for label, candidates in case.candidates.items():
+            left = candidates
+            if (candidates.sources == code).any():
+                left = candidates.without(code)
+                if not left.enough(rules):
+                    left = self.bank.without(source).candidates(case.vector, case.digest, [label])[label]
+            witnesses[label] = case.witnesses[label] if left is candidates else left.witnesses(rules)
+        return Evidence(witnesses[REAL], witnesses[FAKE])
 
 
 @dataclass(frozen=True)
@@ -203,6 +209,8 @@ class _Case:
     digest: npt.NDArray[np.void] | None  # (1,)
     margin: float  # of the classifier
     candidates: dict[int, Candidates]  # of each class
+    witnesses: dict[int, Matches]  # of each class, by the bank's own rules
 
     def evidence(self, rules: Rules) -> Evidence:
+        """Under other rules."""
         return Evidence(self.candidates[REAL].witnesses(rules), self.candidates[FAKE].witnesses(rules))

@@ -206,7 +206,8 @@ class Shard:
             return np.asarray(self._read("vectors"), dtype=dtype)
         if self.size < offset + dtype.itemsize * shape[0] * shape[1]:
             raise Damaged(f"{self.path} is truncated; {_REPAIR}")
-        return np.memmap(self.path, dtype=dtype, mode="c", offset=offset, shape=shape)
+        mapped = np.memmap(self.path, dtype=dtype, mode="c", offset=offset, shape=shape)
+        return mapped.view(np.ndarray)  # the same bytes, without what np.memmap does at every access
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One column of Rows, checked against its checksum."""
