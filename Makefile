@@ -7,7 +7,7 @@ TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test test-all check fix bench clean help
+.PHONY: demo test test-all check fix bench peers clean help
 .DEFAULT_GOAL := check
 
 # torch first and by its pinned name, so that no other package pulls in a build of its own choosing.
@@ -40,8 +40,13 @@ bench: $(VENV)/.ready  ## measure this machine with the demo's stand-in encoder 
 	test -d demo/clipfake-standin-clip || $(BIN)/clipfake demo demo
 	$(BIN)/clipfake bench --encoder demo/clipfake-standin-clip
 
+peers: $(VENV)/.ready  ## what others make of our exports: autofaiss, embedding-reader and clip-retrieval, for test-all
+	$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/peers.txt
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps clip-retrieval==2.45.0
+
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'
 
 clean:  ## remove what `make` made
-	rm -rf $(VENV) build *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) .peers build *.egg-info demo .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from ..store.filter import Filter
 
 STORE = Path("clipfake-store")
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
@@ -27,6 +30,27 @@ PrecisionOption = Annotated[
     str, typer.Option("--precision", help="auto (float32 on a CPU, half on a GPU), float32, bf16 or fp16.")
 ]
 NameOption = Annotated[str, typer.Option("--head", help="Name of the head, where a store has several.")]
+
+LabelOption = Annotated[str, typer.Option("--label", help="Only these: real, fake or unknown, commas between.")]
+SourcesOption = Annotated[str, typer.Option("--source", help="Only these sources, commas between.")]
+CategoriesOption = Annotated[str, typer.Option("--category", help="Only these categories, commas between.")]
+
+
+def filter_of(label: str, source: str, category: str) -> Filter:
+    """The rows that people name with --label, --source and --category.
+
+    >>> filter_of("fake", "pro_gan,cycle_gan", "").labels
+    (1,)
+    """
+    from ..store.filter import Filter
+    from ..store.info import LABELS
+
+    numbers = {name: number for number, name in LABELS.items()}
+    asked = [word for word in label.split(",") if word]
+    if unknown := [word for word in asked if word not in numbers]:
+        raise typer.BadParameter(f"{unknown[0]} is no label; real, fake and unknown are", param_hint="--label")
+    sources, categories = (tuple(filter(None, words.split(","))) for words in (source, category))
+    return Filter(labels=tuple(numbers[word] for word in asked), sources=sources, categories=categories)
 
 
 def share_of(told: str) -> float:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import (
-    STORE,
-    JsonOption,
-    StoreOption,
-)
+from .options import STORE, CategoriesOption, JsonOption, LabelOption, SourcesOption, StoreOption, filter_of
 from .terminal import show
 
 app = typer.Typer(no_args_is_help=True, help="Look after a store.")
@@ -100,6 +97,112 @@ def store_compact_command(store: StoreOption = STORE, as_json: JsonOption = Fals
 
     told = compact(Store.open(store)).as_json()
     show(told if as_json else compacted(told))
+
+
+@app.command("export")
+def store_export_command(
+    to: Annotated[Path, typer.Option("--to", help="A new folder.")],
+    store: StoreOption = STORE,
+    layout: Annotated[
+        str, typer.Option(help="clip-retrieval, numpy, or parquet (without vectors).")
+    ] = "clip-retrieval",
+    label: LabelOption = "",
+    source: SourcesOption = "",
+    category: CategoriesOption = "",
+    rows_per_file: Annotated[int, typer.Option(min=1, help="Of the layout clip-retrieval.")] = 1_000_000,
+    as_json: JsonOption = False,
+) -> None:
+    """Write rows as numpy and parquet files that other tools read; `store import` makes the same store of them again.
+
+    clipfake store export --to embeddings --layout clip-retrieval --store mystore
+    """
+    from ..show.store import exported
+    from ..store.exporting import export
+    from ..store.store import Store
+
+    snapshot = Store.open(store).snapshot()
+    which = filter_of(label, source, category)
+    where = None if which.everything else which.mask(snapshot)
+    told = export(snapshot, to, layout, where, rows_per_file).as_json()  # type: ignore[arg-type]
+    show(told if as_json else exported(told))
+
+
+@app.command("import")
+def store_import_command(
+    folder: Annotated[Path, typer.Argument(help="What `store export` or clip-retrieval wrote.")],
+    store: StoreOption = STORE,
+    encoder: Annotated[
+        str | None,
+        typer.Option(help="Hub id or directory of the encoder that made the vectors, where the folder does not say."),
+    ] = None,
+    space: Annotated[str, typer.Option(help="Or a name for their space: they can be searched, not asked.")] = "",
+    label: Annotated[str, typer.Option(help="real, fake or unknown, of rows that have none.")] = "unknown",
+    source: Annotated[str, typer.Option(help="Of rows that have none.")] = "",
+    column: Annotated[
+        list[str] | None, typer.Option(help="label=theirs, also source, category and generator; several times.")
+    ] = None,
+    normalise: Annotated[bool, typer.Option("--normalise", help="Bring vectors to unit length.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Take rows with their vectors into a store, new or not. Doing it twice changes nothing.
+
+    clipfake store import embeddings --store mystore
+    """
+    from ..show.store import imported
+    from ..store.importing import Folder, Meaning, foreign_space, import_rows, label_of
+
+    columns = dict(one.partition("=")[::2] for one in column or ())
+    if wrong := [name for name in columns if name not in ("label", "source", "category", "generator")]:
+        raise typer.BadParameter(f"{wrong[0]} is none of label, source, category, generator", param_hint="--column")
+    if label not in ("real", "fake", "unknown"):
+        raise typer.BadParameter(f"{label} is none of real, fake, unknown", param_hint="--label")
+    if encoder:
+        from ..indexer.encoder import load_encoder
+
+        where = load_encoder(encoder).space
+    else:
+        where = foreign_space(space, Folder.open(folder).dim) if space else None  # type: ignore[assignment]
+    meaning = Meaning(source, label_of(label), columns)
+    told = import_rows(folder, store, where, meaning, normalise=normalise).as_json()
+    show(told if as_json else imported(told))
+
+
+@app.command("duplicates")
+def store_duplicates_command(
+    store: StoreOption = STORE,
+    threshold: Annotated[float, typer.Option(min=0, max=1, help="Cosine similarity from which two are one.")] = 0.98,
+    k: Annotated[int, typer.Option("-k", min=1, max=100, help="Nearest rows looked at of each row.")] = 10,
+    label: LabelOption = "",
+    source: SourcesOption = "",
+    category: CategoriesOption = "",
+    out: Annotated[
+        Path | None, typer.Option(help="Keep the nearest rows of all in this folder; stopped, it goes on from there.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find copies: compare every row with every other, exactly, and group those that are alike.
+
+    Copies on both sides of a split, or called real here and fake there, make a data set's figures look better than they
+    are. Time grows with the square of the rows.
+
+    clipfake store duplicates --threshold 0.98 --store mystore
+    """
+    import tempfile
+
+    from ..show.screen import status_of
+    from ..show.store import doubled
+    from ..store.pairs import all_pairs, duplicates
+    from ..store.store import Store
+
+    snapshot = Store.open(store).snapshot()
+    which = filter_of(label, source, category)
+    where = None if which.everything else which.mask(snapshot)
+    with tempfile.TemporaryDirectory() as scratch, status_of("comparing") as tell:
+        pairs = all_pairs(
+            snapshot, out or Path(scratch) / "pairs", k, where, lambda done, rows: tell(f"{done:,} of {rows:,} rows")
+        )
+        told = duplicates(snapshot, pairs, threshold).as_json()
+    show(told if as_json else doubled(told))
 
 
 @app.command("push")

@@ -104,6 +104,65 @@ def pushed(told: dict[str, Any]) -> RenderableType:
     return Group(Text(said), table("recall@10 against exact search", ["filter", "engine alone", "planned"], rows))
 
 
+def exported(told: dict[str, Any]) -> RenderableType:
+    """What `clipfake store export --json` gives."""
+    said = f"{told['rows']:,} rows of snapshot {told['snapshot']} in {told['folder']}"
+    return Text(f"{said}: {told['files']:,} files, {size(told['bytes'])}, layout {told['layout']}")
+
+
+def imported(told: dict[str, Any]) -> RenderableType:
+    """What `clipfake store import --json` gives."""
+    return Text(
+        f"{told['rows']:,} rows read from {told['folder']}: {told['added']:,} added, {told['known']:,} were there, "
+        f"{told['replaced']:,} replaced (snapshot {told['snapshot']})"
+    )
+
+
+def count(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> count(1, "group"), count(1200, "group")
+    ('1 group', '1,200 groups')
+    """
+    return f"{number:,} {what}{'' if number == 1 else 's'}"
+
+
+GROUPS_SHOWN = 10
+KEYS_SHOWN = 4
+
+
+def doubled(told: dict[str, Any]) -> RenderableType:
+    """What `clipfake store duplicates --json` gives: the largest groups of copies."""
+    groups = told["groups"]
+    if not groups:
+        return Text(f"no two of {told['rows']:,} rows are {told['threshold']:g} alike or more")
+    rows = [
+        [
+            len(one["keys"]),
+            round(one["similarity"], 4),
+            "real and fake" if one["contradicts"] else "",
+            _keys(one["keys"]),
+        ]
+        for one in groups[:GROUPS_SHOWN]
+    ]
+    said = (
+        f"{count(len(groups), 'group')} of rows that are {told['threshold']:g} alike or more; {told['extra']:,} of "
+        f"{told['rows']:,} rows are copies of another one. Across sources: {told['across_sources']:,}. "
+        f"Called both real and fake: {told['contradicting']:,}."
+    )
+    more = (
+        Text(f"and {len(groups) - GROUPS_SHOWN:,} smaller groups (--json tells all)")
+        if len(groups) > GROUPS_SHOWN
+        else Text()
+    )
+    return Group(table("largest groups", ["rows", "lowest similarity", "labels", "keys"], rows), more, Text(said))
+
+
+def _keys(keys: list[str]) -> str:
+    more = f" and {len(keys) - KEYS_SHOWN:,} more" if len(keys) > KEYS_SHOWN else ""
+    return "\n".join(keys[:KEYS_SHOWN]) + more
+
+
 def size(count: int) -> str:
     """Bytes as people write them.
 

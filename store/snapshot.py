@@ -210,6 +210,14 @@ class Snapshot:
         [(shard, _, rows)] = self._located(np.array([position], np.int64))
         return shard.file.thumbnail(int(np.arange(len(shard.file))[rows][0]))
 
+    def thumbnails(self, positions: Positions) -> tuple[bytes, ...]:
+        """The small JPEGs of some rows, b"" where none was kept; a shard's are read at once."""
+        result = np.full(len(positions), b"", object)
+        for shard, here, rows in self._located(np.asarray(positions, np.int64)):
+            if pictures := shard.file.thumbnails():
+                result[here] = np.array(pictures, object)[rows]
+        return tuple(result.tolist())
+
     def find(self, keys: Sequence[str] | Names) -> Positions:
         """(n,) positions of these keys, -1 where a key is not stored; quick among millions."""
         result = np.full(len(keys), -1, np.int64)

@@ -1,0 +1,142 @@
+"""What the store's files cost to read beside plain numpy: vectors in order and at random, and the rows' metadata.
+
+    python -m clipfake.benchmarks.store_format --rows 1000000 --metadata-rows 2500000
+
+In turn, a repeat each: all vectors in their order, and some thousand rows at random, from the store's shards and from
+one plain `numpy.memmap` of the same bytes, both from the page cache. Then keys, labels and sources of a store of many
+rows in a process of its own, and what it took of memory. And every row's nearest others, of as many rows as are asked.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..store.pairs import all_pairs
+from ..store.store import Store
+from . import command
+from .store_synthetic import space, synthetic
+from .throughput import machine
+
+DIM = 512
+RANDOM_ROWS = 20_000
+
+
+def stored(folder: Path, rows: int, dim: int) -> Store:
+    store = Store.create(folder, space(dim))
+    with store.writer("made up") as writer:
+        if not len(writer.snapshot):
+            for block in synthetic(rows, dim):
+                writer.append(block)
+    return store
+
+
+def run(rows: int, metadata_rows: int, pairs_rows: int, repeats: int) -> dict[str, Any]:
+    """Seconds of each, medians, and the ratios to numpy.memmap (above 1: the store is quicker)."""
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        snapshot = stored(folder / "s", rows, DIM).snapshot()
+        plain = np.lib.format.open_memmap(folder / "plain.npy", "w+", np.float16, (rows, DIM))
+        for start in range(0, rows, 65_536):
+            plain[start : start + 65_536] = snapshot.vectors(slice(start, start + 65_536), np.float16)
+        plain.flush()
+        plain = np.load(folder / "plain.npy", mmap_mode="r")
+        rng = np.random.default_rng(0)
+        some = [rng.integers(0, rows, RANDOM_ROWS) for _ in range(repeats + 1)]
+        seconds: dict[str, list[float]] = {name: [] for name in ("order", "order_plain", "random", "random_plain")}
+        for repeat in range(repeats + 1):  # the first one brings both into the page cache
+            took = {
+                "order": timed(lambda: _in_order(lambda part: snapshot.vectors(part, np.float16), rows)),
+                "order_plain": timed(lambda: _in_order(lambda part: np.array(plain[part]), rows)),
+                "random": timed(lambda at=some[repeat]: snapshot.vectors(at, np.float16)),
+                "random_plain": timed(lambda at=some[repeat]: plain[at]),
+            }
+            if repeat:
+                for name, value in took.items():
+                    seconds[name].append(value)
+        found = {name: float(np.median(values)) for name, values in seconds.items()}
+        some_rows = np.zeros(rows, bool)
+        some_rows[:pairs_rows] = True
+        took_pairs = timed(lambda: all_pairs(snapshot, folder / "pairs", 10, some_rows))
+        told = {
+            "machine": machine(),
+            "rows": rows,
+            "dim": DIM,
+            "gigabytes_per_second": {
+                name: round(rows * DIM * 2 / found[name] / 1e9, 2) for name in ("order", "order_plain")
+            },
+            "order_to_memmap": ratio(seconds["order_plain"], seconds["order"]),
+            "random_to_memmap": ratio(seconds["random_plain"], seconds["random"]),
+            "all_pairs": {"rows": pairs_rows, "seconds": round(took_pairs, 2)},
+        }
+        del snapshot, plain
+        stored(folder / "m", metadata_rows, 4)
+        with multiprocessing.get_context("spawn").Pool(1) as other:
+            told["metadata"] = {"rows": metadata_rows, **other.apply(metadata, (str(folder / "m"),))}
+    return told
+
+
+def metadata(folder: str) -> dict[str, float]:
+    """Seconds and MiB that keys, labels and sources of a store's rows take in this process."""
+    snapshot = Store.open(folder).snapshot()
+    before = _resident()
+    began = time.perf_counter()
+    kept = [snapshot.column(name) for name in ("keys", "labels", "sources")]
+    seconds = time.perf_counter() - began
+    assert len({len(column) for column in kept}) == 1
+    return {
+        "seconds": round(seconds, 2),
+        "mebibytes": round((_resident() - before) / 2**20),
+        "peak_mebibytes": round((_peak() - before) / 2**20),
+    }
+
+
+def ratio(plain: list[float], ours: list[float]) -> float:
+    """Median of the ratios, each within one repeat."""
+    return round(float(np.median(np.array(plain) / np.array(ours))), 3)
+
+
+def timed(do: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    do()
+    return time.perf_counter() - began
+
+
+def _in_order(read: Callable[[slice], Any], rows: int) -> None:
+    for start in range(0, rows, 16_384):
+        read(slice(start, min(start + 16_384, rows)))
+
+
+def _resident() -> int:
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    """Bytes, as Linux tells them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--metadata-rows", type=int, default=2_500_000)
+    parser.add_argument("--pairs-rows", type=int, default=50_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    command.tell(run(given.rows, given.metadata_rows, given.pairs_rows, given.repeats))
+
+
+if __name__ == "__main__":
+    main()
