@@ -14,12 +14,14 @@ import multiprocessing
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..store.pairs import all_pairs
+from ..store.snapshot import Snapshot
 from ..store.store import Store
 from . import command
 from .store_synthetic import space, synthetic
@@ -27,6 +29,7 @@ from .throughput import machine
 
 DIM = 512
 RANDOM_ROWS = 20_000
+PIECE = 16_384
 
 
 def stored(folder: Path, rows: int, dim: int) -> Store:
@@ -39,48 +42,53 @@ def stored(folder: Path, rows: int, dim: int) -> Store:
 
 
 def run(rows: int, metadata_rows: int, pairs_rows: int, repeats: int) -> dict[str, Any]:
-    """Seconds of each, medians, and the ratios to numpy.memmap (above 1: the store is quicker)."""
+    """Ratios to numpy.memmap (above 1: the store is quicker), medians, and what metadata and pairs took."""
+    told: dict[str, Any] = {"machine": machine(), "rows": rows, "dim": DIM}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        snapshot = stored(folder / "s", rows, DIM).snapshot()
-        plain = np.lib.format.open_memmap(folder / "plain.npy", "w+", np.float16, (rows, DIM))
-        for start in range(0, rows, 65_536):
-            plain[start : start + 65_536] = snapshot.vectors(slice(start, start + 65_536), np.float16)
-        plain.flush()
-        plain = np.load(folder / "plain.npy", mmap_mode="r")
-        rng = np.random.default_rng(0)
-        some = [rng.integers(0, rows, RANDOM_ROWS) for _ in range(repeats + 1)]
-        seconds: dict[str, list[float]] = {name: [] for name in ("order", "order_plain", "random", "random_plain")}
-        for repeat in range(repeats + 1):  # the first one brings both into the page cache
-            took = {
-                "order": timed(lambda: _in_order(lambda part: snapshot.vectors(part, np.float16), rows)),
-                "order_plain": timed(lambda: _in_order(lambda part: np.array(plain[part]), rows)),
-                "random": timed(lambda at=some[repeat]: snapshot.vectors(at, np.float16)),
-                "random_plain": timed(lambda at=some[repeat]: plain[at]),
-            }
-            if repeat:
-                for name, value in took.items():
-                    seconds[name].append(value)
-        found = {name: float(np.median(values)) for name, values in seconds.items()}
-        some_rows = np.zeros(rows, bool)
-        some_rows[:pairs_rows] = True
-        took_pairs = timed(lambda: all_pairs(snapshot, folder / "pairs", 10, some_rows))
-        told = {
-            "machine": machine(),
-            "rows": rows,
-            "dim": DIM,
-            "gigabytes_per_second": {
-                name: round(rows * DIM * 2 / found[name] / 1e9, 2) for name in ("order", "order_plain")
-            },
-            "order_to_memmap": ratio(seconds["order_plain"], seconds["order"]),
-            "random_to_memmap": ratio(seconds["random_plain"], seconds["random"]),
-            "all_pairs": {"rows": pairs_rows, "seconds": round(took_pairs, 2)},
-        }
-        del snapshot, plain
+        told |= vectors(stored(folder / "s", rows, DIM).snapshot(), folder / "plain.npy", repeats)
+        told["all_pairs"] = pairs(stored(folder / "s", rows, DIM).snapshot(), folder / "pairs", pairs_rows)
         stored(folder / "m", metadata_rows, 4)
         with multiprocessing.get_context("spawn").Pool(1) as other:
             told["metadata"] = {"rows": metadata_rows, **other.apply(metadata, (str(folder / "m"),))}
     return told
+
+
+def vectors(snapshot: Snapshot, copy: Path, repeats: int) -> dict[str, Any]:
+    """Reading a snapshot's vectors beside reading the same bytes from one plain file."""
+    rows = len(snapshot)
+    written = np.lib.format.open_memmap(copy, "w+", np.float16, (rows, DIM))
+    for start in range(0, rows, PIECE):
+        written[start : start + PIECE] = snapshot.vectors(slice(start, start + PIECE), np.float16)
+    written.flush()
+    plain = np.load(copy, mmap_mode="r")
+    rng = np.random.default_rng(0)
+    seconds: dict[str, list[float]] = {name: [] for name in ("order", "order_plain", "random", "random_plain")}
+    for repeat in range(repeats + 1):  # the first one brings both into the page cache
+        some = rng.integers(0, rows, RANDOM_ROWS)
+        ways: dict[str, Callable[[], object]] = {
+            "order": lambda: _in_order(lambda part: snapshot.vectors(part, np.float16), rows),
+            "order_plain": lambda: _in_order(lambda part: np.array(plain[part]), rows),
+            "random": partial(snapshot.vectors, some, np.float16),
+            "random_plain": partial(plain.__getitem__, some),
+        }
+        for name, way in ways.items():
+            took = timed(way)
+            if repeat:
+                seconds[name].append(took)
+    return {
+        "gigabytes_per_second": {
+            name: round(rows * DIM * 2 / float(np.median(seconds[name])) / 1e9, 2) for name in ("order", "order_plain")
+        },
+        "order_to_memmap": ratio(seconds["order_plain"], seconds["order"]),
+        "random_to_memmap": ratio(seconds["random_plain"], seconds["random"]),
+    }
+
+
+def pairs(snapshot: Snapshot, folder: Path, rows: int) -> dict[str, Any]:
+    """The ten nearest others of the first rows, among themselves."""
+    took = timed(lambda: all_pairs(snapshot, folder, 10, np.arange(len(snapshot)) < rows))
+    return {"rows": rows, "seconds": round(took, 2), "million_pairs_per_second": round(rows**2 / took / 1e6, 1)}
 
 
 def metadata(folder: str) -> dict[str, float]:
@@ -110,8 +118,8 @@ def timed(do: Callable[[], object]) -> float:
 
 
 def _in_order(read: Callable[[slice], Any], rows: int) -> None:
-    for start in range(0, rows, 16_384):
-        read(slice(start, min(start + 16_384, rows)))
+    for start in range(0, rows, PIECE):
+        read(slice(start, min(start + PIECE, rows)))
 
 
 def _resident() -> int:

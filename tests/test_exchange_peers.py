@@ -22,7 +22,9 @@ ROWS, DIM = 3000, 32
 
 READER = """
 from embedding_reader import EmbeddingReader
-reader = EmbeddingReader("img_emb", file_format="parquet_npy", metadata_folder="metadata", meta_columns=["key", "label"])
+reader = EmbeddingReader(
+    "img_emb", file_format="parquet_npy", metadata_folder="metadata", meta_columns=["key", "label"]
+)
 keys, labels, total = [], [], 0.0
 for vectors, rows in reader(batch_size=700):
     keys += rows["key"].tolist(); labels += rows["label"].tolist(); total += float(vectors.sum())

@@ -81,6 +81,7 @@ def test_a_filter_leaves_the_other_rows_at_home(snapshot: Snapshot, tmp_path: Pa
     fake = snapshot.column("labels") == 1
     assert export(snapshot, tmp_path / "out", layout, fake).rows == fake.sum()
     assert export(snapshot, tmp_path / "none", layout, np.zeros(len(snapshot), bool)).rows == 0
+    assert not (tmp_path / "none/text_emb").exists()  # clip-retrieval takes an empty folder for a damaged one
     [path] = (tmp_path / "out").rglob("*.parquet")
     assert parquet.read_table(path)["key"].to_pylist() == snapshot.column("keys")[fake].tolist()
 
