@@ -13,6 +13,7 @@ from .commands.demo import demo_command
 from .commands.evaluate import evaluate_command
 from .commands.index import index_command
 from .commands.query import query_command
+from .commands.reproduce import reproduce_command
 from .commands.serve import serve_command
 from .commands.store import app as store
 from .commands.terminal import say
@@ -32,6 +33,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "query": query_command,
     "evaluate": evaluate_command,
     "report": report_command,
+    "reproduce": reproduce_command,
     "serve": serve_command,
     "demo": demo_command,
     "bench": bench_command,

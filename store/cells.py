@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .block import Mask, Vectors
+from .cores import faiss_cores_for
 
 Ordinals = npt.NDArray[np.int64]  # the n-th row of the class, in the order of the index
 
@@ -157,7 +158,8 @@ class Cells:
         found, scores = np.empty((len(wanted), k), np.int64), np.empty((len(wanted), k), np.float32)
         arrays = [faiss.swig_ptr(array) for array in (probed, near, scores, found)]
         # the wrapper in Python does not pass a selector on
-        self._ivf.search_preassigned_c(len(wanted), faiss.swig_ptr(wanted), k, *arrays, False, options)
+        with faiss_cores_for(len(queries) * rows * self.centres.shape[1]):
+            self._ivf.search_preassigned_c(len(wanted), faiss.swig_ptr(wanted), k, *arrays, False, options)
         return np.where((found < 0) | (found >= len(self)), -1, found)
 
     def save(self, path: Path) -> int:

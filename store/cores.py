@@ -9,6 +9,7 @@ from functools import cache
 from typing import Any
 
 SMALL = 2**24  # multiply-adds of a product that one core does in a millisecond or two
+SMALL_SCAN = 2**27  # of a scan of FAISS, which one core does in some ten milliseconds
 
 _lock = threading.Lock()
 _inside = 0  # threads of this process that want numpy to keep to one core
@@ -46,6 +47,23 @@ def cores_for(multiply_adds: float) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def faiss_cores_for(multiply_adds: float) -> Iterator[None]:
+    """FAISS' scans of this thread take one core in it if they are small: two halves wait for the later one, which on a
+    busy machine is ten times the whole."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    if multiply_adds > SMALL_SCAN or before == 1:
+        yield
+        return
+    faiss.omp_set_num_threads(1)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 @cache

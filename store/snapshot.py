@@ -242,7 +242,7 @@ class Snapshot:
         if wanted is None:
             return np.arange(len(self), dtype=np.int64)
         if isinstance(wanted, slice):
-            return np.arange(len(self), dtype=np.int64)[wanted]
+            return np.arange(*wanted.indices(len(self)), dtype=np.int64)
         wanted = np.asarray(wanted)
         if wanted.dtype == np.bool_:
             if wanted.shape != (len(self),):
