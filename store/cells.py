@@ -25,6 +25,7 @@ ROUNDS = 8  # of k-means
 PIECE_ROWS = 16_384
 COMPACT_BITS = 2  # a dimension, in RaBitQ: 0.16 of the float16 vectors
 RECALLS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
+MARGIN = 1.25  # times the rows that a measured line tells to read
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the rows that a filter allows, at which the effort is measured
 
 
@@ -37,16 +38,19 @@ class Effort:
     rows: tuple[tuple[int, ...], ...]  # (shares, recalls) allowed rows to read
 
     def for_recall(self, recall: float, share: float) -> int:
-        """Chosen rows to read, for a filter that allows this share of the rows.
+        """Allowed rows to read, for a filter that allows this share of the rows.
 
-        Half the misses that were asked for are aimed at, and the dearer of the two measured shares around is taken: the
-        measured queries are a sample, and the filters some of many.
+        Half the misses that were asked for are aimed at, and between two measured shares it is read off the line
+        between them (in logarithms, as the effort falls with a power of the share) with a quarter more: the measured
+        queries are a sample, and the filters some of many.
         """
         aim = 1 - (1 - recall) / 2
         column = next((i for i, r in enumerate(self.recalls) if r >= aim - 1e-9), len(self.recalls) - 1)
-        above = [i for i, s in enumerate(self.shares) if s >= share]
-        around = {above[-1] if above else 0, min((above[-1] if above else -1) + 1, len(self.shares) - 1)}
-        return max(self.rows[i][column] for i in around)
+        rows = [max(measured[column], 1) for measured in self.rows]
+        if share >= self.shares[0]:
+            return rows[0]
+        read = np.interp(np.log(share), np.log(self.shares[::-1]), np.log(rows[::-1]))
+        return int(np.ceil(MARGIN * np.exp(read)))
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)

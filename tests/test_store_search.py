@@ -191,9 +191,10 @@ def test_cells_are_read_from_the_nearest_until_enough_rows_are_seen() -> None:
 
 def test_more_recall_takes_no_less_effort() -> None:
     effort = Effort((1.0, 0.1), (0.9, 0.99, 0.995, 1.0), ((10, 50, 80, 400), (8, 60, 90, 300)))
-    assert effort.for_recall(0.99, 1.0) == 90  # half the misses aimed at, and the dearer of two shares
-    assert effort.for_recall(0.5, 0.1) == 8
-    assert effort.for_recall(0.9999, 0.05) == 300
+    assert effort.for_recall(0.99, 1.0) == 80  # half the misses aimed at
+    assert effort.for_recall(0.5, 0.1) == 10  # a quarter more than measured
+    assert effort.for_recall(0.9999, 0.05) == 375  # no fewer below the smallest share
+    assert effort.for_recall(0.9999, 10**-0.5) == pytest.approx(1.25 * (400 * 300) ** 0.5, abs=1)  # halfway between
 
 
 @pytest.mark.parametrize("where", ["index.json", "0.faiss", "1.ids.npy", "0.cells.npy"])
