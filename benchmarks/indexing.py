@@ -32,10 +32,11 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
-from ..indexer.encoder import UNTRAINED, Embeddings, load_encoder, unit
+from ..indexer.encoder import UNTRAINED, Embeddings, unit
 from ..indexer.entry import Entry, Held
 from ..indexer.image import Pixels
 from ..indexer.index import IndexOptions, default_batch_size, index
+from ..indexer.load import load_encoder
 from ..indexer.report import IndexReport
 from ..store.errors import EncoderError
 from ..store.space import Space

@@ -16,7 +16,8 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ..indexer.encoder import UNTRAINED, choose_device, device_names
+from ..indexer.encoder import UNTRAINED, choose_device
+from ..indexer.load import device_names
 from . import command
 
 BATCH = 32

@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..indexer.encoder import load_encoder
 from ..indexer.index import embed
+from ..indexer.load import load_encoder
 from . import command
 from .naive import load_naive
 

@@ -79,8 +79,8 @@ def run(
     import numpy as np
     import torch
 
-    from ..indexer.encoder import load_encoder
     from ..indexer.image import decode, thumbnail
+    from ..indexer.load import load_encoder
     from ..indexer.sample import SOURCES, simulated
     from ..service.app import app
     from ..service.limits import Limits

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..indexer.encoder import Encoder, load_encoder
+from ..indexer.encoder import Encoder
 from ..indexer.image import decode
 from ..indexer.index import IndexOptions, default_batch_size, index
+from ..indexer.load import load_encoder
 from ..store.block import Block, Rows
 from ..store.store import Store
 from . import command

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,25 +12,53 @@ from .options import STORE, JsonOption, StoreOption
 from .terminal import say, show
 
 
+class Heads(StrEnum):
+    """Which heads are asked."""
+
+    ridge = "ridge"
+    knn = "knn"
+    both = "both"
+
+
 def evaluate_command(
     store: StoreOption = STORE,
     leave_one_out: Annotated[str, typer.Option("--leave-one-out", help="What is left out: source.")] = "source",
-    out: Annotated[Path | None, typer.Option(help="Folder for the heat map (PNG, SVG) and CSV.")] = None,
+    head: Annotated[
+        Heads, typer.Option("--head", help="A ridge head (LDA but for its shrinkage), the neighbour rule, or both.")
+    ] = (Heads.both),
+    replay_by: Annotated[
+        Path | None,
+        typer.Option(
+            "--replay", help="Instead: a CSV with the columns source and date, to train on the past.", dir_okay=False
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for the figures (PNG, SVG) and the CSV.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """How a linear head does on every generator and every real source it has never seen, from stored vectors alone.
+    """How a head does on every generator and every real source it has never seen, from stored vectors alone.
+
+    With --replay, how one trained on the past does on what was released next.
 
     clipfake evaluate --leave-one-out source --store mystore --out atlas
     """
-    from ..detector.atlas import atlas
-    from ..show.atlas import atlas_table, write_atlas
+    from ..show import atlas as shown
     from ..store.store import Store
 
     if leave_one_out != "source":
         raise typer.BadParameter(f"{leave_one_out} cannot be left out; only source", param_hint="--leave-one-out")
-    found = atlas(Store.open(store).snapshot(), seed=seed)
-    show(found.as_json() if as_json else atlas_table(found))
-    if out:
-        for path in write_atlas(found, out):
-            say(str(path))
+    snapshot = Store.open(store).snapshot()
+    if replay_by is not None:
+        from ..detector.replay import read_dates, replay
+
+        told = replay(snapshot, read_dates(replay_by), seed=seed)
+        show(told.as_json() if as_json else shown.replay_table(told))
+        written = shown.write_replay(told, out) if out else []
+    else:
+        from ..detector.atlas import atlas
+
+        atlases = [atlas(snapshot, one, seed=seed) for one in ("ridge", "knn") if head in (one, Heads.both)]
+        show(shown.atlas_json(atlases) if as_json else shown.atlas_table(atlases))
+        written = shown.write_atlas(atlases, out) if out else []
+    for path in written:
+        say(str(path))

@@ -14,10 +14,20 @@ if TYPE_CHECKING:
 
 
 def open_encoder(
-    store: Path, encoder: str | None, *, untrained: bool = False, device: str = "auto", precision: str = "auto"
+    store: Path,
+    encoder: str | None,
+    *,
+    head: str = "",
+    untrained: bool = False,
+    device: str = "auto",
+    precision: str = "auto",
 ) -> Encoder:
-    """The encoder that was named, else the store's own, else the default."""
-    from ..indexer.encoder import UNTRAINED, load_encoder
+    """The encoder that was named, else the store's own, else the default.
+
+    For a head that reads several columns of vectors it is all their encoders as one.
+    """
+    from ..indexer.encoder import UNTRAINED
+    from ..indexer.load import load_encoder
     from ..store.errors import NoStore
     from ..store.store import Store
 
@@ -28,7 +38,25 @@ def open_encoder(
             encoder = DEFAULT_ENCODER
     if untrained:
         encoder = f"{UNTRAINED}0:{encoder}"
-    return load_encoder(encoder, device=device, precision=precision)
+    main = load_encoder(encoder, device=device, precision=precision)
+    return with_columns(main, store, head, device, precision) if head else main
+
+
+def with_columns(main: Encoder, store: Path, head: str, device: str, precision: str) -> Encoder:
+    """The store's encoder, joined with those of the other columns that a head reads."""
+    from ..detector.head import columns_of, head_folder
+    from ..indexer.column import JoinedEncoder
+    from ..indexer.load import load_encoder
+    from ..store.column import MAIN, open_column
+
+    columns = columns_of(head_folder(store, head))
+    if columns == (MAIN,):
+        return main
+    encoders = {name: open_column(store, name).space for name in columns if name != MAIN}
+    loaded = {name: load_encoder(space.encoder, device=device, precision=precision) for name, space in encoders.items()}
+    for name, space in encoders.items():
+        loaded[name].space.require(space, f"the column {name} of {store}")
+    return JoinedEncoder([main if name == MAIN else loaded[name] for name in columns])
 
 
 def create_store(folder: Path, encoder: Encoder) -> Store:

@@ -52,7 +52,7 @@ def query_command(
 
     opened = Store.open(store)
     detector = Detector.load(opened, head, Rules(k=k))
-    model = open_encoder(store, encoder, device=device, precision=precision)
+    model = open_encoder(store, encoder, head=head, device=device, precision=precision)
     model.space.require(detector.snapshot.space, f"the store {store}")
     notice(model)
     question = Question(prior=prior, error=error)

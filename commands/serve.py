@@ -27,12 +27,13 @@ def serve_command(
 
     clipfake serve --store mystore
     """
+    from ..indexer.ask import degraded_by_name
     from ..indexer.image import decode, thumbnail
     from ..service.run import serve
     from ..store.store import Store
 
     opened = Store.open(store)
-    model = open_encoder(store, encoder, device=device, precision=precision)
+    model = open_encoder(store, encoder, head=head, device=device, precision=precision)
     notice(model)
     serve(
         opened,
@@ -44,5 +45,6 @@ def serve_command(
         proxy=proxy,
         head=head,
         notice=notice_of(model),
+        degraded=degraded_by_name,
         tell=lambda url: say(f"{url}  (Ctrl-C ends it)"),
     )

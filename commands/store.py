@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from .options import STORE, CategoriesOption, JsonOption, LabelOption, SourcesOption, StoreOption, filter_of
+from .options import (
+    STORE,
+    CategoriesOption,
+    DeviceOption,
+    JsonOption,
+    LabelOption,
+    PrecisionOption,
+    SourcesOption,
+    StoreOption,
+    filter_of,
+)
 from .terminal import show
 
 app = typer.Typer(no_args_is_help=True, help="Look after a store.")
@@ -157,7 +167,7 @@ def store_import_command(
     if label not in ("real", "fake", "unknown"):
         raise typer.BadParameter(f"{label} is none of real, fake, unknown", param_hint="--label")
     if encoder:
-        from ..indexer.encoder import load_encoder
+        from ..indexer.load import load_encoder
 
         where = load_encoder(encoder).space
     else:
@@ -165,6 +175,43 @@ def store_import_command(
     meaning = Meaning(source, label_of(label), columns)
     told = import_rows(folder, store, where, meaning, normalise=normalise).as_json()
     show(told if as_json else imported(told))
+
+
+@app.command("column")
+def store_column_command(
+    name: Annotated[str, typer.Argument(help="Of the column, new or to be filled further.")],
+    encoder: Annotated[
+        str, typer.Option("--encoder", help="Hub id or directory; depth:NAME for a depth model of transformers.")
+    ],
+    folders: Annotated[
+        list[str] | None, typer.Option("--folders", help="Where the images are now, if not where they were.")
+    ] = None,
+    store: StoreOption = STORE,
+    device: DeviceOption = "auto",
+    precision: PrecisionOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Give the rows a second vector: another encoder's. Their images are read again; what is stored stays.
+
+    Heads learn from it with `clipfake train --columns main,NAME`. Stopped, the same command goes on.
+
+    clipfake store column depth --encoder depth:Intel/dpt-large --store mystore
+    """
+    from ..indexer.column import fill_column
+    from ..indexer.folders import expand
+    from ..indexer.load import load_encoder
+    from ..show.screen import status_of
+    from ..show.store import filled
+    from ..store.store import Store
+
+    opened = Store.open(store)
+    found = expand(folders) if folders else None
+    model = load_encoder(encoder, device=device, precision=precision)
+    with status_of("encoding") as tell:
+        told = fill_column(opened, name, model, found, lambda done, rows: tell(f"{done:,} of {rows:,} rows"))
+    show(told.as_json() if as_json else filled(told.as_json()))
+    if told.missing and not told.added and not told.known:
+        raise SystemExit(1)
 
 
 @app.command("duplicates")

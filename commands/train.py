@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -32,6 +33,9 @@ def train_command(
     split: Annotated[
         str, typer.Option(help="paper, paper-text or grouped (copies on one side).  [default: paper]")
     ] = "",
+    columns: Annotated[
+        str, typer.Option(help="Vectors to learn from, joined: main (the store's own) and those of `store column`.")
+    ] = "main",
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
@@ -47,16 +51,19 @@ def train_command(
     from ..detector.triplet import TripletOptions
     from ..show.screen import status_of
     from ..show.training import training_summary
+    from ..store.joined import joined
     from ..store.store import Store
 
     triplet = TripletOptions(anchor=anchor, match=match, mining=mining, epochs=epochs)  # type: ignore[arg-type]
     chosen = tuple(filter(None, sources.split(",")))
     options = TrainOptions(kind, triplet, sources=chosen, balanced=balanced, recipe=split, seed=seed)
-    snapshot = Store.open(store).snapshot()
+    names = [name for name in columns.split(",") if name]
+    snapshot = joined(Store.open(store).snapshot(), names)
     folder = head_folder(store, head)
     with status_of("training") as tell:
         trained = train(snapshot, options, tell)
         calibrated = calibrate(snapshot, trained.head, options, progress=tell)
+    trained = replace(trained, head=replace(trained.head, options={**trained.head.options, "columns": names}))
     trained.head.save(folder)
     calibrated.calibration.save(folder)
     report = {**trained.as_json(), "detector": calibrated.as_json(), "saved": str(folder)}

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
 
 from ..store.block import FAKE, REAL, Vectors, distinct
 from ..store.search import Matches, nearest
-from .examples import Examples
+from .examples import Examples, Labelled, pieces
 from .fitting import fit_svm
 from .metrics import Metrics, auc, best_threshold, measure
 from .projection import Projection
@@ -21,7 +22,8 @@ Fit = Callable[[Examples, Examples, int], Scorer]  # of training rows, validatio
 
 NEIGHBORS = (1, 3, 5, 9)
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 10.0, 100.0)  # C of the linear probe
-QUERIES_AT_ONCE = 1024
+STEPS, CLOSE = 8, 1e-4  # over all rows at most, and the relative change at which they end
+CELLS = 2**25  # similarities in memory at a time
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,11 @@ def file_facts(train: Examples, validation: Examples, seed: int) -> Scorer:
     return lambda asked: np.asarray(trees.decision_function(asked.facts), np.float64)
 
 
-def linear_probe(train: Examples, validation: Examples, seed: int) -> Scorer:
+def linear_probe(train: Examples, validation: Examples, seed: int, everyone: Labelled | None = None) -> Scorer:
     """Logistic regression on the stored vectors (Ojha et al. 2023), as strong as validation AUC likes it best.
+
+    Where `train` are only some of the rows there are, `everyone` are all: they are gone through a piece at a time, from
+    what the some have taught.
 
     Vectors are centred and divided by one number, so that C means the same for every encoder while the directions
     keep their proportions.
@@ -80,27 +85,48 @@ def linear_probe(train: Examples, validation: Examples, seed: int) -> Scorer:
     middle = train.vectors.mean(0)
     size = float(train.vectors.std(0).mean()) or 1.0
     x, held = ((part.vectors - middle) / size for part in (train, validation))
-    best: tuple[float, Any, float] = (-1.0, None, 0.0)
+    best: tuple[float, Any, float, float] = (-1.0, None, 0.0, 1.0)
     model = LogisticRegression(warm_start=True, max_iter=2000)
     for strength in STRENGTHS:
         model.set_params(C=strength).fit(x, train.labels)
         found = auc(validation.labels, held @ model.coef_[0]) or 0.0
         if found > best[0]:
-            best = (found, model.coef_[0].copy() / size, float(model.intercept_[0]))
+            best = (found, model.coef_[0].astype(np.float64), float(model.intercept_[0]), strength)
         elif found < best[0] - 0.02:  # past the best: less and less regularised only overfits, and takes longest
             break
-    _, weights, intercept = best
-    return lambda asked: np.asarray((asked.vectors - middle) @ weights + intercept, np.float64)
+    _, weights, intercept, strength = best
+    if everyone is not None:
+        weights, intercept = _taught_further(weights, intercept, strength, everyone, middle, size)
+    return lambda asked: np.asarray((asked.vectors - middle) @ (weights / size) + intercept, np.float64)
+
+
+def _taught_further(
+    weights: npt.NDArray[np.float64], intercept: float, strength: float, rows: Labelled, middle: Vectors, size: float
+) -> tuple[npt.NDArray[np.float64], float]:
+    """Newton's method for a logistic regression over any number of rows, from where fewer rows had led."""
+    dim = len(weights)
+    now = np.append(weights, intercept)
+    free = np.append(np.full(dim, 1 / strength), 0.0)  # the intercept costs nothing
+    for _ in range(STEPS):
+        square, pull = np.diag(free), -free * now
+        for here, vectors in pieces(rows):
+            x = np.pad((vectors - middle) / np.float32(size), ((0, 0), (0, 1)), constant_values=1.0)
+            said = 1 / (1 + np.exp(-np.clip(x @ now, -50, 50)))
+            pull += x.T @ (rows.labels[here] - said)
+            square += x.T @ (x * (said * (1 - said)).astype(np.float32)[:, None])
+        step = np.linalg.solve(square, pull)
+        now = now + step
+        if np.linalg.norm(step) <= CLOSE * np.linalg.norm(now):
+            break
+    return now[:dim], float(now[dim])
 
 
 def neighbor_rule(k: int) -> Fit:
     """Mean similarity to the k nearest fake rows minus that to the k nearest real ones (Ojha et al. 2023)."""
 
     def fit(train: Examples, validation: Examples, seed: int) -> Scorer:
-        banks = [train.vectors[train.labels == label] for label in (REAL, FAKE)]
-
         def score(asked: Examples) -> npt.NDArray[np.float64]:
-            real, fake = (neighbors(asked.vectors, bank, k) for bank in banks)
+            real, fake = _both(train, asked, max(k, *NEIGHBORS))
             return mean_similarity(fake, k) - mean_similarity(real, k)
 
         return score
@@ -108,13 +134,24 @@ def neighbor_rule(k: int) -> Fit:
     return fit
 
 
+# What was found is kept as long as those who asked and were asked, so that one search serves every k.
+_found: WeakKeyDictionary[Examples, WeakKeyDictionary[Examples, tuple[Matches, Matches]]] = WeakKeyDictionary()
+
+
+def _both(train: Examples, asked: Examples, k: int) -> tuple[Matches, Matches]:
+    """The k nearest real and the k nearest fake training rows."""
+    known = _found.setdefault(train, WeakKeyDictionary())
+    if asked not in known or known[asked][0].k < k:
+        real, fake = (neighbors(asked.vectors, train.vectors[train.labels == label], k) for label in (REAL, FAKE))
+        known[asked] = real, fake
+    return known[asked]
+
+
 def neighbors(queries: Vectors, bank: Vectors, k: int) -> Matches:
     """The k nearest of (rows, dim) for (n, dim) queries, without a similarity matrix of all with all."""
     positions = np.arange(len(bank), dtype=np.int64)
-    found = [
-        nearest(queries[start : start + QUERIES_AT_ONCE], bank, positions, k)
-        for start in range(0, len(queries), QUERIES_AT_ONCE)
-    ]
+    size = max(1, CELLS // max(len(bank), 1))
+    found = [nearest(queries[start : start + size], bank, positions, k) for start in range(0, len(queries), size)]
     if not found:
         return Matches.none(0, k)
     return Matches(np.concatenate([m.rows for m in found]), np.concatenate([m.similarity for m in found]))

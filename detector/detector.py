@@ -13,12 +13,13 @@ import numpy.typing as npt
 from ..store.block import FAKE, REAL, Vectors
 from ..store.cores import one_core
 from ..store.errors import NotEnoughRows
+from ..store.joined import joined
 from ..store.search import Matches
 from ..store.snapshot import Snapshot
 from ..store.store import Store
 from .calibration import Calibration, probability
 from .evidence import FETCHED, FETCHED_MORE, Bank, Candidates, Evidence, Rules
-from .head import Head, head_folder
+from .head import Head, columns_of, head_folder
 from .verdict import Answer, Change, Neighbor, Verdict, decide, in_conflict, steadied
 
 FEWER = 5  # witnesses, to see whether the answer hangs on the rest
@@ -54,9 +55,9 @@ class Detector:
         HeadError, SpaceMismatch, NotEnoughRows
             There is no such head, it is of another encoder, or the bank has one class only.
         """
-        snapshot = store.snapshot()
         folder = head_folder(store.folder, name)
         head = Head.load(folder)
+        snapshot = joined(store.snapshot(), columns_of(folder))
         head.space.require(snapshot.space, f"the store {store.folder}")
         return cls(head, Bank.of(snapshot, rules), Calibration.load(folder))
 

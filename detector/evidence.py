@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, REAL, Mask, Vectors
+from ..store.block import FAKE, REAL, Mask, Vectors, distinct
 from ..store.errors import NotEnoughRows
 from ..store.scope import Scope
 from ..store.search import Matches
@@ -111,10 +111,9 @@ class Bank:
     @classmethod
     def of(cls, snapshot: Snapshot, rules: Rules = Rules(), *, where: Mask | None = None) -> Bank:
         """The labelled rows of a snapshot, or those of a mask; raises NotEnoughRows unless both classes are there."""
-        numbers: dict[str, int] = {}
-        sources = snapshot.column("sources").tolist()
-        codes = np.fromiter((numbers.setdefault(name, len(numbers)) for name in sources), np.int64, len(sources))
-        return cls(snapshot, rules, np.ones(len(snapshot), bool) if where is None else where, codes, tuple(numbers))
+        names, codes, _ = distinct(snapshot.column("sources"))
+        members = np.ones(len(snapshot), bool) if where is None else where
+        return cls(snapshot, rules, members, codes.astype(np.int64), tuple(names.tolist()))
 
     def __post_init__(self) -> None:
         for label, name in ((REAL, "real"), (FAKE, "fake")):

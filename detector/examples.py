@@ -1,9 +1,11 @@
-"""Labelled rows in memory, with their vectors and with what a baseline may look at instead of them."""
+"""Labelled rows to learn from: in memory with all that is said of them, or their vectors read when asked for."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +14,68 @@ from ..store.block import TEXT, Ints, Names, Vectors
 from ..store.search import Positions
 from ..store.snapshot import Snapshot
 
+ROWS_AT_ONCE = 16_384  # whose vectors are in memory where all are gone through
 FACTS = ("JPEG", "PNG", "WEBP", "other format", "width", "height", "JPEG quality", "bytes per pixel")
 
 
+class Labelled(Protocol):
+    """Rows to learn from, wherever their vectors are."""
+
+    @property
+    def labels(self) -> Ints:
+        """(rows,) 0 or 1."""
+
+    @property
+    def categories(self) -> Names:
+        """(rows,) "" where it was not said."""
+
+    @property
+    def sources(self) -> Names:
+        """(rows,)"""
+
+    def __len__(self) -> int: ...
+
+    def vectors_of(self, rows: Any) -> Vectors:
+        """(n, dim) float32 of some rows (integers or a slice)."""
+
+
+def pieces(rows: Labelled) -> Iterator[tuple[slice, Vectors]]:
+    """All rows in order, `ROWS_AT_ONCE` at a time: which they are, and their vectors."""
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        here = slice(start, min(start + ROWS_AT_ONCE, len(rows)))
+        yield here, rows.vectors_of(here)
+
+
 @dataclass(frozen=True)
+class Stored:
+    """Rows of a snapshot whose vectors stay on disk until they are asked for."""
+
+    snapshot: Snapshot
+    positions: Positions  # (rows,)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @cached_property
+    def labels(self) -> Ints:
+        return self._column("labels")
+
+    @cached_property
+    def categories(self) -> Names:
+        return self._column("categories")
+
+    @cached_property
+    def sources(self) -> Names:
+        return self._column("sources")
+
+    def vectors_of(self, rows: Any) -> Vectors:
+        return self.snapshot.vectors(self.positions[rows])
+
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        return np.asarray(self.snapshot.column(name)[self.positions])
+
+
+@dataclass(frozen=True, eq=False)  # told apart as objects: arrays cannot be compared in a word
 class Examples:
     """Some rows of a snapshot; all columns have the same length."""
 
@@ -27,6 +87,9 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def vectors_of(self, rows: Any) -> Vectors:
+        return np.asarray(self.vectors[rows])
 
     def take(self, rows: Any) -> Examples:
         """The rows at these positions (integers, a slice or a mask), in that order."""

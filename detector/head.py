@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..store.block import Names, Vectors, names
+from ..store.column import MAIN
 from ..store.durable import write_text, written_aside
 from ..store.errors import HeadError, SpaceMismatch
 from ..store.space import Space
@@ -32,6 +33,15 @@ def head_folder(store: Path, name: str = DEFAULT) -> Path:
     if not name or name.startswith(".") or Path(name).name != name:
         raise HeadError(f"{name!r} is no name for a head; use letters, digits and dashes")
     return store / "heads" / name
+
+
+def columns_of(folder: Path) -> tuple[str, ...]:
+    """The store's columns that the head in a folder reads, its own vectors alone where there is no head (yet)."""
+    try:
+        told = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+        return tuple(told["options"].get("columns") or (MAIN,))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return (MAIN,)
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from ..store.search import Positions
 from ..store.snapshot import Snapshot
 from .calibration import Calibration, Labels, Scores, probability
 from .evidence import Bank, Rules
-from .examples import Examples, thinned
+from .examples import Stored, thinned
+from .fitting import EXACT
 from .head import Head
 from .metrics import Metrics, measure
 from .split import PARTS, VALIDATION, Split
@@ -24,6 +25,7 @@ from .train import TrainOptions, fit_head
 FOLDS = 4
 LEAST_GENERATORS = 3
 FITTED_ON = 20_000  # rows a fold's head learns from, at most
+FITTED_ON_STREAMED = 100_000  # the same where the machine is one for many rows, whose time grows no faster than they do
 JUDGED = 8_000  # rows to calibrate with, at most
 
 
@@ -180,7 +182,7 @@ def calibrate(
         pieces = []
         for fold in range(int(folds.max()) + 1):
             tell(f"calibration, without generators {fold + 1} of {int(folds.max()) + 1}")
-            pieces.append(_left_out(snapshot, head.split, folds, fold, options, rules))
+            pieces.append(_left_out(snapshot, head.split, parts, folds, fold, options, rules))
         told = {name: np.concatenate([getattr(s, name) for s in pieces]) for name in Signals.__dataclass_fields__}
         signals = Signals(**told)
         calibration = signals.calibrated("generators", options.seed)
@@ -215,19 +217,23 @@ def generator_folds(snapshot: Snapshot, parts: npt.NDArray[np.int8], seed: int) 
 def _left_out(
     snapshot: Snapshot,
     split: Split,
+    parts: npt.NDArray[np.int8],
     folds: npt.NDArray[np.int64],
     fold: int,
     options: TrainOptions,
     rules: Rules,
 ) -> Signals:
     """The signals of one fold's rows by a head and a bank made of the others."""
-    labels, parts = snapshot.column("labels"), split.of(snapshot.column("keys"))
+    labels = snapshot.column("labels")
     inside = (folds >= 0) & (folds != fold)
     bank = Bank.of(snapshot, rules, where=inside & (parts == PARTS["train"]))
     learning = np.flatnonzero(inside & (parts == PARTS["train"]))
-    learning = thinned(learning, labels[learning], FITTED_ON, options.seed)
+    rows = split.counts["train"]
+    learning = thinned(learning, labels[learning], FITTED_ON if rows <= EXACT else FITTED_ON_STREAMED, options.seed)
     choosing = _some(labels, inside & (parts == VALIDATION), options.seed)
-    head, _ = fit_head(snapshot, split, Examples.read(snapshot, learning), Examples.read(snapshot, choosing), options)
+    # A machine of the other kind would speak on another scale than the head whose verdicts are calibrated.
+    held = Stored(snapshot, learning), Stored(snapshot, choosing)
+    head, _ = fit_head(snapshot, split, *held, options, stands_for=rows)
     judged = _some(labels, folds == fold, options.seed, JUDGED // int(folds.max() + 1))
     return Signals.read(head, bank, judged, fold)
 

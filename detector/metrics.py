@@ -22,7 +22,7 @@ class Confusion:
     """Counts at one threshold; fake is the positive class.
 
     >>> Confusion(tn=3686, fp=315, fn=337, tp=3663).accuracy
-    0.9185101862267217
+    0.9185101862267216
     """
 
     tn: int

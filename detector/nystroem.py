@@ -8,11 +8,12 @@ Rows are read again for every step, a block at a time: what is in memory does no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import Ints, Vectors
+from ..store.block import FAKE, REAL, Ints, Vectors
 from ..store.errors import NotEnoughRows
 from .svm import Svm, kernel
 
@@ -22,6 +23,7 @@ LANDMARKS = 1000
 ROWS_AT_ONCE = 8192  # whose features are in memory
 STEPS = 20  # of Newton's method at most; five to eight are usual
 CLOSE = 1e-4  # relative change of the weights at which it stops
+FIRST = 20_000  # rows, drawn at random, whose machine is where the steps over all rows start from
 FAINT = 1e-6  # of the largest eigenvalue: directions below it are rounding errors
 
 
@@ -33,38 +35,41 @@ def fit_nystroem(blocks: Blocks, *, gamma: float, c: float = 1.0, landmarks: int
     blocks : gives all rows, several times
     gamma : of the kernel exp(-gamma |x - y|²)
     c : the price of a row on the wrong side
-    landmarks : as many of each class, drawn from the rows
+    landmarks : half of each class, drawn from the rows
 
     Raises
     ------
     NotEnoughRows
         The rows are of one class.
     """
-    chosen = _landmarks(blocks, landmarks, seed)
+    chosen, sample, rows = _drawn(blocks, landmarks, seed)
     values, directions = np.linalg.eigh(kernel(chosen, chosen, gamma))
     kept = values > FAINT * values[-1]
     whitened = (directions[:, kept] / np.sqrt(values[kept])).astype(np.float32)  # (landmarks, m)
 
-    def features() -> Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+    def features(some: Blocks = blocks) -> Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
         """(n, m + 1) features, the last one constant, and signs."""
-        for vectors, labels in blocks():
+        for vectors, labels in some():
             for start in range(0, len(labels), ROWS_AT_ONCE):
                 here = slice(start, start + ROWS_AT_ONCE)
                 phi = kernel(vectors[here], chosen, gamma, np.float32) @ whitened
                 yield np.pad(phi, ((0, 0), (0, 1)), constant_values=1.0), 2 * labels[here].astype(np.float32) - 1
 
-    weights = _newton(features, whitened.shape[1] + 1, c)
+    weights = np.zeros(whitened.shape[1] + 1)
+    if rows > 2 * FIRST:  # a step over a sample costs next to nothing, one over all rows reads them all
+        weights = _newton(lambda: features(lambda: [sample]), weights, c * rows / len(sample[1]))
+    weights = _newton(features, weights, c)
     return Svm(chosen, whitened.astype(np.float64) @ weights[:-1], float(weights[-1]), gamma)
 
 
 Features = Callable[[], Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]]
 
 
-def _newton(features: Features, dim: int, c: float) -> npt.NDArray[np.float64]:
-    """(dim,) minimiser of |w|²/2 + c Σ max(0, 1 - sign · w·phi)², the last weight being free."""
+def _newton(features: Features, weights: npt.NDArray[np.float64], c: float) -> npt.NDArray[np.float64]:
+    """(dim,) minimiser of |w|²/2 + c Σ max(0, 1 - sign · w·phi)², the last weight being free, from some weights on."""
+    dim = len(weights)
     free = np.ones(dim)
     free[-1] = 1e-8  # the constant's weight is the intercept, which costs nothing
-    weights: npt.NDArray[np.float64] = np.zeros(dim)
     best = weights
     least = np.inf
     for _ in range(STEPS):
@@ -86,17 +91,46 @@ def _newton(features: Features, dim: int, c: float) -> npt.NDArray[np.float64]:
     return best
 
 
-def _landmarks(blocks: Blocks, wanted: int, seed: int) -> npt.NDArray[np.float32]:
-    """(wanted, dim) rows, half of each class, every row of a class as likely as another (reservoir sampling)."""
+def _drawn(
+    blocks: Blocks, landmarks: int, seed: int
+) -> tuple[npt.NDArray[np.float32], tuple[npt.NDArray[np.float32], npt.NDArray[Any]], int]:
+    """Landmarks, half of each class; some rows with their labels; how many rows there are in all.
+
+    Each row draws a lot, and the lowest are kept: every row is as likely as another, however rows are cut into blocks.
+    """
     rng = np.random.default_rng([seed, 6])
-    kept: list[list[tuple[float, npt.NDArray[np.float32]]]] = [[], []]
+    real, fake, sample = (_Lowest(most) for most in (landmarks // 2, landmarks // 2, FIRST))
+    rows = 0
     for vectors, labels in blocks():
+        rows += len(labels)
         lots = rng.random(len(labels))
-        for label in (0, 1):
-            rows = np.flatnonzero(labels == label)
-            rows = rows[np.argsort(lots[rows])][: wanted // 2]
-            both = [*kept[label], *((float(lots[i]), np.array(vectors[i], np.float32)) for i in rows)]
-            kept[label] = sorted(both, key=lambda one: one[0])[: wanted // 2]
-    if not (kept[0] and kept[1]):
+        for label, kept in ((REAL, real), (FAKE, fake)):
+            kept.add(lots, vectors, labels, np.flatnonzero(labels == label))
+        sample.add(lots, vectors, labels, np.arange(len(labels)))
+    if not (len(real.lots) and len(fake.lots)):
         raise NotEnoughRows("the rows to train on are of one class; index real and fake images")
-    return np.stack([vector for one in kept for _, vector in one])
+    return np.concatenate([real.vectors, fake.vectors]), (sample.vectors, sample.labels), rows
+
+
+class _Lowest:
+    """The rows with the lowest lots so far, lowest first."""
+
+    def __init__(self, most: int) -> None:
+        self.most = most
+        self.lots = np.zeros(0)
+        self.vectors = np.zeros((0, 0), np.float32)
+        self.labels: npt.NDArray[Any] = np.zeros(0, np.int8)
+
+    def add(self, lots: npt.NDArray[np.float64], vectors: Vectors, labels: Ints, rows: npt.NDArray[np.int64]) -> None:
+        """Some of a block's rows."""
+        if len(self.lots) == self.most:
+            rows = rows[lots[rows] < self.lots[-1]]
+        if not len(rows):
+            return
+        rows = rows[np.argsort(lots[rows])][: self.most]
+        both = np.concatenate([self.lots, lots[rows]])
+        order = np.argsort(both)[: self.most]
+        found = np.asarray(vectors[rows], np.float32)
+        self.vectors = np.concatenate([self.vectors, found])[order] if len(self.lots) else found
+        self.labels = np.concatenate([self.labels, labels[rows]])[order]
+        self.lots = both[order]

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, REAL, Ints, Names
+from ..store.block import FAKE, REAL, Ints, Names, distinct
 from ..store.errors import NotEnoughRows
 from ..store.shard import hash_keys
 
@@ -187,7 +187,7 @@ def choose(
     """
     wanted = (labels == REAL) | (labels == FAKE)
     if only:
-        stored = set(np.unique(sources).tolist())
+        stored = set(distinct(sources)[0].tolist())
         missing = [name for name in only if name not in stored]
         if missing:
             raise NotEnoughRows(

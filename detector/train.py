@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..store.block import Ints, Names, Vectors
 from ..store.search import Positions
 from ..store.snapshot import Snapshot
-from .baselines import BASELINES, Baseline, judged
-from .category import Vocabulary
-from .examples import Examples, thinned
-from .fitting import fit_svm
+from .baselines import BASELINES, Baseline, judged, linear_probe
+from .category import MODES, Mode, Vocabulary
+from .examples import Examples, Labelled, Stored, thinned
+from .fitting import fit_stream
 from .head import Head
 from .metrics import Comparison, Metrics, best_threshold, mcnemar, measure
-from .projection import FUSIONS, KINDS
+from .projection import FUSIONS, KINDS, Projected
 from .split import PARTS, RECIPES, Split, choose
-from .triplet import Epoch, TripletOptions, fit_projection, require_known
+from .triplet import Epoch, Texts, TripletOptions, fit_projection, projected_pieces, require_known
 
 ROWS_AT_ONCE = 16_384  # scored in one go
+LEARNED = 100_000  # rows a baseline learns from, at most; the linear probe ends with all
+CHOSEN = 10_000  # validation rows that choose a baseline's strength and threshold, at most
+COMPARED = 20_000  # test rows a baseline is measured on, at most; the head is measured on all
 WORDS = {
     "majority": "the majority class",
     "category_only": "the category alone",
@@ -72,6 +77,7 @@ class Trained:
     log: list[Epoch]
     against_probe: Comparison | None  # McNemar on the same test rows; None without a linear probe
     best: str = ""  # the baseline with the highest validation AUC
+    categories: dict[Mode, Metrics] = field(default_factory=dict)  # on text: test, by where a category comes from
 
     @property
     def sentences(self) -> list[str]:
@@ -91,6 +97,7 @@ class Trained:
     def as_json(self) -> dict[str, Any]:
         return {
             "head": {name: metrics.as_json() for name, metrics in self.metrics.items()},
+            "categories": {mode: metrics.as_json() for mode, metrics in self.categories.items()},
             "baselines": {name: baseline.as_json() for name, baseline in self.baselines.items()},
             "against_linear_probe": self.against_probe.as_json() if self.against_probe else None,
             "best_baseline": self.best or None,
@@ -109,6 +116,10 @@ Progress = Callable[[str], None]
 def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: Progress | None = None) -> Trained:
     """Split, fit the projection and its classifier, measure both and the baselines. Reads the store only.
 
+    Projection and classifier learn from all training rows, and are measured on all rows, whose vectors are read a piece
+    at a time. Baselines hold theirs in memory: they learn from `LEARNED` rows at most and are compared on `COMPARED`;
+    the linear probe goes on to all, as sums suffice for it.
+
     Parameters
     ----------
     progress : told what is being done, in a few words
@@ -123,45 +134,64 @@ def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: 
     tell = progress or (lambda what: None)
     split, parts = make_split(snapshot, options)
     labels = snapshot.column("labels")
-    learned = thinned(parts["train"], labels[parts["train"]], 200_000, options.seed)
-    examples = {"train": Examples.read(snapshot, learned)}
-    examples |= {name: Examples.read(snapshot, parts[name]) for name in ("validation", "test")}
-    head, log = fit_head(snapshot, split, examples["train"], examples["validation"], options, tell)
+    learning, choosing = (Stored(snapshot, parts[name]) for name in ("train", "validation"))
+    head, log = fit_head(snapshot, split, learning, choosing, options, tell)
     tell("scores")
     scores = {name: score_rows(head, snapshot, positions) for name, positions in parts.items()}
     threshold = best_threshold(labels[parts["validation"]], scores["validation"])[0]
     metrics = {name: measure(labels[parts[name]], scores[name], chosen=threshold) for name in parts}
     head = replace(head, threshold=threshold, metrics={name: m.as_json() for name, m in metrics.items()})
+    categories: dict[Mode, Metrics] = {}
+    for mode in MODES if head.vocabulary is not None else ():
+        tell(f"scores with the category {mode}")
+        found = scores["test"] if mode == "zero-shot" else score_rows(head, snapshot, parts["test"], mode)
+        categories[mode] = measure(labels[parts["test"]], found, chosen=threshold)
 
-    baselines = {}
+    baselines, against_probe = {}, None
+    if options.baselines:
+        tell("rows for the baselines")
+        most = {"train": LEARNED, "validation": CHOSEN, "test": COMPARED}
+        some = {name: thinned(parts[name], labels[parts[name]], most[name], options.seed) for name in parts}
+        examples = {name: Examples.read(snapshot, positions) for name, positions in some.items()}
+        note = ""
+        if len(some["test"]) < len(parts["test"]):
+            note = f"measured on {len(some['test']):,} of {len(parts['test']):,} test rows, drawn at random"
     for name in options.baselines:
         tell(in_words(name))
-        scorer = BASELINES[name](examples["train"], examples["validation"], options.seed)
-        baselines[name] = judged(scorer, examples["validation"], examples["test"], len(examples["train"]))
+        known = examples["train"], examples["validation"], options.seed
+        streamed = name == "linear_probe" and len(examples["train"]) < len(learning)
+        scorer = linear_probe(*known, learning) if streamed else BASELINES[name](*known)
+        fitted_on = len(learning) if streamed else len(examples["train"])
+        baselines[name] = judged(scorer, examples["validation"], examples["test"], fitted_on, note)
     best = max(baselines, key=lambda name: baselines[name].metrics["validation"].auc or 0.0, default="")
-    test = examples["test"].labels
-    right = (scores["test"] > 0) == test
-    against_probe = None
     if "linear_probe" in baselines:
-        against_probe = mcnemar(right, (baselines["linear_probe"].test_scores > 0) == test)
-    return Trained(head, metrics, baselines, log, against_probe, best)
+        test = examples["test"].labels
+        heads = scores["test"][np.searchsorted(parts["test"], some["test"])]
+        against_probe = mcnemar((heads > 0) == test, (baselines["linear_probe"].test_scores > 0) == test)
+    return Trained(head, metrics, baselines, log, against_probe, best, categories)
 
 
 def fit_head(
     snapshot: Snapshot,
     split: Split,
-    learning: Examples,
-    choosing: Examples,
+    learning: Labelled,
+    choosing: Labelled,
     options: TrainOptions,
     progress: Progress | None = None,
+    *,
+    stands_for: int = 0,
 ) -> tuple[Head, list[Epoch]]:
-    """A head from the rows it learns from and those that choose when to stop; its split is only noted down."""
+    """A head from the rows it learns from and those that choose when to stop; its split is only noted down.
+
+    Parameters
+    ----------
+    stands_for : rows of the head whose place it takes, so that its machine is of the same kind; 0 for its own
+    """
     tell = progress or (lambda what: None)
     vocabulary = Vocabulary.of(snapshot.texts) if options.kind in FUSIONS else None
-    texts = None
+    texts: Texts | None = None
     if vocabulary is not None:
-        beside = [vocabulary.beside(e.vectors, "given", e.categories) for e in (learning, choosing)]
-        texts = (beside[0], beside[1])
+        texts = partial(_given, vocabulary)
     projection, log = fit_projection(
         options.kind,
         learning,
@@ -172,7 +202,12 @@ def fit_head(
         told=lambda e: tell(f"triplets, epoch {e.epoch}: loss {e.loss:.4f}, validation {e.validation_loss:.4f}"),
     )
     tell("support vector machine")
-    classifier = fit_svm(projection(learning.vectors, texts[0] if texts else None), learning.labels, c=options.c)
+
+    def projected() -> Iterator[tuple[Projected, Ints]]:
+        for here, points in projected_pieces(projection, learning, texts):
+            yield points, learning.labels[here]
+
+    classifier = fit_stream(projected, stands_for or len(learning), c=options.c, seed=options.seed)
     head = Head(
         snapshot.space,
         snapshot.number,
@@ -183,6 +218,10 @@ def fit_head(
         options=options.as_json(),
     )
     return head, log
+
+
+def _given(vocabulary: Vocabulary, vectors: Vectors, categories: Names) -> Vectors:
+    return vocabulary.beside(vectors, "given", categories)
 
 
 def make_split(snapshot: Snapshot, options: TrainOptions) -> tuple[Split, dict[str, Positions]]:
@@ -212,10 +251,17 @@ def same_bytes(digests: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
     return groups
 
 
-def score_rows(head: Head, snapshot: Snapshot, positions: Positions) -> npt.NDArray[np.float64]:
+def score_rows(
+    head: Head, snapshot: Snapshot, positions: Positions, mode: Mode = "zero-shot"
+) -> npt.NDArray[np.float64]:
     """(n,) the head's scores of rows of a snapshot, read a piece at a time."""
-    pieces = (positions[start : start + ROWS_AT_ONCE] for start in range(0, len(positions), ROWS_AT_ONCE))
-    return np.concatenate([np.zeros(0), *(head.score(snapshot.vectors(piece)) for piece in pieces)])
+    categories = snapshot.column("categories") if mode == "given" else None
+    found = [np.zeros(0)]
+    for start in range(0, len(positions), ROWS_AT_ONCE):
+        piece = positions[start : start + ROWS_AT_ONCE]
+        given = None if categories is None else categories[piece]
+        found.append(head.score(snapshot.vectors(piece), mode=mode, categories=given))
+    return np.concatenate(found)
 
 
 def in_words(baseline: str) -> str:

@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, REAL, Ints, Vectors, distinct
+from ..store.block import FAKE, REAL, Ints, Names, Vectors, distinct
 from ..store.errors import HeadError
-from .examples import Examples
-from .projection import Projection, effective_rank, forward
+from .examples import Labelled, pieces
+from .projection import Projected, Projection, effective_rank, forward
 
 Anchor = Literal["real", "fake", "both"]
 Match = Literal["none", "category", "source"]
 Mining = Literal["random", "semihard", "batch-hard"]
 ANCHORS = {"real": (REAL,), "fake": (FAKE,), "both": (REAL, FAKE)}
 
+READ_AHEAD = 32  # batches whose rows are read in one go: gathered from many shards, few rows cost as much as many
 COLLAPSED = 1e-3  # mean distance on the unit sphere below which all rows are one point
 
 
@@ -80,7 +81,10 @@ class Epoch:
         return asdict(self)
 
 
-def match_numbers(examples: Examples, match: Match) -> npt.NDArray[np.int64]:
+Texts = Callable[[Vectors, Names], Vectors]  # (n, dim) the text vectors beside (n, dim) vectors of (n,) categories
+
+
+def match_numbers(examples: Labelled, match: Match) -> npt.NDArray[np.int64]:
     """(rows,) numbers that are equal where rows may stand in one triplet."""
     if match == "none":
         return np.zeros(len(examples), np.int64)
@@ -152,20 +156,23 @@ def distances(projected: Vectors, triplets: Triplets) -> tuple[npt.NDArray[Any],
 
 def fit_projection(
     kind: str,
-    train: Examples,
-    validation: Examples,
+    train: Labelled,
+    validation: Labelled,
     options: TripletOptions = TripletOptions(),
     *,
-    texts: tuple[Vectors, Vectors] | None = None,
+    texts: Texts | None = None,
     seed: int = 0,
     told: Callable[[Epoch], None] | None = None,
 ) -> tuple[Projection, list[Epoch]]:
     """Train until the loss over fixed validation triplets no longer falls; the best weights are given back.
 
+    Triplets are drawn from all rows. Of the vectors, those of a few batches are in memory; of the validation rows, what
+    they are projected to.
+
     Parameters
     ----------
     kind : a kind of projection, see `projection.KINDS`
-    texts : for a fusion, the text vectors (rows, dim) of the training and of the validation rows
+    texts : for a fusion, where text vectors come from
     told : called after every epoch
 
     Raises
@@ -191,8 +198,7 @@ def fit_projection(
             f"a mate and an opposite with the same {options.match}; match by something that real and fake rows share, "
             f"or use --match none"
         )
-    beside, validation_beside = texts or (None, None)
-    best = Projection.draw(kind, train.vectors, dim=options.dim, seed=seed)
+    best = Projection.draw(kind, _mean(train)[None], dim=options.dim, seed=seed)
     weights = {name: torch.from_numpy(w.copy()).requires_grad_() for name, w in best.weights.items()}
     adam = torch.optim.Adam(list(weights.values()), lr=options.learning_rate)
     log: list[Epoch] = []
@@ -200,10 +206,8 @@ def fit_projection(
     for number in range(1, options.epochs + 1):
         seen = []
         triplets = draw(train.labels, match, options.anchor, rng)
-        for start in range(0, len(triplets), options.batch):
-            batch = triplets.take(slice(start, start + options.batch))
-            rows = np.concatenate([batch.anchor, batch.positive, batch.negative])
-            z = forward(kind, weights, _tensor(train.vectors, rows), _tensor(beside, rows))
+        for rows, x, t in _batches(train, triplets, options.batch, texts):
+            z = forward(kind, weights, torch.from_numpy(x), None if t is None else torch.from_numpy(t))
             if options.mining == "random":
                 a, p, n = z.chunk(3)
             else:
@@ -218,7 +222,7 @@ def fit_projection(
             adam.step()
             seen.append(torch.stack([loss, ap, an]).detach().numpy())
         now = Projection(kind, {name: w.detach().numpy().copy() for name, w in weights.items()})
-        projected = now(validation.vectors, validation_beside)
+        projected = project(now, validation, texts)
         epoch = _epoch(number, np.concatenate(seen, axis=1), projected, fixed, options.margin)
         log.append(epoch)
         if told:
@@ -229,7 +233,7 @@ def fit_projection(
             waited += 1
         if waited >= options.patience or not np.isfinite(epoch.validation_loss):
             break
-    reject_collapsed(best(validation.vectors, validation_beside), fixed)
+    reject_collapsed(project(best, validation, texts), fixed)
     return best, log
 
 
@@ -244,10 +248,38 @@ def reject_collapsed(projected: Vectors, triplets: Triplets) -> None:
         )
 
 
-def _tensor(vectors: Vectors | None, rows: npt.NDArray[np.int64]) -> Any:
-    import torch
+def projected_pieces(projection: Projection, rows: Labelled, texts: Texts | None) -> Iterator[tuple[slice, Projected]]:
+    """What all rows are projected to, a piece at a time, with which rows a piece is."""
+    for here, vectors in pieces(rows):
+        yield here, projection(vectors, texts(vectors, rows.categories[here]) if texts else None)
 
-    return None if vectors is None else torch.from_numpy(np.asarray(vectors[rows], np.float32))
+
+def project(projection: Projection, rows: Labelled, texts: Texts | None) -> Projected:
+    """(rows, 128) what all rows are projected to."""
+    result = np.empty((len(rows), projection.dim), np.float32)
+    for here, projected in projected_pieces(projection, rows, texts):
+        result[here] = projected
+    return result
+
+
+def _batches(
+    train: Labelled, triplets: Triplets, size: int, texts: Texts | None
+) -> Iterator[tuple[npt.NDArray[np.int64], Vectors, Vectors | None]]:
+    """(3b,) rows of b triplets, anchors, positives, negatives, with their vectors and texts."""
+    for first in range(0, len(triplets), size * READ_AHEAD):
+        some = triplets.take(slice(first, first + size * READ_AHEAD))
+        rows = np.concatenate([some.anchor, some.positive, some.negative])
+        vectors = np.asarray(train.vectors_of(rows), np.float32)
+        beside = np.asarray(texts(vectors, train.categories[rows]), np.float32) if texts else None
+        places = np.arange(len(rows)).reshape(3, -1)
+        for start in range(0, len(some), size):
+            here = places[:, start : start + size].reshape(-1)
+            yield rows[here], vectors[here], None if beside is None else beside[here]
+
+
+def _mean(rows: Labelled) -> npt.NDArray[np.float32]:
+    """(dim,) of all rows' vectors."""
+    return np.asarray(sum(v.sum(0, dtype=np.float64) for _, v in pieces(rows)) / len(rows), np.float32)
 
 
 def _epoch(

@@ -72,6 +72,11 @@ def degraded(pixels: Pixels) -> Sequence[Pixels]:
     return [np.asarray(Pillow.open(packed).convert("RGB")), np.asarray(half)]
 
 
+def degraded_by_name(pixels: Pixels) -> dict[str, Pixels]:
+    """What was done to an image -> the copy."""
+    return dict(zip(AFTER, degraded(pixels), strict=True))
+
+
 def _entries(images: Iterable[str]) -> Iterator[Entry]:
     for image in images:
         if image == "-":

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import copy
-import ctypes
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from pathlib import Path
 from typing import Any, Protocol, cast
 
 import numpy as np
@@ -28,8 +24,6 @@ Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 CPU_IMAGES = (
     8  # that a CPU sees at once: more bring no speed, and their layers are too large for the allocator to reuse
 )
-OPENVINO = "openvino"  # as a --device
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 UNTRAINED = "untrained:"  # "untrained:SEED:NAME" is NAME's architecture with random weights
 
 
@@ -75,7 +69,7 @@ class PlainEncoder:
 
 
 class TransformerEncoder:
-    """A model of `transformers` with its preprocessing. Make it with `load_encoder`."""
+    """A model of `transformers` with its preprocessing. Make it with `clipfake.indexer.load.load_encoder`."""
 
     def __init__(
         self, name: str, model: Any, preprocess: Preprocess, tokenizer: Any, device: torch.device, dtype: torch.dtype
@@ -196,75 +190,6 @@ def fingerprint_of(model: Any, preprocess: Preprocess) -> str:
     return digest.hexdigest()
 
 
-def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") -> Encoder:
-    """An encoder by hub id or local directory; "untrained:0:NAME" for NAME with random weights of seed 0.
-
-    Parameters
-    ----------
-    device : "auto", "cuda", "cuda:1", "mps", "cpu", several ("cuda:0,cuda:1", "all" GPUs) or "openvino"
-        OpenVINO runs the image tower on the CPU, faster than torch; it needs the extra `cpu`.
-    precision : "auto" (float32 on a CPU, bf16 or fp16 on a GPU), "float32", "bf16" or "fp16"
-
-    Raises
-    ------
-    EncoderError
-        It is not there (and cannot be fetched), or is no vision model.
-    MissingExtra
-        OpenVINO is asked for and not installed.
-    """
-    if name == "plain":
-        return PlainEncoder()
-    first, *others = [choose_device(told) for told in device_names(device)]
-    if first.type == "cpu":
-        keep_memory()
-    place, seed = name, None
-    if name.startswith(UNTRAINED):
-        told, _, place = name.removeprefix(UNTRAINED).partition(":")
-        seed = int(told)
-    local = Path(place).is_dir()
-    if local:
-        place = str(Path(place).resolve())
-    try:
-        model, preprocess, tokenizer = _load(place, seed, local)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise EncoderError(
-            f"the encoder {name} cannot be loaded: {reason}. Name a directory that holds config.json, weights and "
-            f"preprocessor_config.json, or a hub id while online (or already in the Hugging Face cache)"
-        ) from e
-    full = place if seed is None else f"{UNTRAINED}{seed}:{place}"
-    if device == OPENVINO:
-        from .openvino import OpenVinoEncoder
-
-        return OpenVinoEncoder(TransformerEncoder(full, model, preprocess, tokenizer, first, torch.float32), precision)
-    encoder = TransformerEncoder(full, model, preprocess, tokenizer, first, choose_dtype(precision, first))
-    return Replicas([encoder, *(encoder.on(other) for other in others)]) if others else encoder
-
-
-def keep_memory() -> None:
-    """Have glibc keep what is freed: giving each layer's memory back and taking it anew can cost more than the layer.
-
-    Elsewhere than on glibc nothing is changed.
-    """
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL(None)
-        libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
-        libc.mallopt(M_TRIM_THRESHOLD, 256 * 2**20)
-
-
-def device_names(told: str) -> list[str]:
-    """The devices of a --device.
-
-    >>> device_names("cuda:0,cuda:1"), device_names("openvino")
-    (['cuda:0', 'cuda:1'], ['cpu'])
-    """
-    if told == OPENVINO:
-        return ["cpu"]
-    if told == "all":
-        return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["auto"]
-    return [name.strip() for name in told.split(",")]
-
-
 def choose_device(told: str) -> torch.device:
     if told != "auto":
         try:
@@ -287,23 +212,3 @@ def choose_dtype(precision: str, device: torch.device) -> torch.dtype:
     if device.type == "cpu":
         return torch.float32
     return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float16
-
-
-def _load(place: str, seed: int | None, local: bool) -> tuple[Any, Preprocess, Any]:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    only = {"local_files_only": True} if local else {}
-    config = transformers.AutoConfig.from_pretrained(place, **only)
-    told, _ = transformers.CLIPImageProcessor.get_image_processor_dict(place, **only)
-    if seed is None:
-        model = transformers.AutoModel.from_pretrained(place, dtype=torch.float32, **only)
-    else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = transformers.AutoModel.from_config(config, dtype=torch.float32)
-    two_towers = hasattr(model, "get_text_features")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place, **only) if two_towers else None
-    return model, Preprocess.from_config(told), tokenizer

@@ -20,10 +20,11 @@ import numpy.typing as npt
 from ..store.errors import MissingExtra, SourceError
 from ..store.shard import write_shard
 from ..store.store import Appended, Store, Writer
-from .encoder import Encoder, load_encoder
+from .encoder import Encoder
 from .entry import Entry
 from .incoming import FOLDER, block_at, joined, take_in, take_in_one
 from .index import block_of, default_batch_size, texts_of
+from .load import load_encoder
 from .pipeline import Encoded, Pipeline, batched
 from .report import IndexReport
 from .run import Folders, IndexOptions, Progress, Run

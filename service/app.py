@@ -35,6 +35,7 @@ def app(
     token: str = "",
     public: bool = False,
     notice: str = "",
+    degraded: Callable[[Pixels], dict[str, Pixels]] | None = None,
 ) -> FastAPI:
     """The service over one store.
 
@@ -47,6 +48,7 @@ def app(
         Others than this machine may reach it: then everything but the page and its health takes the token, and any
         host name is answered to.
     notice : a sentence to be shown with every verdict
+    degraded : pixels to what was done -> degraded copies, for those who ask whether a verdict is steady
 
     Raises
     ------
@@ -56,7 +58,9 @@ def app(
     if public and not token:
         raise ValueError("a public service needs a token")
     metrics = Metrics()
-    desk = Desk(store, Eyes(encoder, decode, thumbnail), head=head, rules=rules, limits=limits, metrics=metrics)
+    desk = Desk(
+        store, Eyes(encoder, decode, thumbnail, degraded), head=head, rules=rules, limits=limits, metrics=metrics
+    )
 
     @asynccontextmanager
     async def lifespan(made: FastAPI) -> AsyncIterator[None]:

@@ -8,7 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from ..detector.detector import Detector, Question
 from ..detector.evidence import Rules
-from ..detector.head import head_folder
+from ..detector.head import columns_of, head_folder
 from ..detector.verdict import Refusal, Verdict
 from ..store.errors import HeadError, NotEnoughRows, SpaceMismatch
 from ..store.info import info
+from ..store.joined import space_of
 from ..store.manifest import numbers
 from ..store.snapshot import Snapshot
 from ..store.store import Store
@@ -35,6 +36,7 @@ from .uploads import Upload
 
 R = TypeVar("R")
 Version = tuple[int, int]  # number of the snapshot, and when the head or its calibration was written
+VIEWS = 3  # vectors of an image that is asked about with its two degraded copies
 LOG = logging.getLogger("clipfake.service")
 
 
@@ -45,6 +47,7 @@ class Seen:
     name: str
     picture: Picture
     vector: Vector  # (dim,)
+    views: dict[str, Vector] = field(default_factory=dict)  # of degraded copies, if asked for
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,8 @@ class Desk:
     """Takes images in, has them encoded in batches, and judges them."""
 
     def __init__(self, store: Store, eyes: Eyes, *, head: str, rules: Rules, limits: Limits, metrics: Metrics) -> None:
-        eyes.encoder.space.require(store.snapshot().space, f"the store {store.folder}")
+        asked = space_of(store.snapshot(), columns_of(head_folder(store.folder, head)))
+        eyes.encoder.space.require(asked, f"the store {store.folder}")
         self.store, self.eyes, self.limits, self.metrics = store, eyes, limits, metrics
         self._head, self.rules = head, rules
         self._loaded: Loaded | None = None
@@ -124,15 +128,24 @@ class Desk:
         """Call a function that takes its time, beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    async def see(self, uploads: Sequence[Upload], *, thumbnails: bool = False) -> list[Seen | Refused]:
-        """A vector for each image, or why there is none; raises Problem (busy) if there is no room for all of them."""
-        with self.batcher.places(len(uploads)):
-            return list(await asyncio.gather(*(self._see(upload, thumbnails) for upload in uploads)))
+    async def see(
+        self, uploads: Sequence[Upload], *, thumbnails: bool = False, views: bool = False
+    ) -> list[Seen | Refused]:
+        """A vector for each image, or why there is none; raises Problem (busy) if there is no room for all of them.
 
-    async def _see(self, upload: Upload, thumbnail: bool) -> Seen | Refused:
+        With `views`, one for each of its degraded copies too.
+        """
+        if views and self.eyes.degraded is None:
+            raise Problem("invalid", "this service makes no degraded copies; ask without `steady`")
+        with self.batcher.places(len(uploads) * (VIEWS if views else 1)):
+            return list(await asyncio.gather(*(self._see(upload, thumbnails, views) for upload in uploads)))
+
+    async def _see(self, upload: Upload, thumbnail: bool, views: bool) -> Seen | Refused:
         try:
-            picture = await self.run(self._open, upload.content, thumbnail)
-            return Seen(upload.name, picture, await self.batcher.vector(picture.pixels))
+            picture = await self.run(self._open, upload.content, thumbnail, views)
+            all_of_them = [picture.pixels, *picture.views.values()]
+            vector, *copies = await asyncio.gather(*(self.batcher.vector(pixels) for pixels in all_of_them))
+            return Seen(upload.name, picture, vector, dict(zip(picture.views, copies, strict=True)))
         except Exception as e:
             problem = problem_of(e)
             if problem.status == 500:
@@ -140,9 +153,9 @@ class Desk:
             self.metrics.problems.labels(problem.kind).inc()
             return Refused(upload.name, problem)
 
-    def _open(self, content: bytes, thumbnail: bool) -> Picture:
+    def _open(self, content: bytes, thumbnail: bool, views: bool) -> Picture:
         with self.metrics.stage("decode"):
-            return self.eyes.open(content, self.limits, thumbnail=thumbnail)
+            return self.eyes.open(content, self.limits, thumbnail=thumbnail, views=views)
 
     def judge(self, seen: Sequence[Seen], question: Question, *, places: bool) -> tuple[list[Verdict], int, Any]:
         """Verdicts, the number of the snapshot that gave them, and where the images lie on the map (or None).
@@ -154,6 +167,9 @@ class Desk:
             vectors = np.stack([one.vector for one in seen])
             digests = np.frombuffer(b"".join(one.picture.digest for one in seen), "V16")
             verdicts = loaded.detector.judge([one.name for one in seen], vectors, digests, question)
+            for i, one in enumerate(seen):
+                if one.views:
+                    verdicts[i] = loaded.detector.steady(verdicts[i], one.views, one.picture.digest, question)
             where = loaded.map.place(loaded.detector, vectors) if places else None
         for verdict in verdicts:
             self.metrics.verdicts.labels(verdict.verdict).inc()

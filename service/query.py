@@ -25,6 +25,7 @@ class Asked(BaseModel):
     prior: float = Field(0.5, ge=0.0001, le=0.9999, description="Share of fakes you expect.")
     error: float = Field(0.05, ge=0.0001, le=0.5, description="Rate of wrong answers you accept; else unsure.")
     changes: bool = Field(True, description="Also say what would change the verdict.")
+    steady: bool = Field(False, description="Unsure if a JPEG of quality 60 or half the size changes the verdict.")
     on_map: bool = Field(False, alias="map", description="Also say where the images lie on /v1/map.")
 
     @property
@@ -48,7 +49,7 @@ async def query(request: Request, at: At, how: Annotated[Asked, Query()]) -> Any
     with at.metrics.stage("read"):
         asked = await uploads(request, at.limits)
     await at.run(lambda: at.loaded().detector)  # a store that cannot answer says so before any work is done
-    seen = await at.see(asked)
+    seen = await at.see(asked, views=how.steady)
     good = usable(seen)
     verdicts, number, where = await at.run(lambda: at.judge(good, how.question, places=how.on_map))
     told = iter(zip(verdicts, where.tolist() if where is not None else [None] * len(verdicts), strict=True))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -61,9 +61,12 @@ class Eyes:
     encoder: Encoder
     decode: Callable[[bytes], Image]  # raises ImageError
     thumbnail: Callable[[Pixels], bytes]  # a small JPEG
+    degraded: Callable[[Pixels], dict[str, Pixels]] | None = (
+        None  # what was done -> the picture as it would be handed on
+    )
 
-    def open(self, content: bytes, limits: Limits, *, thumbnail: bool = False) -> Picture:
-        """Decode one file within the limits; raises ImageError or Problem (too-large)."""
+    def open(self, content: bytes, limits: Limits, *, thumbnail: bool = False, views: bool = False) -> Picture:
+        """Decode one file within the limits, with its degraded copies if asked; raises ImageError or Problem."""
         if len(content) > limits.image_bytes:
             said = f"{len(content):,} bytes are more than the {limits.image_bytes:,} allowed for an image"
             raise Problem("too-large", f"{said}; send a smaller file")
@@ -78,9 +81,19 @@ class Eyes:
         if height * width > limits.pixels:  # a format that only the decoder can read the size of
             raise too_many_pixels(width, height, limits.pixels)
         small = self.thumbnail(image.pixels) if thumbnail else b""
-        shrink = getattr(self.encoder, "shrink", None)
-        pixels = shrink(image.pixels) if shrink else image.pixels
-        return Picture(pixels, width, height, image.format, image.quality, len(content), image.digest, small)
+        shrink = getattr(self.encoder, "shrink", None) or (lambda pixels: pixels)
+        copies = self.degraded(image.pixels) if views and self.degraded else {}
+        return Picture(
+            shrink(image.pixels),
+            width,
+            height,
+            image.format,
+            image.quality,
+            len(content),
+            image.digest,
+            small,
+            {what: shrink(copy) for what, copy in copies.items()},
+        )
 
 
 @dataclass(frozen=True)
@@ -95,6 +108,7 @@ class Picture:
     size: int  # bytes
     digest: bytes  # BLAKE2b-128 of the file
     thumbnail: bytes  # b"" unless asked for
+    views: dict[str, Any] = field(default_factory=dict)  # what was done -> pixels of a degraded copy, if asked for
 
 
 def refuse_hostile(content: bytes, most: int) -> None:

@@ -1,44 +1,98 @@
-"""The atlas as a table for the terminal, a heat map and CSV."""
+"""The atlas and the replay: tables for the terminal, pictures and CSV."""
 
 from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ..detector.atlas import Atlas
+from ..detector.atlas import TITLES, Atlas
+from ..detector.replay import Replay
 from ..store.durable import write_text, written_aside
 from .card import table
 
-
-def atlas_table(atlas: Atlas) -> RenderableType:
-    """AUC of every generator left out, against every real source left out with it."""
-    values = atlas.table()
-    rows = [[name, *map(float, row), float(row.mean())] for name, row in zip(atlas.generators, values, strict=True)]
-    rows.append(["mean", *map(float, values.mean(0)), atlas.mean_auc])
-    title = "AUC on a generator (down) and a real source (across) the head has never seen"
-    return Group(table(title, ["", *atlas.reals, "mean"], rows, folded=True), Text(f"\n{atlas.sentence}"))
+if TYPE_CHECKING:
+    from .figures import Picture
 
 
-def write_atlas(atlas: Atlas, folder: Path) -> list[Path]:
-    """atlas.png, atlas.svg and atlas.csv; returns where they are."""
+def atlas_table(atlases: Sequence[Atlas]) -> RenderableType:
+    """AUC of every generator left out, against every real source left out with it; a table for each head."""
+    parts: list[RenderableType] = []
+    for atlas in atlases:
+        values = atlas.table()
+        rows = [[name, *map(float, row), float(row.mean())] for name, row in zip(atlas.generators, values, strict=True)]
+        rows.append(["mean", *map(float, values.mean(0)), atlas.mean_auc])
+        title = f"{TITLES[atlas.head]}: AUC on a generator (down) and a real source (across) it has never seen"
+        parts += [table(title, ["", *atlas.reals, "mean"], rows, folded=True), Text(f"\n{atlas.sentence}\n")]
+    return Group(*parts)
+
+
+def atlas_json(atlases: Sequence[Atlas]) -> dict[str, Any]:
+    """The first head's figures, each head's in `heads`, and the cells of all."""
+    told = {atlas.head: atlas.as_json() for atlas in atlases}
+    cells = [cell for one in told.values() for cell in one.pop("cells")]
+    return {**next(iter(told.values())), "heads": told, "cells": cells}
+
+
+def atlas_picture(atlas: Atlas) -> Picture:
+    """The heat map of one head."""
     from .figures import heat_map
 
-    caption = "AUC of a ridge head on two sources it has never seen, generators down and real sources across."
-    picture = heat_map("atlas", "Leave one out", caption, atlas.reals, atlas.generators, atlas.table())
-    written = []
-    for kind in ("png", "svg"):
-        written.append(folder / f"atlas.{kind}")
-        with written_aside(written[-1]) as temporary:
-            temporary.write_bytes(picture.image(kind))
-    columns = ("generator", "real", "n", "auc", "accuracy", "oracle")
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows(
-        [columns, *([cell.as_json()[c] for c in columns] for cell in atlas.cells)]
+    name = "atlas" if atlas.head == "ridge" else f"atlas-{atlas.head}"
+    caption = (
+        f"{atlas.sentence} Each figure is the AUC on two sources that the head has never seen, generators down and "
+        f"real sources across; below 0.5 what it learned from the others misleads it."
     )
+    return heat_map(name, f"Leave one out: {_lower(atlas)}", caption, atlas.reals, atlas.generators, atlas.table())
+
+
+def write_atlas(atlases: Sequence[Atlas], folder: Path) -> list[Path]:
+    """atlas.png, atlas.svg and atlas.csv, and the pictures of further heads; returns where they are."""
+    written = []
+    for atlas in atlases:
+        written += _drawn(atlas_picture(atlas), folder)
+    columns = ("head", "generator", "real", "n", "auc", "accuracy", "oracle")
+    out = io.StringIO()
+    cells = atlas_json(atlases)["cells"]
+    csv.writer(out, lineterminator="\n").writerows([columns, *([cell[c] for c in columns] for cell in cells)])
     written.append(folder / "atlas.csv")
     write_text(written[-1], out.getvalue())
     return written
+
+
+def replay_table(replay: Replay) -> RenderableType:
+    """What was released, judged by what there was before."""
+    columns = ["released", "sources", "generators before", "rows", "AUC", "accuracy", "AUC on the past"]
+    rows = [[w.date, ", ".join(w.sources), w.generators, w.n, w.auc, w.accuracy, w.past_auc] for w in replay.windows]
+    made = table("trained on the past, asked about what came next", columns, rows, folded=True)
+    made.columns[1].justify = "left"
+    return Group(made, Text(), *(Text(f"• {sentence}") for sentence in replay.sentences))
+
+
+def write_replay(replay: Replay, folder: Path) -> list[Path]:
+    """replay.png, replay.svg and replay.csv; returns where they are."""
+    from .figures import replay_lines
+
+    picture = replay_lines([window.as_json() for window in replay.windows])
+    written = [*_drawn(picture, folder), folder / "replay.csv"]
+    write_text(written[-1], picture.csv())
+    return written
+
+
+def _drawn(picture: Picture, folder: Path) -> list[Path]:
+    written = []
+    for kind in ("png", "svg"):
+        written.append(folder / f"{picture.name}.{kind}")
+        with written_aside(written[-1]) as temporary:
+            temporary.write_bytes(picture.image(kind))
+    return written
+
+
+def _lower(atlas: Atlas) -> str:
+    title = TITLES[atlas.head]
+    return title[0].lower() + title[1:]

@@ -11,8 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+
+from ..store.block import distinct
 
 REAL, FAKE, GREY, INK = "#1f6fb2", "#c8501e", "#8a8f98", "#22262c"
 COLOURS = {"real": REAL, "fake": FAKE, "unknown": GREY}
@@ -59,7 +62,8 @@ def _axes(count: int = 1, *, width: float = 7.2, height: float = 3.4, share: boo
 
 def class_distribution(sources: Array, targets: Array, labels: Array) -> Picture:
     """Rows per source by raw target, and by label."""
-    names = np.unique(sources).tolist()
+    found, which, _ = distinct(sources)
+    names = found.tolist()
     figure, (left, right) = _axes(2, height=max(2.2, 0.26 * len(names) + 1.0), share=True)
     rows: list[tuple[Any, ...]] = []
     place = np.arange(len(names))
@@ -68,14 +72,14 @@ def class_distribution(sources: Array, targets: Array, labels: Array) -> Picture
     oranges = ["#f4c9a8", "#eda877", "#e38749", "#c8501e", "#9c3b12", "#6e270a"]
     offset = np.zeros(len(names))
     for target in told:
-        count = np.array([int(((sources == name) & (targets == target)).sum()) for name in names])
+        count = np.bincount(which[targets == target], minlength=len(names))
         colour = shades.get(target, oranges[(target - 1) % 6])
         left.barh(place, count, left=offset, color=colour, edgecolor="white", label=_target(target))
         offset += count
         rows += [(name, "target", _target(target), int(c)) for name, c in zip(names, count, strict=True)]
     offset = np.zeros(len(names))
     for label, word in ((0, "real"), (1, "fake"), (-1, "unknown")):
-        count = np.array([int(((sources == name) & (labels == label)).sum()) for name in names])
+        count = np.bincount(which[labels == label], minlength=len(names))
         rows += [(name, "label", word, int(c)) for name, c in zip(names, count, strict=True)]
         if count.any():
             right.barh(
@@ -87,9 +91,17 @@ def class_distribution(sources: Array, targets: Array, labels: Array) -> Picture
     for ax, title in ((left, "as the data set says (target)"), (right, "as it is learned (label)")):
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("rows")
-        ax.legend(fontsize=7, frameon=False)
+        ax.tick_params(axis="y", length=0)
+    _below(figure, left, columns=4)
+    _below(figure, right, columns=3)
     caption = "Rows of each source before and after the raw target (0 real, 1 to 6 fake) became a label."
     return Picture("classes", "Classes", caption, figure, ("source", "by", "value", "rows"), tuple(rows))
+
+
+def _below(figure: Figure, ax: Axes, *, columns: int) -> None:
+    """The legend under the axes, where it can hide nothing."""
+    down = -0.62 / (figure.get_figheight() - 0.9)
+    ax.legend(fontsize=7.5, frameon=False, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, down))
 
 
 def _target(target: int) -> str:
@@ -165,8 +177,11 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Picture:
 
 def pca_scatter(points: Mapping[str, tuple[Array, Array]]) -> Picture:
     """Two principal components of the projected rows, fitted on the training rows; (n, 2) points and (n,) labels."""
-    figure, axes = _axes(len(points), height=2.9, share=True)
+    figure, axes = _axes(len(points), height=3.2, share=True)
     rows: list[tuple[Any, ...]] = []
+    every = np.concatenate([where for where, _ in points.values()])
+    low, high = every.min(0), every.max(0)
+    edge = 0.04 * (high - low)
     for ax, (part, (where, labels)) in zip(axes, points.items(), strict=True):
         for label, word, marker in ((0, "real", "o"), (1, "fake", "x")):
             chosen = where[labels == label]
@@ -183,9 +198,15 @@ def pca_scatter(points: Mapping[str, tuple[Array, Array]]) -> Picture:
             )
         ax.set_title(f"{part} ({len(where):,})", fontsize=9)
         ax.set_xlabel("first component")
+        ax.set_xlim(low[0] - edge[0], high[0] + edge[0])
+        ax.set_ylim(low[1] - edge[1], high[1] + edge[1])
         rows += [(part, int(n), float(x), float(y)) for n, (x, y) in zip(labels, where, strict=True)]
     axes[0].set_ylabel("second component")
-    axes[0].legend(fontsize=8, frameon=False, markerscale=1.6)
+    shown = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    shown.set_frame_on(False)
+    for handle in shown.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
     columns = ("part", "label", "first", "second")
     return Picture(
         "pca", "Map", "Projected rows; the axes come from training rows alone.", figure, columns, tuple(rows)
@@ -196,26 +217,28 @@ def explained_variance(raw: Array, projected: Array) -> Picture:
     """Cumulative share of variance of the raw and of the projected rows, marked at 1, 10, 20 and 50 components."""
     figure, (ax,) = _axes()
     rows: list[tuple[Any, ...]] = []
-    for word, shares, colour, style, place in (
-        ("stored vectors", raw, INK, ":", -10),
-        ("projection", projected, FAKE, "-", 5),
+    for word, shares, colour, style, place, side in (
+        ("stored vectors", raw, REAL, "--", (5, -10), "left"),
+        ("projection", projected, FAKE, "-", (-5, 4), "right"),
     ):
         total = np.cumsum(shares)
         ax.plot(np.arange(1, len(total) + 1), total, color=colour, linestyle=style, label=word)
         for mark in (m for m in (1, 10, 20, 50) if m <= len(total)):
             ax.plot(mark, total[mark - 1], "o", color=colour, markersize=4)
-            ax.annotate(
-                f"{total[mark - 1]:.0%}", (mark, total[mark - 1]), (4, place), textcoords="offset points", fontsize=7
-            )
+            said, where = f"{total[mark - 1]:.0%}", (mark, total[mark - 1])
+            ax.annotate(said, where, place, textcoords="offset points", fontsize=7.5, ha=side, color=colour)
         rows += [(word, i, float(share)) for i, share in enumerate(total, start=1)]
     ax.set_xscale("log")
-    ax.set_xticks([1, 10, 20, 50, 100], ["1", "10", "20", "50", "100"])
+    ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= max(len(raw), len(projected))]
+    ax.set_xticks(ticks, [str(t) for t in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(0.6, None)
     ax.set_ylim(0, 1.03)
     ax.set_xlabel("principal components")
     ax.set_ylabel("variance explained")
     ax.legend(fontsize=8, frameon=False)
     columns = ("of", "components", "cumulative")
-    caption = "How many directions the training rows really use."
+    caption = "How many directions the training rows really use, marked at 1, 10, 20 and 50 components."
     return Picture("variance", "Explained variance", caption, figure, columns, tuple(rows))
 
 
@@ -240,6 +263,39 @@ def measure_bars(measured: Mapping[str, Mapping[str, Any]]) -> Picture:
     rows = tuple((n, v, *(s or (None, None))) for n, v, s in zip(names, values, spans, strict=True))
     caption = "A head is worth having if it stands clear of the baselines below it."
     return Picture("measures", "Head and baselines", caption, figure, ("name", "auc", "low", "high"), rows)
+
+
+METRICS = {
+    "accuracy": "accuracy",
+    "balanced_accuracy": "balanced\naccuracy",
+    "precision": "precision",
+    "recall": "recall",
+    "f1": "F1",
+    "auc": "AUC",
+    "ap": "average\nprecision",
+}
+
+
+def metric_bars(metrics: Mapping[str, Mapping[str, Any]]) -> Picture:
+    """The head's measures by split, side by side; precision, recall and F1 are means over both classes."""
+    figure, (ax,) = _axes(height=3.2)
+    width, rows = 0.8 / max(len(metrics), 1), list[tuple[Any, ...]]()
+    looks = {"train": ("#c9ccd1", ""), "validation": (REAL, ""), "test": (FAKE, "////")}
+    for i, (part, told) in enumerate(metrics.items()):
+        values = [told[name]["macro"] if isinstance(told[name], Mapping) else told[name] for name in METRICS]
+        place = np.arange(len(METRICS)) + (i - (len(metrics) - 1) / 2) * width
+        colour, hatch = looks[part]
+        heights = [v if v is not None else 0.0 for v in values]
+        ax.bar(place, heights, width, color=colour, hatch=hatch, edgecolor="white", label=part)
+        for x, value in zip(place, values, strict=True):
+            said = "–" if value is None else f"{value:.2f}"
+            ax.annotate(said, (x, value or 0), (0, 2), textcoords="offset points", fontsize=6, ha="center")
+        rows += [(name, part, value) for name, value in zip(METRICS, values, strict=True)]
+    ax.set_xticks(range(len(METRICS)), list(METRICS.values()))
+    ax.set_ylim(0, 1.08)
+    ax.legend(fontsize=8, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    caption = "The head at the threshold 0, by split. Precision, recall and F1 are the means over real and fake."
+    return Picture("metrics", "Measures by split", caption, figure, ("measure", "part", "value"), tuple(rows))
 
 
 def roc_curves(scored: Mapping[str, tuple[Array, Array]]) -> Picture:
@@ -289,20 +345,52 @@ def reliability(labels: Array, probabilities: Array, bins: int = 10) -> Picture:
 
 
 def heat_map(name: str, title: str, caption: str, across: Sequence[str], down: Sequence[str], values: Array) -> Picture:
-    """A table of shares as colours with their figures: the leave-one-generator-out atlas."""
-    figure, (ax,) = _axes(width=2.2 + 0.62 * len(across), height=1.2 + 0.34 * len(down))
-    ax.imshow(values, cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    """A table of AUCs as colours with their figures: blue where sources are told apart, orange where they mislead."""
+    figure, (ax,) = _axes(width=max(2.6 + 0.62 * len(across), 5.2), height=1.2 + 0.34 * len(down))
+    colours = LinearSegmentedColormap.from_list("orange to blue", ["#8f3a10", FAKE, "#f6f6f4", REAL, "#0f3f6b"])
+    drawn = ax.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
     for i in range(len(down)):
         for j in range(len(across)):
             if np.isfinite(values[i, j]):
-                ink = "white" if values[i, j] < 0.55 else INK
+                ink = "white" if abs(values[i, j] - 0.5) > 0.22 else INK
                 ax.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=8, color=ink)
     ax.set_xticks(range(len(across)), across, rotation=35, ha="right")
     ax.set_yticks(range(len(down)), down)
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
+    ax.set_xticks(np.arange(len(across) + 1) - 0.5, minor=True)
+    ax.set_yticks(np.arange(len(down) + 1) - 0.5, minor=True)
+    ax.grid(which="minor", color="white", linewidth=1.5)
+    ax.tick_params(which="minor", length=0)
+    bar = figure.colorbar(drawn, ax=ax, ticks=[0, 0.5, 1], fraction=0.05, pad=0.02)
+    bar.ax.set_yticklabels(["0 wrong way round", "0.5 a coin", "1 told apart"], fontsize=7)
+    bar.outline.set_visible(False)
     rows = tuple((d, a, float(values[i, j])) for i, d in enumerate(down) for j, a in enumerate(across))
     return Picture(name, title, caption, figure, ("row", "column", "value"), rows)
+
+
+def replay_lines(windows: Sequence[Mapping[str, Any]]) -> Picture:
+    """AUC on what came next and on what was known, and accuracy at the past's threshold, by day of release."""
+    figure, (ax,) = _axes(width=max(5.2, 1.6 + 0.7 * len(windows)))
+    place = np.arange(len(windows))
+    lines = (
+        ("past_auc", "AUC on the past", REAL, "--", "o"),
+        ("auc", "AUC on what came next", FAKE, "-", "o"),
+        ("accuracy", "accuracy on what came next, at the past's threshold", GREY, ":", "s"),
+    )
+    for name, word, colour, style, marker in lines:
+        values = [w[name] for w in windows]
+        ax.plot(place, values, color=colour, linestyle=style, marker=marker, markersize=4, label=word)
+    ax.axhline(0.5, color=GREY, linewidth=0.8)
+    names = [", ".join(w["sources"]) for w in windows]
+    short = [name if len(name) <= 24 else f"{name[:22]} …" for name in names]
+    ax.set_xticks(place, [f"{w['date']}\n{n}" for w, n in zip(windows, short, strict=True)], rotation=35, ha="right")
+    ax.set_ylim(min(0.45, *(w[name] - 0.03 for w in windows for name, *_ in lines)), 1.02)
+    figure.legend(loc="outside lower center", fontsize=8, frameon=False)
+    columns = ("date", "sources", "generators", "n", "auc", "accuracy", "past_auc")
+    rows = tuple(tuple(" ".join(w[c]) if c == "sources" else w[c] for c in columns) for w in windows)
+    caption = "Each head learned from what had been released before the day; what was released then is new to it."
+    return Picture("replay", "The past on the future", caption, figure, columns, rows)
 
 
 def _percent(value: float | None) -> str:

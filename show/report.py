@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ..detector.atlas import atlas
 from ..detector.calibration import probability
 from ..detector.detector import Detector
 from ..detector.examples import thinned
@@ -18,10 +20,13 @@ from ..detector.split import PARTS
 from ..detector.train import score_rows
 from ..detector.triplet import distances, draw
 from ..store.durable import write_text, written_aside
-from ..store.errors import HeadError
+from ..store.errors import HeadError, NotEnoughRows
 from . import figures
+from .atlas import atlas_picture
 from .figures import Picture
+from .training import learned_from, spoken
 
+NARROW = 5  # inches: two such figures stand side by side
 SHOWN = 4_000  # rows of a part that are drawn, at most
 MEASURES = {
     "accuracy": "accuracy",
@@ -33,6 +38,14 @@ MEASURES = {
     "tpr_at_fpr_5": "TPR at 5 % FPR",
     "accuracy_at_validation": "accuracy at the validation threshold",
     "accuracy_oracle": "accuracy at the oracle threshold (a bound, not a result)",
+}
+MORE = {  # a dot goes into a measure's classes
+    **MEASURES,
+    **{f"precision.{c}": f"precision, {c}" for c in ("real", "fake", "macro")},
+    **{f"recall.{c}": f"recall, {c}" for c in ("real", "fake", "macro")},
+    **{f"f1.{c}": f"F1, {c}" for c in ("real", "fake", "macro")},
+    "brier": "Brier score",
+    "ece": "expected calibration error",
 }
 
 
@@ -85,8 +98,9 @@ def draw_all(detector: Detector, report: dict[str, Any]) -> Iterator[Picture]:
     yield figures.pca_scatter({name: ((p - centre) @ axes.T, labels[rows[name]]) for name, p in projected.items()})
     yield figures.explained_variance(_shares(snapshot.vectors(rows["train"])), _shares(projected["train"]))
     measured = {"head + neighbours": report["detector"]["test"], "head": report["head"]["test"]}
-    measured |= {name.replace("_", " "): told["test"] for name, told in report["baselines"].items()}
+    measured |= {spoken(name): told["test"] for name, told in report["baselines"].items()}
     yield figures.measure_bars(measured)
+    yield figures.metric_bars(report["head"])
     scored = {name: (labels[positions], score_rows(head, snapshot, positions)) for name, positions in rows.items()}
     yield figures.roc_curves(scored)
     test = rows["test"]
@@ -94,6 +108,9 @@ def draw_all(detector: Detector, report: dict[str, Any]) -> Iterator[Picture]:
     evidence = known.evidence(snapshot.vectors(test), snapshot.column("digests")[test])
     said = probability(detector.calibration.score(scored["test"][1], evidence.signal))
     yield figures.reliability(labels[test], said)
+    # With one generator or one real source there is nothing to leave out, and no figure.
+    with suppress(NotEnoughRows):
+        yield atlas_picture(atlas(snapshot, seed=head.split.seed))
 
 
 def _shares(vectors: Any) -> Any:
@@ -118,32 +135,58 @@ def page(title: str, notice: str, report: dict[str, Any], pictures: list[Picture
         **{f"head, {part}": report["head"][part] for part in PARTS},
         "detector, test": report["detector"]["test"],
     }
-    header = "".join(f"<th scope=col>{html.escape(name)}</th>" for name in columns)
-    lines = "".join(
-        f"<tr><th scope=row>{words}</th>{''.join(f'<td>{_number(told[name])}</td>' for told in columns.values())}</tr>"
-        for name, words in MEASURES.items()
-    )
+    tables = [_table("Measures, with 95 % intervals", columns, MORE)]
+    if report.get("categories"):
+        by_mode = {f"category {mode}": told for mode, told in report["categories"].items()}
+        tables.append(_table("Test rows, by where the category comes from", by_mode, MEASURES))
+    if report["baselines"]:
+        others = {spoken(name): told["test"] for name, told in report["baselines"].items()}
+        note = f"Baselines {learned_from(report['baselines'])}"
+        tables.append(_table("Baselines, test rows", others, MEASURES, across=False))
+        tables.append(f"<p class=note>{html.escape(note)}.</p>")
     shown = "".join(_figure(picture) for picture in pictures)
     return _PAGE.format(
         title=html.escape(title),
         notice=f"<p class=notice>{html.escape(notice)}</p>" if notice else "",
         facts="".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts),
         sentences="".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences),
-        header=header,
-        lines=lines,
+        tables="".join(tables),
         figures=shown,
     )
+
+
+def _table(
+    title: str, columns: Mapping[str, Mapping[str, Any]], measures: Mapping[str, str], *, across: bool = True
+) -> str:
+    """Measures down and what was measured across, or the other way round and without intervals."""
+    cells = {(name, one): _cell(told, one, spans=across) for name, told in columns.items() for one in measures}
+    words: Mapping[str, str] = {name: html.escape(name) for name in columns}
+    down, top = (measures, words) if across else (words, measures)
+    header = "".join(f"<th scope=col>{word}</th>" for word in top.values())
+    lines = ""
+    for one, word in down.items():
+        row = "".join(f"<td>{cells[(other, one) if across else (one, other)]}</td>" for other in top)
+        lines += f"<tr><th scope=row>{word}</th>{row}</tr>"
+    head = f"<thead><tr><th></th>{header}</tr></thead>"
+    shape = "" if across else " class=dense"
+    return f'<h2>{html.escape(title)}</h2><div class="wide"><table{shape}>{head}<tbody>{lines}</tbody></table></div>'
+
+
+def _cell(told: Mapping[str, Any], measure: str, *, spans: bool) -> str:
+    """A measure, and its interval where it has one."""
+    name, _, of_class = measure.partition(".")
+    value = told[name][of_class] if of_class else told[name]
+    said = "–" if value is None else f"{value:.3f}"
+    span = (told.get("intervals") or {}).get(measure.replace(".", "_")) if spans else None
+    return f"{said} <small>{span[0]:.3f}–{span[1]:.3f}</small>" if span else said
 
 
 def _figure(picture: Picture) -> str:
     drawn = base64.b64encode(picture.image("svg")).decode()
     title, caption = html.escape(picture.title), html.escape(picture.caption)
     image = f'<img alt="{caption}" src="data:image/svg+xml;base64,{drawn}">'
-    return f'<figure id="{picture.name}"><h2>{title}</h2>{image}<figcaption>{caption}</figcaption></figure>'
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+    shape = " class=narrow" if picture.figure.get_figwidth() < NARROW else ""
+    return f'<figure id="{picture.name}"{shape}><h2>{title}</h2>{image}<figcaption>{caption}</figcaption></figure>'
 
 
 _PAGE = """<!doctype html>
@@ -163,7 +206,13 @@ _PAGE = """<!doctype html>
   table {{ border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; margin: 1rem 0 2rem; }}
   th, td {{ text-align: right; padding: .3rem .8rem; border-bottom: 1px solid #e4e7eb; white-space: nowrap; }}
   th[scope=row], th:first-child {{ text-align: left; font-weight: 500; white-space: normal; }}
-  figure {{ margin: 2.4rem 0; break-inside: avoid; }} img {{ max-width: 100%; height: auto; }}
+  small {{ color: #626973; }} .note {{ color: #626973; font-size: .9rem; margin-top: -1.4rem; }}
+  .dense th[scope=col] {{ white-space: normal; vertical-align: bottom; font-weight: 500; }}
+  .dense th[scope=row] {{ white-space: nowrap; }}
+  .dense th, .dense td {{ padding: .25rem .5rem; }}
+  .figures {{ display: flex; flex-wrap: wrap; column-gap: 2%; align-items: flex-start; }}
+  figure {{ margin: 1.6rem 0; flex: 1 1 100%; break-inside: avoid; }}
+  .narrow {{ flex: 0 1 48%; }} img {{ max-width: 100%; height: auto; }}
   figcaption {{ color: #626973; font-size: .9rem; margin-top: .4rem; }}
   @media print {{ body {{ padding: 0; }} }}
 </style>
@@ -171,7 +220,7 @@ _PAGE = """<!doctype html>
 {notice}
 <ul>{sentences}</ul>
 <dl>{facts}</dl>
-<div class="wide"><table><thead><tr><th></th>{header}</tr></thead><tbody>{lines}</tbody></table></div>
-{figures}
+{tables}
+<div class="figures">{figures}</div>
 </html>
 """

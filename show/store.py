@@ -31,6 +31,9 @@ def store_info(told: dict[str, Any]) -> RenderableType:
                 for m in told[what]
             ]
             parts += [Text(), table(what, ["name", "snapshot", "state", "size"], made)]
+    if told["columns"]:
+        made = [[c["name"], c["encoder"], c["dim"], c["missing"]] for c in told["columns"]]
+        parts += [Text(), table("more columns of vectors", ["name", "encoder", "dim", "rows missing"], made)]
     return Group(*parts)
 
 
@@ -116,6 +119,20 @@ def imported(told: dict[str, Any]) -> RenderableType:
         f"{told['rows']:,} rows read from {told['folder']}: {told['added']:,} added, {told['known']:,} were there, "
         f"{told['replaced']:,} replaced (snapshot {told['snapshot']})"
     )
+
+
+def filled(told: dict[str, Any]) -> RenderableType:
+    """What `clipfake store column --json` gives."""
+    said = (
+        f"column {told['column']} ({told['encoder']}): {told['added']:,} of {told['rows']:,} rows added, "
+        f"{told['known']:,} were there, {told['missing']:,} still have none"
+    )
+    parts = [Text(said), *(Text(f"  {key}: {why}") for key, why in list(told["failed"].items())[:5])]
+    if told["failures"] > 5:
+        parts.append(Text(f"  and {told['failures'] - 5:,} more (--json tells the first thousand)"))
+    if told["missing"]:
+        parts.append(Text("next: the same command, with --folders where the images are now"))
+    return Group(*parts)
 
 
 def count(number: int, what: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .block import Block
+from .column import carry, tidy_all
 from .deleted import read_deleted
 from .errors import Damaged
 from .index import renumber
@@ -61,6 +62,8 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> Compacted:
             number += 1
         after = before
         if moved:
+            if old_ids:  # not of deleted rows alone
+                carry(folder, np.concatenate(old_ids), np.concatenate(new_ids), parts[len(kept) :])
             after = before.follow("compacted", parts=tuple(parts), next_shard=number)
             write_manifest(folder, after)
         earlier = [n for n in numbers(folder) if n != after.number]
@@ -68,6 +71,7 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> Compacted:
         for n in set(earlier) - set(held):
             path_of(folder, n).unlink(missing_ok=True)
         tidy(folder)
+        tidy_all(folder)
         if old_ids:
             renumber(folder, after.number, np.concatenate(old_ids), np.concatenate(new_ids))
     shards = len(before.parts), len(after.parts)

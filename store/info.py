@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from .block import FAKE, REAL, UNKNOWN, distinct
+from .column import column_names, open_column
+from .snapshot import Snapshot
 from .space import Space
 from .store import Store
 
@@ -38,6 +40,16 @@ class Made:
 
 
 @dataclass(frozen=True)
+class ColumnInfo:
+    """A second vector of the rows."""
+
+    name: str
+    encoder: str
+    dim: int
+    missing: int  # rows that have none yet
+
+
+@dataclass(frozen=True)
 class Info:
     """A store in figures."""
 
@@ -55,6 +67,7 @@ class Info:
     bytes: int  # of the shards
     indexes: tuple[Made, ...]
     heads: tuple[Made, ...]
+    columns: tuple[ColumnInfo, ...] = ()  # vectors beside the store's own
 
     def as_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,12 +118,18 @@ def info(store: Store) -> Info:
         bytes=sum(part.size for part in manifest.parts),
         indexes=_made(store.folder / "indexes", snapshot.number),
         heads=_made(store.folder / "heads", snapshot.number),
+        columns=tuple(_column(snapshot, name) for name in column_names(store.folder)),
     )
 
 
 def history(store: Store) -> History:
     """The snapshots that can be gone back to, oldest first."""
     return History(tuple(SnapshotInfo(m.number, m.rows, m.created, m.note) for m in store.snapshots()))
+
+
+def _column(snapshot: Snapshot, name: str) -> ColumnInfo:
+    column = open_column(snapshot.folder, name)
+    return ColumnInfo(name, column.space.encoder, column.space.dim, int(column.missing(snapshot).sum()))
 
 
 def _made(folder: Path, now: int) -> tuple[Made, ...]:

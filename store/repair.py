@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .block import Block
+from .column import let_go
 from .deleted import read_deleted, without_rows
 from .durable import flush
 from .errors import ClipfakeError, Damaged
@@ -152,6 +153,8 @@ def _clear(folder: Path, health: Health, now: Manifest, actions: list[Action]) -
             shutil.rmtree(path, ignore_errors=True)
             actions.append(Action(name, "removed; build it again when it is needed"))
         elif path.exists():
+            if name.startswith("columns/"):
+                let_go(folder, path)
             _set_aside(folder, path)
             actions.append(Action(name, f"set aside in {QUARANTINE}/"))
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from .block import distinct
+from .column import damage
 from .deleted import read_deleted
 from .durable import TEMPORARY
 from .errors import ClipfakeError, NoStore
@@ -78,6 +79,7 @@ def verify(folder: Path | str) -> Health:
         rows = now.rows
         problems += _doubled(folder, now) if not problems else []
         notes += _leftovers(folder, manifests)
+        problems += [Problem(path, what) for path, what in damage(folder, manifests).items()]
         for index in folders(folder):
             found, note = _check_index(folder, index, now)
             problems += found

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipfake.detector.atlas import Atlas, Sums, atlas, extended, ridge
+from clipfake.detector.atlas import VALIDATION, Atlas, K, Sums, atlas, extended, grouped, ridge
+from clipfake.detector.baselines import neighbor_rule
+from clipfake.detector.examples import Examples, thinned
 from clipfake.detector.metrics import auc
+from clipfake.show.atlas import atlas_json, atlas_picture, write_atlas
 from clipfake.store.block import Block, Rows
-from clipfake.store.errors import NotEnoughRows
+from clipfake.store.errors import HeadError, NotEnoughRows
 from clipfake.store.space import Space
 from clipfake.store.store import Store
 
@@ -50,13 +53,10 @@ def test_sums_taken_off_are_sums_without() -> None:
 
 
 def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: Atlas) -> None:
-    from clipfake.detector.atlas import VALIDATION, _groups
-    from clipfake.detector.examples import thinned
-
     snapshot = store.snapshot()
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
     held = thinned(np.arange(len(snapshot)), labels, min(VALIDATION, len(snapshot) // 10), 0)
-    assert (_groups(snapshot)[0] >= 0).all()
+    assert (grouped(snapshot)[0] >= 0).all()
     for cell in made.cells:
         asked = np.isin(sources, (cell.generator, cell.real))
         learned = ~asked & ~np.isin(np.arange(len(snapshot)), held)
@@ -87,3 +87,66 @@ def test_one_generator_leaves_nothing_to_learn_from(tmp_path: Path) -> None:
 
 def test_the_same_store_gives_the_same_atlas(store: Store, made: Atlas) -> None:
     assert atlas(store.snapshot()).as_json() == made.as_json()
+
+
+@pytest.mark.parametrize("over", [1, 3])
+def test_every_cell_of_neighbours_is_what_a_bank_without_its_sources_says(
+    store: Store, tmp_path: Path, over: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer rows fetched than a source can take up, the others are searched for."""
+    monkeypatch.setattr("clipfake.detector.atlas.OVER", over)
+    snapshot = store.snapshot()
+    made = atlas(snapshot, "knn")
+    labels, sources = snapshot.column("labels"), snapshot.column("sources")
+    held = thinned(np.arange(len(snapshot)), labels, min(VALIDATION, len(snapshot) // 10), 0)
+    for cell in made.cells[::4]:
+        left = ~np.isin(sources, (cell.generator, cell.real))
+        left[held] = False
+        rebuilt = Store.create(tmp_path / f"{cell.generator}-{cell.real}", SPACE)
+        with rebuilt.writer() as writer:
+            for block in snapshot.blocks(where=left):
+                writer.append(block)
+        bank = rebuilt.snapshot()
+        rule = neighbor_rule(K)(Examples.read(bank, np.arange(len(bank))), Examples.read(bank, np.arange(1)), 0)
+        asked = np.flatnonzero(np.isin(sources, (cell.generator, cell.real)))
+        scores = rule(Examples.read(snapshot, asked))
+        assert abs((auc(labels[asked], scores) or 0) - cell.auc) < 1e-4  # of two equal scores either may come first
+        assert cell.n == len(asked) == 400
+
+
+def test_neighbours_fetched_or_searched_for_anew_give_the_same_atlas(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = atlas(store.snapshot(), "knn")
+    monkeypatch.setattr("clipfake.detector.atlas.OVER", 1)
+    again = atlas(store.snapshot(), "knn")
+    assert np.allclose(made.table(), again.table(), atol=1e-4)
+    assert made.random_auc == pytest.approx(again.random_auc, abs=1e-4)
+    assert made.random_auc > 0.85
+    assert "nearest-neighbour rule" in made.sentence
+
+
+def test_an_unknown_head_is_refused(store: Store) -> None:
+    with pytest.raises(HeadError, match="ridge, knn"):
+        atlas(store.snapshot(), "tree")  # type: ignore[arg-type]
+
+
+def test_both_heads_stand_in_one_json_and_one_table_of_cells(store: Store, made: Atlas, tmp_path: Path) -> None:
+    both = [made, atlas(store.snapshot(), "knn")]
+    told = atlas_json(both)
+    assert {head: len([c for c in told["cells"] if c["head"] == head]) for head in told["heads"]} == {
+        "ridge": 9,
+        "knn": 9,
+    }
+    assert told["optimism"] == told["heads"]["ridge"]["optimism"] == round(made.optimism, 4)
+    written = {path.name: path for path in write_atlas(both, tmp_path)}
+    assert set(written) == {"atlas.png", "atlas.svg", "atlas-knn.png", "atlas-knn.svg", "atlas.csv"}
+    lines = written["atlas.csv"].read_text().splitlines()
+    assert len(lines) == 1 + 18
+    assert lines[0].startswith("head,generator,real")
+
+
+def test_the_heat_map_says_how_much_a_random_split_promised_too_much(made: Atlas) -> None:
+    picture = atlas_picture(made)
+    assert made.sentence in picture.caption
+    assert {row[:2] for row in picture.rows} == {(cell.generator, cell.real) for cell in made.cells}

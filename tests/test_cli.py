@@ -308,6 +308,7 @@ def test_an_engine_that_is_none_is_wrong_usage(engine: str, sample: list[Path], 
 def test_what_was_never_seen_is_evaluated(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     told = run("evaluate", "--store", store, "--json", "--out", tmp_path / "atlas")
     assert {"random_auc", "mean_auc", "optimism", "cells"} <= told.json.keys()
+    assert told.json["heads"].keys() == {"ridge", "knn"}
     assert (tmp_path / "atlas/atlas.csv").read_text().count("\n") == len(told.json["cells"]) + 1
     assert (tmp_path / "atlas/atlas.png").stat().st_size > 1000
     assert run("evaluate", "--store", store, "--leave-one-out", "sink").code == 2

@@ -4,9 +4,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipfake.indexer.encoder import PlainEncoder, load_encoder
+from clipfake.indexer.encoder import PlainEncoder
 from clipfake.indexer.folders import expand
 from clipfake.indexer.index import IndexOptions, embed, index, plan
+from clipfake.indexer.load import load_encoder
 from clipfake.indexer.sample import SOURCES, simulated, write_sample
 from clipfake.indexer.standin import build_standin, is_standin
 from clipfake.store.store import Store

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipfake.indexer.encoder import load_encoder
+from clipfake.indexer.load import load_encoder
 from clipfake.indexer.standin import build_standin
 from clipfake.store.errors import EncoderError, MissingExtra
 

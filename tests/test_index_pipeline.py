@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 import torch
 from clipfake.indexer.channel import Channel, Stopped
-from clipfake.indexer.encoder import PlainEncoder, Replicas, load_encoder
+from clipfake.indexer.encoder import PlainEncoder, Replicas
 from clipfake.indexer.entry import Entry
 from clipfake.indexer.image import Pixels
 from clipfake.indexer.index import IndexOptions, index
+from clipfake.indexer.load import load_encoder
 from clipfake.indexer.pipeline import AHEAD, UNWRITTEN, Encoded, Pipeline, Stage, limit_of
 from clipfake.indexer.standin import build_standin
 from clipfake.store.errors import EncoderError, SourceError, StoreError

@@ -6,9 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clipfake.indexer.encoder import Encoder, PlainEncoder, load_encoder
+from clipfake.indexer.encoder import Encoder, PlainEncoder
 from clipfake.indexer.folders import Entry, expand, listing
 from clipfake.indexer.image import decode, jpeg_header, thumbnail
+from clipfake.indexer.load import load_encoder
 from clipfake.indexer.preprocess import Preprocess, resize_matrix
 from clipfake.store.errors import EncoderError, ImageError, SourceError
 from PIL import Image as Pillow

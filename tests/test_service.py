@@ -28,6 +28,9 @@ PAGE = Path(__file__).parent.parent / "docs" / "SERVICE.md"
 TOKEN = {"Authorization": "Bearer secret"}
 
 
+AS_PNG = {"Content-Type": "image/png"}
+
+
 @contextmanager
 def asked(toy: Any, **options: Any) -> Iterator[TestClient]:
     with TestClient(toy.app(**options), base_url="http://127.0.0.1") as client:
@@ -253,10 +256,10 @@ def test_a_search_that_cannot_be_answered_is_refused(client: TestClient, body: A
 def clip_client() -> Any:
     """The published client; its package imports half of the field, so the one file is loaded by itself."""
     pytest.importorskip("requests", reason="clip-retrieval's client needs requests, which is not installed")
-    package = importlib.util.find_spec("clip_retrieval")
-    if package is None or not package.submodule_search_locations:
-        pytest.skip("clip-retrieval is not installed; `pip install --no-deps clip-retrieval==2.45.0`")
-    place = Path(package.submodule_search_locations[0]) / "clip_client.py"
+    root = Path(__file__).parent.parent
+    place = next(root.glob(".peers/lib/python3*/site-packages/clip_retrieval/clip_client.py"), None)
+    if place is None:
+        pytest.skip("clip-retrieval is not installed; `make peers` installs it")
     spec = importlib.util.spec_from_file_location("published_clip_client", place)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
@@ -583,3 +586,29 @@ def test_the_page_for_engineers_tells_every_refusal_limit_and_metric(toy: Any, c
     for line in client.get("/metrics").text.splitlines():
         if line.startswith("# HELP") and not line.split()[2].endswith("_created"):
             assert line.split()[2].removesuffix("_total") in text
+
+
+def test_a_verdict_that_does_not_survive_the_web_is_unsure(toy: Any) -> None:
+    from clipfake.indexer.ask import AFTER, degraded_by_name
+
+    image = toy.drawn("gan_a", 80)
+    with asked(toy, degraded=degraded_by_name) as client:
+        plain = client.post("/v1/query", content=image, headers=AS_PNG).json()["answers"][0]
+        steady = client.post("/v1/query?steady=true", content=image, headers=AS_PNG).json()["answers"][0]
+        copies = [
+            client.post("/v1/query?changes=false", content=encoded(copy), headers=AS_PNG).json()["answers"][0]
+            for copy in degraded_by_name(toy.decode(image).pixels).values()
+        ]
+    assert plain["views"] == []
+    assert [view["what"] for view in steady["views"]] == list(AFTER)
+    assert [view["verdict"] for view in steady["views"]] == [copy["verdict"] for copy in copies]
+    survives = all(view["verdict"] == plain["verdict"] for view in steady["views"])
+    assert steady["verdict"] == (plain["verdict"] if survives else "unsure")
+    with asked(toy) as client:
+        assert problem(client.post("/v1/query?steady=true", content=image, headers=AS_PNG)) == (422, "invalid")
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,80 @@
+"""How far away things are, as a vector: the depth map of a monocular depth model, small and of zero mean.
+
+Liang et al. (2023), cited by the source paper, guide a triplet head by depth: generated scenes have implausible ones.
+A column of these vectors beside CLIP's, with triplets matched by content, is that idea from stored vectors alone.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..store.errors import EncoderError
+from ..store.space import Space
+from .encoder import Embeddings, choose_device, fingerprint_of, unit
+from .image import Pixels
+from .preprocess import Preprocess
+
+DEPTH = "depth:"  # "depth:NAME" is NAME, a depth model of transformers, as an encoder
+SIDE = 16  # of the map that becomes the vector
+IMAGES = 8  # that the model sees at once
+
+
+class DepthEncoder:
+    """A depth model of `transformers` whose map, averaged to 16 x 16 and standardised, is the vector (256-d)."""
+
+    has_text = False
+
+    def __init__(self, name: str, model: Any, preprocess: Preprocess, device: torch.device) -> None:
+        self.space = Space(name, fingerprint_of(model, preprocess), SIDE * SIDE)
+        self.preprocess, self.device = preprocess, device
+        self.model = model.to(device).eval()
+
+    def shrink(self, pixels: Pixels) -> Pixels:
+        """A large image made as small as the model sees it, in the thread that decoded it."""
+        return self.preprocess.shrink(pixels)
+
+    @torch.inference_mode()
+    def encode(self, images: Sequence[Pixels]) -> Embeddings:
+        maps = [np.zeros((0, SIDE * SIDE), np.float32)]
+        for start in range(0, len(images), IMAGES):
+            pixels = self.preprocess(images[start : start + IMAGES], self.device, torch.float32, None)
+            depth = self.model(pixel_values=pixels).predicted_depth  # (n, height, width)
+            small = torch.nn.functional.adaptive_avg_pool2d(depth[:, None].float(), SIDE).flatten(1)
+            maps.append((small - small.mean(1, keepdim=True)).cpu().numpy())
+        found = np.concatenate(maps)
+        flat = np.abs(found).max(axis=1, initial=0) < 1e-6
+        found[flat, 0] = 1e-3  # a flat map says nothing, and a zero vector cannot be stored
+        return unit(found)
+
+    def encode_texts(self, texts: Sequence[str]) -> Embeddings:
+        raise EncoderError(f"{self.space.encoder} is a depth model and knows no words")
+
+
+def load_depth_encoder(name: str, *, device: str = "auto") -> DepthEncoder:
+    """ "depth:NAME" for a hub id or directory that AutoModelForDepthEstimation loads; raises EncoderError."""
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    import transformers
+
+    place = name.removeprefix(DEPTH)
+    local = Path(place).is_dir()
+    place = str(Path(place).resolve()) if local else place
+    only = {"local_files_only": True} if local else {}
+    try:
+        transformers.utils.logging.set_verbosity_error()
+        transformers.utils.logging.disable_progress_bar()
+        told, _ = transformers.CLIPImageProcessor.get_image_processor_dict(place, **only)
+        model = transformers.AutoModelForDepthEstimation.from_pretrained(place, dtype=torch.float32, **only)
+        preprocess = Preprocess.from_config(told)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as e:
+        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
+        raise EncoderError(
+            f"the depth model {place} cannot be loaded: {reason}. Name a directory that holds config.json, weights and "
+            f"preprocessor_config.json, or a hub id while online"
+        ) from e
+    return DepthEncoder(f"{DEPTH}{place}", model, preprocess, choose_device(device))
