@@ -142,7 +142,8 @@ def main() -> None:
         print(f"\n{kind['kind']}: built in {kind['seconds']} s, {kind['bytes_to_float16']} × the float16 vectors")
         print(f"exact: {kind['exact_in_memory_ms']} ms from memory, {kind['exact_streamed_ms']} ms from the shards")
         print(
-            f"{'filter':24}{'rows':>9}{'recall@10':>11}{'median ms':>11}{'p99 ms':>9}{'× exact':>9}{'ready':>9}{'× streamed':>12}"
+            f"{'filter':24}{'rows':>9}{'recall@10':>11}{'median ms':>11}{'p99 ms':>9}{'× exact':>9}{'ready':>9}"
+            f"{'× streamed':>12}"
         )
         for row in kind["filters"]:
             print(

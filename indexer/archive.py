@@ -22,9 +22,10 @@ from typing import Any, BinaryIO
 
 from ..store.errors import SourceError
 from . import table
+from .cloud import open_binary
 from .entry import Entry, Held, Place, Span, is_url
-from .folders import SUFFIXES, missing, open_binary, text, tree_entries
 from .labels import by_folders, by_row
+from .tree import SUFFIXES, missing, text, tree_entries
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SIDECARS = (".json", ".cls", ".txt")

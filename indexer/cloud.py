@@ -6,11 +6,12 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..store.errors import SourceError
-from .entry import Entry, Place, Remote, file_system
-from .folders import tree_entries
+from .entry import Entry, Place, Remote, file_system, is_url
+from .tree import tree_entries
 
 
 @dataclass(frozen=True)
@@ -76,3 +77,13 @@ def time_of(facts: dict[str, Any]) -> int:
         if isinstance(told, int | float):
             return int(told * 10**9)
     return 0
+
+
+def open_binary(at: str) -> BinaryIO:
+    """A local or remote file, to be read from its start; raises SourceError."""
+    try:
+        if is_url(at):
+            return open_remote(at)
+        return Path(at).open("rb")
+    except OSError as e:
+        raise SourceError(f"{at} cannot be opened: {e.strerror or e}") from e

@@ -14,13 +14,14 @@ from ..store.block import TEXT, Block, Rows
 from ..store.errors import ImageError
 from ..store.store import Appended, Store
 from .encoder import Encoder
-from .folders import listing, text
+from .folders import listing
 from .image import Image, decode
 from .incoming import Aside, Sink, commit, take_in
 from .pipeline import Decoded, Encoded, Pipeline
 from .report import IndexReport
 from .run import Folders, Progress, Run, accepted
 from .run import IndexOptions as IndexOptions  # of this file's interface too
+from .tree import text
 
 PATIENCE = 60.0  # seconds that a part waits for another to commit
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..store.block import FAKE
 from ..store.errors import SourceError
 from .entry import Entry
-from .folders import Source
+from .tree import Source
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from ..store.block import TEXT
 from ..store.errors import ImageError, SourceError
 from ..store.store import ROWS_PER_SHARD, Appended, Writer
 from .entry import Entry
-from .folders import Source, expand, listing, text
+from .folders import expand, listing
 from .incoming import Sink
 from .pipeline import batched
 from .quarantine import NAME as QUARANTINE
 from .quarantine import Bad, read_quarantine, write_quarantine
 from .report import IndexReport
+from .tree import Source, text
 
 TRIED_AT_LEAST = 1000  # images, before a share of bad ones ends a run early
 CHUNK = 1024  # keys looked up at once

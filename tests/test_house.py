@@ -45,6 +45,37 @@ def test_imports_run_downward(path: Path) -> None:
     assert rooms <= BELOW[room], f"{room} may import from {sorted(BELOW[room])}; pass a function instead"
 
 
+def imported_files(path: Path) -> set[Path]:
+    """Our own files that a file imports when it runs, at its top or later; not those it names for types alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            found |= {base.with_suffix(".py"), *((base / f"{name.name}.py") for name in node.names)}
+    return {file for file in found if file.is_file()} - {path}
+
+
+def test_no_two_files_need_each_other() -> None:
+    needs = {path: imported_files(path) for path in FILES}
+    circles, done = [], set()
+
+    def walk(path: Path, trail: tuple[Path, ...]) -> None:
+        if path in trail:
+            circles.append([str(one.relative_to(ROOT)) for one in trail[trail.index(path) :]])
+        elif path not in done:
+            for other in sorted(needs.get(path, ())):
+                walk(other, (*trail, path))
+            done.add(path)
+
+    for path in FILES:
+        walk(path, ())
+    assert circles == []
+
+
 def test_every_package_is_listed_for_installation() -> None:
     told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     inits = {p.parent for room in BELOW for p in (ROOT / room).rglob("__init__.py")}
