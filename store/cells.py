@@ -7,6 +7,8 @@ hold any and is exact. How many rows a wanted recall takes is measured when the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ ROUNDS = 8  # of k-means
 PIECE_ROWS = 16_384
 COMPACT_BITS = 2  # a dimension, in RaBitQ: 0.16 of the float16 vectors
 RECALLS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
+NEAREST_KEPT = 20_000  # of each query, so that a filter for one row in a hundred leaves enough of them
 MARGIN = 1.25  # times the rows that a measured line tells to read
 SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the rows that a filter allows, at which the effort is measured
 
@@ -219,14 +222,49 @@ def probes(near: npt.NDArray[np.floating[Any]], counts: npt.NDArray[np.int64], r
     return np.ascontiguousarray(np.where(needed, ranking, -1)[:, :most])
 
 
-def measure(
-    cells: Cells,
-    queries: Vectors,
-    similarity: npt.NDArray[np.float32],
-    rng: np.random.Generator,
-    k: int = 10,
-) -> Effort:
-    """How many allowed rows must be read for each recall and each share of allowed rows.
+class Truth:
+    """The nearest rows of some queries, all rows compared, and of those that any filter allows."""
+
+    def __init__(self, similarity: npt.NDArray[np.float32], kept: int = NEAREST_KEPT) -> None:
+        """`similarity` is (queries, rows) to every row, by ordinal; -inf for a query's own row."""
+        self._similarity = similarity
+        self._nearest = _top(similarity, min(kept, similarity.shape[1]))
+
+    def __getitem__(self, queries: slice) -> Truth:
+        """Of some of the queries."""
+        some = copy(self)
+        some._similarity, some._nearest = self._similarity[queries], self._nearest[queries]
+        return some
+
+    def nearest(self, k: int, allowed: Mask | None = None) -> Ordinals:
+        """(queries, k or all that are allowed) ordinals, nearest first."""
+        if allowed is None:
+            return self._nearest[:, :k]
+        k = min(k, int(np.count_nonzero(allowed)))
+        inside = allowed[self._nearest]
+        first = np.argsort(~inside, axis=1, kind="stable")[:, :k]
+        result = np.take_along_axis(self._nearest, first, axis=1)
+        few = np.flatnonzero(inside.sum(axis=1) < k)
+        if len(few):  # of these too few of the nearest are allowed: look at all
+            positions = np.flatnonzero(allowed)
+            result[few] = positions[_top(self._similarity[few][:, positions], k)]
+        return np.asarray(result)
+
+    def of(self, found: Ordinals) -> npt.NDArray[np.float32]:
+        """(queries, n) similarity of some rows, -inf for none."""
+        known = np.take_along_axis(self._similarity, np.maximum(found, 0), axis=1)
+        return np.where(found < 0, -np.inf, known)
+
+
+def _top(similarity: npt.NDArray[np.float32], k: int) -> Ordinals:
+    """(queries, k) where the largest of (queries, rows) are, largest first."""
+    import torch
+
+    return np.asarray(torch.topk(torch.from_numpy(similarity), k, dim=1).indices.numpy())
+
+
+def measure(cells: Cells, queries: Vectors, truth: Truth, rng: np.random.Generator, ks: Sequence[int]) -> list[Effort]:
+    """How many allowed rows must be read for each recall and each share of allowed rows, for each k.
 
     Filters are of two kinds, and the dearer one counts: scattered rows, and whole cells (a source or a category is more
     like that). A neighbour is found if and only if its cell is read, so one look at the true neighbours gives the
@@ -235,15 +273,15 @@ def measure(
     Parameters
     ----------
     queries : (queries, dim)
-    similarity : (queries, rows) to every row, by ordinal; -inf for a query's own row
     """
     near = np.asarray(queries, np.float32) @ np.asarray(cells.centres, np.float32).T
-    table = []
+    table: list[list[tuple[int, ...]]] = [[] for _ in ks]
     for share in SHARES:
         filters = [None] if share == 1.0 else [rng.random(len(cells)) < share, _whole_cells(cells, share, rng)]
-        efforts = [_efforts(cells, near, similarity, allowed, k) for allowed in filters]
-        table.append(tuple(int(n) for n in np.max([_quantiles(e) for e in efforts], axis=0)))
-    return Effort(SHARES, RECALLS, tuple(table))
+        efforts = [_efforts(cells, near, truth, allowed, ks) for allowed in filters]
+        for rows, of_k in zip(table, zip(*efforts, strict=True), strict=True):
+            rows.append(tuple(int(n) for n in np.max([_quantiles(e) for e in of_k], axis=0)))
+    return [Effort(SHARES, RECALLS, tuple(rows)) for rows in table]
 
 
 def _whole_cells(cells: Cells, share: float, rng: np.random.Generator) -> Mask:
@@ -253,26 +291,19 @@ def _whole_cells(cells: Cells, share: float, rng: np.random.Generator) -> Mask:
 
 
 def _efforts(
-    cells: Cells,
-    near: npt.NDArray[Any],
-    similarity: npt.NDArray[np.float32],
-    allowed: Mask | None,
-    k: int,
-) -> npt.NDArray[np.int64]:
-    """(true neighbours of all queries,) the allowed rows to read until each is found."""
-    import torch
-
-    positions = np.arange(len(cells)) if allowed is None else np.flatnonzero(allowed)
-    if not len(positions):
-        return np.zeros(1, np.int64)
-    piece = similarity if allowed is None else similarity[:, positions]
-    true = positions[torch.topk(torch.from_numpy(piece), min(k, len(positions)), dim=1).indices.numpy()]
+    cells: Cells, near: npt.NDArray[Any], truth: Truth, allowed: Mask | None, ks: Sequence[int]
+) -> list[npt.NDArray[np.int64]]:
+    """For each k: (true neighbours of all queries,) the allowed rows to read until each is found."""
+    if allowed is not None and not allowed.any():
+        return [np.zeros(1, np.int64) for _ in ks]
     counts = cells.counts(allowed)
     ranking = np.argsort(-np.where(counts > 0, near, -np.inf), axis=1, kind="stable")
     upto = np.cumsum(counts[ranking], axis=1)
     before = np.empty_like(upto)
     np.put_along_axis(before, ranking, upto - counts[ranking], axis=1)
-    return np.take_along_axis(before, cells.cell_of[true], axis=1).ravel() + 1
+    true = truth.nearest(max(ks), allowed)
+    reach = np.take_along_axis(before, cells.cell_of[true], axis=1) + 1
+    return [reach[:, :k].ravel() for k in ks]
 
 
 def _quantiles(efforts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -26,6 +26,7 @@ from .cells import (
     Chosen,
     Effort,
     Ordinals,
+    Truth,
     cells_for,
     centres_of,
     measure,
@@ -399,8 +400,9 @@ def _measured(
     own = np.searchsorted(here, asking)
     is_own = here[np.minimum(own, len(here) - 1)] == asking
     similarity[is_own, own[is_own]] = -np.inf  # a row is no neighbour of its own
-    efforts = {k: measure(cells, queries, similarity, rng, k) for k in MEASURED_K}
-    aheads = _aheads(cells, queries, similarity) if cells.compact else ()
+    truth = Truth(similarity)
+    efforts = dict(zip(MEASURED_K, measure(cells, queries, truth, rng, MEASURED_K), strict=True))
+    aheads = _aheads(cells, queries, truth) if cells.compact else ()
     told = LabelIndex(0, "plain", len(here), len(here), len(cells.centres), 0, 0, efforts, aheads, {}, {})
     recall = {}
     for share in (1.0, 0.5, 0.1, 0.01, 0.001):
@@ -409,25 +411,24 @@ def _measured(
         if count >= 10:
             effort = told.effort(10, 0.99, share)
             found = cells.search(queries, told.ahead(11, 0.99), effort, Chosen(cells, allowed))
-            recall[f"{share:g}"] = _recall(similarity, found, allowed)
+            recall[f"{share:g}"] = _recall(truth, found, allowed)
     return efforts, aheads, recall
 
 
-def _recall(similarity: npt.NDArray[np.float32], found: Ordinals, allowed: Mask | None) -> float:
+def _recall(truth: Truth, found: Ordinals, allowed: Mask | None) -> float:
     """recall@10 of candidates that are compared exactly."""
-    reach = similarity if allowed is None else np.where(allowed, similarity, -np.inf)
-    # a candidate is right if fewer than ten rows are nearer
-    tenth = -np.partition(-reach, 9, axis=1)[:, 9:10]
-    scores = np.where(found < 0, -np.inf, np.take_along_axis(reach, np.maximum(found, 0), axis=1))
-    right = ((scores >= tenth) & np.isfinite(scores)).sum(axis=1)
-    there = np.isfinite(reach).sum(axis=1)
-    return round(float(np.minimum(right, 10).sum() / np.minimum(there, 10).sum()), 4)
+    true = truth.nearest(10, allowed)
+    tenth = truth.of(true[:, -1:])
+    scores = truth.of(found)
+    right = ((scores >= tenth) & np.isfinite(scores)).sum(axis=1)  # as near as the tenth
+    there = np.isfinite(truth.of(true)).sum(axis=1)
+    return round(float(np.minimum(right, there).sum() / there.sum()), 4)
 
 
-def _aheads(cells: Cells, queries: Vectors, similarity: npt.NDArray[np.float32]) -> tuple[float, ...]:
-    some = slice(0, 64)
+def _aheads(cells: Cells, queries: Vectors, truth: Truth) -> tuple[float, ...]:
+    some = slice(0, 64)  # every row of every cell is read for each
     found = cells.search(queries[some], min(AHEADS[-1], len(cells)), len(cells))
-    return tuple(_recall(similarity[some], found[:, : n + 1], None) for n in AHEADS)
+    return tuple(_recall(truth[some], found[:, : n + 1], None) for n in AHEADS)
 
 
 def _write(

@@ -15,7 +15,6 @@ EXAMPLES = 20  # of each operation and way to make them
 HEADERS = {"Authorization": "Bearer secret"}
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode), ids=lambda mode: mode.name.lower())
 def test_every_answer_is_one_that_the_documentation_promises(toy: Any, tmp_path: Any, mode: Any) -> None:
     # Not every body that fits the schema is an image: that it is refused is right.
