@@ -157,9 +157,8 @@ def main() -> None:
     (RESULTS / "store_search.json").write_text(json.dumps(told, indent=1) + "\n")
     print(f"reading the same vectors and one k-means of FAISS over a sample: {peer:.1f} s")
     for kind in told["kinds"]:
-        print(
-            f"\n{kind['kind']}: built in {kind['seconds_in_all']} s {kind['seconds']}, {kind['bytes_to_float16']} × the float16 vectors"
-        )
+        print(f"\n{kind['kind']}: built in {kind['seconds_in_all']} s {kind['seconds']}")
+        print(f"{kind['bytes_to_float16']} × the float16 vectors")
         print(f"exact: {kind['exact_in_memory_ms']} ms from memory, {kind['exact_streamed_ms']} ms from the shards")
         print(
             f"{'filter':24}{'rows':>9}{'recall@10':>11}{'median ms':>11}{'p99 ms':>9}{'× exact':>9}{'ready':>9}"

@@ -14,7 +14,8 @@ from rich.text import Text
 
 from ..detector.verdict import Neighbor, Refusal, Verdict
 
-COLOURS = {"real": "green", "fake": "red", "unsure": "yellow"}
+# as on the page and in the figures: blue and orange are apart for every eye, and every colour is named in words too
+COLOURS = {"real": "#2f86d0", "fake": "#d9622b", "unsure": "#b58a00"}
 HALF = 8.0  # log-likelihood ratio at the ends of the scale
 
 
@@ -54,8 +55,8 @@ def card(verdict: Verdict) -> RenderableType:
 def witnesses(neighbors: dict[str, tuple[Neighbor, ...]]) -> Table:
     """The nearest real and the nearest fake rows, side by side by rank."""
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for name, colour in (("real", "green"), ("fake", "red")):
-        table.add_column(style=colour, no_wrap=True, min_width=5)
+    for name in ("real", "fake"):
+        table.add_column(style=COLOURS[name], no_wrap=True, min_width=5)
         table.add_column(f"nearest {name}", no_wrap=True, min_width=12, overflow="ellipsis")
         table.add_column("image", overflow="ellipsis", no_wrap=True, style="dim")
     real, fake = neighbors["real"], neighbors["fake"]

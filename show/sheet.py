@@ -16,7 +16,7 @@ from ..detector.verdict import Neighbor, Verdict
 from ..store.durable import written_aside
 
 INK, GREY, PAPER, EMPTY = "#1c2026", "#69717d", "#ffffff", "#eceff3"
-COLOURS = {"real": "#0f7b6c", "fake": "#b3361f", "unsure": "#8a6200"}  # apart for colour-blind eyes, and always named
+COLOURS = {"real": "#1f6fb2", "fake": "#c8501e", "unsure": "#8a6200"}  # apart for colour-blind eyes, and always named
 CELL, GAP, MARGIN, LABEL = 132, 14, 36, 42
 
 
