@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -312,3 +313,22 @@ def test_what_was_never_seen_is_evaluated(store: Path, tmp_path: Path, run) -> N
     assert (tmp_path / "atlas/atlas.csv").read_text().count("\n") == len(told.json["cells"]) + 1
     assert (tmp_path / "atlas/atlas.png").stat().st_size > 1000
     assert run("evaluate", "--store", store, "--leave-one-out", "sink").code == 2
+
+
+def test_no_image_is_opened_once_it_is_indexed(sample: list[Path], store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    """Training, evaluating, reporting and asking the bank read the store alone: the images are gone."""
+    images, away = sample[0].parent, tmp_path / "away"
+    copy = tmp_path / "store"
+    shutil.copytree(store, copy)
+    images.rename(away)
+    try:
+        for command in (
+            ["train", "--from-store", "--kind", "mlp", "--epochs", 2, "--head", "again"],
+            ["evaluate"],
+            ["report", "--head", "again", "--out", tmp_path / "page.html"],
+            ["store", "duplicates"],
+            ["store", "export", "--to", tmp_path / "out", "--layout", "numpy"],
+        ):
+            assert run(*command, "--store", copy, "--json").code == 0, command
+    finally:
+        away.rename(images)
