@@ -2,7 +2,8 @@
 
 A real server and, in a process of its own, clients that ask /v1/query over HTTP, 32 at a time by default, one image a
 request. In turn: the encoder alone in full batches and with one image a pass (their ratio is what batching can bring at
-most), the service, the service with one image a forward pass, and the service with one client. Rates on a shared
+most), the service, the service with one image a forward pass, the service with one client, and the naive script of
+`benchmarks.naive` with one image a pass, which is what a service is before anyone thinks about it. Rates on a shared
 machine cannot be trusted, ratios within one repeat can, best those by core time, which do not count what other people's
 programs took; medians are given.
 
@@ -84,6 +85,7 @@ def run(
     from ..indexer.sample import SOURCES, simulated
     from ..service.app import app
     from ..service.limits import Limits
+    from .naive import load_naive
     from .throughput import machine
 
     if threads:
@@ -92,11 +94,18 @@ def run(
     files = [simulated(i % len(SOURCES), i // len(SOURCES), seed=9) for i in range(images)]
     pixels = [decode(file).pixels for file in files]
     limits = {"together": Limits(batch=batch), "one_by_one": Limits(batch=1)}
+    embed = load_naive(encoder, device)
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as clients:
         store = bank(Path(folder) / "bank", inner.space)
+        paths = [Path(folder) / f"{i}.jpg" for i in range(len(files))]
+        for path, content in zip(paths, files, strict=True):
+            path.write_bytes(content)
+        embed(paths[:2])
         apps = {name: app(store, inner, decode, thumbnail, limits=told) for name, told in limits.items()}
         metrics = apps["together"].state.desk.metrics.registry
-        rates: dict[str, list[Rate]] = {name: [] for name in ("encoder", "encoder_one", *limits, "one_client")}
+        rates: dict[str, list[Rate]] = {
+            name: [] for name in ("encoder", "encoder_one", *limits, "one_client", "naive_one")
+        }
         at_once: list[float] = []
         with (
             serving(apps["together"]) as together,
@@ -114,6 +123,12 @@ def run(
                     inner.encode(pixels[i : min(i + at_once, some)])
                 return some / (time.perf_counter() - wall), some / (time.process_time() - cpu)
 
+            def naively(some: int) -> Rate:
+                wall, cpu = time.perf_counter(), time.process_time()
+                for path in paths[:some]:
+                    embed([path])
+                return some / (time.perf_counter() - wall), some / (time.process_time() - cpu)
+
             def batches() -> float:
                 return float(metrics.get_sample_value("clipfake_batch_images_count") or 0)
 
@@ -126,6 +141,7 @@ def run(
                 rates["together"].append(asked(together, concurrency))
                 at_once.append(images / (batches() - before))
                 rates["one_by_one"].append(asked(one_by_one, concurrency, max(images // 2, 1)))
+                rates["naive_one"].append(naively(max(images // 4, 1)))
                 rates["one_client"].append(asked(together, 1, max(images // 8, 1)))
     found = {name: np.array(values) for name, values in rates.items()}  # (repeats, 2)
 
@@ -145,6 +161,7 @@ def run(
         "images_at_once": round(float(np.median(at_once)), 2),
         "service_to_encoder": ratio("together", "encoder"),
         "together_to_one_by_one": ratio("together", "one_by_one"),
+        "together_to_naive_one": ratio("together", "naive_one"),
         "encoder_together_to_one": ratio("encoder", "encoder_one"),
         "one_client_to_encoder": ratio("one_client", "encoder"),
     }
