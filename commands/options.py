@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,6 +10,8 @@ import typer
 
 if TYPE_CHECKING:
     from ..store.filter import Filter
+    from ..store.search import Searches
+    from ..store.snapshot import Snapshot
 
 STORE = Path("clipfake-store")
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
@@ -34,6 +37,22 @@ NameOption = Annotated[str, typer.Option("--head", help="Name of the head, where
 LabelOption = Annotated[str, typer.Option("--label", help="Only these: real, fake or unknown, commas between.")]
 SourcesOption = Annotated[str, typer.Option("--source", help="Only these sources, commas between.")]
 CategoriesOption = Annotated[str, typer.Option("--category", help="Only these categories, commas between.")]
+
+SearchAtOption = Annotated[
+    str,
+    typer.Option("--search-at", help="Ask the engine of `store push` for the nearest rows: its URL or folder."),
+]
+
+
+def elsewhere_of(place: str) -> Callable[[Snapshot], Searches] | None:
+    """Who is asked for the nearest rows with --search-at; None without it."""
+    if not place:
+        return None
+    from ..store.engine import ask
+    from ..store.qdrant import engine_at
+
+    engine = engine_at(place)
+    return lambda snapshot: ask(snapshot, engine)
 
 
 def filter_of(label: str, source: str, category: str) -> Filter:

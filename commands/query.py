@@ -14,7 +14,9 @@ from .options import (
     EncoderOption,
     NameOption,
     PrecisionOption,
+    SearchAtOption,
     StoreOption,
+    elsewhere_of,
 )
 from .terminal import say, say_out, show
 
@@ -32,6 +34,7 @@ def query_command(
     error: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Wrong answers you accept, else unsure.")] = 0.05,
     steady: Annotated[bool, typer.Option("--steady", help="Unsure if JPEG or half size changes the answer.")] = False,
     sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet here (PNG).")] = None,
+    search_at: SearchAtOption = "",
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -51,7 +54,7 @@ def query_command(
     from ..store.store import Store
 
     opened = Store.open(store)
-    detector = Detector.load(opened, head, Rules(k=k))
+    detector = Detector.load(opened, head, Rules(k=k), elsewhere_of(search_at))
     model = open_encoder(store, encoder, head=head, device=device, precision=precision)
     model.space.require(detector.snapshot.space, f"the store {store}")
     notice(model)

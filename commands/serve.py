@@ -7,7 +7,16 @@ from typing import Annotated
 import typer
 
 from .opening import notice, notice_of, open_encoder
-from .options import STORE, DeviceOption, EncoderOption, NameOption, PrecisionOption, StoreOption
+from .options import (
+    STORE,
+    DeviceOption,
+    EncoderOption,
+    NameOption,
+    PrecisionOption,
+    SearchAtOption,
+    StoreOption,
+    elsewhere_of,
+)
 from .terminal import say
 
 
@@ -19,6 +28,7 @@ def serve_command(
         bool, typer.Option("--proxy", help="Others come through a proxy here: everything takes the token.")
     ] = False,
     head: NameOption = "default",
+    search_at: SearchAtOption = "",
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",
@@ -46,5 +56,6 @@ def serve_command(
         head=head,
         notice=notice_of(model),
         degraded=degraded_by_name,
+        elsewhere=elsewhere_of(search_at),
         tell=lambda url: say(f"{url}  (Ctrl-C ends it)"),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -14,7 +14,7 @@ from ..store.block import FAKE, REAL, Vectors
 from ..store.cores import one_core
 from ..store.errors import NotEnoughRows
 from ..store.joined import joined
-from ..store.search import Matches
+from ..store.search import Matches, Searches
 from ..store.snapshot import Snapshot
 from ..store.store import Store
 from .calibration import Calibration, probability
@@ -47,8 +47,18 @@ class Detector:
     calibration: Calibration
 
     @classmethod
-    def load(cls, store: Store, name: str = "default", rules: Rules = Rules()) -> Detector:
+    def load(
+        cls,
+        store: Store,
+        name: str = "default",
+        rules: Rules = Rules(),
+        elsewhere: Callable[[Snapshot], Searches] | None = None,
+    ) -> Detector:
         """The newest snapshot's rows as the bank, and a trained head.
+
+        Parameters
+        ----------
+        elsewhere : gives who is asked for the nearest rows instead (`clipfake.store.engine.ask`)
 
         Raises
         ------
@@ -58,6 +68,8 @@ class Detector:
         folder = head_folder(store.folder, name)
         head = Head.load(folder)
         snapshot = joined(store.snapshot(), columns_of(folder))
+        if elsewhere:
+            snapshot = snapshot.searched_by(elsewhere(snapshot))
         head.space.require(snapshot.space, f"the store {store.folder}")
         return cls(head, Bank.of(snapshot, rules), Calibration.load(folder))
 

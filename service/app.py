@@ -15,7 +15,7 @@ from ..detector.evidence import Rules
 from ..store.store import Store
 from . import bank, embed, health, knn, page, query, search, stored
 from .depends import BEARER
-from .desk import Desk
+from .desk import Desk, Elsewhere
 from .gate import Gate
 from .limits import Limits
 from .metrics import Metrics
@@ -36,6 +36,7 @@ def app(
     public: bool = False,
     notice: str = "",
     degraded: Callable[[Pixels], dict[str, Pixels]] | None = None,
+    elsewhere: Elsewhere | None = None,
 ) -> FastAPI:
     """The service over one store.
 
@@ -48,6 +49,7 @@ def app(
         Others than this machine may reach it: then everything but the page and its health takes the token, and any
         host name is answered to.
     notice : a sentence to be shown with every verdict
+    elsewhere : gives who is asked for the nearest rows of a snapshot, if not the store itself
     degraded : pixels to what was done -> degraded copies, for those who ask whether a verdict is steady
 
     Raises
@@ -59,7 +61,13 @@ def app(
         raise ValueError("a public service needs a token")
     metrics = Metrics()
     desk = Desk(
-        store, Eyes(encoder, decode, thumbnail, degraded), head=head, rules=rules, limits=limits, metrics=metrics
+        store,
+        Eyes(encoder, decode, thumbnail, degraded),
+        head=head,
+        rules=rules,
+        limits=limits,
+        metrics=metrics,
+        elsewhere=elsewhere,
     )
 
     @asynccontextmanager

@@ -20,10 +20,11 @@ from ..detector.detector import Detector, Question
 from ..detector.evidence import Rules
 from ..detector.head import columns_of, head_folder
 from ..detector.verdict import Refusal, Verdict
-from ..store.errors import HeadError, NotEnoughRows, SpaceMismatch
+from ..store.errors import HeadError, StoreError
 from ..store.info import info
 from ..store.joined import space_of
 from ..store.manifest import numbers
+from ..store.search import Searches
 from ..store.snapshot import Snapshot
 from ..store.store import Store
 from .batcher import Batcher, Vector
@@ -35,6 +36,7 @@ from .seeing import Eyes, Picture
 from .uploads import Upload
 
 R = TypeVar("R")
+Elsewhere = Callable[[Snapshot], Searches]  # who is asked for the nearest rows of a snapshot
 Version = tuple[int, int]  # number of the snapshot, and when the head or its calibration was written
 VIEWS = 3  # vectors of an image that is asked about with its two degraded copies
 LOG = logging.getLogger("clipfake.service")
@@ -71,10 +73,10 @@ class Loaded:
     why: str = ""  # there is no detector, and what to do
 
     @classmethod
-    def of(cls, store: Store, head: str, rules: Rules, version: Version) -> Loaded:
+    def of(cls, store: Store, head: str, rules: Rules, version: Version, elsewhere: Elsewhere | None) -> Loaded:
         try:
-            detector = Detector.load(store, head, rules)
-        except (HeadError, SpaceMismatch, NotEnoughRows) as e:
+            detector = Detector.load(store, head, rules, elsewhere)
+        except (HeadError, StoreError) as e:
             return cls(version, store.snapshot(), None, problem_of(e, store.folder).detail)
         return cls(version, detector.snapshot, detector)
 
@@ -104,11 +106,21 @@ def usable(seen: Sequence[Seen | Refused]) -> list[Seen]:
 class Desk:
     """Takes images in, has them encoded in batches, and judges them."""
 
-    def __init__(self, store: Store, eyes: Eyes, *, head: str, rules: Rules, limits: Limits, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        store: Store,
+        eyes: Eyes,
+        *,
+        head: str,
+        rules: Rules,
+        limits: Limits,
+        metrics: Metrics,
+        elsewhere: Elsewhere | None = None,
+    ) -> None:
         asked = space_of(store.snapshot(), columns_of(head_folder(store.folder, head)))
         eyes.encoder.space.require(asked, f"the store {store.folder}")
         self.store, self.eyes, self.limits, self.metrics = store, eyes, limits, metrics
-        self._head, self.rules = head, rules
+        self._head, self.rules, self._elsewhere = head, rules, elsewhere
         self._loaded: Loaded | None = None
         self._figures: tuple[Version, dict[str, Any]] | None = None
         self._loading = threading.Lock()
@@ -190,7 +202,7 @@ class Desk:
         try:
             version = self._version()
             if self._loaded is None or self._loaded.version != version:
-                self._loaded = Loaded.of(self.store, self._head, self.rules, version)
+                self._loaded = Loaded.of(self.store, self._head, self.rules, version, self._elsewhere)
                 self.metrics.rows.set(len(self._loaded.snapshot))
             return self._loaded
         finally:

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .block import Block, Mask, Vectors
+from .block import Block, Mask, Vectors, distinct
 from .deleted import read_deleted
 from .errors import BadBlock, Damaged, NoStore, NotAStore, StoreError
 from .filter import Filter
@@ -33,6 +33,7 @@ CARD = 0  # id of the note that says what the engine holds; note n is the receip
 BATCH_ROWS = 1024  # pushed at a time
 UNDER_WAY = -1  # instead of the number of rows, in a shard's receipt
 EXACT_ROWS = 20_000  # a filter for no more rows is searched exactly: a few milliseconds
+SOURCES_NAMED = 50  # in one filter, at most
 MASK_ROWS = 100_000  # a mask that is no filter: searched exactly in the shards, up to so many rows
 K = 10  # what recall is measured at
 QUERIES = 100  # of the store's own vectors, half to plan with and half to check the plan
@@ -372,7 +373,7 @@ class Asked:
     def search(self, queries: Vectors, k: int, where: Filter | Mask | None = None, recall: float = 0.99) -> Matches:
         """As `Snapshot.search`: the k nearest rows of each query, ranked by the vectors as the shards have them.
 
-        A mask is allowed where it is all rows, the rows of one label, or of few rows.
+        A mask is allowed where it is all rows, the rows of one label with or without some sources, or of few rows.
         """
         queries = np.atleast_2d(np.asarray(queries, np.float32))
         if not isinstance(where, Filter | None):
@@ -398,11 +399,19 @@ class Asked:
             return Filter()
         labels = self.snapshot.column("labels")
         label = int(labels[np.argmax(mask)])
-        if np.array_equal(labels == label, mask):
-            return Filter(labels=(label,))
+        if (found := self._label_without_sources(mask, label)) is not None:
+            return found
         if count <= MASK_ROWS:
             return None
         raise BadBlock(f"a mask of {count} rows cannot be told to {self.remote.engine.name}; give a Filter")
+
+    def _label_without_sources(self, mask: Mask, label: int) -> Filter | None:
+        """The filter that the mask is, if it is all rows of a label but those of some sources."""
+        rest = (self.snapshot.column("labels") == label) ^ mask  # what is left out, if the mask is of this label
+        sources = self.snapshot.column("sources")
+        left_out = distinct(sources[rest])[0].tolist()
+        found = Filter(labels=(label,), but_sources=left_out[:SOURCES_NAMED])
+        return found if np.array_equal(found.mask(self.snapshot), mask) else None
 
 
 def fetched(k: int) -> int:

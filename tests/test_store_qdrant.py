@@ -641,3 +641,45 @@ def test_a_server_that_does_not_answer_is_named() -> None:
     with pytest.raises(StoreError, match=r"somewhere at http://127\.0\.0\.1:9 .* QDRANT_API_KEY"):
         engine.there()
     engine.close()
+
+
+def test_a_detector_asks_the_engine_and_says_the_same(toy: Any, tmp_path: Path, edge: Edge) -> None:
+    from clipfake.detector.detector import Detector
+
+    push(toy.store.snapshot(), edge, queries=0)
+    own = Detector.load(toy.store)
+    asked: list[int] = []
+
+    def elsewhere(snapshot: Snapshot) -> Any:
+        engine = ask(snapshot, edge)
+
+        class Counted:
+            def search(self, queries: Any, k: int, where: Any = None, recall: float = 0.99) -> Matches:
+                asked.append(len(queries))
+                return engine.search(queries, k, where, recall)
+
+        return Counted()
+
+    other = Detector.load(toy.store, elsewhere=elsewhere)
+    vectors = toy.encoder.encode([toy.decode(toy.drawn("gan_b", 70 + i)).pixels for i in range(4)])
+    called = [f"{i}.png" for i in range(4)]
+    for one, two in zip(own.judge(called, vectors), other.judge(called, vectors), strict=True):
+        assert (one.verdict, round(one.score, 4)) == (two.verdict, round(two.score, 4))
+        assert [n.key for n in one.neighbors["fake"]] == [n.key for n in two.neighbors["fake"]]
+    assert asked
+
+
+def test_a_label_without_some_sources_can_be_told_to_an_engine(
+    small: Store, edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "EXACT_ROWS", 10)
+    monkeypatch.setattr(rules, "MASK_ROWS", 20)
+    snapshot = small.snapshot()
+    push(snapshot, edge, queries=0)
+    labels, sources = snapshot.column("labels"), snapshot.column("sources")
+    mask = (labels == 1) & (sources != "source-12")
+    queries = snapshot.vectors(slice(0, 5))
+    found = ask(snapshot, edge).search(queries, 5, mask)
+    assert recall(found, nearest(queries, snapshot.vectors(mask), np.flatnonzero(mask), 5)) >= 0.95
+    with pytest.raises(BadBlock, match="give a Filter"):
+        ask(snapshot, edge).search(queries, 5, mask & (np.arange(len(mask)) % 2 == 0))
