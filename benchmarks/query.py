@@ -23,7 +23,7 @@ from ..detector.triplet import TripletOptions
 from ..indexer.encoder import UNTRAINED
 from ..indexer.load import load_encoder
 from ..store.block import FAKE, REAL, Vectors
-from ..store.index import build_index
+from ..store.build import build_index
 from ..store.store import Store
 from . import command
 from .store_synthetic import space, synthetic

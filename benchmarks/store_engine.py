@@ -25,9 +25,9 @@ import numpy.typing as npt
 
 from ..store.bank import Bank
 from ..store.block import Block, names
+from ..store.build import build_index
 from ..store.engine import Allowed, Asked, ask, fetched, positions_of, push
 from ..store.filter import Filter
-from ..store.index import build_index
 from ..store.qdrant import Layout, Quantised, engine_at
 from ..store.search import Matches
 from ..store.snapshot import Snapshot

@@ -21,8 +21,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..store.bank import Bank
+from ..store.build import Built, build_index
 from ..store.cells import cells_for
-from ..store.index import Built, Kind, build_index
+from ..store.index import Kind
 from ..store.search import Matches
 from ..store.snapshot import Snapshot
 from ..store.store import Store

@@ -69,7 +69,7 @@ def store_index_command(
 ) -> None:
     """Build or add to the k-NN indexes, one a label. Search is right without them, and quicker with them."""
     from ..show.store import built
-    from ..store.index import build_index
+    from ..store.build import build_index
     from ..store.store import Store
 
     told = build_index(Store.open(store), kind, seed=seed, anew=anew).as_json()  # type: ignore[arg-type]

@@ -9,12 +9,10 @@ import numpy as np
 
 from .block import Vectors
 from .cores import cores_for
-from .search import Matches, Positions
+from .search import Matches, Positions, Stored
 
 if TYPE_CHECKING:
     import torch
-
-    from .snapshot import Snapshot
 
 KEPT_BYTES = 2**30  # a bank no larger than this is kept as float32; converting it anew takes five times a search
 PIECE_ROWS = 16_384  # rows in one matrix product
@@ -28,7 +26,7 @@ class Bank:
     It belongs to one snapshot but does not hold it, so that neither keeps the other alive.
     """
 
-    def __init__(self, snapshot: Snapshot, device: str | None = None, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, snapshot: Stored, device: str | None = None, kept_bytes: int = KEPT_BYTES) -> None:
         import torch
 
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -40,12 +38,12 @@ class Bank:
         elif 4 * values <= kept_bytes:
             self._kept = torch.from_numpy(snapshot.vectors(dtype=np.float16)).float()
 
-    def search(self, snapshot: Snapshot, queries: Vectors, k: int, where: Positions | None = None) -> Matches:
+    def search(self, snapshot: Stored, queries: Vectors, k: int, where: Positions | None = None) -> Matches:
         """The k rows nearest to each query, of all or of those at the positions `where` (ascending)."""
         return self.search_each(snapshot, queries, k, [where])[0]
 
     def search_each(
-        self, snapshot: Snapshot, queries: Vectors, k: int, wheres: Sequence[Positions | None]
+        self, snapshot: Stored, queries: Vectors, k: int, wheres: Sequence[Positions | None]
     ) -> list[Matches]:
         """The same for several sets of rows in one pass: what they share is read and multiplied once."""
         wanted = max((len(snapshot) if where is None else len(where) for where in wheres), default=0)
@@ -53,7 +51,7 @@ class Bank:
             return self._search_each(snapshot, queries, k, wheres)
 
     def _search_each(
-        self, snapshot: Snapshot, queries: Vectors, k: int, wheres: Sequence[Positions | None]
+        self, snapshot: Stored, queries: Vectors, k: int, wheres: Sequence[Positions | None]
     ) -> list[Matches]:
         import torch
 
@@ -77,7 +75,7 @@ class Bank:
                 results[i] = results[i].merge(Matches(positions[rows.cpu().numpy()], best.cpu().numpy()), k)
         return results
 
-    def _vectors(self, snapshot: Snapshot, positions: Positions) -> torch.Tensor:
+    def _vectors(self, snapshot: Stored, positions: Positions) -> torch.Tensor:
         import torch
 
         whole = positions[-1] - positions[0] == len(positions) - 1

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 from .block import Block
+from .build import renumber
 from .column import carry, tidy_all
 from .deleted import read_deleted
 from .errors import Damaged
-from .index import renumber
 from .lock import leased, writer_lock
 from .manifest import Part, numbers, path_of, read_manifest, write_manifest
 from .shard import Shard, write_shard

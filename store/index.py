@@ -1,68 +1,37 @@
-"""k-NN indexes of a snapshot, one for each label: measured, grown by addition, and never needed for a right answer.
+"""k-NN indexes of a snapshot, one for each label, as searches use them: measured, and never needed for a right answer.
 
 They lie in `indexes/knn-<snapshot>/` and can be deleted at any time. Rows that came after, and labels with few rows,
-are searched exactly beside them; rows that are gone are passed over.
+are searched exactly beside them; rows that are gone are passed over. `clipfake.store.build` makes them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-import shutil
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from .block import Mask, Vectors
-from .cells import (
-    PIECE_ROWS,
-    SAMPLE_PER_CELL,
-    Cells,
-    Chosen,
-    Effort,
-    Ordinals,
-    Truth,
-    cells_for,
-    centres_of,
-    measure,
-    nearest_cell,
-)
-from .durable import TEMPORARY, flush, write_text
+from .cells import Cells, Chosen, Effort
+from .durable import TEMPORARY
 from .errors import Damaged, StoreError
-from .lock import writer_lock
 from .scope import Scope
-from .search import Matches, Positions
+from .search import Matches, Positions, Stored
 from .shard import checksum
 from .space import Space
-
-if TYPE_CHECKING:
-    from .snapshot import Snapshot
-    from .store import Store
 
 FORMAT = "clipfake-index"
 VERSION = 1
 NAME = "knn"
 
-EXACT_ROWS = 50_000  # up to here a label's rows are searched exactly: a few milliseconds
-PLAIN_ROWS = 4_000_000  # up to here as float16, beyond quantised, which takes a sixth of the memory
-QUERIES = 200  # of the store's own vectors, to measure recall with
 AHEADS = (50, 100, 200, 400, 800, 1600, 3200)  # quantised rows compared exactly
-MEASURED_K = (10, 100)
 RESCORED_ROWS = 65_536  # vectors fetched at a time to compare exactly
 
 Kind = Literal["auto", "exact", "plain", "compact"]
-
-
-def kind_for(rows: int, kind: Kind = "auto") -> Kind:
-    """How to search so many rows of one label."""
-    if kind != "auto":
-        return kind
-    return "exact" if rows <= EXACT_ROWS else "plain" if rows <= PLAIN_ROWS else "compact"
 
 
 @dataclass(frozen=True)
@@ -109,45 +78,6 @@ class LabelIndex:
         )
 
 
-@dataclass(frozen=True)
-class Built:
-    """What `build_index` did."""
-
-    action: Literal["fresh", "added", "built"]
-    why: str
-    snapshot: int
-    labels: tuple[LabelIndex, ...]
-    bytes: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)  # by part
-
-    def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "labels": [label.as_json() for label in self.labels]}
-
-
-@dataclass(frozen=True)
-class Drift:
-    """How an index stands to the rows of a newer snapshot."""
-
-    rows: int  # of the label now
-    indexed: int  # of these
-    dead: int  # in the index, no more in the snapshot
-    trained_rows: int
-    misfit: float  # 1 - fit
-    added_misfit: float  # of all rows that were or would be added since the cells were made
-
-    def verdict(self) -> tuple[Literal["fresh", "add", "rebuild"], str]:
-        """What to do, and why."""
-        if self.dead > 0.2 * (self.indexed + self.dead):
-            return "rebuild", f"{self.dead} of {self.indexed + self.dead} indexed rows are gone"
-        if self.rows > 2 * self.trained_rows:
-            return "rebuild", f"the cells were made for {self.trained_rows} rows, there are {self.rows}"
-        if self.added_misfit > 1.2 * self.misfit:
-            return "rebuild", f"new rows lie {self.added_misfit / self.misfit:.2f} × as far from their cells as the old"
-        if self.rows > self.indexed:
-            return "add", f"{self.rows - self.indexed} new rows"
-        return "fresh", "every row is in it"
-
-
 class Attached:
     """An index as one snapshot may use it: which of its rows are alive, and where they are."""
 
@@ -156,14 +86,14 @@ class Attached:
     ) -> None:
         self.folder = folder
         self.number = number  # of the snapshot it was made from
-        self._labels = labels  # with the ids of the rows, by ordinal
+        self.labels = labels  # with the ids of the rows, by ordinal
         self._places: list[tuple[Positions, Mask | None]] = []  # position and whether alive, by ordinal; None for all
         self._rest: Mask = np.zeros(0, bool)  # rows of the snapshot that no index has
 
-    def to(self, snapshot: Snapshot) -> Attached:
+    def to(self, snapshot: Stored) -> Attached:
         """Itself, looked up for this snapshot."""
         self._rest = np.ones(len(snapshot), bool)
-        for _, _, ids in self._labels:
+        for _, _, ids in self.labels:
             places = snapshot.places(ids)
             alive = places >= 0
             self._rest[places[alive]] = False
@@ -171,13 +101,13 @@ class Attached:
         return self
 
     def search(
-        self, snapshot: Snapshot, queries: Vectors, k: int, scope: Scope, recall: float
+        self, snapshot: Stored, queries: Vectors, k: int, scope: Scope, recall: float
     ) -> tuple[Matches, Positions | None]:
         """What the indexes find, and the positions that are left to search exactly."""
         within: Within = scope.indexed or self._within(scope)
         scope.indexed = within
         result, exactly = Matches.none(len(queries), k), []
-        for (told, cells, _), (places, _), allowed in zip(self._labels, self._places, within.allowed, strict=True):
+        for (told, cells, _), (places, _), allowed in zip(self.labels, self._places, within.allowed, strict=True):
             if not allowed.count:
                 continue
             effort = min(allowed.count, told.effort(k, recall, allowed.count / len(cells)))
@@ -193,7 +123,7 @@ class Attached:
     def _within(self, scope: Scope) -> Within:
         """What a scope is to each label's index."""
         allowed = []
-        for (_, cells, _), (places, alive) in zip(self._labels, self._places, strict=True):
+        for (_, cells, _), (places, alive) in zip(self.labels, self._places, strict=True):
             mask = alive if scope.mask is None else scope.mask[places] if alive is None else scope.mask[places] & alive
             allowed.append(Chosen(cells, None if mask is None or mask.all() else mask))
         return Within(allowed, np.flatnonzero(self._rest if scope.mask is None else self._rest & scope.mask))
@@ -203,7 +133,7 @@ class Attached:
         if not exactly:
             return within.rest
         mask = self._rest.copy()
-        for (told, _, _), (places, alive) in zip(self._labels, self._places, strict=True):
+        for (told, _, _), (places, alive) in zip(self.labels, self._places, strict=True):
             if told.label in exactly:
                 mask[places if alive is None else places[alive]] = True
         if scope.mask is None:
@@ -228,7 +158,7 @@ def exactly_is_cheaper(queries: int, rows: int, effort: int) -> bool:
     return rows * (1 + queries / 15) < effort * queries
 
 
-def compared(snapshot: Snapshot, queries: Vectors, found: Positions, k: int) -> Matches:
+def compared(snapshot: Stored, queries: Vectors, found: Positions, k: int) -> Matches:
     """The k nearest of the candidates of each query, by the vectors as they are stored; `found` is (queries, n)."""
     result = Matches.none(len(queries), k)
     step = max(1, RESCORED_ROWS // max(found.shape[1], 1))
@@ -248,7 +178,7 @@ def folders(store: Path) -> list[Path]:
     return sorted(path for path in (store / "indexes").glob(f"{NAME}-*") if path.suffix != TEMPORARY and path.is_dir())
 
 
-def attach(snapshot: Snapshot) -> Attached | None:
+def attach(snapshot: Stored) -> Attached | None:
     """The newest index that can be read, for this snapshot; None where there is none (`verify` names a damaged one)."""
     for folder in reversed(folders(snapshot.folder)):
         try:
@@ -269,210 +199,14 @@ def open_index(folder: Path, space: Space, *, mapped: bool = True, whole: bool =
     try:
         told = json.loads(path.read_text(encoding="utf-8"))
         digest = told.pop("digest")
-        if (told["format"], told["version"]) != (FORMAT, VERSION) or digest != _digest(told):
-            raise Damaged(f"{path} is not an index of this release, or was altered; {_AGAIN}")
+        if (told["format"], told["version"]) != (FORMAT, VERSION) or digest != digest_of(told):
+            raise Damaged(f"{path} is not an index of this release, or was altered; {AGAIN}")
         space.require(Space.from_json(told["space"]), f"the index {folder}")
         labels = [LabelIndex.from_json(one) for one in told["labels"]]
         number = int(told["snapshot"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise Damaged(f"{path} is not a readable index ({e}); {_AGAIN}") from e
+        raise Damaged(f"{path} is not a readable index ({e}); {AGAIN}") from e
     return Attached(folder, [(one, *_read(folder, one, mapped=mapped, whole=whole)) for one in labels], number)
-
-
-def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool = False) -> Built:
-    """Bring the index up to the newest snapshot: add what is new, or build anew where it has drifted (or if asked).
-
-    Readers keep searching with the old one meanwhile, and may go on holding it.
-
-    Raises
-    ------
-    Locked
-        Another process is building.
-    """
-    snapshot, clock = store.snapshot(), _Clock()
-    (store.folder / "indexes").mkdir(parents=True, exist_ok=True)
-    with writer_lock(store.folder / "indexes"):
-        before = None if anew else _open_for_adding(snapshot)
-        label_of = snapshot.column("labels")
-        kinds = {int(label): kind_for(int((label_of == label).sum()), kind) for label in np.unique(label_of)}
-        made, actions = [], []
-        for label, wanted in kinds.items():
-            if wanted == "exact":
-                continue
-            old = next((one for one in before or [] if (one[0].label, one[0].kind) == (label, wanted)), None)
-            grown, action = _grow(snapshot, label, old, clock) if old else (None, ("rebuild", "there was none"))
-            if grown is None:
-                grown = _make(snapshot, label, wanted, clock, np.random.default_rng([seed, label + 1]))
-            made.append(grown)
-            actions.append(action)
-        if before is not None and len(before) == len(made) and all(what == "fresh" for what, _ in actions):
-            return Built("fresh", "every row is in it", snapshot.number, tuple(one for one, _, _ in made))
-        labels, size = _write(store.folder, snapshot.number, snapshot.space, made, clock)
-        rebuilt = any(what == "rebuild" for what, _ in actions) or not made
-        why = "; ".join(sorted({why for what, why in actions if what != "fresh"})) or "few rows: searched exactly"
-        return Built("built" if rebuilt else "added", why, snapshot.number, labels, size, clock.seconds)
-
-
-def renumber(store: Path, number: int, old: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> None:
-    """After rows were moved: the ids `old`, ascending, are `new` in snapshot `number`. An unreadable index is left."""
-    for folder in folders(store):
-        try:
-            space = Space.from_json(json.loads((folder / "index.json").read_text(encoding="utf-8"))["space"])
-            labels = open_index(folder, space, mapped=False)._labels  # FAISS would write a mapped one as a reference
-        except (OSError, ValueError, KeyError, StoreError):
-            continue
-        moved = []
-        for told, cells, ids in labels:
-            place = np.minimum(np.searchsorted(old, ids), len(old) - 1)
-            moved.append((told, cells, np.where(old[place] == ids, new[place], ids)))
-        _write(store, number, space, moved, _Clock())
-
-
-Made = tuple[LabelIndex, Cells, npt.NDArray[np.int64]]
-
-
-def _open_for_adding(snapshot: Snapshot) -> list[Made] | None:
-    for folder in reversed(folders(snapshot.folder)):
-        try:
-            return open_index(folder, snapshot.space, mapped=False, whole=True)._labels
-        except StoreError:
-            continue
-    return None
-
-
-def _grow(snapshot: Snapshot, label: int, old: Made, clock: _Clock) -> tuple[Made | None, tuple[str, str]]:
-    """The label's index with the new rows in it, or None where it is better built anew."""
-    told, cells, ids = old
-    here = np.flatnonzero(snapshot.column("labels") == label)
-    fresh = here[~np.isin(snapshot.ids[here], ids)]
-    with clock("read"):
-        vectors = snapshot.vectors(fresh, np.float16)
-    with clock("assign"):
-        cell_of, fit = nearest_cell(vectors, cells.centres)
-    added_before = told.rows - told.trained_rows
-    together = added_before + len(fresh)
-    added_fit = (told.added_fit * added_before + fit * len(fresh)) / together if together else told.fit
-    alive = len(here) - len(fresh)
-    drift = Drift(len(here), alive, told.rows - alive, told.trained_rows, 1 - told.fit, 1 - added_fit)
-    action = drift.verdict()
-    if action[0] == "rebuild":
-        return None, action
-    with clock("add"):
-        grown = cells.add(vectors, cell_of)
-    changed = replace(told, rows=len(grown), added_fit=added_fit)
-    return (changed, grown, np.concatenate([ids, snapshot.ids[fresh]])), action
-
-
-def _make(snapshot: Snapshot, label: int, kind: Kind, clock: _Clock, rng: np.random.Generator) -> Made:
-    here = np.flatnonzero(snapshot.column("labels") == label)
-    count = cells_for(len(here))
-    with clock("read"):
-        vectors = snapshot.vectors(here, np.float16)
-    with clock("cluster"):
-        shuffled = rng.permutation(len(here))
-        drawn = min(count * SAMPLE_PER_CELL, (len(here) + 1) // 2)  # the others tell how well the cells fit new rows
-        sample = vectors[np.sort(shuffled[:drawn])].astype(np.float32)
-        centres = centres_of(sample, count, rng)
-    with clock("assign"):
-        cell_of, _ = nearest_cell(vectors, centres)
-        _, fit = nearest_cell(vectors[np.sort(shuffled[drawn:][:PIECE_ROWS])], centres)
-    with clock("add"):
-        cells = Cells.empty(centres, sample, compact=kind == "compact").add(vectors, cell_of)
-    with clock("measure"):
-        efforts, aheads, recall = _measured(snapshot, here, vectors, cells, rng)
-    told = LabelIndex(label, kind, len(here), len(here), count, fit, fit, efforts, aheads, recall, {})
-    return told, cells, snapshot.ids[here]
-
-
-def _measured(
-    snapshot: Snapshot, here: Positions, vectors: Vectors, cells: Cells, rng: np.random.Generator
-) -> tuple[dict[int, Effort], tuple[float, ...], dict[str, float]]:
-    """Efforts, recall of quantised rows, and recall as it came out, with rows of any label asking."""
-    import torch
-
-    asking = np.sort(rng.permutation(len(snapshot))[: int(np.clip(2e8 / len(here), 50, QUERIES))])
-    queries = snapshot.vectors(asking)
-    similarity = np.empty((len(queries), len(here)), np.float32)
-    wanted = torch.from_numpy(queries)
-    for start in range(0, len(here), 16_384):
-        piece = torch.from_numpy(vectors[start : start + 16_384]).float()
-        similarity[:, start : start + 16_384] = (wanted @ piece.T).numpy()
-    own = np.searchsorted(here, asking)
-    is_own = here[np.minimum(own, len(here) - 1)] == asking
-    similarity[is_own, own[is_own]] = -np.inf  # a row is no neighbour of its own
-    truth = Truth(similarity)
-    efforts = dict(zip(MEASURED_K, measure(cells, queries, truth, rng, MEASURED_K), strict=True))
-    aheads = _aheads(cells, queries, truth) if cells.compact else ()
-    told = LabelIndex(0, "plain", len(here), len(here), len(cells.centres), 0, 0, efforts, aheads, {}, {})
-    recall = {}
-    for share in (1.0, 0.5, 0.1, 0.01, 0.001):
-        allowed = None if share == 1 else rng.random(len(cells)) < share
-        count = len(cells) if allowed is None else int(allowed.sum())
-        if count >= 10:
-            effort = told.effort(10, 0.99, share)
-            found = cells.search(queries, told.ahead(11, 0.99), effort, Chosen(cells, allowed))
-            recall[f"{share:g}"] = _recall(truth, found, allowed)
-    return efforts, aheads, recall
-
-
-def _recall(truth: Truth, found: Ordinals, allowed: Mask | None) -> float:
-    """recall@10 of candidates that are compared exactly."""
-    true = truth.nearest(10, allowed)
-    tenth = truth.of(true[:, -1:])
-    scores = truth.of(found)
-    right = ((scores >= tenth) & np.isfinite(scores)).sum(axis=1)  # as near as the tenth
-    there = np.isfinite(truth.of(true)).sum(axis=1)
-    return round(float(np.minimum(right, there).sum() / there.sum()), 4)
-
-
-def _aheads(cells: Cells, queries: Vectors, truth: Truth) -> tuple[float, ...]:
-    some = slice(0, 64)  # every row of every cell is read for each
-    found = cells.search(queries[some], min(AHEADS[-1], len(cells)), len(cells))
-    return tuple(_recall(truth[some], found[:, : n + 1], None) for n in AHEADS)
-
-
-def _write(
-    store: Path, number: int, space: Space, made: list[Made], clock: _Clock
-) -> tuple[tuple[LabelIndex, ...], int]:
-    """Put the new index in place of the old: whole, by one rename."""
-    final = store / "indexes" / f"{NAME}-{number:06d}"
-    aside = final.with_suffix(TEMPORARY)
-    try:
-        with clock("write"), _emptied(aside):
-            labels = tuple(_saved(aside, one) for one in made)
-            told: dict[str, Any] = {
-                "format": FORMAT,
-                "version": VERSION,
-                "snapshot": number,
-                "space": space.as_json(),
-                "labels": [one.as_json() for one in labels],
-            }
-            told = json.loads(json.dumps(told))  # keys as text and tuples as lists, as they will be read
-            write_text(aside / "index.json", json.dumps({**told, "digest": _digest(told)}, indent=1) + "\n")
-            if final.exists():  # built anew for the same snapshot
-                shutil.rmtree(final)
-            aside.rename(final)
-            flush(final.parent)
-            for old in folders(store):
-                if old != final:
-                    shutil.rmtree(old)
-    except (OSError, RuntimeError) as e:
-        raise StoreError(f"could not write the index {final} ({e}); searches stay exact or use the one before") from e
-    return labels, sum(path.stat().st_size for path in final.iterdir())
-
-
-def _saved(folder: Path, made: Made) -> LabelIndex:
-    told, cells, ids = made
-    stem = str(told.label)
-    tail = cells.save(folder / f"{stem}.faiss")
-    np.save(folder / f"{stem}.ids.npy", ids.astype("<i8"))
-    np.save(folder / f"{stem}.cells.npy", cells.cell_of.astype("<u2" if told.cells <= 65_536 else "<u4"))
-    files = {}
-    for name, rows in ((f"{stem}.faiss", tail), (f"{stem}.ids.npy", 0), (f"{stem}.cells.npy", 0)):
-        flush(folder / name)
-        size = (folder / name).stat().st_size
-        files[name] = (size, size - rows, *_checksums(folder / name, size - rows))
-    return replace(told, files=files)
 
 
 def _read(folder: Path, told: LabelIndex, *, mapped: bool, whole: bool) -> tuple[Cells, npt.NDArray[np.int64]]:
@@ -480,30 +214,28 @@ def _read(folder: Path, told: LabelIndex, *, mapped: bool, whole: bool) -> tuple
         path = folder / name
         try:
             if path.stat().st_size != size:
-                raise Damaged(f"{path} is truncated; {_AGAIN}")
-            if whole and _checksums(path, tables) != (head, everything):
-                raise Damaged(f"{path} is not what was written (checksum differs); {_AGAIN}")
+                raise Damaged(f"{path} is truncated; {AGAIN}")
+            if whole and checksums(path, tables) != (head, everything):
+                raise Damaged(f"{path} is not what was written (checksum differs); {AGAIN}")
             with path.open("rb") as file:
                 if not whole and checksum(file.read(tables)) != head:
-                    raise Damaged(f"{path} is not what was written (checksum differs); {_AGAIN}")
+                    raise Damaged(f"{path} is not what was written (checksum differs); {AGAIN}")
         except OSError as e:
-            raise Damaged(f"{path} cannot be read ({e.strerror}); {_AGAIN}") from e
+            raise Damaged(f"{path} cannot be read ({e.strerror}); {AGAIN}") from e
     stem = str(told.label)
     try:
         ids = np.load(folder / f"{stem}.ids.npy")
         cell_of = np.load(folder / f"{stem}.cells.npy").astype(np.int64)
         return Cells.load(folder / f"{stem}.faiss", cell_of, mapped=mapped), ids
     except (OSError, ValueError, RuntimeError) as e:
-        raise Damaged(f"{folder} cannot be read ({e}); {_AGAIN}") from e
+        raise Damaged(f"{folder} cannot be read ({e}); {AGAIN}") from e
 
 
-_AGAIN = "searches stay right without it; run `clipfake store index` to build it again"
+AGAIN = "searches stay right without it; run `clipfake store index` to build it again"
 
 
-def _checksums(path: Path, tables: int) -> tuple[str, str]:
+def checksums(path: Path, tables: int) -> tuple[str, str]:
     """Of a file's first bytes and of all."""
-    import hashlib
-
     whole = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         first = file.read(tables)
@@ -513,31 +245,5 @@ def _checksums(path: Path, tables: int) -> tuple[str, str]:
     return checksum(first), whole.hexdigest()
 
 
-def _digest(told: dict[str, Any]) -> str:
+def digest_of(told: dict[str, Any]) -> str:
     return checksum(json.dumps(told, sort_keys=True).encode())
-
-
-@contextmanager
-def _emptied(folder: Path) -> Iterator[None]:
-    """A new folder, removed again unless it was renamed away."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    try:
-        yield
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-class _Clock:
-    """Seconds by part."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        began = time.monotonic()
-        try:
-            yield
-        finally:
-            self.seconds[part] = round(self.seconds.get(part, 0.0) + time.monotonic() - began, 3)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from .block import Mask, Vectors
+from .space import Space
 
 Positions = npt.NDArray[np.int64]
 
@@ -53,6 +55,24 @@ class Searches(Protocol):
 
     def search(self, queries: Vectors, k: int, where: Mask | None = None, recall: float = 0.99) -> Matches:
         """As `Snapshot.search`."""
+
+
+class Stored(Protocol):
+    """A snapshot as searches see it."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def space(self) -> Space: ...
+
+    def __len__(self) -> int: ...
+
+    def vectors(self, positions: Any = None, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+        """(n, dim) of the rows at these positions."""
+
+    def places(self, ids: npt.NDArray[np.int64]) -> Positions:
+        """(n,) positions of the rows with these ids, -1 where there is none."""
 
 
 def nearest(queries: Vectors, vectors: Vectors, positions: Positions, k: int) -> Matches:

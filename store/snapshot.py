@@ -147,7 +147,7 @@ class Snapshot:
     def search(self, queries: Vectors, k: int, where: Mask | Scope | None = None, recall: float = 0.99) -> Matches:
         """The k nearest rows of each query, of those a mask over the rows allows.
 
-        Similarities are those of the stored vectors. Without an index (`clipfake.store.index.build_index`) the rows
+        Similarities are those of the stored vectors. Without an index (`clipfake.store.build.build_index`) the rows
         are exactly the nearest; with one, the share `recall` of them on average; with `recall=1` exactly them.
 
         Parameters

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from clipfake.benchmarks.store_synthetic import space, synthetic
 from clipfake.store.block import Block, Rows
+from clipfake.store.build import build_index
 from clipfake.store.errors import ClipfakeError, NoStore
-from clipfake.store.index import build_index
 from clipfake.store.repair import repair
 from clipfake.store.store import Store
 from clipfake.store.verify import verify

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from clipfake.benchmarks.store_synthetic import space
 from clipfake.store.block import Block, Rows
+from clipfake.store.build import build_index
 from clipfake.store.compact import compact
 from clipfake.store.errors import NoStore
 from clipfake.store.filter import Filter, delete
-from clipfake.store.index import build_index
 from clipfake.store.search import nearest
 from clipfake.store.snapshot import Snapshot
 from clipfake.store.store import Store

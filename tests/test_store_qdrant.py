@@ -21,10 +21,10 @@ import pytest
 from clipfake.benchmarks.store_synthetic import space, synthetic
 from clipfake.store import engine as rules
 from clipfake.store.block import Block, names
+from clipfake.store.build import build_index
 from clipfake.store.engine import Allowed, Engine, Plan, Remote, ask, push, read_card
 from clipfake.store.errors import BadBlock, Damaged, Locked, NoStore, NotAStore, SpaceMismatch, StoreError
 from clipfake.store.filter import Filter, delete
-from clipfake.store.index import build_index
 from clipfake.store.qdrant import Edge, Layout, Server, conditions, engine_at, in_few_digits
 from clipfake.store.search import Matches, nearest
 from clipfake.store.snapshot import Snapshot

@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from clipfake.benchmarks.store_synthetic import space, synthetic
 from clipfake.store.bank import Bank
+from clipfake.store.build import Drift, build_index, kind_for
 from clipfake.store.cells import Effort, probes
-from clipfake.store.index import Drift, Kind, build_index, exactly_is_cheaper, folders, kind_for
+from clipfake.store.index import Kind, exactly_is_cheaper, folders
 from clipfake.store.search import Matches, nearest
 from clipfake.store.snapshot import Snapshot
 from clipfake.store.store import Store
