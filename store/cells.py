@@ -157,9 +157,10 @@ class Cells:
         Compact cells give candidates: ask for more than are wanted and compare them exactly.
         """
         allowed = allowed or Chosen(self, None)
-        if allowed.mask is None or allowed.count < MOST_ALLOWED * len(self):
+        if allowed.mask is None or self.compact or allowed.count < MOST_ALLOWED * len(self):
             return self._search(queries, k, rows, allowed, allowed.selector)
-        # Looking at every row of a cell and leaving some out afterwards is twice as quick as asking for each row first.
+        # Looking at every row of a cell and leaving some out afterwards is quicker than asking for each row first;
+        # not where many candidates are wanted, as of compact cells.
         more = min(int(WIDER * k * len(self) / allowed.count) + WIDER, len(self))
         found = self._search(queries, more, rows, allowed, None)
         kept = (found >= 0) & allowed.mask[np.maximum(found, 0)]

@@ -51,9 +51,11 @@ class LabelIndex:
     files: dict[str, tuple[int, int, str, str]]  # name -> bytes, bytes of tables, their checksum, the whole's checksum
 
     def effort(self, k: int, recall: float, share: float) -> int:
-        """Chosen rows to read; beyond the largest k that was measured, in proportion."""
-        measured = min((m for m in self.efforts if m >= k), default=max(self.efforts))
-        return round(self.efforts[measured].for_recall(recall, share) * max(1.0, k / measured))
+        """Allowed rows to read: between two measured k on the line between them, beyond the largest in proportion."""
+        measured = sorted(self.efforts)
+        rows = [max(self.efforts[m].for_recall(recall, share), 1) for m in measured]
+        read = np.exp(np.interp(np.log(k), np.log(measured), np.log(rows)))
+        return int(np.ceil(read * max(1.0, k / measured[-1])))
 
     def ahead(self, k: int, recall: float) -> int:
         """Rows to take from the cells and compare exactly."""
