@@ -106,6 +106,7 @@ class Stopping(PlainEncoder):
         return super().encode(images)
 
 stopped = []
+signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may have had it ignored
 report = index([sys.argv[1]], Store.open(sys.argv[2]), Stopping(), IndexOptions(batch_size=4))
 print(report.interrupted, report.added)
 """
