@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +22,7 @@ from .snapshot import Snapshot
 
 BLOCK_ROWS = 4096  # that ask at a time
 CARD = "pairs.json"
+FILES: dict[str, np.dtype[Any]] = {"rows.npy": np.dtype(np.int64), "similarity.npy": np.dtype(np.float32)}
 Progress = Callable[[int, int], None]  # rows done, rows in all
 
 
@@ -50,9 +52,10 @@ def all_pairs(
     `folder` gets `rows.npy` (n, k) int64, `similarity.npy` (n, k) float32 and `pairs.json`. Stopped at any moment and
     run again it goes on after the last finished block; when all is there it is only read.
 
-    In memory: the vectors as float32 while they take less than a gigabyte, otherwise a piece of them at a time, and
-    128 MiB of similarities. Time grows with the square of the rows: a million 512-d rows are a quadrillion
-    multiply-adds, hours on two cores and about a minute on a GPU, where the bank is used if there is one.
+    In memory: the vectors as float32 while they take less than a gigabyte (and half as much again while they are
+    converted), otherwise a piece of them at a time, and at most 256 MiB of similarities. Time grows with the square of
+    the rows: a million 512-d rows are a quadrillion multiply-adds, hours on two cores and about a minute on a GPU,
+    where the bank is used if there is one.
 
     Raises
     ------
@@ -70,7 +73,7 @@ def all_pairs(
         "k": k,
     }
     done = _begun(folder, asked, (len(positions), k))
-    arrays = [np.load(folder / name, mmap_mode="r+") for name in ("rows.npy", "similarity.npy")]
+    arrays = [_opened(folder / name, (len(positions), k), "r+") for name in FILES]
     bank = Bank(snapshot) if done < len(positions) else None
     while done < len(positions):
         assert bank is not None
@@ -85,7 +88,7 @@ def all_pairs(
         write_text(folder / CARD, json.dumps({**asked, "done": done}) + "\n")
         if progress:
             progress(done, len(positions))
-    rows, similarity = (np.load(folder / name, mmap_mode="r") for name in ("rows.npy", "similarity.npy"))
+    rows, similarity = (_opened(folder / name, (len(positions), k), "r") for name in FILES)
     return Pairs(snapshot.number, positions, rows, similarity)
 
 
@@ -107,13 +110,27 @@ def _begun(folder: Path, asked: dict[str, Any], shape: tuple[int, int]) -> int:
         return done
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, kind in (("rows.npy", np.int64), ("similarity.npy", np.float32)):
+        for name, kind in FILES.items():
             np.lib.format.open_memmap(folder / name, mode="w+", dtype=kind, shape=shape).flush()
+            with (folder / name).open("r+b") as file:  # a mapped file that the disk has no room for would end us
+                os.posix_fallocate(file.fileno(), 0, (folder / name).stat().st_size)
             flush(folder / name)
     except OSError as e:
         raise StoreError(f"could not write {folder}: {e}; make room or give write access") from e
     write_text(folder / CARD, json.dumps({**asked, "done": 0}) + "\n")
     return 0
+
+
+def _opened(path: Path, shape: tuple[int, int], mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
+    """A file of the pairs, mapped; raises StoreError where it is not the one that was begun."""
+    try:
+        np.load(path, mmap_mode="r", allow_pickle=False)  # to be written, numpy would lengthen one that is too short
+        mapped: np.memmap[Any, Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as e:
+        raise StoreError(f"{path} cannot be read ({e}); remove the folder {path.parent} and start again") from e
+    if (mapped.shape, mapped.dtype) != (shape, FILES[path.name]):
+        raise StoreError(f"{path} holds {mapped.dtype} {mapped.shape} instead of {shape}; remove {path.parent}")
+    return mapped
 
 
 def _others(found: Matches, asking: Positions, k: int) -> Matches:

@@ -86,6 +86,31 @@ def test_pairs_of_other_rows_are_not_mixed_in(snapshot: Snapshot, tmp_path: Path
         all_pairs(snapshot, tmp_path / "p", 4)
 
 
+def test_a_disk_without_room_is_told_before_any_work(
+    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(handle: int, start: int, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(StoreError, match="No space left"):
+        all_pairs(snapshot, tmp_path / "p", 4)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "another"])
+def test_a_damaged_folder_is_named(snapshot: Snapshot, tmp_path: Path, damage: str) -> None:
+    all_pairs(snapshot, tmp_path / "p", 4)
+    path = tmp_path / "p/similarity.npy"
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(path.read_bytes()[:300])
+    else:
+        np.save(path, np.zeros((3, 4), np.float32))
+    with pytest.raises(StoreError, match=r"similarity\.npy"):
+        all_pairs(snapshot, tmp_path / "p", 4)
+
+
 def test_nothing_to_compare_is_said(snapshot: Snapshot, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no rows to compare"):
         all_pairs(snapshot, tmp_path / "p", 4, np.zeros(ROWS, bool))
