@@ -42,6 +42,7 @@ from .store import Store
 
 EXACT_ROWS = 50_000  # up to here a label's rows are searched exactly: a few milliseconds
 PLAIN_ROWS = 4_000_000  # up to here as float16, beyond quantised, which takes a sixth of the memory
+GONE = f".gone{TEMPORARY}"  # what an index that is being removed ends in
 QUERIES = 200  # of the store's own vectors, to measure recall with
 MEASURED_K = (10, 100)
 
@@ -247,7 +248,7 @@ def _aheads(cells: Cells, queries: Vectors, truth: Truth) -> tuple[float, ...]:
 def _write(
     store: Path, number: int, space: Space, made: list[Made], clock: _Clock
 ) -> tuple[tuple[LabelIndex, ...], int]:
-    """Put the new index in place of the old: whole, by one rename."""
+    """Put the new index in place of the old: each is there whole, or under a name that no search looks at."""
     final = store / "indexes" / f"{NAME}-{number:06d}"
     aside = final.with_suffix(TEMPORARY)
     try:
@@ -263,15 +264,24 @@ def _write(
             told = json.loads(json.dumps(told))  # keys as text and tuples as lists, as they will be read
             write_text(aside / "index.json", json.dumps({**told, "digest": digest_of(told)}, indent=1) + "\n")
             if final.exists():  # built anew for the same snapshot
-                shutil.rmtree(final)
+                final.rename(_gone(final))
             aside.rename(final)
             flush(final.parent)
             for old in folders(store):
                 if old != final:
-                    shutil.rmtree(old)
+                    old.rename(_gone(old))
+            for gone in final.parent.glob(f"*{GONE}"):
+                shutil.rmtree(gone)
     except (OSError, RuntimeError) as e:
         raise StoreError(f"could not write the index {final} ({e}); searches stay exact or use the one before") from e
     return labels, sum(path.stat().st_size for path in final.iterdir())
+
+
+def _gone(folder: Path) -> Path:
+    """Where an index goes to be removed; what a killed process left there is removed first."""
+    gone = folder.with_suffix(GONE)
+    shutil.rmtree(gone, ignore_errors=True)
+    return gone
 
 
 def _saved(folder: Path, made: Made) -> LabelIndex:

@@ -2,71 +2,26 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 from clipfake.benchmarks.store_synthetic import space, synthetic
 from clipfake.store.block import Block
+from clipfake.store.build import build_index
 from clipfake.store.compact import compact
 from clipfake.store.errors import ClipfakeError
 from clipfake.store.filter import Filter, delete
+from clipfake.store.repair import repair
 from clipfake.store.store import Store
 from clipfake.store.verify import verify
+from faults import Killed, failing
 
 DIM = 4
 BLOCKS = list(synthetic(60, DIM, size=20))
-# What a commit asks of the system: each is failed on its first, second, … use.
-CALLS = [
-    (os, "open"),
-    (os, "fsync"),
-    (os, "replace"),
-    (os, "unlink"),
-    (os, "mkdir"),
-    (os, "ftruncate"),
-    (os, "pwrite"),
-    (Path, "write_text"),
-    (Path, "write_bytes"),
-    (h5py.File, "__init__"),
-    (h5py.Group, "create_dataset"),
-    (h5py.AttributeManager, "__setitem__"),
-    (h5py.File, "close"),
-]
-
-
-class Killed(BaseException):
-    """The process is gone: nothing that comes after happens either."""
-
-
-class Faults:
-    """Counts the calls of CALLS and fails the n-th: once for a full disk, from then on for a killed process."""
-
-    def __init__(self, fail_at: int, kill: bool) -> None:
-        self.made, self.fail_at, self.kill = 0, fail_at, kill
-
-    def wrapped(self, call: Callable[..., Any]) -> Callable[..., Any]:
-        def counted(*args: Any, **options: Any) -> Any:
-            self.made += 1
-            if self.kill and self.made >= self.fail_at:
-                raise Killed
-            if self.made == self.fail_at:
-                raise OSError(28, "No space left on device")
-            return call(*args, **options)
-
-        return counted
-
-
-@contextmanager
-def failing(fail_at: int, *, kill: bool) -> Iterator[Faults]:
-    faults = Faults(fail_at, kill)
-    with pytest.MonkeyPatch.context() as patch:
-        for owner, name in CALLS:
-            patch.setattr(owner, name, faults.wrapped(getattr(owner, name)))
-        yield faults
 
 
 def prepared(folder: Path) -> Store:
@@ -104,6 +59,11 @@ def shrink(store: Store) -> None:
     compact(store, rows_per_shard=50)
 
 
+def index(store: Store) -> None:
+    """With few rows it must be asked for; FAISS needs some of each label."""
+    build_index(store, "plain", anew=True)
+
+
 def state(store: Store) -> dict[str, Any]:
     snapshot = store.snapshot()
     facts = zip(snapshot.rows.digests.tolist(), snapshot.vectors().tolist(), strict=True)
@@ -112,9 +72,9 @@ def state(store: Store) -> dict[str, Any]:
 
 CHANGES = [
     pytest.param(change, kill, id=f"{change.__name__}, {'killed' if kill else 'disk full'}", marks=marks)
-    for change in (append, replace, drop, back, shrink)
+    for change in (append, replace, drop, back, shrink, index)
     for kill in (True, False)
-    for marks in [() if (change, kill) in ((append, True), (drop, False), (shrink, True)) else pytest.mark.slow]
+    for marks in [() if (change, kill) in ((append, True), (drop, False)) else pytest.mark.slow]
 ]
 
 
@@ -164,3 +124,43 @@ def test_a_full_disk_is_a_store_error(tmp_path: Path, change: Callable[[Store], 
             except ClipfakeError as e:
                 told += "could not write" in str(e)
     assert told > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [True, False], ids=["killed", "disk full"])
+@pytest.mark.parametrize("damaged", ["shards/000001.h5", "snapshots/000001.json", "deleted/000002-000002.u4"])
+def test_a_repair_that_fails_anywhere_is_ended_by_the_next(tmp_path: Path, damaged: str, kill: bool) -> None:
+    whole = prepared(tmp_path / "whole")
+    with whole.writer() as writer:
+        writer.delete(np.arange(40) >= 35)
+    path = whole.folder / damaged
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 255
+    path.write_bytes(content)
+    model = Store(shutil.copytree(whole.folder, tmp_path / "model"))
+    repair(model.folder)
+    after = state(model)
+    for fail_at in range(1, 300):
+        store = Store(shutil.copytree(whole.folder, tmp_path / f"{fail_at}"))
+        with failing(fail_at, kill=kill) as faults, suppress(Killed, ClipfakeError, OSError):
+            repair(store.folder)
+        repair(store.folder)
+        assert verify(store.folder).problems == (), f"call {fail_at} failed"
+        assert state(store) == after, f"call {fail_at} failed"
+        if faults.made < fail_at:
+            break
+    assert faults.made < fail_at, "more calls than were tried"
+    assert fail_at > 3
+
+
+def test_an_index_that_could_not_be_written_changes_no_answer(tmp_path: Path) -> None:
+    store = prepared(tmp_path / "s")
+    queries = store.snapshot().vectors(slice(0, 3))
+    with failing(10**9, kill=False) as faults:
+        index(store)
+    for fail_at in range(1, faults.made + 1, 4):
+        with failing(fail_at, kill=False), suppress(ClipfakeError):
+            index(store)
+        assert verify(store.folder).problems == ()
+        found = store.snapshot().search(queries, 4)
+        assert np.allclose(found.similarity, store.snapshot().search(queries, 4, recall=1).similarity, atol=1e-3)

@@ -6,7 +6,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 from clipfake.benchmarks.store_synthetic import space
@@ -19,6 +18,7 @@ from clipfake.store.search import nearest
 from clipfake.store.snapshot import Snapshot
 from clipfake.store.store import Store
 from clipfake.store.verify import verify
+from faults import Killed, failing
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -30,10 +30,6 @@ CATEGORIES = ("cat", "dog")
 
 Row = tuple[int, str, str, bytes, tuple[float, ...], bytes]  # label, source, category, digest, vector, thumbnail
 Model = dict[str, Row]  # by key
-
-
-class Killed(BaseException):
-    """The process is gone."""
 
 
 def row(number: int, version: int) -> tuple[str, Row]:
@@ -136,33 +132,14 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(
         numbers=st.lists(st.integers(0, 39), min_size=1, max_size=8, unique=True),
-        fail_at=st.integers(1, 40),
-        what=st.sampled_from(["append", "delete", "compact"]),
+        fail_at=st.integers(1, 60),
+        what=st.sampled_from(["append", "delete", "undo", "index", "compact"]),
     )
     def crash(self, numbers: list[int], fail_at: int, what: str) -> None:
         """A process that is killed within a change: the store is as before or as after."""
         after = dict(self.model)
-        made = 0
-
-        def counted(call: Any) -> Any:
-            def wrapped(*args: Any, **options: Any) -> Any:
-                nonlocal made
-                made += 1
-                if made >= fail_at:
-                    raise Killed
-                return call(*args, **options)
-
-            return wrapped
-
-        with pytest.MonkeyPatch.context() as patch, suppress(Killed):
-            for owner, name in (
-                (Path, "replace"),
-                (Path, "unlink"),
-                (Path, "write_bytes"),
-                (Path, "write_text"),
-                (h5py.Group, "create_dataset"),
-            ):
-                patch.setattr(owner, name, counted(getattr(owner, name)))
+        back = self.store.snapshots()[0].number
+        with failing(fail_at, kill=True), suppress(Killed):
             if what == "append":
                 after |= dict(row(number, 3) for number in numbers)
                 with self.store.writer() as writer:
@@ -170,6 +147,11 @@ class StoreModel(RuleBasedStateMachine):
             elif what == "delete":
                 after = {key: told for key, told in after.items() if told[1] != "gan"}
                 delete(self.store, Filter(sources=["gan"]))
+            elif what == "undo":
+                after = dict(self.history[back])
+                self.store.undo(back)
+            elif what == "index":
+                build_index(self.store, "plain", anew=True)
             else:
                 compact(self.store, rows_per_shard=10)
         self.store = Store.open(self.store.folder)
@@ -215,8 +197,8 @@ class StoreModel(RuleBasedStateMachine):
         snapshot = self.store.snapshot()
         assert held(snapshot) == self.model
         keys = [f"{source}/{number}" for number in range(0, 40, 7) for source in SOURCES]
-        places = snapshot.find(keys).tolist()
-        assert [place >= 0 for place in places] == [key in self.model for key in keys]
+        where = {key: place for place, key in enumerate(snapshot.column("keys").tolist())}
+        assert snapshot.find(keys).tolist() == [where.get(key, -1) for key in keys]
         assert snapshot.texts.keys() >= {told[2] for told in self.model.values()}
 
     @invariant()
