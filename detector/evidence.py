@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
+from threading import Lock
 
 import numpy as np
 import numpy.typing as npt
@@ -107,6 +108,8 @@ class Bank:
     members: Mask  # (rows,) who may testify
     sources: npt.NDArray[np.int64]  # (rows,) equal for rows of one source
     names: tuple[str, ...]  # of the sources
+    _reduced: dict[str, Bank] = field(default_factory=dict, init=False, repr=False)  # source -> the bank without it
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False)  # a service judges in several threads
 
     @classmethod
     def of(cls, snapshot: Snapshot, rules: Rules = Rules(), *, where: Mask | None = None) -> Bank:
@@ -135,17 +138,13 @@ class Bank:
 
     def without(self, source: str) -> Bank:
         """The same bank with a source removed; the last ones asked for are kept."""
-        if source not in self._reduced:
-            while len(self._reduced) >= KEPT:
-                self._reduced.pop(next(iter(self._reduced)), None)
-            self._reduced[source] = self.where(
-                self.sources != (self.names.index(source) if source in self.names else -1)
-            )
-        return self._reduced[source]
-
-    @cached_property
-    def _reduced(self) -> dict[str, Bank]:
-        return {}
+        with self._lock:
+            if source not in self._reduced:
+                if len(self._reduced) >= KEPT:
+                    del self._reduced[next(iter(self._reduced))]
+                code = self.names.index(source) if source in self.names else -1
+                self._reduced[source] = self.where(self.sources != code)
+            return self._reduced[source]
 
     def where(self, rows: Mask) -> Bank:
         """Only the rows of a mask, of those that are members."""

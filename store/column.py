@@ -11,7 +11,7 @@ import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,14 @@ class Column:
     name: str
     space: Space
     pieces: dict[str, Piece]  # by shard
+    _maps: dict[str, npt.NDArray[np.float16]] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+    def held(self, snapshot: Snapshot) -> Column:
+        """Itself, with the files of a snapshot mapped: a writer may replace them meanwhile, what is mapped stays."""
+        for part in snapshot.manifest.parts:
+            if self._has(part):
+                self._mapped(part)
+        return self
 
     def vectors(self, snapshot: Snapshot, positions: Positions) -> npt.NDArray[np.float32]:
         """(n, dim) float32 of the rows at these positions, NaN where there is none; raises Damaged."""
@@ -83,7 +91,10 @@ class Column:
         return part.name in self.pieces and self.pieces[part.name].header == part.header
 
     def _mapped(self, part: Part) -> npt.NDArray[np.float16]:
-        path = self.folder / self.pieces[part.name].file
+        name = self.pieces[part.name].file
+        if name in self._maps:
+            return self._maps[name]
+        path = self.folder / name
         expected = part.rows * self.space.dim * 2
         try:
             if path.stat().st_size != expected:
@@ -91,7 +102,8 @@ class Column:
             mapped = np.memmap(path, "<f2", "r", shape=(part.rows, self.space.dim))
         except OSError as e:
             raise Damaged(f"{path} cannot be read ({e.strerror}); {_AGAIN}") from e
-        return mapped.view(np.ndarray)
+        self._maps[name] = mapped.view(np.ndarray)
+        return self._maps[name]
 
     def _content(self, piece: Piece) -> bytes:
         try:

@@ -72,7 +72,7 @@ def joined(snapshot: Snapshot, columns: Sequence[str]) -> Snapshot:
         if name == MAIN:
             result._made_of.append((snapshot, snapshot.space))
             continue
-        column = open_column(snapshot.folder, name)
+        column = open_column(snapshot.folder, name).held(snapshot)
         if lacking := int(column.missing(snapshot).sum()):
             raise NotEnoughRows(
                 f"the column {name} has no vector for {lacking} of {len(snapshot)} rows; "

@@ -15,13 +15,14 @@ from .search import Positions
 class Scope:
     """Some rows of one snapshot, or all. Make it with `Snapshot.scope`; searches leave in it what they work out."""
 
-    def __init__(self, mask: Mask | None, rows: int) -> None:
-        """Raises BadBlock unless the mask has a bool for each of so many rows."""
+    def __init__(self, mask: Mask | None, rows: int, of: object) -> None:
+        """Raises BadBlock unless the mask has a bool for each of so many rows; `of` is whose they are."""
         allowed = None if mask is None else np.asarray(mask)
         if allowed is not None and (allowed.shape != (rows,) or allowed.dtype != np.bool_):
             raise BadBlock(f"a filter of {allowed.dtype} {allowed.shape}; give one bool for each of {rows} rows")
         self.mask = allowed
         self.rows = rows  # of the snapshot
+        self.of = of  # its manifest, which views of it share
         self.indexed: Any = None  # what the snapshot's index keeps for it
 
     @cached_property

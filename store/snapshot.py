@@ -165,8 +165,8 @@ class Snapshot:
         if queries.shape[1] != self.space.dim:
             raise BadBlock(f"queries of {queries.shape[1]} dimensions against a store of {self.space}")
         scopes = [where if isinstance(where, Scope) else self.scope(where) for where in wheres]
-        if any(scope.rows != len(self) for scope in scopes):
-            raise BadBlock(f"a scope of another snapshot; make it of this one, of {len(self)} rows")
+        if any(scope.of is not self.manifest for scope in scopes):
+            raise BadBlock(f"a scope of another snapshot; make it of this one, snapshot {self.number}")
         if self._elsewhere and recall < 1:
             return [self._elsewhere.search(queries, k, scope.mask, recall) for scope in scopes]
         results, left = [Matches.none(len(queries), k) for _ in scopes], [scope.positions for scope in scopes]
@@ -182,7 +182,7 @@ class Snapshot:
 
     def scope(self, mask: Mask | None) -> Scope:
         """A filter made ready for many searches of this snapshot; raises BadBlock unless it has a bool a row."""
-        return Scope(mask, len(self))
+        return Scope(mask, len(self), self.manifest)
 
     def searched_by(self, other: Searches) -> Snapshot:
         """The same rows, but the nearest are asked of `other` (`clipfake.store.engine.ask`), unless `recall` is 1."""
@@ -209,6 +209,11 @@ class Snapshot:
         """The small JPEG of one row, b"" where none was kept."""
         [(shard, _, rows)] = self._located(np.array([position], np.int64))
         return shard.file.thumbnail(int(np.arange(len(shard.file))[rows][0]))
+
+    @property
+    def has_thumbnails(self) -> bool:
+        """Whether any row has one."""
+        return any(shard.file.has_thumbnails for shard in self._shards)
 
     def thumbnails(self, positions: Positions) -> tuple[bytes, ...]:
         """The small JPEGs of some rows, b"" where none was kept; a shard's are read at once."""
