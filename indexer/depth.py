@@ -16,7 +16,7 @@ import torch
 
 from ..store.errors import EncoderError
 from ..store.space import Space
-from .encoder import Embeddings, choose_device, fingerprint_of, unit
+from .encoder import Embeddings, cannot_load, choose_device, fingerprint_of, unit
 from .image import Pixels
 from .preprocess import Preprocess
 
@@ -72,9 +72,5 @@ def load_depth_encoder(name: str, *, device: str = "auto") -> DepthEncoder:
         model = transformers.AutoModelForDepthEstimation.from_pretrained(place, dtype=torch.float32, **only)
         preprocess = Preprocess.from_config(told)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise EncoderError(
-            f"the depth model {place} cannot be loaded: {reason}. Name a directory that holds config.json, weights and "
-            f"preprocessor_config.json, or a hub id while online"
-        ) from e
+        raise cannot_load(f"the depth model {place}", e) from e
     return DepthEncoder(f"{DEPTH}{place}", model, preprocess, choose_device(device))

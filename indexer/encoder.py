@@ -190,6 +190,15 @@ def fingerprint_of(model: Any, preprocess: Preprocess) -> str:
     return digest.hexdigest()
 
 
+def cannot_load(what: str, error: Exception) -> EncoderError:
+    """Why a model of `transformers` cannot be had, and what to do."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return EncoderError(
+        f"{what} cannot be loaded: {reason}. Name a directory that holds config.json, weights and "
+        f"preprocessor_config.json, or a hub id while online (or already in the Hugging Face cache)"
+    )
+
+
 def choose_device(told: str) -> torch.device:
     if told != "auto":
         try:

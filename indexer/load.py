@@ -10,9 +10,17 @@ from typing import Any
 
 import torch
 
-from ..store.errors import EncoderError
 from .depth import DEPTH, load_depth_encoder
-from .encoder import UNTRAINED, Encoder, PlainEncoder, Replicas, TransformerEncoder, choose_device, choose_dtype
+from .encoder import (
+    UNTRAINED,
+    Encoder,
+    PlainEncoder,
+    Replicas,
+    TransformerEncoder,
+    cannot_load,
+    choose_device,
+    choose_dtype,
+)
 from .openvino import OpenVinoEncoder
 from .preprocess import Preprocess
 
@@ -54,11 +62,7 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
     try:
         model, preprocess, tokenizer = _load(place, seed, local)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as e:
-        reason = str(e).strip().splitlines()[0] if str(e).strip() else type(e).__name__
-        raise EncoderError(
-            f"the encoder {name} cannot be loaded: {reason}. Name a directory that holds config.json, weights and "
-            f"preprocessor_config.json, or a hub id while online (or already in the Hugging Face cache)"
-        ) from e
+        raise cannot_load(f"the encoder {name}", e) from e
     full = place if seed is None else f"{UNTRAINED}{seed}:{place}"
     if device == OPENVINO:
         return OpenVinoEncoder(TransformerEncoder(full, model, preprocess, tokenizer, first, torch.float32), precision)

@@ -163,9 +163,8 @@ def _blocks(snapshot: Snapshot, positions: Positions) -> Iterator[tuple[int, Blo
     if not len(positions):
         yield 0, Block(snapshot.space, snapshot.rows.take(positions), np.zeros((0, snapshot.space.dim), np.float32))
     start = 0
-    some = any(snapshot.thumbnails(positions[:1]))
     for block in snapshot.blocks(BLOCK_ROWS, positions):
-        pictures = snapshot.thumbnails(positions[start : start + len(block)]) if some else ()
+        pictures = snapshot.thumbnails(positions[start : start + len(block)]) if snapshot.has_thumbnails else ()
         yield start, Block(block.space, block.rows, block.vectors, pictures, block.texts)
         start += len(block)
 

@@ -231,24 +231,29 @@ class Shard:
 
     def thumbnail(self, row: int) -> bytes:
         """The small JPEG of one row, b"" where none was kept."""
-        if not self._has_thumbnails:
+        if not self._sound_thumbnails:
             return b""
         with self._file() as file:
             ends = file["thumbnails/ends"]
             start, end = (int(ends[row - 1]) if row else 0), int(ends[row])
             return bytes(file["thumbnails/bytes"][start:end].tobytes())
 
+    @property
+    def has_thumbnails(self) -> bool:
+        """Whether any were kept."""
+        return "thumbnails/ends" in self.header.checksums
+
     @cached_property
-    def _has_thumbnails(self) -> bool:
+    def _sound_thumbnails(self) -> bool:
         """Whether there are any; they are compared with their checksum once."""
-        if there := "thumbnails/ends" in self.header.checksums:
+        if self.has_thumbnails:
             self.check("thumbnails/bytes")
             self.check("thumbnails/ends")
-        return there
+        return self.has_thumbnails
 
     def thumbnails(self) -> tuple[bytes, ...]:
         """All of them, one a row; () where none were kept."""
-        if "thumbnails/ends" not in self.header.checksums:
+        if not self.has_thumbnails:
             return ()
         return tuple(_cut(self._read("thumbnails/bytes").tobytes(), self._read("thumbnails/ends").tolist()))
 

@@ -1,6 +1,6 @@
 """A store as torch's data sets."""
 
-import pickle
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -51,10 +51,10 @@ def test_blocks_come_in_the_order_of_the_rows(store: Store) -> None:
 
 def test_a_copy_for_another_process_opens_the_same_snapshot(store: Store, tmp_path: Path) -> None:
     rows = VectorDataset(store.snapshot())
-    copy = pickle.loads(pickle.dumps(rows))  # noqa: S301  as torch's workers do
-    assert copy.snapshot.number == rows.snapshot.number
-    assert copy.snapshot is not rows.snapshot
-    assert torch.equal(copy[5][0], rows[5][0])
+    copied = copy.copy(rows)  # by __getstate__ and __setstate__, as what goes to torch's workers
+    assert copied.snapshot.number == rows.snapshot.number
+    assert copied.snapshot is not rows.snapshot
+    assert torch.equal(copied[5][0], rows[5][0])
 
 
 @pytest.mark.slow
