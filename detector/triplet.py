@@ -20,6 +20,7 @@ Mining = Literal["random", "semihard", "batch-hard"]
 ANCHORS = {"real": (REAL,), "fake": (FAKE,), "both": (REAL, FAKE)}
 
 READ_AHEAD = 32  # batches whose rows are read in one go: gathered from many shards, few rows cost as much as many
+ALIKE = 1e-6  # in every coordinate of a unit vector: float32's rounding
 COLLAPSED = 1e-3  # mean distance on the unit sphere below which all rows are one point
 
 
@@ -178,7 +179,7 @@ def fit_projection(
     Raises
     ------
     HeadError
-        No triplet can be made as asked, or the projection collapsed to one point.
+        No triplet can be made as asked, the vectors are all alike, or the projection collapsed to one point.
     """
     import torch
 
@@ -198,7 +199,9 @@ def fit_projection(
             f"a mate and an opposite with the same {options.match}; match by something that real and fake rows share, "
             f"or use --match none"
         )
-    best = Projection.draw(kind, _mean(train)[None], dim=options.dim, seed=seed)
+    mean = _mean(train)
+    reject_alike(train, mean)
+    best = Projection.draw(kind, mean[None], dim=options.dim, seed=seed)
     weights = {name: torch.from_numpy(w.copy()).requires_grad_() for name, w in best.weights.items()}
     adam = torch.optim.Adam(list(weights.values()), lr=options.learning_rate)
     log: list[Epoch] = []
@@ -243,9 +246,14 @@ def reject_collapsed(projected: Vectors, triplets: Triplets) -> None:
     if not (positive.mean() > COLLAPSED or negative.mean() > COLLAPSED):
         raise HeadError(
             f"the projection collapsed: real and fake rows lie {negative.mean():.1e} apart on the unit sphere, so "
-            f"nothing can be told from it. Train with mining 'random' or 'semihard', or a smaller learning rate; "
-            f"if the stored vectors themselves are all alike, index with another encoder"
+            f"nothing can be told from it. Train with mining 'random' or 'semihard', or a smaller learning rate"
         )
+
+
+def reject_alike(rows: Labelled, mean: npt.NDArray[np.float32]) -> None:
+    """Raise HeadError if all vectors are their (dim,) mean; a projection would spread their rounding over the sphere."""
+    if all(float(np.abs(vectors - mean).max(initial=0)) < ALIKE for _, vectors in pieces(rows)):
+        raise HeadError(f"the vectors of all {len(rows)} training rows are alike; index with another encoder")
 
 
 def projected_pieces(projection: Projection, rows: Labelled, texts: Texts | None) -> Iterator[tuple[slice, Projected]]:

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 from clipfake.detector.projection import FUSIONS, Projection
-from clipfake.detector.triplet import Triplets, distances, mine
+from clipfake.detector.triplet import Triplets, distances, draw, mine, reject_collapsed
+from clipfake.store.errors import HeadError
 
 B = 40  # triplets of a batch
 
@@ -95,3 +96,11 @@ def test_a_projection_computes_its_formula(kind: str) -> None:
             z = u
         told = Projection(kind, w)(x, t if kind in FUSIONS else None)[i]
         assert np.allclose(told, z / np.linalg.norm(z), atol=1e-5)
+
+
+def test_a_projection_of_one_point_is_an_error() -> None:
+    triplets = draw(np.array([0, 0, 1, 1]), np.zeros(4, np.int64), "both", np.random.default_rng(0))
+    point = np.tile(np.float32([0.6, 0.8]), (4, 1))
+    with pytest.raises(HeadError, match="collapsed"):
+        reject_collapsed(point, triplets)
+    reject_collapsed(np.eye(4, dtype=np.float32), triplets)
