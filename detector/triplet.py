@@ -251,7 +251,7 @@ def reject_collapsed(projected: Vectors, triplets: Triplets) -> None:
 
 
 def reject_alike(rows: Labelled, mean: npt.NDArray[np.float32]) -> None:
-    """Raise HeadError if all vectors are their (dim,) mean; a projection would spread their rounding over the sphere."""
+    """Raise HeadError if all vectors are the (dim,) mean: a projection would spread their rounding over the sphere."""
     if all(float(np.abs(vectors - mean).max(initial=0)) < ALIKE for _, vectors in pieces(rows)):
         raise HeadError(f"the vectors of all {len(rows)} training rows are alike; index with another encoder")
 
