@@ -48,6 +48,9 @@ def index_command(
     retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Try bad ones again.")] = False,
     sync: Annotated[bool, typer.Option("--sync", help="Drop rows of these folders whose file is gone.")] = False,
     shard: Annotated[str, typer.Option(help="i/n: only the i-th of n equal parts, for many machines.")] = "",
+    processes: Annotated[
+        int | None, typer.Option(min=1, help="Of this machine.  [default: one, several for a GPU and many images]")
+    ] = None,
     engine: Annotated[str, typer.Option(help="local, or ray: embedding by Ray's workers.")] = "local",
     address: Annotated[str | None, typer.Option(help="Of a Ray cluster.  [default: one on this machine]")] = None,
     workers: Annotated[int | None, typer.Option(min=1, help="Of Ray.  [default: one a GPU, or one a machine]")] = None,
@@ -66,7 +69,9 @@ def index_command(
     """
     from ..indexer.folders import expand
     from ..indexer.index import IndexOptions, index, plan
+    from ..indexer.processes import index_with_processes, processes_for
     from ..indexer.progress import all_of
+    from ..indexer.worker import EncoderName
     from ..show.screen import class_table, index_summary, progress_of
 
     found = expand(folders)
@@ -88,16 +93,22 @@ def index_command(
     )
     if engine not in ("local", "ray"):
         raise typer.BadParameter(f"{engine} is neither local nor ray", param_hint="--engine")
-    model = open_encoder(store, encoder, untrained=untrained, device=device, precision=precision)
+    processes = processes or (1 if engine == "ray" or options.shard else processes_for(device, None, options.threads))
+    elsewhere = engine == "ray" or processes > 1
+    # Workers load the encoder themselves; here it only says which space the store is of.
+    here = ("cpu", "auto") if elsewhere and device != "openvino" else (device, precision)
+    model = open_encoder(store, encoder, untrained=untrained, device=here[0], precision=here[1])
     notice(model)
     opened = create_store(store, model)
     with progress_of(lambda: plan(found, limit).listed) as bar, machines_told(log_json, prometheus) as told:
         progress = all_of(*told, *([bar] if bar else []))
+        named = EncoderName(model.space.encoder, device, precision)
         if engine == "ray":
-            from ..indexer.ray import EncoderName, index_with_ray
+            from ..indexer.ray import index_with_ray
 
-            named = EncoderName(model.space.encoder, device, precision)
             report = index_with_ray(found, opened, named, options, progress, address=address, workers=workers)
+        elif processes > 1:
+            report = index_with_processes(found, opened, named, options, progress, processes=processes)
         else:
             report = index(found, opened, model, options, progress)
     show(report.as_json() if as_json else index_summary(report.as_json()))

@@ -39,6 +39,10 @@ class Channel(Generic[T]):
             self._waiting.append(value)
             self._changed.notify_all()
 
+    def __len__(self) -> int:
+        """How many wait to be taken."""
+        return len(self._waiting)
+
     def __iter__(self) -> Iterator[T]:
         """What is put, until `close` and nothing waits, or `stop`."""
         while True:

@@ -12,11 +12,9 @@ import time
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
-from ..store.block import Block, Rows
+from ..store.block import Block
 from ..store.errors import Damaged, Locked
-from ..store.shard import Shard, write_shard
+from ..store.shard import write_shard
 from ..store.snapshot import Snapshot
 from ..store.store import SECONDS_PER_SHARD, Appended, Store, Writer
 
@@ -58,7 +56,7 @@ class Aside:
         return Appended(int((~same).sum()) - replaced, int(same.sum()), replaced)
 
     def seal(self) -> None:
-        block = joined(self._waiting) if self._waiting else None
+        block = Block.concat(self._waiting) if self._waiting else None
         if block is not None and len(block):
             self._count += 1
             name = f"{socket.gethostname()}-{os.getpid()}-{time.time_ns():x}-{self._count}"
@@ -77,18 +75,9 @@ def take_in(writer: Writer, folder: Path) -> Appended:
 def take_in_one(writer: Writer, path: Path) -> Appended:
     """Append one sealed shard and remove it; raises Damaged."""
     try:
-        told = writer.append(block_at(path))
-        writer.seal()  # its keys may stand in the next one too, if a part was run twice
+        return writer.adopt(path)
     except Damaged as e:
         raise Damaged(f"{e}. It was not taken in yet: remove it and run the same command again") from e
-    path.unlink()
-    return told
-
-
-def block_at(path: Path) -> Block:
-    """A sealed shard's rows with all that belongs to them."""
-    shard = Shard(path)
-    return Block(shard.header.space, shard.rows(), shard.vectors, shard.thumbnails(), shard.texts)
 
 
 def commit(store: Store, *, patience: float = 0.0) -> bool:
@@ -103,15 +92,3 @@ def commit(store: Store, *, patience: float = 0.0) -> bool:
             if time.monotonic() >= until:
                 return False
             time.sleep(0.2)
-
-
-def joined(blocks: list[Block]) -> Block:
-    """One after the other; there is at least one, all of one space."""
-    small = all(block.thumbnails for block in blocks if len(block))
-    return Block(
-        blocks[0].space,
-        Rows.concat([block.rows for block in blocks]),
-        np.concatenate([block.vectors for block in blocks]),
-        tuple(t for block in blocks for t in block.thumbnails) if small else (),
-        {category: vector for block in blocks for category, vector in block.texts.items()},
-    )

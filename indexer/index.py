@@ -17,7 +17,7 @@ from .encoder import Encoder
 from .folders import listing
 from .image import Image, decode
 from .incoming import Aside, Sink, commit, take_in
-from .pipeline import Decoded, Encoded, Pipeline
+from .pipeline import Decoded, Encoded, Pipeline, batched
 from .report import IndexReport
 from .run import Folders, Progress, Run, accepted
 from .run import IndexOptions as IndexOptions  # of this file's interface too
@@ -94,7 +94,7 @@ class _Local(Run):
         pipeline = Pipeline(self.encoder, report.batch_size, options.threads, thumbnails=options.thumbnails)
         report.stages = pipeline.stages
         try:
-            report.interrupted = not pipeline.run(self.fresh(), self._write)
+            report.interrupted = not pipeline.run(batched(self.fresh(), report.batch_size), self._write)
             report.batch_size = pipeline.batch_size
             if not report.interrupted:
                 self.finish()

@@ -1,7 +1,8 @@
 """List, decode, encode, write: four stages at work at the same time, with short queues between them.
 
 Listing and writing have a thread each, decoding has several, encoding has one a device. Memory holds a few batches,
-however many images there are; large ones wait for the encoder resized.
+however many images there are; large ones wait for the encoder resized. One process can do so much: all of Python's own
+work, about a ten-thousandth of a second an image, happens on one core (`processes.py` has several).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ T = TypeVar("T")
 
 AHEAD = 3  # batches decoded before an encoder asks for them
 UNWRITTEN = 4  # batches encoded before the writer asks for them
+TOGETHER = 16  # images a thread opens at a time, at most: handing over each alone costs a tenth of decoding it
 
 
 @dataclass(frozen=True)
@@ -42,9 +44,45 @@ class Decoded:
 
 
 @dataclass(frozen=True)
+class Opened:
+    """Some images that were read together."""
+
+    images: list[Decoded]
+    refused: list[tuple[Entry, str]]  # those that could not be read, and why
+
+
+@dataclass(frozen=True)
+class Opening:
+    """A batch that is being read."""
+
+    batch: Sequence[Entry]
+    parts: Sequence[Future[Opened]]
+
+    def wait(self) -> Opened:
+        """All of it, but for what was given up."""
+        images, refused = [], []
+        for part in self.parts:
+            with suppress(CancelledError):
+                some = part.result()
+                images += some.images
+                refused += some.refused
+        return Opened(images, refused)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """A batch that is on a device."""
+
+    batch: Sequence[Entry]
+    opened: Opened
+    wait: Callable[[], Embeddings]
+
+
+@dataclass(frozen=True)
 class Encoded:
     """A batch on its way to the store."""
 
+    batch: Sequence[Entry]  # as it was given
     images: Sequence[Decoded]
     vectors: Embeddings  # (images, dim)
     refused: Sequence[tuple[Entry, str]]  # those of the batch that could not be read, and why
@@ -90,26 +128,35 @@ class Pipeline:
     def __init__(self, encoder: Encoder, batch_size: int, threads: int, *, thumbnails: bool) -> None:
         self._encoders: Sequence[Encoder] = getattr(encoder, "replicas", (encoder,))
         self._shrink: Callable[[Pixels], Pixels] | None = getattr(self._encoders[0], "shrink", None)
-        self.batch_size = batch_size
-        self._listed_size = batch_size  # of the batches that are decoded; an encoder may take them in smaller ones
+        self.batch_size = batch_size  # that an encoder sees at once; it may become smaller than the batches given
+        self._threads = threads
         self._thumbnails = thumbnails
-        self._decoded = Channel[list[tuple[Entry, "Future[Decoded]"]]](AHEAD * len(self._encoders))
+        self._decoded = Channel[Opening](AHEAD * len(self._encoders))
         self._encoded = Channel[Encoded](UNWRITTEN)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._left = len(self._encoders)
         self._lock = Lock()
         self._error: BaseException | None = None
+        self._failed: Callable[[], None] = lambda: None
         self.stages = {"list": Stage(), "decode": Stage(threads), "encode": Stage(self._left), "write": Stage()}
 
-    def run(self, entries: Iterable[Entry], write: Callable[[Encoded], None]) -> bool:
-        """Take every entry through to `write`, which is called from one thread; False if Ctrl-C cut it short.
+    def run(
+        self,
+        batches: Iterable[Sequence[Entry]],
+        write: Callable[[Encoded], None],
+        failed: Callable[[], None] = lambda: None,
+    ) -> bool:
+        """Take every batch through to `write`, which is called from one thread; False if Ctrl-C cut it short.
+
+        `failed` is called where a later stage fails: `batches` that wait for something are then to end.
 
         Whatever ends the run early, batches that are with an encoder are finished and written. A second Ctrl-C does
         not wait for them.
         """
-        work: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(self._list, (entries,)), (self._write, (write,))]
+        work: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(self._list, (batches,)), (self._write, (write,))]
         work += [(self._encode, (encoder,)) for encoder in self._encoders]
         threads = [Thread(target=do, args=given, daemon=True) for do, given in work]
+        self._failed = failed
         try:
             try:
                 for thread in threads:
@@ -133,16 +180,19 @@ class Pipeline:
         with self._lock:
             self._error = self._error or error
         self._decoded.stop()
+        self._failed()
 
-    def _list(self, entries: Iterable[Entry]) -> None:
+    def _list(self, batches: Iterable[Sequence[Entry]]) -> None:
         try:
-            batches = batched(entries, self._listed_size)
+            waiting = iter(batches)
             while True:
                 with self.stages["list"].busy():
-                    batch = next(batches, None)
+                    batch = next(waiting, None)
                 if batch is None:
                     return
-                self._decoded.put([(entry, self._pool.submit(self._open, entry)) for entry in batch])
+                size = min(TOGETHER, -(-len(batch) // (2 * self._threads)))
+                parts = [self._pool.submit(self._open, some) for some in batched(batch, max(size, 1))]
+                self._decoded.put(Opening(batch, parts))
         except Stopped:
             pass
         except BaseException as e:  # noqa: BLE001 - raised again by run(); what was listed before is finished first
@@ -150,27 +200,36 @@ class Pipeline:
         finally:
             self._decoded.close()
 
-    def _open(self, entry: Entry) -> Decoded:
+    def _open(self, entries: Sequence[Entry]) -> Opened:
+        opened = Opened([], [])
         with self.stages["decode"].busy():
-            content, when = entry.place.read()
-            image = decode(content)
-            height, width = image.height, image.width
-            small = thumbnail(image.pixels) if self._thumbnails else b""
-            if self._shrink is not None:
-                image = replace(image, pixels=self._shrink(image.pixels))
-            return Decoded(entry, image, width, height, when, small)
+            for entry in entries:
+                try:
+                    opened.images.append(self._decode(entry))
+                except ImageError as e:
+                    opened.refused.append((entry, str(e)))
+        return opened
+
+    def _decode(self, entry: Entry) -> Decoded:
+        content, when = entry.place.read()
+        image = decode(content)
+        height, width = image.height, image.width
+        small = thumbnail(image.pixels) if self._thumbnails else b""
+        if self._shrink is not None and (seen := self._shrink(image.pixels)) is not image.pixels:
+            image = replace(image, pixels=seen)
+        return Decoded(entry, image, width, height, when, small)
 
     def _encode(self, encoder: Encoder) -> None:
         """Have the next batch under way on the device while the one before is waited for."""
-        ahead: tuple[Callable[[], Embeddings], list[Decoded], list[tuple[Entry, str]]] | None = None
+        ahead: Encoding | None = None
         try:
-            for batch in self._decoded:
-                images, refused = _opened(batch)
+            for opening in self._decoded:
+                opened = opening.wait()
                 with self.stages["encode"].busy():
-                    begun = self._begin(encoder, [found.image.pixels for found in images])
-                    done, ahead = ahead, (begun, images, refused)
+                    begun = self._begin(encoder, [found.image.pixels for found in opened.images])
+                    done, ahead = ahead, Encoding(opening.batch, opened, begun)
                 self._finish(done)
-                if not getattr(encoder, "overlaps", False):
+                if not getattr(encoder, "overlaps", False) or not len(self._decoded):  # nothing to overlap with
                     done, ahead = ahead, None
                     self._finish(done)
         except Stopped:
@@ -189,12 +248,11 @@ class Pipeline:
                 if self._left == 0:
                     self._encoded.close()
 
-    def _finish(self, begun: tuple[Callable[[], Embeddings], list[Decoded], list[tuple[Entry, str]]] | None) -> None:
+    def _finish(self, begun: Encoding | None) -> None:
         if begun is not None:
-            wait, images, refused = begun
             with self.stages["encode"].busy():
-                vectors = wait()
-            self._encoded.put(Encoded(images, vectors, refused))
+                vectors = begun.wait()
+            self._encoded.put(Encoded(begun.batch, begun.opened.images, vectors, begun.opened.refused))
 
     def _begin(self, encoder: Encoder, pixels: list[Pixels]) -> Callable[[], Embeddings]:
         begin: Callable[[list[Pixels]], Callable[[], Embeddings]] | None = getattr(encoder, "begin", None)
@@ -262,17 +320,6 @@ def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
         yield batch
     if error is not None:
         raise error
-
-
-def _opened(batch: list[tuple[Entry, Future[Decoded]]]) -> tuple[list[Decoded], list[tuple[Entry, str]]]:
-    images, refused = [], []
-    for entry, future in batch:
-        with suppress(CancelledError):
-            try:
-                images.append(future.result())
-            except ImageError as e:
-                refused.append((entry, str(e)))
-    return images, refused
 
 
 def _join(threads: Sequence[Thread]) -> None:

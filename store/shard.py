@@ -221,6 +221,10 @@ class Shard:
     def rows(self) -> Rows:
         return Rows(**{f.name: self.column(f.name) for f in fields(Rows)})
 
+    def block(self) -> Block:
+        """All rows with what belongs to them, each part checked but the vectors."""
+        return Block(self.header.space, self.rows(), self.vectors, self.thumbnails(), self.texts)
+
     @cached_property
     def texts(self) -> dict[str, Vectors]:
         """category -> (dim,) float32, the text vectors of the categories that occur here."""

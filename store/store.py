@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,11 +14,11 @@ import numpy.typing as npt
 
 from .block import Block, Mask, Names
 from .deleted import without_rows
-from .durable import TEMPORARY
+from .durable import TEMPORARY, flush
 from .errors import BadBlock, Damaged, NotAStore, StoreError
 from .lock import lease, leased, writer_lock
 from .manifest import Manifest, Part, numbers, path_of, read_manifest, write_manifest
-from .shard import write_shard
+from .shard import Shard, write_shard
 from .snapshot import Snapshot
 from .space import Space
 
@@ -173,6 +174,31 @@ class Writer:
         replaced = int((stored & ~same).sum())
         return Appended(added=len(fresh) - replaced, known=int(same.sum()), replaced=replaced)
 
+    def adopt(self, path: Path) -> Appended:
+        """Take in a shard that another process sealed inside the store's folder, and remove it from where it was.
+
+        Where all of its rows are new the file becomes the store's own as it is; otherwise its rows are appended. A
+        process killed in between has done it or not; adopting it again adds nothing.
+
+        Raises
+        ------
+        SpaceMismatch, BadBlock, Damaged
+            Nothing of it is taken.
+        """
+        self.seal()
+        shard = Shard(path)
+        self.space.require(shard.header.space, str(path))
+        number = self._manifest.next_shard
+        part = Part(f"{number:06d}.h5", len(shard), shard.header.digest, shard.size)
+        told = Appended(added=len(shard))
+        if (self.find(shard.column("keys")) >= 0).any() or not _linked(path, self._folder / "shards" / part.name):
+            told = self.append(shard.block())
+            self.seal()
+        else:
+            self._commit(parts=(*self._manifest.parts, part), next_shard=number + 1)
+        path.unlink()
+        return told
+
     def delete(self, where: Mask) -> int:
         """Drop the rows of a mask over `snapshot.rows`; returns how many. Shards stay as they are."""
         self.seal()
@@ -213,6 +239,18 @@ class Writer:
                 part = without_rows(self._folder, part, rows, self._manifest.number + 1)
             parts.append(part)
         return tuple(parts)
+
+
+def _linked(path: Path, name: Path) -> bool:
+    """Give a file a second name; False where the file system has but one a file."""
+    try:
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.unlink(missing_ok=True)
+        os.link(path, name)
+        flush(name.parent)
+    except OSError:
+        return False
+    return True
 
 
 def tidy(folder: Path) -> None:

@@ -15,7 +15,7 @@ from clipfake.indexer.entry import Entry
 from clipfake.indexer.image import Pixels
 from clipfake.indexer.index import IndexOptions, index
 from clipfake.indexer.load import load_encoder
-from clipfake.indexer.pipeline import AHEAD, UNWRITTEN, Encoded, Pipeline, Stage, limit_of
+from clipfake.indexer.pipeline import AHEAD, UNWRITTEN, Encoded, Pipeline, Stage, batched, limit_of
 from clipfake.indexer.standin import build_standin
 from clipfake.store.errors import EncoderError, SourceError, StoreError
 from clipfake.store.store import Store, Writer
@@ -139,7 +139,7 @@ def test_listing_never_runs_far_ahead(folder: Path) -> None:
         most = max(most, listed - encoded)
         encoded += len(batch.images)
 
-    Pipeline(PlainEncoder(), 4, 2, thumbnails=False).run(entries(), write)
+    Pipeline(PlainEncoder(), 4, 2, thumbnails=False).run(batched(entries(), 4), write)
     assert encoded == 400
     assert most <= 4 * (AHEAD + UNWRITTEN + 4)
 

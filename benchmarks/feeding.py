@@ -1,0 +1,156 @@
+"""What an image costs this machine beside the encoder: reading, decoding, a thumbnail, storing. What a GPU can be fed.
+
+The encoder gives the same numbers for every image and takes no time. One process is measured, and a driver with
+workers: core time an image, from the difference between many images and few, so that starting does not count. From
+these follow the most images a second that so many cores can feed (`of_cores`): the workers' cores over their core time,
+or what the one core of the driver can list and commit, whichever is less. That is arithmetic, not a measurement.
+
+    python -m clipfake.benchmarks.feeding --images ../shared/data/minifact/* --few 10000 --many 40000
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..indexer.encoder import Encoder
+from ..indexer.entry import Entry
+from ..indexer.folders import listing
+from ..indexer.index import IndexOptions, index
+from ..indexer.processes import index_with_processes
+from ..indexer.worker import EncoderName
+from ..store.store import Store
+from . import command
+from .indexing import Trivial
+from .throughput import machine
+
+RESULTS = Path(__file__).parent / "results" / "feeding.json"
+CORES = (4, 8, 16, 32)
+BATCH = 1024  # as on a GPU
+
+
+@dataclass(frozen=True)
+class TrivialName(EncoderName):
+    """The encoder that takes no time, for workers."""
+
+    def load(self) -> Encoder:
+        return Trivial()
+
+
+@dataclass(frozen=True)
+class OverAndOver:
+    """So many images: the files of a listing again and again, under new keys."""
+
+    entries_there: tuple[Entry, ...]
+    rows: int
+    name = at = "repeated"
+
+    def entries(self) -> Iterator[Entry]:
+        for i in range(self.rows):
+            entry = self.entries_there[i % len(self.entries_there)]
+            yield replace(entry, key=f"repeated/{i // 1000:05d}/{i:09d}.jpg", source="repeated")
+
+
+def run(
+    images: Sequence[str | Path],
+    *,
+    few: int = 10_000,
+    many: int = 40_000,
+    processes: int = 2,
+    thumbnails: bool = True,
+) -> dict[str, Any]:
+    """Core microseconds an image, and what follows from them.
+
+    Returns
+    -------
+    dict
+        `one_process`: `core_us`, `images_per_second` (as it was seen, with this machine's cores); `crew`: `worker_us`,
+        `driver_us`, `images_per_second`; `of_cores`: by number of cores, images a second and which part is the limit.
+    """
+    there = tuple(entry for entry in listing(images) if not entry.refused)
+    options = IndexOptions(text=False, thumbnails=thumbnails, batch_size=BATCH)
+    alone = [_alone(OverAndOver(there, rows), options) for rows in (few, many)]
+    crew = [_crew(OverAndOver(there, rows), options, processes) for rows in (few, many)]
+    more = many - few
+    worker, driver = ((crew[1][part] - crew[0][part]) / more * 1e6 for part in ("workers", "driver"))
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "images": many,
+        "thumbnails": thumbnails,
+        "one_process": {
+            "core_us": round((alone[1]["core"] - alone[0]["core"]) / more * 1e6, 1),
+            "images_per_second": round(more / (alone[1]["wall"] - alone[0]["wall"])),
+        },
+        "crew": {
+            "processes": processes,
+            "worker_us": round(worker, 1),
+            "driver_us": round(driver, 1),
+            "images_per_second": round(more / max(crew[1]["wall"] - crew[0]["wall"], 1e-9)),
+        },
+    }
+    result["of_cores"] = {str(cores): ceiling(cores, worker, driver) for cores in CORES}
+    return result
+
+
+def ceiling(cores: int, worker_us: float, driver_us: float) -> dict[str, Any]:
+    """What so many cores can feed, one of them the driver's.
+
+    >>> ceiling(17, 400.0, 20.0), ceiling(65, 400.0, 20.0)
+    ({'images_per_second': 40000, 'limit': 'workers'}, {'images_per_second': 50000, 'limit': 'driver'})
+    """
+    rates = {"workers": (cores - 1) * 1e6 / worker_us, "driver": 1e6 / driver_us}
+    limit = min(rates, key=lambda part: rates[part])
+    return {"images_per_second": round(rates[limit]), "limit": limit}
+
+
+def _alone(source: OverAndOver, options: IndexOptions) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        encoder = Trivial()
+        store = Store.create(Path(folder) / "s", encoder.space)
+        core, wall = time.process_time(), time.perf_counter()
+        report = index([source], store, encoder, options)
+        core, wall = time.process_time() - core, time.perf_counter() - wall
+    assert report.added == source.rows, report.skipped[:3]
+    return {"core": core, "wall": wall}
+
+
+def _crew(source: OverAndOver, options: IndexOptions, processes: int) -> dict[str, float]:
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.create(Path(folder) / "s", Trivial().space)
+        before, core, wall = _children(), time.process_time(), time.perf_counter()
+        report = index_with_processes([source], store, TrivialName("trivial"), options, processes=processes)
+        workers, core, wall = _children() - before, time.process_time() - core, time.perf_counter() - wall
+    assert report.added == source.rows, report.skipped[:3]
+    return {"workers": workers, "driver": core, "wall": wall}
+
+
+def _children() -> float:
+    """Core seconds of the processes that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", nargs="+", required=True, metavar="FOLDERS", help="folders of images")
+    parser.add_argument("--few", type=int, default=10_000, help="images of the run that is subtracted")
+    parser.add_argument("--many", type=int, default=40_000, help="images")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--no-thumbnails", dest="thumbnails", action="store_false")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    told = vars(parser.parse_args())
+    out = told.pop("out")
+    result = run(told.pop("images"), **told)
+    out.write_text(json.dumps(result, indent=1) + "\n")
+    command.tell(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,183 @@
+"""A run whose images are embedded by a crew: the driver lists, hands out units and commits what workers have sealed.
+
+The driver holds the store's lock. Units (names of images, about 100 bytes each) go out; a worker reads, decodes,
+embeds and seals its unit as a shard in the store's `incoming` folder, and the driver takes that file in as it is. A
+worker that dies costs the units it was at: they are done again. A unit over which workers die again and again is halved
+until the image is found that kills them; that one is refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import Protocol
+
+from ..store.errors import SourceError
+from ..store.store import Appended, Store, Writer
+from .entry import Entry
+from .incoming import FOLDER, take_in, take_in_one
+from .report import IndexReport
+from .run import Folders, IndexOptions, Progress, Run
+from .unit import Lost, Receipt, Unit, unit_size
+
+WAIT = 1.0  # seconds without a receipt before Ctrl-C is looked for
+TRIES = 2  # of a unit, before the worker's death is laid at its door
+LOSSES = 64  # workers that may die in a row without one unit done between: then the machine is at fault
+KILLS = "whatever process read it died; the file may crash its decoder"
+
+
+class Crew(Protocol):
+    """Workers that embed units, wherever they are. One that dies is replaced, and what it was at is told as lost."""
+
+    workers: list[str]  # host and process of each
+    room: int  # units that can be with the workers at a time, under way or next
+
+    def give(self, unit: Unit) -> None:
+        """Have a unit embedded; never more than there is room for."""
+        ...
+
+    def take(self, seconds: float) -> list[Receipt | Lost]:
+        """What became of units, as soon as there is any, [] after so many seconds; raises what a worker raised."""
+        ...
+
+    def dismiss(self) -> None:
+        """Let the workers go, whatever they are at."""
+        ...
+
+
+def index_with(
+    crew: Crew, folders: Folders, store: Store, options: IndexOptions, progress: Progress | None
+) -> IndexReport:
+    """`index` with the embedding done by a crew; the same rows come out. The crew is dismissed at the end.
+
+    Parameters
+    ----------
+    options
+        `rows_per_shard` is the size of the largest units.
+
+    Raises
+    ------
+    SourceError, SpaceMismatch, StoreError
+        What was stored stays.
+    """
+    try:
+        if options.shard is not None:
+            raise SourceError("--shard splits the work of several commands; leave it out where one command has workers")
+        with store.writer("index", rows_per_shard=options.rows_per_shard) as writer:
+            take_in(writer, store.folder)
+            return _Driver(crew, folders, writer, store.folder, options, progress).go()
+    finally:
+        crew.dismiss()
+
+
+class _Driver(Run):
+    def __init__(
+        self,
+        crew: Crew,
+        folders: Folders,
+        writer: Writer,
+        folder: Path,
+        options: IndexOptions,
+        progress: Progress | None,
+    ) -> None:
+        super().__init__(folders, writer, folder, options, progress)
+        self._crew, self._writer = crew, writer
+        self._again: deque[Unit] = deque()
+        self._under_way: dict[str, Unit] = {}
+        self._lost: Counter[str] = Counter()  # by unit
+        self._losses = 0  # since a unit was done
+        self._embedded = 0  # images, good or bad
+        self._listing: Exception | None = None  # what ended it early
+        self.report.batch_size = options.batch_size or 0
+        self.report.workers = crew.workers
+
+    def go(self) -> IndexReport:
+        try:
+            self.tell()
+            self._spread()
+            self.finish()
+        except KeyboardInterrupt:
+            self.report.interrupted = True
+            while self._under_way:  # a second Ctrl-C does not wait for them
+                self._take()
+        finally:
+            self.note_bad()
+            self.report.ended = True
+            self.tell()
+        return self.report
+
+    def _spread(self) -> None:
+        """Keep the crew's room filled, and settle what comes back; what was listed before an error is done first."""
+        units = self._units()
+        more = True
+        while more or self._again or self._under_way:
+            while len(self._under_way) < self._crew.room:
+                unit = self._again.popleft() if self._again else next(units, None)
+                if unit is None:
+                    more = False
+                    break
+                self._under_way[unit.id] = unit
+                self._crew.give(unit)
+            if self._under_way:
+                self._take()
+        if self._listing is not None:
+            raise self._listing
+
+    def _units(self) -> Iterator[Unit]:
+        entries = self.fresh()
+        most, crew = self.options.rows_per_shard, len(self._crew.workers)
+        while self._listing is None:
+            found: list[Entry] = []
+            try:
+                with self.report.stage("list", 1).busy():
+                    for entry in islice(entries, unit_size(self._embedded, self.report.seconds, crew, most)):
+                        found.append(entry)  # noqa: PERF402 - kept where the listing fails
+            except Exception as e:  # noqa: BLE001 - raised when these are done
+                self._listing = e
+            if found:
+                yield Unit.of(found)
+            else:
+                return
+
+    def _take(self) -> None:
+        for told in self._crew.take(WAIT):
+            unit = self._under_way.pop(told.unit)
+            if isinstance(told, Lost):
+                self._lose(unit)
+            else:
+                self._settle_receipt(unit, told)
+        self.tell()
+
+    def _lose(self, unit: Unit) -> None:
+        self._losses += 1
+        if self._losses > LOSSES:
+            raise SourceError(
+                f"{LOSSES} workers died one after the other and nothing was done in between (the last over "
+                f"{unit.entries[0].key}); look for what kills them (memory?), then run the same command again"
+            )
+        self._lost[unit.id] += 1
+        if self._lost[unit.id] < TRIES:
+            self._again.append(unit)
+        elif len(unit.entries) > 1:
+            for half in unit.halves():
+                self._lost[half.id] = TRIES - 1
+                self._again.append(half)
+        else:
+            self._embedded += 1
+            self.settle([], Appended(), [(unit.entries[0], KILLS)])
+
+    def _settle_receipt(self, unit: Unit, receipt: Receipt) -> None:
+        self._losses = 0
+        self._embedded += len(unit.entries)
+        told = Appended()
+        if receipt.shard:
+            with self.report.stage("commit", 1).busy():
+                told = take_in_one(self._writer, self.folder / FOLDER / receipt.shard)
+        for name, seconds in receipt.busy.items():
+            self.report.stage(name, len(self._crew.workers)).add(seconds)
+        for torn in (self.folder / FOLDER).glob(f"{receipt.unit}.h5.*"):  # of a worker that died over this unit
+            torn.unlink(missing_ok=True)
+        refused = {entry.key for entry, _ in receipt.refused}
+        self.settle([entry.key for entry in unit.entries if entry.key not in refused], told, receipt.refused)

@@ -1,0 +1,191 @@
+"""A crew of processes on this machine: several for a GPU that one could not keep busy, or one for each of several GPUs.
+
+Python runs on one core a process. Reading, decoding and storing an image costs it about a ten-thousandth of a second
+of that core, whatever the number of threads, so that one process feeds about 10,000 images a second and no more.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import torch
+
+from ..store.errors import ClipfakeError, SourceError
+from ..store.store import Store
+from .crew import index_with
+from .encoder import choose_device
+from .load import device_names
+from .report import IndexReport
+from .run import Folders, IndexOptions, Progress
+from .unit import Lost, Receipt, Unit
+from .worker import AT_ONCE, EncoderName, Worker
+
+CORES = 4  # that a process at a GPU keeps busy: its threads decode
+WORTH = 100_000  # images from which several processes save more time than they take to start
+STARTING = 300.0  # seconds, at most, until a worker has its encoder
+
+
+def index_with_processes(
+    folders: Folders,
+    store: Store,
+    encoder: EncoderName,
+    options: IndexOptions = IndexOptions(),
+    progress: Progress | None = None,
+    *,
+    processes: int = 2,
+) -> IndexReport:
+    """`index` in several processes that share the devices and the cores of this machine; the same rows come out.
+
+    Parameters
+    ----------
+    options
+        `threads` are shared by all processes; `rows_per_shard` is the size of the largest shards.
+
+    Raises
+    ------
+    SourceError, SpaceMismatch, StoreError, EncoderError
+        What was stored stays.
+    """
+    return index_with(Processes(encoder, store.folder, options, processes), folders, store, options, progress)
+
+
+def processes_for(device: str, images: int | None, cores: int) -> int:
+    """How many processes pay for so many images (None: nobody knows): one, but for a GPU and many images.
+
+    >>> [processes_for("cpu", 10**7, 16), processes_for("cpu,cpu", 10, 16)]
+    [1, 1]
+    """
+    names = device_names(device)
+    if images is None or images < WORTH or choose_device(names[0]).type != "cuda":
+        return 1
+    return len(names) * max(1, min(4, cores // (CORES * len(names))))
+
+
+class Processes:
+    """Workers in processes of their own; it is a `Crew`."""
+
+    def __init__(self, encoder: EncoderName, folder: Path, options: IndexOptions, count: int) -> None:
+        # spawned: a process that was forked has no CUDA, and may hold locks of threads it does not have
+        self._context = multiprocessing.get_context("spawn")
+        devices = device_names(encoder.device)
+        cores = max(1, torch.get_num_threads() // count)
+        each = replace(options, threads=max(1, options.threads // count))
+        self._plans = [
+            (replace(encoder, device=devices[i % len(devices)]), folder.resolve(), each, cores) for i in range(count)
+        ]
+        self._members: list[_Member] = []
+        try:
+            self._members = [self._start(i) for i in range(count)]
+            self.workers = [self._met(member) for member in self._members]
+        except BaseException:
+            self.dismiss()
+            raise
+        self.room = AT_ONCE * count
+
+    def give(self, unit: Unit) -> None:
+        member = min(self._members, key=lambda member: len(member.units))
+        member.units.append(unit.id)
+        with suppress(OSError):  # where it has died, `take` tells
+            member.pipe.send(unit)
+
+    def take(self, seconds: float) -> list[Receipt | Lost]:
+        told: list[Receipt | Lost] = []
+        ready = wait([member.pipe for member in self._members], seconds)
+        for i, member in enumerate(self._members):
+            if member.pipe not in ready:
+                continue
+            try:
+                receipt = member.pipe.recv()
+            except (EOFError, OSError):
+                told += [Lost(unit) for unit in member.units]
+                self._members[i] = self._replaced(i, member)
+                continue
+            if isinstance(receipt, BaseException):
+                raise receipt
+            member.units.remove(receipt.unit)
+            told.append(receipt)
+        return told
+
+    def dismiss(self) -> None:
+        for member in self._members:
+            member.process.kill()
+            member.pipe.close()
+        for member in self._members:
+            member.process.join()
+
+    def _start(self, i: int) -> _Member:
+        here, there = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(there, *self._plans[i]), name=f"clipfake {i}", daemon=True)
+        process.start()
+        there.close()  # so that its end is seen when the process dies
+        return _Member(process, here)
+
+    def _met(self, member: _Member) -> str:
+        """Wait for a new worker to have its encoder; raises what kept it from that."""
+        try:
+            told = member.pipe.recv() if member.pipe.poll(STARTING) else None
+        except (EOFError, OSError):
+            told = None
+        if isinstance(told, BaseException):
+            raise told
+        if told is None:
+            raise SourceError("a worker died before it had its encoder; is there memory for one in each process?")
+        host, number = told
+        return f"{host} process {number}"
+
+    def _replaced(self, i: int, member: _Member) -> _Member:
+        member.process.join()
+        member.pipe.close()
+        new = self._start(i)
+        self._members[i] = new
+        self.workers[i] = self._met(new)
+        return new
+
+
+@dataclass
+class _Member:
+    process: Any
+    pipe: Connection[Any, Any]
+    units: list[str] = field(default_factory=list)  # that it was given and has not told of
+
+
+def _serve(pipe: Connection[Any, Any], encoder: EncoderName, folder: Path, options: IndexOptions, cores: int) -> None:
+    """A worker's process: its host and number, then a receipt for each unit, or the error that ends it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to hear
+    torch.set_num_threads(cores)
+    lock = Lock()
+
+    def tell(what: Any) -> None:
+        with lock:
+            pipe.send(what)
+
+    try:
+        worker = Worker(encoder, folder, options)
+    except ClipfakeError as e:
+        tell(e)
+        return
+    tell(worker.where())
+
+    def work(unit: Unit) -> None:
+        try:
+            tell(worker.work(unit))
+        except OSError:
+            os._exit(1)  # the driver is gone
+        except Exception as e:  # noqa: BLE001 - raised by the driver
+            tell(e)
+
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        try:
+            while True:
+                pool.submit(work, pipe.recv())
+        except (EOFError, OSError):
+            os._exit(0)  # the driver is gone, or has all it wanted
