@@ -2,6 +2,9 @@
 
 import os
 import signal
+import subprocess
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -212,6 +215,54 @@ def test_in_processes_with_one_killed_every_row_is_there_once(tmp_path: Path) ->
     index([folder], whole, PlainEncoder())
     assert contents(store) == contents(whole)
     assert waiting(store) == []
+
+
+# A driver that is killed once so many rows are stored. Arguments: store, folder, rows.
+DRIVER = """
+import os, signal, sys
+from clipfake.indexer.index import IndexOptions
+from clipfake.indexer.processes import index_with_processes
+from clipfake.indexer.worker import EncoderName
+from clipfake.store.store import Store
+
+def kill(report):
+    if report.added >= int(sys.argv[3]):
+        print(*(worker.split()[-1] for worker in report.workers), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    options = IndexOptions(rows_per_shard=10, threads=2)
+    index_with_processes([sys.argv[2]], Store.open(sys.argv[1]), EncoderName("plain"), options, kill, processes=2)
+"""
+
+
+@pytest.mark.parametrize("kills", [[40], pytest.param([10, 20, 30, 10], marks=pytest.mark.slow)])
+def test_a_driver_that_is_killed_takes_its_workers_along_and_the_next_goes_on(tmp_path: Path, kills: list[int]) -> None:
+    folder, store = pictures(tmp_path / "p", 120 * len(kills)), store_at(tmp_path / "s")
+    (tmp_path / "driver.py").write_text(DRIVER)
+    for rows in kills:
+        command = [sys.executable, str(tmp_path / "driver.py"), str(store.folder), str(folder), str(rows)]
+        told = subprocess.run(command, capture_output=True, text=True)
+        assert told.returncode == -signal.SIGKILL, told.stderr
+        for worker in map(int, told.stdout.split()):
+            assert gone(worker), f"process {worker} outlived its driver"
+        assert len(contents(store)) >= rows
+    assert index([folder], store, PlainEncoder()).known >= sum(kills)
+    whole = store_at(tmp_path / "whole")
+    index([folder], whole, PlainEncoder())
+    assert contents(store) == contents(whole)
+    assert waiting(store) == []
+
+
+def gone(process: int) -> bool:
+    """Whether a process ends within half a minute."""
+    for _ in range(300):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        threading.Event().wait(0.1)
+    return False
 
 
 def test_what_a_worker_cannot_do_is_told_by_the_driver(tmp_path: Path) -> None:
