@@ -20,11 +20,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from ..indexer.crew import index_with
 from ..indexer.encoder import Encoder
 from ..indexer.entry import Entry
 from ..indexer.folders import listing
 from ..indexer.index import IndexOptions, index
-from ..indexer.processes import index_with_processes
+from ..indexer.processes import Processes
 from ..indexer.worker import EncoderName
 from ..store.store import Store
 from . import command
@@ -125,7 +126,8 @@ def _crew(source: OverAndOver, options: IndexOptions, processes: int) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "s", Trivial().space)
         before, core, wall = _children(), time.process_time(), time.perf_counter()
-        report = index_with_processes([source], store, TrivialName("trivial"), options, processes=processes)
+        with Processes(TrivialName("trivial"), store.folder, options, processes) as crew:
+            report = index_with(crew, [source], store, options)
         workers, core, wall = _children() - before, time.process_time() - core, time.perf_counter() - wall
     assert report.added == source.rows, report.skipped[:3]
     return {"workers": workers, "driver": core, "wall": wall}

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ..store.errors import SourceError
-from .opening import create_store, notice, open_encoder
+from .opening import Embeds, create_store, encoder_name, notice
 from .options import (
     STORE,
     DeviceOption,
@@ -25,7 +26,11 @@ from .options import (
 from .terminal import say, show
 
 if TYPE_CHECKING:
-    from ..indexer.run import Progress
+    from ..indexer.crew import Crew
+    from ..indexer.report import IndexReport
+    from ..indexer.run import Folders, IndexOptions, Progress
+    from ..indexer.worker import EncoderName
+    from ..store.store import Store
 
 
 def index_command(
@@ -68,8 +73,8 @@ def index_command(
     clipfake index --folders data/* --store mystore
     """
     from ..indexer.folders import expand
-    from ..indexer.index import IndexOptions, index, plan
-    from ..indexer.processes import index_with_processes, processes_for
+    from ..indexer.index import IndexOptions, plan
+    from ..indexer.processes import processes_for
     from ..indexer.progress import all_of
     from ..indexer.worker import EncoderName
     from ..show.screen import class_table, index_summary, progress_of
@@ -93,30 +98,52 @@ def index_command(
     )
     if engine not in ("local", "ray"):
         raise typer.BadParameter(f"{engine} is neither local nor ray", param_hint="--engine")
-    processes = processes or (1 if engine == "ray" or options.shard else processes_for(device, None, options.threads))
-    elsewhere = engine == "ray" or processes > 1
-    # Workers load the encoder themselves; here it only says which space the store is of.
-    here = ("cpu", "auto") if elsewhere and device != "openvino" else (device, precision)
-    model = open_encoder(store, encoder, untrained=untrained, device=here[0], precision=here[1])
-    notice(model)
-    opened = create_store(store, model)
-    with progress_of(lambda: plan(found, limit).listed) as bar, machines_told(log_json, prometheus) as told:
-        progress = all_of(*told, *([bar] if bar else []))
-        named = EncoderName(model.space.encoder, device, precision)
-        if engine == "ray":
-            from ..indexer.ray import index_with_ray
-
-            report = index_with_ray(found, opened, named, options, progress, address=address, workers=workers)
-        elif processes > 1:
-            report = index_with_processes(found, opened, named, options, progress, processes=processes)
-        else:
-            report = index(found, opened, model, options, progress)
+    named = EncoderName(encoder_name(store, encoder, untrained=untrained), device, precision)
+    if processes is None:
+        processes = 1 if options.shard else processes_for(device, None, options.threads)
+    with hired(named, store, options, engine, processes, address, workers) as (who, go):
+        notice(who)
+        opened = create_store(store, who)
+        with progress_of(lambda: plan(found, limit).listed) as bar, machines_told(log_json, prometheus) as told:
+            report = go(found, opened, options, all_of(*told, *([bar] if bar else [])))
     show(report.as_json() if as_json else index_summary(report.as_json()))
     if report.interrupted:
         say(f"stopped; {report.added + report.replaced} images of this run are stored. Run the same command to go on.")
         raise SystemExit(130)
     if not as_json:
         say(f"next: clipfake train --from-store --store {store}")
+
+
+@contextmanager
+def hired(
+    encoder: EncoderName,
+    store: Path,
+    options: IndexOptions,
+    engine: str,
+    processes: int,
+    address: str | None,
+    workers: int | None,
+) -> Iterator[tuple[Embeds, Callable[[Folders, Store, IndexOptions, Progress], IndexReport]]]:
+    """Who embeds the images, ready to, and the function that has them do it."""
+    from ..indexer.crew import index_with
+    from ..indexer.index import index
+    from ..indexer.processes import Processes
+    from ..show.screen import status_of
+
+    with status_of("loading the encoder"):
+        if engine == "ray":
+            from ..indexer.ray import Actors
+
+            crew: Crew = Actors(encoder, store, options, address=address, count=workers)
+        elif processes > 1:
+            crew = Processes(encoder, store, options, processes)
+        else:
+            model = encoder.load()
+    if engine == "local" and processes == 1:
+        yield model, lambda folders, opened, *told: index(folders, opened, model, *told)
+        return
+    with crew:
+        yield crew, partial(index_with, crew)
 
 
 @contextmanager

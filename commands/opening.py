@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from .options import DEFAULT_ENCODER
 from .terminal import say
 
 if TYPE_CHECKING:
     from ..indexer.encoder import Encoder
+    from ..store.space import Space
     from ..store.store import Store
+
+
+class Embeds(Protocol):
+    """An encoder, or workers who have one."""
+
+    @property
+    def space(self) -> Space: ...
 
 
 def open_encoder(
@@ -26,8 +34,16 @@ def open_encoder(
 
     For a head that reads several columns of vectors it is all their encoders as one.
     """
-    from ..indexer.encoder import UNTRAINED
     from ..indexer.load import load_encoder
+
+    name = encoder_name(store, encoder, untrained=untrained)
+    main = load_encoder(name, device=device, precision=precision)
+    return with_columns(main, store, head, device, precision) if head else main
+
+
+def encoder_name(store: Path, encoder: str | None, *, untrained: bool = False) -> str:
+    """What `load_encoder` is to load: the encoder that was named, else the store's own, else the default."""
+    from ..indexer.encoder import UNTRAINED
     from ..store.errors import NoStore
     from ..store.store import Store
 
@@ -36,10 +52,7 @@ def open_encoder(
             encoder = Store.open(store).snapshot().space.encoder
         except NoStore:
             encoder = DEFAULT_ENCODER
-    if untrained:
-        encoder = f"{UNTRAINED}0:{encoder}"
-    main = load_encoder(encoder, device=device, precision=precision)
-    return with_columns(main, store, head, device, precision) if head else main
+    return f"{UNTRAINED}0:{encoder}" if untrained else encoder
 
 
 def with_columns(main: Encoder, store: Path, head: str, device: str, precision: str) -> Encoder:
@@ -59,19 +72,19 @@ def with_columns(main: Encoder, store: Path, head: str, device: str, precision: 
     return JoinedEncoder([main if name == MAIN else loaded[name] for name in columns])
 
 
-def create_store(folder: Path, encoder: Encoder) -> Store:
+def create_store(folder: Path, encoder: Embeds) -> Store:
     from ..store.store import Store
 
     return Store.create(folder, encoder.space)
 
 
-def notice(encoder: Encoder) -> None:
+def notice(encoder: Embeds) -> None:
     """Say so in one line where verdicts mean nothing beyond the sample."""
     if said := notice_of(encoder):
         say(said)
 
 
-def notice_of(encoder: Encoder) -> str:
+def notice_of(encoder: Embeds) -> str:
     """What must be known of an encoder to read its verdicts; "" for a real one."""
     from ..indexer.encoder import UNTRAINED
     from ..indexer.standin import NOTICE, is_standin

@@ -8,13 +8,15 @@ until the image is found that kills them; that one is refused.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Self
 
 from ..store.errors import SourceError
+from ..store.space import Space
 from ..store.store import Appended, Store, Writer
 from .entry import Entry
 from .incoming import FOLDER, take_in, take_in_one
@@ -28,29 +30,43 @@ LOSSES = 64  # workers that may die in a row without one unit done between: then
 KILLS = "whatever process read it died; the file may crash its decoder"
 
 
-class Crew(Protocol):
+class Crew(ABC):
     """Workers that embed units, wherever they are. One that dies is replaced, and what it was at is told as lost."""
 
+    space: Space  # that the workers embed into
     workers: list[str]  # host and process of each
     room: int  # units that can be with the workers at a time, under way or next
 
+    @abstractmethod
     def give(self, unit: Unit) -> None:
         """Have a unit embedded; never more than there is room for."""
-        ...
 
+    @abstractmethod
     def take(self, seconds: float) -> list[Receipt | Lost]:
         """What became of units, as soon as there is any, [] after so many seconds; raises what a worker raised."""
-        ...
 
+    @abstractmethod
     def dismiss(self) -> None:
         """Let the workers go, whatever they are at."""
-        ...
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.dismiss()
 
 
 def index_with(
-    crew: Crew, folders: Folders, store: Store, options: IndexOptions, progress: Progress | None
+    crew: Crew,
+    folders: Folders,
+    store: Store,
+    options: IndexOptions = IndexOptions(),
+    progress: Progress | None = None,
 ) -> IndexReport:
-    """`index` with the embedding done by a crew; the same rows come out. The crew is dismissed at the end.
+    """`index` with the embedding done by a crew; the same rows come out.
+
+    >>> with Processes(EncoderName("openai/clip-vit-base-patch32"), store.folder) as crew:  # doctest: +SKIP
+    ...     index_with(crew, ["data/cycle_gan"], store)
 
     Parameters
     ----------
@@ -62,14 +78,12 @@ def index_with(
     SourceError, SpaceMismatch, StoreError
         What was stored stays.
     """
-    try:
-        if options.shard is not None:
-            raise SourceError("--shard splits the work of several commands; leave it out where one command has workers")
-        with store.writer("index", rows_per_shard=options.rows_per_shard) as writer:
-            take_in(writer, store.folder)
-            return _Driver(crew, folders, writer, store.folder, options, progress).go()
-    finally:
-        crew.dismiss()
+    if options.shard is not None:
+        raise SourceError("--shard splits the work of several commands; leave it out where one command has workers")
+    crew.space.require(store.snapshot().space, f"the store {store.folder}")
+    with store.writer("index", rows_per_shard=options.rows_per_shard) as writer:
+        take_in(writer, store.folder)
+        return _Driver(crew, folders, writer, store.folder, options, progress).go()
 
 
 class _Driver(Run):
@@ -90,7 +104,6 @@ class _Driver(Run):
         self._losses = 0  # since a unit was done
         self._embedded = 0  # images, good or bad
         self._listing: Exception | None = None  # what ended it early
-        self.report.batch_size = options.batch_size or 0
         self.report.workers = crew.workers
 
     def go(self) -> IndexReport:
@@ -152,6 +165,8 @@ class _Driver(Run):
 
     def _lose(self, unit: Unit) -> None:
         self._losses += 1
+        for torn in (self.folder / FOLDER).glob(f"{unit.id}.h5.*"):  # what its worker was writing
+            torn.unlink(missing_ok=True)
         if self._losses > LOSSES:
             raise SourceError(
                 f"{LOSSES} workers died one after the other and nothing was done in between (the last over "
@@ -171,13 +186,12 @@ class _Driver(Run):
     def _settle_receipt(self, unit: Unit, receipt: Receipt) -> None:
         self._losses = 0
         self._embedded += len(unit.entries)
+        self.report.batch_size = min(self.report.batch_size or receipt.batch_size, receipt.batch_size)
         told = Appended()
         if receipt.shard:
             with self.report.stage("commit", 1).busy():
                 told = take_in_one(self._writer, self.folder / FOLDER / receipt.shard)
         for name, seconds in receipt.busy.items():
             self.report.stage(name, len(self._crew.workers)).add(seconds)
-        for torn in (self.folder / FOLDER).glob(f"{receipt.unit}.h5.*"):  # of a worker that died over this unit
-            torn.unlink(missing_ok=True)
         refused = {entry.key for entry, _ in receipt.refused}
         self.settle([entry.key for entry in unit.entries if entry.key not in refused], told, receipt.refused)

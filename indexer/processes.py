@@ -20,42 +20,16 @@ from typing import Any
 import torch
 
 from ..store.errors import ClipfakeError, SourceError
-from ..store.store import Store
-from .crew import index_with
+from ..store.space import Space
+from .crew import Crew
 from .encoder import choose_device
 from .load import device_names
-from .report import IndexReport
-from .run import Folders, IndexOptions, Progress
+from .run import IndexOptions
 from .unit import Lost, Receipt, Unit
-from .worker import AT_ONCE, EncoderName, Worker
+from .worker import AT_ONCE, STARTING, EncoderName, Worker
 
 CORES = 4  # that a process at a GPU keeps busy: its threads decode
 WORTH = 100_000  # images from which several processes save more time than they take to start
-STARTING = 300.0  # seconds, at most, until a worker has its encoder
-
-
-def index_with_processes(
-    folders: Folders,
-    store: Store,
-    encoder: EncoderName,
-    options: IndexOptions = IndexOptions(),
-    progress: Progress | None = None,
-    *,
-    processes: int = 2,
-) -> IndexReport:
-    """`index` in several processes that share the devices and the cores of this machine; the same rows come out.
-
-    Parameters
-    ----------
-    options
-        `threads` are shared by all processes; `rows_per_shard` is the size of the largest shards.
-
-    Raises
-    ------
-    SourceError, SpaceMismatch, StoreError, EncoderError
-        What was stored stays.
-    """
-    return index_with(Processes(encoder, store.folder, options, processes), folders, store, options, progress)
 
 
 def processes_for(device: str, images: int | None, cores: int) -> int:
@@ -70,10 +44,23 @@ def processes_for(device: str, images: int | None, cores: int) -> int:
     return len(names) * max(1, min(4, cores // (CORES * len(names))))
 
 
-class Processes:
-    """Workers in processes of their own; it is a `Crew`."""
+class Processes(Crew):
+    """Workers in processes of their own that share this machine's devices and cores."""
 
-    def __init__(self, encoder: EncoderName, folder: Path, options: IndexOptions, count: int) -> None:
+    def __init__(
+        self, encoder: EncoderName, folder: Path, options: IndexOptions = IndexOptions(), count: int = 2
+    ) -> None:
+        """Start them and wait until each has its encoder.
+
+        Parameters
+        ----------
+        folder : of the store, which need not be there yet
+        options : `threads` are shared by all
+
+        Raises
+        ------
+        EncoderError, MissingExtra
+        """
         # spawned: a process that was forked has no CUDA, and may hold locks of threads it does not have
         self._context = multiprocessing.get_context("spawn")
         devices = device_names(encoder.device)
@@ -85,10 +72,11 @@ class Processes:
         self._members: list[_Member] = []
         try:
             self._members = [self._start(i) for i in range(count)]
-            self.workers = [self._met(member) for member in self._members]
+            met = [self._met(member) for member in self._members]
         except BaseException:
             self.dismiss()
             raise
+        self.workers, self.space = [where for where, _ in met], met[0][1]
         self.room = AT_ONCE * count
 
     def give(self, unit: Unit) -> None:
@@ -129,8 +117,8 @@ class Processes:
         there.close()  # so that its end is seen when the process dies
         return _Member(process, here)
 
-    def _met(self, member: _Member) -> str:
-        """Wait for a new worker to have its encoder; raises what kept it from that."""
+    def _met(self, member: _Member) -> tuple[str, Space]:
+        """Wait for a new worker to be ready; raises what kept it from that."""
         try:
             told = member.pipe.recv() if member.pipe.poll(STARTING) else None
         except (EOFError, OSError):
@@ -139,15 +127,15 @@ class Processes:
             raise told
         if told is None:
             raise SourceError("a worker died before it had its encoder; is there memory for one in each process?")
-        host, number = told
-        return f"{host} process {number}"
+        where, space = told
+        return str(where), space
 
     def _replaced(self, i: int, member: _Member) -> _Member:
         member.process.join()
         member.pipe.close()
         new = self._start(i)
         self._members[i] = new
-        self.workers[i] = self._met(new)
+        self.workers[i] = self._met(new)[0]
         return new
 
 
@@ -159,7 +147,7 @@ class _Member:
 
 
 def _serve(pipe: Connection[Any, Any], encoder: EncoderName, folder: Path, options: IndexOptions, cores: int) -> None:
-    """A worker's process: its host and number, then a receipt for each unit, or the error that ends it."""
+    """A worker's process: that it is ready, then a receipt for each unit, or the error that ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to hear
     torch.set_num_threads(cores)
     lock = Lock()
@@ -173,7 +161,7 @@ def _serve(pipe: Connection[Any, Any], encoder: EncoderName, folder: Path, optio
     except ClipfakeError as e:
         tell(e)
         return
-    tell(worker.where())
+    tell(worker.ready())
 
     def work(unit: Unit) -> None:
         try:

@@ -40,6 +40,7 @@ class Receipt:
     shard: str  # its file name in the store's `incoming` folder, "" where no image of the unit could be read
     refused: tuple[tuple[Entry, str], ...]
     busy: dict[str, float]  # stage -> seconds of work
+    batch_size: int  # that the worker's device had memory for
 
 
 @dataclass(frozen=True)

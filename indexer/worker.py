@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from ..store.block import Block
 from ..store.shard import write_shard
+from ..store.space import Space
 from .encoder import Encoder
 from .entry import Entry
 from .incoming import FOLDER
@@ -25,6 +26,7 @@ from .pipeline import Encoded, Pipeline, batched
 from .run import IndexOptions
 from .unit import Receipt, Unit
 
+STARTING = 300.0  # seconds, at most, until a worker has its encoder
 AT_ONCE = 2  # units a worker has: one is read and decoded while the other is encoded
 
 
@@ -60,9 +62,9 @@ class Worker:
         self._lock = Lock()
         Thread(target=self._run, daemon=True).start()
 
-    def where(self) -> tuple[str, int]:
-        """Host and process."""
-        return socket.gethostname(), os.getpid()
+    def ready(self) -> tuple[str, Space]:
+        """Its host and process, and of which space its vectors are."""
+        return f"{socket.gethostname()} process {os.getpid()}", self._encoder.space
 
     def work(self, unit: Unit) -> Receipt:
         """Embed a unit and seal it. Doing it again writes the same file again."""
@@ -76,7 +78,7 @@ class Worker:
         if work.blocks:
             with self._pipeline.stages["write"].busy():
                 write_shard(self._folder / FOLDER / shard, Block.concat(work.blocks))
-        return Receipt(unit.id, shard, tuple(work.refused), self._busy())
+        return Receipt(unit.id, shard, tuple(work.refused), self._busy(), self._pipeline.batch_size)
 
     def close(self) -> None:
         """There will be no more units."""

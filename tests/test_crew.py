@@ -10,18 +10,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipfake.indexer.crew import LOSSES, index_with
+from clipfake.indexer.crew import LOSSES, Crew, index_with
 from clipfake.indexer.encoder import PlainEncoder
 from clipfake.indexer.entry import Entry
 from clipfake.indexer.incoming import commit
 from clipfake.indexer.index import IndexOptions, index
-from clipfake.indexer.processes import Processes, index_with_processes
+from clipfake.indexer.processes import Processes
 from clipfake.indexer.quarantine import read_quarantine
-from clipfake.indexer.ray import index_with_ray
+from clipfake.indexer.ray import Actors
 from clipfake.indexer.report import IndexReport
 from clipfake.indexer.unit import Lost, Receipt, Unit, unit_size
 from clipfake.indexer.worker import EncoderName, Worker
-from clipfake.store.errors import EncoderError, MissingExtra, SourceError
+from clipfake.store.errors import EncoderError, MissingExtra, SourceError, SpaceMismatch
+from clipfake.store.space import Space
 from clipfake.store.store import Store
 from PIL import Image as Pillow
 
@@ -51,9 +52,10 @@ def waiting(store: Store) -> list[Path]:
     return list((store.folder / "incoming").glob("*"))
 
 
-class Here:
+class Here(Crew):
     """A crew of one worker in this process, that dies where it is told to."""
 
+    space = PlainEncoder().space
     workers = ["here process 1"]  # noqa: RUF012
     room = 2
 
@@ -125,21 +127,21 @@ def test_rows_by_workers_are_those_of_one_process(tmp_path: Path) -> None:
     folder, store, whole = pictures(tmp_path / "p", 40), store_at(tmp_path / "s"), store_at(tmp_path / "whole")
     (folder / "bad.jpg").write_text("no image")
     index([folder], store, PlainEncoder(), IndexOptions(limit=7))
-    report = index_with(Here(store.folder), [folder], store, IndexOptions(rows_per_shard=10), None)
+    report = index_with(Here(store.folder), [folder], store, IndexOptions(rows_per_shard=10))
     index([folder], whole, PlainEncoder())
     assert contents(store) == contents(whole)
     assert (report.added, report.known, [key for key, _ in report.skipped]) == (33, 7, ["p/bad.jpg"])
     assert report.images_per_second_now > 0
     assert set(report.stages) == {"list", "decode", "encode", "write", "commit"}
     assert waiting(store) == []
-    again = index_with(Here(store.folder), [folder], store, IndexOptions(), None)
+    again = index_with(Here(store.folder), [folder], store)
     assert (again.added, again.known, len(again.skipped)) == (0, 40, 1)
 
 
 def test_an_image_that_kills_every_worker_is_found_and_costs_only_itself(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 40), store_at(tmp_path / "s")
     crew = Here(store.folder, lambda unit: any(entry.key == "p/0013.png" for entry in unit.entries))
-    report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=20), None)
+    report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=20))
     assert [key for key, _ in report.skipped] == ["p/0013.png"]
     assert "died" in read_quarantine(store.folder)["p/0013.png"].reason
     assert len(contents(store)) == report.added == 39
@@ -149,7 +151,7 @@ def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 30), store_at(tmp_path / "s")
     seen: set[str] = set()
     crew = Here(store.folder, lambda unit: unit.id not in seen and not seen.add(unit.id))  # type: ignore[func-returns-value]
-    report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=10), None)
+    report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=10))
     assert (report.added, report.skipped) == (30, [])
     assert crew.asked == [10, 10, 10, 10, 10, 10]
 
@@ -157,14 +159,14 @@ def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
 def test_a_machine_on_which_every_worker_dies_ends_the_run(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", LOSSES), store_at(tmp_path / "s")
     with pytest.raises(SourceError, match="workers died"):
-        index_with(Here(store.folder, lambda unit: True), [folder], store, IndexOptions(), None)
+        index_with(Here(store.folder, lambda unit: True), [folder], store)
 
 
 def test_what_was_listed_before_the_listing_fails_is_stored(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     store = store_at(tmp_path / "s")
     with pytest.raises(SourceError, match="no images"):
-        index_with(Here(store.folder), [pictures(tmp_path / "p", 20), tmp_path / "empty"], store, IndexOptions(), None)
+        index_with(Here(store.folder), [pictures(tmp_path / "p", 20), tmp_path / "empty"], store)
     assert len(contents(store)) == 20
 
 
@@ -180,7 +182,7 @@ def test_ctrl_c_takes_in_what_is_under_way(tmp_path: Path) -> None:
                 raise KeyboardInterrupt
             return super().take(seconds)
 
-    report = index_with(Stopped(store.folder), [folder], store, IndexOptions(rows_per_shard=10), None)
+    report = index_with(Stopped(store.folder), [folder], store, IndexOptions(rows_per_shard=10))
     assert (report.interrupted, report.added) == (True, 30)
     assert len(contents(store)) == 30
     assert index([folder], store, PlainEncoder()).added == 10
@@ -189,7 +191,7 @@ def test_ctrl_c_takes_in_what_is_under_way(tmp_path: Path) -> None:
 def test_parts_are_not_split_again(tmp_path: Path) -> None:
     store = store_at(tmp_path / "s")
     with pytest.raises(SourceError, match="--shard"):
-        index_with(Here(store.folder), [tmp_path], store, IndexOptions(shard=(0, 2)), None)
+        index_with(Here(store.folder), [tmp_path], store, IndexOptions(shard=(0, 2)))
 
 
 def killing(killed: list[int]) -> Callable[[IndexReport], None]:
@@ -208,7 +210,8 @@ def test_in_processes_with_one_killed_every_row_is_there_once(tmp_path: Path) ->
     (folder / "bad.jpg").write_text("no image")
     killed: list[int] = []
     options = IndexOptions(rows_per_shard=10, threads=2)
-    report = index_with_processes([folder], store, PLAIN, options, killing(killed), processes=2)
+    with Processes(PLAIN, store.folder, options, 2) as crew:
+        report = index_with(crew, [folder], store, options, killing(killed))
     assert killed
     assert (report.added, report.known, [key for key, _ in report.skipped]) == (120, 0, ["p/bad.jpg"])
     assert len(set(report.workers)) == 2
@@ -220,8 +223,9 @@ def test_in_processes_with_one_killed_every_row_is_there_once(tmp_path: Path) ->
 # A driver that is killed once so many rows are stored. Arguments: store, folder, rows.
 DRIVER = """
 import os, signal, sys
+from clipfake.indexer.crew import index_with
 from clipfake.indexer.index import IndexOptions
-from clipfake.indexer.processes import index_with_processes
+from clipfake.indexer.processes import Processes
 from clipfake.indexer.worker import EncoderName
 from clipfake.store.store import Store
 
@@ -232,7 +236,9 @@ def kill(report):
 
 if __name__ == "__main__":
     options = IndexOptions(rows_per_shard=10, threads=2)
-    index_with_processes([sys.argv[2]], Store.open(sys.argv[1]), EncoderName("plain"), options, kill, processes=2)
+    store = Store.open(sys.argv[1])
+    with Processes(EncoderName("plain"), store.folder, options) as crew:
+        index_with(crew, [sys.argv[2]], store, options, kill)
 """
 
 
@@ -270,10 +276,16 @@ def test_what_a_worker_cannot_do_is_told_by_the_driver(tmp_path: Path) -> None:
         Processes(EncoderName(str(tmp_path)), tmp_path, IndexOptions(), 1)
 
 
+def test_a_crew_of_another_encoder_is_refused(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "s", Space("other", "1" * 64, 192))
+    with pytest.raises(SpaceMismatch):
+        index_with(Here(store.folder), [pictures(tmp_path / "p", 1)], store)
+
+
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"clipfake\[ray\]"):
-        index_with_ray([tmp_path], store_at(tmp_path / "s"), PLAIN)
+        Actors(PLAIN, tmp_path)
 
 
 @pytest.mark.slow
@@ -284,7 +296,8 @@ def test_on_a_real_ray_with_a_worker_killed_every_row_is_there_once(tmp_path: Pa
     (folder / "bad.jpg").write_text("no image")
     killed: list[int] = []
     options = IndexOptions(rows_per_shard=10, threads=1)
-    report = index_with_ray([folder], store, PLAIN, options, killing(killed), workers=2)
+    with Actors(PLAIN, store.folder, options, count=2) as crew:
+        report = index_with(crew, [folder], store, options, killing(killed))
     assert killed
     assert len(set(report.workers)) == 2
     assert (report.added, report.known, [key for key, _ in report.skipped]) == (300, 0, ["p/bad.jpg"])
