@@ -53,6 +53,9 @@ def index_command(
     retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Try bad ones again.")] = False,
     sync: Annotated[bool, typer.Option("--sync", help="Drop rows of these folders whose file is gone.")] = False,
     shard: Annotated[str, typer.Option(help="i/n: only the i-th of n equal parts, for many machines.")] = "",
+    rows_per_shard: Annotated[
+        int | None, typer.Option(min=1, help="Of a file of the store, more for a billion images.  [default: 16384]")
+    ] = None,
     processes: Annotated[
         int | None, typer.Option(min=1, help="Of this machine.  [default: one, several for a GPU and many images]")
     ] = None,
@@ -95,6 +98,7 @@ def index_command(
         retry_quarantined=retry_quarantined,
         sync=sync,
         shard=part_of(shard),
+        rows_per_shard=rows_per_shard or IndexOptions.rows_per_shard,
     )
     if engine not in ("local", "ray"):
         raise typer.BadParameter(f"{engine} is neither local nor ray", param_hint="--engine")

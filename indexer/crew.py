@@ -113,6 +113,7 @@ class _Driver(Run):
             self.finish()
         except KeyboardInterrupt:
             self.report.interrupted = True
+            self.tell()
             while self._under_way:  # a second Ctrl-C does not wait for them
                 self._take()
         finally:

@@ -12,7 +12,7 @@ from .entry import Entry
 from .pipeline import Stage, limit_of
 
 LABELS = {REAL: "real", FAKE: "fake", UNKNOWN: "unknown"}
-RECENT = 10.0  # seconds that "now" spans
+RECENT = 30.0  # seconds that "now" spans
 
 
 @dataclass

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from .entry import Entry
 
-FIRST = 256  # images of a unit while nobody knows how fast they are encoded
-SECONDS = 20.0  # that a unit should take its worker: what is lost with one, and how long Ctrl-C waits
+FIRST = 64  # images of a unit while nobody knows how fast they are encoded
+SECONDS = 10.0  # that a unit should take its worker: what is lost with one, and how long Ctrl-C waits
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def unit_size(images: int, seconds: float, workers: int, most: int) -> int:
     """Images of the next unit, after so many were embedded in so many seconds.
 
     >>> unit_size(0, 0.0, 4, 16_384), unit_size(60_000, 2.0, 4, 16_384), unit_size(100, 10.0, 2, 16_384)
-    (256, 16384, 100)
+    (64, 16384, 50)
     """
     if not images:
         return min(FIRST, most)

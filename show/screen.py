@@ -27,7 +27,7 @@ def progress_of(count: Callable[[], int]) -> Iterator[Callable[[Any], None] | No
         yield None
         return
     with Progress(
-        TextColumn("indexing"),
+        TextColumn("{task.description}"),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}"),
@@ -37,7 +37,7 @@ def progress_of(count: Callable[[], int]) -> Iterator[Callable[[Any], None] | No
         console=console,
         transient=True,
     ) as bar:
-        task = bar.add_task("", total=None, rate="", busy="", bad="")
+        task = bar.add_task("indexing", total=None, rate="", busy="", bad="")
 
         def fill() -> None:
             try:
@@ -50,10 +50,12 @@ def progress_of(count: Callable[[], int]) -> Iterator[Callable[[Any], None] | No
         def told(report: Any) -> None:
             done = report.added + report.known + report.replaced + len(report.skipped)
             bad = f"{len(report.skipped):,} skipped" if report.skipped else ""
-            rate = f"{report.images_per_second_now:,.0f} images/s now, {report.images_per_second:,.0f} on average"
+            now, average = report.images_per_second_now, report.images_per_second
+            rate = f"{now:,.0f} images/s now, {average:,.0f} on average" if report.done else ""
             encode = report.stages.get("encode")
             busy = f"encoder {encode.share(report.seconds):.0%} busy" if encode else ""
-            bar.update(task, completed=done, rate=rate, busy=busy, bad=bad)
+            doing = "stopping after what is under way" if report.interrupted else "indexing"
+            bar.update(task, description=doing, completed=done, rate=rate, busy=busy, bad=bad)
 
         yield told
 

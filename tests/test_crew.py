@@ -87,7 +87,7 @@ def test_a_unit_is_named_by_what_is_in_it() -> None:
 def test_a_unit_takes_its_worker_some_seconds_and_is_never_empty() -> None:
     assert unit_size(1, 1000.0, 8, 16_384) == 1
     assert unit_size(10**9, 1.0, 1, 500) == 500
-    assert unit_size(0, 5.0, 1, 100) == 100
+    assert unit_size(0, 5.0, 1, 50) == 50
 
 
 def test_a_unit_that_is_done_twice_is_there_once(tmp_path: Path) -> None:
