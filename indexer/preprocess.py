@@ -6,7 +6,6 @@ Pillow's rounding to 8 bits after each, give Pillow's pixels (a few in a million
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -148,31 +147,29 @@ def resize_matrix(length: int, new: int, filter_: str) -> Any:
     kernel, reach = _KERNELS[filter_]
     scale = length / new
     stretch = max(scale, 1.0)  # when shrinking, the kernel widens: antialiasing
-    matrix = np.zeros((new, length))
-    for i in range(new):
-        centre = (i + 0.5) * scale
-        first = max(int(centre - reach * stretch + 0.5), 0)
-        last = min(int(centre + reach * stretch + 0.5), length)
-        weights = np.array([kernel((x - centre + 0.5) / stretch) for x in range(first, last)])
-        matrix[i, first:last] = weights / weights.sum()
-    return matrix.astype(np.float32)
+    centre = (np.arange(new)[:, None] + 0.5) * scale
+    first = np.maximum((centre - reach * stretch + 0.5).astype(int), 0)
+    last = np.minimum((centre + reach * stretch + 0.5).astype(int), length)
+    at = first + np.arange((last - first).max())  # (new, taps) which places each new one is made of
+    weights = np.where(at < last, kernel((at - centre + 0.5) / stretch), 0.0)
+    matrix = np.zeros((new, length + at.shape[1]), np.float32)  # taps beyond the end, of no weight, are cut off
+    np.put_along_axis(matrix, at, weights / weights.sum(1, keepdims=True), axis=1)
+    return np.ascontiguousarray(matrix[:, :length])
 
 
-def _bicubic(x: float, a: float = -0.5) -> float:
-    x = abs(x)
-    if x < 1:
-        return ((a + 2) * x - (a + 3)) * x * x + 1
-    return (((x - 5) * x + 8) * x - 4) * a if x < 2 else 0.0
+def _bicubic(x: Any, a: float = -0.5) -> Any:
+    x = np.abs(x)
+    near = ((a + 2) * x - (a + 3)) * x * x + 1
+    far = (((x - 5) * x + 8) * x - 4) * a
+    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
 
 
-def _bilinear(x: float) -> float:
-    return max(1 - abs(x), 0.0)
+def _bilinear(x: Any) -> Any:
+    return np.maximum(1 - np.abs(x), 0.0)
 
 
-def _lanczos(x: float) -> float:
-    if x == 0:
-        return 1.0
-    return 3 * math.sin(math.pi * x) * math.sin(math.pi * x / 3) / (math.pi * x) ** 2 if abs(x) < 3 else 0.0
+def _lanczos(x: Any) -> Any:
+    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
 _KERNELS = {"bicubic": (_bicubic, 2.0), "bilinear": (_bilinear, 1.0), "lanczos": (_lanczos, 3.0)}
