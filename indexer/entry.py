@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 from zlib import decompressobj
 from zlib import error as zlib_error
 
@@ -28,9 +28,11 @@ class Place(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One image that is to be indexed, or the reason it cannot be."""
+class Entry(NamedTuple):
+    """One image that is to be indexed, or the reason it cannot be.
+
+    A tuple, for there are millions of them: a quarter of a dataclass' time to make and to send to another process.
+    """
 
     key: str  # source folder / path inside it
     path: str  # for people; a member of an archive as zip://member::archive
@@ -40,7 +42,7 @@ class Entry:
     generator: str = ""
     category: str = ""
     refused: str = ""  # why it is left out, "" if it is not
-    where: Place | None = field(default=None, compare=False)  # None: the file at `path`
+    where: Place | None = None  # None: the file at `path`
 
     def refuse(self, why: str) -> Entry:
         """The same image, left out."""
@@ -66,24 +68,35 @@ class File:
 
     def read(self) -> tuple[bytes, int]:
         try:
-            # not blocking: a pipe that nobody writes to would hold up the run
+            # Bare calls: a file object would cost more than the reading, under the GIL.
+            # Not blocking: a pipe that nobody writes to would hold up the run.
             handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(handle, "rb") as file:
+            try:
                 before = os.fstat(handle)
                 if not stat.S_ISREG(before.st_mode):
                     raise ImageError("not a regular file")
-                _refuse_giant(before.st_size)
-                content = file.read(BYTES_LIMIT + 1)
+                size, when = before.st_size, before.st_mtime_ns
+                _refuse_giant(size)
+                content = _read_to(handle, size + 1)  # a byte more would show that it grew
                 after = os.fstat(handle)
+            finally:
+                os.close(handle)
         except (OSError, ValueError) as e:
             raise _unreadable(e) from e
-        if (len(content), after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        if (len(content), after.st_mtime_ns) != (size, when):
             raise ImageError("the file changed while it was read; run the command again when it is complete")
-        return content, after.st_mtime_ns
+        return content, when
 
 
-@dataclass(frozen=True)
-class Span:
+def _read_to(handle: int, most: int) -> bytes:
+    """A file's bytes up to so many, fewer where it ends."""
+    content = os.read(handle, most)
+    while len(content) < most - 1 and (more := os.read(handle, most - len(content))):
+        content += more  # a disk behind a network may hand them out in pieces
+    return content
+
+
+class Span(NamedTuple):
     """Bytes inside an archive, stored as they are or deflated; the archive is read in place."""
 
     archive: str  # path or URL

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..store.block import FAKE
 from ..store.errors import SourceError
@@ -29,8 +29,7 @@ class Named:
 
     def entries(self) -> Iterator[Entry]:
         for entry in self.inner.entries():
-            yield replace(
-                entry,
+            yield entry._replace(
                 key=f"{self.name}/{entry.key.partition('/')[2]}",
                 source=self.name,
                 label=self.label,

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from clipfake.indexer import image
 from clipfake.indexer.encoder import Encoder, PlainEncoder
 from clipfake.indexer.folders import Entry, expand, listing
 from clipfake.indexer.image import decode, jpeg_header, thumbnail
@@ -75,8 +76,35 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
         decode(bytes(header))
 
 
-def test_a_thumbnail_is_a_small_jpeg() -> None:
-    assert Pillow.open(io.BytesIO(thumbnail(np.asarray(picture(400, 200))))).size == (96, 48)
+@pytest.mark.parametrize("decoder", ["simplejpeg", "pillow"])
+@pytest.mark.parametrize(
+    ("size", "small"),
+    [
+        ((200, 200), (100, 100)),
+        ((400, 250), (100, 63)),
+        ((1024, 768), (128, 96)),
+        ((128, 90), (128, 90)),
+        ((1, 1), (1, 1)),
+        ((5000, 3), (125, 1)),
+        ((2, 3001), (1, 126)),
+    ],
+)
+def test_a_thumbnail_is_a_small_jpeg_of_the_whole_picture(
+    size: tuple[int, int], small: tuple[int, int], decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if decoder == "pillow":
+        monkeypatch.setattr(image, "simplejpeg", None)
+    whole = picture(*size)
+    made = Pillow.open(io.BytesIO(thumbnail(np.asarray(whole))))
+    assert (made.format, made.size) == ("JPEG", small)
+    want = np.asarray(whole.resize(small, Pillow.Resampling.BOX), np.float32)
+    assert np.abs(np.asarray(made, np.float32) - want).mean() < 6
+
+
+def test_a_thumbnail_is_made_of_any_pixels() -> None:
+    turned = np.asarray(picture(300, 120)).transpose(1, 0, 2)  # not in the order of memory
+    small = np.asarray(picture(30, 20)).transpose(1, 0, 2)
+    assert [Pillow.open(io.BytesIO(thumbnail(p))).size for p in (turned, small)] == [(40, 100), (20, 30)]
 
 
 @pytest.mark.parametrize("size", [(200, 200), (50, 90), (700, 301)])
