@@ -1,17 +1,16 @@
 """Zip and tar archives, read in place: nothing is unpacked.
 
-A zip says at its end what it holds, so it is listed like a folder. A tar is read once from start to end, so whatever
-speaks of an image must lie beside it (WebDataset: one name, several suffixes) or, for a metadata table, before it.
+A zip says at its end what it holds, so its tables are known before its first image. A tar is read once from start to
+end, so whatever speaks of an image must lie beside it (WebDataset: one name, several suffixes) or, for a metadata
+table, before it.
 """
 
 from __future__ import annotations
 
-import calendar
 import io
 import json
 import posixpath
 import tarfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -19,21 +18,25 @@ from functools import cached_property
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
+from zlib import crc32, decompressobj
+from zlib import error as zlib_error
 
-from ..store.errors import SourceError
+from ..store.errors import ImageError, SourceError
 from . import table
 from .cloud import open_binary
-from .entry import Entry, Held, Place, Span, is_url
+from .directory import DEFLATED, STORED, Directory
+from .entry import Absent, Entry, Held, Place, Span, header_length, is_url, read_range
 from .labels import by_folders, by_row
-from .tree import SUFFIXES, missing, text, tree_entries
+from .tree import SUFFIXES, by_name, by_table, is_image, missing, text
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SIDECARS = (".json", ".cls", ".txt")
+PIECE = 1 << 20  # bytes of a table that are unpacked at once
 
 
 @dataclass(frozen=True)
 class Zip:
-    """A zip archive as a tree."""
+    """A zip archive: its images in its own order, by the tables inside where these speak of them."""
 
     at: str
 
@@ -41,58 +44,137 @@ class Zip:
     def name(self) -> str:
         return posixpath.basename(self.at)[: -len(".zip")]
 
-    def entries(self) -> Iterator[Entry]:
-        return tree_entries(self)
+    @cached_property
+    def _directory(self) -> Directory:
+        return Directory(self.at)
 
     @cached_property
-    def _folders(self) -> dict[str, tuple[set[str], dict[str, zipfile.ZipInfo]]]:
-        """folder -> its folders and its files, as the archive's directory tells them."""
-        found: dict[str, tuple[set[str], dict[str, zipfile.ZipInfo]]] = {"": (set(), {})}
-        try:
-            with open_binary(self.at) as file, zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
-        except (zipfile.BadZipFile, OSError, NotImplementedError) as e:
-            raise SourceError(f"{self.at} is not a readable zip archive ({e}); fetch it again") from e
-        for member in members:
-            if member.is_dir():
-                continue
-            folder, _, name = member.filename.strip("/").rpartition("/")
-            if folder not in found:
-                parts = folder.split("/")
-                for depth in range(len(parts)):
-                    above, below = "/".join(parts[:depth]), "/".join(parts[: depth + 1])
-                    found.setdefault(above, (set(), {}))[0].add(parts[depth])
-                    found.setdefault(below, (set(), {}))
-            found[folder][1][name] = member
+    def _tables(self) -> dict[str, str]:
+        """Folder -> its metadata table."""
+        found: dict[str, str] = {}
+        for folder, _, name in (inside.rpartition("/") for inside in self._directory.tables):
+            found[folder] = min(name, found.get(folder, name), key=table.METADATA.index)
         return found
 
     @cached_property
     def _stamp(self) -> int:
         return 0 if is_url(self.at) else Path(self.at).stat().st_mtime_ns
 
-    def list(self, inside: str) -> tuple[list[str], list[str]]:
-        folders, files = self._folders.get(inside, (set(), {}))
-        return sorted(name for name in folders if name != "__MACOSX"), sorted(files)
+    def __reduce__(self) -> tuple[type[Zip], tuple[str]]:
+        return Zip, (self.at,)  # another process reads the directory for itself
+
+    def entries(self) -> Iterator[Entry]:
+        told = set[str]()
+        for inside, start, folder in self._files():
+            if folder is not None:
+                if folder not in told:
+                    told.add(folder)
+                    yield from by_table(self, folder, posixpath.join(folder, self._tables[folder]))
+            elif is_image(inside):
+                yield by_name(self.name, inside, *self._placed(inside, start))
+
+    def _files(self) -> Iterator[tuple[str, int, str | None]]:
+        """Each file's path, its place in the directory, and the uppermost folder around it that has a table."""
+        last = speaking = None
+        for inside, start in self._directory.files():
+            folder = inside.rpartition("/")[0]
+            if folder != last:
+                last = folder
+                speaking = next((above for above in _downwards(folder) if above in self._tables), None)
+            yield inside, start, speaking
 
     def place(self, inside: str) -> tuple[str, Place]:
-        folder, _, name = posixpath.normpath(inside).rpartition("/")
-        member = self._folders.get(folder, (set(), {}))[1].get(name)
-        if member is None:
-            return missing(self.at, inside)
-        # The archive's times are whole seconds; the CRC in place of the nanoseconds shows a change they would hide.
-        time = calendar.timegm((*member.date_time, 0, 0, 0)) * 10**9 + member.CRC % 10**9
-        deflated = member.compress_type == zipfile.ZIP_DEFLATED
-        path = f"zip://{inside}::{self.at}"
-        if member.flag_bits & 1 or not (deflated or member.compress_type == zipfile.ZIP_STORED):
-            how = "encrypted" if member.flag_bits & 1 else f"packed by method {member.compress_type}"
+        start = self._directory.find(inside)
+        return missing(self.at, inside) if start is None else self._placed(inside, start)
+
+    def _placed(self, inside: str, start: int) -> tuple[str, Place]:
+        member = self._directory.member(start)
+        if member.encrypted or member.method not in (STORED, DEFLATED) or inside.startswith("../"):
+            how = "encrypted" if member.encrypted else f"packed by method {member.method}"
+            how = "outside of the archive" if inside.startswith("../") else how
             return missing(self.at, f"{inside} that can be read in place: it is {how}")
-        offset, packed, size = member.header_offset, member.compress_size, member.file_size
-        return path, Span(self.at, self._stamp, offset, packed, size, time, zipped=True, deflated=deflated)
+        # The archive's times are whole seconds; the CRC in place of the nanoseconds shows a change they would hide.
+        time = member.time + member.crc % 10**9
+        return f"zip://{inside}::{self.at}", Span(
+            self.at,
+            self._stamp,
+            member.offset,
+            member.packed,
+            member.size,
+            time,
+            zipped=True,
+            deflated=member.method == DEFLATED,
+            crc=member.crc,
+        )
 
     def open(self, inside: str) -> BinaryIO:
-        # By its path a zip file closes itself once the member is closed; a remote one is closed with its last use.
-        with zipfile.ZipFile(open_binary(self.at) if is_url(self.at) else self.at) as archive:
-            return io.BufferedReader(archive.open(inside))  # type: ignore[type-var]
+        _, place = self.place(inside)
+        if not isinstance(place, Span):
+            raise SourceError(f"{self.at}/{inside} cannot be read: {place.reason if isinstance(place, Absent) else ''}")
+        unpacked = io.BufferedReader(_Unpacked(place))
+        # parquet is read from its end
+        return io.BytesIO(unpacked.read()) if inside.endswith(".parquet") else unpacked
+
+
+class _Unpacked(io.RawIOBase):
+    """A member of a zip, unpacked as it is read; raises OSError where it is damaged."""
+
+    def __init__(self, place: Span) -> None:
+        self._pieces, self._left = _pieces(place), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            if (piece := next(self._pieces, None)) is None:
+                return 0
+            self._left = piece
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count
+
+
+def _pieces(place: Span) -> Iterator[bytes]:
+    """A member's content, at most PIECE bytes at a time."""
+    size = crc = 0
+    try:
+        for piece in _inflated(_packed(place)) if place.deflated else _packed(place):
+            size, crc = size + len(piece), crc32(piece, crc)
+            if size > place.size:
+                break
+            yield piece
+    except (ImageError, zlib_error) as e:
+        raise OSError(f"it cannot be unpacked: {e}") from e
+    if (size, crc) != (place.size, place.crc):
+        raise OSError("it does not unpack to the size and checksum that the archive promises")
+
+
+def _packed(place: Span) -> Iterator[bytes]:
+    start = place.offset + header_length(read_range(place.archive, place.stamp, place.offset, 30), place.archive)
+    end = start + place.packed
+    for at in range(start, end, PIECE):
+        yield read_range(place.archive, place.stamp, at, min(PIECE, end - at))
+
+
+def _inflated(packed: Iterator[bytes]) -> Iterator[bytes]:
+    unpacking = decompressobj(-15)
+    for left in packed:
+        full = True  # there may be more to come than was asked for
+        while left or full:
+            piece = unpacking.decompress(left, PIECE)
+            left, full = unpacking.unconsumed_tail, len(piece) == PIECE
+            yield piece
+
+
+def _downwards(folder: str) -> list[str]:
+    """A folder and those above it, the uppermost first.
+
+    >>> _downwards("a/b")
+    ['', 'a', 'a/b']
+    """
+    parts = folder.split("/")
+    return ["/".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
 @dataclass(frozen=True)

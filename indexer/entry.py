@@ -7,13 +7,14 @@ import stat
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple, Protocol
-from zlib import decompressobj
+from zlib import crc32, decompressobj
 from zlib import error as zlib_error
 
 from ..store.block import UNKNOWN
 from ..store.errors import ImageError, MissingExtra, SourceError
 
 BYTES_LIMIT = 1 << 28  # 256 MiB: no image file we know of is larger, a zip bomb is
+HEADER = 512  # bytes that a zip's header before a file seldom exceeds: 30, its path and extra fields
 
 
 class Place(Protocol):
@@ -107,19 +108,14 @@ class Span(NamedTuple):
     time: int
     zipped: bool = False
     deflated: bool = False
+    crc: int = -1  # CRC-32 of the file, -1 where the archive tells none
 
     def facts(self) -> tuple[int, int]:
         return self.size, self.time
 
     def read(self) -> tuple[bytes, int]:
-        _refuse_giant(self.size)
-        start = self.offset
-        if self.zipped:  # the local header's name and extra field are as long as they say
-            head = read_range(self.archive, self.stamp, start, 30)
-            if head[:4] != b"PK\x03\x04":
-                raise ImageError(f"{self.archive} has no member where its directory says so; it was changed or damaged")
-            start += 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        content = read_range(self.archive, self.stamp, start, self.packed)
+        _refuse_giant(max(self.size, self.packed))
+        content = self._stored()
         if self.deflated:
             try:
                 content = decompressobj(-15).decompress(content, self.size + 1)
@@ -127,7 +123,27 @@ class Span(NamedTuple):
                 raise ImageError(f"cannot be unpacked: {e}") from e
         if len(content) != self.size:
             raise ImageError(f"{len(content):,} bytes where the archive promises {self.size:,}; it is damaged")
+        if self.crc >= 0 and crc32(content) != self.crc:
+            raise ImageError("other bytes than the archive's checksum promises; it is damaged")
         return content, self.time
+
+    def _stored(self) -> bytes:
+        """The bytes as they lie in the archive."""
+        if not self.zipped:
+            return read_range(self.archive, self.stamp, self.offset, self.packed)
+        # The header before them has a name and an extra field as long as they say: mostly one reading has it all.
+        found = read_range(self.archive, self.stamp, self.offset, HEADER + self.packed)
+        start = header_length(found, self.archive)
+        if start > HEADER:
+            return read_range(self.archive, self.stamp, self.offset + start, self.packed)
+        return found[start : start + self.packed]
+
+
+def header_length(header: bytes, archive: str) -> int:
+    """How many bytes lie before a file in a zip, by the first 30 of them; raises ImageError."""
+    if header[:4] != b"PK\x03\x04":
+        raise ImageError(f"{archive} has no member where its directory says so; it was changed or damaged")
+    return 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
 
 
 @dataclass(frozen=True)

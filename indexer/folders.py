@@ -22,7 +22,7 @@ from ..store.block import FAKE
 from ..store.errors import SourceError
 from . import archive, cloud, table
 from .cloud import open_binary, remote
-from .entry import Entry, File, Place, is_url
+from .entry import Entry, Place, is_url
 from .labels import by_folders, by_row
 from .tree import SUFFIXES, Source, text, tree_entries
 
@@ -59,9 +59,8 @@ class Folder:
             raise SourceError(f"{here} cannot be listed: {e.strerror}; give read access or leave it out") from e
         return sorted(folders), sorted(files)
 
-    def place(self, inside: str) -> tuple[str, Place]:
-        path = f"{self.at}/{inside}"
-        return path, File(path)
+    def place(self, inside: str) -> tuple[str, Place | None]:
+        return f"{self.at}/{inside}", None
 
     def open(self, inside: str) -> BinaryIO:
         return (self.root / inside).open("rb")
