@@ -77,6 +77,7 @@ class Directory:
         self._marks = np.asarray(marks)[order].data
         self._starts = np.asarray(starts)[order].astype(narrow).data
         self._replaced = self._earlier_ones()
+        self._next = 0  # where the record after the one that was found last begins
 
     def __len__(self) -> int:
         return len(self._marks)
@@ -85,13 +86,26 @@ class Directory:
         """Path inside and place in the directory of each file; not of folders, nor of what macOS adds for itself."""
         for start, raw in self._records():
             if not (raw.endswith(b"/") or start in self._replaced or (b"__MACOSX/" in raw and _is_macos(raw))):
-                yield self._path(start, raw), start
+                yield (self._path(start, raw) if _is_odd(raw) else raw.decode("ascii")), start
 
     def find(self, inside: str) -> int | None:
         """The place of the file of this path, None if there is none."""
         raw = _raw(inside)
         if _is_odd(raw):
             raw = posixpath.normpath(raw.strip(b"/"))
+        start = self._next if self._is_at(self._next, raw) else self._found(raw)
+        if start is not None:
+            _, _, *lengths = LENGTHS.unpack_from(self._bytes, start)
+            self._next = start + RECORD_BYTES + sum(lengths)
+        return start
+
+    def _is_at(self, start: int, raw: bytes) -> bool:
+        """Whether a file has its record here, in plain ASCII: tables mostly name files in the archive's order."""
+        length = self._bytes[start + 28 : start + 30]
+        same = self._bytes.startswith(raw, start + RECORD_BYTES) and int.from_bytes(length, "little") == len(raw)
+        return same and start not in self._replaced
+
+    def _found(self, raw: bytes) -> int | None:
         mark = hash(raw)
         i = bisect_right(self._marks, mark) - 1  # the last of its name, if it is the name
         while i >= 0 and self._marks[i] == mark:
