@@ -14,7 +14,7 @@ import tarfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -55,6 +55,29 @@ class Zip:
         for folder, _, name in (inside.rpartition("/") for inside in self._directory.tables):
             found[folder] = min(name, found.get(folder, name), key=table.METADATA.index)
         return found
+
+    @cached_property
+    def _stamp(self) -> int:
+        return 0 if is_url(self.at) else Path(self.at).stat().st_mtime_ns
+
+    def __reduce__(self) -> tuple[type[Zip], tuple[str]]:
+        return Zip, (self.at,)  # another process reads the directory for itself
+
+    def entries(self) -> Iterator[Entry]:
+        told = set[str]()
+        for inside, start, folder in self._files():
+            if folder is not None:
+                if folder not in told:
+                    told.add(folder)
+                    yield from by_table(self, folder, posixpath.join(folder, self._tables[folder]))
+            elif is_image(inside):
+                yield by_name(self.name, inside, *self._placed(inside, start))
+
+    def _files(self) -> Iterator[tuple[str, int, str | None]]:
+        """Each file's path, its place in the directory, and the uppermost folder around it that has a table."""
+        speaking = lru_cache(1024)(lambda folder: next((f for f in _downwards(folder) if f in self._tables), None))
+        for inside, start in self._directory.files():
+            yield inside, start, speaking(inside.rpartition("/")[0]) if self._tables else None
 
     @cached_property
     def _stamp(self) -> int:

@@ -24,6 +24,7 @@ from . import archive, cloud, table
 from .cloud import open_binary, remote
 from .entry import Entry, Place, is_url
 from .labels import by_folders, by_row
+from .seen import Seen
 from .tree import SUFFIXES, Source, text, tree_entries
 
 
@@ -87,29 +88,27 @@ class Table:
         return posixpath.splitext(posixpath.basename(self.at))[0]
 
     def entries(self) -> Iterator[Entry]:
-        beside = posixpath.dirname(self.at)
+        beside = posixpath.dirname(self.at).rstrip("/") + "/"
         with open_binary(self.at) as file, closing(table.rows(self.at, file)) as rows:
             column = table.path_column(list(next(rows)[1]), self.at, target=False)
-            seen: set[int] = set()
+            seen = Seen()
             for line, row in rows:
                 told_path = str(row[column] or "").strip()
-                path = told_path if is_url(told_path) else posixpath.join(beside, told_path)
+                far = is_url(told_path)
+                path = told_path if far or told_path.startswith("/") else beside + told_path
+                key = text(f"{self.name}/{told_path.lstrip('/')}")
                 source = text(str(row.get("source") or "") or self.name)
-                entry = Entry(text(f"{self.name}/{told_path.lstrip('/')}"), path, source=source)
                 told = by_row(row)
-                if not told_path:
-                    yield entry.refuse(f"line {line} of {self.at}: no {column}")
-                elif isinstance(told, str):
-                    yield entry.refuse(f"line {line} of {self.at}: {told}")
-                elif (mark := hash(told_path)) in seen:
-                    yield entry.refuse(f"line {line} of {self.at}: {told_path} was listed before")
+                if not told_path or isinstance(told, str) or seen.again(told_path):
+                    why = told if isinstance(told, str) else f"{told_path} was listed before"
+                    why = why if told_path else f"no {column}"
+                    yield Entry(key, path, source=source, refused=f"line {line} of {self.at}: {why}")
                 else:
-                    seen.add(mark)
-                    label, target = told if told is not None else (by_folders(path.split("/")[:-1])[0], -1)
+                    label, target = told if isinstance(told, tuple) else (by_folders(path.split("/")[:-1])[0], -1)
                     generator = text(str(row.get("generator") or "") or source) if label == FAKE else ""
                     category = text(str(row.get("category") or "").strip())
-                    where = remote(path) if is_url(path) else None
-                    yield Entry(entry.key, path, label, target, source, generator, category, where=where)
+                    where = remote(path) if far else None
+                    yield Entry(key, path, label, target, source, generator, category, "", where)
 
 
 def expand(folders: Iterable[str | Path | Source]) -> list[Source]:

@@ -12,6 +12,7 @@ from ..store.block import FAKE
 from . import table
 from .entry import Absent, Entry, Place
 from .labels import by_folders, by_row
+from .seen import Seen
 
 SUFFIXES = frozenset(
     (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".ppm", ".jp2")
@@ -103,7 +104,7 @@ def by_table(tree: Tree, folder: str, name: str) -> Iterator[Entry]:
         source = text(own if artifact else posixpath.join(tree.name, folder).rstrip("/"))
         generator = text(own) if artifact else ""
         before = f"{folder}/" if folder else ""
-        seen: set[int] = set()
+        seen = Seen()
         for line, row in rows:
             inside = str(row[column] or "").strip()
             key = f"{source}/{text(inside)}"
@@ -115,16 +116,13 @@ def by_table(tree: Tree, folder: str, name: str) -> Iterator[Entry]:
                 yield _from_row(tree, before + inside, key, source, generator, row, told)
 
 
-def _refused(inside: str, told: tuple[int, int] | str | None, seen: set[int]) -> str:
+def _refused(inside: str, told: tuple[int, int] | str | None, seen: Seen) -> str:
     """Why a row of a table makes no sense, "" if it does; `seen` takes note of it."""
     if not inside or inside[0] == "/" or (".." in inside and ".." in inside.split("/")):
         return f"{inside!r} is not inside the folder"
     if isinstance(told, str):
         return told
-    if (mark := hash(inside)) in seen:
-        return f"{inside} was listed before"
-    seen.add(mark)
-    return ""
+    return f"{inside} was listed before" if seen.again(inside) else ""
 
 
 def _from_row(
