@@ -79,33 +79,6 @@ class Zip:
         for inside, start in self._directory.files():
             yield inside, start, speaking(inside.rpartition("/")[0]) if self._tables else None
 
-    @cached_property
-    def _stamp(self) -> int:
-        return 0 if is_url(self.at) else Path(self.at).stat().st_mtime_ns
-
-    def __reduce__(self) -> tuple[type[Zip], tuple[str]]:
-        return Zip, (self.at,)  # another process reads the directory for itself
-
-    def entries(self) -> Iterator[Entry]:
-        told = set[str]()
-        for inside, start, folder in self._files():
-            if folder is not None:
-                if folder not in told:
-                    told.add(folder)
-                    yield from by_table(self, folder, posixpath.join(folder, self._tables[folder]))
-            elif is_image(inside):
-                yield by_name(self.name, inside, *self._placed(inside, start))
-
-    def _files(self) -> Iterator[tuple[str, int, str | None]]:
-        """Each file's path, its place in the directory, and the uppermost folder around it that has a table."""
-        last = speaking = None
-        for inside, start in self._directory.files():
-            folder = inside.rpartition("/")[0]
-            if folder != last:
-                last = folder
-                speaking = next((above for above in _downwards(folder) if above in self._tables), None)
-            yield inside, start, speaking
-
     def place(self, inside: str) -> tuple[str, Place]:
         start = self._directory.find(inside)
         return missing(self.at, inside) if start is None else self._placed(inside, start)

@@ -234,7 +234,7 @@ def test_every_damage_is_named_and_no_other_error_comes(tmp_path: Path, damage: 
     elif damage == "cut":
         tries = [whole[:cut] for cut in range(len(whole))]
     else:
-        tries = [whole[:i] + bytes([whole[i] ^ turn]) + whole[i + 1 :] for i in range(len(whole)) for turn in (1, 128)]
+        tries = [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in range(len(whole))]
     for content in tries:
         at.write_bytes(content)
         try:
@@ -246,10 +246,10 @@ def test_every_damage_is_named_and_no_other_error_comes(tmp_path: Path, damage: 
 
 
 def test_a_large_table_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
-    lines = "".join(f"{i:07d}.jpg,{i % 7}\n" for i in range(200_000)).encode()
+    lines = "".join(f"{i:07d}.jpg,{i % 7}\n" for i in range(80_000)).encode()
     at = packed(tmp_path / "p.zip", {"metadata.csv": TABLE + lines}, zipfile.ZIP_DEFLATED)
     found = list(Zip(str(at)).entries())
-    assert (len(found), found[-1].key, found[-1].target) == (200_000, "p/0199999.jpg", 199_999 % 7)
+    assert (len(found), found[-1].key, found[-1].target) == (80_000, "p/0079999.jpg", 79_999 % 7)
 
 
 def test_a_table_in_parquet_is_read_from_its_end(tmp_path: Path) -> None:
