@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
+from threading import Lock
 from typing import Any, BinaryIO
 from zlib import crc32, decompressobj
 from zlib import error as zlib_error
@@ -31,6 +32,7 @@ from .tree import SUFFIXES, by_name, by_table, is_image, missing, text
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SIDECARS = (".json", ".cls", ".txt")
+READING = Lock()  # held while a zip's directory is read: who counts and who lists at the same time share one
 PIECE = 1 << 20  # bytes of a table that are unpacked at once
 
 
@@ -76,8 +78,25 @@ class Zip:
     def _files(self) -> Iterator[tuple[str, int, str | None]]:
         """Each file's path, its place in the directory, and the uppermost folder around it that has a table."""
         speaking = lru_cache(1024)(lambda folder: next((f for f in _downwards(folder) if f in self._tables), None))
-        for inside, start in self._directory.files():
+        with READING:
+            directory = self._directory
+        for inside, start in directory.files():
             yield inside, start, speaking(inside.rpartition("/")[0]) if self._tables else None
+
+    def count(self) -> int | None:
+        if is_url(self.at):
+            return None  # it would be fetched twice
+        told = set[str]()
+        count = 0
+        for inside, _, folder in self._files():
+            if folder is None:
+                count += is_image(inside)
+            elif folder not in told:
+                told.add(folder)
+                name = posixpath.join(folder, self._tables[folder])
+                with self.open(name) as file:
+                    count += table.count(f"{self.at}/{name}", file)
+        return count
 
     def place(self, inside: str) -> tuple[str, Place]:
         start = self._directory.find(inside)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from ..store.block import FAKE
 from ..store.errors import SourceError
 from .entry import Entry
-from .tree import Source
+from .tree import Counted, Source
 
 
 @dataclass(frozen=True)
@@ -36,3 +36,6 @@ class Named:
                 target=-1,
                 generator=self.name if self.label == FAKE else "",
             )
+
+    def count(self) -> int | None:
+        return self.inner.count() if isinstance(self.inner, Counted) else None

@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from functools import lru_cache
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from ..store.block import FAKE
 from . import table
@@ -35,6 +35,15 @@ class Source(Protocol):
 
     def entries(self) -> Iterator[Entry]:
         """Its images, as they are read; raises SourceError."""
+        ...
+
+
+@runtime_checkable
+class Counted(Protocol):
+    """What a source may be beside: able to say about how many images it holds, far sooner than it lists them."""
+
+    def count(self) -> int | None:
+        """None where it would take as long as listing; an estimate, for rows are not looked at; raises SourceError."""
         ...
 
 
@@ -72,6 +81,22 @@ def tree_entries(tree: Folders) -> Iterator[Entry]:
             if is_image(name):
                 yield by_name(tree.name, before + name, *tree.place(before + name))
         waiting += [before + name for name in reversed(folders)]
+
+
+def tree_count(tree: Folders) -> int:
+    """About how many images `tree_entries` will find, by lines of tables and names of files."""
+    count, waiting = 0, [""]
+    while waiting:
+        inside = waiting.pop()
+        folders, files = tree.list(inside)
+        if found := next((name for name in table.METADATA if name in files), None):
+            name = posixpath.join(inside, found)
+            with tree.open(name) as file:
+                count += table.count(f"{tree.at}/{name}", file)
+            continue
+        count += sum(map(is_image, files))
+        waiting += [posixpath.join(inside, name) for name in folders]
+    return count
 
 
 def is_image(name: str) -> bool:
