@@ -2,7 +2,7 @@
 
 The policy: EXIF rotation is applied; CMYK and palettes become RGB; transparency lies on white; 16-bit grey is scaled
 to 8; of an animation the first frame counts. Plain JPEG goes through simplejpeg where it is installed (Pillow's pixels,
-faster), everything else through Pillow.
+faster), everything else through Pillow, HEIC with what the extra `heic` adds to it.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 from PIL import ImageOps, UnidentifiedImageError
 
-from ..store.errors import ImageError
+from ..store.errors import ImageError, MissingExtra
 
 try:
     import simplejpeg
@@ -29,6 +29,7 @@ Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 PIXEL_LIMIT = 100_000_000  # 10,000 x 10,000; more is refused before it is decoded
 THUMBNAIL_SIDE = 128  # pixels at most: an image of 200 becomes one of 100, of 256 or 1024 one of 128
 THUMBNAIL_QUALITY = 80
+HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands of ISO/IEC 23008-12
 
 # The luminance table of ISO/IEC 10918-1 Annex K.1, which libjpeg scales by quality; only its sum is needed.
 # fmt: off
@@ -92,6 +93,8 @@ def thumbnail(pixels: Pixels, side: int = THUMBNAIL_SIDE) -> bytes:
 
 
 def _decode_with_pillow(content: bytes) -> tuple[Pixels, str]:
+    if _is_heic(content):
+        _learn_heic()
     try:
         with Pillow.open(io.BytesIO(content)) as picture:
             _refuse_bomb(*picture.size)
@@ -103,8 +106,23 @@ def _decode_with_pillow(content: bytes) -> tuple[Pixels, str]:
         raise ImageError(f"more than {PIXEL_LIMIT:,} pixels: a decompression bomb, or too large to judge") from e
     except UnidentifiedImageError as e:
         raise ImageError(f"not an image ({len(content):,} bytes starting with {content[:8]!r})") from e
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError) as e:
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, RuntimeError) as e:
         raise ImageError(f"damaged or unsupported image: {e}") from e
+
+
+def _is_heic(content: bytes) -> bool:
+    """Whether a file is of HEIF's family, as an iPhone's photos are; AVIF is too, and Pillow's own."""
+    brands = content[8 : min(int.from_bytes(content[:4], "big"), 256)]
+    return content[4:8] == b"ftyp" and b"avif" not in brands and any(brand in brands for brand in HEIC)
+
+
+@cache
+def _learn_heic() -> None:
+    try:
+        from pillow_heif import register_heif_opener
+    except ImportError as e:
+        raise ImageError(str(MissingExtra("reading HEIC", "heic"))) from e
+    register_heif_opener()
 
 
 def _rgb(picture: Pillow.Image) -> Pillow.Image:

@@ -14,10 +14,12 @@ from .entry import Absent, Entry, Place
 from .labels import by_folders, by_row
 from .seen import Seen
 
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".ppm", ".jp2")
+# fmt: off
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif",
+    ".ppm", ".jp2",
 )
-_ENDINGS = tuple(SUFFIXES)
+# fmt: on
 
 
 class Source(Protocol):
@@ -101,7 +103,7 @@ def tree_count(tree: Folders) -> int:
 
 def is_image(name: str) -> bool:
     """Whether a file's name says that it is an image."""
-    return name.lower().endswith(_ENDINGS)
+    return name.lower().endswith(SUFFIXES)
 
 
 def by_name(tree: str, inside: str, path: str, place: Place | None) -> Entry:

@@ -1,6 +1,7 @@
 """Image files in: decoded by one policy, resized as Pillow does, listed as they are found, encoded as CLIP does."""
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,39 @@ def test_odd_formats_become_rgb_by_one_policy() -> None:
     assert decode(frames).pixels[0, 0].tolist() == [200, 0, 0]
     assert decode(saved(red.convert("P"), "PNG")).pixels[0, 0, 0] > 190
     assert decode(saved(red.convert("L"))).pixels.shape == (8, 8, 3)
+
+
+def close_to(content: bytes, whole: Pillow.Image) -> bool:
+    """Whether a file is decoded to about the pixels it was made of."""
+    return bool(np.abs(decode(content).pixels.astype(int) - np.asarray(whole).astype(int)).mean() < 4)
+
+
+def test_avif_is_read_by_pillow_alone() -> None:
+    content = saved(picture(64, 48), "AVIF", quality=90)
+    assert close_to(content, picture(64, 48))
+    assert decode(content).format == "AVIF"
+
+
+def test_the_photos_of_an_iphone_are_read_upright() -> None:
+    heif = pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
+    turned = Pillow.Exif()
+    turned[0x0112] = 6
+    for exif, upright in (
+        (None, picture(64, 48)),
+        (turned.tobytes(), picture(64, 48).transpose(Pillow.Transpose.ROTATE_270)),
+    ):
+        out = io.BytesIO()
+        heif.from_pillow(picture(64, 48)).save(out, quality=90, exif=exif)
+        assert close_to(out.getvalue(), upright)
+        with pytest.raises(ImageError):
+            decode(out.getvalue()[:-200])
+
+
+def test_without_the_extra_a_heic_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    image._learn_heic.cache_clear()
+    with pytest.raises(ImageError, match=r"reading HEIC needs .*clipfake\[heic\]"):
+        decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
 
 
 @pytest.mark.parametrize(
