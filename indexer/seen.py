@@ -46,13 +46,17 @@ class Seen:
 
     def _grow(self) -> None:
         """Twice as many slots. In the order of hashes, each takes its own or the one after the hash before it."""
-        marks = np.asarray(self._slots)
-        marks = np.sort(marks[marks != 0].view(np.uint64))
+        marks = np.asarray(self._slots).view(np.uint64)
+        marks = marks[marks != 0]
+        marks.sort()
         self._take(array("q", bytes(16 * len(self._slots))), len(marks))
         steps = np.arange(len(marks))
-        places = np.maximum.accumulate((marks >> np.uint64(self._shift)).astype(np.int64) - steps) + steps
+        places = (marks >> np.uint64(self._shift)).view(np.int64)
+        places -= steps
+        np.maximum.accumulate(places, out=places)
+        places += steps
         slots = np.asarray(self._slots).view(np.uint64)
-        inside = places < len(slots)
-        slots[places[inside]] = marks[inside]
-        for mark in marks[~inside]:  # beyond the last slot comes the first
+        inside = np.searchsorted(places, len(slots))
+        slots[places[:inside]] = marks[:inside]
+        for mark in marks[inside:]:  # beyond the last slot comes the first
             slots[np.argmin(slots != 0)] = mark
