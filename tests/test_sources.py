@@ -230,6 +230,19 @@ def test_names_that_are_not_utf8_are_kept_apart_and_read(tmp_path: Path) -> None
     assert [key for key, _ in indexed(tmp_path / "s", folder)] == ["p/\\xfe.jpg", "p/\\xff.jpg", "p/ü.jpg"]
 
 
+def test_names_in_tables_and_tars_need_not_be_utf8_either(tmp_path: Path) -> None:
+    folder, name = tmp_path / "p", os.fsdecode(b"\xff.jpg")
+    folder.mkdir()
+    (folder / name).write_bytes(PICTURES[0])
+    (folder / "metadata.csv").write_bytes(ARTIFACT.encode() + b"\xff.jpg,\xff.jpg,0,caf\xe9\n")
+    [entry] = listing([folder])
+    assert (entry.key, entry.category) == ("p/\\xff.jpg", "caf\\xe9")
+    assert [key for key, _ in indexed(tmp_path / "s", folder)] == [entry.key]
+    assert [key for key, _ in indexed(tmp_path / "c", tarred(tmp_path / "t.tar", (name, PICTURES[0])))] == [
+        "t/\\xff.jpg"
+    ]
+
+
 def test_links_that_lead_to_each_other_end(tmp_path: Path) -> None:
     for here, there, name in (("a", "b", "x"), ("b", "a", "y")):
         (tmp_path / "p" / here).mkdir(parents=True)
