@@ -18,17 +18,18 @@ from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
 from threading import Lock
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Self
 from zlib import crc32, decompressobj
 from zlib import error as zlib_error
 
+from ..store.block import FAKE
 from ..store.errors import ImageError, SourceError
 from . import table
 from .cloud import open_binary
 from .directory import DEFLATED, STORED, Directory
-from .entry import Absent, Entry, Held, Place, Span, header_length, is_url, read_range
-from .labels import by_folders, by_row
-from .tree import SUFFIXES, by_name, by_table, is_image, missing, text
+from .entry import Absent, Entry, Held, Place, Span, giant, header_length, is_url, read_range
+from .labels import by_row
+from .tree import SUFFIXES, by_folder, by_name, by_table, is_image, missing, text
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SIDECARS = (".json", ".cls", ".txt")
@@ -202,7 +203,7 @@ class Tar:
 
     at: str
 
-    @property
+    @cached_property
     def name(self) -> str:
         base = posixpath.basename(self.at)
         return next(base[: -len(end)] for end in sorted(TARS, key=len, reverse=True) if base.lower().endswith(end))
@@ -211,7 +212,10 @@ class Tar:
         in_place = self.at.lower().endswith(".tar") and not is_url(self.at)
         stamp = Path(self.at).stat().st_mtime_ns if in_place else 0
         try:
-            with open_binary(self.at) as file, tarfile.open(fileobj=file, mode="r:" if in_place else "r|*") as archive:
+            with (
+                open_binary(self.at) as file,
+                tarfile.open(fileobj=file, mode="r:" if in_place else "r|*", tarinfo=_Header) as archive,
+            ):
                 members = self._members(archive, stamp if in_place else None)
                 tables: dict[str, dict[str, dict[str, Any]]] = {}  # folder -> image_path -> row
                 passed: set[str] = set()  # folders whose images were listed
@@ -228,12 +232,14 @@ class Tar:
             suffix = posixpath.splitext(name)[1].lower()
             if not member.isreg():
                 continue
-            if suffix in SIDECARS or posixpath.basename(name) in table.METADATA:
+            if (suffix in SIDECARS and member.size <= PIECE) or posixpath.basename(name) in table.METADATA:
                 file = archive.extractfile(member)
                 yield name, file.read() if file else b""
             elif suffix in SUFFIXES:
                 time = int(member.mtime * 10**9)
-                if stamp is not None:
+                if why := "it is sparse" if member.issparse() else giant(member.size):
+                    yield name, Absent(why)
+                elif stamp is not None:
                     yield name, Span(self.at, stamp, member.offset_data, member.size, member.size, time)
                 else:
                     file = archive.extractfile(member)
@@ -270,30 +276,47 @@ class Tar:
     def _entry(
         self, name: str, place: Place, beside: dict[str, Any], tables: dict[str, dict[str, dict[str, Any]]]
     ) -> Entry:
-        folder = next((above for above in _above(name) if above in tables), None)
+        folder = next((above for above in _above(name) if above in tables), None) if tables else None
         inside = name if not folder else name[len(folder) + 1 :]
         row = beside if folder is None else {**tables[folder].get(inside, {"target": "none: not in the table"})}
-        label, source, generator = by_folders([self.name, *name.split("/")[:-1]])
-        key, target = f"{self.name}/{name}", -1
+        label, source, generator = by_folder(self.name, name.rpartition("/")[0])
+        key, target = text(f"{self.name}/{name}"), -1
         if folder is not None and "image_path" in row:  # as if it were unpacked: the same keys
-            source = posixpath.basename(folder) or self.name
-            key, generator = f"{source}/{inside}", source
+            source = text(posixpath.basename(folder) or self.name)
+            key, generator = f"{source}/{text(inside)}", source
         path = f"tar://{name}::{self.at}"
         told = by_row(row)
         if isinstance(told, str):
-            return Entry(text(key), path, source=text(source), refused=f"{path}: {told}")
+            return Entry(key, path, source=source, refused=f"{path}: {told}")
         if told is not None:
             label, target = told
-        generator = str(row.get("generator") or "") or generator or self.name
-        category = text(str(row.get("category") or "").strip())
+        generator = (text(str(row.get("generator") or "")) or generator or text(self.name)) if label == FAKE else ""
         return Entry(
-            text(key), path, label, target, text(source), text(generator) if label == 1 else "", category, where=place
+            key, path, label, target, source, generator, text(str(row.get("category") or "").strip()), "", place
         )
 
     def _table(self, name: str, content: bytes) -> dict[str, dict[str, Any]]:
         with closing(table.rows(f"{self.at}/{name}", io.BytesIO(content))) as rows:
             column = table.path_column(list(next(rows)[1]), f"{self.at}/{name}", target=True)
             return {posixpath.normpath(str(row[column])): row for _, row in rows}
+
+
+class _Header(tarfile.TarInfo):
+    """A tar's header read for its name, size and time alone where it is a plain file's: the rest takes longer."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        name, nul, _ = bytes(buf[:100]).partition(b"\0")
+        if buf[156:157] == b"0" and nul and len(buf) == tarfile.BLOCKSIZE and not buf[345]:  # no prefix to the name
+            try:
+                size, time, told = (int(buf[a:b].rstrip(b"\0 "), 8) for a, b in ((124, 136), (136, 148), (148, 156)))
+                if told == sum(buf) - sum(buf[148:156]) + 8 * 32 and min(size, time) >= 0:
+                    found = cls(name.decode(encoding, errors))
+                    found.size, found.mtime, found.type = size, time, tarfile.REGTYPE
+                    return found
+            except ValueError:
+                pass  # numbers of another kind
+        return super().frombuf(buf, encoding, errors)
 
 
 def _stem(name: str) -> str:

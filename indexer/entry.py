@@ -244,6 +244,11 @@ def _unreadable(e: Exception) -> ImageError:
     return ImageError(f"cannot be read: {getattr(e, 'strerror', None) or e}")
 
 
+def giant(size: int) -> str:
+    """Why a file of so many bytes is not read, "" if it is."""
+    return f"{size:,} bytes, more than {BYTES_LIMIT:,}: too large for an image" if size > BYTES_LIMIT else ""
+
+
 def _refuse_giant(size: int) -> None:
-    if size > BYTES_LIMIT:
-        raise ImageError(f"{size:,} bytes, more than {BYTES_LIMIT:,}: too large for an image")
+    if why := giant(size):
+        raise ImageError(why)

@@ -108,12 +108,13 @@ def is_image(name: str) -> bool:
 
 def by_name(tree: str, inside: str, path: str, place: Place | None) -> Entry:
     """An image of a tree of this name, by the names of the folders it lies in."""
-    label, source, generator = _by_folder(tree, inside.rpartition("/")[0])
+    label, source, generator = by_folder(tree, inside.rpartition("/")[0])
     return Entry(text(f"{tree}/{inside}"), path, label, -1, source, generator, where=place)
 
 
 @lru_cache(maxsize=1024)  # there are millions of files, and few folders
-def _by_folder(tree: str, folder: str) -> tuple[int, str, str]:
+def by_folder(tree: str, folder: str) -> tuple[int, str, str]:
+    """Label, source and generator of the images in a folder of a tree of this name, by the names on the way to it."""
     label, source, generator = by_folders([tree, *folder.split("/")] if folder else [tree])
     return label, text(source), text(generator)
 
@@ -165,7 +166,7 @@ def _from_row(
     if isinstance(told, tuple):
         label, target = told
     else:
-        (label, source, generator), target = _by_folder(tree.name, inside.rpartition("/")[0]), -1
+        (label, source, generator), target = by_folder(tree.name, inside.rpartition("/")[0]), -1
     if label == FAKE:
         generator = text(str(row.get("generator") or "")) or generator or _generator(tree.name, inside)
     else:
@@ -174,7 +175,7 @@ def _from_row(
 
 
 def _generator(tree: str, inside: str) -> str:
-    return _by_folder(tree, inside.rpartition("/")[0])[2] or text(tree)
+    return by_folder(tree, inside.rpartition("/")[0])[2] or text(tree)
 
 
 def text(name: str) -> str:
