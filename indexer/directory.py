@@ -51,7 +51,7 @@ class Member(NamedTuple):
 class Directory:
     """The files of a zip archive, in its order; raises SourceError where it has no directory that can be read.
 
-    Where a name stands twice, the last counts, as if all were unpacked. `len` counts every record, folders too.
+    Where a name stands twice, the last counts, as if all were unpacked.
     """
 
     def __init__(self, at: str) -> None:
@@ -79,9 +79,6 @@ class Directory:
         self._replaced = self._earlier_ones()
         self._next = 0  # where the record after the one that was found last begins
 
-    def __len__(self) -> int:
-        return len(self._marks)
-
     def files(self) -> Iterator[tuple[str, int]]:
         """Path inside and place in the directory of each file; not of folders, nor of what macOS adds for itself."""
         for start, raw in self._records():
@@ -100,7 +97,7 @@ class Directory:
         return start
 
     def _is_at(self, start: int, raw: bytes) -> bool:
-        """Whether a file has its record here, in plain ASCII: tables mostly name files in the archive's order."""
+        """Whether the record here is of this name, byte for byte: tables mostly name files in the archive's order."""
         length = self._bytes[start + 28 : start + 30]
         same = self._bytes.startswith(raw, start + RECORD_BYTES) and int.from_bytes(length, "little") == len(raw)
         return same and start not in self._replaced

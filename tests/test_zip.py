@@ -291,7 +291,6 @@ def test_a_member_costs_a_few_bytes_beside_its_record(tmp_path: Path) -> None:
     found = Directory(str(packed(tmp_path / "p.zip", {f"{i:05d}.jpg": b"" for i in range(members)})))
     held = [value for value in vars(found).values() if isinstance(value, bytes | memoryview)]
     assert sum(memoryview(value).nbytes for value in held) == members * (46 + 9 + 12)
-    assert len(found) == members
 
 
 def test_a_long_header_before_a_member_is_read_too(tmp_path: Path) -> None:
