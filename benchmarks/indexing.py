@@ -1,15 +1,19 @@
-"""Two of the indexer's targets in one command: memory flat in the number of images, and a start without a wait.
+"""What indexing costs besides the encoder: reading, listing, memory that does not grow, and a start without a wait.
 
     python -m clipfake.benchmarks.indexing --images ../shared/data/minifact/* \\
-        --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained --zip-rows 250000
+        --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained
 
-`--only memory start` chooses parts. Prints a table and one JSON object, and writes benchmarks/results/indexing.json;
-parts that were not run keep the figures the file has.
+`--only read list memory start` chooses parts. Prints a table and one JSON object, and writes
+benchmarks/results/indexing.json; parts that were not run keep the figures the file has.
 
-memory  peak of the resident memory for 10,000 to 1,000,000 images through the pipeline into a store (Linux).
+read    core microseconds an image: opening and reading its file plainly and as we do, decoding, the thumbnail.
+list    core microseconds an image listed, and to count them, by kind of source: a table in a folder, a table of paths,
+        a zip, a folder without subfolders; with the time to the first image and the peak of memory (Linux).
+memory  peak of the resident memory for 10,000 to 1,000,000 rows of a table, or members of a zip, through the pipeline
+        into a store (Linux).
 start   seconds to the first encoded batch of 2.5 million listed images; only the first of them are there.
 
-Other people's programs count in all times of a shared machine.
+Other people's programs count in all times of a shared machine, and less in core time.
 """
 
 from __future__ import annotations
@@ -23,7 +27,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,9 +36,11 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
+from ..indexer.directory import END, END_64, IN_EXTRA, LOCATOR_64
 from ..indexer.encoder import UNTRAINED, Embeddings, unit
-from ..indexer.entry import Entry, Held
-from ..indexer.image import Pixels
+from ..indexer.entry import File, Held, Place
+from ..indexer.folders import Folder, count, expand, listing
+from ..indexer.image import Pixels, decode, thumbnail
 from ..indexer.index import IndexOptions, default_batch_size, index
 from ..indexer.load import load_encoder
 from ..indexer.report import IndexReport
@@ -45,9 +51,12 @@ from . import command
 from .throughput import linked, machine
 
 RESULTS = Path(__file__).parent / "results"
-PARTS = ("memory", "start")
+PARTS = ("read", "list", "memory", "start")
+LIST_ROWS = 1_000_000
 MEMORY_ROWS = (10_000, 100_000, 1_000_000)
 START_ROWS = 2_500_000
+NAME = "data/{:09d}.jpg"  # of a member of a zip that we make
+REPEATS = 5
 
 
 class Trivial:
@@ -67,18 +76,13 @@ class Trivial:
 
 
 @dataclass(frozen=True)
-class Repeated:
-    """A source of one tiny image under so many keys."""
+class OnePicture(Folder):
+    """A folder whose table names as many files as it likes: each has the bytes of one."""
 
-    rows: int
-    content: bytes
-    name = at = "repeated"
+    content: bytes = b""
 
-    def entries(self) -> Iterator[Entry]:
-        place = Held(self.content, 0)
-        for i in range(self.rows):
-            key = f"repeated/{i // 1000:05d}/{i:09d}.jpg"
-            yield Entry(key, f"/{key}", 0, 0, "repeated", "", f"category-{i % 400}", where=place)
+    def place(self, inside: str) -> tuple[str, Place | None]:
+        return f"{self.at}/{inside}", Held(self.content, 0)
 
 
 def tiny() -> bytes:
@@ -94,8 +98,83 @@ def resident(what: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:"))
 
 
-def filled(rows: int) -> dict[str, float]:
-    """What indexing so many images holds in this process' memory."""
+def core_microseconds(do: Callable[[Any], object], values: Sequence[Any]) -> float:
+    """Core time for one of these values, the best of a few rounds."""
+    best = float("inf")
+    for _ in range(REPEATS):
+        began = time.process_time()
+        for value in values:
+            do(value)
+        best = min(best, time.process_time() - began)
+    return round(best / len(values) * 1e6, 2)
+
+
+def read(paths: Sequence[Path]) -> dict[str, float]:
+    """Core microseconds an image.
+
+    Returns
+    -------
+    dict
+        `plain_read` (open and read), `read` (with all that is checked), `decode` (with its digest and the header's
+        facts), `thumbnail`, and `images`.
+    """
+    names = [str(path) for path in paths]
+    contents = [path.read_bytes() for path in paths]
+    return {
+        "images": len(paths),
+        "plain_read": core_microseconds(_plainly, names),
+        "read": core_microseconds(lambda name: File(name).read(), names),
+        "decode": core_microseconds(decode, contents),
+        "thumbnail": core_microseconds(thumbnail, [decode(content).pixels for content in contents]),
+    }
+
+
+def _plainly(name: str) -> bytes:
+    with open(name, "rb") as file:  # noqa: PTH123 - what it is measured against
+        return file.read()
+
+
+def cost(at: str) -> dict[str, float]:
+    """What listing a source costs this process."""
+    [source], before = expand([at]), resident("VmRSS")
+    began, wall = time.process_time(), time.perf_counter()
+    entries = listing([source])
+    next(entries)
+    first = time.perf_counter() - wall
+    images = 1 + sum(1 for _ in entries)
+    spent, peak = time.process_time() - began, resident("VmHWM")
+    began = time.process_time()
+    counted = count([at])
+    return {
+        "images": images,
+        "first_image_seconds": round(first, 2),
+        "microseconds_an_image": round(spent / images * 1e6, 2),
+        "peak_mib": round(peak - before, 1),
+        "counted": counted or 0,
+        "count_microseconds_an_image": round((time.process_time() - began) / images * 1e6, 3),
+    }
+
+
+def list_all(paths: Sequence[Path], rows: int = LIST_ROWS) -> dict[str, Any]:
+    """What listing costs by kind of source, each in a new process.
+
+    Returns
+    -------
+    dict
+        By kind (`metadata.csv`, `list.csv`, `zip`, `folder`): `images`, `first_image_seconds` (wall),
+        `microseconds_an_image` (core), `peak_mib` (growth of the resident memory), `counted` and
+        `count_microseconds_an_image` (core).
+    """
+    program = "import json, sys; from clipfake.benchmarks.indexing import cost; print(json.dumps(cost(sys.argv[1])))"
+    told: dict[str, Any] = {}
+    for kind in ("metadata.csv", "list.csv", "zip", "folder"):
+        with tempfile.TemporaryDirectory() as folder:
+            told[kind] = json.loads(_said(program, str(listed(kind, Path(folder), paths, rows))))
+    return told
+
+
+def filled(rows: int, kind: str) -> dict[str, float]:
+    """What indexing so many images of a kind of source holds in this process' memory."""
     before, own = resident("VmRSS"), 0.0
 
     def look(report: IndexReport) -> None:
@@ -103,34 +182,34 @@ def filled(rows: int) -> dict[str, float]:
         own = max(own, resident("RssAnon"))
 
     with tempfile.TemporaryDirectory() as folder:
-        encoder = Trivial()
+        encoder, at = Trivial(), listed(kind, Path(folder), [], rows)
+        source = OnePicture(at, tiny()) if kind == "metadata.csv" else at
         options = IndexOptions(text=False, thumbnails=False, batch_size=1024)
-        report = index(
-            [Repeated(rows, tiny())], Store.create(Path(folder) / "s", encoder.space), encoder, options, look
-        )
+        report = index([source], Store.create(Path(folder) / "s", encoder.space), encoder, options, look)
     assert report.added == rows
     figures = {"before_mib": before, "peak_mib": resident("VmHWM"), "peak_without_files_mib": own}
     return {**{k: round(v, 1) for k, v in figures.items()}, "rows_per_second": round(rows / report.seconds)}
 
 
 def memory(rows: Sequence[int] = MEMORY_ROWS) -> dict[str, Any]:
-    """Peaks by number of rows, each in a new process, and the last over the first.
+    """Peaks by kind of source and number of rows, each in a new process, and the last over the first.
 
     Returns
     -------
     dict
-        By rows: `before_mib` (with all imports), `peak_mib`, `peak_without_files_mib` (without pages of files that the
-        system takes back when it needs them), `rows_per_second`; and `peak_ratio`, `bytes_per_row` (of growth).
+        By kind (`metadata.csv`, `zip`): by rows, `before_mib` (with all imports), `peak_mib`, `peak_without_files_mib`
+        (without pages of files that the system takes back when it needs them), `rows_per_second`; and `peak_ratio`,
+        `bytes_per_row` (of growth). Beside the kinds, the table's `peak_ratio`.
     """
     call = "import json, sys; from clipfake.benchmarks import indexing; "
+    program = call + "print(json.dumps(indexing.filled(int(sys.argv[1]), sys.argv[2])))"
     told: dict[str, Any] = {}
-    for count in rows:
-        program = call + "print(json.dumps(indexing.filled(int(sys.argv[1]))))"
-        told[str(count)] = json.loads(_said(program, str(count)))
-    few, many = (told[str(count)] for count in (rows[0], rows[-1]))
-    told["peak_ratio"] = round(many["peak_mib"] / few["peak_mib"], 3)
-    told["bytes_per_row"] = round(2**20 * (many["peak_mib"] - few["peak_mib"]) / max(rows[-1] - rows[0], 1))
-    return told
+    for kind in ("metadata.csv", "zip"):
+        by_rows = {str(number): json.loads(_said(program, str(number), kind)) for number in rows}
+        few, many = (by_rows[str(number)]["peak_mib"] for number in (rows[0], rows[-1]))
+        grown = round(2**20 * (many - few) / max(rows[-1] - rows[0], 1))
+        told[kind] = {**by_rows, "peak_ratio": round(many / few, 3), "bytes_per_row": grown}
+    return {**told, "peak_ratio": told["metadata.csv"]["peak_ratio"]}
 
 
 class Begun(Exception):
@@ -153,14 +232,14 @@ class First:
 
 
 def listed(kind: str, folder: Path, paths: Sequence[Path], rows: int) -> Path:
-    """A source of so many images, `paths` over and over or the first of them."""
+    """A source of so many images, of which the first are `paths`."""
     if kind == "zip":
-        at = folder / "images.zip"
-        content = [path.read_bytes() for path in paths]
-        with zipfile.ZipFile(at, "w") as archive:
-            for i in range(rows):
-                archive.writestr(f"x/{i:07d}.jpg", content[i] if i < len(content) else b"")
-        return at
+        return zipped(folder / "images.zip", rows, paths[0].read_bytes() if paths else tiny())
+    if kind == "folder":
+        (folder / "images").mkdir()
+        for i in range(rows):
+            (folder / f"images/{i:07d}.jpg").touch()
+        return folder / "images"
     linked(folder / "images", paths)
     names = sorted(path.name for path in (folder / "images").iterdir())
     at, inside = (folder / "images", "") if kind == "metadata.csv" else (folder, "images/")
@@ -170,6 +249,23 @@ def listed(kind: str, folder: Path, paths: Sequence[Path], rows: int) -> Path:
             name = names[i] if i < len(names) else f"{i:07d}.jpg"
             table.write(f"{name},{inside}{name},{i % 2},category-{i % 400}\n")
     return at if kind == "metadata.csv" else at / kind
+
+
+def zipped(at: Path, rows: int, content: bytes) -> Path:
+    """A zip that names one image so many times: a true directory without a disk full of copies."""
+    with zipfile.ZipFile(at, "w") as archive:
+        archive.writestr(NAME.format(0), content)
+    whole = at.read_bytes()
+    start, end = whole.index(b"PK\1\2"), whole.index(b"PK\5\6")
+    before, after = whole[start:end].split(NAME.format(0).encode())
+    with at.open("wb") as file:
+        file.write(whole[:start])
+        file.writelines(before + NAME.format(i).encode() + after for i in range(rows))
+        ends = file.tell()
+        file.write(END_64.pack(b"PK\6\6", END_64.size - 12, 45, 45, 0, 0, rows, rows, ends - start, start))
+        file.write(LOCATOR_64.pack(b"PK\6\7", 0, ends, 1))
+        file.write(END.pack(b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, IN_EXTRA, IN_EXTRA, 0))
+    return at
 
 
 def begun(at: str, encoder: str) -> dict[str, float]:
@@ -198,12 +294,12 @@ def start(paths: Sequence[Path], encoder: str, *, rows: int = START_ROWS, zipped
     program = (
         "import json, sys; from clipfake.benchmarks.indexing import begun; print(json.dumps(begun(*sys.argv[1:])))"
     )
-    for kind, count in {"metadata.csv": rows, "list.csv": rows, "zip": rows if zipped is None else zipped}.items():
+    for kind, number in {"metadata.csv": rows, "list.csv": rows, "zip": rows if zipped is None else zipped}.items():
         with tempfile.TemporaryDirectory() as folder:
-            at = listed(kind, Path(folder), paths, count)
+            at = listed(kind, Path(folder), paths, number)
             began = time.perf_counter()
             found = json.loads(_said(program, str(at), encoder))
-            told[kind] = {"rows": count, "seconds": round(time.perf_counter() - began, 2), **found}
+            told[kind] = {"rows": number, "seconds": round(time.perf_counter() - began, 2), **found}
     return told
 
 
@@ -214,6 +310,8 @@ def _said(program: str, *told: str) -> str:
 def run(paths: Sequence[Path], encoder: str, only: Sequence[str], **told: Any) -> dict[str, Any]:
     """The parts that were asked for, each with the machine it ran on."""
     work: dict[str, Callable[[], dict[str, Any]]] = {
+        "read": lambda: read(paths),
+        "list": lambda: list_all(paths, told["list_rows"]),
         "memory": lambda: memory(told["memory_rows"]),
         "start": lambda: start(paths, encoder, rows=told["start_rows"], zipped=told["zip_rows"]),
     }
@@ -230,6 +328,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
     parser.add_argument("--untrained", action="store_true", help="random weights of seed 0: speed, not accuracy")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
+    parser.add_argument("--list-rows", type=int, default=LIST_ROWS)
     parser.add_argument("--memory-rows", nargs="+", type=int, default=list(MEMORY_ROWS))
     parser.add_argument("--start-rows", type=int, default=START_ROWS)
     parser.add_argument("--zip-rows", type=int, help="default: as many as --start-rows")

@@ -1,39 +1,45 @@
 """Zip and tar archives, read in place: nothing is unpacked.
 
-A zip says at its end what it holds, so it is listed like a folder. A tar is read once from start to end, so whatever
-speaks of an image must lie beside it (WebDataset: one name, several suffixes) or, for a metadata table, before it.
+A zip says at its end what it holds, so its tables are known before its first image. A tar is read once from start to
+end, so whatever speaks of an image must lie beside it (WebDataset: one name, several suffixes) or, for a metadata
+table, before it.
 """
 
 from __future__ import annotations
 
-import calendar
 import io
 import json
 import posixpath
 import tarfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO
+from threading import Lock
+from typing import Any, BinaryIO, Self
+from zlib import crc32, decompressobj
+from zlib import error as zlib_error
 
-from ..store.errors import SourceError
+from ..store.block import FAKE
+from ..store.errors import ImageError, SourceError
 from . import table
 from .cloud import open_binary
-from .entry import Entry, Held, Place, Span, is_url
-from .labels import by_folders, by_row
-from .tree import SUFFIXES, missing, text, tree_entries
+from .directory import DEFLATED, STORED, Directory
+from .entry import Absent, Entry, Held, Place, Span, giant, header_length, is_url, read_range
+from .labels import by_row
+from .tree import SUFFIXES, by_folder, by_name, by_table, is_image, missing, text
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 SIDECARS = (".json", ".cls", ".txt")
+READING = Lock()  # held while a zip's directory is read: who counts and who lists at the same time share one
+PIECE = 1 << 20  # bytes of a table that are unpacked at once
 
 
 @dataclass(frozen=True)
 class Zip:
-    """A zip archive as a tree."""
+    """A zip archive: its images in its own order, by the tables inside where these speak of them."""
 
     at: str
 
@@ -41,58 +47,150 @@ class Zip:
     def name(self) -> str:
         return posixpath.basename(self.at)[: -len(".zip")]
 
-    def entries(self) -> Iterator[Entry]:
-        return tree_entries(self)
+    @cached_property
+    def _directory(self) -> Directory:
+        return Directory(self.at)
 
     @cached_property
-    def _folders(self) -> dict[str, tuple[set[str], dict[str, zipfile.ZipInfo]]]:
-        """folder -> its folders and its files, as the archive's directory tells them."""
-        found: dict[str, tuple[set[str], dict[str, zipfile.ZipInfo]]] = {"": (set(), {})}
-        try:
-            with open_binary(self.at) as file, zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
-        except (zipfile.BadZipFile, OSError, NotImplementedError) as e:
-            raise SourceError(f"{self.at} is not a readable zip archive ({e}); fetch it again") from e
-        for member in members:
-            if member.is_dir():
-                continue
-            folder, _, name = member.filename.strip("/").rpartition("/")
-            if folder not in found:
-                parts = folder.split("/")
-                for depth in range(len(parts)):
-                    above, below = "/".join(parts[:depth]), "/".join(parts[: depth + 1])
-                    found.setdefault(above, (set(), {}))[0].add(parts[depth])
-                    found.setdefault(below, (set(), {}))
-            found[folder][1][name] = member
+    def _tables(self) -> dict[str, str]:
+        """Folder -> its metadata table."""
+        found: dict[str, str] = {}
+        for folder, _, name in (inside.rpartition("/") for inside in self._directory.tables):
+            found[folder] = min(name, found.get(folder, name), key=table.METADATA.index)
         return found
 
     @cached_property
     def _stamp(self) -> int:
         return 0 if is_url(self.at) else Path(self.at).stat().st_mtime_ns
 
-    def list(self, inside: str) -> tuple[list[str], list[str]]:
-        folders, files = self._folders.get(inside, (set(), {}))
-        return sorted(name for name in folders if name != "__MACOSX"), sorted(files)
+    def __reduce__(self) -> tuple[type[Zip], tuple[str]]:
+        return Zip, (self.at,)  # another process reads the directory for itself
+
+    def entries(self) -> Iterator[Entry]:
+        told = set[str]()
+        for inside, start, folder in self._files():
+            if folder is not None:
+                if folder not in told:
+                    told.add(folder)
+                    yield from by_table(self, folder, posixpath.join(folder, self._tables[folder]))
+            elif is_image(inside):
+                yield by_name(self.name, inside, *self._placed(inside, start))
+
+    def _files(self) -> Iterator[tuple[str, int, str | None]]:
+        """Each file's path, its place in the directory, and the uppermost folder around it that has a table."""
+        speaking = lru_cache(1024)(lambda folder: next((f for f in _downwards(folder) if f in self._tables), None))
+        with READING:
+            directory = self._directory
+        for inside, start in directory.files():
+            yield inside, start, speaking(inside.rpartition("/")[0]) if self._tables else None
+
+    def count(self) -> int | None:
+        if is_url(self.at):
+            return None  # it would be fetched twice
+        told = set[str]()
+        count = 0
+        for inside, _, folder in self._files():
+            if folder is None:
+                count += is_image(inside)
+            elif folder not in told:
+                told.add(folder)
+                name = posixpath.join(folder, self._tables[folder])
+                with self.open(name) as file:
+                    count += table.count(f"{self.at}/{name}", file)
+        return count
 
     def place(self, inside: str) -> tuple[str, Place]:
-        folder, _, name = posixpath.normpath(inside).rpartition("/")
-        member = self._folders.get(folder, (set(), {}))[1].get(name)
-        if member is None:
-            return missing(self.at, inside)
-        # The archive's times are whole seconds; the CRC in place of the nanoseconds shows a change they would hide.
-        time = calendar.timegm((*member.date_time, 0, 0, 0)) * 10**9 + member.CRC % 10**9
-        deflated = member.compress_type == zipfile.ZIP_DEFLATED
-        path = f"zip://{inside}::{self.at}"
-        if member.flag_bits & 1 or not (deflated or member.compress_type == zipfile.ZIP_STORED):
-            how = "encrypted" if member.flag_bits & 1 else f"packed by method {member.compress_type}"
+        start = self._directory.find(inside)
+        return missing(self.at, inside) if start is None else self._placed(inside, start)
+
+    def _placed(self, inside: str, start: int) -> tuple[str, Place]:
+        member = self._directory.member(start)
+        if member.encrypted or member.method not in (STORED, DEFLATED) or inside.startswith("../"):
+            how = "encrypted" if member.encrypted else f"packed by method {member.method}"
+            how = "outside of the archive" if inside.startswith("../") else how
             return missing(self.at, f"{inside} that can be read in place: it is {how}")
-        offset, packed, size = member.header_offset, member.compress_size, member.file_size
-        return path, Span(self.at, self._stamp, offset, packed, size, time, zipped=True, deflated=deflated)
+        # The archive's times are whole seconds; the CRC in place of the nanoseconds shows a change they would hide.
+        time = member.time + member.crc % 10**9
+        return f"zip://{inside}::{self.at}", Span(
+            self.at,
+            self._stamp,
+            member.offset,
+            member.packed,
+            member.size,
+            time,
+            zipped=True,
+            deflated=member.method == DEFLATED,
+            crc=member.crc,
+        )
 
     def open(self, inside: str) -> BinaryIO:
-        # By its path a zip file closes itself once the member is closed; a remote one is closed with its last use.
-        with zipfile.ZipFile(open_binary(self.at) if is_url(self.at) else self.at) as archive:
-            return io.BufferedReader(archive.open(inside))  # type: ignore[type-var]
+        _, place = self.place(inside)
+        if not isinstance(place, Span):
+            raise SourceError(f"{self.at}/{inside} cannot be read: {place.reason if isinstance(place, Absent) else ''}")
+        unpacked = io.BufferedReader(_Unpacked(place))
+        # parquet is read from its end
+        return io.BytesIO(unpacked.read()) if inside.endswith(".parquet") else unpacked
+
+
+class _Unpacked(io.RawIOBase):
+    """A member of a zip, unpacked as it is read; raises OSError where it is damaged."""
+
+    def __init__(self, place: Span) -> None:
+        self._pieces, self._left = _pieces(place), b""
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self._left:
+            if (piece := next(self._pieces, None)) is None:
+                return 0
+            self._left = piece
+        count = min(len(buffer), len(self._left))
+        buffer[:count], self._left = self._left[:count], self._left[count:]
+        return count
+
+
+def _pieces(place: Span) -> Iterator[bytes]:
+    """A member's content, at most PIECE bytes at a time."""
+    size = crc = 0
+    try:
+        for piece in _inflated(_packed(place)) if place.deflated else _packed(place):
+            size, crc = size + len(piece), crc32(piece, crc)
+            if size > place.size:
+                break
+            yield piece
+    except (ImageError, zlib_error) as e:
+        raise OSError(f"it cannot be unpacked: {e}") from e
+    if (size, crc) != (place.size, place.crc):
+        raise OSError("it does not unpack to the size and checksum that the archive promises")
+
+
+def _packed(place: Span) -> Iterator[bytes]:
+    start = place.offset + header_length(read_range(place.archive, place.stamp, place.offset, 30), place.archive)
+    end = start + place.packed
+    for at in range(start, end, PIECE):
+        yield read_range(place.archive, place.stamp, at, min(PIECE, end - at))
+
+
+def _inflated(packed: Iterator[bytes]) -> Iterator[bytes]:
+    unpacking = decompressobj(-15)
+    for left in packed:
+        full = True  # there may be more to come than was asked for
+        while left or full:
+            piece = unpacking.decompress(left, PIECE)
+            left, full = unpacking.unconsumed_tail, len(piece) == PIECE
+            yield piece
+
+
+def _downwards(folder: str) -> list[str]:
+    """A folder and those above it, the uppermost first.
+
+    >>> _downwards("a/b")
+    ['', 'a', 'a/b']
+    """
+    parts = folder.split("/")
+    return ["/".join(parts[:depth]) for depth in range(len(parts) + 1)]
 
 
 @dataclass(frozen=True)
@@ -105,7 +203,7 @@ class Tar:
 
     at: str
 
-    @property
+    @cached_property
     def name(self) -> str:
         base = posixpath.basename(self.at)
         return next(base[: -len(end)] for end in sorted(TARS, key=len, reverse=True) if base.lower().endswith(end))
@@ -114,7 +212,10 @@ class Tar:
         in_place = self.at.lower().endswith(".tar") and not is_url(self.at)
         stamp = Path(self.at).stat().st_mtime_ns if in_place else 0
         try:
-            with open_binary(self.at) as file, tarfile.open(fileobj=file, mode="r:" if in_place else "r|*") as archive:
+            with (
+                open_binary(self.at) as file,
+                tarfile.open(fileobj=file, mode="r:" if in_place else "r|*", tarinfo=_Header) as archive,
+            ):
                 members = self._members(archive, stamp if in_place else None)
                 tables: dict[str, dict[str, dict[str, Any]]] = {}  # folder -> image_path -> row
                 passed: set[str] = set()  # folders whose images were listed
@@ -131,12 +232,14 @@ class Tar:
             suffix = posixpath.splitext(name)[1].lower()
             if not member.isreg():
                 continue
-            if suffix in SIDECARS or posixpath.basename(name) in table.METADATA:
+            if (suffix in SIDECARS and member.size <= PIECE) or posixpath.basename(name) in table.METADATA:
                 file = archive.extractfile(member)
                 yield name, file.read() if file else b""
             elif suffix in SUFFIXES:
                 time = int(member.mtime * 10**9)
-                if stamp is not None:
+                if why := "it is sparse" if member.issparse() else giant(member.size):
+                    yield name, Absent(why)
+                elif stamp is not None:
                     yield name, Span(self.at, stamp, member.offset_data, member.size, member.size, time)
                 else:
                     file = archive.extractfile(member)
@@ -173,30 +276,47 @@ class Tar:
     def _entry(
         self, name: str, place: Place, beside: dict[str, Any], tables: dict[str, dict[str, dict[str, Any]]]
     ) -> Entry:
-        folder = next((above for above in _above(name) if above in tables), None)
+        folder = next((above for above in _above(name) if above in tables), None) if tables else None
         inside = name if not folder else name[len(folder) + 1 :]
         row = beside if folder is None else {**tables[folder].get(inside, {"target": "none: not in the table"})}
-        label, source, generator = by_folders([self.name, *name.split("/")[:-1]])
-        key, target = f"{self.name}/{name}", -1
+        label, source, generator = by_folder(self.name, name.rpartition("/")[0])
+        key, target = text(f"{self.name}/{name}"), -1
         if folder is not None and "image_path" in row:  # as if it were unpacked: the same keys
-            source = posixpath.basename(folder) or self.name
-            key, generator = f"{source}/{inside}", source
+            source = text(posixpath.basename(folder) or self.name)
+            key, generator = f"{source}/{text(inside)}", source
         path = f"tar://{name}::{self.at}"
         told = by_row(row)
         if isinstance(told, str):
-            return Entry(text(key), path, source=text(source), refused=f"{path}: {told}")
+            return Entry(key, path, source=source, refused=f"{path}: {told}")
         if told is not None:
             label, target = told
-        generator = str(row.get("generator") or "") or generator or self.name
-        category = text(str(row.get("category") or "").strip())
+        generator = (text(str(row.get("generator") or "")) or generator or text(self.name)) if label == FAKE else ""
         return Entry(
-            text(key), path, label, target, text(source), text(generator) if label == 1 else "", category, where=place
+            key, path, label, target, source, generator, text(str(row.get("category") or "").strip()), "", place
         )
 
     def _table(self, name: str, content: bytes) -> dict[str, dict[str, Any]]:
         with closing(table.rows(f"{self.at}/{name}", io.BytesIO(content))) as rows:
             column = table.path_column(list(next(rows)[1]), f"{self.at}/{name}", target=True)
             return {posixpath.normpath(str(row[column])): row for _, row in rows}
+
+
+class _Header(tarfile.TarInfo):
+    """A tar's header read for its name, size and time alone where it is a plain file's: the rest takes longer."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        name, nul, _ = bytes(buf[:100]).partition(b"\0")
+        if buf[156:157] == b"0" and nul and len(buf) == tarfile.BLOCKSIZE and not buf[345]:  # no prefix to the name
+            try:
+                size, time, told = (int(buf[a:b].rstrip(b"\0 "), 8) for a, b in ((124, 136), (136, 148), (148, 156)))
+                if told == sum(buf) - sum(buf[148:156]) + 8 * 32 and min(size, time) >= 0:
+                    found = cls(name.decode(encoding, errors))
+                    found.size, found.mtime, found.type = size, time, tarfile.REGTYPE
+                    return found
+            except ValueError:
+                pass  # numbers of another kind
+        return super().frombuf(buf, encoding, errors)
 
 
 def _stem(name: str) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
-from zlib import decompressobj
+from typing import Any, NamedTuple, Protocol
+from zlib import crc32, decompressobj
 from zlib import error as zlib_error
 
 from ..store.block import UNKNOWN
 from ..store.errors import ImageError, MissingExtra, SourceError
 
 BYTES_LIMIT = 1 << 28  # 256 MiB: no image file we know of is larger, a zip bomb is
+HEADER = 512  # bytes that a zip's header before a file seldom exceeds: 30, its path and extra fields
 
 
 class Place(Protocol):
@@ -28,9 +29,11 @@ class Place(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One image that is to be indexed, or the reason it cannot be."""
+class Entry(NamedTuple):
+    """One image that is to be indexed, or the reason it cannot be.
+
+    A tuple, for there are millions of them: a quarter of a dataclass' time to make and to send to another process.
+    """
 
     key: str  # source folder / path inside it
     path: str  # for people; a member of an archive as zip://member::archive
@@ -40,7 +43,7 @@ class Entry:
     generator: str = ""
     category: str = ""
     refused: str = ""  # why it is left out, "" if it is not
-    where: Place | None = field(default=None, compare=False)  # None: the file at `path`
+    where: Place | None = None  # None: the file at `path`
 
     def refuse(self, why: str) -> Entry:
         """The same image, left out."""
@@ -66,24 +69,35 @@ class File:
 
     def read(self) -> tuple[bytes, int]:
         try:
-            # not blocking: a pipe that nobody writes to would hold up the run
+            # Bare calls: a file object would cost more than the reading, under the GIL.
+            # Not blocking: a pipe that nobody writes to would hold up the run.
             handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            with os.fdopen(handle, "rb") as file:
+            try:
                 before = os.fstat(handle)
                 if not stat.S_ISREG(before.st_mode):
                     raise ImageError("not a regular file")
-                _refuse_giant(before.st_size)
-                content = file.read(BYTES_LIMIT + 1)
+                size, when = before.st_size, before.st_mtime_ns
+                _refuse_giant(size)
+                content = _read_to(handle, size + 1)  # a byte more would show that it grew
                 after = os.fstat(handle)
+            finally:
+                os.close(handle)
         except (OSError, ValueError) as e:
             raise _unreadable(e) from e
-        if (len(content), after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
+        if (len(content), after.st_mtime_ns) != (size, when):
             raise ImageError("the file changed while it was read; run the command again when it is complete")
-        return content, after.st_mtime_ns
+        return content, when
 
 
-@dataclass(frozen=True)
-class Span:
+def _read_to(handle: int, most: int) -> bytes:
+    """A file's bytes up to so many, fewer where it ends."""
+    content = os.read(handle, most)
+    while len(content) < most - 1 and (more := os.read(handle, most - len(content))):
+        content += more  # a disk behind a network may hand them out in pieces
+    return content
+
+
+class Span(NamedTuple):
     """Bytes inside an archive, stored as they are or deflated; the archive is read in place."""
 
     archive: str  # path or URL
@@ -94,19 +108,14 @@ class Span:
     time: int
     zipped: bool = False
     deflated: bool = False
+    crc: int = -1  # CRC-32 of the file, -1 where the archive tells none
 
     def facts(self) -> tuple[int, int]:
         return self.size, self.time
 
     def read(self) -> tuple[bytes, int]:
-        _refuse_giant(self.size)
-        start = self.offset
-        if self.zipped:  # the local header's name and extra field are as long as they say
-            head = read_range(self.archive, self.stamp, start, 30)
-            if head[:4] != b"PK\x03\x04":
-                raise ImageError(f"{self.archive} has no member where its directory says so; it was changed or damaged")
-            start += 30 + int.from_bytes(head[26:28], "little") + int.from_bytes(head[28:30], "little")
-        content = read_range(self.archive, self.stamp, start, self.packed)
+        _refuse_giant(max(self.size, self.packed))
+        content = self._stored()
         if self.deflated:
             try:
                 content = decompressobj(-15).decompress(content, self.size + 1)
@@ -114,7 +123,27 @@ class Span:
                 raise ImageError(f"cannot be unpacked: {e}") from e
         if len(content) != self.size:
             raise ImageError(f"{len(content):,} bytes where the archive promises {self.size:,}; it is damaged")
+        if self.crc >= 0 and crc32(content) != self.crc:
+            raise ImageError("other bytes than the archive's checksum promises; it is damaged")
         return content, self.time
+
+    def _stored(self) -> bytes:
+        """The bytes as they lie in the archive."""
+        if not self.zipped:
+            return read_range(self.archive, self.stamp, self.offset, self.packed)
+        # The header before them has a name and an extra field as long as they say: mostly one reading has it all.
+        found = read_range(self.archive, self.stamp, self.offset, HEADER + self.packed)
+        start = header_length(found, self.archive)
+        if start > HEADER:
+            return read_range(self.archive, self.stamp, self.offset + start, self.packed)
+        return found[start : start + self.packed]
+
+
+def header_length(header: bytes, archive: str) -> int:
+    """How many bytes lie before a file in a zip, by the first 30 of them; raises ImageError."""
+    if header[:4] != b"PK\x03\x04":
+        raise ImageError(f"{archive} has no member where its directory says so; it was changed or damaged")
+    return 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")
 
 
 @dataclass(frozen=True)
@@ -215,6 +244,11 @@ def _unreadable(e: Exception) -> ImageError:
     return ImageError(f"cannot be read: {getattr(e, 'strerror', None) or e}")
 
 
+def giant(size: int) -> str:
+    """Why a file of so many bytes is not read, "" if it is."""
+    return f"{size:,} bytes, more than {BYTES_LIMIT:,}: too large for an image" if size > BYTES_LIMIT else ""
+
+
 def _refuse_giant(size: int) -> None:
-    if size > BYTES_LIMIT:
-        raise ImageError(f"{size:,} bytes, more than {BYTES_LIMIT:,}: too large for an image")
+    if why := giant(size):
+        raise ImageError(why)

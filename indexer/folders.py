@@ -22,9 +22,10 @@ from ..store.block import FAKE
 from ..store.errors import SourceError
 from . import archive, cloud, table
 from .cloud import open_binary, remote
-from .entry import Entry, File, Place, is_url
+from .entry import Entry, Place, is_url
 from .labels import by_folders, by_row
-from .tree import SUFFIXES, Source, text, tree_entries
+from .seen import Seen
+from .tree import SUFFIXES, Counted, Source, text, tree_count, tree_entries
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,9 @@ class Folder:
     def entries(self) -> Iterator[Entry]:
         return tree_entries(self)
 
+    def count(self) -> int:
+        return tree_count(self)
+
     def list(self, inside: str) -> tuple[list[str], list[str]]:
         here = os.path.join(self.root, inside)  # noqa: PTH118 - a Path would cost more than the listing
         folders, files = [], []
@@ -59,9 +63,8 @@ class Folder:
             raise SourceError(f"{here} cannot be listed: {e.strerror}; give read access or leave it out") from e
         return sorted(folders), sorted(files)
 
-    def place(self, inside: str) -> tuple[str, Place]:
-        path = f"{self.at}/{inside}"
-        return path, File(path)
+    def place(self, inside: str) -> tuple[str, Place | None]:
+        return f"{self.at}/{inside}", None
 
     def open(self, inside: str) -> BinaryIO:
         return (self.root / inside).open("rb")
@@ -88,29 +91,33 @@ class Table:
         return posixpath.splitext(posixpath.basename(self.at))[0]
 
     def entries(self) -> Iterator[Entry]:
-        beside = posixpath.dirname(self.at)
+        beside = posixpath.dirname(self.at).rstrip("/") + "/"
         with open_binary(self.at) as file, closing(table.rows(self.at, file)) as rows:
             column = table.path_column(list(next(rows)[1]), self.at, target=False)
-            seen: set[int] = set()
+            seen = Seen()
             for line, row in rows:
                 told_path = str(row[column] or "").strip()
-                path = told_path if is_url(told_path) else posixpath.join(beside, told_path)
+                far = is_url(told_path)
+                path = told_path if far or told_path.startswith("/") else beside + told_path
+                key = text(f"{self.name}/{told_path.lstrip('/')}")
                 source = text(str(row.get("source") or "") or self.name)
-                entry = Entry(text(f"{self.name}/{told_path.lstrip('/')}"), path, source=source)
                 told = by_row(row)
-                if not told_path:
-                    yield entry.refuse(f"line {line} of {self.at}: no {column}")
-                elif isinstance(told, str):
-                    yield entry.refuse(f"line {line} of {self.at}: {told}")
-                elif (mark := hash(told_path)) in seen:
-                    yield entry.refuse(f"line {line} of {self.at}: {told_path} was listed before")
+                if not told_path or isinstance(told, str) or seen.again(told_path):
+                    why = told if isinstance(told, str) else f"{told_path} was listed before"
+                    why = why if told_path else f"no {column}"
+                    yield Entry(key, path, source=source, refused=f"line {line} of {self.at}: {why}")
                 else:
-                    seen.add(mark)
-                    label, target = told if told is not None else (by_folders(path.split("/")[:-1])[0], -1)
+                    label, target = told if isinstance(told, tuple) else (by_folders(path.split("/")[:-1])[0], -1)
                     generator = text(str(row.get("generator") or "") or source) if label == FAKE else ""
                     category = text(str(row.get("category") or "").strip())
-                    where = remote(path) if is_url(path) else None
-                    yield Entry(entry.key, path, label, target, source, generator, category, where=where)
+                    where = remote(path) if far else None
+                    yield Entry(key, path, label, target, source, generator, category, "", where)
+
+    def count(self) -> int | None:
+        if is_url(self.at):
+            return None  # it would be fetched twice
+        with open_binary(self.at) as file:
+            return table.count(self.at, file)
 
 
 def expand(folders: Iterable[str | Path | Source]) -> list[Source]:
@@ -197,3 +204,14 @@ def listing(folders: Sequence[str | Path | Source]) -> Iterator[Entry]:
             raise SourceError(
                 f"{source.at} holds no images (looked for {', '.join(sorted(SUFFIXES))} and {table.METADATA[0]})"
             )
+
+
+def count(folders: Iterable[str | Path | Source]) -> int | None:
+    """About how many images these sources hold, at a small part of what listing costs; None where one cannot tell.
+
+    For a progress bar: rows of tables are counted by lines, whatever they say, and files by their names. Hand over the
+    sources that are listed (`expand`), then a zip's directory is read once for both. Raises SourceError.
+    """
+    found = [source.count() if isinstance(source, Counted) else None for source in expand(folders)]
+    told = [number for number in found if number is not None]
+    return sum(told) if len(told) == len(found) else None

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from ..store.block import FAKE
 from ..store.errors import SourceError
 from .entry import Entry
-from .tree import Source
+from .tree import Counted, Source
 
 
 @dataclass(frozen=True)
@@ -29,11 +29,13 @@ class Named:
 
     def entries(self) -> Iterator[Entry]:
         for entry in self.inner.entries():
-            yield replace(
-                entry,
+            yield entry._replace(
                 key=f"{self.name}/{entry.key.partition('/')[2]}",
                 source=self.name,
                 label=self.label,
                 target=-1,
                 generator=self.name if self.label == FAKE else "",
             )
+
+    def count(self) -> int | None:
+        return self.inner.count() if isinstance(self.inner, Counted) else None

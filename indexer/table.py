@@ -6,12 +6,14 @@ import csv
 import io
 import json
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from ..store.errors import MissingExtra, SourceError
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 METADATA = tuple(f"metadata{suffix}" for suffix in SUFFIXES)  # beside the images it speaks of
+BLOCK = 1 << 20  # bytes that are looked through at once for their lines
 PATHS = ("image_path", "file_name", "path", "image")  # the column that names the file, the first there is
 
 Row = tuple[int, dict[str, Any]]  # line (or row) number, column -> value
@@ -30,6 +32,24 @@ def rows(name: str, file: BinaryIO) -> Generator[Row, None, None]:
             text.detach()  # the file is closed by whoever opened it
     except (csv.Error, json.JSONDecodeError, OSError) as e:
         raise SourceError(f"{name} is not a readable table: {e}") from e
+
+
+def count(name: str, file: BinaryIO) -> int:
+    """About how many rows a table has, without reading them as such: a line break inside quotes counts as one.
+
+    Raises SourceError where it is no table.
+    """
+    try:
+        if name.endswith(".parquet"):
+            with _opened_parquet(name, file) as table:
+                return int(table.metadata.num_rows)
+        lines, last = 0, b"\n"
+        while block := file.read(BLOCK):
+            lines, last = lines + block.count(b"\n"), block[-1:]
+    except OSError as e:
+        raise SourceError(f"{name} is not a readable table: {e}") from e
+    lines += last != b"\n"
+    return max(lines - 1, 0) if name.endswith(".csv") else lines  # the first line of a CSV names the columns
 
 
 def path_column(columns: list[str], name: str, *, target: bool) -> str:
@@ -70,18 +90,23 @@ def _json_lines(text: io.TextIOWrapper) -> Iterator[Row]:
 
 
 def _parquet(name: str, file: BinaryIO) -> Iterator[Row]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as e:
-        raise MissingExtra(f"reading {name}", "parquet") from e
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
+    with _opened_parquet(name, file) as table:
         yield 0, dict.fromkeys(table.schema_arrow.names)
         number = 0
         for batch in table.iter_batches(batch_size=4096):
             for told in batch.to_pylist():
                 number += 1
                 yield number, told
+
+
+@contextmanager
+def _opened_parquet(name: str, file: BinaryIO) -> Iterator[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as e:
+        raise MissingExtra(f"reading {name}", "parquet") from e
+    try:
+        yield pyarrow.parquet.ParquetFile(file)
     except (pyarrow.ArrowException, OSError) as e:
         raise SourceError(f"{name} is not a readable table: {e}") from e

@@ -5,16 +5,21 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from typing import Any, BinaryIO, Protocol
+from functools import lru_cache
+from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from ..store.block import FAKE
 from . import table
-from .entry import Absent, Entry, File, Place
+from .entry import Absent, Entry, Place
 from .labels import by_folders, by_row
+from .seen import Seen
 
-SUFFIXES = frozenset(
-    (".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".ppm", ".jp2")
+# fmt: off
+SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".heic", ".heif", ".hif",
+    ".ppm", ".jp2",
 )
+# fmt: on
 
 
 class Source(Protocol):
@@ -35,48 +40,90 @@ class Source(Protocol):
         ...
 
 
+@runtime_checkable
+class Counted(Protocol):
+    """What a source may be beside: able to say about how many images it holds, far sooner than it lists them."""
+
+    def count(self) -> int | None:
+        """None where it would take as long as listing; an estimate, for rows are not looked at; raises SourceError."""
+        ...
+
+
 class Tree(Source, Protocol):
-    """A source with folders in it, listed one folder at a time."""
+    """A source with folders in it, any of which may have a metadata table."""
+
+    def place(self, inside: str) -> tuple[str, Place | None]:
+        """A file's path for people, and where its bytes are if not there."""
+        ...
+
+    def open(self, inside: str) -> BinaryIO:
+        """A table, to be read as it streams; raises SourceError."""
+        ...
+
+
+class Folders(Tree, Protocol):
+    """A tree that is listed one folder at a time."""
 
     def list(self, inside: str) -> tuple[list[str], list[str]]:
         """Names of the folders and of the files in the folder `inside` ("" for the root), each sorted."""
         ...
 
-    def place(self, inside: str) -> tuple[str, Place]:
-        """A file's path for people, and where its bytes are."""
-        ...
 
-    def open(self, inside: str) -> BinaryIO:
-        """A table, to be read as it streams."""
-        ...
-
-
-def tree_entries(tree: Tree) -> Iterator[Entry]:
+def tree_entries(tree: Folders) -> Iterator[Entry]:
     """Images of a tree: by the metadata table of their folder or of one above, else by the names of their folders."""
     waiting = [""]
     while waiting:
         inside = waiting.pop()
         folders, files = tree.list(inside)
         if found := next((name for name in table.METADATA if name in files), None):
-            yield from _tabled(tree, inside, posixpath.join(inside, found))
+            yield from by_table(tree, inside, posixpath.join(inside, found))
             continue
+        before = f"{inside}/" if inside else ""
         for name in files:
-            if posixpath.splitext(name)[1].lower() in SUFFIXES:
-                yield _by_name(tree, posixpath.join(inside, name))
-        waiting += [posixpath.join(inside, name) for name in reversed(folders)]
+            if is_image(name):
+                yield by_name(tree.name, before + name, *tree.place(before + name))
+        waiting += [before + name for name in reversed(folders)]
 
 
-def _by_name(tree: Tree, inside: str) -> Entry:
-    label, source, generator = by_folders([tree.name, *inside.split("/")[:-1]])
-    path, place = tree.place(inside)
-    where = None if isinstance(place, File) else place
-    return Entry(
-        text(f"{tree.name}/{inside}"), path, label, source=text(source), generator=text(generator), where=where
-    )
+def tree_count(tree: Folders) -> int:
+    """About how many images `tree_entries` will find, by lines of tables and names of files."""
+    count, waiting = 0, [""]
+    while waiting:
+        inside = waiting.pop()
+        folders, files = tree.list(inside)
+        if found := next((name for name in table.METADATA if name in files), None):
+            name = posixpath.join(inside, found)
+            with tree.open(name) as file:
+                count += table.count(f"{tree.at}/{name}", file)
+            continue
+        count += sum(map(is_image, files))
+        waiting += [posixpath.join(inside, name) for name in folders]
+    return count
 
 
-def _tabled(tree: Tree, folder: str, name: str) -> Iterator[Entry]:
-    """By a metadata table. ArtiFact's folder is a source of its own wherever it lies: it gives the keys their start."""
+def is_image(name: str) -> bool:
+    """Whether a file's name says that it is an image."""
+    return name.lower().endswith(SUFFIXES)
+
+
+def by_name(tree: str, inside: str, path: str, place: Place | None) -> Entry:
+    """An image of a tree of this name, by the names of the folders it lies in."""
+    label, source, generator = by_folder(tree, inside.rpartition("/")[0])
+    return Entry(text(f"{tree}/{inside}"), path, label, -1, source, generator, where=place)
+
+
+@lru_cache(maxsize=1024)  # there are millions of files, and few folders
+def by_folder(tree: str, folder: str) -> tuple[int, str, str]:
+    """Label, source and generator of the images in a folder of a tree of this name, by the names on the way to it."""
+    label, source, generator = by_folders([tree, *folder.split("/")] if folder else [tree])
+    return label, text(source), text(generator)
+
+
+def by_table(tree: Tree, folder: str, name: str) -> Iterator[Entry]:
+    """Images of a tree by the table `name`, which speaks of `folder` and those below.
+
+    ArtiFact's folder is a source of its own wherever it lies: it gives the keys their start.
+    """
     told_at = f"{tree.at}/{name}"
     with tree.open(name) as file, closing(table.rows(told_at, file)) as rows:
         column = table.path_column(list(next(rows)[1]), told_at, target=True)
@@ -85,7 +132,7 @@ def _tabled(tree: Tree, folder: str, name: str) -> Iterator[Entry]:
         source = text(own if artifact else posixpath.join(tree.name, folder).rstrip("/"))
         generator = text(own) if artifact else ""
         before = f"{folder}/" if folder else ""
-        seen: set[int] = set()
+        seen = Seen()
         for line, row in rows:
             inside = str(row[column] or "").strip()
             key = f"{source}/{text(inside)}"
@@ -97,16 +144,13 @@ def _tabled(tree: Tree, folder: str, name: str) -> Iterator[Entry]:
                 yield _from_row(tree, before + inside, key, source, generator, row, told)
 
 
-def _refused(inside: str, told: tuple[int, int] | str | None, seen: set[int]) -> str:
+def _refused(inside: str, told: tuple[int, int] | str | None, seen: Seen) -> str:
     """Why a row of a table makes no sense, "" if it does; `seen` takes note of it."""
     if not inside or inside[0] == "/" or (".." in inside and ".." in inside.split("/")):
         return f"{inside!r} is not inside the folder"
     if isinstance(told, str):
         return told
-    if (mark := hash(inside)) in seen:
-        return f"{inside} was listed before"
-    seen.add(mark)
-    return ""
+    return f"{inside} was listed before" if seen.again(inside) else ""
 
 
 def _from_row(
@@ -119,19 +163,19 @@ def _from_row(
     told: tuple[int, int] | str | None,
 ) -> Entry:
     path, place = tree.place(inside)
-    where = None if isinstance(place, File) else place
     if isinstance(told, tuple):
         label, target = told
     else:
-        (label, source, generator), target = by_folders([tree.name, *inside.split("/")[:-1]]), -1
-        source, generator = text(source), text(generator)
-    named = text(str(row.get("generator") or "")) or generator
-    generator = "" if label != FAKE else named or _generator(tree, inside)
-    return Entry(key, path, label, target, source, generator, text(str(row.get("category") or "").strip()), "", where)
+        (label, source, generator), target = by_folder(tree.name, inside.rpartition("/")[0]), -1
+    if label == FAKE:
+        generator = text(str(row.get("generator") or "")) or generator or _generator(tree.name, inside)
+    else:
+        generator = ""
+    return Entry(key, path, label, target, source, generator, text(str(row.get("category") or "").strip()), "", place)
 
 
-def _generator(tree: Tree, inside: str) -> str:
-    return text(by_folders([tree.name, *inside.split("/")[:-1]])[2] or tree.name)
+def _generator(tree: str, inside: str) -> str:
+    return by_folder(tree, inside.rpartition("/")[0])[2] or text(tree)
 
 
 def text(name: str) -> str:

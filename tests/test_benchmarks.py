@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clipfake.benchmarks import atlas, command, parity, query, service, store_format, targets, throughput
+from clipfake.benchmarks import atlas, command, indexing, parity, query, service, store_format, targets, throughput
 from clipfake.indexer.sample import write_sample
 from clipfake.indexer.standin import build_standin
 
@@ -43,6 +43,18 @@ def test_a_stores_files_are_told_beside_plain_ones() -> None:
     told = plain(store_format.run(rows=3000, metadata_rows=3000, pairs_rows=200, repeats=2))
     assert told["order_to_memmap"] > 0 and told["random_to_memmap"] > 0
     assert told["metadata"]["rows"] == 3000
+
+
+@pytest.mark.slow
+def test_what_indexing_costs_is_told_part_by_part(given: tuple[list[Path], str]) -> None:
+    paths = command.image_paths(given[0], 6)
+    sizes: dict[str, Any] = {"list_rows": 50, "memory_rows": [20, 60], "start_rows": 70, "zip_rows": None}
+    told = plain(indexing.run(paths, given[1], indexing.PARTS, **sizes))
+    assert told["read"]["images"] == 6
+    for kind in ("metadata.csv", "list.csv", "zip", "folder"):
+        assert told["list"][kind]["images"] == told["list"][kind]["counted"] == 50
+    assert told["memory"]["peak_ratio"] > 0 and told["memory"]["zip"]["60"]["peak_mib"] > 0
+    assert told["start"]["zip"]["rows"] == 70
 
 
 @pytest.mark.slow

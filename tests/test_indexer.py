@@ -1,11 +1,13 @@
 """Image files in: decoded by one policy, resized as Pillow does, listed as they are found, encoded as CLIP does."""
 
 import io
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from clipfake.indexer import image
 from clipfake.indexer.encoder import Encoder, PlainEncoder
 from clipfake.indexer.folders import Entry, expand, listing
 from clipfake.indexer.image import decode, jpeg_header, thumbnail
@@ -59,6 +61,39 @@ def test_odd_formats_become_rgb_by_one_policy() -> None:
     assert decode(saved(red.convert("L"))).pixels.shape == (8, 8, 3)
 
 
+def close_to(content: bytes, whole: Pillow.Image) -> bool:
+    """Whether a file is decoded to about the pixels it was made of."""
+    return bool(np.abs(decode(content).pixels.astype(int) - np.asarray(whole).astype(int)).mean() < 4)
+
+
+def test_avif_is_read_by_pillow_alone() -> None:
+    content = saved(picture(64, 48), "AVIF", quality=90)
+    assert close_to(content, picture(64, 48))
+    assert decode(content).format == "AVIF"
+
+
+def test_the_photos_of_an_iphone_are_read_upright() -> None:
+    heif = pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
+    turned = Pillow.Exif()
+    turned[0x0112] = 6
+    for exif, upright in (
+        (None, picture(64, 48)),
+        (turned.tobytes(), picture(64, 48).transpose(Pillow.Transpose.ROTATE_270)),
+    ):
+        out = io.BytesIO()
+        heif.from_pillow(picture(64, 48)).save(out, quality=90, exif=exif)
+        assert close_to(out.getvalue(), upright)
+        with pytest.raises(ImageError):
+            decode(out.getvalue()[:-200])
+
+
+def test_without_the_extra_a_heic_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    image._learn_heic.cache_clear()
+    with pytest.raises(ImageError, match=r"reading HEIC needs .*clipfake\[heic\]"):
+        decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+
+
 @pytest.mark.parametrize(
     ("content", "said"), [(b"", "empty"), (b"hello, world", "not an image"), (saved(picture())[:300], "damaged")]
 )
@@ -75,8 +110,35 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
         decode(bytes(header))
 
 
-def test_a_thumbnail_is_a_small_jpeg() -> None:
-    assert Pillow.open(io.BytesIO(thumbnail(np.asarray(picture(400, 200))))).size == (96, 48)
+@pytest.mark.parametrize("decoder", ["simplejpeg", "pillow"])
+@pytest.mark.parametrize(
+    ("size", "small"),
+    [
+        ((200, 200), (100, 100)),
+        ((400, 250), (100, 63)),
+        ((1024, 768), (128, 96)),
+        ((128, 90), (128, 90)),
+        ((1, 1), (1, 1)),
+        ((5000, 3), (125, 1)),
+        ((2, 3001), (1, 126)),
+    ],
+)
+def test_a_thumbnail_is_a_small_jpeg_of_the_whole_picture(
+    size: tuple[int, int], small: tuple[int, int], decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if decoder == "pillow":
+        monkeypatch.setattr(image, "simplejpeg", None)
+    whole = picture(*size)
+    made = Pillow.open(io.BytesIO(thumbnail(np.asarray(whole))))
+    assert (made.format, made.size) == ("JPEG", small)
+    want = np.asarray(whole.resize(small, Pillow.Resampling.BOX), np.float32)
+    assert np.abs(np.asarray(made, np.float32) - want).mean() < 6
+
+
+def test_a_thumbnail_is_made_of_any_pixels() -> None:
+    turned = np.asarray(picture(300, 120)).transpose(1, 0, 2)  # not in the order of memory
+    small = np.asarray(picture(30, 20)).transpose(1, 0, 2)
+    assert [Pillow.open(io.BytesIO(thumbnail(p))).size for p in (turned, small)] == [(40, 100), (20, 30)]
 
 
 @pytest.mark.parametrize("size", [(200, 200), (50, 90), (700, 301)])

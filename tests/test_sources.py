@@ -7,12 +7,16 @@ import os
 import tarfile
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
+from clipfake.indexer import archive
+from clipfake.indexer.directory import Directory
 from clipfake.indexer.encoder import PlainEncoder
 from clipfake.indexer.entry import Entry
-from clipfake.indexer.folders import expand, listing
+from clipfake.indexer.folders import count, expand, listing
 from clipfake.indexer.index import index, plan
+from clipfake.indexer.named import Named
 from clipfake.indexer.sample import simulated
 from clipfake.store.errors import ImageError, SourceError
 from clipfake.store.store import Store
@@ -36,19 +40,19 @@ def data(tmp_path: Path) -> Path:
 
 
 def zipped(folder: Path, out: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
-    with zipfile.ZipFile(out, "w", method) as archive:
+    with zipfile.ZipFile(out, "w", method) as packed:
         for path in sorted(folder.rglob("*")):
-            archive.write(path, str(path.relative_to(folder.parent)))
+            packed.write(path, str(path.relative_to(folder.parent)))
     return out
 
 
 def tarred(out: Path, *members: tuple[str, bytes]) -> Path:
     kinds = {".gz": "w:gz", ".tgz": "w:gz"}
-    with tarfile.open(out, kinds.get(out.suffix, "w")) as archive:
+    with tarfile.open(out, kinds.get(out.suffix, "w")) as packed:
         for name, content in members:
             told = tarfile.TarInfo(name)
             told.size, told.mtime = len(content), 1_700_000_000
-            archive.addfile(told, io.BytesIO(content))
+            packed.addfile(told, io.BytesIO(content))
     return out
 
 
@@ -226,6 +230,19 @@ def test_names_that_are_not_utf8_are_kept_apart_and_read(tmp_path: Path) -> None
     assert [key for key, _ in indexed(tmp_path / "s", folder)] == ["p/\\xfe.jpg", "p/\\xff.jpg", "p/ü.jpg"]
 
 
+def test_names_in_tables_and_tars_need_not_be_utf8_either(tmp_path: Path) -> None:
+    folder, name = tmp_path / "p", os.fsdecode(b"\xff.jpg")
+    folder.mkdir()
+    (folder / name).write_bytes(PICTURES[0])
+    (folder / "metadata.csv").write_bytes(ARTIFACT.encode() + b"\xff.jpg,\xff.jpg,0,caf\xe9\n")
+    [entry] = listing([folder])
+    assert (entry.key, entry.category) == ("p/\\xff.jpg", "caf\\xe9")
+    assert [key for key, _ in indexed(tmp_path / "s", folder)] == [entry.key]
+    assert [key for key, _ in indexed(tmp_path / "c", tarred(tmp_path / "t.tar", (name, PICTURES[0])))] == [
+        "t/\\xff.jpg"
+    ]
+
+
 def test_links_that_lead_to_each_other_end(tmp_path: Path) -> None:
     for here, there, name in (("a", "b", "x"), ("b", "a", "y")):
         (tmp_path / "p" / here).mkdir(parents=True)
@@ -266,3 +283,44 @@ def test_the_listing_streams(tmp_path: Path) -> None:
     entries = iter(listing([tmp_path / "big"]))
     assert next(entries).key == "big/x/0.jpg"
     assert plan([tmp_path / "big"]).listed == 20_000
+
+
+def test_images_are_counted_as_they_will_be_listed(data: Path, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    (data / "loose/real").mkdir(parents=True)
+    (data / "loose/real/a.PNG").touch()
+    (data / "loose/real/notes.txt").touch()
+    lines = [f"{i}.jpg,real\n" for i in range(300)]
+    (tmp_path / "t.csv").write_text("path,label\n" + "".join(lines).rstrip("\n"))  # the last line does not end
+    (tmp_path / "t2.jsonl").write_text("".join(f'{{"path": "{i}.jpg"}}\n' for i in range(5)))
+    parquet.write_table(pyarrow.table({"path": ["a.jpg", "b.jpg"]}), tmp_path / "t3.parquet")
+    sources: list[Any] = [data, zipped(data, tmp_path / "d.zip"), *(tmp_path / f"t{n}" for n in (".csv", "2.jsonl"))]
+    sources += [tmp_path / "t3.parquet", Named(expand([data])[0], "mine", 1)]
+    for source, number in zip(sources, (5, 5, 300, 5, 2, 5), strict=True):
+        assert count([source]) == number == len(told(source))
+    assert count([data, tmp_path / "t.csv"]) == 305
+
+
+def test_what_only_listing_tells_is_not_counted(data: Path, tmp_path: Path) -> None:
+    shard = tarred(tmp_path / "s.tar", ("a.jpg", PICTURES[0]))
+    assert count([shard]) is None
+    assert count([data, shard]) is None
+    with pytest.raises(SourceError, match="does not exist"):
+        count([tmp_path / "nowhere"])
+
+
+def test_a_zip_that_is_counted_and_listed_is_read_once(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = []
+
+    class Noted(Directory):
+        def __init__(self, at: str) -> None:
+            read.append(at)
+            super().__init__(at)
+
+    monkeypatch.setattr(archive, "Directory", Noted)
+    sources = expand([zipped(data, tmp_path / "d.zip")])
+    assert count(sources) == len(list(listing(sources))) == 4
+    assert len(read) == 1
