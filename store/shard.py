@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .block import COLUMNS, TEXT, Block, Names, Rows, Vectors, distinct
-from .durable import written_aside
+from .durable import reserve, written_aside
 from .errors import BadBlock, Damaged, NotAStore
 from .space import Space
 
@@ -30,6 +30,7 @@ VERSION = 1
 # layout has none, and a flipped bit there can send the library into an endless loop.
 LAYOUT = ("v108", "v108")
 PAGE = 4096  # large datasets begin at a page of memory, so that they can be mapped
+TABLE = 1024  # bytes that HDF5 notes of a dataset, and more
 ROWS_PER_DIGEST = 256
 
 CODED = ("sources", "generators", "categories", "formats")  # few distinct values: a table and a code a row
@@ -86,7 +87,8 @@ def write_shard(path: Path, block: Block, *, dtype: npt.DTypeLike = np.float16) 
     reject_unfit(block)
     datasets = dict(_datasets(block, np.dtype(dtype)))
     header = Header(len(block), block.space, {name: checksum(values) for name, values in datasets.items()})
-    with written_aside(path) as temporary, _new_file(temporary) as file:
+    room = sum(values.nbytes + PAGE + TABLE for values in datasets.values()) + 2**16
+    with written_aside(path) as temporary, _new_file(temporary, room) as file:
         for name, values in datasets.items():
             file.create_dataset(name, data=values)
         file.attrs["format"] = FORMAT
@@ -98,8 +100,21 @@ def write_shard(path: Path, block: Block, *, dtype: npt.DTypeLike = np.float16) 
     return header
 
 
-def _new_file(path: Path) -> h5py.File:
-    return h5py.File(path, "w", libver=LAYOUT, alignment_threshold=PAGE, alignment_interval=PAGE)
+def _new_file(path: Path, room: int) -> h5py.File:
+    """An empty file that so many bytes can be written to: HDF5 itself ends the process where the disk is full."""
+    path.write_bytes(_empty())
+    reserve(path, room)
+    return h5py.File(path, "r+", **_LAID_OUT)  # cuts off what was not needed when it is closed
+
+
+@cache
+def _empty() -> bytes:
+    with h5py.File("empty.h5", "w", driver="core", backing_store=False, **_LAID_OUT) as file:
+        file.flush()
+        return bytes(file.id.get_file_image())
+
+
+_LAID_OUT: Any = {"libver": LAYOUT, "alignment_threshold": PAGE, "alignment_interval": PAGE}
 
 
 def reject_unfit(block: Block) -> None:
