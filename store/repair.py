@@ -15,13 +15,13 @@ import numpy.typing as npt
 from .block import Block
 from .column import let_go
 from .deleted import read_deleted, without_rows
-from .durable import flush
+from .durable import disk_errors, flush, make_folder
 from .errors import ClipfakeError, Damaged
 from .lock import writer_lock
 from .manifest import Manifest, Part, path_of, read_manifest, write_manifest
 from .shard import Shard, checksum, write_shard
 from .snapshot import Snapshot
-from .verify import Health, check_shard, verify
+from .verify import Health, check_shard, require_store, verify
 
 QUARANTINE = "quarantine"
 
@@ -58,12 +58,14 @@ def repair(folder: Path | str) -> Repaired:
     Raises
     ------
     NoStore, Locked
+    StoreError
+        The disk is full or read-only: the same call goes on from there.
     Damaged
         No snapshot and no shard can be read any more.
     """
     folder = Path(folder)
-    verify(folder)  # a folder that is no store gets no lock file
-    with writer_lock(folder):
+    require_store(folder)  # or a folder that is none would get a lock file
+    with writer_lock(folder), disk_errors(f"repair {folder}"):
         health = verify(folder)
         actions: list[Action] = []
         manifest = _start(folder, health, actions)
@@ -117,7 +119,8 @@ def _mended(folder: Path, manifest: Manifest, health: Health, actions: list[Acti
             part = known or _with_list(part, None)
             actions.append(Action(f"deleted/{part.deleted}", f"up to {back} deleted rows of {part.name} came back"))
             again = True
-        problem = next(iter(check_shard(folder, manifest, part)), None)
+        hit = again or f"shards/{part.name}" in damaged
+        problem = next(iter(check_shard(folder, manifest, part)), None) if hit else None
         if problem is None:
             parts.append(part)
         elif problem.rows:
@@ -161,7 +164,7 @@ def _clear(folder: Path, health: Health, now: Manifest, actions: list[Action]) -
 
 def _set_aside(folder: Path, path: Path) -> None:
     target = folder / QUARANTINE / path.relative_to(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     while target.exists():
         target = target.with_name(f"{target.name}.again")
     path.rename(target)

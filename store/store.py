@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from .block import Block, Mask, Names
 from .deleted import without_rows
-from .durable import TEMPORARY
-from .errors import BadBlock, Damaged, NotAStore, StoreError
-from .lock import lease, leased, writer_lock
+from .durable import TEMPORARY, remove_leftover
+from .errors import BadBlock, Damaged, NoStore, NotAStore, StoreError
+from .lock import give_up, lease, writer_lock
 from .manifest import Manifest, Part, numbers, path_of, read_manifest, write_manifest
 from .shard import write_shard
 from .snapshot import Snapshot
@@ -59,7 +59,7 @@ class Store:
         """An empty store, or the one that is there already; raises SpaceMismatch if that one is of another space."""
         store = cls(Path(folder))
         if not numbers(store.folder):
-            if store.folder.exists() and (not store.folder.is_dir() or any(store.folder.iterdir())):
+            if store.folder.exists() and not _unused(store.folder):
                 raise NotAStore(f"{folder} is there already and is no store; name an empty or new folder")
             write_manifest(store.folder, replace(Manifest(-1, space).follow("created"), number=0))
         read_manifest(store.folder).space.require(space, f"the store {folder}")
@@ -70,8 +70,7 @@ class Store:
         manifest = read_manifest(self.folder, number)
         try:
             snapshot = Snapshot(self.folder, manifest)
-            lease(path_of(self.folder, manifest.number), snapshot)
-            if path_of(self.folder, manifest.number).exists():
+            if lease(path_of(self.folder, manifest.number), snapshot):
                 return snapshot
         except Damaged:
             if number is not None or numbers(self.folder)[-1] == manifest.number:
@@ -80,7 +79,11 @@ class Store:
 
     def snapshots(self) -> list[Manifest]:
         """All snapshots there are, oldest first."""
-        return [read_manifest(self.folder, number) for number in numbers(self.folder)]
+        found = []
+        for number in numbers(self.folder):
+            with suppress(NoStore):  # a writer gave it up meanwhile
+                found.append(read_manifest(self.folder, number))
+        return found
 
     @contextmanager
     def writer(
@@ -194,15 +197,15 @@ class Writer:
         replaced = self.snapshot.ids[positions[positions >= 0]]
         parts = (*self._without(replaced), Part(name, header.rows, header.digest, path.stat().st_size))
         self._commit(parts=parts, next_shard=number + 1)
-        self._waiting, self._waiting_keys, self._sealed_at = [], set(), time.monotonic()
+        self._sealed_at = time.monotonic()
 
     def _commit(self, **changes: object) -> None:
-        before = self._manifest
-        self._manifest = before.follow(self._note, **changes)
-        write_manifest(self._folder, self._manifest)
+        before, after = self._manifest, self._manifest.follow(self._note, **changes)
+        write_manifest(self._folder, after)
+        self._manifest, self._waiting, self._waiting_keys = after, [], set()  # not before: what failed is tried again
         if before.number > self._first:  # one snapshot a writer is history enough
-            forget(self._folder, before.number)
-        self._snapshot = Snapshot(self._folder, self._manifest, self._snapshot)
+            give_up(path_of(self._folder, before.number))
+        self._snapshot = Snapshot(self._folder, after, self._snapshot)
 
     def _without(self, ids: npt.NDArray[np.int64]) -> tuple[Part, ...]:
         """The parts with these rows deleted; the files that say so are written, the commit is not."""
@@ -219,7 +222,7 @@ def tidy(folder: Path) -> None:
     """Remove what a killed writer left: temporary files, and shards no snapshot names. The lock must be held."""
     for room in ("shards", "deleted", "snapshots"):
         for path in (folder / room).glob(f"*{TEMPORARY}"):
-            path.unlink(missing_ok=True)
+            remove_leftover(path)
     try:
         parts = [part for n in numbers(folder) for part in read_manifest(folder, n).parts]
     except StoreError:
@@ -227,12 +230,12 @@ def tidy(folder: Path) -> None:
     for room, named in (("shards", {p.name for p in parts}), ("deleted", {p.deleted for p in parts})):
         for path in (folder / room).glob("*"):
             if path.name not in named:
-                path.unlink()
+                remove_leftover(path)
 
 
-def forget(folder: Path, number: int) -> bool:
-    """Drop a snapshot unless a reader has it; its rows' files go when no snapshot names them any more."""
-    if leased(path := path_of(folder, number)):
-        return False
-    path.unlink(missing_ok=True)
-    return True
+def _unused(folder: Path) -> bool:
+    """Whether a folder holds nothing, or only what is left of a store whose making was stopped."""
+    room = folder / "snapshots"
+    return folder.is_dir() and all(
+        path.suffix == TEMPORARY and path.parent == room for path in folder.rglob("*") if path != room
+    )

@@ -62,8 +62,7 @@ def verify(folder: Path | str) -> Health:
         There is nothing of ours in the folder.
     """
     folder = Path(folder)
-    if not numbers(folder) and not (folder / "shards").is_dir():
-        read_manifest(folder)  # says so
+    require_store(folder)
     manifests, problems = read_manifests(folder)
     notes: list[Problem] = []
     checked: dict[tuple[str, str], list[Problem]] = {}
@@ -94,6 +93,12 @@ def verify(folder: Path | str) -> Health:
         problems=tuple(problems),
         notes=tuple(notes),
     )
+
+
+def require_store(folder: Path) -> None:
+    """Raise NoStore where there is nothing of ours."""
+    if not numbers(folder) and not (folder / "shards").is_dir():
+        read_manifest(folder)  # says so
 
 
 def read_manifests(folder: Path) -> tuple[list[Manifest], list[Problem]]:

@@ -104,7 +104,7 @@ def test_compacting_carries_columns_along(store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("change", "step"),
-    [("compact", 41), ("fill", 7), pytest.param("compact", 5, marks=pytest.mark.slow)],
+    [("compact", 11), ("fill", 7), pytest.param("compact", 1, marks=pytest.mark.slow)],
 )
 def test_a_process_killed_anywhere_loses_and_mixes_no_vector(
     store: Store, tmp_path: Path, change: str, step: int, monkeypatch: pytest.MonkeyPatch

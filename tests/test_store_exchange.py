@@ -94,18 +94,6 @@ def test_what_is_there_is_not_written_over(snapshot: Snapshot, tmp_path: Path) -
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
-def test_an_export_that_fails_leaves_nothing(
-    snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def full(*args: Any, **options: Any) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(np.lib.format, "open_memmap", full)
-    with pytest.raises(StoreError, match="No space left"):
-        export(snapshot, tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_the_rows_are_a_pandas_table(snapshot: Snapshot) -> None:
     table = frame(snapshot)
     assert list(table.columns) == list(NAMES.values())
