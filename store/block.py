@@ -27,6 +27,18 @@ def names(values: Sequence[str] | Names) -> Names:
     return np.asarray(values, dtype=TEXT)
 
 
+def in_half(vectors: Vectors) -> npt.NDArray[np.float16]:
+    """(rows, dim) as they are stored; what is too large for a float16 becomes infinite, and is no fit row."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(vectors, "<f2")
+
+
+def unfit(vectors: Vectors) -> npt.NDArray[np.int64]:
+    """Which rows may not be stored: zero vectors, and what is not finite, can be compared with nothing."""
+    lengths = np.einsum("rd,rd->r", vectors, vectors, dtype=np.float32)
+    return np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
+
+
 def distinct(texts: Names) -> tuple[Names, Ints, Ints]:
     """The different texts in order, which of them each is (rows,), and how often each occurs.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from .block import distinct
 from .column import damage
 from .deleted import read_deleted
 from .durable import TEMPORARY
-from .errors import ClipfakeError, NoStore
+from .errors import ClipfakeError, Damaged, NoStore
 from .index import folders, open_index
+from .lock import lease
 from .manifest import Manifest, Part, numbers, path_of, read_manifest
 from .shard import Shard
 from .snapshot import Snapshot
@@ -83,13 +85,13 @@ def verify(folder: Path | str) -> Health:
             found, note = _check_index(folder, index, now)
             problems += found
             notes += note
-    seen = [path for path in folder.rglob("*") if path.is_file()]
+    sizes = list(_sizes(folder))
     return Health(
         path=str(folder),
         snapshot=now.number if now else None,
         rows=rows,
-        files=len(seen),
-        bytes=sum(path.stat().st_size for path in seen),
+        files=len(sizes),
+        bytes=sum(sizes),
         problems=tuple(problems),
         notes=tuple(notes),
     )
@@ -108,10 +110,15 @@ def read_manifests(folder: Path) -> tuple[list[Manifest], list[Problem]]:
         try:
             manifest = read_manifest(folder, int(path.stem))
             if manifest.number != int(path.stem):
-                raise NoStore(f"{path} is the manifest of snapshot {manifest.number}, under another name")
+                raise Damaged(f"{path} is the manifest of snapshot {manifest.number}, under another name")
+            lease(path, manifest)  # its files stay while it is looked at
             manifests.append(manifest)
+        except NoStore:
+            pass
         except (ClipfakeError, ValueError) as e:
             problems.append(Problem(_inside(folder, path), str(e)))
+        if not path.exists():  # a writer went on meanwhile
+            return read_manifests(folder)
     return manifests, problems
 
 
@@ -191,11 +198,19 @@ def _check_index(folder: Path, index: Path, now: Manifest) -> tuple[list[Problem
     try:
         number = open_index(index, now.space, whole=True).number
     except ClipfakeError as e:
-        return [Problem(name, str(e))], []
+        return [Problem(name, str(e))] if index.exists() else [], []  # a newer one may have taken its place meanwhile
     if number == now.number:
         return [], []
     what = f"is of snapshot {number}, the store is at {now.number}: newer rows are searched exactly beside it"
     return [], [Problem(name, what)]
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    """Of every file there is; a writer may take one away meanwhile."""
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            if path.is_file():
+                yield path.stat().st_size
 
 
 def _inside(folder: Path, path: Path) -> str:
