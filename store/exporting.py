@@ -140,7 +140,9 @@ def _write(snapshot: Snapshot, positions: Positions, files: dict[str, Path]) -> 
             )
             if table is None:
                 table = stack.enter_context(
-                    pyarrow.parquet.ParquetWriter(files["rows"], told.schema, compression="zstd")
+                    pyarrow.parquet.ParquetWriter(
+                        files["rows"], told.schema, compression="zstd", write_page_checksum=True
+                    )
                 )
             table.write_table(told)
 
