@@ -303,8 +303,8 @@ def test_nothing_is_committed_before_all_it_needs_is_on_the_disk(
 
 
 def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None:
-    store = prepared(tmp_path / "s")
-    with failing(calls_of(lambda: index(prepared(tmp_path / "model"))) - 3, kill=True), pytest.raises(Killed):
+    store, model = prepared(tmp_path / "s"), prepared(tmp_path / "model")
+    with failing(calls_of(lambda: index(model)) - 6, kill=True), pytest.raises(Killed):
         index(store)
     assert list((store.folder / "indexes").glob("*.tmp"))
     append(store)  # the next one is of another snapshot
