@@ -9,7 +9,7 @@ import json
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -31,8 +31,8 @@ from .cells import (
     measure,
     nearest_cell,
 )
-from .durable import TEMPORARY, flush, write_text
-from .errors import StoreError
+from .durable import TEMPORARY, disk_errors, flush, make_folder, write_text
+from .errors import Locked, StoreError
 from .index import AHEADS, FORMAT, NAME, VERSION, Kind, LabelIndex, checksums, digest_of, folders, open_index
 from .lock import writer_lock
 from .search import Positions
@@ -104,7 +104,8 @@ def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool 
         Another process is building.
     """
     snapshot, clock = store.snapshot(), _Clock()
-    (store.folder / "indexes").mkdir(parents=True, exist_ok=True)
+    with disk_errors(f"make {store.folder / 'indexes'}"):
+        make_folder(store.folder / "indexes")
     with writer_lock(store.folder / "indexes"):
         before = None if anew else _open_for_adding(snapshot)
         label_of = snapshot.column("labels")
@@ -128,11 +129,22 @@ def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool 
 
 
 def renumber(store: Path, number: int, old: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> None:
-    """After rows were moved: the ids `old`, ascending, are `new` in snapshot `number`. An unreadable index is left."""
+    """After rows were moved: the ids `old`, ascending, are `new` in snapshot `number`. An unreadable index is left.
+
+    So is one that is being built at the moment; it will be built again.
+    """
+    if folders(store):
+        with suppress(Locked), writer_lock(store / "indexes"):
+            _renumber(store, number, old, new)
+
+
+def _renumber(store: Path, number: int, old: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> None:
     for folder in folders(store):
         try:
             space = Space.from_json(json.loads((folder / "index.json").read_text(encoding="utf-8"))["space"])
-            labels = open_index(folder, space, mapped=False).labels  # FAISS would write a mapped one as a reference
+            labels = open_index(
+                folder, space, mapped=False, whole=True
+            ).labels  # FAISS would write a mapped one as a reference
         except (OSError, ValueError, KeyError, StoreError):
             continue
         moved = []
@@ -270,8 +282,8 @@ def _write(
             for old in folders(store):
                 if old != final:
                     old.rename(_gone(old))
-            for gone in final.parent.glob(f"*{GONE}"):
-                shutil.rmtree(gone)
+            for left in final.parent.glob(f"*{TEMPORARY}"):  # of this one, and of builds that were killed
+                shutil.rmtree(left, ignore_errors=True)
     except (OSError, RuntimeError) as e:
         raise StoreError(f"could not write the index {final} ({e}); searches stay exact or use the one before") from e
     return labels, sum(path.stat().st_size for path in final.iterdir())

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .block import Vectors
-from .durable import TEMPORARY, write_text, written_aside
+from .block import Vectors, in_half, unfit
+from .durable import TEMPORARY, remove_leftover, write_text, written_aside
 from .errors import BadBlock, Damaged, StoreError
 from .lock import writer_lock
 from .manifest import Manifest, Part, numbers, read_manifest
@@ -156,11 +156,13 @@ class ColumnWriter:
 
     def put(self, positions: Positions, vectors: Vectors) -> None:
         """(n, dim) vectors of the rows of `snapshot` at these positions; raises BadBlock for one that is none."""
-        lengths = np.linalg.norm(np.asarray(vectors, np.float32), axis=1)
-        if len(wrong := np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))):
+        if vectors.shape != (len(positions), self.column.space.dim):
+            raise BadBlock(f"vectors of shape {vectors.shape} for {len(positions)} rows of {self.column.space}")
+        stored = in_half(vectors)
+        if len(wrong := unfit(stored)):
             key = self.snapshot.column("keys")[positions[wrong[0]]]
-            raise BadBlock(f"the row {key} was given a vector that is zero or not finite; leave it out")
-        self._waiting.append((self.snapshot.ids[positions], np.asarray(vectors, np.float16)))
+            raise BadBlock(f"the row {key} was given a vector that is zero or not finite as float16; leave it out")
+        self._waiting.append((self.snapshot.ids[positions], stored))
         late = time.monotonic() - self._sealed_at > SECONDS_PER_SHARD
         if late or sum(len(ids) for ids, _ in self._waiting) >= ROWS_HELD:
             self.seal()
@@ -176,6 +178,7 @@ class ColumnWriter:
             part, here = self._parts[number], ids >> 32 == number
             whole = np.full((part.rows, self.column.space.dim), np.nan, np.float16)
             if self.column._has(part):
+                self.column.check(part)  # or damage would be given a checksum that is right
                 whole[:] = self.column._mapped(part)
             whole[ids[here] & 0xFFFFFFFF] = vectors[here]
             pieces[part.name] = write_piece(self.column.folder, part, whole)
@@ -224,6 +227,11 @@ def carry(store: Path, old: Ids, new: Ids, parts: Sequence[Part]) -> None:
     ----------
     old, new : (n,) ids of the rows, before and after
     parts : the new shards
+
+    Raises
+    ------
+    Damaged
+        Vectors that are to be moved are not what was written.
     """
     for name in column_names(store):
         try:
@@ -231,12 +239,13 @@ def carry(store: Path, old: Ids, new: Ids, parts: Sequence[Part]) -> None:
         except StoreError:
             continue  # `verify` names it
         pieces = dict(column.pieces)
-        before = {part.number: part for n in numbers(store) for part in read_manifest(store, n).parts}
+        before = {part.number: part for part in read_manifest(store).parts}
         for part in parts:
             here = np.flatnonzero(new >> 32 == part.number)
             whole = np.full((part.rows, column.space.dim), np.nan, np.float16)
             for number in np.unique(old[here] >> 32).tolist():
                 if number in before and column._has(before[number]):
+                    column.check(before[number])
                     some = here[old[here] >> 32 == number]
                     whole[new[some] & 0xFFFFFFFF] = column._mapped(before[number])[old[some] & 0xFFFFFFFF]
             if not np.isnan(whole[:, 0]).all():
@@ -266,7 +275,10 @@ def write_card(column: Column) -> None:
 
 def tidy(store: Path, column: Column) -> None:
     """Remove files that the column no longer names, and pieces of shards that no snapshot has."""
-    manifests: list[Manifest] = [read_manifest(store, n) for n in numbers(store)]
+    try:
+        manifests: list[Manifest] = [read_manifest(store, n) for n in numbers(store)]
+    except StoreError:
+        return  # one that cannot be read may have any shard: `store repair` decides
     shards = {(part.name, part.header) for manifest in manifests for part in manifest.parts}
     kept = {name: piece for name, piece in column.pieces.items() if (name, piece.header) in shards}
     if len(kept) < len(column.pieces):
@@ -275,8 +287,7 @@ def tidy(store: Path, column: Column) -> None:
     named = {piece.file for piece in kept.values()} | {CARD}
     for path in column.folder.iterdir():
         if path.name not in named or path.suffix == TEMPORARY:
-            with suppress(OSError):
-                path.unlink()
+            remove_leftover(path)
 
 
 def tidy_all(store: Path) -> None:
@@ -299,8 +310,16 @@ def damage(store: Path, manifests: Sequence[Manifest]) -> dict[str, str]:
             try:
                 column.check(part)
             except Damaged as e:
+                if _now(store, name, part) != column.pieces[part.name]:
+                    continue  # a writer put another file in its place meanwhile
                 found[f"{FOLDER}/{name}/{column.pieces[part.name].file}"] = str(e)
     return found
+
+
+def _now(store: Path, name: str, part: Part) -> Piece | None:
+    with suppress(StoreError):
+        return open_column(store, name).pieces.get(part.name)
+    return None
 
 
 def let_go(store: Path, path: Path) -> None:

@@ -14,7 +14,7 @@ from .build import renumber
 from .column import carry, tidy_all
 from .deleted import read_deleted
 from .errors import Damaged
-from .lock import leased, writer_lock
+from .lock import give_up, writer_lock
 from .manifest import Part, numbers, path_of, read_manifest, write_manifest
 from .shard import Shard, write_shard
 from .snapshot import Ids
@@ -67,9 +67,7 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> Compacted:
             after = before.follow("compacted", parts=tuple(parts), next_shard=number)
             write_manifest(folder, after)
         earlier = [n for n in numbers(folder) if n != after.number]
-        held = [n for n in earlier if leased(path_of(folder, n))]
-        for n in set(earlier) - set(held):
-            path_of(folder, n).unlink(missing_ok=True)
+        held = [n for n in earlier if not give_up(path_of(folder, n))]
         tidy(folder)
         tidy_all(folder)
         if old_ids:

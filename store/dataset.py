@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
+from .column import MAIN
+from .joined import Joined, joined
 from .store import Store
 
 if TYPE_CHECKING:
@@ -30,11 +32,12 @@ class _Rows:
         return len(self.positions)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**vars(self), "snapshot": (self.snapshot.folder, self.snapshot.number)}
+        columns = self.snapshot.columns if isinstance(self.snapshot, Joined) else (MAIN,)
+        return {**vars(self), "snapshot": (self.snapshot.folder, self.snapshot.number, columns)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        folder, number = state.pop("snapshot")
-        vars(self).update(state, snapshot=Store.open(folder).snapshot(number))
+        folder, number, columns = state.pop("snapshot")
+        vars(self).update(state, snapshot=joined(Store.open(folder).snapshot(number), columns))
 
     def pair(self, rows: Any) -> Pair:
         vectors = self.snapshot.vectors(self.positions[rows])

@@ -1,8 +1,12 @@
-"""Files that are whole or absent: written aside, flushed to the disk, renamed, and the folder flushed too."""
+"""Files that are whole or absent: written aside, flushed to the disk, renamed, and the folder flushed too.
+
+What a disk refuses is a StoreError here, so that whoever writes need not think of it.
+"""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +17,18 @@ TEMPORARY = ".tmp"  # what a leftover of a killed writer ends in
 
 
 @contextmanager
+def disk_errors(what: str) -> Iterator[None]:
+    """A full, read-only or failing disk as a StoreError: "could not (what): (why)"."""
+    try:
+        yield
+    except OSError as e:
+        raise StoreError(
+            f"could not {what}: {e.strerror or e}; nothing stored before was changed. "
+            f"Make room or give write access, then run the same command again"
+        ) from e
+
+
+@contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
     """Yield a temporary path in the same folder; when the block ends well the file there becomes `path`.
 
@@ -20,20 +36,42 @@ def written_aside(path: Path) -> Iterator[Path]:
     StoreError that names the file.
     """
     temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        flush(temporary)
-        temporary.replace(path)
-        flush(path.parent)
-    except OSError as e:
-        raise StoreError(
-            f"could not write {path}: {e.strerror or e}; nothing stored before was changed. "
-            f"Make room or give write access, then run the same command again"
-        ) from e
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    with disk_errors(f"write {path}"):
+        try:
+            make_folder(path.parent)
+            yield temporary
+            flush(temporary)
+            temporary.replace(path)
+            flush(path.parent)
+        finally:
+            remove_leftover(temporary)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those it lies in, so that it outlives a power cut; one that is there is left alone."""
+    if folder.is_dir():
+        return
+    make_folder(folder.parent)
+    folder.mkdir(exist_ok=True)
+    flush(folder.parent)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Lengthen a file to so many bytes that the disk has room for.
+
+    A process that maps a file, or has HDF5 write it, would not survive finding the disk full.
+    """
+    with path.open("r+b") as file:
+        if sys.platform == "darwin":
+            file.truncate(size)
+        else:
+            os.posix_fallocate(file.fileno(), 0, size)
+
+
+def remove_leftover(path: Path) -> None:
+    """Remove a file that nothing names any more; one that cannot be removed is in nobody's way."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .block import Block
-from .durable import TEMPORARY, flush
+from .durable import TEMPORARY, disk_errors, flush, make_folder
 from .errors import StoreError
 from .search import Positions
 from .snapshot import Snapshot
@@ -119,37 +119,41 @@ def _write(snapshot: Snapshot, positions: Positions, files: dict[str, Path]) -> 
         files.pop("texts", None)
     for path in files.values():
         path.parent.mkdir(exist_ok=True)
-    arrays = {
-        name: np.lib.format.open_memmap(
-            files[name], mode="w+", dtype=np.float16, shape=(len(positions), snapshot.space.dim)
-        )
-        for name in ("vectors", "texts")
-        if name in files and len(positions)
-    }
-    if "vectors" in files and not arrays:
-        np.save(files["vectors"], np.zeros((0, snapshot.space.dim), np.float16))
     with ExitStack() as stack:
-        writer: Any = None
-        for start, block in _blocks(snapshot, positions):
-            part = slice(start, start + len(block))
+        arrays = {
+            name: stack.enter_context(_appended_to(files[name], (len(positions), snapshot.space.dim)))
+            for name in ("vectors", "texts")
+            if name in files
+        }
+        table: Any = None
+        for block in _blocks(snapshot, positions):
             if "vectors" in arrays:
-                arrays["vectors"][part] = block.vectors
+                arrays["vectors"](block.vectors)
             if "texts" in arrays:
-                arrays["texts"][part] = [block.texts[name] for name in block.rows.categories.tolist()]
+                arrays["texts"](np.array([block.texts[name] for name in block.rows.categories.tolist()]))
             more = {}
             if like_clip_retrieval:  # its own two columns
                 paths = [path or key for path, key in zip(block.rows.paths, block.rows.keys, strict=True)]
                 more = {"image_path": paths, "caption": block.rows.categories.tolist()}
-            table = table_of(
+            told = table_of(
                 block.rows, block.thumbnails, **{k: pyarrow.array(v, pyarrow.string()) for k, v in more.items()}
             )
-            if writer is None:
-                writer = stack.enter_context(
-                    pyarrow.parquet.ParquetWriter(files["rows"], table.schema, compression="zstd")
+            if table is None:
+                table = stack.enter_context(
+                    pyarrow.parquet.ParquetWriter(
+                        files["rows"], told.schema, compression="zstd", write_page_checksum=True
+                    )
                 )
-            writer.write_table(table)
-    for array in arrays.values():
-        array.flush()
+            table.write_table(told)
+
+
+@contextmanager
+def _appended_to(path: Path, shape: tuple[int, int]) -> Iterator[Callable[[npt.NDArray[Any]], int]]:
+    """A numpy file of float16 that is written a piece at a time, and not mapped: a full disk would end the process."""
+    with path.open("wb") as file:
+        header = {"descr": "<f2", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        yield lambda piece: file.write(np.ascontiguousarray(piece, "<f2").tobytes())
 
 
 def _texts(snapshot: Snapshot, positions: Positions) -> dict[str, npt.NDArray[np.float32]]:
@@ -158,14 +162,14 @@ def _texts(snapshot: Snapshot, positions: Positions) -> dict[str, npt.NDArray[np
     return {name: snapshot.texts[name] for name in sorted(occurring & snapshot.texts.keys())}
 
 
-def _blocks(snapshot: Snapshot, positions: Positions) -> Iterator[tuple[int, Block]]:
-    """Where each block begins, and the block with its thumbnails; one without rows if there are none."""
+def _blocks(snapshot: Snapshot, positions: Positions) -> Iterator[Block]:
+    """The rows with their thumbnails; one block without rows if there are none."""
     if not len(positions):
-        yield 0, Block(snapshot.space, snapshot.rows.take(positions), np.zeros((0, snapshot.space.dim), np.float32))
+        yield Block(snapshot.space, snapshot.rows.take(positions), np.zeros((0, snapshot.space.dim), np.float32))
     start = 0
     for block in snapshot.blocks(BLOCK_ROWS, positions):
         pictures = snapshot.thumbnails(positions[start : start + len(block)]) if snapshot.has_thumbnails else ()
-        yield start, Block(block.space, block.rows, block.vectors, pictures, block.texts)
+        yield Block(block.space, block.rows, block.vectors, pictures, block.texts)
         start += len(block)
 
 
@@ -174,14 +178,13 @@ def _whole_folder(folder: Path) -> Iterator[Path]:
     """A new folder beside it that becomes `folder` when all went well."""
     aside = folder.with_name(folder.name + TEMPORARY)
     shutil.rmtree(aside, ignore_errors=True)
-    try:
-        aside.mkdir(parents=True)
-        yield aside
-        for path in aside.rglob("*"):
-            flush(path)
-        aside.replace(folder)
-        flush(folder.parent)
-    except OSError as e:
-        raise StoreError(f"could not write {folder}: {e.strerror or e}; make room or give write access") from e
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    with disk_errors(f"write {folder}"):
+        try:
+            make_folder(aside)
+            yield aside
+            for path in (aside, *aside.rglob("*")):
+                flush(path)
+            aside.replace(folder)
+            flush(folder.parent)
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)

@@ -83,8 +83,14 @@ class Folder:
             )
         texts: dict[str, npt.NDArray[np.float32]] = {}
         if names := told.get("texts"):
-            texts = dict(zip(names, _opened(path / "texts.npy").astype(np.float32), strict=True))
-        space = Space.from_json(told["space"]) if "space" in told else None
+            vectors = _opened(path / "texts.npy").astype(np.float32)
+            if vectors.shape != (len(names), *dims):
+                raise SourceError(f"{path / 'texts.npy'} holds vectors of shape {vectors.shape} for {len(names)} texts")
+            texts = dict(zip(names, vectors, strict=True))
+        try:
+            space = Space.from_json(told["space"]) if "space" in told else None
+        except (KeyError, TypeError, ValueError) as e:
+            raise SourceError(f"{path / CARD} does not name its space in full ({e!r}); export it again") from e
         return cls(path, tuple(pieces), dims.pop(), space, texts)
 
     def blocks(self, space: Space, meaning: Meaning, *, normalise: bool = False) -> Iterator[Block]:
@@ -98,7 +104,7 @@ class Folder:
                     f"each vector needs its row, so export both again"
                 )
             start = 0
-            for batch in parquet.iter_batches(batch_size=BLOCK_ROWS):
+            for batch in _batches(parquet, piece.rows):
                 taken = np.asarray(vectors[start : start + len(batch)], np.float32)
                 start += len(batch)
                 if len(taken):
@@ -149,7 +155,8 @@ def import_rows(
 
 def label_of(told: Any) -> int:
     """A label as tables write it: 0, 1, -1, real, fake or unknown; raises ValueError for another word."""
-    word = str(int(told)) if isinstance(told, bool | float | np.floating) and told == told else str(told)
+    whole = isinstance(told, bool | float | np.floating) and float(told).is_integer()
+    word = str(int(told)) if whole else str(told)
     word = "" if told is None or told != told else word
     if (label := WORDS.get(word.strip().lower())) is None:
         raise ValueError(word)
@@ -205,9 +212,16 @@ def _opened(path: Path) -> npt.NDArray[Any]:
 def _parquet(path: Path) -> Any:
     pyarrow = arrow(f"reading {path.name}")
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as e:
         raise SourceError(f"{path} is not a readable parquet file ({e}); export it again") from e
+
+
+def _batches(parquet: Any, path: Path) -> Iterator[Any]:
+    try:
+        yield from parquet.iter_batches(batch_size=BLOCK_ROWS)
+    except (arrow("reading parquet").ArrowException, OSError) as e:
+        raise SourceError(f"{path} is damaged ({e}); export it again") from e
 
 
 def _rows(batch: Any, meaning: Meaning, path: Path, *, ours: bool) -> tuple[Rows, tuple[bytes, ...]]:
@@ -217,8 +231,7 @@ def _rows(batch: Any, meaning: Meaning, path: Path, *, ours: bool) -> tuple[Rows
     if ours:
         if missing := sorted(set(NAMES.values()) - there.keys()):
             raise SourceError(f"{path} lacks the columns {', '.join(missing)}; export it again")
-        digests = np.frombuffer(b"".join(there["digest"]), "V16")
-        return Rows(**{n: digests if n == "digests" else _column(n, there[c]) for n, c in NAMES.items()}), pictures
+        return Rows(**{name: _column(path, name, called, there[called]) for name, called in NAMES.items()}), pictures
     return _foreign(there, len(batch), meaning, path), pictures
 
 
@@ -253,8 +266,15 @@ def _foreign(there: dict[str, list[Any]], rows: int, meaning: Meaning, path: Pat
     return Rows.make(keys, labels, **more)
 
 
-def _column(name: str, values: Sequence[Any]) -> Names | npt.NDArray[Any]:
-    return np.asarray(values, dtype=COLUMNS[name])
+def _column(path: Path, name: str, called: str, values: Sequence[Any]) -> Names | npt.NDArray[Any]:
+    try:
+        if name == "digests":
+            if any(len(one) != 16 for one in values):
+                raise ValueError("a digest has 16 bytes")
+            return np.frombuffer(b"".join(values), "V16")
+        return np.asarray(values, dtype=COLUMNS[name])
+    except (TypeError, ValueError, OverflowError) as e:
+        raise SourceError(f"{path} has a column {called} that is not what was exported ({e}); export it again") from e
 
 
 def _fitting(vectors: npt.NDArray[np.float32], space: Space, path: Path, *, normalise: bool) -> npt.NDArray[np.float32]:

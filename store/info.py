@@ -112,7 +112,7 @@ def info(store: Store) -> Info:
             SourceInfo(name, sum(counts), *counts)
             for name, *counts in zip(names.tolist(), *(by_label[label].tolist() for label in LABELS), strict=True)
         ),
-        categories=len(np.setdiff1d(snapshot.column("categories"), [""])),
+        categories=int(np.count_nonzero(distinct(snapshot.column("categories"))[0] != "")),
         shards=len(manifest.parts),
         deleted_rows=sum(part.deleted_rows for part in manifest.parts),
         bytes=sum(part.size for part in manifest.parts),

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from .durable import remove_leftover
 from .errors import Locked, StoreError
 
 NAME = "lock"
@@ -44,30 +45,51 @@ def writer_lock(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             os.ftruncate(handle, 0)
     finally:
-        os.close(handle)
+        _let_go(handle)
 
 
-def lease(manifest: Path, holder: object) -> None:
-    """Keep a snapshot's files from being tidied away while `holder` lives; where files cannot be locked, hope."""
+def lease(manifest: Path, holder: object) -> bool:
+    """Keep a snapshot's files from being tidied away while `holder` lives; where files cannot be locked, hope.
+
+    False if the snapshot was given up meanwhile: then go on to the next.
+    """
     with suppress(OSError):
         handle = os.open(manifest, os.O_RDONLY)
         weakref.finalize(holder, os.close, handle)
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_SH)  # who gives it up holds it for an instant
+    return manifest.exists()
 
 
-def leased(manifest: Path) -> bool:
-    """Whether a reader, of this process or another, still has this snapshot."""
+def give_up(manifest: Path) -> bool:
+    """Remove a snapshot's manifest unless a reader, of this process or another, has the snapshot.
+
+    It stays locked until it is gone: a reader who comes in between finds that it is.
+    """
     try:
         handle = os.open(manifest, os.O_RDONLY)
     except OSError:
-        return False
+        return not manifest.exists()
+    try:
+        with suppress(OSError):  # where files cannot be locked nobody has one
+            if not _alone(handle):
+                return False
+        remove_leftover(manifest)
+    finally:
+        _let_go(handle)  # readers wait for it
+    return not manifest.exists()
+
+
+def _alone(handle: int) -> bool:
+    """Lock a file for oneself; False where another has it."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        return True
-    except OSError:  # no locks here, so nobody has one
         return False
-    else:
-        return False
-    finally:
-        os.close(handle)
+    return True
+
+
+def _let_go(handle: int) -> None:
+    """Close a locked file; a child that was forked meanwhile has it open too, and would go on holding the lock."""
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_UN)
+    os.close(handle)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy.typing as npt
 
 from .bank import Bank
 from .block import FAKE, REAL, Mask, Names, distinct
-from .durable import flush, write_text
+from .durable import disk_errors, flush, make_folder, reserve, write_text
 from .errors import StoreError
 from .search import Matches, Positions
 from .snapshot import Snapshot
@@ -108,15 +107,12 @@ def _begun(folder: Path, asked: dict[str, Any], shape: tuple[int, int]) -> int:
                 f"{asked['rows']}, or the store has changed since; name another folder, or remove this one"
             )
         return done
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
+    with disk_errors(f"write {folder}"):
+        make_folder(folder)
         for name, kind in FILES.items():
             np.lib.format.open_memmap(folder / name, mode="w+", dtype=kind, shape=shape).flush()
-            with (folder / name).open("r+b") as file:  # a mapped file that the disk has no room for would end us
-                os.posix_fallocate(file.fileno(), 0, (folder / name).stat().st_size)
+            reserve(folder / name, (folder / name).stat().st_size)
             flush(folder / name)
-    except OSError as e:
-        raise StoreError(f"could not write {folder}: {e}; make room or give write access") from e
     write_text(folder / CARD, json.dumps({**asked, "done": 0}) + "\n")
     return 0
 

@@ -15,13 +15,13 @@ import numpy.typing as npt
 from .block import Block
 from .column import let_go
 from .deleted import read_deleted, without_rows
-from .durable import flush
+from .durable import disk_errors, flush, make_folder
 from .errors import ClipfakeError, Damaged
 from .lock import writer_lock
 from .manifest import Manifest, Part, path_of, read_manifest, write_manifest
 from .shard import Shard, checksum, write_shard
 from .snapshot import Snapshot
-from .verify import Health, check_shard, verify
+from .verify import Health, check_shard, require_store, verify
 
 QUARANTINE = "quarantine"
 
@@ -58,12 +58,14 @@ def repair(folder: Path | str) -> Repaired:
     Raises
     ------
     NoStore, Locked
+    StoreError
+        The disk is full or read-only: the same call goes on from there.
     Damaged
         No snapshot and no shard can be read any more.
     """
     folder = Path(folder)
-    verify(folder)  # a folder that is no store gets no lock file
-    with writer_lock(folder):
+    require_store(folder)  # or a folder that is none would get a lock file
+    with writer_lock(folder), disk_errors(f"repair {folder}"):
         health = verify(folder)
         actions: list[Action] = []
         manifest = _start(folder, health, actions)
@@ -117,19 +119,22 @@ def _mended(folder: Path, manifest: Manifest, health: Health, actions: list[Acti
             part = known or _with_list(part, None)
             actions.append(Action(f"deleted/{part.deleted}", f"up to {back} deleted rows of {part.name} came back"))
             again = True
-        problem = next(iter(check_shard(folder, manifest, part)), None)
-        if problem is None:
-            parts.append(part)
-        elif problem.rows:
-            rows = np.concatenate([np.arange(first, last) for first, last in problem.rows])
-            parts.append(without_rows(folder, part, rows, max(_told_numbers(folder)) + 1))
-            actions.append(Action(problem.path, f"dropped what is damaged: {problem.what}", problem.lost))
-        elif problem.lost == 0 and part.rows > part.deleted_rows:
-            parts.append(_without_spare(folder, part, following))
-            following += 1
-            actions.append(Action(problem.path, f"written anew without what is damaged: {problem.what}"))
-        else:
-            actions.append(Action(problem.path, f"dropped: {problem.what}", problem.lost))
+        hit = again or f"shards/{part.name}" in damaged
+        problems = check_shard(folder, manifest, part) if hit else []
+        kept: Part | None = part
+        for problem in sorted(problems, key=lambda problem: not problem.rows):  # damaged rows are in no new shard
+            if problem.rows:
+                rows = np.concatenate([np.arange(first, last) for first, last in problem.rows])
+                kept = part = without_rows(folder, part, rows, max(_told_numbers(folder)) + 1)
+                actions.append(Action(problem.path, f"dropped what is damaged: {problem.what}", problem.lost))
+            elif problem.lost == 0 and part.rows > part.deleted_rows:
+                kept = _without_spare(folder, part, following)
+                following += 1
+                actions.append(Action(problem.path, f"written anew without what is damaged: {problem.what}"))
+            else:
+                kept = None
+                actions.append(Action(problem.path, f"dropped: {problem.what}", problem.lost))
+        parts += [kept] if kept else []
     mended = replace(manifest, parts=tuple(sorted(parts, key=lambda part: part.number)), next_shard=following)
     return replace(mended, parts=_once_each(folder, mended)) if again else mended
 
@@ -161,7 +166,7 @@ def _clear(folder: Path, health: Health, now: Manifest, actions: list[Action]) -
 
 def _set_aside(folder: Path, path: Path) -> None:
     target = folder / QUARANTINE / path.relative_to(folder)
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     while target.exists():
         target = target.with_name(f"{target.name}.again")
     path.rename(target)

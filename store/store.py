@@ -5,20 +5,22 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from .block import Block, Mask, Names
+from .block import Block, Mask, Names, in_half
 from .deleted import without_rows
-from .durable import TEMPORARY, flush
-from .errors import BadBlock, Damaged, NotAStore, StoreError
-from .lock import lease, leased, writer_lock
+from .durable import TEMPORARY, flush, make_folder, remove_leftover
+from .errors import BadBlock, Damaged, NoStore, NotAStore, StoreError
+from .keys import Hashes
+from .lock import give_up, lease, writer_lock
 from .manifest import Manifest, Part, numbers, path_of, read_manifest, write_manifest
-from .shard import Shard, write_shard
+from .search import Positions
+from .shard import Shard, hash_keys, reject_unfit, write_shard
 from .snapshot import Snapshot
 from .space import Space
 
@@ -60,7 +62,7 @@ class Store:
         """An empty store, or the one that is there already; raises SpaceMismatch if that one is of another space."""
         store = cls(Path(folder))
         if not numbers(store.folder):
-            if store.folder.exists() and (not store.folder.is_dir() or any(store.folder.iterdir())):
+            if store.folder.exists() and not _unused(store.folder):
                 raise NotAStore(f"{folder} is there already and is no store; name an empty or new folder")
             write_manifest(store.folder, replace(Manifest(-1, space).follow("created"), number=0))
         read_manifest(store.folder).space.require(space, f"the store {folder}")
@@ -71,8 +73,7 @@ class Store:
         manifest = read_manifest(self.folder, number)
         try:
             snapshot = Snapshot(self.folder, manifest)
-            lease(path_of(self.folder, manifest.number), snapshot)
-            if path_of(self.folder, manifest.number).exists():
+            if lease(path_of(self.folder, manifest.number), snapshot):
                 return snapshot
         except Damaged:
             if number is not None or numbers(self.folder)[-1] == manifest.number:
@@ -81,7 +82,11 @@ class Store:
 
     def snapshots(self) -> list[Manifest]:
         """All snapshots there are, oldest first."""
-        return [read_manifest(self.folder, number) for number in numbers(self.folder)]
+        found = []
+        for number in numbers(self.folder):
+            with suppress(NoStore):  # a writer gave it up meanwhile
+                found.append(read_manifest(self.folder, number))
+        return found
 
     @contextmanager
     def writer(
@@ -114,6 +119,15 @@ class Store:
         return self.snapshot()
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """Rows that were taken in and are not sealed yet."""
+
+    block: Block
+    hashes: Hashes  # of their keys
+    replaces: Positions  # (n,) of the snapshot, which stays the same until they are sealed
+
+
 class Writer:
     """The one who may change a store. Make it with `Store.writer()`.
 
@@ -128,7 +142,7 @@ class Writer:
         self._note = note
         self._rows_per_shard = rows_per_shard
         self._seconds_per_shard = seconds_per_shard
-        self._waiting: list[Block] = []
+        self._waiting: list[_Waiting] = []
         self._waiting_keys: set[str] = set()
         self._sealed_at = time.monotonic()
         self._snapshot = Snapshot(self._folder, self._manifest)
@@ -142,9 +156,9 @@ class Writer:
         """What is sealed so far."""
         return self._snapshot
 
-    def find(self, keys: list[str] | Names) -> npt.NDArray[np.int64]:
+    def find(self, keys: list[str] | Names, hashes: Hashes | None = None) -> Positions:
         """(n,) positions of these keys in `snapshot`, -1 where a key is not sealed; quick among millions."""
-        return self._snapshot.find(keys)
+        return self._snapshot.find(keys, hashes)
 
     def append(self, block: Block) -> Appended:
         """Take rows in. A row already stored with the same file digest is left alone, another digest replaces it.
@@ -159,14 +173,17 @@ class Writer:
         if len(set(keys)) < len(keys) or not self._waiting_keys.isdisjoint(keys):
             twice = next(key for i, key in enumerate(keys) if key in self._waiting_keys or key in keys[:i])
             raise BadBlock(f"the key {twice} was given twice; keys are unique (two sources of one name?)")
-        positions = self.find(block.rows.keys)
+        hashes = hash_keys(keys)
+        positions = self.find(keys, hashes)
         stored = positions >= 0
         same = np.zeros(len(block), bool)
         same[stored] = self._snapshot.digests(positions[stored]) == block.rows.digests[stored]
-        fresh = block.take(~same)
+        fresh = block.take(~same) if same.any() else block
         if len(fresh):
-            self._waiting.append(fresh)
-            self._waiting_keys.update(fresh.rows.keys.tolist())
+            fresh = replace(fresh, vectors=in_half(fresh.vectors, copied=True))  # the caller may use its array again
+            reject_unfit(fresh, hashes[~same])
+            self._waiting.append(_Waiting(fresh, hashes[~same], positions[stored & ~same]))
+            self._waiting_keys.update(fresh.rows.keys.tolist() if same.any() else keys)
         if len(self._waiting_keys) >= self._rows_per_shard or (
             self._waiting and time.monotonic() - self._sealed_at > self._seconds_per_shard
         ):
@@ -191,12 +208,13 @@ class Writer:
         number = self._manifest.next_shard
         part = Part(f"{number:06d}.h5", len(shard), shard.header.digest, shard.size)
         told = Appended(added=len(shard))
-        if (self.find(shard.column("keys")) >= 0).any() or not _linked(path, self._folder / "shards" / part.name):
+        known = self.find(shard.column("keys"), shard.column("key_hashes")) >= 0
+        if known.any() or not _linked(path, self._folder / "shards" / part.name):
             told = self.append(shard.block())
             self.seal()
         else:
             self._commit(parts=(*self._manifest.parts, part), next_shard=number + 1)
-        path.unlink()
+        remove_leftover(path)
         return told
 
     def delete(self, where: Mask) -> int:
@@ -211,24 +229,25 @@ class Writer:
         """Write what was taken in as a shard and make it visible."""
         if not self._waiting:
             return
-        block = Block.concat(self._waiting)
+        block = Block.concat([waiting.block for waiting in self._waiting])
+        hashes = np.concatenate([waiting.hashes for waiting in self._waiting])
+        replaced = np.concatenate([waiting.replaces for waiting in self._waiting])
         number = self._manifest.next_shard
         name = f"{number:06d}.h5"
         path = self._folder / "shards" / name
-        header = write_shard(path, block)
-        positions = self.find(block.rows.keys)
-        replaced = self.snapshot.ids[positions[positions >= 0]]
-        parts = (*self._without(replaced), Part(name, header.rows, header.digest, path.stat().st_size))
+        header = write_shard(path, block, hashes)
+        gone = self.snapshot.ids[replaced] if len(replaced) else replaced
+        parts = (*self._without(gone), Part(name, header.rows, header.digest, path.stat().st_size))
         self._commit(parts=parts, next_shard=number + 1)
-        self._waiting, self._waiting_keys, self._sealed_at = [], set(), time.monotonic()
+        self._sealed_at = time.monotonic()
 
     def _commit(self, **changes: object) -> None:
-        before = self._manifest
-        self._manifest = before.follow(self._note, **changes)
-        write_manifest(self._folder, self._manifest)
+        before, after = self._manifest, self._manifest.follow(self._note, **changes)
+        write_manifest(self._folder, after)
+        self._manifest, self._waiting, self._waiting_keys = after, [], set()  # not before: what failed is tried again
         if before.number > self._first:  # one snapshot a writer is history enough
-            forget(self._folder, before.number)
-        self._snapshot = Snapshot(self._folder, self._manifest, self._snapshot)
+            give_up(path_of(self._folder, before.number))
+        self._snapshot = Snapshot(self._folder, after, self._snapshot)
 
     def _without(self, ids: npt.NDArray[np.int64]) -> tuple[Part, ...]:
         """The parts with these rows deleted; the files that say so are written, the commit is not."""
@@ -244,7 +263,7 @@ class Writer:
 def _linked(path: Path, name: Path) -> bool:
     """Give a file a second name; False where the file system has but one a file."""
     try:
-        name.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(name.parent)
         name.unlink(missing_ok=True)
         os.link(path, name)
         flush(name.parent)
@@ -257,7 +276,7 @@ def tidy(folder: Path) -> None:
     """Remove what a killed writer left: temporary files, and shards no snapshot names. The lock must be held."""
     for room in ("shards", "deleted", "snapshots"):
         for path in (folder / room).glob(f"*{TEMPORARY}"):
-            path.unlink(missing_ok=True)
+            remove_leftover(path)
     try:
         parts = [part for n in numbers(folder) for part in read_manifest(folder, n).parts]
     except StoreError:
@@ -265,12 +284,12 @@ def tidy(folder: Path) -> None:
     for room, named in (("shards", {p.name for p in parts}), ("deleted", {p.deleted for p in parts})):
         for path in (folder / room).glob("*"):
             if path.name not in named:
-                path.unlink()
+                remove_leftover(path)
 
 
-def forget(folder: Path, number: int) -> bool:
-    """Drop a snapshot unless a reader has it; its rows' files go when no snapshot names them any more."""
-    if leased(path := path_of(folder, number)):
-        return False
-    path.unlink(missing_ok=True)
-    return True
+def _unused(folder: Path) -> bool:
+    """Whether a folder holds nothing, or only what is left of a store whose making was stopped."""
+    room = folder / "snapshots"
+    return folder.is_dir() and all(
+        path.suffix == TEMPORARY and path.parent == room for path in folder.rglob("*") if path != room
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,8 +14,9 @@ from .block import distinct
 from .column import damage
 from .deleted import read_deleted
 from .durable import TEMPORARY
-from .errors import ClipfakeError, NoStore
+from .errors import ClipfakeError, Damaged, NoStore
 from .index import folders, open_index
+from .lock import lease
 from .manifest import Manifest, Part, numbers, path_of, read_manifest
 from .shard import Shard
 from .snapshot import Snapshot
@@ -62,8 +64,7 @@ def verify(folder: Path | str) -> Health:
         There is nothing of ours in the folder.
     """
     folder = Path(folder)
-    if not numbers(folder) and not (folder / "shards").is_dir():
-        read_manifest(folder)  # says so
+    require_store(folder)
     manifests, problems = read_manifests(folder)
     notes: list[Problem] = []
     checked: dict[tuple[str, str], list[Problem]] = {}
@@ -84,16 +85,22 @@ def verify(folder: Path | str) -> Health:
             found, note = _check_index(folder, index, now)
             problems += found
             notes += note
-    seen = [path for path in folder.rglob("*") if path.is_file()]
+    sizes = list(_sizes(folder))
     return Health(
         path=str(folder),
         snapshot=now.number if now else None,
         rows=rows,
-        files=len(seen),
-        bytes=sum(path.stat().st_size for path in seen),
+        files=len(sizes),
+        bytes=sum(sizes),
         problems=tuple(problems),
         notes=tuple(notes),
     )
+
+
+def require_store(folder: Path) -> None:
+    """Raise NoStore where there is nothing of ours."""
+    if not numbers(folder) and not (folder / "shards").is_dir():
+        read_manifest(folder)  # says so
 
 
 def read_manifests(folder: Path) -> tuple[list[Manifest], list[Problem]]:
@@ -103,15 +110,23 @@ def read_manifests(folder: Path) -> tuple[list[Manifest], list[Problem]]:
         try:
             manifest = read_manifest(folder, int(path.stem))
             if manifest.number != int(path.stem):
-                raise NoStore(f"{path} is the manifest of snapshot {manifest.number}, under another name")
+                raise Damaged(f"{path} is the manifest of snapshot {manifest.number}, under another name")
+            lease(path, manifest)  # its files stay while it is looked at
             manifests.append(manifest)
+        except NoStore:
+            pass
         except (ClipfakeError, ValueError) as e:
             problems.append(Problem(_inside(folder, path), str(e)))
+        if not path.exists():  # a writer went on meanwhile
+            return read_manifests(folder)
     return manifests, problems
 
 
 def check_shard(folder: Path, manifest: Manifest, part: Part) -> list[Problem]:
-    """What is wrong with one shard; [] if every byte that counts is as it was written."""
+    """What is wrong with one shard; [] if every byte that counts is as it was written.
+
+    One problem that costs all rows, or one that costs none (pictures, texts), one of some rows' vectors, or both.
+    """
     path = folder / "shards" / part.name
     name, alive = _inside(folder, path), part.rows - part.deleted_rows
     shard = Shard(path)
@@ -122,20 +137,21 @@ def check_shard(folder: Path, manifest: Manifest, part: Part) -> list[Problem]:
         if not header.space.same(manifest.space):
             return [Problem(name, f"holds vectors of {header.space}, the store's are of {manifest.space}", lost=alive)]
         bad = [dataset for dataset in header.checksums if dataset != "vectors" and not _reads(shard, dataset)]
-        if bad:
-            spare = all(dataset.split("/")[0] in SPARE for dataset in bad)
-            return [Problem(name, f"{', '.join(sorted(bad))}: checksum differs", lost=0 if spare else alive)]
+        what = f"{', '.join(sorted(bad))}: checksum differs"
+        if any(dataset.split("/")[0] not in SPARE for dataset in bad):
+            return [Problem(name, what, lost=alive)]
+        spare = [Problem(name, what)] if bad else []
         damaged = shard.damaged_rows()
     except ClipfakeError as e:
         return [Problem(name, str(e), lost=alive)]
     with suppress(ClipfakeError):  # told of by check_deleted
         damaged = np.setdiff1d(damaged, read_deleted(folder, part))  # what nobody sees harms nobody
     if not len(damaged):
-        return []
+        return spare
     cuts = np.flatnonzero(np.diff(damaged) > 1) + 1
     ranges = tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(damaged, cuts))
     told = ", ".join(f"{first}..{last - 1}" for first, last in ranges)
-    return [Problem(name, f"vectors of rows {told}: checksum differs", ranges, len(damaged))]
+    return [*spare, Problem(name, f"vectors of rows {told}: checksum differs", ranges, len(damaged))]
 
 
 def check_deleted(folder: Path, part: Part) -> list[Problem]:
@@ -186,11 +202,19 @@ def _check_index(folder: Path, index: Path, now: Manifest) -> tuple[list[Problem
     try:
         number = open_index(index, now.space, whole=True).number
     except ClipfakeError as e:
-        return [Problem(name, str(e))], []
+        return [Problem(name, str(e))] if index.exists() else [], []  # a newer one may have taken its place meanwhile
     if number == now.number:
         return [], []
     what = f"is of snapshot {number}, the store is at {now.number}: newer rows are searched exactly beside it"
     return [], [Problem(name, what)]
+
+
+def _sizes(folder: Path) -> Iterator[int]:
+    """Of every file there is; a writer may take one away meanwhile."""
+    for path in folder.rglob("*"):
+        with suppress(OSError):
+            if path.is_file():
+                yield path.stat().st_size
 
 
 def _inside(folder: Path, path: Path) -> str:

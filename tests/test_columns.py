@@ -17,7 +17,7 @@ from clipfake.indexer.load import load_encoder
 from clipfake.store.block import Block, Rows
 from clipfake.store.column import column_names, column_writer, open_column
 from clipfake.store.compact import compact
-from clipfake.store.errors import BadBlock, EncoderError, NotEnoughRows, SpaceMismatch, StoreError
+from clipfake.store.errors import BadBlock, Damaged, EncoderError, NotEnoughRows, SpaceMismatch, StoreError
 from clipfake.store.info import info
 from clipfake.store.joined import Joined, join, joined, space_of
 from clipfake.store.repair import repair
@@ -104,7 +104,7 @@ def test_compacting_carries_columns_along(store: Store) -> None:
 
 @pytest.mark.parametrize(
     ("change", "step"),
-    [("compact", 41), ("fill", 7), pytest.param("compact", 5, marks=pytest.mark.slow)],
+    [("compact", 11), ("fill", 7), pytest.param("compact", 1, marks=pytest.mark.slow)],
 )
 def test_a_process_killed_anywhere_loses_and_mixes_no_vector(
     store: Store, tmp_path: Path, change: str, step: int, monkeypatch: pytest.MonkeyPatch
@@ -321,3 +321,57 @@ def test_the_service_asks_all_encoders_of_a_head(toy: Any, tmp_path: Path) -> No
 def test_parts_of_any_length_weigh_the_same() -> None:
     one, other = np.array([[3.0, 4.0]]), np.array([[0.0, 0.5]])
     assert join([one, other])[0] * np.sqrt(2) == pytest.approx([0.6, 0.8, 0, 1])
+
+
+def flipped(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("change", ["filled further", "compacted"])
+def test_damage_is_not_sealed_in_as_if_it_were_sound(store: Store, change: str) -> None:
+    filled(store, slice(0, 200))
+    flipped(next((store.folder / "columns/depth").glob("000002-*.f2")), 100)
+    with store.writer() as writer:
+        writer.delete(np.arange(ROWS) == 150)
+    with pytest.raises(Damaged, match="checksum differs"):
+        compact(store) if change == "compacted" else filled(store)
+    repair(store.folder)
+    compact(store)
+    filled(store)
+    assert told_right(store.snapshot()).all()
+
+
+def test_every_flipped_byte_of_a_column_is_named_or_harmless(store: Store) -> None:
+    filled(store, slice(0, 130))
+    card, [first, *_] = store.folder / "columns/depth/column.json", sorted(store.folder.glob("columns/depth/*.f2"))
+    for path, step in ((card, 7), (first, 211)):
+        content = path.read_bytes()
+        for place in range(0, len(content), step):
+            altered = bytearray(content)
+            altered[place] ^= 255
+            path.write_bytes(altered)
+            assert [problem.path for problem in verify(store.folder).problems] == [f"columns/depth/{path.name}"]
+        path.write_bytes(content)
+    assert verify(store.folder).sound
+
+
+def test_a_snapshot_that_cannot_be_read_keeps_no_column_from_being_filled(store: Store) -> None:
+    (store.folder / "snapshots/000000.json").write_text("{")
+    filled(store)
+    assert told_right(store.snapshot()).all()
+
+
+@pytest.mark.parametrize(
+    ("vectors", "told"),
+    [
+        (np.ones((2, 1), np.float32), r"shape \(2, 1\)"),
+        (np.ones((1, 5), np.float32), r"shape \(1, 5\)"),
+        (np.full((2, 5), 1e6, np.float32), "zero or not finite"),
+        (np.full((2, 5), 1e-9, np.float32), "zero or not finite"),
+    ],
+)
+def test_a_vector_that_cannot_be_stored_is_refused(store: Store, vectors: Any, told: str) -> None:
+    with column_writer(store, "depth", OTHER) as writer, pytest.raises(BadBlock, match=told):
+        writer.put(np.array([3, 4]), vectors)

@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 import torch
 from clipfake.benchmarks.store_synthetic import space, synthetic
+from clipfake.store.column import column_writer
 from clipfake.store.dataset import BlockDataset, VectorDataset
+from clipfake.store.joined import joined
 from clipfake.store.store import Store
 from torch.utils.data import DataLoader
 
@@ -55,6 +57,13 @@ def test_a_copy_for_another_process_opens_the_same_snapshot(store: Store, tmp_pa
     assert copied.snapshot.number == rows.snapshot.number
     assert copied.snapshot is not rows.snapshot
     assert torch.equal(copied[5][0], rows[5][0])
+
+
+def test_a_copy_for_another_process_has_the_same_columns(store: Store) -> None:
+    with column_writer(store, "other", space(4)) as writer:
+        writer.put(np.arange(100), np.eye(4, dtype=np.float32)[np.arange(100) % 4])
+    rows = VectorDataset(joined(store.snapshot(), ("main", "other")))
+    assert torch.equal(copy.copy(rows)[5][0], rows[5][0])
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ import h5py
 import numpy as np
 import pytest
 from clipfake.benchmarks.store_synthetic import space, synthetic
-from clipfake.store.block import Rows
+from clipfake.store.block import Block, Rows
+from clipfake.store.compact import compact
 from clipfake.store.store import Store
 from clipfake.store.verify import verify
 
@@ -68,3 +69,31 @@ def test_the_store_of_the_first_release_still_opens(tmp_path: Path) -> None:
         assert snapshot.rows.labels.tolist() == truth["labels"].tolist()
         assert np.array_equal(snapshot.vectors(), truth["vectors"])
     assert verify(tmp_path / "s").sound
+
+
+def test_a_copy_of_the_first_releases_store_is_added_to_and_compacted(tmp_path: Path) -> None:
+    """What this release writes stands beside what that one wrote, with and without pictures and texts."""
+    store = Store(shutil.copytree(ROOT / "tests/data/store-v1", tmp_path / "s"))
+    before = store.snapshot()
+    old = dict(zip(before.rows.keys.tolist(), before.vectors().tolist(), strict=True))
+    [given] = synthetic(20, before.space.dim, seed=5, size=20)
+    pictures, texts = tuple(key.encode() for key in given.rows.keys), {}
+    for name in given.rows.categories.tolist():
+        texts[name] = np.ones(before.space.dim, np.float32)
+    replaced = Rows.make(before.rows.keys[:3], before.rows.labels[:3], digests=np.full(3, b"n" * 16, "V16"))
+    with store.writer() as writer:
+        told = writer.append(Block(before.space, given.rows, given.vectors, pictures, texts))
+        assert (told.added, told.replaced) == (20, 0)
+        told = writer.append(Block(before.space, replaced, -before.vectors(slice(0, 3))))
+        assert (told.added, told.replaced) == (0, 3)
+    expected = old | dict(zip(given.rows.keys.tolist(), given.vectors.astype(np.float16).tolist(), strict=True))
+    expected |= {key: (-np.array(old[key])).tolist() for key in replaced.keys.tolist()}
+    for change in (lambda: None, lambda: compact(store)):
+        change()
+        after = store.snapshot()
+        assert dict(zip(after.rows.keys.tolist(), after.vectors().tolist(), strict=True)) == expected
+        shown = dict(zip(after.rows.keys.tolist(), after.thumbnails(np.arange(len(after))), strict=True))
+        assert {key for key in shown if shown[key]} == set(given.rows.keys.tolist())
+        assert shown[given.rows.keys[7]] == pictures[7]
+        assert after.texts.keys() == set(given.rows.categories.tolist())
+        assert verify(store.folder).sound

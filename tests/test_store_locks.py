@@ -9,11 +9,15 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from clipfake.benchmarks.store_synthetic import space, synthetic
+from clipfake.store import store as snapshots
+from clipfake.store import verify as checking
 from clipfake.store.compact import compact
 from clipfake.store.errors import Locked, StoreError
 from clipfake.store.store import Store
+from clipfake.store.verify import verify
 
 
 @pytest.fixture
@@ -89,3 +93,73 @@ def test_a_reader_keeps_its_snapshot_through_compaction(store: Store) -> None:
     assert len(store.snapshot()) == int((held.column("labels") == 0).sum())
     with pytest.raises(StoreError, match="has no snapshot"):
         store.undo(0)
+
+
+def test_a_snapshot_is_given_up_with_nobody_coming_in_between(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader who takes it while it is removed must find that it is gone, not believe that its files will stay."""
+    tried = []
+
+    def reader_comes(path: Path, *args: Any, real: Any = os.unlink, **options: Any) -> None:
+        if Path(path).name == "000000.json":
+            handle = os.open(path, os.O_RDONLY)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            os.close(handle)
+            tried.append(path)
+        real(path, *args, **options)
+
+    monkeypatch.setattr(os, "unlink", reader_comes)
+    compact(store)
+    assert len(tried) == 1
+
+
+def test_a_reader_whose_snapshot_is_given_up_meanwhile_goes_on_to_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writer_comes(manifest: Path, holder: object, real: Any = snapshots.lease) -> bool:
+        monkeypatch.undo()
+        with store.writer() as writer:
+            writer.delete([True] + [False] * 59)
+        compact(store)
+        return bool(real(manifest, holder))
+
+    monkeypatch.setattr(snapshots, "lease", writer_comes)
+    held = store.snapshot()
+    assert (len(held), held.number) == (59, store.snapshots()[-1].number)
+    assert len(held.vectors()) == 59
+
+
+def test_a_child_that_was_forked_meanwhile_does_not_go_on_holding_the_lock(store: Store) -> None:
+    with store.writer():
+        listed = [path.name for path in Path("/dev/fd").iterdir()]
+        [handle] = {int(fd) for fd in listed if lock_behind(int(fd), store)}
+        childs = os.dup(handle)  # what a fork leaves in a child
+    try:
+        with store.writer() as writer:
+            assert len(writer.snapshot) == 60
+    finally:
+        os.close(childs)
+
+
+def lock_behind(handle: int, store: Store) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), (store.folder / "lock").stat())
+    except OSError:
+        return False
+
+
+def test_a_store_that_is_written_meanwhile_is_no_damaged_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer commits, gives snapshots up and compacts while every byte is looked at."""
+
+    def writer_comes(folder: Path, *more: Any, real: Any = checking.check_shard) -> Any:
+        monkeypatch.undo()
+        with store.writer() as writer:
+            writer.delete(np.arange(60) < 5)
+        with store.writer() as writer:
+            writer.delete(np.arange(55) < 5)
+        compact(store)
+        return real(folder, *more)
+
+    monkeypatch.setattr(checking, "check_shard", writer_comes)
+    assert verify(store.folder).problems == ()
+    assert verify(store.folder).rows == 50
