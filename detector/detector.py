@@ -100,7 +100,7 @@ class Detector:
             candidates = self.bank.candidates(vectors, digests, times=FETCHED_MORE if question.changes else FETCHED)
             verdicts = []
             for i, image in enumerate(images):
-                own = {label: found.only(i) for label, found in candidates.items()}
+                own = {label: found.of([i]) for label, found in candidates.items()}
                 case = _Case(
                     vectors[i : i + 1],
                     None if digests is None else digests[i : i + 1],
@@ -178,6 +178,8 @@ class Detector:
         """By a vote of the nearest fakes, however many of one source; "unknown" without a clear winner."""
         near = fakes.witnesses(Rules(k=NEAR, per_source=NEAR)).rows[0]
         votes = Counter(self.snapshot.column("generators")[near[near >= 0]].tolist())
+        if not votes:  # no fake but the asked file itself is stored
+            return "unknown"
         [(name, count)] = votes.most_common(1)
         clear = count >= SHARE * votes.total() and percentile >= UNSEEN
         return str(name) if clear and name else "unknown"
@@ -208,7 +210,7 @@ class Detector:
             left = candidates
             if (candidates.sources == code).any():
                 left = candidates.without(code)
-                if not left.enough(rules):
+                if not left.enough(rules).all():
                     left = self.bank.without(source).candidates(case.vector, case.digest, [label])[label]
             witnesses[label] = case.witnesses[label] if left is candidates else left.witnesses(rules)
         return Evidence(witnesses[REAL], witnesses[FAKE])

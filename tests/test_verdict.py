@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from clipfake.detector.calibration import Calibration, probability
 from clipfake.detector.detector import Detector, Question
-from clipfake.detector.evidence import Bank, Rules, admitted, first_of_copies
+from clipfake.detector.evidence import Bank, Evidence, Rules, admitted, first_of_copies
 from clipfake.detector.heldout import Coverage, Signals, calibrate, generator_folds
 from clipfake.detector.train import TrainOptions, train
 from clipfake.detector.triplet import TripletOptions
 from clipfake.detector.verdict import decide, in_conflict
 from clipfake.store.block import Block, Rows
 from clipfake.store.errors import HeadError, NotEnoughRows
+from clipfake.store.search import Matches
 from clipfake.store.space import Space
 from clipfake.store.store import Store
 
@@ -102,10 +103,78 @@ def test_a_copy_testifies_when_the_source_of_its_twin_is_left_out(store: Store) 
     candidates = bank.candidates(drawn("gan_a", 3, seed=6))[1]
     assert candidates.fresh.sum(1).tolist() == [1, 1, 1]
     first = int(candidates.witnesses(bank.rules).rows[0, 0])
-    left = candidates.only(0).without(int(bank.sources[first])).witnesses(bank.rules).rows[0]
+    left = candidates.of([0]).without(int(bank.sources[first])).witnesses(bank.rules).rows[0]
     sources = bank.sources[candidates.found.rows[0]]
     others = candidates.found.rows[0][sources != bank.sources[first]]
     assert left[:2].tolist() == [others[0], -1]
+
+
+def crowded(folder: Path, copies: int, digest: bytes = b"") -> Bank:
+    """Real rows of which so many are one picture (of one file, if it has a digest), and fake ones."""
+    store = Store.create(folder, SPACE)
+    many = [f"crowd/{i}" for i in range(copies)]
+    digests = {"digests": np.frombuffer(digest * copies, "V16")} if digest else {}
+    with store.writer() as writer:
+        rows = Rows.make(many, [0] * copies, sources=["crowd"] * copies, **digests)
+        writer.append(Block(SPACE, rows, np.repeat(drawn("camera_a", 1, seed=11), copies, axis=0)))
+        for source in ("camera_a", "camera_b", "gan_a"):
+            writer.append(block(source, 40))
+    return Bank.of(store.snapshot())
+
+
+@pytest.mark.parametrize("most", [2048, 50])
+def test_a_file_that_is_stored_under_many_keys_has_other_rows_as_witnesses(
+    tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipfake.detector.evidence.MOST", most)
+    bank = crowded(tmp_path / "s", 200, digest=b"a" * 16)
+    asked = drawn("camera_a", 1, seed=11)
+    evidence = bank.evidence(asked, np.frombuffer(b"a" * 16, "V16"))
+    alone = crowded(tmp_path / "alone", 1, digest=b"a" * 16).evidence(asked, np.frombuffer(b"a" * 16, "V16"))
+    assert (evidence.real.rows >= 0).sum() == 5
+    assert np.array_equal(evidence.real.rows[0, :5] - 199, alone.real.rows[0, :5])  # the same ones, 199 places farther
+    assert evidence.signal == pytest.approx(alone.signal, abs=1e-6)
+    assert evidence.signal < 0
+
+
+def test_copies_that_fill_all_that_was_fetched_leave_room_for_other_witnesses(tmp_path: Path) -> None:
+    asked = drawn("camera_a", 1, seed=11) + 0.1 * drawn("camera_a", 2, seed=12)
+    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+    crowd, alone = (crowded(tmp_path / f"{n}", n) for n in (300, 1))
+    found, wanted = crowd.evidence(asked).real, alone.evidence(asked).real
+    assert (wanted.rows >= 0).sum(1).tolist() == [6, 6]  # one of the crowd, five of the next source
+    assert np.allclose(found.similarity, wanted.similarity, atol=1e-6, equal_nan=True)
+
+
+def test_a_class_without_a_witness_does_not_lose_by_it(detector: Detector, tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "s", SPACE)
+    with store.writer() as writer:
+        writer.append(block("camera_a", 40))
+        writer.append(block("gan_a", 1))
+    other = Detector(detector.head, Bank.of(store.snapshot()), detector.calibration)
+    digest = block("gan_a", 1).rows.digests
+    [verdict] = other.judge(["x"], drawn("gan_a", 1), digest)
+    assert verdict.known == "gan_a/0-0"
+    assert verdict.neighbors["fake"] == ()
+    assert verdict.signals["neighbors"] == pytest.approx(detector.calibration.neighbors.offset)
+    assert verdict.generator in ("", "unknown")
+    # nothing of either class: unlike anything that is known
+    assert Bank.of(store.snapshot()).evidence(drawn("gan_a", 1), digest).nearest > 0
+    nobody = Evidence(Matches.none(2, 9), Matches.none(2, 9))
+    assert nobody.signal.tolist() == [0, 0]
+    assert detector.calibration.percentile(nobody.nearest).tolist() == [0, 0]
+
+
+def test_copies_of_few_dimensions_are_copies_although_stored_in_half_precision(tmp_path: Path) -> None:
+    vectors = drawn("camera_b", 30, seed=13)
+    store = Store.create(tmp_path / "s", SPACE)
+    with store.writer() as writer:
+        for copy in range(2):
+            keys = [f"{copy}/{i}" for i in range(30)]
+            writer.append(Block(SPACE, Rows.make(keys, [0] * 30, sources=["s"] * 30), vectors))
+        writer.append(block("gan_a", 3))
+    candidates = Bank.of(store.snapshot(), Rules(k=15)).candidates(vectors)[0]
+    assert candidates.fresh.sum(1).tolist() == [30] * 30
 
 
 def test_a_far_row_does_not_replace_one_of_a_crowded_source() -> None:
