@@ -158,11 +158,11 @@ def atlas(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) -> Atlas:
             f"Index another folder of what is missing"
         )
     labels, known = snapshot.column("labels"), np.flatnonzero(groups >= 0)
-    held = thinned(known, labels[known], min(VALIDATION, len(known) // 10), seed)
+    # some of every source, but not the only row of one: it is there to be judged
+    several = known[np.bincount(groups[known])[groups[known]] > 1]
+    held = thinned(several, groups[several], min(VALIDATION, len(known) // 10), seed)
     learned = groups >= 0
     learned[held] = False
-    if np.bincount(groups[learned], minlength=len(names)).min() == 0:
-        raise NotEnoughRows("a source has hardly any rows; index more of it or leave it out")
     pairs = [(f, r) for f, g in enumerate(names) if g[0] == FAKE for r, h in enumerate(names) if h[0] == REAL]
     layout = Layout(snapshot, groups, names, pairs, learned, held)
     scores = _ridge_scores(layout) if head == "ridge" else _knn_scores(layout, seed)
@@ -210,10 +210,13 @@ def _cell(layout: Layout, scores: Scores, i: int, truth: Ints, own: npt.NDArray[
     real = scores.own[r][:, layout.members(FAKE).index(f)].astype(np.float64)
     both, labels = np.concatenate([real, fake]), np.repeat([REAL, FAKE], [len(real), len(fake)])
     others = ~np.isin(own, (f, r))
-    threshold = best_threshold(truth[others], scores.validation[others, i])[0]
+    threshold = 0.0  # which is what the heads themselves aim at
+    if len(np.unique(truth[others])) == 2:
+        threshold = best_threshold(truth[others], scores.validation[others, i], balanced=True)[0]
     right = ((real <= threshold).mean() + (fake > threshold).mean()) / 2
     names = layout.names[f][1], layout.names[r][1]
-    return Cell(*names, len(both), auc(labels, both) or 0.0, float(right), _oracle(real, fake))
+    oracle = best_threshold(labels, both, balanced=True)[1]
+    return Cell(*names, len(both), auc(labels, both) or 0.0, float(right), oracle)
 
 
 def _ridge_scores(layout: Layout) -> Scores:
@@ -250,7 +253,7 @@ def _knn_scores(layout: Layout, seed: int) -> Scores:
         near = _nearest_without(layout, vectors, same, rest, [-1])
         far = _nearest_without(layout, vectors, other, banks[1 - label], fakes if label == REAL else reals)
         own.append(near - far if label == FAKE else far - near)
-    held = thinned(layout.held, labels[layout.held], ASKED // 4, seed)
+    held = thinned(layout.held, groups[layout.held], ASKED // 4, seed)
     vectors = snapshot.vectors(held)
     found = snapshot.search_each(vectors, OVER * K, [banks[REAL], banks[FAKE]], recall=1)
     real = _nearest_without(layout, vectors, found[0], banks[REAL], [*reals, -1])
@@ -315,10 +318,3 @@ def _pieces(
     for start in range(0, len(positions), ROWS_AT_ONCE):
         piece = positions[start : start + ROWS_AT_ONCE]
         yield piece, snapshot.vectors(piece)
-
-
-def _oracle(real: npt.NDArray[np.float64], fake: npt.NDArray[np.float64]) -> float:
-    """The highest mean of both classes' shares of right answers that any threshold gives."""
-    cuts = np.concatenate([real, fake])
-    right = np.searchsorted(np.sort(real), cuts, side="right") / len(real)
-    return float((right + 1 - np.searchsorted(np.sort(fake), cuts, side="right") / len(fake)).max() / 2)

@@ -254,19 +254,27 @@ def expected_calibration_error(labels: Ints, probabilities: Scores, bins: int = 
     return float(np.abs(said - found).sum() / len(labels))
 
 
-def best_threshold(labels: Ints, scores: Scores) -> tuple[float, float]:
+def best_threshold(labels: Ints, scores: Scores, *, balanced: bool = False) -> tuple[float, float]:
     """The threshold with the most rows right (said fake above it) and that share; midway between two scores.
+
+    Parameters
+    ----------
+    balanced : take the mean of both classes' shares instead, so that the larger class does not decide alone
 
     >>> best_threshold(np.array([0, 0, 1]), np.array([0.0, 1.0, 3.0]))
     (2.0, 1.0)
     """
     order = np.argsort(scores, kind="stable")
     ordered, fake = scores[order], labels[order] == FAKE
+    fakes = int(fake.sum())
+    reals = len(fake) - fakes
+    each = (max(fakes, 1), max(reals, 1)) if balanced else (1, 1)  # what a real and a fake row count, in whole numbers
     # cut i says real of the i lowest; a cut between equal scores is no cut
-    right = np.concatenate([[0], np.cumsum(~fake)]) + fake.sum() - np.concatenate([[0], np.cumsum(fake)])
+    found_real, found_fake = (np.concatenate([[0], np.cumsum(which)]) for which in (~fake, fake))
+    right = each[0] * found_real + each[1] * (fakes - found_fake)
     cuts = np.concatenate([[True], np.diff(ordered) != 0, [True]])
     best = int(np.argmax(np.where(cuts, right, -1)))
-    share = float(right[best] / len(labels))
+    share = float(right[best] / (each[0] * reals + each[1] * fakes))
     if best == 0:
         return float(np.nextafter(ordered[0], -np.inf)), share
     if best == len(ordered):

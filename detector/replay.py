@@ -151,7 +151,7 @@ def replay(snapshot: Snapshot, dates: Mapping[str, date], *, seed: int = 0) -> R
         weights = ridge(*(total_of([sums[g] for g in by_class[label]]) for label in (REAL, FAKE)))
         before = held[np.isin(groups[held], past)]
         seen = _scored(snapshot, before, weights)
-        threshold = best_threshold(labels[before], seen)[0]
+        threshold = best_threshold(labels[before], seen, balanced=True)[0]
         parts = []
         for label in (REAL, FAKE):
             new = np.flatnonzero(np.isin(groups, [g for g in now if names[g][0] == label]))

@@ -52,6 +52,16 @@ def test_no_threshold_beats_the_oracle(rows: list[tuple[int, int]]) -> None:
     assert accuracy >= max(tried) - 1e-12
 
 
+@settings(max_examples=60, deadline=None)
+@given(rows_of_both_classes)
+def test_no_threshold_beats_the_balanced_oracle_where_classes_count_alike(rows: list[tuple[int, int]]) -> None:
+    labels, scores = np.array([r[0] for r in rows]), np.array([r[1] / 4 for r in rows])
+    threshold, share = best_threshold(labels, scores, balanced=True)
+    assert measure(labels, scores, threshold=threshold).balanced_accuracy == pytest.approx(share)
+    tried = [measure(labels, scores, threshold=cut).balanced_accuracy or 0 for cut in np.arange(-2.5, 2.5, 0.125)]
+    assert share >= max(tried) - 1e-12
+
+
 def test_what_is_undefined_is_none_and_the_json_is_standard() -> None:
     one_class = measure(np.zeros(5, int), np.linspace(-1, 1, 5))
     assert (one_class.auc, one_class.ap, one_class.eer, one_class.tpr_at_fpr_1) == (None, None, None, None)
