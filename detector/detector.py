@@ -71,7 +71,7 @@ class Detector:
         if elsewhere:
             snapshot = snapshot.searched_by(elsewhere(snapshot))
         head.space.require(snapshot.space, f"the store {store.folder}")
-        return cls(head, Bank.of(snapshot, rules), Calibration.load(folder))
+        return cls(head, Bank.of(snapshot, rules), Calibration.load(folder, head.digest))
 
     @property
     def snapshot(self) -> Snapshot:
@@ -157,7 +157,7 @@ class Detector:
         signals = {"svm": float(told.svm(svm)[0]), "neighbors": float(told.neighbors(near)[0])}
         [[real, fake]] = told.possible(score, question.error).tolist()
         percentile = float(told.percentile(evidence.nearest)[0])
-        answer, reasons = decide(signals, (real, fake), percentile, question.error)
+        answer, reasons = decide(signals, (real, fake), percentile, question.error, told.least_error)
         return answer, float(score[0]), signals, (real, fake), reasons, percentile
 
     def _told(self, witnesses: Matches) -> tuple[Neighbor, ...]:

@@ -454,7 +454,7 @@ def test_a_head_that_is_trained_while_it_serves_is_used_from_the_next_query(toy:
         shutil.copytree(aside, heads)
         assert client.get("/readyz").json() == {"status": "ready"}
         told = client.post("/v1/query", content=content).json()["answers"][0]
-        calibration = heads / "default" / "calibration.json"
+        [calibration] = (heads / "default").glob("calibration-*.json")
         fitted = calibration.read_text()
         calibration.unlink()
         assert problem(client.post("/v1/query", content=content)) == (409, "cannot-judge")

@@ -1,5 +1,7 @@
 """Evidence that is balanced, verdicts that may say unsure, and statements that come true when they are tried."""
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +13,13 @@ from clipfake.detector.heldout import Coverage, Signals, calibrate, generator_fo
 from clipfake.detector.train import TrainOptions, train
 from clipfake.detector.triplet import TripletOptions
 from clipfake.detector.verdict import decide, in_conflict
-from clipfake.store.block import Block, Rows
+from clipfake.store.block import Block, Rows, names
 from clipfake.store.errors import HeadError, NotEnoughRows
 from clipfake.store.search import Matches
 from clipfake.store.space import Space
 from clipfake.store.store import Store
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 SPACE = Space("toy", "0" * 64, dim=16)
 SOURCES = {"camera_a": 0, "camera_b": 0, "gan_a": 1, "gan_b": 1, "gan_c": 1}
@@ -228,13 +232,59 @@ def test_a_prior_moves_the_probability_and_not_the_score() -> None:
 
 def test_a_calibration_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     one, labels = scores(3)
-    calibration = Calibration.fit(one, one, one, labels, held_out="rows")
+    calibration = replace(Calibration.fit(one, one, one, labels, held_out="rows"), head="ab" * 16)
     calibration.save(tmp_path)
-    again = Calibration.load(tmp_path)
+    again = Calibration.load(tmp_path, "ab" * 16)
     assert np.array_equal(again.score(one, one), calibration.score(one, one))
-    (tmp_path / "calibration.json").write_text("{}")
+    [path] = tmp_path.iterdir()
+    path.write_text("{}")
     with pytest.raises(HeadError, match="train again"):
-        Calibration.load(tmp_path)
+        Calibration.load(tmp_path, "ab" * 16)
+
+
+def test_a_head_is_never_read_by_the_calibration_of_another(store: Store, detector: Detector, tmp_path: Path) -> None:
+    """However training is stopped, what answers is the head before with its calibration, or nothing."""
+    copy = Store.open(Path(shutil.copytree(store.folder, tmp_path / "s")))
+    folder = copy.folder / "heads" / "default"
+    asked = drawn("gan_a", 5, seed=14)
+    before = detector.score(asked)
+    options = replace(OPTIONS, seed=1)
+    head = train(copy.snapshot(), options).head
+    calibration = calibrate(copy.snapshot(), head, options).calibration
+    calibration.save(folder)
+    assert np.array_equal(Detector.load(copy).score(asked), before)
+    head.save(folder)
+    after = Detector.load(copy).score(asked)
+    assert not np.allclose(after, before)
+    assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["calibration", "head", "head.json"]
+    detector.head.save(folder)
+    with pytest.raises(HeadError, match="no calibration of its head"):
+        Detector.load(copy)
+
+
+def test_a_signal_that_misleads_is_worth_nothing_and_is_not_turned_round() -> None:
+    one, labels = scores(5)
+    misled = -one + np.random.default_rng(6).normal(0, 0.5, len(one))
+    calibration = Calibration.fit(one, misled, one, labels, held_out="rows")
+    steps = np.linspace(-3, 3, 7)
+    assert np.ptp(calibration.score(np.zeros(7), steps)) == 0
+    assert (np.diff(calibration.score(steps, np.zeros(7))) > 0).all()
+    nothing = Calibration.fit(misled, misled, one, labels, held_out="rows")
+    assert nothing.score(steps, steps).tolist() == [0] * 7
+    assert nothing.possible(np.zeros(1), 0.05).tolist() == [[True, True]]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(0, 10_000), st.floats(-1, 1), st.floats(-1, 1))
+def test_more_of_a_signal_never_speaks_for_the_other_class(seed: int, a: float, b: float) -> None:
+    rng = np.random.default_rng(seed)
+    labels = np.arange(60) % 2
+    common = rng.normal(size=60)
+    svm, near = (x * labels + common + rng.normal(size=60) / 3 for x in (a, b))
+    calibration = Calibration.fit(svm, near, near, labels, held_out="rows")
+    steps = np.linspace(-5, 5, 11)
+    for told in (calibration.score(steps, np.zeros(11)), calibration.score(np.zeros(11), steps)):
+        assert (np.diff(told) >= 0).all()
 
 
 def test_too_few_rows_do_not_calibrate() -> None:
@@ -317,12 +367,81 @@ def test_a_broken_promise_is_said_to_be_broken() -> None:
     labels = np.arange(n) % 2
     signals = Signals(*[np.zeros(n)] * 3, labels, np.array(["", "g"] * (n // 2)), np.zeros(n, int))
     possible = np.ones((n, 2), bool)
-    assert not Coverage.of(signals, possible, 0.05).broken
+    assert not Coverage.of(signals, possible, 0.05, 400).broken
     possible[labels == 1, 1] = False
-    broken = Coverage.of(signals, possible, 0.05)
+    broken = Coverage.of(signals, possible, 0.05, 400)
     assert broken.broken
     assert broken.worst == "g"
     assert "does not hold" in broken.sentence("Here")
+
+
+@pytest.mark.parametrize(("calibrated", "real", "fake"), [(40, 2000, 2000), (4000, 3000, 60)])
+def test_a_promise_that_was_kept_is_seldom_said_to_be_broken(calibrated: int, real: int, fake: int) -> None:
+    said = 0
+    for seed in range(200):
+        rng = np.random.default_rng(seed)
+        labels = np.repeat([0, 1], [real, fake])
+        known = np.repeat([0, 1], [calibrated, calibrated])
+        calibration = Calibration.fit(*[rng.normal(known, 1.0)] * 3, known, held_out="rows")
+        signals = Signals(*[rng.normal(labels, 1.0)] * 3, labels, np.full(real + fake, ""), np.zeros(real + fake, int))
+        possible = calibration.possible(calibration.score(signals.svm, signals.neighbors), 0.05)
+        said += Coverage.of(signals, possible, 0.05, calibration.rows).broken
+    assert said <= 20
+
+
+def test_too_few_rows_to_ever_answer_are_said_to_be_too_few(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "s", SPACE)
+    with store.writer() as writer:
+        for source in ("camera_a", "gan_a"):
+            writer.append(block(source, 140))
+    snapshot = store.snapshot()
+    calibrated = calibrate(snapshot, train(snapshot, OPTIONS).head, OPTIONS)
+    assert calibrated.calibration.rows == 7  # half of the validation rows of a class
+    assert calibrated.seen.answered == 0
+    assert any("too few to answer at an error rate of 5%" in sentence for sentence in calibrated.sentences)
+    _, reasons = decide({"svm": 9, "neighbors": 9}, (True, True), 50, 0.05, calibrated.calibration.least_error)
+    assert "below 12.5%" in reasons[1]
+
+
+def test_probabilities_are_tried_with_the_share_of_fakes_that_there_is(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "s", SPACE)
+    with store.writer() as writer:
+        for source, number in (("camera_a", 150), ("gan_a", 1350)):
+            rows = block(source, number).rows
+            vectors = drawn(source, number)
+            vectors[:, 0] *= 0.1
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors = vectors + 1.0 * np.random.default_rng(len(rows)).standard_normal(vectors.shape)
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            writer.append(Block(SPACE, rows, vectors.astype(np.float32)))
+    snapshot = store.snapshot()
+    found = calibrate(snapshot, train(snapshot, OPTIONS).head, OPTIONS).test
+    assert found.fake > 8 * found.real
+    assert found.brier is not None and found.brier < 0.12  # of a coin that knows the share: 0.09
+    assert found.ece is not None and found.ece < 0.1
+
+
+@pytest.mark.parametrize(("error", "said"), [(0.05, " 5%"), (0.005, " 0.5%"), (0.0001, " 0.01%"), (0.125, " 12.5%")])
+def test_an_error_rate_is_told_as_it_was_asked_for(error: float, said: str) -> None:
+    for possible in ((False, True), (True, True), (False, False)):
+        _, reasons = decide({"svm": 3.0, "neighbors": 2.0}, possible, 50, error)
+        assert reasons[0].endswith(said)
+
+
+def test_copies_of_a_file_are_in_one_fold(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "s", SPACE)
+    with store.writer() as writer:
+        for source in SOURCES:
+            writer.append(block(source, 40))
+        for copy in range(3):
+            rows = replace(block("camera_a", 40).rows, keys=names([f"copy {copy}/{i}" for i in range(40)]))
+            writer.append(Block(SPACE, rows, drawn("camera_a", 40)))
+    snapshot = store.snapshot()
+    folds = generator_folds(snapshot, np.zeros(len(snapshot), np.int8), seed=0)
+    assert folds is not None
+    digests = snapshot.column("digests").tolist()
+    of_file = {digest: {int(folds[i]) for i, one in enumerate(digests) if one == digest} for digest in set(digests)}
+    assert {len(found) for found in of_file.values()} == {1}
 
 
 def test_training_again_gives_the_same_verdicts(store: Store, detector: Detector) -> None:
