@@ -166,11 +166,12 @@ class Detector:
         rows = witnesses.rows[0][witnesses.rows[0] >= 0]
         columns = ("keys", "sources", "generators", "categories", "paths")
         told = zip(*(snapshot.column(name)[rows].tolist() for name in columns), strict=True)
+        similarity = np.minimum(witnesses.similarity[0], 1.0)  # of halves, the product of equals may be a little more
         splits = self.head.split.of(snapshot.column("keys")[rows])
         return tuple(
             Neighbor(key, float(near), source, generator, category, path, SPLITS[int(split)], int(row))
             for (key, source, generator, category, path), near, split, row in zip(
-                told, witnesses.similarity[0], splits, rows, strict=False
+                told, similarity, splits, rows, strict=False
             )
         )
 

@@ -168,7 +168,7 @@ def test_test_rows_whose_file_was_trained_with_are_counted_and_a_grouped_split_h
     parts = trained.head.split.of(snapshot.column("keys"))
     twins = np.concatenate([parts[200:], parts[:200]])
     assert trained.test_copies == int(((parts == 2) & (twins != 2)).sum()) > 50
-    assert f"{trained.test_copies} of 80 test rows are files that were trained with" in trained.sentences[0]
+    assert f"{trained.test_copies} of 81 test rows are files that were trained with" in trained.sentences[0]
     assert trained.as_json()["test_copies"] == trained.test_copies
     grouped = train(snapshot, replace(options, recipe="grouped"))
     assert (grouped.test_copies, grouped.sentences) == (0, [])
