@@ -86,7 +86,9 @@ class Calibration:
         """From the two signals of held-out rows; raises NotEnoughRows with fewer than ten of a class."""
         counts = {name: int((labels == label).sum()) for label, name in ((REAL, "real"), (FAKE, "fake"))}
         if min(counts.values()) < 2 * LEAST:
-            raise NotEnoughRows(f"{counts} rows to calibrate with; at least {2 * LEAST} of each class are needed")
+            raise NotEnoughRows(
+                f"{counts} rows to calibrate with; at least {2 * LEAST} of each class are needed: index more images"
+            )
         half = np.zeros(len(labels), bool)
         rng = np.random.default_rng(seed)
         for label in (REAL, FAKE):

@@ -253,6 +253,8 @@ def _left_out(
     rows = split.counts["train"]
     learning = thinned(learning, labels[learning], FITTED_ON if rows <= EXACT else FITTED_ON_STREAMED, options.seed)
     choosing = _some(labels, inside & (parts == VALIDATION), options.seed)
+    if min(np.count_nonzero(labels[choosing] == label) for label in (REAL, FAKE)) < 2:
+        choosing = learning  # too few rows to choose by; the fold's own must not choose, they are to be new to it
     # A machine of the other kind would speak on another scale than the head whose verdicts are calibrated.
     held = Stored(snapshot, learning), Stored(snapshot, choosing)
     head, _ = fit_head(snapshot, split, *held, options, stands_for=rows)

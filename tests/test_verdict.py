@@ -428,6 +428,18 @@ def test_an_error_rate_is_told_as_it_was_asked_for(error: float, said: str) -> N
         assert reasons[0].endswith(said)
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_store_is_calibrated_whatever_the_seed(tmp_path: Path, seed: int) -> None:
+    """With a generator left out, three or four rows are left to choose when to stop: perhaps of one class only."""
+    store = Store.create(tmp_path / "s", SPACE)
+    with store.writer() as writer:
+        writer.append(block("camera_a", 30, seed))
+        for source in ("gan_a", "gan_b", "gan_c"):
+            writer.append(block(source, 10, seed))
+    snapshot, options = store.snapshot(), replace(OPTIONS, seed=seed)
+    assert calibrate(snapshot, train(snapshot, options).head, options).calibration.held_out == "generators"
+
+
 def test_copies_of_a_file_are_in_one_fold(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
