@@ -125,6 +125,15 @@ class Calibration:
         p_fake = (beyond_fake + 1) / (len(self.fake) + 1)
         return np.column_stack([p_real, p_fake]) > error
 
+    def probability(self, score: Any, prior: float) -> Any:
+        """P(fake) at a score, no surer than so many held-out rows can tell, whatever the score.
+
+        That something is rarer than one in n + 1 cannot be learned from n rows. The score goes on beyond, by the
+        straight line that was fitted: it still orders images, and is what `possible` reads.
+        """
+        surest = np.log(len(self.fake) + 1), np.log(len(self.real) + 1)
+        return probability(np.clip(score, -surest[0], surest[1]), prior)
+
     @property
     def rows(self) -> int:
         """Rows of the class that fewer scores are kept of."""

@@ -17,7 +17,7 @@ from ..store.joined import joined
 from ..store.search import Matches, Searches
 from ..store.snapshot import Snapshot
 from ..store.store import Store
-from .calibration import Calibration, probability
+from .calibration import Calibration
 from .evidence import FETCHED, FETCHED_MORE, Bank, Candidates, Evidence, Rules
 from .head import Head, columns_of, head_folder
 from .verdict import Answer, Change, Neighbor, Verdict, decide, in_conflict, steadied
@@ -134,7 +134,7 @@ class Detector:
             image=image,
             verdict=answer,
             score=score,
-            probability=float(probability(score, question.prior)),
+            probability=float(self.calibration.probability(score, question.prior)),
             prior=question.prior,
             signals=signals,
             conflict=in_conflict(signals),

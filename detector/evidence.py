@@ -247,7 +247,9 @@ class Bank:
         return present, copies
 
     def find(self, digest: bytes) -> int:
-        """Position of a row whose file has this digest, -1 if there is none."""
+        """Position of a row whose file has this digest, -1 if there is none, or if all zero: that says unknown."""
+        if not any(digest):
+            return -1
         order, sorted_ = self._by_digest
         wanted = np.frombuffer(digest, np.uint64)
         place = int(np.searchsorted(sorted_, wanted[0]))

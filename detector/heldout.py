@@ -13,7 +13,7 @@ from ..store.block import FAKE, REAL, Names, distinct
 from ..store.errors import NotEnoughRows
 from ..store.search import Positions
 from ..store.snapshot import Snapshot
-from .calibration import Calibration, Labels, Scores, probability
+from .calibration import Calibration, Labels, Scores
 from .evidence import Bank, Rules
 from .examples import Stored, thinned
 from .fitting import EXACT
@@ -209,7 +209,7 @@ def calibrate(
     seen = Coverage.of(test, calibration.possible(scores, error), error, calibration.rows)
     # A probability is true for one share of fakes; that of the test rows, for it is on them that it is tried.
     share = float((test.labels == FAKE).mean())
-    metrics = measure(test.labels, scores, probabilities=probability(scores, share))
+    metrics = measure(test.labels, scores, probabilities=calibration.probability(scores, share))
     return Calibrated(replace(calibration, head=head.digest), metrics, seen, unseen)
 
 

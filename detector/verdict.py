@@ -43,7 +43,7 @@ class Verdict:
     image: str
     verdict: Answer
     score: float  # natural log-likelihood ratio, above 0 leans fake
-    probability: float  # of fake, for `prior`
+    probability: float  # of fake, for `prior`; no surer than the rows calibrated on allow, whatever the score
     prior: float
     signals: dict[str, float]  # "svm" and "neighbors", each a log-likelihood ratio by itself
     conflict: bool  # the two signals speak clearly against each other

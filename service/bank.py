@@ -78,7 +78,7 @@ async def add(request: Request, at: At) -> Any:
 
 
 @router.delete(
-    "/v1/bank/{source}", summary="Take a source out", response_model=RemovedJson, responses=refusals(403, 404, 422)
+    "/v1/bank/{source:path}", summary="Take a source out", response_model=RemovedJson, responses=refusals(403, 404, 422)
 )
 async def remove(source: Annotated[str, Path(pattern=STORED)], at: At) -> Any:
     """All rows of a source, however they came in. `clipfake store undo` with the number `before` brings them back."""

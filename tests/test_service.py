@@ -501,6 +501,18 @@ def test_a_source_is_not_taken_out_under_another_name(toy: Any, tmp_path: Path) 
     assert len(store.snapshot()) == 300
 
 
+def test_a_source_with_a_folder_in_its_name_can_be_taken_out(toy: Any, tmp_path: Path) -> None:
+    store = toy.copy(tmp_path / "store")
+    with store.writer() as writer:
+        rows = Rows.make(["tree/a/1"], [1], sources=["tree/a"])
+        writer.append(Block(store.snapshot().space, rows, store.snapshot().vectors([0])))
+    with asked(toy, store=store, token="secret") as client:
+        for name in ("tree/a", "tree%2Fa"):
+            told = client.delete(f"/v1/bank/{name}", headers=TOKEN)
+            assert told.status_code == (200 if name == "tree/a" else 404), told.text
+    assert len(store.snapshot()) == 300
+
+
 def test_no_similarity_is_beyond_one(toy: Any, client: TestClient) -> None:
     """Half precision makes some stored vectors a little longer than one."""
     vectors = toy.store.snapshot().vectors()

@@ -230,6 +230,29 @@ def test_a_prior_moves_the_probability_and_not_the_score() -> None:
     assert probability(1e9) == 1.0
 
 
+def test_no_probability_is_surer_than_the_rows_it_was_learned_from() -> None:
+    one, labels = scores(0, 400)
+    calibration = Calibration.fit(one, one, one, labels, held_out="rows")
+    real, fake = len(calibration.real), len(calibration.fake)
+    assert calibration.probability(1e6, 0.5) == pytest.approx((real + 1) / (real + 2))
+    assert calibration.probability(-1e6, 0.5) == pytest.approx(1 / (fake + 2))
+    assert calibration.probability(1.0, 0.2) == pytest.approx(probability(1.0, 0.2))
+    told = [calibration.probability(score, 0.3) for score in np.linspace(-20, 20, 99)]
+    assert (np.diff(told) >= 0).all()
+
+
+def test_a_row_without_a_digest_is_not_taken_for_another_without(detector: Detector, tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "s", SPACE)
+    with store.writer() as writer:
+        for source in ("camera_a", "gan_a"):
+            rows = Rows.make([f"{source}/{i}" for i in range(20)], [SOURCES[source]] * 20, sources=[source] * 20)
+            writer.append(Block(SPACE, rows, drawn(source, 20)))
+    snapshot = store.snapshot()
+    other = Detector(detector.head, Bank.of(snapshot), detector.calibration)
+    [verdict] = other.judge(["x"], snapshot.vectors([25]), snapshot.column("digests")[[25]])
+    assert verdict.known == ""
+
+
 def test_a_calibration_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     one, labels = scores(3)
     calibration = replace(Calibration.fit(one, one, one, labels, held_out="rows"), head="ab" * 16)
