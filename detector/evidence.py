@@ -57,7 +57,7 @@ class Evidence:
     def nearest(self) -> npt.NDArray[np.float64]:
         """(queries,) similarity of the nearest witness of either class; -1, unlike anything, without any."""
         either = np.fmax(self.real.similarity[:, 0], self.fake.similarity[:, 0])
-        return np.nan_to_num(either.astype(np.float64), nan=-1.0)
+        return np.fmax(either.astype(np.float64), -1.0)
 
 
 @dataclass(frozen=True)
@@ -240,9 +240,10 @@ class Bank:
             present &= ~((digests == mine[:, None]).all(2) & np.asarray(mine.any(1))[:, None])
         copies: Mask = (digests[:, :, None] == digests[:, None, :]).all(3) & known[:, :, None]
         vectors = self.snapshot.vectors(rows.reshape(-1)).reshape(*rows.shape, -1)
+        alike = vectors @ vectors.transpose(0, 2, 1)
         # stored in half precision, a vector of few dimensions is not quite of unit length
-        vectors /= np.linalg.norm(vectors, axis=2, keepdims=True)
-        copies |= vectors @ vectors.transpose(0, 2, 1) > self.rules.duplicate
+        length = np.sqrt(np.diagonal(alike, axis1=1, axis2=2))
+        copies |= alike > self.rules.duplicate * (length[:, :, None] * length[:, None, :])
         copies &= present[:, :, None] & present[:, None, :] & ~np.eye(found.k, dtype=bool)
         return present, copies
 
