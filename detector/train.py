@@ -15,10 +15,11 @@ from ..store.search import Positions
 from ..store.snapshot import Snapshot
 from .baselines import BASELINES, Baseline, judged, linear_probe
 from .category import MODES, Mode, Vocabulary
+from .comparison import Comparison, mcnemar
 from .examples import Examples, Labelled, Stored, thinned
 from .fitting import fit_stream
 from .head import Head
-from .metrics import Comparison, Metrics, best_threshold, mcnemar, measure
+from .metrics import Metrics, best_threshold, measure
 from .projection import FUSIONS, KINDS, Projected
 from .split import PARTS, RECIPES, Split, choose
 from .triplet import Epoch, Texts, TripletOptions, fit_projection, projected_pieces, require_known

@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipfake.detector.atlas import VALIDATION, Atlas, K, Sums, atlas, extended, grouped, ridge
+from clipfake.detector.atlas import Atlas, K, atlas, held_out
 from clipfake.detector.baselines import neighbor_rule
-from clipfake.detector.examples import Examples, thinned
+from clipfake.detector.examples import Examples
 from clipfake.detector.metrics import auc
+from clipfake.detector.ridge import Sums, by_source, extended, ridge
 from clipfake.show.atlas import atlas_json, atlas_picture, write_atlas
 from clipfake.store.block import Block, Rows
 from clipfake.store.errors import HeadError, NotEnoughRows
@@ -56,8 +57,8 @@ def test_sums_taken_off_are_sums_without() -> None:
 def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: Atlas) -> None:
     snapshot = store.snapshot()
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
-    held = thinned(np.arange(len(snapshot)), grouped(snapshot)[0], min(VALIDATION, len(snapshot) // 10), 0)
-    assert (grouped(snapshot)[0] >= 0).all()
+    held = held_out(by_source(snapshot)[0], 0)
+    assert (by_source(snapshot)[0] >= 0).all()
     for cell in made.cells:
         asked = np.isin(sources, (cell.generator, cell.real))
         learned = ~asked & ~np.isin(np.arange(len(snapshot)), held)
@@ -134,7 +135,7 @@ def test_every_cell_of_neighbours_is_what_a_bank_without_its_sources_says(
     snapshot = store.snapshot()
     made = atlas(snapshot, "knn")
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
-    held = thinned(np.arange(len(snapshot)), grouped(snapshot)[0], min(VALIDATION, len(snapshot) // 10), 0)
+    held = held_out(by_source(snapshot)[0], 0)
     for cell in made.cells[::4]:
         left = ~np.isin(sources, (cell.generator, cell.real))
         left[held] = False

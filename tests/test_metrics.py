@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from clipfake.detector.metrics import Confusion, Curve, auc, auc_interval, best_threshold, mcnemar, measure, wilson
+from clipfake.detector.comparison import mcnemar
+from clipfake.detector.metrics import Confusion, Curve, auc, auc_interval, best_threshold, measure, wilson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score, roc_curve
