@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ..store.block import FAKE, REAL, Vectors
 from ..store.cores import one_core
-from ..store.errors import NotEnoughRows
+from ..store.errors import HeadError, NotEnoughRows
 from ..store.joined import joined
 from ..store.search import Matches, Searches
 from ..store.snapshot import Snapshot
@@ -66,12 +67,15 @@ class Detector:
             There is no such head, it is of another encoder, or the bank has one class only.
         """
         folder = head_folder(store.folder, name)
-        head = Head.load(folder)
+        try:
+            head, calibration = _trained(folder)
+        except HeadError:  # perhaps a training that ended meanwhile has put others in their place
+            head, calibration = _trained(folder)
         snapshot = joined(store.snapshot(), columns_of(folder))
         if elsewhere:
             snapshot = snapshot.searched_by(elsewhere(snapshot))
         head.space.require(snapshot.space, f"the store {store.folder}")
-        return cls(head, Bank.of(snapshot, rules), Calibration.load(folder, head.digest))
+        return cls(head, Bank.of(snapshot, rules), calibration)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -215,6 +219,12 @@ class Detector:
                     left = self.bank.without(source).candidates(case.vector, case.digest, [label])[label]
             witnesses[label] = case.witnesses[label] if left is candidates else left.witnesses(rules)
         return Evidence(witnesses[REAL], witnesses[FAKE])
+
+
+def _trained(folder: Path) -> tuple[Head, Calibration]:
+    """A head, and the calibration that belongs to it; raises HeadError."""
+    head = Head.load(folder)
+    return head, Calibration.load(folder, head.digest)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ CELLS = 2**22  # such comparisons at a time, where more rows are fetched
 class Rules:
     """Who may testify."""
 
-    k: int = 9  # witnesses of each class, at most
+    k: int = 9  # witnesses of each class, at most; calibrations are of nine: fewer are read a little too boldly
     per_source: int = 5  # of them from one source
     duplicate: float = 0.9999  # rows more similar than this to each other are one picture
 

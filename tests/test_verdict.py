@@ -285,6 +285,24 @@ def test_a_head_is_never_read_by_the_calibration_of_another(store: Store, detect
         Detector.load(copy)
 
 
+def test_a_training_that_ends_while_its_files_are_read_does_no_harm(
+    store: Store, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy = Store.open(Path(shutil.copytree(store.folder, tmp_path / "s")))
+    folder = copy.folder / "heads" / "default"
+    head = replace(detector.head, classifier=replace(detector.head.classifier, intercept=7.0))
+    load = Calibration.load
+
+    def interrupted(where: Path, digest: str) -> Calibration:
+        if digest == detector.head.digest:  # the old head was read, and now:
+            replace(detector.calibration, head=head.digest).save(folder)
+            head.save(folder)
+        return load(where, digest)
+
+    monkeypatch.setattr(Calibration, "load", interrupted)
+    assert Detector.load(copy).head.digest == head.digest
+
+
 def test_a_signal_that_misleads_is_worth_nothing_and_is_not_turned_round() -> None:
     one, labels = scores(5)
     misled = -one + np.random.default_rng(6).normal(0, 0.5, len(one))
