@@ -215,8 +215,9 @@ class Bank:
             for query in short[~near.present[short].any(1)]:
                 other = (_halves(self.snapshot.column("digests")) != _halves(digests[[query]])).any(1)
                 rest = self.snapshot.scope(other if scope.mask is None else scope.mask & other)
-                found = self.snapshot.search(vectors[[query]], fetched, rest, RECALL)
-                near = near.refilled(np.array([query]), self._candidates(found, rest, None))
+                if len(rest):
+                    found = self.snapshot.search(vectors[[query]], fetched, rest, RECALL)
+                    near = near.refilled(np.array([query]), self._candidates(found, rest, None))
         return near
 
     def _candidates(self, found: Matches, scope: Scope, digests: npt.NDArray[np.void] | None) -> Candidates:

@@ -141,6 +141,17 @@ def test_a_file_that_is_stored_under_many_keys_has_other_rows_as_witnesses(
     assert evidence.signal < 0
 
 
+def test_a_class_of_one_file_has_no_witness_for_it_however_often_it_is_stored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipfake.detector.evidence.MOST", 50)
+    bank = crowded(tmp_path / "s", 200, digest=b"a" * 16)
+    only = bank.where((bank.labels == 1) | (bank.snapshot.column("sources") == "crowd"))
+    evidence = only.evidence(drawn("camera_a", 2, seed=11), np.frombuffer(b"a" * 16 + b"b" * 16, "V16"))
+    assert (evidence.real.rows >= 0).sum(1).tolist() == [0, 1]
+    assert evidence.signal[0] == 0 != evidence.signal[1]
+
+
 def test_copies_that_fill_all_that_was_fetched_leave_room_for_other_witnesses(tmp_path: Path) -> None:
     asked = drawn("camera_a", 1, seed=11) + 0.1 * drawn("camera_a", 2, seed=12)
     asked /= np.linalg.norm(asked, axis=1, keepdims=True)
