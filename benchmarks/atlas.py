@@ -18,6 +18,7 @@ from ..detector import atlas as rules
 from ..detector.baselines import mean_similarity, neighbors
 from ..detector.examples import thinned
 from ..detector.metrics import auc
+from ..detector.ridge import Sums, by_source, extended, ridge
 from ..store.block import FAKE, REAL, Block, Rows
 from ..store.snapshot import Snapshot
 from ..store.store import Store
@@ -80,16 +81,16 @@ def _anew(snapshot: Snapshot, head: rules.Kind, cell: rules.Cell) -> float:
     """The AUC of a cell by a head that was fitted, or a bank that was made, without its two sources."""
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
     learned = np.ones(len(snapshot), bool)
-    learned[thinned(np.arange(len(snapshot)), labels, min(rules.VALIDATION, len(snapshot) // 10), 0)] = False
+    groups, names = by_source(snapshot)
+    learned[rules.held_out(groups, 0)] = False
     classes = ((sources == cell.real) & (labels == REAL), (sources == cell.generator) & (labels == FAKE))
     learned &= ~(classes[0] | classes[1])
     scores = []
     if head == "ridge":
-        sums = [rules.Sums.of(snapshot.vectors(learned & (labels == label))) for label in (REAL, FAKE)]
-        weights = rules.ridge(*sums)
-        scores = [rules.extended(snapshot.vectors(mask)) @ weights for mask in classes]
+        sums = [Sums.of(snapshot.vectors(learned & (labels == label))) for label in (REAL, FAKE)]
+        weights = ridge(*sums)
+        scores = [extended(snapshot.vectors(mask)) @ weights for mask in classes]
     else:
-        _, names = rules.grouped(snapshot)
         banks = [snapshot.vectors(learned & (labels == label)) for label in (REAL, FAKE)]
         for mask in classes:
             members = np.flatnonzero(mask)

@@ -16,7 +16,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +56,7 @@ class OverAndOver:
     def entries(self) -> Iterator[Entry]:
         for i in range(self.rows):
             entry = self.entries_there[i % len(self.entries_there)]
-            yield replace(entry, key=f"repeated/{i // 1000:05d}/{i:09d}.jpg", source="repeated")
+            yield entry._replace(key=f"repeated/{i // 1000:05d}/{i:09d}.jpg", source="repeated")
 
 
 def run(

@@ -22,7 +22,7 @@ from ..detector.train import TrainOptions, train
 from ..detector.triplet import TripletOptions
 from ..indexer.encoder import UNTRAINED
 from ..indexer.load import load_encoder
-from ..store.block import FAKE, REAL, Vectors
+from ..store.block import Vectors
 from ..store.build import build_index
 from ..store.store import Store
 from . import command
@@ -92,11 +92,11 @@ def run(
 
 
 def _recall(bank: Bank, asked: Vectors) -> float:
-    """Mean share of the K nearest rows of each class that the evidence's search finds."""
+    """Mean share of the K nearest rows of each class that are among those the evidence chooses from."""
     shares = []
-    for label in (REAL, FAKE):
-        where = bank.labels == label
-        found, true = (bank.snapshot.search(asked, K, where, **how).rows for how in ({}, {"recall": 1.0}))
+    for label, candidates in bank.candidates(asked).items():
+        found = candidates.found.rows
+        true = bank.snapshot.search(asked, K, bank.labels == label, recall=1.0).rows
         shares += [len(set(one) & set(two)) / K for one, two in zip(found.tolist(), true.tolist(), strict=True)]
     return round(float(np.mean(shares)), 4)
 

@@ -23,10 +23,10 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ..store.bank import Bank
 from ..store.block import Block, names
 from ..store.build import build_index
 from ..store.engine import Allowed
+from ..store.exact import ExactSearch
 from ..store.filter import Filter
 from ..store.plan import fetched
 from ..store.push import push
@@ -106,7 +106,7 @@ def name_of(quantised: str) -> str:
 
 def engines(snapshot: Snapshot, edges: Mapping[Any, Asked]) -> dict[str, Callable[[Filter], Any]]:
     """Name -> filter -> search."""
-    bank = Bank(snapshot, "cpu", kept_bytes=2**40)
+    exact = ExactSearch(snapshot, "cpu", kept_bytes=2**40)
     masks: dict[str, Any] = {}
 
     def mask(which: Filter) -> Any:
@@ -121,7 +121,7 @@ def engines(snapshot: Snapshot, edges: Mapping[Any, Asked]) -> dict[str, Callabl
         return lambda which: lambda queries: asked.search(queries, K, which)
 
     made: dict[str, Callable[[Filter], Any]] = {
-        "exact": lambda which: lambda queries: bank.search(snapshot, queries, K, places(which)),
+        "exact": lambda which: lambda queries: exact.search(snapshot, queries, K, places(which)),
         "faiss": lambda which: lambda queries: snapshot.search(queries, K, mask(which)),
         "edge": lambda which: plain(edges[""], which),
     }

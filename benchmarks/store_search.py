@@ -20,9 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.bank import Bank
 from ..store.build import Built, build_index
 from ..store.cells import cells_for
+from ..store.exact import ExactSearch
 from ..store.index import Kind
 from ..store.search import Matches
 from ..store.snapshot import Snapshot
@@ -86,7 +86,7 @@ def measured(store: Store, kind: Kind, anew: bool) -> dict[str, Any]:
     queries = snapshot.vectors(np.sort(rng.choice(len(snapshot), QUERIES, replace=False)))
     queries += rng.normal(scale=0.01, size=queries.shape).astype(np.float32)  # not the rows themselves
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    kept = Bank(snapshot, "cpu", kept_bytes=2**40)
+    kept = ExactSearch(snapshot, "cpu", kept_bytes=2**40)
     table = []
     streamed = seconds_each(snapshot, queries[:10], None, recall=1)[2:]
     snapshot.search(queries[0], 10)  # opens the index

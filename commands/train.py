@@ -64,8 +64,8 @@ def train_command(
         trained = train(snapshot, options, tell)
         calibrated = calibrate(snapshot, trained.head, options, progress=tell)
     trained = replace(trained, head=replace(trained.head, options={**trained.head.options, "columns": names}))
-    trained.head.save(folder)
     calibrated.calibration.save(folder)
+    trained.head.save(folder)
     report = {**trained.as_json(), "detector": calibrated.as_json(), "saved": str(folder)}
     write_text(folder / "report.json", json.dumps(report) + "\n")
     show(report if as_json else training_summary(report))

@@ -1,33 +1,30 @@
 """The atlas: how a head does on every generator and every real source it has never seen, without fitting it anew.
 
 A ridge head needs only sums over its rows: their number, Σx and Σxxᵀ. Sums of a source are taken off the sums of all,
-which is what refitting without it would give. Both classes weigh the same, whatever their numbers, which makes its
-direction that of Fisher's discriminant (LDA) shrunk towards the identity: another shrinkage is all that other LDAs
-differ by, so there is no head of that name. Of the nearest-neighbour rule, neighbours of a left-out source are dropped,
-which is what a bank without it would answer.
+which is what refitting without it would give. Of the nearest-neighbour rule, neighbours of a left-out source are
+dropped, which is what a bank without it would answer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, REAL, Ints, Mask, Vectors, distinct
+from ..store.block import FAKE, REAL, Ints, Mask, Vectors
 from ..store.errors import NotEnoughRows
 from ..store.scope import Scope
-from ..store.search import Matches
+from ..store.search import Matches, Positions
 from ..store.snapshot import Snapshot
 from .examples import thinned
 from .metrics import auc, best_threshold
+from .ridge import by_source, extended, group_sums, pieces, ridge, total_of
 from .triplet import require_known
 
-RIDGE = 1e-2  # of the mean square of a coordinate
 VALIDATION = 4000  # rows, at most and a tenth: they choose thresholds and are in no sum
-ROWS_AT_ONCE = 8192
 K = 9  # neighbours of each class
 OVER = 8  # times K are fetched, as those of a source will be dropped
 ASKED = 6000  # rows that neighbours are looked up for; of those held out, a quarter as many
@@ -100,40 +97,6 @@ class Atlas:
         }
 
 
-@dataclass(frozen=True)
-class Sums:
-    """What a ridge head needs to know of some rows; the last coordinate of each is a constant 1."""
-
-    n: int
-    square: npt.NDArray[np.float64]  # (dim + 1, dim + 1) Σxxᵀ
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(self.n + other.n, self.square + other.square)
-
-    def __sub__(self, other: Sums) -> Sums:
-        return Sums(self.n - other.n, self.square - other.square)
-
-    @classmethod
-    def of(cls, vectors: npt.NDArray[Any]) -> Sums:
-        """Of (rows, dim) vectors."""
-        x = extended(vectors)
-        return cls(len(x), x.T @ x)
-
-
-def extended(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """(rows, dim + 1) with the constant."""
-    return np.pad(np.asarray(vectors, np.float64), ((0, 0), (0, 1)), constant_values=1.0)
-
-
-def ridge(real: Sums, fake: Sums) -> npt.NDArray[np.float64]:
-    """(dim + 1,) weights of the least-squares head for -1 real, +1 fake, each class weighing a half."""
-    square = real.square / real.n + fake.square / fake.n
-    pull = fake.square[-1] / fake.n - real.square[-1] / real.n
-    dim = len(square) - 1
-    square = square + np.diag(np.append(np.full(dim, RIDGE * np.trace(square[:dim, :dim]) / dim), 0.0))
-    return np.asarray(np.linalg.solve(square, pull), np.float64)
-
-
 def atlas(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) -> Atlas:
     """Every generator against every real source, each pair left out of the head that judges it. Reads rows twice.
 
@@ -150,7 +113,7 @@ def atlas(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) -> Atlas:
         Fewer than two generators or two real sources: with one left out there is nothing to learn from.
     """
     require_known(head, "head", get_args(Kind))
-    groups, names = grouped(snapshot)
+    groups, names = by_source(snapshot)
     reals, fakes = ([name for name in names if name[0] == label] for label in (REAL, FAKE))
     if min(len(reals), len(fakes)) < 2:
         raise NotEnoughRows(
@@ -158,11 +121,8 @@ def atlas(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) -> Atlas:
             f"Index another folder of what is missing"
         )
     labels, known = snapshot.column("labels"), np.flatnonzero(groups >= 0)
-    held = thinned(known, labels[known], min(VALIDATION, len(known) // 10), seed)
-    learned = groups >= 0
+    held, learned = held_out(groups, seed), groups >= 0
     learned[held] = False
-    if np.bincount(groups[learned], minlength=len(names)).min() == 0:
-        raise NotEnoughRows("a source has hardly any rows; index more of it or leave it out")
     pairs = [(f, r) for f, g in enumerate(names) if g[0] == FAKE for r, h in enumerate(names) if h[0] == REAL]
     layout = Layout(snapshot, groups, names, pairs, learned, held)
     scores = _ridge_scores(layout) if head == "ridge" else _knn_scores(layout, seed)
@@ -176,6 +136,13 @@ def atlas(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) -> Atlas:
         snapshot.number,
         head,
     )
+
+
+def held_out(groups: npt.NDArray[np.int64], seed: int) -> Positions:
+    """Positions of the rows that choose thresholds: some of every group, but not the only row of one."""
+    known = np.flatnonzero(groups >= 0)
+    several = known[np.bincount(groups[known])[groups[known]] > 1]
+    return thinned(several, groups[several], min(VALIDATION, len(known) // 10), seed)
 
 
 @dataclass(frozen=True)
@@ -210,10 +177,13 @@ def _cell(layout: Layout, scores: Scores, i: int, truth: Ints, own: npt.NDArray[
     real = scores.own[r][:, layout.members(FAKE).index(f)].astype(np.float64)
     both, labels = np.concatenate([real, fake]), np.repeat([REAL, FAKE], [len(real), len(fake)])
     others = ~np.isin(own, (f, r))
-    threshold = best_threshold(truth[others], scores.validation[others, i])[0]
+    threshold = 0.0  # which is what the heads themselves aim at
+    if len(np.unique(truth[others])) == 2:
+        threshold = best_threshold(truth[others], scores.validation[others, i], balanced=True)[0]
     right = ((real <= threshold).mean() + (fake > threshold).mean()) / 2
     names = layout.names[f][1], layout.names[r][1]
-    return Cell(*names, len(both), auc(labels, both) or 0.0, float(right), _oracle(real, fake))
+    oracle = best_threshold(labels, both, balanced=True)[1]
+    return Cell(*names, len(both), auc(labels, both) or 0.0, float(right), oracle)
 
 
 def _ridge_scores(layout: Layout) -> Scores:
@@ -223,7 +193,7 @@ def _ridge_scores(layout: Layout) -> Scores:
     heads = np.stack([ridge(total[REAL] - sums[r], total[FAKE] - sums[f]) for f, r in pairs])
     found: list[list[npt.NDArray[np.float32]]] = [[] for _ in layout.names]
     of_group = [[i for i, pair in enumerate(pairs) if group in pair] for group in range(len(layout.names))]
-    for positions, vectors in _pieces(snapshot, np.flatnonzero(groups >= 0)):
+    for positions, vectors in pieces(snapshot, np.flatnonzero(groups >= 0)):
         for group in np.unique(groups[positions]):
             x = extended(vectors[groups[positions] == group])
             found[group].append((x @ heads[of_group[group]].T).astype(np.float32))
@@ -250,7 +220,7 @@ def _knn_scores(layout: Layout, seed: int) -> Scores:
         near = _nearest_without(layout, vectors, same, rest, [-1])
         far = _nearest_without(layout, vectors, other, banks[1 - label], fakes if label == REAL else reals)
         own.append(near - far if label == FAKE else far - near)
-    held = thinned(layout.held, labels[layout.held], ASKED // 4, seed)
+    held = thinned(layout.held, groups[layout.held], ASKED // 4, seed)
     vectors = snapshot.vectors(held)
     found = snapshot.search_each(vectors, OVER * K, [banks[REAL], banks[FAKE]], recall=1)
     real = _nearest_without(layout, vectors, found[0], banks[REAL], [*reals, -1])
@@ -281,44 +251,3 @@ def _nearest_without(
 def _mean(similarity: npt.NDArray[np.float32], kept: Mask) -> npt.NDArray[np.float64]:
     total = np.where(kept, similarity, 0).sum(1, dtype=np.float64)
     return np.asarray(total / np.maximum(kept.sum(1), 1))
-
-
-def group_sums(snapshot: Snapshot, groups: npt.NDArray[np.int64], number: int) -> list[Sums]:
-    """The sums of each of so many groups of rows; rows of group -1 are in none."""
-    sums = [Sums(0, np.zeros((snapshot.space.dim + 1,) * 2)) for _ in range(number)]
-    for positions, vectors in _pieces(snapshot, np.flatnonzero(groups >= 0)):
-        for group in np.unique(groups[positions]):
-            sums[group] = sums[group] + Sums.of(vectors[groups[positions] == group])
-    return sums
-
-
-def total_of(sums: Sequence[Sums]) -> Sums:
-    first, *others = sums
-    for other in others:
-        first = first + other
-    return first
-
-
-def grouped(snapshot: Snapshot) -> tuple[npt.NDArray[np.int64], list[tuple[int, str]]]:
-    """(rows,) which (label, source) a row is of, -1 for rows without a label, and what these are."""
-    labels = snapshot.column("labels").astype(np.int64)
-    sources, which, _ = distinct(snapshot.column("sources"))
-    code = np.where((labels == REAL) | (labels == FAKE), labels * len(sources) + which, -1)
-    found = np.unique(code[code >= 0])
-    names = [(int(one) // len(sources), str(sources[int(one) % len(sources)])) for one in found]
-    return np.where(code >= 0, np.searchsorted(found, code), -1), names
-
-
-def _pieces(
-    snapshot: Snapshot, positions: npt.NDArray[np.int64]
-) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
-    for start in range(0, len(positions), ROWS_AT_ONCE):
-        piece = positions[start : start + ROWS_AT_ONCE]
-        yield piece, snapshot.vectors(piece)
-
-
-def _oracle(real: npt.NDArray[np.float64], fake: npt.NDArray[np.float64]) -> float:
-    """The highest mean of both classes' shares of right answers that any threshold gives."""
-    cuts = np.concatenate([real, fake])
-    right = np.searchsorted(np.sort(real), cuts, side="right") / len(real)
-    return float((right + 1 - np.searchsorted(np.sort(fake), cuts, side="right") / len(fake)).max() / 2)

@@ -24,7 +24,7 @@ Labels = npt.NDArray[np.integer[Any]]  # (rows,)
 
 LEAST = 5  # rows of each class to calibrate with
 QUANTILES = 1001
-NAME = "calibration.json"  # in a head's folder
+NAME = "calibration-{}.json"  # in a head's folder, after the head's digest
 
 
 @dataclass(frozen=True)
@@ -44,13 +44,25 @@ class Platt:
 
 
 def logistic(signals: npt.NDArray[np.float64], labels: Labels) -> tuple[Scores, float]:
-    """Weights and offset of a class-balanced logistic regression on (rows, signals): its logit is an LLR."""
+    """Weights and offset of a class-balanced logistic regression on (rows, signals): its logit is an LLR.
+
+    No weight is below 0. A signal that misleads about the held-out generators is worth nothing, not its opposite:
+    turned round it would be wrong about all generators that are known, and speak against the evidence that is shown.
+    """
     from sklearn.linear_model import LogisticRegression
 
     spread = signals.std(0)
     spread[spread == 0] = 1
-    model = LogisticRegression(class_weight="balanced", C=10.0, max_iter=1000).fit(signals / spread, labels)
-    return np.asarray(model.coef_[0] / spread, np.float64), float(model.intercept_[0])
+    weights, used = np.zeros(signals.shape[1]), np.arange(signals.shape[1])
+    while len(used):
+        model = LogisticRegression(class_weight="balanced", C=10.0, max_iter=1000)
+        model.fit(signals[:, used] / spread[used], labels)
+        found = model.coef_[0]
+        if (found >= 0).all():
+            weights[used] = found / spread[used]
+            return weights, float(model.intercept_[0])
+        used = np.delete(used, found.argmin())
+    return weights, 0.0
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,8 @@ class Calibration:
     real: Scores  # sorted scores of held-out real rows
     fake: Scores  # sorted scores of held-out fake rows
     nearest: Scores  # (1001,) quantiles of how similar a held-out row is to its nearest witness
-    held_out: str  # "sources" the bank and head had not seen, or "rows" of sources they had
+    held_out: str  # "generators" that bank and head had not seen, or "rows" of generators they had
+    head: str = ""  # digest of the head whose scores are read; another's would be read wrongly
 
     @classmethod
     def fit(
@@ -73,7 +86,9 @@ class Calibration:
         """From the two signals of held-out rows; raises NotEnoughRows with fewer than ten of a class."""
         counts = {name: int((labels == label).sum()) for label, name in ((REAL, "real"), (FAKE, "fake"))}
         if min(counts.values()) < 2 * LEAST:
-            raise NotEnoughRows(f"{counts} rows to calibrate with; at least {2 * LEAST} of each class are needed")
+            raise NotEnoughRows(
+                f"{counts} rows to calibrate with; at least {2 * LEAST} of each class are needed: index more images"
+            )
         half = np.zeros(len(labels), bool)
         rng = np.random.default_rng(seed)
         for label in (REAL, FAKE):
@@ -110,6 +125,25 @@ class Calibration:
         p_fake = (beyond_fake + 1) / (len(self.fake) + 1)
         return np.column_stack([p_real, p_fake]) > error
 
+    def probability(self, score: Any, prior: float) -> Any:
+        """P(fake) at a score, no surer than so many held-out rows can tell, whatever the score.
+
+        That something is rarer than one in n + 1 cannot be learned from n rows. The score goes on beyond, by the
+        straight line that was fitted: it still orders images, and is what `possible` reads.
+        """
+        surest = np.log(len(self.fake) + 1), np.log(len(self.real) + 1)
+        return probability(np.clip(score, -surest[0], surest[1]), prior)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the class that fewer scores are kept of."""
+        return min(len(self.real), len(self.fake))
+
+    @property
+    def least_error(self) -> float:
+        """The rate of error below which one class is never ruled out: so few rows cannot promise more."""
+        return 1 / (self.rows + 1)
+
     def percentile(self, nearest: Scores) -> Scores:
         """(rows,) share of held-out rows, in per cent, that were less similar to their nearest witness."""
         return np.searchsorted(self.nearest, nearest) / len(self.nearest) * 100
@@ -124,6 +158,7 @@ class Calibration:
             "fake": self.fake.tolist(),
             "nearest": self.nearest.tolist(),
             "held_out": self.held_out,
+            "head": self.head,
         }
 
     @classmethod
@@ -136,22 +171,30 @@ class Calibration:
             (one, two),
             told["offset"],
             held_out=told["held_out"],
+            head=told["head"],
             **arrays,
         )
 
     def save(self, folder: Path) -> None:
-        """Into a head's folder."""
-        write_text(folder / NAME, json.dumps(self.as_json()) + "\n")
+        """Into its head's folder, beside that of an earlier head until `Head.save` puts the new one in place.
+
+        Save it before the head: then whoever asks has at any moment a head and the calibration of that very head.
+        """
+        write_text(folder / NAME.format(self.head[:16]), json.dumps(self.as_json()) + "\n")
 
     @classmethod
-    def load(cls, folder: Path) -> Calibration:
-        """From a head's folder; raises HeadError."""
+    def load(cls, folder: Path, head: str) -> Calibration:
+        """From a head's folder, that of the head with this digest; raises HeadError."""
+        path = folder / NAME.format(head[:16])
         try:
-            return cls.from_json(json.loads((folder / NAME).read_text(encoding="utf-8")))
-        except (OSError, ValueError, KeyError, TypeError) as e:
+            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError as e:
             raise HeadError(
-                f"{folder / NAME} cannot be read ({e}); train again with `clipfake train --from-store`"
+                f"{folder} has no calibration of its head ({path.name}), as if training had been stopped; "
+                f"train again with `clipfake train --from-store`"
             ) from e
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise HeadError(f"{path} cannot be read ({e}); train again with `clipfake train --from-store`") from e
 
 
 def probability(score: Any, prior: float = 0.5) -> Any:

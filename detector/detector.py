@@ -6,18 +6,19 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
 from ..store.block import FAKE, REAL, Vectors
 from ..store.cores import one_core
-from ..store.errors import NotEnoughRows
+from ..store.errors import HeadError, NotEnoughRows
 from ..store.joined import joined
 from ..store.search import Matches, Searches
 from ..store.snapshot import Snapshot
 from ..store.store import Store
-from .calibration import Calibration, probability
+from .calibration import Calibration
 from .evidence import FETCHED, FETCHED_MORE, Bank, Candidates, Evidence, Rules
 from .head import Head, columns_of, head_folder
 from .verdict import Answer, Change, Neighbor, Verdict, decide, in_conflict, steadied
@@ -66,12 +67,15 @@ class Detector:
             There is no such head, it is of another encoder, or the bank has one class only.
         """
         folder = head_folder(store.folder, name)
-        head = Head.load(folder)
+        try:
+            head, calibration = _trained(folder)
+        except HeadError:  # perhaps a training that ended meanwhile has put others in their place
+            head, calibration = _trained(folder)
         snapshot = joined(store.snapshot(), columns_of(folder))
         if elsewhere:
             snapshot = snapshot.searched_by(elsewhere(snapshot))
         head.space.require(snapshot.space, f"the store {store.folder}")
-        return cls(head, Bank.of(snapshot, rules), Calibration.load(folder))
+        return cls(head, Bank.of(snapshot, rules), calibration)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -100,7 +104,7 @@ class Detector:
             candidates = self.bank.candidates(vectors, digests, times=FETCHED_MORE if question.changes else FETCHED)
             verdicts = []
             for i, image in enumerate(images):
-                own = {label: found.only(i) for label, found in candidates.items()}
+                own = {label: found.of([i]) for label, found in candidates.items()}
                 case = _Case(
                     vectors[i : i + 1],
                     None if digests is None else digests[i : i + 1],
@@ -134,7 +138,7 @@ class Detector:
             image=image,
             verdict=answer,
             score=score,
-            probability=float(probability(score, question.prior)),
+            probability=float(self.calibration.probability(score, question.prior)),
             prior=question.prior,
             signals=signals,
             conflict=in_conflict(signals),
@@ -157,7 +161,7 @@ class Detector:
         signals = {"svm": float(told.svm(svm)[0]), "neighbors": float(told.neighbors(near)[0])}
         [[real, fake]] = told.possible(score, question.error).tolist()
         percentile = float(told.percentile(evidence.nearest)[0])
-        answer, reasons = decide(signals, (real, fake), percentile, question.error)
+        answer, reasons = decide(signals, (real, fake), percentile, question.error, told.least_error)
         return answer, float(score[0]), signals, (real, fake), reasons, percentile
 
     def _told(self, witnesses: Matches) -> tuple[Neighbor, ...]:
@@ -166,11 +170,12 @@ class Detector:
         rows = witnesses.rows[0][witnesses.rows[0] >= 0]
         columns = ("keys", "sources", "generators", "categories", "paths")
         told = zip(*(snapshot.column(name)[rows].tolist() for name in columns), strict=True)
+        similarity = np.minimum(witnesses.similarity[0], 1.0)  # of halves, the product of equals may be a little more
         splits = self.head.split.of(snapshot.column("keys")[rows])
         return tuple(
             Neighbor(key, float(near), source, generator, category, path, SPLITS[int(split)], int(row))
             for (key, source, generator, category, path), near, split, row in zip(
-                told, witnesses.similarity[0], splits, rows, strict=False
+                told, similarity, splits, rows, strict=False
             )
         )
 
@@ -178,6 +183,8 @@ class Detector:
         """By a vote of the nearest fakes, however many of one source; "unknown" without a clear winner."""
         near = fakes.witnesses(Rules(k=NEAR, per_source=NEAR)).rows[0]
         votes = Counter(self.snapshot.column("generators")[near[near >= 0]].tolist())
+        if not votes:  # no fake but the asked file itself is stored
+            return "unknown"
         [(name, count)] = votes.most_common(1)
         clear = count >= SHARE * votes.total() and percentile >= UNSEEN
         return str(name) if clear and name else "unknown"
@@ -208,10 +215,16 @@ class Detector:
             left = candidates
             if (candidates.sources == code).any():
                 left = candidates.without(code)
-                if not left.enough(rules):
+                if not left.enough(rules).all():
                     left = self.bank.without(source).candidates(case.vector, case.digest, [label])[label]
             witnesses[label] = case.witnesses[label] if left is candidates else left.witnesses(rules)
         return Evidence(witnesses[REAL], witnesses[FAKE])
+
+
+def _trained(folder: Path) -> tuple[Head, Calibration]:
+    """A head, and the calibration that belongs to it; raises HeadError."""
+    head = Head.load(folder)
+    return head, Calibration.load(folder, head.digest)
 
 
 @dataclass(frozen=True)

@@ -19,16 +19,19 @@ from ..store.snapshot import Snapshot
 FETCHED = 4  # times k rows are fetched: some are copies
 FETCHED_MORE = 8  # the same where one will ask what would be without a source
 WINDOW = 2  # times k rows are looked at, so that no far row testifies only because near ones have had their say
+WIDER = 4  # times as many rows are fetched anew where so many are copies, or the asked file itself, that some lack
+MOST = 2048  # rows fetched for a query, at most: all are compared with each other
 RECALL = 0.98  # of the rows fetched; of the nearest ten, more than 0.99 (benchmarks/query.py measures it)
 KEPT = 32  # banks without a source, ready to be asked again
 CHUNK = 256  # queries whose neighbours are compared with each other at a time
+CELLS = 2**22  # such comparisons at a time, where more rows are fetched
 
 
 @dataclass(frozen=True)
 class Rules:
     """Who may testify."""
 
-    k: int = 9  # witnesses of each class, at most
+    k: int = 9  # witnesses of each class, at most; calibrations are of nine: fewer are read a little too boldly
     per_source: int = 5  # of them from one source
     duplicate: float = 0.9999  # rows more similar than this to each other are one picture
 
@@ -44,14 +47,17 @@ class Evidence:
     def signal(self) -> npt.NDArray[np.float64]:
         """(queries,) mean similarity of the fake witnesses less that of the real ones; above 0 leans fake.
 
-        The nearest-neighbour rule of Ojha et al. (CVPR 2023) with cosine similarity.
+        The nearest-neighbour rule of Ojha et al. (CVPR 2023) with cosine similarity. 0 where a class has no witness at
+        all: as if its similarity were 0, the other class would win by what it would never get from witnesses.
         """
-        return _mean(self.fake) - _mean(self.real)
+        compared = (self.real.rows >= 0).any(1) & (self.fake.rows >= 0).any(1)
+        return np.where(compared, _mean(self.fake) - _mean(self.real), 0.0)
 
     @property
     def nearest(self) -> npt.NDArray[np.float64]:
-        """(queries,) similarity of the nearest witness of either class."""
-        return np.asarray(np.fmax(self.real.similarity[:, 0], self.fake.similarity[:, 0]), np.float64)
+        """(queries,) similarity of the nearest witness of either class; -1, unlike anything, without any."""
+        either = np.fmax(self.real.similarity[:, 0], self.fake.similarity[:, 0])
+        return np.fmax(either.astype(np.float64), -1.0)
 
 
 @dataclass(frozen=True)
@@ -64,11 +70,12 @@ class Candidates:
     sources: npt.NDArray[np.int64]  # (queries, candidates) equal for rows of one source
     complete: bool  # the class has no other row
 
-    def only(self, query: int) -> Candidates:
-        """Those of one of the queries."""
-        copies = {0: self.copies[query]} if query in self.copies else {}
-        one = [query]
-        return Candidates(self.found[one], self.present[one], copies, self.sources[one], self.complete)
+    def of(self, queries: Sequence[int] | npt.NDArray[np.int64]) -> Candidates:
+        """Those of some of the queries."""
+        copies = {place: self.copies[query] for place, query in enumerate(queries) if query in self.copies}
+        rows = np.asarray(queries, np.int64)
+        found = Matches(self.found.rows[rows], self.found.similarity[rows])
+        return Candidates(found, self.present[rows], copies, self.sources[rows], self.complete)
 
     @cached_property
     def fresh(self) -> Mask:
@@ -93,10 +100,24 @@ class Candidates:
         """The same without one source's rows, as if they had never been there."""
         return replace(self, present=self.present & (self.sources != source))
 
-    def enough(self, rules: Rules) -> bool:
-        """Whether a search of the bank could not change the witnesses."""
-        fresh = self.fresh.sum(1)
-        return bool((fresh >= WINDOW * rules.k).all()) or (self.complete and bool(fresh.all()))
+    def refilled(self, queries: npt.NDArray[np.int64], more: Candidates) -> Candidates:
+        """With the nearest of some queries' `more` candidates that are no copies instead of what there was of them."""
+        fresh = more.fresh
+        order = np.argsort(~fresh, axis=1, kind="stable")[:, : self.found.k]
+        kept, width = np.take_along_axis(fresh, order, 1), order.shape[1]
+        copies = {query: self.copies[query] for query in self.copies.keys() - set(queries.tolist())}
+        found = Matches(self.found.rows.copy(), self.found.similarity.copy())
+        result = Candidates(found, self.present.copy(), copies, self.sources.copy(), self.complete)
+        result.present[queries] = False
+        result.present[queries, :width] = kept
+        result.found.rows[queries, :width] = np.take_along_axis(more.found.rows, order, 1)
+        result.found.similarity[queries, :width] = np.take_along_axis(more.found.similarity, order, 1)
+        result.sources[queries, :width] = np.take_along_axis(more.sources, order, 1)
+        return result
+
+    def enough(self, rules: Rules) -> Mask:
+        """(queries,) whether a search for more rows could not change the witnesses."""
+        return np.asarray((self.fresh.sum(1) >= WINDOW * rules.k) | self.complete)
 
 
 @dataclass(frozen=True)
@@ -162,24 +183,52 @@ class Bank:
         labels: Sequence[int] = (REAL, FAKE),
         times: int = FETCHED,
     ) -> dict[int, Candidates]:
-        """The nearest `times` k rows of each class, from which the rules choose."""
+        """The nearest `times` k rows of each class, from which the rules choose.
+
+        Where copies or the query's own file leave too few of them, farther rows that are neither take their places.
+        """
         vectors = np.atleast_2d(vectors)
         fetched = times * self.rules.k
         scopes = [self._classes[label] for label in labels]
         told = zip(labels, scopes, self.snapshot.search_each(vectors, fetched, scopes, RECALL), strict=True)
+        near = {label: self._candidates(found, scope, digests) for label, scope, found in told}
         return {
-            label: self._candidates(found.first(min(fetched, len(scope))), len(scope), digests)
-            for label, scope, found in told
+            label: self._topped_up(near[label], vectors, digests, scope)
+            for label, scope in zip(labels, scopes, strict=True)
         }
 
-    def _candidates(self, found: Matches, rows: int, digests: npt.NDArray[np.void] | None) -> Candidates:
-        """Those of one class, which has so many rows."""
+    def _topped_up(
+        self, near: Candidates, vectors: Vectors, digests: npt.NDArray[np.void] | None, scope: Scope
+    ) -> Candidates:
+        """The same, with farther rows where those at hand do not settle who testifies."""
+        short, wide, fetched = np.flatnonzero(~near.enough(self.rules)), near.found.k, near.found.k
+        while len(short) and wide < min(len(scope), MOST):
+            wide, left = min(wide * WIDER, MOST), []
+            for part in np.array_split(short, min(len(short), -(-len(short) * wide**2 // CELLS))):
+                own = None if digests is None else digests[part]
+                more = self._candidates(self.snapshot.search(vectors[part], wide, scope, RECALL), scope, own)
+                gained = more.fresh.sum(1) > near.fresh[part].sum(1)
+                near = near.refilled(part[gained], more.of(np.flatnonzero(gained)))
+                left.append(part[~more.enough(self.rules)])
+            short = np.concatenate(left)
+        if digests is not None:  # as many rows as may be fetched, and all of them the asked file
+            for query in short[~near.present[short].any(1)]:
+                other = (_halves(self.snapshot.column("digests")) != _halves(digests[[query]])).any(1)
+                rest = self.snapshot.scope(other if scope.mask is None else scope.mask & other)
+                if len(rest):
+                    found = self.snapshot.search(vectors[[query]], fetched, rest, RECALL)
+                    near = near.refilled(np.array([query]), self._candidates(found, rest, None))
+        return near
+
+    def _candidates(self, found: Matches, scope: Scope, digests: npt.NDArray[np.void] | None) -> Candidates:
+        """Those of one class, whose rows are the scope's."""
+        found = found.first(min(found.k, len(scope)))
         present, copies = np.zeros(found.rows.shape, bool), dict[int, Mask]()
         for start in range(0, len(found), CHUNK):
             part = slice(start, start + CHUNK)
             present[part], alike = self._seen(found[part], None if digests is None else digests[part])
             copies |= {start + int(query): alike[query] for query in np.flatnonzero(alike.any((1, 2)))}
-        return Candidates(found, present, copies, self.sources[np.maximum(found.rows, 0)], found.k == rows)
+        return Candidates(found, present, copies, self.sources[np.maximum(found.rows, 0)], found.k == len(scope))
 
     def _seen(self, found: Matches, own: npt.NDArray[np.void] | None) -> tuple[Mask, Mask]:
         """(queries, n) which candidates are there and not the query; (queries, n, n) which two are one picture."""
@@ -192,12 +241,17 @@ class Bank:
             present &= ~((digests == mine[:, None]).all(2) & np.asarray(mine.any(1))[:, None])
         copies: Mask = (digests[:, :, None] == digests[:, None, :]).all(3) & known[:, :, None]
         vectors = self.snapshot.vectors(rows.reshape(-1)).reshape(*rows.shape, -1)
-        copies |= vectors @ vectors.transpose(0, 2, 1) > self.rules.duplicate
+        alike = vectors @ vectors.transpose(0, 2, 1)
+        # stored in half precision, a vector of few dimensions is not quite of unit length
+        length = np.sqrt(np.diagonal(alike, axis1=1, axis2=2))
+        copies |= alike > self.rules.duplicate * (length[:, :, None] * length[:, None, :])
         copies &= present[:, :, None] & present[:, None, :] & ~np.eye(found.k, dtype=bool)
         return present, copies
 
     def find(self, digest: bytes) -> int:
-        """Position of a row whose file has this digest, -1 if there is none."""
+        """Position of a row whose file has this digest, -1 if there is none, or if all zero: that says unknown."""
+        if not any(digest):
+            return -1
         order, sorted_ = self._by_digest
         wanted = np.frombuffer(digest, np.uint64)
         place = int(np.searchsorted(sorted_, wanted[0]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,14 +13,15 @@ from ..store.block import FAKE, REAL, Names, distinct
 from ..store.errors import NotEnoughRows
 from ..store.search import Positions
 from ..store.snapshot import Snapshot
-from .calibration import Calibration, Labels, Scores, probability
+from .calibration import Calibration, Labels, Scores
 from .evidence import Bank, Rules
 from .examples import Stored, thinned
 from .fitting import EXACT
 from .head import Head
 from .metrics import Metrics, measure
 from .split import PARTS, VALIDATION, Split
-from .train import TrainOptions, fit_head
+from .train import TrainOptions, fit_head, same_bytes
+from .verdict import per_cent
 
 FOLDS = 4
 LEAST_GENERATORS = 3
@@ -68,6 +69,9 @@ class Coverage:
     """What became of the promise to be wrong at most so often."""
 
     n: int
+    real: int  # of these rows
+    fake: int
+    calibrated_on: int  # rows of the class that has fewer
     nominal: float  # the rate of error asked for
     answered: float  # share of rows that got real or fake
     wrong: float | None  # share of the answers that were wrong
@@ -77,7 +81,7 @@ class Coverage:
     worst_excluded: float | None = None
 
     @classmethod
-    def of(cls, signals: Signals, possible: npt.NDArray[np.bool_], nominal: float) -> Coverage:
+    def of(cls, signals: Signals, possible: npt.NDArray[np.bool_], nominal: float, calibrated_on: int) -> Coverage:
         labels = signals.labels
         true = possible[np.arange(len(labels)), labels]
         answered = possible.sum(1) == 1
@@ -87,6 +91,9 @@ class Coverage:
         worst = max(by_generator, key=lambda g: (by_generator[g], g), default="")
         return cls(
             n=len(labels),
+            real=int((labels == REAL).sum()),
+            fake=int((labels == FAKE).sum()),
+            calibrated_on=calibrated_on,
             nominal=nominal,
             answered=float(answered.mean()) if len(labels) else 0.0,
             wrong=_share(~true[answered]),
@@ -104,7 +111,7 @@ class Coverage:
         seen = {"real": self.real_excluded, "fake": self.fake_excluded}
         told = ", ".join(f"{rate:.1%} of the {name} rows" for name, rate in seen.items() if rate is not None)
         text = f"{where}: an answer for {self.answered:.0%} of {self.n:,} rows; the truth was ruled out for {told}"
-        text += f" (promised {self.nominal:.0%})"
+        text += f" (promised {per_cent(self.nominal)})"
         if self.broken:
             text += "; the promise does not hold there"
         if self.worst and self.worst_excluded is not None and self.worst_excluded > 2 * self.nominal:
@@ -113,10 +120,16 @@ class Coverage:
 
     @property
     def broken(self) -> bool:
-        """Whether the measured rate is above the promised one beyond chance (one-sided, 97.5 %)."""
-        rates = [rate for rate in (self.real_excluded, self.fake_excluded) if rate is not None]
-        margin = 2 * np.sqrt(self.nominal * (1 - self.nominal) / max(self.n / 2, 1))
-        return any(rate > self.nominal + margin for rate in rates)
+        """Whether the measured rate is above the promised one beyond chance (one-sided, 97.5 %, of each class).
+
+        By chance it differs with the rows that are measured and, as the promise holds on average over calibrations,
+        with those that were calibrated on.
+        """
+        spread = self.nominal * (1 - self.nominal)
+        return any(
+            rate is not None and rate > self.nominal + 2 * np.sqrt(spread / rows + spread / max(self.calibrated_on, 1))
+            for rate, rows in ((self.real_excluded, self.real), (self.fake_excluded, self.fake))
+        )
 
 
 def _share(wrong: npt.NDArray[np.bool_]) -> float | None:
@@ -135,6 +148,11 @@ class Calibrated:
     @property
     def sentences(self) -> list[str]:
         told = [self.seen.sentence("Generators that were seen")]
+        if (least := self.calibration.least_error) > self.seen.nominal:
+            told.append(
+                f"{self.seen.calibrated_on} held-out rows of a class are too few to answer at an error rate of "
+                f"{per_cent(self.seen.nominal)}; index more images, or accept {per_cent(least)} (`--error`)."
+            )
         if self.unseen:
             told.append(self.unseen.sentence("Generators never seen"))
         return told
@@ -188,15 +206,18 @@ def calibrate(
         calibration = signals.calibrated("generators", options.seed)
         unseen = _coverage_of_unseen(signals, error, options.seed)
     scores = calibration.score(test.svm, test.neighbors)
-    seen = Coverage.of(test, calibration.possible(scores, error), error)
-    metrics = measure(test.labels, scores, probabilities=probability(scores))
-    return Calibrated(calibration, metrics, seen, unseen)
+    seen = Coverage.of(test, calibration.possible(scores, error), error, calibration.rows)
+    # A probability is true for one share of fakes; that of the test rows, for it is on them that it is tried.
+    share = float((test.labels == FAKE).mean())
+    metrics = measure(test.labels, scores, probabilities=calibration.probability(scores, share))
+    return Calibrated(replace(calibration, head=head.digest), metrics, seen, unseen)
 
 
 def generator_folds(snapshot: Snapshot, parts: npt.NDArray[np.int8], seed: int) -> npt.NDArray[np.int64] | None:
     """(rows,) the fold of each training or validation row, -1 for others; None with too few generators.
 
-    All rows of a generator are in one fold, the folds about alike in size; real rows are dealt out at random.
+    All rows of a generator are in one fold, the folds about alike in size; real rows are dealt out at random, those of
+    one file together.
     """
     labels, generators = snapshot.column("labels"), snapshot.column("generators")
     pool = (parts == PARTS["train"]) | (parts == VALIDATION)
@@ -205,7 +226,8 @@ def generator_folds(snapshot: Snapshot, parts: npt.NDArray[np.int8], seed: int) 
         return None
     number = min(FOLDS, len(names))
     rng = np.random.default_rng([seed, 4])
-    folds = np.where(pool, rng.integers(0, number, len(pool)), -1)
+    _, first, file = np.unique(same_bytes(snapshot.column("digests")), return_index=True, return_inverse=True)
+    folds = np.where(pool, rng.integers(0, number, len(pool))[first[file]], -1)
     load = np.zeros(number, np.int64)
     for i in np.argsort(-counts, kind="stable"):
         lightest = int(load.argmin())
@@ -231,6 +253,8 @@ def _left_out(
     rows = split.counts["train"]
     learning = thinned(learning, labels[learning], FITTED_ON if rows <= EXACT else FITTED_ON_STREAMED, options.seed)
     choosing = _some(labels, inside & (parts == VALIDATION), options.seed)
+    if min(np.count_nonzero(labels[choosing] == label) for label in (REAL, FAKE)) < 2:
+        choosing = learning  # too few rows to choose by; the fold's own must not choose, they are to be new to it
     # A machine of the other kind would speak on another scale than the head whose verdicts are calibrated.
     held = Stored(snapshot, learning), Stored(snapshot, choosing)
     head, _ = fit_head(snapshot, split, *held, options, stands_for=rows)
@@ -240,7 +264,7 @@ def _left_out(
 
 def _coverage_of_unseen(signals: Signals, error: float, seed: int) -> Coverage | None:
     """Each fold read with a calibration from the other folds: its generators are new to everything."""
-    possible = np.zeros((len(signals.labels), 2), bool)
+    possible, fewest = np.zeros((len(signals.labels), 2), bool), len(signals.labels)
     for fold in np.unique(signals.folds):
         here = signals.folds == fold
         try:
@@ -249,7 +273,8 @@ def _coverage_of_unseen(signals: Signals, error: float, seed: int) -> Coverage |
             return None
         scores = other.score(signals.svm[here], signals.neighbors[here])
         possible[here] = other.possible(scores, error)
-    return Coverage.of(signals, possible, error)
+        fewest = min(fewest, other.rows)
+    return Coverage.of(signals, possible, error, fewest)
 
 
 def _some(labels: Labels, where: npt.NDArray[np.bool_], seed: int, most: int = JUDGED) -> Positions:

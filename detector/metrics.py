@@ -254,19 +254,27 @@ def expected_calibration_error(labels: Ints, probabilities: Scores, bins: int = 
     return float(np.abs(said - found).sum() / len(labels))
 
 
-def best_threshold(labels: Ints, scores: Scores) -> tuple[float, float]:
+def best_threshold(labels: Ints, scores: Scores, *, balanced: bool = False) -> tuple[float, float]:
     """The threshold with the most rows right (said fake above it) and that share; midway between two scores.
+
+    Parameters
+    ----------
+    balanced : take the mean of both classes' shares instead, so that the larger class does not decide alone
 
     >>> best_threshold(np.array([0, 0, 1]), np.array([0.0, 1.0, 3.0]))
     (2.0, 1.0)
     """
     order = np.argsort(scores, kind="stable")
     ordered, fake = scores[order], labels[order] == FAKE
+    fakes = int(fake.sum())
+    reals = len(fake) - fakes
+    each = (max(fakes, 1), max(reals, 1)) if balanced else (1, 1)  # what a real and a fake row count, in whole numbers
     # cut i says real of the i lowest; a cut between equal scores is no cut
-    right = np.concatenate([[0], np.cumsum(~fake)]) + fake.sum() - np.concatenate([[0], np.cumsum(fake)])
+    found_real, found_fake = (np.concatenate([[0], np.cumsum(which)]) for which in (~fake, fake))
+    right = each[0] * found_real + each[1] * (fakes - found_fake)
     cuts = np.concatenate([[True], np.diff(ordered) != 0, [True]])
     best = int(np.argmax(np.where(cuts, right, -1)))
-    share = float(right[best] / len(labels))
+    share = float(right[best] / (each[0] * reals + each[1] * fakes))
     if best == 0:
         return float(np.nextafter(ordered[0], -np.inf)), share
     if best == len(ordered):
@@ -285,41 +293,6 @@ def wilson(hits: int, n: int) -> Interval | None:
     middle = (p + Z95**2 / (2 * n)) * scale
     half = Z95 * scale * float(np.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2)))
     return max(0.0, middle - half), min(1.0, middle + half)
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """Two classifiers on the same rows (McNemar 1947, exact): do they differ beyond chance?"""
-
-    only_first: int  # rows that only the first gets right
-    only_second: int
-    difference: float  # accuracy of the first minus that of the second
-    interval: Interval  # 95 % of the difference, normal approximation over pairs
-    p: float  # two-sided
-
-    def sentence(self, first: str, second: str) -> str:
-        """The result in one sentence."""
-        points = f"{100 * self.difference:+.2f} points ({100 * self.interval[0]:+.2f} to {100 * self.interval[1]:+.2f})"
-        if self.p >= 0.05:
-            said = f"{first} does not differ from {second} beyond chance"
-        else:
-            said = f"{first} {'beats' if self.difference > 0 else 'falls below'} {second} beyond chance"
-        return f"{said}: {points} of test accuracy, McNemar p = {self.p:.2g}."
-
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def mcnemar(right: npt.NDArray[np.bool_], other_right: npt.NDArray[np.bool_]) -> Comparison:
-    """Compare which of the same rows two classifiers get right, each (rows,) bool."""
-    from scipy.stats import binomtest
-
-    first, second = int((right & ~other_right).sum()), int((~right & other_right).sum())
-    n = max(len(right), 1)
-    difference = (first - second) / n
-    half = Z95 * float(np.sqrt(max((first + second) / n - difference**2, 0) / n))
-    p = float(binomtest(first, first + second).pvalue) if first + second else 1.0
-    return Comparison(first, second, difference, (difference - half, difference + half), p)
 
 
 def _share(part: int, whole: int) -> float | None:

@@ -10,17 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from ..store.block import FAKE, REAL
 from ..store.errors import NotEnoughRows, SourceError
 from ..store.snapshot import Snapshot
-from .atlas import extended, group_sums, grouped, ridge, total_of
 from .examples import thinned
 from .metrics import auc, best_threshold
+from .ridge import by_source, group_sums, ridge, scored, total_of
 
 HELD = 20_000  # rows of all sources, at most and a tenth: in no sum, they choose thresholds and stand for the past
-ROWS_AT_ONCE = 16_384
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,7 @@ def replay(snapshot: Snapshot, dates: Mapping[str, date], *, seed: int = 0) -> R
     NotEnoughRows
         No day has real and fake rows before it.
     """
-    groups, names = grouped(snapshot)
+    groups, names = by_source(snapshot)
     labels = snapshot.column("labels")
     undated = tuple(name for label, name in names if label == FAKE and name not in dates)
     always = tuple(name for label, name in names if label == REAL and name not in dates)
@@ -150,13 +148,13 @@ def replay(snapshot: Snapshot, dates: Mapping[str, date], *, seed: int = 0) -> R
             continue
         weights = ridge(*(total_of([sums[g] for g in by_class[label]]) for label in (REAL, FAKE)))
         before = held[np.isin(groups[held], past)]
-        seen = _scored(snapshot, before, weights)
-        threshold = best_threshold(labels[before], seen)[0]
+        seen = scored(snapshot, before, weights)
+        threshold = best_threshold(labels[before], seen, balanced=True)[0]
         parts = []
         for label in (REAL, FAKE):
             new = np.flatnonzero(np.isin(groups, [g for g in now if names[g][0] == label]))
             parts.append(new if len(new) else before[labels[before] == label])
-        real, fake = (_scored(snapshot, positions, weights) for positions in parts)
+        real, fake = (scored(snapshot, positions, weights) for positions in parts)
         truth = np.repeat([REAL, FAKE], [len(real), len(fake)])
         windows.append(
             Window(
@@ -175,14 +173,3 @@ def replay(snapshot: Snapshot, dates: Mapping[str, date], *, seed: int = 0) -> R
             f"out that of a real source which was always there"
         )
     return Replay(tuple(windows), undated, always, unknown, snapshot.number)
-
-
-def _scored(
-    snapshot: Snapshot, positions: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]
-) -> npt.NDArray[np.float64]:
-    """(n,) of rows, read a piece at a time."""
-    scores = np.empty(len(positions))
-    for start in range(0, len(positions), ROWS_AT_ONCE):
-        here = slice(start, start + ROWS_AT_ONCE)
-        scores[here] = extended(snapshot.vectors(positions[here])) @ weights
-    return scores

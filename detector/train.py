@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -15,10 +15,11 @@ from ..store.search import Positions
 from ..store.snapshot import Snapshot
 from .baselines import BASELINES, Baseline, judged, linear_probe
 from .category import MODES, Mode, Vocabulary
+from .comparison import Comparison, mcnemar
 from .examples import Examples, Labelled, Stored, thinned
 from .fitting import fit_stream
 from .head import Head
-from .metrics import Comparison, Metrics, best_threshold, mcnemar, measure
+from .metrics import Metrics, best_threshold, measure
 from .projection import FUSIONS, KINDS, Projected
 from .split import PARTS, RECIPES, Split, choose
 from .triplet import Epoch, Texts, TripletOptions, fit_projection, projected_pieces, require_known
@@ -78,11 +79,17 @@ class Trained:
     against_probe: Comparison | None  # McNemar on the same test rows; None without a linear probe
     best: str = ""  # the baseline with the highest validation AUC
     categories: dict[Mode, Metrics] = field(default_factory=dict)  # on text: test, by where a category comes from
+    test_copies: int = 0  # test rows whose file is a training or validation row too
 
     @property
     def sentences(self) -> list[str]:
         """What a reader should take home, one sentence each."""
         told = []
+        if self.test_copies:
+            told.append(
+                f"{self.test_copies:,} of {self.metrics['test'].n:,} test rows are files that were trained with too, "
+                f"which flatters every figure; `--split grouped` keeps copies on one side."
+            )
         if self.against_probe is not None:
             told.append(self.against_probe.sentence("The head", "the linear probe"))
         if self.best:
@@ -101,6 +108,7 @@ class Trained:
             "baselines": {name: baseline.as_json() for name, baseline in self.baselines.items()},
             "against_linear_probe": self.against_probe.as_json() if self.against_probe else None,
             "best_baseline": self.best or None,
+            "test_copies": self.test_copies,
             "sentences": self.sentences,
             "epochs": [epoch.as_json() for epoch in self.log],
             "snapshot": self.head.snapshot,
@@ -168,7 +176,7 @@ def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: 
         test = examples["test"].labels
         heads = scores["test"][np.searchsorted(parts["test"], some["test"])]
         against_probe = mcnemar((heads > 0) == test, (baselines["linear_probe"].test_scores > 0) == test)
-    return Trained(head, metrics, baselines, log, against_probe, best, categories)
+    return Trained(head, metrics, baselines, log, against_probe, best, categories, test_copies(snapshot, parts))
 
 
 def fit_head(
@@ -235,6 +243,13 @@ def make_split(snapshot: Snapshot, options: TrainOptions) -> tuple[Split, dict[s
     split = Split.make(keys, labels[chosen], recipe=options.split_recipe, seed=options.seed, groups=groups)
     parts = split.of(keys)
     return split, {name: chosen[parts == part] for name, part in PARTS.items()}
+
+
+def test_copies(snapshot: Snapshot, parts: Mapping[str, Positions]) -> int:
+    """How many test rows are of a file that another part has too."""
+    files = same_bytes(snapshot.column("digests"))
+    known = np.concatenate([files[parts[name]] for name in ("train", "validation")])
+    return int(np.isin(files[parts["test"]], known).sum())
 
 
 def same_bytes(digests: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:

@@ -43,7 +43,7 @@ class Verdict:
     image: str
     verdict: Answer
     score: float  # natural log-likelihood ratio, above 0 leans fake
-    probability: float  # of fake, for `prior`
+    probability: float  # of fake, for `prior`; no surer than the rows calibrated on allow, whatever the score
     prior: float
     signals: dict[str, float]  # "svm" and "neighbors", each a log-likelihood ratio by itself
     conflict: bool  # the two signals speak clearly against each other
@@ -86,20 +86,30 @@ UNLIKE = 1.0  # percentile below which an image is unlike anything indexed
 
 
 def decide(
-    signals: dict[str, float], possible: tuple[bool, bool], percentile: float, error: float
+    signals: dict[str, float],
+    possible: tuple[bool, bool],
+    percentile: float,
+    error: float,
+    least_error: float = 0.0,
 ) -> tuple[Answer, tuple[str, ...]]:
     """The answer and the reasons for it, from numbers alone.
 
     Real or fake is said only if the other can be ruled out at the chosen rate of error and the image is like something
     that is indexed.
+
+    Parameters
+    ----------
+    least_error : of the calibration, which rules out nothing below it
     """
     real, fake = possible
-    rate = f"{error:.0%}"
+    rate = per_cent(error)
     reasons = []
     if percentile < UNLIKE:
         reasons.append(f"it is unlike anything indexed: {100 - percentile:.1f}% of known images have nearer neighbours")
     if real and fake:
         reasons.append(f"neither real nor fake can be ruled out at an error rate of {rate}")
+        if error < least_error:
+            reasons.append(f"so few rows were held out that one of them never is below {per_cent(least_error)}")
     if not real and not fake:
         reasons.append(f"it looks like neither the real nor the fake images known, at an error rate of {rate}")
     if reasons:
@@ -112,6 +122,15 @@ def decide(
     if in_conflict(signals):
         reasons.append("the classifier and the nearest neighbours disagree")
     return answer, tuple(reasons)
+
+
+def per_cent(share: float) -> str:
+    """A rate as a person reads it; never rounded to a promise that was not made.
+
+    >>> per_cent(0.05), per_cent(0.005), per_cent(0.0001)
+    ('5%', '0.5%', '0.01%')
+    """
+    return f"{100 * share:.4g}%"
 
 
 def steadied(verdict: Verdict, views: tuple[Change, ...]) -> Verdict:

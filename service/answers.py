@@ -52,7 +52,9 @@ class VerdictJson(BaseModel):
     image: str = Field(examples=["suspicious.jpg"])
     verdict: Literal["real", "fake", "unsure"]
     score: float = Field(description="Natural log-likelihood ratio; above 0 leans fake.", examples=[2.68])
-    probability: float = Field(ge=0, le=1, description="Of fake, for `prior`.", examples=[0.94])
+    probability: float = Field(
+        ge=0, le=1, description="Of fake, for `prior`; no surer than the rows calibrated on allow.", examples=[0.94]
+    )
     prior: float
     signals: Signals
     conflict: bool

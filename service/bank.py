@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 
@@ -23,12 +23,14 @@ from .uploads import Upload, counted, form, request_body
 router = APIRouter(tags=["bank"], dependencies=WRITES)
 
 LABELS = {"real": REAL, "fake": FAKE}
+NAME = r"^[^/\x00-\x1f\x7f]+$"  # of a source that is added
+STORED = r"^[^\x00]+$"  # of one that is there; numpy takes a text with zeros at its end for the same without
 
 
 class Named(BaseModel):
     """What someone says of the images they add."""
 
-    source: str = Field(min_length=1, max_length=100, pattern=r"^[^/\x00-\x1f\x7f]+$")
+    source: str = Field(min_length=1, max_length=100, pattern=NAME)
     label: Literal["real", "fake"]
 
 
@@ -76,9 +78,9 @@ async def add(request: Request, at: At) -> Any:
 
 
 @router.delete(
-    "/v1/bank/{source}", summary="Take a source out", response_model=RemovedJson, responses=refusals(403, 404, 422)
+    "/v1/bank/{source:path}", summary="Take a source out", response_model=RemovedJson, responses=refusals(403, 404, 422)
 )
-async def remove(source: str, at: At) -> Any:
+async def remove(source: Annotated[str, Path(pattern=STORED)], at: At) -> Any:
     """All rows of a source, however they came in. `clipfake store undo` with the number `before` brings them back."""
 
     def drop() -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.errors import ImageError
+from ..store.errors import EncoderError, ImageError
 from .limits import Limits
 from .metrics import Metrics
 from .problem import Problem
@@ -104,6 +104,8 @@ class Batcher:
     def _encoded(self, batch: Sequence[Job]) -> list[Vector | Exception]:
         try:
             vectors = self._encode([job.pixels for job in batch])
+            if len(vectors) != len(batch):
+                raise EncoderError(f"{len(batch)} images, but {len(vectors)} vectors of them")
         except Exception as e:  # noqa: BLE001  whatever an encoder may raise, the thread goes on
             if len(batch) == 1:
                 return [e]

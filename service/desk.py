@@ -8,6 +8,7 @@ import os
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -20,7 +21,7 @@ from ..detector.detector import Detector, Question
 from ..detector.evidence import Rules
 from ..detector.head import columns_of, head_folder
 from ..detector.verdict import Refusal, Verdict
-from ..store.errors import HeadError, StoreError
+from ..store.errors import HeadError, NotEnoughRows, SpaceMismatch, StoreError
 from ..store.info import info
 from ..store.joined import space_of
 from ..store.manifest import numbers
@@ -37,7 +38,7 @@ from .uploads import Upload
 
 R = TypeVar("R")
 Elsewhere = Callable[[Snapshot], Searches]  # who is asked for the nearest rows of a snapshot
-Version = tuple[int, int]  # number of the snapshot, and when the head or its calibration was written
+Version = tuple[int, tuple[tuple[str, int], ...]]  # number of the snapshot; the head's files and when they were written
 VIEWS = 3  # vectors of an image that is asked about with its two degraded copies
 LOG = logging.getLogger("clipfake.service")
 
@@ -67,7 +68,7 @@ class Refused:
 class Loaded:
     """The rows at one version, and who judges by them."""
 
-    version: Version
+    version: Version | None  # None if it may be another the next time, although nothing here has changed
     snapshot: Snapshot
     found: Detector | None
     why: str = ""  # there is no detector, and what to do
@@ -76,8 +77,10 @@ class Loaded:
     def of(cls, store: Store, head: str, rules: Rules, version: Version, elsewhere: Elsewhere | None) -> Loaded:
         try:
             detector = Detector.load(store, head, rules, elsewhere)
-        except (HeadError, StoreError) as e:
+        except (HeadError, NotEnoughRows, SpaceMismatch) as e:
             return cls(version, store.snapshot(), None, problem_of(e, store.folder).detail)
+        except StoreError as e:  # an engine that is down, or not filled yet, comes back without a sign in the store
+            return cls(None, store.snapshot(), None, problem_of(e, store.folder).detail)
         return cls(version, detector.snapshot, detector)
 
     @property
@@ -149,7 +152,10 @@ class Desk:
         """
         if views and self.eyes.degraded is None:
             raise Problem("invalid", "this service makes no degraded copies; ask without `steady`")
-        with self.batcher.places(len(uploads) * (VIEWS if views else 1)):
+        places = len(uploads) * (VIEWS if views else 1)
+        if places > self.limits.waiting:  # however often one came back
+            raise Problem("too-many", f"{len(uploads)} images with their copies are more than can wait; send fewer")
+        with self.batcher.places(places):
             return list(await asyncio.gather(*(self._see(upload, thumbnails, views) for upload in uploads)))
 
     async def _see(self, upload: Upload, thumbnail: bool, views: bool) -> Seen | Refused:
@@ -209,9 +215,12 @@ class Desk:
             self._loading.release()
 
     def _version(self) -> Version:
-        known = numbers(self.store.folder)
-        written = [path.stat().st_mtime_ns for path in head_folder(self.store.folder, self._head).glob("*.json")]
-        return (known[-1] if known else -1, max(written, default=0))
+        known, folder = numbers(self.store.folder), head_folder(self.store.folder, self._head)
+        written = []
+        for path in sorted([*folder.glob("head.json"), *folder.glob("calibration-*.json")]):
+            with suppress(FileNotFoundError):  # training has just taken it away
+                written.append((path.name, path.stat().st_mtime_ns))
+        return (known[-1] if known else -1, tuple(written))
 
     def figures(self) -> dict[str, Any]:
         """The store in figures, without its path."""

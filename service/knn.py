@@ -26,7 +26,7 @@ class KnnAsked(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"image": "iVBORw0KGgo=", "num_images": 5}]})
 
-    text: str | None = None
+    text: str | None = Field(None, max_length=10_000)
     image: str | None = Field(None, description="In base64.")
     image_url: str | None = Field(None, description="Refused: this service fetches nothing.")
     embedding_input: list[FiniteFloat] | None = Field(None, max_length=100_000)

@@ -24,7 +24,9 @@ from .uploads import image_of
 router = APIRouter(tags=["search"])
 
 WAYS = ("vector", "image", "key", "text")
-Names = Annotated[list[str], Field(max_length=100)]
+# Of a source, generator or category. With the pattern, half a character is refused too, which no store can hold.
+Name = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+Names = Annotated[list[Name], Field(max_length=100)]
 Label = Literal["real", "fake", "unknown"]
 EXAMPLES: list[Any] = [{"key": "sim_nearest/images/plain/img000046.jpg", "k": 5, "labels": ["real"]}]
 
@@ -125,7 +127,7 @@ def rows_json(snapshot: Snapshot, found: Matches) -> list[dict[str, Any]]:
     return [
         {
             "key": key,
-            "similarity": round(float(near), 6),
+            "similarity": round(min(float(near), 1.0), 6),  # of halves, the product of equals may be a little more
             "label": LABELS[label],
             "source": source,
             "generator": generator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -21,6 +22,9 @@ Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 # What is decoded: kinds that can hold a photograph. Pillow knows more, among them some that start other programs (EPS).
 KINDS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"}
 SCANS = 100  # of a progressive JPEG, which usually has about ten
+MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # of a JPEG: no stuffed zero, no restart, no padding
+MARKERS = 10_000  # far more than any picture has
+END, SCAN, BARE = 0xD9, 0xDA, (0x01, 0xD8)  # markers: the picture's end, one of its scans, those that stand alone
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
 
@@ -113,6 +117,8 @@ class Picture:
 
 def refuse_hostile(content: bytes, most: int) -> None:
     """Raise for what would cost too much to decode, or runs other programs, going by its header; nothing is decoded."""
+    if content.startswith(b"\xff\xd8") and (scans := scans_of(content)) > SCANS:
+        raise ImageError(f"a JPEG of {scans} scans or more, made to take long; save the image anew and try again")
     try:
         with Pillow.open(io.BytesIO(content)) as header:
             width, height = header.size
@@ -127,8 +133,23 @@ def refuse_hostile(content: bytes, most: int) -> None:
         raise ImageError(f"{kind} images are not taken; convert it to JPEG or PNG and try again")
     if width * height > most:
         raise too_many_pixels(width, height, most)
-    if kind in ("JPEG", "MPO") and (scans := content.count(b"\xff\xda")) > SCANS:
-        raise ImageError(f"a JPEG of {scans} scans, made to take long; save the image anew and try again")
+
+
+def scans_of(content: bytes) -> int:
+    """How many scans a JPEG is drawn in; `MARKERS` where it has so many of any kind.
+
+    What is in its segments or comes after its end is no part of it: a preview, or the film that phones put there.
+    """
+    at = scans = 0
+    for _ in range(MARKERS):
+        found = MARKER.search(content, at)
+        if found is None or content[found.start() + 1] == END:
+            return scans
+        at, kind = found.end(), content[found.start() + 1]
+        scans += kind == SCAN
+        if kind not in BARE:
+            at += int.from_bytes(content[at : at + 2])
+    return MARKERS
 
 
 def too_many_pixels(width: int, height: int, most: int) -> Problem:

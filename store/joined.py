@@ -64,7 +64,7 @@ def joined(snapshot: Snapshot, columns: Sequence[str]) -> Snapshot:
         return snapshot
     result = Joined.__new__(Joined)
     made = copy(snapshot)
-    for name in ("_index", "_bank", "texts"):  # of the store's own vectors
+    for name in ("_index", "_exact", "texts"):  # of the store's own vectors
         vars(made).pop(name, None)
     vars(result).update(vars(made))
     result.columns, result._made_of, result._held = tuple(columns), [], snapshot

@@ -12,10 +12,10 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from .bank import Bank
 from .block import FAKE, REAL, Mask, Names, distinct
 from .durable import disk_errors, flush, make_folder, reserve, write_text
 from .errors import StoreError
+from .exact import ExactSearch
 from .search import Matches, Positions
 from .snapshot import Snapshot
 
@@ -54,7 +54,7 @@ def all_pairs(
     In memory: the vectors as float32 while they take less than a gigabyte (and half as much again while they are
     converted), otherwise a piece of them at a time, and at most 256 MiB of similarities. Time grows with the square of
     the rows: a million 512-d rows are a quadrillion multiply-adds, hours on two cores and about a minute on a GPU,
-    where the bank is used if there is one.
+    which is used if there is one.
 
     Raises
     ------
@@ -73,11 +73,11 @@ def all_pairs(
     }
     done = _begun(folder, asked, (len(positions), k))
     arrays = [_opened(folder / name, (len(positions), k), "r+") for name in FILES]
-    bank = Bank(snapshot) if done < len(positions) else None
+    exact = ExactSearch(snapshot) if done < len(positions) else None
     while done < len(positions):
-        assert bank is not None
+        assert exact is not None
         asking = positions[done : done + block_rows]
-        found = bank.search(snapshot, snapshot.vectors(asking), k + 1, None if where is None else positions)
+        found = exact.search(snapshot, snapshot.vectors(asking), k + 1, None if where is None else positions)
         found = _others(found, asking, k)
         part = slice(done, done + len(asking))
         for array, values in zip(arrays, (found.rows, found.similarity), strict=True):

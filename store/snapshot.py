@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .bank import Bank
 from .block import Block, Mask, Names, Rows, Vectors
 from .deleted import read_deleted
 from .errors import BadBlock, Damaged
+from .exact import ExactSearch
 from .keys import Hashes, Keys
 from .manifest import Manifest, Part
 from .scope import Scope
@@ -175,7 +175,7 @@ class Snapshot:
                 results[i], left[i] = self._index.search(self, queries, k, scope, recall)
         asked = [i for i, positions in enumerate(left) if positions is None or len(positions)]
         if asked:
-            exact = self._bank.search_each(self, queries, k, [left[i] for i in asked])
+            exact = self._exact.search_each(self, queries, k, [left[i] for i in asked])
             for i, found in zip(asked, exact, strict=True):
                 results[i] = results[i].merge(found, k)
         return results
@@ -197,8 +197,8 @@ class Snapshot:
         return attach(self)
 
     @cached_property
-    def _bank(self) -> Bank:
-        return Bank(self)
+    def _exact(self) -> ExactSearch:
+        return ExactSearch(self)
 
     @cached_property
     def texts(self) -> dict[str, npt.NDArray[np.float32]]:

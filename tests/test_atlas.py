@@ -1,13 +1,15 @@
 """The atlas says what refitting without a source would say, and finds a generator that nobody could have known."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from clipfake.detector.atlas import VALIDATION, Atlas, K, Sums, atlas, extended, grouped, ridge
+from clipfake.detector.atlas import Atlas, K, atlas, held_out
 from clipfake.detector.baselines import neighbor_rule
-from clipfake.detector.examples import Examples, thinned
+from clipfake.detector.examples import Examples
 from clipfake.detector.metrics import auc
+from clipfake.detector.ridge import Sums, by_source, extended, ridge
 from clipfake.show.atlas import atlas_json, atlas_picture, write_atlas
 from clipfake.store.block import Block, Rows
 from clipfake.store.errors import HeadError, NotEnoughRows
@@ -55,8 +57,8 @@ def test_sums_taken_off_are_sums_without() -> None:
 def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: Atlas) -> None:
     snapshot = store.snapshot()
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
-    held = thinned(np.arange(len(snapshot)), labels, min(VALIDATION, len(snapshot) // 10), 0)
-    assert (grouped(snapshot)[0] >= 0).all()
+    held = held_out(by_source(snapshot)[0], 0)
+    assert (by_source(snapshot)[0] >= 0).all()
     for cell in made.cells:
         asked = np.isin(sources, (cell.generator, cell.real))
         learned = ~asked & ~np.isin(np.arange(len(snapshot)), held)
@@ -85,6 +87,41 @@ def test_one_generator_leaves_nothing_to_learn_from(tmp_path: Path) -> None:
         atlas(stored(tmp_path / "s", ["camera_a", "camera_b", "gan_a"]).snapshot())
 
 
+@pytest.mark.parametrize("head", ["ridge", "knn"])
+def test_sources_of_a_single_row_are_judged_and_break_nothing(tmp_path: Path, head: Any) -> None:
+    store = stored(tmp_path / "s", ["camera_a", "gan_a"])
+    with store.writer() as writer:
+        for source in ("camera_b", "gan_b"):
+            rows = Rows.make([f"{source}/0"], [SOURCES[source]], sources=[source])
+            writer.append(Block(SPACE, rows, drawn(source, 1)))
+    made = atlas(store.snapshot(), head)
+    assert [(cell.generator, cell.real, cell.n) for cell in made.cells] == [
+        ("gan_a", "camera_a", 400),
+        ("gan_a", "camera_b", 201),
+        ("gan_b", "camera_a", 201),
+        ("gan_b", "camera_b", 2),
+    ]
+    assert np.isfinite([(cell.auc, cell.accuracy, cell.oracle) for cell in made.cells]).all()
+    assert made.cells[3].accuracy >= 0.5
+
+
+def test_a_crowd_of_fakes_does_not_move_the_threshold_to_their_side(tmp_path: Path) -> None:
+    """Both classes' shares of right answers count alike, so they do where the threshold is chosen."""
+    store = Store.create(tmp_path / "s", SPACE)
+    rng = np.random.default_rng(0)
+    with store.writer() as writer:
+        for source, label in SOURCES.items():
+            number = 900 if label else 60
+            vectors = rng.standard_normal((number, 10))
+            vectors[:, 0] += 1.2 * label
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            rows = Rows.make([f"{source}/{i}" for i in range(number)], [label] * number, sources=[source] * number)
+            writer.append(Block(SPACE, rows, vectors.astype(np.float32)))
+    made = atlas(store.snapshot())
+    assert made.mean_auc > 0.75
+    assert np.mean([cell.accuracy for cell in made.cells]) > 0.66
+
+
 def test_the_same_store_gives_the_same_atlas(store: Store, made: Atlas) -> None:
     assert atlas(store.snapshot()).as_json() == made.as_json()
 
@@ -98,7 +135,7 @@ def test_every_cell_of_neighbours_is_what_a_bank_without_its_sources_says(
     snapshot = store.snapshot()
     made = atlas(snapshot, "knn")
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
-    held = thinned(np.arange(len(snapshot)), labels, min(VALIDATION, len(snapshot) // 10), 0)
+    held = held_out(by_source(snapshot)[0], 0)
     for cell in made.cells[::4]:
         left = ~np.isin(sources, (cell.generator, cell.real))
         left[held] = False

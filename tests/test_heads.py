@@ -1,6 +1,7 @@
 """Heads: what is saved comes back, machines of every size, and what cannot be trained says why."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -152,6 +153,25 @@ def test_an_altered_head_is_refused(head: Head, tmp_path: Path) -> None:
 def test_the_same_seed_gives_the_same_head(store: Store, head: Head) -> None:
     again = train(store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).head
     assert all(np.array_equal(w, again.projection.weights[n]) for n, w in head.projection.weights.items())
+
+
+def test_test_rows_whose_file_was_trained_with_are_counted_and_a_grouped_split_has_none(tmp_path: Path) -> None:
+    made = Store.create(tmp_path / "s", SPACE)
+    vectors, labels = drawn(200)
+    digests = np.frombuffer(np.random.default_rng(0).bytes(16 * 200), "V16")
+    with made.writer() as writer:
+        for copy in range(2):
+            rows = Rows.make([f"{copy}/{i}" for i in range(200)], labels, sources=["s"] * 200, digests=digests)
+            writer.append(Block(SPACE, rows, vectors))
+    snapshot, options = made.snapshot(), TrainOptions(triplet=TripletOptions(epochs=1), baselines=())
+    trained = train(snapshot, options)
+    parts = trained.head.split.of(snapshot.column("keys"))
+    twins = np.concatenate([parts[200:], parts[:200]])
+    assert trained.test_copies == int(((parts == 2) & (twins != 2)).sum()) > 50
+    assert f"{trained.test_copies} of 81 test rows are files that were trained with" in trained.sentences[0]
+    assert trained.as_json()["test_copies"] == trained.test_copies
+    grouped = train(snapshot, replace(options, recipe="grouped"))
+    assert (grouped.test_copies, grouped.sentences) == (0, [])
 
 
 def test_texts_of_several_sorted_runs_are_told_apart() -> None:

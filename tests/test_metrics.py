@@ -4,7 +4,8 @@ import json
 
 import numpy as np
 import pytest
-from clipfake.detector.metrics import Confusion, Curve, auc, auc_interval, best_threshold, mcnemar, measure, wilson
+from clipfake.detector.comparison import mcnemar
+from clipfake.detector.metrics import Confusion, Curve, auc, auc_interval, best_threshold, measure, wilson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score, roc_curve
@@ -50,6 +51,16 @@ def test_no_threshold_beats_the_oracle(rows: list[tuple[int, int]]) -> None:
     assert ((scores > threshold) == (labels == 1)).mean() == pytest.approx(accuracy)
     tried = [((scores > cut) == (labels == 1)).mean() for cut in np.arange(-2.5, 2.5, 0.125)]
     assert accuracy >= max(tried) - 1e-12
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows_of_both_classes)
+def test_no_threshold_beats_the_balanced_oracle_where_classes_count_alike(rows: list[tuple[int, int]]) -> None:
+    labels, scores = np.array([r[0] for r in rows]), np.array([r[1] / 4 for r in rows])
+    threshold, share = best_threshold(labels, scores, balanced=True)
+    assert measure(labels, scores, threshold=threshold).balanced_accuracy == pytest.approx(share)
+    tried = [measure(labels, scores, threshold=cut).balanced_accuracy or 0 for cut in np.arange(-2.5, 2.5, 0.125)]
+    assert share >= max(tried) - 1e-12
 
 
 def test_what_is_undefined_is_none_and_the_json_is_standard() -> None:

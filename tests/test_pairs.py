@@ -72,7 +72,7 @@ def test_a_run_that_was_stopped_goes_on(snapshot: Snapshot, tmp_path: Path, monk
     pairs = all_pairs(snapshot, tmp_path / "p", 4, block_rows=60, progress=lambda done, rows: seen.append(done))
     assert seen == [260, 320, 380, 440, 500]
     assert np.allclose(pairs.similarity, truth(snapshot, 4, np.arange(ROWS)), atol=1e-5)
-    monkeypatch.setattr("clipfake.store.pairs.Bank", None)  # what is done is only read
+    monkeypatch.setattr("clipfake.store.pairs.ExactSearch", None)  # what is done is only read
     assert np.array_equal(all_pairs(snapshot, tmp_path / "p", 4).rows, pairs.rows)
 
 

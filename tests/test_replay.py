@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipfake.detector.atlas import Sums, extended, grouped, ridge
 from clipfake.detector.examples import thinned
 from clipfake.detector.metrics import auc
 from clipfake.detector.replay import HELD, day_of, read_dates, replay
+from clipfake.detector.ridge import Sums, by_source, extended, ridge
 from clipfake.store.block import Block, Rows
 from clipfake.store.errors import NotEnoughRows, SourceError
 from clipfake.store.space import Space
@@ -49,7 +49,7 @@ def test_what_is_like_the_past_is_told_and_what_is_new_is_not(store: Store) -> N
 def test_a_window_is_what_a_head_of_the_past_says(store: Store) -> None:
     snapshot = store.snapshot()
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
-    held = thinned(np.arange(len(snapshot)), grouped(snapshot)[0], min(HELD, len(snapshot) // 10), 0)
+    held = thinned(np.arange(len(snapshot)), by_source(snapshot)[0], min(HELD, len(snapshot) // 10), 0)
     learned = ~np.isin(np.arange(len(snapshot)), held)
     past = np.isin(sources, ("camera_a", "camera_b", "gan_a"))
     head = ridge(*(Sums.of(snapshot.vectors(learned & past & (labels == label))) for label in (0, 1)))

@@ -17,8 +17,10 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from clipfake.detector.detector import Detector, Question
 from clipfake.service.answers import VerdictJson
+from clipfake.service.limits import Limits
 from clipfake.service.problem import KINDS
 from clipfake.store.block import Block, Rows
+from clipfake.store.errors import StoreError
 from clipfake.store.filter import Filter, delete
 from clipfake.store.store import Store
 from PIL import Image
@@ -242,12 +244,16 @@ def test_words_search_where_the_encoder_has_a_text_side(toy: Any, client: TestCl
         ({"vector": ["a"] * 192}, (422, "invalid")),
         ({"key": "gan_a/img 7.png", "k": 1001}, (422, "invalid")),
         ({"key": "gan_a/img 7.png", "sorces": ["gan_a"]}, (422, "invalid")),
+        ({"key": "gan_a/img 7.png", "sources": ["\ud800"]}, (422, "invalid")),
+        ({"key": "gan_a/img 7.png", "but_sources": ["\ud800"]}, (422, "invalid")),
+        ({"key": "gan_a/img 7.png", "generators": ["gan_a\x00"]}, (422, "invalid")),
         ({"image": "https://example.org/a.png"}, (422, "invalid")),
         ({"image": data_url(b"no image")}, (422, "bad-image")),
     ],
 )
 def test_a_search_that_cannot_be_answered_is_refused(client: TestClient, body: Any, expected: Any) -> None:
-    assert problem(client.post("/v1/search", json=body)) == expected
+    sent = client.post("/v1/search", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert problem(sent) == expected
 
 
 # --- clip-retrieval's client
@@ -454,12 +460,68 @@ def test_a_head_that_is_trained_while_it_serves_is_used_from_the_next_query(toy:
         shutil.copytree(aside, heads)
         assert client.get("/readyz").json() == {"status": "ready"}
         told = client.post("/v1/query", content=content).json()["answers"][0]
-        calibration = heads / "default" / "calibration.json"
+        [calibration] = (heads / "default").glob("calibration-*.json")
         fitted = calibration.read_text()
         calibration.unlink()
         assert problem(client.post("/v1/query", content=content)) == (409, "cannot-judge")
         calibration.write_text(fitted)
         assert client.post("/v1/query", content=content).json()["answers"][0] == told
+
+
+def test_an_engine_that_was_down_is_asked_again(toy: Any, tmp_path: Path) -> None:
+    """When it is back, or filled, nothing in the store tells that it is."""
+    down = True
+
+    def elsewhere(snapshot: Any) -> Any:
+        if down:
+            raise StoreError("http://node1:6333 does not answer")
+        return snapshot
+
+    content = toy.drawn("gan_a", 7)
+    with asked(toy, elsewhere=elsewhere) as client:
+        assert problem(client.post("/v1/query", content=content)) == (409, "cannot-judge")
+        assert problem(client.get("/readyz")) == (503, "not-ready")
+        down = False
+        assert client.get("/readyz").json() == {"status": "ready"}
+        assert client.post("/v1/query", content=content).status_code == 200
+
+
+def test_a_steady_question_for_more_than_can_ever_wait_is_refused_for_good(toy: Any) -> None:
+    limits = Limits(images=4, waiting=8)
+    with asked(toy, limits=limits, degraded=lambda pixels: {"a": pixels, "b": pixels}) as client:
+        asking = files(*[toy.drawn("gan_a", i) for i in range(3)])
+        assert problem(client.post("/v1/query", files=asking, params={"steady": True})) == (413, "too-many")
+        assert client.post("/v1/query", files=asking[:2], params={"steady": True}).status_code == 200
+
+
+def test_a_source_is_not_taken_out_under_another_name(toy: Any, tmp_path: Path) -> None:
+    store = toy.copy(tmp_path / "store")
+    with asked(toy, store=store, token="secret") as client:
+        assert problem(client.delete("/v1/bank/gan_a%00", headers=TOKEN)) == (422, "invalid")
+    assert len(store.snapshot()) == 300
+
+
+def test_a_source_with_a_folder_in_its_name_can_be_taken_out(toy: Any, tmp_path: Path) -> None:
+    store = toy.copy(tmp_path / "store")
+    with store.writer() as writer:
+        rows = Rows.make(["tree/a/1"], [1], sources=["tree/a"])
+        writer.append(Block(store.snapshot().space, rows, store.snapshot().vectors([0])))
+    with asked(toy, store=store, token="secret") as client:
+        for name in ("tree/a", "tree%2Fa"):
+            told = client.delete(f"/v1/bank/{name}", headers=TOKEN)
+            assert told.status_code == (200 if name == "tree/a" else 404), told.text
+    assert len(store.snapshot()) == 300
+
+
+def test_no_similarity_is_beyond_one(toy: Any, client: TestClient) -> None:
+    """Half precision makes some stored vectors a little longer than one."""
+    vectors = toy.store.snapshot().vectors()
+    longest = int((vectors**2).sum(1).argmax())
+    assert (vectors[longest] ** 2).sum() > 1 + 1e-6
+    found = client.post("/v1/search", json={"key": str(toy.store.snapshot().column("keys")[longest]), "k": 3}).json()
+    assert found["rows"][0]["similarity"] == 1.0
+    [verdict] = Detector.load(toy.store).judge(["x"], vectors[[longest]])
+    assert max(one.similarity for found in verdict.neighbors.values() for one in found) == 1.0
 
 
 # --- stores that cannot answer

@@ -75,6 +75,23 @@ def animated() -> bytes:
     return out.getvalue()
 
 
+def scanned_again(times: int) -> bytes:
+    """A progressive JPEG whose last scan is drawn so many times more."""
+    content = saved("RGB", "JPEG", progressive=True)
+    return content[:-2] + times * content[content.rindex(b"\xff\xda") : -2] + content[-2:]
+
+
+def with_film() -> bytes:
+    """As phones save it: behind the picture's end a film, in whose bytes everything occurs."""
+    return saved("RGB", "JPEG") + b"ftypmp42" + 200 * b"\xff\xda\x12" + b"\xff\xd8\xff\xe0"
+
+
+def with_preview() -> bytes:
+    """A segment of the camera's own, with pictures in it."""
+    content, own = saved("RGB", "JPEG"), 300 * b"\xff\xda\x00\x02"
+    return content[:2] + b"\xff\xef" + (len(own) + 2).to_bytes(2) + own + content[2:]
+
+
 def turned() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by a quarter
@@ -102,8 +119,14 @@ def client(toy: Any) -> Iterator[TestClient]:
         grey16(),
         animated(),
         turned(),
+        with_film(),
+        with_preview(),
+        scanned_again(20),
     ],
-    ids=["cmyk", "grey", "alpha", "progressive", "webp", "tiff", "16-bit", "animated", "turned"],
+    ids=[
+        *("cmyk", "grey", "alpha", "progressive", "webp", "tiff", "16-bit", "animated", "turned"),
+        *("film", "preview", "scans"),
+    ],
 )
 def test_an_odd_image_has_the_vector_that_indexing_gives_it(toy: Any, client: TestClient, content: bytes) -> None:
     [told] = client.post("/v1/embed", content=content).json()["answers"]
@@ -120,9 +143,10 @@ def test_an_odd_image_has_the_vector_that_indexing_gives_it(toy: Any, client: Te
         (png(100, 100), "damaged"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'>" + b"<g>" * 50_000, "not an image"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS images are not taken"),
-        (saved("RGB", "JPEG") + b"\xff\xda" * 101, "made to take long"),
+        (scanned_again(101), "made to take long"),
+        (b"\xff\xd8" + b"\xff\xfe\x00\x02" * 100_000, "made to take long"),
     ],
-    ids=["text", "truncated-jpeg", "truncated-png", "hollow-png", "svg", "eps", "scans"],
+    ids=["text", "truncated-jpeg", "truncated-png", "hollow-png", "svg", "eps", "scans", "comments"],
 )
 def test_what_is_no_readable_image_is_a_problem_that_says_what_was_found(
     client: TestClient, content: bytes, said: str
@@ -457,6 +481,20 @@ def test_an_encoder_that_fails_on_one_image_fails_for_that_one_alone(toy: Any) -
     assert (told[0]["verdict"], told[1].keys()) == ("fake", {"image", "error"})
     assert kind(refused) == "failed"
     assert "secret" not in refused.text + json.dumps(told)
+
+
+def test_an_encoder_that_loses_a_vector_is_asked_for_each_image_alone(toy: Any) -> None:
+    """Nobody waits for an answer that never comes."""
+
+    class Loses(Counting):
+        def encode(self, images: Sequence[Any]) -> Any:
+            return super().encode(images)[: 1 if len(images) > 1 else None]
+
+    files = [("images", (f"{i}.png", toy.drawn("gan_a", i))) for i in range(3)]
+    limits = Limits(seconds=5.0, linger=0.2)
+    with TestClient(toy.app(encoder=Loses(toy.encoder), limits=limits), base_url="http://127.0.0.1") as client:
+        told = client.post("/v1/query", files=files)
+    assert [one["verdict"] for one in told.json()["answers"]] == ["fake"] * 3
 
 
 def test_an_image_without_a_usable_vector_is_refused(toy: Any) -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from clipfake.benchmarks.store_synthetic import space, synthetic
 from clipfake.store import index
-from clipfake.store.bank import Bank
 from clipfake.store.build import Drift, build_index, kind_for
 from clipfake.store.cells import Effort, probes
+from clipfake.store.exact import ExactSearch
 from clipfake.store.index import Kind, exactly_is_cheaper, folders
 from clipfake.store.search import Matches, nearest
 from clipfake.store.snapshot import Snapshot
@@ -44,11 +44,12 @@ def recall(found: Matches, true: Matches) -> float:
 def test_exact_search_is_the_plain_matrix_product(
     store: Store, share: float | None, kept_bytes: int, queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipfake.store.bank.PIECE_CELLS", 700 * 256)  # several pieces
+    monkeypatch.setattr("clipfake.store.exact.PIECE_CELLS", 700 * 256)  # several pieces
     snapshot = store.snapshot()
     where = None if share is None else np.random.default_rng(3).random(ROWS) < share
     asked = snapshot.vectors(slice(0, queries))
-    found = Bank(snapshot, "cpu", kept_bytes).search(snapshot, asked, 10, None if where is None else where.nonzero()[0])
+    exact = ExactSearch(snapshot, "cpu", kept_bytes)
+    found = exact.search(snapshot, asked, 10, None if where is None else where.nonzero()[0])
     true = truth(snapshot, asked, 10, where)
     assert np.allclose(found.similarity, true.similarity, atol=1e-5, equal_nan=True)
     assert recall(found, true) > 0.999  # rows that are equally near may change places

@@ -14,13 +14,13 @@ from .search import Matches, Positions, Stored
 if TYPE_CHECKING:
     import torch
 
-KEPT_BYTES = 2**30  # a bank no larger than this is kept as float32; converting it anew takes five times a search
+KEPT_BYTES = 2**30  # vectors of no more than this are kept as float32; converting them takes five times a search
 PIECE_ROWS = 16_384  # rows in one matrix product
 PIECE_CELLS = 2**25  # at most this many similarities at a time, 128 MiB
 GATHER_BELOW = 0.3  # of a piece's rows: with fewer wanted, take them out instead of computing all
 
 
-class Bank:
+class ExactSearch:
     """Exact search over a snapshot: one matrix product a piece, through torch.
 
     It belongs to one snapshot but does not hold it, so that neither keeps the other alive.

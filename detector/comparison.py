@@ -1,0 +1,46 @@
+"""Two classifiers on the same rows: does one do better than the other beyond chance?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .metrics import Z95, Interval
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two classifiers on the same rows (McNemar 1947, exact): do they differ beyond chance?"""
+
+    only_first: int  # rows that only the first gets right
+    only_second: int
+    difference: float  # accuracy of the first minus that of the second
+    interval: Interval  # 95 % of the difference, normal approximation over pairs
+    p: float  # two-sided
+
+    def sentence(self, first: str, second: str) -> str:
+        """The result in one sentence."""
+        points = f"{100 * self.difference:+.2f} points ({100 * self.interval[0]:+.2f} to {100 * self.interval[1]:+.2f})"
+        if self.p >= 0.05:
+            said = f"{first} does not differ from {second} beyond chance"
+        else:
+            said = f"{first} {'beats' if self.difference > 0 else 'falls below'} {second} beyond chance"
+        return f"{said}: {points} of test accuracy, McNemar p = {self.p:.2g}."
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def mcnemar(right: npt.NDArray[np.bool_], other_right: npt.NDArray[np.bool_]) -> Comparison:
+    """Compare which of the same rows two classifiers get right, each (rows,) bool."""
+    from scipy.stats import binomtest
+
+    first, second = int((right & ~other_right).sum()), int((~right & other_right).sum())
+    n = max(len(right), 1)
+    difference = (first - second) / n
+    half = Z95 * float(np.sqrt(max((first + second) / n - difference**2, 0) / n))
+    p = float(binomtest(first, first + second).pvalue) if first + second else 1.0
+    return Comparison(first, second, difference, (difference - half, difference + half), p)
