@@ -4,7 +4,7 @@
 
 Made-up vectors of 512 dimensions; needs the extra `qdrant`. Prints a table and writes
 benchmarks/results/store_engine.json. "edge" is the engine with its own defaults, as any program would ask it; "planned"
-is `clipfake.store.engine`, which searches as wide as was measured when it was pushed. All times are of one run on one
+is `clipfake.store.remote`, which searches as wide as was measured when it was pushed. All times are of one run on one
 machine: the ratios to exact search are what counts.
 """
 
@@ -26,9 +26,13 @@ import numpy.typing as npt
 from ..store.bank import Bank
 from ..store.block import Block, names
 from ..store.build import build_index
-from ..store.engine import Allowed, Asked, ask, fetched, positions_of, push
+from ..store.engine import Allowed
 from ..store.filter import Filter
-from ..store.qdrant import Layout, Quantised, engine_at
+from ..store.plan import fetched
+from ..store.push import push
+from ..store.qdrant import engine_at
+from ..store.qdrant_terms import Layout, Quantised
+from ..store.remote import Asked, ask, positions_of
 from ..store.search import Matches
 from ..store.snapshot import Snapshot
 from ..store.store import Store

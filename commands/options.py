@@ -48,8 +48,8 @@ def elsewhere_of(place: str) -> Callable[[Snapshot], Searches] | None:
     """Who is asked for the nearest rows with --search-at; None without it."""
     if not place:
         return None
-    from ..store.engine import ask
     from ..store.qdrant import engine_at
+    from ..store.remote import ask
 
     engine = engine_at(place)
     return lambda snapshot: ask(snapshot, engine)

@@ -270,8 +270,9 @@ def store_push_command(
     clipfake store push --to http://node1:6333 --store mystore
     """
     from ..show.store import pushed
-    from ..store.engine import push
-    from ..store.qdrant import Layout, engine_at
+    from ..store.push import push
+    from ..store.qdrant import engine_at
+    from ..store.qdrant_terms import Layout
     from ..store.store import Store
 
     if quantised not in ("", "int8", "binary"):

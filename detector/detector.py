@@ -58,7 +58,7 @@ class Detector:
 
         Parameters
         ----------
-        elsewhere : gives who is asked for the nearest rows instead (`clipfake.store.engine.ask`)
+        elsewhere : gives who is asked for the nearest rows instead (`clipfake.store.remote.ask`)
 
         Raises
         ------

@@ -185,7 +185,7 @@ class Snapshot:
         return Scope(mask, len(self), self.manifest)
 
     def searched_by(self, other: Searches) -> Snapshot:
-        """The same rows, but the nearest are asked of `other` (`clipfake.store.engine.ask`), unless `recall` is 1."""
+        """The same rows, but the nearest are asked of `other` (`clipfake.store.remote.ask`), unless `recall` is 1."""
         result = copy(self)
         result._elsewhere, result._held = other, self  # its files stay as long as the one that was opened
         return result

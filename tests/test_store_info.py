@@ -4,9 +4,13 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from clipfake.benchmarks.store_synthetic import space, synthetic
+from clipfake.store import block
 from clipfake.store.info import history, info
 from clipfake.store.store import Store
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def made(folder: Path) -> Store:
@@ -41,3 +45,13 @@ def test_an_empty_store_has_figures_too(tmp_path: Path) -> None:
 def test_the_history_tells_every_snapshot(tmp_path: Path) -> None:
     told = history(made(tmp_path / "s"))
     assert [(s.rows, s.note) for s in told.snapshots] == [(0, "created"), (550, "first")]
+
+
+@given(st.lists(st.sampled_from(["", "cat", "dog", "Zebra", "ä", "日本", "\U0001f600"])), st.sampled_from([1, 3, 100]))
+def test_different_texts_are_counted_as_numpy_counts_them(texts: list[str], piece: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(block, "PIECE_ROWS", piece)
+        found, which, counts = block.distinct(block.names(texts))
+    expected = np.unique(np.array(texts, "U2"), return_inverse=True, return_counts=True)
+    for ours, numpys in zip((found, which, counts), expected, strict=True):
+        assert ours.tolist() == numpys.tolist()

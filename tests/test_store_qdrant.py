@@ -19,13 +19,20 @@ from typing import Any
 import numpy as np
 import pytest
 from clipfake.benchmarks.store_synthetic import space, synthetic
-from clipfake.store import engine as rules
+from clipfake.store import plan, remote
 from clipfake.store.block import Block, names
 from clipfake.store.build import build_index
-from clipfake.store.engine import Allowed, Engine, Plan, Remote, ask, push, read_card
+from clipfake.store.card import read_card
+from clipfake.store.engine import Allowed, Engine
 from clipfake.store.errors import BadBlock, Damaged, Locked, NoStore, NotAStore, SpaceMismatch, StoreError
 from clipfake.store.filter import Filter, delete
-from clipfake.store.qdrant import Edge, Layout, Server, conditions, engine_at, in_few_digits
+from clipfake.store.plan import Plan
+from clipfake.store.push import push
+from clipfake.store.qdrant import engine_at
+from clipfake.store.qdrant_edge import Edge
+from clipfake.store.qdrant_server import Server, in_few_digits
+from clipfake.store.qdrant_terms import Layout, conditions
+from clipfake.store.remote import Remote, ask
 from clipfake.store.search import Matches, nearest
 from clipfake.store.snapshot import Snapshot
 from clipfake.store.store import Store
@@ -135,7 +142,7 @@ def opened(kind: str, folder: Path) -> Any:
 @pytest.fixture(autouse=True)
 def nothing_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows are searched exactly, beside every index; not in these tests."""
-    monkeypatch.setattr(rules, "EXACT_ROWS", 20)
+    monkeypatch.setattr(plan, "EXACT_ROWS", 20)
     monkeypatch.setattr("clipfake.store.index.exactly_is_cheaper", lambda *_: False)
 
 
@@ -222,11 +229,11 @@ def test_what_is_deleted_or_added_is_followed(kind: str, tmp_path: Path) -> None
 FILLS_FOR_EVER = """
 import sys
 from pathlib import Path
-from clipfake.store import engine
+from clipfake.store import push as pushing
 from clipfake.store.store import Store
 sys.path.insert(0, str(Path({tests!r})))
 import {module} as tests
-engine.BATCH_ROWS = 100
+pushing.BATCH_ROWS = 100
 store = Store.open({folder!r} + "/s")
 if {kind!r} == "exact":
     with store.writer(rows_per_shard=100) as writer:
@@ -238,7 +245,7 @@ elif {kind!r} == "faiss":
     tests.build_index(store, "plain")
 else:
     to = tests.BACK_ENDS[{kind!r}](Path({folder!r})).engine
-    engine.push(store.snapshot(), to, progress=lambda told: print("under way", told.pushed, flush=True))
+    pushing.push(store.snapshot(), to, progress=lambda told: print("under way", told.pushed, flush=True))
 """
 
 
@@ -339,7 +346,7 @@ def test_masks_that_are_labels_or_few_rows_can_be_asked_with(small: Store, edge:
 
 
 def test_a_mask_that_cannot_be_told_is_refused(small: Store, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rules, "MASK_ROWS", 100)
+    monkeypatch.setattr(remote, "MASK_ROWS", 100)
     push(small.snapshot(), edge, queries=20)
     with pytest.raises(BadBlock, match="give a Filter"):
         ask(small.snapshot(), edge).search(small.snapshot().vectors([0]), 5, np.arange(1000) % 3 == 0)
@@ -672,8 +679,8 @@ def test_a_detector_asks_the_engine_and_says_the_same(toy: Any, tmp_path: Path, 
 def test_a_label_without_some_sources_can_be_told_to_an_engine(
     small: Store, edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rules, "EXACT_ROWS", 10)
-    monkeypatch.setattr(rules, "MASK_ROWS", 20)
+    monkeypatch.setattr(plan, "EXACT_ROWS", 10)
+    monkeypatch.setattr(remote, "MASK_ROWS", 20)
     snapshot = small.snapshot()
     push(snapshot, edge, queries=0)
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
