@@ -52,6 +52,6 @@ def test_different_texts_are_counted_as_numpy_counts_them(texts: list[str], piec
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(block, "PIECE_ROWS", piece)
         found, which, counts = block.distinct(block.names(texts))
-    expected = np.unique(np.array(texts, "U2"), return_inverse=True, return_counts=True)
+    expected = np.unique(np.array(texts, "U8"), return_inverse=True, return_counts=True)
     for ours, numpys in zip((found, which, counts), expected, strict=True):
         assert ours.tolist() == numpys.tolist()
