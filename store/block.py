@@ -20,6 +20,7 @@ Ints = npt.NDArray[np.integer[Any]]  # (rows,)
 Mask = npt.NDArray[np.bool_]  # (rows,)
 
 TEXT = np.dtypes.StringDType()
+INFINITE = 0x7C00  # a float16's bits; those of NaN are greater
 PIECE_ROWS = 65_536  # whose texts are Python strings at a time
 
 
@@ -28,16 +29,20 @@ def names(values: Sequence[str] | Names) -> Names:
     return np.asarray(values, dtype=TEXT)
 
 
-def in_half(vectors: Vectors) -> npt.NDArray[np.float16]:
-    """(rows, dim) as they are stored; what is too large for a float16 becomes infinite, and is no fit row."""
+def in_half(vectors: Vectors, *, copied: bool = False) -> npt.NDArray[np.float16]:
+    """(rows, dim) as they are stored, themselves if they are so already unless they are to be `copied`.
+
+    What is too large for a float16 becomes infinite, and is no fit row.
+    """
     with np.errstate(over="ignore"):
-        return np.ascontiguousarray(vectors, "<f2")
+        return np.array(vectors, "<f2", order="C", copy=copied or None)
 
 
-def unfit(vectors: Vectors) -> npt.NDArray[np.int64]:
+def unfit(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.int64]:
     """Which rows may not be stored: zero vectors, and what is not finite, can be compared with nothing."""
-    lengths = np.einsum("rd,rd->r", vectors, vectors, dtype=np.float32)
-    return np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))
+    # by the bits, which without the sign grow as the number does: ten times quicker than by the lengths
+    largest = (vectors.view(np.uint16) & 0x7FFF).max(axis=1)
+    return np.flatnonzero((largest == 0) | (largest >= INFINITE))
 
 
 def distinct(texts: Names) -> tuple[Names, Ints, Ints]:

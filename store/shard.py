@@ -5,9 +5,9 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
@@ -17,9 +17,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from .block import COLUMNS, TEXT, Block, Names, Rows, Vectors, distinct
+from .block import COLUMNS, TEXT, Block, Names, Rows, Vectors, distinct, in_half, names, unfit
 from .durable import reserve, written_aside
 from .errors import BadBlock, Damaged, NotAStore
+from .keys import Hashes
 from .space import Space
 
 FORMAT = "clipfake-shard"
@@ -56,10 +57,10 @@ def checksum(content: Any) -> str:
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def hash_keys(keys: Sequence[str] | Names) -> npt.NDArray[np.uint64]:
+def hash_keys(keys: Sequence[str] | Names) -> Hashes:
     """The first eight bytes of each key's BLAKE2b, little-endian, shape (rows,): to find a key among millions."""
-    digests = (hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys)
-    return np.frombuffer(b"".join(digests), dtype="<u8")
+    texts = keys if isinstance(keys, Sequence) else keys.tolist()
+    return np.frombuffer(b"".join([hashlib.blake2b(key.encode(), digest_size=8).digest() for key in texts]), "<u8")
 
 
 def digest_groups(vectors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -69,23 +70,24 @@ def digest_groups(vectors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.frombuffer(digests, np.uint8).reshape(-1, 16)
 
 
-def write_shard(path: Path, block: Block, *, dtype: npt.DTypeLike = np.float16) -> Header:
-    """Seal a block as the file `path`: whole or absent.
+def write_shard(path: Path, block: Block, hashes: Hashes | None = None) -> Header:
+    """Seal a block as the file `path`: whole or absent. float16 keeps a unit vector's inner products to about 0.0005.
 
     Parameters
     ----------
-    dtype
-        How vectors are stored. float16 keeps a unit vector's inner products to about 0.0005.
+    hashes : (rows,) of the keys, from whoever has them already
 
     Raises
     ------
     BadBlock
-        NaN, infinite or zero vectors, or a key that stands twice; nothing is written.
+        Vectors that are zero or not finite as float16, or a key that stands twice; nothing is written.
     StoreError
         The disk is full or read-only; nothing is left behind.
     """
-    reject_unfit(block)
-    datasets = dict(_datasets(block, np.dtype(dtype)))
+    block = replace(block, vectors=in_half(block.vectors))
+    hashes = hash_keys(block.rows.keys) if hashes is None else hashes
+    reject_unfit(block, hashes)
+    datasets = dict(_datasets(block, hashes))
     header = Header(len(block), block.space, {name: checksum(values) for name, values in datasets.items()})
     room = sum(values.nbytes + PAGE + TABLE for values in datasets.values()) + 2**16
     with written_aside(path) as temporary, _new_file(temporary, room) as file:
@@ -117,23 +119,23 @@ def _empty() -> bytes:
 _LAID_OUT: Any = {"libver": LAYOUT, "alignment_threshold": PAGE, "alignment_interval": PAGE}
 
 
-def reject_unfit(block: Block) -> None:
-    """Raise BadBlock if the block holds a row that may not be stored."""
-    lengths = np.linalg.norm(block.vectors.astype(np.float32), axis=1)
-    if len(wrong := np.flatnonzero(~np.isfinite(lengths) | (lengths == 0))):
+def reject_unfit(block: Block, hashes: Hashes) -> None:
+    """Raise BadBlock if the block, with vectors as float16, holds a row that may not be stored."""
+    if len(wrong := unfit(block.vectors)):
         raise BadBlock(
             f"row {wrong[0]} ({block.rows.keys[wrong[0]]}) has a vector that is zero or not finite, "
             f"{len(wrong)} such rows in all; they cannot be compared with anything, so leave them out"
         )
+    if len(np.unique(hashes)) == len(hashes):
+        return
     keys, _, counts = distinct(block.rows.keys)
     if len(twice := np.flatnonzero(counts > 1)):
         raise BadBlock(f"the key {keys[twice[0]]} stands {counts[twice[0]]} times in one block; keys are unique")
 
 
-def _datasets(block: Block, dtype: np.dtype[Any]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    vectors = np.ascontiguousarray(block.vectors, dtype=dtype.newbyteorder("<"))
-    yield "vectors", vectors
-    yield "vector_digests", digest_groups(vectors)
+def _datasets(block: Block, hashes: Hashes) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    yield "vectors", block.vectors
+    yield "vector_digests", digest_groups(block.vectors)
     for column in fields(Rows):
         name, values = column.name, getattr(block.rows, column.name)
         if name in TEXTUAL:
@@ -146,23 +148,26 @@ def _datasets(block: Block, dtype: np.dtype[Any]) -> Iterator[tuple[str, npt.NDA
             yield name, np.ascontiguousarray(values).view(np.uint8).reshape(len(values), 16)
         else:
             yield name, np.ascontiguousarray(values, dtype=np.dtype(COLUMNS[name]).newbyteorder("<"))
-    yield "key_hashes", hash_keys(block.rows.keys)
+    yield "key_hashes", hashes
     if block.thumbnails:
-        yield from _pieces("thumbnails", block.thumbnails)
+        yield from _pieces("thumbnails", b"".join(block.thumbnails), map(len, block.thumbnails))
     occurring = set(block.rows.categories.tolist())
     if here := sorted(occurring & block.texts.keys()):
-        yield from _strings("texts", here)
+        yield from _strings("texts", names(here))
         rows = [block.texts[category] for category in here]
         yield "texts/vectors", np.asarray(rows, dtype="<f2").reshape(len(here), -1)
 
 
-def _strings(name: str, values: Sequence[str] | Names) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    yield from _pieces(name, [value.encode() for value in values])
+def _strings(name: str, values: Names) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    texts = values.tolist()
+    whole = "".join(texts)
+    lengths = map(len, texts) if whole.isascii() else (len(text.encode()) for text in texts)
+    yield from _pieces(name, whole.encode(), lengths)
 
 
-def _pieces(name: str, pieces: Sequence[bytes]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    yield f"{name}/bytes", np.frombuffer(b"".join(pieces), dtype=np.uint8)
-    yield f"{name}/ends", np.cumsum([len(p) for p in pieces], dtype="<u8").astype("<u8")
+def _pieces(name: str, whole: bytes, lengths: Iterable[int]) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    yield f"{name}/bytes", np.frombuffer(whole, dtype=np.uint8)
+    yield f"{name}/ends", np.fromiter(lengths, "<u8").cumsum(dtype="<u8")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .bank import Bank
 from .block import Block, Mask, Names, Rows, Vectors
 from .deleted import read_deleted
 from .errors import BadBlock, Damaged
-from .keys import Keys
+from .keys import Hashes, Keys
 from .manifest import Manifest, Part
 from .scope import Scope
 from .search import Matches, Positions, Searches
@@ -223,10 +223,13 @@ class Snapshot:
                 result[here] = np.array(pictures, object)[rows]
         return tuple(result.tolist())
 
-    def find(self, keys: Sequence[str] | Names) -> Positions:
-        """(n,) positions of these keys, -1 where a key is not stored; quick among millions."""
+    def find(self, keys: Sequence[str] | Names, hashes: Hashes | None = None) -> Positions:
+        """(n,) positions of these keys, -1 where a key is not stored; quick among millions.
+
+        `hashes` are theirs, from whoever has them already.
+        """
         result = np.full(len(keys), -1, np.int64)
-        which, ids = self._keys.candidates(hash_keys(keys))
+        which, ids = self._keys.candidates(hash_keys(keys) if hashes is None else hashes)
         positions = self.places(ids)
         which, positions = which[positions >= 0], positions[positions >= 0]
         for shard, here, rows in self._located(positions):
@@ -283,10 +286,13 @@ class _Live:
     def __init__(self, folder: Path, part: Part, before: _Live | None = None) -> None:
         self.part = part
         self._folder = folder
-        self._before = before.file if before and before.part.header == part.header and "file" in vars(before) else None
+        same = before is not None and before.part.header == part.header
+        self._before = before.file if before and same and "file" in vars(before) else None
         # Read now, as it is small and a writer may tidy it away; which rows live, None for all.
         self.alive: npt.NDArray[np.int64] | None = None
-        if part.deleted:
+        if before and same and before.part.deleted_digest == part.deleted_digest:
+            self.alive = before.alive
+        elif part.deleted:
             self.alive = np.delete(np.arange(part.rows), read_deleted(folder, part))
 
     @cached_property

@@ -11,13 +11,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from .block import Block, Mask, Names
+from .block import Block, Mask, Names, in_half
 from .deleted import without_rows
 from .durable import TEMPORARY, remove_leftover
 from .errors import BadBlock, Damaged, NoStore, NotAStore, StoreError
+from .keys import Hashes
 from .lock import give_up, lease, writer_lock
 from .manifest import Manifest, Part, numbers, path_of, read_manifest, write_manifest
-from .shard import write_shard
+from .search import Positions
+from .shard import hash_keys, reject_unfit, write_shard
 from .snapshot import Snapshot
 from .space import Space
 
@@ -116,6 +118,15 @@ class Store:
         return self.snapshot()
 
 
+@dataclass(frozen=True)
+class _Waiting:
+    """Rows that were taken in and are not sealed yet."""
+
+    block: Block
+    hashes: Hashes  # of their keys
+    replaces: Positions  # (n,) of the snapshot, which stays the same until they are sealed
+
+
 class Writer:
     """The one who may change a store. Make it with `Store.writer()`.
 
@@ -130,7 +141,7 @@ class Writer:
         self._note = note
         self._rows_per_shard = rows_per_shard
         self._seconds_per_shard = seconds_per_shard
-        self._waiting: list[Block] = []
+        self._waiting: list[_Waiting] = []
         self._waiting_keys: set[str] = set()
         self._sealed_at = time.monotonic()
         self._snapshot = Snapshot(self._folder, self._manifest)
@@ -144,9 +155,9 @@ class Writer:
         """What is sealed so far."""
         return self._snapshot
 
-    def find(self, keys: list[str] | Names) -> npt.NDArray[np.int64]:
+    def find(self, keys: list[str] | Names, hashes: Hashes | None = None) -> Positions:
         """(n,) positions of these keys in `snapshot`, -1 where a key is not sealed; quick among millions."""
-        return self._snapshot.find(keys)
+        return self._snapshot.find(keys, hashes)
 
     def append(self, block: Block) -> Appended:
         """Take rows in. A row already stored with the same file digest is left alone, another digest replaces it.
@@ -157,18 +168,20 @@ class Writer:
             Nothing of the block is taken.
         """
         self.space.require(block.space, "the block")
-        keys = block.rows.keys.tolist()
+        keys, hashes = block.rows.keys.tolist(), hash_keys(block.rows.keys)
         if len(set(keys)) < len(keys) or not self._waiting_keys.isdisjoint(keys):
             twice = next(key for i, key in enumerate(keys) if key in self._waiting_keys or key in keys[:i])
             raise BadBlock(f"the key {twice} was given twice; keys are unique (two sources of one name?)")
-        positions = self.find(block.rows.keys)
+        block = replace(block, vectors=in_half(block.vectors, copied=True))  # the caller may use its array again
+        reject_unfit(block, hashes)
+        positions = self.find(keys, hashes)
         stored = positions >= 0
         same = np.zeros(len(block), bool)
         same[stored] = self._snapshot.digests(positions[stored]) == block.rows.digests[stored]
-        fresh = block.take(~same)
+        fresh = block.take(~same) if same.any() else block
         if len(fresh):
-            self._waiting.append(fresh)
-            self._waiting_keys.update(fresh.rows.keys.tolist())
+            self._waiting.append(_Waiting(fresh, hashes[~same], positions[stored & ~same]))
+            self._waiting_keys.update(fresh.rows.keys.tolist() if same.any() else keys)
         if len(self._waiting_keys) >= self._rows_per_shard or (
             self._waiting and time.monotonic() - self._sealed_at > self._seconds_per_shard
         ):
@@ -188,14 +201,15 @@ class Writer:
         """Write what was taken in as a shard and make it visible."""
         if not self._waiting:
             return
-        block = Block.concat(self._waiting)
+        block = Block.concat([waiting.block for waiting in self._waiting])
+        hashes = np.concatenate([waiting.hashes for waiting in self._waiting])
+        replaced = np.concatenate([waiting.replaces for waiting in self._waiting])
         number = self._manifest.next_shard
         name = f"{number:06d}.h5"
         path = self._folder / "shards" / name
-        header = write_shard(path, block)
-        positions = self.find(block.rows.keys)
-        replaced = self.snapshot.ids[positions[positions >= 0]]
-        parts = (*self._without(replaced), Part(name, header.rows, header.digest, path.stat().st_size))
+        header = write_shard(path, block, hashes)
+        gone = self.snapshot.ids[replaced] if len(replaced) else replaced
+        parts = (*self._without(gone), Part(name, header.rows, header.digest, path.stat().st_size))
         self._commit(parts=parts, next_shard=number + 1)
         self._sealed_at = time.monotonic()
 

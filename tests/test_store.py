@@ -200,7 +200,7 @@ def test_keys_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     def same(keys: list[str]) -> np.ndarray:
         return np.zeros(len(keys), np.uint64)
 
-    monkeypatch.setattr("clipfake.store.shard.hash_keys", same)
+    monkeypatch.setattr("clipfake.store.store.hash_keys", same)
     monkeypatch.setattr("clipfake.store.snapshot.hash_keys", same)
     store = stored(tmp_path / "s", block("a/1", "a/2"), block("a/3"), rows_per_shard=1)
     with store.writer() as writer:

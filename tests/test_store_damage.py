@@ -244,7 +244,7 @@ def test_a_stale_index_is_noted(folder: Path) -> None:
 def test_keys_that_stand_twice_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [first, _] = blocks()
     with Store.open(folder).writer() as writer:
-        monkeypatch.setattr(writer, "find", lambda keys: np.full(len(keys), -1))
+        monkeypatch.setattr(writer, "find", lambda keys, hashes: np.full(len(keys), -1))
         writer.append(first.take(slice(0, 3)))
     [problem] = verify(folder).problems
     assert "3 keys stand more than once" in problem.what

@@ -5,6 +5,7 @@ import resource
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from clipfake.store.block import Block
 from clipfake.store.build import build_index
 from clipfake.store.column import column_writer
 from clipfake.store.compact import compact
-from clipfake.store.errors import ClipfakeError, StoreError
+from clipfake.store.errors import BadBlock, ClipfakeError, StoreError
 from clipfake.store.exporting import LAYOUTS, Layout, export
 from clipfake.store.filter import Filter, delete
 from clipfake.store.repair import repair
@@ -310,3 +311,26 @@ def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None
     append(store)  # the next one is of another snapshot
     index(store)
     assert not list((store.folder / "indexes").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 1e6, 1e-9])
+def test_a_block_that_may_not_be_stored_costs_no_other(tmp_path: Path, value: float) -> None:
+    store = prepared(tmp_path / "s")
+    first, second = BLOCKS[2].take(slice(0, 10)), BLOCKS[2].take(slice(10, 20))
+    with store.writer() as writer:
+        writer.append(first)
+        vectors = second.vectors.copy()
+        vectors[3] = value
+        with pytest.raises(BadBlock, match=r"row 3 \(.*zero or not finite, 1 such"):
+            writer.append(replaced(second, vectors=vectors))
+        writer.append(second)
+    assert len(store.snapshot()) == 60
+
+
+def test_an_array_can_be_used_again_once_its_rows_are_taken_in(tmp_path: Path) -> None:
+    store = prepared(tmp_path / "s")
+    vectors = BLOCKS[2].vectors.astype(np.float16)
+    with store.writer() as writer:
+        writer.append(replaced(BLOCKS[2], vectors=vectors))
+        vectors[:] = 1
+    assert np.allclose(store.snapshot().vectors(slice(40, 60)), BLOCKS[2].vectors, atol=1e-3)
