@@ -5,12 +5,15 @@
 In turn, a repeat each: all vectors in their order, and some thousand rows at random, from the store's shards and from
 one plain `numpy.memmap` of the same bytes, both from the page cache. Then keys, labels and sources of a store of many
 rows in a process of its own, and what it took of memory. And every row's nearest others, of as many rows as are asked.
+And what a core spends on taking rows in: 256 at a time with a thumbnail of 3 KB each, sealed in shards of 16,384; of a
+store that has them already, asked again, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -20,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from ..store.block import Block
 from ..store.pairs import all_pairs
 from ..store.snapshot import Snapshot
 from ..store.store import Store
@@ -30,6 +34,9 @@ from .throughput import machine
 DIM = 512
 RANDOM_ROWS = 20_000
 PIECE = 16_384
+APPENDED_ROWS = 65_536
+BATCH = 256
+THUMBNAIL = 3000  # bytes
 
 
 def stored(folder: Path, rows: int, dim: int) -> Store:
@@ -47,10 +54,31 @@ def run(rows: int, metadata_rows: int, pairs_rows: int, repeats: int) -> dict[st
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         told |= vectors(stored(folder / "s", rows, DIM).snapshot(), folder / "plain.npy", repeats)
+        told["append_microseconds"] = appending(folder / "a", min(rows, APPENDED_ROWS))
         told["all_pairs"] = pairs(stored(folder / "s", rows, DIM).snapshot(), folder / "pairs", pairs_rows)
         stored(folder / "m", metadata_rows, 4)
         with multiprocessing.get_context("spawn").Pool(1) as other:
             told["metadata"] = {"rows": metadata_rows, **other.apply(metadata, (str(folder / "m"),))}
+    return told
+
+
+def appending(folder: Path, rows: int) -> dict[str, float]:
+    """Microseconds of a core that a row costs, until it is sealed; "user" leaves out what the kernel does to write."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.bytes(THUMBNAIL) for _ in range(BATCH)]
+    blocks = [
+        Block(block.space, block.rows, block.vectors, tuple(pictures[: len(block)]))
+        for block in synthetic(rows, DIM, size=BATCH)
+    ]
+    store, told = Store.create(folder, space(DIM)), {}
+    for name in ("new", "known"):
+        began = os.times()
+        with store.writer(seconds_per_shard=1e9) as writer:
+            for block in blocks:
+                writer.append(block)
+        ended = os.times()
+        told[f"{name}_user"] = round((ended.user - began.user) / rows * 1e6, 2)
+        told[f"{name}_all"] = round(told[f"{name}_user"] + (ended.system - began.system) / rows * 1e6, 2)
     return told
 
 
