@@ -168,18 +168,19 @@ class Writer:
             Nothing of the block is taken.
         """
         self.space.require(block.space, "the block")
-        keys, hashes = block.rows.keys.tolist(), hash_keys(block.rows.keys)
+        keys = block.rows.keys.tolist()
         if len(set(keys)) < len(keys) or not self._waiting_keys.isdisjoint(keys):
             twice = next(key for i, key in enumerate(keys) if key in self._waiting_keys or key in keys[:i])
             raise BadBlock(f"the key {twice} was given twice; keys are unique (two sources of one name?)")
-        block = replace(block, vectors=in_half(block.vectors, copied=True))  # the caller may use its array again
-        reject_unfit(block, hashes)
+        hashes = hash_keys(keys)
         positions = self.find(keys, hashes)
         stored = positions >= 0
         same = np.zeros(len(block), bool)
         same[stored] = self._snapshot.digests(positions[stored]) == block.rows.digests[stored]
         fresh = block.take(~same) if same.any() else block
         if len(fresh):
+            fresh = replace(fresh, vectors=in_half(fresh.vectors, copied=True))  # the caller may use its array again
+            reject_unfit(fresh, hashes[~same])
             self._waiting.append(_Waiting(fresh, hashes[~same], positions[stored & ~same]))
             self._waiting_keys.update(fresh.rows.keys.tolist() if same.any() else keys)
         if len(self._waiting_keys) >= self._rows_per_shard or (
