@@ -11,11 +11,13 @@ import pytest
 from clipfake.benchmarks.store_synthetic import space
 from clipfake.store.block import Block, Rows
 from clipfake.store.build import build_index
+from clipfake.store.column import column_names, column_writer, open_column
 from clipfake.store.compact import compact
 from clipfake.store.errors import NoStore
 from clipfake.store.filter import Filter, delete
 from clipfake.store.search import nearest
 from clipfake.store.snapshot import Snapshot
+from clipfake.store.space import Space
 from clipfake.store.store import Store
 from clipfake.store.verify import verify
 from faults import Killed, failing
@@ -25,6 +27,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 DIM = 4
 SPACE = space(DIM)
+OTHER = Space("other", "d" * 64, 2, normalised=False)
 SOURCES = ("camera", "gan", "diffusion")
 CATEGORIES = ("cat", "dog")
 
@@ -51,6 +54,12 @@ def block(numbers: list[int], version: int) -> Block:
     return Block(SPACE, made, np.array(vectors, np.float32), tuple(pictures), texts)
 
 
+def others(snapshot: Snapshot) -> np.ndarray:
+    """(rows, 2) what another encoder says of each row's bytes."""
+    halves = np.frombuffer(snapshot.column("digests").tobytes(), np.uint8).reshape(len(snapshot), 16)
+    return halves[:, :2].astype(np.float32) + 1
+
+
 def held(snapshot: Snapshot) -> Model:
     """What a snapshot has, read whole."""
     rows, pictures = snapshot.rows, snapshot.thumbnails(np.arange(len(snapshot)))
@@ -62,15 +71,16 @@ def held(snapshot: Snapshot) -> Model:
 
 
 class StoreModel(RuleBasedStateMachine):
-    """A store beside a dictionary, with its history, an index now and then, and a reader that does not let go."""
+    """A store beside a dictionary, with its history, an index and a column now and then, and a reader who holds on."""
 
-    @initialize()
-    def begin(self) -> None:
+    @initialize(numbers=st.lists(st.integers(0, 39), min_size=5, max_size=20, unique=True))
+    def begin(self, numbers: list[int]) -> None:
         self.folder = Path(tempfile.mkdtemp(prefix="clipfake-model-"))
         self.store = Store.create(self.folder / "s", SPACE)
         self.model: Model = {}
         self.history: dict[int, Model] = {0: {}}  # by snapshot
         self.reader: tuple[Snapshot, Model] | None = None
+        self.append(numbers, 0, 8)
 
     def teardown(self) -> None:
         if hasattr(self, "folder"):
@@ -129,6 +139,15 @@ class StoreModel(RuleBasedStateMachine):
     @rule(anew=st.booleans())
     def index(self, anew: bool) -> None:
         build_index(self.store, "plain", anew=anew)
+
+    @rule(part=st.sampled_from([1, 2, 3]))
+    def fill_column(self, part: int) -> None:
+        """Every n-th row is given its vector of another encoder; for n = 1 none lacks one afterwards."""
+        with column_writer(self.store, "other", OTHER) as writer:
+            positions = np.arange(0, len(writer.snapshot), part)
+            writer.put(positions, others(writer.snapshot)[positions])
+        if part == 1:
+            assert not open_column(self.store.folder, "other").missing(self.store.snapshot()).any()
 
     @rule(
         numbers=st.lists(st.integers(0, 39), min_size=1, max_size=8, unique=True),
@@ -207,6 +226,14 @@ class StoreModel(RuleBasedStateMachine):
             assert verify(self.store.folder).problems == ()
 
     @invariant()
+    def no_row_has_a_vector_of_anothers(self) -> None:
+        if hasattr(self, "store") and column_names(self.store.folder):
+            snapshot = self.store.snapshot()
+            column = open_column(self.store.folder, "other")
+            there = ~column.missing(snapshot)
+            assert np.array_equal(column.vectors(snapshot, np.flatnonzero(there)), others(snapshot)[there])
+
+    @invariant()
     def a_reader_sees_what_it_saw(self) -> None:
         if getattr(self, "reader", None):
             snapshot, model = self.reader  # type: ignore[misc]
@@ -222,10 +249,10 @@ QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too
 
 class TestStoreModel(StoreModel.TestCase):  # type: ignore[misc]
     settings = settings(
-        max_examples=12, stateful_step_count=15, deadline=None, derandomize=True, suppress_health_check=QUIET
+        max_examples=8, stateful_step_count=15, deadline=None, derandomize=True, suppress_health_check=QUIET
     )
 
 
 @pytest.mark.slow
 class TestStoreModelAtLength(StoreModel.TestCase):  # type: ignore[misc]
-    settings = settings(max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)
+    settings = settings(max_examples=45, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)
