@@ -182,11 +182,14 @@ def folders(store: Path) -> list[Path]:
 
 def attach(snapshot: Stored) -> Attached | None:
     """The newest index that can be read, for this snapshot; None where there is none (`verify` names a damaged one)."""
-    for folder in reversed(folders(snapshot.folder)):
+    listed = folders(snapshot.folder)
+    for folder in reversed(listed):
         try:
             return open_index(folder, snapshot.space).to(snapshot)
         except StoreError:
             continue
+    if folders(snapshot.folder) != listed:  # a newer one took their place meanwhile
+        return attach(snapshot)
     return None
 
 

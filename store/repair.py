@@ -120,19 +120,21 @@ def _mended(folder: Path, manifest: Manifest, health: Health, actions: list[Acti
             actions.append(Action(f"deleted/{part.deleted}", f"up to {back} deleted rows of {part.name} came back"))
             again = True
         hit = again or f"shards/{part.name}" in damaged
-        problem = next(iter(check_shard(folder, manifest, part)), None) if hit else None
-        if problem is None:
-            parts.append(part)
-        elif problem.rows:
-            rows = np.concatenate([np.arange(first, last) for first, last in problem.rows])
-            parts.append(without_rows(folder, part, rows, max(_told_numbers(folder)) + 1))
-            actions.append(Action(problem.path, f"dropped what is damaged: {problem.what}", problem.lost))
-        elif problem.lost == 0 and part.rows > part.deleted_rows:
-            parts.append(_without_spare(folder, part, following))
-            following += 1
-            actions.append(Action(problem.path, f"written anew without what is damaged: {problem.what}"))
-        else:
-            actions.append(Action(problem.path, f"dropped: {problem.what}", problem.lost))
+        problems = check_shard(folder, manifest, part) if hit else []
+        kept: Part | None = part
+        for problem in sorted(problems, key=lambda problem: not problem.rows):  # damaged rows are in no new shard
+            if problem.rows:
+                rows = np.concatenate([np.arange(first, last) for first, last in problem.rows])
+                kept = part = without_rows(folder, part, rows, max(_told_numbers(folder)) + 1)
+                actions.append(Action(problem.path, f"dropped what is damaged: {problem.what}", problem.lost))
+            elif problem.lost == 0 and part.rows > part.deleted_rows:
+                kept = _without_spare(folder, part, following)
+                following += 1
+                actions.append(Action(problem.path, f"written anew without what is damaged: {problem.what}"))
+            else:
+                kept = None
+                actions.append(Action(problem.path, f"dropped: {problem.what}", problem.lost))
+        parts += [kept] if kept else []
     mended = replace(manifest, parts=tuple(sorted(parts, key=lambda part: part.number)), next_shard=following)
     return replace(mended, parts=_once_each(folder, mended)) if again else mended
 

@@ -123,7 +123,10 @@ def read_manifests(folder: Path) -> tuple[list[Manifest], list[Problem]]:
 
 
 def check_shard(folder: Path, manifest: Manifest, part: Part) -> list[Problem]:
-    """What is wrong with one shard; [] if every byte that counts is as it was written."""
+    """What is wrong with one shard; [] if every byte that counts is as it was written.
+
+    One problem that costs all rows, or one that costs none (pictures, texts), one of some rows' vectors, or both.
+    """
     path = folder / "shards" / part.name
     name, alive = _inside(folder, path), part.rows - part.deleted_rows
     shard = Shard(path)
@@ -134,20 +137,21 @@ def check_shard(folder: Path, manifest: Manifest, part: Part) -> list[Problem]:
         if not header.space.same(manifest.space):
             return [Problem(name, f"holds vectors of {header.space}, the store's are of {manifest.space}", lost=alive)]
         bad = [dataset for dataset in header.checksums if dataset != "vectors" and not _reads(shard, dataset)]
-        if bad:
-            spare = all(dataset.split("/")[0] in SPARE for dataset in bad)
-            return [Problem(name, f"{', '.join(sorted(bad))}: checksum differs", lost=0 if spare else alive)]
+        what = f"{', '.join(sorted(bad))}: checksum differs"
+        if any(dataset.split("/")[0] not in SPARE for dataset in bad):
+            return [Problem(name, what, lost=alive)]
+        spare = [Problem(name, what)] if bad else []
         damaged = shard.damaged_rows()
     except ClipfakeError as e:
         return [Problem(name, str(e), lost=alive)]
     with suppress(ClipfakeError):  # told of by check_deleted
         damaged = np.setdiff1d(damaged, read_deleted(folder, part))  # what nobody sees harms nobody
     if not len(damaged):
-        return []
+        return spare
     cuts = np.flatnonzero(np.diff(damaged) > 1) + 1
     ranges = tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(damaged, cuts))
     told = ", ".join(f"{first}..{last - 1}" for first, last in ranges)
-    return [Problem(name, f"vectors of rows {told}: checksum differs", ranges, len(damaged))]
+    return [*spare, Problem(name, f"vectors of rows {told}: checksum differs", ranges, len(damaged))]
 
 
 def check_deleted(folder: Path, part: Part) -> list[Problem]:

@@ -199,6 +199,19 @@ def test_damaged_pictures_and_texts_cost_no_row(folder: Path, dataset: str) -> N
     assert verify(folder).sound
 
 
+def test_damaged_vectors_beside_a_damaged_picture_are_not_sealed_in_as_sound(folder: Path) -> None:
+    true = everything(folder)
+    overwritten(folder, "thumbnails/bytes", 5)
+    overwritten(folder, "vectors", 290 * DIM * 2)
+    problems = verify(folder).problems
+    assert [(problem.path, problem.lost) for problem in problems] == [("shards/000002.h5", 0), ("shards/000002.h5", 44)]
+    told = repair(folder)
+    assert (told.lost, told.rows) == (44, ROWS - 50 - 44)
+    assert verify(folder).sound
+    left = everything(folder)
+    assert all(left[key][:-1] == true[key][:-1] for key in left if key)
+
+
 def test_a_damaged_picture_is_not_shown(folder: Path) -> None:
     overwritten(folder, "thumbnails/bytes", 5)
     with pytest.raises(ClipfakeError, match=r"000002\.h5"):

@@ -1,10 +1,12 @@
 """Search gives the rows that a plain matrix product gives, whatever is fast about it."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from clipfake.benchmarks.store_synthetic import space, synthetic
+from clipfake.store import index
 from clipfake.store.bank import Bank
 from clipfake.store.build import Drift, build_index, kind_for
 from clipfake.store.cells import Effort, probes
@@ -212,3 +214,25 @@ def test_a_damaged_index_is_passed_over(tmp_path: Path, where: str, how: str) ->
         path.write_bytes(content if how == "flipped" else content[:-1])
     snapshot = store.snapshot()
     assert recall(snapshot.search(snapshot.vectors(slice(0, 5)), 10), truth(snapshot, snapshot.vectors()[:5], 10)) == 1
+
+
+def test_an_index_that_is_replaced_while_it_is_opened_is_searched_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.create(tmp_path / "s", space(8))
+    with store.writer() as writer:
+        for block in synthetic(600, 8, size=300):
+            writer.append(block)
+    build_index(store, "plain")
+
+    def builder_comes(folder: Path, *more: Any, real: Any = index.open_index, **options: Any) -> Any:
+        monkeypatch.undo()
+        with store.writer() as writer:
+            writer.delete(np.arange(600) < 5)
+        build_index(store, "plain", anew=True)
+        return real(folder, *more, **options)
+
+    monkeypatch.setattr(index, "open_index", builder_comes)
+    attached = index.attach(store.snapshot())
+    assert attached is not None
+    assert attached.number == store.snapshot().number
