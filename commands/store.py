@@ -62,7 +62,7 @@ def store_undo_command(
 @app.command("index")
 def store_index_command(
     store: StoreOption = STORE,
-    kind: Annotated[str, typer.Option(help="auto, or the kind of the index.")] = "auto",
+    kind: Annotated[str, typer.Option(help="plain, compact, exact, or auto: by the number of rows.")] = "auto",
     anew: Annotated[bool, typer.Option("--anew", help="Build it again even if it could be added to.")] = False,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: JsonOption = False,
@@ -72,6 +72,8 @@ def store_index_command(
     from ..store.build import build_index
     from ..store.store import Store
 
+    if kind not in ("auto", "exact", "plain", "compact"):
+        raise typer.BadParameter(f"{kind} is none of auto, exact, plain, compact", param_hint="--kind")
     told = build_index(Store.open(store), kind, seed=seed, anew=anew).as_json()  # type: ignore[arg-type]
     show(told if as_json else built(told))
 
@@ -162,6 +164,8 @@ def store_import_command(
     from ..store.importing import Folder, Meaning, foreign_space, import_rows, label_of
 
     columns = dict(one.partition("=")[::2] for one in column or ())
+    if wrong := [name for name, theirs in columns.items() if not theirs]:
+        raise typer.BadParameter(f"{wrong[0]} names no column of theirs; write label=theirs", param_hint="--column")
     if wrong := [name for name in columns if name not in ("label", "source", "category", "generator")]:
         raise typer.BadParameter(f"{wrong[0]} is none of label, source, category, generator", param_hint="--column")
     if label not in ("real", "fake", "unknown"):

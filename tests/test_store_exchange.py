@@ -289,3 +289,22 @@ def test_the_commands_export_and_import(snapshot: Snapshot, tmp_path: Path, caps
     words = ("import", tmp_path / "theirs", "--space", "theirs", "--column", "source=who", "--label", "real")
     assert ran(*words, "--store", tmp_path / "t")["added"] == 6
     assert Store.open(tmp_path / "t").snapshot().rows.labels.tolist() == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["index", "--kind", "quick"], "quick is none of auto"),
+        (["import", ".", "--column", "label"], "label names no column"),
+        (["import", ".", "--column", "colour=red"], "colour is none of label"),
+    ],
+)
+def test_what_the_commands_cannot_take_is_wrong_usage(
+    snapshot: Snapshot, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    from clipfake.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["store", *words, "--store", str(snapshot.folder)])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err
