@@ -45,9 +45,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
         with suppress(OSError):
             os.ftruncate(handle, 0)
     finally:
-        with suppress(OSError):  # a child that was forked meanwhile has the file open too, and would go on holding it
-            fcntl.flock(handle, fcntl.LOCK_UN)
-        os.close(handle)
+        _let_go(handle)
 
 
 def lease(manifest: Path, holder: object) -> bool:
@@ -72,12 +70,26 @@ def give_up(manifest: Path) -> bool:
     except OSError:
         return not manifest.exists()
     try:
+        with suppress(OSError):  # where files cannot be locked nobody has one
+            if not _alone(handle):
+                return False
+        remove_leftover(manifest)
+    finally:
+        _let_go(handle)  # readers wait for it
+    return not manifest.exists()
+
+
+def _alone(handle: int) -> bool:
+    """Lock a file for oneself; False where another has it."""
+    try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        os.close(handle)
         return False
-    except OSError:  # no locks here, so nobody has one
-        pass
-    remove_leftover(manifest)
+    return True
+
+
+def _let_go(handle: int) -> None:
+    """Close a locked file; a child that was forked meanwhile has it open too, and would go on holding the lock."""
+    with suppress(OSError):
+        fcntl.flock(handle, fcntl.LOCK_UN)
     os.close(handle)
-    return not manifest.exists()
