@@ -238,7 +238,11 @@ def listed(kind: str, folder: Path, paths: Sequence[Path], rows: int) -> Path:
     if kind == "folder":
         (folder / "images").mkdir()
         for i in range(rows):
-            (folder / f"images/{i:07d}.jpg").touch()
+            path = folder / f"images/{i:07d}.jpg"
+            if i % 50_000 == 0:  # a file may have 65,000 names
+                (first := path).touch()
+            else:
+                os.link(first, path)
         return folder / "images"
     linked(folder / "images", paths)
     names = sorted(path.name for path in (folder / "images").iterdir())
@@ -272,13 +276,14 @@ def begun(at: str, encoder: str) -> dict[str, float]:
     """Seconds of this process until a source's first batch is encoded."""
     start = time.perf_counter()
     told = load_encoder(encoder)
-    loaded = time.perf_counter()
+    loaded, core = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "s", told.space)
         with suppress(Begun):
             index([at], store, First(told), IndexOptions(text=False, batch_size=default_batch_size(told)))
-    now = time.perf_counter()
-    return {"encoder": round(loaded - start, 2), "listing_to_first_batch": round(now - loaded, 2)}
+    now, core = time.perf_counter(), time.process_time() - core
+    spent = {"encoder": loaded - start, "listing_to_first_batch": now - loaded, "listing_to_first_batch_core": core}
+    return {name: round(seconds, 2) for name, seconds in spent.items()}
 
 
 def start(paths: Sequence[Path], encoder: str, *, rows: int = START_ROWS, zipped: int | None = None) -> dict[str, Any]:
@@ -288,7 +293,8 @@ def start(paths: Sequence[Path], encoder: str, *, rows: int = START_ROWS, zipped
     -------
     dict
         By kind (`metadata.csv`, `list.csv`, `zip`): `rows`, `seconds` (the whole process to the end of the first
-        batch), and of them `encoder` (loading it) and `listing_to_first_batch` (with encoding that batch).
+        batch), and of them `encoder` (loading it) and `listing_to_first_batch` (with encoding that batch; also in
+        seconds of core time, which others' programs do not disturb).
     """
     told: dict[str, Any] = {}
     program = (
