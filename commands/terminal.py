@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
+import textwrap
 from typing import Any
+
+WIDE = 120  # columns where nobody looks on: a file or a pipe is not cut to the width of a screen
 
 
 def show(result: Any) -> None:
-    """A result, on stdout: an object as one line of JSON, anything else as rich draws it."""
+    """A result, on stdout: an object as one line of JSON, words as they are, anything else as rich draws it."""
     if isinstance(result, dict):
         say_out(json.dumps(result, ensure_ascii=False))
-        return
-    from rich.console import Console
+    elif isinstance(result, str):
+        say_out(result)
+    else:
+        from rich.console import Console
 
-    Console(highlight=False).print(result)
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
+        # names of files and sources are text, whatever brackets and colons are in them
+        Console(highlight=False, markup=False, emoji=False, width=width).print(result)
 
 
 def say_out(text: str) -> None:
@@ -23,5 +32,19 @@ def say_out(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """A line for the person, on stderr."""
+    """A line for the person, on stderr; on a terminal it is broken between words."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(line for one in text.split("\n") for line in broken(one, width))
     print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+def broken(line: str, width: int) -> list[str]:
+    """A line as several; one that holds a command stays whole, so that it can be pasted.
+
+    >>> broken("the image cannot be read", 16), broken("next: clipfake query IMAGE", 16)
+    (['the image cannot', 'be read'], ['next: clipfake query IMAGE'])
+    """
+    if "clipfake " in line:
+        return [line]
+    return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [line]

@@ -5,63 +5,81 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Group, RenderableType
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from ..detector.verdict import Neighbor, Refusal, Verdict
+from .words import SHAPES, STRONGEST, chance, familiar, likelier, maker
 
 # as on the page and in the figures: blue and orange are apart for every eye, and every colour is named in words too
-COLOURS = {"real": "#2f86d0", "fake": "#d9622b", "unsure": "#b58a00"}
-HALF = 8.0  # log-likelihood ratio at the ends of the scale
+COLOURS = {"real": "#2f86d0", "fake": "#d9622b", "unsure": "#8e99a5"}
 
 
-def card(verdict: Verdict) -> RenderableType:
-    """Everything there is to say of one image."""
-    colour = COLOURS[verdict.verdict]
-    head = Text(verdict.verdict.upper(), style=f"bold {colour}")
-    if verdict.generator:
-        head.append(
-            f"   probably made by {verdict.generator}"
-            if verdict.generator != "unknown"
-            else "   by an unknown generator",
-            style="default",
-        )
-    facts = Table.grid(padding=(0, 2))
-    facts.add_column(style="dim")
-    facts.add_column()
-    where = "" if verdict.prior == 0.5 else f" where {verdict.prior:.0%} are fake"
-    chance = f"P(fake) {verdict.probability:.0%}{where}"
-    facts.add_row("score", f"{verdict.score:+.2f}  {scale(verdict.score)}  {chance}")
-    facts.add_row("classifier", f"{verdict.signals['svm']:+.2f}  {scale(verdict.signals['svm'])}")
-    facts.add_row("neighbours", f"{verdict.signals['neighbors']:+.2f}  {scale(verdict.signals['neighbors'])}")
-    facts.add_row("likeness", f"nearer to a known image than {verdict.percentile:.0f} % of known images are")
-    facts.add_row("because", "; ".join(verdict.reasons))
+@dataclass(frozen=True)
+class Card:
+    """Everything there is to say of one image: the answer and how sure it is first, then why, then the witnesses."""
+
+    verdict: Verdict
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        verdict, colour = self.verdict, COLOURS[self.verdict.verdict]
+        head = Text(f"{SHAPES[verdict.verdict]} {verdict.verdict.upper()}", style=f"bold {colour}")
+        head.append("   ").append(", ".join(filter(None, (chance(verdict), maker(verdict)))), style="default")
+        body = Group(head, facts(verdict), Text(), witnesses(verdict.neighbors))
+        title = Text(ending(verdict.image, options.max_width - 6))
+        yield Panel(body, title=title, title_align="left", border_style=colour, padding=(0, 1))
+
+
+def facts(verdict: Verdict) -> Table:
+    """Why, each signal by itself and both together, and what would be said otherwise."""
+    made = Table.grid(padding=(0, 2))
+    made.add_column(style="dim", no_wrap=True)
+    made.add_column()
+    made.add_row("because", "; ".join(verdict.reasons))
     if verdict.known:
-        facts.add_row("known", f"this very file is stored as {verdict.known} (and did not testify)")
+        made.add_row("known", f"this very file is stored as {verdict.known}; it did not testify")
+    signals = {"classifier": verdict.signals["svm"], "neighbours": verdict.signals["neighbors"], "score": verdict.score}
+    for name, value in signals.items():
+        made.add_row(name, f"{value:+.2f}  {scale(value)}  {likelier(value)}")
+    made.add_row("familiar", familiar(verdict.percentile))
     for i, change in enumerate(verdict.changes):
-        facts.add_row("" if i else "would change", f"{change.what}: {change.verdict} ({change.score:+.2f})")
+        made.add_row("" if i else "what if", f"{change.what}: {change.verdict} ({change.score:+.2f})")
     for i, view in enumerate(verdict.views):
-        facts.add_row("" if i else "copies", f"{view.what}: {view.verdict} ({view.score:+.2f})")
-    body = Group(head, facts, Text(), witnesses(verdict.neighbors))
-    return Panel(
-        body, title=Text(verdict.image, overflow="ellipsis"), title_align="left", border_style=colour, padding=(0, 1)
-    )
+        made.add_row("" if i else "copies", f"{view.what}: {view.verdict} ({view.score:+.2f})")
+    return made
+
+
+def ending(text: str, width: int) -> str:
+    """The end of a text that is too long: of a path, the end is what tells it from others.
+
+    >>> ending("photos/2024/a.jpg", 10), ending("a.jpg", 10)
+    ('…024/a.jpg', 'a.jpg')
+    """
+    if cell_len(text) <= width:
+        return text
+    while text and cell_len(text) >= width:
+        text = text[1:]
+    return f"…{text}"
 
 
 def witnesses(neighbors: dict[str, tuple[Neighbor, ...]]) -> Table:
     """The nearest real and the nearest fake rows, side by side by rank."""
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False)
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("real", "fake"):
-        table.add_column(style=COLOURS[name], no_wrap=True, min_width=5)
+        if table.columns:
+            table.add_column(width=1)  # between the two
+        table.add_column(SHAPES[name], style=COLOURS[name], header_style=COLOURS[name], no_wrap=True, min_width=5)
         table.add_column(f"nearest {name}", no_wrap=True, min_width=12, overflow="ellipsis")
         table.add_column("image", overflow="ellipsis", no_wrap=True, style="dim")
     real, fake = neighbors["real"], neighbors["fake"]
     for rank in range(max(len(real), len(fake))):
-        table.add_row(*_cells(real, rank), *_cells(fake, rank))
+        table.add_row(*_cells(real, rank), "", *_cells(fake, rank))
     return table
 
 
@@ -77,10 +95,10 @@ def scale(score: float) -> str:
     """Where a score lies between real and fake, drawn.
 
     >>> scale(-8.0), scale(0.0)
-    ('real ●━━━━━━━━━━┿━━━━━━━━━━━ fake', 'real ━━━━━━━━━━━●━━━━━━━━━━━ fake')
+    ('real ●━━━━━━━┿━━━━━━━━ fake', 'real ━━━━━━━━●━━━━━━━━ fake')
     """
-    width = 11
-    place = round(max(-1.0, min(1.0, score / HALF)) * width) + width
+    width = 8
+    place = round(max(-1.0, min(1.0, score / STRONGEST)) * width) + width
     line = ["━"] * (2 * width + 1)
     line[width] = "┿"
     line[place] = "●"

@@ -10,6 +10,7 @@ import pytest
 from clipfake.cli import main, spread
 from clipfake.indexer.sample import SOURCES, simulated, write_sample
 from clipfake.show.card import scale
+from clipfake.show.words import CAVEAT
 from PIL import Image
 
 COUNT = 15  # images of each of seven sources
@@ -142,10 +143,38 @@ def test_a_contact_sheet_shows_stored_thumbnails_where_files_have_gone(
 def test_a_card_names_verdict_and_witnesses(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
     told = run("query", tmp_path / "a.jpg", "--store", store)
-    assert any(word in told.out for word in ("REAL", "FAKE", "UNSURE"))
+    assert any(word in told.out for word in ("● REAL", "▲ FAKE", "◆ UNSURE"))
+    assert "% likely fake" in told.out
     assert "nearest real" in told.out
     assert "sim_camera" in told.out
     assert scale(0.0).index("●") == scale(0.1).index("●")
+
+
+def test_names_are_shown_as_they_are_whatever_signs_are_in_them(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    name = "[final] :cat:.jpg"
+    (tmp_path / name).write_bytes(simulated(4, 3, seed=5))
+    assert f"/{name}" in run("query", tmp_path / name, "--store", store).out
+    assert run("bank", "add", tmp_path, "--source", "gan[red]", "--label", "fake", "--store", store).code == 0
+    (tmp_path / name).write_bytes(simulated(4, 3, seed=5) + b" ")  # another file of the same picture
+    assert "gan[red]" in run("query", tmp_path / name, "--store", store).out
+    assert "gan[red]" in run("store", "info", "--store", store).out
+    assert run("bank", "remove", "gan[red]", "--store", store).out == "1 row of gan[red] removed\n"
+
+
+def test_a_long_path_shows_its_end(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / f"{'x' * 200}.jpg").write_bytes(simulated(4, 3, seed=5))
+    [title, *_] = run("query", tmp_path / f"{'x' * 200}.jpg", "--store", store).out.splitlines()
+    assert "…xxx" in title and "xxx.jpg" in title
+
+
+def test_many_answers_are_counted_and_none_goes_without_its_caveat(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    for i in range(2):
+        (tmp_path / f"{i}.jpg").write_bytes(simulated(4, i, seed=5))
+    (tmp_path / "b.jpg").write_bytes(b"no image at all")
+    told = run("query", tmp_path, "--store", store)
+    assert "3 images: " in told.err and "1 not judged" in told.err
+    assert CAVEAT in told.err and CAVEAT not in told.out
+    assert CAVEAT not in run("query", tmp_path, "--store", store, "--json").err
 
 
 def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
