@@ -140,6 +140,14 @@ def test_a_contact_sheet_shows_stored_thumbnails_where_files_have_gone(
     assert sum(difference) / len(difference) < 8  # the same pictures, a little softer
 
 
+def test_a_sheet_is_of_the_kind_its_name_says(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
+    for name, kind in (("s.jpg", "JPEG"), ("s.png", "PNG"), ("s", "PNG")):
+        run("query", tmp_path / "a.jpg", "--store", store, "--sheet", tmp_path / name)
+        assert Image.open(tmp_path / name).format == kind
+    assert run("query", tmp_path / "a.jpg", "--store", store, "--sheet", tmp_path).code == 2
+
+
 def test_a_card_names_verdict_and_witnesses(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
     told = run("query", tmp_path / "a.jpg", "--store", store)
