@@ -144,7 +144,8 @@ def test_a_sheet_is_of_the_kind_its_name_says(store: Path, tmp_path: Path, run) 
     (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
     for name, kind in (("s.jpg", "JPEG"), ("s.png", "PNG"), ("s", "PNG")):
         run("query", tmp_path / "a.jpg", "--store", store, "--sheet", tmp_path / name)
-        assert Image.open(tmp_path / name).format == kind
+        with Image.open(tmp_path / name) as sheet:
+            assert sheet.format == kind
     assert run("query", tmp_path / "a.jpg", "--store", store, "--sheet", tmp_path).code == 2
 
 
