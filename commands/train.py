@@ -92,6 +92,10 @@ def report_command(
     detector = Detector.load(Store.open(store), head)
     said = NOTICE if is_standin(detector.head.space.encoder) else ""
     written = write_report(
-        detector, head_folder(store, head), out, title=f"clipfake: {store.name}, {head}", notice=said
+        detector,
+        head_folder(store, head),
+        out,
+        title=f"Head “{head}” of the store “{store.resolve().name}”",
+        notice=said,
     )
     show({"report": str(out), "figures": [str(path) for path in written[1:]]} if as_json else f"report: {out}")

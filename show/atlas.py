@@ -45,8 +45,8 @@ def atlas_picture(atlas: Atlas) -> Picture:
 
     name = "atlas" if atlas.head == "ridge" else f"atlas-{atlas.head}"
     caption = (
-        f"{atlas.sentence} Each figure is the AUC on two sources that the head has never seen, generators down and "
-        f"real sources across; below 0.5 what it learned from the others misleads it."
+        "AUC on a generator (down) and a real source (across) that the head has never seen: 1 tells them apart, 0.5 is "
+        "a coin; below it, what was learned of the others misleads."
     )
     return heat_map(name, f"Leave one out: {_lower(atlas)}", caption, atlas.reals, atlas.generators, atlas.table())
 

@@ -191,6 +191,10 @@ def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None: 
     assert told.code == 0
     text = (tmp_path / "r.html").read_text()
     assert "http" not in text.replace("http://www.w3.org", "")
+    order = ["Never seen", "Head and baselines", "How far a verdict can be trusted", "Measures", "How it was made"]
+    places = [text.index(f"<h2>{section}</h2>") for section in order]
+    assert places == sorted(places)
+    assert CAVEAT in text and "generators never seen" in text
     assert {Path(path).suffix for path in told.json["figures"]} == {".png", ".svg", ".csv"}
     assert all(Path(path).stat().st_size for path in told.json["figures"])
 
