@@ -22,10 +22,12 @@ from .terminal import say
 
 def serve_command(
     store: StoreOption = STORE,
-    host: Annotated[str, typer.Option(help="Any but this machine's own wants CLIPFAKE_TOKEN set.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own wants CLIPFAKE_TOKEN set.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     proxy: Annotated[
-        bool, typer.Option("--proxy", help="Others come through a proxy here: everything takes the token.")
+        bool, typer.Option("--proxy", help="A proxy on this machine lets others in: everything takes the token.")
     ] = False,
     head: NameOption = "default",
     search_at: SearchAtOption = "",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,9 @@ from .words import SHAPES, STRONGEST, chance, familiar, likelier, maker
 
 # as on the page and in the figures: blue and orange are apart for every eye, and every colour is named in words too
 COLOURS = {"real": "#2f86d0", "fake": "#d9622b", "unsure": "#8e99a5"}
+
+
+NARROW = 12  # letters in a line of a column's folded title
 
 
 @dataclass(frozen=True)
@@ -109,10 +113,25 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, 
     """A plain table: the first column left, numbers right; long titles of columns may be folded."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for i, column in enumerate(columns):
-        made.add_column(column, justify="left" if i == 0 else "right", no_wrap=not (folded and i), overflow="fold")
+        name = "\n".join(parts(column)) if folded and i else column
+        made.add_column(name, justify="left" if i == 0 else "right", no_wrap=not (folded and i), overflow="fold")
     for row in rows:
         made.add_row(*(_cell(value) for value in row))
     return made
+
+
+def parts(name: str) -> list[str]:
+    """A long name in lines, broken where its words end.
+
+    >>> parts("imagenet_sample"), parts("stable_diffusion_xl"), parts("sd14")
+    (['imagenet_', 'sample'], ['stable_', 'diffusion_xl'], ['sd14'])
+    """
+    lines = [""]
+    for word in re.findall(r"[^_\- ]*[_\- ]?", name):
+        if lines[-1] and len(lines[-1]) + len(word) > NARROW:
+            lines.append("")
+        lines[-1] += word
+    return [line.rstrip(" ") for line in lines]
 
 
 def _cell(value: Any) -> str:

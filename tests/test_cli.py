@@ -243,6 +243,21 @@ def test_wrong_usage_ends_with_2(run) -> None:  # type: ignore[no-untyped-def]
     assert run("index").code == 2
     assert run("nonsense").code == 2
     assert run("query", "x.jpg", "--prior", "7").code == 2
+    assert run("evaluate", "--replay", "nowhere.csv").code == 2
+
+
+def test_choices_of_training_are_those_there_are(run) -> None:  # type: ignore[no-untyped-def]
+    from typing import get_args
+
+    from clipfake.commands import train
+    from clipfake.detector import projection, split, triplet
+
+    there = {train.Kind: projection.KINDS, train.Recipe: split.RECIPES}
+    there |= {getattr(train, name): get_args(getattr(triplet, name)) for name in ("Anchor", "Match", "Mining")}
+    for offered, known in there.items():
+        assert {one.value for one in offered} == set(known)
+    told = run("train", "--kind", "circular")
+    assert told.code == 2 and "triple" in told.err
 
 
 def test_a_store_of_one_class_does_not_train(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
