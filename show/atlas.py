@@ -69,8 +69,7 @@ def replay_table(replay: Replay) -> RenderableType:
     """What was released, judged by what there was before."""
     columns = ["released", "sources", "generators before", "rows", "AUC", "accuracy", "AUC on the past"]
     rows = [[w.date, ", ".join(w.sources), w.generators, w.n, w.auc, w.accuracy, w.past_auc] for w in replay.windows]
-    made = table("trained on the past, asked about what came next", columns, rows, folded=True)
-    made.columns[1].justify = "left"
+    made = table("trained on the past, asked about what came next", columns, rows, folded=True, words=["sources"])
     return Group(made, Text(), *(Text(f"• {sentence}") for sentence in replay.sentences))
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -109,12 +109,21 @@ def scale(score: float) -> str:
     return f"real {''.join(line)} fake"
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[Any]], *, folded: bool = False) -> Table:
-    """A plain table: the first column left, numbers right; long titles of columns may be folded."""
+def table(
+    title: str,
+    columns: Sequence[str],
+    rows: Sequence[Sequence[Any]],
+    *,
+    folded: bool = False,
+    words: Collection[str] = (),
+) -> Table:
+    """A plain table: the first column and those of words left, numbers right; long titles of columns may be folded."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
     for i, column in enumerate(columns):
         name = "\n".join(parts(column)) if folded and i else column
-        made.add_column(name, justify="left" if i == 0 else "right", no_wrap=not (folded and i), overflow="fold")
+        made.add_column(
+            name, justify="left" if i == 0 or column in words else "right", no_wrap=not (folded and i), overflow="fold"
+        )
     for row in rows:
         made.add_row(*(_cell(value) for value in row))
     return made

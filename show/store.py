@@ -33,17 +33,20 @@ def store_info(told: dict[str, Any]) -> RenderableType:
                 [m["name"], m["snapshot"], "older rows only" if m["stale"] else "up to date", size(m["bytes"])]
                 for m in told[what]
             ]
-            parts += [Text(), table(what, ["name", "snapshot", "state", "size"], made)]
+            parts += [Text(), table(what, ["name", "snapshot", "state", "size"], made, words=["state"])]
     if told["columns"]:
         made = [[c["name"], c["encoder"], c["dim"], c["missing"]] for c in told["columns"]]
-        parts += [Text(), table("more columns of vectors", ["name", "encoder", "dim", "rows missing"], made)]
+        parts += [
+            Text(),
+            table("more columns of vectors", ["name", "encoder", "dim", "rows missing"], made, words=["encoder"]),
+        ]
     return Group(*parts)
 
 
 def history(told: dict[str, Any]) -> RenderableType:
     """The snapshots one can go back to."""
     rows = [[str(s["number"]), s["rows"], when(s["created"]), s["note"]] for s in told["snapshots"]]
-    return table("snapshots", ["number", "rows", "created", "by"], rows)
+    return table("snapshots", ["number", "rows", "created", "by"], rows, words=["created", "by"])
 
 
 def built(told: dict[str, Any]) -> RenderableType:
@@ -57,7 +60,9 @@ def built(told: dict[str, Any]) -> RenderableType:
         [names[one["label"]], one["kind"], one["rows"], one["cells"], min(one["recall"].values(), default=None)]
         for one in told["labels"]
     ]
-    return Group(table("indexes", ["label", "kind", "rows", "cells", "lowest recall@10"], rows), Text(said))
+    return Group(
+        table("indexes", ["label", "kind", "rows", "cells", "lowest recall@10"], rows, words=["kind"]), Text(said)
+    )
 
 
 def health(told: dict[str, Any]) -> RenderableType:
@@ -187,7 +192,8 @@ def doubled(told: dict[str, Any]) -> RenderableType:
         if len(groups) > GROUPS_SHOWN
         else Text()
     )
-    return Group(table("largest groups", ["rows", "lowest similarity", "labels", "keys"], rows), more, Text(said))
+    columns = ["rows", "lowest similarity", "labels", "keys"]
+    return Group(table("largest groups", columns, rows, words=columns[2:]), more, Text(said))
 
 
 def _keys(keys: list[str]) -> str:
