@@ -338,6 +338,19 @@ def test_what_one_assumes_is_asked_with(visit: Open, address: str) -> None:
     expect(page.locator(".chance-prior")).to_contain_text("if 0.5% of the images you ask about are fake")
 
 
+def test_an_assumption_that_cannot_be_used_is_told(visit: Open, address: str) -> None:
+    page = visit(address)
+    page.get_by_text("Your assumptions").click()
+    page.get_by_label("Fakes among the images you ask about").fill("200")
+    give(page, FAKE)
+    expect(page.locator("#trouble")).to_contain_text("0.01 to 99.99%; 50% was taken")
+    expect(page.locator(".chance-prior")).to_contain_text("if 50% of the images")
+    page.get_by_label("Fakes among the images you ask about").fill("20")
+    page.get_by_role("button", name="Judge all again").click()
+    expect(page.locator(".chance-prior")).to_contain_text("if 20% of the images")
+    expect(page.locator("#trouble")).to_be_hidden()
+
+
 def test_answers_are_saved_as_json_lines(visit: Open, address: str) -> None:
     page = visit(address)
     give(page, FAKE, BAD)

@@ -383,7 +383,7 @@ const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1) + (/[
 /** Take files in and judge them. */
 function take(files) {
   if ($("choose").disabled || !files.length) return;
-  trouble("");
+  trouble(unusable());
   lot = files.map((file, i) => new Case(file, file.webkitRelativePath || file.name || `pasted image ${i + 1}`));
   cases.unshift(...lot);
   $("cards").prepend(...lot.map((one) => one.card));
@@ -444,10 +444,23 @@ async function judgeOne(one, signal) {
   if (lot.length <= OPEN_MOST && lot.includes(one)) one.unfold(true);
 }
 
+const usable = (field) => field.checkValidity() && field.value !== "";
+
 /** A field of per cent as a share; what is not usable counts as what stood there first. */
 function share(id) {
   const field = $(id);
-  return (field.checkValidity() && field.value ? Number(field.value) : Number(field.defaultValue)) / 100;
+  return Number(usable(field) ? field.value : field.defaultValue) / 100;
+}
+
+/** Which assumptions cannot be used, and what is assumed instead; "" where all can. */
+function unusable() {
+  return ["prior", "error"]
+    .map($)
+    .filter((field) => !usable(field))
+    .map(({ labels, min, max, defaultValue }) => {
+      return `“${labels[0].textContent}” must be ${min} to ${max}%; ${defaultValue}% was taken.`;
+    })
+    .join(" ");
 }
 
 function finished() {
@@ -773,7 +786,9 @@ function listen() {
   $("clear").onclick = clear;
   $("save").onclick = save;
   $("judge-again").onclick = () => {
-    if ($("prior").reportValidity() && $("error").reportValidity()) judge([...cases]);
+    if (!$("prior").reportValidity() || !$("error").reportValidity()) return;
+    trouble(unusable());
+    judge([...cases]);
   };
   $("look-again").onclick = lookAtStore;
   $("forget-token").onclick = () => {
