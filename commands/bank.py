@@ -14,7 +14,7 @@ from .options import (
     JsonOption,
     StoreOption,
 )
-from .terminal import show
+from .terminal import LOADING, passing, show
 
 app = typer.Typer(no_args_is_help=True, help="The rows that evidence is drawn from: add and remove a source.")
 
@@ -32,9 +32,6 @@ def bank_add_command(
 
     clipfake bank add new-generator/ --source new-generator --label fake --store mystore
     """
-    from ..indexer.folders import expand
-    from ..indexer.index import index
-    from ..indexer.named import Named
     from ..show.screen import index_summary
     from ..store.block import FAKE, REAL
     from ..store.store import Store
@@ -43,7 +40,12 @@ def bank_add_command(
     if label not in labels:
         raise typer.BadParameter(f"{label} is neither real nor fake", param_hint="--label")
     opened = Store.open(store)
-    model = open_encoder(store, None, device=device)
+    with passing(LOADING):
+        from ..indexer.folders import expand
+        from ..indexer.index import index
+        from ..indexer.named import Named
+
+        model = open_encoder(store, None, device=device)
     notice(model)
     report = index([Named(one, source, labels[label]) for one in expand([folder])], opened, model)
     show(report.as_json() if as_json else index_summary(report.as_json()))

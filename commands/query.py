@@ -18,7 +18,7 @@ from .options import (
     StoreOption,
     elsewhere_of,
 )
-from .terminal import say, say_out, show
+from .terminal import LOADING, passing, say, say_out, show
 
 SHEET_MOST = 50  # panels on one sheet
 
@@ -58,7 +58,6 @@ def query_command(
     from ..detector.detector import Detector, Question
     from ..detector.evidence import Rules
     from ..detector.verdict import Refusal, Verdict
-    from ..indexer.ask import AFTER, ask
     from ..show.card import Card, csv_header, csv_line
     from ..show.sheet import Entry, write_sheet
     from ..show.words import CAVEAT
@@ -66,7 +65,10 @@ def query_command(
 
     opened = Store.open(store)
     detector = Detector.load(opened, head, Rules(k=k), elsewhere_of(search_at))
-    model = open_encoder(store, encoder, head=head, device=device, precision=precision)
+    with passing(LOADING):
+        from ..indexer.ask import AFTER, ask  # which brings torch: a wrong store or head is told before it
+
+        model = open_encoder(store, encoder, head=head, device=device, precision=precision)
     model.space.require(detector.snapshot.space, f"the store {store}")
     notice(model)
     question = Question(prior=prior, error=error)

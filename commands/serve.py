@@ -17,7 +17,7 @@ from .options import (
     StoreOption,
     elsewhere_of,
 )
-from .terminal import say
+from .terminal import LOADING, passing, say
 
 
 def serve_command(
@@ -39,13 +39,15 @@ def serve_command(
 
     clipfake serve --store mystore
     """
-    from ..indexer.ask import degraded_by_name
-    from ..indexer.image import decode, thumbnail
-    from ..service.run import serve
     from ..store.store import Store
 
     opened = Store.open(store)
-    model = open_encoder(store, encoder, head=head, device=device, precision=precision)
+    with passing(LOADING):
+        from ..indexer.ask import degraded_by_name  # which brings torch: a wrong store is told before it
+        from ..indexer.image import decode, thumbnail
+        from ..service.run import serve
+
+        model = open_encoder(store, encoder, head=head, device=device, precision=precision)
     notice(model)
     serve(
         opened,

@@ -7,8 +7,11 @@ import os
 import shutil
 import sys
 import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+LOADING = "loading the encoder …"
 WIDE = 120  # columns where nobody looks on: a file or a pipe is not cut to the width of a screen
 
 
@@ -37,6 +40,20 @@ def say(text: str) -> None:
         width = shutil.get_terminal_size().columns
         text = "\n".join(line for one in text.split("\n") for line in broken(one, width))
     print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextmanager
+def passing(text: str) -> Iterator[None]:
+    """Words on stderr for as long as something takes; none where stderr is no terminal."""
+    if sys.stderr.isatty():
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    try:
+        yield
+    finally:
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
 
 
 def broken(line: str, width: int) -> list[str]:

@@ -31,8 +31,9 @@ def training_summary(report: dict[str, Any]) -> RenderableType:
     if baselines:
         note = learned_from(report["baselines"])
         parts += [table("baselines, test", ["", "rows", *TITLES], baselines), Text(f"{note}\n", style="dim")]
-    for sentence in (*report["sentences"], *report["detector"]["sentences"]):
-        parts.append(Text(f"• {sentence}"))
+    sentences = [*report["sentences"], *report["detector"]["sentences"]]
+    # the last is the one to read first: how it does on what it has never seen, where that could be measured
+    parts += [Text(f"• {one}", style="bold" if one == sentences[-1] else "") for one in sentences]
     parts.append(Text(f"\nsaved to {report['saved']}"))
     return Group(*parts)
 

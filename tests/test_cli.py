@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -355,6 +356,28 @@ def test_a_store_is_verified_repaired_and_compacted(sample: list[Path], tmp_path
     assert damaged.code == 1 and shard.name in damaged.out
     assert run("store", "repair", *at, "--json").json["actions"]
     assert run("store", "verify", *at).code == 0
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_words_for_a_person_are_broken_between_words_and_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipfake.commands.terminal import passing, say
+
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stderr", Screen())
+    with passing("loading"):
+        pass
+    say(CAVEAT)
+    command = "next: clipfake query IMAGE --store a/long/path/to/a/store"
+    say(command)
+    passed, *lines = sys.stderr.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert passed.startswith("loading\r\x1b[2K")  # and the line is empty again
+    assert all(len(line) <= 40 for line in lines[:-1])
+    assert " ".join([passed.removeprefix("loading\r\x1b[2K"), *lines[:-1]]) == CAVEAT
+    assert lines[-1] == command
 
 
 @pytest.mark.parametrize("engine", ["spark", ""])
