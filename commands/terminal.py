@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 LOADING = "loading the encoder …"
-WIDE = 120  # columns where nobody looks on: a file or a pipe is not cut to the width of a screen
+WIDE = 120  # columns where there is no terminal at all: nothing is cut to a width that nobody has
 
 
 def show(result: Any) -> None:
@@ -24,7 +24,9 @@ def show(result: Any) -> None:
     else:
         from rich.console import Console
 
-        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else WIDE
+        # of `| less` rich takes the width from what else is a terminal
+        seen = any(stream is not None and stream.isatty() for stream in (sys.__stdin__, sys.__stdout__, sys.__stderr__))
+        width = None if seen or "COLUMNS" in os.environ else WIDE
         # names of files and sources are text, whatever brackets and colons are in them
         Console(highlight=False, markup=False, emoji=False, width=width).print(result)
 
