@@ -13,6 +13,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from ..detector.metrics import auc, wilson
@@ -56,7 +57,7 @@ class Picture:
 def _axes(
     count: int = 1, *, width: float = FULL, height: float = 3.4, share: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     axes = figure.subplots(1, count, squeeze=False, sharey=share)[0].tolist()
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
