@@ -14,7 +14,7 @@ from rich.text import Text
 from ..detector.atlas import TITLES, Atlas
 from ..detector.replay import Replay
 from ..store.durable import write_text, written_aside
-from .card import table
+from .card import Blocks, table
 
 if TYPE_CHECKING:
     from .figures import Picture
@@ -28,7 +28,7 @@ def atlas_table(atlases: Sequence[Atlas]) -> RenderableType:
         rows = [[name, *map(float, row), float(row.mean())] for name, row in zip(atlas.generators, values, strict=True)]
         rows.append(["mean", *map(float, values.mean(0)), atlas.mean_auc])
         title = f"{TITLES[atlas.head]}: AUC on a generator (down) and a real source (across) it has never seen"
-        parts += [table(title, ["", *atlas.reals, "mean"], rows, folded=True), Text(f"\n{atlas.sentence}\n")]
+        parts += [Blocks(title, ["", *atlas.reals, "mean"], rows), Text(f"\n{atlas.sentence}\n")]
     return Group(*parts)
 
 

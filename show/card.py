@@ -129,6 +129,44 @@ def table(
     return made
 
 
+@dataclass(frozen=True)
+class Blocks:
+    """A wide table: columns for which there is no room go on below, and no number is ever broken."""
+
+    title: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[Any]]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        every = [
+            max(len(part) for part in [*parts(column), *(_cell(row[i]) for row in self.rows)])
+            for i, column in enumerate(self.columns)
+        ]
+        title = self.title
+        for block in side_by_side(every, options.max_width):
+            shown = [[row[i] for i in block] for row in self.rows]
+            yield table(title, [self.columns[i] for i in block], shown, folded=True)
+            title = ""
+            if block[-1] < len(every) - 1:
+                yield Text()
+
+
+def side_by_side(widths: Sequence[int], room: int, between: int = 2) -> list[list[int]]:
+    """Which columns stand beside each other, the first one always among them.
+
+    >>> side_by_side([9, 5, 5, 5], 80), side_by_side([9, 5, 5, 5], 23)
+    ([[0, 1, 2, 3]], [[0, 1, 2], [0, 3]])
+    """
+    blocks, left = [[0]], room - widths[0]
+    for i, width in enumerate(widths[1:], start=1):
+        if between + width > left and len(blocks[-1]) > 1:
+            blocks.append([0])
+            left = room - widths[0]
+        blocks[-1].append(i)
+        left -= between + width
+    return blocks
+
+
 def parts(name: str) -> list[str]:
     """A long name in lines, broken where its words end.
 
