@@ -14,7 +14,7 @@ from .options import (
     JsonOption,
     StoreOption,
 )
-from .terminal import show
+from .terminal import LOADING, passing, show
 
 app = typer.Typer(no_args_is_help=True, help="The rows that evidence is drawn from: add and remove a source.")
 
@@ -22,8 +22,8 @@ app = typer.Typer(no_args_is_help=True, help="The rows that evidence is drawn fr
 @app.command("add")
 def bank_add_command(
     folder: Annotated[str, typer.Argument(help="Folder, zip or tar of images.")],
-    source: Annotated[str, typer.Option("--source", help="What to call them.")],
-    label: Annotated[str, typer.Option("--label", help="real or fake.")],
+    source: Annotated[str, typer.Option("--source", help="What to call them, such as the generator's name.")],
+    label: Annotated[str, typer.Option("--label", help="What they are: real or fake.")],
     store: StoreOption = STORE,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -32,18 +32,20 @@ def bank_add_command(
 
     clipfake bank add new-generator/ --source new-generator --label fake --store mystore
     """
-    from ..indexer.folders import expand
-    from ..indexer.index import index
-    from ..indexer.named import Named
     from ..show.screen import index_summary
     from ..store.block import FAKE, REAL
     from ..store.store import Store
 
     labels = {"real": REAL, "fake": FAKE}
     if label not in labels:
-        raise typer.BadParameter("one of real, fake", param_hint="--label")
+        raise typer.BadParameter(f"{label} is neither real nor fake", param_hint="--label")
     opened = Store.open(store)
-    model = open_encoder(store, None, device=device)
+    with passing(LOADING):
+        from ..indexer.folders import expand
+        from ..indexer.index import index
+        from ..indexer.named import Named
+
+        model = open_encoder(store, None, device=device)
     notice(model)
     report = index([Named(one, source, labels[label]) for one in expand([folder])], opened, model)
     show(report.as_json() if as_json else index_summary(report.as_json()))
@@ -56,6 +58,7 @@ def bank_remove_command(
     as_json: JsonOption = False,
 ) -> None:
     """Take a source's rows out of the bank; `clipfake store undo` brings them back."""
+    from ..show.store import count
     from ..store.store import Store
 
     with Store.open(store).writer(f"bank remove {source}") as writer:
@@ -63,4 +66,4 @@ def bank_remove_command(
         if not where.any():
             raise SourceError(f"the store {store} has no source {source}; `clipfake store info` lists them")
         removed = writer.delete(where)
-    show({"source": source, "removed": removed} if as_json else f"{removed:,} rows of {source} removed")
+    show({"source": source, "removed": removed} if as_json else f"{count(removed, 'row')} of {source} removed")

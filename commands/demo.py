@@ -46,4 +46,5 @@ def demo_command(
         shown = step if number > 2 else ["index", "--folders", f"{sample}/*", *step[step.index("--store") :]]
         say(f"\n[{number}/5] clipfake {' '.join(shown)}")
         context.find_root().command.main(step, prog_name="clipfake", standalone_mode=False)
-    say(f"\ncontact sheet  {sheet}\nreport         {page}\nyour own       clipfake index --folders YOUR/DATA/*")
+    say(f"\ncontact sheet  {sheet}\nreport         {page}")
+    say(f"in a browser   clipfake serve --store {store}\nyour own       clipfake index --folders YOUR/DATA/*")

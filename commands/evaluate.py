@@ -29,11 +29,16 @@ def evaluate_command(
     replay_by: Annotated[
         Path | None,
         typer.Option(
-            "--replay", help="Instead: a CSV with the columns source and date, to train on the past.", dir_okay=False
+            "--replay",
+            help="Instead: a CSV with the columns source and date, to train on the past.",
+            exists=True,
+            dir_okay=False,
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Folder for the figures (PNG, SVG) and the CSV.")] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for the figures (PNG, SVG) and the CSV.", file_okay=False)
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """How a head does on every generator and every real source it has never seen, from stored vectors alone.

@@ -18,7 +18,7 @@ from .options import (
     StoreOption,
     elsewhere_of,
 )
-from .terminal import say, say_out, show
+from .terminal import LOADING, passing, say, say_out, show
 
 SHEET_MOST = 50  # panels on one sheet
 
@@ -29,11 +29,21 @@ def query_command(
     ],
     store: StoreOption = STORE,
     head: NameOption = "default",
-    k: Annotated[int, typer.Option("-k", min=1, max=50, help="Witnesses of each class.")] = 9,
-    prior: Annotated[float, typer.Option(min=0.0001, max=0.9999, help="Share of fakes you expect.")] = 0.5,
-    error: Annotated[float, typer.Option(min=0.0001, max=0.5, help="Wrong answers you accept, else unsure.")] = 0.05,
+    k: Annotated[int, typer.Option("-k", min=1, max=50, help="Nearest known images of each class, at most.")] = 9,
+    prior: Annotated[
+        float,
+        typer.Option(
+            min=0.0001, max=0.9999, help="Share of fakes you expect; changes the probability, never the answer."
+        ),
+    ] = 0.5,
+    error: Annotated[
+        float,
+        typer.Option(min=0.0001, max=0.5, help="Share of wrong answers you accept; the smaller, the more unsure."),
+    ] = 0.05,
     steady: Annotated[bool, typer.Option("--steady", help="Unsure if JPEG or half size changes the answer.")] = False,
-    sheet: Annotated[Path | None, typer.Option(help="Write a contact sheet here (PNG).")] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(help="Write a contact sheet here, as PNG or JPEG.", dir_okay=False)
+    ] = None,
     search_at: SearchAtOption = "",
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
@@ -48,44 +58,55 @@ def query_command(
     from ..detector.detector import Detector, Question
     from ..detector.evidence import Rules
     from ..detector.verdict import Refusal, Verdict
-    from ..indexer.ask import AFTER, ask
-    from ..show.card import card, csv_header, csv_line
+    from ..show.card import Card, csv_header, csv_line
     from ..show.sheet import Entry, write_sheet
+    from ..show.words import CAVEAT
     from ..store.store import Store
 
     opened = Store.open(store)
     detector = Detector.load(opened, head, Rules(k=k), elsewhere_of(search_at))
-    model = open_encoder(store, encoder, head=head, device=device, precision=precision)
+    with passing(LOADING):
+        from ..indexer.ask import AFTER, ask  # which brings torch: a wrong store or head is told before it
+
+        model = open_encoder(store, encoder, head=head, device=device, precision=precision)
     model.space.require(detector.snapshot.space, f"the store {store}")
     notice(model)
     question = Question(prior=prior, error=error)
     entries: list[Entry] = []
-    judged = refused = 0
+    tally = dict.fromkeys(("fake", "real", "unsure", "not judged"), 0)
     if as_csv:
         say_out(csv_header())
     for asked in ask(model, images, views=steady):
         answer: Verdict | Refusal
         if asked.image is None or asked.vector is None:
-            answer, refused = Refusal(asked.name, asked.error), refused + 1
+            answer = Refusal(asked.name, asked.error)
         else:
             answer = detector.judge_one(asked.name, asked.vector, asked.image.digest, question)
             if asked.views is not None:
                 answer = detector.steady(
                     answer, dict(zip(AFTER, asked.views, strict=True)), asked.image.digest, question
                 )
-            judged += 1
             if sheet and len(entries) < SHEET_MOST:
                 entries.append(Entry.of(answer, asked.image.pixels))
+        tally[answer.verdict if isinstance(answer, Verdict) else "not judged"] += 1
         if as_json:
             show(answer.as_json())
         elif as_csv:
             say_out(csv_line(answer))
         elif isinstance(answer, Verdict):
-            show(card(answer))
+            show(Card(answer))
         else:
             say(f"{answer.image}: {answer.error}")
+    asked_about = sum(tally.values())
+    judged = asked_about - tally["not judged"]
     if sheet and entries:
         write_sheet(sheet, entries, detector.snapshot.thumbnail)
         say(f"contact sheet: {sheet}" + (f" (the first {SHEET_MOST})" if judged > SHEET_MOST else ""))
-    if refused and not judged:
+    if not (as_json or as_csv):
+        if asked_about > 1:
+            told = ", ".join(f"{number:,} {word}" for word, number in tally.items() if number)
+            say(f"{asked_about:,} images: {told}")
+        if judged:
+            say(CAVEAT)
+    if tally["not judged"] and not judged:
         raise SystemExit(1)

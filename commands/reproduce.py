@@ -26,7 +26,7 @@ def reproduce_command(
     b32: Annotated[str, typer.Option(help="The encoder ViT-B/32.")] = "openai/clip-vit-base-patch32",
     b16: Annotated[str, typer.Option(help="The encoder ViT-B/16.")] = "openai/clip-vit-base-patch16",
     epochs: Annotated[int, typer.Option(min=1, max=500, help="Of triplets, at most; stops early.")] = 20,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
     untrained: Annotated[bool, typer.Option("--untrained", help="Random weights: for trials of this command.")] = False,
     device: DeviceOption = "auto",
     precision: PrecisionOption = "auto",

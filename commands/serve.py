@@ -17,15 +17,17 @@ from .options import (
     StoreOption,
     elsewhere_of,
 )
-from .terminal import say
+from .terminal import LOADING, passing, say
 
 
 def serve_command(
     store: StoreOption = STORE,
-    host: Annotated[str, typer.Option(help="Any but this machine's own wants CLIPFAKE_TOKEN set.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535)] = 8000,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own wants CLIPFAKE_TOKEN set.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
     proxy: Annotated[
-        bool, typer.Option("--proxy", help="Others come through a proxy here: everything takes the token.")
+        bool, typer.Option("--proxy", help="A proxy on this machine lets others in: everything takes the token.")
     ] = False,
     head: NameOption = "default",
     search_at: SearchAtOption = "",
@@ -37,13 +39,15 @@ def serve_command(
 
     clipfake serve --store mystore
     """
-    from ..indexer.ask import degraded_by_name
-    from ..indexer.image import decode, thumbnail
-    from ..service.run import serve
     from ..store.store import Store
 
     opened = Store.open(store)
-    model = open_encoder(store, encoder, head=head, device=device, precision=precision)
+    with passing(LOADING):
+        from ..indexer.ask import degraded_by_name  # which brings torch: a wrong store is told before it
+        from ..indexer.image import decode, thumbnail
+        from ..service.run import serve
+
+        model = open_encoder(store, encoder, head=head, device=device, precision=precision)
     notice(model)
     serve(
         opened,

@@ -3,18 +3,32 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 import sys
+import textwrap
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
+
+LOADING = "loading the encoder …"
+WIDE = 120  # columns where there is no terminal at all: nothing is cut to a width that nobody has
 
 
 def show(result: Any) -> None:
-    """A result, on stdout: an object as one line of JSON, anything else as rich draws it."""
+    """A result, on stdout: an object as one line of JSON, words as they are, anything else as rich draws it."""
     if isinstance(result, dict):
         say_out(json.dumps(result, ensure_ascii=False))
-        return
-    from rich.console import Console
+    elif isinstance(result, str):
+        say_out(result)
+    else:
+        from rich.console import Console
 
-    Console(highlight=False).print(result)
+        # of `| less` rich takes the width from what else is a terminal
+        seen = any(stream is not None and stream.isatty() for stream in (sys.__stdin__, sys.__stdout__, sys.__stderr__))
+        width = None if seen or "COLUMNS" in os.environ else WIDE
+        # names of files and sources are text, whatever brackets and colons are in them
+        Console(highlight=False, markup=False, emoji=False, width=width).print(result)
 
 
 def say_out(text: str) -> None:
@@ -23,5 +37,33 @@ def say_out(text: str) -> None:
 
 
 def say(text: str) -> None:
-    """A line for the person, on stderr."""
+    """A line for the person, on stderr; on a terminal it is broken between words."""
+    if sys.stderr.isatty():
+        width = shutil.get_terminal_size().columns
+        text = "\n".join(line for one in text.split("\n") for line in broken(one, width))
     print(text, file=sys.stderr, flush=True)  # noqa: T201
+
+
+@contextmanager
+def passing(text: str) -> Iterator[None]:
+    """Words on stderr for as long as something takes; none where stderr is no terminal."""
+    if sys.stderr.isatty():
+        sys.stderr.write(text)
+        sys.stderr.flush()
+    try:
+        yield
+    finally:
+        if sys.stderr.isatty():
+            sys.stderr.write("\r\x1b[2K")
+            sys.stderr.flush()
+
+
+def broken(line: str, width: int) -> list[str]:
+    """A line as several; one that holds a command stays whole, so that it can be pasted.
+
+    >>> broken("the image cannot be read", 16), broken("next: clipfake query IMAGE", 16)
+    (['the image cannot', 'be read'], ['next: clipfake query IMAGE'])
+    """
+    if "clipfake " in line:
+        return [line]
+    return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [line]

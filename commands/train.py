@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -19,24 +20,75 @@ from .options import (
 from .terminal import say, show
 
 
+class Kind(StrEnum):
+    """Of the projection."""
+
+    linear = "linear"
+    mlp = "mlp"
+    sum = "sum"
+    product = "product"
+    concat = "concat"
+    triple = "triple"
+
+
+class Anchor(StrEnum):
+    """Class of the triplets' anchors."""
+
+    real = "real"
+    fake = "fake"
+    both = "both"
+
+
+class Match(StrEnum):
+    """What a triplet's rows share."""
+
+    none = "none"
+    category = "category"
+    source = "source"
+
+
+class Mining(StrEnum):
+    """How triplets are chosen."""
+
+    random = "random"
+    semihard = "semihard"
+    batch_hard = "batch-hard"
+
+
+class Recipe(StrEnum):
+    """How rows are dealt to train, validation and test."""
+
+    paper = "paper"
+    paper_text = "paper-text"
+    grouped = "grouped"
+
+
 def train_command(
     store: StoreOption = STORE,
-    from_store: Annotated[bool, typer.Option("--from-store", help="Train from the stored vectors (always so).")] = True,
+    from_store: Annotated[
+        bool, typer.Option("--from-store", help="Train from the stored vectors: always so, and said for clearness.")
+    ] = True,
     head: NameOption = "default",
-    kind: Annotated[str, typer.Option(help="linear or mlp; with text: sum, product, concat or triple.")] = "linear",
-    anchor: Annotated[str, typer.Option(help="Class of the triplets' anchors: real, fake or both.")] = "real",
-    match: Annotated[str, typer.Option(help="What a triplet's rows share: none, category or source.")] = "none",
-    mining: Annotated[str, typer.Option(help="random, semihard or batch-hard.")] = "random",
-    epochs: Annotated[int, typer.Option(min=1, max=500, help="At most; stops early.")] = 20,
-    sources: Annotated[str, typer.Option(help="Only these, separated by commas.")] = "",
+    kind: Annotated[
+        Kind, typer.Option(help="Projection: of the image's vector alone (linear, mlp) or with its category's text.")
+    ] = Kind.linear,
+    anchor: Annotated[Anchor, typer.Option(help="Class of the triplets' anchors.")] = Anchor.real,
+    match: Annotated[Match, typer.Option(help="What a triplet's rows share.")] = Match.none,
+    mining: Annotated[Mining, typer.Option(help="How triplets are chosen.")] = Mining.random,
+    epochs: Annotated[int, typer.Option(min=1, max=500, help="Passes over the triplets, at most; stops early.")] = 20,
+    sources: Annotated[str, typer.Option(help="Only the rows of these sources, separated by commas.")] = "",
     balanced: Annotated[bool, typer.Option("--balanced", help="As many real as fake rows.")] = False,
     split: Annotated[
-        str, typer.Option(help="paper, paper-text or grouped (copies on one side).  [default: paper]")
-    ] = "",
+        Recipe | None,
+        typer.Option(
+            help="How rows are dealt to train, validation and test; grouped keeps copies on one side.",
+            show_default="paper; with text paper-text",
+        ),
+    ] = None,
     columns: Annotated[
         str, typer.Option(help="Vectors to learn from, joined: main (the store's own) and those of `store column`.")
     ] = "main",
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Train a head from the stored vectors, with its baselines beside it, and calibrate its verdicts.
@@ -54,9 +106,10 @@ def train_command(
     from ..store.joined import joined
     from ..store.store import Store
 
-    triplet = TripletOptions(anchor=anchor, match=match, mining=mining, epochs=epochs)  # type: ignore[arg-type]
+    triplet = TripletOptions(anchor=anchor.value, match=match.value, mining=mining.value, epochs=epochs)
     chosen = tuple(filter(None, sources.split(",")))
-    options = TrainOptions(kind, triplet, sources=chosen, balanced=balanced, recipe=split, seed=seed)
+    recipe = split.value if split else ""
+    options = TrainOptions(kind.value, triplet, sources=chosen, balanced=balanced, recipe=recipe, seed=seed)
     names = [name for name in columns.split(",") if name]
     snapshot = joined(Store.open(store).snapshot(), names)
     folder = head_folder(store, head)
@@ -76,7 +129,9 @@ def train_command(
 def report_command(
     store: StoreOption = STORE,
     head: NameOption = "default",
-    out: Annotated[Path, typer.Option(help="The page; figures go to a folder beside it.")] = Path("report.html"),
+    out: Annotated[Path, typer.Option(help="The page; figures go to a folder beside it.", dir_okay=False)] = Path(
+        "report.html"
+    ),
     as_json: JsonOption = False,
 ) -> None:
     """Write the report of a head: one page that needs nothing else, and PNG, SVG and CSV of each figure.
@@ -92,6 +147,10 @@ def report_command(
     detector = Detector.load(Store.open(store), head)
     said = NOTICE if is_standin(detector.head.space.encoder) else ""
     written = write_report(
-        detector, head_folder(store, head), out, title=f"clipfake: {store.name}, {head}", notice=said
+        detector,
+        head_folder(store, head),
+        out,
+        title=f"Head “{head}” of the store “{store.resolve().name}”",
+        notice=said,
     )
     show({"report": str(out), "figures": [str(path) for path in written[1:]]} if as_json else f"report: {out}")

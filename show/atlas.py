@@ -14,7 +14,7 @@ from rich.text import Text
 from ..detector.atlas import TITLES, Atlas
 from ..detector.replay import Replay
 from ..store.durable import write_text, written_aside
-from .card import table
+from .card import Blocks, table
 
 if TYPE_CHECKING:
     from .figures import Picture
@@ -28,7 +28,7 @@ def atlas_table(atlases: Sequence[Atlas]) -> RenderableType:
         rows = [[name, *map(float, row), float(row.mean())] for name, row in zip(atlas.generators, values, strict=True)]
         rows.append(["mean", *map(float, values.mean(0)), atlas.mean_auc])
         title = f"{TITLES[atlas.head]}: AUC on a generator (down) and a real source (across) it has never seen"
-        parts += [table(title, ["", *atlas.reals, "mean"], rows, folded=True), Text(f"\n{atlas.sentence}\n")]
+        parts += [Blocks(title, ["", *atlas.reals, "mean"], rows), Text(f"\n{atlas.sentence}\n")]
     return Group(*parts)
 
 
@@ -45,8 +45,8 @@ def atlas_picture(atlas: Atlas) -> Picture:
 
     name = "atlas" if atlas.head == "ridge" else f"atlas-{atlas.head}"
     caption = (
-        f"{atlas.sentence} Each figure is the AUC on two sources that the head has never seen, generators down and "
-        f"real sources across; below 0.5 what it learned from the others misleads it."
+        "AUC on a generator (down) and a real source (across) that the head has never seen: 1 tells them apart, 0.5 is "
+        f"a coin; below it, what was learned of the others misleads. {atlas.sentence}"
     )
     return heat_map(name, f"Leave one out: {_lower(atlas)}", caption, atlas.reals, atlas.generators, atlas.table())
 
@@ -69,8 +69,7 @@ def replay_table(replay: Replay) -> RenderableType:
     """What was released, judged by what there was before."""
     columns = ["released", "sources", "generators before", "rows", "AUC", "accuracy", "AUC on the past"]
     rows = [[w.date, ", ".join(w.sources), w.generators, w.n, w.auc, w.accuracy, w.past_auc] for w in replay.windows]
-    made = table("trained on the past, asked about what came next", columns, rows, folded=True)
-    made.columns[1].justify = "left"
+    made = table("trained on the past, asked about what came next", columns, rows, folded=True, words=["sources"])
     return Group(made, Text(), *(Text(f"• {sentence}") for sentence in replay.sentences))
 
 

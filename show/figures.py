@@ -6,22 +6,27 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from ..detector.metrics import auc, wilson
 from ..store.block import distinct
 
 REAL, FAKE, GREY, INK = "#1f6fb2", "#c8501e", "#8a8f98", "#22262c"
+FAINT = "#b9bec5"  # axes and other lines that only hold things up
+FULL, HALF = 7.2, 3.5  # inches: across the report, and of two side by side
 COLOURS = {"real": REAL, "fake": FAKE, "unknown": GREY}
 HATCHES = {"real": "", "fake": "////", "unknown": ".."}  # told apart without colour
 LINES = {"train": (INK, ":"), "validation": (REAL, "--"), "test": (FAKE, "-")}
 PARTS = ("train", "validation", "test")
+NAME = 24  # letters of a name beside or below a figure
 Array = npt.NDArray[Any]
 
 
@@ -40,7 +45,7 @@ class Picture:
         """As "svg" or "png"."""
         out = io.BytesIO()
         told: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 160}
-        self.figure.savefig(out, format=kind, bbox_inches="tight", facecolor="white", **told)
+        self.figure.savefig(out, format=kind, facecolor="white", **told)  # as wide as it says: all letters are one size
         return out.getvalue()
 
     def csv(self) -> str:
@@ -49,14 +54,17 @@ class Picture:
         return out.getvalue()
 
 
-def _axes(count: int = 1, *, width: float = 7.2, height: float = 3.4, share: bool = False) -> tuple[Figure, list[Axes]]:
-    figure = Figure(figsize=(width, height), layout="constrained")
+def _axes(
+    count: int = 1, *, width: float = FULL, height: float = 3.4, share: bool = False
+) -> tuple[Figure, list[Axes]]:
+    figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     axes = figure.subplots(1, count, squeeze=False, sharey=share)[0].tolist()
     for ax in axes:
         ax.spines[["top", "right"]].set_visible(False)
-        ax.tick_params(labelsize=8, color=GREY)
-        ax.xaxis.label.set_fontsize(9)
-        ax.yaxis.label.set_fontsize(9)
+        ax.spines[["left", "bottom"]].set_color(FAINT)
+        ax.tick_params(labelsize=8, color=FAINT, labelcolor=INK)
+        for text in (ax.xaxis.label, ax.yaxis.label, ax.title):
+            text.set(fontsize=9, color=INK)
     return figure, axes
 
 
@@ -86,26 +94,36 @@ def class_distribution(sources: Array, targets: Array, labels: Array) -> Picture
                 place, count, left=offset, color=COLOURS[word], hatch=HATCHES[word], edgecolor="white", label=word
             )
             offset += count
-    left.set_yticks(place, names)
+    left.set_yticks(place, map(shortened, names))
     left.invert_yaxis()
     for ax, title in ((left, "as the data set says (target)"), (right, "as it is learned (label)")):
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("rows")
         ax.tick_params(axis="y", length=0)
-    _below(figure, left, columns=4)
-    _below(figure, right, columns=3)
+    _below(figure, left, "outside lower left")
+    _below(figure, right, "outside lower right")
     caption = "Rows of each source before and after the raw target (0 real, 1 to 6 fake) became a label."
     return Picture("classes", "Classes", caption, figure, ("source", "by", "value", "rows"), tuple(rows))
 
 
-def _below(figure: Figure, ax: Axes, *, columns: int) -> None:
-    """The legend under the axes, where it can hide nothing."""
-    down = -0.62 / (figure.get_figheight() - 0.9)
-    ax.legend(fontsize=7.5, frameon=False, ncols=columns, loc="upper center", bbox_to_anchor=(0.5, down))
+def shortened(name: str) -> str:
+    """A name that leaves room for what it names; both its ends are kept, for either may tell it from others.
+
+    >>> shortened("stylegan2"), shortened("stable_diffusion_xl_base_1_0_refined")
+    ('stylegan2', 'stable_diffu…_0_refined')
+    """
+    return name if len(name) <= NAME else f"{name[: NAME // 2]}…{name[-(NAME // 2 - 2) :]}"
+
+
+def _below(figure: Figure, ax: Axes, place: Literal["outside lower left", "outside lower right"]) -> None:
+    """The legend of one of two axes under the figure, where it can hide nothing."""
+    handles, words = ax.get_legend_handles_labels()
+    tight: dict[str, Any] = {"handlelength": 1.2, "handletextpad": 0.4, "columnspacing": 0.9, "fontsize": 7.5}
+    figure.legend(handles, words, loc=place, ncols=len(words), frameon=False, **tight)
 
 
 def _target(target: int) -> str:
-    return "not said" if target < 0 else str(target)
+    return "not said" if target < 0 else f"{target}{' real' if target == 0 else ''}"
 
 
 def loss_curves(epochs: Sequence[Mapping[str, Any]]) -> Picture:
@@ -144,7 +162,7 @@ def distance_histograms(distances: Mapping[str, tuple[Array, Array]]) -> Picture
         ax.set_xlabel("Euclidean distance")
         rows += [(part, *map(float, r)) for r in zip(edges[:-1], edges[1:], one, two, strict=True)]
     axes[0].set_ylabel("share of triplets")
-    axes[0].legend(fontsize=7, frameon=False)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     columns = ("part", "from", "to", "positive", "negative")
     caption = "How far an anchor's own class and the other class lie from it after the projection."
     return Picture("distances", "Distances", caption, figure, columns, tuple(rows))
@@ -152,7 +170,7 @@ def distance_histograms(distances: Mapping[str, tuple[Array, Array]]) -> Picture
 
 def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Picture:
     """Counts at the threshold 0, per split."""
-    figure, axes = _axes(len(metrics), height=2.7)
+    figure, axes = _axes(len(metrics), height=2.7, share=True)
     rows: list[tuple[Any, ...]] = []
     for ax, (part, told) in zip(axes, metrics.items(), strict=True):
         c = told["confusion"]
@@ -165,14 +183,17 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Picture:
                 ax.text(j, i, f"{counts[i, j]:,}\n{shares[i, j]:.1%}", ha="center", va="center", color=ink, fontsize=9)
         ax.set_xticks([0, 1], ["real", "fake"])
         ax.set_yticks([0, 1], ["real", "fake"], rotation=90, va="center")
-        ax.set_xlabel("said")
-        ax.set_ylabel("is")
+        ax.set_xlabel("called")
         ax.set_title(f"{part}: accuracy {_percent(told['accuracy'])}", fontsize=9)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
         rows.append((part, c["tn"], c["fp"], c["fn"], c["tp"], told["accuracy"]))
+    axes[0].set_ylabel("in truth")
     columns = ("part", "tn", "fp", "fn", "tp", "accuracy")
-    return Picture("confusion", "Confusion matrices", "The head's answers, by split.", figure, columns, tuple(rows))
+    caption = (
+        "The head's answers at the threshold 0, by split: what the rows are, down, and what they were called, across."
+    )
+    return Picture("confusion", "Confusion matrices", caption, figure, columns, tuple(rows))
 
 
 def pca_scatter(points: Mapping[str, tuple[Array, Array]]) -> Picture:
@@ -217,14 +238,16 @@ def explained_variance(raw: Array, projected: Array) -> Picture:
     """Cumulative share of variance of the raw and of the projected rows, marked at 1, 10, 20 and 50 components."""
     figure, (ax,) = _axes()
     rows: list[tuple[Any, ...]] = []
-    for word, shares, colour, style, place, side in (
-        ("stored vectors", raw, REAL, "--", (5, -10), "left"),
-        ("projection", projected, FAKE, "-", (-5, 4), "right"),
-    ):
-        total = np.cumsum(shares)
+    totals = {"stored vectors": np.cumsum(raw), "projection": np.cumsum(projected)}
+    looks = {"stored vectors": (REAL, "--"), "projection": (FAKE, "-")}
+    for word, total in totals.items():
+        [other] = (t for name, t in totals.items() if name != word)
+        colour, style = looks[word]
         ax.plot(np.arange(1, len(total) + 1), total, color=colour, linestyle=style, label=word)
         for mark in (m for m in (1, 10, 20, 50) if m <= len(total)):
             ax.plot(mark, total[mark - 1], "o", color=colour, markersize=4)
+            above = (total[mark - 1], word == "projection") > (other[min(mark, len(other)) - 1], word != "projection")
+            place, side = ((-5, 4), "right") if above else ((5, -10), "left")  # away from the other curve
             said, where = f"{total[mark - 1]:.0%}", (mark, total[mark - 1])
             ax.annotate(said, where, place, textcoords="offset points", fontsize=7.5, ha=side, color=colour)
         rows += [(word, i, float(share)) for i, share in enumerate(total, start=1)]
@@ -235,17 +258,19 @@ def explained_variance(raw: Array, projected: Array) -> Picture:
     ax.set_xlim(0.6, None)
     ax.set_ylim(0, 1.03)
     ax.set_xlabel("principal components")
-    ax.set_ylabel("variance explained")
-    ax.legend(fontsize=8, frameon=False)
+    ax.set_ylabel("share of variance explained")
+    ax.legend(fontsize=8, frameon=False, loc="lower right")
     columns = ("of", "components", "cumulative")
-    caption = "How many directions the training rows really use, marked at 1, 10, 20 and 50 components."
+    caption = (
+        "How many directions the training rows really use: the share of their variance in the first 1, 10, 20, 50."
+    )
     return Picture("variance", "Explained variance", caption, figure, columns, tuple(rows))
 
 
 def measure_bars(measured: Mapping[str, Mapping[str, Any]]) -> Picture:
     """AUC on the test rows with its 95 % interval: the detector, the head and every baseline."""
     names = list(measured)
-    figure, (ax,) = _axes(height=0.27 * len(names) + 0.9)
+    figure, (ax,) = _axes(height=0.24 * len(names) + 0.8)
     values = [measured[n]["auc"] if measured[n]["auc"] is not None else np.nan for n in names]
     spans = [(measured[n].get("intervals") or {}).get("auc") for n in names]
     for place, (value, span) in enumerate(zip(values, spans, strict=True)):
@@ -256,13 +281,16 @@ def measure_bars(measured: Mapping[str, Mapping[str, Any]]) -> Picture:
         beyond = ("axes fraction", "data")
         ax.annotate(f"{value:.3f}", (1.0, place), (8, 0), beyond, textcoords="offset points", fontsize=8, va="center")
     ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
+    ax.annotate(
+        "a coin", (0.5, 1), (0, 3), ("data", "axes fraction"), textcoords="offset points", fontsize=7.5, ha="center"
+    )
     ax.set_yticks(range(len(names)), names)
     ax.invert_yaxis()
-    ax.set_xlabel("AUC on the test rows, with 95 % interval")
-    ax.set_xlim(min(0.45, np.nanmin(values) - 0.02), 1.0)
+    ax.set_xlabel("AUC, with its 95% interval")
+    ax.set_xlim(min(0.45, np.nanmin(values) - 0.02, *(span[0] - 0.01 for span in spans if span)), 1.0)
     rows = tuple((n, v, *(s or (None, None))) for n, v, s in zip(names, values, spans, strict=True))
-    caption = "A head is worth having if it stands clear of the baselines below it."
-    return Picture("measures", "Head and baselines", caption, figure, ("name", "auc", "low", "high"), rows)
+    caption = "A head (orange) is worth having if it stands clear of the baselines below it."
+    return Picture("measures", "AUC on the test rows", caption, figure, ("name", "auc", "low", "high"), rows)
 
 
 METRICS = {
@@ -300,62 +328,77 @@ def metric_bars(metrics: Mapping[str, Mapping[str, Any]]) -> Picture:
 
 def roc_curves(scored: Mapping[str, tuple[Array, Array]]) -> Picture:
     """True-positive against false-positive rate; (n,) labels and (n,) scores per split."""
-    figure, (ax,) = _axes(width=4.6, height=4.0)
+    figure, (ax,) = _axes(width=HALF, height=HALF)
     rows: list[tuple[Any, ...]] = []
     for part, (labels, scores) in scored.items():
         order = np.argsort(-scores, kind="stable")
         hits = labels[order] == 1
         tpr, fpr = np.cumsum(hits) / max(hits.sum(), 1), np.cumsum(~hits) / max((~hits).sum(), 1)
         colour, style = LINES[part]
-        ax.plot([0, *fpr], [0, *tpr], color=colour, linestyle=style, label=part)
+        area = auc(labels, scores)
+        said = part if area is None else f"{part}, AUC {area:.3f}"
+        ax.plot([0, *fpr], [0, *tpr], color=colour, linestyle=style, label=said)
         step = max(1, len(fpr) // 200)
         rows += [(part, float(x), float(y)) for x, y in zip(fpr[::step], tpr[::step], strict=True)]
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
     ax.set_aspect("equal")
-    ax.set_xlabel("real called fake")
-    ax.set_ylabel("fake called fake")
-    ax.legend(fontsize=8, frameon=False, loc="lower right")
-    return Picture("roc", "ROC", "The head's score, by split.", figure, ("part", "fpr", "tpr"), tuple(rows))
+    ax.set_xlabel("share of real rows called fake")
+    ax.set_ylabel("share of fake rows called fake")
+    ax.legend(fontsize=7.5, frameon=False, loc="lower right")
+    caption = "The head's score at every threshold, by split; the straight line is a coin."
+    return Picture("roc", "ROC", caption, figure, ("part", "fpr", "tpr"), tuple(rows))
 
 
 def reliability(labels: Array, probabilities: Array, bins: int = 10) -> Picture:
     """What was said against what was true, for test rows."""
-    figure, (ax,) = _axes(width=4.6, height=4.0)
+    figure, (ax,) = _axes(width=HALF, height=HALF)
     edges = np.linspace(0, 1, bins + 1)
     which = np.clip(np.digitize(probabilities, edges) - 1, 0, bins - 1)
     rows = []
     for i in range(bins):
         here = which == i
-        if here.any():
-            rows.append((float(probabilities[here].mean()), float((labels[here] == 1).mean()), int(here.sum())))
+        n, hits = int(here.sum()), int((labels[here] == 1).sum())
+        if span := wilson(hits, n):
+            rows.append((float(probabilities[here].mean()), hits / n, *span, n))
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
-    said, true, count = (np.array(column) for column in zip(*rows, strict=True))
-    ax.plot(said, true, color=FAKE)
-    ax.scatter(said, true, s=12 + 160 * count / count.max(), color=FAKE, alpha=0.6, edgecolor="white")
+    said, true, low, high, count = (np.array(column) for column in zip(*rows, strict=True))
+    ax.vlines(said, low, high, color=FAKE, linewidth=1.2, alpha=0.8)
+    ax.scatter(said, true, s=10 + 110 * count / count.max(), color=FAKE, edgecolor="white", zorder=3)
     ax.set_aspect("equal")
     ax.set_xlim(-0.03, 1.03)
     ax.set_ylim(-0.03, 1.03)
-    ax.set_xlabel("P(fake) that was said")
-    ax.set_ylabel("share that was fake")
+    ax.set_xlabel("likely fake, as was said")
+    ax.set_ylabel("share that was fake, with its 95% interval")
     caption = (
-        "Test rows by the probability they were given; the size of a dot is the number of rows. Calibrated for "
-        "generators never seen, a verdict is cautious about those that were: the curve is then steeper than the line."
+        "Test rows by the probability they were given; the larger a dot, the more rows. Calibrated for generators "
+        "never seen, a verdict is cautious about those that were: the dots then rise more steeply than the line."
     )
-    return Picture("reliability", "Reliability", caption, figure, ("said", "true", "rows"), tuple(rows))
+    return Picture("reliability", "Reliability", caption, figure, ("said", "true", "low", "high", "rows"), tuple(rows))
 
 
 def heat_map(name: str, title: str, caption: str, across: Sequence[str], down: Sequence[str], values: Array) -> Picture:
-    """A table of AUCs as colours with their figures: blue where sources are told apart, orange where they mislead."""
-    figure, (ax,) = _axes(width=max(2.6 + 0.62 * len(across), 5.2), height=1.2 + 0.34 * len(down))
+    """A table of AUCs as colours with their figures: blue where sources are told apart, orange where they mislead.
+
+    The means stand apart, below and to the right.
+    """
+    rows = tuple((d, a, float(values[i, j])) for i, d in enumerate(down) for j, a in enumerate(across))
+    across, down = (*across, "mean"), (*down, "mean")
+    values = np.vstack([values, values.mean(0)])
+    values = np.hstack([values, values.mean(1, keepdims=True)])
+    figure, (ax,) = _axes(width=max(2.6 + 0.62 * len(across), 5.2), height=1.2 + 0.3 * len(down))
     colours = LinearSegmentedColormap.from_list("orange to blue", ["#8f3a10", FAKE, "#f6f6f4", REAL, "#0f3f6b"])
     drawn = ax.imshow(values, cmap=colours, vmin=0, vmax=1, aspect="auto")
     for i in range(len(down)):
         for j in range(len(across)):
             if np.isfinite(values[i, j]):
                 ink = "white" if abs(values[i, j] - 0.5) > 0.22 else INK
-                ax.text(j, i, f"{values[i, j]:.2f}", ha="center", va="center", fontsize=8, color=ink)
-    ax.set_xticks(range(len(across)), across, rotation=35, ha="right")
-    ax.set_yticks(range(len(down)), down)
+                bold = "bold" if i == len(down) - 1 or j == len(across) - 1 else "normal"
+                said = f"{values[i, j]:.2f}"
+                ax.text(j, i, said, ha="center", va="center", fontsize=8, color=ink, fontweight=bold)
+    ax.axhline(len(down) - 1.5, color="white", linewidth=5)
+    ax.axvline(len(across) - 1.5, color="white", linewidth=5)
+    ax.set_xticks(range(len(across)), map(shortened, across), rotation=35, ha="right")
+    ax.set_yticks(range(len(down)), map(shortened, down))
     ax.spines[:].set_visible(False)
     ax.tick_params(length=0)
     ax.set_xticks(np.arange(len(across) + 1) - 0.5, minor=True)
@@ -363,9 +406,9 @@ def heat_map(name: str, title: str, caption: str, across: Sequence[str], down: S
     ax.grid(which="minor", color="white", linewidth=1.5)
     ax.tick_params(which="minor", length=0)
     bar = figure.colorbar(drawn, ax=ax, ticks=[0, 0.5, 1], fraction=0.05, pad=0.02)
-    bar.ax.set_yticklabels(["0 wrong way round", "0.5 a coin", "1 told apart"], fontsize=7)
+    bar.ax.set_yticklabels(["0 misled", "0.5 a coin", "1 told apart"], fontsize=7.5)
+    bar.ax.tick_params(length=0)
     bar.outline.set_visible(False)
-    rows = tuple((d, a, float(values[i, j])) for i, d in enumerate(down) for j, a in enumerate(across))
     return Picture(name, title, caption, figure, ("row", "column", "value"), rows)
 
 
@@ -383,8 +426,8 @@ def replay_lines(windows: Sequence[Mapping[str, Any]]) -> Picture:
         ax.plot(place, values, color=colour, linestyle=style, marker=marker, markersize=4, label=word)
     ax.axhline(0.5, color=GREY, linewidth=0.8)
     names = [", ".join(w["sources"]) for w in windows]
-    short = [name if len(name) <= 24 else f"{name[:22]} …" for name in names]
-    ax.set_xticks(place, [f"{w['date']}\n{n}" for w, n in zip(windows, short, strict=True)], rotation=35, ha="right")
+    told = [f"{w['date']}\n{shortened(n)}" for w, n in zip(windows, names, strict=True)]
+    ax.set_xticks(place, told, rotation=35, ha="right")
     ax.set_ylim(min(0.45, *(w[name] - 0.03 for w in windows for name, *_ in lines)), 1.02)
     figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     columns = ("date", "sources", "generators", "n", "auc", "accuracy", "past_auc")
@@ -394,4 +437,4 @@ def replay_lines(windows: Sequence[Mapping[str, Any]]) -> Picture:
 
 
 def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2%}"
+    return "–" if value is None else f"{value:.1%}"

@@ -1,18 +1,22 @@
-"""The report of a trained head: one page that needs nothing else, and the picture and table behind each figure."""
+"""The report of a trained head: one page that needs nothing else, and the picture and table behind each figure.
+
+What was never seen comes first, then the baselines, then how far a verdict can be trusted; how it was made is last.
+"""
 
 from __future__ import annotations
 
 import base64
 import html
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ..detector.atlas import atlas
+from ..detector.atlas import Atlas, atlas
+from ..detector.atlas import Kind as AtlasKind
 from ..detector.calibration import probability
 from ..detector.detector import Detector
 from ..detector.examples import thinned
@@ -24,9 +28,10 @@ from ..store.errors import HeadError, NotEnoughRows
 from . import figures
 from .atlas import atlas_picture
 from .figures import Picture
-from .training import learned_from, spoken
+from .training import MODES, learned_from, spoken
+from .words import CAVEAT
 
-NARROW = 5  # inches: two such figures stand side by side
+KINDS: tuple[AtlasKind, ...] = ("ridge", "knn")
 SHOWN = 4_000  # rows of a part that are drawn, at most
 MEASURES = {
     "accuracy": "accuracy",
@@ -34,8 +39,8 @@ MEASURES = {
     "auc": "AUC",
     "ap": "average precision",
     "eer": "EER",
-    "tpr_at_fpr_1": "TPR at 1 % FPR",
-    "tpr_at_fpr_5": "TPR at 5 % FPR",
+    "tpr_at_fpr_1": "TPR at 1% FPR",
+    "tpr_at_fpr_5": "TPR at 5% FPR",
     "accuracy_at_validation": "accuracy at the validation threshold",
     "accuracy_oracle": "accuracy at the oracle threshold (a bound, not a result)",
 }
@@ -63,20 +68,28 @@ def write_report(
         report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as e:
         raise HeadError(f"{folder} has no report of its training ({e}); run `clipfake train --from-store` again") from e
-    pictures = list(draw_all(detector, report))
+    atlases = left_out(detector)
+    pictures = {picture.name: picture for picture in draw_all(detector, report, atlases)}
     beside = out.with_suffix("")
     written = []
-    for picture in pictures:
+    for picture in pictures.values():
         for kind in ("png", "svg"):
             with written_aside(beside / f"{picture.name}.{kind}") as temporary:
                 temporary.write_bytes(picture.image(kind))
         write_text(beside / f"{picture.name}.csv", picture.csv())
         written += [beside / f"{picture.name}.{kind}" for kind in ("png", "svg", "csv")]
-    write_text(out, page(title, notice, report, pictures, detector))
+    write_text(out, page(title, notice, report, pictures, detector, atlases, beside.name))
     return [out, *written]
 
 
-def draw_all(detector: Detector, report: dict[str, Any]) -> Iterator[Picture]:
+def left_out(detector: Detector) -> list[Atlas]:
+    """A linear head and the neighbour rule on what they have never seen; none where there is nothing to leave out."""
+    with suppress(NotEnoughRows):
+        return [atlas(detector.snapshot, kind, seed=detector.head.split.seed) for kind in KINDS]
+    return []
+
+
+def draw_all(detector: Detector, report: dict[str, Any], atlases: Sequence[Atlas]) -> Iterator[Picture]:
     """Every figure there are numbers for."""
     snapshot, head = detector.snapshot, detector.head
     yield figures.class_distribution(*(snapshot.column(name) for name in ("sources", "targets", "labels")))
@@ -108,9 +121,7 @@ def draw_all(detector: Detector, report: dict[str, Any]) -> Iterator[Picture]:
     evidence = known.evidence(snapshot.vectors(test), snapshot.column("digests")[test])
     said = probability(detector.calibration.score(scored["test"][1], evidence.signal))
     yield figures.reliability(labels[test], said)
-    # With one generator or one real source there is nothing to leave out, and no figure.
-    with suppress(NotEnoughRows):
-        yield atlas_picture(atlas(snapshot, seed=head.split.seed))
+    yield from map(atlas_picture, atlases)
 
 
 def _shares(vectors: Any) -> Any:
@@ -120,8 +131,16 @@ def _shares(vectors: Any) -> Any:
     return values / values.sum()
 
 
-def page(title: str, notice: str, report: dict[str, Any], pictures: list[Picture], detector: Detector) -> str:
-    """The page as HTML, its pictures inside it."""
+def page(
+    title: str,
+    notice: str,
+    report: dict[str, Any],
+    pictures: Mapping[str, Picture],
+    detector: Detector,
+    atlases: Sequence[Atlas],
+    beside: str,
+) -> str:
+    """The page as HTML, its pictures inside it; `beside` is the folder that has them as files."""
     space, split = detector.head.space, report["split"]
     facts = [
         ("encoder", str(space)),
@@ -129,30 +148,68 @@ def page(title: str, notice: str, report: dict[str, Any], pictures: list[Picture
         ("split", f"{split['recipe']}, seed {split['seed']}, digest {split['digest'][:12]}"),
         ("snapshot", f"{report['snapshot']} of the store"),
         ("libraries", ", ".join(f"{name} {version}" for name, version in detector.head.versions.items())),
+        ("figures", f"as PNG, SVG and CSV in the folder {beside}/"),
     ]
-    sentences = [*report["sentences"], *report["detector"]["sentences"]]
-    columns = {
-        **{f"head, {part}": report["head"][part] for part in PARTS},
-        "detector, test": report["detector"]["test"],
-    }
-    tables = [_table("Measures, with 95 % intervals", columns, MORE)]
-    if report.get("categories"):
-        by_mode = {f"category {mode}": told for mode, told in report["categories"].items()}
-        tables.append(_table("Test rows, by where the category comes from", by_mode, MEASURES))
+    sentences = [*(one.sentence for one in atlases), *report["sentences"], *report["detector"]["sentences"]]
+    parts = {f"head, {part}": report["head"][part] for part in PARTS}
+    measures = _table("with 95% intervals", {**parts, "head + neighbours, test": report["detector"]["test"]}, MORE)
+    by_mode = {f"category {MODES[mode]}": told for mode, told in (report.get("categories") or {}).items()}
+    categories = _table("test rows, by where the category comes from", by_mode, MEASURES) if by_mode else ""
+    baselines = ""
     if report["baselines"]:
+        ours = {"head + neighbours": report["detector"]["test"], "head": report["head"]["test"]}
         others = {spoken(name): told["test"] for name, told in report["baselines"].items()}
-        note = f"Baselines {learned_from(report['baselines'])}"
-        tables.append(_table("Baselines, test rows", others, MEASURES, across=False))
-        tables.append(f"<p class=note>{html.escape(note)}.</p>")
-    shown = "".join(_figure(picture) for picture in pictures)
+        note = html.escape(f"The baselines {learned_from(report['baselines'])}.")
+        baselines = _table("test rows", {**ours, **others}, MEASURES, across=False) + f"<p class=note>{note}</p>"
+    sections = {
+        "Never seen": _figures(pictures, "atlas", "atlas-knn"),
+        "Head and baselines": _figures(pictures, "measures") + baselines,
+        "How far a verdict can be trusted": _promises(report["detector"]) + _figures(pictures, "reliability", "roc"),
+        "Measures": measures + categories + _figures(pictures, "metrics", "confusion"),
+        "How it was made": _figures(pictures, "classes", "loss", "distances", "pca", "variance"),
+    }
+    kept = {name: content for name, content in sections.items() if content}
     return _PAGE.format(
         title=html.escape(title),
         notice=f"<p class=notice>{html.escape(notice)}</p>" if notice else "",
         facts="".join(f"<dt>{html.escape(name)}</dt><dd>{html.escape(value)}</dd>" for name, value in facts),
         sentences="".join(f"<li>{html.escape(sentence)}</li>" for sentence in sentences),
-        tables="".join(tables),
-        figures=shown,
+        caveat=html.escape(CAVEAT),
+        contents="".join(f'<a href="#{_anchor(name)}">{name}</a>' for name in kept),
+        sections="".join(f'<section id="{_anchor(name)}"><h2>{name}</h2>{it}</section>' for name, it in kept.items()),
     )
+
+
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _promises(told: Mapping[str, Any]) -> str:
+    """What was promised beside what came of it, for generators that were seen and for ones that were not."""
+    rows = ""
+    for name, words in (("seen", "generators that were seen"), ("unseen", "generators never seen")):
+        if not (found := told.get(name)):
+            continue
+        shares = [_share(found[key]) for key in ("answered", "wrong", "real_excluded", "fake_excluded")]
+        worst = f"{html.escape(found['worst'])} {_share(found['worst_excluded'])}" if found.get("worst") else "–"
+        cells = [f"{found['n']:,}", shares[0], shares[1], _share(found["nominal"]), *shares[2:], worst]
+        rows += f"<tr><th scope=row>{words}</th>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    top = (
+        "rows",
+        "answered real or fake",
+        "of these wrong",
+        "promised: truth ruled out at most",
+        "truth ruled out, real rows",
+        "truth ruled out, fake rows",
+        "of the worst generator",
+    )
+    head = "".join(f"<th scope=col>{word}</th>" for word in top)
+    table = f"<table class=dense><thead><tr><th></th>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    return f'<div class="wide">{table}</div>' if rows else ""
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1%}"
 
 
 def _table(
@@ -169,7 +226,8 @@ def _table(
         lines += f"<tr><th scope=row>{word}</th>{row}</tr>"
     head = f"<thead><tr><th></th>{header}</tr></thead>"
     shape = "" if across else " class=dense"
-    return f'<h2>{html.escape(title)}</h2><div class="wide"><table{shape}>{head}<tbody>{lines}</tbody></table></div>'
+    caption = f"<caption>{html.escape(title)}</caption>"
+    return f'<div class="wide"><table{shape}>{caption}{head}<tbody>{lines}</tbody></table></div>'
 
 
 def _cell(told: Mapping[str, Any], measure: str, *, spans: bool) -> str:
@@ -181,12 +239,25 @@ def _cell(told: Mapping[str, Any], measure: str, *, spans: bool) -> str:
     return f"{said} <small>{span[0]:.3f}–{span[1]:.3f}</small>" if span else said
 
 
+def _figures(pictures: Mapping[str, Picture], *names: str) -> str:
+    """Those of these figures that there are; two halves stand side by side."""
+    shown = "".join(_figure(pictures[name]) for name in names if name in pictures)
+    return f"<div class=figures>{shown}</div>" if shown else ""
+
+
 def _figure(picture: Picture) -> str:
     drawn = base64.b64encode(picture.image("svg")).decode()
     title, caption = html.escape(picture.title), html.escape(picture.caption)
-    image = f'<img alt="{caption}" src="data:image/svg+xml;base64,{drawn}">'
-    shape = " class=narrow" if picture.figure.get_figwidth() < NARROW else ""
-    return f'<figure id="{picture.name}"{shape}><h2>{title}</h2>{image}<figcaption>{caption}</figcaption></figure>'
+    inches = picture.figure.get_figwidth()
+    half = inches <= figures.HALF
+    wide = min(100.0, 100 * inches / (figures.HALF if half else figures.FULL))
+    size = (
+        f"width:{wide:.1f}%;min-width:{4.6 * inches:.0f}rem"  # on a phone it is scrolled rather than too small to read
+    )
+    image = f'<img alt="{title}. {caption}" style="{size}" src="data:image/svg+xml;base64,{drawn}">'
+    shape = " class=half" if half else ""
+    drawing = f"<div class=drawing>{image}</div>"
+    return f'<figure id="{picture.name}"{shape}><h3>{title}</h3>{drawing}<figcaption>{caption}</figcaption></figure>'
 
 
 _PAGE = """<!doctype html>
@@ -197,30 +268,38 @@ _PAGE = """<!doctype html>
 <style>
   body {{ font: 16px/1.55 system-ui, sans-serif; color: #22262c; background: #fff; margin: 0 auto; max-width: 62rem;
          padding: 2.5rem 1.25rem 4rem; }}
-  h1 {{ font-size: 1.7rem; margin: 0 0 .5rem; }}
-  h2 {{ font-size: 1.1rem; margin: 0 0 .6rem; }}
-  .notice {{ border-left: 4px solid #c8501e; padding: .4rem .9rem; background: #fbf3ee; }}
+  h1 {{ font-size: 1.7rem; line-height: 1.25; margin: 0 0 .8rem; overflow-wrap: anywhere; }}
+  h2 {{ font-size: 1.3rem; margin: 0 0 .8rem; padding-top: 1.6rem; border-top: 1px solid #d8dde3; }}
+  h3 {{ font-size: 1rem; margin: 0 0 .4rem; }}
+  .notice {{ border-left: 4px solid #b58a12; padding: .4rem .9rem; background: #fdf6df; }}
+  ul {{ padding-left: 1.2rem; }} li {{ margin-bottom: .35rem; }}
+  nav {{ display: flex; flex-wrap: wrap; gap: .3rem 1.4rem; margin: 1.4rem 0 2rem; }} a {{ color: #1d5a9e; }}
   dl {{ display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1.2rem; font-size: .92rem; }}
-  dt {{ color: #626973; }} dd {{ margin: 0; overflow-wrap: anywhere; }}
-  .wide {{ overflow-x: auto; }}
-  table {{ border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums; margin: 1rem 0 2rem; }}
-  th, td {{ text-align: right; padding: .3rem .8rem; border-bottom: 1px solid #e4e7eb; white-space: nowrap; }}
-  th[scope=row], th:first-child {{ text-align: left; font-weight: 500; white-space: normal; }}
-  small {{ color: #626973; }} .note {{ color: #626973; font-size: .9rem; margin-top: -1.4rem; }}
-  .dense th[scope=col] {{ white-space: normal; vertical-align: bottom; font-weight: 500; }}
-  .dense th[scope=row] {{ white-space: nowrap; }}
-  .dense th, .dense td {{ padding: .25rem .5rem; }}
-  .figures {{ display: flex; flex-wrap: wrap; column-gap: 2%; align-items: flex-start; }}
-  figure {{ margin: 1.6rem 0; flex: 1 1 100%; break-inside: avoid; }}
-  .narrow {{ flex: 0 1 48%; }} img {{ max-width: 100%; height: auto; }}
-  figcaption {{ color: #626973; font-size: .9rem; margin-top: .4rem; }}
-  @media print {{ body {{ padding: 0; }} }}
+  dt {{ color: #56616d; }} dd {{ margin: 0; overflow-wrap: anywhere; }}
+  section {{ margin-top: 2rem; }}
+  .wide {{ overflow-x: auto; margin: .4rem 0 1.6rem; }}
+  table {{ border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }}
+  caption {{ text-align: left; color: #56616d; padding-bottom: .3rem; }}
+  th, td {{ text-align: right; padding: .28rem 0 .28rem 1.3rem; border-bottom: 1px solid #e4e7eb; }}
+  th, td {{ white-space: nowrap; }}
+  th {{ font-weight: 500; }}
+  th[scope=row], th:first-child {{ text-align: left; white-space: normal; padding-left: 0; min-width: 8rem; }}
+  small {{ color: #56616d; margin-left: .2rem; }} .note, .caveat {{ color: #56616d; font-size: .9rem; }}
+  .note {{ margin-top: -1rem; }}
+  .dense th[scope=col] {{ white-space: normal; vertical-align: bottom; max-width: 8rem; }}
+  .dense th, .dense td {{ padding-left: .9rem; }} .dense th:first-child {{ padding-left: 0; }}
+  .figures {{ display: flex; flex-wrap: wrap; gap: 1.8rem 2.8%; align-items: flex-start; margin: 1rem 0 1.6rem; }}
+  figure {{ margin: 0; flex: 0 0 100%; min-width: 0; break-inside: avoid; }}
+  .half {{ flex: 1 1 20rem; }} .drawing {{ overflow-x: auto; }} img {{ height: auto; display: block; }}
+  figcaption {{ color: #56616d; font-size: .9rem; margin-top: .4rem; max-width: 46rem; }}
+  @media print {{ body {{ padding: 0; }} nav {{ display: none; }} }}
 </style>
 <h1>{title}</h1>
 {notice}
 <ul>{sentences}</ul>
-<dl>{facts}</dl>
-{tables}
-<div class="figures">{figures}</div>
+<p class=caveat>{caveat}</p>
+<nav aria-label="Contents">{contents}</nav>
+{sections}
+<section><h2>What it was made with</h2><dl>{facts}</dl></section>
 </html>
 """

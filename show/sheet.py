@@ -14,10 +14,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..detector.verdict import Neighbor, Verdict
 from ..store.durable import written_aside
+from .words import CAVEAT, SHAPES, chance, likelier, maker
 
 INK, GREY, PAPER, EMPTY = "#1c2026", "#69717d", "#ffffff", "#eceff3"
-COLOURS = {"real": "#1f6fb2", "fake": "#c8501e", "unsure": "#8a6200"}  # apart for colour-blind eyes, and always named
-CELL, GAP, MARGIN, LABEL = 132, 14, 36, 42
+COLOURS = {"real": "#1f6fb2", "fake": "#c8501e", "unsure": "#505b67"}  # apart for colour-blind eyes, and always named
+CELL, GAP, MARGIN, LABEL = 132, 14, 36, 52
+HEAD, TITLE = 96, 26  # above the pictures: the answer; of a row: its name
+LEAST = 6  # columns, so that the words have room beside few witnesses
+JPEG = (".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
@@ -47,66 +51,84 @@ def picture_of(neighbor: Neighbor, thumbnail: Callable[[int], bytes]) -> Image.I
 
 
 def write_sheet(path: Path, entries: Sequence[Entry], thumbnail: Callable[[int], bytes]) -> None:
-    """Write the sheet of some verdicts as a PNG, whole or not at all; raises StoreError for a full disk."""
+    """Write the sheet of some verdicts, whole or not at all, as the JPEG its name says or as a PNG.
+
+    Raises StoreError for a full disk.
+    """
     sheet = draw_sheet(entries, thumbnail)
     with written_aside(path) as temporary:
-        sheet.save(temporary, "PNG", optimize=True)
+        if path.suffix.lower() in JPEG:
+            sheet.save(temporary, "JPEG", quality=88, optimize=True)
+        else:
+            sheet.save(temporary, "PNG", optimize=True)
 
 
 def draw_sheet(entries: Sequence[Entry], thumbnail: Callable[[int], bytes]) -> Image.Image:
     """The sheet of some verdicts, one below the other."""
     panels = [_panel(entry, thumbnail) for entry in entries]
     width = max(panel.width for panel in panels)
-    sheet = Image.new("RGB", (width, sum(panel.height for panel in panels)), PAPER)
+    sheet = Image.new("RGB", (width, sum(panel.height for panel in panels) + 2 * MARGIN), PAPER)
+    draw = ImageDraw.Draw(sheet)
     top = 0
     for panel in panels:
         sheet.paste(panel, (0, top))
         top += panel.height
+        draw.line((MARGIN, top - 2, width - MARGIN, top - 2), EMPTY, 2)
+    draw.text((MARGIN, top + MARGIN // 2 + 4), _fitted(CAVEAT, _font(14), width - 2 * MARGIN), GREY, _font(14))
     return sheet
 
 
 def _panel(entry: Entry, thumbnail: Callable[[int], bytes]) -> Image.Image:
     verdict = entry.verdict
-    columns = max(3, *(len(found) for found in verdict.neighbors.values()))
+    columns = max(LEAST, *(len(found) for found in verdict.neighbors.values()))
     asked = 2 * CELL + LABEL + GAP
     left = MARGIN + asked + 2 * GAP
     width = left + columns * (CELL + GAP) - GAP + MARGIN
-    top = MARGIN + 66
-    height = top + 2 * (26 + CELL + LABEL) + MARGIN // 2
+    top = MARGIN + HEAD
+    height = top + 2 * (TITLE + CELL + LABEL) + MARGIN // 2
     panel = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(panel)
     colour = COLOURS[verdict.verdict]
 
-    title = verdict.verdict.upper() + (
-        f", probably {verdict.generator}" if verdict.generator not in ("", "unknown") else ""
-    )
+    title = f"{SHAPES[verdict.verdict]} {verdict.verdict.upper()}"
     draw.text((MARGIN, MARGIN - 10), title, colour, _font(30, bold=True))
-    svm, near = verdict.signals["svm"], verdict.signals["neighbors"]
-    said = f"score {verdict.score:+.2f}   classifier {svm:+.2f}   neighbours {near:+.2f}   (above 0 leans fake)"
-    draw.text(
-        (MARGIN, MARGIN + 32),
-        _fitted(f"{said}   {'; '.join(verdict.reasons)}", _font(14), width - 2 * MARGIN),
-        GREY,
-        _font(14),
-    )
+    beside = MARGIN + round(_font(30, bold=True).getlength(title)) + 18
+    how_sure = ", ".join(filter(None, (chance(verdict), maker(verdict))))
+    draw.text((beside, MARGIN), _fitted(how_sure, _font(20), width - beside - MARGIN), INK, _font(20))
+    for line, (said, ink) in enumerate(((_why(verdict), INK), (_signals(verdict), GREY))):
+        where = (MARGIN, MARGIN + 36 + 22 * line)
+        draw.text(where, _fitted(said, _font(14), width - 2 * MARGIN), ink, _font(14))
 
-    _place(panel, entry.picture, (MARGIN, top + 26), asked)
-    draw.rectangle((MARGIN - 3, top + 23, MARGIN + asked + 2, top + 26 + asked + 2), outline=colour, width=3)
-    draw.text((MARGIN, top + 26 + asked + 10), _fitted(Path(verdict.image).name, _font(14), asked), INK, _font(14))
+    _place(panel, entry.picture, (MARGIN, top + TITLE), asked)
+    edge = top + TITLE
+    draw.rectangle((MARGIN - 3, edge - 3, MARGIN + asked + 2, edge + asked + 2), outline=colour, width=3)
+    draw.text((MARGIN, edge + asked + 10), _fitted(Path(verdict.image).name, _font(14), asked), INK, _font(14))
 
     for row, name in enumerate(("real", "fake")):
-        y = top + row * (26 + CELL + LABEL)
-        draw.text((left, y), f"nearest {name}", COLOURS[name], _font(15, bold=True))
-        for column in range(columns):
+        y = top + row * (TITLE + CELL + LABEL)
+        draw.text((left, y), f"{SHAPES[name]} nearest {name}", COLOURS[name], _font(15, bold=True))
+        said = round(_font(15, bold=True).getlength(f"{SHAPES[name]} nearest {name}"))
+        draw.text((left + said + 10, y + 2), "cosine similarity and source", GREY, _font(12))
+        for column, neighbor in enumerate(verdict.neighbors[name][:columns]):
             x = left + column * (CELL + GAP)
-            if column >= len(verdict.neighbors[name]):
-                continue
-            neighbor = verdict.neighbors[name][column]
-            _place(panel, picture_of(neighbor, thumbnail), (x, y + 26), CELL)
-            draw.text((x, y + 26 + CELL + 4), f"{neighbor.similarity:.3f}", INK, _font(13, bold=True))
-            draw.text((x, y + 26 + CELL + 20), _fitted(neighbor.source, _font(12), CELL), GREY, _font(12))
-    draw.line((MARGIN, height - 1, width - MARGIN, height - 1), EMPTY, 1)
+            _place(panel, picture_of(neighbor, thumbnail), (x, y + TITLE), CELL)
+            draw.text((x, y + TITLE + CELL + 4), f"{neighbor.similarity:.3f}", INK, _font(13, bold=True))
+            draw.text((x, y + TITLE + CELL + 20), _fitted(neighbor.source, _font(12), CELL), GREY, _font(12))
     return panel
+
+
+def _why(verdict: Verdict) -> str:
+    """The reasons, and what would be said otherwise."""
+    changes = "; ".join(f"{change.what} it would be {change.verdict}" for change in verdict.changes)
+    known = f"this very file is stored as {verdict.known}" if verdict.known else ""
+    said = ". ".join(part[:1].upper() + part[1:] for part in ("; ".join(verdict.reasons), changes, known) if part)
+    return f"{said}."
+
+
+def _signals(verdict: Verdict) -> str:
+    """The numbers behind the answer."""
+    numbers = {"classifier": verdict.signals["svm"], "neighbours": verdict.signals["neighbors"], "score": verdict.score}
+    return "   ".join(f"{name} {value:+.2f} ({likelier(value)})" for name, value in numbers.items()).replace("-", "−")
 
 
 def _place(sheet: Image.Image, picture: Image.Image | None, corner: tuple[int, int], side: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -16,10 +17,12 @@ def store_info(told: dict[str, Any]) -> RenderableType:
     facts = [
         f"store     {told['path']}",
         f"encoder   {space['encoder']} ({space['dim']}-d, {space['fingerprint'][:12]})",
-        f"snapshot  {told['snapshot']} of {told['created']}, {told['snapshots']} kept",
-        f"size      {told['rows']:,} rows, {told['categories']:,} categories, {told['shards']:,} shards, "
-        f"{size(told['bytes'])}, {told['deleted_rows']:,} deleted rows to compact",
+        f"snapshot  {told['snapshot']} of {when(told['created'])}, {told['snapshots']} kept",
+        f"size      {count(told['rows'], 'row')}, {count(told['categories'], 'category', 'categories')}, "
+        f"{count(told['shards'], 'shard')}, {size(told['bytes'])}",
     ]
+    if told["deleted_rows"]:
+        facts.append(f"deleted   {count(told['deleted_rows'], 'row')}; `clipfake store compact` gives back their room")
     labels = ("real", "fake", "unknown")
     rows = [[s["name"], s["rows"], *(s[label] for label in labels)] for s in told["sources"]]
     rows.append(["in all", told["rows"], *(told["labels"][label] for label in labels)])
@@ -30,22 +33,26 @@ def store_info(told: dict[str, Any]) -> RenderableType:
                 [m["name"], m["snapshot"], "older rows only" if m["stale"] else "up to date", size(m["bytes"])]
                 for m in told[what]
             ]
-            parts += [Text(), table(what, ["name", "snapshot", "state", "size"], made)]
+            parts += [Text(), table(what, ["name", "snapshot", "state", "size"], made, words=["state"])]
     if told["columns"]:
         made = [[c["name"], c["encoder"], c["dim"], c["missing"]] for c in told["columns"]]
-        parts += [Text(), table("more columns of vectors", ["name", "encoder", "dim", "rows missing"], made)]
+        parts += [
+            Text(),
+            table("more columns of vectors", ["name", "encoder", "dim", "rows missing"], made, words=["encoder"]),
+        ]
     return Group(*parts)
 
 
 def history(told: dict[str, Any]) -> RenderableType:
     """The snapshots one can go back to."""
-    rows = [[str(s["number"]), s["rows"], s["created"], s["note"]] for s in told["snapshots"]]
-    return table("snapshots", ["number", "rows", "created", "by"], rows)
+    rows = [[str(s["number"]), s["rows"], when(s["created"]), s["note"]] for s in told["snapshots"]]
+    return table("snapshots", ["number", "rows", "created", "by"], rows, words=["created", "by"])
 
 
 def built(told: dict[str, Any]) -> RenderableType:
     """What `clipfake store index --json` gives."""
-    said = f"{told['action']}: {told['why']} ({size(told['bytes'])}, {sum(told['seconds'].values()):.1f} s)"
+    spent = f"{size(told['bytes'])}, {sum(told['seconds'].values()):.1f} s"
+    said = f"{told['why'][:1].upper()}{told['why'][1:]} ({told['action']}, {spent})."
     if not told["labels"]:
         return Text(said)
     names = {0: "real", 1: "fake", -1: "unknown"}
@@ -53,7 +60,9 @@ def built(told: dict[str, Any]) -> RenderableType:
         [names[one["label"]], one["kind"], one["rows"], one["cells"], min(one["recall"].values(), default=None)]
         for one in told["labels"]
     ]
-    return Group(table("indexes", ["label", "kind", "rows", "cells", "lowest recall@10"], rows), Text(said))
+    return Group(
+        table("indexes", ["label", "kind", "rows", "cells", "lowest recall@10"], rows, words=["kind"]), Text(said)
+    )
 
 
 def health(told: dict[str, Any]) -> RenderableType:
@@ -90,9 +99,10 @@ def repaired(told: dict[str, Any]) -> RenderableType:
 def compacted(told: dict[str, Any]) -> RenderableType:
     """What `clipfake store compact --json` gives."""
     (shards, shards_now), (bytes_, bytes_now) = told["shards"], told["bytes"]
-    said = f"{told['rows']:,} rows: {shards:,} shards of {size(bytes_)} became {shards_now:,} of {size(bytes_now)}"
-    held = f"; {told['held']} are still being read and go next time" if told["held"] else ""
-    return Text(f"{said}\n{told['given_up']} earlier snapshots given up{held}")
+    before, now = f"{count(shards, 'shard')} of {size(bytes_)}", f"{shards_now:,} of {size(bytes_now)}"
+    held = f"; {told['held']} still being read, to go next time" if told["held"] else ""
+    given_up = f"{count(told['given_up'], 'earlier snapshot')} given up{held}"
+    return Text(f"{count(told['rows'], 'row')}: {before} became {now}\n{given_up}")
 
 
 def pushed(told: dict[str, Any]) -> RenderableType:
@@ -135,13 +145,23 @@ def filled(told: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def count(number: int, what: str) -> str:
+def count(number: int, what: str, many: str = "") -> str:
     """A number of things.
 
-    >>> count(1, "group"), count(1200, "group")
-    ('1 group', '1,200 groups')
+    >>> count(1, "group"), count(1200, "group"), count(2, "category", "categories")
+    ('1 group', '1,200 groups', '2 categories')
     """
-    return f"{number:,} {what}{'' if number == 1 else 's'}"
+    return f"{number:,} {what if number == 1 else many or f'{what}s'}"
+
+
+def when(stamp: str) -> str:
+    """A time as people read it; what is none of ours is left alone.
+
+    >>> when("2026-11-24T23:08:58+00:00"), when("long ago")
+    ('2026-11-24 23:08 UTC', 'long ago')
+    """
+    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(\.\d+)?\+00:00", stamp)
+    return f"{found[1]} {found[2]} UTC" if found else stamp
 
 
 GROUPS_SHOWN = 10
@@ -172,7 +192,8 @@ def doubled(told: dict[str, Any]) -> RenderableType:
         if len(groups) > GROUPS_SHOWN
         else Text()
     )
-    return Group(table("largest groups", ["rows", "lowest similarity", "labels", "keys"], rows), more, Text(said))
+    columns = ["rows", "lowest similarity", "labels", "keys"]
+    return Group(table("largest groups", columns, rows, words=columns[2:]), more, Text(said))
 
 
 def _keys(keys: list[str]) -> str:

@@ -10,7 +10,13 @@ from rich.text import Text
 from .card import table
 
 SHOWN = ("accuracy", "balanced_accuracy", "auc", "eer", "tpr_at_fpr_5")
-TITLES = ("accuracy", "balanced", "AUC", "EER", "TPR at 5 % FPR")
+TITLES = (
+    "accuracy",
+    "balanced",
+    "AUC",
+    "EER",
+    "TPR at\n5% FPR",
+)  # in two lines: with millions of rows it still fits 80 columns
 
 MODES = {"zero-shot": "nearest by text", "given": "as stored", "mean": "unknown (mean text)"}
 
@@ -31,8 +37,9 @@ def training_summary(report: dict[str, Any]) -> RenderableType:
     if baselines:
         note = learned_from(report["baselines"])
         parts += [table("baselines, test", ["", "rows", *TITLES], baselines), Text(f"{note}\n", style="dim")]
-    for sentence in (*report["sentences"], *report["detector"]["sentences"]):
-        parts.append(Text(f"• {sentence}"))
+    sentences = [*report["sentences"], *report["detector"]["sentences"]]
+    # the last is the one to read first: how it does on what it has never seen, where that could be measured
+    parts += [Text(f"• {one}", style="bold" if one == sentences[-1] else "") for one in sentences]
     parts.append(Text(f"\nsaved to {report['saved']}"))
     return Group(*parts)
 

@@ -4,12 +4,14 @@ import csv
 import io
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 from clipfake.cli import main, spread
 from clipfake.indexer.sample import SOURCES, simulated, write_sample
 from clipfake.show.card import scale
+from clipfake.show.words import CAVEAT
 from PIL import Image
 
 COUNT = 15  # images of each of seven sources
@@ -139,13 +141,50 @@ def test_a_contact_sheet_shows_stored_thumbnails_where_files_have_gone(
     assert sum(difference) / len(difference) < 8  # the same pictures, a little softer
 
 
+def test_a_sheet_is_of_the_kind_its_name_says(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
+    for name, kind in (("s.jpg", "JPEG"), ("s.png", "PNG"), ("s", "PNG")):
+        run("query", tmp_path / "a.jpg", "--store", store, "--sheet", tmp_path / name)
+        with Image.open(tmp_path / name) as sheet:
+            assert sheet.format == kind
+    assert run("query", tmp_path / "a.jpg", "--store", store, "--sheet", tmp_path).code == 2
+
+
 def test_a_card_names_verdict_and_witnesses(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
     told = run("query", tmp_path / "a.jpg", "--store", store)
-    assert any(word in told.out for word in ("REAL", "FAKE", "UNSURE"))
+    assert any(word in told.out for word in ("● REAL", "▲ FAKE", "◆ UNSURE"))
+    assert "% likely fake" in told.out
     assert "nearest real" in told.out
     assert "sim_camera" in told.out
     assert scale(0.0).index("●") == scale(0.1).index("●")
+
+
+def test_names_are_shown_as_they_are_whatever_signs_are_in_them(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    name = "[final] :cat:.jpg"
+    (tmp_path / name).write_bytes(simulated(4, 3, seed=5))
+    assert f"/{name}" in run("query", tmp_path / name, "--store", store).out
+    assert run("bank", "add", tmp_path, "--source", "gan[red]", "--label", "fake", "--store", store).code == 0
+    (tmp_path / name).write_bytes(simulated(4, 3, seed=5) + b" ")  # another file of the same picture
+    assert "gan[red]" in run("query", tmp_path / name, "--store", store).out
+    assert "gan[red]" in run("store", "info", "--store", store).out
+    assert run("bank", "remove", "gan[red]", "--store", store).out == "1 row of gan[red] removed\n"
+
+
+def test_a_long_path_shows_its_end(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / f"{'x' * 200}.jpg").write_bytes(simulated(4, 3, seed=5))
+    [title, *_] = run("query", tmp_path / f"{'x' * 200}.jpg", "--store", store).out.splitlines()
+    assert "…xxx" in title and "xxx.jpg" in title
+
+
+def test_many_answers_are_counted_and_none_goes_without_its_caveat(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    for i in range(2):
+        (tmp_path / f"{i}.jpg").write_bytes(simulated(4, i, seed=5))
+    (tmp_path / "b.jpg").write_bytes(b"no image at all")
+    told = run("query", tmp_path, "--store", store)
+    assert "3 images: " in told.err and "1 not judged" in told.err
+    assert CAVEAT in told.err and CAVEAT not in told.out
+    assert CAVEAT not in run("query", tmp_path, "--store", store, "--json").err
 
 
 def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
@@ -153,6 +192,10 @@ def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None: 
     assert told.code == 0
     text = (tmp_path / "r.html").read_text()
     assert "http" not in text.replace("http://www.w3.org", "")
+    order = ["Never seen", "Head and baselines", "How far a verdict can be trusted", "Measures", "How it was made"]
+    places = [text.index(f"<h2>{section}</h2>") for section in order]
+    assert places == sorted(places)
+    assert CAVEAT in text and "generators never seen" in text
     assert {Path(path).suffix for path in told.json["figures"]} == {".png", ".svg", ".csv"}
     assert all(Path(path).stat().st_size for path in told.json["figures"])
 
@@ -201,6 +244,21 @@ def test_wrong_usage_ends_with_2(run) -> None:  # type: ignore[no-untyped-def]
     assert run("index").code == 2
     assert run("nonsense").code == 2
     assert run("query", "x.jpg", "--prior", "7").code == 2
+    assert run("evaluate", "--replay", "nowhere.csv").code == 2
+
+
+def test_choices_of_training_are_those_there_are(run) -> None:  # type: ignore[no-untyped-def]
+    from typing import get_args
+
+    from clipfake.commands import train
+    from clipfake.detector import projection, split, triplet
+
+    there = {train.Kind: projection.KINDS, train.Recipe: split.RECIPES}
+    there |= {getattr(train, name): get_args(getattr(triplet, name)) for name in ("Anchor", "Match", "Mining")}
+    for offered, known in there.items():
+        assert {one.value for one in offered} == set(known)
+    told = run("train", "--kind", "circular")
+    assert told.code == 2 and "triple" in told.err
 
 
 def test_a_store_of_one_class_does_not_train(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
@@ -298,6 +356,44 @@ def test_a_store_is_verified_repaired_and_compacted(sample: list[Path], tmp_path
     assert damaged.code == 1 and shard.name in damaged.out
     assert run("store", "repair", *at, "--json").json["actions"]
     assert run("store", "verify", *at).code == 0
+
+
+@pytest.mark.parametrize("width", [50, 80, 200])
+def test_no_number_of_a_wide_table_is_broken(width: int) -> None:
+    from clipfake.show.card import Blocks
+    from rich.console import Console
+
+    reals = ["afhq", "celebahq", "coco", "ffhq", "imagenet", "landscape", "lsun", "metfaces"]
+    rows = [[name, *(i / 1000 for i in range(500, 508))] for name in ("big_gan", "diffusion_projected_gan")]
+    screen = io.StringIO()
+    Console(width=width, file=screen).print(Blocks("AUC", ["", *reals], rows))
+    words = screen.getvalue().split()
+    assert all(words.count(f"{i / 1000:.3f}") == len(rows) for i in range(500, 508))
+    assert all(real in words for real in reals)
+    assert max(map(len, screen.getvalue().splitlines())) <= width
+
+
+class Screen(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_words_for_a_person_are_broken_between_words_and_pass(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipfake.commands.terminal import passing, say
+
+    monkeypatch.setenv("COLUMNS", "40")
+    monkeypatch.setattr("sys.stderr", Screen())
+    with passing("loading"):
+        pass
+    say(CAVEAT)
+    command = "next: clipfake query IMAGE --store a/long/path/to/a/store"
+    say(command)
+    passed, told = sys.stderr.getvalue().split("\x1b[2K")  # type: ignore[attr-defined]
+    assert passed == "loading\r"  # and the line is empty again
+    *lines, last = told.splitlines()
+    assert all(len(line) <= 40 for line in lines)
+    assert " ".join(lines) == CAVEAT
+    assert last == command  # whole, so that it can be pasted
 
 
 @pytest.mark.parametrize("engine", ["spark", ""])

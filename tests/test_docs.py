@@ -1,5 +1,7 @@
 """The documents say what is true: every command in them exists, with every option it is given."""
 
+import doctest
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -7,7 +9,7 @@ from pathlib import Path
 import click
 import pytest
 import typer
-from clipfake.cli import app, spread
+from clipfake.cli import COMMANDS, app, spread
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,7 +32,18 @@ def test_there_are_commands_to_check() -> None:
     assert len(commands()) > 5
 
 
-@pytest.mark.parametrize(("page", "line"), commands(), ids=lambda value: value)
+def examples() -> list[tuple[str, str]]:
+    """(command, line) of every line of a command's help that can be pasted."""
+    found, inside = [], [("clipfake", typer.main.get_command(app))]
+    while inside:
+        name, command = inside.pop()
+        inside += [(f"{name} {sub}", one) for sub, one in getattr(command, "commands", {}).items()]
+        lines = [line.strip() for line in (command.help or "").splitlines()]
+        found += [(name, line) for line in lines if line.startswith("clipfake ")]
+    return sorted(found)
+
+
+@pytest.mark.parametrize(("page", "line"), [*commands(), *examples()], ids=lambda value: value)
 def test_a_command_in_the_documents_exists(page: str, line: str) -> None:
     program, *words = shlex.split(line)
     if program == "make":
@@ -47,6 +60,27 @@ def test_a_command_in_the_documents_exists(page: str, line: str) -> None:
         command = found
     known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
     assert {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= known
+
+
+def test_the_help_of_every_first_command_shows_one_that_can_be_pasted() -> None:
+    """Each example is of the command whose help it stands in."""
+    shown = {name for name, _ in examples()}
+    assert {f"clipfake {name}" for name in COMMANDS} <= shown
+    assert [(name, line) for name, line in examples() if not line.startswith(f"{name} ")] == []
+
+
+MODULES = sorted(
+    ".".join(("clipfake", *path.relative_to(ROOT).with_suffix("").parts))
+    for room in ("detector", "show", "commands")
+    for path in (ROOT / room).glob("*.py")
+    if ">>>" in path.read_text(encoding="utf-8")
+)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_in_the_code_are_true(name: str) -> None:
+    tried = doctest.testmod(importlib.import_module(name))
+    assert not tried.failed
 
 
 def test_links_in_the_documents_lead_somewhere() -> None:

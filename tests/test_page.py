@@ -1,5 +1,6 @@
 """The page in a real browser, before the real service over the toy store."""
 
+import io
 import json
 import shutil
 import socket
@@ -11,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clipfake.show.words import CAVEAT, likelier, percent
+from PIL import Image
 
 from .conftest import SOURCES, Toy, drawn
 
@@ -113,8 +116,14 @@ def test_an_image_gets_the_services_answer_with_its_evidence(visit: Open, addres
     expect(card).to_have_attribute("data-state", told["verdict"])
     expect(card.locator(".word")).to_have_text(told["verdict"].capitalize())
     expect(card.locator(".by")).to_contain_text(told["generator"])
+    # in the words of the terminal
+    numbers = [*told["signals"].values(), told["score"]]
+    expect(card.locator(".bar-words")).to_contain_text([likelier(number) for number in numbers])
     bars = [float(words.replace("−", "-")) for words in card.locator(".bar-words b").all_inner_texts()]
-    assert bars == pytest.approx([*told["signals"].values(), told["score"]], abs=0.0051)
+    assert bars == pytest.approx(numbers, abs=0.0051)
+    expect(card.locator(".chance-number")).to_have_text(f"{percent(told['probability'])} likely fake")
+    expect(page.locator("#results")).to_contain_text(CAVEAT)
+    expect(card.locator(".made")).to_be_visible(visible=told["verdict"] == "fake")
     for why in told["reasons"]:
         expect(card.locator(".reasons")).to_contain_text(why[1:])
     for kind, neighbors in told["neighbors"].items():
@@ -125,6 +134,24 @@ def test_an_image_gets_the_services_answer_with_its_evidence(visit: Open, addres
     shown = card.locator("img")
     expect(shown).to_have_count(2 + sum(map(len, told["neighbors"].values())))  # and the image itself twice
     assert all(shown.evaluate_all(SIZES))
+
+
+def test_the_nearest_images_come_before_the_numbers(visit: Open, address: str) -> None:
+    page = visit(address)
+    give(page, FAKE)
+    order = ["The nearest known images", "Why", "What would change", "What the two signals say", "Its place"]
+    said = page.locator(".card").inner_text()
+    places = [said.index(part) for part in order]
+    assert places == sorted(places)
+
+
+def test_no_part_of_an_image_is_cut_away(visit: Open, address: str) -> None:
+    page = visit(address)
+    wide, out = Image.open(io.BytesIO(FAKE["buffer"])).resize((300, 60)), io.BytesIO()
+    wide.save(out, "PNG")
+    give(page, file("wide.png", out.getvalue()))
+    expect(page.locator(".nearest-real img")).to_have_count(1)
+    assert set(page.locator("img").evaluate_all("all => all.map(it => getComputedStyle(it).objectFit)")) == {"contain"}
 
 
 def test_the_map_is_drawn_and_told(visit: Open, address: str) -> None:
@@ -308,7 +335,20 @@ def test_what_one_assumes_is_asked_with(visit: Open, address: str) -> None:
     page.get_by_text("Your assumptions").click()
     page.get_by_label("Fakes among the images you ask about").fill("0.5")
     page.get_by_role("button", name="Judge all again").click()
-    expect(page.locator(".chance-prior")).to_contain_text("where 0.5% of the images")
+    expect(page.locator(".chance-prior")).to_contain_text("if 0.5% of the images you ask about are fake")
+
+
+def test_an_assumption_that_cannot_be_used_is_told(visit: Open, address: str) -> None:
+    page = visit(address)
+    page.get_by_text("Your assumptions").click()
+    page.get_by_label("Fakes among the images you ask about").fill("200")
+    give(page, FAKE)
+    expect(page.locator("#trouble")).to_contain_text("0.01 to 99.99%; 50% was taken")
+    expect(page.locator(".chance-prior")).to_contain_text("if 50% of the images")
+    page.get_by_label("Fakes among the images you ask about").fill("20")
+    page.get_by_role("button", name="Judge all again").click()
+    expect(page.locator(".chance-prior")).to_contain_text("if 20% of the images")
+    expect(page.locator("#trouble")).to_be_hidden()
 
 
 def test_answers_are_saved_as_json_lines(visit: Open, address: str) -> None:

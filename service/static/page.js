@@ -58,7 +58,12 @@ function image(blob, alt, unshown, loading = "eager") {
   return made;
 }
 
-// ---- numbers in words ----
+/** A name that may be broken where its words end. */
+function breakable(name) {
+  return name.split(/(?<=[_\-/])/).flatMap((part) => [part, make("wbr")]);
+}
+
+// ---- numbers in words: in show/words.py they are the same ----
 
 const count = (number) => number.toLocaleString("en-US");
 const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
@@ -76,7 +81,7 @@ function percent(share) {
 function likelier(score) {
   const times = Math.exp(Math.abs(score));
   if (times < 1.1) return "says next to nothing";
-  const told = times >= 1000 ? "over 1,000" : times >= 10 ? count(Math.round(times)) : times.toFixed(1);
+  const told = times >= 1000 ? "> 1,000" : times >= 10 ? count(Math.round(times)) : times.toFixed(1);
   return `${told}× likelier if ${score > 0 ? "fake" : "real"}`;
 }
 
@@ -101,7 +106,6 @@ function familiar(percentile) {
 }
 
 function maker(answer) {
-  if (answer.verdict !== "fake") return "Asked only where the answer is fake.";
   if (!answer.generator || answer.generator === "unknown") {
     return "An unknown generator: its nearest fakes do not agree on one, or none of them is near enough.";
   }
@@ -353,7 +357,7 @@ class Case {
     this.find(".chance").hidden = false;
     this.find(".chance strong").textContent = percent(answer.probability);
     this.find(".chance-mark").style.left = `${100 * answer.probability}%`;
-    this.find(".chance-prior").textContent = `where ${percent(answer.prior)} of the images asked about are fake`;
+    this.find(".chance-prior").textContent = `if ${percent(answer.prior)} of the images you ask about are fake`;
     this.find(".toggle").hidden = false;
     this.find(".evidence").replaceChildren();
   }
@@ -379,7 +383,7 @@ const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1) + (/[
 /** Take files in and judge them. */
 function take(files) {
   if ($("choose").disabled || !files.length) return;
-  trouble("");
+  trouble(unusable());
   lot = files.map((file, i) => new Case(file, file.webkitRelativePath || file.name || `pasted image ${i + 1}`));
   cases.unshift(...lot);
   $("cards").prepend(...lot.map((one) => one.card));
@@ -440,10 +444,23 @@ async function judgeOne(one, signal) {
   if (lot.length <= OPEN_MOST && lot.includes(one)) one.unfold(true);
 }
 
+const usable = (field) => field.checkValidity() && field.value !== "";
+
 /** A field of per cent as a share; what is not usable counts as what stood there first. */
 function share(id) {
   const field = $(id);
-  return (field.checkValidity() && field.value ? Number(field.value) : Number(field.defaultValue)) / 100;
+  return Number(usable(field) ? field.value : field.defaultValue) / 100;
+}
+
+/** Which assumptions cannot be used, and what is assumed instead; "" where all can. */
+function unusable() {
+  return ["prior", "error"]
+    .map($)
+    .filter((field) => !usable(field))
+    .map(({ labels, min, max, defaultValue }) => {
+      return `“${labels[0].textContent}” must be ${min} to ${max}%; ${defaultValue}% was taken.`;
+    })
+    .join(" ");
 }
 
 function finished() {
@@ -533,6 +550,7 @@ function showEvidence(one, room) {
   showNeighbors(one, find);
   find(".ruler-mark").style.left = `${Math.min(100, Math.max(0, answer.percentile))}%`;
   find(".likeness p").textContent = familiar(answer.percentile);
+  find(".made").hidden = answer.verdict !== "fake"; // only then is it asked
   find(".maker").textContent = maker(answer);
   showChanges(answer, find(".change"));
   showMap(one, find(".map"));
@@ -542,7 +560,7 @@ function showSignals(answer, bars, agree) {
   const rows = [
     ["Classifier", answer.signals.svm, ""],
     ["Neighbours", answer.signals.neighbors, ""],
-    ["Together", answer.score, "whole"],
+    ["Score", answer.score, "whole"],
   ];
   const ends = ["100× real", "10×", "even", "10×", "100× fake"].map((textContent) => make("span", { textContent }));
   bars.append(
@@ -599,7 +617,7 @@ function showNeighbors(one, find) {
     find(`.nearest-${kind}`).append(make("figure", {}, frameOf(nearest, kind), make("figcaption", {}, ...words)));
     find(`.strip-${kind}`).append(
       ...further.map((neighbor) => {
-        const said = make("figcaption", {}, make("b", { textContent: near(neighbor) }), neighbor.source);
+        const said = make("figcaption", {}, make("b", { textContent: near(neighbor) }), ...breakable(neighbor.source));
         return make("li", { title: neighbor.key }, make("figure", {}, frameOf(neighbor, kind), said));
       }),
     );
@@ -768,7 +786,9 @@ function listen() {
   $("clear").onclick = clear;
   $("save").onclick = save;
   $("judge-again").onclick = () => {
-    if ($("prior").reportValidity() && $("error").reportValidity()) judge([...cases]);
+    if (!$("prior").reportValidity() || !$("error").reportValidity()) return;
+    trouble(unusable());
+    judge([...cases]);
   };
   $("look-again").onclick = lookAtStore;
   $("forget-token").onclick = () => {
