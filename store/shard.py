@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import itertools
 import json
 from collections.abc import Iterable, Iterator, Sequence
@@ -111,9 +112,9 @@ def _new_file(path: Path, room: int) -> h5py.File:
 
 @cache
 def _empty() -> bytes:
-    with h5py.File("empty.h5", "w", driver="core", backing_store=False, **_LAID_OUT) as file:
-        file.flush()
-        return bytes(file.id.get_file_image())
+    content = io.BytesIO()  # of its own: HDF5 takes files of one name, in memory too, for one, and threads collide
+    h5py.File(content, "w", **_LAID_OUT).close()
+    return content.getvalue()
 
 
 _LAID_OUT: Any = {"libver": LAYOUT, "alignment_threshold": PAGE, "alignment_interval": PAGE}

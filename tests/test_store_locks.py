@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from clipfake.store import store as snapshots
 from clipfake.store import verify as checking
 from clipfake.store.compact import compact
 from clipfake.store.errors import Locked, StoreError
+from clipfake.store.shard import Shard, _empty, write_shard
 from clipfake.store.store import Store
 from clipfake.store.verify import verify
 
@@ -62,6 +64,7 @@ def test_a_disk_that_cannot_be_written_is_read_all_the_same(store: Store, monkey
 
 HOLD = """
 import sys
+from clipfake.store.shard import Shard, _empty, write_shard
 from clipfake.store.store import Store
 with Store.open(sys.argv[1]).writer():
     print("held", flush=True)
@@ -163,3 +166,12 @@ def test_a_store_that_is_written_meanwhile_is_no_damaged_one(store: Store, monke
     monkeypatch.setattr(checking, "check_shard", writer_comes)
     assert verify(store.folder).problems == ()
     assert verify(store.folder).rows == 50
+
+
+def test_threads_seal_shards_at_the_same_time(tmp_path: Path) -> None:
+    _empty.cache_clear()
+    blocks = [*synthetic(200, 4, size=10)]
+    with ThreadPoolExecutor(8) as pool:
+        sealed = list(pool.map(lambda at: write_shard(tmp_path / f"{at}.h5", blocks[at]), range(len(blocks))))
+    assert [header.rows for header in sealed] == [len(block) for block in blocks]
+    assert [Shard(tmp_path / f"{at}.h5").header for at in range(len(blocks))] == sealed
