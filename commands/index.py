@@ -75,7 +75,7 @@ def index_command(
 
     clipfake index --folders data/* --store mystore
     """
-    from ..indexer.folders import expand
+    from ..indexer.folders import count, expand
     from ..indexer.index import IndexOptions, plan
     from ..indexer.processes import processes_for
     from ..indexer.progress import all_of
@@ -102,13 +102,19 @@ def index_command(
     )
     if engine not in ("local", "ray"):
         raise typer.BadParameter(f"{engine} is neither local nor ray", param_hint="--engine")
+
+    def images() -> int | None:
+        """About how many the run will look at."""
+        told = count(found)
+        return None if told is None else min(told // (options.shard or (0, 1))[1], limit or told)
+
     named = EncoderName(encoder_name(store, encoder, untrained=untrained), device, precision)
     if processes is None:
-        processes = 1 if options.shard else processes_for(device, None, options.threads)
+        processes = 1 if options.shard else processes_for(device, images, options.threads)
     with hired(named, store, options, engine, processes, address, workers) as (who, go):
         notice(who)
         opened = create_store(store, who)
-        with progress_of(lambda: plan(found, limit).listed) as bar, machines_told(log_json, prometheus) as told:
+        with progress_of(images) as bar, machines_told(log_json, prometheus) as told:
             report = go(found, opened, options, all_of(*told, *([bar] if bar else [])))
     show(report.as_json() if as_json else index_summary(report.as_json()))
     if report.interrupted:

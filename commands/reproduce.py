@@ -83,12 +83,13 @@ def reproduce_command(
 
 def indexed(folders: Folders, store: Path, encoder: Any) -> Snapshot:
     """These folders in a store of their own; there already, it is only looked through."""
-    from ..indexer.index import IndexOptions, index, plan
+    from ..indexer.folders import count, expand
+    from ..indexer.index import IndexOptions, index
     from ..show.screen import progress_of
 
-    opened = create_store(store, encoder)
-    with progress_of(lambda: plan(folders).listed) as bar:
-        report = index(folders, opened, encoder, IndexOptions(thumbnails=False), bar)
+    opened, sources = create_store(store, encoder), expand(folders)
+    with progress_of(lambda: count(sources)) as bar:
+        report = index(sources, opened, encoder, IndexOptions(thumbnails=False), bar)
     if report.interrupted:
         raise KeyboardInterrupt
     return opened.snapshot()

@@ -167,7 +167,7 @@ def source_at(at: str) -> Source | None:
 
 
 def _matches(place: str) -> list[str]:
-    if is_url(place) or not any(sign in place for sign in "*?["):
+    if is_url(place) or not any(sign in place for sign in "*?[") or Path(place).exists():
         return [place]
     base = Path(place).anchor or "."
     wanted = (*table.SUFFIXES, ".zip", ".tar", ".tgz", ".gz")

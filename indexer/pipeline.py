@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from ..store.block import in_half, unfit
 from ..store.errors import EncoderError, ImageError
 from .channel import Channel, Stopped
 from .encoder import Embeddings, Encoder
@@ -252,7 +253,7 @@ class Pipeline:
         if begun is not None:
             with self.stages["encode"].busy():
                 vectors = begun.wait()
-            self._encoded.put(Encoded(begun.batch, begun.opened.images, vectors, begun.opened.refused))
+            self._encoded.put(storable(Encoded(begun.batch, begun.opened.images, vectors, begun.opened.refused)))
 
     def _begin(self, encoder: Encoder, pixels: list[Pixels]) -> Callable[[], Embeddings]:
         begin: Callable[[list[Pixels]], Callable[[], Embeddings]] | None = getattr(encoder, "begin", None)
@@ -298,6 +299,21 @@ class Pipeline:
         except BaseException as e:  # noqa: BLE001 - raised again by run()
             self._fail(e)
             self._encoded.stop()
+
+
+def storable(encoded: Encoded) -> Encoded:
+    """Without images whose vector cannot be stored: they are refused, the others of their batch are not held up."""
+    wrong = set(unfit(in_half(encoded.vectors)).tolist())
+    if not wrong:
+        return encoded
+    keep = [i for i in range(len(encoded.images)) if i not in wrong]
+    refused = [(encoded.images[i].entry, "the encoder gave it a vector that is zero or not finite") for i in wrong]
+    return replace(
+        encoded,
+        images=[encoded.images[i] for i in keep],
+        vectors=encoded.vectors[keep],
+        refused=[*encoded.refused, *refused],
+    )
 
 
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -29,19 +30,20 @@ from .unit import Lost, Receipt, Unit
 from .worker import AT_ONCE, STARTING, EncoderName, Worker
 
 CORES = 4  # that a process at a GPU keeps busy: its threads decode
+MOST = 4  # processes at one GPU
 WORTH = 100_000  # images from which several processes save more time than they take to start
 
 
-def processes_for(device: str, images: int | None, cores: int) -> int:
-    """How many processes pay for so many images (None: nobody knows): one, but for a GPU and many images.
+def processes_for(device: str, images: Callable[[], int | None], cores: int) -> int:
+    """How many processes pay: one, but for a GPU and many images; how many these are is asked for a GPU only.
 
-    >>> [processes_for("cpu", 10**7, 16), processes_for("cpu,cpu", 10, 16)]
-    [1, 1]
+    >>> processes_for("cpu", lambda: 10**7, 16)
+    1
     """
     names = device_names(device)
-    if images is None or images < WORTH or choose_device(names[0]).type != "cuda":
+    if choose_device(names[0]).type != "cuda" or (images() or 0) < WORTH:
         return 1
-    return len(names) * max(1, min(4, cores // (CORES * len(names))))
+    return len(names) * max(1, min(MOST, cores // (CORES * len(names))))
 
 
 class Processes(Crew):

@@ -17,10 +17,10 @@ SKIPPED_SHOWN = 20
 
 
 @contextmanager
-def progress_of(count: Callable[[], int]) -> Iterator[Callable[[Any], None] | None]:
+def progress_of(count: Callable[[], int | None]) -> Iterator[Callable[[Any], None] | None]:
     """A progress line on stderr for an indexing run, or None where stderr is no terminal.
 
-    `count` says how many images there are; it may take long and runs beside the work.
+    `count` says about how many images there are, None for nobody knows; it may take long and runs beside the work.
     """
     console = Console(stderr=True)
     if not console.is_terminal:

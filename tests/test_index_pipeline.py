@@ -195,3 +195,19 @@ def test_who_puts_into_a_stopped_channel_is_told() -> None:
     with pytest.raises(Stopped):
         channel.put(2)
     assert list(channel) == []
+
+
+@pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
+def test_an_image_whose_vector_cannot_be_stored_holds_up_no_other(folder: Path, tmp_path: Path, value: float) -> None:
+    class Odd(PlainEncoder):
+        def encode(self, images: Sequence[Pixels]):  # type: ignore[no-untyped-def]
+            vectors = super().encode(images)
+            vectors[1] = value
+            return vectors
+
+    report = index([folder], store_at(tmp_path), Odd(), IndexOptions(batch_size=10))
+    assert report.added == 18
+    assert [(key, "zero or not finite" in reason) for key, reason in report.skipped] == [
+        ("pictures/01.png", True),
+        ("pictures/11.png", True),
+    ]

@@ -324,3 +324,9 @@ def test_a_zip_that_is_counted_and_listed_is_read_once(
     sources = expand([zipped(data, tmp_path / "d.zip")])
     assert count(sources) == len(list(listing(sources))) == 4
     assert len(read) == 1
+
+
+def test_a_folder_with_brackets_in_its_name_is_that_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "br[ab]ck"
+    folder.mkdir()
+    assert [source.at for source in expand([folder])] == [str(folder)]
