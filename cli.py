@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import typer
 
+from . import __version__
 from .commands.bank import app as bank
 from .commands.bench import bench_command
 from .commands.demo import demo_command
@@ -16,7 +18,7 @@ from .commands.query import query_command
 from .commands.reproduce import reproduce_command
 from .commands.serve import serve_command
 from .commands.store import app as store
-from .commands.terminal import say
+from .commands.terminal import say, say_out
 from .commands.train import report_command, train_command
 from .store.errors import ClipfakeError
 
@@ -24,8 +26,8 @@ app = typer.Typer(
     name="clipfake",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",  # with "rich" a [default: …] in a help text would be taken for markup
     context_settings={"help_option_names": ["-h", "--help"]},
-    help="Index millions of images once; ask for ever after: is this one fake, and which known images say so?",
 )
 COMMANDS: dict[str, Callable[..., None]] = {
     "index": index_command,
@@ -42,6 +44,22 @@ for name, command in COMMANDS.items():
     app.command(name)(command)
 app.add_typer(store, name="store")
 app.add_typer(bank, name="bank")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        say_out(f"clipfake {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say which release this is.")
+    ] = False,
+) -> None:
+    """Index millions of images once; ask for ever after: is this one fake, and which known images say so?"""
+
 
 # Options that take several values: the shell turns `--folders data/*` into `--folders a b c`.
 SPREADING = ("--folders",)

@@ -81,6 +81,7 @@ def index_command(
     from ..indexer.progress import all_of
     from ..indexer.worker import EncoderName
     from ..show.screen import class_table, index_summary, progress_of
+    from ..store.store import Store
 
     found = expand(folders)
     if dry_run or stats:
@@ -108,6 +109,7 @@ def index_command(
         told = count(found)
         return None if told is None else min(told // (options.shard or (0, 1))[1], limit or told)
 
+    Store(store).require_room()  # before an encoder is waited for
     named = EncoderName(encoder_name(store, encoder, untrained=untrained), device, precision)
     if processes is None:
         processes = 1 if options.shard else processes_for(device, images, options.threads)

@@ -110,7 +110,10 @@ class Coverage:
         """The promise and what was measured, side by side, and whether it broke."""
         seen = {"real": self.real_excluded, "fake": self.fake_excluded}
         told = ", ".join(f"{rate:.1%} of the {name} rows" for name, rate in seen.items() if rate is not None)
-        text = f"{where}: an answer for {self.answered:.0%} of {self.n:,} rows; the truth was ruled out for {told}"
+        text = f"{where}: an answer for {self.answered:.0%} of {self.n:,} rows"
+        if self.wrong is not None:
+            text += f", {self.wrong:.1%} of the answers wrong"
+        text += f"; the truth was ruled out for {told}"
         text += f" (promised {per_cent(self.nominal)})"
         if self.broken:
             text += "; the promise does not hold there"

@@ -14,6 +14,7 @@ from rich.text import Text
 from .card import table
 
 SKIPPED_SHOWN = 20
+NARROW = 110  # columns of a terminal below which the progress line uses fewer words
 
 
 @contextmanager
@@ -26,6 +27,7 @@ def progress_of(count: Callable[[], int | None]) -> Iterator[Callable[[Any], Non
     if not console.is_terminal:
         yield None
         return
+    narrow = console.width < NARROW
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(bar_width=None),
@@ -50,10 +52,11 @@ def progress_of(count: Callable[[], int | None]) -> Iterator[Callable[[Any], Non
         def told(report: Any) -> None:
             done = report.added + report.known + report.replaced + len(report.skipped)
             bad = f"{len(report.skipped):,} skipped" if report.skipped else ""
-            now, average = report.images_per_second_now, report.images_per_second
-            rate = f"{now:,.0f} images/s now, {average:,.0f} on average" if report.done else ""
+            now, average = f"{report.images_per_second_now:,.0f}", f"{report.images_per_second:,.0f}"
+            rate = f"{now}/s, {average} mean" if narrow else f"{now} images/s now, {average} on average"
+            rate = rate if report.done else ""
             encode = report.stages.get("encode")
-            busy = f"encoder {encode.share(report.seconds):.0%} busy" if encode else ""
+            busy = f"encoder {encode.share(report.seconds):.0%}{'' if narrow else ' busy'}" if encode else ""
             doing = "stopping after what is under way" if report.interrupted else "indexing"
             bar.update(task, description=doing, completed=done, rate=rate, busy=busy, bad=bad)
 

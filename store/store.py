@@ -61,12 +61,16 @@ class Store:
     def create(cls, folder: Path | str, space: Space) -> Store:
         """An empty store, or the one that is there already; raises SpaceMismatch if that one is of another space."""
         store = cls(Path(folder))
+        store.require_room()
         if not numbers(store.folder):
-            if store.folder.exists() and not _unused(store.folder):
-                raise NotAStore(f"{folder} is there already and is no store; name an empty or new folder")
             write_manifest(store.folder, replace(Manifest(-1, space).follow("created"), number=0))
         read_manifest(store.folder).space.require(space, f"the store {folder}")
         return store
+
+    def require_room(self) -> None:
+        """Raise NotAStore where there is something else already, so that no store can be made."""
+        if not numbers(self.folder) and self.folder.exists() and not _unused(self.folder):
+            raise NotAStore(f"{self.folder} is there already and is no store; name an empty or new folder")
 
     def snapshot(self, number: int | None = None) -> Snapshot:
         """The newest snapshot, or an earlier one by its number; its files stay as long as it is held."""
