@@ -15,6 +15,7 @@ import torch
 from ..store.errors import EncoderError
 from ..store.space import Space
 from .image import Pixels
+from .packed import pack
 from .preprocess import Preprocess
 from .staging import Staging
 from .tower import ClipTower
@@ -93,6 +94,11 @@ class TransformerEncoder:
         twin = copy.copy(self)
         twin._move(copy.deepcopy(self.model), device)
         return twin
+
+    def pack(self) -> None:
+        """On a CPU, lay the weights out for speed; after that, the encoder can no longer be copied `on` a device."""
+        if self.device.type == "cpu":
+            pack(self.model)
 
     @property
     def has_text(self) -> bool:

@@ -67,7 +67,10 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
     if device == OPENVINO:
         return OpenVinoEncoder(TransformerEncoder(full, model, preprocess, tokenizer, first, torch.float32), precision)
     encoder = TransformerEncoder(full, model, preprocess, tokenizer, first, choose_dtype(precision, first))
-    return Replicas([encoder, *(encoder.on(other) for other in others)]) if others else encoder
+    replicas = [encoder, *(encoder.on(other) for other in others)]
+    for replica in replicas:
+        replica.pack()
+    return Replicas(replicas) if others else encoder
 
 
 def keep_memory() -> None:
