@@ -42,7 +42,7 @@ class Staging:
             copied.record(self._copying)
         using = torch.cuda.current_stream(self._device)
         using.wait_event(copied)
-        # Its memory is the copy stream's: freed, the next copy would have it at once, though this stream still reads it.
+        # The memory is the copy stream's: freed, its next copy would have it at once, though it is still being read.
         there.record_stream(using)
         return there
 
