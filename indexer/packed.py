@@ -40,6 +40,19 @@ def pack(model: Any) -> None:
             setattr(model, name, PackedLinear(layer))
 
 
+def unpack(model: Any) -> None:
+    """Put plain layers in the packed ones' places, for compilers that know only these."""
+    for name, layer in model.named_children():
+        if not isinstance(layer, PackedLinear):
+            unpack(layer)
+            continue
+        weight = layer.weight
+        plain = torch.nn.Linear(weight.shape[1], weight.shape[0], layer.bias is not None, dtype=weight.dtype)
+        plain.weight = torch.nn.Parameter(weight, requires_grad=False)
+        plain.bias = layer.bias
+        setattr(model, name, plain)
+
+
 def packable(weight: torch.Tensor) -> bool:
     """Whether oneDNN can take products with these weights here."""
     onednn, mkl = torch.backends.mkldnn.is_available(), torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]

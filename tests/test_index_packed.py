@@ -8,7 +8,7 @@ import pytest
 import torch
 from clipfake.benchmarks.naive import load_naive
 from clipfake.indexer.load import load_encoder
-from clipfake.indexer.packed import PackedLinear, pack, packable
+from clipfake.indexer.packed import PackedLinear, pack, packable, unpack
 from clipfake.indexer.standin import build_standin
 from PIL import Image
 
@@ -37,6 +37,8 @@ def test_a_packed_layer_gives_the_plain_ones_product(dtype: torch.dtype, bias: b
         plain(rows[:, :1]).float(), wanted[:, :1].float(), atol=1e-5 if dtype is torch.float32 else 0.05
     )
     assert plain[0].weight.dtype is dtype and torch.equal(plain[0].weight, weight)
+    unpack(plain)
+    assert layers(plain) == {torch.nn.Linear} and torch.equal(plain(rows), wanted)
 
 
 @needs_onednn
