@@ -19,7 +19,7 @@ SCHEME = f"int8: weights u8 by output channel, activations in groups of {GROUP}"
 OPTIONS: Mapping[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP}
 CHECK = (
     "int8 was your choice: its vectors are a space of their own and a little less exact. What that costs a head is "
-    "told by: python -m clipfake.benchmarks.int8 --images FOLDERS --encoder NAME"
+    "told by: clipfake bench --only int8 --folders FOLDER --encoder NAME"
 )
 
 
