@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import resource
 import shutil
 import subprocess
@@ -156,8 +157,18 @@ def _core_seconds(python: Path, checkpoint: Path, paths: Sequence[Path], folder:
     )
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     if process.returncode != 0:
-        raise ClipfakeError(f"clip-retrieval ended with {process.returncode}: {process.stderr.strip()[-500:]}")
+        raise ClipfakeError(f"clip-retrieval ended with {process.returncode}: {_reason(process.stderr)}")
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def _reason(said: str) -> str:
+    """The first error of its processes, the others follow from it; else its last line.
+
+    >>> _reason("Traceback:\\n  File x\\nIndexError: out of range\\nFileNotFoundError: gone")
+    'IndexError: out of range'
+    """
+    lines = said.strip().splitlines() or ["nothing was said"]
+    return next((line for line in lines if re.match(r"[\w.]+Error\b", line)), lines[-1])
 
 
 def main() -> None:

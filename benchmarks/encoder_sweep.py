@@ -1,8 +1,9 @@
 """How an encoder is best run on this card: batch size x {eager, compiled, CUDA graph, both} x precision.
 
 Each cell tells images a second, the share of the device's own matrix rate in that precision, the seconds until it was
-ready (compiling, capturing) and the lowest cosine with eager float32. Images lie on the device: with `preprocess` the
-200 x 200 pixels are resized and normalised in the same call, without it the tower alone is timed. `best` of each
+ready (compiling, capturing) and the lowest cosine with eager float32. Images lie on the device: their
+200 x 200 pixels are resized and normalised in the same call, or, as `tower only`, before it. The tower is what is
+compiled (a compiler would trace how the resize matrices are made); a graph holds the preprocessing too. `best` of each
 precision is what to take. On a CPU, where a core's time is counted, it is a trial of the script: eager and compiled.
 
     python -m clipfake.benchmarks.encoder_sweep --untrained \\
@@ -105,10 +106,9 @@ def _cell(
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (size, SIDE, SIDE, 3), np.uint8)).to(device)
     given = pixels if preprocess else _inputs(tower, pixels)
-    plain: Call = (lambda x: tower.features_of(_inputs(tower, x))) if preprocess else tower.features_of
     began = time.perf_counter()
     try:
-        call = _made(plain, way, given)
+        call = _made(tower, way, given, preprocess)
         found = call(given).float().clone()  # a graph's own output is written over by the next call
         ready = time.perf_counter() - began
 
@@ -136,16 +136,15 @@ def _inputs(tower: TransformerEncoder, pixels: torch.Tensor) -> torch.Tensor:
     return tower.preprocess([one], tower.device, tower.dtype, lambda _: pixels)
 
 
-def _made(plain: Call, way: str, given: torch.Tensor) -> Call:
+def _made(tower: TransformerEncoder, way: str, given: torch.Tensor, preprocess: bool) -> Call:
     """The call, ready to be timed."""
-    if way == "eager":
-        call = plain
-    elif way == "compile":
-        call = torch.compile(plain, dynamic=False)
-    elif way == "compile+graph":
-        call = torch.compile(plain, dynamic=False, mode="reduce-overhead")
-    else:
-        return _captured(plain, given)
+    features: Call = tower.features_of
+    if way.startswith("compile"):
+        mode = "reduce-overhead" if way.endswith("graph") else "default"
+        features = torch.compile(features, dynamic=False, mode=mode)
+    call: Call = (lambda pixels: features(_inputs(tower, pixels))) if preprocess else features
+    if way == "graph":
+        return _captured(call, given)
     for _ in range(WARM):
         call(given)
     return call

@@ -162,9 +162,10 @@ def test_a_way_that_cannot_be_run_says_why(given: tuple[list[Path], str], monkey
 
 
 @pytest.mark.slow
-def test_what_int8_costs_is_told_beside_float32(given: tuple[list[Path], str]) -> None:
+def test_what_int8_costs_is_told_beside_float32(given: tuple[list[Path], str], tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
-    told = plain(int8.run(*given, precision="int8", limit=8, repeats=1))
+    images = write_sample(tmp_path, images_per_source=12)  # enough for a triplet in each part
+    told = plain(int8.run(images, given[1], precision="int8", limit=8, repeats=1))
     assert told["float32"]["same_neighbours"] == 1 and 0.3 < told["int8"]["same_neighbours"] <= 1
     assert told["int8"]["space"].startswith("int8:")
     assert told["int8"]["test"].keys() == {"head", *int8.BASELINES}
@@ -187,9 +188,12 @@ def test_a_peer_that_fails_says_what_it_said(given: tuple[list[Path], str], tmp_
 
 
 @pytest.mark.slow
-def test_clip_retrieval_is_told_beside_ours(given: tuple[list[Path], str]) -> None:
+def test_clip_retrieval_is_told_beside_ours(given: tuple[list[Path], str], tmp_path: Path) -> None:
     peers = Path(__file__).parent.parent / ".peers"
     if not list(peers.glob("lib/python3*/site-packages/all_clip")):
         pytest.skip("`make peers` has not been run")
-    told = plain(clip_retrieval.run(*given, limit=12, repeats=1, threads=1, peers=peers))
+    place = write_architecture(
+        tmp_path / "clip", given[1], {"text_config": {"vocab_size": 49_408}}
+    )  # it tokenizes as CLIP
+    told = plain(clip_retrieval.run(given[0], str(place), limit=12, repeats=1, threads=1, peers=peers))
     assert told["agreement"]["cosine_min"] > 0.999 and told["clip_retrieval"]["startup_cpu_seconds"] > 0
