@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from itertools import cycle, islice
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -106,34 +106,39 @@ def _measure(
     rows = Rows.make([f"{i} {path}" for i, path in enumerate(paths)], [0] * len(paths))
     block = Block(encoder.space, rows, vectors)
 
+    def decode_one(path: Path) -> None:
+        decode(path.read_bytes())
+
     def decode_all() -> None:
         with ThreadPoolExecutor(options.threads) as pool:
-            list(pool.map(lambda path: decode(path.read_bytes()), paths))
+            list(pool.map(decode_one, paths))
 
-    def write() -> None:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            Store.create(Path(folder) / "s", encoder.space).writer() as writer,
-        ):
-            writer.append(block)
+    with tempfile.TemporaryDirectory() as made:  # of all repeats: neither links nor clearing away are anyone's work
+        folder, numbers = Path(made), count()
+        data = linked(folder / "images", paths)
 
-    def end_to_end() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            data = linked(Path(folder) / "images", paths)
-            index([data], Store.create(Path(folder) / "s", encoder.space), encoder, replace(options, limit=None))
+        def new_store() -> Store:
+            return Store.create(folder / f"store-{next(numbers)}", encoder.space)
 
-    reference, place = naive(few), {path: i for i, path in enumerate(paths)}
-    work: dict[str, Callable[[], object]] = {
-        "decode": decode_all,
-        "encode": lambda: encoded(encoder, batches),
-        "write": write,
-        "end_to_end": end_to_end,
-    }
-    rates: dict[str, list[Rate]] = {name: [] for name in [*work, "naive"]}
-    for _ in range(repeats):
-        for name, do in work.items():
-            rates[name].append(_rate(do, len(paths)))
-        rates["naive"].append(_rate(lambda: naive(few), len(few)))
+        def write() -> None:
+            with new_store().writer() as writer:
+                writer.append(block)
+
+        def end_to_end() -> None:
+            index([data], new_store(), encoder, replace(options, limit=None))
+
+        reference, place = naive(few), {path: i for i, path in enumerate(paths)}
+        work: dict[str, Callable[[], object]] = {
+            "decode": decode_all,
+            "encode": lambda: encoded(encoder, batches),
+            "write": write,
+            "end_to_end": end_to_end,
+        }
+        rates: dict[str, list[Rate]] = {name: [] for name in [*work, "naive"]}
+        for _ in range(repeats):
+            for name, do in work.items():
+                rates[name].append(_rate(do, len(paths)))
+            rates["naive"].append(_rate(lambda: naive(few), len(few)))
     return {
         **{name: _median(found) for name, found in rates.items()},
         "share_of_encoder": _ratio(rates["end_to_end"], rates["encode"]),

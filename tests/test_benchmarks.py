@@ -1,9 +1,11 @@
 """Every benchmark runs, at a size that says nothing, and its JSON has the ratios it is run for."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -22,6 +24,8 @@ from clipfake.benchmarks import (
 )
 from clipfake.benchmarks.architecture import VIT_L_14, write_architecture
 from clipfake.benchmarks.arithmetic import flops_per_image, matrix_rate
+from clipfake.indexer.encoder import Embeddings, PlainEncoder
+from clipfake.indexer.image import Pixels
 from clipfake.indexer.load import load_encoder
 from clipfake.indexer.packed import unpack
 from clipfake.indexer.sample import write_sample
@@ -80,6 +84,34 @@ def test_the_atlas_is_told_beside_fitting_anew() -> None:
 def test_images_may_be_taken_again_and_the_naive_script_be_given_fewer(given: tuple[list[Path], str]) -> None:
     told = throughput.run(*given, precision="float32", limit=100, repeats=1, naive_limit=3, repeated=True)
     assert told["images"] == 100 and told["float32"]["agreement"]["cosine_min"] > 0.9999
+
+
+class Overlapping(PlainEncoder):
+    """Tells what was begun and what was waited for."""
+
+    overlaps = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
+        number = len([one for one in self.told if one.startswith("begun")])
+        self.told.append(f"begun {number}")
+
+        def wait() -> Embeddings:
+            self.told.append(f"waited {number}")
+            return self.encode(images)
+
+        return wait
+
+
+def test_an_encoders_own_rate_has_the_next_batch_under_way() -> None:
+    encoder, rng = Overlapping(), np.random.default_rng(0)
+    batches = [[rng.integers(0, 256, (9, 9, 3), np.uint8)] for _ in range(3)]
+    found = throughput.encoded(encoder, batches)
+    assert encoder.told == ["begun 0", "begun 1", "waited 0", "begun 2", "waited 1", "waited 2"]
+    assert np.array_equal(np.concatenate(found), np.concatenate(throughput.encoded(PlainEncoder(), batches)))
 
 
 def test_arithmetic_is_what_the_tower_does(given: tuple[list[Path], str]) -> None:
