@@ -40,10 +40,14 @@ bench: $(VENV)/.ready  ## measure this machine with the demo's stand-in encoder 
 	test -d demo/clipfake-standin-clip || $(BIN)/clipfake demo demo
 	$(BIN)/clipfake bench --encoder demo/clipfake-standin-clip
 
-peers: $(VENV)/.ready  ## what others make of our exports: autofaiss, embedding-reader and clip-retrieval, for test-all
+PEERS_PIP := .peers/bin/python -m pip --disable-pip-version-check
+
+peers: $(VENV)/.ready  ## autofaiss, embedding-reader and clip-retrieval, for test-all and benchmarks.clip_retrieval
 	$(PYTHON) -m venv .peers
-	.peers/bin/python -m pip install --quiet --disable-pip-version-check --requirement tests/peers.txt
-	.peers/bin/python -m pip install --quiet --disable-pip-version-check --no-deps clip-retrieval==2.45.0
+	$(PEERS_PIP) install --quiet "$(TORCH)" torchvision 2>/dev/null || \
+	$(PEERS_PIP) install --quiet --index-url $(TORCH_INDEX) "$(TORCH)" torchvision
+	$(PEERS_PIP) install --quiet --requirement tests/peers.txt
+	$(PEERS_PIP) install --quiet --no-deps clip-retrieval==2.45.0
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*##' Makefile | sed -E 's/:.*##/\t/'

@@ -20,8 +20,13 @@ def image_paths(folders: Iterable[str | Path], limit: int | None) -> list[Path]:
     return paths if limit is None else list(islice(paths[:: max(len(paths) // limit, 1)], limit))
 
 
-def main(run: Callable[..., dict[str, Any]], what: str, *, precisions: str = "") -> None:
-    """Parse, measure, print: a table on stderr and one JSON object on stdout."""
+def main(run: Callable[..., dict[str, Any]], what: str, *, precisions: str = "", **defaults: Any) -> None:
+    """Parse, measure, print: a table on stderr and one JSON object on stdout.
+
+    Parameters
+    ----------
+    defaults : of options, where they are not those of most benchmarks
+    """
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument("--images", nargs="+", required=True, metavar="FOLDERS", help="folders of images")
     parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
@@ -32,6 +37,7 @@ def main(run: Callable[..., dict[str, Any]], what: str, *, precisions: str = "")
     parser.add_argument("--device", default="auto")
     if precisions:
         parser.add_argument("--precision", default=precisions, help="comma between several")
+    parser.set_defaults(**defaults)
     told = vars(parser.parse_args())
     if told.pop("untrained"):
         told["encoder"] = f"{UNTRAINED}0:{told['encoder']}"

@@ -17,14 +17,15 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from itertools import count, cycle, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from ..indexer.encoder import Encoder
-from ..indexer.image import decode
+from ..indexer.encoder import Embeddings, Encoder
+from ..indexer.image import Pixels, decode
 from ..indexer.index import IndexOptions, default_batch_size, index
 from ..indexer.load import load_encoder
 from ..store.block import Block, Rows
@@ -46,8 +47,15 @@ def run(
     threads: int | None = None,
     device: str = "auto",
     options: IndexOptions | None = None,
+    naive_limit: int | None = None,
+    repeated: bool = False,
 ) -> dict[str, Any]:
     """Rates of every stage, of the whole and of the naive script, for each precision.
+
+    Parameters
+    ----------
+    naive_limit : images that the naive script sees, where it would take too long for all
+    repeated : take the images again and again until there are `limit`: a GPU is through with a few at once
 
     Returns
     -------
@@ -59,12 +67,14 @@ def run(
     if threads:
         torch.set_num_threads(threads)
     paths = command.image_paths(images, limit)
+    few = paths[:: max(len(paths) // naive_limit, 1)][:naive_limit] if naive_limit else paths
+    if repeated and limit:
+        paths = list(islice(cycle(paths), limit))
     naive = load_naive(encoder, device)
-    reference = naive(paths)
     result: dict[str, Any] = {"machine": machine(), "images": len(paths), "encoder": encoder, "repeats": repeats}
     for name in precision.split(","):
         ours = load_encoder(encoder, device=device, precision=name)
-        result[name] = _measure(ours, naive, paths, reference, repeats, options or IndexOptions(text=False))
+        result[name] = _measure(ours, naive, paths, few, repeats, options or IndexOptions(text=False))
     return result
 
 
@@ -84,49 +94,69 @@ def _measure(
     encoder: Encoder,
     naive: Callable[[Sequence[Path]], Any],
     paths: Sequence[Path],
-    reference: Any,
+    few: Sequence[Path],
     repeats: int,
     options: IndexOptions,
 ) -> dict[str, Any]:
-    pixels = [decode(path.read_bytes()).pixels for path in paths]
+    decoded = {path: decode(path.read_bytes()).pixels for path in set(paths)}
+    pixels = [decoded[path] for path in paths]
     size = options.batch_size or default_batch_size(encoder)
     batches = [pixels[i : i + size] for i in range(0, len(pixels), size)]
-    vectors = np.concatenate([encoder.encode(batch) for batch in batches])
-    rows = Rows.make([str(path) for path in paths], [0] * len(paths))
+    vectors = np.concatenate(encoded(encoder, batches))
+    rows = Rows.make([f"{i} {path}" for i, path in enumerate(paths)], [0] * len(paths))
     block = Block(encoder.space, rows, vectors)
 
-    def encode() -> None:
-        for batch in batches:
-            encoder.encode(batch)
+    def decode_one(path: Path) -> None:
+        decode(path.read_bytes())
 
     def decode_all() -> None:
         with ThreadPoolExecutor(options.threads) as pool:
-            list(pool.map(lambda path: decode(path.read_bytes()), paths))
+            list(pool.map(decode_one, paths))
 
-    def write() -> None:
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            Store.create(Path(folder) / "s", encoder.space).writer() as writer,
-        ):
-            writer.append(block)
+    with tempfile.TemporaryDirectory() as made:  # of all repeats: neither links nor clearing away are anyone's work
+        folder, numbers = Path(made), count()
+        data = linked(folder / "images", paths)
 
-    def end_to_end() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            data = linked(Path(folder) / "images", paths)
-            index([data], Store.create(Path(folder) / "s", encoder.space), encoder, replace(options, limit=None))
+        def new_store() -> Store:
+            return Store.create(folder / f"store-{next(numbers)}", encoder.space)
 
-    work = {"decode": decode_all, "encode": encode, "write": write, "end_to_end": end_to_end}
-    rates: dict[str, list[Rate]] = {name: [] for name in [*work, "naive"]}
-    for _ in range(repeats):
-        for name, do in work.items():
-            rates[name].append(_rate(do, len(paths)))
-        rates["naive"].append(_rate(lambda: naive(paths), len(paths)))
+        def write() -> None:
+            with new_store().writer() as writer:
+                writer.append(block)
+
+        def end_to_end() -> None:
+            index([data], new_store(), encoder, replace(options, limit=None))
+
+        reference, place = naive(few), {path: i for i, path in enumerate(paths)}
+        work: dict[str, Callable[[], object]] = {
+            "decode": decode_all,
+            "encode": lambda: encoded(encoder, batches),
+            "write": write,
+            "end_to_end": end_to_end,
+        }
+        rates: dict[str, list[Rate]] = {name: [] for name in [*work, "naive"]}
+        for _ in range(repeats):
+            for name, do in work.items():
+                rates[name].append(_rate(do, len(paths)))
+            rates["naive"].append(_rate(lambda: naive(few), len(few)))
     return {
         **{name: _median(found) for name, found in rates.items()},
         "share_of_encoder": _ratio(rates["end_to_end"], rates["encode"]),
         "ratio_to_naive": _ratio(rates["end_to_end"], rates["naive"]),
-        "agreement": agreement(vectors, reference),
+        "agreement": agreement(vectors[[place[path] for path in few]], reference),
     }
+
+
+def encoded(encoder: Encoder, batches: Sequence[Sequence[Pixels]]) -> list[Embeddings]:
+    """The vectors of each batch, with the next batch under way meanwhile, as the indexer has it."""
+    begin = getattr(encoder, "begin", None)
+    if begin is None or not getattr(encoder, "overlaps", False):
+        return [encoder.encode(batch) for batch in batches]
+    found, ahead = [], begin(batches[0])
+    for batch in batches[1:]:
+        ahead, done = begin(batch), ahead
+        found.append(done())
+    return [*found, ahead()]
 
 
 def linked(folder: Path, paths: Sequence[Path]) -> Path:

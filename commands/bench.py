@@ -18,13 +18,14 @@ from .options import (
 from .terminal import say, say_out, show
 
 SUITES = "throughput,parity,query,training"
+ON_REQUEST = "int8"
 
 
 def bench_command(
     encoder: Annotated[str, typer.Option("--encoder", help="Hub id or directory of a CLIP.")] = DEFAULT_ENCODER,
     untrained: Annotated[bool, typer.Option("--untrained", help="Random weights from a seed.")] = False,
     folders: Annotated[list[str] | None, typer.Option("--folders", help="Images.  [default: simulated ones]")] = None,
-    only: Annotated[str, typer.Option(help=f"Some of: {SUITES}.")] = SUITES,
+    only: Annotated[str, typer.Option(help=f"Some of: {SUITES}; or {ON_REQUEST}.")] = SUITES,
     precision: Annotated[str, typer.Option(help="One or several, separated by commas.")] = "auto",
     limit: Annotated[int, typer.Option(min=8, help="Images.")] = 256,
     rows: Annotated[int, typer.Option(min=1000, help="Of the synthetic bank that is queried.")] = 100_000,
@@ -40,14 +41,14 @@ def bench_command(
     """
     import tempfile
 
-    from ..benchmarks import command, parity, query, throughput, training
+    from ..benchmarks import command, int8, parity, query, throughput, training
     from ..indexer.encoder import UNTRAINED
 
     name = f"{UNTRAINED}0:{encoder}" if untrained else encoder
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as made:
         images: list[Any] = list(folders or ())
-        if not images and {"throughput", "parity"} & set(only.split(",")):
+        if not images and {"throughput", "parity", "int8"} & set(only.split(",")):
             from ..indexer.sample import SOURCES, write_sample
 
             say("writing simulated images")
@@ -58,6 +59,8 @@ def bench_command(
             "parity": lambda: parity.run(images, name, limit=limit, **at),
             "query": lambda: query.run(name, rows=rows, **at),
             "training": training.run,
+            # its own device and precisions: what the choice between them costs a head
+            "int8": lambda: int8.run(images, name, repeats=repeats, threads=threads),
         }
         for suite in only.split(","):
             if suite not in suites:

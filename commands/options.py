@@ -8,10 +8,22 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .terminal import say
+
 if TYPE_CHECKING:
     from ..store.filter import Filter
     from ..store.search import Searches
     from ..store.snapshot import Snapshot
+
+
+def told_of_int8(precision: str) -> str:
+    """The precision as it was given; what int8 costs is never found out later."""
+    if precision == "int8":
+        from ..indexer.int8 import CHECK
+
+        say(CHECK)
+    return precision
+
 
 STORE = Path("clipfake-store")
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
@@ -30,7 +42,12 @@ DeviceOption = Annotated[
     str, typer.Option("--device", help="auto, cpu, mps, openvino, cuda, cuda:0,cuda:1 or all (GPUs).")
 ]
 PrecisionOption = Annotated[
-    str, typer.Option("--precision", help="auto (float32 on a CPU, half on a GPU), float32, bf16 or fp16.")
+    str,
+    typer.Option(
+        "--precision",
+        callback=told_of_int8,
+        help="auto (float32 on a CPU, half on a GPU), float32, bf16, fp16; int8 with openvino, as a space of its own.",
+    ),
 ]
 NameOption = Annotated[str, typer.Option("--head", help="Name of the head, where a store has several.")]
 

@@ -15,6 +15,7 @@ import torch
 from ..store.errors import EncoderError
 from ..store.space import Space
 from .image import Pixels
+from .packed import pack
 from .preprocess import Preprocess
 from .staging import Staging
 from .tower import ClipTower
@@ -84,15 +85,22 @@ class TransformerEncoder:
         self.model = model.to(device=device, dtype=self.dtype).eval()
         self.device = device
         self.tower = ClipTower(self.model) if type(model).__name__ == "CLIPModel" else self.model
-        cuda = device.type == "cuda"
-        self._stream = torch.cuda.Stream(device) if cuda else None  # type: ignore[no-untyped-call]
-        self._upload = Staging(device).upload if cuda else None
+        self._stream: torch.cuda.Stream | None = None
+        self._upload: Callable[[Sequence[Pixels]], torch.Tensor] | None = None
+        if device.type == "cuda":
+            self._stream, self._upload = torch.cuda.Stream(device), Staging(device).upload  # type: ignore[no-untyped-call]
+            self._stream.wait_stream(torch.cuda.current_stream(device))  # on which the weights are still being moved
 
     def on(self, device: torch.device) -> TransformerEncoder:
         """A copy on another device."""
         twin = copy.copy(self)
         twin._move(copy.deepcopy(self.model), device)
         return twin
+
+    def pack(self) -> None:
+        """On a CPU, lay the weights out for speed; after that, the encoder can no longer be copied `on` a device."""
+        if self.device.type == "cpu":
+            pack(self.model)
 
     @property
     def has_text(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from ..store.errors import EncoderError
 from .depth import DEPTH, load_depth_encoder
 from .encoder import (
     UNTRAINED,
@@ -21,6 +22,7 @@ from .encoder import (
     choose_device,
     choose_dtype,
 )
+from .int8 import INT8
 from .openvino import OpenVinoEncoder
 from .preprocess import Preprocess
 
@@ -30,13 +32,14 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") -> Encoder:
     """An encoder by hub id or local directory; "untrained:0:NAME" for NAME with random weights of seed 0,
-    "depth:NAME" for a depth model.
+    "depth:NAME" for a depth model, "int8:NAME" for NAME in OpenVINO with 8-bit products.
 
     Parameters
     ----------
     device : "auto", "cuda", "cuda:1", "mps", "cpu", several ("cuda:0,cuda:1", "all" GPUs) or "openvino"
         OpenVINO runs the image tower on the CPU, faster than torch; it needs the extra `cpu`.
-    precision : "auto" (float32 on a CPU, bf16 or fp16 on a GPU), "float32", "bf16" or "fp16"
+    precision : "auto" (float32 on a CPU, bf16 or fp16 on a GPU), "float32", "bf16", "fp16", or with OpenVINO "int8"
+        int8 vectors are a space of their own, "int8:NAME": a store of them is never mixed with another.
 
     Raises
     ------
@@ -49,6 +52,7 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
         return PlainEncoder()
     if name.startswith(DEPTH):
         return load_depth_encoder(name, device="cpu" if device == OPENVINO else device)
+    name, device, precision = in_8_bits(name, device, precision)
     first, *others = [choose_device(told) for told in device_names(device)]
     if first.type == "cpu":
         keep_memory()
@@ -67,7 +71,25 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
     if device == OPENVINO:
         return OpenVinoEncoder(TransformerEncoder(full, model, preprocess, tokenizer, first, torch.float32), precision)
     encoder = TransformerEncoder(full, model, preprocess, tokenizer, first, choose_dtype(precision, first))
-    return Replicas([encoder, *(encoder.on(other) for other in others)]) if others else encoder
+    replicas = [encoder, *(encoder.on(other) for other in others)]
+    for replica in replicas:
+        replica.pack()
+    return Replicas(replicas) if others else encoder
+
+
+def in_8_bits(name: str, device: str, precision: str) -> tuple[str, str, str]:
+    """Name, device and precision, where the first or the last may ask for int8, which OpenVINO alone can do.
+
+    >>> in_8_bits("int8:here", "auto", "auto"), in_8_bits("here", "auto", "bf16")
+    (('here', 'openvino', 'int8'), ('here', 'auto', 'bf16'))
+    """
+    if not name.startswith(INT8):
+        if precision == "int8" and device != OPENVINO:
+            raise EncoderError(f"int8 runs in OpenVINO, not on {device}; add --device openvino")
+        return name, device, precision
+    if device not in ("auto", "cpu", OPENVINO) or precision not in ("auto", "int8"):
+        raise EncoderError(f"{name} runs in OpenVINO on a CPU and in int8, not on {device} in {precision}")
+    return name.removeprefix(INT8), OPENVINO, "int8"
 
 
 def keep_memory() -> None:

@@ -16,15 +16,16 @@ class ClipTower(torch.nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.vision, self.projection = model.vision_model, model.visual_projection
-        self.layers = self.vision.encoder.layers
+        self.model = model  # not its parts: layers of it may be replaced by packed ones
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        hidden = self.vision.pre_layrnorm(self.vision.embeddings(pixels))
-        for layer in self.layers[:-1]:
+        vision = self.model.vision_model
+        *layers, last = vision.encoder.layers
+        hidden = vision.pre_layrnorm(vision.embeddings(pixels))
+        for layer in layers:
             hidden = _through(layer, hidden, hidden)
-        hidden = _through(self.layers[-1], hidden, hidden[:, :1])
-        features: torch.Tensor = self.projection(self.vision.post_layernorm(hidden[:, 0]))
+        hidden = _through(last, hidden, hidden[:, :1])
+        features: torch.Tensor = self.model.visual_projection(vision.post_layernorm(hidden[:, 0]))
         return features
 
 

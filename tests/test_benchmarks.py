@@ -1,13 +1,39 @@
 """Every benchmark runs, at a size that says nothing, and its JSON has the ratios it is run for."""
 
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from clipfake.benchmarks import atlas, command, indexing, parity, query, service, store_format, targets, throughput
+import torch
+import transformers
+from clipfake.benchmarks import (
+    atlas,
+    clip_retrieval,
+    command,
+    encoder_sweep,
+    feeding,
+    indexing,
+    int8,
+    parity,
+    query,
+    service,
+    store_format,
+    targets,
+    throughput,
+)
+from clipfake.benchmarks.architecture import VIT_L_14, write_architecture
+from clipfake.benchmarks.arithmetic import flops_per_image, matrix_rate
+from clipfake.indexer.encoder import Embeddings, PlainEncoder
+from clipfake.indexer.image import Pixels
+from clipfake.indexer.load import load_encoder
+from clipfake.indexer.packed import unpack
 from clipfake.indexer.sample import write_sample
 from clipfake.indexer.standin import build_standin
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 
 @pytest.fixture(scope="module")
@@ -69,10 +95,158 @@ def test_the_atlas_is_told_beside_fitting_anew() -> None:
     assert plain(atlas.run(rows=2000, reals=3, fakes=4))["rows"] == 2000
 
 
+def test_images_may_be_taken_again_and_the_naive_script_be_given_fewer(given: tuple[list[Path], str]) -> None:
+    told = throughput.run(*given, precision="float32", limit=100, repeats=1, naive_limit=3, repeated=True)
+    assert told["images"] == 100 and told["float32"]["agreement"]["cosine_min"] > 0.9999
+
+
+class Overlapping(PlainEncoder):
+    """Tells what was begun and what was waited for."""
+
+    overlaps = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.told: list[str] = []
+
+    def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
+        number = len([one for one in self.told if one.startswith("begun")])
+        self.told.append(f"begun {number}")
+
+        def wait() -> Embeddings:
+            self.told.append(f"waited {number}")
+            return self.encode(images)
+
+        return wait
+
+
+def test_an_encoders_own_rate_has_the_next_batch_under_way() -> None:
+    encoder, rng = Overlapping(), np.random.default_rng(0)
+    batches = [[rng.integers(0, 256, (9, 9, 3), np.uint8)] for _ in range(3)]
+    found = throughput.encoded(encoder, batches)
+    assert encoder.told == ["begun 0", "begun 1", "waited 0", "begun 2", "waited 1", "waited 2"]
+    assert np.array_equal(np.concatenate(found), np.concatenate(throughput.encoded(PlainEncoder(), batches)))
+
+
+def test_arithmetic_is_what_the_tower_does(given: tuple[list[Path], str]) -> None:
+    encoder: Any = load_encoder(given[1], device="cpu")
+    unpack(encoder.model)
+    pixels = torch.zeros(3, 3, 224, 224)
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        encoder.features_of(pixels)
+    assert flops_per_image(encoder.model.config) == pytest.approx(counted.get_total_flops() / 3, rel=1e-6)
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        encoder.model.get_image_features(pixel_values=pixels)
+    assert flops_per_image(encoder.model.config, whole=True) == pytest.approx(counted.get_total_flops() / 3, rel=1e-6)
+    assert matrix_rate("cpu", torch.float32, 64, rounds=1) > 0
+
+
+def test_an_architecture_is_written_as_a_model_of_its_dimensions(given: tuple[list[Path], str], tmp_path: Path) -> None:
+    place = write_architecture(tmp_path / "large", given[1], VIT_L_14)
+    config = transformers.CLIPConfig.from_pretrained(place)
+    assert (config.vision_config.num_hidden_layers, config.vision_config.patch_size) == (24, 14)
+    assert config.text_config.vocab_size == transformers.CLIPConfig.from_pretrained(given[1]).text_config.vocab_size
+    assert flops_per_image(config, whole=True) / 1e9 == pytest.approx(162, rel=0.01)
+    small = {"projection_dim": 32, "vision_config": {"hidden_size": 64, "projection_dim": 32}}
+    place = write_architecture(tmp_path / "small", given[1], small)
+    assert load_encoder(f"untrained:0:{place}", device="cpu").space.dim == 32
+
+
+def test_targets_are_told_where_they_can_be() -> None:
+    rates = {"decode": 60_000.0, "encode": 40_000.0, "end_to_end": 36_000.0}
+    base: dict[str, Any] = {name: {"images_per_second": rate} for name, rate in rates.items()}
+    found = targets.of_card({"ViT-B/32": base, "ViT-L/14": {"why": "no memory"}})
+    assert [(target.found, target.met, target.stretch) for target in found] == [
+        (36_000, True, False),
+        (36_000, False, True),
+        (0.9, True, False),
+    ]
+    large = {**base, "encoder_over_card": 0.4}
+    assert [target.met for target in targets.of_card({"ViT-B/32": {"why": "?"}, "ViT-L/14": large})] == [
+        True,
+        True,
+        False,
+    ]
+    assert targets.of_cores({"openvino": {"why": "not installed"}, "openvino bf16": {"why": "not installed"}}) == []
+    assert targets.Target("seconds", 10, 9.0, most=True).met and not targets.Target("seconds", 10, 11.0, most=True).met
+
+
 @pytest.mark.slow
 def test_the_targets_of_indexing_are_told_one_by_one(given: tuple[list[Path], str]) -> None:
-    told = plain(targets.run(*given, limit=8, repeats=1))
-    assert {"torch", "openvino", "openvino bf16"} == told["runs"].keys() or "gpu" in told["runs"]
-    for target in told["targets"]:
-        above = target["found"] >= target["wanted"]
-        assert target["met"] == (target["found"] <= target["wanted"] if target["most"] else above)
+    told = plain(targets.run(*given, quick=True))
+    assert {"torch", "openvino", "openvino bf16"} == told["runs"].keys() or "ViT-B/32" in told["runs"]
+    assert told["ratio_to_naive"].keys() == {name for name, run in told["runs"].items() if "why" not in run}
+
+
+@pytest.mark.slow
+def test_a_cards_run_goes_its_whole_way_on_a_cpu_too(given: tuple[list[Path], str]) -> None:
+    small = {"vision_config": {"hidden_size": 64, "intermediate_size": 128}}
+    at: dict[str, Any] = {"limit": 20, "repeats": 1, "threads": 1, "quick": True}
+    told, found = targets.on_card(*given, **at, device="cpu", dimensions=small)
+    assert len(found) == 6 and told["card_tflops_bf16"] > 0
+    assert all(run["images"] == 20 and run["ratio_to_naive"]["wall"] > 0 for run in told["runs"].values())
+
+
+@pytest.mark.slow
+def test_a_sweep_tells_every_way(given: tuple[list[Path], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = torch.compile  # without a C++ compiler's minutes
+    monkeypatch.setattr(torch, "compile", lambda call, **told: compiled(call, backend="eager", dynamic=False))
+    told = plain(encoder_sweep.run(given[1], device="cpu", batches=[2], precisions=["float32"], repeats=1))
+    cells = {name: cell for name, cell in told["float32"].items() if isinstance(cell, dict)}
+    assert cells.keys() == {"eager 2", "compile 2", "eager 2, tower only", "compile 2, tower only"}
+    assert all(cell["cosine_min"] > 0.9999 and cell["share_of_peak"] > 0 for cell in cells.values())
+    assert told["float32"]["best"] in cells
+
+
+def test_a_way_that_cannot_be_run_says_why(given: tuple[list[Path], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_compiler(call: object, **told: object) -> object:
+        raise RuntimeError("no C++ compiler\nand more")
+
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    told = encoder_sweep.run(given[1], device="cpu", batches=[1], ways=["compile"], precisions=["float32"], repeats=1)
+    assert told["float32"]["compile 1"] == {"why": "no C++ compiler"} and told["float32"]["best"] == ""
+
+
+@pytest.mark.slow
+def test_what_int8_costs_is_told_beside_float32(given: tuple[list[Path], str], tmp_path: Path) -> None:
+    pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
+    images = write_sample(tmp_path, images_per_source=12)  # enough for a triplet in each part
+    told = plain(int8.run(images, given[1], precision="int8", limit=8, repeats=1))
+    assert told["float32"]["same_neighbours"] == 1 and 0.3 < told["int8"]["same_neighbours"] <= 1
+    assert told["int8"]["space"].startswith("int8:")
+    assert told["int8"]["test"].keys() == {"head", *int8.BASELINES}
+
+
+def test_without_the_peers_environment_one_is_told_how_to_make_it(
+    given: tuple[list[Path], str], tmp_path: Path
+) -> None:
+    told = clip_retrieval.run(*given, limit=4, peers=tmp_path)
+    assert "make peers" in told["why"]
+
+
+def test_a_peer_that_fails_says_what_it_said(given: tuple[list[Path], str], tmp_path: Path) -> None:
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho no such module >&2; exit 3\n")
+    python.chmod(0o755)
+    told = clip_retrieval.run(*given, limit=4, peers=tmp_path)
+    assert "ended with 3: no such module" in told["why"]
+
+
+@pytest.mark.slow
+def test_clip_retrieval_is_told_beside_ours(given: tuple[list[Path], str], tmp_path: Path) -> None:
+    peers = Path(__file__).parent.parent / ".peers"
+    if not list(peers.glob("lib/python3*/site-packages/all_clip")):
+        pytest.skip("`make peers` has not been run")
+    place = write_architecture(
+        tmp_path / "clip", given[1], {"text_config": {"vocab_size": 49_408}}
+    )  # it tokenizes as CLIP
+    told = plain(clip_retrieval.run(given[0], str(place), limit=12, repeats=1, threads=1, peers=peers))
+    assert told["agreement"]["cosine_min"] > 0.999 and told["clip_retrieval"]["startup_cpu_seconds"] > 0
+
+
+def test_what_a_gpu_can_be_fed_is_told_by_worker_and_driver(images: list[Path]) -> None:
+    told = feeding.run(images, few=40, many=400, processes=1)
+    assert told["crew"]["processes"] == 1
+    assert told["crew"]["worker_us"] > told["crew"]["driver_us"] > 0
+    assert told["of_cores"]["32"]["images_per_second"] > told["of_cores"]["4"]["images_per_second"]

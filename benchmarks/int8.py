@@ -1,0 +1,125 @@
+"""What rounding costs: the same images embedded in float32, bf16 and int8, and the same heads trained on each.
+
+Rounded vectors are a space of their own, so each precision gets a store, heads and neighbours of its own. Told of each:
+images a core-second of the encoder, cosines with float32, test accuracy and AUC of the head and of the baselines (the
+split is the same), and how many of an image's nine nearest training rows are the nine of float32. Give it the encoder
+and the kind of images you mean to use: what it says holds for those.
+
+    python -m clipfake.benchmarks.int8 --images ../shared/data/minifact/* \\
+        --encoder ../shared/encoders/mobilenet-v1-imagenet
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from ..detector.train import TrainOptions, make_split, train
+from ..indexer.image import decode
+from ..indexer.index import IndexOptions, index
+from ..indexer.load import OPENVINO, load_encoder
+from ..store.errors import EncoderError
+from ..store.search import Positions, nearest
+from ..store.snapshot import Snapshot
+from ..store.store import Store
+from . import command
+from .parity import agreement
+
+BASELINES = ("linear_probe", "nearest_9", "rbf_svm")
+NEIGHBOURS = 9
+PLAIN = "float32"
+
+
+def run(
+    images: Sequence[str | Path],
+    encoder: str,
+    *,
+    precision: str = "float32,bf16,int8",
+    limit: int | None = 64,
+    repeats: int = 3,
+    threads: int | None = None,
+    device: str = OPENVINO,
+) -> dict[str, Any]:
+    """For each precision: `images_per_core_second`, `agreement`, `test` (head and baselines) and `same_neighbours`.
+
+    Parameters
+    ----------
+    limit : of the images whose encoding is timed; heads learn from all
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    names = [PLAIN, *(name for name in precision.split(",") if name != PLAIN)]
+    result: dict[str, Any] = {"encoder": encoder, "cpu": torch.backends.cpu.get_cpu_capability()}
+    with tempfile.TemporaryDirectory() as folder:
+        stored: dict[str, Snapshot] = {}
+        loaded = {}
+        for name in names:
+            try:
+                loaded[name] = load_encoder(encoder, device=device, precision=name)
+            except EncoderError as e:  # no bf16 in this CPU
+                result[name] = {"why": str(e)}
+                continue
+            store = Store.create(Path(folder) / name, loaded[name].space)
+            index(list(images), store, loaded[name], IndexOptions(text=False))
+            stored[name] = store.snapshot()
+        plain = stored[PLAIN]
+        result["images"] = len(plain)
+        rates = _rates(
+            loaded, [decode(path.read_bytes()).pixels for path in command.image_paths(images, limit)], repeats
+        )
+        order = np.argsort(plain.column("keys"))
+        for name, snapshot in stored.items():
+            same = np.argsort(snapshot.column("keys"))  # rows of one image, whatever order they were stored in
+            result[name] = {
+                "space": str(snapshot.space),
+                "images_per_core_second": round(rates[name], 1),
+                "over_float32": round(rates[name] / rates[PLAIN], 2),
+                "agreement": agreement(snapshot.vectors(same), plain.vectors(order)),
+                "test": _heads(snapshot),
+                "same_neighbours": round(_same_neighbours(plain, order, snapshot, same), 4),
+            }
+    return result
+
+
+def _rates(loaded: dict[str, Any], pixels: Sequence[Any], repeats: int) -> dict[str, float]:
+    """Images a core-second of each encoder, medians of interleaved repeats."""
+    found: dict[str, list[float]] = {name: [] for name in loaded}
+    for turn in range(repeats + 1):
+        for name, encoder in loaded.items():
+            began = time.process_time()
+            encoder.encode(pixels)
+            if turn:  # the first one compiles
+                found[name].append(len(pixels) / (time.process_time() - began))
+    return {name: float(np.median(rates)) for name, rates in found.items()}
+
+
+def _heads(snapshot: Snapshot) -> dict[str, dict[str, float | None]]:
+    """Accuracy and AUC on the test rows, of the head and of each baseline."""
+    trained = train(snapshot, TrainOptions(baselines=BASELINES))
+    tests = {"head": trained.metrics["test"], **{name: b.metrics["test"] for name, b in trained.baselines.items()}}
+    return {name: {"accuracy": metrics.accuracy, "auc": metrics.auc} for name, metrics in tests.items()}
+
+
+def _same_neighbours(plain: Snapshot, order: Positions, other: Snapshot, same: Positions) -> float:
+    """The share of a test image's nearest training images in `plain` that are among its nearest in `other`."""
+    _, parts = make_split(plain, TrainOptions())
+    where = np.argsort(order)  # position in `plain` -> the same image's place in both orders
+    asked, known = where[parts["test"]], where[parts["train"]]
+    found = []
+    for snapshot, rows in ((plain, order), (other, same)):
+        vectors = snapshot.vectors(rows)
+        found.append(nearest(vectors[asked], vectors[known], known, NEIGHBOURS).rows)
+    shared = [
+        len(np.intersect1d(a[a >= 0], b[b >= 0])) / max(int((a >= 0).sum()), 1) for a, b in zip(*found, strict=True)
+    ]
+    return float(np.mean(shared))
+
+
+if __name__ == "__main__":
+    command.main(run, __doc__ or "", precisions="float32,bf16,int8", limit=64, device=OPENVINO)
