@@ -106,7 +106,7 @@ def ceiling(cores: int, worker_us: float, driver_us: float) -> dict[str, Any]:
     >>> ceiling(17, 400.0, 20.0), ceiling(65, 400.0, 20.0)
     ({'images_per_second': 40000, 'limit': 'workers'}, {'images_per_second': 50000, 'limit': 'driver'})
     """
-    rates = {"workers": (cores - 1) * 1e6 / worker_us, "driver": 1e6 / driver_us}
+    rates = {"workers": (cores - 1) * 1e6 / max(worker_us, 0.1), "driver": 1e6 / max(driver_us, 0.1)}
     limit = min(rates, key=lambda part: rates[part])
     return {"images_per_second": round(rates[limit]), "limit": limit}
 
