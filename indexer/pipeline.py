@@ -1,8 +1,8 @@
 """List, decode, encode, write: four stages at work at the same time, with short queues between them.
 
 Listing and writing have a thread each, decoding has several, encoding has one a device. Memory holds a few batches,
-however many images there are; large ones wait for the encoder resized. One process can do so much: all of Python's own
-work, about a ten-thousandth of a second an image, happens on one core (`processes.py` has several).
+however many images there are; large ones wait for the encoder resized. Where one process is not enough for a GPU,
+`processes.py` has several.
 """
 
 from __future__ import annotations

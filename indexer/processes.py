@@ -1,7 +1,7 @@
 """A crew of processes on this machine: several for a GPU that one could not keep busy, or one for each of several GPUs.
 
-Python runs on one core a process. Reading, decoding and storing an image costs it about a ten-thousandth of a second
-of that core, whatever the number of threads, so that one process feeds about 10,000 images a second and no more.
+A process has one lock for all its Python, so that part of the work runs on one core however many threads decode beside
+it. `benchmarks.feeding` tells what an image costs a worker and what it costs the driver.
 """
 
 from __future__ import annotations
