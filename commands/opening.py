@@ -87,10 +87,12 @@ def notice(encoder: Embeds) -> None:
 def notice_of(encoder: Embeds) -> str:
     """What must be known of an encoder to read its verdicts; "" for a real one."""
     from ..indexer.encoder import UNTRAINED
+    from ..indexer.int8 import INT8
     from ..indexer.standin import NOTICE, is_standin
 
-    if is_standin(encoder.space.encoder):
+    name = encoder.space.encoder.removeprefix(INT8)
+    if is_standin(name):
         return NOTICE
-    if encoder.space.encoder.startswith(UNTRAINED):
+    if name.startswith(UNTRAINED):
         return "The encoder has random weights: good for measuring speed, its verdicts mean nothing."
     return ""

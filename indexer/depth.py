@@ -18,6 +18,7 @@ from ..store.errors import EncoderError
 from ..store.space import Space
 from .encoder import Embeddings, cannot_load, choose_device, fingerprint_of, unit
 from .image import Pixels
+from .packed import pack
 from .preprocess import Preprocess
 
 DEPTH = "depth:"  # "depth:NAME" is NAME, a depth model of transformers, as an encoder
@@ -34,6 +35,8 @@ class DepthEncoder:
         self.space = Space(name, fingerprint_of(model, preprocess), SIDE * SIDE)
         self.preprocess, self.device = preprocess, device
         self.model = model.to(device).eval()
+        if device.type == "cpu":
+            pack(self.model)
 
     def shrink(self, pixels: Pixels) -> Pixels:
         """A large image made as small as the model sees it, in the thread that decoded it."""
