@@ -22,6 +22,8 @@ from typing import Any
 import torch
 
 from ..indexer.encoder import UNTRAINED
+from ..indexer.index import IndexOptions
+from ..indexer.processes import WORTH, processes_for
 from ..store.errors import ClipfakeError
 from . import command, indexing, throughput
 from .architecture import VIT_L_14, write_architecture
@@ -29,7 +31,7 @@ from .arithmetic import flops_per_image, matrix_rate
 
 CPU_WAYS = (("torch", "cpu", "float32"), ("openvino", "openvino", "float32"), ("openvino bf16", "openvino", "bf16"))
 CPU_IMAGES = 500
-CARD_IMAGES = {"ViT-B/32": 50_000, "ViT-L/14": 10_000}  # a second or two of work, were every target met
+CARD_IMAGES = {"ViT-B/32": 200_000, "ViT-L/14": 20_000}  # some seconds of work, were every target met
 NAIVE_IMAGES = 500  # of a card's run; the naive script sees a few hundred a second
 QUICK = 16  # images, of everything
 
@@ -136,6 +138,7 @@ def on_card(
     import transformers
 
     place = encoder.removeprefix(UNTRAINED).partition(":")[2] if encoder.startswith(UNTRAINED) else encoder
+    processes = processes_for(device, lambda: WORTH, IndexOptions.threads)
     card = matrix_rate(device, torch.bfloat16, QUICK * 16 if quick else 0)
     runs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as made:
@@ -143,6 +146,7 @@ def on_card(
         encoders = {"ViT-B/32": (encoder, place), "ViT-L/14": (f"{UNTRAINED}0:{large}", str(large))}
         for name, (told, folder) in encoders.items():
             at: dict[str, Any] = {"limit": limit or CARD_IMAGES[name], "repeats": repeats, "threads": threads}
+            at |= {"processes": processes}
             try:
                 found = throughput.run(images, told, device=device, naive_limit=NAIVE_IMAGES, repeated=True, **at)
             except (ClipfakeError, torch.OutOfMemoryError) as e:
@@ -159,7 +163,8 @@ def of_card(runs: dict[str, Any]) -> list[Target]:
     """Those of a GPU, of the encoders that could be run."""
     found = []
     if "encode" in (base := runs["ViT-B/32"]):
-        decode, encode, whole = (base[name]["images_per_second"] for name in ("decode", "encode", "end_to_end"))
+        decode, encode = (base[name]["images_per_second"] for name in ("decode", "encode"))
+        whole = of_the_better(base)
         share = round(whole / min(decode, encode), 3)
         found += [
             Target("ViT-B/32, images a second from files to shards", 25_000, whole),
@@ -167,13 +172,18 @@ def of_card(runs: dict[str, Any]) -> list[Target]:
             Target("ViT-B/32, end to end over the slower of decoding and encoding", 0.8, share),
         ]
     if "encode" in (large := runs["ViT-L/14"]):
-        encode, whole = (large[name]["images_per_second"] for name in ("encode", "end_to_end"))
+        encode, whole = large["encode"]["images_per_second"], of_the_better(large)
         found += [
             Target("ViT-L/14, images a second from files to shards", 2_500, whole),
             Target("ViT-L/14, end to end over the encoder's own rate", 0.85, round(whole / encode, 3)),
             Target("ViT-L/14, encoder's share of the card's matrix rate", 0.5, large["encoder_over_card"]),
         ]
     return found
+
+
+def of_the_better(run: dict[str, Any]) -> float:
+    """Images a second, files to shards, by one process or by several."""
+    return max(float(run[way]["images_per_second"]) for way in ("end_to_end", "crew") if way in run)
 
 
 def of_long_runs(told: dict[str, Any]) -> list[Target]:

@@ -24,10 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 
+from ..indexer.crew import index_with
 from ..indexer.encoder import Embeddings, Encoder
 from ..indexer.image import Pixels, decode
 from ..indexer.index import IndexOptions, default_batch_size, index
-from ..indexer.load import load_encoder
+from ..indexer.processes import Processes
+from ..indexer.worker import EncoderName
 from ..store.block import Block, Rows
 from ..store.store import Store
 from . import command
@@ -49,6 +51,7 @@ def run(
     options: IndexOptions | None = None,
     naive_limit: int | None = None,
     repeated: bool = False,
+    processes: int = 1,
 ) -> dict[str, Any]:
     """Rates of every stage, of the whole and of the naive script, for each precision.
 
@@ -56,6 +59,7 @@ def run(
     ----------
     naive_limit : images that the naive script sees, where it would take too long for all
     repeated : take the images again and again until there are `limit`: a GPU is through with a few at once
+    processes : where there are several, the whole is measured with so many too (`crew`), once they have their encoders
 
     Returns
     -------
@@ -73,8 +77,10 @@ def run(
     naive = load_naive(encoder, device)
     result: dict[str, Any] = {"machine": machine(), "images": len(paths), "encoder": encoder, "repeats": repeats}
     for name in precision.split(","):
-        ours = load_encoder(encoder, device=device, precision=name)
-        result[name] = _measure(ours, naive, paths, few, repeats, options or IndexOptions(text=False))
+        named, told = EncoderName(encoder, device, name), options or IndexOptions(text=False)
+        result[name] = _measure(named.load(), naive, paths, few, repeats, told)
+        if processes > 1:
+            result[name]["crew"] = {"processes": processes, **_crew(named, paths, repeats, told, processes)}
     return result
 
 
@@ -145,6 +151,19 @@ def _measure(
         "ratio_to_naive": _ratio(rates["end_to_end"], rates["naive"]),
         "agreement": agreement(vectors[[place[path] for path in few]], reference),
     }
+
+
+def _crew(
+    encoder: EncoderName, paths: Sequence[Path], repeats: int, options: IndexOptions, processes: int
+) -> dict[str, float]:
+    """The whole by several processes, started before; the first run, in which they warm up, is not counted."""
+    with tempfile.TemporaryDirectory() as made, Processes(encoder, Path(made) / "store", options, processes) as crew:
+        store = Store.create(Path(made) / "store", crew.space)
+        rates = []
+        for number in range(repeats + 1):
+            data = linked(Path(made) / f"images-{number}", paths)
+            rates.append(_rate(lambda data=data: index_with(crew, [data], store, options), len(paths)))  # type: ignore[misc]
+    return {"images_per_second": _median(rates[1:])["images_per_second"]}
 
 
 def encoded(encoder: Encoder, batches: Sequence[Sequence[Pixels]]) -> list[Embeddings]:

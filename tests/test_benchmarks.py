@@ -54,6 +54,12 @@ def test_throughput_is_told_beside_the_naive_script(given: tuple[list[Path], str
     assert told["ratio_to_naive"].keys() == told["share_of_encoder"].keys() == {"wall", "cpu"}
 
 
+def test_throughput_by_several_processes_is_told_beside_that_of_one(given: tuple[list[Path], str]) -> None:
+    told = plain(throughput.run(*given, precision="float32", limit=8, repeats=1, processes=2))["float32"]
+    assert told["crew"]["processes"] == 2
+    assert targets.of_the_better(told) == max(told[way]["images_per_second"] for way in ("crew", "end_to_end"))
+
+
 def test_parity_is_told_for_each_precision(given: tuple[list[Path], str]) -> None:
     told = plain(parity.run(*given, precision="float32,bf16", limit=8))
     assert "float32" in json.dumps(told) and "bf16" in json.dumps(told)
