@@ -24,10 +24,11 @@ class Plan:
     def width(self, recall: float, share: float, k: int = K) -> int | None:
         """Candidates for a filter that allows this share of the rows, None where only an exact search will do.
 
-        Half the misses that were asked for are aimed at, and the dearest of the filters of about that share counts.
+        Half the misses that were asked for are aimed at, and the dearest of the filters of about that share counts, and
+        of those next to it on either side.
 
         >>> plan = Plan((64, 128), (1.0, 0.1), ((0.99, 1.0), (0.7, 0.9)))
-        >>> plan.width(0.98, 0.9), plan.width(0.98, 0.1), plan.width(1.0, 0.9)
+        >>> plan.width(0.98, 1.0), plan.width(0.98, 0.5), plan.width(1.0, 1.0)
         (64, None, None)
         """
         if recall >= 1 or not self.shares:

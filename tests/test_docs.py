@@ -71,7 +71,7 @@ def test_the_help_of_every_first_command_shows_one_that_can_be_pasted() -> None:
 
 MODULES = sorted(
     ".".join(("clipfake", *path.relative_to(ROOT).with_suffix("").parts))
-    for room in ("detector", "show", "commands")
+    for room in ("store", "indexer", "detector", "service", "show", "benchmarks", "commands")
     for path in (ROOT / room).glob("*.py")
     if ">>>" in path.read_text(encoding="utf-8")
 )
