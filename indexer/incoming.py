@@ -9,16 +9,19 @@ from __future__ import annotations
 import os
 import socket
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from ..store.block import Block
+from ..store.durable import TEMPORARY, remove_leftover
 from ..store.errors import Damaged, Locked
 from ..store.shard import write_shard
 from ..store.snapshot import Snapshot
 from ..store.store import SECONDS_PER_SHARD, Appended, Store, Writer
 
 FOLDER = "incoming"
+ABANDONED = 86_400.0  # seconds after which a shard that is not finished never will be
 
 
 class Sink(Protocol):
@@ -65,11 +68,21 @@ class Aside:
 
 
 def take_in(writer: Writer, folder: Path) -> Appended:
-    """Append what waits in the store's `incoming` folder and remove it there."""
+    """Append what waits in the store's `incoming` folder and remove it there, and what was never finished."""
+    for torn in (folder / FOLDER).glob(f"*{TEMPORARY}"):
+        with suppress(OSError):  # another process may just have finished it
+            if time.time() - torn.stat().st_mtime > ABANDONED:
+                torn.unlink()
     total = Appended()
     for path in sorted((folder / FOLDER).glob("*.h5")):
         total += take_in_one(writer, path)
     return total
+
+
+def remove_torn(folder: Path, process: int) -> None:
+    """Remove what a process of this machine that has died was writing into the `incoming` folder."""
+    for torn in (folder / FOLDER).glob(f"*.{process}{TEMPORARY}"):
+        remove_leftover(torn)
 
 
 def take_in_one(writer: Writer, path: Path) -> Appended:

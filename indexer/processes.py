@@ -24,6 +24,7 @@ from ..store.errors import ClipfakeError, SourceError
 from ..store.space import Space
 from .crew import Crew
 from .encoder import choose_device
+from .incoming import remove_torn
 from .load import device_names
 from .run import IndexOptions
 from .unit import Lost, Receipt, Unit
@@ -111,6 +112,7 @@ class Processes(Crew):
             member.pipe.close()
         for member in self._members:
             member.process.join()
+            remove_torn(self._plans[0][1], member.process.pid)
 
     def _start(self, i: int) -> _Member:
         here, there = self._context.Pipe()
@@ -165,11 +167,16 @@ def _serve(pipe: Connection[Any, Any], encoder: EncoderName, folder: Path, optio
         return
     tell(worker.ready())
 
+    def end() -> None:
+        """The driver is gone."""
+        worker.stop()
+        os._exit(0)
+
     def work(unit: Unit) -> None:
         try:
             tell(worker.work(unit))
         except OSError:
-            os._exit(1)  # the driver is gone
+            end()
         except Exception as e:  # noqa: BLE001 - raised by the driver
             tell(e)
 
@@ -178,4 +185,4 @@ def _serve(pipe: Connection[Any, Any], encoder: EncoderName, folder: Path, optio
             while True:
                 pool.submit(work, pipe.recv())
         except (EOFError, OSError):
-            os._exit(0)  # the driver is gone, or has all it wanted
+            end()

@@ -60,6 +60,7 @@ class Worker:
         self._under_way: dict[int, _Work] = {}  # by the identity of each of their batches
         self._error: BaseException | None = None
         self._lock = Lock()
+        self._sealing = Lock()
         Thread(target=self._run, daemon=True).start()
 
     def ready(self) -> tuple[str, Space]:
@@ -76,13 +77,17 @@ class Worker:
         work.done.result()
         shard = f"{unit.id}.h5" if work.blocks else ""
         if work.blocks:
-            with self._pipeline.stages["write"].busy():
+            with self._sealing, self._pipeline.stages["write"].busy():
                 write_shard(self._folder / FOLDER / shard, Block.concat(work.blocks))
         return Receipt(unit.id, shard, tuple(work.refused), self._busy(), self._pipeline.batch_size)
 
     def close(self) -> None:
         """There will be no more units."""
         self._given.put(None)
+
+    def stop(self) -> None:
+        """Wait for the shard that is being sealed, and seal no more: its process is about to end."""
+        self._sealing.acquire()
 
     def _run(self) -> None:
         try:

@@ -1,5 +1,6 @@
 """Many processes, one data set: every row once."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,14 @@ def test_what_is_taken_in_twice_is_there_once_and_changed_rows_are_replaced(tmp_
 def test_a_part_cannot_say_what_is_gone(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="whole listing"):
         index([folder], store_at(tmp_path / "s"), PlainEncoder(), IndexOptions(shard=(0, 2), sync=True))
+
+
+def test_a_shard_that_was_never_finished_is_removed_after_a_day(tmp_path: Path) -> None:
+    store = store_at(tmp_path / "s")
+    (store.folder / FOLDER).mkdir()
+    old, new = (store.folder / FOLDER / f"{name}.h5.7.tmp" for name in ("old", "new"))
+    for path in (old, new):
+        path.write_bytes(b"torn")
+    os.utime(old, (0, 0))
+    assert commit(store)
+    assert waiting(store) == [new]
