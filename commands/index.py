@@ -110,6 +110,8 @@ def index_command(
         return None if told is None else min(told // (options.shard or (0, 1))[1], limit or told)
 
     Store(store).require_room()  # before an encoder is waited for
+    if options.shard is None:
+        Store(store).require_free()
     named = EncoderName(encoder_name(store, encoder, untrained=untrained), device, precision)
     if processes is None:
         processes = 1 if options.shard else processes_for(device, images, options.threads)

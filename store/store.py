@@ -72,6 +72,12 @@ class Store:
         if not numbers(self.folder) and self.folder.exists() and not _unused(self.folder):
             raise NotAStore(f"{self.folder} is there already and is no store; name an empty or new folder")
 
+    def require_free(self) -> None:
+        """Raise Locked if another process is writing; it may begin to a moment later."""
+        if numbers(self.folder):
+            with writer_lock(self.folder):
+                pass
+
     def snapshot(self, number: int | None = None) -> Snapshot:
         """The newest snapshot, or an earlier one by its number; its files stay as long as it is held."""
         manifest = read_manifest(self.folder, number)

@@ -12,6 +12,8 @@ from clipfake.cli import main, spread
 from clipfake.indexer.sample import SOURCES, simulated, write_sample
 from clipfake.show.card import scale
 from clipfake.show.words import CAVEAT
+from clipfake.store.space import Space
+from clipfake.store.store import Store
 from PIL import Image
 
 COUNT = 15  # images of each of seven sources
@@ -428,3 +430,25 @@ def test_no_image_is_opened_once_it_is_indexed(sample: list[Path], store: Path, 
             assert run(*command, "--store", copy, "--json").code == 0, command
     finally:
         away.rename(images)
+
+
+def test_what_stands_in_an_index_s_way_is_told_before_its_encoder_is_loaded(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "images").mkdir()
+    command = ("index", "--folders", tmp_path / "images", "--encoder", tmp_path / "nowhere", "--store")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "letter.txt").write_text("hello")
+    ended = run(*command, tmp_path / "other")
+    assert (ended.code, "is no store" in ended.err) == (1, True)
+    taken = Store.create(tmp_path / "s", Space("plain", "0" * 64, 3))
+    with taken.writer():
+        ended = run(*command, taken.folder)
+    assert (ended.code, "is being written by" in ended.err) == (1, True)
+
+
+def test_several_processes_index_what_one_does(sample: list[Path], store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    told = run(
+        "index", "--folders", *sample, "--encoder", "plain", "--store", tmp_path / "s", "--processes", 2, "--json"
+    ).json
+    assert (told["added"], len(told["workers"]), told["interrupted"]) == (7 * COUNT, 2, False)
+    keys = [Store.open(folder).snapshot().column("keys").tolist() for folder in (tmp_path / "s", store)]
+    assert sorted(keys[0]) == sorted(keys[1])
