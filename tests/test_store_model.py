@@ -254,5 +254,6 @@ class TestStoreModel(StoreModel.TestCase):  # type: ignore[misc]
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)  # minutes, and more of them beside other tests
 class TestStoreModelAtLength(StoreModel.TestCase):  # type: ignore[misc]
     settings = settings(max_examples=45, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)
