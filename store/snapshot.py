@@ -170,7 +170,7 @@ class Snapshot:
         if self._elsewhere and recall < 1:
             return [self._elsewhere.search(queries, k, scope.mask, recall) for scope in scopes]
         results, left = [Matches.none(len(queries), k) for _ in scopes], [scope.positions for scope in scopes]
-        if recall < 1 and self._index and len(queries):
+        if recall < 1 and len(queries) and len(self) and self._index:
             for i, scope in enumerate(scopes):
                 results[i], left[i] = self._index.search(self, queries, k, scope, recall)
         asked = [i for i, positions in enumerate(left) if positions is None or len(positions)]

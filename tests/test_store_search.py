@@ -237,3 +237,16 @@ def test_an_index_that_is_replaced_while_it_is_opened_is_searched_all_the_same(
     attached = index.attach(store.snapshot())
     assert attached is not None
     assert attached.number == store.snapshot().number
+
+
+def test_an_index_whose_rows_are_all_deleted_finds_nothing(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "s", space(4))
+    with store.writer() as writer:
+        for block in synthetic(60, 4):
+            writer.append(block)
+    build_index(store, "plain", anew=True)
+    with store.writer() as writer:
+        writer.delete(np.ones(60, bool))
+    for where in (None, np.zeros(0, bool)):
+        found = store.snapshot().search(np.ones((2, 4), np.float32), 3, where)
+        assert (found.rows == -1).all()
