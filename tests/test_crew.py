@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 from clipfake.indexer.crew import LOSSES, Crew, index_with
 from clipfake.indexer.encoder import PlainEncoder
@@ -24,28 +23,9 @@ from clipfake.indexer.worker import EncoderName, Worker
 from clipfake.store.errors import EncoderError, MissingExtra, SourceError, SpaceMismatch
 from clipfake.store.space import Space
 from clipfake.store.store import Store
-from PIL import Image as Pillow
+from indexed import contents, pictures, store_at
 
 PLAIN = EncoderName("plain")
-
-
-def pictures(folder: Path, count: int) -> Path:
-    folder.mkdir()
-    for i in range(count):
-        noise = np.random.default_rng(i).integers(0, 256, (6, 6, 3), np.uint8)
-        Pillow.fromarray(noise).resize((24, 24)).save(folder / f"{i:04d}.png")
-    return folder
-
-
-def store_at(folder: Path) -> Store:
-    return Store.create(folder, PlainEncoder().space)
-
-
-def contents(store: Store) -> dict[str, bytes]:
-    snapshot = store.snapshot()
-    rows, vectors = snapshot.rows, snapshot.vectors()
-    assert len(set(rows.keys.tolist())) == len(snapshot), "a key stands twice"
-    return {key: rows.digests[i].tobytes() + vectors[i].tobytes() for i, key in enumerate(rows.keys.tolist())}
 
 
 def waiting(store: Store) -> list[Path]:

@@ -20,7 +20,7 @@ from clipfake.indexer.image import decode
 from clipfake.indexer.index import IndexOptions, index
 from clipfake.indexer.quarantine import read_quarantine
 from clipfake.store.errors import ImageError, Locked, SourceError, StoreError
-from clipfake.store.store import Store
+from indexed import contents, pictures, store_at
 from PIL import Image as Pillow
 
 # Starts the same run again and again, each in a process of its own that is killed after a while; slow enough to be
@@ -48,27 +48,6 @@ for seconds in map(float, sys.argv[3:]):
     os.kill(child, signal.SIGKILL)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
-
-
-def pictures(folder: Path, count: int) -> Path:
-    folder.mkdir(parents=True)
-    for i in range(count):
-        noise = np.random.default_rng(i).integers(0, 256, (6, 6, 3), np.uint8)
-        Pillow.fromarray(noise).resize((24, 24)).save(folder / f"{i:04d}.png")
-    return folder
-
-
-def store_at(folder: Path) -> Store:
-    return Store.create(folder, PlainEncoder().space)
-
-
-def contents(store: Store) -> dict[str, bytes]:
-    """Key to the file's digest and its vector."""
-    snapshot = store.snapshot()
-    rows, vectors = snapshot.rows, snapshot.vectors()
-    found = {key: rows.digests[i].tobytes() + vectors[i].tobytes() for i, key in enumerate(rows.keys.tolist())}
-    assert len(found) == len(snapshot), "a key stands twice"
-    return found
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])

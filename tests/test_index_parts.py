@@ -12,6 +12,7 @@ from clipfake.indexer.run import part_of
 from clipfake.store.block import Block, Rows
 from clipfake.store.errors import SourceError
 from clipfake.store.store import Store
+from indexed import store_at
 from PIL import Image as Pillow
 
 
@@ -23,10 +24,6 @@ def folder(tmp_path: Path) -> Path:
         noise = np.random.default_rng(i).integers(0, 256, (6, 6, 3), np.uint8)
         Pillow.fromarray(noise).resize((24, 24)).save(path / f"{i:02d}.png")
     return path
-
-
-def store_at(folder: Path) -> Store:
-    return Store.create(folder, PlainEncoder().space)
 
 
 def keys_of(store: Store) -> list[str]:
