@@ -77,7 +77,7 @@ def run(
         for name, snapshot in stored.items():
             same = np.argsort(snapshot.column("keys"))  # rows of one image, whatever order they were stored in
             result[name] = {
-                "space": str(snapshot.space),
+                "space": snapshot.space.fingerprint[:12],
                 "images_per_core_second": round(rates[name], 1),
                 "over_float32": round(rates[name] / rates[PLAIN], 2),
                 "agreement": agreement(snapshot.vectors(same), plain.vectors(order)),

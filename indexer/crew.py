@@ -8,11 +8,15 @@ until the image is found that kills them; that one is refused.
 
 from __future__ import annotations
 
+import signal
+import threading
 from abc import ABC, abstractmethod
 from collections import Counter, deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
+from types import FrameType
 from typing import Self
 
 from ..store.errors import SourceError
@@ -132,8 +136,9 @@ class _Driver(Run):
                 if unit is None:
                     more = False
                     break
-                self._under_way[unit.id] = unit
-                self._crew.give(unit)
+                with uninterrupted():
+                    self._under_way[unit.id] = unit
+                    self._crew.give(unit)
             if self._under_way:
                 self._take()
         if self._listing is not None:
@@ -156,13 +161,14 @@ class _Driver(Run):
                 return
 
     def _take(self) -> None:
-        for told in self._crew.take(WAIT):
-            unit = self._under_way.pop(told.unit)
-            if isinstance(told, Lost):
-                self._lose(unit)
-            else:
-                self._settle_receipt(unit, told)
-        self.tell()
+        with uninterrupted():
+            for told in self._crew.take(WAIT):
+                unit = self._under_way.pop(told.unit)
+                if isinstance(told, Lost):
+                    self._lose(unit)
+                else:
+                    self._settle_receipt(unit, told)
+            self.tell()
 
     def _lose(self, unit: Unit) -> None:
         self._losses += 1
@@ -196,3 +202,19 @@ class _Driver(Run):
             self.report.stage(name, len(self._crew.workers)).add(seconds)
         refused = {entry.key for entry, _ in receipt.refused}
         self.settle([entry.key for entry in unit.entries if entry.key not in refused], told, receipt.refused)
+
+
+@contextmanager
+def uninterrupted() -> Iterator[None]:
+    """Ctrl-C is heard at the end of the block: a half message, or a receipt nobody settles, would be waited for."""
+    if threading.current_thread() is not threading.main_thread():  # no other hears it
+        yield
+        return
+    heard: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if heard and callable(before):
+        before(*heard[0])

@@ -240,6 +240,50 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_the_next_goes_on(tm
     assert waiting(store) == []
 
 
+# Hears Ctrl-C while it settles a receipt. Arguments: store, folder.
+INTERRUPTED = """
+import os, signal, sys
+from clipfake.indexer.crew import index_with
+from clipfake.indexer.index import IndexOptions
+from clipfake.indexer.processes import Processes
+from clipfake.indexer.worker import EncoderName
+from clipfake.store.store import Store
+
+class Together(Processes):
+    def take(self, seconds):  # two receipts, where there is more than one to come
+        told = []
+        while len(told) < 2 and (not told or any(member.units for member in self._members)):
+            told += super().take(seconds)
+        return told
+
+def interrupt(report):
+    if report.added and not asked:
+        asked.append(True)
+        os.kill(os.getpid(), signal.SIGINT)
+
+if __name__ == "__main__":
+    asked = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may have had it ignored
+    options = IndexOptions(rows_per_shard=10, threads=2)
+    store = Store.open(sys.argv[1])
+    with Together(EncoderName("plain"), store.folder, options) as crew:
+        report = index_with(crew, [sys.argv[2]], store, options, interrupt)
+    print(report.interrupted, report.added)
+"""
+
+
+def test_ctrl_c_in_the_middle_of_a_receipt_loses_none(tmp_path: Path) -> None:
+    folder, store = pictures(tmp_path / "p", 120), store_at(tmp_path / "s")
+    (tmp_path / "driver.py").write_text(INTERRUPTED)
+    command = [sys.executable, str(tmp_path / "driver.py"), str(store.folder), str(folder)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    interrupted, added = told[0], int(told[1])
+    assert interrupted == "True"
+    assert 10 <= added == len(contents(store)) < 120
+    assert waiting(store) == []
+    assert index([folder], store, PlainEncoder()).added == 120 - added
+
+
 def gone(process: int) -> bool:
     """Whether a process ends within half a minute."""
     for _ in range(300):
