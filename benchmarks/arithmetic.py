@@ -7,43 +7,40 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
+
+from ..indexer.tower import Shape
 
 MATRIX = 8192  # side of the square matrices that tell what a card does
 SMALL = 2048  # and a CPU
 
 
-def flops_per_image(config: Any, *, whole: bool = False) -> float:
+def flops_per_image(shape: Shape, *, whole: bool = False) -> float:
     """Floating-point operations of CLIP's image tower for one image; a multiplication and an addition are two.
 
     Products only: what is beside them is less than a hundredth.
 
     Parameters
     ----------
-    config : of `CLIPModel`
-    whole : as the model is written; else as `ClipTower` does it, the last layer for the class token alone
+    whole : as `transformers` does it; else as `ClipTower` does it, the last layer for the class token alone
 
     Examples
     --------
-    >>> import transformers
-    >>> round(flops_per_image(transformers.CLIPConfig(), whole=True) / 1e9, 2)  # ViT-B/32
+    >>> round(flops_per_image(Shape(), whole=True) / 1e9, 2)  # ViT-B/32
     8.82
     """
-    vision = config.vision_config
-    width, patches = vision.hidden_size, (vision.image_size // vision.patch_size) ** 2
-    tokens = patches + 1
+    width, tokens = shape.width, shape.patches + 1
 
     def layer(asking: int) -> float:
         projections: float = 2 * width * width * (2 * asking + 2 * tokens)  # query and output; key and value
         attention: float = 2 * 2 * asking * tokens * width
-        mlp: float = 2 * 2 * asking * width * vision.intermediate_size
+        mlp: float = 2 * 2 * asking * width * shape.hidden
         return projections + attention + mlp
 
-    embedding = 2 * patches * vision.num_channels * vision.patch_size**2 * width
+    embedding = 2 * shape.patches * shape.channels * shape.patch**2 * width
     last = layer(tokens if whole else 1)
-    return float(embedding + (vision.num_hidden_layers - 1) * layer(tokens) + last + 2 * width * config.projection_dim)
+    return float(embedding + (shape.layers - 1) * layer(tokens) + last + 2 * width * shape.dim)
 
 
 def matrix_rate(device: str, dtype: torch.dtype, side: int = 0, *, rounds: int = 10) -> float:

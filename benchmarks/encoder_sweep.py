@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..indexer.encoder import UNTRAINED, TransformerEncoder
+from ..indexer.encoder import UNTRAINED, TorchEncoder
 from ..indexer.load import load_encoder
 from ..indexer.packed import unpack
+from ..indexer.tower import ClipTower
 from ..store.errors import EncoderError
 from . import command, throughput
 from .arithmetic import flops_per_image, matrix_rate, seconds
@@ -56,7 +57,7 @@ def run(
         tower = _tower(load_encoder(encoder, device=device, precision=precision))
         peak = matrix_rate(device, tower.dtype, 0 if device.startswith("cuda") else 256)
         told: dict[str, Any] = {"matrix_tflops": round(peak, 2)}
-        each = flops_per_image(tower.model.config) / (peak * 1e12)  # seconds, were it all products at full rate
+        each = flops_per_image(_clip(tower).shape) / (peak * 1e12)  # seconds, were it all products at full rate
         for preprocess in (True, False):
             for way in ways:
                 for size in batches:
@@ -90,16 +91,22 @@ def _name(way: str, size: int, preprocess: bool) -> str:
     return f"{way} {size}" + ("" if preprocess else TOWER_ONLY)
 
 
-def _tower(encoder: Any) -> TransformerEncoder:
-    if not isinstance(encoder, TransformerEncoder):
+def _tower(encoder: Any) -> TorchEncoder:
+    if not isinstance(encoder, TorchEncoder):
         raise EncoderError("a sweep is of one CLIP on one device")
-    unpack(encoder.model)  # of a CPU: compilers know plain layers
+    unpack(_clip(encoder))  # of a CPU: compilers know plain layers
     return encoder
+
+
+def _clip(encoder: TorchEncoder) -> ClipTower:
+    if not isinstance(encoder.tower, ClipTower):
+        raise EncoderError(f"a sweep is of a CLIP, and {encoder.space.encoder} is none")
+    return encoder.tower
 
 
 @torch.inference_mode()
 def _cell(
-    tower: TransformerEncoder, reference: TransformerEncoder, way: str, size: int, preprocess: bool, repeats: int
+    tower: TorchEncoder, reference: TorchEncoder, way: str, size: int, preprocess: bool, repeats: int
 ) -> dict[str, Any]:
     """One way at one size: its figures, or why there are none."""
     device = str(tower.device)
@@ -122,7 +129,7 @@ def _cell(
     finally:
         if way.startswith("compile"):
             torch.compiler.reset()
-    exact = reference.features_of(_inputs(reference, pixels)).float()
+    exact = reference.tower(_inputs(reference, pixels)).float()
     return {
         "images_per_second": round(float(np.median(rates)), 1),
         "ready_seconds": round(ready, 2),
@@ -130,15 +137,15 @@ def _cell(
     }
 
 
-def _inputs(tower: TransformerEncoder, pixels: torch.Tensor) -> torch.Tensor:
+def _inputs(tower: TorchEncoder, pixels: torch.Tensor) -> torch.Tensor:
     """What the tower sees of (n, side, side, 3) pixels that are on its device already."""
     one = np.empty((SIDE, SIDE, 3), np.uint8)  # never read: `upload` has them all
     return tower.preprocess([one], tower.device, tower.dtype, lambda _: pixels)
 
 
-def _made(tower: TransformerEncoder, way: str, given: torch.Tensor, preprocess: bool) -> Call:
+def _made(tower: TorchEncoder, way: str, given: torch.Tensor, preprocess: bool) -> Call:
     """The call, ready to be timed."""
-    features: Call = tower.features_of
+    features: Call = tower.tower
     if way.startswith("compile"):
         mode = "reduce-overhead" if way.endswith("graph") else "default"
         features = torch.compile(features, dynamic=False, mode=mode)

@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 
+from ..indexer.checkpoint import open_checkpoint
 from ..indexer.encoder import UNTRAINED
 from ..indexer.index import IndexOptions
 from ..indexer.processes import WORTH, processes_for
+from ..indexer.tower import Shape
 from ..store.errors import ClipfakeError
 from . import command, indexing, throughput
 from .architecture import VIT_L_14, write_architecture
@@ -135,8 +137,6 @@ def on_card(
     dimensions: dict[str, Any] = VIT_L_14,
 ) -> tuple[dict[str, Any], list[Target]]:
     """The runs of a GPU, each beside the naive script and the card's own rate, and their targets."""
-    import transformers
-
     place = encoder.removeprefix(UNTRAINED).partition(":")[2] if encoder.startswith(UNTRAINED) else encoder
     processes = processes_for(device, lambda: WORTH, IndexOptions.threads)
     card = matrix_rate(device, torch.bfloat16, QUICK * 16 if quick else 0)
@@ -152,7 +152,7 @@ def on_card(
             except (ClipfakeError, torch.OutOfMemoryError) as e:
                 runs[name] = {"why": str(e)}
                 continue
-            operations = flops_per_image(transformers.CLIPConfig.from_pretrained(folder))
+            operations = flops_per_image(Shape.from_config(open_checkpoint(folder, weights=False).config))
             run = runs[name] = found["auto"]
             run["images"], run["gflop_per_image"] = found["images"], round(operations / 1e9, 2)
             run["encoder_over_card"] = round(run["encode"]["images_per_second"] * operations / (card * 1e12), 3)

@@ -6,7 +6,6 @@ A column of these vectors beside CLIP's, with triplets matched by content, is th
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ import torch
 
 from ..store.errors import EncoderError
 from ..store.space import Space
-from .encoder import Embeddings, cannot_load, choose_device, fingerprint_of, unit
+from .backbone import load_model
+from .checkpoint import fingerprint_of, open_checkpoint
+from .encoder import Embeddings, cannot_load, choose_device, unit
 from .image import Pixels
 from .packed import pack
 from .preprocess import Preprocess
@@ -32,7 +33,7 @@ class DepthEncoder:
     has_text = False
 
     def __init__(self, name: str, model: Any, preprocess: Preprocess, device: torch.device) -> None:
-        self.space = Space(name, fingerprint_of(model, preprocess), SIDE * SIDE)
+        self.space = Space(name, fingerprint_of(model.state_dict(), preprocess), SIDE * SIDE)
         self.preprocess, self.device = preprocess, device
         self.model = model.to(device).eval()
         if device.type == "cpu":
@@ -61,19 +62,12 @@ class DepthEncoder:
 
 def load_depth_encoder(name: str, *, device: str = "auto") -> DepthEncoder:
     """ "depth:NAME" for a hub id or directory that AutoModelForDepthEstimation loads; raises EncoderError."""
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import transformers
-
     place = name.removeprefix(DEPTH)
-    local = Path(place).is_dir()
-    place = str(Path(place).resolve()) if local else place
-    only = {"local_files_only": True} if local else {}
     try:
-        transformers.utils.logging.set_verbosity_error()
-        transformers.utils.logging.disable_progress_bar()
-        told, _ = transformers.CLIPImageProcessor.get_image_processor_dict(place, **only)
-        model = transformers.AutoModelForDepthEstimation.from_pretrained(place, dtype=torch.float32, **only)
-        preprocess = Preprocess.from_config(told)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as e:
+        checkpoint = open_checkpoint(place)
+        model = load_model(checkpoint.folder, "AutoModelForDepthEstimation")
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, EncoderError) as e:
         raise cannot_load(f"the depth model {place}", e) from e
-    return DepthEncoder(f"{DEPTH}{place}", model, preprocess, choose_device(device))
+    if Path(place).is_dir():
+        place = str(checkpoint.folder)
+    return DepthEncoder(f"{DEPTH}{place}", model, checkpoint.preprocess, choose_device(device))

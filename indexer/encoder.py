@@ -1,12 +1,12 @@
-"""Images and words to unit vectors: CLIP's two towers and any vision backbone `transformers` can load."""
+"""Images and words to unit vectors: an image tower on its device, and what reads its text."""
 
 from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from concurrent.futures import Future
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,7 @@ from .image import Pixels
 from .packed import pack
 from .preprocess import Preprocess
 from .staging import Staging
-from .tower import ClipTower
+from .words import Words
 
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
@@ -69,42 +69,53 @@ class PlainEncoder:
         raise EncoderError("the plain encoder knows no text")
 
 
-class TransformerEncoder:
-    """A model of `transformers` with its preprocessing. Make it with `clipfake.indexer.load.load_encoder`."""
+class TorchEncoder:
+    """An image tower in torch with its preprocessing. Make it with `clipfake.indexer.load.load_encoder`."""
 
     def __init__(
-        self, name: str, model: Any, preprocess: Preprocess, tokenizer: Any, device: torch.device, dtype: torch.dtype
+        self,
+        space: Future[Space],
+        tower: torch.nn.Module,
+        preprocess: Preprocess,
+        words: Words | None,
+        device: torch.device,
+        dtype: torch.dtype,
     ) -> None:
-        fingerprint = fingerprint_of(model, preprocess)  # before the weights are rounded to `dtype`
-        self.preprocess, self.tokenizer, self.dtype = preprocess, tokenizer, dtype
-        self._move(model, device)
-        grey = np.full((64, 64, 3), 128, np.uint8)
-        self.space = Space(name, fingerprint, dim=int(self._features([grey]).shape[1]))
+        """`tower` gives (n, space.dim) features of (n, 3, height, width) preprocessed pixels.
 
-    def _move(self, model: Any, device: torch.device) -> None:
-        self.model = model.to(device=device, dtype=self.dtype).eval()
+        `space` may come later: the weights are still being hashed while they are moved and laid out.
+        """
+        self.preprocess, self.words, self.dtype = preprocess, words, dtype
+        self._space = space
+        self._move(tower, device)
+
+    @property
+    def space(self) -> Space:
+        return self._space.result()
+
+    def _move(self, tower: torch.nn.Module, device: torch.device) -> None:
+        self.tower = tower.to(device=device, dtype=self.dtype).eval()
         self.device = device
-        self.tower = ClipTower(self.model) if type(model).__name__ == "CLIPModel" else self.model
         self._stream: torch.cuda.Stream | None = None
         self._upload: Callable[[Sequence[Pixels]], torch.Tensor] | None = None
         if device.type == "cuda":
             self._stream, self._upload = torch.cuda.Stream(device), Staging(device).upload  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream(device))  # on which the weights are still being moved
 
-    def on(self, device: torch.device) -> TransformerEncoder:
+    def on(self, device: torch.device) -> TorchEncoder:
         """A copy on another device."""
         twin = copy.copy(self)
-        twin._move(copy.deepcopy(self.model), device)
+        twin._move(copy.deepcopy(self.tower), device)
         return twin
 
     def pack(self) -> None:
         """On a CPU, lay the weights out for speed; after that, the encoder can no longer be copied `on` a device."""
         if self.device.type == "cpu":
-            pack(self.model)
+            pack(self.tower)
 
     @property
     def has_text(self) -> bool:
-        return self.tokenizer is not None
+        return self.words is not None
 
     @property
     def overlaps(self) -> bool:
@@ -140,24 +151,14 @@ class TransformerEncoder:
         return wait
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
-        if self.tokenizer is None:
+        if self.words is None:
             raise EncoderError(f"{self.space.encoder} has no text tower; use --no-text")
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(self.device)
-        with torch.inference_mode():
-            found = self.model.get_text_features(**tokens)
-        return unit(_tensor(found).float().cpu().numpy())
+        return unit(self.words(texts))
 
     @torch.inference_mode()
     def _features(self, images: Sequence[Pixels]) -> torch.Tensor:
-        return self.features_of(self.preprocess(images, self.device, self.dtype, self._upload))
-
-    def features_of(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(n, dim) features, not of unit length, of (n, 3, height, width) preprocessed pixels."""
-        if isinstance(self.tower, ClipTower):
-            return cast(torch.Tensor, self.tower(pixels))
-        if hasattr(self.model, "get_image_features"):
-            return _tensor(self.model.get_image_features(pixel_values=pixels))
-        return _tensor(self.model(pixel_values=pixels))
+        features: torch.Tensor = self.tower(self.preprocess(images, self.device, self.dtype, self._upload))
+        return features
 
 
 class Replicas:
@@ -174,32 +175,14 @@ class Replicas:
         return self.replicas[0].encode_texts(texts)
 
 
-def _tensor(output: Any) -> torch.Tensor:
-    """The one vector an image: transformers 4 gives CLIP's as a tensor, 5 as an output's `pooler_output`."""
-    if isinstance(output, torch.Tensor):
-        return output
-    pooled = getattr(output, "pooler_output", None)
-    found: torch.Tensor = output.last_hidden_state[:, 0] if pooled is None else pooled
-    return found.flatten(1)
-
-
 def unit(vectors: npt.NDArray[Any]) -> Embeddings:
     """Rows divided by their Euclidean length; a zero row stays zero, for the store to refuse."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(lengths == 0, 1, lengths), np.float32)
 
 
-def fingerprint_of(model: Any, preprocess: Preprocess) -> str:
-    """Hex SHA-256 over every weight (name, shape, float32 bytes) and the preprocessing."""
-    digest = hashlib.sha256(json.dumps(preprocess.as_json(), sort_keys=True).encode())
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().float().cpu().contiguous().numpy())
-    return digest.hexdigest()
-
-
 def cannot_load(what: str, error: Exception) -> EncoderError:
-    """Why a model of `transformers` cannot be had, and what to do."""
+    """Why a model cannot be had, and what to do."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     return EncoderError(
         f"{what} cannot be loaded: {reason}. Name a directory that holds config.json, weights and "

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import ctypes
-import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ..store.errors import EncoderError
+from ..store.space import Space
+from .backbone import Backbone, load_model, random_model, words_of
+from .checkpoint import fingerprint_of, open_checkpoint
 from .depth import DEPTH, load_depth_encoder
 from .encoder import (
     UNTRAINED,
     Encoder,
     PlainEncoder,
     Replicas,
-    TransformerEncoder,
+    TorchEncoder,
     cannot_load,
     choose_device,
     choose_dtype,
@@ -25,6 +31,8 @@ from .encoder import (
 from .int8 import INT8
 from .openvino import OpenVinoEncoder
 from .preprocess import Preprocess
+from .tower import ClipTower, Shape
+from .words import Words
 
 OPENVINO = "openvino"  # as a --device
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -54,23 +62,15 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
         return load_depth_encoder(name, device="cpu" if device == OPENVINO else device)
     name, device, precision = in_8_bits(name, device, precision)
     first, *others = [choose_device(told) for told in device_names(device)]
+    dtype = torch.float32 if device == OPENVINO else choose_dtype(precision, first)
     if first.type == "cpu":
         keep_memory()
-    place, seed = name, None
-    if name.startswith(UNTRAINED):
-        told, _, place = name.removeprefix(UNTRAINED).partition(":")
-        seed = int(told)
-    local = Path(place).is_dir()
-    if local:
-        place = str(Path(place).resolve())
     try:
-        model, preprocess, tokenizer = _load(place, seed, local)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError) as e:
+        encoder = _load(name, first, dtype)
+    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, EncoderError) as e:
         raise cannot_load(f"the encoder {name}", e) from e
-    full = place if seed is None else f"{UNTRAINED}{seed}:{place}"
     if device == OPENVINO:
-        return OpenVinoEncoder(TransformerEncoder(full, model, preprocess, tokenizer, first, torch.float32), precision)
-    encoder = TransformerEncoder(full, model, preprocess, tokenizer, first, choose_dtype(precision, first))
+        return OpenVinoEncoder(encoder, precision)
     replicas = [encoder, *(encoder.on(other) for other in others)]
     for replica in replicas:
         replica.pack()
@@ -116,21 +116,34 @@ def device_names(told: str) -> list[str]:
     return [name.strip() for name in told.split(",")]
 
 
-def _load(place: str, seed: int | None, local: bool) -> tuple[Any, Preprocess, Any]:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    import transformers
-
-    transformers.utils.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
-    only = {"local_files_only": True} if local else {}
-    config = transformers.AutoConfig.from_pretrained(place, **only)
-    told, _ = transformers.CLIPImageProcessor.get_image_processor_dict(place, **only)
-    if seed is None:
-        model = transformers.AutoModel.from_pretrained(place, dtype=torch.float32, **only)
+def _load(name: str, device: torch.device, dtype: torch.dtype) -> TorchEncoder:
+    place, seed = name, None
+    if name.startswith(UNTRAINED):
+        told, _, place = name.removeprefix(UNTRAINED).partition(":")
+        seed = int(told)
+    checkpoint = open_checkpoint(place, weights=seed is None)
+    if Path(place).is_dir():
+        place = str(checkpoint.folder)
+    model: Callable[[Path], Any] = load_model if seed is None else partial(random_model, seed=seed)
+    tower: torch.nn.Module
+    if checkpoint.config.get("model_type") == "clip":
+        shape = Shape.from_config(checkpoint.config)
+        own = seed is None and checkpoint.has_safetensors
+        weights = checkpoint.weights() if own else model(checkpoint.folder).state_dict()
+        tower, dim, two_towers = ClipTower.of(shape, weights), shape.dim, True
     else:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = transformers.AutoModel.from_config(config, dtype=torch.float32)
-    two_towers = hasattr(model, "get_text_features")
-    tokenizer = transformers.AutoTokenizer.from_pretrained(place, **only) if two_towers else None
-    return model, Preprocess.from_config(told), tokenizer
+        whole = model(checkpoint.folder).eval()
+        weights, tower, two_towers = whole.state_dict(), Backbone(whole), hasattr(whole, "get_text_features")
+        dim = _dim_of(tower, checkpoint.preprocess)
+    words = Words(partial(words_of, checkpoint.folder, model)) if two_towers and checkpoint.has_tokenizer else None
+    full = place if seed is None else f"{UNTRAINED}{seed}:{place}"
+    hashing = ThreadPoolExecutor(1)
+    space = hashing.submit(lambda: Space(full, fingerprint_of(weights, checkpoint.preprocess), dim))
+    hashing.shutdown(wait=False)
+    return TorchEncoder(space, tower, checkpoint.preprocess, words, device, dtype)
+
+
+@torch.inference_mode()
+def _dim_of(tower: torch.nn.Module, preprocess: Preprocess) -> int:
+    grey = preprocess([np.full((64, 64, 3), 128, np.uint8)], torch.device("cpu"), torch.float32)
+    return int(tower(grey).shape[1])

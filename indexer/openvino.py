@@ -13,7 +13,7 @@ import torch
 from ..store.errors import EncoderError, MissingExtra
 from ..store.space import Space
 from . import int8
-from .encoder import Embeddings, TransformerEncoder, unit
+from .encoder import Embeddings, TorchEncoder, unit
 from .image import Pixels
 
 TOGETHER = 8  # images; more bring nothing on a CPU
@@ -28,7 +28,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 class OpenVinoEncoder:
     """An encoder whose images go through OpenVINO and whose words go through torch."""
 
-    def __init__(self, plain: TransformerEncoder, precision: str = "auto") -> None:
+    def __init__(self, plain: TorchEncoder, precision: str = "auto") -> None:
         self._plain = plain
         self.space = space_in_8_bits(plain.space) if precision == INT8 else plain.space
         self.has_text = plain.has_text
@@ -72,19 +72,7 @@ def space_in_8_bits(space: Space) -> Space:
     return Space(f"{int8.INT8}{space.encoder}", digest.hexdigest(), space.dim)
 
 
-class _Features(torch.nn.Module):
-    """Pixels to features as one module, for the converter to trace."""
-
-    def __init__(self, plain: TransformerEncoder) -> None:
-        super().__init__()
-        self.model = plain.model
-        self._plain = plain
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        return self._plain.features_of(pixels)
-
-
-def _compiler(plain: TransformerEncoder, precision: str) -> Callable[[int], Any]:
+def _compiler(plain: TorchEncoder, precision: str) -> Callable[[int], Any]:
     """From a number of images at once to a queue of requests for as many."""
     try:
         import openvino
@@ -99,7 +87,7 @@ def _compiler(plain: TransformerEncoder, precision: str) -> Callable[[int], Any]
     example = plain.preprocess([np.zeros((64, 64, 3), np.uint8)], plain.device, torch.float32)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of how the converter traces the model: its business
-        traced = openvino.convert_model(_Features(plain).eval(), example_input=example, input=[-1, *example.shape[1:]])
+        traced = openvino.convert_model(plain.tower, example_input=example, input=[-1, *example.shape[1:]])
     if precision == INT8 and not int8.quantise(traced):
         raise EncoderError(f"{plain.space.encoder} has no products to run in int8; name --precision float32")
     threads = torch.get_num_threads()  # as many as torch was told to use

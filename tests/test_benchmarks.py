@@ -26,12 +26,14 @@ from clipfake.benchmarks import (
 )
 from clipfake.benchmarks.architecture import VIT_L_14, write_architecture
 from clipfake.benchmarks.arithmetic import flops_per_image, matrix_rate
+from clipfake.indexer.backbone import random_model
 from clipfake.indexer.encoder import Embeddings, PlainEncoder
 from clipfake.indexer.image import Pixels
 from clipfake.indexer.load import load_encoder
 from clipfake.indexer.packed import unpack
 from clipfake.indexer.sample import write_sample
 from clipfake.indexer.standin import build_standin
+from clipfake.indexer.tower import Shape
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -136,14 +138,15 @@ def test_an_encoders_own_rate_has_the_next_batch_under_way() -> None:
 
 def test_arithmetic_is_what_the_tower_does(given: tuple[list[Path], str]) -> None:
     encoder: Any = load_encoder(given[1], device="cpu")
-    unpack(encoder.model)
+    unpack(encoder.tower)
     pixels = torch.zeros(3, 3, 224, 224)
+    theirs = random_model(Path(given[1]), 0)
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
-        encoder.features_of(pixels)
-    assert flops_per_image(encoder.model.config) == pytest.approx(counted.get_total_flops() / 3, rel=1e-6)
+        encoder.tower(pixels)
+    assert flops_per_image(encoder.tower.shape) == pytest.approx(counted.get_total_flops() / 3, rel=1e-6)
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
-        encoder.model.get_image_features(pixel_values=pixels)
-    assert flops_per_image(encoder.model.config, whole=True) == pytest.approx(counted.get_total_flops() / 3, rel=1e-6)
+        theirs.get_image_features(pixel_values=pixels)
+    assert flops_per_image(encoder.tower.shape, whole=True) == pytest.approx(counted.get_total_flops() / 3, rel=1e-6)
     assert matrix_rate("cpu", torch.float32, 64, rounds=1) > 0
 
 
@@ -152,7 +155,7 @@ def test_an_architecture_is_written_as_a_model_of_its_dimensions(given: tuple[li
     config = transformers.CLIPConfig.from_pretrained(place)
     assert (config.vision_config.num_hidden_layers, config.vision_config.patch_size) == (24, 14)
     assert config.text_config.vocab_size == transformers.CLIPConfig.from_pretrained(given[1]).text_config.vocab_size
-    assert flops_per_image(config, whole=True) / 1e9 == pytest.approx(162, rel=0.01)
+    assert flops_per_image(Shape.from_config(config.to_dict()), whole=True) / 1e9 == pytest.approx(162, rel=0.01)
     small = {"projection_dim": 32, "vision_config": {"hidden_size": 64, "projection_dim": 32}}
     place = write_architecture(tmp_path / "small", given[1], small)
     assert load_encoder(f"untrained:0:{place}", device="cpu").space.dim == 32

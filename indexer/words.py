@@ -1,0 +1,32 @@
+"""Texts to features, by a text tower that is loaded when the first text comes: most runs and queries have none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+
+class Words:
+    """(n, dim) features of n texts, not of unit length, on the CPU in float32: texts are few."""
+
+    def __init__(self, load: Callable[[], tuple[Any, Any]]) -> None:
+        """`load` gives a tokenizer and a model of `transformers` with `get_text_features`."""
+        self._load = load
+        self._loaded: tuple[Any, Any] | None = None
+        self._lock = Lock()
+
+    def __call__(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        with self._lock:
+            if self._loaded is None:
+                self._loaded = self._load()
+        tokenizer, model = self._loaded
+        tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        with torch.inference_mode():
+            found = model.get_text_features(**tokens)
+        features = found if isinstance(found, torch.Tensor) else found.pooler_output  # transformers 4 and 5
+        return np.asarray(features.float().numpy())
