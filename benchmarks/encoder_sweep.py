@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..indexer.encoder import UNTRAINED, TorchEncoder
+from ..indexer.encoder import TorchEncoder
 from ..indexer.load import load_encoder
+from ..indexer.naming import UNTRAINED
 from ..indexer.packed import unpack
 from ..indexer.tower import ClipTower
 from ..store.errors import EncoderError

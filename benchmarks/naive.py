@@ -16,8 +16,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ..indexer.encoder import UNTRAINED, choose_device
+from ..indexer.encoder import choose_device
 from ..indexer.load import device_names
+from ..indexer.naming import UNTRAINED
 from . import command
 
 BATCH = 32

@@ -20,8 +20,8 @@ from ..detector.evidence import Bank
 from ..detector.heldout import calibrate
 from ..detector.train import TrainOptions, train
 from ..detector.triplet import TripletOptions
-from ..indexer.encoder import UNTRAINED
 from ..indexer.load import load_encoder
+from ..indexer.naming import UNTRAINED
 from ..store.block import Vectors
 from ..store.build import build_index
 from ..store.store import Store

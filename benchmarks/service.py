@@ -225,7 +225,7 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     told = vars(parser.parse_args())
     if told.pop("untrained"):
-        from ..indexer.encoder import UNTRAINED
+        from ..indexer.naming import UNTRAINED
 
         told["encoder"] = f"{UNTRAINED}0:{told['encoder']}"
     result = run(told.pop("encoder"), **told)

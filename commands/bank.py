@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from ..store.errors import SourceError
-from .opening import notice, open_encoder
+from .opening import encoder_name, notice, open_encoder
 from .options import (
     STORE,
     DeviceOption,
@@ -32,6 +32,7 @@ def bank_add_command(
 
     clipfake bank add new-generator/ --source new-generator --label fake --store mystore
     """
+    from ..indexer.hub import bring
     from ..show.screen import index_summary
     from ..store.block import FAKE, REAL
     from ..store.store import Store
@@ -40,6 +41,7 @@ def bank_add_command(
     if label not in labels:
         raise typer.BadParameter(f"{label} is neither real nor fake", param_hint="--label")
     opened = Store.open(store)
+    bring(encoder_name(store, None))
     with passing(LOADING):
         from ..indexer.folders import expand
         from ..indexer.index import index

@@ -42,7 +42,7 @@ def bench_command(
     import tempfile
 
     from ..benchmarks import command, int8, parity, query, throughput, training
-    from ..indexer.encoder import UNTRAINED
+    from ..indexer.naming import UNTRAINED
 
     name = f"{UNTRAINED}0:{encoder}" if untrained else encoder
     result: dict[str, Any] = {}

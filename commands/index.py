@@ -76,6 +76,7 @@ def index_command(
     clipfake index --folders data/* --store mystore
     """
     from ..indexer.folders import count, expand
+    from ..indexer.hub import bring
     from ..indexer.index import IndexOptions, plan
     from ..indexer.processes import processes_for
     from ..indexer.progress import all_of
@@ -115,6 +116,7 @@ def index_command(
     named = EncoderName(encoder_name(store, encoder, untrained=untrained), device, precision)
     if processes is None:
         processes = 1 if options.shard else processes_for(device, images, options.threads)
+    bring(named.name)  # once, before several workers look for it
     with hired(named, store, options, engine, processes, address, workers) as (who, go):
         notice(who)
         opened = create_store(store, who)

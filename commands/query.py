@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .opening import notice, open_encoder
+from .opening import encoder_name, notice, open_encoder
 from .options import (
     STORE,
     DeviceOption,
@@ -58,6 +58,7 @@ def query_command(
     from ..detector.detector import Detector, Question
     from ..detector.evidence import Rules
     from ..detector.verdict import Refusal, Verdict
+    from ..indexer.hub import bring
     from ..show.card import Card, csv_header, csv_line
     from ..show.sheet import Entry, write_sheet
     from ..show.words import CAVEAT
@@ -65,6 +66,7 @@ def query_command(
 
     opened = Store.open(store)
     detector = Detector.load(opened, head, Rules(k=k), elsewhere_of(search_at))
+    bring(encoder_name(store, encoder))
     with passing(LOADING):
         from ..indexer.ask import AFTER, ask  # which brings torch: a wrong store or head is told before it
 

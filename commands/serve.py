@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .opening import notice, notice_of, open_encoder
+from .opening import encoder_name, notice, notice_of, open_encoder
 from .options import (
     STORE,
     DeviceOption,
@@ -39,9 +39,11 @@ def serve_command(
 
     clipfake serve --store mystore
     """
+    from ..indexer.hub import bring
     from ..store.store import Store
 
     opened = Store.open(store)
+    bring(encoder_name(store, encoder))
     with passing(LOADING):
         from ..indexer.ask import degraded_by_name  # which brings torch: a wrong store is told before it
         from ..indexer.image import decode, thumbnail

@@ -17,12 +17,12 @@ from ..store.errors import EncoderError
 from ..store.space import Space
 from .backbone import load_model
 from .checkpoint import fingerprint_of, open_checkpoint
-from .encoder import Embeddings, cannot_load, choose_device, unit
+from .encoder import Embeddings, choose_device, unit
 from .image import Pixels
+from .naming import DEPTH, cannot_load
 from .packed import pack
 from .preprocess import Preprocess
 
-DEPTH = "depth:"  # "depth:NAME" is NAME, a depth model of transformers, as an encoder
 SIDE = 16  # of the map that becomes the vector
 IMAGES = 8  # that the model sees at once
 

@@ -25,7 +25,6 @@ Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 CPU_IMAGES = (
     8  # that a CPU sees at once: more bring no speed, and their layers are too large for the allocator to reuse
 )
-UNTRAINED = "untrained:"  # "untrained:SEED:NAME" is NAME's architecture with random weights
 
 
 class Encoder(Protocol):
@@ -179,15 +178,6 @@ def unit(vectors: npt.NDArray[Any]) -> Embeddings:
     """Rows divided by their Euclidean length; a zero row stays zero, for the store to refuse."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     return np.asarray(vectors / np.where(lengths == 0, 1, lengths), np.float32)
-
-
-def cannot_load(what: str, error: Exception) -> EncoderError:
-    """Why a model cannot be had, and what to do."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return EncoderError(
-        f"{what} cannot be loaded: {reason}. Name a directory that holds config.json, weights and "
-        f"preprocessor_config.json, or a hub id while online (or already in the Hugging Face cache)"
-    )
 
 
 def choose_device(told: str) -> torch.device:

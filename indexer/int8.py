@@ -13,7 +13,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-INT8 = "int8:"  # "int8:NAME" is NAME in 8 bits: a space of its own
 GROUP = 128  # activations that share a scale; 64 costs 7 % of speed and gives 0.002 of centred cosine
 SCHEME = f"int8: weights u8 by output channel, activations in groups of {GROUP}"  # part of the space's fingerprint
 OPTIONS: Mapping[str, object] = {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": GROUP}

@@ -17,18 +17,16 @@ from ..store.errors import EncoderError
 from ..store.space import Space
 from .backbone import Backbone, load_model, random_model, words_of
 from .checkpoint import fingerprint_of, open_checkpoint
-from .depth import DEPTH, load_depth_encoder
+from .depth import load_depth_encoder
 from .encoder import (
-    UNTRAINED,
     Encoder,
     PlainEncoder,
     Replicas,
     TorchEncoder,
-    cannot_load,
     choose_device,
     choose_dtype,
 )
-from .int8 import INT8
+from .naming import DEPTH, INT8, PLAIN, UNTRAINED, cannot_load, place_of
 from .openvino import OpenVinoEncoder
 from .preprocess import Preprocess
 from .tower import ClipTower, Shape
@@ -56,7 +54,7 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
     MissingExtra
         OpenVINO is asked for and not installed.
     """
-    if name == "plain":
+    if name == PLAIN:
         return PlainEncoder()
     if name.startswith(DEPTH):
         return load_depth_encoder(name, device="cpu" if device == OPENVINO else device)
@@ -117,11 +115,9 @@ def device_names(told: str) -> list[str]:
 
 
 def _load(name: str, device: torch.device, dtype: torch.dtype) -> TorchEncoder:
-    place, seed = name, None
-    if name.startswith(UNTRAINED):
-        told, _, place = name.removeprefix(UNTRAINED).partition(":")
-        seed = int(told)
-    checkpoint = open_checkpoint(place, weights=seed is None)
+    place, trained = place_of(name)
+    seed = None if trained else int(name.removeprefix(UNTRAINED).partition(":")[0])
+    checkpoint = open_checkpoint(place, weights=trained)
     if Path(place).is_dir():
         place = str(checkpoint.folder)
     model: Callable[[Path], Any] = load_model if seed is None else partial(random_model, seed=seed)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clipfake.indexer.checkpoint import PREPROCESSING, fingerprint_of, open_checkpoint
+from clipfake.indexer.checkpoint import fingerprint_of, open_checkpoint
+from clipfake.indexer.hub import PREPROCESSING, bring
 from clipfake.indexer.image import Pixels
 from clipfake.indexer.load import load_encoder
 from clipfake.indexer.standin import build_standin
@@ -314,3 +315,12 @@ def test_what_was_brought_in_part_is_completed(hub: Hub, clip: Path, tmp_path: P
     [snapshot] = (tmp_path / "cache").glob("models--someone--clip/snapshots/*")
     (snapshot / "model.safetensors").unlink()
     assert asked_of(hub, tmp_path).split()[0] == wanted
+
+
+def test_names_are_brought_whatever_stands_before_them(clip: Path) -> None:
+    for name in ("plain", str(clip), f"int8:{clip}", f"depth:{clip}", f"untrained:0:{clip}"):
+        bring(name)
+    (clip / "model.safetensors").unlink()
+    bring(f"untrained:0:{clip}")
+    with pytest.raises(EncoderError, match="cannot be loaded"):
+        bring("int8:/nowhere/at/all")
