@@ -20,6 +20,7 @@ from clipfake.benchmarks import (
     parity,
     query,
     service,
+    start,
     store_format,
     targets,
     throughput,
@@ -60,6 +61,13 @@ def test_throughput_by_several_processes_is_told_beside_that_of_one(given: tuple
     told = plain(throughput.run(*given, precision="float32", limit=8, repeats=1, processes=2))["float32"]
     assert told["crew"]["processes"] == 2
     assert targets.of_the_better(told) == max(told[way]["images_per_second"] for way in ("crew", "end_to_end"))
+
+
+def test_an_answers_whole_cost_is_told_beside_a_script_that_only_embeds(given: tuple[list[Path], str]) -> None:
+    told = plain(start.run(given[1], repeats=1))
+    assert told["ours"]["core_seconds"] > 0 and told["naive"]["core_seconds"] > 0
+    ratio = told["ours"]["core_seconds"] / told["naive"]["core_seconds"]
+    assert told["core_seconds_ours_over_naive"] == pytest.approx(ratio, abs=0.01)
 
 
 def test_parity_is_told_for_each_precision(given: tuple[list[Path], str]) -> None:

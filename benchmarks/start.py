@@ -1,0 +1,94 @@
+"""What one answer costs from the shell, whole processes: `clipfake query` beside a script that only embeds the image.
+
+The naive script imports torch and transformers, loads CLIP and embeds one image, as most people write it; it judges
+nothing. Ours opens a store of 6,000 rows, embeds, searches and judges. The weights are random, in a checkpoint's file.
+
+    python -m clipfake.benchmarks.start --encoder ../shared/encoders/clip-vit-base-patch32-untrained
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..indexer.backbone import random_model
+from ..indexer.hub import folder_of
+from ..indexer.load import load_encoder
+from ..indexer.sample import simulated
+from . import command
+from .service import bank
+from .throughput import machine
+
+NAIVE = """
+import sys
+import torch
+import transformers
+from PIL import Image
+
+model = transformers.CLIPModel.from_pretrained(sys.argv[1]).eval()
+processor = transformers.CLIPImageProcessor.from_pretrained(sys.argv[1])
+inputs = processor(images=[Image.open(sys.argv[2]).convert("RGB")], return_tensors="pt")
+with torch.no_grad():
+    model.get_image_features(**inputs)
+"""
+
+
+def run(encoder: str, *, repeats: int = 5) -> dict[str, Any]:
+    """Seconds by the clock and core seconds of each, medians of interleaved processes, and their ratios."""
+    with tempfile.TemporaryDirectory() as made:
+        clip, image = Path(made) / "clip", Path(made) / "image.jpg"
+        shutil.copytree(folder_of(encoder, weights=False), clip, copy_function=shutil.copyfile)
+        clip.chmod(0o755)
+        random_model(clip, 0).save_pretrained(clip)
+        image.write_bytes(simulated(0, 0, seed=9))
+        store = bank(Path(made) / "bank", load_encoder(str(clip), device="cpu").space)
+        asking = ["-m", "clipfake", "query", str(image), "--store", str(store.folder), "--device", "cpu", "--json"]
+        ways = {"ours": asking, "naive": ["-c", NAIVE, str(clip), str(image)]}
+        told: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+        for _ in range(repeats):
+            for name, arguments in ways.items():
+                told[name].append(cost([sys.executable, *arguments]))
+    result: dict[str, Any] = {"machine": machine(), "encoder": encoder, "repeats": repeats}
+    for name, costs in told.items():
+        result[name] = {key: round(float(np.median([one[key] for one in costs])), 3) for key in costs[0]}
+    pairs = list(zip(told["ours"], told["naive"], strict=True))
+    for key in ("seconds", "core_seconds"):
+        ratios = [ours[key] / naive[key] for ours, naive in pairs]
+        result[f"{key}_ours_over_naive"] = round(float(np.median(ratios)), 3)
+    return result
+
+
+def cost(arguments: Sequence[str]) -> dict[str, float]:
+    """What a process took from its start to its end; raises CalledProcessError where it fails."""
+    began = time.perf_counter()
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, arguments)
+    return {
+        "seconds": time.perf_counter() - began,
+        "core_seconds": used.ru_utime + used.ru_stime,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved; medians are printed")
+    told = vars(parser.parse_args())
+    command.tell(run(told.pop("encoder"), **told))
+
+
+if __name__ == "__main__":
+    main()
