@@ -2,9 +2,9 @@
 
 Needs the extra `nvidia`. On a card it decodes with nvJPEG (the JPEG engine of an A100 or H100, or CUDA). Without one it
 has libjpeg-turbo, which is what the cores use anyway: worth nothing but a trial, which is what the tests make of it.
-What only a card can show, and no test here does: how fast nvJPEG is, how far its pixels are from libjpeg-turbo's, and
-that the order of streams below is enough. The first two are measured in every run before it is used (`offload.py`),
-and by `benchmarks.decoding`.
+It has not run on a card yet: how fast nvJPEG is, how far its pixels are from libjpeg-turbo's, and whether the order of
+streams below is enough, only a card can show (one test, skipped without it). The first two are measured in every run
+before it is used (`offload.py`), and by `benchmarks.decoding`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch.utils.dlpack import from_dlpack
 
 from ..store.errors import EncoderError, MissingExtra
 from .encoder import Encoder
-from .image import decode, jpeg_header, reduced, thumbnail_factor
+from .image import Pixels, decode, jpeg_header, reduced, thumbnail_factor
 from .offload import Decodes, Offload, Small
 from .preprocess import Preprocess
 
@@ -116,6 +116,13 @@ class NvImageCodec:
             decoded = self._decoder.decode(list(contents), params=self._params, cuda_stream=stream)
             return [self._small(content, image) for content, image in zip(contents, decoded, strict=True)]
 
+    @torch.inference_mode()
+    def whole(self, contents: Sequence[bytes]) -> list[Pixels | None]:
+        """Each image as it is, brought to the host: for comparing."""
+        with self._on_stream() as stream:
+            decoded = self._decoder.decode(list(contents), params=self._params, cuda_stream=stream)
+            return [None if image is None else self._pixels(image).cpu().numpy().copy() for image in decoded]
+
     @contextmanager
     def _on_stream(self) -> Iterator[int]:
         if self._stream is None:
@@ -124,11 +131,15 @@ class NvImageCodec:
         with torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             yield self._stream.cuda_stream
 
+    def _pixels(self, image: Any) -> torch.Tensor:
+        """(height, width, 3) uint8 where it was decoded, without a copy; on a machine without CUDA it has no DLPack."""
+        return from_dlpack(image) if self._stream else torch.from_numpy(np.asarray(image))
+
     def _small(self, content: bytes, image: Any) -> Small | None:
         """Resized and reduced where it was decoded; `cpu()` waits for it, before its image is let go."""
         if image is None:
             return None
-        pixels = from_dlpack(image) if self._stream else torch.from_numpy(np.asarray(image))
+        pixels = self._pixels(image)
         header = jpeg_header(content)
         if header is None or tuple(pixels.shape) != (header.height, header.width, 3):
             return None

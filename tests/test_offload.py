@@ -1,6 +1,6 @@
 """Large JPEGs decoded beside the cores: the same store, whoever decodes, is busy, fails or disagrees.
 
-The real library is tried with its decoder for cores. Whether a card's pixels agree, and how fast it is, no test shows.
+The real library is tried with its decoder for cores; whether a card's pixels agree is tried where there is one.
 """
 
 import io
@@ -367,6 +367,17 @@ def test_nvimagecodec_decodes_resizes_and_reduces_as_a_core_does(name: str) -> N
     told, mine = difference(found, here(content)), here(content)
     assert told.most <= 1 and told.mean < 1e-3
     assert np.array_equal(found.reduced, mine.reduced)  # type: ignore[arg-type]
+
+
+@needs_library
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("engine", [True, False])
+def test_a_card_decodes_resizes_and_reduces_as_a_core_does(engine: bool) -> None:
+    codec = NvImageCodec(CLIP, torch.device("cuda"), engine=engine)
+    contents = [content for content, wanted in KINDS.values() if wanted] * 20
+    pairs = [(one, content) for one, content in zip(codec(contents), contents, strict=True) if one is not None]
+    assert len(pairs) >= 40
+    assert all(difference(one, here(content)).agreed for one, content in pairs)
 
 
 @needs_library
