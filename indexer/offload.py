@@ -23,10 +23,10 @@ from .preprocess import LARGE
 
 # Levels of 255 between an image decoded and resized both ways. Decoders that follow the standard carefully differ by a
 # level here and there, which resizing mostly averages away: a fifth of an image's values off by one leaves 0.17 in the
-# mean of 512 x 512 pixels, 0.12 of 1024 x 1024, and centred cosines of vectors from 0.998 on. What is off on one side,
-# as libjpeg-turbo's fast DCT is, does not average out (0.86 to 0.94) and is refused; chroma that is repeated rather than
-# interpolated is where an image is colourful (up to 0.43). `benchmarks.decoding` prints all of these. At most: NVIDIA's
-# tests of its Python package allow 6 before resizing, and bicubic resizing can enlarge a difference by a third.
+# mean of 512 x 512 pixels, 0.12 of 1024 x 1024, and centred cosines of vectors from 0.998 on. What is off to one side,
+# as libjpeg-turbo's fast DCT is, does not average out (0.86 to 0.94) and is refused. So is chroma that is repeated and
+# not interpolated, where an image is colourful (up to 0.43). `benchmarks.decoding` prints all of these. At most: tests
+# of nvImageCodec's own allow 6 levels before resizing, whose negative weights can enlarge one.
 AGREED_MEAN = 0.25
 AGREED_MOST = 8
 
