@@ -171,6 +171,10 @@ class JpegHeader:
     quality: int  # 1..100, -1 where there is no table
     components: bytes  # their ids; "RGB" is what some writers say of an image that is not YCbCr
 
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
+
 
 def jpeg_header(content: bytes) -> JpegHeader | None:
     """What a JPEG says before its first scan; None for anything else."""

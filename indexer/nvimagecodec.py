@@ -88,7 +88,7 @@ class NvImageCodec:
     def __init__(
         self, preprocess: Preprocess, device: torch.device, *, thumbnails: bool = True, engine: bool = True
     ) -> None:
-        self._codec = codec = library()
+        codec = library()
         self._preprocess, self._thumbnails = preprocess, thumbnails
         self._device = device if device.type == "cuda" else torch.device("cpu")
         self._stream: Any = None
@@ -103,7 +103,7 @@ class NvImageCodec:
         self._params = codec.DecodeParams(apply_exif_orientation=False, color_spec=codec.ColorSpec.SRGB)
         self._decoder = codec.Decoder(
             device_id=number,
-            max_num_cpu_threads=HOST_THREADS if self._stream else 1,
+            max_num_cpu_threads=1 if self._stream is None else HOST_THREADS,
             backends=[codec.Backend(kind) for kind in kinds],
             options=":fancy_upsampling=1",  # as libjpeg-turbo does; some releases have another default
         )
@@ -133,7 +133,7 @@ class NvImageCodec:
 
     def _pixels(self, image: Any) -> torch.Tensor:
         """(height, width, 3) uint8 where it was decoded, without a copy; on a machine without CUDA it has no DLPack."""
-        return from_dlpack(image) if self._stream else torch.from_numpy(np.asarray(image))
+        return torch.from_numpy(np.asarray(image)) if self._stream is None else from_dlpack(image)
 
     def _small(self, content: bytes, image: Any) -> Small | None:
         """Resized and reduced where it was decoded; `cpu()` waits for it, before its image is let go."""

@@ -156,7 +156,7 @@ def large_and_plain(content: bytes) -> JpegHeader | None:
     if header is None or not header.plain or header.components == b"RGB":
         return None
     short, long = sorted((header.width, header.height))
-    fits = LARGE < short * long <= TOGETHER_PIXELS and long <= ELONGATED * short
+    fits = LARGE < header.pixels <= TOGETHER_PIXELS and long <= ELONGATED * short
     # a card may fill up what is missing of a file that was cut off; a core says that it is
     return header if fits and b"\xff\xd9" in content[-ENDING:] else None
 

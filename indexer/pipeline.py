@@ -226,13 +226,13 @@ class Pipeline:
                 try:
                     content, when = entry.place.read()
                     if self.offload is not None and (header := self.offload.wants(content)):
+                        if header.pixels + sum(one.header.pixels for one in large) > TOGETHER_PIXELS:
+                            self._decode_large(large, found)
                         large.append(Large(i, entry, content, when, header))
                     else:
                         found[i] = self._decode(entry, content, when)
                 except ImageError as e:
                     found[i] = e
-                if sum(one.header.width * one.header.height for one in large) >= TOGETHER_PIXELS:
-                    self._decode_large(large, found)
             self._decode_large(large, found)
         opened = Opened([], [])
         for i, entry in enumerate(entries):

@@ -316,17 +316,19 @@ def test_a_thread_that_finds_it_taken_does_the_work_itself(
 def test_no_more_is_given_at_once_than_there_is_room_for(
     folder: Path, tmp_path: Path, encoder: TransformerEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine, pixels = partial(on_a_core, encoder.preprocess, True), []
+    mine, pixels = partial(on_a_core, encoder.preprocess, True), list[list[int]]()
 
     def counts(contents: Sequence[bytes]) -> Sequence[Small | None]:
         headers = [jpeg_header(content) for content in contents]
-        pixels.append(sum(header.width * header.height for header in headers if header))
+        pixels.append([header.pixels for header in headers if header])
         return [mine(content) for content in contents]
 
-    monkeypatch.setattr(pipeline, "TOGETHER_PIXELS", 700 * 500)
+    monkeypatch.setattr(pipeline, "TOGETHER_PIXELS", 800_000)
     double = Offload("double", [lambda: counts], mine, must_pay=False)
     indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=1)
-    assert max(pixels[1:]) < 700 * 500 + 900 * 1700
+    given = pixels[1:]  # after those made on the spot
+    assert sum(map(len, given)) == 4 and all(sum(some) <= 800_000 or len(some) == 1 for some in given)
+    assert any(len(some) > 1 for some in given)
 
 
 @pytest.mark.parametrize(("must_pay", "there"), [(True, 2.0), (True, 0.1), (False, 2.0)])
