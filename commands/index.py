@@ -14,6 +14,7 @@ from ..store.errors import SourceError
 from .opening import Embeds, create_store, encoder_name, notice
 from .options import (
     STORE,
+    DecoderOption,
     DeviceOption,
     EncoderOption,
     FoldersOption,
@@ -48,6 +49,7 @@ def index_command(
         int | None, typer.Option(min=1, help="Images the encoder sees at once.  [default: 64, on a GPU 1024]")
     ] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="That decode.  [default: one a core]")] = None,
+    decoder: DecoderOption = "auto",
     limit: Annotated[int | None, typer.Option(min=1, help="Images at most.")] = None,
     max_bad: Annotated[str, typer.Option(help="End the run if more images than this cannot be read.")] = "100%",
     retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Try bad ones again.")] = False,
@@ -78,6 +80,7 @@ def index_command(
     from ..indexer.folders import count, expand
     from ..indexer.hub import bring
     from ..indexer.index import IndexOptions, plan
+    from ..indexer.nvimagecodec import DECODERS, require_decoder
     from ..indexer.processes import processes_for
     from ..indexer.progress import all_of
     from ..indexer.worker import EncoderName
@@ -101,15 +104,19 @@ def index_command(
         sync=sync,
         shard=part_of(shard),
         rows_per_shard=rows_per_shard or IndexOptions.rows_per_shard,
+        decoder=decoder,
     )
     if engine not in ("local", "ray"):
         raise typer.BadParameter(f"{engine} is neither local nor ray", param_hint="--engine")
+    if decoder not in DECODERS:
+        raise typer.BadParameter(f"{decoder} is none of {', '.join(DECODERS)}", param_hint="--decoder")
 
     def images() -> int | None:
         """About how many the run will look at."""
         told = count(found)
         return None if told is None else min(told // (options.shard or (0, 1))[1], limit or told)
 
+    require_decoder(decoder)
     Store(store).require_room()  # before an encoder is waited for
     if options.shard is None:
         Store(store).require_free()

@@ -49,6 +49,10 @@ PrecisionOption = Annotated[
         help="auto (float32 on a CPU, half on a GPU), float32, bf16, fp16; int8 with openvino, as a space of its own.",
     ),
 ]
+DecoderOption = Annotated[
+    str,
+    typer.Option("--decoder", help="Of large JPEGs: auto (nvimagecodec on a GPU, if it pays), cpu or nvimagecodec."),
+]
 NameOption = Annotated[str, typer.Option("--head", help="Name of the head, where a store has several.")]
 
 LabelOption = Annotated[str, typer.Option("--label", help="Only these: real, fake or unknown, commas between.")]

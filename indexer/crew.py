@@ -200,6 +200,9 @@ class _Driver(Run):
                 told = take_in_one(self._writer, self.folder / FOLDER / receipt.shard)
         for name, seconds in receipt.busy.items():
             self.report.stage(name, len(self._crew.workers)).add(seconds)
+        for name, images in receipt.decoded_by.items():
+            self.report.decoded_by[name] = self.report.decoded_by.get(name, 0) + images
+        self.report.unused = self.report.unused or receipt.unused
         refused = {entry.key for entry, _ in receipt.refused}
         self.settle([entry.key for entry in unit.entries if entry.key not in refused], told, receipt.refused)
 

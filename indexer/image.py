@@ -64,7 +64,7 @@ def decode(content: bytes) -> Image:
     """Decode one file; raises ImageError saying what was found."""
     if not content:
         raise ImageError("empty file")
-    digest = hashlib.blake2b(content, digest_size=16).digest()
+    digest = digest_of(content)
     header = jpeg_header(content)
     quality = header.quality if header else -1
     if header and header.plain and simplejpeg is not None:
@@ -78,13 +78,32 @@ def decode(content: bytes) -> Image:
     return Image(pixels, name, quality, len(content), digest)
 
 
+def digest_of(content: bytes) -> bytes:
+    """A file's BLAKE2b-128."""
+    return hashlib.blake2b(content, digest_size=16).digest()
+
+
 def thumbnail(pixels: Pixels, side: int = THUMBNAIL_SIDE) -> bytes:
     """A JPEG whose longer side is at most `side` pixels; a small image keeps its size.
 
     Each pixel is the mean of a whole number of the image's: a fifth of the cost of resampling to an exact size.
     """
-    factor = -(-max(pixels.shape[:2]) // side)
-    small = pixels if factor == 1 else np.asarray(Pillow.fromarray(pixels).reduce(factor))
+    return thumbnail_of(reduced(pixels, side))
+
+
+def reduced(pixels: Pixels, side: int = THUMBNAIL_SIDE) -> Pixels:
+    """An image as small as its thumbnail."""
+    factor = thumbnail_factor(pixels.shape[0], pixels.shape[1], side)
+    return pixels if factor == 1 else np.asarray(Pillow.fromarray(pixels).reduce(factor))
+
+
+def thumbnail_factor(height: int, width: int, side: int = THUMBNAIL_SIDE) -> int:
+    """How many pixels of an image, across and down, make one of its thumbnail."""
+    return -(-max(height, width) // side)
+
+
+def thumbnail_of(small: Pixels) -> bytes:
+    """The JPEG of an image that was reduced."""
     if simplejpeg is not None:
         return bytes(simplejpeg.encode_jpeg(np.ascontiguousarray(small), THUMBNAIL_QUALITY, colorsubsampling="420"))
     out = io.BytesIO()
@@ -150,6 +169,11 @@ class JpegHeader:
     height: int
     plain: bool  # grey or YCbCr and without EXIF: nothing to turn or convert
     quality: int  # 1..100, -1 where there is no table
+    components: bytes  # their ids; "RGB" is what some writers say of an image that is not YCbCr
+
+    @property
+    def pixels(self) -> int:
+        return self.width * self.height
 
 
 def jpeg_header(content: bytes) -> JpegHeader | None:
@@ -168,7 +192,8 @@ def jpeg_header(content: bytes) -> JpegHeader | None:
             turned = turned or segment[11:12] != b"\x01"
         elif marker in (0xC0, 0xC1, 0xC2) and len(segment) >= 6:
             height, width = int.from_bytes(segment[1:3], "big"), int.from_bytes(segment[3:5], "big")
-            return JpegHeader(width, height, not turned and segment[5] in (1, 3), quality)
+            plain = not turned and segment[5] in (1, 3)
+            return JpegHeader(width, height, plain, quality, segment[6 : 6 + 3 * segment[5] : 3])
         at += 2 + length
     return None
 

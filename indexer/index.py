@@ -17,6 +17,7 @@ from .encoder import Encoder
 from .folders import listing
 from .image import Image, decode
 from .incoming import Aside, Sink, commit, take_in
+from .nvimagecodec import offload_for
 from .pipeline import Decoded, Encoded, Pipeline, batched
 from .report import IndexReport
 from .run import Folders, Progress, Run, accepted
@@ -91,14 +92,18 @@ class _Local(Run):
 
     def go(self) -> IndexReport:
         report, options = self.report, self.options
-        pipeline = Pipeline(self.encoder, report.batch_size, options.threads, thumbnails=options.thumbnails)
-        report.stages = pipeline.stages
+        offload = offload_for(options.decoder, self.encoder, thumbnails=options.thumbnails)
+        pipeline = Pipeline(
+            self.encoder, report.batch_size, options.threads, thumbnails=options.thumbnails, offload=offload
+        )
+        report.stages, report.decoded_by = pipeline.stages, pipeline.decoded_by
         try:
             report.interrupted = not pipeline.run(batched(self.fresh(), report.batch_size), self._write)
             report.batch_size = pipeline.batch_size
             if not report.interrupted:
                 self.finish()
         finally:
+            report.unused = offload.unused if offload else ""
             self.note_bad()
             report.ended = True
             self.tell()

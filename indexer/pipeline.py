@@ -23,12 +23,14 @@ from ..store.errors import EncoderError, ImageError
 from .channel import Channel, Stopped
 from .encoder import Embeddings, Encoder
 from .entry import Entry
-from .image import Image, Pixels, decode, thumbnail
+from .image import Image, JpegHeader, Pixels, decode, digest_of, thumbnail, thumbnail_of
+from .offload import TOGETHER_PIXELS, Offload, Small
 
 T = TypeVar("T")
 
 AHEAD = 3  # batches decoded before an encoder asks for them
 UNWRITTEN = 4  # batches encoded before the writer asks for them
+CORES = "cpu"  # the decoder that is always there
 TOGETHER = 16  # images a thread opens at a time, at most: handing over each alone costs a tenth of decoding it
 
 
@@ -42,6 +44,17 @@ class Decoded:
     height: int
     time: int  # of the file, nanoseconds
     thumbnail: bytes
+
+
+@dataclass(frozen=True)
+class Large:
+    """A large JPEG that was read and is not yet decoded."""
+
+    at: int  # among the entries opened together
+    entry: Entry
+    content: bytes
+    time: int  # of the file, nanoseconds
+    header: JpegHeader
 
 
 @dataclass(frozen=True)
@@ -126,12 +139,16 @@ def limit_of(stages: dict[str, Stage], seconds: float) -> str:
 class Pipeline:
     """One run. Make it, `run` it once."""
 
-    def __init__(self, encoder: Encoder, batch_size: int, threads: int, *, thumbnails: bool) -> None:
+    def __init__(
+        self, encoder: Encoder, batch_size: int, threads: int, *, thumbnails: bool, offload: Offload | None = None
+    ) -> None:
         self._encoders: Sequence[Encoder] = getattr(encoder, "replicas", (encoder,))
         self._shrink: Callable[[Pixels], Pixels] | None = getattr(self._encoders[0], "shrink", None)
         self.batch_size = batch_size  # that an encoder sees at once; it may become smaller than the batches given
         self._threads = threads
         self._thumbnails = thumbnails
+        self.offload = offload  # what decodes large JPEGs beside the threads
+        self.decoded_by = {CORES: 0} | ({offload.name: 0} if offload else {})  # images
         self._decoded = Channel[Opening](AHEAD * len(self._encoders))
         self._encoded = Channel[Encoded](UNWRITTEN)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -202,23 +219,64 @@ class Pipeline:
             self._decoded.close()
 
     def _open(self, entries: Sequence[Entry]) -> Opened:
-        opened = Opened([], [])
+        found: dict[int, Decoded | ImageError] = {}  # by place among the entries
+        large: list[Large] = []
         with self.stages["decode"].busy():
-            for entry in entries:
+            for i, entry in enumerate(entries):
                 try:
-                    opened.images.append(self._decode(entry))
+                    content, when = entry.place.read()
+                    if self.offload is not None and (header := self.offload.wants(content)):
+                        if header.pixels + sum(one.header.pixels for one in large) > TOGETHER_PIXELS:
+                            self._decode_large(large, found)
+                        large.append(Large(i, entry, content, when, header))
+                    else:
+                        found[i] = self._decode(entry, content, when)
                 except ImageError as e:
-                    opened.refused.append((entry, str(e)))
+                    found[i] = e
+            self._decode_large(large, found)
+        opened = Opened([], [])
+        for i, entry in enumerate(entries):
+            if isinstance(one := found[i], ImageError):
+                opened.refused.append((entry, str(one)))
+            else:
+                opened.images.append(one)
         return opened
 
-    def _decode(self, entry: Entry) -> Decoded:
-        content, when = entry.place.read()
+    def _decode_large(self, large: list[Large], found: dict[int, Decoded | ImageError]) -> None:
+        """All of them at once, or while another thread has that decoder one after the other here; none is left."""
+        while large and self.offload is not None:
+            here, large[:] = large[:], []
+            given = self.offload.decode([one.content for one in here])
+            if given is None:
+                here, large[:] = here[:1], here[1:]
+            for one, small in zip(here, given or [None], strict=True):
+                if small is not None:
+                    found[one.at] = self._offloaded(one, small)
+                    continue
+                try:
+                    found[one.at] = self._decode(one.entry, one.content, one.time)
+                except ImageError as e:
+                    found[one.at] = e
+
+    def _offloaded(self, large: Large, small: Small) -> Decoded:
+        content, header = large.content, large.header
+        image = Image(small.pixels, "JPEG", header.quality, len(content), digest_of(content))
+        picture = b"" if small.reduced is None else thumbnail_of(small.reduced)
+        self._count(self.offload.name if self.offload else CORES)
+        return Decoded(large.entry, image, header.width, header.height, large.time, picture)
+
+    def _decode(self, entry: Entry, content: bytes, when: int) -> Decoded:
         image = decode(content)
         height, width = image.height, image.width
         small = thumbnail(image.pixels) if self._thumbnails else b""
         if self._shrink is not None and (seen := self._shrink(image.pixels)) is not image.pixels:
             image = replace(image, pixels=seen)
+        self._count(CORES)
         return Decoded(entry, image, width, height, when, small)
+
+    def _count(self, decoder: str) -> None:
+        with self._lock:
+            self.decoded_by[decoder] += 1
 
     def _encode(self, encoder: Encoder) -> None:
         """Have the next batch under way on the device while the one before is waited for."""

@@ -34,6 +34,8 @@ class IndexReport:
     ended: bool = False  # this is the last that is told of the run
     batch_size: int = 0  # at the end: smaller than asked for where memory ran out
     stages: dict[str, Stage] = field(default_factory=dict)
+    decoded_by: dict[str, int] = field(default_factory=dict)  # decoder -> images
+    unused: str = ""  # why a decoder beside the cores' own is not used
     workers: list[str] = field(default_factory=list)  # host and process of each, where there are several machines
     _ticks: deque[tuple[float, int]] = field(default_factory=deque, repr=False)
 
@@ -109,6 +111,8 @@ class IndexReport:
                 for name, stage in self.stages.items()
             },
             "limit": self.limit,
+            "decoded_by": dict(self.decoded_by),
+            "decoder_unused": self.unused,
             "batch_size": self.batch_size,
             "workers": self.workers,
             "interrupted": self.interrupted,

@@ -42,6 +42,7 @@ class IndexOptions:
     sync: bool = False  # drop rows of these sources whose file is gone; read again what cannot be compared by time
     shard: tuple[int, int] | None = None  # (i, n): only the i-th (from 0) of n equal parts, by key
     rows_per_shard: int = ROWS_PER_SHARD
+    decoder: str = "auto"  # of large JPEGs: "cpu", "nvimagecodec", or the latter on a GPU where it pays
 
 
 Progress = Callable[[IndexReport], None]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .entry import Entry
 
@@ -41,6 +41,8 @@ class Receipt:
     refused: tuple[tuple[Entry, str], ...]
     busy: dict[str, float]  # stage -> seconds of work
     batch_size: int  # that the worker's device had memory for
+    decoded_by: dict[str, int] = field(default_factory=dict)  # decoder -> images of the worker since its last receipt
+    unused: str = ""  # why a decoder beside the cores' own is not used
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from .entry import Entry
 from .incoming import FOLDER
 from .index import block_of, default_batch_size, texts_of
 from .load import load_encoder
+from .nvimagecodec import offload_for
 from .pipeline import Encoded, Pipeline, batched
 from .run import IndexOptions
 from .unit import Receipt, Unit
@@ -53,8 +54,12 @@ class Worker:
         self._encoder = encoder.load()
         self._folder, self._options = folder, options
         self._size = options.batch_size or default_batch_size(self._encoder)
-        self._pipeline = Pipeline(self._encoder, self._size, options.threads, thumbnails=options.thumbnails)
+        self._offload = offload_for(options.decoder, self._encoder, thumbnails=options.thumbnails)
+        self._pipeline = Pipeline(
+            self._encoder, self._size, options.threads, thumbnails=options.thumbnails, offload=self._offload
+        )
         self._told = dict.fromkeys(self._pipeline.stages, 0.0)  # seconds of each stage that stand in receipts
+        self._counted = dict.fromkeys(self._pipeline.decoded_by, 0)  # images of each decoder that do
         self._texts: dict[str, npt.NDArray[Any]] = {}
         self._given: SimpleQueue[_Work | None] = SimpleQueue()  # None: there will be no more
         self._under_way: dict[int, _Work] = {}  # by the identity of each of their batches
@@ -79,7 +84,9 @@ class Worker:
         if work.blocks:
             with self._sealing, self._pipeline.stages["write"].busy():
                 write_shard(self._folder / FOLDER / shard, Block.concat(work.blocks))
-        return Receipt(unit.id, shard, tuple(work.refused), self._busy(), self._pipeline.batch_size)
+        unused = self._offload.unused if self._offload else ""
+        size = self._pipeline.batch_size
+        return Receipt(unit.id, shard, tuple(work.refused), self._busy(), size, self._decoded_by(), unused)
 
     def close(self) -> None:
         """There will be no more units."""
@@ -129,6 +136,14 @@ class Worker:
             since = {name: seconds - self._told[name] for name, seconds in now.items()}
             self._told = now
         del since["list"]  # a worker's list stage waits for units; listing is the driver's
+        return since
+
+    def _decoded_by(self) -> dict[str, int]:
+        """Images each decoder did since the last receipt."""
+        with self._lock:
+            now = dict(self._pipeline.decoded_by)
+            since = {name: images - self._counted[name] for name, images in now.items()}
+            self._counted = now
         return since
 
 

@@ -94,12 +94,22 @@ def index_summary(report: dict[str, Any], *, planned: bool = False) -> Renderabl
             stages = ", ".join(f"{name} {told['busy']:.0%}" for name, told in report["stages"].items())
             limit = f", limited by {report['limit']} (busy: {stages})"
             parts.append(Text(f"{report['images_per_second']:,.1f} images/s{limit}"))
+        parts += [Text(sentence) for sentence in decoded(report)]
     if skipped := report["skipped"]:
         parts.append(Text(f"\n{len(skipped):,} skipped:", style="yellow"))
         parts += [Text(f"  {row['key']}: {row['reason']}") for row in skipped[:SKIPPED_SHOWN]]
         if len(skipped) > SKIPPED_SHOWN:
             parts.append(Text(f"  … and {len(skipped) - SKIPPED_SHOWN:,} more (--json lists all)"))
     return Group(*parts)
+
+
+def decoded(report: dict[str, Any]) -> Iterator[str]:
+    """Who decoded how many images, where it was not the cores alone, and why a decoder was not used."""
+    by = [f"{images:,} by {name}" for name, images in report["decoded_by"].items() if images]
+    if by and len(report["decoded_by"]) > 1:
+        yield f"decoded {', '.join(by)}"
+    if report["decoder_unused"]:
+        yield report["decoder_unused"]
 
 
 def class_table(report: dict[str, Any]) -> RenderableType:

@@ -13,6 +13,7 @@ from clipfake.benchmarks import (
     atlas,
     clip_retrieval,
     command,
+    decoding,
     encoder_sweep,
     feeding,
     indexing,
@@ -27,6 +28,7 @@ from clipfake.benchmarks import (
 )
 from clipfake.benchmarks.architecture import VIT_L_14, write_architecture
 from clipfake.benchmarks.arithmetic import flops_per_image, matrix_rate
+from clipfake.indexer import nvimagecodec
 from clipfake.indexer.backbone import random_model
 from clipfake.indexer.encoder import Embeddings, PlainEncoder
 from clipfake.indexer.image import Pixels
@@ -68,6 +70,20 @@ def test_an_answers_whole_cost_is_told_beside_a_script_that_only_embeds(given: t
     assert told["ours"]["core_seconds"] > 0 and told["naive"]["core_seconds"] > 0
     ratio = told["ours"]["core_seconds"] / told["naive"]["core_seconds"]
     assert told["core_seconds_ours_over_naive"] == pytest.approx(ratio, abs=0.01)
+
+
+def test_decoders_are_told_beside_pillow(given: tuple[list[Path], str]) -> None:
+    told = plain(decoding.run(*given, sides=(60, 500), count=3, repeats=1))
+    assert told["60"].keys() == {"bytes", "decode"} and told["500"].keys() == {"bytes", "decode", "open", "vectors"}
+    assert told["500"]["vectors"]["simplejpeg"]["cosine_min"] > 0.9999
+    names = {"pillow", "simplejpeg", "simplejpeg, chroma repeated", "simplejpeg, fast dct"}
+    assert names <= told["500"]["decode"].keys()
+    assert told["500"]["decode"]["simplejpeg"]["most"] == 0
+    assert told["500"]["decode"]["simplejpeg, fast dct"]["resized"]["mean"] > told["allowed"]["mean"]
+    assert all(way["images_per_core_second"] > 0 for way in told["500"]["open"].values())
+    if nvimagecodec.installed():
+        assert told["500"]["decode"]["nvimagecodec (cpu)"]["most"] == 0
+        assert told["500"]["open"]["nvimagecodec (cpu)"]["most"] <= 1
 
 
 def test_parity_is_told_for_each_precision(given: tuple[list[Path], str]) -> None:

@@ -142,7 +142,7 @@ def test_a_thumbnail_is_made_of_any_pixels() -> None:
     assert [Pillow.open(io.BytesIO(thumbnail(p))).size for p in (turned, small)] == [(40, 100), (20, 30)]
 
 
-@pytest.mark.parametrize("size", [(200, 200), (50, 90), (700, 301)])
+@pytest.mark.parametrize("size", [(200, 200), (50, 90), (700, 301), (301, 700), (230, 300), (90, 400)])
 @pytest.mark.parametrize("name", ["bicubic", "bilinear", "lanczos"])
 def test_resizing_gives_pillows_pixels(size: tuple[int, int], name: str) -> None:
     image = picture(*size, seed=1)
