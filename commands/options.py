@@ -26,6 +26,7 @@ def told_of_int8(precision: str) -> str:
 
 
 STORE = Path("clipfake-store")
+DEFAULT_HEAD = "default"
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
 StoreOption = Annotated[Path, typer.Option("--store", envvar="CLIPFAKE_STORE", help="Folder of the store.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
@@ -102,6 +103,18 @@ def share_of(told: str) -> float:
     if not 0 <= share <= 1:
         raise typer.BadParameter(f"{told} is not between 0% and 100%")
     return share
+
+
+def share_between(low: float, high: float) -> Callable[[str], float]:
+    """What reads a share of an option, and refuses one beyond these."""
+
+    def read(told: str) -> float:
+        share = share_of(str(told))  # typer hands over a default too, which is a number
+        if not low <= share <= high:
+            raise typer.BadParameter(f"{told} is not between {low:.2%} and {high:.2%}")
+        return share
+
+    return read
 
 
 def part_of(told: str) -> tuple[int, int] | None:

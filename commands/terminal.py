@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import shutil
 import sys
 import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 LOADING = "loading the encoder …"
 WIDE = 120  # columns where there is no terminal at all: nothing is cut to a width that nobody has
+HELD = "\x00"  # a space that no line is broken at
 
 
 def show(result: Any) -> None:
@@ -59,11 +63,24 @@ def passing(text: str) -> Iterator[None]:
 
 
 def broken(line: str, width: int) -> list[str]:
-    """A line as several; one that holds a command stays whole, so that it can be pasted.
+    """A line as several; a command stays whole, so that it can be pasted.
 
     >>> broken("the image cannot be read", 16), broken("next: clipfake query IMAGE", 16)
     (['the image cannot', 'be read'], ['next: clipfake query IMAGE'])
+    >>> broken("no head at a/heads; run `clipfake train` first", 16)
+    ['no head at', 'a/heads; run', '`clipfake train`', 'first']
     """
-    if "clipfake " in line:
+    held = re.sub("`[^`]*`", lambda quoted: quoted[0].replace(" ", HELD), line)
+    if "clipfake " in held:
         return [line]
-    return textwrap.wrap(line, width, break_long_words=False, break_on_hyphens=False) or [line]
+    wrapped = textwrap.wrap(held, width, break_long_words=False, break_on_hyphens=False)
+    return [one.replace(HELD, " ") for one in wrapped] or [line]
+
+
+def quoted(path: Path) -> str:
+    """A path as it is pasted into a shell.
+
+    >>> quoted(Path("mystore")), quoted(Path("my store"))
+    ('mystore', "'my store'")
+    """
+    return shlex.quote(str(path))

@@ -12,12 +12,13 @@ import typer
 
 from ..store.durable import write_text
 from .options import (
+    DEFAULT_HEAD,
     STORE,
     JsonOption,
     NameOption,
     StoreOption,
 )
-from .terminal import say, show
+from .terminal import quoted, say, show
 
 
 class Kind(StrEnum):
@@ -68,7 +69,7 @@ def train_command(
     from_store: Annotated[
         bool, typer.Option("--from-store", help="Train from the stored vectors: always so, and said for clearness.")
     ] = True,
-    head: NameOption = "default",
+    head: NameOption = DEFAULT_HEAD,
     kind: Annotated[
         Kind, typer.Option(help="Projection: of the image's vector alone (linear, mlp) or with its category's text.")
     ] = Kind.linear,
@@ -123,12 +124,13 @@ def train_command(
     write_text(folder / "report.json", json.dumps(report) + "\n")
     show(report if as_json else training_summary(report))
     if not as_json:
-        say(f"next: clipfake query IMAGE --store {store}")
+        named = "" if head == DEFAULT_HEAD else f" --head {head}"
+        say(f"next: clipfake query IMAGE --store {quoted(store)}{named}")
 
 
 def report_command(
     store: StoreOption = STORE,
-    head: NameOption = "default",
+    head: NameOption = DEFAULT_HEAD,
     out: Annotated[Path, typer.Option(help="The page; figures go to a folder beside it.", dir_okay=False)] = Path(
         "report.html"
     ),

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -207,6 +208,8 @@ def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None: 
     [
         (["index", "--folders", "nowhere", "--store", "s"], "does not exist"),
         (["index", "--folders", "empty", "--encoder", "plain", "--store", "s"], "holds no images"),
+        (["index", "--folders", "columns/metadata.csv", "--store", "s"], "name that folder"),
+        (["index", "--folders", "a.jpg", "--store", "s"], "is one image"),
         (["index", "--folders", "columns", "--encoder", "plain", "--store", "s"], "no column target"),
         (["index", "--folders", "empty", "--encoder", "./nothing", "--store", "s"], "cannot be loaded"),
         (["train", "--from-store", "--store", "nowhere"], "there is no store"),
@@ -225,6 +228,7 @@ def test_an_error_says_what_and_where_and_ends_with_1(
     (tmp_path / "empty").mkdir()
     (tmp_path / "columns").mkdir()
     (tmp_path / "columns/metadata.csv").write_text("filename,image_path\na,a\n")
+    (tmp_path / "a.jpg").touch()
     told = run(*arguments)
     assert told.code == 1
     assert said in told.err
@@ -268,6 +272,53 @@ def test_a_store_of_one_class_does_not_train(sample: list[Path], tmp_path: Path,
     told = run("train", "--from-store", "--store", tmp_path / "s")
     assert told.code == 1
     assert "not one fake" in told.err
+    again = run("index", "--folders", sample[0], "--store", tmp_path / "s")
+    assert "next: index fake images" in again.err  # not to train
+
+
+def test_what_comes_next_can_be_pasted(sample: list[Path], store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    spaced = tmp_path / "my störe"
+    shutil.copytree(store, spaced)
+    for command in (["index", "--folders", *sample], ["train", "--epochs", 1, "--head", "second"]):
+        told = run(*command, "--store", spaced).err.splitlines()[-1]
+        [program, *words] = shlex.split(told.removeprefix("next: "))
+        assert program == "clipfake" and words[words.index("--store") + 1] == str(spaced)
+    assert words[-2:] == ["--head", "second"]
+
+
+def test_images_without_a_label_and_what_to_do_are_told_before_and_after(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "mine" / "reall"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(simulated(0, 3, seed=5))
+    command = ("index", "--folders", tmp_path / "mine", "--encoder", "plain", "--store", tmp_path / "s")
+    for told in (run(*command, "--dry-run"), run(*command)):
+        assert "1 image without a label: mine" in told.out and "metadata.csv" in told.out
+
+
+def test_what_was_skipped_for_one_reason_hides_no_other(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    rows = "".join(f"{i}.jpg,{i % 2}\n" for i in range(100))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "metadata.csv").write_text(f"image_path,target\n{rows}zz.jpg,1\nzz.png,0\n")
+    (tmp_path / "set" / "zz.jpg").write_bytes(b"")
+    (tmp_path / "set" / "zz.png").write_bytes(simulated(0, 3, seed=5))
+    told = run("index", "--folders", tmp_path / "set", "--encoder", "plain", "--store", tmp_path / "s")
+    assert "100 times: cannot be read: No such file" in told.out and "zz.jpg: empty" in told.out
+
+
+def test_shares_are_written_as_people_write_them(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.jpg").write_bytes(simulated(0, 3, seed=5))
+    asked = ("query", tmp_path / "a.jpg", "--store", store, "--json")
+    told = run(*asked, "--error", "20%", "--prior", "1%").json
+    assert (told["error_rate"], told["prior"]) == (0.2, 0.01)
+    assert told == run(*asked, "--error", "0.2", "--prior", "0.01").json
+    assert run(*asked, "--error", "60%").code == run(*asked, "--error", "little").code == 2
+
+
+def test_what_cannot_be_asked_is_told_before_anything_is_done(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    far = run("query", "https://example.org/a.jpg", "--store", store)
+    assert far.code == 1 and "save the image" in far.err
+    gif = run("query", "a.jpg", "--store", store, "--sheet", tmp_path / "s.gif")
+    assert gif.code == 2 and ".png" in gif.err
 
 
 def test_a_source_added_to_the_bank_is_known_at_once_and_removed_exactly(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
@@ -388,13 +439,16 @@ def test_words_for_a_person_are_broken_between_words_and_pass(monkeypatch: pytes
     with passing("loading"):
         pass
     say(CAVEAT)
+    asked = "there is no store at s; make one with `clipfake index --folders ...` and ask again"
+    say(asked)
     command = "next: clipfake query IMAGE --store a/long/path/to/a/store"
     say(command)
     passed, told = sys.stderr.getvalue().split("\x1b[2K")  # type: ignore[attr-defined]
     assert passed == "loading\r"  # and the line is empty again
     *lines, last = told.splitlines()
     assert all(len(line) <= 40 for line in lines)
-    assert " ".join(lines) == CAVEAT
+    assert "`clipfake index --folders ...` and ask" in lines
+    assert " ".join(lines) == f"{CAVEAT} {asked}"
     assert last == command  # whole, so that it can be pasted
 
 
