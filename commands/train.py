@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated
 import typer
 
 from ..store.durable import write_text
+from ..store.errors import StoreError
 from .options import (
     DEFAULT_HEAD,
     STORE,
@@ -114,6 +116,7 @@ def train_command(
     names = [name for name in columns.split(",") if name]
     snapshot = joined(Store.open(store).snapshot(), names)
     folder = head_folder(store, head)
+    require_writable(folder)  # before minutes of training
     with status_of("training") as tell:
         trained = train(snapshot, options, tell)
         calibrated = calibrate(snapshot, trained.head, options, progress=tell)
@@ -126,6 +129,13 @@ def train_command(
     if not as_json:
         named = "" if head == DEFAULT_HEAD else f" --head {head}"
         say(f"next: clipfake query IMAGE --store {quoted(store)}{named}")
+
+
+def require_writable(folder: Path) -> None:
+    """Raise StoreError where nothing can be written to a folder that may be yet to be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise StoreError(f"cannot write to {there}, where the head would be saved; give write access or copy the store")
 
 
 def report_command(

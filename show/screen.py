@@ -90,7 +90,7 @@ def index_summary(report: dict[str, Any], *, planned: bool = False) -> Renderabl
         [source, *(counts.get(label, 0) for label in labels)] for source, counts in sorted(by_source.items())
     ]
     rows.append(["in all", *(sum(row[i] for row in rows) for i in (1, 2, 3))])
-    title = "would be indexed" if planned else "listed"
+    title = "found" if planned else "listed"  # planned: what the store has already is not taken off
     parts: list[RenderableType] = [table(title, ["source", *labels], rows)]
     if not planned:
         words = {"added": "added", "known": "known already", "replaced": "replaced", "dropped": "dropped"}

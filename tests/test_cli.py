@@ -1,8 +1,10 @@
 """The commands as a person types them: what is on stdout, what on stderr, and how they end."""
 
 import csv
+import errno
 import io
 import json
+import os
 import shlex
 import shutil
 import sys
@@ -506,3 +508,61 @@ def test_several_processes_index_what_one_does(sample: list[Path], store: Path, 
     assert (told["added"], len(told["workers"]), told["interrupted"]) == (7 * COUNT, 2, False)
     keys = [Store.open(folder).snapshot().column("keys").tolist() for folder in (tmp_path / "s", store)]
     assert sorted(keys[0]) == sorted(keys[1])
+
+
+class Full(io.TextIOWrapper):
+    """A standard output that takes nothing."""
+
+    def __init__(self, why: OSError, encoding: str = "utf-8") -> None:
+        super().__init__(io.BytesIO(), encoding=encoding)
+        self.why = why
+
+    def write(self, text: str) -> int:
+        if text:
+            raise self.why
+        return 0
+
+
+@pytest.mark.parametrize("command", [("store", "info"), ("store", "info", "--json")], ids=["table", "json"])
+def test_an_output_that_cannot_be_written_is_told_and_a_reader_that_has_gone_is_no_error(
+    command: tuple[str, ...],
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run,  # type: ignore[no-untyped-def]
+) -> None:
+    monkeypatch.setattr("sys.stdout", Full(OSError(errno.ENOSPC, "No space left on device")))
+    full = run(*command, "--store", store)
+    assert (full.code, full.err) == (
+        1,
+        "clipfake: the result cannot be written (No space left on device); give standard output room\n",
+    )
+    monkeypatch.setattr("sys.stdout", Full(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    assert (run(*command, "--store", store).code, full.out) == (0, "")
+
+
+def test_signs_that_a_terminal_lacks_end_nothing(
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run,  # type: ignore[no-untyped-def]
+) -> None:
+    names = ("großes.jpg", "bad\udcff.jpg")  # the second is a file name whose bytes are not UTF-8
+    for name in names:
+        (tmp_path / name).write_bytes(simulated(0, 3, seed=5))
+    asked = ("query", *(tmp_path / name for name in names), "--store", store)
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        for how in ((), ("--csv",), ("--json",)):
+            stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+            monkeypatch.setattr("sys.stdout", stdout)
+            assert run(*asked, *how).code == 0
+            told = stdout.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+            assert told
+            if how == ("--json",):
+                assert [Path(json.loads(line)["image"]).name for line in told.splitlines()] == list(names)
+
+
+def test_a_head_that_could_not_be_saved_is_not_trained(store: Path, monkeypatch: pytest.MonkeyPatch, run) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr("clipfake.detector.train.train", None)  # would end in a TypeError
+    told = run("train", "--store", store)
+    assert told.code == 1 and f"cannot write to {store / 'heads' / 'default'}" in told.err
