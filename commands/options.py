@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..store.errors import SourceError
 from .terminal import say
 
 if TYPE_CHECKING:
+    from ..store.block import Mask
     from ..store.filter import Filter
     from ..store.search import Searches
     from ..store.snapshot import Snapshot
@@ -88,6 +90,18 @@ def filter_of(label: str, source: str, category: str) -> Filter:
         raise typer.BadParameter(f"{unknown[0]} is no label; real, fake and unknown are", param_hint="--label")
     sources, categories = (tuple(filter(None, words.split(","))) for words in (source, category))
     return Filter(labels=tuple(numbers[word] for word in asked), sources=sources, categories=categories)
+
+
+def rows_of(snapshot: Snapshot, label: str, source: str, category: str) -> Mask | None:
+    """(rows,) True for those that people name with --label, --source and --category; None where they name none.
+
+    Raises SourceError for a source or category that no row has: a slip of the pen is not "no rows".
+    """
+    which = filter_of(label, source, category)
+    for what, column, names in (("source", "sources", which.sources), ("category", "categories", which.categories)):
+        if unknown := [name for name in names if not (snapshot.column(column) == name).any()]:
+            raise SourceError(f"no row of {snapshot.folder} has the {what} {unknown[0]}; check how it is written")
+    return None if which.everything else which.mask(snapshot)
 
 
 def share_of(told: str) -> float:

@@ -566,3 +566,11 @@ def test_a_head_that_could_not_be_saved_is_not_trained(store: Path, monkeypatch:
     monkeypatch.setattr("clipfake.detector.train.train", None)  # would end in a TypeError
     told = run("train", "--store", store)
     assert told.code == 1 and f"cannot write to {store / 'heads' / 'default'}" in told.err
+
+
+def test_a_name_that_no_row_has_is_told_rather_than_no_rows(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    for command in (("export", "--to", tmp_path / "out"), ("duplicates",)):
+        for option in ("--source", "--category"):
+            told = run("store", *command, option, "nobody", "--store", store)
+            assert (told.code, "nobody; check how it is written" in told.err) == (1, True)
+    assert not (tmp_path / "out").exists()
