@@ -18,7 +18,7 @@ from .commands.query import query_command
 from .commands.reproduce import reproduce_command
 from .commands.serve import serve_command
 from .commands.store import app as store
-from .commands.terminal import say, say_out
+from .commands.terminal import ReaderGone, prepare, say, say_out
 from .commands.train import report_command, train_command
 from .store.errors import ClipfakeError
 
@@ -67,6 +67,7 @@ SPREADING = ("--folders",)
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Exit 0: done; 1: an error of ours, told on stderr; 2: wrong usage."""
+    prepare()
     try:
         app(args=spread(sys.argv[1:] if arguments is None else arguments), prog_name="clipfake")
     except ClipfakeError as e:
@@ -75,8 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as e:
         say("clipfake: stopped; what was stored stays")
         raise SystemExit(130) from e
-    except BrokenPipeError:  # the reader of our output has gone: `clipfake query ... | head`
-        sys.stderr.close()
+    except ReaderGone:
         raise SystemExit(0) from None
 
 

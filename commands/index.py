@@ -24,13 +24,14 @@ from .options import (
     part_of,
     share_of,
 )
-from .terminal import say, show
+from .terminal import quoted, say, show
 
 if TYPE_CHECKING:
     from ..indexer.crew import Crew
     from ..indexer.report import IndexReport
     from ..indexer.run import Folders, IndexOptions, Progress
     from ..indexer.worker import EncoderName
+    from ..store.block import Ints
     from ..store.store import Store
 
 
@@ -134,7 +135,22 @@ def index_command(
         say(f"stopped; {report.added + report.replaced} images of this run are stored. Run the same command to go on.")
         raise SystemExit(130)
     if not as_json:
-        say(f"next: clipfake train --from-store --store {store}")
+        say(next_step(opened.snapshot().column("labels"), quoted(store)))
+
+
+def next_step(labels: Ints, store: str) -> str:
+    """What comes after indexing: training, as soon as there are two classes to tell apart.
+
+    >>> import numpy as np
+    >>> next_step(np.array([0, 1]), "mystore")
+    'next: clipfake train --from-store --store mystore'
+    """
+    from ..store.block import FAKE, REAL
+
+    lacking = [word for word, label in (("real", REAL), ("fake", FAKE)) if not (labels == label).any()]
+    if lacking:
+        return f"next: index {' and '.join(lacking)} images into this store too; a head tells real from fake"
+    return f"next: clipfake train --from-store --store {store}"
 
 
 @contextmanager

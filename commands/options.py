@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..store.errors import SourceError
 from .terminal import say
 
 if TYPE_CHECKING:
+    from ..store.block import Mask
     from ..store.filter import Filter
     from ..store.search import Searches
     from ..store.snapshot import Snapshot
@@ -26,6 +28,7 @@ def told_of_int8(precision: str) -> str:
 
 
 STORE = Path("clipfake-store")
+DEFAULT_HEAD = "default"
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
 StoreOption = Annotated[Path, typer.Option("--store", envvar="CLIPFAKE_STORE", help="Folder of the store.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
@@ -93,6 +96,18 @@ def filter_of(label: str, source: str, category: str) -> Filter:
     return Filter(labels=tuple(numbers[word] for word in asked), sources=sources, categories=categories)
 
 
+def rows_of(snapshot: Snapshot, label: str, source: str, category: str) -> Mask | None:
+    """(rows,) True for those that people name with --label, --source and --category; None where they name none.
+
+    Raises SourceError for a source or category that no row has: a slip of the pen is not "no rows".
+    """
+    which = filter_of(label, source, category)
+    for what, column, names in (("source", "sources", which.sources), ("category", "categories", which.categories)):
+        if unknown := [name for name in names if not (snapshot.column(column) == name).any()]:
+            raise SourceError(f"no row of {snapshot.folder} has the {what} {unknown[0]}; check how it is written")
+    return None if which.everything else which.mask(snapshot)
+
+
 def share_of(told: str) -> float:
     """A share as people write it.
 
@@ -106,6 +121,18 @@ def share_of(told: str) -> float:
     if not 0 <= share <= 1:
         raise typer.BadParameter(f"{told} is not between 0% and 100%")
     return share
+
+
+def share_between(low: float, high: float) -> Callable[[str], float]:
+    """What reads a share of an option, and refuses one beyond these."""
+
+    def read(told: str) -> float:
+        share = share_of(str(told))  # typer hands over a default too, which is a number
+        if not low <= share <= high:
+            raise typer.BadParameter(f"{told} is not between {low:.2%} and {high:.2%}")
+        return share
+
+    return read
 
 
 def part_of(told: str) -> tuple[int, int] | None:

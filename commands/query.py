@@ -7,8 +7,10 @@ from typing import Annotated
 
 import typer
 
+from ..store.errors import SourceError
 from .opening import encoder_name, notice, open_encoder
 from .options import (
+    DEFAULT_HEAD,
     STORE,
     DeviceOption,
     EncoderOption,
@@ -17,10 +19,12 @@ from .options import (
     SearchAtOption,
     StoreOption,
     elsewhere_of,
+    share_between,
 )
 from .terminal import LOADING, passing, say, say_out, show
 
 SHEET_MOST = 50  # panels on one sheet
+SHEETS = (".png", ".jpg", ".jpeg", "")  # "" is a PNG too
 
 
 def query_command(
@@ -28,17 +32,23 @@ def query_command(
         list[str], typer.Argument(help="Files, folders, zip or tar archives, or - for one image on standard input.")
     ],
     store: StoreOption = STORE,
-    head: NameOption = "default",
+    head: NameOption = DEFAULT_HEAD,
     k: Annotated[int, typer.Option("-k", min=1, max=50, help="Nearest known images of each class, at most.")] = 9,
     prior: Annotated[
         float,
         typer.Option(
-            min=0.0001, max=0.9999, help="Share of fakes you expect; changes the probability, never the answer."
+            parser=share_between(0.0001, 0.9999),
+            metavar="SHARE",
+            help="Share of fakes you expect, as 1% or 0.01; changes the probability, never the answer.",
         ),
     ] = 0.5,
     error: Annotated[
         float,
-        typer.Option(min=0.0001, max=0.5, help="Share of wrong answers you accept; the smaller, the more unsure."),
+        typer.Option(
+            parser=share_between(0.0001, 0.5),
+            metavar="SHARE",
+            help="Share of wrong answers you accept, as 5% or 0.05; the smaller, the more unsure.",
+        ),
     ] = 0.05,
     steady: Annotated[bool, typer.Option("--steady", help="Unsure if JPEG or half size changes the answer.")] = False,
     sheet: Annotated[
@@ -64,11 +74,17 @@ def query_command(
     from ..show.words import CAVEAT
     from ..store.store import Store
 
+    if sheet and sheet.suffix.lower() not in SHEETS:
+        raise typer.BadParameter(f"{sheet} is neither .png nor .jpg", param_hint="--sheet")
     opened = Store.open(store)
     detector = Detector.load(opened, head, Rules(k=k), elsewhere_of(search_at))
     bring(encoder_name(store, encoder))
     with passing(LOADING):
-        from ..indexer.ask import AFTER, ask  # which brings torch: a wrong store or head is told before it
+        from ..indexer.ask import AFTER, HEAPS, ask  # which brings torch: a wrong store or head is told before it
+        from ..indexer.entry import is_url
+
+        if far := [image for image in images if is_url(image) and not image.lower().endswith(HEAPS)]:
+            raise SourceError(f"{far[0]} is not on this machine; save the image and name the file")
 
         model = open_encoder(store, encoder, head=head, device=device, precision=precision)
     model.space.require(detector.snapshot.space, f"the store {store}")

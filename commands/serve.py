@@ -8,6 +8,7 @@ import typer
 
 from .opening import encoder_name, notice, notice_of, open_encoder
 from .options import (
+    DEFAULT_HEAD,
     STORE,
     DeviceOption,
     EncoderOption,
@@ -29,7 +30,7 @@ def serve_command(
     proxy: Annotated[
         bool, typer.Option("--proxy", help="A proxy on this machine lets others in: everything takes the token.")
     ] = False,
-    head: NameOption = "default",
+    head: NameOption = DEFAULT_HEAD,
     search_at: SearchAtOption = "",
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",

@@ -16,7 +16,7 @@ from .options import (
     PrecisionOption,
     SourcesOption,
     StoreOption,
-    filter_of,
+    rows_of,
 )
 from .terminal import show
 
@@ -133,8 +133,7 @@ def store_export_command(
     from ..store.store import Store
 
     snapshot = Store.open(store).snapshot()
-    which = filter_of(label, source, category)
-    where = None if which.everything else which.mask(snapshot)
+    where = rows_of(snapshot, label, source, category)
     told = export(snapshot, to, layout, where, rows_per_file).as_json()  # type: ignore[arg-type]
     show(told if as_json else exported(told))
 
@@ -246,8 +245,7 @@ def store_duplicates_command(
     from ..store.store import Store
 
     snapshot = Store.open(store).snapshot()
-    which = filter_of(label, source, category)
-    where = None if which.everything else which.mask(snapshot)
+    where = rows_of(snapshot, label, source, category)
     with tempfile.TemporaryDirectory() as scratch, status_of("comparing") as tell:
         pairs = all_pairs(
             snapshot, out or Path(scratch) / "pairs", k, where, lambda done, rows: tell(f"{done:,} of {rows:,} rows")

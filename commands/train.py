@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
@@ -11,13 +12,15 @@ from typing import Annotated
 import typer
 
 from ..store.durable import write_text
+from ..store.errors import StoreError
 from .options import (
+    DEFAULT_HEAD,
     STORE,
     JsonOption,
     NameOption,
     StoreOption,
 )
-from .terminal import say, show
+from .terminal import quoted, say, show
 
 
 class Kind(StrEnum):
@@ -68,7 +71,7 @@ def train_command(
     from_store: Annotated[
         bool, typer.Option("--from-store", help="Train from the stored vectors: always so, and said for clearness.")
     ] = True,
-    head: NameOption = "default",
+    head: NameOption = DEFAULT_HEAD,
     kind: Annotated[
         Kind, typer.Option(help="Projection: of the image's vector alone (linear, mlp) or with its category's text.")
     ] = Kind.linear,
@@ -113,6 +116,7 @@ def train_command(
     names = [name for name in columns.split(",") if name]
     snapshot = joined(Store.open(store).snapshot(), names)
     folder = head_folder(store, head)
+    require_writable(folder)  # before minutes of training
     with status_of("training") as tell:
         trained = train(snapshot, options, tell)
         calibrated = calibrate(snapshot, trained.head, options, progress=tell)
@@ -123,12 +127,20 @@ def train_command(
     write_text(folder / "report.json", json.dumps(report) + "\n")
     show(report if as_json else training_summary(report))
     if not as_json:
-        say(f"next: clipfake query IMAGE --store {store}")
+        named = "" if head == DEFAULT_HEAD else f" --head {head}"
+        say(f"next: clipfake query IMAGE --store {quoted(store)}{named}")
+
+
+def require_writable(folder: Path) -> None:
+    """Raise StoreError where nothing can be written to a folder that may be yet to be made."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(there, os.W_OK):
+        raise StoreError(f"cannot write to {there}, where the head would be saved; give write access or copy the store")
 
 
 def report_command(
     store: StoreOption = STORE,
-    head: NameOption = "default",
+    head: NameOption = DEFAULT_HEAD,
     out: Annotated[Path, typer.Option(help="The page; figures go to a folder beside it.", dir_okay=False)] = Path(
         "report.html"
     ),

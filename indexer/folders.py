@@ -25,7 +25,7 @@ from .cloud import open_binary, remote
 from .entry import Entry, Place, is_url
 from .labels import by_folders, by_row
 from .seen import Seen
-from .tree import SUFFIXES, Counted, Source, text, tree_count, tree_entries
+from .tree import SUFFIXES, Counted, Source, is_image, text, tree_count, tree_entries
 
 
 @dataclass(frozen=True)
@@ -126,6 +126,7 @@ def expand(folders: Iterable[str | Path | Source]) -> list[Source]:
     Two different sources of one name would give two images one key: that is a SourceError too.
     """
     found: dict[str, Source] = {}
+    tables: list[str] = []  # that speak of the folder they lie in
     for given in folders:
         if not isinstance(given, str | Path):
             found.setdefault(given.at, given)
@@ -134,6 +135,10 @@ def expand(folders: Iterable[str | Path | Source]) -> list[Source]:
             for at in _matches(place):
                 if source := source_at(at):
                     found.setdefault(source.at, source)
+                else:
+                    tables.append(at)
+    if tables and not found:
+        raise SourceError(f"{tables[0]} speaks of the folder it lies in; name that folder")
     by_name: dict[str, Source] = {}
     for source in found.values():
         if (other := by_name.setdefault(source.name, source)) is not source:
@@ -163,6 +168,8 @@ def source_at(at: str) -> Source | None:
         return Table(at)
     if is_url(at):
         return cloud.Cloud(at.rstrip("/"))
+    if is_image(at):
+        raise SourceError(f"{at} is one image; name the folder it lies in, or ask about it with `clipfake query`")
     raise SourceError(f"{at} is not a folder; name folders of images, zip or tar archives, or a CSV or parquet table")
 
 

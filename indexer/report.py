@@ -105,7 +105,8 @@ class IndexReport:
             "distribution": self.distribution(),
             "images_per_second": round(self.images_per_second, 2),
             "seconds": round(self.seconds, 3),
-            "encoder_busy": round(self.stages["encode"].share(self.seconds), 4) if self.stages else 0.0,
+            # with several processes a run that found everything known has no such stage
+            "encoder_busy": round(self.stages["encode"].share(self.seconds), 4) if "encode" in self.stages else 0.0,
             "stages": {
                 name: {"busy": round(stage.share(self.seconds), 4), "workers": stage.workers}
                 for name, stage in self.stages.items()

@@ -46,7 +46,7 @@ def atlas_picture(atlas: Atlas) -> Picture:
     name = "atlas" if atlas.head == "ridge" else f"atlas-{atlas.head}"
     caption = (
         "AUC on a generator (down) and a real source (across) that the head has never seen: 1 tells them apart, 0.5 is "
-        f"a coin; below it, what was learned of the others misleads. {atlas.sentence}"
+        f"a coin; below it, what was learned of the others misleads. Of {atlas.rows:,} rows. {atlas.sentence}"
     )
     return heat_map(name, f"Leave one out: {_lower(atlas)}", caption, atlas.reals, atlas.generators, atlas.table())
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
@@ -26,6 +26,7 @@ COLOURS = {"real": REAL, "fake": FAKE, "unknown": GREY}
 HATCHES = {"real": "", "fake": "////", "unknown": ".."}  # told apart without colour
 LINES = {"train": (INK, ":"), "validation": (REAL, "--"), "test": (FAKE, "-")}
 PARTS = ("train", "validation", "test")
+SEEN = (0.2126, 0.7152, 0.0722)  # how bright red, green and blue are to the eye
 NAME = 24  # letters of a name beside or below a figure
 Array = npt.NDArray[Any]
 
@@ -164,7 +165,8 @@ def distance_histograms(distances: Mapping[str, tuple[Array, Array]]) -> Picture
     axes[0].set_ylabel("share of triplets")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     columns = ("part", "from", "to", "positive", "negative")
-    caption = "How far an anchor's own class and the other class lie from it after the projection."
+    drawn = _numbers({part: len(positive) for part, (positive, _) in distances.items()}, "triplets")
+    caption = f"How far an anchor's own class and the other class lie from it after the projection ({drawn})."
     return Picture("distances", "Distances", caption, figure, columns, tuple(rows))
 
 
@@ -289,7 +291,10 @@ def measure_bars(measured: Mapping[str, Mapping[str, Any]]) -> Picture:
     ax.set_xlabel("AUC, with its 95% interval")
     ax.set_xlim(min(0.45, np.nanmin(values) - 0.02, *(span[0] - 0.01 for span in spans if span)), 1.0)
     rows = tuple((n, v, *(s or (None, None))) for n, v, s in zip(names, values, spans, strict=True))
-    caption = "A head (orange) is worth having if it stands clear of the baselines below it."
+    caption = (
+        f"Over {measured[names[0]]['n']:,} test rows. A head (orange, round) is worth having if it stands clear of the "
+        "baselines (square) below it."
+    )
     return Picture("measures", "AUC on the test rows", caption, figure, ("name", "auc", "low", "high"), rows)
 
 
@@ -345,7 +350,8 @@ def roc_curves(scored: Mapping[str, tuple[Array, Array]]) -> Picture:
     ax.set_xlabel("share of real rows called fake")
     ax.set_ylabel("share of fake rows called fake")
     ax.legend(fontsize=7.5, frameon=False, loc="lower right")
-    caption = "The head's score at every threshold, by split; the straight line is a coin."
+    drawn = _numbers({part: len(labels) for part, (labels, _) in scored.items()}, "rows")
+    caption = f"The head's score at every threshold, by split ({drawn}); the straight line is a coin."
     return Picture("roc", "ROC", caption, figure, ("part", "fpr", "tpr"), tuple(rows))
 
 
@@ -370,8 +376,9 @@ def reliability(labels: Array, probabilities: Array, bins: int = 10) -> Picture:
     ax.set_xlabel("likely fake, as was said")
     ax.set_ylabel("share that was fake, with its 95% interval")
     caption = (
-        "Test rows by the probability they were given; the larger a dot, the more rows. Calibrated for generators "
-        "never seen, a verdict is cautious about those that were: the dots then rise more steeply than the line."
+        f"{len(labels):,} test rows by the probability they were given; the larger a dot, the more rows. Calibrated "
+        "for generators never seen, a verdict is cautious about those that were: the dots then rise more steeply than "
+        "the line."
     )
     return Picture("reliability", "Reliability", caption, figure, ("said", "true", "low", "high", "rows"), tuple(rows))
 
@@ -391,7 +398,7 @@ def heat_map(name: str, title: str, caption: str, across: Sequence[str], down: S
     for i in range(len(down)):
         for j in range(len(across)):
             if np.isfinite(values[i, j]):
-                ink = "white" if abs(values[i, j] - 0.5) > 0.22 else INK
+                ink = ink_on(colours(values[i, j]))
                 bold = "bold" if i == len(down) - 1 or j == len(across) - 1 else "normal"
                 said = f"{values[i, j]:.2f}"
                 ax.text(j, i, said, ha="center", va="center", fontsize=8, color=ink, fontweight=bold)
@@ -410,6 +417,19 @@ def heat_map(name: str, title: str, caption: str, across: Sequence[str], down: S
     bar.ax.tick_params(length=0)
     bar.outline.set_visible(False)
     return Picture(name, title, caption, figure, ("row", "column", "value"), rows)
+
+
+def ink_on(colour: Sequence[float]) -> str:
+    """White or ink, whichever is read better on a colour of shares of red, green and blue (WCAG 2's contrast).
+
+    >>> ink_on((1.0, 1.0, 1.0)), ink_on((0.12, 0.44, 0.7))
+    ('#22262c', 'white')
+    """
+    ground, ink = (
+        sum(w * (c / 12.92 if c <= 0.03928 else ((c + 0.055) / 1.055) ** 2.4) for w, c in zip(SEEN, one, strict=False))
+        for one in (colour, to_rgb(INK))
+    )
+    return "white" if 1.05 * (ink + 0.05) > (ground + 0.05) ** 2 else INK
 
 
 def replay_lines(windows: Sequence[Mapping[str, Any]]) -> Picture:
@@ -434,6 +454,16 @@ def replay_lines(windows: Sequence[Mapping[str, Any]]) -> Picture:
     rows = tuple(tuple(" ".join(w[c]) if c == "sources" else w[c] for c in columns) for w in windows)
     caption = "Each head learned from what had been released before the day; what was released then is new to it."
     return Picture("replay", "The past on the future", caption, figure, columns, rows)
+
+
+def _numbers(by_part: Mapping[str, int], what: str) -> str:
+    """How many each part has.
+
+    >>> _numbers({"train": 4000, "test": 1171}, "rows")
+    '4,000 train and 1,171 test rows'
+    """
+    *first, last = [f"{number:,} {part}" for part, number in by_part.items()]
+    return f"{', '.join(first)} and {last} {what}" if first else f"{last} {what}"
 
 
 def _percent(value: float | None) -> str:

@@ -292,7 +292,14 @@ _PAGE = """<!doctype html>
   figure {{ margin: 0; flex: 0 0 100%; min-width: 0; break-inside: avoid; }}
   .half {{ flex: 1 1 20rem; }} .drawing {{ overflow-x: auto; }} img {{ height: auto; display: block; }}
   figcaption {{ color: #56616d; font-size: .9rem; margin-top: .4rem; max-width: 46rem; }}
-  @media print {{ body {{ padding: 0; }} nav {{ display: none; }} }}
+  @media print {{
+    body {{ padding: 0; max-width: none; font-size: 10.5pt; }} nav {{ display: none; }}
+    h2, h3 {{ break-after: avoid; }} tr {{ break-inside: avoid; }}
+    .figures {{ display: block; }} figure {{ margin-bottom: 1.2rem; }}
+    .half {{ display: inline-block; width: 48%; vertical-align: top; }} .half + .half {{ margin-left: 3%; }}
+    .wide, .drawing {{ overflow: visible; }} img {{ max-width: 100%; min-width: 0 !important; }}
+    table {{ font-size: 8pt; }} th, td {{ padding-left: .7rem; }} .dense th, .dense td {{ padding-left: .5rem; }}
+  }}
 </style>
 <h1>{title}</h1>
 {notice}

@@ -12,8 +12,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from .card import table
+from .store import count
 
-SKIPPED_SHOWN = 20
+SKIPPED_SHOWN = 20  # lines
+SAME_SHOWN = 3  # keys of one reason
+UNLABELLED = (
+    "No head learns from them, and no verdict rests on them. A folder named real or fake says what they are, or a "
+    "metadata.csv with a column target or label."
+)
 NARROW = 110  # columns of a terminal below which the progress line uses fewer words
 
 
@@ -84,7 +90,7 @@ def index_summary(report: dict[str, Any], *, planned: bool = False) -> Renderabl
         [source, *(counts.get(label, 0) for label in labels)] for source, counts in sorted(by_source.items())
     ]
     rows.append(["in all", *(sum(row[i] for row in rows) for i in (1, 2, 3))])
-    title = "would be indexed" if planned else "listed"
+    title = "found" if planned else "listed"  # planned: what the store has already is not taken off
     parts: list[RenderableType] = [table(title, ["source", *labels], rows)]
     if not planned:
         words = {"added": "added", "known": "known already", "replaced": "replaced", "dropped": "dropped"}
@@ -95,11 +101,12 @@ def index_summary(report: dict[str, Any], *, planned: bool = False) -> Renderabl
             limit = f", limited by {report['limit']} (busy: {stages})"
             parts.append(Text(f"{report['images_per_second']:,.1f} images/s{limit}"))
         parts += [Text(sentence) for sentence in decoded(report)]
+    if unknown := rows[-1][3]:
+        parts.append(Text(f"\n{count(unknown, 'image')} without a label: {_few([r[0] for r in rows[:-1] if r[3]])}"))
+        parts.append(Text(UNLABELLED))
     if skipped := report["skipped"]:
         parts.append(Text(f"\n{len(skipped):,} skipped:", style="yellow"))
-        parts += [Text(f"  {row['key']}: {row['reason']}") for row in skipped[:SKIPPED_SHOWN]]
-        if len(skipped) > SKIPPED_SHOWN:
-            parts.append(Text(f"  … and {len(skipped) - SKIPPED_SHOWN:,} more (--json lists all)"))
+        parts += [Text(line) for line in by_reason(skipped)]
     return Group(*parts)
 
 
@@ -110,6 +117,34 @@ def decoded(report: dict[str, Any]) -> Iterator[str]:
         yield f"decoded {', '.join(by)}"
     if report["decoder_unused"]:
         yield report["decoder_unused"]
+
+
+def _few(names: list[str]) -> str:
+    more = f" and {len(names) - SAME_SHOWN:,} more" if len(names) > SAME_SHOWN else ""
+    return ", ".join(names[:SAME_SHOWN]) + more
+
+
+def by_reason(skipped: list[dict[str, str]]) -> list[str]:
+    """What was skipped as lines, those with one reason together: a thousand missing files hide no broken one.
+
+    >>> by_reason([{"key": "a.jpg", "reason": "empty file"}])
+    ['  a.jpg: empty file']
+    >>> by_reason([{"key": f"{i}.jpg", "reason": "empty file"} for i in range(1200)])
+    ['  1,200 times: empty file', '    0.jpg', '    1.jpg', '    2.jpg', '    … and 1,197 more (--json lists all)']
+    """
+    keys: dict[str, list[str]] = {}
+    for row in skipped:
+        keys.setdefault(row["reason"], []).append(row["key"])
+    lines = []
+    for reason, of in sorted(keys.items(), key=lambda one: -len(one[1])):
+        if len(of) <= SAME_SHOWN:
+            lines += [f"  {key}: {reason}" for key in of]
+            continue
+        lines += [f"  {len(of):,} times: {reason}", *(f"    {key}" for key in of[:SAME_SHOWN])]
+        lines.append(f"    … and {len(of) - SAME_SHOWN:,} more (--json lists all)")
+    if len(lines) > SKIPPED_SHOWN:
+        lines = [*lines[:SKIPPED_SHOWN], "  … and more (--json lists all)"]
+    return lines
 
 
 def class_table(report: dict[str, Any]) -> RenderableType:

@@ -1,8 +1,11 @@
 """The commands as a person types them: what is on stdout, what on stderr, and how they end."""
 
 import csv
+import errno
 import io
 import json
+import os
+import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -207,6 +210,8 @@ def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None: 
     [
         (["index", "--folders", "nowhere", "--store", "s"], "does not exist"),
         (["index", "--folders", "empty", "--encoder", "plain", "--store", "s"], "holds no images"),
+        (["index", "--folders", "columns/metadata.csv", "--store", "s"], "name that folder"),
+        (["index", "--folders", "a.jpg", "--store", "s"], "is one image"),
         (["index", "--folders", "columns", "--encoder", "plain", "--store", "s"], "no column target"),
         (["index", "--folders", "empty", "--encoder", "./nothing", "--store", "s"], "cannot be loaded"),
         (["train", "--from-store", "--store", "nowhere"], "there is no store"),
@@ -225,6 +230,7 @@ def test_an_error_says_what_and_where_and_ends_with_1(
     (tmp_path / "empty").mkdir()
     (tmp_path / "columns").mkdir()
     (tmp_path / "columns/metadata.csv").write_text("filename,image_path\na,a\n")
+    (tmp_path / "a.jpg").touch()
     told = run(*arguments)
     assert told.code == 1
     assert said in told.err
@@ -268,6 +274,53 @@ def test_a_store_of_one_class_does_not_train(sample: list[Path], tmp_path: Path,
     told = run("train", "--from-store", "--store", tmp_path / "s")
     assert told.code == 1
     assert "not one fake" in told.err
+    again = run("index", "--folders", sample[0], "--store", tmp_path / "s")
+    assert "next: index fake images" in again.err  # not to train
+
+
+def test_what_comes_next_can_be_pasted(sample: list[Path], store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    spaced = tmp_path / "my störe"
+    shutil.copytree(store, spaced)
+    for command in (["index", "--folders", *sample], ["train", "--epochs", 1, "--head", "second"]):
+        told = run(*command, "--store", spaced).err.splitlines()[-1]
+        [program, *words] = shlex.split(told.removeprefix("next: "))
+        assert program == "clipfake" and words[words.index("--store") + 1] == str(spaced)
+    assert words[-2:] == ["--head", "second"]
+
+
+def test_images_without_a_label_and_what_to_do_are_told_before_and_after(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    folder = tmp_path / "mine" / "reall"
+    folder.mkdir(parents=True)
+    (folder / "a.jpg").write_bytes(simulated(0, 3, seed=5))
+    command = ("index", "--folders", tmp_path / "mine", "--encoder", "plain", "--store", tmp_path / "s")
+    for told in (run(*command, "--dry-run"), run(*command)):
+        assert "1 image without a label: mine" in told.out and "metadata.csv" in told.out
+
+
+def test_what_was_skipped_for_one_reason_hides_no_other(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    rows = "".join(f"{i}.jpg,{i % 2}\n" for i in range(100))
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "metadata.csv").write_text(f"image_path,target\n{rows}zz.jpg,1\nzz.png,0\n")
+    (tmp_path / "set" / "zz.jpg").write_bytes(b"")
+    (tmp_path / "set" / "zz.png").write_bytes(simulated(0, 3, seed=5))
+    told = run("index", "--folders", tmp_path / "set", "--encoder", "plain", "--store", tmp_path / "s")
+    assert "100 times: cannot be read: No such file" in told.out and "zz.jpg: empty" in told.out
+
+
+def test_shares_are_written_as_people_write_them(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.jpg").write_bytes(simulated(0, 3, seed=5))
+    asked = ("query", tmp_path / "a.jpg", "--store", store, "--json")
+    told = run(*asked, "--error", "20%", "--prior", "1%").json
+    assert (told["error_rate"], told["prior"]) == (0.2, 0.01)
+    assert told == run(*asked, "--error", "0.2", "--prior", "0.01").json
+    assert run(*asked, "--error", "60%").code == run(*asked, "--error", "little").code == 2
+
+
+def test_what_cannot_be_asked_is_told_before_anything_is_done(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    far = run("query", "https://example.org/a.jpg", "--store", store)
+    assert far.code == 1 and "save the image" in far.err
+    gif = run("query", "a.jpg", "--store", store, "--sheet", tmp_path / "s.gif")
+    assert gif.code == 2 and ".png" in gif.err
 
 
 def test_a_source_added_to_the_bank_is_known_at_once_and_removed_exactly(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
@@ -388,13 +441,16 @@ def test_words_for_a_person_are_broken_between_words_and_pass(monkeypatch: pytes
     with passing("loading"):
         pass
     say(CAVEAT)
+    asked = "there is no store at s; make one with `clipfake index --folders ...` and ask again"
+    say(asked)
     command = "next: clipfake query IMAGE --store a/long/path/to/a/store"
     say(command)
     passed, told = sys.stderr.getvalue().split("\x1b[2K")  # type: ignore[attr-defined]
     assert passed == "loading\r"  # and the line is empty again
     *lines, last = told.splitlines()
     assert all(len(line) <= 40 for line in lines)
-    assert " ".join(lines) == CAVEAT
+    assert "`clipfake index --folders ...` and ask" in lines
+    assert " ".join(lines) == f"{CAVEAT} {asked}"
     assert last == command  # whole, so that it can be pasted
 
 
@@ -452,3 +508,69 @@ def test_several_processes_index_what_one_does(sample: list[Path], store: Path, 
     assert (told["added"], len(told["workers"]), told["interrupted"]) == (7 * COUNT, 2, False)
     keys = [Store.open(folder).snapshot().column("keys").tolist() for folder in (tmp_path / "s", store)]
     assert sorted(keys[0]) == sorted(keys[1])
+
+
+class Full(io.TextIOWrapper):
+    """A standard output that takes nothing."""
+
+    def __init__(self, why: OSError, encoding: str = "utf-8") -> None:
+        super().__init__(io.BytesIO(), encoding=encoding)
+        self.why = why
+
+    def write(self, text: str) -> int:
+        if text:
+            raise self.why
+        return 0
+
+
+@pytest.mark.parametrize("command", [("store", "info"), ("store", "info", "--json")], ids=["table", "json"])
+def test_an_output_that_cannot_be_written_is_told_and_a_reader_that_has_gone_is_no_error(
+    command: tuple[str, ...],
+    store: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run,  # type: ignore[no-untyped-def]
+) -> None:
+    monkeypatch.setattr("sys.stdout", Full(OSError(errno.ENOSPC, "No space left on device")))
+    full = run(*command, "--store", store)
+    assert (full.code, full.err) == (
+        1,
+        "clipfake: the result cannot be written (No space left on device); give standard output room\n",
+    )
+    monkeypatch.setattr("sys.stdout", Full(BrokenPipeError(errno.EPIPE, "Broken pipe")))
+    assert (run(*command, "--store", store).code, full.out) == (0, "")
+
+
+def test_signs_that_a_terminal_lacks_end_nothing(
+    store: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    run,  # type: ignore[no-untyped-def]
+) -> None:
+    names = ("großes.jpg", "bad\udcff.jpg")  # the second is a file name whose bytes are not UTF-8
+    for name in names:
+        (tmp_path / name).write_bytes(simulated(0, 3, seed=5))
+    asked = ("query", *(tmp_path / name for name in names), "--store", store)
+    for encoding in ("ascii", "latin-1", "utf-8"):
+        for how in ((), ("--csv",), ("--json",)):
+            stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
+            monkeypatch.setattr("sys.stdout", stdout)
+            assert run(*asked, *how).code == 0
+            told = stdout.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+            assert told
+            if how == ("--json",):
+                assert [Path(json.loads(line)["image"]).name for line in told.splitlines()] == list(names)
+
+
+def test_a_head_that_could_not_be_saved_is_not_trained(store: Path, monkeypatch: pytest.MonkeyPatch, run) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    monkeypatch.setattr("clipfake.detector.train.train", None)  # would end in a TypeError
+    told = run("train", "--store", store)
+    assert told.code == 1 and f"cannot write to {store / 'heads' / 'default'}" in told.err
+
+
+def test_a_name_that_no_row_has_is_told_rather_than_no_rows(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    for command in (("export", "--to", tmp_path / "out"), ("duplicates",)):
+        for option in ("--source", "--category"):
+            told = run("store", *command, option, "nobody", "--store", store)
+            assert (told.code, "nobody; check how it is written" in told.err) == (1, True)
+    assert not (tmp_path / "out").exists()

@@ -116,6 +116,7 @@ def test_rows_by_workers_are_those_of_one_process(tmp_path: Path) -> None:
     assert waiting(store) == []
     again = index_with(Here(store.folder), [folder], store)
     assert (again.added, again.known, len(again.skipped)) == (0, 40, 1)
+    assert again.as_json()["encoder_busy"] == 0.0  # nobody encoded
 
 
 def test_an_image_that_kills_every_worker_is_found_and_costs_only_itself(tmp_path: Path) -> None:

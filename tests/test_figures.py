@@ -16,6 +16,7 @@ def _pictures(names: list[str]) -> list[Picture]:
     sources = np.array([*names, *names])
     labels = rng.permutation(np.tile([0, 1], len(names)))
     metrics = {
+        "n": 1171,
         "accuracy": 0.5,
         "balanced_accuracy": 0.5,
         **{name: {"macro": 0.5} for name in ("precision", "recall", "f1")},
@@ -72,3 +73,11 @@ def test_a_curve_at_every_threshold_starts_and_ends_in_a_corner() -> None:
     x, y = line.get_data()
     assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
     assert line.get_label() == "test, AUC 0.750"
+
+
+def test_figures_say_over_how_many_rows_they_are() -> None:
+    said = {picture.name: picture.caption for picture in _pictures(SHORT)}
+    assert "9 train, 9 validation and 9 test triplets" in said["distances"]
+    assert "4 train, 4 validation and 4 test rows" in said["roc"]
+    assert said["measures"].startswith("Over 1,171 test rows")
+    assert said["reliability"].startswith("4 test rows")
