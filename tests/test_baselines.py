@@ -8,6 +8,7 @@ from clipfake.detector.metrics import auc
 from clipfake.store.block import names
 from sklearn.decomposition import PCA
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import LogisticRegression
 from sklearn.svm import SVC
 
 DIM = 10
@@ -99,6 +100,16 @@ def theirs(name: str) -> np.ndarray:
 @pytest.mark.parametrize("name", ["lda", "rbf_svm", "pca_svm"])
 def test_a_baseline_of_a_known_name_is_scikit_learns(name: str) -> None:
     assert BASELINES[name](TRAIN, VALIDATION, 0)(ASKED) == pytest.approx(theirs(name), abs=1e-4)
+
+
+def test_the_probe_is_a_logistic_regression_on_centred_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipfake.detector.baselines.STRENGTHS", (0.3,))
+    size = TRAIN.vectors.std(0).mean()
+    x, asked = ((rows.vectors - TRAIN.vectors.mean(0)) / size for rows in (TRAIN, ASKED))
+    model = LogisticRegression(C=0.3, max_iter=2000).fit(x, TRAIN.labels)
+    assert linear_probe(TRAIN, VALIDATION, 0)(ASKED) == pytest.approx(model.decision_function(asked), abs=1e-3)
+    # and one that goes on to all rows, where all are those that it had: from where it is, nowhere else
+    assert linear_probe(TRAIN, VALIDATION, 0, TRAIN)(ASKED) == pytest.approx(model.decision_function(asked), abs=1e-2)
 
 
 def test_the_probe_does_not_care_for_the_unit_or_the_origin_of_vectors() -> None:
