@@ -96,7 +96,7 @@ class Coverage:
             fake=int((labels == FAKE).sum()),
             calibrated_on=calibrated_on,
             nominal=nominal,
-            answered=float(answered.mean()) if len(labels) else 0.0,
+            answered=float(answered.mean()),
             wrong=_share(~true[answered]),
             real_excluded=_share(~true[labels == REAL]),
             fake_excluded=_share(~true[labels == FAKE]),
@@ -131,7 +131,7 @@ class Coverage:
         """
         spread = self.nominal * (1 - self.nominal)
         return any(
-            rate is not None and rate > self.nominal + 2 * np.sqrt(spread / rows + spread / max(self.calibrated_on, 1))
+            rate is not None and rate > self.nominal + 2 * np.sqrt(spread / rows + spread / self.calibrated_on)
             for rate, rows in ((self.real_excluded, self.real), (self.fake_excluded, self.fake))
         )
 
