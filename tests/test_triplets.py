@@ -200,7 +200,12 @@ def test_every_anchor_that_can_be_one_is_one_once_and_all_partners_are_equally_l
     many = [draw(labels, match, "both", rng) for _ in range(3000)]
     assert all(sorted(one.anchor.tolist()) == [0, 1, 2, 3, 4] for one in many)  # 5, 6 have no mate, 7 no opposite
     assert len({tuple(one.anchor.tolist()) for one in many}) == 120  # in every order
-    for anchor, mates, opposites in ((0, [1, 2], [3, 4]), (2, [0, 1], [3, 4]), (4, [3], [0, 1, 2])):
+    for anchor, mates, opposites in (
+        (0, [1, 2], [3, 4]),
+        (2, [0, 1], [3, 4]),
+        (3, [4], [0, 1, 2]),
+        (4, [3], [0, 1, 2]),
+    ):
         places = [int(np.flatnonzero(one.anchor == anchor)[0]) for one in many]
         for found, allowed in (
             ([int(one.positive[at]) for one, at in zip(many, places, strict=True)], mates),
