@@ -117,7 +117,9 @@ class Calibration:
     def possible(self, scores: Scores, error: float) -> npt.NDArray[np.bool_]:
         """(rows, 2) whether real and whether fake cannot be ruled out at this rate of error.
 
-        A class is ruled out where fewer than `error` of its held-out rows look as little like it.
+        A class is ruled out where no more than `error` of its held-out rows, and the row itself, look as little like
+        it. So the truth is ruled out for `error` of the rows of each class, which is no share of the answers: where
+        the scores tell little, few answers are given, and many of these are wrong.
         """
         beyond_real = len(self.real) - np.searchsorted(self.real, scores, side="left")
         beyond_fake = np.searchsorted(self.fake, scores, side="right")

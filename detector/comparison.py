@@ -18,7 +18,7 @@ class Comparison:
     only_first: int  # rows that only the first gets right
     only_second: int
     difference: float  # accuracy of the first minus that of the second
-    interval: Interval  # 95 % of the difference, normal approximation over pairs
+    interval: Interval  # 95 % of the difference over pairs (Bonett and Price 2012)
     p: float  # two-sided
 
     def sentence(self, first: str, second: str) -> str:
@@ -39,8 +39,10 @@ def mcnemar(right: npt.NDArray[np.bool_], other_right: npt.NDArray[np.bool_]) ->
     from scipy.stats import binomtest
 
     first, second = int((right & ~other_right).sum()), int((~right & other_right).sum())
-    n = max(len(right), 1)
-    difference = (first - second) / n
-    half = Z95 * float(np.sqrt(max((first + second) / n - difference**2, 0) / n))
+    n = len(right)
+    # as if either were right alone on one row more, and both alike on none: rows that agree are no proof of sameness
+    one, other = (first + 1) / (n + 2), (second + 1) / (n + 2)
+    half = Z95 * float(np.sqrt((one + other - (one - other) ** 2) / (n + 2)))
+    interval = max(-1.0, one - other - half), min(1.0, one - other + half)
     p = float(binomtest(first, first + second).pvalue) if first + second else 1.0
-    return Comparison(first, second, difference, (difference - half, difference + half), p)
+    return Comparison(first, second, (first - second) / max(n, 1), interval, p)

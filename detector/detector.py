@@ -35,7 +35,7 @@ class Question:
     """How one asks."""
 
     prior: float = 0.5  # share of fakes among the images one asks about
-    error: float = 0.05  # rate of wrong answers one accepts where an answer is given
+    error: float = 0.05  # of real and of fake images alike, the share whose truth may be ruled out; not of the answers
     changes: bool = True  # look for what would change the verdict
 
 

@@ -128,7 +128,7 @@ def file_facts(snapshot: Snapshot, positions: Positions) -> npt.NDArray[np.float
 
 
 def thinned(positions: Positions, labels: Ints, most: int, seed: int) -> Positions:
-    """At most `most` of these positions, ascending, each class in its share; all where they are not more.
+    """About `most` of these positions, ascending, each class in its share but at least one; all where they are fewer.
 
     Parameters
     ----------

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from ..store.block import Names, Vectors, names
 from ..store.column import MAIN
 from ..store.durable import write_text, written_aside
-from ..store.errors import HeadError, SpaceMismatch
+from ..store.errors import BadBlock, HeadError, SpaceMismatch
 from ..store.space import Space
 from .category import Mode, Vocabulary
 from .projection import Projected, Projection
@@ -99,10 +99,17 @@ class Head:
         ------
         SpaceMismatch
             Vectors of another dimension.
+        BadBlock
+            A vector with NaN or infinity in it: every comparison with it would look like an answer.
         """
         vectors = np.atleast_2d(vectors)
         if vectors.shape[1] != self.space.dim:
             raise SpaceMismatch(f"vectors of {vectors.shape[1]} dimensions for a head on {self.space}")
+        if len(wrong := np.flatnonzero(~np.isfinite(vectors).all(1))):
+            raise BadBlock(
+                f"vector {wrong[0]} of {len(vectors)} holds NaN or infinity, which is like nothing that is known; "
+                f"encode its image again, with `--precision float32` if it was another"
+            )
         return self.projection(vectors, self.texts(vectors, mode, categories))
 
     def score(

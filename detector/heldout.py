@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from math import ceil
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from .examples import Stored, thinned
 from .fitting import EXACT
 from .head import Head
 from .metrics import Metrics, measure
-from .split import PARTS, VALIDATION, Split
+from .split import TEST, TRAIN, VALIDATION, Split
 from .train import TrainOptions, fit_head, same_bytes
 from .verdict import per_cent
 
@@ -95,7 +96,7 @@ class Coverage:
             fake=int((labels == FAKE).sum()),
             calibrated_on=calibrated_on,
             nominal=nominal,
-            answered=float(answered.mean()) if len(labels) else 0.0,
+            answered=float(answered.mean()),
             wrong=_share(~true[answered]),
             real_excluded=_share(~true[labels == REAL]),
             fake_excluded=_share(~true[labels == FAKE]),
@@ -130,7 +131,7 @@ class Coverage:
         """
         spread = self.nominal * (1 - self.nominal)
         return any(
-            rate is not None and rate > self.nominal + 2 * np.sqrt(spread / rows + spread / max(self.calibrated_on, 1))
+            rate is not None and rate > self.nominal + 2 * np.sqrt(spread / rows + spread / self.calibrated_on)
             for rate, rows in ((self.real_excluded, self.real), (self.fake_excluded, self.fake))
         )
 
@@ -154,7 +155,8 @@ class Calibrated:
         if (least := self.calibration.least_error) > self.seen.nominal:
             told.append(
                 f"{self.seen.calibrated_on} held-out rows of a class are too few to answer at an error rate of "
-                f"{per_cent(self.seen.nominal)}; index more images, or accept {per_cent(least)} (`--error`)."
+                f"{per_cent(self.seen.nominal)}; index more images, or accept {per_cent(ceil(1e4 * least) / 1e4)} "
+                f"(`--error`)."
             )
         if self.unseen:
             told.append(self.unseen.sentence("Generators never seen"))
@@ -191,9 +193,9 @@ def calibrate(
     """
     tell = progress or (lambda what: None)
     parts = head.split.of(snapshot.column("keys"))
-    train = Bank.of(snapshot, rules, where=parts == PARTS["train"])
+    train = Bank.of(snapshot, rules, where=parts == TRAIN)
     labels = snapshot.column("labels")
-    test = Signals.read(head, train, _some(labels, parts == PARTS["test"], options.seed))
+    test = Signals.read(head, train, _some(labels, parts == TEST, options.seed))
     folds = generator_folds(snapshot, parts, options.seed)
     unseen = None
     if folds is None:
@@ -223,7 +225,7 @@ def generator_folds(snapshot: Snapshot, parts: npt.NDArray[np.int8], seed: int) 
     one file together.
     """
     labels, generators = snapshot.column("labels"), snapshot.column("generators")
-    pool = (parts == PARTS["train"]) | (parts == VALIDATION)
+    pool = (parts == TRAIN) | (parts == VALIDATION)
     names, _, counts = distinct(generators[pool & (labels == FAKE)])
     if len(names) < LEAST_GENERATORS:
         return None
@@ -251,8 +253,8 @@ def _left_out(
     """The signals of one fold's rows by a head and a bank made of the others."""
     labels = snapshot.column("labels")
     inside = (folds >= 0) & (folds != fold)
-    bank = Bank.of(snapshot, rules, where=inside & (parts == PARTS["train"]))
-    learning = np.flatnonzero(inside & (parts == PARTS["train"]))
+    bank = Bank.of(snapshot, rules, where=inside & (parts == TRAIN))
+    learning = np.flatnonzero(inside & (parts == TRAIN))
     rows = split.counts["train"]
     learning = thinned(learning, labels[learning], FITTED_ON if rows <= EXACT else FITTED_ON_STREAMED, options.seed)
     choosing = _some(labels, inside & (parts == VALIDATION), options.seed)

@@ -106,7 +106,6 @@ def measure(
     threshold: float = 0.0,
     chosen: float | None = None,
     probabilities: Scores | None = None,
-    groups: npt.NDArray[Any] | None = None,
 ) -> Metrics:
     """Every measure of a split.
 
@@ -116,9 +115,15 @@ def measure(
     scores : (rows,) above 0 leans fake
     chosen : the threshold that validation chose, if it has
     probabilities : (rows,) of being fake, for Brier score and calibration error
-    groups : (rows,) rows that belong together: the AUC's interval is then bootstrapped by group, else DeLong's
+
+    Raises
+    ------
+    ValueError
+        A score is NaN: whatever was measured of it would look like a result.
     """
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
+    if unknown := int(np.isnan(scores).sum()):
+        raise ValueError(f"{unknown} of {len(scores)} scores are not numbers; look at the vectors they were made from")
     confusion = Confusion.of(labels, scores > threshold)
     curve = Curve.of(labels, scores)
     recall = confusion.recall
@@ -146,7 +151,7 @@ def measure(
             "accuracy": wilson(confusion.tn + confusion.tp, confusion.n),
             "recall_real": wilson(confusion.tn, confusion.tn + confusion.fp),
             "recall_fake": wilson(confusion.tp, confusion.tp + confusion.fn),
-            "auc": auc_interval(labels, scores) if groups is None else bootstrap_auc(labels, scores, groups),
+            "auc": auc_interval(labels, scores),
         },
     )
 
@@ -155,23 +160,18 @@ def measure(
 class Curve:
     """The receiver operating characteristic: what each threshold costs and finds, strictest first."""
 
-    thresholds: Scores  # (points,) said fake where the score is at least this; the first is infinite
-    fpr: Scores  # (points,) share of real rows called fake; empty where a class is absent
+    fpr: Scores  # (points,) share of real rows called fake, from none to all; empty where a class is absent
     tpr: Scores  # (points,) share of fake rows called fake
 
     @classmethod
     def of(cls, labels: Ints, scores: Scores) -> Curve:
         real, fake = int((labels == REAL).sum()), int((labels == FAKE).sum())
         if not real or not fake:
-            return cls(np.zeros(0), np.zeros(0), np.zeros(0))
+            return cls(np.zeros(0), np.zeros(0))
         order = np.argsort(-scores, kind="stable")
         ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores are one point
         hits = np.cumsum(labels[order] == FAKE)[ends]
-        return cls(
-            np.concatenate([[np.inf], scores[order][ends]]),
-            np.concatenate([[0.0], (ends + 1 - hits) / real]),
-            np.concatenate([[0.0], hits / fake]),
-        )
+        return cls(np.concatenate([[0.0], (ends + 1 - hits) / real]), np.concatenate([[0.0], hits / fake]))
 
     @property
     def equal_error_rate(self) -> float | None:
@@ -200,7 +200,11 @@ def auc(labels: Ints, scores: Scores) -> float | None:
 
 
 def auc_interval(labels: Ints, scores: Scores) -> Interval | None:
-    """95 % interval of the AUC, DeLong et al. 1988 by ranks (Sun and Xu 2014); None under two rows of a class."""
+    """95 % interval of the AUC; None under two rows of a class.
+
+    As wide as either of two: DeLong et al. (1988), by ranks (Sun and Xu 2014), is right for many rows whatever their
+    scores are like, but far too sure of few, and wholly sure of an AUC of 1; Newcombe (2006) is right for few.
+    """
     from scipy.stats import rankdata
 
     fake = labels == FAKE
@@ -212,27 +216,24 @@ def auc_interval(labels: Ints, scores: Scores) -> Interval | None:
     below = 1 - (ranks[~fake] - rankdata(scores[~fake])) / m  # (n,)
     middle = float(above.mean())
     half = Z95 * float(np.sqrt(above.var(ddof=1) / m + below.var(ddof=1) / n))
-    return max(0.0, middle - half), min(1.0, middle + half)
+    low, high = newcombe(middle, m, n)
+    return max(0.0, min(low, middle - half)), min(1.0, max(high, middle + half))
 
 
-def bootstrap_auc(
-    labels: Ints, scores: Scores, groups: npt.NDArray[Any], *, resamples: int = 200, seed: int = 0
-) -> Interval | None:
-    """95 % interval of the AUC where whole groups are drawn again, for rows that are not independent."""
-    rng = np.random.default_rng(seed)
-    _, group = np.unique(groups, return_inverse=True)
-    order = np.argsort(group, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(group))[:-1])
-    found = []
-    for _ in range(resamples):
-        rows = np.concatenate([members[i] for i in rng.integers(len(members), size=len(members))])
-        value = auc(labels[rows], scores[rows])
-        if value is not None:
-            found.append(value)
-    if len(found) < resamples / 2:
-        return None
-    low, high = np.quantile(found, [0.025, 0.975])
-    return float(low), float(high)
+def newcombe(area: float, m: int, n: int) -> Interval:
+    """95 % interval of an AUC from `m` and `n` rows: Newcombe 2006, part 2, method 5.
+
+    The areas that are no farther from the one found than their own variance allows, scores being exponential.
+    """
+    from scipy.optimize import brentq
+
+    def beyond(true: float) -> float:
+        others = (m + n) / 2 - 1
+        spread = true * (1 - true) / (m * n) * (1 + others * ((1 - true) / (2 - true) + true / (1 + true)))
+        return (true - area) ** 2 - Z95**2 * spread
+
+    inside = min(max(area, 1e-9), 1 - 1e-9)  # at 0 and 1 nothing varies: no end of the interval, though it solves it
+    return float(brentq(beyond, 0, inside)), float(brentq(beyond, inside, 1))
 
 
 def average_precision(labels: Ints, scores: Scores) -> float | None:

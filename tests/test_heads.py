@@ -6,11 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clipfake.detector.category import Vocabulary
 from clipfake.detector.examples import Examples
 from clipfake.detector.fitting import fit_svm, scale_gamma
-from clipfake.detector.head import Head
+from clipfake.detector.head import Head, columns_of, head_folder
 from clipfake.detector.nystroem import fit_nystroem
-from clipfake.detector.projection import KINDS, Projection
+from clipfake.detector.projection import FUSIONS, KINDS, Projection
 from clipfake.detector.train import TrainOptions, train
 from clipfake.detector.triplet import TripletOptions, draw, fit_projection
 from clipfake.store.block import Block, Rows, distinct, names
@@ -138,6 +139,92 @@ def test_a_head_comes_back_as_it_was_saved(head: Head, tmp_path: Path) -> None:
         Head.load(tmp_path, Space("other", "1" * 64, DIM))
     with pytest.raises(SpaceMismatch):
         again.score(np.ones((1, DIM + 1), np.float32))
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_a_head_that_reads_text_comes_back_with_its_categories(head: Head, tmp_path: Path, kind: str) -> None:
+    vocabulary = Vocabulary.of(dict(zip(("dog", "cat", "ship"), drawn(3, seed=7)[0], strict=True)))
+    vectors, labels = drawn(60)
+    projection = Projection.draw(kind, vectors, seed=1)
+    classifier = fit_svm(projection(vectors, vocabulary.beside(vectors)), labels)
+    made = replace(head, projection=projection, classifier=classifier, vocabulary=vocabulary)
+    made.save(tmp_path)
+    again = Head.load(tmp_path)
+    assert again.vocabulary is not None and again.vocabulary.categories.tolist() == ["cat", "dog", "ship"]
+    assert again.digest == made.digest != head.digest
+    for how in ({}, {"mode": "mean"}, {"mode": "given", "categories": ["dog", ""] * 30}):
+        assert np.array_equal(again.score(vectors, **how), made.score(vectors, **how))  # type: ignore[arg-type]
+    nearest = vocabulary.vectors[np.argmax(vectors @ vocabulary.vectors.T, axis=1)]
+    assert np.array_equal(made.project(vectors), projection(vectors, nearest))
+    with pytest.raises(HeadError, match="text vectors of its categories"):
+        replace(made, vocabulary=None)
+
+
+def test_a_head_saved_again_leaves_no_other_arrays_and_keeps_its_own_calibration(head: Head, tmp_path: Path) -> None:
+    other = replace(head, classifier=replace(head.classifier, intercept=3.0))
+    kept = f"calibration-{other.digest[:16]}.json"
+    head.save(tmp_path)
+    for name in (f"calibration-{head.digest[:16]}.json", "calibration.json", kept, "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    other.save(tmp_path)
+    assert Head.load(tmp_path).digest == other.digest
+    [arrays] = tmp_path.glob("*.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([arrays.name, kept, "head.json", "notes.txt"])
+
+
+def test_heads_that_score_alike_have_one_digest_and_others_another(head: Head) -> None:
+    assert replace(head, metrics={"any": 1}, versions={}).digest == head.digest
+    weights = head.projection.weights
+    for changed in (
+        replace(head, classifier=replace(head.classifier, intercept=7.0)),
+        replace(head, projection=replace(head.projection, weights={**weights, "b": weights["b"] + 1})),
+        replace(head, split=replace(head.split, parts=head.split.parts[::-1].copy())),
+    ):
+        assert changed.digest != head.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"version": 2}, "of version 2; this release reads"),
+        ({"format": "another"}, "is a 'another' of version 1"),
+        ({"arrays": "../elsewhere.safetensors"}, "no head at"),
+        ({"digest": "0" * 32}, "was altered"),
+        ({"projection": "cubic"}, "'cubic' with weights W, b is none"),
+        ({"split": {}}, "is not a readable head"),
+        ({"threshold": None}, "is not a readable head"),
+    ],
+)
+def test_a_head_that_cannot_be_read_says_why(head: Head, tmp_path: Path, change: dict[str, object], said: str) -> None:
+    head.save(tmp_path)
+    told = json.loads((tmp_path / "head.json").read_text())
+    (tmp_path / "head.json").write_text(json.dumps(told | change))
+    with pytest.raises(HeadError, match=said):
+        Head.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "7"])
+def test_a_file_that_is_no_head_is_said_to_be_none(tmp_path: Path, content: str) -> None:
+    with pytest.raises(HeadError, match="no head at"):
+        Head.load(tmp_path)
+    (tmp_path / "head.json").write_text(content)
+    with pytest.raises(HeadError, match="not a readable head"):
+        Head.load(tmp_path)
+    assert columns_of(tmp_path) == ("main",)
+
+
+def test_the_columns_a_head_reads_are_told_before_it_is_loaded(head: Head, tmp_path: Path) -> None:
+    assert columns_of(tmp_path) == ("main",)
+    for options, columns in (({}, ("main",)), ({"columns": ["main", "other"]}, ("main", "other"))):
+        replace(head, options=options).save(tmp_path)
+        assert columns_of(tmp_path) == columns
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/etc", "a/", "../up"])
+def test_a_name_that_leads_out_of_the_folder_of_heads_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(HeadError, match="is no name for a head"):
+        head_folder(tmp_path, name)
+    assert head_folder(tmp_path, "mine-2") == tmp_path / "heads" / "mine-2"
 
 
 def test_an_altered_head_is_refused(head: Head, tmp_path: Path) -> None:

@@ -1,14 +1,26 @@
 """Measures are the field's: equal to the reference implementations, and None where undefined."""
 
+import itertools
 import json
+import math
 
 import numpy as np
 import pytest
 from clipfake.detector.comparison import mcnemar
-from clipfake.detector.metrics import Confusion, Curve, auc, auc_interval, best_threshold, measure, wilson
+from clipfake.detector.metrics import Confusion, Curve, auc, auc_interval, best_threshold, measure, newcombe, wilson
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sklearn.metrics import average_precision_score, brier_score_loss, f1_score, roc_auc_score, roc_curve
+from scipy.stats import binomtest, multinomial
+from sklearn.metrics import (
+    average_precision_score,
+    balanced_accuracy_score,
+    brier_score_loss,
+    f1_score,
+    precision_score,
+    recall_score,
+    roc_auc_score,
+    roc_curve,
+)
 
 rows_of_both_classes = st.lists(st.tuples(st.integers(0, 1), st.integers(-8, 8)), min_size=2, max_size=60).filter(
     lambda rows: len({label for label, _ in rows}) == 2
@@ -36,11 +48,23 @@ def test_measures_equal_the_reference(rows: list[tuple[int, int]]) -> None:
     assert found.auc == pytest.approx(roc_auc_score(labels, scores))
     assert found.ap == pytest.approx(average_precision_score(labels, scores))
     assert found.brier == pytest.approx(brier_score_loss(labels, probability))
-    assert found.f1["fake"] == pytest.approx(f1_score(labels, scores > 0, zero_division=0))
+    for measured, theirs in ((found.precision, precision_score), (found.recall, recall_score), (found.f1, f1_score)):
+        for label, name in enumerate(("real", "fake")):
+            value = theirs(labels, scores > 0, pos_label=label, zero_division=np.nan)
+            assert measured[name] == (None if np.isnan(value) else pytest.approx(value))
+    assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, scores > 0))
+    assert (found.n, found.real, found.fake) == (len(rows), int((labels == 0).sum()), int((labels == 1).sum()))
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     curve = Curve.of(labels, scores)
     assert np.allclose(curve.fpr, fpr) and np.allclose(curve.tpr, tpr)
+    assert found.tpr_at_fpr_1 == pytest.approx(tpr[fpr <= 0.01].max())
     assert found.tpr_at_fpr_5 == pytest.approx(tpr[fpr <= 0.05].max())
+    # as many real rows called fake as fake rows missed, on the line through the curve's points
+    assert found.eer is not None
+    after = int(np.argmax(fpr + tpr >= 1 - 1e-9))
+    (left, low), (right, high) = (fpr[after - 1], tpr[after - 1]), (fpr[after], tpr[after])
+    assert left - 1e-9 <= found.eer <= right + 1e-9 and low - 1e-9 <= 1 - found.eer <= high + 1e-9
+    assert (found.eer - left) * (high - low) == pytest.approx((1 - found.eer - low) * (right - left))
 
 
 @settings(max_examples=60, deadline=None)
@@ -73,31 +97,82 @@ def test_what_is_undefined_is_none_and_the_json_is_standard() -> None:
         json.dumps(metrics.as_json(), allow_nan=False)
 
 
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 100])
+def test_wilson_is_scipys(n: int) -> None:
+    for hits in range(n + 1):
+        theirs = binomtest(hits, n).proportion_ci(0.95, method="wilson")
+        assert wilson(hits, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
+
+
 def test_wilson_agrees_with_the_published_example() -> None:
     low, high = wilson(3686 + 3663, 8001) or (0, 0)
     assert (round(100 * low, 1), round(100 * high, 1)) == (91.2, 92.4)
     assert wilson(0, 0) is None
 
 
-def test_the_auc_interval_covers_as_often_as_it_says() -> None:
+@pytest.mark.parametrize(
+    ("real", "fake", "gap", "wider", "true"),
+    [
+        (60, 60, 1.0, 1.0, 0.76025),  # the true AUC is Φ(gap / √(1 + wider²))
+        (200, 200, 0.0, 2.0, 0.5),
+        (10, 10, 3.3, 1.0, 0.99018),  # where a perfect order is no proof of a perfect score
+        (500, 5, 2.5, 1.0, 0.96145),
+        (5, 500, 2.5, 2.0, 0.86823),
+        (3, 3, 1.0, 1.0, 0.76025),
+        (2, 2, 4.0, 1.0, 0.99766),
+    ],
+)
+def test_the_auc_interval_covers_as_often_as_it_says(
+    real: int, fake: int, gap: float, wider: float, true: float
+) -> None:
     rng = np.random.default_rng(0)
-    labels = np.arange(120) % 2
-    draws = [rng.normal(size=120) + labels for _ in range(400)]  # the true AUC is Φ(1/√2)
-    inside = [low <= 0.76025 <= high for low, high in (auc_interval(labels, s) or (0, 0) for s in draws)]
-    assert 0.92 <= np.mean(inside) <= 0.98
-    assert np.mean([auc(labels, s) for s in draws]) == pytest.approx(0.76, abs=0.01)
+    labels = np.repeat([0, 1], [real, fake])
+    draws = [rng.normal(gap * labels, np.where(labels == 1, wider, 1.0)) for _ in range(250)]
+    inside = [low <= true <= high for low, high in (auc_interval(labels, s) or (1, 0) for s in draws)]
+    assert np.mean(inside) >= 0.92
+    assert np.mean([auc(labels, s) for s in draws]) == pytest.approx(true, abs=0.03)
 
 
-def test_intervals_by_group_are_wider_where_rows_repeat() -> None:
+def test_many_rows_make_the_auc_interval_narrow() -> None:
     rng = np.random.default_rng(0)
-    labels = np.arange(60) % 2
-    scores = rng.normal(size=60) + labels
-    alone = measure(labels, scores).intervals["auc"] or (0, 0)
-    repeated = measure(np.tile(labels, 9), np.tile(scores, 9)).intervals["auc"] or (0, 0)
-    by_group = measure(np.tile(labels, 9), np.tile(scores, 9), groups=np.tile(np.arange(60), 9)).intervals["auc"]
-    low, high = by_group or (0, 0)
-    assert repeated[1] - repeated[0] < 0.5 * (alone[1] - alone[0])  # copies pretend to be evidence
-    assert high - low == pytest.approx(alone[1] - alone[0], rel=0.25)
+    widths = []
+    for rows in (100, 400, 1600):
+        labels = np.arange(rows) % 2
+        low, high = auc_interval(labels, rng.normal(size=rows) + labels) or (0, 0)
+        widths.append(high - low)
+    assert 1.7 < widths[0] / widths[1] < 2.3 and 1.7 < widths[1] / widths[2] < 2.3
+    assert 0.02 < widths[2] < 0.06
+
+
+@settings(max_examples=40, deadline=None)
+@given(rows_of_both_classes)
+def test_the_auc_interval_is_as_wide_as_delongs_by_counting_every_pair(rows: list[tuple[int, int]]) -> None:
+    labels, scores = np.array([r[0] for r in rows]), np.array([float(r[1]) for r in rows])
+    real, fake = scores[labels == 0], scores[labels == 1]
+    found = auc_interval(labels, scores)
+    if min(len(real), len(fake)) < 2:
+        assert found is None
+        return
+    assert found is not None
+    won = (fake[:, None] > real) + 0.5 * (fake[:, None] == real)
+    half = 1.959964 * np.sqrt(won.mean(1).var(ddof=1) / len(fake) + won.mean(0).var(ddof=1) / len(real))
+    low, high = newcombe(won.mean(), len(fake), len(real))
+    assert found[0] == pytest.approx(max(0.0, min(won.mean() - half, low)), abs=1e-6)
+    assert found[1] == pytest.approx(min(1.0, max(won.mean() + half, high)), abs=1e-6)
+    turned = auc_interval(1 - labels, scores) or (0, 0)  # the other class is asked for
+    assert (1 - turned[1], 1 - turned[0]) == pytest.approx(found, abs=1e-6)
+
+
+@pytest.mark.parametrize(("m", "n"), [(2, 2), (3, 40), (40, 3), (1000, 1000)])
+@pytest.mark.parametrize("area", [0.0, 0.2, 0.5, 0.97, 1.0])
+def test_newcombes_interval_holds_every_area_near_enough_to_the_one_found(area: float, m: int, n: int) -> None:
+    """Of exponential scores, by Hanley and McNeil's two chances, with the mean number of rows in place of each."""
+    low, high = newcombe(area, m, n)
+    true = np.linspace(0.0005, 0.9995, 1000)
+    both_above, one_above_both, rows = true / (2 - true), 2 * true**2 / (1 + true), (m + n) / 2
+    variance = (true * (1 - true) + (rows - 1) * (both_above + one_above_both - 2 * true**2)) / (m * n)
+    near = true[(true - area) ** 2 <= 1.959964**2 * variance]
+    assert (low, high) == pytest.approx((near[0], near[-1]), abs=0.0011)
 
 
 def test_mcnemar_counts_only_the_rows_that_tell_two_heads_apart() -> None:
@@ -110,6 +185,52 @@ def test_mcnemar_counts_only_the_rows_that_tell_two_heads_apart() -> None:
     assert same.p == 1 and "does not differ" in same.sentence("the head", "the probe")
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 60)), min_size=1, max_size=40))
+def test_calibration_error_is_that_of_fifteen_bins_gone_through_one_by_one(rows: list[tuple[int, int]]) -> None:
+    labels, said = np.array([r[0] for r in rows]), np.array([r[1] / 60 for r in rows])  # bin ends among them
+    expected = 0.0
+    for k in range(15):
+        inside = [i for i, (_, p) in enumerate(rows) if 4 * k <= p < 4 * (k + 1) or (k == 14 and p == 60)]
+        if inside:
+            expected += len(inside) / len(rows) * abs(said[inside].mean() - labels[inside].mean())
+    found = measure(labels, said, probabilities=said)
+    assert found.ece == pytest.approx(expected)
+    assert found.brier == pytest.approx(np.mean([(p / 60 - label) ** 2 for label, p in rows]))
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_of_one_two_or_three_rows_all_is_told_that_can_be(n: int) -> None:
+    for labels in itertools.product((0, 1), repeat=n):
+        for scores in itertools.product((-1.0, 0.0, 1.0), repeat=n):
+            found = measure(np.array(labels), np.array(scores), probabilities=np.array(scores) / 2 + 0.5)
+            json.dumps(found.as_json(), allow_nan=False)
+            both = len(set(labels)) == 2
+            for one in (found.auc, found.ap, found.eer, found.tpr_at_fpr_1, found.balanced_accuracy):
+                assert (one is not None) == both
+            assert found.intervals["auc"] is None
+            assert found.accuracy_oracle is not None and found.accuracy is not None
+            assert found.accuracy_oracle >= found.accuracy
+            if both:
+                assert found.auc == pytest.approx(roc_auc_score(labels, scores))
+
+
+def test_one_fake_among_ten_thousand_does_not_decide_alone_and_is_not_overlooked() -> None:
+    labels, scores = np.repeat([0, 1], [10_000, 1]), np.append(np.linspace(-1, 0, 10_000), -0.2)
+    found = measure(labels, scores)
+    assert found.auc == pytest.approx(0.8, abs=1e-3)
+    assert found.intervals["auc"] is None and found.intervals["recall_fake"] == pytest.approx((0, 0.7935), abs=1e-3)
+    assert found.accuracy_oracle == 10_000 / 10_001  # by calling all of them real
+    threshold, share = best_threshold(labels, scores, balanced=True)
+    assert scores[-1] > threshold
+    assert share == pytest.approx(0.9, abs=1e-3)
+
+
+def test_scores_that_are_no_numbers_are_refused() -> None:
+    with pytest.raises(ValueError, match="1 of 3 scores are not numbers"):
+        measure(np.array([0, 1, 1]), np.array([0.0, np.nan, 1.0]))
+
+
 def test_calibration_error_is_the_gap_between_said_and_found() -> None:
     labels = np.array([0, 1] * 50)
     assert measure(labels, np.zeros(100), probabilities=np.full(100, 0.8)).ece == pytest.approx(0.3)
@@ -120,3 +241,38 @@ def test_accuracy_is_told_at_three_thresholds() -> None:
     labels, scores = np.array([0, 0, 1, 1]), np.array([1.0, 2.0, 3.0, 4.0])
     found = measure(labels, scores, chosen=1.5)
     assert (found.accuracy, found.accuracy_at_validation, found.accuracy_oracle) == (0.5, 0.75, 1.0)
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0.02, 0.02), (0.1, 0.02), (0.3, 0.05), (0.25, 0.25)])
+def test_the_interval_of_a_difference_covers_as_often_as_it_says(only_first: float, only_second: float) -> None:
+    """Over all outcomes of twenty rows, each as likely as it is."""
+    covered, rows = 0.0, 20
+    for first in range(rows + 1):
+        for second in range(rows + 1 - first):
+            chance = multinomial.pmf(
+                [first, second, rows - first - second], rows, [only_first, only_second, 1 - only_first - only_second]
+            )
+            right, other = np.zeros((2, rows), bool)
+            right[:first] = other[first : first + second] = True
+            told = mcnemar(right, other)
+            assert told.difference == (first - second) / rows
+            assert told.p == pytest.approx(exact_p(first, second))
+            low, high = told.interval
+            covered += chance * (low <= only_first - only_second <= high)
+    assert covered >= 0.94
+
+
+def exact_p(first: int, second: int) -> float:
+    """Two-sided: tosses of a fair coin at least as lopsided."""
+    tosses = first + second
+    found = sum(math.comb(tosses, k) for k in range(tosses + 1) if abs(2 * k - tosses) >= abs(first - second))
+    return float(found / 2**tosses)
+
+
+def test_two_heads_that_agree_on_ten_rows_are_not_proven_alike() -> None:
+    right = np.arange(10) < 8
+    low, high = mcnemar(right, right).interval
+    assert low == -high < -0.15
+    three_better = mcnemar(np.ones(10, bool), np.arange(10) < 7)
+    assert three_better.p > 0.05 and three_better.interval[0] < 0
+    assert mcnemar(right[:0], right[:0]).p == 1

@@ -37,7 +37,8 @@ def test_the_part_of_a_row_follows_its_key_into_any_order_and_any_snapshot() -> 
     before = dict(zip(keys(100), split.of(keys(100)).tolist(), strict=True))
     shuffled = list(np.random.default_rng(1).permutation(keys(100)))
     assert [before[k] for k in shuffled] == split.of(shuffled).tolist()
-    assert split.of(["new/1.jpg"]).tolist() == [NONE]
+    assert set(split.of([f"new/{i}.jpg" for i in range(500)]).tolist()) == {NONE}
+    assert split.of([]).tolist() == []
 
 
 def test_a_seed_gives_one_split_and_another_seed_another() -> None:
@@ -62,10 +63,53 @@ def test_a_grouped_split_of_single_rows_is_seventy_ten_twenty() -> None:
     split = Split.make(keys(1000), labels, recipe="grouped", groups=np.arange(1000))
     assert split.counts == {"train": 700, "validation": 100, "test": 200}
     assert [labels[split.of(keys(1000)) == part].sum() for part in PARTS.values()] == [210, 30, 60]
+    assert split.digest == Split.make(keys(1000), labels, recipe="grouped").digest  # no groups: each row by itself
+
+
+@pytest.mark.parametrize("size", [2, 3, 7])
+def test_a_grouped_split_of_copies_is_seventy_ten_twenty_of_each_class(size: int) -> None:
+    """However rare a class is, and however many copies each file has."""
+    groups = np.random.default_rng(0).permutation(np.repeat(np.arange(200), size))
+    labels = (groups < 40).astype(int)
+    parts = Split.make(keys(len(groups)), labels, recipe="grouped", groups=groups).of(keys(len(groups)))
+    for label, files in ((0, 160), (1, 40)):
+        counts = np.bincount(parts[labels == label], minlength=3) / size
+        assert np.abs(counts - [0.7 * files, 0.1 * files, 0.2 * files]).max() <= 1
+
+
+def test_single_rows_make_up_for_groups_that_are_too_large_for_their_part() -> None:
+    groups = np.concatenate([np.repeat([0, 1], 150), np.arange(2, 702)])  # 300 rows of two files, 700 alone
+    labels = np.concatenate([np.repeat([0, 1], 150), np.arange(700) % 5 == 0]).astype(int)
+    for seed in range(5):
+        split = Split.make(keys(1000), labels, recipe="grouped", groups=groups, seed=seed)
+        assert split.counts == {"train": 700, "validation": 100, "test": 200}
+        parts = split.of(keys(1000))
+        assert (parts[:300] == PARTS["train"]).all()  # no other part has room for so many
+        assert [labels[parts == part].sum() for part in PARTS.values()] == [203, 29, 58]  # of 290
+
+
+def test_a_seed_gives_one_grouped_split_and_another_seed_another_whether_rows_have_copies_or_not() -> None:
+    labels = np.arange(300) % 2
+    for groups in (np.arange(300), np.arange(300) // 4 * 2 + labels):
+        told = [Split.make(keys(300), labels, recipe="grouped", groups=groups, seed=seed).digest for seed in (0, 0, 1)]
+        assert told[0] == told[1] != told[2]
+
+
+def test_copies_of_too_few_files_are_not_split() -> None:
+    with pytest.raises(NotEnoughRows, match="4 groups of duplicates are too few"):
+        Split.make(keys(80), np.repeat([0, 1], 40), recipe="grouped", groups=np.repeat(np.arange(4), 20))
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"), [([], "no row"), ([0, 0, 0], "not one fake"), ([1], "not one real"), ([0, 1, 0, 1], "too few")]
+    ("labels", "said"),
+    [
+        ([], "^no row to"),
+        ([-1, -1], "^no labelled row to"),
+        ([0, 0, 0], "3 real rows and not one fake"),
+        ([1], "1 fake rows and not one real"),
+        ([0, 1, 0, 1, 0], "3 real and 2 fake rows are too few"),
+        ([0] * 10_000 + [1], "10000 real and 1 fake rows are too few"),
+    ],
 )
 def test_too_few_rows_say_what_to_do(labels: list[int], said: str) -> None:
     with pytest.raises(NotEnoughRows, match=said) as error:
@@ -82,3 +126,15 @@ def test_rows_are_chosen_by_source_and_balanced() -> None:
     assert labels[balanced].sum() == 2 and len(balanced) == 4
     with pytest.raises(NotEnoughRows, match="no row of zzz is stored; the sources here are a, b, c"):
         choose(labels, sources, only=["zzz"])
+
+
+def test_a_balanced_choice_keeps_the_smaller_class_and_draws_from_the_larger() -> None:
+    labels = np.array([1, -1] + [0] * 40 + [1, 1, -1] + [0] * 40)
+    sources = names(["s"] * len(labels))
+    drawn = [choose(labels, sources, balanced=True, seed=seed).tolist() for seed in range(20)]
+    for rows in drawn:
+        assert rows == sorted(rows)
+        assert labels[rows].tolist().count(0) == labels[rows].tolist().count(1) == 3
+    assert {row for rows in drawn for row in rows if row > 44} and len({tuple(rows) for rows in drawn}) > 15
+    assert choose(labels, sources, balanced=True, seed=3).tolist() == drawn[3]
+    assert choose(np.zeros(5, int), names(["s"] * 5), balanced=True).tolist() == []
