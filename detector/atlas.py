@@ -117,7 +117,7 @@ def atlas(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) -> Atlas:
     reals, fakes = ([name for name in names if name[0] == label] for label in (REAL, FAKE))
     if min(len(reals), len(fakes)) < 2:
         raise NotEnoughRows(
-            f"{len(fakes)} generators and {len(reals)} real sources; two of each are needed to leave one out. "
+            f"to leave one out takes two generators and two real sources; here are {len(fakes)} and {len(reals)}. "
             f"Index another folder of what is missing"
         )
     labels, known = snapshot.column("labels"), np.flatnonzero(groups >= 0)

@@ -87,7 +87,8 @@ class Calibration:
         counts = {name: int((labels == label).sum()) for label, name in ((REAL, "real"), (FAKE, "fake"))}
         if min(counts.values()) < 2 * LEAST:
             raise NotEnoughRows(
-                f"{counts} rows to calibrate with; at least {2 * LEAST} of each class are needed: index more images"
+                f"{counts['real']} real and {counts['fake']} fake rows to calibrate with; at least {2 * LEAST} of each "
+                f"are needed: index more images"
             )
         half = np.zeros(len(labels), bool)
         rng = np.random.default_rng(seed)

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
 
+from ..store.block import in_half, unfit
 from ..store.errors import ImageError
 from .archive import TARS
 from .encoder import Encoder
@@ -57,8 +58,11 @@ def ask(encoder: Encoder, images: Iterable[str], *, views: bool = False) -> Iter
             vectors = iter(encoder.encode([image.pixels for image in good]) if good else ())
             for entry, image in zip(batch, decoded, strict=True):
                 if isinstance(image, Image):
-                    copies = encoder.encode(degraded(image.pixels)) if views else None
-                    yield Asked(entry.path, image, next(vectors), copies)
+                    vector, copies = next(vectors), encoder.encode(degraded(image.pixels)) if views else None
+                    if len(unfit(in_half(np.vstack([vector[None], *([] if copies is None else [copies])])))):
+                        yield Asked(entry.path, error="the encoder gives it a vector that is zero or not finite")
+                    else:
+                        yield Asked(entry.path, image, vector, copies)
                 else:
                     yield Asked(entry.path, error=str(image))
 

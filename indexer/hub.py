@@ -42,6 +42,8 @@ def folder_of(place: str, *, weights: bool = True) -> Path:
     """The directory that holds the files of a directory or hub id; raises OSError or ValueError."""
     if Path(place).is_dir():
         return Path(place).resolve()
+    if place.startswith((".", "/", "~")) or place.count("/") > 1:  # no hub id
+        raise FileNotFoundError(f"there is no directory {place}")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     from huggingface_hub import snapshot_download, try_to_load_from_cache
 

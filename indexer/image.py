@@ -124,6 +124,8 @@ def _decode_with_pillow(content: bytes) -> tuple[Pixels, str]:
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
         raise ImageError(f"more than {PIXEL_LIMIT:,} pixels: a decompression bomb, or too large to judge") from e
     except UnidentifiedImageError as e:
+        if content[:5] == b"%PDF-":
+            raise ImageError("a PDF, not an image; save the picture in it as PNG or JPEG") from e
         raise ImageError(f"not an image ({len(content):,} bytes starting with {content[:8]!r})") from e
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, RuntimeError) as e:
         raise ImageError(f"damaged or unsupported image: {e}") from e

@@ -28,7 +28,7 @@ def place_of(name: str) -> tuple[str, bool]:
 
 def cannot_load(what: str, error: Exception) -> EncoderError:
     """Why a model cannot be had, and what to do."""
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
     return EncoderError(
         f"{what} cannot be loaded: {reason}. Name a directory that holds config.json, weights and "
         f"preprocessor_config.json, or a hub id while online (or already in the Hugging Face cache)"

@@ -206,7 +206,7 @@ def column_writer(store: Store, name: str, space: Space) -> Iterator[ColumnWrite
     with writer_lock(store.folder):
         if name in column_names(store.folder):
             column = open_column(store.folder, name)
-            column.space.require(space, f"the column {name}")
+            space.require(column.space, f"the column {name}")
         else:
             column = Column(store.folder / FOLDER / name, name, space, {})
             write_card(column)

@@ -142,7 +142,7 @@ def import_rows(
     if space is None:
         raise SpaceMismatch(f"{folder} does not say which encoder made its vectors; name it")
     if found.space is not None:
-        found.space.require(space, f"the folder {folder}")
+        space.require(found.space, f"the folder {folder}")
     if found.dim != space.dim:
         raise SpaceMismatch(f"{folder} holds vectors of {found.dim} dimensions, {space} has {space.dim}")
     target, rows, total = Store.create(store, space), 0, Appended()

@@ -72,6 +72,8 @@ def numbers(folder: Path) -> list[int]:
 def _newest(folder: Path) -> int:
     if known := numbers(folder):
         return known[-1]
+    if folder.is_dir() and any(folder.iterdir()):
+        raise NoStore(f"{folder} is no store: it has no snapshots; name the folder that `clipfake index` made")
     raise NoStore(f"there is no store at {folder}; make one with `clipfake index --folders ... --store {folder}`")
 
 

@@ -116,7 +116,7 @@ def _begin(snapshot: Snapshot, engine: Engine) -> dict[int, dict[str, Any]]:
     begun = Card(snapshot.space, snapshot.number, len(snapshot), content_of(parts))
     if engine.there():
         try:
-            read_card(engine).space.require(snapshot.space, engine.name)
+            snapshot.space.require(read_card(engine).space, engine.name)
         except NotAStore:
             if engine.count(Allowed(Filter())):  # nothing is in what was killed before it was noted what it is
                 raise

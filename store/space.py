@@ -33,7 +33,7 @@ class Space:
         )
 
     def require(self, other: Space, where: str) -> None:
-        """Raise SpaceMismatch unless `other` is this space; `where` says what held the other vectors."""
+        """Raise SpaceMismatch unless `other`, the space of what is at `where`, is this one."""
         if not self.same(other):
             raise SpaceMismatch(
                 f"{where} holds vectors of {other}, but these are of {self}: "

@@ -64,7 +64,7 @@ class Store:
         store.require_room()
         if not numbers(store.folder):
             write_manifest(store.folder, replace(Manifest(-1, space).follow("created"), number=0))
-        read_manifest(store.folder).space.require(space, f"the store {folder}")
+        space.require(read_manifest(store.folder).space, f"the store {folder}")
         return store
 
     def require_room(self) -> None:
