@@ -202,7 +202,7 @@ class RemovedJson(BaseModel):
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What an operation may answer beside its result, for the documentation."""
     schema = {"schema": ProblemDetails.model_json_schema()}
-    everywhere = (401, 408, 413, 421, 500, 503, 504)
+    everywhere = (401, 408, 413, 421, 500, 502, 503, 504)
     return {
         status: {"description": "A problem", "content": {"application/problem+json": schema}}
         for status in sorted({*everywhere, *statuses})

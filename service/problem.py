@@ -39,9 +39,12 @@ KINDS: dict[str, tuple[int, str]] = {
     "no-image": (422, "There is no image in the request"),
     "bad-image": (422, "The image cannot be read"),
     "failed": (500, "The service failed"),
+    "engine-failed": (502, "The search engine refuses"),
     "not-ready": (503, "Not ready"),
     "busy": (503, "Busy"),
     "locked": (503, "Another process is writing"),
+    "engine-down": (503, "The search engine cannot be reached"),
+    "engine-slow": (504, "The search engine took too long"),
     "too-slow": (504, "The answer took too long"),
 }
 _BY_STATUS = {400: "bad-request", 404: "not-found", 405: "wrong-method", 415: "wrong-media", 422: "invalid"}
