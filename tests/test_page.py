@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clipfake.show.words import CAVEAT, likelier, percent
+from clipfake.detector.verdict import Stored
+from clipfake.show.words import CAVEAT, likelier, origin, percent
 from PIL import Image
 
 from .conftest import SOURCES, Toy, drawn
@@ -134,6 +135,15 @@ def test_an_image_gets_the_services_answer_with_its_evidence(visit: Open, addres
     shown = card.locator("img")
     expect(shown).to_have_count(2 + sum(map(len, told["neighbors"].values())))  # and the image itself twice
     assert all(shown.evaluate_all(SIZES))
+
+
+def test_an_image_that_is_stored_is_told_with_what_it_was_called(visit: Open, address: str) -> None:
+    page, content = visit(address), drawn("gan_a", 7)
+    row = Stored(**asked(address, content)["stored"][0])
+    give(page, file("mine.png", content))
+    told = f"his very file is stored as fake of gan_a ({row.key})"
+    expect(page.locator(".card .known")).to_have_text(f"T{told}. It did not testify.")
+    assert f"t{told}" == f"this very file is stored as {origin(row)} ({row.key})"  # as in the terminal
 
 
 def test_the_nearest_images_come_before_the_numbers(visit: Open, address: str) -> None:

@@ -119,6 +119,7 @@ def test_if_no_image_can_be_read_that_is_a_problem_that_names_all(client: TestCl
 def test_a_stored_image_is_recognised_and_does_not_testify_for_itself(toy: Any, client: TestClient) -> None:
     [told] = client.post("/v1/query", files=files(toy.drawn("gan_a", 7))).json()["answers"]
     assert told["known"] == "gan_a/img 7.png"
+    assert told["stored"] == [{"key": "gan_a/img 7.png", "label": "fake", "source": "gan_a", "generator": "gan_a"}]
     assert "gan_a/img 7.png" not in [one["key"] for one in told["neighbors"]["fake"]]
 
 

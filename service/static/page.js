@@ -85,6 +85,17 @@ function likelier(score) {
   return `${told}× likelier if ${score > 0 ? "fake" : "real"}`;
 }
 
+/** Where the very file is in the store, and as what. */
+function kept(stored) {
+  const keys = new Map();
+  for (const row of stored) {
+    const what = row.label === "unknown" ? `of unknown origin in ${row.source}` : `${row.label} of ${row.generator || row.source}`;
+    keys.set(what, [...(keys.get(what) ?? []), row.key]);
+  }
+  const told = [...keys].map(([what, [first, ...more]]) => `${what} (${first}${more.length ? ` and ${more.length} more` : ""})`);
+  return `This very file is stored as ${told.join(" and as ")}.`;
+}
+
 function meaning(answer) {
   const rate = percent(answer.error_rate);
   if (answer.verdict === "unsure") {
@@ -352,8 +363,8 @@ class Case {
       const unknown = answer.generator === "unknown";
       this.find(".by").textContent = unknown ? "by an unknown generator" : `probably made by ${answer.generator}`;
     }
-    this.find(".known").hidden = !answer.known;
-    this.find(".known").textContent = `This very file is in the store, as ${answer.known}. It did not testify.`;
+    this.find(".known").hidden = !answer.stored.length;
+    this.find(".known").textContent = `${kept(answer.stored)} It did not testify.`;
     this.find(".chance").hidden = false;
     this.find(".chance strong").textContent = percent(answer.probability);
     this.find(".chance-mark").style.left = `${100 * answer.probability}%`;
