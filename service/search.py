@@ -25,8 +25,8 @@ from .uploads import image_of
 router = APIRouter(tags=["search"], route_class=JsonRoute)
 
 WAYS = ("vector", "image", "key", "text")
-# Of a source, generator or category. With the pattern, half a character is refused too, which no store can hold.
-Name = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+# Of a source, generator or category. With a length to count, half a character is refused too, which no store can hold.
+Name = Annotated[str, Field(max_length=1000)]
 Names = Annotated[list[Name], Field(max_length=100)]
 # The first that is none is told; to tell of each would take longer than to read them all.
 Numbers = Annotated[list[FiniteFloat], Field(fail_fast=True, max_length=100_000)]

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .block import Mask
+from .block import TEXT, Mask
 from .errors import BadBlock
 
 if TYPE_CHECKING:
@@ -84,5 +85,10 @@ def _one_of(values: Any, wanted: list[Any]) -> Mask:
     """Whether each value is one of a few; numpy's own test sorts millions of texts for that."""
     result = np.zeros(len(values), bool)
     for one in wanted:
-        result |= values == one
+        if values.dtype == TEXT:
+            with suppress(UnicodeEncodeError):  # half a character, which no store can hold
+                # as text of this kind: numpy makes another of a plain string, and forgets zeros at its end
+                result |= values == np.array(one, TEXT)
+        else:
+            result |= values == one
     return result
