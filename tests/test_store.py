@@ -264,7 +264,7 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
 WORDS = st.text("ab\0 é", max_size=3)
 
 
-@settings(max_examples=40)
+@settings(max_examples=300)
 @given(st.lists(WORDS, min_size=1, max_size=12), st.lists(WORDS | st.just("\ud800"), min_size=1, max_size=4))
 def test_a_filter_allows_the_rows_that_have_one_of_its_words_exactly(stored: list[str], wanted: list[str]) -> None:
     """A zero at a word's end is part of it, which numpy by itself forgets."""
