@@ -59,7 +59,10 @@ def bank_remove_command(
     store: StoreOption = STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a source's rows out of the bank; `clipfake store undo` brings them back."""
+    """Take a source's rows out of the bank; `clipfake store undo` brings them back.
+
+    clipfake bank remove newgan --store mystore
+    """
     from ..show.store import count
     from ..store.store import Store
 

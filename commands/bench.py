@@ -37,7 +37,7 @@ def bench_command(
 ) -> None:
     """Measure this machine: images/s by stage against a naive script, agreement of embeddings, query and training time.
 
-    clipfake bench --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained
+    clipfake bench --encoder openai/clip-vit-base-patch32 --out bench.json
     """
     import tempfile
 

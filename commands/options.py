@@ -68,14 +68,14 @@ SearchAtOption = Annotated[
 ]
 
 
-def elsewhere_of(place: str) -> Callable[[Snapshot], Searches] | None:
-    """Who is asked for the nearest rows with --search-at; None without it."""
+def elsewhere_of(place: str, timeout: float | None = None) -> Callable[[Snapshot], Searches] | None:
+    """Who is asked for the nearest rows with --search-at; None without it. An answer may take so many seconds."""
     if not place:
         return None
     from ..store.qdrant import engine_at
     from ..store.remote import ask
 
-    engine = engine_at(place)
+    engine = engine_at(place, timeout=timeout)
     return lambda snapshot: ask(snapshot, engine)
 
 

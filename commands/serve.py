@@ -20,6 +20,8 @@ from .options import (
 )
 from .terminal import LOADING, passing, say
 
+ENGINE_SECONDS = 15.0  # an engine has for a search; well below what the service gives a request
+
 
 def serve_command(
     store: StoreOption = STORE,
@@ -63,6 +65,6 @@ def serve_command(
         head=head,
         notice=notice_of(model),
         degraded=degraded_by_name,
-        elsewhere=elsewhere_of(search_at),
+        elsewhere=elsewhere_of(search_at, timeout=ENGINE_SECONDS),
         tell=lambda url: say(f"{url}  (Ctrl-C ends it)"),
     )

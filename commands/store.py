@@ -25,7 +25,10 @@ app = typer.Typer(no_args_is_help=True, help="Look after a store.")
 
 @app.command("info")
 def store_info_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """What a store holds: sizes, labels, sources, encoder, indexes, heads."""
+    """What a store holds: sizes, labels, sources, encoder, indexes, heads.
+
+    clipfake store info --store mystore
+    """
     from ..show.store import store_info
     from ..store.info import info
     from ..store.store import Store
@@ -36,7 +39,10 @@ def store_info_command(store: StoreOption = STORE, as_json: JsonOption = False) 
 
 @app.command("snapshots")
 def store_snapshots_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """The snapshots one can go back to."""
+    """The snapshots one can go back to.
+
+    clipfake store snapshots --store mystore
+    """
     from ..show.store import history as history_table
     from ..store.info import history
     from ..store.store import Store
@@ -51,7 +57,10 @@ def store_undo_command(
     store: StoreOption = STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Go back to the rows of an earlier snapshot. Nothing is lost: this too can be undone."""
+    """Go back to the rows of an earlier snapshot. Nothing is lost: this too can be undone.
+
+    clipfake store undo 3 --store mystore
+    """
     from ..store.store import Store
 
     snapshot = Store.open(store).undo(number)
@@ -67,7 +76,10 @@ def store_index_command(
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Build or add to the k-NN indexes, one a label. Search is right without them, and quicker with them."""
+    """Build or add to the k-NN indexes, one a label. Search is right without them, and quicker with them.
+
+    clipfake store index --store mystore
+    """
     from ..show.store import built
     from ..store.build import build_index
     from ..store.store import Store
@@ -80,7 +92,10 @@ def store_index_command(
 
 @app.command("verify")
 def store_verify_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """Look at every byte: checksums, counts, leftovers, indexes. Exit 1 where something is damaged."""
+    """Look at every byte: checksums, counts, leftovers, indexes. Exit 1 where something is damaged.
+
+    clipfake store verify --store mystore
+    """
     from ..show.store import health
     from ..store.verify import verify
 
@@ -92,7 +107,10 @@ def store_verify_command(store: StoreOption = STORE, as_json: JsonOption = False
 
 @app.command("repair")
 def store_repair_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """Take out what is damaged, and never more; it is kept in the store's quarantine/ folder."""
+    """Take out what is damaged, and never more; it is kept in the store's quarantine/ folder.
+
+    clipfake store repair --store mystore
+    """
     from ..show.store import repaired
     from ..store.repair import repair
 
@@ -102,7 +120,10 @@ def store_repair_command(store: StoreOption = STORE, as_json: JsonOption = False
 
 @app.command("compact")
 def store_compact_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """Give back the room of deleted rows and join small shards. Earlier snapshots cannot be gone back to after it."""
+    """Give back the room of deleted rows and join small shards. Earlier snapshots cannot be gone back to after it.
+
+    clipfake store compact --store mystore
+    """
     from ..show.store import compacted
     from ..store.compact import compact
     from ..store.store import Store

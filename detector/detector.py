@@ -14,6 +14,7 @@ import numpy.typing as npt
 from ..store.block import FAKE, REAL, Vectors
 from ..store.cores import one_core
 from ..store.errors import HeadError, NotEnoughRows
+from ..store.info import LABELS
 from ..store.joined import joined
 from ..store.search import Matches, Searches
 from ..store.snapshot import Snapshot
@@ -21,11 +22,12 @@ from ..store.store import Store
 from .calibration import Calibration
 from .evidence import FETCHED, FETCHED_MORE, Bank, Candidates, Evidence, Rules
 from .head import Head, columns_of, head_folder
-from .verdict import Answer, Change, Neighbor, Verdict, decide, in_conflict, steadied
+from .verdict import Answer, Change, Neighbor, Stored, Verdict, decide, in_conflict, steadied
 
 FEWER = 5  # witnesses, to see whether the answer hangs on the rest
 NEAR = 15  # nearest fakes that vote on the generator
 SHARE = 0.5  # of their votes it must have
+STORED = 9  # rows of the very file that is asked about, at most: a blank one may be there a thousand times
 UNSEEN = 5.0  # percentile below which the generator is called unknown
 SPLITS = {0: "train", 1: "validation", 2: "test", -1: ""}
 
@@ -133,7 +135,6 @@ class Detector:
         evidence = Evidence(case.witnesses[REAL], case.witnesses[FAKE])
         answer, score, signals, possible, reasons, percentile = self._read(case.margin, evidence, question)
         neighbors = {"real": self._told(evidence.real), "fake": self._told(evidence.fake)}
-        known = -1 if case.digest is None else self.bank.find(case.digest[0].tobytes())
         return Verdict(
             image=image,
             verdict=answer,
@@ -147,7 +148,7 @@ class Detector:
             reasons=reasons,
             percentile=percentile,
             generator=self._generator(case.candidates[FAKE], percentile) if answer == "fake" else "",
-            known=str(self.snapshot.column("keys")[known]) if known >= 0 else "",
+            stored=() if case.digest is None else self._stored(case.digest[0].tobytes()),
             neighbors=neighbors,
             changes=self._changes(case, neighbors, answer, question) if question.changes else (),
         )
@@ -178,6 +179,13 @@ class Detector:
                 told, similarity, splits, rows, strict=False
             )
         )
+
+    def _stored(self, digest: bytes) -> tuple[Stored, ...]:
+        """The rows of a file, in words."""
+        rows = self.bank.find(digest, most=STORED)
+        columns = (self.snapshot.column(name)[rows].tolist() for name in ("keys", "labels", "sources", "generators"))
+        told = zip(*columns, strict=True)
+        return tuple(Stored(key, LABELS[label], source, generator) for key, label, source, generator in told)
 
     def _generator(self, fakes: Candidates, percentile: float) -> str:
         """By a vote of the nearest fakes, however many of one source; "unknown" without a clear winner."""

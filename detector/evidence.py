@@ -248,18 +248,14 @@ class Bank:
         copies &= present[:, :, None] & present[:, None, :] & ~np.eye(found.k, dtype=bool)
         return present, copies
 
-    def find(self, digest: bytes) -> int:
-        """Position of a row whose file has this digest, -1 if there is none, or if all zero: that says unknown."""
-        if not any(digest):
-            return -1
-        order, sorted_ = self._by_digest
+    def find(self, digest: bytes, most: int = 1) -> npt.NDArray[np.int64]:
+        """(n,) positions of the first rows whose file has this digest; none if it is all zero: that says unknown."""
+        order, first = self._by_digest
         wanted = np.frombuffer(digest, np.uint64)
-        place = int(np.searchsorted(sorted_, wanted[0]))
-        while place < len(sorted_) and sorted_[place] == wanted[0]:
-            if self.snapshot.column("digests")[order[place]].tobytes() == digest:
-                return int(order[place])
-            place += 1
-        return -1
+        begin, end = (int(np.searchsorted(first, wanted[0], side)) for side in ("left", "right"))
+        alike = order[begin:end] if wanted.any() else order[:0]
+        same = (_halves(self.snapshot.column("digests")[alike]) == wanted).all(1)
+        return np.asarray(alike[same][:most])
 
     @cached_property
     def _by_digest(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:

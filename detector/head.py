@@ -36,6 +36,11 @@ def head_folder(store: Path, name: str = DEFAULT) -> Path:
     return store / "heads" / name
 
 
+def head_names(folder: Path) -> list[str]:
+    """The heads in a folder of heads."""
+    return sorted(path.parent.name for path in folder.glob("*/head.json"))
+
+
 def columns_of(folder: Path) -> tuple[str, ...]:
     """The store's columns that the head in a folder reads, its own vectors alone where there is no head (yet)."""
     try:
@@ -178,7 +183,9 @@ class Head:
                 raise HeadError(f"{folder / told['arrays']} was altered (checksum differs); train the head again")
             head = _head(told, load(content))
         except FileNotFoundError as e:
-            raise HeadError(f"no head at {folder}; run `clipfake train` first") from e
+            there = ", ".join(head_names(folder.parent))
+            said = f"name one of those that are there with --head: {there}" if there else "run `clipfake train` first"
+            raise HeadError(f"no head at {folder}; {said}") from e
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
             raise HeadError(f"{path} is not a readable head ({e}); train it again") from e
         if space is not None:

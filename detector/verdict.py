@@ -28,6 +28,16 @@ class Neighbor:
 
 
 @dataclass(frozen=True)
+class Stored:
+    """A stored row with the very bytes that are asked about: what was said of them when they were indexed."""
+
+    key: str
+    label: str  # "real", "fake" or "unknown"
+    source: str
+    generator: str
+
+
+@dataclass(frozen=True)
 class Change:
     """A different question with a different answer, found by really asking it."""
 
@@ -52,14 +62,19 @@ class Verdict:
     reasons: tuple[str, ...]  # why, in words
     percentile: float  # per cent of known images that are less near to their nearest than this one
     generator: str  # what probably made it: a generator's name, "unknown" or "" for a real or unsure one
-    known: str  # key of the stored row with the very same bytes, "" if there is none
+    stored: tuple[Stored, ...]  # the rows with the very same bytes, of many the first few; they do not testify
     neighbors: dict[str, tuple[Neighbor, ...]]  # "real" and "fake", nearest first
     changes: tuple[Change, ...] = ()
     views: tuple[Change, ...] = ()  # what degraded copies of the image would have been told, if one asked
 
+    @property
+    def known(self) -> str:
+        """Key of the first stored row with the very same bytes, "" if there is none."""
+        return self.stored[0].key if self.stored else ""
+
     def as_json(self) -> dict[str, Any]:
         """A plain dictionary; the stable format of `query --json` and of the service."""
-        told = dict(vars(self))
+        told = {**vars(self), "known": self.known, "stored": [dict(vars(row)) for row in self.stored]}
         told["neighbors"] = {name: [n.as_json() for n in found] for name, found in self.neighbors.items()}
         told["signals"] = {name: round(value, 4) for name, value in self.signals.items()}
         told["score"], told["probability"] = round(self.score, 4), round(self.probability, 4)

@@ -28,6 +28,15 @@ class NeighborJson(BaseModel):
     split: str = Field(description="Part of the head's training it was in, or empty.")
 
 
+class StoredJson(BaseModel):
+    """A stored row with the very bytes that are asked about."""
+
+    key: str = Field(examples=["newgan/c.png"])
+    label: Literal["real", "fake", "unknown"]
+    source: str
+    generator: str
+
+
 class Neighbors(BaseModel):
     real: list[NeighborJson]
     fake: list[NeighborJson]
@@ -63,7 +72,8 @@ class VerdictJson(BaseModel):
     reasons: list[str] = Field(examples=[["real is ruled out at an error rate of 5%"]])
     percentile: float = Field(description="Per cent of known images less near to their nearest than this one.")
     generator: str
-    known: str = Field(description="Key of the stored row with the very same bytes, or empty.")
+    known: str = Field(description="Key of the first of `stored`, or empty.")
+    stored: list[StoredJson] = Field(description="The rows with the very same bytes, nine at most; none testifies.")
     neighbors: Neighbors
     changes: list[ChangeJson]
     views: list[ChangeJson] = Field(description="Of degraded copies, where one asked for them; empty otherwise.")
@@ -202,7 +212,7 @@ class RemovedJson(BaseModel):
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """What an operation may answer beside its result, for the documentation."""
     schema = {"schema": ProblemDetails.model_json_schema()}
-    everywhere = (401, 408, 413, 421, 500, 503, 504)
+    everywhere = (401, 408, 413, 421, 500, 502, 503, 504)
     return {
         status: {"description": "A problem", "content": {"application/problem+json": schema}}
         for status in sorted({*everywhere, *statuses})

@@ -15,7 +15,8 @@ from ..detector.evidence import Rules
 from ..store.store import Store
 from . import bank, embed, health, knn, page, query, search, stored
 from .depends import BEARER
-from .desk import Desk, Elsewhere
+from .desk import Desk
+from .engine import Elsewhere
 from .gate import Gate
 from .limits import Limits
 from .metrics import Metrics

@@ -25,10 +25,10 @@ from ..store.errors import HeadError, NotEnoughRows, SpaceMismatch, StoreError
 from ..store.info import info
 from ..store.joined import space_of
 from ..store.manifest import numbers
-from ..store.search import Searches
 from ..store.snapshot import Snapshot
 from ..store.store import Store
 from .batcher import Batcher, Vector
+from .engine import Elsewhere, Engine
 from .limits import Limits
 from .map import Map
 from .metrics import Metrics
@@ -37,7 +37,6 @@ from .seeing import Eyes, Picture
 from .uploads import Upload
 
 R = TypeVar("R")
-Elsewhere = Callable[[Snapshot], Searches]  # who is asked for the nearest rows of a snapshot
 Version = tuple[int, tuple[tuple[str, int], ...]]  # number of the snapshot; the head's files and when they were written
 VIEWS = 3  # vectors of an image that is asked about with its two degraded copies
 LOG = logging.getLogger("clipfake.service")
@@ -71,23 +70,31 @@ class Loaded:
     version: Version | None  # None if it may be another the next time, although nothing here has changed
     snapshot: Snapshot
     found: Detector | None
-    why: str = ""  # there is no detector, and what to do
+    refused: Problem | None = None  # why there is no detector, and what to do
 
     @classmethod
-    def of(cls, store: Store, head: str, rules: Rules, version: Version, elsewhere: Elsewhere | None) -> Loaded:
+    def of(cls, store: Store, head: str, rules: Rules, version: Version, engine: Engine | None) -> Loaded:
         try:
-            detector = Detector.load(store, head, rules, elsewhere)
+            detector = Detector.load(store, head, rules, engine.of if engine else None)
         except (HeadError, NotEnoughRows, SpaceMismatch) as e:
-            return cls(version, store.snapshot(), None, problem_of(e, store.folder).detail)
-        except StoreError as e:  # an engine that is down, or not filled yet, comes back without a sign in the store
-            return cls(None, store.snapshot(), None, problem_of(e, store.folder).detail)
+            return cls(version, store.snapshot(), None, problem_of(e, store.folder))
+        except StoreError as e:
+            return cls(None, store.snapshot(), None, Problem("cannot-judge", problem_of(e, store.folder).detail))
+        except Problem as e:  # an engine that is down, or not filled yet, comes back without a sign in the store
+            return cls(None, store.snapshot(), None, e)
         return cls(version, detector.snapshot, detector)
 
     @property
+    def why(self) -> str:
+        """There is no detector, and what to do; empty if there is one."""
+        return self.refused.detail if self.refused else ""
+
+    @property
     def detector(self) -> Detector:
-        """Raises Problem (cannot-judge) if there is none."""
+        """Raises Problem (cannot-judge, or what is wrong with the engine) if there is none."""
         if self.found is None:
-            raise Problem("cannot-judge", self.why)
+            assert self.refused
+            raise Problem(self.refused.kind, self.refused.detail, headers=self.refused.headers)
         return self.found
 
     @cached_property
@@ -123,7 +130,7 @@ class Desk:
         asked = space_of(store.snapshot(), columns_of(head_folder(store.folder, head)))
         eyes.encoder.space.require(asked, f"the store {store.folder}")
         self.store, self.eyes, self.limits, self.metrics = store, eyes, limits, metrics
-        self._head, self.rules, self._elsewhere = head, rules, elsewhere
+        self._head, self.rules, self._engine = head, rules, Engine(elsewhere) if elsewhere else None
         self._loaded: Loaded | None = None
         self._figures: tuple[Version, dict[str, Any]] | None = None
         self._loading = threading.Lock()
@@ -208,7 +215,7 @@ class Desk:
         try:
             version = self._version()
             if self._loaded is None or self._loaded.version != version:
-                self._loaded = Loaded.of(self.store, self._head, self.rules, version, self._elsewhere)
+                self._loaded = Loaded.of(self.store, self._head, self.rules, version, self._engine)
                 self.metrics.rows.set(len(self._loaded.snapshot))
             return self._loaded
         finally:

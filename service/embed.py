@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from .answers import EmbeddingsJson, VectorsJson, refusals
 from .batcher import Vector
+from .body import JsonRoute
 from .depends import JSON_ONLY, At
 from .desk import Refused, usable, without_folders
 from .problem import Problem
 from .uploads import counted, image_of, request_body, uploads
 
-router = APIRouter(tags=["vectors"])
+router = APIRouter(tags=["vectors"], route_class=JsonRoute)
 
 
 @router.post(
@@ -43,7 +44,9 @@ class EmbeddingsAsked(BaseModel):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"input": ["data:image/png;base64,iVBORw0KGgo="]}]})
 
-    input: str | list[str] = Field(description="Images, each as a data URL or in base64.")
+    input: str | Annotated[list[str], Field(fail_fast=True)] = Field(
+        description="Images, each as a data URL or in base64."
+    )
     model: str = Field("", description="Not looked at: the answer names the encoder.")
     encoding_format: Literal["float", "base64"] = Field("float", description="base64: little-endian float32.")
 
@@ -58,7 +61,8 @@ class EmbeddingsAsked(BaseModel):
 async def embeddings(asked: EmbeddingsAsked, at: At) -> Any:
     """An alias of /v1/embed. One bad image and the whole request is refused: this form has no place to say so."""
     texts = [asked.input] if isinstance(asked.input, str) else asked.input
-    given = counted([image_of(text, f"input {i}") for i, text in enumerate(texts)], at.limits)
+    counted(texts, at.limits)
+    given = [await at.run(image_of, text, f"input {i}") for i, text in enumerate(texts)]
     vectors = []
     for one in await at.see(given):
         if isinstance(one, Refused):

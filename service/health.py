@@ -22,8 +22,8 @@ async def healthz() -> Any:
 @router.get("/readyz", summary="Whether images can be judged", response_model=Health, responses=refusals())
 async def readyz(at: At) -> Any:
     loaded = await at.run(at.loaded)
-    if loaded.why:
-        raise Problem("not-ready", loaded.why)
+    if loaded.refused:
+        raise Problem("not-ready", loaded.why, headers=loaded.refused.headers)
     return JSONResponse({"status": "ready"})
 
 

@@ -7,18 +7,19 @@ from urllib.parse import quote
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat
+from pydantic import BaseModel, ConfigDict, Field
 
 from ..detector.evidence import first_of_copies
 from ..store.search import Matches
 from ..store.snapshot import Snapshot
 from .answers import KnnRow, refusals
+from .body import JsonRoute
 from .depends import At
 from .problem import Problem
-from .search import nearest, rows_json, vector_of
+from .search import Numbers, nearest, rows_json, vector_of
 
 # Not strict: ClipClient does not say that what it sends is JSON.
-router = APIRouter(tags=["search"], strict_content_type=False)
+router = APIRouter(tags=["search"], route_class=JsonRoute, strict_content_type=False)
 
 
 class KnnAsked(BaseModel):
@@ -29,7 +30,7 @@ class KnnAsked(BaseModel):
     text: str | None = Field(None, max_length=10_000)
     image: str | None = Field(None, description="In base64.")
     image_url: str | None = Field(None, description="Refused: this service fetches nothing.")
-    embedding_input: list[FiniteFloat] | None = Field(None, max_length=100_000)
+    embedding_input: Numbers | None = None
     modality: Literal["image", "text"] = "image"
     num_images: int = Field(40, ge=1, description="Rows told in full.")
     num_result_ids: int | None = Field(None, ge=1, description="Rows; those beyond `num_images` by number alone.")

@@ -12,6 +12,7 @@ class Limits:
 
     image_bytes: int = 32 * 2**20  # of one file
     request_bytes: int = 128 * 2**20  # of one body
+    json_bytes: int = 3 * 2**20  # of a body of JSON, beside the images in it
     held_bytes: int = 512 * 2**20  # of the bodies of all requests that are being answered
     pixels: int = 64_000_000  # of one image, told by its header before it is decoded
     images: int = 64  # in one request

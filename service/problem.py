@@ -39,11 +39,15 @@ KINDS: dict[str, tuple[int, str]] = {
     "no-image": (422, "There is no image in the request"),
     "bad-image": (422, "The image cannot be read"),
     "failed": (500, "The service failed"),
+    "engine-failed": (502, "The search engine refuses"),
     "not-ready": (503, "Not ready"),
     "busy": (503, "Busy"),
     "locked": (503, "Another process is writing"),
+    "engine-down": (503, "The search engine cannot be reached"),
+    "engine-slow": (504, "The search engine took too long"),
     "too-slow": (504, "The answer took too long"),
 }
+TOLD = 20  # mistakes in one request, at most
 _BY_STATUS = {400: "bad-request", 404: "not-found", 405: "wrong-method", 415: "wrong-media", 422: "invalid"}
 
 
@@ -86,6 +90,8 @@ def problem_of(error: Exception, folder: Path | None = None) -> Problem:
     if isinstance(error, ClipfakeError):
         return Problem("failed", said)
     if isinstance(error, HTTPException):
+        if isinstance(error.__cause__, Problem):  # of body.py, which FastAPI lets through in this form alone
+            return error.__cause__
         kind = _BY_STATUS.get(error.status_code, "bad-request")
         return Problem(kind, f"{error.detail}; see /openapi.json", headers=error.headers)
     return Problem("failed", "an error in the service itself; its log says more")
@@ -93,7 +99,7 @@ def problem_of(error: Exception, folder: Path | None = None) -> Problem:
 
 def problem_of_validation(found: Sequence[Any]) -> Problem:
     """What the framework found wrong in the parameters or the body."""
-    places = [{"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in found]
-    said = "; ".join(f"{one['where']}: {one['what']}" for one in places[:3])
     kind = "bad-request" if any(one["type"] == "json_invalid" for one in found) else "invalid"
+    places = [{"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in found[:TOLD]]
+    said = "; ".join(f"{one['where']}: {one['what']}" for one in places[:3])
     return Problem(kind, said or "see /openapi.json", errors=places)

@@ -16,17 +16,20 @@ from ..store.search import Matches
 from ..store.snapshot import Snapshot
 from .answers import FoundJson, refusals
 from .batcher import Vector
+from .body import JsonRoute
 from .depends import JSON_ONLY, At
 from .desk import Desk, usable
 from .problem import Problem
 from .uploads import image_of
 
-router = APIRouter(tags=["search"])
+router = APIRouter(tags=["search"], route_class=JsonRoute)
 
 WAYS = ("vector", "image", "key", "text")
-# Of a source, generator or category. With the pattern, half a character is refused too, which no store can hold.
-Name = Annotated[str, Field(pattern=r"^[^\x00]*$")]
+# Of a source, generator or category. With a length to count, half a character is refused too, which no store can hold.
+Name = Annotated[str, Field(max_length=1000)]
 Names = Annotated[list[Name], Field(max_length=100)]
+# The first that is none is told; to tell of each would take longer than to read them all.
+Numbers = Annotated[list[FiniteFloat], Field(fail_fast=True, max_length=100_000)]
 Label = Literal["real", "fake", "unknown"]
 EXAMPLES: list[Any] = [{"key": "sim_nearest/images/plain/img000046.jpg", "k": 5, "labels": ["real"]}]
 
@@ -38,12 +41,12 @@ class SearchAsked(BaseModel):
         extra="forbid", json_schema_extra={"oneOf": [{"required": [way]} for way in WAYS], "examples": EXAMPLES}
     )
 
-    vector: list[FiniteFloat] = Field([], min_length=1, max_length=100_000, description="Of any length but zero.")
+    vector: Numbers = Field([], min_length=1, description="Of any length but zero.")
     image: str = Field("", min_length=1, description="A data URL or base64; nothing is fetched.")
     key: str = Field("", min_length=1, description="Of a stored row, which then finds itself first.")
     text: str = Field("", min_length=1, max_length=10_000, description="Where the encoder has a text side.")
     k: int = Field(9, ge=1, description="Rows to find, at most the service's limit of matches.")
-    labels: list[Label] = []
+    labels: Annotated[list[Label], Field(max_length=100)] = []
     sources: Names = []
     generators: Names = []
     categories: Names = []
@@ -89,7 +92,7 @@ async def vector_of(
     if text:
         return await at.run(at.text, text)
     if image:
-        return usable(await at.see([image_of(image)]))[0].vector
+        return usable(await at.see([await at.run(image_of, image)]))[0].vector
     if key:
         position = (await at.run(snapshot.find, [key]))[0]
         if position < 0:

@@ -6,7 +6,7 @@ import base64
 import binascii
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
@@ -15,6 +15,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from .limits import Limits
 from .problem import Problem
 
+T = TypeVar("T")
+PIECE = 2**20  # letters of base64 that are read at once, a multiple of four
 NAME_MOST = 200  # letters of a file's name
 FORM = "multipart/form-data"
 DATA_URL = re.compile(r"data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
@@ -65,7 +67,7 @@ def media_type(request: Request) -> str:
     return request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
 
 
-def counted(found: list[Upload], limits: Limits) -> list[Upload]:
+def counted(found: list[T], limits: Limits) -> list[T]:
     """The images, if there are some and not too many; raises Problem."""
     if not found:
         raise Problem("no-image", "send images as files of a multipart form, or one image as the body")
@@ -104,7 +106,14 @@ def image_of(text: str, name: str = "image") -> Upload:
     if found is None and re.match(r"[a-z][a-z0-9+.-]*:", text[:40], re.IGNORECASE):
         raise Problem("invalid", "this service fetches nothing; send the image itself, as a data URL in base64")
     try:
-        content = base64.b64decode(text[found.end() :] if found else text, validate=True)
+        return Upload(name, decoded(text[found.end() :] if found else text))
     except (binascii.Error, ValueError) as e:
         raise Problem("invalid", f"not an image in base64 ({e})") from e
-    return Upload(name, content)
+
+
+def decoded(text: str) -> bytes:
+    """What some base64 says; raises ValueError for what is none. Piece by piece, as others can go on between two."""
+    pieces = [base64.b64decode(text[i : i + PIECE], validate=True) for i in range(0, len(text), PIECE)]
+    if any(len(piece) < PIECE // 4 * 3 for piece in pieces[:-1]):
+        raise binascii.Error("Excess data after padding")
+    return b"".join(pieces)

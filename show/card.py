@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..detector.verdict import Neighbor, Refusal, Verdict
-from .words import SHAPES, STRONGEST, chance, familiar, likelier, maker
+from .words import SHAPES, STRONGEST, chance, familiar, kept, likelier, maker
 
 # as on the page and in the figures: blue and orange are apart for every eye, and every colour is named in words too
 COLOURS = {"real": "#2f86d0", "fake": "#d9622b", "unsure": "#8e99a5"}
@@ -46,8 +46,8 @@ def facts(verdict: Verdict) -> Table:
     made.add_column(style="dim", no_wrap=True)
     made.add_column()
     made.add_row("because", "; ".join(verdict.reasons))
-    if verdict.known:
-        made.add_row("known", f"this very file is stored as {verdict.known}; it did not testify")
+    if verdict.stored:
+        made.add_row("known", f"{kept(verdict)}; it did not testify")
     signals = {"classifier": verdict.signals["svm"], "neighbours": verdict.signals["neighbors"], "score": verdict.score}
     for name, value in signals.items():
         made.add_row(name, f"{value:+.2f}  {scale(value)}  {likelier(value)}")

@@ -14,7 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..detector.verdict import Neighbor, Verdict
 from ..store.durable import written_aside
-from .words import CAVEAT, SHAPES, chance, likelier, maker
+from .words import CAVEAT, SHAPES, chance, kept, likelier, maker
 
 INK, GREY, PAPER, EMPTY = "#1c2026", "#69717d", "#ffffff", "#eceff3"
 COLOURS = {"real": "#1f6fb2", "fake": "#c8501e", "unsure": "#505b67"}  # apart for colour-blind eyes, and always named
@@ -120,8 +120,8 @@ def _panel(entry: Entry, thumbnail: Callable[[int], bytes]) -> Image.Image:
 def _why(verdict: Verdict) -> str:
     """The reasons, and what would be said otherwise."""
     changes = "; ".join(f"{change.what} it would be {change.verdict}" for change in verdict.changes)
-    known = f"this very file is stored as {verdict.known}" if verdict.known else ""
-    said = ". ".join(part[:1].upper() + part[1:] for part in ("; ".join(verdict.reasons), changes, known) if part)
+    told = ("; ".join(verdict.reasons), changes, kept(verdict))
+    said = ". ".join(part[:1].upper() + part[1:] for part in told if part)
     return f"{said}."
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..detector.verdict import Verdict
+from ..detector.verdict import Stored, Verdict
 
 SHAPES = {"real": "●", "fake": "▲", "unsure": "◆"}  # nothing is told by colour alone
 CAVEAT = (
@@ -51,6 +51,31 @@ def maker(verdict: Verdict) -> str:
     if verdict.verdict != "fake" or not verdict.generator:
         return ""
     return "by an unknown generator" if verdict.generator == "unknown" else f"probably made by {verdict.generator}"
+
+
+def origin(row: Stored) -> str:
+    """What was said of a row when it was indexed.
+
+    >>> origin(Stored("a/1.png", "fake", "stylegan2-cats", "stylegan2")), origin(Stored("b/1.png", "real", "ffhq", ""))
+    ('fake of stylegan2', 'real of ffhq')
+    >>> origin(Stored("c/1.png", "unknown", "inbox", ""))
+    'of unknown origin in inbox'
+    """
+    if row.label == "unknown":
+        return f"of unknown origin in {row.source}"
+    return f"{row.label} of {row.generator or row.source}"
+
+
+def kept(verdict: Verdict) -> str:
+    """Where the very file is in the store, and as what; "" where it is not."""
+    if not verdict.stored:
+        return ""
+    keys: dict[str, list[str]] = {}
+    for row in verdict.stored:
+        keys.setdefault(origin(row), []).append(row.key)
+    more = {what: f" and {len(found) - 1} more" if len(found) > 1 else "" for what, found in keys.items()}
+    said = " and as ".join(f"{what} ({found[0]}{more[what]})" for what, found in keys.items())
+    return f"this very file is stored as {said}"
 
 
 def familiar(percentile: float) -> str:

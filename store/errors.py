@@ -7,6 +7,10 @@ ClipfakeError
 │   ├── Damaged             a file of ours that is missing, truncated or altered
 │   ├── Locked              another process is writing
 │   ├── SpaceMismatch       vectors of one encoder meant for those of another
+│   ├── EngineError         a search engine beyond this process refuses, or does not hold what it should
+│   │   ├── EngineDown      it cannot be reached, or has too much to do
+│   │   ├── EngineSlow      it did not answer in time
+│   │   └── EngineDamaged   its files are missing, truncated or altered (also Damaged)
 │   ├── BadBlock            rows that may not be stored (NaN, zero, duplicate keys, unequal columns)
 │   └── NotEnoughRows       a question that the stored rows cannot answer (empty bank, one class only)
 ├── SourceError             a folder, archive or table of images that cannot be read as one
@@ -43,6 +47,22 @@ class Locked(StoreError):
 
 class SpaceMismatch(StoreError):
     """Vectors of one encoder were meant for those of another."""
+
+
+class EngineError(StoreError):
+    """A search engine beyond this process refuses, or does not hold what it should."""
+
+
+class EngineDown(EngineError):
+    """A search engine cannot be reached, or has too much to do."""
+
+
+class EngineSlow(EngineError):
+    """A search engine did not answer in time."""
+
+
+class EngineDamaged(EngineError, Damaged):
+    """An engine's own files are missing, truncated or altered."""
 
 
 class BadBlock(StoreError):

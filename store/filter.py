@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .block import Mask
+from .block import TEXT, Mask, Names
 from .errors import BadBlock
 
 if TYPE_CHECKING:
@@ -84,5 +85,15 @@ def _one_of(values: Any, wanted: list[Any]) -> Mask:
     """Whether each value is one of a few; numpy's own test sorts millions of texts for that."""
     result = np.zeros(len(values), bool)
     for one in wanted:
-        result |= values == one
+        with suppress(UnicodeEncodeError):  # half a character, which no store can hold
+            result |= _equal(values, one) if values.dtype == TEXT else values == one
+    return result
+
+
+def _equal(values: Names, text: str) -> Mask:
+    """Which of them are this text, for numpy a hard question (2.4.6): it forgets zeros at the end of a plain string,
+    and of two texts of one length looks no further than a zero in both."""
+    result: Mask = values == np.array(text, TEXT)
+    if "\0" in text:
+        result[result] = [value == text for value in values[result].tolist()]
     return result

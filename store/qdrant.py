@@ -7,22 +7,28 @@ from pathlib import Path
 from .engine import Engine
 from .errors import StoreError
 from .qdrant_edge import Edge
-from .qdrant_server import COLLECTION, Server
+from .qdrant_server import COLLECTION, TIMEOUT, Server
 from .qdrant_terms import Layout
 
 
-def engine_at(place: str | Path, collection: str = COLLECTION, layout: Layout = Layout()) -> Engine:
+def engine_at(
+    place: str | Path, collection: str = COLLECTION, layout: Layout = Layout(), timeout: float | None = None
+) -> Engine:
     """A server for an URL (`http://host:6333`), Qdrant Edge for a folder. Close it when done.
+
+    Parameters
+    ----------
+    timeout : seconds that one request to a server may take, two minutes for None
 
     Raises
     ------
     MissingExtra
         The extra `qdrant` is not installed.
     StoreError
-        The server does not answer.
+        The place is neither.
     """
     if str(place).startswith(("http://", "https://")):
-        return Server(str(place), collection, layout)
+        return Server(str(place), collection, layout, timeout=timeout or TIMEOUT)
     if "://" in str(place):
         raise StoreError(f"{place} is neither http://, https:// nor a folder")
     return Edge(Path(place), layout)

@@ -12,7 +12,7 @@ import numpy as np
 
 from .block import Vectors
 from .engine import Allowed, Ids
-from .errors import Damaged, Locked, MissingExtra, NotAStore, StoreError
+from .errors import EngineDamaged, Locked, MissingExtra, NotAStore, StoreError
 from .qdrant_terms import (
     NUMBERS,
     QUERIES_AT_ONCE,
@@ -188,6 +188,6 @@ class Edge:
         except Exception as e:
             if "WAL" in str(e) and "WouldBlock" in str(e):
                 raise Locked(f"{self.name} is open in another process; try again when it has ended") from e
-            raise Damaged(
+            raise EngineDamaged(
                 f"{self.name} fails ({str(e)[:200]}); delete the folder and run `clipfake store push` again"
             ) from e

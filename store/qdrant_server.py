@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Iterator, Sequence
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from .block import Vectors
 from .engine import Allowed, Ids
-from .errors import MissingExtra, StoreError
+from .errors import EngineDown, EngineError, EngineSlow, MissingExtra
 from .qdrant_terms import (
     NUMBERS,
     QUERIES_AT_ONCE,
@@ -33,15 +34,24 @@ from .space import Space
 COLLECTION = "clipfake"
 KEY = "QDRANT_API_KEY"  # environment: a server's key, never on a command line
 TIMEOUT = 120  # seconds a request may take: an exact search of many rows is no error
+DOWN, SLOW = (429, 502, 503), (408, 504)  # statuses of a server, or of what stands before it, that mean this
 POLL = 0.5  # seconds between looks at a server that builds its indexes
 
 
 class Server:
     """A collection of a Qdrant server or cluster."""
 
-    def __init__(self, url: str, collection: str = COLLECTION, layout: Layout = Layout(), client: Any = None) -> None:
+    def __init__(
+        self,
+        url: str,
+        collection: str = COLLECTION,
+        layout: Layout = Layout(),
+        client: Any = None,
+        timeout: float = TIMEOUT,
+    ) -> None:
         """`client` is a `QdrantClient` to use instead of one that is made for the URL."""
         try:
+            import httpx  # which the client speaks with
             import qdrant_client
             from qdrant_client.common.client_exceptions import QdrantException
             from qdrant_client.http.exceptions import ApiException
@@ -49,10 +59,13 @@ class Server:
             raise MissingExtra("a Qdrant server", "qdrant") from e
         self._m: Any = qdrant_client.models
         self._errors = (ApiException, QdrantException, OSError, ValueError)
+        self._late: Any = httpx.TimeoutException
+        self._away = (httpx.TransportError, OSError)
+        self._never_there: Any = httpx.ConnectTimeout
         self._url, self._collection, self._layout = url, collection, layout
         with self._told():
             self._client = client or qdrant_client.QdrantClient(
-                url=url, api_key=os.environ.get(KEY), timeout=TIMEOUT, check_compatibility=False
+                url=url, api_key=os.environ.get(KEY), timeout=math.ceil(timeout), check_compatibility=False
             )
 
     @property
@@ -183,7 +196,7 @@ class Server:
             with self._told():
                 told = self._client.get_collection(self._collection)
                 if told.status == status.RED:
-                    raise StoreError(f"{self.name} cannot build its indexes ({told.optimizer_status}); see its log")
+                    raise EngineError(f"{self.name} cannot build its indexes ({told.optimizer_status}); see its log")
                 if told.status == status.GREEN:
                     return
                 if told.status == status.GREY:  # waits for a change before it goes on after a restart
@@ -198,10 +211,21 @@ class Server:
         try:
             yield
         except self._errors as e:
-            raise StoreError(
-                f"{self.name} does not answer as it should ({str(e).strip()[:200]}); is a Qdrant server running there, "
-                f"and is {KEY} set if it wants a key?"
-            ) from e
+            raise self._failure(e) from e
+
+    def _failure(self, error: Exception) -> EngineError:
+        """What the client's error means for whoever asked."""
+        source, status = getattr(error, "source", error), getattr(error, "status_code", None)
+        said = str(error).strip()[:200] or type(source).__name__
+        if status in SLOW or (isinstance(source, self._late) and not isinstance(source, self._never_there)):
+            return EngineSlow(f"{self.name} did not answer in time ({said}); try again, or see what it is busy with")
+        busy = status in DOWN or hasattr(error, "retry_after_s")
+        if busy or isinstance(source, self._away):
+            return EngineDown(f"{self.name} cannot be reached ({said}); is a Qdrant server running there?")
+        return EngineError(
+            f"{self.name} does not answer as it should ({said}); is a Qdrant server running there, and is {KEY} set if "
+            f"it wants a key?"
+        )
 
 
 def in_few_digits(vectors: Vectors) -> list[list[float]]:

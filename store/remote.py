@@ -11,7 +11,7 @@ import numpy as np
 from .block import Mask, Vectors, distinct
 from .card import Card, content_of, read_card
 from .engine import Allowed, Engine, Ids
-from .errors import BadBlock, StoreError
+from .errors import BadBlock, EngineError
 from .filter import Filter
 from .index import compared
 from .plan import exactly, fetched
@@ -28,14 +28,14 @@ def ask(snapshot: Snapshot, engine: Engine) -> Asked:
     Raises
     ------
     NoStore, NotAStore, SpaceMismatch
-    StoreError
+    EngineError
         It holds other rows than the snapshot, or half of a push.
     """
     card = read_card(engine)
     card.space.require(snapshot.space, engine.name)
     remote = Remote(engine, card)
     if card.content != content_of(snapshot.manifest.parts):
-        raise StoreError(
+        raise EngineError(
             f"{engine.name} holds {card.rows} rows of snapshot {card.snapshot}, this is snapshot {snapshot.number} "
             f"with {len(snapshot)} rows; run `clipfake store push` to bring it up to date"
         )
@@ -46,11 +46,11 @@ class Remote:
     """A filled engine without the shards: answers are row ids and the engine's own similarities."""
 
     def __init__(self, engine: Engine, card: Card | None = None) -> None:
-        """Raises what `read_card` raises, and StoreError for half of a push."""
+        """Raises what `read_card` raises, and EngineError for half of a push."""
         self.engine = engine
         self.card = card or read_card(engine)
         if not self.card.complete:
-            raise StoreError(
+            raise EngineError(
                 f"a push to {engine.name} did not end; run `clipfake store push` again, it goes on from there"
             )
         self._counted: dict[str, int] = {}
@@ -133,7 +133,7 @@ class Asked:
             return found
         if count <= MASK_ROWS:
             return None
-        raise BadBlock(f"a mask of {count} rows cannot be told to {self.remote.engine.name}; give a Filter")
+        raise BadBlock(f"a mask of {count} rows cannot be told to an engine; give a Filter")
 
     def _label_without_sources(self, mask: Mask, label: int) -> Filter | None:
         """The filter that the mask is, if it is all rows of a label but those of some sources."""

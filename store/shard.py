@@ -34,6 +34,8 @@ LAYOUT = ("v108", "v108")
 PAGE = 4096  # large datasets begin at a page of memory, so that they can be mapped
 TABLE = 1024  # bytes that HDF5 notes of a dataset, and more
 ROWS_PER_DIGEST = 256
+PICTURES_PER_DIGEST = 16  # small JPEGs, about as many bytes as that many rows of vectors
+ROWS_READ = 4096  # whose pictures are in memory where many are asked for
 
 CODED = ("sources", "generators", "categories", "formats")  # few distinct values: a table and a code a row
 TEXTUAL = ("keys", "paths")  # nearly all distinct: bytes end to end, and where each ends
@@ -152,11 +154,18 @@ def _datasets(block: Block, hashes: Hashes) -> Iterator[tuple[str, npt.NDArray[A
     yield "key_hashes", hashes
     if block.thumbnails:
         yield from _pieces("thumbnails", b"".join(block.thumbnails), map(len, block.thumbnails))
+        yield "thumbnails/digests", _digests_of_pictures(block.thumbnails)
     occurring = set(block.rows.categories.tolist())
     if here := sorted(occurring & block.texts.keys()):
         yield from _strings("texts", names(here))
         rows = [block.texts[category] for category in here]
         yield "texts/vectors", np.asarray(rows, dtype="<f2").reshape(len(here), -1)
+
+
+def _digests_of_pictures(pictures: Sequence[bytes]) -> npt.NDArray[np.uint8]:
+    """BLAKE2b-128 of every 16 rows' pictures end to end, shape (groups, 16): some can be checked without the rest."""
+    groups = [b"".join(pictures[i : i + PICTURES_PER_DIGEST]) for i in range(0, len(pictures), PICTURES_PER_DIGEST)]
+    return np.frombuffer(bytes.fromhex("".join(map(checksum, groups))), np.uint8).reshape(-1, 16)
 
 
 def _strings(name: str, values: Names) -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -254,27 +263,45 @@ class Shard:
         vectors = self._read("texts/vectors").astype(np.float32)
         return dict(zip(self._read_strings("texts").tolist(), vectors, strict=True))
 
-    def thumbnail(self, row: int) -> bytes:
-        """The small JPEG of one row, b"" where none was kept."""
-        if not self._sound_thumbnails:
-            return b""
+    def pictures(self, rows: npt.NDArray[np.int64]) -> list[bytes]:
+        """The small JPEGs of some rows, b"" where none was kept; little more is read, and all that is is checked."""
+        found = [b""] * len(rows)
+        if not self.has_thumbnails or not len(rows):
+            return found
+        ends, digests = self._picture_ends, self._picture_digests
+        order = np.argsort(rows, kind="stable")
+        groups = rows[order] // PICTURES_PER_DIGEST
+        apart = (np.diff(groups) > 1) | (np.diff(groups // (ROWS_READ // PICTURES_PER_DIGEST)) > 0)
         with self._file() as file:
-            ends = file["thumbnails/ends"]
-            start, end = (int(ends[row - 1]) if row else 0), int(ends[row])
-            return bytes(file["thumbnails/bytes"][start:end].tobytes())
+            for wanted in np.split(order, np.flatnonzero(apart) + 1):  # rows whose groups are read at once
+                first, last = (int(rows[one]) // PICTURES_PER_DIGEST for one in (wanted[0], wanted[-1]))
+                begin = first * PICTURES_PER_DIGEST
+                cuts = [int(ends[begin - 1]) if begin else 0]
+                cuts += ends[begin : (last + 1) * PICTURES_PER_DIGEST].tolist()
+                content = file["thumbnails/bytes"][cuts[0] : cuts[-1]].tobytes()
+                pieces = _cut(content, [end - cuts[0] for end in cuts[1:]])
+                if len(digests) and not np.array_equal(_digests_of_pictures(pieces), digests[first : last + 1]):
+                    raise self._altered("thumbnails/bytes")
+                for one in wanted.tolist():
+                    found[one] = pieces[int(rows[one]) - begin]
+        return found
+
+    @cached_property
+    def _picture_ends(self) -> npt.NDArray[np.uint64]:
+        return self._read("thumbnails/ends")
+
+    @cached_property
+    def _picture_digests(self) -> npt.NDArray[np.uint8]:
+        """(groups, 16); of a shard from before there were any none, and its pictures have been compared as a whole."""
+        if "thumbnails/digests" in self.header.checksums:
+            return self._read("thumbnails/digests")
+        self.check("thumbnails/bytes")
+        return np.zeros((0, 16), np.uint8)
 
     @property
     def has_thumbnails(self) -> bool:
         """Whether any were kept."""
         return "thumbnails/ends" in self.header.checksums
-
-    @cached_property
-    def _sound_thumbnails(self) -> bool:
-        """Whether there are any; they are compared with their checksum once."""
-        if self.has_thumbnails:
-            self.check("thumbnails/bytes")
-            self.check("thumbnails/ends")
-        return self.has_thumbnails
 
     def thumbnails(self) -> tuple[bytes, ...]:
         """All of them, one a row; () where none were kept."""
@@ -311,8 +338,11 @@ class Shard:
         with self._file() as file:
             values: npt.NDArray[Any] = file[name][...]
         if checksum(np.ascontiguousarray(values)) != self.header.checksums[name]:
-            raise Damaged(f"{self.path}: {name} is not what was written (checksum differs); {_REPAIR}")
+            raise self._altered(name)
         return values
+
+    def _altered(self, name: str) -> Damaged:
+        return Damaged(f"{self.path}: {name} is not what was written (checksum differs); {_REPAIR}")
 
     def _read_strings(self, name: str) -> Names:
         blob, ends = self._read(f"{name}/bytes").tobytes(), self._read(f"{name}/ends").tolist()

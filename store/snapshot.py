@@ -207,8 +207,7 @@ class Snapshot:
 
     def thumbnail(self, position: int) -> bytes:
         """The small JPEG of one row, b"" where none was kept."""
-        [(shard, _, rows)] = self._located(np.array([position], np.int64))
-        return shard.file.thumbnail(int(np.arange(len(shard.file))[rows][0]))
+        return self.thumbnails(np.array([position], np.int64))[0]
 
     @property
     def has_thumbnails(self) -> bool:
@@ -216,11 +215,11 @@ class Snapshot:
         return any(shard.file.has_thumbnails for shard in self._shards)
 
     def thumbnails(self, positions: Positions) -> tuple[bytes, ...]:
-        """The small JPEGs of some rows, b"" where none was kept; a shard's are read at once."""
+        """The small JPEGs of some rows, b"" where none was kept."""
         result = np.full(len(positions), b"", object)
         for shard, here, rows in self._located(np.asarray(positions, np.int64)):
-            if pictures := shard.file.thumbnails():
-                result[here] = np.array(pictures, object)[rows]
+            which = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+            result[here] = np.array(shard.file.pictures(which), object)
         return tuple(result.tolist())
 
     def find(self, keys: Sequence[str] | Names, hashes: Hashes | None = None) -> Positions:

@@ -237,6 +237,16 @@ def test_an_altered_head_is_refused(head: Head, tmp_path: Path) -> None:
         Head.load(tmp_path)
 
 
+def test_who_names_a_head_that_is_not_there_is_told_which_are(head: Head, tmp_path: Path) -> None:
+    with pytest.raises(HeadError, match=r"no head at .*default; run `clipfake train` first"):
+        Head.load(tmp_path / "default")
+    head.save(tmp_path / "linear")
+    head.save(tmp_path / "deep")
+    (tmp_path / "half").mkdir()  # of a training that was stopped
+    with pytest.raises(HeadError, match=r"no head at .*default; name one of .* --head: deep, linear$"):
+        Head.load(tmp_path / "default")
+
+
 def test_the_same_seed_gives_the_same_head(store: Store, head: Head) -> None:
     again = train(store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).head
     assert all(np.array_equal(w, again.projection.weights[n]) for n, w in head.projection.weights.items())

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clipfake.show.words import CAVEAT, likelier, percent
+from clipfake.detector.verdict import Stored
+from clipfake.show.words import CAVEAT, likelier, origin, percent
 from PIL import Image
 
 from .conftest import SOURCES, Toy, drawn
@@ -136,6 +137,15 @@ def test_an_image_gets_the_services_answer_with_its_evidence(visit: Open, addres
     assert all(shown.evaluate_all(SIZES))
 
 
+def test_an_image_that_is_stored_is_told_with_what_it_was_called(visit: Open, address: str) -> None:
+    page, content = visit(address), drawn("gan_a", 7)
+    row = Stored(**asked(address, content)["stored"][0])
+    give(page, file("mine.png", content))
+    told = f"his very file is stored as fake of gan_a ({row.key})"
+    expect(page.locator(".card .known")).to_have_text(f"T{told}. It did not testify.")
+    assert f"t{told}" == f"this very file is stored as {origin(row)} ({row.key})"  # as in the terminal
+
+
 def test_the_nearest_images_come_before_the_numbers(visit: Open, address: str) -> None:
     page = visit(address)
     give(page, FAKE)
@@ -237,24 +247,62 @@ def test_an_empty_store_says_what_to_do(visit: Open, toy: Toy, tmp_path: Path) -
         expect(page.locator(".card")).to_have_count(0)
 
 
-@pytest.mark.parametrize("trouble", ["busy", "gone"])
-def test_a_service_that_is_busy_or_gone_is_asked_again(visit: Open, address: str, trouble: str) -> None:
-    page = visit(address, script="const set = setTimeout; setTimeout = (f, ms) => set(f, ms / 10);")  # time flies
-    said = json.dumps({"detail": "256 images wait already; try again in 7 s"})
+FLIES = "const set = setTimeout; setTimeout = (f, ms) => set(f, ms / 10);"  # time
+CUT = """const asks = fetch; let cut = false; window.fetch = async (at, how) => {
+    if (cut || !String(at).startsWith('/v1/query')) return asks(at, how);
+    cut = true;
+    return new Response(new ReadableStream({start: (stream) => stream.error(new TypeError('network error'))}));
+};"""  # the first answer ends after its head
+REFUSALS = {
+    "busy": ("busy", 503, "256 images wait already; try again in 7 s"),
+    "engine": ("engine-slow", 504, "the search engine behind this service did not answer in time; try again in 7 s"),
+}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        ("busy", "The service is busy: 256 images wait already. Trying again in 7 seconds"),
+        ("engine", "The search engine behind this service did not answer in time. Trying again in 7 seconds"),
+        ("gone", "The service does not answer. Is it still running? Trying again in"),
+        ("cut", "The service does not answer. Is it still running? Trying again in"),
+    ],
+)
+def test_a_service_that_is_busy_or_gone_is_asked_again(visit: Open, address: str, trouble: str, words: str) -> None:
+    page = visit(address, script=FLIES + (CUT if trouble == "cut" else ""))
 
     def refuse(route: Any) -> None:
         if trouble == "gone":
             route.abort("connectionrefused")
         else:
-            route.fulfill(status=503, body=said, headers={"Retry-After": "7"})
+            kind, status, detail = REFUSALS[trouble]
+            body = json.dumps({"type": f"urn:clipfake:problem:{kind}", "detail": detail})
+            route.fulfill(status=status, body=body, headers={"Retry-After": "7"})
 
-    page.route("**/v1/query*", refuse, times=1)
+    if trouble != "cut":
+        page.route("**/v1/query*", refuse, times=1)
     expect(page.locator("#choose")).to_be_enabled()
     page.set_input_files("#files", [FAKE])
-    words = {"busy": "busy: 256 images wait already. Trying again in 7 seconds", "gone": "does not answer"}
-    expect(page.locator("#trouble")).to_contain_text(words[trouble])
+    expect(page.locator("#trouble")).to_contain_text(words)
     expect(page.locator(".card")).to_have_attribute("data-state", asked(address, FAKE["buffer"])["verdict"])
     expect(page.locator("#trouble")).to_be_hidden()
+
+
+def test_whoever_gives_an_image_far_below_sees_what_becomes_of_it(visit: Open, address: str) -> None:
+    page = visit(address)
+    give(page, FAKE)
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.set_input_files("#files", [REAL])
+    expect(page.locator("#summary")).to_be_in_viewport()
+    expect(page.locator(".card").first.locator(".name")).to_be_in_viewport()
+    expect(page.locator(".card[data-state=waiting]")).to_have_count(0)
+
+
+@pytest.mark.parametrize("touched", [True, False])
+def test_a_phone_is_not_told_of_keys_it_does_not_have(visit: Open, address: str, touched: bool) -> None:
+    page = visit(address, is_mobile=touched, has_touch=touched)
+    expect(page.locator("#choose")).to_be_visible()
+    expect(page.locator(".by-hand")).to_be_visible(visible=not touched)
 
 
 def test_waiting_can_be_stopped_and_taken_up_again(visit: Open, address: str) -> None:

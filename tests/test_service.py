@@ -16,11 +16,12 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from clipfake.detector.detector import Detector, Question
+from clipfake.service import engine
 from clipfake.service.answers import VerdictJson
 from clipfake.service.limits import Limits
 from clipfake.service.problem import KINDS
 from clipfake.store.block import Block, Rows
-from clipfake.store.errors import StoreError
+from clipfake.store.errors import EngineDamaged, EngineDown, EngineError, EngineSlow, Locked
 from clipfake.store.filter import Filter, delete
 from clipfake.store.store import Store
 from PIL import Image
@@ -118,6 +119,7 @@ def test_if_no_image_can_be_read_that_is_a_problem_that_names_all(client: TestCl
 def test_a_stored_image_is_recognised_and_does_not_testify_for_itself(toy: Any, client: TestClient) -> None:
     [told] = client.post("/v1/query", files=files(toy.drawn("gan_a", 7))).json()["answers"]
     assert told["known"] == "gan_a/img 7.png"
+    assert told["stored"] == [{"key": "gan_a/img 7.png", "label": "fake", "source": "gan_a", "generator": "gan_a"}]
     assert "gan_a/img 7.png" not in [one["key"] for one in told["neighbors"]["fake"]]
 
 
@@ -246,7 +248,6 @@ def test_words_search_where_the_encoder_has_a_text_side(toy: Any, client: TestCl
         ({"key": "gan_a/img 7.png", "sorces": ["gan_a"]}, (422, "invalid")),
         ({"key": "gan_a/img 7.png", "sources": ["\ud800"]}, (422, "invalid")),
         ({"key": "gan_a/img 7.png", "but_sources": ["\ud800"]}, (422, "invalid")),
-        ({"key": "gan_a/img 7.png", "generators": ["gan_a\x00"]}, (422, "invalid")),
         ({"image": "https://example.org/a.png"}, (422, "invalid")),
         ({"image": data_url(b"no image")}, (422, "bad-image")),
     ],
@@ -468,21 +469,85 @@ def test_a_head_that_is_trained_while_it_serves_is_used_from_the_next_query(toy:
         assert client.post("/v1/query", content=content).json()["answers"][0] == told
 
 
-def test_an_engine_that_was_down_is_asked_again(toy: Any, tmp_path: Path) -> None:
-    """When it is back, or filled, nothing in the store tells that it is."""
-    down = True
+class Away:
+    """An engine inside, with an address that nobody outside may read."""
 
-    def elsewhere(snapshot: Any) -> Any:
-        if down:
-            raise StoreError("http://node1:6333 does not answer")
-        return snapshot
+    def __init__(self) -> None:
+        self.fails: dict[str, Exception | None] = {"opening": None, "searching": None}
 
-    content = toy.drawn("gan_a", 7)
-    with asked(toy, elsewhere=elsewhere) as client:
-        assert problem(client.post("/v1/query", content=content)) == (409, "cannot-judge")
-        assert problem(client.get("/readyz")) == (503, "not-ready")
-        down = False
+    def __call__(self, snapshot: Any) -> Any:
+        if self.fails["opening"]:
+            raise self.fails["opening"]
+        self.snapshot = snapshot
+        return self
+
+    def search(self, *asked: Any) -> Any:
+        if self.fails["searching"]:
+            raise self.fails["searching"]
+        return self.snapshot.search(*asked)
+
+
+INSIDE = "the collection clipfake at http://node1:6333 or in /srv/edge"
+
+
+@pytest.mark.parametrize("when", ["opening", "searching"])
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (EngineDown(INSIDE), (503, "engine-down")),
+        (EngineSlow(INSIDE), (504, "engine-slow")),
+        (EngineError(INSIDE), (502, "engine-failed")),
+        (EngineDamaged(INSIDE), (502, "engine-failed")),
+        (Locked(INSIDE), (503, "engine-down")),
+    ],
+    ids=lambda given: type(given).__name__ if isinstance(given, Exception) else given[1],
+)
+def test_an_engine_that_fails_is_a_problem_without_its_address_and_is_asked_again(
+    toy: Any,
+    when: str,
+    failure: Exception,
+    told: tuple[int, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(engine, "REST", 0.0)
+    away, content = Away(), toy.drawn("gan_a", 7)
+    away.fails[when] = failure
+    with asked(toy, elsewhere=away) as client:
+        answers = [client.post("/v1/query", content=content) for _ in range(2)]
+        assert [problem(one) for one in answers] == [told, told]
+        assert all(("Retry-After" in one.headers) == (told[0] != 502) for one in answers)
+        if when == "searching":
+            answers += [client.post("/v1/search", json={"key": "gan_a/img 7.png"})]
+            assert problem(answers[-1]) == told
+        else:  # nothing to judge by, but what is in the shards can be searched
+            answers += [client.get("/readyz"), client.get("/v1/store")]
+            assert problem(answers[-2]) == (503, "not-ready")
+        assert not [one.text for one in answers if "node1" in one.text or "/srv" in one.text]
+        assert [one.message for one in caplog.records if INSIDE in one.message] == [
+            f"the search engine fails: {INSIDE}"  # once, however often it is asked
+        ]
+        away.fails[when] = None
         assert client.get("/readyz").json() == {"status": "ready"}
+        assert client.post("/v1/query", content=content).status_code == 200
+        assert caplog.messages[-1] == "the search engine answers again"
+
+
+def test_an_engine_that_is_down_is_left_alone_for_a_while(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or each request for it would keep a thread as long as it takes to find out."""
+    now = 100.0
+    monkeypatch.setattr(engine, "monotonic", lambda: now)
+    away, content = Away(), toy.drawn("gan_a", 7)
+    with asked(toy, elsewhere=away) as client:
+        assert client.post("/v1/query", content=content).status_code == 200
+        away.fails["searching"] = EngineSlow("60 s")
+        refused = client.post("/v1/query", content=content)
+        assert (*problem(refused), refused.headers["Retry-After"]) == (504, "engine-slow", "5")
+        away.fails["searching"] = None
+        now += engine.REST - 1
+        refused = client.post("/v1/query", content=content)
+        assert (*problem(refused), refused.headers["Retry-After"]) == (504, "engine-slow", "1")
+        now += 1
         assert client.post("/v1/query", content=content).status_code == 200
 
 
@@ -497,7 +562,9 @@ def test_a_steady_question_for_more_than_can_ever_wait_is_refused_for_good(toy: 
 def test_a_source_is_not_taken_out_under_another_name(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     with asked(toy, store=store, token="secret") as client:
-        assert problem(client.delete("/v1/bank/gan_a%00", headers=TOKEN)) == (422, "invalid")
+        assert problem(client.delete("/v1/bank/gan_a%00", headers=TOKEN)) == (404, "not-found")
+        found = client.post("/v1/search", json={"key": "gan_a/img 7.png", "sources": ["gan_a\0"]})
+        assert found.json()["rows"] == []
     assert len(store.snapshot()) == 300
 
 

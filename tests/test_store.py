@@ -1,17 +1,21 @@
 """The store keeps what it is given, and nothing else."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import pytest
-from clipfake.store.block import FAKE, REAL, Block, Rows
+from clipfake.store.block import FAKE, REAL, Block, Rows, names
 from clipfake.store.errors import BadBlock, Damaged, Locked, NoStore, NotAStore, SpaceMismatch
+from clipfake.store.filter import Filter
 from clipfake.store.keys import Keys
+from clipfake.store.shard import Shard, write_shard
 from clipfake.store.space import Space
 from clipfake.store.store import Appended, Store
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 SPACE = Space("toy", "f" * 64, dim=4)
@@ -255,3 +259,62 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
         writer.append(block("a/2"))
     assert sorted(p.name for p in (tmp_path / "s/shards").iterdir()) == ["000001.h5", "000002.h5"]
     assert len(store.snapshot()) == 2
+
+
+WORDS = st.text("ab\0 é", max_size=3)
+
+
+@settings(max_examples=300)
+@given(st.lists(WORDS, min_size=1, max_size=12), st.lists(WORDS | st.just("\ud800"), min_size=1, max_size=4))
+def test_a_filter_allows_the_rows_that_have_one_of_its_words_exactly(stored: list[str], wanted: list[str]) -> None:
+    """A zero at a word's end is part of it, which numpy by itself forgets."""
+
+    class Rows(list[str]):
+        def column(self, name: str) -> Any:
+            return names(self)
+
+    allowed = Filter(sources=wanted).mask(Rows(stored))  # type: ignore[arg-type]
+    assert allowed.tolist() == [word in wanted for word in stored]
+    left_out = Filter(but_sources=wanted).mask(Rows(stored))  # type: ignore[arg-type]
+    assert left_out.tolist() == [word not in wanted for word in stored]
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Shard:
+    """A shard of 100 rows with pictures of many lengths, every seventh without one."""
+    vectors = np.eye(100, dtype=np.float32)
+    rows = Rows.make([str(i) for i in range(100)], [REAL] * 100)
+    pictures = tuple(bytes([i]) * (i % 7 * 5) for i in range(100))
+    path = tmp_path_factory.mktemp("pictured") / "000001.h5"
+    write_shard(path, Block(Space("toy", "0" * 64, 100), rows, vectors, pictures))
+    return Shard(path)
+
+
+@given(st.lists(st.integers(0, 99), max_size=30), st.booleans())
+def test_pictures_of_some_rows_are_those_of_all_without_reading_all(
+    pictured: Shard, rows: list[int], before_digests: bool
+) -> None:
+    shard = Shard(pictured.path)
+    if before_digests:  # as an older release wrote it
+        del shard.header.checksums["thumbnails/digests"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipfake.store.shard.ROWS_READ", 32)
+        if not before_digests:
+            patch.setattr(Shard, "check", lambda *_: pytest.fail("all are read"))
+        found = shard.pictures(np.array(rows, np.int64))
+    assert found == [pictured.thumbnails()[row] for row in rows]
+
+
+def test_a_damaged_picture_is_not_shown_and_hides_few_others(pictured: Shard, tmp_path: Path) -> None:
+    path = tmp_path / "000001.h5"
+    shutil.copy(pictured.path, path)
+    with h5py.File(path, "r+") as file:
+        file["thumbnails/bytes"][int(file["thumbnails/ends"][40]) - 1] ^= 1
+    shard, hidden = Shard(path), []
+    for row in range(100):
+        try:
+            assert shard.pictures(np.array([row])) == [pictured.thumbnails()[row]]
+        except Damaged as e:
+            assert "thumbnails/bytes is not what was written" in str(e)
+            hidden.append(row)
+    assert hidden == list(range(32, 48))

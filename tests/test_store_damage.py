@@ -215,7 +215,7 @@ def test_damaged_vectors_beside_a_damaged_picture_are_not_sealed_in_as_sound(fol
 def test_a_damaged_picture_is_not_shown(folder: Path) -> None:
     overwritten(folder, "thumbnails/bytes", 5)
     with pytest.raises(ClipfakeError, match=r"000002\.h5"):
-        Store.open(folder).snapshot().thumbnail(ROWS - 60)
+        Store.open(folder).snapshot().thumbnail(400 - 50)  # the first of the second shard
 
 
 def test_a_store_without_any_manifest_is_put_together_from_its_shards(folder: Path) -> None:

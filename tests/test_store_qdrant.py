@@ -24,7 +24,18 @@ from clipfake.store.block import Block, names
 from clipfake.store.build import build_index
 from clipfake.store.card import read_card
 from clipfake.store.engine import Allowed, Engine
-from clipfake.store.errors import BadBlock, Damaged, Locked, NoStore, NotAStore, SpaceMismatch, StoreError
+from clipfake.store.errors import (
+    BadBlock,
+    Damaged,
+    EngineDown,
+    EngineError,
+    EngineSlow,
+    Locked,
+    NoStore,
+    NotAStore,
+    SpaceMismatch,
+    StoreError,
+)
 from clipfake.store.filter import Filter, delete
 from clipfake.store.plan import Plan
 from clipfake.store.push import push
@@ -41,6 +52,7 @@ from hypothesis import strategies as st
 
 pytest.importorskip("qdrant_edge", reason="the extra `qdrant` is not installed")
 pytest.importorskip("qdrant_client", reason="the extra `qdrant` is not installed")
+import httpx
 
 ROWS, DIM = 4000, 16
 GRAPH = Layout(plain_kb=1)  # so few rows would be scanned otherwise
@@ -643,11 +655,42 @@ def test_numbers_in_few_digits_are_the_same_numbers() -> None:
     assert len(told) < 0.6 * len(json.dumps(finite.astype(np.float32).tolist()))
 
 
-def test_a_server_that_does_not_answer_is_named() -> None:
+def test_a_server_that_is_not_there_is_named() -> None:
     engine = engine_at("http://127.0.0.1:9", "somewhere")
-    with pytest.raises(StoreError, match=r"somewhere at http://127\.0\.0\.1:9 .* QDRANT_API_KEY"):
+    with pytest.raises(EngineDown, match=r"somewhere at http://127\.0\.0\.1:9 cannot be reached \(.*refused"):
         engine.there()
     engine.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (httpx.ConnectError("no route"), EngineDown),
+        (httpx.ConnectTimeout("timed out"), EngineDown),
+        (httpx.RemoteProtocolError("disconnected without sending a response"), EngineDown),
+        (httpx.ReadTimeout("timed out"), EngineSlow),
+        (httpx.Response(429, headers={"Retry-After": "3"}, json={"status": {"error": "too many"}}), EngineDown),
+        (httpx.Response(503), EngineDown),
+        (httpx.Response(504), EngineSlow),
+        (httpx.Response(401), EngineError),
+        (httpx.Response(500), EngineError),
+        (httpx.Response(200, text="<html>"), EngineError),
+    ],
+    ids=lambda given: f"{given.status_code}" if isinstance(given, httpx.Response) else "",
+)
+def test_how_a_server_fails_can_be_told_by_the_type_of_the_error(answer: Any, failure: type[StoreError]) -> None:
+    from qdrant_client import QdrantClient
+
+    def answered(request: httpx.Request) -> httpx.Response:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    client = QdrantClient("http://qdrant", check_compatibility=False, transport=httpx.MockTransport(answered))
+    with pytest.raises(StoreError, match=r"somewhere at http://qdrant") as found:
+        Server("http://qdrant", "somewhere", client=client).count(Allowed(Filter()))
+    assert type(found.value) is failure
+    assert ("QDRANT_API_KEY" in str(found.value)) == (failure is EngineError)
 
 
 def test_a_detector_asks_the_engine_and_says_the_same(toy: Any, tmp_path: Path, edge: Edge) -> None:

@@ -13,6 +13,7 @@ from clipfake.detector.heldout import Coverage, Signals, calibrate, generator_fo
 from clipfake.detector.train import TrainOptions, train
 from clipfake.detector.triplet import TripletOptions
 from clipfake.detector.verdict import decide, in_conflict
+from clipfake.show.words import kept
 from clipfake.store.block import Block, Rows, names
 from clipfake.store.errors import HeadError, NotEnoughRows
 from clipfake.store.search import Matches
@@ -372,6 +373,34 @@ def test_new_images_are_judged_right(detector: Detector) -> None:
         assert sum(v.verdict == answer for v in verdicts) >= 15
         assert all(v.verdict in (answer, "unsure") for v in verdicts)
     assert {v.generator for v in verdicts if v.verdict == "fake"} >= {"gan_b"}
+
+
+def test_a_file_that_is_stored_as_real_here_and_fake_there_is_told_with_all_its_rows(
+    detector: Detector, tmp_path: Path
+) -> None:
+    store = Store.create(tmp_path / "s", SPACE)
+    digest = block("gan_a", 1).rows.digests
+    with store.writer() as writer:
+        for source, rows in (("camera_a", 3), ("gan_a", 3), ("camera_b", 12)):
+            made = block(source, rows)
+            same = np.concatenate([made.rows.digests[:1], np.repeat(digest, rows - 1)])  # all but the first one
+            writer.append(replace(made, rows=replace(made.rows, digests=same)))
+    bank = Bank.of(store.snapshot())
+    [verdict] = Detector(detector.head, bank, detector.calibration).judge(["x"], drawn("gan_a", 1), digest)
+    assert [(row.key, row.label, row.source) for row in verdict.stored][:5] == [
+        ("camera_a/0-1", "real", "camera_a"),
+        ("camera_a/0-2", "real", "camera_a"),
+        ("gan_a/0-0", "fake", "gan_a"),
+        ("gan_a/0-1", "fake", "gan_a"),
+        ("gan_a/0-2", "fake", "gan_a"),
+    ]
+    assert len(verdict.stored) == 9
+    assert kept(verdict) == (
+        "this very file is stored as real of camera_a (camera_a/0-1 and 1 more) and as fake of gan_a "
+        "(gan_a/0-0 and 2 more) and as real of camera_b (camera_b/0-1 and 3 more)"
+    )
+    assert bank.find(digest.tobytes(), 100).size == 16
+    assert bank.find(bytes(16), 100).size == 0
 
 
 def test_a_stored_image_is_named_and_its_evidence_is_told(detector: Detector) -> None:

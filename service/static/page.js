@@ -85,6 +85,17 @@ function likelier(score) {
   return `${told}× likelier if ${score > 0 ? "fake" : "real"}`;
 }
 
+/** Where the very file is in the store, and as what. */
+function kept(stored) {
+  const keys = new Map();
+  for (const row of stored) {
+    const what = row.label === "unknown" ? `of unknown origin in ${row.source}` : `${row.label} of ${row.generator || row.source}`;
+    keys.set(what, [...(keys.get(what) ?? []), row.key]);
+  }
+  const told = [...keys].map(([what, [first, ...more]]) => `${what} (${first}${more.length ? ` and ${more.length} more` : ""})`);
+  return `This very file is stored as ${told.join(" and as ")}.`;
+}
+
 function meaning(answer) {
   const rate = percent(answer.error_rate);
   if (answer.verdict === "unsure") {
@@ -116,46 +127,50 @@ function maker(answer) {
 
 /** A refusal or a failure: status 0 where no answer came at all. */
 class Trouble extends Error {
-  constructor(said, status, after = 0) {
+  constructor(said, status, after = 0, kind = "") {
     super(said);
     this.status = status;
     this.after = after; // seconds, if it makes sense to try again
+    this.kind = kind; // as docs/SERVICE.md lists them
   }
 }
 
-/** One request; an answer that is no success becomes Trouble in the service's own words. */
-async function ask(path, options = {}) {
+/** One request and its whole answer; one that is no success becomes Trouble in the service's own words. */
+async function ask(path, options = {}, read = (response) => response.json()) {
   const token = sessionStorage.getItem(TOKEN);
   let response;
   try {
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     response = await fetch(path, { ...options, headers });
-    if (response.ok) return response;
+    if (response.ok) return await read(response); // here: a service may be gone in the middle of its answer
   } catch (e) {
-    if (e.name === "AbortError") throw e;
+    if (e.name === "AbortError" || e instanceof SyntaxError) throw e;
     throw new Trouble("The service does not answer. Is it still running?", 0, GONE);
   }
   const problem = await response.json().catch(() => ({}));
   const said = problem.detail || problem.title || `the service answered ${response.status}`;
   if (response.status === 401) forget(token);
-  throw new Trouble(said, response.status, Number(response.headers.get("Retry-After")) || 0);
+  const kind = (problem.type ?? "").split(":").at(-1);
+  throw new Trouble(said, response.status, Number(response.headers.get("Retry-After")) || 0, kind);
 }
 
 /** Ask until there is an answer or a refusal: wait where the service is busy or gone, ask for a token it wants. */
-async function patiently(path, options = {}) {
+async function patiently(path, options, read) {
   const asker = Symbol(path);
   try {
     for (let busy = 0; ; ) {
       try {
-        return await ask(path, options);
+        return await ask(path, options, read);
       } catch (e) {
         if (!(e instanceof Trouble)) throw e;
         if (e.status === 401) {
           await tokenGiven();
-        } else if (e.after && (e.status === 0 || (e.status === 503 && ++busy <= PATIENCE))) {
-          const what = e.status === 0 ? e.message : `The service is busy: ${e.message.replace(/; try again.*/, "")}.`;
+        } else if (e.after && (e.status === 0 || ([503, 504].includes(e.status) && ++busy <= PATIENCE))) {
+          const why = e.message.replace(/; try again.*/, "");
+          const own = e.status === 0 || e.kind.startsWith("engine");
+          const what = own ? sentence(why) : `The service is busy: ${why}.`;
           trouble(`${what} Trying again in ${plural(e.after, "second")} …`, asker);
-          await pause(e.after, options.signal);
+          await pause(e.after, options?.signal);
         } else {
           throw e;
         }
@@ -239,7 +254,7 @@ async function lookAtStore() {
   clearTimeout(nextLook);
   let store;
   try {
-    store = await (await patiently("/v1/store")).json();
+    store = await patiently("/v1/store");
   } catch (e) {
     $("bank-line").textContent = e.message;
     const again = { type: "button", className: "quiet", textContent: "Try again", onclick: lookAtStore };
@@ -280,7 +295,7 @@ function sourceRow(source) {
 function picture(key) {
   if (!pictures.has(key)) {
     const path = key.split("/").map(encodeURIComponent).join("/");
-    const asked = patiently(`/v1/thumbnails/${path}`).then((response) => response.blob());
+    const asked = patiently(`/v1/thumbnails/${path}`, {}, (response) => response.blob());
     asked.catch(() => pictures.delete(key));
     pictures.set(key, asked);
   }
@@ -289,7 +304,7 @@ function picture(key) {
 
 function mapOf(snapshot) {
   if (!maps[snapshot]) {
-    maps = { [snapshot]: patiently("/v1/map").then((response) => response.json()) };
+    maps = { [snapshot]: patiently("/v1/map") };
     maps[snapshot].catch(() => delete maps[snapshot]);
   }
   return maps[snapshot];
@@ -352,8 +367,8 @@ class Case {
       const unknown = answer.generator === "unknown";
       this.find(".by").textContent = unknown ? "by an unknown generator" : `probably made by ${answer.generator}`;
     }
-    this.find(".known").hidden = !answer.known;
-    this.find(".known").textContent = `This very file is in the store, as ${answer.known}. It did not testify.`;
+    this.find(".known").hidden = !answer.stored.length;
+    this.find(".known").textContent = `${kept(answer.stored)} It did not testify.`;
     this.find(".chance").hidden = false;
     this.find(".chance strong").textContent = percent(answer.probability);
     this.find(".chance-mark").style.left = `${100 * answer.probability}%`;
@@ -389,6 +404,8 @@ function take(files) {
   $("cards").prepend(...lot.map((one) => one.card));
   document.body.classList.add("answered");
   judge(lot);
+  // Whoever dropped or pasted them far below sees that something happens.
+  if ($("results").getBoundingClientRect().top < 0) $("results").scrollIntoView();
 }
 
 function judge(some) {
@@ -437,8 +454,7 @@ async function judgeOne(one, signal) {
   const body = new FormData();
   body.append("images", new Blob([content], { type: one.file.type }), one.name);
   const question = new URLSearchParams({ map: "true", prior: share("prior"), error: share("error") });
-  const response = await patiently(`/v1/query?${question}`, { method: "POST", body, signal });
-  const { answers, places, snapshot } = await response.json();
+  const { answers, places, snapshot } = await patiently(`/v1/query?${question}`, { method: "POST", body, signal });
   if (answers[0].error) throw new Trouble(answers[0].error, 422);
   one.judged(answers[0], places?.[0], snapshot);
   if (lot.length <= OPEN_MOST && lot.includes(one)) one.unfold(true);

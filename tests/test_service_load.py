@@ -1,0 +1,100 @@
+"""Many clients at once, asking for everything while rows come and go: each gets what it would get alone."""
+
+import asyncio
+import base64
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+import httpx
+from clipfake.detector.detector import Detector, Question
+
+from .conftest import SOURCES, Toy, drawn
+
+CLIENTS, TURNS, IMAGES = 24, 8, 10
+TOKEN = {"Authorization": "Bearer secret"}
+KINDS = ("query", "several", "embed", "openai", "search", "knn", "again", "picture", "broken")
+
+
+def test_many_clients_at_once_get_what_each_would_get_alone(toy: Toy, tmp_path: Path) -> None:
+    store = toy.copy(tmp_path / "store")
+    images = [drawn(list(SOURCES)[i % len(SOURCES)], i, seed=i % 2) for i in range(IMAGES)]
+    pictures = [toy.decode(image) for image in images]
+    vectors = toy.encoder.encode([picture.pixels for picture in pictures])
+    detector = Detector.load(store)
+    alone = [
+        json.loads(json.dumps(detector.judge_one("", vector, picture.digest, Question()).as_json()))
+        for vector, picture in zip(vectors, pictures, strict=True)
+    ]
+    nearest = [
+        detector.snapshot.column("keys")[row].tolist() for row in detector.snapshot.search(vectors, 5, recall=1).rows
+    ]
+    shown = detector.snapshot.thumbnail(7)
+    key = str(detector.snapshot.column("keys")[7])
+    asked: Counter[str] = Counter()
+
+    def as_alone(told: Any, i: int) -> None:
+        near = {kind: [row.pop("similarity") for row in told["neighbors"][kind]] for kind in ("real", "fake")}
+        expected = json.loads(json.dumps(alone[i]))
+        for kind, found in near.items():
+            assert found == pytest.approx([row.pop("similarity") for row in expected["neighbors"][kind]], abs=1e-5)
+        for name in ("score", "probability"):  # of a batch of another size, in the last digit
+            assert told.pop(name) == pytest.approx(expected.pop(name), abs=2e-3)
+        assert told.pop("signals") == pytest.approx(expected.pop("signals"), abs=2e-3)
+        assert told.pop("percentile") == pytest.approx(expected.pop("percentile"), abs=0.5)
+        for one in (told, expected):
+            del one["image"], one["changes"]
+        assert told == expected
+
+    async def ask(client: httpx.AsyncClient, kind: str, i: int) -> None:
+        text = base64.b64encode(images[i]).decode()
+        if kind in ("query", "several"):
+            some = [i] if kind == "query" else [i, (i + 3) % IMAGES, (i + 5) % IMAGES]
+            told = await client.post("/v1/query", files=[("images", (f"{j}.png", images[j])) for j in some])
+            for j, answer in zip(some, told.raise_for_status().json()["answers"], strict=True):
+                as_alone(answer, j)
+        elif kind == "embed":
+            told = await client.post("/v1/embed", content=images[i], headers={"Content-Type": "image/png"})
+            assert np.allclose(told.json()["answers"][0]["vector"], vectors[i], atol=1e-5)
+        elif kind == "openai":
+            told = await client.post("/v1/embeddings", json={"input": text})
+            assert np.allclose(told.json()["data"][0]["embedding"], vectors[i], atol=1e-5)
+        elif kind == "search":
+            told = await client.post("/v1/search", json={"image": text, "k": 5})
+            assert [row["key"] for row in told.json()["rows"]] == nearest[i]
+        elif kind == "knn":
+            told = await client.post("/knn-service", json={"image": text, "num_images": 5})
+            assert [row["key"] for row in told.json()] == nearest[i]
+        elif kind == "again":  # what is there already: a writer comes and goes, and changes nothing
+            form = {"source": "gan_a", "label": "fake"}
+            sent = [("images", ("img 7.png", drawn("gan_a", 7)))]
+            told = await client.post("/v1/bank", headers=TOKEN, data=form, files=sent)
+            assert (told.json()["known"], told.json()["added"]) == (1, 0)
+        elif kind == "picture":
+            assert (await client.get(f"/v1/thumbnails/{key}")).content == shown
+        else:
+            told = await client.post("/v1/query", content=b"no image", headers={"Content-Type": "image/png"})
+            assert told.status_code == 422
+        asked[kind] += 1
+
+    async def all_of_them(url: str) -> None:
+        async def client(number: int) -> None:
+            rng = np.random.default_rng(number)
+            async with httpx.AsyncClient(base_url=url, timeout=120) as own:
+                for _ in range(TURNS):
+                    await ask(own, str(rng.choice(KINDS)), int(rng.integers(IMAGES)))
+
+        await asyncio.gather(*(client(number) for number in range(CLIENTS)))
+
+    with toy.served(store=store, token="secret") as url:
+        asyncio.run(all_of_them(url))
+        figures = httpx.get(f"{url}/metrics").text
+    assert sum(asked.values()) == CLIENTS * TURNS
+    assert set(asked) == set(KINDS)
+    assert 'status="5' not in figures
+    assert "clipfake_waiting_images 0.0" in figures
