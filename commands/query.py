@@ -47,7 +47,8 @@ def query_command(
         typer.Option(
             parser=share_between(0.0001, 0.5),
             metavar="SHARE",
-            help="Share of wrong answers you accept, as 5% or 0.05; the smaller, the more unsure.",
+            help="How often the truth may be ruled out, of real and of fake images alike, as 5% or 0.05; the smaller, "
+            "the more unsure.",
         ),
     ] = 0.05,
     steady: Annotated[bool, typer.Option("--steady", help="Unsure if JPEG or half size changes the answer.")] = False,

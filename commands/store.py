@@ -18,7 +18,7 @@ from .options import (
     StoreOption,
     rows_of,
 )
-from .terminal import show
+from .terminal import quoted, show
 
 app = typer.Typer(no_args_is_help=True, help="Look after a store.")
 
@@ -100,14 +100,15 @@ def store_verify_command(store: StoreOption = STORE, as_json: JsonOption = False
     from ..store.verify import verify
 
     found = verify(store)
-    show(found.as_json() if as_json else health(found.as_json()))
+    show(found.as_json() if as_json else health(found.as_json(), quoted(store)))
     if not found.sound:
         raise SystemExit(1)
 
 
 @app.command("repair")
 def store_repair_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """Take out what is damaged, and never more; it is kept in the store's quarantine/ folder.
+    """Take out what is damaged, and never more; it is kept in the store's quarantine/ folder. Earlier snapshots that
+    need it are set aside too.
 
     clipfake store repair --store mystore
     """

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -55,7 +56,7 @@ def ask(encoder: Encoder, images: Iterable[str], *, views: bool = False) -> Iter
         while batch := list(islice(entries, BATCH)):
             decoded = list(pool.map(_decode, batch))
             good = [image for image in decoded if isinstance(image, Image)]
-            vectors = iter(encoder.encode([image.pixels for image in good]) if good else ())
+            vectors: Iterator[Any] = iter(encoder.encode([image.pixels for image in good]) if good else ())
             for entry, image in zip(batch, decoded, strict=True):
                 if isinstance(image, Image):
                     vector, copies = next(vectors), encoder.encode(degraded(image.pixels)) if views else None

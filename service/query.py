@@ -23,7 +23,9 @@ class Asked(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     prior: float = Field(0.5, ge=0.0001, le=0.9999, description="Share of fakes you expect.")
-    error: float = Field(0.05, ge=0.0001, le=0.5, description="Rate of wrong answers you accept; else unsure.")
+    error: float = Field(
+        0.05, ge=0.0001, le=0.5, description="How often the truth may be ruled out, of real and of fake images alike."
+    )
     changes: bool = Field(True, description="Also say what would change the verdict.")
     steady: bool = Field(False, description="Unsure if a JPEG of quality 60 or half the size changes the verdict.")
     on_map: bool = Field(False, alias="map", description="Also say where the images lie on /v1/map.")

@@ -65,8 +65,8 @@ def built(told: dict[str, Any]) -> RenderableType:
     )
 
 
-def health(told: dict[str, Any]) -> RenderableType:
-    """What `clipfake store verify --json` gives."""
+def health(told: dict[str, Any], store: str) -> RenderableType:
+    """What `clipfake store verify --json` gives; `store` is its folder as one types it."""
     looked = f"{told['files']:,} files, {size(told['bytes'])}, {told['rows']:,} rows"
     if told["sound"]:
         parts: list[RenderableType] = [Text(f"sound: {looked}", style="green")]
@@ -74,7 +74,7 @@ def health(told: dict[str, Any]) -> RenderableType:
         lost = sum(problem["lost"] for problem in told["problems"])
         said = f"damaged: {lost:,} of {told['rows']:,} rows cannot be trusted ({looked})"
         parts = [Text(said, style="red"), *(_found(one) for one in told["problems"])]
-        parts.append(Text("next: clipfake store repair, then the same clipfake index again"))
+        parts.append(Text(f"next: clipfake store repair --store {store}, then the same clipfake index again"))
     if told["notes"]:
         parts += [Text("\nno damage, but to know:"), *(_found(one) for one in told["notes"])]
     return Group(*parts)

@@ -32,7 +32,7 @@ def ask(snapshot: Snapshot, engine: Engine) -> Asked:
         It holds other rows than the snapshot, or half of a push.
     """
     card = read_card(engine)
-    card.space.require(snapshot.space, engine.name)
+    snapshot.space.require(card.space, engine.name)
     remote = Remote(engine, card)
     if card.content != content_of(snapshot.manifest.parts):
         raise EngineError(

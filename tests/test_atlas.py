@@ -83,7 +83,7 @@ def test_the_best_threshold_is_at_least_as_good_as_the_chosen_one(made: Atlas) -
 
 
 def test_one_generator_leaves_nothing_to_learn_from(tmp_path: Path) -> None:
-    with pytest.raises(NotEnoughRows, match="1 generators"):
+    with pytest.raises(NotEnoughRows, match="two generators and two real sources; here are 1 and 2"):
         atlas(stored(tmp_path / "s", ["camera_a", "camera_b", "gan_a"]).snapshot())
 
 

@@ -210,7 +210,7 @@ def test_a_stored_file_is_judged_as_if_it_were_not_stored_and_is_named(seed: int
         vector, digest = one.snapshot.vectors([own])[0], rows.rows.digests[own].tobytes()
         here, there = one.judge_one("x", vector, digest), other.judge_one("x", vector, digest)
         assert (here.known, there.known) == (rows.rows.keys[own], "")
-        assert_same([replace(here, known="")], [there])
+        assert_same([replace(here, stored=())], [there])
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
