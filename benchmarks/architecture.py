@@ -1,9 +1,13 @@
-"""CLIP's architectures as directories without weights, for speed: ViT-L/14 from its published dimensions."""
+"""CLIP's architectures as directories, for speed: ViT-L/14 by its published dimensions, any with random weights."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
+
+from ..indexer.backbone import random_model
+from ..indexer.hub import folder_of
 
 # Radford et al. (2021), Learning transferable visual models from natural language supervision, table 20
 VIT_L_14: dict[str, Any] = {
@@ -41,4 +45,12 @@ def write_architecture(folder: Path, like: str, dimensions: dict[str, Any]) -> P
     transformers.CLIPConfig.from_dict(told).save_pretrained(folder)
     transformers.CLIPImageProcessor.from_pretrained(like).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(like).save_pretrained(folder)
+    return folder
+
+
+def write_checkpoint(folder: Path, like: str, *, seed: int = 0) -> Path:
+    """A directory as those of trained models are, with `like`'s architecture and random weights in a file."""
+    shutil.copytree(folder_of(like, weights=False), folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    random_model(folder, seed).save_pretrained(folder)
     return folder

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -21,11 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ..indexer.backbone import random_model
-from ..indexer.hub import folder_of
 from ..indexer.load import load_encoder
 from ..indexer.sample import simulated
 from . import command
+from .architecture import write_checkpoint
 from .service import bank
 from .throughput import machine
 
@@ -46,10 +44,7 @@ with torch.no_grad():
 def run(encoder: str, *, repeats: int = 5) -> dict[str, Any]:
     """Seconds by the clock and core seconds of each, medians of interleaved processes, and their ratios."""
     with tempfile.TemporaryDirectory() as made:
-        clip, image = Path(made) / "clip", Path(made) / "image.jpg"
-        shutil.copytree(folder_of(encoder, weights=False), clip, copy_function=shutil.copyfile)
-        clip.chmod(0o755)
-        random_model(clip, 0).save_pretrained(clip)
+        clip, image = write_checkpoint(Path(made) / "clip", encoder), Path(made) / "image.jpg"
         image.write_bytes(simulated(0, 0, seed=9))
         store = bank(Path(made) / "bank", load_encoder(str(clip), device="cpu").space)
         asking = ["-m", "clipfake", "query", str(image), "--store", str(store.folder), "--device", "cpu", "--json"]
