@@ -124,7 +124,8 @@ def index_command(
     named = EncoderName(encoder_name(store, encoder, untrained=untrained), device, precision)
     if processes is None:
         processes = 1 if options.shard else processes_for(device, images, options.threads)
-    bring(named.name)  # once, before several workers look for it
+    if engine == "local":
+        bring(named.name)  # once, before several workers look for it; those of Ray have it where they are
     with hired(named, store, options, engine, processes, address, workers) as (who, go):
         notice(who)
         opened = create_store(store, who)
