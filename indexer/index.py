@@ -18,7 +18,8 @@ from .folders import listing
 from .image import Image, decode
 from .incoming import Aside, Sink, commit, take_in
 from .nvimagecodec import offload_for
-from .pipeline import Decoded, Encoded, Pipeline, batched
+from .pipeline import Encoded, Pipeline, batched
+from .reader import Decoded
 from .report import IndexReport
 from .run import Folders, Progress, Run, accepted
 from .run import IndexOptions as IndexOptions  # of this file's interface too

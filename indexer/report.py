@@ -9,7 +9,7 @@ from typing import Any
 
 from ..store.block import FAKE, REAL, UNKNOWN
 from .entry import Entry
-from .pipeline import Stage, limit_of
+from .stage import Stage, limit_of
 
 LABELS = {REAL: "real", FAKE: "fake", UNKNOWN: "unknown"}
 RECENT = 30.0  # seconds that "now" spans
