@@ -25,7 +25,6 @@ FULL, HALF = 7.2, 3.5  # inches: across the report, and of two side by side
 COLOURS = {"real": REAL, "fake": FAKE, "unknown": GREY}
 HATCHES = {"real": "", "fake": "////", "unknown": ".."}  # told apart without colour
 LINES = {"train": (INK, ":"), "validation": (REAL, "--"), "test": (FAKE, "-")}
-PARTS = ("train", "validation", "test")
 SEEN = (0.2126, 0.7152, 0.0722)  # how bright red, green and blue are to the eye
 NAME = 24  # letters of a name beside or below a figure
 Array = npt.NDArray[Any]

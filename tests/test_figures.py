@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from clipfake.detector.split import PARTS
 from clipfake.show import figures
 from clipfake.show.figures import Picture
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -25,20 +26,20 @@ def _pictures(names: list[str]) -> list[Picture]:
         "intervals": {"auc": (0.2, 0.6)},
         "confusion": {"tn": 1_234_567, "fp": 0, "fn": 1, "tp": 1_234_567},
     }
-    parts = dict.fromkeys(figures.PARTS, metrics)
+    parts = dict.fromkeys(PARTS, metrics)
     window = {"auc": 0.4, "past_auc": 1.0, "accuracy": 0.5, "date": "2024-01-01", "generators": 3, "n": 9}
     scores = rng.normal(size=len(labels))
     epoch = ("loss", "active_loss", "active_share", "validation_loss", "positive_distance", "negative_distance")
     return [
         figures.class_distribution(sources, np.where(labels == 1, np.arange(len(labels)) % 6 + 1, 0), labels),
         figures.loss_curves([{"epoch": 1, "effective_rank": 2.0, **dict.fromkeys(epoch, 0.1)}]),
-        figures.distance_histograms({part: (rng.random(9), rng.random(9)) for part in figures.PARTS}),
+        figures.distance_histograms({part: (rng.random(9), rng.random(9)) for part in PARTS}),
         figures.confusion_matrices(parts),
-        figures.pca_scatter({part: (rng.random((len(labels), 2)), labels) for part in figures.PARTS}),
+        figures.pca_scatter({part: (rng.random((len(labels), 2)), labels) for part in PARTS}),
         figures.explained_variance(np.full(128, 1 / 128), np.full(128, 1 / 128)),
         figures.measure_bars(dict.fromkeys(("head + neighbours", "head", "SVM on vectors"), metrics)),
         figures.metric_bars(parts),
-        figures.roc_curves(dict.fromkeys(figures.PARTS, (labels, scores))),
+        figures.roc_curves(dict.fromkeys(PARTS, (labels, scores))),
         figures.reliability(labels, rng.random(len(labels))),
         figures.heat_map("atlas", "Atlas", "words", names, names, rng.random((len(names), len(names)))),
         figures.replay_lines([{**window, "sources": [name, "and", "others"]} for name in names]),
