@@ -214,8 +214,7 @@ def main() -> None:
     from . import command
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory")
-    parser.add_argument("--untrained", action="store_true", help="random weights of seed 0: speed, not accuracy")
+    command.ask_for_encoder(parser)
     parser.add_argument("--images", type=int, default=128, help="a repeat")
     parser.add_argument("--concurrency", type=int, default=32, help="clients")
     parser.add_argument("--batch", type=int, default=16, help="images the encoder sees at once")
@@ -223,13 +222,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    told = vars(parser.parse_args())
-    if told.pop("untrained"):
-        from ..indexer.naming import UNTRAINED
-
-        told["encoder"] = f"{UNTRAINED}0:{told['encoder']}"
-    result = run(told.pop("encoder"), **told)
-    command.tell(result)
+    told = command.parsed(parser)
+    command.tell(run(told.pop("encoder"), **told))
 
 
 if __name__ == "__main__":
