@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, REAL, Vectors
+from ..store.block import FAKE, LABELS, REAL, Vectors
 from ..store.cores import one_core
 from ..store.errors import BadBlock, HeadError, NotEnoughRows
-from ..store.info import LABELS
 from ..store.joined import joined
 from ..store.search import Matches, Searches
 from ..store.snapshot import Snapshot

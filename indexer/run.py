@@ -99,7 +99,6 @@ class Run:
                     self.report.skipped.append((entry.key, bad.reason))
                 else:
                     yield entry
-        self.report.listed_all = True
 
     def _stored_as_it_is(self, entry: Entry, place: int) -> bool:
         try:

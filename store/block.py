@@ -13,6 +13,7 @@ from .errors import BadBlock, SpaceMismatch
 from .space import Space
 
 REAL, FAKE, UNKNOWN = 0, 1, -1
+LABELS = {REAL: "real", FAKE: "fake", UNKNOWN: "unknown"}
 
 Vectors = npt.NDArray[np.floating[Any]]  # (rows, dim)
 Names = npt.NDArray[Any]  # (rows,) numpy StringDType
