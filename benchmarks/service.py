@@ -36,8 +36,8 @@ def bank(folder: Path, space: Space) -> Store:
     """A store of clustered vectors and its trained head: 8 real sources and 12 generators, dealt out in turn."""
     import numpy as np
 
-    from ..detector.heldout import calibrate
-    from ..detector.train import TrainOptions, train
+    from ..detector.making import make
+    from ..detector.train import TrainOptions
     from ..detector.triplet import TripletOptions
     from ..store.block import Block, Rows
     from ..store.store import Store
@@ -57,11 +57,7 @@ def bank(folder: Path, space: Space) -> Store:
     store = Store.create(folder, space)
     with store.writer("synthetic") as writer:
         writer.append(Block(space, rows, vectors.astype(np.float32)))
-    options = TrainOptions(triplet=TripletOptions(epochs=3), baselines=())
-    head = train(store.snapshot(), options).head
-    at = store.folder / "heads" / "default"
-    head.save(at)
-    calibrate(store.snapshot(), head, options).calibration.save(at)
+    make(store, options=TrainOptions(triplet=TripletOptions(epochs=3), baselines=()))
     return store
 
 

@@ -6,8 +6,8 @@ The first two lines give a verdict; the others make a head and say what it is wo
                 verdict.py says it
     a head      projection.py to 128 dimensions, beside the text that category.py chooses, then svm.py
     learning    train.py: split.py deals rows, examples.py holds or streams them, triplet.py fits the projection and
-                fitting.py the machine, nystroem.py for many rows; baselines.py stand beside it, then heldout.py
-                calibrates
+                fitting.py the machine, nystroem.py for many rows; baselines.py stand beside it, heldout.py
+                calibrates, and making.py does it all and keeps it
     measuring   metrics.py, of one; comparison.py, of two on the same rows
     evaluating  atlas.py leaves out every source in turn, replay.py goes by days of release, both with the heads of
                 ridge.py; paper.py runs the source report again
