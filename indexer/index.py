@@ -29,7 +29,7 @@ PATIENCE = 60.0  # seconds that a part waits for another to commit
 
 
 def plan(folders: Folders, limit: int | None = None) -> IndexReport:
-    """What would be indexed, without opening an image (`--dry-run`, `--stats`)."""
+    """What would be indexed, without opening an image (`--dry-run`, `--stats`); raises SourceError."""
     report = IndexReport()
     for _ in accepted(islice(listing(folders), limit), report):
         pass
@@ -48,10 +48,21 @@ def index(
     One bad image is a row of the report's `skipped`. Ctrl-C finishes the batches in flight and seals them; the same
     call goes on from there.
 
+    Parameters
+    ----------
+    folders : folders, archives, tables of paths, URLs, or quoted patterns of these
+    progress : shown the report while it grows
+
     Raises
     ------
-    SourceError, SpaceMismatch, StoreError
-        What was stored stays.
+    SourceError
+        One of the folders cannot be read, or more images were bad than `options.max_bad` allows.
+    SpaceMismatch, Locked
+        The store is of another encoder, or another process is writing.
+    EncoderError
+        The device has no memory for even one image.
+    StoreError
+        The store cannot be written. Whatever ends a run, what was stored stays.
     """
     encoder.space.require(store.snapshot().space, f"the store {store.folder}")
     if options.shard is not None:

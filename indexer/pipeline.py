@@ -71,7 +71,16 @@ class Encoded:
 
 
 class Pipeline:
-    """One run. Make it, `run` it once."""
+    """One run. Make it, `run` it once.
+
+    Parameters
+    ----------
+    encoder : one with `replicas` has each encode its own batches; one with `begin` has the next batch ahead
+    batch_size : images an encoder sees at once; halved for good where the device's memory runs out
+    threads : that decode
+    thumbnails : whether a small JPEG of each image is made
+    offload : decodes large JPEGs beside the threads
+    """
 
     def __init__(
         self, encoder: Encoder, batch_size: int, threads: int, *, thumbnails: bool, offload: Offload | None = None
@@ -103,6 +112,13 @@ class Pipeline:
 
         Whatever ends the run early, batches that are with an encoder are finished and written. A second Ctrl-C does
         not wait for them.
+
+        Raises
+        ------
+        EncoderError
+            The device has no memory for even one image.
+        Exception
+            What `batches`, the encoder or `write` raised, the first of it.
         """
         work: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(self._list, (batches,)), (self._write, (write,))]
         work += [(self._encode, (encoder,)) for encoder in self._encoders]

@@ -110,6 +110,13 @@ class Snapshot:
         """(n, dim) of the rows at these positions (integers, slice or mask), all for None.
 
         `dtype=np.float16` gives them as they are stored, in half the memory.
+
+        Raises
+        ------
+        BadBlock
+            A position or a mask that is not of these rows.
+        Damaged
+            A shard is missing or altered.
         """
         wanted = self._positions(positions)
         result = np.empty((len(wanted), self.space.dim), dtype)
@@ -152,8 +159,15 @@ class Snapshot:
 
         Parameters
         ----------
-        queries : (queries, dim), unit length in a normalised space
+        queries : (queries, dim), or (dim,) for one; unit length in a normalised space
         where : (rows,) bool, or a `scope` of this snapshot for a filter that is asked again and again
+
+        Raises
+        ------
+        BadBlock
+            Queries of another dimension, or a filter of other rows.
+        Damaged
+            A shard that is read is missing or altered.
         """
         return self.search_each(queries, k, [where], recall)[0]
 

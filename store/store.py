@@ -79,7 +79,15 @@ class Store:
                 pass
 
     def snapshot(self, number: int | None = None) -> Snapshot:
-        """The newest snapshot, or an earlier one by its number; its files stay as long as it is held."""
+        """The newest snapshot, or an earlier one by its number; its files stay as long as it is held.
+
+        Raises
+        ------
+        NoStore
+            There is no snapshot of this number (any more).
+        NotAStore, Damaged
+            What says which rows it has cannot be read.
+        """
         manifest = read_manifest(self.folder, number)
         try:
             snapshot = Snapshot(self.folder, manifest)
@@ -108,6 +116,11 @@ class Store:
     ) -> Iterator[Writer]:
         """Hold the store for writing; what was appended is sealed when the block ends, well or not.
 
+        Parameters
+        ----------
+        note : said of the snapshots it makes (`clipfake store snapshots`)
+        rows_per_shard, seconds_per_shard : a shard is sealed when it has so many rows, or so long after the last one
+
         Raises
         ------
         Locked
@@ -122,7 +135,15 @@ class Store:
                 writer.seal()
 
     def undo(self, number: int) -> Snapshot:
-        """Make a new snapshot with the rows of an earlier one; nothing is lost, this too can be undone."""
+        """Make a new snapshot with the rows of an earlier one; nothing is lost, this too can be undone.
+
+        Raises
+        ------
+        NoStore, Damaged
+            There is no such snapshot, or it is not whole; nothing has changed.
+        Locked
+            Another process is writing.
+        """
         with writer_lock(self.folder):
             now, then = read_manifest(self.folder), self.snapshot(number).whole().manifest
             write_manifest(self.folder, now.follow(f"back to snapshot {number}", parts=then.parts))
@@ -228,10 +249,15 @@ class Writer:
         return told
 
     def delete(self, where: Mask) -> int:
-        """Drop the rows of a mask over `snapshot.rows`; returns how many. Shards stay as they are."""
+        """Drop the rows of a mask over `snapshot`, once all is sealed; returns how many. Shards stay as they are.
+
+        Raises
+        ------
+        BadBlock
+            Not one bool for each row: what was appended since the mask was made has been sealed and counts too.
+        """
         self.seal()
-        dropped = int(np.asarray(where).sum())
-        if dropped:
+        if dropped := len(self.snapshot.scope(where)):
             self._commit(parts=self._without(self.snapshot.ids[where]))
         return dropped
 

@@ -96,6 +96,16 @@ def test_a_reader_sees_one_snapshot_while_a_writer_works(tmp_path: Path) -> None
     assert len(reader.vectors()) == 1
 
 
+def test_a_mask_made_before_rows_were_sealed_deletes_nothing(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", block("a/1", "a/2"))
+    with store.writer() as writer:
+        where = writer.snapshot.column("keys") == "a/1"
+        writer.append(block("a/3"))
+        with pytest.raises(BadBlock, match="give one bool for each of 3 rows"):
+            writer.delete(where)
+    assert store.snapshot().rows.keys.tolist() == ["a/1", "a/2", "a/3"]
+
+
 def test_undo_brings_an_earlier_snapshot_back(tmp_path: Path) -> None:
     store = stored(tmp_path / "s", block("a/1"))
     number = store.snapshot().number
