@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from ..store.block import TEXT, Block, Rows
 from ..store.errors import ImageError
-from ..store.store import Appended, Store
+from ..store.store import Store
+from ..store.writer import Appended
 from .encoder import Encoder
 from .folders import listing
 from .image import Image, decode

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..store.block import TEXT
 from ..store.errors import ImageError, SourceError
-from ..store.store import ROWS_PER_SHARD, Appended, Writer
+from ..store.writer import ROWS_PER_SHARD, Appended, Writer
 from .entry import Entry
 from .folders import expand, listing
 from .incoming import Sink

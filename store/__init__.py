@@ -2,7 +2,7 @@
 
 The first four lines are the store; what follows is never needed for a right answer.
 
-    writing     store.py opens, creates and writes: it seals rows with shard.py, takes some out again with deleted.py
+    writing     store.py creates and opens; writer.py seals rows with shard.py, takes some out again with deleted.py
                 and commits with manifest.py; lock.py lets one writer in, durable.py makes files whole or absent
     reading     snapshot.py is what a reader sees; filter.py says which rows, keys.py finds a key among millions
     rows        block.py is what goes in and out; space.py says which vectors may be compared; column.py keeps a

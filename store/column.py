@@ -27,7 +27,8 @@ from .search import Positions
 from .shard import checksum
 from .snapshot import Ids, Snapshot
 from .space import Space
-from .store import SECONDS_PER_SHARD, Store
+from .store import Store
+from .writer import SECONDS_PER_SHARD
 
 FOLDER, CARD = "columns", "column.json"
 FORMAT, VERSION = "clipfake-column", 1

@@ -18,7 +18,8 @@ from .lock import give_up, writer_lock
 from .manifest import Part, numbers, path_of, read_manifest, write_manifest
 from .shard import Shard, write_shard
 from .snapshot import Ids
-from .store import ROWS_PER_SHARD, Store, tidy
+from .store import Store
+from .writer import ROWS_PER_SHARD, tidy
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from clipfake.indexer.pipeline import AHEAD, UNWRITTEN, Encoded, Pipeline, batch
 from clipfake.indexer.stage import Stage, limit_of
 from clipfake.indexer.standin import build_standin
 from clipfake.store.errors import EncoderError, SourceError, StoreError
-from clipfake.store.store import Store, Writer
+from clipfake.store.store import Store
+from clipfake.store.writer import Writer
 from PIL import Image as Pillow
 
 

@@ -14,7 +14,8 @@ from clipfake.store.filter import Filter
 from clipfake.store.keys import Keys
 from clipfake.store.shard import Shard, write_shard
 from clipfake.store.space import Space
-from clipfake.store.store import Appended, Store
+from clipfake.store.store import Store
+from clipfake.store.writer import Appended
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -214,7 +215,7 @@ def test_keys_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     def same(keys: list[str]) -> np.ndarray:
         return np.zeros(len(keys), np.uint64)
 
-    monkeypatch.setattr("clipfake.store.store.hash_keys", same)
+    monkeypatch.setattr("clipfake.store.writer.hash_keys", same)
     monkeypatch.setattr("clipfake.store.snapshot.hash_keys", same)
     store = stored(tmp_path / "s", block("a/1", "a/2"), block("a/3"), rows_per_shard=1)
     with store.writer() as writer:
