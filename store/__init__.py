@@ -4,7 +4,8 @@ The first four lines are the store; what follows is never needed for a right ans
 
     writing     store.py creates and opens; writer.py seals rows with shard.py, takes some out again with deleted.py
                 and commits with manifest.py; lock.py lets one writer in, durable.py makes files whole or absent
-    reading     snapshot.py is what a reader sees; filter.py says which rows, keys.py finds a key among millions
+    reading     snapshot.py is what a reader sees: the rows of each shard that live.py leaves; filter.py says which of
+                them, keys.py finds a key among millions
     rows        block.py is what goes in and out; space.py says which vectors may be compared; column.py keeps a
                 second vector of each row, joined.py reads several as one
     searching   search.py has the answer and the plain search, exact.py the same over a snapshot; build.py makes
