@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .block import Ids
 from .deleted import read_deleted
 from .errors import Damaged
 from .manifest import Part
@@ -46,7 +47,7 @@ class Live:
         return shard
 
     @property
-    def ids(self) -> npt.NDArray[np.int64]:
+    def ids(self) -> Ids:
         """(live,) shard number × 2³² + row in the file."""
         return (self.part.number << 32) + self.place(np.arange(self.part.rows - self.part.deleted_rows))
 

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .block import Vectors
-from .engine import Allowed, Ids
+from .block import Ids, Vectors
+from .engine import Allowed
 from .errors import EngineDamaged, Locked, MissingExtra, NotAStore, StoreError
 from .qdrant_terms import (
     NUMBERS,

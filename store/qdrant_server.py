@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .block import Vectors
-from .engine import Allowed, Ids
+from .block import Ids, Vectors
+from .engine import Allowed
 from .errors import EngineDown, EngineError, EngineSlow, MissingExtra
 from .qdrant_terms import (
     NUMBERS,

@@ -13,8 +13,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from .block import Vectors
-from .engine import Allowed, Ids
+from .block import Ids, Vectors
+from .engine import Allowed
 
 VECTOR = "image"
 WORDS = ("source", "generator", "category")  # indexed as keywords

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .block import Block, Mask, Names, Rows, Vectors
+from .block import Block, Ids, Mask, Names, Rows, Vectors
 from .errors import BadBlock
 from .exact import ExactSearch
 from .keys import Hashes, Keys
@@ -25,8 +25,6 @@ from .space import Space
 
 if TYPE_CHECKING:
     from .index import Attached
-
-Ids = npt.NDArray[np.int64]  # (rows,) shard number × 2³² + row in the shard
 
 
 class Snapshot:
@@ -87,12 +85,12 @@ class Snapshot:
         return {}
 
     @cached_property
-    def ids(self) -> npt.NDArray[np.int64]:
+    def ids(self) -> Ids:
         """(rows,) what stays the same for a row in every snapshot; ascending."""
         parts = [shard.ids for shard in self._shards]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
-    def places(self, ids: npt.NDArray[np.int64]) -> Positions:
+    def places(self, ids: Ids) -> Positions:
         """(n,) positions of the rows with these ids, -1 where this snapshot does not have one."""
         result = np.full(len(ids), -1, np.int64)
         if not self._shards:

@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
-from .block import Block, Mask, Names, in_half
+from .block import Block, Ids, Mask, Names, in_half
 from .deleted import without_rows
 from .durable import TEMPORARY, flush, make_folder, remove_leftover
 from .errors import BadBlock, StoreError
@@ -174,7 +173,7 @@ class Writer:
             give_up(path_of(self._folder, before.number))
         self._snapshot = Snapshot(self._folder, after, self._snapshot)
 
-    def _without(self, ids: npt.NDArray[np.int64]) -> tuple[Part, ...]:
+    def _without(self, ids: Ids) -> tuple[Part, ...]:
         """The parts with these rows deleted; the files that say so are written, the commit is not."""
         parts = []
         for part in self._manifest.parts:
