@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..indexer.encoder_name import with_random_weights
 from ..indexer.folders import expand, listing
-from ..indexer.naming import with_random_weights
 
 
 def image_paths(folders: Iterable[str | Path], limit: int | None) -> list[Path]:

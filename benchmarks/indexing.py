@@ -38,12 +38,12 @@ from PIL import Image as Pillow
 
 from ..indexer.directory import END, END_64, IN_EXTRA, LOCATOR_64
 from ..indexer.encoder import Embeddings, unit
+from ..indexer.encoder_name import place_of, seed_of
 from ..indexer.entry import File, Held, Place
 from ..indexer.folders import Folder, count, expand, listing
 from ..indexer.image import Pixels, decode, thumbnail
 from ..indexer.index import IndexOptions, default_batch_size, index
 from ..indexer.load import load_encoder
-from ..indexer.naming import place_of, seed_of
 from ..indexer.report import IndexReport
 from ..store.errors import EncoderError
 from ..store.space import Space

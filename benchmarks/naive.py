@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from ..indexer.encoder import choose_device
+from ..indexer.encoder_name import place_of, seed_of
 from ..indexer.load import device_names
-from ..indexer.naming import place_of, seed_of
 from . import command
 
 BATCH = 32

@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from ..indexer.checkpoint import open_checkpoint
+from ..indexer.encoder_name import place_of, with_random_weights
 from ..indexer.index import IndexOptions
-from ..indexer.naming import place_of, with_random_weights
 from ..indexer.processes import WORTH, processes_for
 from ..indexer.tower import Shape
 from ..store.errors import ClipfakeError

@@ -42,7 +42,7 @@ def bench_command(
     import tempfile
 
     from ..benchmarks import command, int8, parity, query, throughput, training
-    from ..indexer.naming import with_random_weights
+    from ..indexer.encoder_name import with_random_weights
 
     name = with_random_weights(encoder) if untrained else encoder
     result: dict[str, Any] = {}

@@ -43,7 +43,7 @@ def open_encoder(
 
 def encoder_name(store: Path, encoder: str | None, *, untrained: bool = False) -> str:
     """What `load_encoder` is to load: the encoder that was named, else the store's own, else the default."""
-    from ..indexer.naming import with_random_weights
+    from ..indexer.encoder_name import with_random_weights
     from ..store.errors import NoStore
     from ..store.store import Store
 
@@ -86,7 +86,7 @@ def notice(encoder: Embeds) -> None:
 
 def notice_of(encoder: Embeds) -> str:
     """What must be known of an encoder to read its verdicts; "" for a real one."""
-    from ..indexer.naming import INT8, seed_of
+    from ..indexer.encoder_name import INT8, seed_of
     from ..indexer.standin import NOTICE, is_standin
 
     name = encoder.space.encoder.removeprefix(INT8)

@@ -13,8 +13,8 @@ A run goes through these lines from top to bottom.
               nvimagecodec.py
     encoding  encoder.py has preprocess.py make the input, staging.py upload it, and runs tower.py, backbone.py or
               depth.py, on a CPU as packed.py or openvino.py (int8.py) make it faster; words.py does the same for text
-    loading   load.py makes an encoder of a name that naming.py reads; hub.py brings its files, checkpoint.py opens
-              them
+    loading   load.py makes an encoder of the name that encoder_name.py reads; hub.py brings its files, checkpoint.py
+              opens them
     several   crew.py drives a run that others encode: processes.py here, ray.py elsewhere; each worker.py takes a
               unit.py and seals shards that incoming.py takes into the store
     besides   ask.py embeds what someone asks about, column.py a second vector of what is stored

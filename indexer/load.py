@@ -26,7 +26,7 @@ from .encoder import (
     choose_device,
     choose_dtype,
 )
-from .naming import DEPTH, INT8, PLAIN, cannot_load, place_of, seed_of, with_random_weights
+from .encoder_name import DEPTH, INT8, PLAIN, cannot_load, place_of, seed_of, with_random_weights
 from .openvino import OpenVinoEncoder
 from .preprocess import Preprocess
 from .tower import ClipTower, Shape
