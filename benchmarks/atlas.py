@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..detector import atlas as rules
-from ..detector.baselines import mean_similarity, neighbors
+from ..detector.baselines import neighbors
 from ..detector.examples import thinned
 from ..detector.metrics import auc
 from ..detector.ridge import Sums, by_source, extended, ridge
@@ -95,7 +95,7 @@ def _anew(snapshot: Snapshot, head: rules.Kind, cell: rules.Cell) -> float:
         for mask in classes:
             members = np.flatnonzero(mask)
             asked = snapshot.vectors(thinned(members, labels[members], max(rules.ASKED // len(names), 1), 0))
-            real, fake = (mean_similarity(neighbors(asked, bank, rules.K), rules.K) for bank in banks)
+            real, fake = (neighbors(asked, bank, rules.K).mean_similarity() for bank in banks)
             scores.append(fake - real)
     truth = np.repeat([REAL, FAKE], [len(part) for part in scores])
     return auc(truth, np.concatenate(scores).astype(np.float32)) or 0.0

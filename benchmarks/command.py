@@ -10,8 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from ..indexer.encoder_name import with_random_weights
 from ..indexer.folders import expand, listing
-from ..indexer.naming import UNTRAINED
 
 
 def image_paths(folders: Iterable[str | Path], limit: int | None) -> list[Path]:
@@ -28,9 +28,8 @@ def main(run: Callable[..., dict[str, Any]], what: str, *, precisions: str = "",
     defaults : of options, where they are not those of most benchmarks
     """
     parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("--images", nargs="+", required=True, metavar="FOLDERS", help="folders of images")
-    parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
-    parser.add_argument("--untrained", action="store_true", help="random weights of seed 0: speed, not accuracy")
+    ask_for_images(parser)
+    ask_for_encoder(parser)
     parser.add_argument("--limit", type=int, default=256, help="images")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved; medians are printed")
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
@@ -38,10 +37,27 @@ def main(run: Callable[..., dict[str, Any]], what: str, *, precisions: str = "",
     if precisions:
         parser.add_argument("--precision", default=precisions, help="comma between several")
     parser.set_defaults(**defaults)
-    told = vars(parser.parse_args())
-    if told.pop("untrained"):
-        told["encoder"] = f"{UNTRAINED}0:{told['encoder']}"
+    told = parsed(parser)
     tell(run(told.pop("images"), told.pop("encoder"), **told))
+
+
+def ask_for_images(parser: argparse.ArgumentParser) -> None:
+    """Add --images."""
+    parser.add_argument("--images", nargs="+", required=True, metavar="FOLDERS", help="folders of images")
+
+
+def ask_for_encoder(parser: argparse.ArgumentParser) -> None:
+    """Add --encoder and --untrained."""
+    parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
+    parser.add_argument("--untrained", action="store_true", help="random weights of seed 0: speed, not accuracy")
+
+
+def parsed(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The options by name; where --untrained is given, `encoder` says so."""
+    told = vars(parser.parse_args())
+    if told.pop("untrained", False):
+        told["encoder"] = with_random_weights(told["encoder"])
+    return told
 
 
 def tell(result: dict[str, Any]) -> None:

@@ -221,7 +221,7 @@ def version_of(package: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", nargs="+", required=True, metavar="FOLDERS", help="folders of images")
+    command.ask_for_images(parser)
     parser.add_argument("--encoder", default="", help="hub id or directory: compare vectors too")
     parser.add_argument("--device", default="auto", help="of the encoder")
     parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES), help="pixels")

@@ -22,7 +22,6 @@ import torch
 
 from ..indexer.encoder import TorchEncoder
 from ..indexer.load import load_encoder
-from ..indexer.naming import UNTRAINED
 from ..indexer.packed import unpack
 from ..indexer.tower import ClipTower
 from ..store.errors import EncoderError
@@ -181,21 +180,17 @@ def _captured(plain: Call, given: torch.Tensor) -> Call:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
-    parser.add_argument("--untrained", action="store_true", help="random weights of seed 0: speed, not accuracy")
+    command.ask_for_encoder(parser)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)), help="sizes, commas between")
     parser.add_argument("--ways", default="", help=f"some of {','.join(WAYS)} [default: all the device has]")
     parser.add_argument("--precisions", default=",".join(PRECISIONS), help="commas between")
     parser.add_argument("--repeats", type=int, default=3)
-    told = vars(parser.parse_args())
-    name = told.pop("encoder")
-    if told.pop("untrained"):
-        name = f"{UNTRAINED}0:{name}"
+    told = command.parsed(parser)
     told["batches"] = [int(size) for size in told["batches"].split(",")]
     for key in ("ways", "precisions"):
         told[key] = [word for word in told[key].split(",") if word]
-    command.tell(run(name, **told))
+    command.tell(run(told.pop("encoder"), **told))
 
 
 if __name__ == "__main__":

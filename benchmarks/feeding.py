@@ -141,7 +141,7 @@ def _children() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", nargs="+", required=True, metavar="FOLDERS", help="folders of images")
+    command.ask_for_images(parser)
     parser.add_argument("--few", type=int, default=10_000, help="images of the run that is subtracted")
     parser.add_argument("--many", type=int, default=40_000, help="images")
     parser.add_argument("--processes", type=int, default=2)

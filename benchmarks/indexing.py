@@ -38,12 +38,12 @@ from PIL import Image as Pillow
 
 from ..indexer.directory import END, END_64, IN_EXTRA, LOCATOR_64
 from ..indexer.encoder import Embeddings, unit
+from ..indexer.encoder_name import place_of, seed_of
 from ..indexer.entry import File, Held, Place
 from ..indexer.folders import Folder, count, expand, listing
 from ..indexer.image import Pixels, decode, thumbnail
 from ..indexer.index import IndexOptions, default_batch_size, index
 from ..indexer.load import load_encoder
-from ..indexer.naming import UNTRAINED, place_of
 from ..indexer.report import IndexReport
 from ..store.errors import EncoderError
 from ..store.space import Space
@@ -298,7 +298,7 @@ def start(paths: Sequence[Path], encoder: str, *, rows: int = START_ROWS, zipped
         batch), and of them `encoder` (loading it) and `listing_to_first_batch` (with encoding that batch; also in
         seconds of core time, which others' programs do not disturb).
     """
-    if encoder.startswith(UNTRAINED):  # drawing random weights takes longer than reading them
+    if seed_of(encoder) is not None:  # drawing random weights takes longer than reading them
         with tempfile.TemporaryDirectory() as folder:
             made = write_checkpoint(Path(folder) / "clip", place_of(encoder)[0])
             return start(paths, str(made), rows=rows, zipped=zipped)
@@ -336,21 +336,18 @@ def run(paths: Sequence[Path], encoder: str, only: Sequence[str], **told: Any) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", nargs="+", required=True, metavar="FOLDERS")
-    parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
-    parser.add_argument("--untrained", action="store_true", help="random weights of seed 0: speed, not accuracy")
+    command.ask_for_images(parser)
+    command.ask_for_encoder(parser)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--list-rows", type=int, default=LIST_ROWS)
     parser.add_argument("--memory-rows", nargs="+", type=int, default=list(MEMORY_ROWS))
     parser.add_argument("--start-rows", type=int, default=START_ROWS)
     parser.add_argument("--zip-rows", type=int, help="default: as many as --start-rows")
     parser.add_argument("--out", type=Path, default=RESULTS / "indexing.json")
-    told = vars(parser.parse_args())
-    encoder = f"{UNTRAINED}0:{told['encoder']}" if told.pop("untrained") else told["encoder"]
+    told = command.parsed(parser)
     paths = command.image_paths(told.pop("images"), 64)
-    out, only = told.pop("out"), told.pop("only")
-    told.pop("encoder")
-    result = run(paths, encoder, only, **told)
+    out = told.pop("out")
+    result = run(paths, told.pop("encoder"), told.pop("only"), **told)
     before = json.loads(out.read_text()) if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**before, **result}, indent=1) + "\n")

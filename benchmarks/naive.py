@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from ..indexer.encoder import choose_device
+from ..indexer.encoder_name import place_of, seed_of
 from ..indexer.load import device_names
-from ..indexer.naming import UNTRAINED
 from . import command
 
 BATCH = 32
@@ -30,9 +30,9 @@ def load_naive(name: str, device: str = "auto") -> Callable[[Sequence[Path]], np
 
     transformers.utils.logging.set_verbosity_error()
     where = choose_device(device_names(device)[0])
-    if name.startswith(UNTRAINED):
-        seed, _, name = name.removeprefix(UNTRAINED).partition(":")
-        torch.manual_seed(int(seed))
+    seed, (name, _) = seed_of(name), place_of(name)
+    if seed is not None:
+        torch.manual_seed(seed)
         model = transformers.CLIPModel(transformers.CLIPConfig.from_pretrained(name))
     else:
         model = transformers.CLIPModel.from_pretrained(name)

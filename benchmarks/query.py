@@ -21,7 +21,6 @@ from ..detector.heldout import calibrate
 from ..detector.train import TrainOptions, train
 from ..detector.triplet import TripletOptions
 from ..indexer.load import load_encoder
-from ..indexer.naming import UNTRAINED
 from ..store.block import Vectors
 from ..store.build import build_index
 from ..store.store import Store
@@ -114,16 +113,12 @@ def _times(do: Callable[[int], object], repeats: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--encoder", default="openai/clip-vit-base-patch32")
-    parser.add_argument("--untrained", action="store_true")
+    command.ask_for_encoder(parser)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--threads", type=int)
-    told = vars(parser.parse_args())
-    if told.pop("untrained"):
-        told["encoder"] = f"{UNTRAINED}0:{told['encoder']}"
-    result = run(told.pop("encoder"), **told)
-    command.tell(result)
+    told = command.parsed(parser)
+    command.tell(run(told.pop("encoder"), **told))
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ def bank(folder: Path, space: Space) -> Store:
     """A store of clustered vectors and its trained head: 8 real sources and 12 generators, dealt out in turn."""
     import numpy as np
 
-    from ..detector.heldout import calibrate
-    from ..detector.train import TrainOptions, train
+    from ..detector.making import make
+    from ..detector.train import TrainOptions
     from ..detector.triplet import TripletOptions
     from ..store.block import Block, Rows
     from ..store.store import Store
@@ -57,11 +57,7 @@ def bank(folder: Path, space: Space) -> Store:
     store = Store.create(folder, space)
     with store.writer("synthetic") as writer:
         writer.append(Block(space, rows, vectors.astype(np.float32)))
-    options = TrainOptions(triplet=TripletOptions(epochs=3), baselines=())
-    head = train(store.snapshot(), options).head
-    at = store.folder / "heads" / "default"
-    head.save(at)
-    calibrate(store.snapshot(), head, options).calibration.save(at)
+    make(store, options=TrainOptions(triplet=TripletOptions(epochs=3), baselines=()))
     return store
 
 
@@ -214,8 +210,7 @@ def main() -> None:
     from . import command
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory")
-    parser.add_argument("--untrained", action="store_true", help="random weights of seed 0: speed, not accuracy")
+    command.ask_for_encoder(parser)
     parser.add_argument("--images", type=int, default=128, help="a repeat")
     parser.add_argument("--concurrency", type=int, default=32, help="clients")
     parser.add_argument("--batch", type=int, default=16, help="images the encoder sees at once")
@@ -223,13 +218,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    told = vars(parser.parse_args())
-    if told.pop("untrained"):
-        from ..indexer.naming import UNTRAINED
-
-        told["encoder"] = f"{UNTRAINED}0:{told['encoder']}"
-    result = run(told.pop("encoder"), **told)
-    command.tell(result)
+    told = command.parsed(parser)
+    command.tell(run(told.pop("encoder"), **told))
 
 
 if __name__ == "__main__":

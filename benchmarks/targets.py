@@ -22,8 +22,8 @@ from typing import Any
 import torch
 
 from ..indexer.checkpoint import open_checkpoint
+from ..indexer.encoder_name import place_of, with_random_weights
 from ..indexer.index import IndexOptions
-from ..indexer.naming import UNTRAINED
 from ..indexer.processes import WORTH, processes_for
 from ..indexer.tower import Shape
 from ..store.errors import ClipfakeError
@@ -137,13 +137,13 @@ def on_card(
     dimensions: dict[str, Any] = VIT_L_14,
 ) -> tuple[dict[str, Any], list[Target]]:
     """The runs of a GPU, each beside the naive script and the card's own rate, and their targets."""
-    place = encoder.removeprefix(UNTRAINED).partition(":")[2] if encoder.startswith(UNTRAINED) else encoder
+    place, _ = place_of(encoder)
     processes = processes_for(device, lambda: WORTH, IndexOptions.threads)
     card = matrix_rate(device, torch.bfloat16, QUICK * 16 if quick else 0)
     runs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as made:
         large = write_architecture(Path(made) / "large", place, dimensions)
-        encoders = {"ViT-B/32": (encoder, place), "ViT-L/14": (f"{UNTRAINED}0:{large}", str(large))}
+        encoders = {"ViT-B/32": (encoder, place), "ViT-L/14": (with_random_weights(str(large)), str(large))}
         for name, (told, folder) in encoders.items():
             at: dict[str, Any] = {"limit": limit or CARD_IMAGES[name], "repeats": repeats, "threads": threads}
             at |= {"processes": processes}
@@ -198,17 +198,14 @@ def of_long_runs(told: dict[str, Any]) -> list[Target]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--images", nargs="+", required=True, metavar="FOLDERS", help="folders of images")
-    parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
-    parser.add_argument("--untrained", action="store_true", help="random weights of seed 0: speed, not accuracy")
+    command.ask_for_images(parser)
+    command.ask_for_encoder(parser)
     parser.add_argument("--limit", type=int, help=f"images [default: {CPU_IMAGES}, on a GPU {CARD_IMAGES}]")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--long", action="store_true", help="memory and start-up too")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} images, once: a trial of the command")
-    told = vars(parser.parse_args())
-    if told.pop("untrained"):
-        told["encoder"] = f"{UNTRAINED}0:{told['encoder']}"
+    told = command.parsed(parser)
     command.tell(run(told.pop("images"), told.pop("encoder"), **told))
 
 

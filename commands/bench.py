@@ -42,9 +42,9 @@ def bench_command(
     import tempfile
 
     from ..benchmarks import command, int8, parity, query, throughput, training
-    from ..indexer.naming import UNTRAINED
+    from ..indexer.encoder_name import with_random_weights
 
-    name = f"{UNTRAINED}0:{encoder}" if untrained else encoder
+    name = with_random_weights(encoder) if untrained else encoder
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as made:
         images: list[Any] = list(folders or ())

@@ -43,7 +43,7 @@ def open_encoder(
 
 def encoder_name(store: Path, encoder: str | None, *, untrained: bool = False) -> str:
     """What `load_encoder` is to load: the encoder that was named, else the store's own, else the default."""
-    from ..indexer.naming import UNTRAINED
+    from ..indexer.encoder_name import with_random_weights
     from ..store.errors import NoStore
     from ..store.store import Store
 
@@ -52,7 +52,7 @@ def encoder_name(store: Path, encoder: str | None, *, untrained: bool = False) -
             encoder = Store.open(store).snapshot().space.encoder
         except NoStore:
             encoder = DEFAULT_ENCODER
-    return f"{UNTRAINED}0:{encoder}" if untrained else encoder
+    return with_random_weights(encoder) if untrained else encoder
 
 
 def with_columns(main: Encoder, store: Path, head: str, device: str, precision: str) -> Encoder:
@@ -86,12 +86,12 @@ def notice(encoder: Embeds) -> None:
 
 def notice_of(encoder: Embeds) -> str:
     """What must be known of an encoder to read its verdicts; "" for a real one."""
-    from ..indexer.naming import INT8, UNTRAINED
+    from ..indexer.encoder_name import INT8, seed_of
     from ..indexer.standin import NOTICE, is_standin
 
     name = encoder.space.encoder.removeprefix(INT8)
     if is_standin(name):
         return NOTICE
-    if name.startswith(UNTRAINED):
+    if seed_of(name) is not None:
         return "The encoder has random weights: good for measuring speed, its verdicts mean nothing."
     return ""

@@ -85,8 +85,8 @@ def filter_of(label: str, source: str, category: str) -> Filter:
     >>> filter_of("fake", "pro_gan,cycle_gan", "").labels
     (1,)
     """
+    from ..store.block import LABELS
     from ..store.filter import Filter
-    from ..store.info import LABELS
 
     numbers = {name: number for number, name in LABELS.items()}
     asked = [word for word in label.split(",") if word]

@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from ..store.durable import write_text
-from ..store.errors import StoreError
-from .options import (
-    DEFAULT_HEAD,
-    STORE,
-    JsonOption,
-    NameOption,
-    StoreOption,
-)
+from .options import DEFAULT_HEAD, STORE, JsonOption, NameOption, StoreOption
 from .terminal import quoted, say, show
 
 
@@ -100,13 +89,11 @@ def train_command(
 
     clipfake train --from-store --store mystore
     """
-    from ..detector.head import head_folder
-    from ..detector.heldout import calibrate
-    from ..detector.train import TrainOptions, train
+    from ..detector.making import make
+    from ..detector.train import TrainOptions
     from ..detector.triplet import TripletOptions
     from ..show.screen import status_of
     from ..show.training import training_summary
-    from ..store.joined import joined
     from ..store.store import Store
 
     triplet = TripletOptions(anchor=anchor.value, match=match.value, mining=mining.value, epochs=epochs)
@@ -114,28 +101,13 @@ def train_command(
     recipe = split.value if split else ""
     options = TrainOptions(kind.value, triplet, sources=chosen, balanced=balanced, recipe=recipe, seed=seed)
     names = [name for name in columns.split(",") if name]
-    snapshot = joined(Store.open(store).snapshot(), names)
-    folder = head_folder(store, head)
-    require_writable(folder)  # before minutes of training
+    opened = Store.open(store)
     with status_of("training") as tell:
-        trained = train(snapshot, options, tell)
-        calibrated = calibrate(snapshot, trained.head, options, progress=tell)
-    trained = replace(trained, head=replace(trained.head, options={**trained.head.options, "columns": names}))
-    calibrated.calibration.save(folder)
-    trained.head.save(folder)
-    report = {**trained.as_json(), "detector": calibrated.as_json(), "saved": str(folder)}
-    write_text(folder / "report.json", json.dumps(report) + "\n")
+        report = make(opened, head, options, columns=names, progress=tell).as_json()
     show(report if as_json else training_summary(report))
     if not as_json:
         named = "" if head == DEFAULT_HEAD else f" --head {head}"
         say(f"next: clipfake query IMAGE --store {quoted(store)}{named}")
-
-
-def require_writable(folder: Path) -> None:
-    """Raise StoreError where nothing can be written to a folder that may be yet to be made."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(there, os.W_OK):
-        raise StoreError(f"cannot write to {there}, where the head would be saved; give write access or copy the store")
 
 
 def report_command(

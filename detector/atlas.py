@@ -238,16 +238,11 @@ def _nearest_without(
     for i, one in enumerate(left_out):
         kept = there & (group != one)
         kept &= np.cumsum(kept, axis=1) <= K
-        result[:, i] = _mean(found.similarity, kept)
+        result[:, i] = found.mean_similarity(kept)
         short = np.flatnonzero(kept.sum(1) < K)
         if len(short) and found.k < len(bank):  # nearly all that were fetched are of this group: search without it
             where = layout.groups != one
             rest = layout.snapshot.scope(where if bank.mask is None else where & bank.mask)
             more = layout.snapshot.search(vectors[short], K, rest, recall=1)
-            result[short, i] = _mean(more.similarity, more.rows >= 0)
+            result[short, i] = more.mean_similarity()
     return result
-
-
-def _mean(similarity: npt.NDArray[np.float32], kept: Mask) -> npt.NDArray[np.float64]:
-    total = np.where(kept, similarity, 0).sum(1, dtype=np.float64)
-    return np.asarray(total / np.maximum(kept.sum(1), 1))

@@ -127,7 +127,7 @@ def neighbor_rule(k: int) -> Fit:
     def fit(train: Examples, validation: Examples, seed: int) -> Scorer:
         def score(asked: Examples) -> npt.NDArray[np.float64]:
             real, fake = _both(train, asked, max(k, *NEIGHBORS))
-            return mean_similarity(fake, k) - mean_similarity(real, k)
+            return fake.first(k).mean_similarity() - real.first(k).mean_similarity()
 
         return score
 
@@ -155,11 +155,6 @@ def neighbors(queries: Vectors, bank: Vectors, k: int) -> Matches:
     if not found:
         return Matches.none(0, k)
     return Matches(np.concatenate([m.rows for m in found]), np.concatenate([m.similarity for m in found]))
-
-
-def mean_similarity(matches: Matches, k: int) -> npt.NDArray[np.float64]:
-    """(queries,) mean over the k nearest, of those that there are."""
-    return np.asarray(np.nanmean(matches.similarity[:, :k].astype(np.float64), axis=1))
 
 
 def lda(train: Examples, validation: Examples, seed: int) -> Scorer:

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, REAL, Vectors
+from ..store.block import FAKE, LABELS, REAL, Vectors
 from ..store.cores import one_core
-from ..store.errors import HeadError, NotEnoughRows
-from ..store.info import LABELS
+from ..store.errors import BadBlock, HeadError, NotEnoughRows
 from ..store.joined import joined
 from ..store.search import Matches, Searches
 from ..store.snapshot import Snapshot
@@ -22,6 +21,7 @@ from ..store.store import Store
 from .calibration import Calibration
 from .evidence import FETCHED, FETCHED_MORE, Bank, Candidates, Evidence, Rules
 from .head import Head, columns_of, head_folder
+from .split import PART_NAMES
 from .verdict import Answer, Change, Neighbor, Stored, Verdict, decide, in_conflict, steadied
 
 FEWER = 5  # witnesses, to see whether the answer hangs on the rest
@@ -29,7 +29,6 @@ NEAR = 15  # nearest fakes that vote on the generator
 SHARE = 0.5  # of their votes it must have
 STORED = 9  # rows of the very file that is asked about, at most: a blank one may be there a thousand times
 UNSEEN = 5.0  # percentile below which the generator is called unknown
-SPLITS = {0: "train", 1: "validation", 2: "test", -1: ""}
 
 
 @dataclass(frozen=True)
@@ -98,9 +97,20 @@ class Detector:
 
         Parameters
         ----------
-        images : names to repeat in the answer
+        images : (n,) names to repeat in the answer
         digests : (n,) V16 of the files: a stored row of the same bytes does not testify, but is named
+
+        Raises
+        ------
+        BadBlock
+            There are not as many names, vectors and digests, or a vector is not finite.
+        SpaceMismatch
+            Vectors of another dimension.
         """
+        vectors = np.atleast_2d(vectors)
+        if len({len(images), len(vectors), len(vectors if digests is None else digests)}) > 1:
+            told = "" if digests is None else f" and {len(digests)} digests"
+            raise BadBlock(f"{len(images)} names for {len(vectors)} vectors{told}; give every image one of each")
         with one_core():
             margins = self.head.score(vectors)
             candidates = self.bank.candidates(vectors, digests, times=FETCHED_MORE if question.changes else FETCHED)
@@ -171,12 +181,14 @@ class Detector:
         rows = witnesses.rows[0][witnesses.rows[0] >= 0]
         columns = ("keys", "sources", "generators", "categories", "paths")
         told = zip(*(snapshot.column(name)[rows].tolist() for name in columns), strict=True)
-        similarity = np.minimum(witnesses.similarity[0], 1.0)  # of halves, the product of equals may be a little more
+        similarity = np.minimum(
+            witnesses.similarity[0, : len(rows)], 1.0
+        )  # of halves, the product of equals may be a little more
         splits = self.head.split.of(snapshot.column("keys")[rows])
         return tuple(
-            Neighbor(key, float(near), source, generator, category, path, SPLITS[int(split)], int(row))
+            Neighbor(key, float(near), source, generator, category, path, PART_NAMES[int(split)], int(row))
             for (key, source, generator, category, path), near, split, row in zip(
-                told, similarity, splits, rows, strict=False
+                told, similarity, splits, rows, strict=True
             )
         )
 

@@ -51,7 +51,7 @@ class Evidence:
         all: as if its similarity were 0, the other class would win by what it would never get from witnesses.
         """
         compared = (self.real.rows >= 0).any(1) & (self.fake.rows >= 0).any(1)
-        return np.where(compared, _mean(self.fake) - _mean(self.real), 0.0)
+        return np.where(compared, self.fake.mean_similarity() - self.real.mean_similarity(), 0.0)
 
     @property
     def nearest(self) -> npt.NDArray[np.float64]:
@@ -298,9 +298,3 @@ def _before(candidates: Mask) -> Mask:
 def _halves(digests: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
     """(..., 2) uint64 of V16: numbers can be compared in bulk; all zero means unknown."""
     return np.ascontiguousarray(digests).view(np.uint64).reshape(*digests.shape, 2)
-
-
-def _mean(matches: Matches) -> npt.NDArray[np.float64]:
-    present = matches.rows >= 0
-    total = np.where(present, matches.similarity, 0).sum(1, dtype=np.float64)
-    return np.asarray(total / np.maximum(present.sum(1), 1))

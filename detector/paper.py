@@ -17,12 +17,12 @@ from .category import MODES, Mode
 from .head import Head
 from .metrics import Metrics, measure
 from .projection import FUSIONS
+from .split import PARTS
 from .train import TrainOptions, make_split, score_rows, train
 from .triplet import TripletOptions
 
 Backbone = Literal["b32", "b16"]
 NAMES: dict[Backbone, str] = {"b32": "ViT-B/32", "b16": "ViT-B/16"}
-PARTS = ("train", "validation", "test")
 
 
 @dataclass(frozen=True)

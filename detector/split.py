@@ -17,6 +17,7 @@ from ..store.shard import hash_keys
 
 TRAIN, VALIDATION, TEST, NONE = 0, 1, 2, -1
 PARTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+PART_NAMES = {part: name for name, part in PARTS.items()} | {NONE: ""}
 Parts = npt.NDArray[np.int8]  # (rows,) 0 train, 1 validation, 2 test, -1 none of them
 
 # The share kept out of training, then the share of that which tests. The source paper's counts show both: its

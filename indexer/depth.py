@@ -18,8 +18,8 @@ from ..store.space import Space
 from .backbone import load_model
 from .checkpoint import fingerprint_of, open_checkpoint
 from .encoder import Embeddings, choose_device, unit
+from .encoder_name import DEPTH, cannot_load
 from .image import Pixels
-from .naming import DEPTH, cannot_load
 from .packed import pack
 from .preprocess import Preprocess
 

@@ -22,9 +22,7 @@ from .words import Words
 
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
-CPU_IMAGES = (
-    8  # that a CPU sees at once: more bring no speed, and their layers are too large for the allocator to reuse
-)
+CPU_IMAGES = 8  # that a CPU sees at once: more are no quicker, and their layers too large for the allocator to reuse
 
 
 class Encoder(Protocol):

@@ -18,7 +18,8 @@ from ..store.durable import TEMPORARY, remove_leftover
 from ..store.errors import Damaged, Locked
 from ..store.shard import write_shard
 from ..store.snapshot import Snapshot
-from ..store.store import SECONDS_PER_SHARD, Appended, Store, Writer
+from ..store.store import Store
+from ..store.writer import SECONDS_PER_SHARD, Appended, Writer
 
 FOLDER = "incoming"
 ABANDONED = 86_400.0  # seconds after which a shard that is not finished never will be

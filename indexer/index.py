@@ -12,13 +12,15 @@ import numpy.typing as npt
 
 from ..store.block import TEXT, Block, Rows
 from ..store.errors import ImageError
-from ..store.store import Appended, Store
+from ..store.store import Store
+from ..store.writer import Appended
 from .encoder import Encoder
 from .folders import listing
 from .image import Image, decode
 from .incoming import Aside, Sink, commit, take_in
 from .nvimagecodec import offload_for
-from .pipeline import Decoded, Encoded, Pipeline, batched
+from .pipeline import Encoded, Pipeline, batched
+from .reader import Decoded
 from .report import IndexReport
 from .run import Folders, Progress, Run, accepted
 from .run import IndexOptions as IndexOptions  # of this file's interface too
@@ -28,7 +30,7 @@ PATIENCE = 60.0  # seconds that a part waits for another to commit
 
 
 def plan(folders: Folders, limit: int | None = None) -> IndexReport:
-    """What would be indexed, without opening an image (`--dry-run`, `--stats`)."""
+    """What would be indexed, without opening an image (`--dry-run`, `--stats`); raises SourceError."""
     report = IndexReport()
     for _ in accepted(islice(listing(folders), limit), report):
         pass
@@ -47,10 +49,21 @@ def index(
     One bad image is a row of the report's `skipped`. Ctrl-C finishes the batches in flight and seals them; the same
     call goes on from there.
 
+    Parameters
+    ----------
+    folders : folders, archives, tables of paths, URLs, or quoted patterns of these
+    progress : shown the report while it grows
+
     Raises
     ------
-    SourceError, SpaceMismatch, StoreError
-        What was stored stays.
+    SourceError
+        One of the folders cannot be read, or more images were bad than `options.max_bad` allows.
+    SpaceMismatch, Locked
+        The store is of another encoder, or another process is writing.
+    EncoderError
+        The device has no memory for even one image.
+    StoreError
+        The store cannot be written. Whatever ends a run, what was stored stays.
     """
     encoder.space.require(store.snapshot().space, f"the store {store.folder}")
     if options.shard is not None:

@@ -26,7 +26,7 @@ from .encoder import (
     choose_device,
     choose_dtype,
 )
-from .naming import DEPTH, INT8, PLAIN, UNTRAINED, cannot_load, place_of
+from .encoder_name import DEPTH, INT8, PLAIN, cannot_load, place_of, seed_of, with_random_weights
 from .openvino import OpenVinoEncoder
 from .preprocess import Preprocess
 from .tower import ClipTower, Shape
@@ -116,7 +116,7 @@ def device_names(told: str) -> list[str]:
 
 def _load(name: str, device: torch.device, dtype: torch.dtype) -> TorchEncoder:
     place, trained = place_of(name)
-    seed = None if trained else int(name.removeprefix(UNTRAINED).partition(":")[0])
+    seed = seed_of(name)
     checkpoint = open_checkpoint(place, weights=trained)
     if Path(place).is_dir():
         place = str(checkpoint.folder)
@@ -132,7 +132,7 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> TorchEncoder:
         weights, tower, two_towers = whole.state_dict(), Backbone(whole), hasattr(whole, "get_text_features")
         dim = _dim_of(tower, checkpoint.preprocess)
     words = Words(partial(words_of, checkpoint.folder, model)) if two_towers and checkpoint.has_tokenizer else None
-    full = place if seed is None else f"{UNTRAINED}{seed}:{place}"
+    full = place if seed is None else with_random_weights(place, seed)
     hashing = ThreadPoolExecutor(1)
     space = hashing.submit(lambda: Space(full, fingerprint_of(weights, checkpoint.preprocess), dim))
     hashing.shutdown(wait=False)

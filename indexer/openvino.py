@@ -12,7 +12,7 @@ import torch
 
 from ..store.errors import EncoderError, MissingExtra
 from ..store.space import Space
-from . import int8, naming
+from . import encoder_name, int8
 from .encoder import Embeddings, TorchEncoder, unit
 from .image import Pixels
 
@@ -69,7 +69,7 @@ class OpenVinoEncoder:
 def space_in_8_bits(space: Space) -> Space:
     """The space of the same encoder in 8 bits: near, but not to be mixed with it."""
     digest = hashlib.sha256(f"{int8.SCHEME}: {space.fingerprint}".encode())
-    return Space(f"{naming.INT8}{space.encoder}", digest.hexdigest(), space.dim)
+    return Space(f"{encoder_name.INT8}{space.encoder}", digest.hexdigest(), space.dim)
 
 
 def _compiler(plain: TorchEncoder, precision: str) -> Callable[[int], Any]:

@@ -1,17 +1,15 @@
 """List, decode, encode, write: four stages at work at the same time, with short queues between them.
 
 Listing and writing have a thread each, decoding has several, encoding has one a device. Memory holds a few batches,
-however many images there are; large ones wait for the encoder resized. Where one process is not enough for a GPU,
-`processes.py` has several.
+however many images there are. Where one process is not enough for a GPU, `processes.py` has several.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
@@ -19,50 +17,20 @@ import numpy as np
 import torch
 
 from ..store.block import in_half, unfit
-from ..store.errors import EncoderError, ImageError
+from ..store.errors import EncoderError
 from .channel import Channel, Stopped
 from .encoder import Embeddings, Encoder
 from .entry import Entry
-from .image import Image, JpegHeader, Pixels, decode, digest_of, thumbnail, thumbnail_of
-from .offload import TOGETHER_PIXELS, Offload, Small
+from .image import Pixels
+from .offload import Offload
+from .reader import Decoded, Opened, Reader
+from .stage import Stage
 
 T = TypeVar("T")
 
 AHEAD = 3  # batches decoded before an encoder asks for them
 UNWRITTEN = 4  # batches encoded before the writer asks for them
-CORES = "cpu"  # the decoder that is always there
 TOGETHER = 16  # images a thread opens at a time, at most: handing over each alone costs a tenth of decoding it
-
-
-@dataclass(frozen=True)
-class Decoded:
-    """An image on its way to the encoder."""
-
-    entry: Entry
-    image: Image  # its pixels may have been resized; width and height below are the file's
-    width: int
-    height: int
-    time: int  # of the file, nanoseconds
-    thumbnail: bytes
-
-
-@dataclass(frozen=True)
-class Large:
-    """A large JPEG that was read and is not yet decoded."""
-
-    at: int  # among the entries opened together
-    entry: Entry
-    content: bytes
-    time: int  # of the file, nanoseconds
-    header: JpegHeader
-
-
-@dataclass(frozen=True)
-class Opened:
-    """Some images that were read together."""
-
-    images: list[Decoded]
-    refused: list[tuple[Entry, str]]  # those that could not be read, and why
 
 
 @dataclass(frozen=True)
@@ -102,53 +70,27 @@ class Encoded:
     refused: Sequence[tuple[Entry, str]]  # those of the batch that could not be read, and why
 
 
-@dataclass
-class Stage:
-    """How busy one of the stages is."""
-
-    workers: int = 1
-    seconds: float = 0.0  # of work, all workers together
-    _lock: Lock = field(default_factory=Lock, repr=False)
-
-    @contextmanager
-    def busy(self) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.add(time.perf_counter() - began)
-
-    def add(self, seconds: float) -> None:
-        with self._lock:
-            self.seconds += seconds
-
-    def share(self, seconds: float) -> float:
-        """Of the run's seconds, 0 to 1: a stage near 1 is the limit."""
-        return min(self.seconds / (seconds * self.workers), 1.0) if seconds else 0.0
-
-
-def limit_of(stages: dict[str, Stage], seconds: float) -> str:
-    """The stage that the others wait for: the busiest.
-
-    >>> limit_of({"decode": Stage(4, 20.0), "encode": Stage(1, 9.0)}, 10.0)
-    'encode'
-    """
-    return max(stages, key=lambda name: stages[name].share(seconds), default="")
-
-
 class Pipeline:
-    """One run. Make it, `run` it once."""
+    """One run. Make it, `run` it once.
+
+    Parameters
+    ----------
+    encoder : one with `replicas` has each encode its own batches; one with `begin` has the next batch ahead
+    batch_size : images an encoder sees at once; halved for good where the device's memory runs out
+    threads : that decode
+    thumbnails : whether a small JPEG of each image is made
+    offload : decodes large JPEGs beside the threads
+    """
 
     def __init__(
         self, encoder: Encoder, batch_size: int, threads: int, *, thumbnails: bool, offload: Offload | None = None
     ) -> None:
         self._encoders: Sequence[Encoder] = getattr(encoder, "replicas", (encoder,))
-        self._shrink: Callable[[Pixels], Pixels] | None = getattr(self._encoders[0], "shrink", None)
         self.batch_size = batch_size  # that an encoder sees at once; it may become smaller than the batches given
         self._threads = threads
-        self._thumbnails = thumbnails
-        self.offload = offload  # what decodes large JPEGs beside the threads
-        self.decoded_by = {CORES: 0} | ({offload.name: 0} if offload else {})  # images
+        shrink: Callable[[Pixels], Pixels] | None = getattr(self._encoders[0], "shrink", None)
+        self._reader = Reader(shrink, thumbnails=thumbnails, offload=offload)
+        self.decoded_by = self._reader.counts
         self._decoded = Channel[Opening](AHEAD * len(self._encoders))
         self._encoded = Channel[Encoded](UNWRITTEN)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
@@ -170,6 +112,13 @@ class Pipeline:
 
         Whatever ends the run early, batches that are with an encoder are finished and written. A second Ctrl-C does
         not wait for them.
+
+        Raises
+        ------
+        EncoderError
+            The device has no memory for even one image.
+        Exception
+            What `batches`, the encoder or `write` raised, the first of it.
         """
         work: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(self._list, (batches,)), (self._write, (write,))]
         work += [(self._encode, (encoder,)) for encoder in self._encoders]
@@ -219,64 +168,8 @@ class Pipeline:
             self._decoded.close()
 
     def _open(self, entries: Sequence[Entry]) -> Opened:
-        found: dict[int, Decoded | ImageError] = {}  # by place among the entries
-        large: list[Large] = []
         with self.stages["decode"].busy():
-            for i, entry in enumerate(entries):
-                try:
-                    content, when = entry.place.read()
-                    if self.offload is not None and (header := self.offload.wants(content)):
-                        if header.pixels + sum(one.header.pixels for one in large) > TOGETHER_PIXELS:
-                            self._decode_large(large, found)
-                        large.append(Large(i, entry, content, when, header))
-                    else:
-                        found[i] = self._decode(entry, content, when)
-                except ImageError as e:
-                    found[i] = e
-            self._decode_large(large, found)
-        opened = Opened([], [])
-        for i, entry in enumerate(entries):
-            if isinstance(one := found[i], ImageError):
-                opened.refused.append((entry, str(one)))
-            else:
-                opened.images.append(one)
-        return opened
-
-    def _decode_large(self, large: list[Large], found: dict[int, Decoded | ImageError]) -> None:
-        """All of them at once, or while another thread has that decoder one after the other here; none is left."""
-        while large and self.offload is not None:
-            here, large[:] = large[:], []
-            given = self.offload.decode([one.content for one in here])
-            if given is None:
-                here, large[:] = here[:1], here[1:]
-            for one, small in zip(here, given or [None], strict=True):
-                if small is not None:
-                    found[one.at] = self._offloaded(one, small)
-                    continue
-                try:
-                    found[one.at] = self._decode(one.entry, one.content, one.time)
-                except ImageError as e:
-                    found[one.at] = e
-
-    def _offloaded(self, large: Large, small: Small) -> Decoded:
-        content, header = large.content, large.header
-        image = Image(small.pixels, "JPEG", header.quality, len(content), digest_of(content))
-        picture = b"" if small.reduced is None else thumbnail_of(small.reduced)
-        self._count(self.offload.name if self.offload else CORES)
-        return Decoded(large.entry, image, header.width, header.height, large.time, picture)
-
-    def _decode(self, entry: Entry, content: bytes, when: int) -> Decoded:
-        image = decode(content)
-        height, width = image.height, image.width
-        small = thumbnail(image.pixels) if self._thumbnails else b""
-        if self._shrink is not None and (seen := self._shrink(image.pixels)) is not image.pixels:
-            image = replace(image, pixels=seen)
-        self._count(CORES)
-        return Decoded(entry, image, width, height, when, small)
-
-    def _count(self, decoder: str) -> None:
-        with self._lock:
-            self.decoded_by[decoder] += 1
+            return self._reader.open(entries)
 
     def _encode(self, encoder: Encoder) -> None:
         """Have the next batch under way on the device while the one before is waited for."""

@@ -7,11 +7,10 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..store.block import FAKE, REAL, UNKNOWN
+from ..store.block import LABELS
 from .entry import Entry
-from .pipeline import Stage, limit_of
+from .stage import Stage, limit_of
 
-LABELS = {REAL: "real", FAKE: "fake", UNKNOWN: "unknown"}
 RECENT = 30.0  # seconds that "now" spans
 
 
@@ -28,7 +27,6 @@ class IndexReport:
     targets: Counter[tuple[str, int]] = field(default_factory=Counter)  # (source, raw target) -> rows listed
     tried: int = 0  # images read, good or bad
     bad: int = 0  # of them
-    listed_all: bool = False  # the listing has ended: what is left is known
     seconds: float = 0.0
     interrupted: bool = False
     ended: bool = False  # this is the last that is told of the run

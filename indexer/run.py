@@ -14,7 +14,7 @@ import numpy as np
 
 from ..store.block import TEXT
 from ..store.errors import ImageError, SourceError
-from ..store.store import ROWS_PER_SHARD, Appended, Writer
+from ..store.writer import ROWS_PER_SHARD, Appended, Writer
 from .entry import Entry
 from .folders import expand, listing
 from .incoming import Sink
@@ -99,7 +99,6 @@ class Run:
                     self.report.skipped.append((entry.key, bad.reason))
                 else:
                     yield entry
-        self.report.listed_all = True
 
     def _stored_as_it_is(self, entry: Entry, place: int) -> bool:
         try:

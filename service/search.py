@@ -10,8 +10,8 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from ..store.block import LABELS
 from ..store.filter import Filter
-from ..store.info import LABELS
 from ..store.search import Matches
 from ..store.snapshot import Snapshot
 from .answers import FoundJson, refusals

@@ -13,11 +13,11 @@ from rich.text import Text
 
 from ..detector.atlas import TITLES, Atlas
 from ..detector.replay import Replay
-from ..store.durable import write_text, written_aside
+from ..store.durable import write_text
 from .card import Blocks, table
 
 if TYPE_CHECKING:
-    from .figures import Picture
+    from .picture import Picture
 
 
 def atlas_table(atlases: Sequence[Atlas]) -> RenderableType:
@@ -41,7 +41,7 @@ def atlas_json(atlases: Sequence[Atlas]) -> dict[str, Any]:
 
 def atlas_picture(atlas: Atlas) -> Picture:
     """The heat map of one head."""
-    from .figures import heat_map
+    from .unseen import heat_map
 
     name = "atlas" if atlas.head == "ridge" else f"atlas-{atlas.head}"
     caption = (
@@ -55,7 +55,7 @@ def write_atlas(atlases: Sequence[Atlas], folder: Path) -> list[Path]:
     """atlas.png, atlas.svg and atlas.csv, and the pictures of further heads; returns where they are."""
     written = []
     for atlas in atlases:
-        written += _drawn(atlas_picture(atlas), folder)
+        written += atlas_picture(atlas).draw(folder)
     columns = ("head", "generator", "real", "n", "auc", "accuracy", "oracle")
     out = io.StringIO()
     cells = atlas_json(atlases)["cells"]
@@ -75,21 +75,9 @@ def replay_table(replay: Replay) -> RenderableType:
 
 def write_replay(replay: Replay, folder: Path) -> list[Path]:
     """replay.png, replay.svg and replay.csv; returns where they are."""
-    from .figures import replay_lines
+    from .unseen import replay_lines
 
-    picture = replay_lines([window.as_json() for window in replay.windows])
-    written = [*_drawn(picture, folder), folder / "replay.csv"]
-    write_text(written[-1], picture.csv())
-    return written
-
-
-def _drawn(picture: Picture, folder: Path) -> list[Path]:
-    written = []
-    for kind in ("png", "svg"):
-        written.append(folder / f"{picture.name}.{kind}")
-        with written_aside(written[-1]) as temporary:
-            temporary.write_bytes(picture.image(kind))
-    return written
+    return replay_lines([window.as_json() for window in replay.windows]).save(folder)
 
 
 def _lower(atlas: Atlas) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from ..detector.paper import CELLS, DATA, NAMES, PARTS, TABLES, Cell, Figures, Table
+from ..detector.paper import CELLS, DATA, NAMES, TABLES, Cell, Figures, Table
+from ..detector.split import PARTS
 from ..store.durable import write_text
 from .card import table
 

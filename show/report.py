@@ -23,11 +23,11 @@ from ..detector.examples import thinned
 from ..detector.split import PARTS
 from ..detector.train import score_rows
 from ..detector.triplet import distances, draw
-from ..store.durable import write_text, written_aside
+from ..store.durable import write_text
 from ..store.errors import HeadError, NotEnoughRows
-from . import figures
+from . import making, measures
 from .atlas import atlas_picture
-from .figures import Picture
+from .picture import FULL, HALF, Picture
 from .training import MODES, learned_from, spoken
 from .words import CAVEAT
 
@@ -71,13 +71,7 @@ def write_report(
     atlases = left_out(detector)
     pictures = {picture.name: picture for picture in draw_all(detector, report, atlases)}
     beside = out.with_suffix("")
-    written = []
-    for picture in pictures.values():
-        for kind in ("png", "svg"):
-            with written_aside(beside / f"{picture.name}.{kind}") as temporary:
-                temporary.write_bytes(picture.image(kind))
-        write_text(beside / f"{picture.name}.csv", picture.csv())
-        written += [beside / f"{picture.name}.{kind}" for kind in ("png", "svg", "csv")]
+    written = [path for picture in pictures.values() for path in picture.save(beside)]
     write_text(out, page(title, notice, report, pictures, detector, atlases, beside.name))
     return [out, *written]
 
@@ -92,8 +86,8 @@ def left_out(detector: Detector) -> list[Atlas]:
 def draw_all(detector: Detector, report: dict[str, Any], atlases: Sequence[Atlas]) -> Iterator[Picture]:
     """Every figure there are numbers for."""
     snapshot, head = detector.snapshot, detector.head
-    yield figures.class_distribution(*(snapshot.column(name) for name in ("sources", "targets", "labels")))
-    yield figures.loss_curves(report["epochs"])
+    yield making.class_distribution(*(snapshot.column(name) for name in ("sources", "targets", "labels")))
+    yield making.loss_curves(report["epochs"])
     labels, parts = snapshot.column("labels"), head.split.of(snapshot.column("keys"))
     rows = {}
     for name, part in PARTS.items():
@@ -104,23 +98,23 @@ def draw_all(detector: Detector, report: dict[str, Any], atlases: Sequence[Atlas
     for name, points in projected.items():
         some = draw(labels[rows[name]], np.zeros(len(points), np.int64), "real", np.random.default_rng(0))
         apart[name] = distances(points, some)
-    yield figures.distance_histograms(apart)
-    yield figures.confusion_matrices(report["head"])
+    yield making.distance_histograms(apart)
+    yield measures.confusion_matrices(report["head"])
     centre = projected["train"].mean(0)
     axes = np.linalg.svd(projected["train"] - centre, full_matrices=False)[2][:2]
-    yield figures.pca_scatter({name: ((p - centre) @ axes.T, labels[rows[name]]) for name, p in projected.items()})
-    yield figures.explained_variance(_shares(snapshot.vectors(rows["train"])), _shares(projected["train"]))
+    yield making.pca_scatter({name: ((p - centre) @ axes.T, labels[rows[name]]) for name, p in projected.items()})
+    yield making.explained_variance(_shares(snapshot.vectors(rows["train"])), _shares(projected["train"]))
     measured = {"head + neighbours": report["detector"]["test"], "head": report["head"]["test"]}
     measured |= {spoken(name): told["test"] for name, told in report["baselines"].items()}
-    yield figures.measure_bars(measured)
-    yield figures.metric_bars(report["head"])
+    yield measures.measure_bars(measured)
+    yield measures.metric_bars(report["head"])
     scored = {name: (labels[positions], score_rows(head, snapshot, positions)) for name, positions in rows.items()}
-    yield figures.roc_curves(scored)
+    yield measures.roc_curves(scored)
     test = rows["test"]
     known = detector.bank.where(parts == PARTS["train"])
     evidence = known.evidence(snapshot.vectors(test), snapshot.column("digests")[test])
     said = probability(detector.calibration.score(scored["test"][1], evidence.signal))
-    yield figures.reliability(labels[test], said)
+    yield measures.reliability(labels[test], said)
     yield from map(atlas_picture, atlases)
 
 
@@ -249,8 +243,8 @@ def _figure(picture: Picture) -> str:
     drawn = base64.b64encode(picture.image("svg")).decode()
     title, caption = html.escape(picture.title), html.escape(picture.caption)
     inches = picture.figure.get_figwidth()
-    half = inches <= figures.HALF
-    wide = min(100.0, 100 * inches / (figures.HALF if half else figures.FULL))
+    half = inches <= HALF
+    wide = min(100.0, 100 * inches / (HALF if half else FULL))
     size = (
         f"width:{wide:.1f}%;min-width:{4.6 * inches:.0f}rem"  # on a phone it is scrolled rather than too small to read
     )

@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ..detector.split import PARTS
 from .card import table
 
 SHOWN = ("accuracy", "balanced_accuracy", "auc", "eer", "tpr_at_fpr_5")
@@ -23,14 +24,14 @@ MODES = {"zero-shot": "nearest by text", "given": "as stored", "mean": "unknown 
 
 def training_summary(report: dict[str, Any]) -> RenderableType:
     """The report of `clipfake train` as `--json` gives it, to be read by a person."""
-    rows = [[f"head, {part}", *_figures(report["head"][part])] for part in ("train", "validation", "test")]
+    rows = [[f"head, {part}", *_figures(report["head"][part])] for part in PARTS]
     for mode, metrics in report.get("categories", {}).items():
         rows.append([f"head, test, category {MODES[mode]}", *_figures(metrics)])
     rows.append(["head + neighbours, test", *_figures(report["detector"]["test"])])
     baselines = [[spoken(name), *_figures(told["test"])] for name, told in report["baselines"].items()]
     categories = [[f"category {mode}", *_figures(told)] for mode, told in report.get("categories", {}).items()]
     split = report["split"]
-    said = ", ".join(f"{split[part]:,} rows {part}" for part in ("train", "validation", "test"))
+    said = ", ".join(f"{split[part]:,} rows {part}" for part in PARTS)
     parts: list[RenderableType] = [table("head", ["", "rows", *TITLES], rows), Text(f"{said}\n", style="dim")]
     if categories:
         parts += [table("head, test, by where the category comes from", ["", "rows", *TITLES], categories), Text()]

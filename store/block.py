@@ -13,11 +13,13 @@ from .errors import BadBlock, SpaceMismatch
 from .space import Space
 
 REAL, FAKE, UNKNOWN = 0, 1, -1
+LABELS = {REAL: "real", FAKE: "fake", UNKNOWN: "unknown"}
 
 Vectors = npt.NDArray[np.floating[Any]]  # (rows, dim)
 Names = npt.NDArray[Any]  # (rows,) numpy StringDType
 Ints = npt.NDArray[np.integer[Any]]  # (rows,)
 Mask = npt.NDArray[np.bool_]  # (rows,)
+Ids = npt.NDArray[np.int64]  # (rows,) shard number × 2³² + row in the shard: the same in every snapshot
 
 TEXT = np.dtypes.StringDType()
 INFINITE = 0x7C00  # a float16's bits; those of NaN are greater

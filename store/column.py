@@ -18,16 +18,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .block import Vectors, in_half, unfit
+from .block import Ids, Vectors, in_half, unfit
 from .durable import TEMPORARY, remove_leftover, write_text, written_aside
 from .errors import BadBlock, Damaged, StoreError
 from .lock import writer_lock
 from .manifest import Manifest, Part, numbers, read_manifest
 from .search import Positions
 from .shard import checksum
-from .snapshot import Ids, Snapshot
+from .snapshot import Snapshot
 from .space import Space
-from .store import SECONDS_PER_SHARD, Store
+from .store import Store
+from .writer import SECONDS_PER_SHARD
 
 FOLDER, CARD = "columns", "column.json"
 FORMAT, VERSION = "clipfake-column", 1

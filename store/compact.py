@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from .block import Block
+from .block import Block, Ids
 from .build import renumber
 from .column import carry, tidy_all
 from .deleted import read_deleted
@@ -17,8 +17,8 @@ from .errors import Damaged
 from .lock import give_up, writer_lock
 from .manifest import Part, numbers, path_of, read_manifest, write_manifest
 from .shard import Shard, write_shard
-from .snapshot import Ids
-from .store import ROWS_PER_SHARD, Store, tidy
+from .store import Store
+from .writer import ROWS_PER_SHARD, tidy
 
 
 @dataclass(frozen=True)

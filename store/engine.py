@@ -10,14 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
-from .block import Vectors
+from .block import Ids, Vectors
 from .filter import Filter
 from .space import Space
-
-Ids = npt.NDArray[np.int64]  # (rows,) as in Snapshot.ids
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from .block import COLUMNS, FAKE, REAL, UNKNOWN, Block, Names, Rows
 from .errors import BadBlock, SourceError, SpaceMismatch
 from .exporting import BLOCK_ROWS, CARD, FORMAT, VERSION
 from .space import Space
-from .store import Appended, Store
+from .store import Store
 from .table import NAMES, arrow
+from .writer import Appended
 
 WORDS = {"0": REAL, "real": REAL, "1": FAKE, "fake": FAKE, "-1": UNKNOWN, "unknown": UNKNOWN, "": UNKNOWN}
 PATHS = ("path", "image_path", "file_name", "url", "image")  # a foreign table's column that names the image

@@ -9,13 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from .block import FAKE, REAL, UNKNOWN, distinct
+from .block import LABELS, distinct
 from .column import column_names, open_column
 from .snapshot import Snapshot
 from .space import Space
 from .store import Store
-
-LABELS = {REAL: "real", FAKE: "fake", UNKNOWN: "unknown"}
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from .block import Ids
+
 Hashes = npt.NDArray[np.uint64]
-Ids = npt.NDArray[np.int64]
 
 
 class Keys:

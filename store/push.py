@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from .block import Block
+from .block import Block, Ids
 from .card import CARD, Card, content_of, read_card
 from .deleted import read_deleted
-from .engine import Allowed, Engine, Ids
+from .engine import Allowed, Engine
 from .errors import Damaged, NotAStore
 from .filter import Filter
 from .manifest import Part

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from .block import Vectors
-from .engine import Allowed, Ids
+from .block import Ids, Vectors
+from .engine import Allowed
 from .errors import EngineDamaged, Locked, MissingExtra, NotAStore, StoreError
 from .qdrant_terms import (
     NUMBERS,
@@ -23,8 +23,11 @@ from .qdrant_terms import (
     Layout,
     as_arrays,
     conditions,
+    counted,
+    every_id,
     of_shard,
     parameters,
+    payloads,
 )
 from .space import Space
 
@@ -111,22 +114,18 @@ class Edge:
         self._update(self._q.UpdateOperation.delete_points_by_filter(of_shard(self._q, number)))
 
     def ids_of(self, number: int) -> Ids:
-        ids: list[int] = []
-        at: Any = None
-        while True:
+        def page(at: Any) -> Any:
             request = self._q.ScrollRequest(
                 offset=at, limit=SCROLLED, filter=of_shard(self._q, number), with_payload=False, with_vector=False
             )
             with self._told():
-                found, at = self._open().scroll(request)
-            ids += [point.id for point in found]
-            if at is None:
-                return np.sort(np.array(ids, np.int64))
+                return self._open().scroll(request)
+
+        return every_id(page)
 
     def counts(self) -> dict[int, int]:
         with self._told():
-            facets = self._open().facet(self._q.FacetRequest("shard", limit=SHARDS, exact=True))
-        return {int(hit.value): int(hit.count) for hit in facets.hits}
+            return counted(self._open().facet(self._q.FacetRequest("shard", limit=SHARDS, exact=True)).hits)
 
     def count(self, allowed: Allowed) -> int:
         with self._told():
@@ -154,8 +153,7 @@ class Edge:
 
     def rows(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
         with self._told():
-            found = self._open().retrieve(list(ids), True, False)
-        return {int(point.id): dict(point.payload or {}) for point in found}
+            return payloads(self._open().retrieve(list(ids), True, False))
 
     def settle(self) -> None:
         with self._told():

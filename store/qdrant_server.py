@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .block import Vectors
-from .engine import Allowed, Ids
+from .block import Ids, Vectors
+from .engine import Allowed
 from .errors import EngineDown, EngineError, EngineSlow, MissingExtra
 from .qdrant_terms import (
     NUMBERS,
@@ -26,8 +26,11 @@ from .qdrant_terms import (
     Layout,
     as_arrays,
     conditions,
+    counted,
+    every_id,
     of_shard,
     parameters,
+    payloads,
 )
 from .space import Space
 
@@ -137,11 +140,9 @@ class Server:
             self._client.delete(self._collection, which, wait=True)
 
     def ids_of(self, number: int) -> Ids:
-        ids: list[int] = []
-        at: Any = None
-        while True:
+        def page(at: Any) -> Any:
             with self._told():
-                found, at = self._client.scroll(
+                return self._client.scroll(
                     self._collection,
                     scroll_filter=of_shard(self._m, number),
                     limit=SCROLLED,
@@ -149,14 +150,12 @@ class Server:
                     with_payload=False,
                     with_vectors=False,
                 )
-            ids += [int(point.id) for point in found]
-            if at is None:
-                return np.sort(np.array(ids, np.int64))
+
+        return every_id(page)
 
     def counts(self) -> dict[int, int]:
         with self._told():
-            facets = self._client.facet(self._collection, "shard", limit=SHARDS, exact=True)
-        return {int(hit.value): int(hit.count) for hit in facets.hits}
+            return counted(self._client.facet(self._collection, "shard", limit=SHARDS, exact=True).hits)
 
     def count(self, allowed: Allowed) -> int:
         with self._told():
@@ -186,8 +185,7 @@ class Server:
 
     def rows(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
         with self._told():
-            found = self._client.retrieve(self._collection, list(ids), with_payload=True, with_vectors=False)
-        return {int(point.id): dict(point.payload or {}) for point in found}
+            return payloads(self._client.retrieve(self._collection, list(ids), with_payload=True, with_vectors=False))
 
     def settle(self) -> None:
         """Waits as long as it takes: a graph of many rows takes hours."""

@@ -7,14 +7,14 @@ comes, or the graph would be built without the edges that filters need. Needs th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from .block import Vectors
-from .engine import Allowed, Ids
+from .block import Ids, Vectors
+from .engine import Allowed
 
 VECTOR = "image"
 WORDS = ("source", "generator", "category")  # indexed as keywords
@@ -60,10 +60,12 @@ def conditions(models: Any, allowed: Allowed) -> Any:
 
 
 def of_shard(models: Any, number: int) -> Any:
+    """A filter for the rows of one of the store's shards."""
     return models.Filter(must=[models.FieldCondition(key="shard", match=models.MatchValue(value=number))])
 
 
 def parameters(models: Any, width: int | None, k: int, layout: Layout) -> Any:
+    """How to search: among `width` candidates, 0 the engine's own number, None exactly."""
     quantisation = None
     if layout.quantised:  # all candidates are ranked again by the float16 vectors; a wider search would not help else
         further = width / k if width and width > k else None
@@ -72,9 +74,31 @@ def parameters(models: Any, width: int | None, k: int, layout: Layout) -> Any:
 
 
 def as_arrays(answers: Sequence[Sequence[Any]], k: int) -> tuple[Ids, Vectors]:
+    """(queries, k) ids, -1 for none, and similarities, NaN for none."""
     ids = np.full((len(answers), k), -1, np.int64)
     similarity = np.full((len(answers), k), np.nan, np.float32)
     for row, points in enumerate(answers):
         ids[row, : len(points)] = [int(point.id) for point in points]
         similarity[row, : len(points)] = [point.score for point in points]
     return ids, similarity
+
+
+def every_id(page: Callable[[Any], tuple[Sequence[Any], Any]]) -> Ids:
+    """(n,) the ids on all pages, ascending; `page` is told where to go on, and says where the next one begins."""
+    ids: list[int] = []
+    at: Any = None
+    while True:
+        found, at = page(at)
+        ids += [int(point.id) for point in found]
+        if at is None:
+            return np.sort(np.array(ids, np.int64))
+
+
+def counted(hits: Sequence[Any]) -> dict[int, int]:
+    """shard number -> rows."""
+    return {int(hit.value): int(hit.count) for hit in hits}
+
+
+def payloads(points: Sequence[Any]) -> dict[int, dict[str, Any]]:
+    """id -> what is told of the point."""
+    return {int(point.id): dict(point.payload or {}) for point in points}

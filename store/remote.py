@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from .block import Mask, Vectors, distinct
+from .block import Ids, Mask, Vectors, distinct
 from .card import Card, content_of, read_card
-from .engine import Allowed, Engine, Ids
+from .engine import Allowed, Engine
 from .errors import BadBlock, EngineError
 from .filter import Filter
 from .index import compared

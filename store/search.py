@@ -37,6 +37,16 @@ class Matches:
         """Only the k nearest."""
         return Matches(self.rows[:, :k], self.similarity[:, :k])
 
+    def mean_similarity(self, kept: Mask | None = None) -> npt.NDArray[np.float64]:
+        """(queries,) mean over the rows that are there, or those of a (queries, k) mask; 0 where there is none.
+
+        >>> Matches(np.array([[4, 2, -1]]), np.array([[0.5, 0.25, np.nan]], np.float32)).mean_similarity()
+        array([0.375])
+        """
+        counted = self.rows >= 0 if kept is None else kept
+        total = np.where(counted, self.similarity, 0).sum(1, dtype=np.float64)
+        return np.asarray(total / np.maximum(counted.sum(1), 1))
+
     @classmethod
     def none(cls, queries: int, k: int) -> Matches:
         """No row for any query."""

@@ -12,21 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .block import Block, Mask, Names, Rows, Vectors
-from .deleted import read_deleted
-from .errors import BadBlock, Damaged
+from .block import Block, Ids, Mask, Names, Rows, Vectors
+from .errors import BadBlock
 from .exact import ExactSearch
 from .keys import Hashes, Keys
-from .manifest import Manifest, Part
+from .live import Live
+from .manifest import Manifest
 from .scope import Scope
 from .search import Matches, Positions, Searches
-from .shard import Shard, hash_keys
+from .shard import hash_keys
 from .space import Space
 
 if TYPE_CHECKING:
     from .index import Attached
-
-Ids = npt.NDArray[np.int64]  # (rows,) shard number × 2³² + row in the shard
 
 
 class Snapshot:
@@ -43,7 +41,7 @@ class Snapshot:
         self._elsewhere: Searches | None = None
         self._held: Snapshot | None = None
         known = {live.part.name: live for live in before._shards} if before else {}
-        self._shards: list[_Live] = [_Live(folder, part, known.get(part.name)) for part in manifest.parts]
+        self._shards: list[Live] = [Live(folder, part, known.get(part.name)) for part in manifest.parts]
         counts = [part.rows - part.deleted_rows for part in manifest.parts]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # (shards + 1,)
         self._numbers = np.array([part.number for part in manifest.parts], np.int64)
@@ -87,12 +85,12 @@ class Snapshot:
         return {}
 
     @cached_property
-    def ids(self) -> npt.NDArray[np.int64]:
+    def ids(self) -> Ids:
         """(rows,) what stays the same for a row in every snapshot; ascending."""
         parts = [shard.ids for shard in self._shards]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
-    def places(self, ids: npt.NDArray[np.int64]) -> Positions:
+    def places(self, ids: Ids) -> Positions:
         """(n,) positions of the rows with these ids, -1 where this snapshot does not have one."""
         result = np.full(len(ids), -1, np.int64)
         if not self._shards:
@@ -110,6 +108,13 @@ class Snapshot:
         """(n, dim) of the rows at these positions (integers, slice or mask), all for None.
 
         `dtype=np.float16` gives them as they are stored, in half the memory.
+
+        Raises
+        ------
+        BadBlock
+            A position or a mask that is not of these rows.
+        Damaged
+            A shard is missing or altered.
         """
         wanted = self._positions(positions)
         result = np.empty((len(wanted), self.space.dim), dtype)
@@ -130,7 +135,7 @@ class Snapshot:
         Read as they are asked for: what is in memory is a block and a shard.
         """
         wanted = self._positions(where)
-        last: tuple[_Live, Rows] | None = None
+        last: tuple[Live, Rows] | None = None
         for start in range(0, len(wanted), size):
             positions = wanted[start : start + size]
             parts, order = [], []
@@ -152,8 +157,15 @@ class Snapshot:
 
         Parameters
         ----------
-        queries : (queries, dim), unit length in a normalised space
+        queries : (queries, dim), or (dim,) for one; unit length in a normalised space
         where : (rows,) bool, or a `scope` of this snapshot for a filter that is asked again and again
+
+        Raises
+        ------
+        BadBlock
+            Queries of another dimension, or a filter of other rows.
+        Damaged
+            A shard that is read is missing or altered.
         """
         return self.search_each(queries, k, [where], recall)[0]
 
@@ -259,7 +271,7 @@ class Snapshot:
             raise BadBlock(f"positions {wanted.min()}..{wanted.max()} in a snapshot of {len(self)} rows")
         return np.asarray(wanted, np.int64)
 
-    def _located(self, positions: Positions) -> Iterator[tuple[_Live, Any, Any]]:
+    def _located(self, positions: Positions) -> Iterator[tuple[Live, Any, Any]]:
         """Shard by shard: the shard, where in `positions` its rows stand, and which of its rows they are.
 
         Rows in store order are told as slices, which are read many times faster than lists of numbers.
@@ -277,56 +289,3 @@ class Snapshot:
             whole = order is None and rows[-1] - rows[0] == len(rows) - 1
             here = slice(start, end) if order is None else order[start:end]
             yield self._shards[number], here, slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
-
-
-class _Live:
-    """A shard without its deleted rows."""
-
-    def __init__(self, folder: Path, part: Part, before: _Live | None = None) -> None:
-        self.part = part
-        self._folder = folder
-        same = before is not None and before.part.header == part.header
-        self._before = before.file if before and same and "file" in vars(before) else None
-        # Read now, as it is small and a writer may tidy it away; which rows live, None for all.
-        self.alive: npt.NDArray[np.int64] | None = None
-        if before and same and before.part.deleted_digest == part.deleted_digest:
-            self.alive = before.alive
-        elif part.deleted:
-            self.alive = np.delete(np.arange(part.rows), read_deleted(folder, part))
-
-    @cached_property
-    def file(self) -> Shard:
-        if self._before:
-            return self._before
-        shard = Shard(self._folder / "shards" / self.part.name)
-        if shard.size != self.part.size:
-            raise Damaged(
-                f"{shard.path} has {shard.size} bytes instead of {self.part.size}; run `clipfake store verify`"
-            )
-        if (len(shard), shard.header.digest) != (self.part.rows, self.part.header):
-            raise Damaged(f"{shard.path} is not the shard its manifest names; run `clipfake store verify`")
-        return shard
-
-    @property
-    def ids(self) -> npt.NDArray[np.int64]:
-        return (self.part.number << 32) + self.place(np.arange(self.part.rows - self.part.deleted_rows))
-
-    @property
-    def hashes(self) -> npt.NDArray[np.uint64]:
-        return self.take(self.file.column("key_hashes"))
-
-    def place(self, live: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """From the n-th live row to the row in the file."""
-        return live if self.alive is None else self.alive[live]
-
-    def live(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """From the row in the file to which live row it is, -1 for none."""
-        if self.alive is None:
-            return np.where(rows < self.part.rows, rows, -1)
-        if not len(self.alive):
-            return np.full(len(rows), -1, np.int64)
-        place = np.minimum(np.searchsorted(self.alive, rows), len(self.alive) - 1)
-        return np.where(self.alive[place] == rows, place, -1)
-
-    def take(self, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return column if self.alive is None else column[self.alive]

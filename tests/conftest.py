@@ -31,8 +31,8 @@ class Toy:
     """A folder with a store of 60 images a source and its trained head, and what is needed to serve it."""
 
     def __init__(self, folder: Path) -> None:
-        from clipfake.detector.heldout import calibrate
-        from clipfake.detector.train import TrainOptions, train
+        from clipfake.detector.making import make
+        from clipfake.detector.train import TrainOptions
         from clipfake.detector.triplet import TripletOptions
         from clipfake.indexer.encoder import PlainEncoder
         from clipfake.indexer.image import decode, thumbnail
@@ -55,11 +55,7 @@ class Toy:
                 vectors = self.encoder.encode([image.pixels for image in images])
                 pictures = tuple(thumbnail(image.pixels) for image in images)
                 writer.append(Block(self.encoder.space, rows, vectors, pictures))
-        options = TrainOptions(triplet=TripletOptions(epochs=2), baselines=())
-        head = train(self.store.snapshot(), options).head
-        at = self.store.folder / "heads" / "default"
-        head.save(at)
-        calibrate(self.store.snapshot(), head, options).calibration.save(at)
+        make(self.store, options=TrainOptions(triplet=TripletOptions(epochs=2), baselines=()))
 
     drawn = staticmethod(drawn)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from clipfake.detector.baselines import BASELINES, Fit, judged, linear_probe, mean_similarity, neighbor_rule, neighbors
+from clipfake.detector.baselines import BASELINES, Fit, judged, linear_probe, neighbor_rule, neighbors
 from clipfake.detector.examples import FACTS, Examples
 from clipfake.detector.metrics import auc
 from clipfake.store.block import names
@@ -81,7 +81,7 @@ def test_neighbours_are_the_same_however_few_similarities_fit_in_memory(monkeypa
     monkeypatch.setattr("clipfake.detector.baselines.CELLS", 2000)
     cut = neighbors(ASKED.vectors, TRAIN.vectors, 5)
     assert np.array_equal(cut.rows, whole.rows)
-    assert mean_similarity(cut, 5) == pytest.approx(mean_similarity(whole, 5))
+    assert cut.mean_similarity() == pytest.approx(whole.mean_similarity())
     assert len(neighbors(ASKED.vectors[:0], TRAIN.vectors, 5)) == 0
 
 

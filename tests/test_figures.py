@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from clipfake.show import figures
-from clipfake.show.figures import Picture
+from clipfake.detector.split import PARTS
+from clipfake.show import making, measures, unseen
+from clipfake.show.picture import FULL, HALF, NAME, Picture, shortened
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 LONG = [f"{'a_very_long_name_of_a_generator_' * 2}{i}" for i in range(9)]
@@ -25,23 +26,23 @@ def _pictures(names: list[str]) -> list[Picture]:
         "intervals": {"auc": (0.2, 0.6)},
         "confusion": {"tn": 1_234_567, "fp": 0, "fn": 1, "tp": 1_234_567},
     }
-    parts = dict.fromkeys(figures.PARTS, metrics)
+    parts = dict.fromkeys(PARTS, metrics)
     window = {"auc": 0.4, "past_auc": 1.0, "accuracy": 0.5, "date": "2024-01-01", "generators": 3, "n": 9}
     scores = rng.normal(size=len(labels))
     epoch = ("loss", "active_loss", "active_share", "validation_loss", "positive_distance", "negative_distance")
     return [
-        figures.class_distribution(sources, np.where(labels == 1, np.arange(len(labels)) % 6 + 1, 0), labels),
-        figures.loss_curves([{"epoch": 1, "effective_rank": 2.0, **dict.fromkeys(epoch, 0.1)}]),
-        figures.distance_histograms({part: (rng.random(9), rng.random(9)) for part in figures.PARTS}),
-        figures.confusion_matrices(parts),
-        figures.pca_scatter({part: (rng.random((len(labels), 2)), labels) for part in figures.PARTS}),
-        figures.explained_variance(np.full(128, 1 / 128), np.full(128, 1 / 128)),
-        figures.measure_bars(dict.fromkeys(("head + neighbours", "head", "SVM on vectors"), metrics)),
-        figures.metric_bars(parts),
-        figures.roc_curves(dict.fromkeys(figures.PARTS, (labels, scores))),
-        figures.reliability(labels, rng.random(len(labels))),
-        figures.heat_map("atlas", "Atlas", "words", names, names, rng.random((len(names), len(names)))),
-        figures.replay_lines([{**window, "sources": [name, "and", "others"]} for name in names]),
+        making.class_distribution(sources, np.where(labels == 1, np.arange(len(labels)) % 6 + 1, 0), labels),
+        making.loss_curves([{"epoch": 1, "effective_rank": 2.0, **dict.fromkeys(epoch, 0.1)}]),
+        making.distance_histograms({part: (rng.random(9), rng.random(9)) for part in PARTS}),
+        measures.confusion_matrices(parts),
+        making.pca_scatter({part: (rng.random((len(labels), 2)), labels) for part in PARTS}),
+        making.explained_variance(np.full(128, 1 / 128), np.full(128, 1 / 128)),
+        measures.measure_bars(dict.fromkeys(("head + neighbours", "head", "SVM on vectors"), metrics)),
+        measures.metric_bars(parts),
+        measures.roc_curves(dict.fromkeys(PARTS, (labels, scores))),
+        measures.reliability(labels, rng.random(len(labels))),
+        unseen.heat_map("atlas", "Atlas", "words", names, names, rng.random((len(names), len(names)))),
+        unseen.replay_lines([{**window, "sources": [name, "and", "others"]} for name in names]),
     ]
 
 
@@ -57,18 +58,18 @@ def test_no_word_of_a_figure_is_cut_off(names: list[str]) -> None:
 
 
 def test_figures_fit_the_report_side_by_side() -> None:
-    assert all(p.figure.get_figwidth() in (figures.FULL, figures.HALF) for p in _pictures(SHORT)[:-2])
+    assert all(p.figure.get_figwidth() in (FULL, HALF) for p in _pictures(SHORT)[:-2])
 
 
 def test_equal_names_of_a_figure_are_equal_names_of_the_data() -> None:
     names = ["short", *(f"{'x' * 40}{i}" for i in range(5)), *(f"{i}{'y' * 40}" for i in range(5))]
-    assert len({figures.shortened(name) for name in names}) == len(names)
-    assert all(len(figures.shortened(name)) <= figures.NAME for name in names)
+    assert len({shortened(name) for name in names}) == len(names)
+    assert all(len(shortened(name)) <= NAME for name in names)
 
 
 def test_a_curve_at_every_threshold_starts_and_ends_in_a_corner() -> None:
     labels, scores = np.array([0, 1, 1, 0]), np.array([0.1, 0.9, 0.4, 0.6])
-    picture = figures.roc_curves({"test": (labels, scores)})
+    picture = measures.roc_curves({"test": (labels, scores)})
     [line, _] = picture.figure.axes[0].get_lines()
     x, y = line.get_data()
     assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)

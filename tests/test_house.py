@@ -1,6 +1,7 @@
 """The rooms, and what may know what."""
 
 import ast
+import re
 import subprocess
 import sys
 import tomllib
@@ -86,6 +87,13 @@ def test_every_package_is_listed_for_installation() -> None:
 def test_every_file_says_what_it_is_for() -> None:
     silent = [path for path in FILES if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
     assert silent == []
+
+
+@pytest.mark.parametrize("room", BELOW)
+def test_the_map_of_a_room_names_each_of_its_files_once_and_no_other(room: str) -> None:
+    told = ast.get_docstring(ast.parse((ROOT / room / "__init__.py").read_text(encoding="utf-8"))) or ""
+    files = [path.name for path in (ROOT / room).glob("*.py") if path.name != "__init__.py"]
+    assert sorted(re.findall(r"\w+\.py\b", told)) == sorted(files)
 
 
 def test_help_needs_nothing_heavy() -> None:

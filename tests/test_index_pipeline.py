@@ -15,10 +15,12 @@ from clipfake.indexer.entry import Entry
 from clipfake.indexer.image import Pixels
 from clipfake.indexer.index import IndexOptions, index
 from clipfake.indexer.load import load_encoder
-from clipfake.indexer.pipeline import AHEAD, UNWRITTEN, Encoded, Pipeline, Stage, batched, limit_of
+from clipfake.indexer.pipeline import AHEAD, UNWRITTEN, Encoded, Pipeline, batched
+from clipfake.indexer.stage import Stage, limit_of
 from clipfake.indexer.standin import build_standin
 from clipfake.store.errors import EncoderError, SourceError, StoreError
-from clipfake.store.store import Store, Writer
+from clipfake.store.store import Store
+from clipfake.store.writer import Writer
 from PIL import Image as Pillow
 
 

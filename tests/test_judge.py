@@ -222,3 +222,15 @@ def test_a_vector_that_is_no_number_gets_no_verdict(wrong: float) -> None:
             detector.judge([f"{i}" for i in range(8)], vectors)
         with pytest.raises(BadBlock, match="encode its image again"):
             detector.score(vectors)
+
+
+def test_a_name_without_a_vector_is_refused_rather_than_left_out() -> None:
+    names, vectors, digests = [f"{i}" for i in range(8)], pictures(0), np.zeros(7, "V16")
+    with asked(0) as detector:
+        for given, known, told in (
+            (names[:7], None, "7 names for 8 vectors; give"),
+            ([*names, "one more"], None, "9 names for 8 vectors; give"),
+            (names, digests, "8 names for 8 vectors and 7 digests; give"),
+        ):
+            with pytest.raises(BadBlock, match=told):
+                detector.judge(given, vectors, known)

@@ -19,7 +19,7 @@ import pytest
 import torch
 from clipfake.cli import main
 from clipfake.indexer import index as indexing
-from clipfake.indexer import nvimagecodec, pipeline
+from clipfake.indexer import nvimagecodec, reader
 from clipfake.indexer.crew import Crew, index_with
 from clipfake.indexer.encoder import PlainEncoder, TorchEncoder
 from clipfake.indexer.image import decode, jpeg_header
@@ -306,7 +306,7 @@ def test_a_thread_that_finds_it_taken_does_the_work_itself(
             assert shared.wait(60), "nobody shared the work"
         return [mine(content) for content in contents]
 
-    monkeypatch.setattr(pipeline, "decode", decoding)
+    monkeypatch.setattr(reader, "decode", decoding)
     double = Offload("double", [lambda: waits], mine, must_pay=False)
     store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=3)
     assert report.unused == "" and report.decoded_by["double"] > 0 and report.decoded_by["cpu"] > 6
@@ -323,7 +323,7 @@ def test_no_more_is_given_at_once_than_there_is_room_for(
         pixels.append([header.pixels for header in headers if header])
         return [mine(content) for content in contents]
 
-    monkeypatch.setattr(pipeline, "TOGETHER_PIXELS", 800_000)
+    monkeypatch.setattr(reader, "TOGETHER_PIXELS", 800_000)
     double = Offload("double", [lambda: counts], mine, must_pay=False)
     indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=1)
     given = pixels[1:]  # after those made on the spot

@@ -14,7 +14,8 @@ from clipfake.store.filter import Filter
 from clipfake.store.keys import Keys
 from clipfake.store.shard import Shard, write_shard
 from clipfake.store.space import Space
-from clipfake.store.store import Appended, Store
+from clipfake.store.store import Store
+from clipfake.store.writer import Appended
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -94,6 +95,16 @@ def test_a_reader_sees_one_snapshot_while_a_writer_works(tmp_path: Path) -> None
         writer.append(block("a/9"))
     assert reader.rows.keys.tolist() == ["a/1"]
     assert len(reader.vectors()) == 1
+
+
+def test_a_mask_made_before_rows_were_sealed_deletes_nothing(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", block("a/1", "a/2"))
+    with store.writer() as writer:
+        where = writer.snapshot.column("keys") == "a/1"
+        writer.append(block("a/3"))
+        with pytest.raises(BadBlock, match="give one bool for each of 3 rows"):
+            writer.delete(where)
+    assert store.snapshot().rows.keys.tolist() == ["a/1", "a/2", "a/3"]
 
 
 def test_undo_brings_an_earlier_snapshot_back(tmp_path: Path) -> None:
@@ -204,7 +215,7 @@ def test_keys_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     def same(keys: list[str]) -> np.ndarray:
         return np.zeros(len(keys), np.uint64)
 
-    monkeypatch.setattr("clipfake.store.store.hash_keys", same)
+    monkeypatch.setattr("clipfake.store.writer.hash_keys", same)
     monkeypatch.setattr("clipfake.store.snapshot.hash_keys", same)
     store = stored(tmp_path / "s", block("a/1", "a/2"), block("a/3"), rows_per_shard=1)
     with store.writer() as writer:

@@ -26,6 +26,24 @@ def place_of(name: str) -> tuple[str, bool]:
     return name.removeprefix(UNTRAINED).partition(":")[2], False
 
 
+def with_random_weights(name: str, seed: int = 0) -> str:
+    """The name of the same architecture with random weights.
+
+    >>> with_random_weights("here")
+    'untrained:0:here'
+    """
+    return f"{UNTRAINED}{seed}:{name}"
+
+
+def seed_of(name: str) -> int | None:
+    """The seed of an encoder's random weights; None where it has its own.
+
+    >>> seed_of("untrained:7:here"), seed_of("here")
+    (7, None)
+    """
+    return int(name.removeprefix(UNTRAINED).partition(":")[0]) if name.startswith(UNTRAINED) else None
+
+
 def cannot_load(what: str, error: Exception) -> EncoderError:
     """Why a model cannot be had, and what to do."""
     reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__

@@ -1,0 +1,43 @@
+"""How busy the stages of a run are, and so which of them is the limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from threading import Lock
+
+
+@dataclass
+class Stage:
+    """How busy one of the stages is."""
+
+    workers: int = 1
+    seconds: float = 0.0  # of work, all workers together
+    _lock: Lock = field(default_factory=Lock, repr=False)
+
+    @contextmanager
+    def busy(self) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.add(time.perf_counter() - began)
+
+    def add(self, seconds: float) -> None:
+        with self._lock:
+            self.seconds += seconds
+
+    def share(self, seconds: float) -> float:
+        """Of the run's seconds, 0 to 1: a stage near 1 is the limit."""
+        return min(self.seconds / (seconds * self.workers), 1.0) if seconds else 0.0
+
+
+def limit_of(stages: dict[str, Stage], seconds: float) -> str:
+    """The stage that the others wait for: the busiest.
+
+    >>> limit_of({"decode": Stage(4, 20.0), "encode": Stage(1, 9.0)}, 10.0)
+    'encode'
+    """
+    return max(stages, key=lambda name: stages[name].share(seconds), default="")
