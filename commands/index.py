@@ -132,6 +132,8 @@ def index_command(
         with progress_of(images) as bar, machines_told(log_json, prometheus) as told:
             report = go(found, opened, options, all_of(*told, *([bar] if bar else [])))
     show(report.as_json() if as_json else index_summary(report.as_json()))
+    for lost in report.lost:
+        say(lost)
     if report.interrupted:
         say(f"stopped; {report.added + report.replaced} images of this run are stored. Run the same command to go on.")
         raise SystemExit(130)

@@ -27,6 +27,7 @@ from .incoming import FOLDER, take_in, take_in_one
 from .report import IndexReport
 from .run import Folders, IndexOptions, Progress, Run
 from .unit import Lost, Receipt, Unit, unit_size
+from .worker import readable
 
 WAIT = 1.0  # seconds without a receipt before Ctrl-C is looked for
 TRIES = 2  # of a unit, before the worker's death is laid at its door
@@ -38,16 +39,26 @@ class Crew(ABC):
     """Workers that embed units, wherever they are. One that dies is replaced, and what it was at is told as lost."""
 
     space: Space  # that the workers embed into
-    workers: list[str]  # host and process of each
+    workers: list[str]  # host and process of each that is there now
+    lost: list[str] = []  # noqa: RUF012 - workers and hosts that were lost or left out, and why; none is, of this machine
+    elsewhere = False  # on machines that may not see the disks the driver sees
     room: int  # units that can be with the workers at a time, under way or next
 
     @abstractmethod
     def give(self, unit: Unit) -> None:
         """Have a unit embedded; never more than there is room for."""
 
+    def give_elsewhere(self, unit: Unit, host: str) -> None:
+        """Have a unit embedded, by another host than this if one is free."""
+        self.give(unit)
+
     @abstractmethod
     def take(self, seconds: float) -> list[Receipt | Lost]:
         """What became of units, as soon as there is any, [] after so many seconds; raises what a worker raised."""
+
+    def leave_out(self, host: str, why: str) -> list[Lost]:
+        """Give a host nothing more, and tell what it was at; raises SourceError where no other is left."""
+        raise SourceError(f"{host}: {why}")
 
     @abstractmethod
     def dismiss(self) -> None:
@@ -108,7 +119,8 @@ class _Driver(Run):
         self._losses = 0  # since a unit was done
         self._embedded = 0  # images, good or bad
         self._listing: Exception | None = None  # what ended it early
-        self.report.workers = crew.workers
+        self._unread: dict[str, str] = {}  # by unit that was asked for again: the host that could not read it
+        self.report.workers, self.report.lost = crew.workers, crew.lost
 
     def go(self) -> IndexReport:
         try:
@@ -138,8 +150,8 @@ class _Driver(Run):
                     break
                 with uninterrupted():
                     self._under_way[unit.id] = unit
-                    self._crew.give(unit)
-            if self._under_way:
+                    self._crew.give_elsewhere(unit, self._unread.get(unit.id, ""))
+            if self._under_way or more or self._again:
                 self._take()
         if self._listing is not None:
             raise self._listing
@@ -163,7 +175,9 @@ class _Driver(Run):
     def _take(self) -> None:
         with uninterrupted():
             for told in self._crew.take(WAIT):
-                unit = self._under_way.pop(told.unit)
+                unit = self._under_way.pop(told.unit, None)
+                if unit is None:  # told before the host of both was left out
+                    continue
                 if isinstance(told, Lost):
                     self._lose(unit)
                 else:
@@ -192,6 +206,8 @@ class _Driver(Run):
 
     def _settle_receipt(self, unit: Unit, receipt: Receipt) -> None:
         self._losses = 0
+        if self._crew.elsewhere and self._out_of_sight(unit, receipt):
+            return
         self._embedded += len(unit.entries)
         self.report.batch_size = min(self.report.batch_size or receipt.batch_size, receipt.batch_size)
         told = Appended()
@@ -204,7 +220,42 @@ class _Driver(Run):
             self.report.decoded_by[name] = self.report.decoded_by.get(name, 0) + images
         self.report.unused = self.report.unused or receipt.unused
         refused = {entry.key for entry, _ in receipt.refused}
-        self.settle([entry.key for entry in unit.entries if entry.key not in refused], told, receipt.refused)
+        bad = self._told_bad(unit, receipt)
+        self.settle([entry.key for entry in unit.entries if entry.key not in refused], told, bad)
+
+    def _told_bad(self, unit: Unit, receipt: Receipt) -> list[tuple[Entry, str]]:
+        """What was refused, without what another host is to try: images that the worker could not read and we can."""
+        if not self._crew.elsewhere or not receipt.unread:
+            return list(receipt.refused)
+        unread = set(receipt.unread)
+        ours = {entry.key for entry, _ in receipt.refused if entry.key in unread and readable(entry)}
+        if ours and unit.id not in self._unread:
+            again = Unit.of([entry for entry, _ in receipt.refused if entry.key in ours])
+            self._unread[again.id] = receipt.host
+            self._again.append(again)
+            self._embedded -= len(again.entries)
+            return [(entry, reason) for entry, reason in receipt.refused if entry.key not in ours]
+        where = f" on {receipt.host}; this machine can read it"
+        return [(entry, reason + where if entry.key in ours else reason) for entry, reason in receipt.refused]
+
+    def _out_of_sight(self, unit: Unit, receipt: Receipt) -> bool:
+        """Whether its host sees neither the unit's images nor our store: it is left out, and another does the unit."""
+        folder = self.folder / FOLDER
+        unread = unit.id not in self._unread and len(unit.entries) == len(receipt.unread) > 1
+        if receipt.shard and not any(folder.glob(receipt.shard)):
+            why = f"what it sealed is not in {folder} here; is the store's disk mounted there?"
+        elif unread and any(map(readable, unit.entries)):
+            first, reason = receipt.refused[0]
+            why = (
+                f"it could read none of the {len(unit.entries)} images of a unit and this machine can (the first: "
+                f"{first.path}: {reason}); is their disk mounted there?"
+            )
+        else:
+            return False
+        self._again.append(unit)
+        for lost in self._crew.leave_out(receipt.host, why):
+            self._again.append(self._under_way.pop(lost.unit))
+        return True
 
 
 @contextmanager

@@ -35,6 +35,7 @@ class IndexReport:
     decoded_by: dict[str, int] = field(default_factory=dict)  # decoder -> images
     unused: str = ""  # why a decoder beside the cores' own is not used
     workers: list[str] = field(default_factory=list)  # host and process of each, where there are several machines
+    lost: list[str] = field(default_factory=list)  # workers and hosts that were lost or left out, and why
     _ticks: deque[tuple[float, int]] = field(default_factory=deque, repr=False)
 
     @property
@@ -114,5 +115,6 @@ class IndexReport:
             "decoder_unused": self.unused,
             "batch_size": self.batch_size,
             "workers": self.workers,
+            "lost": self.lost,
             "interrupted": self.interrupted,
         }

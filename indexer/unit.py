@@ -43,6 +43,8 @@ class Receipt:
     batch_size: int  # that the worker's device had memory for
     decoded_by: dict[str, int] = field(default_factory=dict)  # decoder -> images of the worker since its last receipt
     unused: str = ""  # why a decoder beside the cores' own is not used
+    host: str = ""  # of the worker
+    unread: tuple[str, ...] = ()  # keys of those refused whose bytes the worker could not get
 
 
 @dataclass(frozen=True)

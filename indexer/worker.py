@@ -14,7 +14,9 @@ from typing import Any
 
 import numpy.typing as npt
 
+from .. import __version__
 from ..store.block import Block
+from ..store.errors import ImageError
 from ..store.shard import write_shard
 from ..store.space import Space
 from .encoder import Encoder
@@ -72,6 +74,10 @@ class Worker:
         """Its host and process, and of which space its vectors are."""
         return f"{socket.gethostname()} process {os.getpid()}", self._encoder.space
 
+    def version(self) -> str:
+        """The version of clipfake that does the work."""
+        return __version__
+
     def work(self, unit: Unit) -> Receipt:
         """Embed a unit and seal it. Doing it again writes the same file again."""
         work = _Work(unit)
@@ -86,7 +92,10 @@ class Worker:
                 write_shard(self._folder / FOLDER / shard, Block.concat(work.blocks))
         unused = self._offload.unused if self._offload else ""
         size = self._pipeline.batch_size
-        return Receipt(unit.id, shard, tuple(work.refused), self._busy(), size, self._decoded_by(), unused)
+        refused = tuple(work.refused)
+        unread = tuple(entry.key for entry, _ in refused if not readable(entry))
+        decoded_by, host = self._decoded_by(), socket.gethostname()
+        return Receipt(unit.id, shard, refused, self._busy(), size, decoded_by, unused, host, unread)
 
     def close(self) -> None:
         """There will be no more units."""
@@ -145,6 +154,15 @@ class Worker:
             since = {name: images - self._counted[name] for name, images in now.items()}
             self._counted = now
         return since
+
+
+def readable(entry: Entry) -> bool:
+    """Whether its bytes can be had on this machine, whatever they are."""
+    try:
+        entry.place.read()
+    except ImageError:
+        return False
+    return True
 
 
 @dataclass
