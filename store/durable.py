@@ -6,6 +6,7 @@ What a disk refuses is a StoreError here, so that whoever writes need not think 
 from __future__ import annotations
 
 import os
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -35,7 +36,7 @@ def written_aside(path: Path) -> Iterator[Path]:
     Whatever happens in between, `path` is either what it was before or whole. A full or read-only disk is a
     StoreError that names the file.
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}{TEMPORARY}")
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY}")  # of two hosts, a pid may be the same
     with disk_errors(f"write {path}"):
         try:
             make_folder(path.parent)
