@@ -171,7 +171,10 @@ def _is_macos(raw: bytes) -> bool:
 
 
 def _raw(path: str) -> bytes:
-    return path.encode("utf-8", "surrogateescape")
+    try:
+        return path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, as a table in JSON may have it: no archive's name is like it
+        return path.encode("utf-8", "surrogatepass")
 
 
 def _directory_of(file: BinaryIO) -> tuple[bytes, int]:
