@@ -201,6 +201,14 @@ def test_a_table_that_claims_to_go_on_beyond_the_archive_ends_with_it(tmp_path: 
         read(zip_at(tmp_path, {"metadata.csv": b"file_name,label\na.png,fake\n"}, endless).entries())
 
 
+def test_a_name_that_goes_on_after_its_end_is_no_table(tmp_path: Path) -> None:
+    def cut(content: bytes) -> bytes:
+        return content.replace(b"d-metadata.csv", b"d\0metadata.csv").replace(b"e-/metadata.csv", b"e\0/metadata.csv")
+
+    made = zip_at(tmp_path, {"d-metadata.csv": b"", "e-/metadata.csv": b"", "e-.png": b""}, cut)
+    assert made.count() == 1 and len(read(made.entries())) == 1
+
+
 def test_a_damaged_parquet_table_in_a_zip_is_a_source_error(tmp_path: Path) -> None:
     made = zip_at(tmp_path, {"metadata.parquet": b"PAR1....PAR1"}, lambda content: content.replace(b"....", b"..,."))
     with pytest.raises(SourceError, match="size and checksum"):
