@@ -5,11 +5,13 @@ What a disk refuses is a StoreError here, so that whoever writes need not think 
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from .errors import StoreError
 
@@ -45,6 +47,17 @@ def written_aside(path: Path) -> Iterator[Path]:
             flush(path.parent)
         finally:
             remove_leftover(temporary)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON; raises OSError or ValueError, whatever a stranger put there."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as e:
+        raise ValueError("it is nested too deep") from e
+    if not isinstance(told, dict):
+        raise ValueError("it is no JSON object")
+    return told
 
 
 def make_folder(folder: Path) -> None:

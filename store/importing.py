@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .block import COLUMNS, FAKE, REAL, UNKNOWN, Block, Names, Rows
+from .durable import read_json
 from .errors import BadBlock, SourceError, SpaceMismatch
 from .exporting import BLOCK_ROWS, CARD, FORMAT, VERSION
 from .space import Space
@@ -82,7 +82,10 @@ class Folder:
                 f"the files of {path} hold vectors of {sorted(dims)} dimensions; one store takes one of them"
             )
         texts: dict[str, npt.NDArray[np.float32]] = {}
-        if names := told.get("texts"):
+        names = told.get("texts") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise SourceError(f"{path / CARD} names no texts in its field texts; export it again")
+        if names:
             vectors = _opened(path / "texts.npy").astype(np.float32)
             if vectors.shape != (len(names), *dims):
                 raise SourceError(f"{path / 'texts.npy'} holds vectors of shape {vectors.shape} for {len(names)} texts")
@@ -108,7 +111,7 @@ class Folder:
                 taken = np.asarray(vectors[start : start + len(batch)], np.float32)
                 start += len(batch)
                 if len(taken):
-                    rows, pictures = _rows(batch, meaning, piece.rows, ours=self.space is not None)
+                    rows, pictures = _readable(batch, meaning, piece.rows, ours=self.space is not None)
                     taken = _fitting(taken, space, piece.vectors, normalise=normalise)
                     yield Block(space, rows, taken, pictures, self.texts)
 
@@ -165,12 +168,12 @@ def label_of(told: Any) -> int:
 
 def _card(path: Path) -> dict[str, Any]:
     try:
-        told: dict[str, Any] = json.loads((path / CARD).read_text(encoding="utf-8"))
+        told = read_json(path / CARD)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as e:
         raise SourceError(f"{path / CARD} cannot be read ({e}); remove it to take the folder for a foreign one") from e
-    if not isinstance(told, dict) or told.get("format") != FORMAT or told.get("version") != VERSION:
+    if told.get("format") != FORMAT or told.get("version") != VERSION:
         raise SourceError(f"{path / CARD} is not of this release (expected {FORMAT} {VERSION}); export it again")
     return told
 
@@ -202,7 +205,9 @@ def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
 def _opened(path: Path) -> npt.NDArray[Any]:
     try:
         vectors: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
+        if not isinstance(vectors, np.ndarray):  # a zip of arrays
+            raise ValueError("several arrays in one file")
+    except (OSError, ValueError, EOFError, TypeError, OverflowError, MemoryError, SyntaxError) as e:
         raise SourceError(f"{path} is not a readable numpy array ({e}); export it again") from e
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise SourceError(f"{path} holds {vectors.dtype} of shape {vectors.shape}; expected floats of (rows, dim)")
@@ -222,6 +227,14 @@ def _batches(parquet: Any, path: Path) -> Iterator[Any]:
         yield from parquet.iter_batches(batch_size=BLOCK_ROWS)
     except (arrow("reading parquet").ArrowException, OSError) as e:
         raise SourceError(f"{path} is damaged ({e}); export it again") from e
+
+
+def _readable(batch: Any, meaning: Meaning, path: Path, *, ours: bool) -> tuple[Rows, tuple[bytes, ...]]:
+    """The same as `_rows`; what Arrow makes no Python of, such as text that is none, is a SourceError."""
+    try:
+        return _rows(batch, meaning, path, ours=ours)
+    except (ValueError, TypeError, OverflowError, arrow("reading parquet").ArrowException) as e:
+        raise SourceError(f"{path} holds what cannot be read ({e}); export it again") from e
 
 
 def _rows(batch: Any, meaning: Meaning, path: Path, *, ours: bool) -> tuple[Rows, tuple[bytes, ...]]:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .block import FAKE, REAL, Mask, Names, distinct
-from .durable import disk_errors, flush, make_folder, reserve, write_text
+from .durable import disk_errors, flush, make_folder, read_json, reserve, write_text
 from .errors import StoreError
 from .exact import ExactSearch
 from .search import Matches, Positions
@@ -94,11 +94,11 @@ def all_pairs(
 def _begun(folder: Path, asked: dict[str, Any], shape: tuple[int, int]) -> int:
     """How many rows are done; the files are there afterwards."""
     try:
-        told = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        told = read_json(folder / CARD)
         done = int(told.pop("done"))
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as e:
         raise StoreError(f"{folder / CARD} cannot be read ({e}); name another folder, or remove this one") from e
     else:
         if told != asked:

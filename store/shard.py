@@ -193,7 +193,7 @@ class Shard:
                 yield file
         except FileNotFoundError as e:
             raise Damaged(f"{self.path} is missing; {_REPAIR}") from e
-        except (OSError, KeyError, RuntimeError, ValueError) as e:
+        except _SENSELESS as e:
             raise Damaged(f"{self.path} is not a readable shard ({e}); {_REPAIR}") from e
 
     @cached_property
@@ -206,8 +206,10 @@ class Shard:
                 raise NotAStore(
                     f"{self.path} has format version {version}, this release reads 1 to {VERSION}; upgrade clipfake"
                 )
+            if (rows := int(file.attrs["rows"])) < 0:
+                raise ValueError(f"{rows} rows")
             return Header(
-                rows=int(file.attrs["rows"]),
+                rows=rows,
                 space=Space.from_json(json.loads(file.attrs["space"])),
                 checksums={str(k): str(v) for k, v in json.loads(file.attrs["checksums"]).items()},
             )
@@ -228,10 +230,10 @@ class Shard:
         """(rows, dim), mapped from the file as it lies: pages are read when they are touched, and are not checked
         (`damaged_rows` does). Writing to the array changes this process's copy only."""
         with self._file() as file:
-            dataset = file["vectors"]
+            dataset = self._dataset(file, "vectors")
             offset, shape, dtype = dataset.id.get_offset(), dataset.shape, dataset.dtype
-        if shape != (len(self), self.header.space.dim):
-            raise Damaged(f"{self.path} has vectors of shape {shape}, its header says {len(self)} rows; {_REPAIR}")
+        if shape != (len(self), self.header.space.dim) or dtype.kind != "f":
+            raise Damaged(f"{self.path} has {dtype} vectors of shape {shape} for {len(self)} rows; {_REPAIR}")
         if offset is None:  # no rows, or chunked by another writer
             return np.asarray(self._read("vectors"), dtype=dtype)
         if self.size < offset + dtype.itemsize * shape[0] * shape[1]:
@@ -241,6 +243,13 @@ class Shard:
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One column of Rows, checked against its checksum."""
+        with self._sense(name):
+            values = self._column(name)
+            if values.shape != (len(self),):
+                raise ValueError(f"it has the shape {values.shape} for {len(self)} rows")
+            return values
+
+    def _column(self, name: str) -> npt.NDArray[Any]:
         if name in TEXTUAL:
             return self._read_strings(name)
         if name in CODED:
@@ -260,8 +269,11 @@ class Shard:
         """category -> (dim,) float32, the text vectors of the categories that occur here."""
         if "texts/vectors" not in self.header.checksums:
             return {}
-        vectors = self._read("texts/vectors").astype(np.float32)
-        return dict(zip(self._read_strings("texts").tolist(), vectors, strict=True))
+        with self._sense("texts"):
+            vectors = self._read("texts/vectors").astype(np.float32)
+            if vectors.shape[1:] != (self.header.space.dim,):
+                raise ValueError(f"they have the shape {vectors.shape}")
+            return dict(zip(self._read_strings("texts").tolist(), vectors, strict=True))
 
     def pictures(self, rows: npt.NDArray[np.int64]) -> list[bytes]:
         """The small JPEGs of some rows, b"" where none was kept; little more is read, and all that is is checked."""
@@ -272,7 +284,9 @@ class Shard:
         order = np.argsort(rows, kind="stable")
         groups = rows[order] // PICTURES_PER_DIGEST
         apart = (np.diff(groups) > 1) | (np.diff(groups // (ROWS_READ // PICTURES_PER_DIGEST)) > 0)
-        with self._file() as file:
+        with self._sense("thumbnails"), self._file() as file:
+            if int(ends[-1]) != self._dataset(file, "thumbnails/bytes").size:
+                raise ValueError("they end elsewhere than their bytes do")
             for wanted in np.split(order, np.flatnonzero(apart) + 1):  # rows whose groups are read at once
                 first, last = (int(rows[one]) // PICTURES_PER_DIGEST for one in (wanted[0], wanted[-1]))
                 begin = first * PICTURES_PER_DIGEST
@@ -288,7 +302,7 @@ class Shard:
 
     @cached_property
     def _picture_ends(self) -> npt.NDArray[np.uint64]:
-        return self._read("thumbnails/ends")
+        return self._ends("thumbnails")
 
     @cached_property
     def _picture_digests(self) -> npt.NDArray[np.uint8]:
@@ -307,7 +321,7 @@ class Shard:
         """All of them, one a row; () where none were kept."""
         if not self.has_thumbnails:
             return ()
-        return tuple(_cut(self._read("thumbnails/bytes").tobytes(), self._read("thumbnails/ends").tolist()))
+        return tuple(_cut(self._read("thumbnails/bytes").tobytes(), self._ends("thumbnails").tolist()))
 
     @cached_property
     def digests(self) -> npt.NDArray[np.void]:
@@ -317,16 +331,24 @@ class Shard:
     def keys_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """The keys of some rows; the text of all is kept as it lies, a row costs its length and eight bytes."""
         text, ends = self._keys
+        with self._sense("keys"):
+            return self._texts_at(text, ends, rows)
+
+    @staticmethod
+    def _texts_at(text: bytes, ends: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]) -> list[str]:
         return [text[int(ends[row - 1]) if row else 0 : int(ends[row])].decode() for row in rows.tolist()]
 
     @cached_property
     def _keys(self) -> tuple[bytes, npt.NDArray[np.uint64]]:
-        return self._read("keys/bytes").tobytes(), self._read("keys/ends")
+        return self._read("keys/bytes").tobytes(), self._ends("keys")
 
     def damaged_rows(self) -> npt.NDArray[np.int64]:
         """Rows whose vectors stand in a group of 256 that is not what was written; shape (rows,), sorted."""
         groups = digest_groups(np.asarray(self.vectors))
-        wrong = np.flatnonzero((groups != self._read("vector_digests")).any(axis=1))
+        told = self._read("vector_digests")
+        if told.shape != groups.shape:
+            raise self._altered("vector_digests")
+        wrong = np.flatnonzero((groups != told).any(axis=1))
         rows = np.arange(len(self))
         return rows[np.isin(rows // ROWS_PER_DIGEST, wrong)]
 
@@ -336,20 +358,67 @@ class Shard:
 
     def _read(self, name: str) -> npt.NDArray[Any]:
         with self._file() as file:
-            values: npt.NDArray[Any] = file[name][...]
-        if checksum(np.ascontiguousarray(values)) != self.header.checksums[name]:
+            values: npt.NDArray[Any] = self._dataset(file, name)[...]
+            same = checksum(np.ascontiguousarray(values)) == self.header.checksums[name]
+        if not same:
             raise self._altered(name)
         return values
+
+    def _dataset(self, file: h5py.File, name: str) -> h5py.Dataset:
+        """A dataset of numbers that lie in this very file, as many as it has room for; raises ValueError for others.
+
+        HDF5 also knows such that lie in another file, are packed a thousand to one, or were never written.
+        """
+        found = file[name]
+        if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "biuf":
+            raise ValueError(f"{name} is no dataset of numbers")
+        if found.file.filename != file.filename or found.external or found.is_virtual:
+            raise ValueError(f"{name} lies in another file")
+        if found.size * found.dtype.itemsize > self.size:
+            raise ValueError(f"{name} of the shape {found.shape} is larger than the file")
+        return found
+
+    @contextmanager
+    def _sense(self, name: str) -> Iterator[None]:
+        """What a column holds may have its checksum and make no sense all the same: then it is Damaged."""
+        try:
+            yield
+        except _SENSELESS as e:
+            raise Damaged(f"{self.path}: {name} makes no sense ({e}); {_REPAIR}") from e
+
+    def _ends(self, name: str) -> npt.NDArray[np.uint64]:
+        """Where the pieces of each row end; raises Damaged for other than one a row, one after the other."""
+        ends = self._read(f"{name}/ends")
+        with self._sense(name):
+            if ends.shape != (len(self),) or ends.dtype.kind != "u" or (ends[1:] < ends[:-1]).any():
+                raise ValueError(f"{ends.dtype} ends of the shape {ends.shape} for {len(self)} rows, or in no order")
+        return ends
 
     def _altered(self, name: str) -> Damaged:
         return Damaged(f"{self.path}: {name} is not what was written (checksum differs); {_REPAIR}")
 
     def _read_strings(self, name: str) -> Names:
-        blob, ends = self._read(f"{name}/bytes").tobytes(), self._read(f"{name}/ends").tolist()
+        blob, told = self._read(f"{name}/bytes").tobytes(), self._read(f"{name}/ends")
+        if (told[1:] < told[:-1]).any() or (told[-1] if len(told) else 0) != len(blob):
+            raise ValueError("its texts do not follow each other to the end of its bytes")
+        ends = told.tolist()
         if blob.isascii():  # then the ends in bytes are the ends in characters
             return np.array(_cut(blob.decode("ascii"), ends), dtype=TEXT)
         return np.array([piece.decode() for piece in _cut(blob, ends)], dtype=TEXT)
 
+
+# What reading arrays of strange shapes and kinds raises.
+_SENSELESS = (
+    OSError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+)
 
 _REPAIR = "the other shards keep working; run `clipfake store verify` to see what is hit, then `clipfake store repair`"
 
