@@ -11,7 +11,10 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from .errors import StoreError
 
@@ -58,6 +61,20 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(told, dict):
         raise ValueError("it is no JSON object")
     return told
+
+
+def read_array(path: Path, mode: Literal["r", "r+"] = "r") -> npt.NDArray[Any]:
+    """A numpy file, mapped; raises OSError or ValueError, whatever a stranger put there. Never unpickles."""
+    try:
+        with np.errstate(over="raise"):  # of a shape whose product is more than a number holds
+            found = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as e:  # its header is parsed as Python, and raises what that does
+        raise ValueError(str(e) or type(e).__name__) from e
+    if not isinstance(found, np.ndarray):
+        raise ValueError("several arrays in one file")
+    return found
 
 
 def make_folder(folder: Path) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .block import COLUMNS, FAKE, REAL, UNKNOWN, Block, Names, Rows
-from .durable import read_json
+from .durable import read_array, read_json
 from .errors import BadBlock, SourceError, SpaceMismatch
 from .exporting import BLOCK_ROWS, CARD, FORMAT, VERSION
 from .space import Space
@@ -204,10 +204,8 @@ def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
 
 def _opened(path: Path) -> npt.NDArray[Any]:
     try:
-        vectors: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(vectors, np.ndarray):  # a zip of arrays
-            raise ValueError("several arrays in one file")
-    except (OSError, ValueError, EOFError, TypeError, OverflowError, MemoryError, SyntaxError) as e:
+        vectors = read_array(path)
+    except (OSError, ValueError) as e:
         raise SourceError(f"{path} is not a readable numpy array ({e}); export it again") from e
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise SourceError(f"{path} holds {vectors.dtype} of shape {vectors.shape}; expected floats of (rows, dim)")
@@ -241,6 +239,8 @@ def _rows(batch: Any, meaning: Meaning, path: Path, *, ours: bool) -> tuple[Rows
     """The rows of a piece of a table, and their thumbnails."""
     there = {name: batch.column(i).to_pylist() for i, name in enumerate(batch.schema.names)}
     pictures = tuple(picture or b"" for picture in there.get("thumbnail", ()))
+    if not all(isinstance(picture, bytes) for picture in pictures):
+        raise SourceError(f"{path} has a column thumbnail of other things than files; leave it out")
     if ours:
         if missing := sorted(set(NAMES.values()) - there.keys()):
             raise SourceError(f"{path} lacks the columns {', '.join(missing)}; export it again")

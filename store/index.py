@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .block import Mask, Vectors
 from .cells import Cells, Chosen, Effort
-from .durable import TEMPORARY, read_json
+from .durable import TEMPORARY, read_array, read_json
 from .errors import Damaged, StoreError
 from .scope import Scope
 from .search import Matches, Positions, Stored
@@ -233,8 +233,8 @@ def _read(folder: Path, told: LabelIndex, *, mapped: bool, whole: bool) -> tuple
             raise Damaged(f"{path} cannot be read ({e.strerror}); {AGAIN}") from e
     stem = str(told.label)
     try:
-        ids = np.load(folder / f"{stem}.ids.npy", allow_pickle=False)
-        cell_of = np.load(folder / f"{stem}.cells.npy", allow_pickle=False).astype(np.int64)
+        ids = np.array(read_array(folder / f"{stem}.ids.npy"))
+        cell_of = read_array(folder / f"{stem}.cells.npy").astype(np.int64)
         if ids.shape != (told.rows,) or ids.dtype != np.int64:
             raise ValueError(f"{ids.dtype} ids of shape {ids.shape} for {told.rows} rows")
         return Cells.load(folder / f"{stem}.faiss", cell_of, mapped=mapped), ids

@@ -114,6 +114,8 @@ def read_manifest(folder: Path, number: int | None = None) -> Manifest:
             raise Damaged(f"{path} was altered (checksum differs); run `clipfake store repair` to go back one snapshot")
         if not 1 <= told["version"] <= VERSION:
             raise NotAStore(f"{path} has format version {told['version']}, this release reads 1 to {VERSION}; upgrade")
+        if not isinstance(told["parts"], list):
+            raise ValueError("its parts are no list")
         parts = tuple(Part(**part) for part in told["parts"])
         space = Space.from_json(told["space"])
         found = Manifest(told["number"], space, parts, told["next_shard"], str(told["note"]), str(told["created"]))

@@ -43,7 +43,9 @@ class Snapshot:
         self._elsewhere: Searches | None = None
         self._held: Snapshot | None = None
         known = {live.part.name: live for live in before._shards} if before else {}
-        self._shards: list[_Live] = [_Live(folder, part, known.get(part.name)) for part in manifest.parts]
+        self._shards: list[_Live] = [
+            _Live(folder, part, manifest.space, known.get(part.name)) for part in manifest.parts
+        ]
         counts = [part.rows - part.deleted_rows for part in manifest.parts]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # (shards + 1,)
         self._numbers = np.array([part.number for part in manifest.parts], np.int64)
@@ -282,8 +284,9 @@ class Snapshot:
 class _Live:
     """A shard without its deleted rows."""
 
-    def __init__(self, folder: Path, part: Part, before: _Live | None = None) -> None:
+    def __init__(self, folder: Path, part: Part, space: Space, before: _Live | None = None) -> None:
         self.part = part
+        self._space = space
         self._folder = folder
         same = before is not None and before.part.header == part.header
         self._before = before.file if before and same and "file" in vars(before) else None
@@ -305,6 +308,8 @@ class _Live:
             )
         if (len(shard), shard.header.digest) != (self.part.rows, self.part.header):
             raise Damaged(f"{shard.path} is not the shard its manifest names; run `clipfake store verify`")
+        if not shard.header.space.same(self._space):
+            raise Damaged(f"{shard.path} holds vectors of {shard.header.space}, its manifest says {self._space}")
         return shard
 
     @property
