@@ -33,6 +33,7 @@ VERSION = 1
 LAYOUT = ("v108", "v108")
 PAGE = 4096  # large datasets begin at a page of memory, so that they can be mapped
 TABLE = 1024  # bytes that HDF5 notes of a dataset, and more
+HEAP, TAIL = b"GCOL\x01\0\0\0", 1 << 16  # how it begins; bytes at a shard's end in which it is
 ROWS_PER_DIGEST = 256
 PICTURES_PER_DIGEST = 16  # small JPEGs, about as many bytes as that many rows of vectors
 ROWS_READ = 4096  # whose pictures are in memory where many are asked for
@@ -200,6 +201,7 @@ class Shard:
     def header(self) -> Header:
         """Format, version, rows, space and checksums; raises NotAStore or Damaged."""
         with self._file() as file:
+            _follow_words(self.path)
             if file.attrs.get("format") != FORMAT:
                 raise NotAStore(f"{self.path} is an HDF5 file, but not a clipfake shard; remove it from the store")
             if not 1 <= (version := int(file.attrs["version"])) <= VERSION:
@@ -421,6 +423,28 @@ _SENSELESS = (
 )
 
 _REPAIR = "the other shards keep working; run `clipfake store verify` to see what is hit, then `clipfake store repair`"
+
+
+def _follow_words(path: Path) -> None:
+    """Raise ValueError where HDF5 would look for the words of a shard's attributes without an end.
+
+    Of all that it writes for us, the heap that holds them has no checksum, and a length of 0 in it leads back to where
+    it stands (HDF5 File Format Specification 3.0, III.E). It is the last thing we have written.
+    """
+    with path.open("rb") as file:
+        length = file.seek(0, 2)
+        file.seek(max(length - TAIL, 0) // 8 * 8)
+        tail = file.read()
+    at = tail.find(HEAP)
+    while at >= 0:
+        place, end = at + 16, at + int.from_bytes(tail[at + 8 : at + 16], "little")
+        while place + 16 <= end:
+            number, size = tail[place : place + 2], int.from_bytes(tail[place + 8 : place + 16], "little")
+            step = 16 + -(-size // 8) * 8 if any(number) else size  # number 0: what is left of the heap
+            if step < 16 or place + step > min(end, len(tail)):
+                raise ValueError("the lengths of its words lead nowhere")
+            place += step
+        at = tail.find(HEAP, at + 8)
 
 
 def _cut(whole: Any, ends: list[int]) -> list[Any]:

@@ -297,6 +297,18 @@ def test_a_shard_that_makes_no_sense_is_damaged(what: str, store: Path) -> None:
         everything(store)
 
 
+@pytest.mark.parametrize("size", [0, 8, 2**64 - 1, 2**64 - 16])
+@pytest.mark.parametrize("number", [0, 1])
+def test_words_whose_length_leads_back_do_not_have_hdf5_go_round_for_ever(size: int, number: int, store: Path) -> None:
+    path = store / "shards" / "000001.h5"
+    content = bytearray(path.read_bytes())
+    first = content.find(b"GCOL") + 16
+    content[first : first + 2], content[first + 8 : first + 16] = bytes([number, 0]), size.to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(StoreError):
+        everything(store)
+
+
 # Columns and indexes
 
 
