@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from ..store.errors import MissingExtra, SourceError
+from ..store.table import parquet_file, values_of
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 METADATA = tuple(f"metadata{suffix}" for suffix in SUFFIXES)  # beside the images it speaks of
@@ -108,9 +109,10 @@ def _parquet(name: str, file: BinaryIO) -> Iterator[Row]:
         yield 0, dict.fromkeys(table.schema_arrow.names)
         number = 0
         for batch in table.iter_batches(batch_size=4096):
-            for told in batch.to_pylist():
+            columns = [values_of(column) for column in batch.columns]
+            for told in zip(*columns, strict=True):
                 number += 1
-                yield number, told
+                yield number, dict(zip(batch.schema.names, told, strict=True))
 
 
 @contextmanager
@@ -121,6 +123,6 @@ def _opened_parquet(name: str, file: BinaryIO) -> Iterator[Any]:
     except ImportError as e:
         raise MissingExtra(f"reading {name}", "parquet") from e
     try:
-        yield pyarrow.parquet.ParquetFile(file)
+        yield parquet_file(file)
     except (pyarrow.ArrowException, OSError) as e:
         raise SourceError(f"{name} is not a readable table: {e}") from e

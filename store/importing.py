@@ -17,7 +17,7 @@ from .errors import BadBlock, SourceError, SpaceMismatch
 from .exporting import BLOCK_ROWS, CARD, FORMAT, VERSION
 from .space import Space
 from .store import Appended, Store
-from .table import NAMES, arrow
+from .table import NAMES, arrow, parquet_file, values_of
 
 WORDS = {"0": REAL, "real": REAL, "1": FAKE, "fake": FAKE, "-1": UNKNOWN, "unknown": UNKNOWN, "": UNKNOWN}
 PATHS = ("path", "image_path", "file_name", "url", "image")  # a foreign table's column that names the image
@@ -215,7 +215,7 @@ def _opened(path: Path) -> npt.NDArray[Any]:
 def _parquet(path: Path) -> Any:
     pyarrow = arrow(f"reading {path.name}")
     try:
-        return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        return parquet_file(path, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as e:
         raise SourceError(f"{path} is not a readable parquet file ({e}); export it again") from e
 
@@ -237,7 +237,7 @@ def _readable(batch: Any, meaning: Meaning, path: Path, *, ours: bool) -> tuple[
 
 def _rows(batch: Any, meaning: Meaning, path: Path, *, ours: bool) -> tuple[Rows, tuple[bytes, ...]]:
     """The rows of a piece of a table, and their thumbnails."""
-    there = {name: batch.column(i).to_pylist() for i, name in enumerate(batch.schema.names)}
+    there = {name: values_of(batch.column(i)) for i, name in enumerate(batch.schema.names)}
     pictures = tuple(picture or b"" for picture in there.get("thumbnail", ()))
     if not all(isinstance(picture, bytes) for picture in pictures):
         raise SourceError(f"{path} has a column thumbnail of other things than files; leave it out")

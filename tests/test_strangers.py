@@ -273,6 +273,17 @@ def test_parquet_with_text_that_is_none_is_a_source_error() -> None:
         list(table.rows("t.parquet", io.BytesIO(out.getvalue())))
 
 
+def test_a_long_text_that_every_row_says_is_in_memory_once() -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    out, word = io.BytesIO(), "a" * 100_000
+    parquet.write_table(pyarrow.table({"image_path": [word] * 300, "target": ["1"] * 300}), out, compression="zstd")
+    assert len(out.getvalue()) < 5000
+    found = [row["image_path"] for number, row in table.rows("t.parquet", io.BytesIO(out.getvalue())) if number]
+    assert found == [word] * 300 and len(set(map(id, found))) == 1
+
+
 @pytest.mark.parametrize("told", [[1], {}, "1" * 5000, True, 1e999, float("nan"), None, 2**70])
 def test_a_target_that_is_none_is_told_in_few_words(told: Any) -> None:
     answer = by_row({"target": told})
