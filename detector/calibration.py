@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..store.block import FAKE, REAL
-from ..store.durable import write_text
+from ..store.durable import read_json, write_text
 from ..store.errors import HeadError, NotEnoughRows
 
 Scores = npt.NDArray[np.float64]  # (rows,)
@@ -166,17 +166,21 @@ class Calibration:
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> Calibration:
-        one, two = told["weights"]
+        """Raises KeyError, TypeError, ValueError or OverflowError where it is none."""
+        one, two = map(float, told["weights"])
         arrays = {name: np.asarray(told[name], np.float64) for name in ("real", "fake", "nearest")}
-        return cls(
-            Platt(**told["svm"]),
-            Platt(**told["neighbors"]),
-            (one, two),
-            told["offset"],
-            held_out=told["held_out"],
-            head=told["head"],
-            **arrays,
-        )
+        for name, array in arrays.items():
+            if array.ndim != 1 or not len(array) or not np.isfinite(array).all() or (array[1:] < array[:-1]).any():
+                raise ValueError(f"{name} of the shape {array.shape} holds no numbers in order")
+        lines = [Platt(float(told[name]["slope"]), float(told[name]["offset"])) for name in ("svm", "neighbors")]
+        offset = float(told["offset"])
+        if not np.isfinite(
+            [one, two, offset, *(number for line in lines for number in (line.slope, line.offset))]
+        ).all():
+            raise ValueError("its slopes, weights or offsets are no numbers to reckon with")
+        svm, neighbors = lines
+        held_out, head = str(told["held_out"]), str(told["head"])
+        return cls(svm, neighbors, (one, two), offset, held_out=held_out, head=head, **arrays)
 
     def save(self, folder: Path) -> None:
         """Into its head's folder, beside that of an earlier head until `Head.save` puts the new one in place.
@@ -190,13 +194,16 @@ class Calibration:
         """From a head's folder, that of the head with this digest; raises HeadError."""
         path = folder / NAME.format(head[:16])
         try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
+            found = cls.from_json(read_json(path))
+            if found.head != head:
+                raise ValueError(f"it is that of the head {found.head[:16]}")
+            return found
         except FileNotFoundError as e:
             raise HeadError(
                 f"{folder} has no calibration of its head ({path.name}), as if training had been stopped; "
                 f"train again with `clipfake train --from-store`"
             ) from e
-        except (OSError, ValueError, KeyError, TypeError) as e:
+        except (OSError, ValueError, KeyError, TypeError, OverflowError) as e:
             raise HeadError(f"{path} cannot be read ({e}); train again with `clipfake train --from-store`") from e
 
 

@@ -17,11 +17,11 @@ import numpy.typing as npt
 
 from ..store.block import Names, Vectors, names
 from ..store.column import MAIN
-from ..store.durable import write_text, written_aside
+from ..store.durable import read_json, write_text, written_aside
 from ..store.errors import BadBlock, HeadError, SpaceMismatch
 from ..store.space import Space
 from .category import Mode, Vocabulary
-from .projection import Projected, Projection
+from .projection import KINDS, Projected, Projection
 from .split import Split
 from .svm import Svm
 
@@ -44,8 +44,8 @@ def head_names(folder: Path) -> list[str]:
 def columns_of(folder: Path) -> tuple[str, ...]:
     """The store's columns that the head in a folder reads, its own vectors alone where there is no head (yet)."""
     try:
-        told = json.loads((folder / "head.json").read_text(encoding="utf-8"))
-        return tuple(told["options"].get("columns") or (MAIN,))
+        told = read_json(folder / "head.json")
+        return tuple(map(str, told["options"].get("columns") or (MAIN,)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return (MAIN,)
 
@@ -172,7 +172,7 @@ class Head:
 
         path = folder / "head.json"
         try:
-            told = json.loads(path.read_text(encoding="utf-8"))
+            told = read_json(path)
             if told["format"] != FORMAT or told["version"] != VERSION:
                 raise HeadError(
                     f"{path} is a {told['format']!r} of version {told['version']}; "
@@ -182,11 +182,12 @@ class Head:
             if hashlib.blake2b(content, digest_size=16).hexdigest() != told["digest"]:
                 raise HeadError(f"{folder / told['arrays']} was altered (checksum differs); train the head again")
             head = _head(told, load(content))
+            _require_sense(head)
         except FileNotFoundError as e:
             there = ", ".join(head_names(folder.parent))
             said = f"name one of those that are there with --head: {there}" if there else "run `clipfake train` first"
             raise HeadError(f"no head at {folder}; {said}") from e
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as e:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, SafetensorError) as e:
             raise HeadError(f"{path} is not a readable head ({e}); train it again") from e
         if space is not None:
             head.space.require(space, "this question")
@@ -230,3 +231,35 @@ def _head(told: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Head:
         options=told["options"],
         versions=told["versions"],
     )
+
+
+def _require_sense(head: Head) -> None:
+    """Raise ValueError for arrays that do not fit each other, or numbers that would make every score NaN.
+
+    Whoever alters a head can give it a right checksum.
+    """
+    sizes = {"D": head.space.dim}
+    for name, letters in KINDS[head.projection.kind].items():
+        shape = head.projection.weights[name].shape
+        if len(shape) != len(letters) or any(sizes.setdefault(a, n) != n for a, n in zip(letters, shape, strict=True)):
+            raise ValueError(f"projection.{name} has the shape {shape}; it should be {' x '.join(letters)} of {sizes}")
+    rows, vectors = len(head.classifier.weights), head.classifier.vectors
+    if head.classifier.weights.ndim != 1 or vectors.shape != (rows, sizes["P"]) or not rows:
+        raise ValueError(
+            f"{vectors.shape} vectors with {head.classifier.weights.shape} weights of {sizes['P']} numbers"
+        )
+    parts, hashes = head.split.parts, head.split.hashes
+    if hashes.ndim != 1 or hashes.shape != parts.shape or not len(hashes) or hashes.dtype != np.uint64:
+        raise ValueError(f"a split of {hashes.shape} {hashes.dtype} keys and {parts.shape} parts")
+    if (hashes[1:] < hashes[:-1]).any() or not np.isin(parts, (-1, 0, 1, 2)).all():
+        raise ValueError("a split in no order, or with other parts than there are")
+    if (known := head.vocabulary) is not None and known.vectors.shape != (len(known), head.space.dim):
+        raise ValueError(f"{known.vectors.shape} text vectors for {len(known)} categories")
+    numbers = {"threshold": np.array(head.threshold), **_arrays(head)}
+    for name, array in numbers.items():
+        if not name.startswith("split.") and (array.dtype.kind != "f" or not np.isfinite(array).all()):
+            raise ValueError(f"{name} holds {array.dtype} that are no numbers to reckon with")
+    if not head.classifier.gamma > 0:
+        raise ValueError(f"a kernel of gamma {head.classifier.gamma}")
+    if not all(isinstance(words, dict) for words in (head.metrics, head.options, head.versions)):
+        raise ValueError("its metrics, options and versions are no objects")

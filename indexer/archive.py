@@ -11,7 +11,7 @@ import io
 import json
 import posixpath
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
@@ -23,7 +23,7 @@ from zlib import crc32, decompressobj
 from zlib import error as zlib_error
 
 from ..store.block import FAKE
-from ..store.errors import ImageError, SourceError
+from ..store.errors import ClipfakeError, ImageError, SourceError
 from . import table
 from .cloud import open_binary
 from .directory import DEFLATED, STORED, Directory
@@ -32,9 +32,11 @@ from .labels import by_row
 from .tree import SUFFIXES, by_folder, by_name, by_table, is_image, missing, text
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
+WORDY = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
 SIDECARS = (".json", ".cls", ".txt")
 READING = Lock()  # held while a zip's directory is read: who counts and who lists at the same time share one
 PIECE = 1 << 20  # bytes of a table that are unpacked at once
+HELD_LIMIT = 1 << 30  # bytes of a table that is read as a whole, or of a tar's images of one name
 
 
 @dataclass(frozen=True)
@@ -128,8 +130,14 @@ class Zip:
         if not isinstance(place, Span):
             raise SourceError(f"{self.at}/{inside} cannot be read: {place.reason if isinstance(place, Absent) else ''}")
         unpacked = io.BufferedReader(_Unpacked(place))
-        # parquet is read from its end
-        return io.BytesIO(unpacked.read()) if inside.endswith(".parquet") else unpacked
+        if not inside.endswith(".parquet"):
+            return unpacked
+        if place.size > HELD_LIMIT:
+            raise SourceError(f"{self.at}/{inside} is of {place.size:,} bytes, too large to unpack; unpack the archive")
+        try:
+            return io.BytesIO(unpacked.read())  # parquet is read from its end
+        except OSError as e:
+            raise SourceError(f"{self.at}/{inside} is not a readable table: {e}") from e
 
 
 class _Unpacked(io.RawIOBase):
@@ -169,8 +177,9 @@ def _pieces(place: Span) -> Iterator[bytes]:
 def _packed(place: Span) -> Iterator[bytes]:
     start = place.offset + header_length(read_range(place.archive, place.stamp, place.offset, 30), place.archive)
     end = start + place.packed
-    for at in range(start, end, PIECE):
-        yield read_range(place.archive, place.stamp, at, min(PIECE, end - at))
+    while start < end and (piece := read_range(place.archive, place.stamp, start, min(PIECE, end - start))):
+        start += len(piece)  # where the archive ends before it says so, the size tells
+        yield piece
 
 
 def _inflated(packed: Iterator[bytes]) -> Iterator[bytes]:
@@ -220,8 +229,10 @@ class Tar:
                 tables: dict[str, dict[str, dict[str, Any]]] = {}  # folder -> image_path -> row
                 passed: set[str] = set()  # folders whose images were listed
                 for stem, group in groupby(members, key=lambda found: _stem(found[0])):
-                    yield from self._sample(stem, list(group), tables, passed)
-        except (tarfile.TarError, EOFError, OSError) as e:
+                    yield from self._sample(stem, self._held(stem, group), tables, passed)
+        except ClipfakeError:
+            raise
+        except Exception as e:  # tarfile raises whatever damage makes of its arithmetic
             raise SourceError(f"{self.at} is not a readable tar archive ({e}); fetch it again") from e
 
     def _members(self, archive: tarfile.TarFile, stamp: int | None) -> Iterator[tuple[str, Place | bytes]]:
@@ -233,10 +244,12 @@ class Tar:
             if not member.isreg():
                 continue
             if (suffix in SIDECARS and member.size <= PIECE) or posixpath.basename(name) in table.METADATA:
+                if member.size > HELD_LIMIT:
+                    raise SourceError(f"{self.at} holds {name} of {member.size:,} bytes, too large for a table")
                 file = archive.extractfile(member)
                 yield name, file.read() if file else b""
             elif suffix in SUFFIXES:
-                time = int(member.mtime * 10**9)
+                time = _nanoseconds(member.mtime)
                 if why := "it is sparse" if member.issparse() else giant(member.size):
                     yield name, Absent(why)
                 elif stamp is not None:
@@ -244,6 +257,19 @@ class Tar:
                 else:
                     file = archive.extractfile(member)
                     yield name, Held(file.read() if file else b"", time)
+
+    def _held(self, stem: str, group: Iterable[tuple[str, Place | bytes]]) -> list[tuple[str, Place | bytes]]:
+        """The files of one name, together; raises SourceError where they would fill the memory."""
+        files, size = [], 0
+        for name, content in group:
+            held = content.content if isinstance(content, Held) else content
+            size += len(held) if isinstance(held, bytes) else 0
+            if size > HELD_LIMIT:
+                raise SourceError(
+                    f"{self.at} holds over {HELD_LIMIT:,} bytes named {stem}; unpack it, and name the folder"
+                )
+            files.append((name, content))
+        return files
 
     def _sample(
         self,
@@ -302,7 +328,10 @@ class Tar:
 
 
 class _Header(tarfile.TarInfo):
-    """A tar's header read for its name, size and time alone where it is a plain file's: the rest takes longer."""
+    """A tar's header read for its name, size and time alone where it is a plain file's: the rest takes longer.
+
+    tarfile takes one that makes no sense for the end of the archive, and all that follows would be missing unsaid.
+    """
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
@@ -316,7 +345,24 @@ class _Header(tarfile.TarInfo):
                     return found
             except ValueError:
                 pass  # numbers of another kind
-        return super().frombuf(buf, encoding, errors)
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as e:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"it is damaged: {e}") from e
+        if header.type in WORDY and header.size > PIECE:  # tarfile reads it as a whole
+            raise tarfile.ReadError(f"a name or other words of {header.size:,} bytes")
+        return header
+
+    def _block(self, count: int) -> int:
+        """Bytes rounded up to whole blocks; a size below 0 would lead back to what was read, without an end."""
+        if count < 0:
+            raise tarfile.ReadError(f"a file of {count} bytes")
+        return -(-count // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+
+
+def _nanoseconds(seconds: float) -> int:
+    """A tar's time, 0 for what is none."""
+    return int(seconds * 10**9) if abs(seconds) < 1 << 33 else 0  # as much as the store keeps; not for NaN
 
 
 def _stem(name: str) -> str:
@@ -343,7 +389,7 @@ def _said(suffix: str, content: bytes) -> dict[str, Any]:
     if suffix == ".json":
         try:
             found = json.loads(told)
-        except json.JSONDecodeError:
+        except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
     return {"label": told} if isinstance(by_row({"label": told}), tuple) and told else {}

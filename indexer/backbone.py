@@ -39,7 +39,9 @@ def quiet_transformers() -> Any:
 def load_model(folder: Path, kind: str = "AutoModel") -> Any:
     """A model of `transformers` in float32 from the files of a directory; raises EncoderError."""
     try:
-        return getattr(quiet_transformers(), kind).from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+        return getattr(quiet_transformers(), kind).from_pretrained(
+            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        )
     except Exception as e:
         raise EncoderError(f"{folder}: {str(e).strip() or type(e).__name__}") from e
 
@@ -47,10 +49,10 @@ def load_model(folder: Path, kind: str = "AutoModel") -> Any:
 def random_model(folder: Path, seed: int) -> Any:
     """A directory's architecture with random weights."""
     transformers = quiet_transformers()
-    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return transformers.AutoModel.from_config(config, dtype=torch.float32)
+        return transformers.AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
 def words_of(folder: Path, load: Callable[[Path], Any]) -> tuple[Any, Any]:
@@ -58,4 +60,5 @@ def words_of(folder: Path, load: Callable[[Path], Any]) -> tuple[Any, Any]:
     model = load(folder)
     if hasattr(model, "vision_model"):
         del model.vision_model
-    return quiet_transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True), model
+    tokenizer = quiet_transformers().AutoTokenizer
+    return tokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), model

@@ -57,7 +57,8 @@ def open_checkpoint(place: str, *, weights: bool = True) -> Checkpoint:
     for name in PREPROCESSING:
         if (folder / name).is_file():
             told = _json(folder / name)
-            return Checkpoint(folder, config, Preprocess.from_config(told.get("image_processor", told)))
+            told = told.get("image_processor", told)
+            return Checkpoint(folder, config, Preprocess.from_config(told if isinstance(told, dict) else {}))
     raise EncoderError(f"{folder} has no {PREPROCESSING[0]}")
 
 
@@ -72,7 +73,10 @@ def fingerprint_of(weights: Weights, preprocess: Preprocess) -> str:
 
 
 def _json(file: Path) -> dict[str, Any]:
-    told = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as e:
+        raise EncoderError(f"{file} is not readable as JSON: {e}") from e
     if not isinstance(told, dict):
         raise EncoderError(f"{file} is no JSON object")
     return told

@@ -66,8 +66,10 @@ class Directory:
         marks, starts = array("q"), array("Q")
         try:
             for start, raw in self._records():
-                if raw.endswith(TABLES) and raw.rpartition(b"/")[2] in TABLES and not _is_macos(raw):
-                    self.tables.append(self._path(start, raw))
+                if raw.endswith(TABLES) and not _is_macos(raw):
+                    path = self._path(start, raw)  # where a name has a NUL in it, not what it ends in
+                    if posixpath.basename(path) in METADATA:
+                        self.tables.append(path)
                 marks.append(hash(_raw(self._path(start, raw)) if _is_odd(raw) else raw))
                 starts.append(start)
         except error as e:
@@ -171,7 +173,10 @@ def _is_macos(raw: bytes) -> bool:
 
 
 def _raw(path: str) -> bytes:
-    return path.encode("utf-8", "surrogateescape")
+    try:
+        return path.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, as a table in JSON may have it: no archive's name is like it
+        return path.encode("utf-8", "surrogatepass")
 
 
 def _directory_of(file: BinaryIO) -> tuple[bytes, int]:

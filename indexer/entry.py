@@ -221,7 +221,7 @@ def read_range(archive: str, stamp: int, start: int, length: int) -> bytes:
             return bytes(system.cat_file(path, start=start, end=start + length))
         handle = _opened(archive, stamp)
         return os.pread(handle.number, length, start)
-    except (OSError, ValueError) as e:
+    except (OSError, ValueError, OverflowError) as e:  # an archive may tell any number
         raise _unreadable(e) from e
 
 

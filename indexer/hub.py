@@ -69,8 +69,11 @@ def weight_files(folder: Path, kind: Sequence[str]) -> list[Path]:
     whole, index = kind
     if not (folder / index).is_file():
         return [folder / whole]
-    parts = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()
-    return [folder / Path(part).name for part in sorted(set(parts))]
+    try:
+        parts = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+        return [folder / Path(part).name for part in parts]  # a path out of the folder leads nowhere
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as e:
+        raise ValueError(f"{folder / index} does not say which files hold the weights ({e})") from e
 
 
 def _fetch_weights(place: str, folder: Path) -> None:

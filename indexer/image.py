@@ -24,11 +24,17 @@ try:
 except ImportError:  # optional: a bare machine decodes with Pillow alone
     simplejpeg = None
 
+SOI, SCAN_BYTES = b"\xff\xd8", 10  # how a JPEG starts; bytes of a scan at least
+
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 
 PIXEL_LIMIT = 100_000_000  # 10,000 x 10,000; more is refused before it is decoded
 THUMBNAIL_SIDE = 128  # pixels at most: an image of 200 becomes one of 100, of 256 or 1024 one of 128
 THUMBNAIL_QUALITY = 80
+SIDES_LIMIT = 100  # times as long as it is wide: beyond it, what an encoder sees is a line made a square
+SCANS_LIMIT = 100  # of a JPEG of many pixels; encoders write ten, and a few bytes of another take all pixels once more
+# What people have and what decodes here: Pillow knows others that run a program (EPS) or are long out of use.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "HEIF")
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands of ISO/IEC 23008-12
 
 # The luminance table of ISO/IEC 10918-1 Annex K.1, which libjpeg scales by quality; only its sum is needed.
@@ -67,8 +73,10 @@ def decode(content: bytes) -> Image:
     digest = digest_of(content)
     header = jpeg_header(content)
     quality = header.quality if header else -1
+    if content[:2] == SOI:
+        _refuse_scans(content, header.pixels if header else PIXEL_LIMIT)
     if header and header.plain and simplejpeg is not None:
-        _refuse_bomb(header.width, header.height)
+        _refuse_odd(header.width, header.height)
         try:
             pixels = simplejpeg.decode_jpeg(content, "RGB", fastdct=False, fastupsample=False)
             return Image(pixels, "JPEG", quality, len(content), digest)
@@ -115,8 +123,8 @@ def _decode_with_pillow(content: bytes) -> tuple[Pixels, str]:
     if _is_heic(content):
         _learn_heic()
     try:
-        with Pillow.open(io.BytesIO(content)) as picture:
-            _refuse_bomb(*picture.size)
+        with Pillow.open(io.BytesIO(content), formats=_formats()) as picture:
+            _refuse_odd(*picture.size)
             name = picture.format or "unknown"
             picture.seek(0)
             ImageOps.exif_transpose(picture, in_place=True)  # otherwise it copies what is upright already
@@ -127,8 +135,17 @@ def _decode_with_pillow(content: bytes) -> tuple[Pixels, str]:
         if content[:5] == b"%PDF-":
             raise ImageError("a PDF, not an image; save the picture in it as PNG or JPEG") from e
         raise ImageError(f"not an image ({len(content):,} bytes starting with {content[:8]!r})") from e
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, RuntimeError) as e:
-        raise ImageError(f"damaged or unsupported image: {e}") from e
+    except ImageError:
+        raise
+    except Exception as e:  # a format's reader raises whatever a damaged file makes of its arithmetic
+        raise ImageError(f"damaged or unsupported image: {str(e) or type(e).__name__}") from e
+
+
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those that this Pillow has."""
+    Pillow.init()
+    return tuple(name for name in FORMATS if name in Pillow.OPEN)
 
 
 def _is_heic(content: bytes) -> bool:
@@ -144,13 +161,14 @@ def _learn_heic() -> None:
     except ImportError as e:
         raise ImageError(str(MissingExtra("reading HEIC", "heic"))) from e
     register_heif_opener()
+    _formats.cache_clear()
 
 
 def _rgb(picture: Pillow.Image) -> Pillow.Image:
     if picture.mode == "RGB":  # a needless convert() would halve the speed of threads
         return picture
     if picture.mode.startswith("I") or picture.mode == "F":
-        values = np.asarray(picture, np.float32)
+        values = np.nan_to_num(np.asarray(picture, np.float32))
         top = 65535.0 if values.max(initial=0) > 255 else 255.0
         grey = np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
         return Pillow.fromarray(grey).convert("RGB")
@@ -160,9 +178,17 @@ def _rgb(picture: Pillow.Image) -> Pillow.Image:
     return picture.convert("RGB")
 
 
-def _refuse_bomb(width: int, height: int) -> None:
+def _refuse_odd(width: int, height: int) -> None:
     if width * height > PIXEL_LIMIT:
         raise ImageError(f"{width} x {height} is more than {PIXEL_LIMIT:,} pixels; too large to judge")
+    if max(width, height) > SIDES_LIMIT * min(width, height):
+        raise ImageError(f"{width} x {height} is a strip, more than {SIDES_LIMIT} times as long as wide; crop it")
+
+
+def _refuse_scans(content: bytes, pixels: int) -> None:
+    most = max(SCANS_LIMIT, SCANS_LIMIT * PIXEL_LIMIT // (10 * max(pixels, 1)))  # a small image has time for more
+    if len(content) > most * SCAN_BYTES and (scans := content.count(b"\xff\xda")) > most:
+        raise ImageError(f"a JPEG of {scans:,} scans, more than {most:,}: it would take very long to decode")
 
 
 @dataclass(frozen=True)
@@ -180,7 +206,7 @@ class JpegHeader:
 
 def jpeg_header(content: bytes) -> JpegHeader | None:
     """What a JPEG says before its first scan; None for anything else."""
-    if content[:2] != b"\xff\xd8":
+    if content[:2] != SOI:
         return None
     at, quality, turned = 2, -1, False
     while at + 4 <= len(content) and content[at] == 0xFF:

@@ -8,6 +8,7 @@ from typing import Any
 from ..store.block import FAKE, REAL, UNKNOWN
 
 TARGETS = range(7)  # ArtiFact's codes: 0 is real, 1 to 6 are all fake
+DIGITS = 20  # 0 may well be written 000; thousands of digits Python refuses to read as a number
 CODES: dict[Any, tuple[int, int]] = {str(t): (REAL if t == 0 else FAKE, t) for t in TARGETS}
 REAL_NAMES = frozenset(("real", "reals", "0_real", "nature", "original", "authentic"))
 FAKE_NAMES = frozenset(("fake", "fakes", "1_fake", "ai", "generated", "synthetic"))
@@ -47,14 +48,15 @@ def by_row(row: Mapping[str, Any]) -> tuple[int, int] | str | None:
     "target '9' is not one of 0 to 6"
     """
     if "target" in row:
-        if (known := CODES.get(row["target"])) is not None:
+        target = row["target"]
+        if isinstance(target, str) and (known := CODES.get(target)) is not None:
             return known
-        told = str(row["target"] if row["target"] is not None else "").strip()
-        if not told.isdecimal() or int(told) not in TARGETS:
-            return f"target {told!r} is not one of 0 to 6"
+        told = str(target if target is not None else "").strip()
+        if len(told) > DIGITS or not told.isdecimal() or int(told) not in TARGETS:
+            return f"target {told[:80]!r} is not one of 0 to 6"
         return (REAL if int(told) == 0 else FAKE), int(told)
     if "label" in row:
         told = str(row["label"] if row["label"] is not None else "").strip().lower()
         label = {"0": REAL, "1": FAKE, "-1": UNKNOWN, "": UNKNOWN}.get(told, WORDS.get(told))
-        return f"label {told!r} is neither real nor fake" if label is None else (label, -1)
+        return f"label {told[:80]!r} is neither real nor fake" if label is None else (label, -1)
     return None

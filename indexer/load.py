@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..store.errors import EncoderError
+from ..store.errors import EncoderError, MissingExtra
 from ..store.space import Space
 from .backbone import Backbone, load_model, random_model, words_of
-from .checkpoint import fingerprint_of, open_checkpoint
+from .checkpoint import Checkpoint, fingerprint_of, open_checkpoint
 from .depth import load_depth_encoder
 from .encoder import (
     Encoder,
@@ -65,7 +65,9 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
         keep_memory()
     try:
         encoder = _load(name, first, dtype)
-    except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, EncoderError) as e:
+    except MissingExtra:
+        raise
+    except Exception as e:  # transformers checks little of a stranger's config.json
         raise cannot_load(f"the encoder {name}", e) from e
     if device == OPENVINO:
         return OpenVinoEncoder(encoder, precision)
@@ -127,6 +129,7 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> TorchEncoder:
         own = seed is None and checkpoint.has_safetensors
         weights = checkpoint.weights() if own else model(checkpoint.folder).state_dict()
         tower, dim, two_towers = ClipTower.of(shape, weights), shape.dim, True
+        _require_side(checkpoint, shape)
     else:
         whole = model(checkpoint.folder).eval()
         weights, tower, two_towers = whole.state_dict(), Backbone(whole), hasattr(whole, "get_text_features")
@@ -137,6 +140,16 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> TorchEncoder:
     space = hashing.submit(lambda: Space(full, fingerprint_of(weights, checkpoint.preprocess), dim))
     hashing.shutdown(wait=False)
     return TorchEncoder(space, tower, checkpoint.preprocess, words, device, dtype)
+
+
+def _require_side(checkpoint: Checkpoint, shape: Shape) -> None:
+    """Raise EncoderError where the preprocessing makes images of another side than the tower looks at."""
+    told = checkpoint.preprocess
+    height, width = (told.crop, told.crop) if told.crop else (told.height or told.short, told.width or told.short)
+    if (height // shape.patch) * (width // shape.patch) != shape.patches:
+        raise EncoderError(
+            f"{checkpoint.folder}: the preprocessing makes images of {height} x {width}, config.json wants {shape.side}"
+        )
 
 
 @torch.inference_mode()

@@ -20,6 +20,7 @@ from ..store.errors import EncoderError
 from .image import Pixels
 
 PILLOW = int(PIL.__version__.partition(".")[0])
+SIDE = 8192  # pixels of what an encoder sees, at most: a number of a configuration is what memory is taken by
 LARGE = 448 * 448  # pixels; beyond it, an image waits for the encoder resized
 
 
@@ -36,9 +37,30 @@ class Preprocess:
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
+    def __post_init__(self) -> None:
+        sides = (self.short,) if self.short else (self.height, self.width)
+        if not all(1 <= side <= SIDE for side in sides) or not 0 <= self.crop <= SIDE:
+            raise EncoderError(
+                f"the encoder's preprocessing makes images of {' x '.join(map(str, sides))}, cropped to {self.crop}; "
+                f"sides are of 1 to {SIDE} pixels"
+            )
+        numbers = np.array([self.scale, *self.mean, *self.std], np.float64)
+        if numbers.shape != (7,) or not np.isfinite(numbers).all() or self.scale <= 0 or min(self.std) <= 0:
+            raise EncoderError(
+                f"the encoder's preprocessing multiplies by {self.scale}, takes the mean {self.mean} and divides by "
+                f"{self.std}; three numbers each are needed, and none to divide by that is not above 0"
+            )
+
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Preprocess:
         """From a `preprocessor_config.json`; raises EncoderError for what we cannot do."""
+        try:
+            return cls._told(config)
+        except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as e:
+            raise EncoderError(f"the encoder's preprocessing makes no sense ({type(e).__name__}: {e})") from e
+
+    @classmethod
+    def _told(cls, config: dict[str, Any]) -> Preprocess:
         size = config.get("size", 224)
         size = {"shortest_edge": size} if isinstance(size, int) else dict(size)
         crop: Any = config.get("crop_size", 0) if config.get("do_center_crop") else 0
@@ -125,11 +147,9 @@ def _matrices(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """What to multiply planes of (height, width) with, from the left and from the right."""
     new_height, new_width = preprocess._size(height, width)
-    down = resize_matrix(height, new_height, preprocess.filter)
-    across = resize_matrix(width, new_width, preprocess.filter)
-    if crop := preprocess.crop:
-        top, left = (new_height - crop) // 2, (new_width - crop) // 2
-        down, across = down[top : top + crop], across[left : left + crop]
+    seen_height, seen_width = preprocess.crop or new_height, preprocess.crop or new_width
+    down = resize_matrix(height, new_height, preprocess.filter, seen_height)
+    across = resize_matrix(width, new_width, preprocess.filter, seen_width)
     right = torch.from_numpy(np.ascontiguousarray(across.T))
     return torch.from_numpy(np.ascontiguousarray(down)).to(device), right.to(device)
 
@@ -156,17 +176,21 @@ def _rounded(planes: torch.Tensor) -> torch.Tensor:
 
 
 @lru_cache(maxsize=64)
-def resize_matrix(length: int, new: int, filter_: str) -> Any:
-    """(new, length) float32: Pillow's antialiased resampling of one axis as a matrix (Pillow's Resample.c)."""
+def resize_matrix(length: int, new: int, filter_: str, seen: int = 0) -> Any:
+    """(new, length) float32: Pillow's antialiased resampling of one axis as a matrix (Pillow's Resample.c).
+
+    (seen, length), the rows in its middle, where fewer are asked for: of a long image most are cropped away.
+    """
+    seen = seen or new
     kernel, reach = _KERNELS[filter_]
     scale = length / new
     stretch = max(scale, 1.0)  # when shrinking, the kernel widens: antialiasing
-    centre = (np.arange(new)[:, None] + 0.5) * scale
+    centre = (np.arange((new - seen) // 2, (new - seen) // 2 + seen)[:, None] + 0.5) * scale
     first = np.maximum((centre - reach * stretch + 0.5).astype(int), 0)
     last = np.minimum((centre + reach * stretch + 0.5).astype(int), length)
     at = first + np.arange((last - first).max())  # (new, taps) which places each new one is made of
     weights = np.where(at < last, kernel((at - centre + 0.5) / stretch), 0.0)
-    matrix = np.zeros((new, length + at.shape[1]), np.float32)  # taps beyond the end, of no weight, are cut off
+    matrix = np.zeros((seen, length + at.shape[1]), np.float32)  # taps beyond the end, of no weight, are cut off
     np.put_along_axis(matrix, at, weights / weights.sum(1, keepdims=True), axis=1)
     return np.ascontiguousarray(matrix[:, :length])
 

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..store.durable import write_text
+from ..store.durable import read_json, write_text
 
 NAME = "quarantine.json"
 FORMAT, VERSION = "clipfake-quarantine", 1
@@ -29,7 +29,7 @@ class Bad:
 def read_quarantine(folder: Path) -> dict[str, Bad]:
     """key -> what is known of it; {} where there is no list, or none that can be read."""
     try:
-        told = json.loads((folder / NAME).read_text(encoding="utf-8"))
+        told = read_json(folder / NAME)
         if (told["format"], told["version"]) != (FORMAT, VERSION):
             return {}
         return {row["key"]: Bad(**row) for row in told["rows"]}

@@ -10,9 +10,12 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 from ..store.errors import MissingExtra, SourceError
+from ..store.table import parquet_file, values_of
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
 METADATA = tuple(f"metadata{suffix}" for suffix in SUFFIXES)  # beside the images it speaks of
+LINE = 1 << 20  # letters of a line; one without an end would fill the memory
+COLUMNS = 1000  # of a CSV
 BLOCK = 1 << 20  # bytes that are looked through at once for their lines
 PATHS = ("image_path", "file_name", "path", "image")  # the column that names the file, the first there is
 
@@ -30,7 +33,7 @@ def rows(name: str, file: BinaryIO) -> Generator[Row, None, None]:
             yield from _csv(text) if name.endswith(".csv") else _json_lines(text)
         finally:
             text.detach()  # the file is closed by whoever opened it
-    except (csv.Error, json.JSONDecodeError, OSError) as e:
+    except (csv.Error, ValueError, RecursionError, OSError) as e:  # JSON: too deep, or a number of too many digits
         raise SourceError(f"{name} is not a readable table: {e}") from e
 
 
@@ -67,8 +70,10 @@ def path_column(columns: list[str], name: str, *, target: bool) -> str:
 
 
 def _csv(text: io.TextIOWrapper) -> Iterator[Row]:
-    reader = csv.reader(text)
+    reader = csv.reader(_lines(text))
     columns = [column.strip() for column in next(reader, [])]
+    if len(columns) > COLUMNS:
+        raise csv.Error(f"its first line names {len(columns):,} columns, more than {COLUMNS:,}")
     yield 0, dict.fromkeys(columns)  # row 0 names the columns
     for values in reader:
         if values:
@@ -76,15 +81,25 @@ def _csv(text: io.TextIOWrapper) -> Iterator[Row]:
             yield reader.line_num, dict(zip(columns, values, strict=False))
 
 
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    """Lines as they are, none longer than `LINE`."""
+    while line := text.readline(LINE):
+        if len(line) == LINE:
+            raise ValueError(f"a line of {LINE:,} letters or more")
+        yield line
+
+
 def _json_lines(text: io.TextIOWrapper) -> Iterator[Row]:
     number = 0
-    for number, line in enumerate(filter(str.strip, text), 1):
+    columns: dict[str, None] = {}
+    for number, line in enumerate(filter(str.strip, _lines(text)), 1):
         told = json.loads(line)
         if not isinstance(told, dict):
             raise json.JSONDecodeError("a line is not an object", line, 0)
         if number == 1:
-            yield 0, dict.fromkeys(told)
-        yield number, told
+            columns = dict.fromkeys(told)
+            yield 0, columns
+        yield number, told if told.keys() >= columns.keys() else columns | told
     if not number:
         yield 0, {}
 
@@ -94,9 +109,10 @@ def _parquet(name: str, file: BinaryIO) -> Iterator[Row]:
         yield 0, dict.fromkeys(table.schema_arrow.names)
         number = 0
         for batch in table.iter_batches(batch_size=4096):
-            for told in batch.to_pylist():
+            columns = [values_of(column) for column in batch.columns]
+            for told in zip(*columns, strict=True):
                 number += 1
-                yield number, told
+                yield number, dict(zip(batch.schema.names, told, strict=True))
 
 
 @contextmanager
@@ -107,6 +123,6 @@ def _opened_parquet(name: str, file: BinaryIO) -> Iterator[Any]:
     except ImportError as e:
         raise MissingExtra(f"reading {name}", "parquet") from e
     try:
-        yield pyarrow.parquet.ParquetFile(file)
+        yield parquet_file(file)
     except (pyarrow.ArrowException, OSError) as e:
         raise SourceError(f"{name} is not a readable table: {e}") from e

@@ -17,6 +17,7 @@ from torch.nn.functional import gelu, scaled_dot_product_attention
 
 from ..store.errors import EncoderError
 
+LAYERS, LARGEST = 1000, 1 << 16  # of a tower: sizes of a config.json are what memory is taken by
 PARTS = ("vision_model.", "visual_projection.")  # of a checkpoint's names; its others are the text tower's
 
 
@@ -42,6 +43,12 @@ class Shape:
     dim: int = 512  # of the embedding
     activation: str = "quick_gelu"
     epsilon: float = 1e-5  # of the layer norms
+
+    def __post_init__(self) -> None:
+        sizes = (self.width, self.hidden, self.heads, self.side, self.patch, self.channels, self.dim)
+        whole = all(isinstance(size, int) and 1 <= size <= LARGEST for size in (*sizes, self.layers))
+        if not whole or self.layers > LAYERS or self.width % self.heads or not self.epsilon > 0:
+            raise EncoderError(f"no CLIP is of these sizes: {self}")
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Shape:

@@ -179,8 +179,13 @@ def _generator(tree: str, inside: str) -> str:
 
 
 def text(name: str) -> str:
-    """A file name as text: bytes that are not UTF-8 are written as \\xNN."""
-    return name if name.isascii() else name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    """A file name as text: bytes that are not UTF-8 are written as \\xNN, and so is half a character of JSON's."""
+    if name.isascii():
+        return name
+    try:
+        return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # a surrogate that stands for no byte
+        return name.encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
 
 
 def missing(archive: str, inside: str) -> tuple[str, Place]:

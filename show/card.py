@@ -199,11 +199,20 @@ def csv_header() -> str:
 def csv_line(answer: Verdict | Refusal) -> str:
     """One image as a line of CSV; the keys of its nearest rows, or the reason why it could not be judged."""
     if isinstance(answer, Refusal):
-        values: list[Any] = [answer.image, "", "", "", "", "", "", answer.error]
+        values: list[Any] = [_inert(answer.image), "", "", "", "", "", "", _inert(answer.error)]
     else:
-        near = [found[0].key if found else "" for found in (answer.neighbors["real"], answer.neighbors["fake"])]
+        near = [_inert(found[0].key) if found else "" for found in (answer.neighbors["real"], answer.neighbors["fake"])]
         numbers = [f"{answer.score:.4f}", f"{answer.probability:.4f}"]
-        values = [answer.image, answer.verdict, *numbers, answer.generator, *near, ""]
+        values = [_inert(answer.image), answer.verdict, *numbers, _inert(answer.generator), *near, ""]
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(values)
     return line.getvalue()
+
+
+def _inert(name: str) -> str:
+    """A name as a spreadsheet shows it: one that begins like a formula gets a quote before it, and is not run.
+
+    >>> _inert("=1+1.png"), _inert("a=1.png")
+    ("'=1+1.png", 'a=1.png')
+    """
+    return f"'{name}" if name[:1] in tuple("=+-@\t\r") else name

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import base64
 import html
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..detector.examples import thinned
 from ..detector.split import PARTS
 from ..detector.train import score_rows
 from ..detector.triplet import distances, draw
-from ..store.durable import write_text
+from ..store.durable import read_json, write_text
 from ..store.errors import HeadError, NotEnoughRows
 from . import making, measures
 from .atlas import atlas_picture
@@ -65,7 +64,7 @@ def write_report(
     out : of the page; the figures go to a folder of the same name without its ending
     """
     try:
-        report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+        report = read_json(folder / "report.json")
     except (OSError, ValueError) as e:
         raise HeadError(f"{folder} has no report of its training ({e}); run `clipfake train --from-store` again") from e
     atlases = left_out(detector)

@@ -31,7 +31,7 @@ from .cells import (
     measure,
     nearest_cell,
 )
-from .durable import TEMPORARY, disk_errors, flush, make_folder, write_text
+from .durable import TEMPORARY, disk_errors, flush, make_folder, read_json, write_text
 from .errors import Locked, StoreError
 from .index import AHEADS, FORMAT, NAME, VERSION, Kind, LabelIndex, checksums, digest_of, folders, open_index
 from .lock import writer_lock
@@ -141,11 +141,11 @@ def renumber(store: Path, number: int, old: npt.NDArray[np.int64], new: npt.NDAr
 def _renumber(store: Path, number: int, old: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> None:
     for folder in folders(store):
         try:
-            space = Space.from_json(json.loads((folder / "index.json").read_text(encoding="utf-8"))["space"])
+            space = Space.from_json(read_json(folder / "index.json")["space"])
             labels = open_index(
                 folder, space, mapped=False, whole=True
             ).labels  # FAISS would write a mapped one as a reference
-        except (OSError, ValueError, KeyError, StoreError):
+        except (OSError, ValueError, KeyError, TypeError, StoreError):
             continue
         moved = []
         for told, cells, ids in labels:

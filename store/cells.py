@@ -193,11 +193,15 @@ class Cells:
 
     @classmethod
     def load(cls, path: Path, cell_of: npt.NDArray[np.int64], *, mapped: bool = True) -> Cells:
-        """What was saved, mapped into memory; to add to it, read it whole."""
+        """What was saved, mapped into memory; to add to it, read it whole. Raises what FAISS does, and ValueError."""
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
         ivf: Any = faiss.read_index(str(path), flags)
         flat: Any = faiss.downcast_index(ivf.quantizer)
+        if flat.d != ivf.d or flat.ntotal != ivf.nlist or cell_of.shape != (ivf.ntotal,):
+            raise ValueError(f"{path} holds {ivf.ntotal} rows in {ivf.nlist} cells, not {cell_of.shape}")
         centres = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * ivf.d).reshape(flat.ntotal, ivf.d).copy()
+        if len(cell_of) and not 0 <= cell_of.min() <= cell_of.max() < len(centres):
+            raise ValueError(f"{path} has rows in cells {cell_of.min()} to {cell_of.max()} of {len(centres)}")
         return cls(ivf, centres, cell_of)
 
 

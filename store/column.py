@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .block import Ids, Vectors, in_half, unfit
-from .durable import TEMPORARY, remove_leftover, write_text, written_aside
+from .durable import TEMPORARY, read_json, remove_leftover, write_text, written_aside
 from .errors import BadBlock, Damaged, StoreError
 from .lock import writer_lock
 from .manifest import Manifest, Part, numbers, read_manifest
@@ -44,6 +44,10 @@ class Piece:
     header: str  # digest of its header: a shard of the same name with other rows has other ones
     file: str
     digest: str  # checksum of the file
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"\d{6,}-[0-9a-f]{12}\.f2", self.file):
+            raise ValueError(f"{self.file!r} is no name of ours")  # a path out of the store?
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,8 @@ class Column:
             if path.stat().st_size != expected:
                 raise Damaged(f"{path} has {path.stat().st_size} bytes instead of {expected}; {_AGAIN}")
             mapped = np.memmap(path, "<f2", "r", shape=(part.rows, self.space.dim))
-        except OSError as e:
-            raise Damaged(f"{path} cannot be read ({e.strerror}); {_AGAIN}") from e
+        except (OSError, ValueError) as e:
+            raise Damaged(f"{path} cannot be read ({getattr(e, 'strerror', None) or e}); {_AGAIN}") from e
         self._maps[name] = mapped.view(np.ndarray)
         return self._maps[name]
 
@@ -128,7 +132,7 @@ def open_column(store: Path, name: str) -> Column:
     """A column by name; raises StoreError where there is none, Damaged where it cannot be read."""
     folder = store / FOLDER / name
     try:
-        told = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        told = read_json(folder / CARD)
         digest = told.pop("digest")
         if (told["format"], told["version"]) != (FORMAT, VERSION) or digest != _digest(told):
             raise Damaged(f"{folder / CARD} is not of this release, or was altered; {_AGAIN}")

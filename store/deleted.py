@@ -26,7 +26,10 @@ def read_deleted(folder: Path, part: Part) -> npt.NDArray[np.uint32]:
         raise Damaged(f"{path} cannot be read ({e.strerror}); run `clipfake store repair`") from e
     if checksum(content) != part.deleted_digest:
         raise Damaged(f"{path} is not what was written (checksum differs); run `clipfake store repair`")
-    return np.frombuffer(content, "<u4")
+    rows = np.frombuffer(content[: len(content) // 4 * 4], "<u4")
+    if len(content) != 4 * part.deleted_rows or (rows[1:] <= rows[:-1]).any() or (rows >= part.rows).any():
+        raise Damaged(f"{path} is no list of {part.deleted_rows} of {part.rows} rows; run `clipfake store repair`")
+    return rows
 
 
 def without_rows(folder: Path, part: Part, rows: npt.NDArray[Any], number: int) -> Part:

@@ -5,12 +5,17 @@ What a disk refuses is a StoreError here, so that whoever writes need not think 
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
 
 from .errors import StoreError
 
@@ -46,6 +51,31 @@ def written_aside(path: Path) -> Iterator[Path]:
             flush(path.parent)
         finally:
             remove_leftover(temporary)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a file of JSON; raises OSError or ValueError, whatever a stranger put there."""
+    try:
+        told = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as e:
+        raise ValueError("it is nested too deep") from e
+    if not isinstance(told, dict):
+        raise ValueError("it is no JSON object")
+    return told
+
+
+def read_array(path: Path, mode: Literal["r", "r+"] = "r") -> npt.NDArray[Any]:
+    """A numpy file, mapped; raises OSError or ValueError, whatever a stranger put there. Never unpickles."""
+    try:
+        with np.errstate(over="raise"):  # of a shape whose product is more than a number holds
+            found = np.load(path, mmap_mode=mode, allow_pickle=False)
+    except OSError:
+        raise
+    except Exception as e:  # its header is parsed as Python, and raises what that does
+        raise ValueError(str(e) or type(e).__name__) from e
+    if not isinstance(found, np.ndarray):
+        raise ValueError("several arrays in one file")
+    return found
 
 
 def make_folder(folder: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -13,11 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .block import COLUMNS, FAKE, REAL, UNKNOWN, Block, Names, Rows
+from .durable import read_array, read_json
 from .errors import BadBlock, SourceError, SpaceMismatch
 from .exporting import BLOCK_ROWS, CARD, FORMAT, VERSION
 from .space import Space
 from .store import Store
-from .table import NAMES, arrow
+from .table import NAMES, arrow, parquet_file, values_of
 from .writer import Appended
 
 WORDS = {"0": REAL, "real": REAL, "1": FAKE, "fake": FAKE, "-1": UNKNOWN, "unknown": UNKNOWN, "": UNKNOWN}
@@ -83,7 +83,10 @@ class Folder:
                 f"the files of {path} hold vectors of {sorted(dims)} dimensions; one store takes one of them"
             )
         texts: dict[str, npt.NDArray[np.float32]] = {}
-        if names := told.get("texts"):
+        names = told.get("texts") or []
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            raise SourceError(f"{path / CARD} names no texts in its field texts; export it again")
+        if names:
             vectors = _opened(path / "texts.npy").astype(np.float32)
             if vectors.shape != (len(names), *dims):
                 raise SourceError(f"{path / 'texts.npy'} holds vectors of shape {vectors.shape} for {len(names)} texts")
@@ -109,7 +112,7 @@ class Folder:
                 taken = np.asarray(vectors[start : start + len(batch)], np.float32)
                 start += len(batch)
                 if len(taken):
-                    rows, pictures = _rows(batch, meaning, piece.rows, ours=self.space is not None)
+                    rows, pictures = _readable(batch, meaning, piece.rows, ours=self.space is not None)
                     taken = _fitting(taken, space, piece.vectors, normalise=normalise)
                     yield Block(space, rows, taken, pictures, self.texts)
 
@@ -166,12 +169,12 @@ def label_of(told: Any) -> int:
 
 def _card(path: Path) -> dict[str, Any]:
     try:
-        told: dict[str, Any] = json.loads((path / CARD).read_text(encoding="utf-8"))
+        told = read_json(path / CARD)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as e:
         raise SourceError(f"{path / CARD} cannot be read ({e}); remove it to take the folder for a foreign one") from e
-    if not isinstance(told, dict) or told.get("format") != FORMAT or told.get("version") != VERSION:
+    if told.get("format") != FORMAT or told.get("version") != VERSION:
         raise SourceError(f"{path / CARD} is not of this release (expected {FORMAT} {VERSION}); export it again")
     return told
 
@@ -202,8 +205,8 @@ def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
 
 def _opened(path: Path) -> npt.NDArray[Any]:
     try:
-        vectors: npt.NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
+        vectors = read_array(path)
+    except (OSError, ValueError) as e:
         raise SourceError(f"{path} is not a readable numpy array ({e}); export it again") from e
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
         raise SourceError(f"{path} holds {vectors.dtype} of shape {vectors.shape}; expected floats of (rows, dim)")
@@ -213,7 +216,7 @@ def _opened(path: Path) -> npt.NDArray[Any]:
 def _parquet(path: Path) -> Any:
     pyarrow = arrow(f"reading {path.name}")
     try:
-        return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+        return parquet_file(path, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as e:
         raise SourceError(f"{path} is not a readable parquet file ({e}); export it again") from e
 
@@ -225,10 +228,20 @@ def _batches(parquet: Any, path: Path) -> Iterator[Any]:
         raise SourceError(f"{path} is damaged ({e}); export it again") from e
 
 
+def _readable(batch: Any, meaning: Meaning, path: Path, *, ours: bool) -> tuple[Rows, tuple[bytes, ...]]:
+    """The same as `_rows`; what Arrow makes no Python of, such as text that is none, is a SourceError."""
+    try:
+        return _rows(batch, meaning, path, ours=ours)
+    except (ValueError, TypeError, OverflowError, arrow("reading parquet").ArrowException) as e:
+        raise SourceError(f"{path} holds what cannot be read ({e}); export it again") from e
+
+
 def _rows(batch: Any, meaning: Meaning, path: Path, *, ours: bool) -> tuple[Rows, tuple[bytes, ...]]:
     """The rows of a piece of a table, and their thumbnails."""
-    there = {name: batch.column(i).to_pylist() for i, name in enumerate(batch.schema.names)}
+    there = {name: values_of(batch.column(i)) for i, name in enumerate(batch.schema.names)}
     pictures = tuple(picture or b"" for picture in there.get("thumbnail", ()))
+    if not all(isinstance(picture, bytes) for picture in pictures):
+        raise SourceError(f"{path} has a column thumbnail of other things than files; leave it out")
     if ours:
         if missing := sorted(set(NAMES.values()) - there.keys()):
             raise SourceError(f"{path} lacks the columns {', '.join(missing)}; export it again")

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .block import Mask, Vectors
 from .cells import Cells, Chosen, Effort
-from .durable import TEMPORARY
+from .durable import TEMPORARY, read_array, read_json
 from .errors import Damaged, StoreError
 from .scope import Scope
 from .search import Matches, Positions, Stored
@@ -70,6 +70,10 @@ class LabelIndex:
 
     @classmethod
     def from_json(cls, told: dict[str, Any]) -> LabelIndex:
+        """Raises KeyError, TypeError, ValueError or AttributeError where it is none."""
+        stem, files = f"{int(told['label'])}", told["files"]
+        if files.keys() != {f"{stem}.faiss", f"{stem}.ids.npy", f"{stem}.cells.npy"}:
+            raise ValueError(f"the files {', '.join(files)} of label {stem}")  # one that is not named is not checked
         return cls(
             **{
                 **told,
@@ -202,14 +206,14 @@ def open_index(folder: Path, space: Space, *, mapped: bool = True, whole: bool =
     """
     path = folder / "index.json"
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(path)
         digest = told.pop("digest")
         if (told["format"], told["version"]) != (FORMAT, VERSION) or digest != digest_of(told):
             raise Damaged(f"{path} is not an index of this release, or was altered; {AGAIN}")
         space.require(Space.from_json(told["space"]), f"the index {folder}")
         labels = [LabelIndex.from_json(one) for one in told["labels"]]
         number = int(told["snapshot"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
         raise Damaged(f"{path} is not a readable index ({e}); {AGAIN}") from e
     return Attached(folder, [(one, *_read(folder, one, mapped=mapped, whole=whole)) for one in labels], number)
 
@@ -229,10 +233,12 @@ def _read(folder: Path, told: LabelIndex, *, mapped: bool, whole: bool) -> tuple
             raise Damaged(f"{path} cannot be read ({e.strerror}); {AGAIN}") from e
     stem = str(told.label)
     try:
-        ids = np.load(folder / f"{stem}.ids.npy")
-        cell_of = np.load(folder / f"{stem}.cells.npy").astype(np.int64)
+        ids = np.array(read_array(folder / f"{stem}.ids.npy"))
+        cell_of = read_array(folder / f"{stem}.cells.npy").astype(np.int64)
+        if ids.shape != (told.rows,) or ids.dtype != np.int64:
+            raise ValueError(f"{ids.dtype} ids of shape {ids.shape} for {told.rows} rows")
         return Cells.load(folder / f"{stem}.faiss", cell_of, mapped=mapped), ids
-    except (OSError, ValueError, RuntimeError) as e:
+    except (OSError, ValueError, RuntimeError, TypeError, AttributeError, MemoryError) as e:
         raise Damaged(f"{folder} cannot be read ({e}); {AGAIN}") from e
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from .block import LABELS, distinct
 from .column import column_names, open_column
+from .durable import read_json
 from .snapshot import Snapshot
 from .space import Space
 from .store import Store
@@ -142,7 +142,7 @@ def _made(folder: Path, now: int) -> tuple[Made, ...]:
 def _snapshot_named_in(folder: Path) -> int | None:
     for path in sorted(folder.glob("*.json")):
         try:
-            return int(json.loads(path.read_text(encoding="utf-8"))["snapshot"])
-        except (OSError, ValueError, KeyError, TypeError):
+            return int(read_json(path)["snapshot"])
+        except (OSError, ValueError, KeyError, TypeError, OverflowError):
             continue
     return None

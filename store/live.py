@@ -14,14 +14,16 @@ from .deleted import read_deleted
 from .errors import Damaged
 from .manifest import Part
 from .shard import Shard
+from .space import Space
 
 
 class Live:
     """A shard without its deleted rows."""
 
-    def __init__(self, folder: Path, part: Part, before: Live | None = None) -> None:
+    def __init__(self, folder: Path, part: Part, space: Space, before: Live | None = None) -> None:
         """`before` is the same shard in an earlier snapshot: an open file and what lives of it are taken over."""
         self.part = part
+        self._space = space
         self._folder = folder
         same = before is not None and before.part.header == part.header
         self._before = before.file if before and same and "file" in vars(before) else None
@@ -44,6 +46,8 @@ class Live:
             )
         if (len(shard), shard.header.digest) != (self.part.rows, self.part.header):
             raise Damaged(f"{shard.path} is not the shard its manifest names; run `clipfake store verify`")
+        if not shard.header.space.same(self._space):
+            raise Damaged(f"{shard.path} holds vectors of {shard.header.space}, its manifest says {self._space}")
         return shard
 
     @property

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .durable import write_text
+from .durable import read_json, write_text
 from .errors import Damaged, NoStore, NotAStore
 from .shard import checksum
 from .space import Space
@@ -31,8 +31,13 @@ class Part:
     deleted_digest: str = ""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\d{6,}\.h5", self.name) or not re.fullmatch(r"(\d{6,}-\d{6,}\.u4)?", self.deleted):
+        if not re.fullmatch(r"\d{6,9}\.h5", self.name) or not re.fullmatch(r"(\d{6,9}-\d{6,}\.u4)?", self.deleted):
             raise ValueError(f"{self.name!r} with {self.deleted!r} are no names of ours")  # a path out of the store?
+        counts = (self.rows, self.size, self.deleted_rows)
+        if not all(isinstance(count, int) and 0 <= count < 1 << 63 for count in counts):
+            raise ValueError(f"{self.name} has {counts} rows, bytes and deleted rows")
+        if self.rows >= 1 << 32 or self.deleted_rows > (self.rows if self.deleted else 0):
+            raise ValueError(f"{self.name} has {self.rows} rows, of which {self.deleted_rows} are deleted")
 
     @property
     def number(self) -> int:
@@ -101,7 +106,7 @@ def read_manifest(folder: Path, number: int | None = None) -> Manifest:
             return read_manifest(folder)
     path = path_of(folder, number)
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        told = read_json(path)
         digest = told.pop("digest")
         if told["format"] != FORMAT:
             raise NotAStore(f"{path} is not a clipfake manifest; is {folder} a store?")
@@ -109,10 +114,30 @@ def read_manifest(folder: Path, number: int | None = None) -> Manifest:
             raise Damaged(f"{path} was altered (checksum differs); run `clipfake store repair` to go back one snapshot")
         if not 1 <= told["version"] <= VERSION:
             raise NotAStore(f"{path} has format version {told['version']}, this release reads 1 to {VERSION}; upgrade")
+        if not isinstance(told["parts"], list):
+            raise ValueError("its parts are no list")
         parts = tuple(Part(**part) for part in told["parts"])
         space = Space.from_json(told["space"])
-        return Manifest(told["number"], space, parts, told["next_shard"], told["note"], told["created"])
+        found = Manifest(told["number"], space, parts, told["next_shard"], str(told["note"]), str(told["created"]))
+        _require_sense(found, number)
+        return found
     except FileNotFoundError as e:
         raise NoStore(f"{folder} has no snapshot {number}; `clipfake store snapshots` lists those there are") from e
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError) as e:
         raise Damaged(f"{path} is not a readable manifest ({e}); run `clipfake store repair`") from e
+
+
+def _require_sense(manifest: Manifest, number: int) -> None:
+    """Raise ValueError for what no writer of ours says; whoever alters a manifest can give it a right checksum."""
+    if manifest.number != number:
+        raise ValueError(f"it calls itself snapshot {manifest.number!r}")
+    shards = [part.number for part in manifest.parts]
+    if not isinstance(manifest.next_shard, int) or sorted({0, *shards, manifest.next_shard}) != [
+        0,
+        *shards,
+        manifest.next_shard,
+    ]:
+        raise ValueError(f"its shards are {shards[:5]}, the next one is {manifest.next_shard!r}; their numbers grow")
+    for part in manifest.parts:
+        if part.rows * manifest.space.dim * 2 > part.size:
+            raise ValueError(f"{part.name} has {part.rows:,} rows in {part.size:,} bytes")

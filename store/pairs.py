@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .block import FAKE, REAL, Mask, Names, distinct
-from .durable import disk_errors, flush, make_folder, reserve, write_text
+from .durable import disk_errors, flush, make_folder, read_array, read_json, reserve, write_text
 from .errors import StoreError
 from .exact import ExactSearch
 from .search import Matches, Positions
@@ -94,11 +94,11 @@ def all_pairs(
 def _begun(folder: Path, asked: dict[str, Any], shape: tuple[int, int]) -> int:
     """How many rows are done; the files are there afterwards."""
     try:
-        told = json.loads((folder / CARD).read_text(encoding="utf-8"))
+        told = read_json(folder / CARD)
         done = int(told.pop("done"))
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, AttributeError) as e:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as e:
         raise StoreError(f"{folder / CARD} cannot be read ({e}); name another folder, or remove this one") from e
     else:
         if told != asked:
@@ -120,9 +120,10 @@ def _begun(folder: Path, asked: dict[str, Any], shape: tuple[int, int]) -> int:
 def _opened(path: Path, shape: tuple[int, int], mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
     """A file of the pairs, mapped; raises StoreError where it is not the one that was begun."""
     try:
-        np.load(path, mmap_mode="r", allow_pickle=False)  # to be written, numpy would lengthen one that is too short
-        mapped: np.memmap[Any, Any] = np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as e:
+        read_array(path)  # to be written, numpy would lengthen one that is too short
+        mapped = read_array(path, mode)
+        assert isinstance(mapped, np.memmap)
+    except (OSError, ValueError) as e:
         raise StoreError(f"{path} cannot be read ({e}); remove the folder {path.parent} and start again") from e
     if (mapped.shape, mapped.dtype) != (shape, FILES[path.name]):
         raise StoreError(f"{path} holds {mapped.dtype} {mapped.shape} instead of {shape}; remove {path.parent}")

@@ -33,6 +33,7 @@ VERSION = 1
 LAYOUT = ("v108", "v108")
 PAGE = 4096  # large datasets begin at a page of memory, so that they can be mapped
 TABLE = 1024  # bytes that HDF5 notes of a dataset, and more
+HEAP, TAIL = b"GCOL\x01\0\0\0", 1 << 16  # how it begins; bytes at a shard's end in which it is
 ROWS_PER_DIGEST = 256
 PICTURES_PER_DIGEST = 16  # small JPEGs, about as many bytes as that many rows of vectors
 ROWS_READ = 4096  # whose pictures are in memory where many are asked for
@@ -193,21 +194,24 @@ class Shard:
                 yield file
         except FileNotFoundError as e:
             raise Damaged(f"{self.path} is missing; {_REPAIR}") from e
-        except (OSError, KeyError, RuntimeError, ValueError) as e:
+        except _SENSELESS as e:
             raise Damaged(f"{self.path} is not a readable shard ({e}); {_REPAIR}") from e
 
     @cached_property
     def header(self) -> Header:
         """Format, version, rows, space and checksums; raises NotAStore or Damaged."""
         with self._file() as file:
+            _follow_words(self.path)
             if file.attrs.get("format") != FORMAT:
                 raise NotAStore(f"{self.path} is an HDF5 file, but not a clipfake shard; remove it from the store")
             if not 1 <= (version := int(file.attrs["version"])) <= VERSION:
                 raise NotAStore(
                     f"{self.path} has format version {version}, this release reads 1 to {VERSION}; upgrade clipfake"
                 )
+            if (rows := int(file.attrs["rows"])) < 0:
+                raise ValueError(f"{rows} rows")
             return Header(
-                rows=int(file.attrs["rows"]),
+                rows=rows,
                 space=Space.from_json(json.loads(file.attrs["space"])),
                 checksums={str(k): str(v) for k, v in json.loads(file.attrs["checksums"]).items()},
             )
@@ -228,10 +232,10 @@ class Shard:
         """(rows, dim), mapped from the file as it lies: pages are read when they are touched, and are not checked
         (`damaged_rows` does). Writing to the array changes this process's copy only."""
         with self._file() as file:
-            dataset = file["vectors"]
+            dataset = self._dataset(file, "vectors")
             offset, shape, dtype = dataset.id.get_offset(), dataset.shape, dataset.dtype
-        if shape != (len(self), self.header.space.dim):
-            raise Damaged(f"{self.path} has vectors of shape {shape}, its header says {len(self)} rows; {_REPAIR}")
+        if shape != (len(self), self.header.space.dim) or dtype.kind != "f":
+            raise Damaged(f"{self.path} has {dtype} vectors of shape {shape} for {len(self)} rows; {_REPAIR}")
         if offset is None:  # no rows, or chunked by another writer
             return np.asarray(self._read("vectors"), dtype=dtype)
         if self.size < offset + dtype.itemsize * shape[0] * shape[1]:
@@ -241,6 +245,13 @@ class Shard:
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One column of Rows, checked against its checksum."""
+        with self._sense(name):
+            values = self._column(name)
+            if values.shape != (len(self),):
+                raise ValueError(f"it has the shape {values.shape} for {len(self)} rows")
+            return values
+
+    def _column(self, name: str) -> npt.NDArray[Any]:
         if name in TEXTUAL:
             return self._read_strings(name)
         if name in CODED:
@@ -260,8 +271,11 @@ class Shard:
         """category -> (dim,) float32, the text vectors of the categories that occur here."""
         if "texts/vectors" not in self.header.checksums:
             return {}
-        vectors = self._read("texts/vectors").astype(np.float32)
-        return dict(zip(self._read_strings("texts").tolist(), vectors, strict=True))
+        with self._sense("texts"):
+            vectors = self._read("texts/vectors").astype(np.float32)
+            if vectors.shape[1:] != (self.header.space.dim,):
+                raise ValueError(f"they have the shape {vectors.shape}")
+            return dict(zip(self._read_strings("texts").tolist(), vectors, strict=True))
 
     def pictures(self, rows: npt.NDArray[np.int64]) -> list[bytes]:
         """The small JPEGs of some rows, b"" where none was kept; little more is read, and all that is is checked."""
@@ -272,7 +286,9 @@ class Shard:
         order = np.argsort(rows, kind="stable")
         groups = rows[order] // PICTURES_PER_DIGEST
         apart = (np.diff(groups) > 1) | (np.diff(groups // (ROWS_READ // PICTURES_PER_DIGEST)) > 0)
-        with self._file() as file:
+        with self._sense("thumbnails"), self._file() as file:
+            if int(ends[-1]) != self._dataset(file, "thumbnails/bytes").size:
+                raise ValueError("they end elsewhere than their bytes do")
             for wanted in np.split(order, np.flatnonzero(apart) + 1):  # rows whose groups are read at once
                 first, last = (int(rows[one]) // PICTURES_PER_DIGEST for one in (wanted[0], wanted[-1]))
                 begin = first * PICTURES_PER_DIGEST
@@ -288,7 +304,7 @@ class Shard:
 
     @cached_property
     def _picture_ends(self) -> npt.NDArray[np.uint64]:
-        return self._read("thumbnails/ends")
+        return self._ends("thumbnails")
 
     @cached_property
     def _picture_digests(self) -> npt.NDArray[np.uint8]:
@@ -307,7 +323,7 @@ class Shard:
         """All of them, one a row; () where none were kept."""
         if not self.has_thumbnails:
             return ()
-        return tuple(_cut(self._read("thumbnails/bytes").tobytes(), self._read("thumbnails/ends").tolist()))
+        return tuple(_cut(self._read("thumbnails/bytes").tobytes(), self._ends("thumbnails").tolist()))
 
     @cached_property
     def digests(self) -> npt.NDArray[np.void]:
@@ -317,16 +333,24 @@ class Shard:
     def keys_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
         """The keys of some rows; the text of all is kept as it lies, a row costs its length and eight bytes."""
         text, ends = self._keys
+        with self._sense("keys"):
+            return self._texts_at(text, ends, rows)
+
+    @staticmethod
+    def _texts_at(text: bytes, ends: npt.NDArray[np.uint64], rows: npt.NDArray[np.int64]) -> list[str]:
         return [text[int(ends[row - 1]) if row else 0 : int(ends[row])].decode() for row in rows.tolist()]
 
     @cached_property
     def _keys(self) -> tuple[bytes, npt.NDArray[np.uint64]]:
-        return self._read("keys/bytes").tobytes(), self._read("keys/ends")
+        return self._read("keys/bytes").tobytes(), self._ends("keys")
 
     def damaged_rows(self) -> npt.NDArray[np.int64]:
         """Rows whose vectors stand in a group of 256 that is not what was written; shape (rows,), sorted."""
         groups = digest_groups(np.asarray(self.vectors))
-        wrong = np.flatnonzero((groups != self._read("vector_digests")).any(axis=1))
+        told = self._read("vector_digests")
+        if told.shape != groups.shape:
+            raise self._altered("vector_digests")
+        wrong = np.flatnonzero((groups != told).any(axis=1))
         rows = np.arange(len(self))
         return rows[np.isin(rows // ROWS_PER_DIGEST, wrong)]
 
@@ -336,22 +360,91 @@ class Shard:
 
     def _read(self, name: str) -> npt.NDArray[Any]:
         with self._file() as file:
-            values: npt.NDArray[Any] = file[name][...]
-        if checksum(np.ascontiguousarray(values)) != self.header.checksums[name]:
+            values: npt.NDArray[Any] = self._dataset(file, name)[...]
+            same = checksum(np.ascontiguousarray(values)) == self.header.checksums[name]
+        if not same:
             raise self._altered(name)
         return values
+
+    def _dataset(self, file: h5py.File, name: str) -> h5py.Dataset:
+        """A dataset of numbers that lie in this very file, as many as it has room for; raises ValueError for others.
+
+        HDF5 also knows such that lie in another file, are packed a thousand to one, or were never written.
+        """
+        found = file[name]
+        if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "biuf":
+            raise ValueError(f"{name} is no dataset of numbers")
+        if found.file.filename != file.filename or found.external or found.is_virtual:
+            raise ValueError(f"{name} lies in another file")
+        if found.size * found.dtype.itemsize > self.size:
+            raise ValueError(f"{name} of the shape {found.shape} is larger than the file")
+        return found
+
+    @contextmanager
+    def _sense(self, name: str) -> Iterator[None]:
+        """What a column holds may have its checksum and make no sense all the same: then it is Damaged."""
+        try:
+            yield
+        except _SENSELESS as e:
+            raise Damaged(f"{self.path}: {name} makes no sense ({e}); {_REPAIR}") from e
+
+    def _ends(self, name: str) -> npt.NDArray[np.uint64]:
+        """Where the pieces of each row end; raises Damaged for other than one a row, one after the other."""
+        ends = self._read(f"{name}/ends")
+        with self._sense(name):
+            if ends.shape != (len(self),) or ends.dtype.kind != "u" or (ends[1:] < ends[:-1]).any():
+                raise ValueError(f"{ends.dtype} ends of the shape {ends.shape} for {len(self)} rows, or in no order")
+        return ends
 
     def _altered(self, name: str) -> Damaged:
         return Damaged(f"{self.path}: {name} is not what was written (checksum differs); {_REPAIR}")
 
     def _read_strings(self, name: str) -> Names:
-        blob, ends = self._read(f"{name}/bytes").tobytes(), self._read(f"{name}/ends").tolist()
+        blob, told = self._read(f"{name}/bytes").tobytes(), self._read(f"{name}/ends")
+        if (told[1:] < told[:-1]).any() or (told[-1] if len(told) else 0) != len(blob):
+            raise ValueError("its texts do not follow each other to the end of its bytes")
+        ends = told.tolist()
         if blob.isascii():  # then the ends in bytes are the ends in characters
             return np.array(_cut(blob.decode("ascii"), ends), dtype=TEXT)
         return np.array([piece.decode() for piece in _cut(blob, ends)], dtype=TEXT)
 
 
+# What reading arrays of strange shapes and kinds raises.
+_SENSELESS = (
+    OSError,
+    KeyError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    IndexError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+)
+
 _REPAIR = "the other shards keep working; run `clipfake store verify` to see what is hit, then `clipfake store repair`"
+
+
+def _follow_words(path: Path) -> None:
+    """Raise ValueError where HDF5 would look for the words of a shard's attributes without an end.
+
+    Of all that it writes for us, the heap that holds them has no checksum, and a length of 0 in it leads back to where
+    it stands (HDF5 File Format Specification 3.0, III.E). It is the last thing we have written.
+    """
+    with path.open("rb") as file:
+        length = file.seek(0, 2)
+        file.seek(max(length - TAIL, 0) // 8 * 8)
+        tail = file.read()
+    at = tail.find(HEAP)
+    while at >= 0:
+        place, end = at + 16, at + int.from_bytes(tail[at + 8 : at + 16], "little")
+        while place + 16 <= end:
+            number, size = tail[place : place + 2], int.from_bytes(tail[place + 8 : place + 16], "little")
+            step = 16 + -(-size // 8) * 8 if any(number) else size  # number 0: what is left of the heap
+            if step < 16 or place + step > min(end, len(tail)):
+                raise ValueError("the lengths of its words lead nowhere")
+            place += step
+        at = tail.find(HEAP, at + 8)
 
 
 def _cut(whole: Any, ends: list[int]) -> list[Any]:

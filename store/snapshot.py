@@ -41,7 +41,7 @@ class Snapshot:
         self._elsewhere: Searches | None = None
         self._held: Snapshot | None = None
         known = {live.part.name: live for live in before._shards} if before else {}
-        self._shards: list[Live] = [Live(folder, part, known.get(part.name)) for part in manifest.parts]
+        self._shards: list[Live] = [Live(folder, part, manifest.space, known.get(part.name)) for part in manifest.parts]
         counts = [part.rows - part.deleted_rows for part in manifest.parts]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # (shards + 1,)
         self._numbers = np.array([part.number for part in manifest.parts], np.int64)

@@ -7,6 +7,8 @@ from typing import Any
 
 from .errors import SpaceMismatch
 
+DIM_LIMIT = 1 << 20  # no encoder we know of gives a hundredth of it
+
 
 @dataclass(frozen=True)
 class Space:
@@ -45,9 +47,13 @@ class Space:
 
     @classmethod
     def from_json(cls, fields: dict[str, Any]) -> Space:
+        """Raises KeyError, TypeError or ValueError where they name no space."""
+        dim = fields["dim"]
+        if not isinstance(dim, int) or not 1 <= dim <= DIM_LIMIT:
+            raise ValueError(f"vectors of {dim!r} dimensions")
         return cls(
             encoder=str(fields["encoder"]),
             fingerprint=str(fields["fingerprint"]),
-            dim=int(fields["dim"]),
+            dim=dim,
             normalised=bool(fields["normalised"]),
         )

@@ -71,6 +71,25 @@ def arrow(what: str) -> Any:
     return pyarrow
 
 
+def parquet_file(source: Any, **options: Any) -> Any:
+    """A parquet file to be read, its texts with their words apart: a small file can say a long one in every row.
+
+    Read what its columns hold with `values_of`. Raises what Arrow does.
+    """
+    parquet = arrow("reading parquet").parquet
+    schema = parquet.read_schema(source)
+    texts = [field.name for field in schema if str(field.type) in ("string", "large_string", "binary", "large_binary")]
+    return parquet.ParquetFile(source, read_dictionary=texts, **options)
+
+
+def values_of(column: Any) -> list[Any]:
+    """What an Arrow column holds; of texts with their words apart, each word is made once."""
+    if not hasattr(column, "indices"):
+        return list(column.to_pylist())
+    words = column.dictionary.to_pylist()
+    return [None if i is None else words[i] for i in column.indices.to_pylist()]
+
+
 def _plain(name: str, values: Any) -> Any:
     if name == "digests":
         return ["" if not any(value) else value.hex() for value in (one.tobytes() for one in values)]
