@@ -16,12 +16,13 @@ import numpy.typing as npt
 
 from ..store.block import FAKE, REAL, Ints, Vectors
 from ..store.errors import NotEnoughRows
+from ..store.product import product
 from .svm import Svm, kernel
 
 Blocks = Callable[[], Iterable[tuple[Vectors, Ints]]]  # (n, dim) rows with their (n,) labels, anew at every call
 
 LANDMARKS = 1000
-ROWS_AT_ONCE = 8192  # whose features are in memory
+ROWS_AT_ONCE = 8192  # whose kernels with the landmarks are in memory
 STEPS = 20  # of Newton's method at most; five to eight are usual
 CLOSE = 1e-4  # relative change of the weights at which it stops
 FIRST = 20_000  # rows, drawn at random, whose machine is where the steps over all rows start from
@@ -76,6 +77,9 @@ def _newton(
     only while it is active, that is short of its margin. Few rows change sides from one step to the next, and it is
     these alone whose phi are needed: they are added to the sums over the active rows, or taken out of them.
     """
+    import torch
+
+    turned = torch.from_numpy(np.ascontiguousarray(whitened.T))
     free = np.ones(len(weights))
     free[-1] = 1e-8  # the intercept costs nothing
     square, pull = np.diag(free), np.zeros(len(weights))
@@ -93,7 +97,8 @@ def _newton(
             active[block] = now
             for side, changed in ((2 * c, now & ~before), (-2 * c, before & ~now)):
                 if changed.any():
-                    phi = np.pad(near[changed] @ whitened, ((0, 0), (0, 1)), constant_values=1.0)
+                    phi = np.ones((np.count_nonzero(changed), len(weights)), np.float32)
+                    phi[:, :-1] = product(torch.from_numpy(near[changed]), turned).numpy()
                     square += side * (phi.T @ phi)
                     pull += side * (phi.T @ sign[changed])
         if cost < least:
