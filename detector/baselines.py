@@ -111,9 +111,10 @@ def _taught_further(
         square, pull = np.diag(free), -free * now
         for here, vectors in pieces(rows):
             x = np.pad((vectors - middle) / np.float32(size), ((0, 0), (0, 1)), constant_values=1.0)
-            said = 1 / (1 + np.exp(-np.clip(x @ now, -50, 50)))
-            pull += x.T @ (rows.labels[here] - said)
-            square += x.T @ (x * (said * (1 - said)).astype(np.float32)[:, None])
+            said = 1 / (1 + np.exp(-np.clip(x @ now.astype(np.float32), -50, 50)))
+            pull += x.T @ (rows.labels[here] - said).astype(np.float32)
+            x *= np.sqrt(said * (1 - said))[:, None]
+            square += x.T @ x  # a matrix with itself, of which BLAS computes one half
         step = np.linalg.solve(square, pull)
         now = now + step
         if np.linalg.norm(step) <= CLOSE * np.linalg.norm(now):
