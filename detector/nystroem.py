@@ -8,6 +8,7 @@ Rows are read again for every step, a block at a time: what is in memory does no
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,13 @@ import numpy.typing as npt
 
 from ..store.block import FAKE, REAL, Ints, Vectors
 from ..store.errors import NotEnoughRows
+from ..store.product import product
 from .svm import Svm, kernel
 
 Blocks = Callable[[], Iterable[tuple[Vectors, Ints]]]  # (n, dim) rows with their (n,) labels, anew at every call
 
 LANDMARKS = 1000
-ROWS_AT_ONCE = 8192  # whose features are in memory
+ROWS_AT_ONCE = 8192  # whose kernels with the landmarks are in memory
 STEPS = 20  # of Newton's method at most; five to eight are usual
 CLOSE = 1e-4  # relative change of the weights at which it stops
 FIRST = 20_000  # rows, drawn at random, whose machine is where the steps over all rows start from
@@ -47,40 +49,58 @@ def fit_nystroem(blocks: Blocks, *, gamma: float, c: float = 1.0, landmarks: int
     kept = values > FAINT * values[-1]
     whitened = (directions[:, kept] / np.sqrt(values[kept])).astype(np.float32)  # (landmarks, m)
 
-    def features(some: Blocks = blocks) -> Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
-        """(n, m + 1) features, the last one constant, and signs."""
+    landmarks_kernel = partial(kernel, y=chosen, gamma=gamma, dtype=np.float32)
+
+    def kernels(some: Blocks = blocks) -> Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
+        """(n, landmarks) kernels of all rows with the landmarks, and signs."""
         for vectors, labels in some():
             for start in range(0, len(labels), ROWS_AT_ONCE):
                 here = slice(start, start + ROWS_AT_ONCE)
-                phi = kernel(vectors[here], chosen, gamma, np.float32) @ whitened
-                yield np.pad(phi, ((0, 0), (0, 1)), constant_values=1.0), 2 * labels[here].astype(np.float32) - 1
+                yield landmarks_kernel(vectors[here]), 2 * labels[here].astype(np.float32) - 1
 
     weights = np.zeros(whitened.shape[1] + 1)
     if rows > 2 * FIRST:  # a step over a sample costs next to nothing, one over all rows reads them all
-        weights = _newton(lambda: features(lambda: [sample]), weights, c * rows / len(sample[1]))
-    weights = _newton(features, weights, c)
+        weights = _newton(lambda: kernels(lambda: [sample]), whitened, weights, c * rows / len(sample[1]))
+    weights = _newton(kernels, whitened, weights, c)
     return Svm(chosen, whitened.astype(np.float64) @ weights[:-1], float(weights[-1]), gamma)
 
 
-Features = Callable[[], Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]]
+Kernels = Callable[[], Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]]
 
 
-def _newton(features: Features, weights: npt.NDArray[np.float64], c: float) -> npt.NDArray[np.float64]:
-    """(dim,) minimiser of |w|²/2 + c Σ max(0, 1 - sign · w·phi)², the last weight being free, from some weights on."""
-    dim = len(weights)
-    free = np.ones(dim)
-    free[-1] = 1e-8  # the constant's weight is the intercept, which costs nothing
+def _newton(
+    kernels: Kernels, whitened: npt.NDArray[np.float32], weights: npt.NDArray[np.float64], c: float
+) -> npt.NDArray[np.float64]:
+    """(m + 1,) minimiser of |w|²/2 + c Σ max(0, 1 - sign · w·phi)², from some weights on.
+
+    phi are a row's whitened kernels and a constant 1, whose weight is the intercept. A row says something to the step
+    only while it is active, that is short of its margin. Few rows change sides from one step to the next, and it is
+    these alone whose phi are needed: they are added to the sums over the active rows, or taken out of them.
+    """
+    import torch
+
+    turned = torch.from_numpy(np.ascontiguousarray(whitened.T))
+    free = np.ones(len(weights))
+    free[-1] = 1e-8  # the intercept costs nothing
+    square, pull = np.diag(free), np.zeros(len(weights))
+    active: dict[int, npt.NDArray[np.bool_]] = {}  # by block, since the last step
     best = weights
     least = np.inf
     for _ in range(STEPS):
-        square, pull, cost = np.diag(free), np.zeros(dim), 0.5 * float(free @ weights**2)
-        for phi, sign in features():
-            short = 1 - sign * (phi @ weights.astype(np.float32))
-            active = short > 0
-            cost += c * float((short[active].astype(np.float64) ** 2).sum())
-            some = phi[active]
-            square += 2 * c * (some.T @ some)
-            pull += 2 * c * (some.T @ sign[active])
+        cost = 0.5 * float(free @ weights**2)
+        on_kernels, intercept = (whitened @ weights[:-1]).astype(np.float32), np.float32(weights[-1])
+        for block, (near, sign) in enumerate(kernels()):
+            short = 1 - sign * (near @ on_kernels + intercept)
+            now = short > 0
+            cost += c * float((short[now].astype(np.float64) ** 2).sum())
+            before = active.get(block, np.zeros(len(sign), bool))
+            active[block] = now
+            for side, changed in ((2 * c, now & ~before), (-2 * c, before & ~now)):
+                if changed.any():
+                    phi = np.ones((np.count_nonzero(changed), len(weights)), np.float32)
+                    phi[:, :-1] = product(torch.from_numpy(near[changed]), turned).numpy()
+                    square += side * (phi.T @ phi)
+                    pull += side * (phi.T @ sign[changed])
         if cost < least:
             least, best = cost, weights
         solved = np.asarray(np.linalg.solve(square, pull), np.float64)

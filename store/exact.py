@@ -9,6 +9,7 @@ import numpy as np
 
 from .block import Vectors
 from .cores import cores_for
+from .product import product
 from .search import Matches, Positions, Stored
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 KEPT_BYTES = 2**30  # vectors of no more than this are kept as float32; converting them takes five times a search
 PIECE_ROWS = 16_384  # rows in one matrix product
 PIECE_CELLS = 2**25  # at most this many similarities at a time, 128 MiB
+MANY = 64  # queries; from here on the products are what a search costs
 GATHER_BELOW = 0.3  # of a piece's rows: with fewer wanted, take them out instead of computing all
 
 
@@ -60,14 +62,19 @@ class ExactSearch:
         size = int(np.clip(PIECE_CELLS // max(len(queries), 1), 256, PIECE_ROWS))
         for start in range(0, len(snapshot), size):
             piece, every = np.arange(start, min(start + size, len(snapshot))), None
-            for i, where in enumerate(wheres):
-                positions = piece if where is None else where[slice(*np.searchsorted(where, [start, piece[-1] + 1]))]
+            ours = [
+                piece if where is None else where[slice(*np.searchsorted(where, [start, piece[-1] + 1]))]
+                for where in wheres
+            ]
+            # Of many queries, rows are taken out for next to nothing, and columns of the similarities are not.
+            apart = len(queries) >= MANY and sum(map(len, ours)) <= len(piece)
+            for i, positions in enumerate(ours):
                 if not len(positions):
                     continue
-                if len(positions) < GATHER_BELOW * len(piece):
-                    similarity = wanted @ self._vectors(snapshot, positions).T
+                if apart or len(positions) < GATHER_BELOW * len(piece):
+                    similarity = product(wanted, self._vectors(snapshot, positions))
                 else:
-                    every = wanted @ self._vectors(snapshot, piece).T if every is None else every
+                    every = product(wanted, self._vectors(snapshot, piece)) if every is None else every
                     similarity = every
                     if len(positions) < len(piece):
                         similarity = every[:, torch.from_numpy(positions - start).to(self.device)]

@@ -277,3 +277,23 @@ def test_texts_of_several_sorted_runs_are_told_apart() -> None:
     found, which, counts = distinct(runs)
     assert (found[which] == runs).all()
     assert counts.tolist() == [2] * 1000
+
+
+def test_a_machine_of_landmarks_is_where_no_step_lowers_its_cost() -> None:
+    from clipfake.detector.nystroem import _newton
+
+    rng = np.random.default_rng(0)
+    near, sign = rng.standard_normal((900, 12)).astype(np.float32), np.sign(rng.standard_normal(900)).astype(np.float32)
+    near[:, 0] += sign
+    whitened = rng.standard_normal((12, 5)).astype(np.float32)
+
+    def blocks() -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(near[i : i + 400], sign[i : i + 400]) for i in range(0, 900, 400)]
+
+    for start in (np.zeros(6), rng.standard_normal(6)):  # rows leave the active ones, and others join them
+        found = _newton(blocks, whitened, start, 0.7)
+        phi = np.pad(near.astype(np.float64) @ whitened, ((0, 0), (0, 1)), constant_values=1.0)
+        short = np.maximum(1 - sign * (phi @ found), 0)
+        slope = np.append(found[:-1], 0) - 2 * 0.7 * phi.T @ (short * sign)
+        assert short.any() and not short.all()
+        assert np.abs(slope).max() < 1e-3 * np.abs(2 * 0.7 * phi.T @ sign).max()

@@ -55,6 +55,23 @@ def test_exact_search_is_the_plain_matrix_product(
     assert recall(found, true) > 0.999  # rows that are equally near may change places
 
 
+@pytest.mark.parametrize("queries", [5, 700])
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (0.4, 0.3), (0.9, 0.8), (0.02, 1.0)])
+def test_several_filters_at_once_find_what_each_finds_alone(
+    store: Store, shares: tuple[float, float], queries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipfake.store.exact.PIECE_CELLS", 700 * 256)
+    snapshot = store.snapshot()
+    lots = np.random.default_rng(3).random(ROWS)
+    wheres = [lots < shares[0], lots >= 1 - shares[1]]
+    asked = snapshot.vectors(slice(0, queries))
+    found = ExactSearch(snapshot, "cpu").search_each(snapshot, asked, 10, [where.nonzero()[0] for where in wheres])
+    for one, where in zip(found, wheres, strict=True):
+        true = truth(snapshot, asked, 10, where)
+        assert np.allclose(one.similarity, true.similarity, atol=1e-5, equal_nan=True)
+        assert recall(one, true) > 0.999
+
+
 def test_no_rows_and_no_queries_give_no_matches(store: Store) -> None:
     snapshot = store.snapshot()
     assert (snapshot.search(snapshot.vectors([0]), 3, np.zeros(ROWS, bool)).rows == -1).all()
