@@ -9,8 +9,8 @@ The first four lines are the store; what follows is never needed for a right ans
     rows        block.py is what goes in and out; space.py says which vectors may be compared; column.py keeps a
                 second vector of each row, joined.py reads several as one
     searching   search.py has the answer and the plain search, exact.py the same over a snapshot; build.py makes
-                indexes of cells.py and index.py asks them; scope.py readies a filter, cores.py keeps small products
-                on one core
+                indexes of cells.py and index.py asks them; scope.py readies a filter; cores.py keeps small
+                products on one core, product.py gives large ones to the quickest library
     elsewhere   push.py fills what engine.py describes, recall.py measures it for plan.py, remote.py asks it; card.py
                 is what it says of itself; qdrant.py chooses qdrant_edge.py or qdrant_server.py, both in the words of
                 qdrant_terms.py
