@@ -20,7 +20,7 @@ from .commands.serve import serve_command
 from .commands.store import app as store
 from .commands.terminal import ReaderGone, prepare, say, say_out
 from .commands.train import report_command, train_command
-from .store.errors import ClipfakeError
+from .errors import ClipfakeError
 
 app = typer.Typer(
     name="clipfake",

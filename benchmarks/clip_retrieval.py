@@ -26,9 +26,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..store.errors import ClipfakeError
-from . import command, throughput
-from .naive import load_naive
+from ..errors import ClipfakeError
+from . import throughput
+from .common import command
+from .common.naive import load_naive
 from .parity import agreement
 
 PEERS = Path(".peers")

@@ -6,8 +6,8 @@ and reduced to its thumbnail; on a GPU that is done where it was decoded, and on
 time of nvImageCodec is that of its own threads too; images a second are one caller's, who waits for a call of several
 images. Differences are in levels of 255 from Pillow's pixels, `resized` ones after resizing; with `--encoder`, vectors
 of the resized images are compared too. Beside the decoders stand three that are off in a known way, to read the
-tolerance of `indexer/offload.py` by: libjpeg-turbo with chroma repeated rather than interpolated, with its fast DCT,
-and with a fifth of the values one level off, up or down, as another careful DCT rounds.
+tolerance of `indexer/decoding/gpu_decoder.py` by: libjpeg-turbo with chroma repeated rather than interpolated, with its
+fast DCT, and with a fifth of the values one level off, up or down, as another careful DCT rounds.
 
     python -m clipfake.benchmarks.decoding --images ../shared/data/minifact/* \\
         --encoder ../shared/encoders/mobilenet-v1-imagenet
@@ -32,13 +32,13 @@ import simplejpeg
 import torch
 from PIL import Image as Pillow
 
-from ..indexer.encoder import Encoder
-from ..indexer.image import Pixels
-from ..indexer.load import load_encoder
-from ..indexer.nvimagecodec import NAME, NvImageCodec, installed, on_a_core
-from ..indexer.offload import AGREED_MEAN, AGREED_MOST, Small, difference
-from ..indexer.preprocess import LARGE, Preprocess
-from . import command
+from ..indexer.decoding.gpu_decoder import AGREED_MEAN, AGREED_MOST, Small, difference
+from ..indexer.decoding.image import Pixels
+from ..indexer.decoding.nvimagecodec import NAME, NvImageCodec, installed, on_a_core
+from ..indexer.encoders.base import Encoder
+from ..indexer.encoders.load import load_encoder
+from ..indexer.encoders.preprocess import LARGE, Preprocess
+from .common import command
 from .parity import agreement
 from .throughput import machine
 

@@ -20,13 +20,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..indexer.encoder import TorchEncoder
-from ..indexer.load import load_encoder
-from ..indexer.packed import unpack
-from ..indexer.tower import ClipTower
-from ..store.errors import EncoderError
-from . import command, throughput
-from .arithmetic import flops_per_image, matrix_rate, seconds
+from ..errors import EncoderError
+from ..indexer.encoders.base import TorchEncoder
+from ..indexer.encoders.clip_vision import ClipTower
+from ..indexer.encoders.load import load_encoder
+from ..indexer.encoders.onednn_linear import unpack
+from . import throughput
+from .common import command
+from .common.flops import flops_per_image, matrix_rate, seconds
 
 SIDE = 200  # pixels of the images, as ArtiFact's
 BATCHES = (64, 128, 256, 512, 1024, 2048)

@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..indexer.crew import index_with
-from ..indexer.encoder import Encoder
-from ..indexer.entry import Entry
-from ..indexer.folders import listing
+from ..indexer.distributed.process_pool import Processes
+from ..indexer.distributed.worker import EncoderName
+from ..indexer.distributed.worker_pool import index_with
+from ..indexer.encoders.base import Encoder
 from ..indexer.index import IndexOptions, index
-from ..indexer.processes import Processes
-from ..indexer.worker import EncoderName
+from ..indexer.sources.folders import listing
+from ..indexer.sources.image_ref import Entry
 from ..store.store import Store
-from . import command
+from .common import command
 from .indexing import Trivial
 from .throughput import machine
 

@@ -36,20 +36,20 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
-from ..indexer.directory import END, END_64, IN_EXTRA, LOCATOR_64
-from ..indexer.encoder import Embeddings, unit
-from ..indexer.encoder_name import place_of, seed_of
-from ..indexer.entry import File, Held, Place
-from ..indexer.folders import Folder, count, expand, listing
-from ..indexer.image import Pixels, decode, thumbnail
+from ..errors import EncoderError
+from ..indexer.decoding.image import Pixels, decode, thumbnail
+from ..indexer.encoders.base import Embeddings, unit
+from ..indexer.encoders.encoder_spec import place_of, seed_of
+from ..indexer.encoders.load import load_encoder
 from ..indexer.index import IndexOptions, default_batch_size, index
-from ..indexer.load import load_encoder
 from ..indexer.report import IndexReport
-from ..store.errors import EncoderError
+from ..indexer.sources.folders import Folder, count, expand, listing
+from ..indexer.sources.image_ref import File, Held, Place
+from ..indexer.sources.zip_directory import END, END_64, IN_EXTRA, LOCATOR_64
 from ..store.space import Space
 from ..store.store import Store
-from . import command
-from .architecture import write_checkpoint
+from .common import command
+from .common.architecture import write_checkpoint
 from .throughput import linked, machine
 
 RESULTS = Path(__file__).parent / "results"

@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..detector.train import TrainOptions, make_split, train
-from ..indexer.image import decode
+from ..detector.training.train import TrainOptions, make_split, train
+from ..errors import EncoderError
+from ..indexer.decoding.image import decode
+from ..indexer.encoders.load import OPENVINO, load_encoder
 from ..indexer.index import IndexOptions, index
-from ..indexer.load import OPENVINO, load_encoder
-from ..store.errors import EncoderError
-from ..store.search import Positions, nearest
+from ..store.search.matches import Positions, nearest
 from ..store.snapshot import Snapshot
 from ..store.store import Store
-from . import command
+from .common import command
 from .parity import agreement
 
 BASELINES = ("linear_probe", "nearest_9", "rbf_svm")

@@ -17,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..indexer.encoders.load import load_encoder
 from ..indexer.index import embed
-from ..indexer.load import load_encoder
-from . import command
-from .naive import load_naive
+from .common import command
+from .common.naive import load_naive
 
 Rows = npt.NDArray[np.float32]  # (n, dim)
 

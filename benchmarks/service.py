@@ -3,9 +3,9 @@
 A real server and, in a process of its own, clients that ask /v1/query over HTTP, 32 at a time by default, one image a
 request. In turn: the encoder alone in full batches and with one image a pass (their ratio is what batching can bring at
 most), the service, the service with one image a forward pass, the service with one client, and the naive script of
-`benchmarks.naive` with one image a pass, which is what a service is before anyone thinks about it. Rates on a shared
-machine cannot be trusted, ratios within one repeat can, best those by core time, which do not count what other people's
-programs took; medians are given.
+`benchmarks.common.naive` with one image a pass, which is what a service is before anyone thinks about it. Rates on a
+shared machine cannot be trusted, ratios within one repeat can, best those by core time, which do not count what other
+people's programs took; medians are given.
 
     python -m clipfake.benchmarks.service \\
         --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained
@@ -36,10 +36,10 @@ def bank(folder: Path, space: Space) -> Store:
     """A store of clustered vectors and its trained head: 8 real sources and 12 generators, dealt out in turn."""
     import numpy as np
 
-    from ..detector.making import make
-    from ..detector.train import TrainOptions
-    from ..detector.triplet import TripletOptions
-    from ..store.block import Block, Rows
+    from ..detector.training.fit import make
+    from ..detector.training.train import TrainOptions
+    from ..detector.training.triplet import TripletOptions
+    from ..store.records import Block, Rows
     from ..store.store import Store
 
     rng = np.random.default_rng(0)
@@ -76,12 +76,12 @@ def run(
     import numpy as np
     import torch
 
-    from ..indexer.image import decode, thumbnail
-    from ..indexer.load import load_encoder
-    from ..indexer.sample import SOURCES, simulated
+    from ..demo.simulated_images import SOURCES, simulated
+    from ..indexer.decoding.image import decode, thumbnail
+    from ..indexer.encoders.load import load_encoder
     from ..service.app import app
     from ..service.limits import Limits
-    from .naive import load_naive
+    from .common.naive import load_naive
     from .throughput import machine
 
     if threads:
@@ -168,7 +168,7 @@ def serving(app: Any) -> Iterator[int]:
     """The port of a real server, in a thread of this process."""
     import uvicorn
 
-    from ..service.run import listening
+    from ..service.server import listening
 
     with listening("127.0.0.1", 0) as ours:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
@@ -207,7 +207,7 @@ async def _ask(port: int, files: Sequence[bytes], at_once: int) -> float:
 
 
 def main() -> None:
-    from . import command
+    from .common import command
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.ask_for_encoder(parser)

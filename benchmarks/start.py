@@ -20,10 +20,10 @@ from typing import Any
 
 import numpy as np
 
-from ..indexer.load import load_encoder
-from ..indexer.sample import simulated
-from . import command
-from .architecture import write_checkpoint
+from ..demo.simulated_images import simulated
+from ..indexer.encoders.load import load_encoder
+from .common import command
+from .common.architecture import write_checkpoint
 from .service import bank
 from .throughput import machine
 

@@ -21,15 +21,16 @@ from typing import Any
 
 import torch
 
-from ..indexer.checkpoint import open_checkpoint
-from ..indexer.encoder_name import place_of, with_random_weights
+from ..errors import ClipfakeError
+from ..indexer.distributed.process_pool import WORTH, processes_for
+from ..indexer.encoders.checkpoint import open_checkpoint
+from ..indexer.encoders.clip_vision import Shape
+from ..indexer.encoders.encoder_spec import place_of, with_random_weights
 from ..indexer.index import IndexOptions
-from ..indexer.processes import WORTH, processes_for
-from ..indexer.tower import Shape
-from ..store.errors import ClipfakeError
-from . import command, indexing, throughput
-from .architecture import VIT_L_14, write_architecture
-from .arithmetic import flops_per_image, matrix_rate
+from . import indexing, throughput
+from .common import command
+from .common.architecture import VIT_L_14, write_architecture
+from .common.flops import flops_per_image, matrix_rate
 
 CPU_WAYS = (("torch", "cpu", "float32"), ("openvino", "openvino", "float32"), ("openvino bf16", "openvino", "bf16"))
 CPU_IMAGES = 500

@@ -24,16 +24,16 @@ from typing import Any
 import numpy as np
 import torch
 
-from ..indexer.crew import index_with
-from ..indexer.encoder import Embeddings, Encoder
-from ..indexer.image import Pixels, decode
+from ..indexer.decoding.image import Pixels, decode
+from ..indexer.distributed.process_pool import Processes
+from ..indexer.distributed.worker import EncoderName
+from ..indexer.distributed.worker_pool import index_with
+from ..indexer.encoders.base import Embeddings, Encoder
 from ..indexer.index import IndexOptions, default_batch_size, index
-from ..indexer.processes import Processes
-from ..indexer.worker import EncoderName
-from ..store.block import Block, Rows
+from ..store.records import Block, Rows
 from ..store.store import Store
-from . import command
-from .naive import load_naive
+from .common import command
+from .common.naive import load_naive
 from .parity import agreement
 
 Rate = tuple[float, float]  # images a second, images a core-second

@@ -6,14 +6,9 @@ from typing import Annotated
 
 import typer
 
-from ..store.errors import SourceError
+from ..errors import SourceError
 from .opening import encoder_name, notice, open_encoder
-from .options import (
-    STORE,
-    DeviceOption,
-    JsonOption,
-    StoreOption,
-)
+from .options import STORE, DeviceOption, JsonOption, StoreOption
 from .terminal import LOADING, passing, show
 
 app = typer.Typer(no_args_is_help=True, help="The rows that evidence is drawn from: add and remove a source.")
@@ -32,9 +27,9 @@ def bank_add_command(
 
     clipfake bank add new-generator/ --source new-generator --label fake --store mystore
     """
-    from ..indexer.hub import bring
-    from ..show.screen import index_summary
-    from ..store.block import FAKE, REAL
+    from ..indexer.encoders.hub import bring
+    from ..show.progress_display import index_summary
+    from ..store.records import FAKE, REAL
     from ..store.store import Store
 
     labels = {"real": REAL, "fake": FAKE}
@@ -43,9 +38,9 @@ def bank_add_command(
     opened = Store.open(store)
     bring(encoder_name(store, None))
     with passing(LOADING):
-        from ..indexer.folders import expand
         from ..indexer.index import index
-        from ..indexer.named import Named
+        from ..indexer.sources.folders import expand
+        from ..indexer.sources.named_source import Named
 
         model = open_encoder(store, None, device=device)
     notice(model)
@@ -63,7 +58,7 @@ def bank_remove_command(
 
     clipfake bank remove newgan --store mystore
     """
-    from ..show.store import count
+    from ..show.store_tables import count
     from ..store.store import Store
 
     with Store.open(store).writer(f"bank remove {source}") as writer:

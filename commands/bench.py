@@ -9,12 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from ..store.durable import write_text
-from .options import (
-    DEFAULT_ENCODER,
-    DeviceOption,
-    JsonOption,
-)
+from ..core.atomic_files import write_text
+from .options import DEFAULT_ENCODER, DeviceOption, JsonOption
 from .terminal import say, say_out, show
 
 SUITES = "throughput,parity,query,training"
@@ -41,15 +37,17 @@ def bench_command(
     """
     import tempfile
 
-    from ..benchmarks import command, int8, parity, query, throughput, training
-    from ..indexer.encoder_name import with_random_weights
+    from ..benchmarks import int8, parity, throughput
+    from ..benchmarks.common import command
+    from ..benchmarks.detector import query, training
+    from ..indexer.encoders.encoder_spec import with_random_weights
 
     name = with_random_weights(encoder) if untrained else encoder
     result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as made:
         images: list[Any] = list(folders or ())
         if not images and {"throughput", "parity", "int8"} & set(only.split(",")):
-            from ..indexer.sample import SOURCES, write_sample
+            from ..demo.simulated_images import SOURCES, write_sample
 
             say("writing simulated images")
             images = list(write_sample(Path(made), images_per_source=-(-limit // len(SOURCES))))

@@ -47,20 +47,20 @@ def evaluate_command(
 
     clipfake evaluate --leave-one-out source --store mystore --out atlas
     """
-    from ..show import atlas as shown
+    from ..show import evaluation_tables as shown
     from ..store.store import Store
 
     if leave_one_out != "source":
         raise typer.BadParameter(f"{leave_one_out} cannot be left out; only source", param_hint="--leave-one-out")
     snapshot = Store.open(store).snapshot()
     if replay_by is not None:
-        from ..detector.replay import read_dates, replay
+        from ..detector.evaluation.temporal_holdout import read_dates, replay
 
         told = replay(snapshot, read_dates(replay_by), seed=seed)
         show(told.as_json() if as_json else shown.replay_table(told))
         written = shown.write_replay(told, out) if out else []
     else:
-        from ..detector.atlas import atlas
+        from ..detector.evaluation.leave_one_out import atlas
 
         atlases = [atlas(snapshot, one, seed=seed) for one in ("ridge", "knn") if head in (one, Heads.both)]
         show(shown.atlas_json(atlases) if as_json else shown.atlas_table(atlases))

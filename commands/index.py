@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..store.errors import SourceError
+from ..errors import SourceError
 from .opening import Embeds, create_store, encoder_name, notice
 from .options import (
     STORE,
@@ -27,11 +27,11 @@ from .options import (
 from .terminal import quoted, say, show
 
 if TYPE_CHECKING:
-    from ..indexer.crew import Crew
+    from ..indexer.distributed.worker import EncoderName
+    from ..indexer.distributed.worker_pool import Crew
+    from ..indexer.index_run import Folders, IndexOptions, Progress
     from ..indexer.report import IndexReport
-    from ..indexer.run import Folders, IndexOptions, Progress
-    from ..indexer.worker import EncoderName
-    from ..store.block import Ints
+    from ..store.records import Ints
     from ..store.store import Store
 
 
@@ -78,14 +78,14 @@ def index_command(
 
     clipfake index --folders data/* --store mystore
     """
-    from ..indexer.folders import count, expand
-    from ..indexer.hub import bring
+    from ..indexer.decoding.nvimagecodec import DECODERS, require_decoder
+    from ..indexer.distributed.process_pool import processes_for
+    from ..indexer.distributed.worker import EncoderName
+    from ..indexer.encoders.hub import bring
     from ..indexer.index import IndexOptions, plan
-    from ..indexer.nvimagecodec import DECODERS, require_decoder
-    from ..indexer.processes import processes_for
     from ..indexer.progress import all_of
-    from ..indexer.worker import EncoderName
-    from ..show.screen import class_table, index_summary, progress_of
+    from ..indexer.sources.folders import count, expand
+    from ..show.progress_display import class_table, index_summary, progress_of
     from ..store.store import Store
 
     found = expand(folders)
@@ -148,7 +148,7 @@ def next_step(labels: Ints, store: str) -> str:
     >>> next_step(np.array([0, 1]), "mystore")
     'next: clipfake train --from-store --store mystore'
     """
-    from ..store.block import FAKE, REAL
+    from ..store.records import FAKE, REAL
 
     lacking = [word for word, label in (("real", REAL), ("fake", FAKE)) if not (labels == label).any()]
     if lacking:
@@ -167,14 +167,14 @@ def hired(
     workers: int | None,
 ) -> Iterator[tuple[Embeds, Callable[[Folders, Store, IndexOptions, Progress], IndexReport]]]:
     """Who embeds the images, ready to, and the function that has them do it."""
-    from ..indexer.crew import index_with
+    from ..indexer.distributed.process_pool import Processes
+    from ..indexer.distributed.worker_pool import index_with
     from ..indexer.index import index
-    from ..indexer.processes import Processes
-    from ..show.screen import status_of
+    from ..show.progress_display import status_of
 
     with status_of("loading the encoder"):
         if engine == "ray":
-            from ..indexer.ray import Actors
+            from ..indexer.distributed.ray_pool import Actors
 
             crew: Crew = Actors(encoder, store, options, address=address, count=workers)
         elif processes > 1:

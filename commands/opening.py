@@ -9,7 +9,7 @@ from .options import DEFAULT_ENCODER
 from .terminal import say
 
 if TYPE_CHECKING:
-    from ..indexer.encoder import Encoder
+    from ..indexer.encoders.base import Encoder
     from ..store.space import Space
     from ..store.store import Store
 
@@ -34,7 +34,7 @@ def open_encoder(
 
     For a head that reads several columns of vectors it is all their encoders as one.
     """
-    from ..indexer.load import load_encoder
+    from ..indexer.encoders.load import load_encoder
 
     name = encoder_name(store, encoder, untrained=untrained)
     main = load_encoder(name, device=device, precision=precision)
@@ -43,8 +43,8 @@ def open_encoder(
 
 def encoder_name(store: Path, encoder: str | None, *, untrained: bool = False) -> str:
     """What `load_encoder` is to load: the encoder that was named, else the store's own, else the default."""
-    from ..indexer.encoder_name import with_random_weights
-    from ..store.errors import NoStore
+    from ..errors import NoStore
+    from ..indexer.encoders.encoder_spec import with_random_weights
     from ..store.store import Store
 
     if encoder is None:
@@ -58,9 +58,9 @@ def encoder_name(store: Path, encoder: str | None, *, untrained: bool = False) -
 def with_columns(main: Encoder, store: Path, head: str, device: str, precision: str) -> Encoder:
     """The store's encoder, joined with those of the other columns that a head reads."""
     from ..detector.head import columns_of, head_folder
-    from ..indexer.column import JoinedEncoder
-    from ..indexer.load import load_encoder
-    from ..store.column import MAIN, open_column
+    from ..indexer.add_vectors import JoinedEncoder
+    from ..indexer.encoders.load import load_encoder
+    from ..store.named_vectors import MAIN, open_column
 
     columns = columns_of(head_folder(store, head))
     if columns == (MAIN,):
@@ -86,8 +86,8 @@ def notice(encoder: Embeds) -> None:
 
 def notice_of(encoder: Embeds) -> str:
     """What must be known of an encoder to read its verdicts; "" for a real one."""
-    from ..indexer.encoder_name import INT8, seed_of
-    from ..indexer.standin import NOTICE, is_standin
+    from ..demo.standin_encoder import NOTICE, is_standin
+    from ..indexer.encoders.encoder_spec import INT8, seed_of
 
     name = encoder.space.encoder.removeprefix(INT8)
     if is_standin(name):

@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..store.errors import SourceError
+from ..errors import SourceError
 from .terminal import say
 
 if TYPE_CHECKING:
-    from ..store.block import Mask
     from ..store.filter import Filter
-    from ..store.search import Searches
+    from ..store.records import Mask
+    from ..store.search.matches import Searches
     from ..store.snapshot import Snapshot
 
 
 def told_of_int8(precision: str) -> str:
     """The precision as it was given; what int8 costs is never found out later."""
     if precision == "int8":
-        from ..indexer.int8 import CHECK
+        from ..indexer.encoders.int8 import CHECK
 
         say(CHECK)
     return precision
@@ -72,8 +72,8 @@ def elsewhere_of(place: str, timeout: float | None = None) -> Callable[[Snapshot
     """Who is asked for the nearest rows with --search-at; None without it. An answer may take so many seconds."""
     if not place:
         return None
-    from ..store.qdrant import engine_at
-    from ..store.remote import ask
+    from ..store.backends.qdrant import engine_at
+    from ..store.backends.remote_search import ask
 
     engine = engine_at(place, timeout=timeout)
     return lambda snapshot: ask(snapshot, engine)
@@ -85,8 +85,8 @@ def filter_of(label: str, source: str, category: str) -> Filter:
     >>> filter_of("fake", "pro_gan,cycle_gan", "").labels
     (1,)
     """
-    from ..store.block import LABELS
     from ..store.filter import Filter
+    from ..store.records import LABELS
 
     numbers = {name: number for number, name in LABELS.items()}
     asked = [word for word in label.split(",") if word]

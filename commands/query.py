@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from ..store.errors import SourceError
+from ..errors import SourceError
 from .opening import encoder_name, notice, open_encoder
 from .options import (
     DEFAULT_HEAD,
@@ -69,10 +69,10 @@ def query_command(
     from ..detector.detector import Detector, Question
     from ..detector.evidence import Rules
     from ..detector.verdict import Refusal, Verdict
-    from ..indexer.hub import bring
-    from ..show.card import Card, csv_header, csv_line
-    from ..show.sheet import Entry, write_sheet
-    from ..show.words import CAVEAT
+    from ..indexer.encoders.hub import bring
+    from ..show.contact_sheet import Entry, write_sheet
+    from ..show.phrasing import CAVEAT
+    from ..show.verdict_panel import Card, csv_header, csv_line
     from ..store.store import Store
 
     if sheet and sheet.suffix.lower() not in SHEETS:
@@ -81,8 +81,8 @@ def query_command(
     detector = Detector.load(opened, head, Rules(k=k), elsewhere_of(search_at))
     bring(encoder_name(store, encoder))
     with passing(LOADING):
-        from ..indexer.ask import AFTER, HEAPS, ask  # which brings torch: a wrong store or head is told before it
-        from ..indexer.entry import is_url
+        from ..indexer.embedding import AFTER, HEAPS, ask  # which brings torch: a wrong store or head is told before it
+        from ..indexer.sources.image_ref import is_url
 
         if far := [image for image in images if is_url(image) and not image.lower().endswith(HEAPS)]:
             raise SourceError(f"{far[0]} is not on this machine; save the image and name the file")

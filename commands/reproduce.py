@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..store.durable import write_text
-from ..store.errors import ClipfakeError, SourceError
+from ..core.atomic_files import write_text
+from ..errors import ClipfakeError, SourceError
 from .opening import create_store, notice_of, open_encoder
 from .options import DeviceOption, FoldersOption, JsonOption, PrecisionOption
 from .terminal import say, show
 
 if TYPE_CHECKING:
-    from ..detector.paper import Backbone, Cell, PaperOptions
-    from ..indexer.run import Folders
+    from ..detector.evaluation.reproduce import Backbone, Cell, PaperOptions
+    from ..indexer.index_run import Folders
     from ..store.snapshot import Snapshot
 
 
@@ -39,9 +39,9 @@ def reproduce_command(
 
     clipfake reproduce --folders ARTIFACT/cycle_gan ARTIFACT/pro_gan --out reproduce
     """
-    from ..detector.paper import CELLS, SOURCES, PaperOptions
-    from ..indexer.folders import expand
-    from ..show.paper import paper_tables, write_tables
+    from ..detector.evaluation.reproduce import CELLS, SOURCES, PaperOptions
+    from ..indexer.sources.folders import expand
+    from ..show.reproduce_tables import paper_tables, write_tables
 
     found = [source for source in expand(folders) if source.name in SOURCES]
     if not found:
@@ -83,9 +83,9 @@ def reproduce_command(
 
 def indexed(folders: Folders, store: Path, encoder: Any) -> Snapshot:
     """These folders in a store of their own; there already, it is only looked through."""
-    from ..indexer.folders import count, expand
     from ..indexer.index import IndexOptions, index
-    from ..show.screen import progress_of
+    from ..indexer.sources.folders import count, expand
+    from ..show.progress_display import progress_of
 
     opened, sources = create_store(store, encoder), expand(folders)
     with progress_of(lambda: count(sources)) as bar:
@@ -97,8 +97,8 @@ def indexed(folders: Folders, store: Path, encoder: Any) -> Snapshot:
 
 def outcome(snapshot: Snapshot, cell: Cell, options: PaperOptions, folder: Path) -> dict[str, Any] | str:
     """A cell's outcome, from its file where it was run before on the same rows; or why there is none."""
-    from ..detector.paper import asked_of, missing, run
-    from ..show.screen import status_of
+    from ..detector.evaluation.reproduce import asked_of, missing, run
+    from ..show.progress_display import status_of
 
     if why := missing(snapshot, cell):
         return why

@@ -42,15 +42,15 @@ def serve_command(
 
     clipfake serve --store mystore
     """
-    from ..indexer.hub import bring
+    from ..indexer.encoders.hub import bring
     from ..store.store import Store
 
     opened = Store.open(store)
     bring(encoder_name(store, encoder))
     with passing(LOADING):
-        from ..indexer.ask import degraded_by_name  # which brings torch: a wrong store is told before it
-        from ..indexer.image import decode, thumbnail
-        from ..service.run import serve
+        from ..indexer.decoding.image import decode, thumbnail
+        from ..indexer.embedding import degraded_by_name  # which brings torch: a wrong store is told before it
+        from ..service.server import serve
 
         model = open_encoder(store, encoder, head=head, device=device, precision=precision)
     notice(model)

@@ -29,8 +29,8 @@ def store_info_command(store: StoreOption = STORE, as_json: JsonOption = False) 
 
     clipfake store info --store mystore
     """
-    from ..show.store import store_info
-    from ..store.info import info
+    from ..show.store_tables import store_info
+    from ..store.maintenance.info import info
     from ..store.store import Store
 
     told = info(Store.open(store)).as_json()
@@ -43,8 +43,8 @@ def store_snapshots_command(store: StoreOption = STORE, as_json: JsonOption = Fa
 
     clipfake store snapshots --store mystore
     """
-    from ..show.store import history as history_table
-    from ..store.info import history
+    from ..show.store_tables import history as history_table
+    from ..store.maintenance.info import history
     from ..store.store import Store
 
     told = history(Store.open(store)).as_json()
@@ -80,8 +80,8 @@ def store_index_command(
 
     clipfake store index --store mystore
     """
-    from ..show.store import built
-    from ..store.build import build_index
+    from ..show.store_tables import built
+    from ..store.maintenance.build_index import build_index
     from ..store.store import Store
 
     if kind not in ("auto", "exact", "plain", "compact"):
@@ -96,8 +96,8 @@ def store_verify_command(store: StoreOption = STORE, as_json: JsonOption = False
 
     clipfake store verify --store mystore
     """
-    from ..show.store import health
-    from ..store.verify import verify
+    from ..show.store_tables import health
+    from ..store.maintenance.verify import verify
 
     found = verify(store)
     show(found.as_json() if as_json else health(found.as_json(), quoted(store)))
@@ -112,8 +112,8 @@ def store_repair_command(store: StoreOption = STORE, as_json: JsonOption = False
 
     clipfake store repair --store mystore
     """
-    from ..show.store import repaired
-    from ..store.repair import repair
+    from ..show.store_tables import repaired
+    from ..store.maintenance.repair import repair
 
     told = repair(store).as_json()
     show(told if as_json else repaired(told))
@@ -125,8 +125,8 @@ def store_compact_command(store: StoreOption = STORE, as_json: JsonOption = Fals
 
     clipfake store compact --store mystore
     """
-    from ..show.store import compacted
-    from ..store.compact import compact
+    from ..show.store_tables import compacted
+    from ..store.maintenance.compact import compact
     from ..store.store import Store
 
     told = compact(Store.open(store)).as_json()
@@ -150,8 +150,8 @@ def store_export_command(
 
     clipfake store export --to embeddings --layout clip-retrieval --store mystore
     """
-    from ..show.store import exported
-    from ..store.exporting import export
+    from ..show.store_tables import exported
+    from ..store.exchange.export_rows import export
     from ..store.store import Store
 
     snapshot = Store.open(store).snapshot()
@@ -181,8 +181,8 @@ def store_import_command(
 
     clipfake store import embeddings --store mystore
     """
-    from ..show.store import imported
-    from ..store.importing import Folder, Meaning, foreign_space, import_rows, label_of
+    from ..show.store_tables import imported
+    from ..store.exchange.import_rows import Folder, Meaning, foreign_space, import_rows, label_of
 
     columns = dict(one.partition("=")[::2] for one in column or ())
     if wrong := [name for name, theirs in columns.items() if not theirs]:
@@ -192,7 +192,7 @@ def store_import_command(
     if label not in ("real", "fake", "unknown"):
         raise typer.BadParameter(f"{label} is none of real, fake, unknown", param_hint="--label")
     if encoder:
-        from ..indexer.load import load_encoder
+        from ..indexer.encoders.load import load_encoder
 
         where = load_encoder(encoder).space
     else:
@@ -222,11 +222,11 @@ def store_column_command(
 
     clipfake store column depth --encoder depth:Intel/dpt-large --store mystore
     """
-    from ..indexer.column import fill_column
-    from ..indexer.folders import expand
-    from ..indexer.load import load_encoder
-    from ..show.screen import status_of
-    from ..show.store import filled
+    from ..indexer.add_vectors import fill_column
+    from ..indexer.encoders.load import load_encoder
+    from ..indexer.sources.folders import expand
+    from ..show.progress_display import status_of
+    from ..show.store_tables import filled
     from ..store.store import Store
 
     opened = Store.open(store)
@@ -261,9 +261,9 @@ def store_duplicates_command(
     """
     import tempfile
 
-    from ..show.screen import status_of
-    from ..show.store import doubled
-    from ..store.pairs import all_pairs, duplicates
+    from ..show.progress_display import status_of
+    from ..show.store_tables import doubled
+    from ..store.maintenance.near_duplicates import all_pairs, duplicates
     from ..store.store import Store
 
     snapshot = Store.open(store).snapshot()
@@ -293,10 +293,10 @@ def store_push_command(
 
     clipfake store push --to http://node1:6333 --store mystore
     """
-    from ..show.store import pushed
-    from ..store.push import push
-    from ..store.qdrant import engine_at
-    from ..store.qdrant_terms import Layout
+    from ..show.store_tables import pushed
+    from ..store.backends.push import push
+    from ..store.backends.qdrant import engine_at
+    from ..store.backends.qdrant_protocol import Layout
     from ..store.store import Store
 
     if quantised not in ("", "int8", "binary"):

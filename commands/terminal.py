@@ -15,7 +15,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ..store.errors import ClipfakeError
+from ..errors import ClipfakeError
 
 LOADING = "loading the encoder …"
 WIDE = 120  # columns where there is no terminal at all: nothing is cut to a width that nobody has

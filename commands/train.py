@@ -89,11 +89,11 @@ def train_command(
 
     clipfake train --from-store --store mystore
     """
-    from ..detector.making import make
-    from ..detector.train import TrainOptions
-    from ..detector.triplet import TripletOptions
-    from ..show.screen import status_of
-    from ..show.training import training_summary
+    from ..detector.training.fit import make
+    from ..detector.training.train import TrainOptions
+    from ..detector.training.triplet import TripletOptions
+    from ..show.progress_display import status_of
+    from ..show.training_summary import training_summary
     from ..store.store import Store
 
     triplet = TripletOptions(anchor=anchor.value, match=match.value, mining=mining.value, epochs=epochs)
@@ -122,9 +122,9 @@ def report_command(
 
     clipfake report --store mystore --out report.html
     """
+    from ..demo.standin_encoder import NOTICE, is_standin
     from ..detector.detector import Detector
     from ..detector.head import head_folder
-    from ..indexer.standin import NOTICE, is_standin
     from ..show.report import write_report
     from ..store.store import Store
 

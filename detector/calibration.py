@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, REAL
-from ..store.durable import read_json, write_text
-from ..store.errors import HeadError, NotEnoughRows
+from ..core.atomic_files import read_json, write_text
+from ..errors import HeadError, NotEnoughRows
+from ..store.records import FAKE, REAL
 
 Scores = npt.NDArray[np.float64]  # (rows,)
 Labels = npt.NDArray[np.integer[Any]]  # (rows,)

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, LABELS, REAL, Vectors
-from ..store.cores import one_core
-from ..store.errors import BadBlock, HeadError, NotEnoughRows
-from ..store.joined import joined
-from ..store.search import Matches, Searches
+from ..core.threads import one_core
+from ..errors import BadBlock, HeadError, NotEnoughRows
+from ..store.concatenated import joined
+from ..store.records import FAKE, LABELS, REAL, Vectors
+from ..store.search.matches import Matches, Searches
 from ..store.snapshot import Snapshot
 from ..store.store import Store
 from .calibration import Calibration
@@ -60,7 +60,7 @@ class Detector:
 
         Parameters
         ----------
-        elsewhere : gives who is asked for the nearest rows instead (`clipfake.store.remote.ask`)
+        elsewhere : gives who is asked for the nearest rows instead (`clipfake.store.backends.remote_search.ask`)
 
         Raises
         ------

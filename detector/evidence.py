@@ -10,10 +10,10 @@ from threading import Lock
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, REAL, Mask, Vectors, distinct
-from ..store.errors import NotEnoughRows
-from ..store.scope import Scope
-from ..store.search import Matches
+from ..errors import NotEnoughRows
+from ..store.records import FAKE, REAL, Mask, Vectors, distinct
+from ..store.search.matches import Matches
+from ..store.search.prepared_filter import Scope
 from ..store.snapshot import Snapshot
 
 FETCHED = 4  # times k rows are fetched: some are copies
@@ -21,7 +21,7 @@ FETCHED_MORE = 8  # the same where one will ask what would be without a source
 WINDOW = 2  # times k rows are looked at, so that no far row testifies only because near ones have had their say
 WIDER = 4  # times as many rows are fetched anew where so many are copies, or the asked file itself, that some lack
 MOST = 2048  # rows fetched for a query, at most: all are compared with each other
-RECALL = 0.98  # of the rows fetched; of the nearest ten, more than 0.99 (benchmarks/query.py measures it)
+RECALL = 0.98  # of the rows fetched; of the nearest ten, more than 0.99 (benchmarks/detector/query.py measures it)
 KEPT = 32  # banks without a source, ready to be asked again
 CHUNK = 256  # queries whose neighbours are compared with each other at a time
 CELLS = 2**22  # such comparisons at a time, where more rows are fetched

@@ -15,15 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import Names, Vectors, names
-from ..store.column import MAIN
-from ..store.durable import read_json, write_text, written_aside
-from ..store.errors import BadBlock, HeadError, SpaceMismatch
+from ..core.atomic_files import read_json, write_text, written_aside
+from ..errors import BadBlock, HeadError, SpaceMismatch
+from ..store.named_vectors import MAIN
+from ..store.records import Names, Vectors, names
 from ..store.space import Space
-from .category import Mode, Vocabulary
 from .projection import KINDS, Projected, Projection
 from .split import Split
 from .svm import Svm
+from .vocabulary import Mode, Vocabulary
 
 FORMAT, VERSION = "clipfake head", 1
 DEFAULT = "default"

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, REAL, Ints
+from ..store.records import FAKE, REAL, Ints
 
 Scores = npt.NDArray[np.floating[Any]]  # (rows,) above 0 leans fake
 Interval = tuple[float, float]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import Vectors
-from ..store.errors import HeadError
+from ..errors import HeadError
+from ..store.records import Vectors
 
 Weights = dict[str, npt.NDArray[np.float32]]
 Projected = npt.NDArray[np.float32]  # (rows, 128), unit length

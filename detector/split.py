@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import FAKE, REAL, Ints, Names, distinct
-from ..store.errors import NotEnoughRows
+from ..errors import NotEnoughRows
+from ..store.records import FAKE, REAL, Ints, Names, distinct
 from ..store.shard import hash_keys
 
 TRAIN, VALIDATION, TEST, NONE = 0, 1, 2, -1

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import Vectors
+from ..store.records import Vectors
 
 ROWS_AT_ONCE = 4096  # of a kernel matrix in memory
 CACHED = 256  # rows of it at a time that its steps find in the processor's cache

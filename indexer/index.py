@@ -10,21 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.block import TEXT, Block, Rows
-from ..store.errors import ImageError
+from ..errors import ImageError
+from ..store.records import TEXT, Block, Rows
 from ..store.store import Store
 from ..store.writer import Appended
-from .encoder import Encoder
-from .folders import listing
-from .image import Image, decode
-from .incoming import Aside, Sink, commit, take_in
-from .nvimagecodec import offload_for
+from .decoding.image import Image, decode
+from .decoding.nvimagecodec import offload_for
+from .decoding.reader import Decoded
+from .encoders.base import Encoder
+from .index_run import Folders, Progress, Run, accepted
+from .index_run import IndexOptions as IndexOptions  # of this file's interface too
 from .pipeline import Encoded, Pipeline, batched
-from .reader import Decoded
 from .report import IndexReport
-from .run import Folders, Progress, Run, accepted
-from .run import IndexOptions as IndexOptions  # of this file's interface too
-from .tree import text
+from .shard_inbox import Aside, Sink, commit, take_in
+from .sources.base import text
+from .sources.folders import listing
 
 PATIENCE = 60.0  # seconds that a part waits for another to commit
 

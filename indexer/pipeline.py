@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from ..store.block import in_half, unfit
-from ..store.errors import EncoderError
+from ..errors import EncoderError
+from ..store.records import in_half, unfit
 from .channel import Channel, Stopped
-from .encoder import Embeddings, Encoder
-from .entry import Entry
-from .image import Pixels
-from .offload import Offload
-from .reader import Decoded, Opened, Reader
+from .decoding.gpu_decoder import Offload
+from .decoding.image import Pixels
+from .decoding.reader import Decoded, Opened, Reader
+from .encoders.base import Embeddings, Encoder
+from .sources.image_ref import Entry
 from .stage import Stage
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from ..store.durable import write_text
+from ..core.atomic_files import write_text
 from .report import IndexReport
 
 Clock = Callable[[], float]  # seconds

@@ -9,7 +9,7 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..store.durable import read_json, write_text
+from ..core.atomic_files import read_json, write_text
 
 NAME = "quarantine.json"
 FORMAT, VERSION = "clipfake-quarantine", 1

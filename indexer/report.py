@@ -7,8 +7,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..store.block import LABELS
-from .entry import Entry
+from ..store.records import LABELS
+from .sources.image_ref import Entry
 from .stage import Stage, limit_of
 
 RECENT = 30.0  # seconds that "now" spans

@@ -1,13 +1,9 @@
-"""The HTTP face: handed an encoder and a store, it answers queries and shows a page. It imports no encoder.
+"""The HTTP service: handed an encoder and a store, it answers queries and shows a page. It imports no encoder.
 
-A request goes through these lines from top to bottom.
-
-    serving      run.py listens; app.py puts everything together
-    at the gate  gate.py looks at names, tokens, sizes and times, by limits.py; what is refused, here or later, is a
-                 problem.py
-    reading      depends.py says what an operation asks for, uploads.py reads images, body.py JSON
-    answering    query.py, search.py, embed.py, knn.py, bank.py, stored.py and health.py, in the JSON of answers.py;
-                 page.py puts the page together from static/
-    shared       desk.py: seeing.py opens an image, batcher.py has it encoded with others, engine.py is asked where
-                 there is one, map.py lays the bank out flat, metrics.py counts
+serving    server.py listens; app.py puts the app together
+requests   middleware.py checks hosts, tokens, sizes and times, by limits.py; problems.py makes error responses;
+           dependencies.py, uploads.py and json_body.py parse requests
+answers    schemas.py are the JSON models; routes/ has one file an operation
+shared     state.py; image_decoder.py decodes uploads; batcher.py encodes them together; search_backend.py searches
+           elsewhere; bank_map.py projects the bank to a plane; metrics.py counts
 """

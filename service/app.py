@@ -13,15 +13,15 @@ from starlette.exceptions import HTTPException
 from .. import __version__
 from ..detector.evidence import Rules
 from ..store.store import Store
-from . import bank, embed, health, knn, page, query, search, stored
-from .depends import BEARER
-from .desk import Desk
-from .engine import Elsewhere
-from .gate import Gate
+from .dependencies import BEARER
+from .image_decoder import Encoder, Eyes, Image, Pixels
 from .limits import Limits
 from .metrics import Metrics
-from .problem import problem_of, problem_of_validation
-from .seeing import Encoder, Eyes, Image, Pixels
+from .middleware import Gate
+from .problems import problem_of, problem_of_validation
+from .routes import bank, embed, health, knn, page, query, search, stored
+from .search_backend import Elsewhere
+from .state import Desk
 
 
 def app(

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..store.errors import EncoderError, ImageError
+from ..errors import EncoderError, ImageError
 from .limits import Limits
 from .metrics import Metrics
-from .problem import Problem
+from .problems import Problem
 
 Vector = npt.NDArray[np.float32]  # (dim,)
 Encode = Callable[[Sequence[Any]], npt.NDArray[np.float32]]  # images to (n, dim)

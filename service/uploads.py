@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from .limits import Limits
-from .problem import Problem
+from .problems import Problem
 
 T = TypeVar("T")
 PIECE = 2**20  # letters of base64 that are read at once, a multiple of four

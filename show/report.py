@@ -14,21 +14,21 @@ from typing import Any
 
 import numpy as np
 
-from ..detector.atlas import Atlas, atlas
-from ..detector.atlas import Kind as AtlasKind
+from ..core.atomic_files import read_json, write_text
 from ..detector.calibration import probability
 from ..detector.detector import Detector
-from ..detector.examples import thinned
+from ..detector.evaluation.leave_one_out import Atlas, atlas
+from ..detector.evaluation.leave_one_out import Kind as AtlasKind
 from ..detector.split import PARTS
-from ..detector.train import score_rows
-from ..detector.triplet import distances, draw
-from ..store.durable import read_json, write_text
-from ..store.errors import HeadError, NotEnoughRows
-from . import making, measures
-from .atlas import atlas_picture
-from .picture import FULL, HALF, Picture
-from .training import MODES, learned_from, spoken
-from .words import CAVEAT
+from ..detector.training.examples import thinned
+from ..detector.training.train import score_rows
+from ..detector.training.triplet import distances, draw
+from ..errors import HeadError, NotEnoughRows
+from . import metric_figures, training_figures
+from .evaluation_tables import atlas_picture
+from .figure import FULL, HALF, Picture
+from .phrasing import CAVEAT
+from .training_summary import MODES, learned_from, spoken
 
 KINDS: tuple[AtlasKind, ...] = ("ridge", "knn")
 SHOWN = 4_000  # rows of a part that are drawn, at most
@@ -85,8 +85,8 @@ def left_out(detector: Detector) -> list[Atlas]:
 def draw_all(detector: Detector, report: dict[str, Any], atlases: Sequence[Atlas]) -> Iterator[Picture]:
     """Every figure there are numbers for."""
     snapshot, head = detector.snapshot, detector.head
-    yield making.class_distribution(*(snapshot.column(name) for name in ("sources", "targets", "labels")))
-    yield making.loss_curves(report["epochs"])
+    yield training_figures.class_distribution(*(snapshot.column(name) for name in ("sources", "targets", "labels")))
+    yield training_figures.loss_curves(report["epochs"])
     labels, parts = snapshot.column("labels"), head.split.of(snapshot.column("keys"))
     rows = {}
     for name, part in PARTS.items():
@@ -97,23 +97,25 @@ def draw_all(detector: Detector, report: dict[str, Any], atlases: Sequence[Atlas
     for name, points in projected.items():
         some = draw(labels[rows[name]], np.zeros(len(points), np.int64), "real", np.random.default_rng(0))
         apart[name] = distances(points, some)
-    yield making.distance_histograms(apart)
-    yield measures.confusion_matrices(report["head"])
+    yield training_figures.distance_histograms(apart)
+    yield metric_figures.confusion_matrices(report["head"])
     centre = projected["train"].mean(0)
     axes = np.linalg.svd(projected["train"] - centre, full_matrices=False)[2][:2]
-    yield making.pca_scatter({name: ((p - centre) @ axes.T, labels[rows[name]]) for name, p in projected.items()})
-    yield making.explained_variance(_shares(snapshot.vectors(rows["train"])), _shares(projected["train"]))
+    yield training_figures.pca_scatter(
+        {name: ((p - centre) @ axes.T, labels[rows[name]]) for name, p in projected.items()}
+    )
+    yield training_figures.explained_variance(_shares(snapshot.vectors(rows["train"])), _shares(projected["train"]))
     measured = {"head + neighbours": report["detector"]["test"], "head": report["head"]["test"]}
     measured |= {spoken(name): told["test"] for name, told in report["baselines"].items()}
-    yield measures.measure_bars(measured)
-    yield measures.metric_bars(report["head"])
+    yield metric_figures.measure_bars(measured)
+    yield metric_figures.metric_bars(report["head"])
     scored = {name: (labels[positions], score_rows(head, snapshot, positions)) for name, positions in rows.items()}
-    yield measures.roc_curves(scored)
+    yield metric_figures.roc_curves(scored)
     test = rows["test"]
     known = detector.bank.where(parts == PARTS["train"])
     evidence = known.evidence(snapshot.vectors(test), snapshot.column("digests")[test])
     said = probability(detector.calibration.score(scored["test"][1], evidence.signal))
-    yield measures.reliability(labels[test], said)
+    yield metric_figures.reliability(labels[test], said)
     yield from map(atlas_picture, atlases)
 
 

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .block import TEXT, Mask, Names
-from .errors import BadBlock
+from ..errors import BadBlock
+from .records import TEXT, Mask, Names
 
 if TYPE_CHECKING:
     from .snapshot import Snapshot

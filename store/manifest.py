@@ -9,8 +9,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from .durable import read_json, write_text
-from .errors import Damaged, NoStore, NotAStore
+from ..core.atomic_files import read_json, write_text
+from ..errors import Damaged, NoStore, NotAStore
 from .shard import checksum
 from .space import Space
 

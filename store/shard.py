@@ -18,10 +18,10 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from .block import COLUMNS, TEXT, Block, Names, Rows, Vectors, distinct, in_half, names, unfit
-from .durable import reserve, written_aside
-from .errors import BadBlock, Damaged, NotAStore
-from .keys import Hashes
+from ..core.atomic_files import reserve, written_aside
+from ..errors import BadBlock, Damaged, NotAStore
+from .key_index import Hashes
+from .records import COLUMNS, TEXT, Block, Names, Rows, Vectors, distinct, in_half, names, unfit
 from .space import Space
 
 FORMAT = "clipfake-shard"

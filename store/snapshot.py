@@ -12,19 +12,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from .block import Block, Ids, Mask, Names, Rows, Vectors
-from .errors import BadBlock
-from .exact import ExactSearch
-from .keys import Hashes, Keys
-from .live import Live
+from ..errors import BadBlock
+from .key_index import Hashes, Keys
+from .live_shard import Live
 from .manifest import Manifest
-from .scope import Scope
-from .search import Matches, Positions, Searches
+from .records import Block, Ids, Mask, Names, Rows, Vectors
+from .search.exact import ExactSearch
+from .search.matches import Matches, Positions, Searches
+from .search.prepared_filter import Scope
 from .shard import hash_keys
 from .space import Space
 
 if TYPE_CHECKING:
-    from .index import Attached
+    from .search.ann_index import Attached
 
 
 class Snapshot:
@@ -152,8 +152,9 @@ class Snapshot:
     def search(self, queries: Vectors, k: int, where: Mask | Scope | None = None, recall: float = 0.99) -> Matches:
         """The k nearest rows of each query, of those a mask over the rows allows.
 
-        Similarities are those of the stored vectors. Without an index (`clipfake.store.build.build_index`) the rows
-        are exactly the nearest; with one, the share `recall` of them on average; with `recall=1` exactly them.
+        Similarities are those of the stored vectors. Without an index
+        (`clipfake.store.maintenance.build_index.build_index`) the rows are exactly the nearest; with one, the share
+        `recall` of them on average; with `recall=1` exactly them.
 
         Parameters
         ----------
@@ -197,14 +198,14 @@ class Snapshot:
         return Scope(mask, len(self), self.manifest)
 
     def searched_by(self, other: Searches) -> Snapshot:
-        """The same rows, but the nearest are asked of `other` (`clipfake.store.remote.ask`), unless `recall` is 1."""
+        """The same rows, searched by `other` (see `clipfake.store.backends.remote_search.ask`) unless `recall` is 1."""
         result = copy(self)
         result._elsewhere, result._held = other, self  # its files stay as long as the one that was opened
         return result
 
     @cached_property
     def _index(self) -> Attached | None:
-        from .index import attach  # FAISS is loaded by the first search
+        from .search.ann_index import attach  # FAISS is loaded by the first search
 
         return attach(self)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .errors import SpaceMismatch
+from ..errors import SpaceMismatch
 
 DIM_LIMIT = 1 << 20  # no encoder we know of gives a hundredth of it
 

@@ -7,9 +7,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from .durable import TEMPORARY
-from .errors import Damaged, NoStore, NotAStore
-from .lock import lease, writer_lock
+from ..core.atomic_files import TEMPORARY
+from ..core.locking import lease, writer_lock
+from ..errors import Damaged, NoStore, NotAStore
 from .manifest import Manifest, numbers, path_of, read_manifest, write_manifest
 from .snapshot import Snapshot
 from .space import Space

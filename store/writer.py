@@ -9,17 +9,17 @@ from pathlib import Path
 
 import numpy as np
 
-from .block import Block, Ids, Mask, Names, in_half
-from .deleted import without_rows
-from .durable import TEMPORARY, flush, make_folder, remove_leftover
-from .errors import BadBlock, StoreError
-from .keys import Hashes
-from .lock import give_up
+from ..core.atomic_files import TEMPORARY, flush, make_folder, remove_leftover
+from ..core.locking import give_up
+from ..errors import BadBlock, StoreError
+from .key_index import Hashes
 from .manifest import Part, numbers, path_of, read_manifest, write_manifest
-from .search import Positions
+from .records import Block, Ids, Mask, Names, in_half
+from .search.matches import Positions
 from .shard import Shard, hash_keys, reject_unfit, write_shard
 from .snapshot import Snapshot
 from .space import Space
+from .tombstones import without_rows
 
 ROWS_PER_SHARD = 16_384
 SECONDS_PER_SHARD = 30.0  # a slow encoder's rows are safe after this long

@@ -31,12 +31,12 @@ class Toy:
     """A folder with a store of 60 images a source and its trained head, and what is needed to serve it."""
 
     def __init__(self, folder: Path) -> None:
-        from clipfake.detector.making import make
-        from clipfake.detector.train import TrainOptions
-        from clipfake.detector.triplet import TripletOptions
-        from clipfake.indexer.encoder import PlainEncoder
-        from clipfake.indexer.image import decode, thumbnail
-        from clipfake.store.block import Block, Rows
+        from clipfake.detector.training.fit import make
+        from clipfake.detector.training.train import TrainOptions
+        from clipfake.detector.training.triplet import TripletOptions
+        from clipfake.indexer.decoding.image import decode, thumbnail
+        from clipfake.indexer.encoders.base import PlainEncoder
+        from clipfake.store.records import Block, Rows
         from clipfake.store.store import Store
 
         self.encoder, self.decode, self.thumbnail = PlainEncoder(), decode, thumbnail
@@ -76,7 +76,7 @@ class Toy:
     def served(self, **options: Any) -> Iterator[str]:
         """The URL of a real server of its app, on a free port of this machine."""
         import uvicorn
-        from clipfake.service.run import listening
+        from clipfake.service.server import listening
 
         with listening("127.0.0.1", 0) as port:
             server = uvicorn.Server(uvicorn.Config(self.app(**options), log_level="warning", lifespan="on"))

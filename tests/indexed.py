@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from clipfake.indexer.encoder import PlainEncoder
+from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.store.store import Store
 from PIL import Image as Pillow
 

@@ -10,33 +10,32 @@ import pytest
 import torch
 import transformers
 from clipfake.benchmarks import (
-    atlas,
     clip_retrieval,
-    command,
     decoding,
     encoder_sweep,
     feeding,
     indexing,
     int8,
     parity,
-    query,
     service,
     start,
-    store_format,
     targets,
     throughput,
 )
-from clipfake.benchmarks.architecture import VIT_L_14, write_architecture
-from clipfake.benchmarks.arithmetic import flops_per_image, matrix_rate
-from clipfake.indexer import nvimagecodec
-from clipfake.indexer.backbone import random_model
-from clipfake.indexer.encoder import Embeddings, PlainEncoder
-from clipfake.indexer.image import Pixels
-from clipfake.indexer.load import load_encoder
-from clipfake.indexer.packed import unpack
-from clipfake.indexer.sample import write_sample
-from clipfake.indexer.standin import build_standin
-from clipfake.indexer.tower import Shape
+from clipfake.benchmarks.common import command
+from clipfake.benchmarks.common.architecture import VIT_L_14, write_architecture
+from clipfake.benchmarks.common.flops import flops_per_image, matrix_rate
+from clipfake.benchmarks.detector import leave_one_out, query
+from clipfake.benchmarks.store import file_format
+from clipfake.demo.simulated_images import write_sample
+from clipfake.demo.standin_encoder import build_standin
+from clipfake.indexer.decoding import nvimagecodec
+from clipfake.indexer.decoding.image import Pixels
+from clipfake.indexer.encoders.base import Embeddings, PlainEncoder
+from clipfake.indexer.encoders.clip_vision import Shape
+from clipfake.indexer.encoders.load import load_encoder
+from clipfake.indexer.encoders.onednn_linear import unpack
+from clipfake.indexer.encoders.vision_backbone import random_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -98,7 +97,7 @@ def test_a_verdict_is_told_beside_a_forward_pass(given: tuple[list[Path], str]) 
 
 
 def test_a_stores_files_are_told_beside_plain_ones() -> None:
-    told = plain(store_format.run(rows=3000, metadata_rows=3000, pairs_rows=200, repeats=2))
+    told = plain(file_format.run(rows=3000, metadata_rows=3000, pairs_rows=200, repeats=2))
     assert told["order_to_memmap"] > 0 and told["random_to_memmap"] > 0
     assert told["metadata"]["rows"] == 3000
 
@@ -124,7 +123,7 @@ def test_a_service_is_told_beside_its_encoder(given: tuple[list[Path], str]) -> 
 
 @pytest.mark.slow
 def test_the_atlas_is_told_beside_fitting_anew() -> None:
-    assert plain(atlas.run(rows=2000, reals=3, fakes=4))["rows"] == 2000
+    assert plain(leave_one_out.run(rows=2000, reals=3, fakes=4))["rows"] == 2000
 
 
 def test_images_may_be_taken_again_and_the_naive_script_be_given_fewer(given: tuple[list[Path], str]) -> None:

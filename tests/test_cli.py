@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from clipfake.cli import main, spread
-from clipfake.indexer.sample import SOURCES, simulated, write_sample
-from clipfake.show.card import scale
-from clipfake.show.words import CAVEAT
+from clipfake.demo.simulated_images import SOURCES, simulated, write_sample
+from clipfake.show.phrasing import CAVEAT
+from clipfake.show.verdict_panel import scale
 from clipfake.store.space import Space
 from clipfake.store.store import Store
 from PIL import Image
@@ -239,7 +239,7 @@ def test_an_error_says_what_and_where_and_ends_with_1(
 
 
 def test_another_encoder_against_a_store_is_an_error(store: Path, sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
-    from clipfake.indexer.standin import build_standin
+    from clipfake.demo.standin_encoder import build_standin
 
     other = build_standin(tmp_path)
     for command in (["index", "--folders", sample[0]], ["query", next(sample[0].rglob("*.jpg"))]):
@@ -259,7 +259,8 @@ def test_choices_of_training_are_those_there_are(run) -> None:  # type: ignore[n
     from typing import get_args
 
     from clipfake.commands import train
-    from clipfake.detector import projection, split, triplet
+    from clipfake.detector import projection, split
+    from clipfake.detector.training import triplet
 
     there = {train.Kind: projection.KINDS, train.Recipe: split.RECIPES}
     there |= {getattr(train, name): get_args(getattr(triplet, name)) for name in ("Anchor", "Match", "Mining")}
@@ -415,7 +416,7 @@ def test_a_store_is_verified_repaired_and_compacted(sample: list[Path], tmp_path
 
 @pytest.mark.parametrize("width", [50, 80, 200])
 def test_no_number_of_a_wide_table_is_broken(width: int) -> None:
-    from clipfake.show.card import Blocks
+    from clipfake.show.verdict_panel import Blocks
     from rich.console import Console
 
     reals = ["afhq", "celebahq", "coco", "ffhq", "imagenet", "landscape", "lsun", "metfaces"]
@@ -563,7 +564,7 @@ def test_signs_that_a_terminal_lacks_end_nothing(
 
 def test_a_head_that_could_not_be_saved_is_not_trained(store: Path, monkeypatch: pytest.MonkeyPatch, run) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
-    monkeypatch.setattr("clipfake.detector.train.train", None)  # would end in a TypeError
+    monkeypatch.setattr("clipfake.detector.training.train.train", None)  # would end in a TypeError
     told = run("train", "--store", store)
     assert told.code == 1 and f"cannot write to {store / 'heads' / 'default'}" in told.err
 

@@ -1,0 +1,56 @@
+"""CLIP's architectures as directories, for speed: ViT-L/14 by its published dimensions, any with random weights."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+from ...indexer.encoders.hub import folder_of
+from ...indexer.encoders.vision_backbone import random_model
+
+# Radford et al. (2021), Learning transferable visual models from natural language supervision, table 20
+VIT_L_14: dict[str, Any] = {
+    "projection_dim": 768,
+    "vision_config": {
+        "hidden_size": 1024,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "patch_size": 14,
+        "intermediate_size": 4096,
+        "projection_dim": 768,
+    },
+    "text_config": {
+        "hidden_size": 768,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 12,
+        "intermediate_size": 3072,
+        "projection_dim": 768,
+    },
+}
+
+
+def write_architecture(folder: Path, like: str, dimensions: dict[str, Any]) -> Path:
+    """A directory that `untrained:SEED:` takes: `like`, but for these dimensions and without weights.
+
+    Parameters
+    ----------
+    like : hub id or directory of a CLIP
+    """
+    import transformers
+
+    told = transformers.CLIPConfig.from_pretrained(like).to_dict()
+    for name, value in dimensions.items():
+        told[name] = {**told[name], **value} if isinstance(value, dict) else value
+    transformers.CLIPConfig.from_dict(told).save_pretrained(folder)
+    transformers.CLIPImageProcessor.from_pretrained(like).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(like).save_pretrained(folder)
+    return folder
+
+
+def write_checkpoint(folder: Path, like: str, *, seed: int = 0) -> Path:
+    """A directory as those of trained models are, with `like`'s architecture and random weights in a file."""
+    shutil.copytree(folder_of(like, weights=False), folder, copy_function=shutil.copyfile)
+    folder.chmod(0o755)
+    random_model(folder, seed).save_pretrained(folder)
+    return folder

@@ -1,0 +1,4 @@
+"""Benchmarks of the detector.
+
+leave_one_out.py, fewshot.py, training.py, query.py
+"""

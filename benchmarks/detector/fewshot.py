@@ -1,0 +1,91 @@
+"""A generator nobody has seen, and what a few of its images in the bank change, without training.
+
+Each generator in turn is left out of head, calibration and bank; then 0, 1, 5, 10 and 50 of its images are added to
+the bank, as `clipfake bank add` does. Its test rows against the real ones, and all other generators' likewise.
+
+    python -m clipfake.benchmarks.detector.fewshot --store mystore
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...detector.evidence import Bank, Evidence, Rules
+from ...detector.metrics import auc
+from ...detector.split import PARTS
+from ...detector.training.calibrate import FITTED_ON, Signals
+from ...detector.training.examples import Examples, thinned
+from ...detector.training.train import TrainOptions, fit_head, make_split
+from ...store.records import FAKE, REAL
+from ...store.store import Store
+from ..common import command
+
+ADDED = (0, 1, 5, 10, 50)
+DRAWS = 3  # of which images are added
+
+
+def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
+    """AUC by number of added images: of each generator, the mean over them, and of the other generators."""
+    snapshot = store.snapshot()
+    options = TrainOptions(seed=seed, baselines=())
+    split, positions = make_split(snapshot, options)
+    parts = split.of(snapshot.column("keys"))
+    labels, generators = snapshot.column("labels"), snapshot.column("generators")
+    names = sorted(set(generators[labels == FAKE].tolist()))
+    result: dict[str, Any] = {"store": store.folder.name, "rows": len(snapshot), "added": list(ADDED), "generators": {}}
+    for name in names:
+        own = generators == name
+        train, choosing = (np.flatnonzero((parts == PARTS[part]) & ~own) for part in ("train", "validation"))
+        learning = thinned(train, labels[train], FITTED_ON, seed)
+        head, _ = fit_head(
+            snapshot, split, Examples.read(snapshot, learning), Examples.read(snapshot, choosing), options
+        )
+        everyone = (parts == PARTS["train"]) & ~own
+        bank = Bank.of(snapshot, Rules(), where=everyone)
+        calibration = Signals.read(head, bank, choosing).calibrated("rows", seed)
+        test = positions["test"]
+        asked = {"own": test[own[test] | (labels[test] == REAL)], "others": test[~own[test]]}
+        vectors = {who: snapshot.vectors(rows) for who, rows in asked.items()}
+        margins = {who: head.score(v) for who, v in vectors.items()}
+        pool = np.flatnonzero((parts == PARTS["train"]) & own)
+        told: dict[str, list[float]] = {"own": [], "others": [], "own_neighbors_only": []}
+        for count in ADDED:
+            found: dict[str, list[float]] = {key: [] for key in told}
+            for draw in range(DRAWS if count else 1):
+                chosen = np.random.default_rng([seed, draw, count]).permutation(pool)[:count]
+                where = everyone.copy()
+                where[chosen] = True
+                now = Bank.of(snapshot, Rules(), where=where)
+                for who, rows in asked.items():
+                    evidence: Evidence = now.evidence(vectors[who], snapshot.column("digests")[rows])
+                    found[who].append(_auc(labels[rows], calibration.score(margins[who], evidence.signal)))
+                    if who == "own":
+                        found["own_neighbors_only"].append(_auc(labels[rows], evidence.signal))
+            for key, values in found.items():
+                told[key].append(round(float(np.mean(values)), 4))
+        result["generators"][name] = told
+    result["mean"] = {
+        key: [round(float(np.mean([g[key][i] for g in result["generators"].values()])), 4) for i in range(len(ADDED))]
+        for key in ("own", "others", "own_neighbors_only")
+    }
+    return result
+
+
+def _auc(labels: Any, scores: Any) -> float:
+    value = auc(labels, scores)
+    return float("nan") if value is None else value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--store", type=Path, required=True)
+    result = run(Store.open(parser.parse_args().store))
+    command.tell(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,114 @@
+"""What the leave-one-out atlas costs: seconds and memory of both heads, and some of its cells fitted anew beside it.
+
+python -m clipfake.benchmarks.detector.leave_one_out --rows 200000 --reals 8 --fakes 25
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...detector.evaluation import leave_one_out as rules
+from ...detector.evaluation.ridge import Sums, by_source, extended, ridge
+from ...detector.metrics import auc
+from ...detector.training.baselines import neighbors
+from ...detector.training.examples import thinned
+from ...store.records import FAKE, REAL, Block, Rows
+from ...store.snapshot import Snapshot
+from ...store.store import Store
+from ..common import command
+from ..common.synthetic_rows import space
+from ..throughput import machine
+from .training import PIECE, Watch
+
+DIM = 512
+REFITTED = 3  # cells
+
+
+def stored(folder: str, rows: int, reals: int, fakes: int) -> None:
+    """Rows of so many sources: fakes have a direction in common and each source one of its own, all under noise."""
+    rng = np.random.default_rng(0)
+    own = rng.standard_normal((reals + fakes, DIM), dtype=np.float32) / np.float32(np.sqrt(DIM))
+    common = rng.standard_normal(DIM, dtype=np.float32) / np.float32(np.sqrt(DIM))
+    store = Store.create(Path(folder) / "s", space(DIM))
+    with store.writer("synthetic", rows_per_shard=PIECE) as writer:
+        for start in range(0, rows, 16_384):
+            n = min(16_384, rows - start)
+            source = rng.integers(0, reals + fakes, n)
+            vectors = 0.6 + 3 * rng.standard_normal((n, DIM), dtype=np.float32) / np.sqrt(DIM)
+            vectors += own[source] + 0.3 * common * (source >= reals)[:, None]
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            names = [f"real-{s:02d}" if s < reals else f"generator-{s - reals:02d}" for s in source.tolist()]
+            keys = [f"{name}/{i:09d}" for i, name in enumerate(names, start)]
+            labels = np.where(source < reals, REAL, FAKE)
+            writer.append(Block(space(DIM), Rows.make(keys, labels, sources=names), np.asarray(vectors, np.float32)))
+
+
+def run(rows: int = 20_000, *, reals: int = 8, fakes: int = 25) -> dict[str, Any]:
+    """`machine`; of each head its seconds, memory, mean AUC and the largest difference of a cell fitted anew."""
+    with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
+        pool.apply(stored, (folder, rows, reals, fakes))
+        snapshot = Store.open(Path(folder) / "s").snapshot()
+        result: dict[str, Any] = {"machine": machine(), "rows": rows, "reals": reals, "fakes": fakes}
+        with Watch() as watch:
+            for head in ("ridge", "knn"):
+                watch.part(head)
+                made = rules.atlas(snapshot, head)
+                seconds = time.perf_counter() - watch.since
+                watch.part("fitted anew")
+                apart = max(
+                    abs(cell.auc - _anew(snapshot, head, cell))
+                    for cell in made.cells[:: -(-len(made.cells) // REFITTED)]
+                )
+                result[head] = {
+                    "seconds": round(seconds, 2),
+                    "mib": watch.mib.get(head),
+                    "cells": len(made.cells),
+                    "mean_auc": round(made.mean_auc, 4),
+                    "optimism": round(made.optimism, 4),
+                    "largest_difference": float(f"{apart:.2g}"),
+                }
+        return result
+
+
+def _anew(snapshot: Snapshot, head: rules.Kind, cell: rules.Cell) -> float:
+    """The AUC of a cell by a head that was fitted, or a bank that was made, without its two sources."""
+    labels, sources = snapshot.column("labels"), snapshot.column("sources")
+    learned = np.ones(len(snapshot), bool)
+    groups, names = by_source(snapshot)
+    learned[rules.held_out(groups, 0)] = False
+    classes = ((sources == cell.real) & (labels == REAL), (sources == cell.generator) & (labels == FAKE))
+    learned &= ~(classes[0] | classes[1])
+    scores = []
+    if head == "ridge":
+        sums = [Sums.of(snapshot.vectors(learned & (labels == label))) for label in (REAL, FAKE)]
+        weights = ridge(*sums)
+        scores = [extended(snapshot.vectors(mask)) @ weights for mask in classes]
+    else:
+        banks = [snapshot.vectors(learned & (labels == label)) for label in (REAL, FAKE)]
+        for mask in classes:
+            members = np.flatnonzero(mask)
+            asked = snapshot.vectors(thinned(members, labels[members], max(rules.ASKED // len(names), 1), 0))
+            real, fake = (neighbors(asked, bank, rules.K).mean_similarity() for bank in banks)
+            scores.append(fake - real)
+    truth = np.repeat([REAL, FAKE], [len(part) for part in scores])
+    return auc(truth, np.concatenate(scores).astype(np.float32)) or 0.0
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", type=int, default=200_000)
+    parser.add_argument("--reals", type=int, default=8)
+    parser.add_argument("--fakes", type=int, default=25)
+    told = parser.parse_args()
+    command.tell(run(told.rows, reals=told.reals, fakes=told.fakes))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,125 @@
+"""What a verdict costs beside the encoder: search, evidence, calibration and JSON against one forward pass.
+
+    python -m clipfake.benchmarks.detector.query --rows 100000 \\
+        --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...detector.detector import Detector, Question
+from ...detector.evidence import Bank
+from ...detector.training.calibrate import calibrate
+from ...detector.training.train import TrainOptions, train
+from ...detector.training.triplet import TripletOptions
+from ...indexer.encoders.load import load_encoder
+from ...store.maintenance.build_index import build_index
+from ...store.records import Vectors
+from ...store.store import Store
+from ..common import command
+from ..common.synthetic_rows import space, synthetic
+from ..throughput import machine
+
+PIECE = 50_000  # rows a shard
+K = 10  # of recall@10
+
+
+def stored(folder: Path, rows: int) -> Store:
+    """A store of synthetic rows."""
+    blocks = synthetic(rows)
+    store = Store.create(folder, space(512))
+    with store.writer("synthetic", rows_per_shard=PIECE) as writer:
+        for block in blocks:
+            writer.append(block)
+    return store
+
+
+def run(
+    encoder: str, *, rows: int = 100_000, queries: int = 50, threads: int | None = None, device: str = "auto"
+) -> dict[str, Any]:
+    """Milliseconds of a verdict and of a forward pass of one image, medians and 99th percentiles, and their ratio.
+
+    The bank is indexed as `clipfake store index` does it; `recall_at_10` is that of the evidence's own searches, within
+    each class, against exact search.
+    """
+    import torch
+
+    if threads:
+        torch.set_num_threads(threads)
+    model = load_encoder(encoder, device=device)
+    pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
+    forward = _times(lambda i: model.encode([pixels]), 10)
+    with tempfile.TemporaryDirectory() as folder:
+        small = stored(Path(folder) / "small", 6_000).snapshot()
+        options = TrainOptions(triplet=TripletOptions(epochs=3), baselines=())
+        head = train(small, options).head
+        calibration = calibrate(small, head, options).calibration
+        store = stored(Path(folder) / "bank", rows)
+        built = build_index(store)
+        snapshot = store.snapshot()
+        asked = snapshot.vectors(np.random.default_rng(1).choice(rows, queries, replace=False))
+        detector = Detector(head, Bank.of(snapshot), calibration)
+        plain, full = Question(changes=False), Question()
+        detector.judge(["warm"], asked[:1])
+        verdict = _times(lambda i: detector.judge(["x"], asked[i : i + 1], question=plain)[0].as_json(), queries)
+        with_changes = _times(lambda i: detector.judge(["x"], asked[i : i + 1], question=full)[0].as_json(), queries)
+        parts = {
+            "classifier": _times(lambda i: head.score(asked[i : i + 1]), queries),
+            "evidence": _times(lambda i: detector.bank.evidence(asked[i : i + 1]), queries),
+        }
+        recall = _recall(detector.bank, asked)
+    return {
+        "machine": machine(),
+        "encoder": encoder,
+        "rows": rows,
+        "index": {"labels": [f"{one.kind}, {one.cells} cells" for one in built.labels], "bytes": built.bytes},
+        "recall_at_10": recall,
+        "forward": forward,
+        "verdict": verdict,
+        "verdict_with_changes": with_changes,
+        "parts": parts,
+        "verdict_over_forward": round(verdict["median_ms"] / forward["median_ms"], 4),
+    }
+
+
+def _recall(bank: Bank, asked: Vectors) -> float:
+    """Mean share of the K nearest rows of each class that are among those the evidence chooses from."""
+    shares = []
+    for label, candidates in bank.candidates(asked).items():
+        found = candidates.found.rows
+        true = bank.snapshot.search(asked, K, bank.labels == label, recall=1.0).rows
+        shares += [len(set(one) & set(two)) / K for one, two in zip(found.tolist(), true.tolist(), strict=True)]
+    return round(float(np.mean(shares)), 4)
+
+
+def _times(do: Callable[[int], object], repeats: int) -> dict[str, float]:
+    do(0)
+    seconds = []
+    for i in range(repeats):
+        began = time.perf_counter()
+        do(i)
+        seconds.append(time.perf_counter() - began)
+    median, late = np.quantile(seconds, [0.5, 0.99]) * 1000
+    return {"median_ms": round(float(median), 3), "p99_ms": round(float(late), 3)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    command.ask_for_encoder(parser)
+    parser.add_argument("--rows", type=int, default=100_000)
+    parser.add_argument("--queries", type=int, default=50)
+    parser.add_argument("--threads", type=int)
+    told = command.parsed(parser)
+    command.tell(run(told.pop("encoder"), **told))
+
+
+if __name__ == "__main__":
+    main()

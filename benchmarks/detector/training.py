@@ -1,0 +1,237 @@
+"""What training costs from stored vectors: seconds and memory of each part, at several sizes, and Nyström's accuracy.
+
+Each size is trained in a process of its own, on made-up rows that no head tells apart without errors. Memory is what
+the process itself holds (`mib`) and that with the pages of the store's files which it has mapped and which the system
+takes back as it likes (`peak_mib`). Above `clipfake.detector.training.svm_training.EXACT` rows the machine is
+Nyström's; it and the triplet projection learn from all training rows, baselines from
+`clipfake.detector.training.train.LEARNED` of them at most.
+
+With `--nystroem ROWS` the two machines learn the same projected rows: test accuracy, and how often they agree.
+
+    python -m clipfake.benchmarks.detector.training --rows 40000,200000,2500000 --nystroem 40000
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...store.records import FAKE, Block
+from ...store.store import Store
+from ..common import command
+from ..common.synthetic_rows import space, synthetic
+from ..throughput import machine
+
+PIECE = 50_000  # rows a shard
+NOISE = 1.5  # length of what is added to a synthetic unit vector
+DIRECTIONS = 8  # in which the classes part, some of them only where others agree
+LEAN = 0.6  # of a class along them, in standard deviations
+LANDMARKS = (500, 1000, 2000)
+BASELINES = ("linear_probe",)
+
+
+def hard(rows: int, dim: int = 512, seed: int = 0) -> Iterator[Block]:
+    """Synthetic rows under noise, with a class that a plane finds in part, a curved border in more, none wholly."""
+    rng = np.random.default_rng([seed, 7])
+    axes = np.linalg.qr(rng.standard_normal((dim, DIRECTIONS)))[0].T.astype(np.float32)
+    for block in synthetic(rows, dim, seed):
+        n = len(block)
+        sign = np.where(block.rows.labels == FAKE, 1.0, -1.0).astype(np.float32)
+        along = rng.standard_normal((n, DIRECTIONS)).astype(np.float32)
+        along[:, 0] += LEAN * sign
+        # where one coordinate is above 0 the other leans one way, below 0 the other way: no plane sees that
+        along[:, 1::2][:, :3] += LEAN * sign[:, None] * np.sign(along[:, 2::2][:, :3])
+        noise = NOISE * rng.standard_normal((n, dim), dtype=np.float32) / np.float32(np.sqrt(dim))
+        vectors = 0.3 * block.vectors + noise + 0.35 * along @ axes
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+        yield replace(block, vectors=np.asarray(vectors, np.float32))
+
+
+def stored(folder: Path, rows: int) -> Store:
+    """A store of hard rows."""
+    store = Store.create(folder, space(512))
+    with store.writer("synthetic", rows_per_shard=PIECE) as writer:
+        for block in hard(rows):
+            writer.append(block)
+    return store
+
+
+def run(
+    rows: Sequence[int] = (10_000,),
+    *,
+    epochs: int = 5,
+    baselines: Sequence[str] = BASELINES,
+    calibration: bool = True,
+    nystroem: int = 0,
+) -> dict[str, Any]:
+    """`machine`, and for each number of rows: seconds and memory by part and in all, and test figures."""
+    result: dict[str, Any] = {"machine": machine(), "epochs": epochs}
+    for count in rows:
+        with tempfile.TemporaryDirectory() as folder:
+            _apart(_write, folder, count)
+            result[str(count)] = _apart(measured, folder, epochs, baselines, calibration)
+    if nystroem:
+        result["nystroem"] = _apart(against_exact, nystroem, epochs)
+    return result
+
+
+def _apart(do: Any, *told: Any) -> dict[str, Any]:
+    """In a process of its own, whose memory is then its alone."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        found: dict[str, Any] = pool.apply(do, told)
+    return found
+
+
+def measured(folder: str, epochs: int, baselines: Sequence[str], calibration: bool) -> dict[str, Any]:
+    """One stored size, in this process."""
+    from ...detector.training.calibrate import calibrate
+    from ...detector.training.train import TrainOptions, train
+    from ...detector.training.triplet import TripletOptions
+
+    snapshot = Store.open(Path(folder) / "s").snapshot()
+    with Watch() as watch:
+        began = time.perf_counter()
+        watch.part("split")
+        options = TrainOptions(triplet=TripletOptions(epochs=epochs), baselines=tuple(baselines))
+        trained = train(snapshot, options, watch.part)
+        if calibration:
+            watch.part("calibration")
+            calibrate(snapshot, trained.head, options, progress=watch.part)
+        seconds = time.perf_counter() - began
+    told = {name: one.metrics["test"] for name, one in trained.baselines.items()}
+    told["head"] = trained.metrics["test"]
+    return {
+        "seconds": round(seconds, 2),
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+        "mib": max(watch.mib.values(), default=None),
+        "store_mib": round(sum(p.stat().st_size for p in Path(folder).rglob("*.h5")) / 2**20),
+        "parts": {name: {"seconds": round(s, 2), "mib": watch.mib.get(name)} for name, s in watch.seconds.items()},
+        "machine_rows": len(trained.head.classifier.vectors),
+        "epochs": len(trained.log),
+        "test": {name: {"accuracy": _round(m.accuracy), "auc": _round(m.auc), "n": m.n} for name, m in told.items()},
+    }
+
+
+def _write(folder: str, rows: int) -> dict[str, Any]:
+    stored(Path(folder) / "s", rows)
+    return {}
+
+
+def against_exact(rows: int, epochs: int) -> dict[str, Any]:
+    """Both machines on the projections of the same training rows, asked of the same test rows."""
+    from ...detector.svm import Svm
+    from ...detector.training.examples import Stored
+    from ...detector.training.nystroem import fit_nystroem
+    from ...detector.training.svm_training import scale_gamma
+    from ...detector.training.train import TrainOptions, make_split
+    from ...detector.training.triplet import TripletOptions, fit_projection, project
+
+    with tempfile.TemporaryDirectory() as folder:
+        snapshot = stored(Path(folder) / "s", rows).snapshot()
+        parts = {name: Stored(snapshot, p) for name, p in make_split(snapshot, TrainOptions())[1].items()}
+        projection, _ = fit_projection("linear", parts["train"], parts["validation"], TripletOptions(epochs=epochs))
+        points = {name: project(projection, part, None) for name, part in parts.items()}
+    labels, truth = parts["train"].labels, parts["test"].labels
+    gamma = scale_gamma(points["train"])
+
+    def timed(fit: Any) -> tuple[Svm, float]:
+        began = time.perf_counter()
+        return fit(), round(time.perf_counter() - began, 2)
+
+    machines = {"exact": timed(lambda: _exact(points["train"], labels, gamma))}
+    for count in LANDMARKS:
+
+        def near(count: int = count) -> Svm:
+            return fit_nystroem(lambda: [(points["train"], labels)], gamma=gamma, landmarks=count)
+
+        machines[str(count)] = timed(near)
+    said = {name: one.score(points["test"]) > 0 for name, (one, _) in machines.items()}
+    result: dict[str, Any] = {"rows": len(labels), "test_rows": len(truth)}
+    for name, (one, seconds) in machines.items():
+        told: dict[str, Any] = {"seconds": seconds, "machine_rows": len(one.vectors)}
+        told |= {"accuracy": _round(float((said[name] == (truth == FAKE)).mean()))}
+        result[name] = told | {"agreement": _round(float((said[name] == said["exact"]).mean()))}
+    return result
+
+
+def _exact(points: Any, labels: Any, gamma: float) -> Any:
+    """Whatever their number."""
+    from sklearn.svm import SVC
+
+    from ...detector.svm import Svm
+
+    found = SVC(C=1.0, kernel="rbf", gamma=gamma, cache_size=1000).fit(points, labels)
+    vectors = np.asarray(found.support_vectors_, np.float32)
+    return Svm(vectors, np.asarray(found.dual_coef_[0], np.float64), float(found.intercept_[0]), gamma)
+
+
+class Watch:
+    """Seconds of each part, and the most memory that this process held in it (looked at every 20 ms; Linux)."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self.mib: dict[str, int] = {}
+        self._doing, self.since = "", time.perf_counter()
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.part("")
+        self._over.set()
+        self._thread.join()
+
+    def part(self, what: str) -> None:
+        """From now on this is being done; what stands behind a comma is a detail."""
+        now = time.perf_counter()
+        if self._doing:
+            self.seconds[self._doing] = self.seconds.get(self._doing, 0.0) + now - self.since
+        self._doing, self.since = what.partition(",")[0], now
+
+    def _look(self) -> None:
+        while not self._over.wait(0.02):
+            with suppress(OSError, StopIteration):
+                lines = Path("/proc/self/status").read_text().splitlines()
+                held = int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) // 1024
+                if doing := self._doing:
+                    self.mib[doing] = max(held, self.mib.get(doing, 0))
+
+
+def _round(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rows", default="40000", help="one or several, separated by commas; 0 for none")
+    parser.add_argument("--epochs", type=int, default=20, help="of the triplet projection, at most")
+    parser.add_argument("--baselines", default=",".join(BASELINES), help="comma between several; none for none")
+    parser.add_argument("--no-calibration", action="store_true")
+    parser.add_argument("--nystroem", type=int, default=0, metavar="ROWS", help="compare both machines on these many")
+    told = parser.parse_args()
+    result = run(
+        [int(count) for count in told.rows.split(",") if int(count)],
+        epochs=told.epochs,
+        baselines=[name for name in told.baselines.split(",") if name and name != "none"],
+        calibration=not told.no_calibration,
+        nystroem=told.nystroem,
+    )
+    command.tell(result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,4 @@
+"""Benchmarks of the store.
+
+search.py, file_format.py, backends.py
+"""

@@ -1,0 +1,178 @@
+"""What the store's files cost to read beside plain numpy: vectors in order and at random, and the rows' metadata.
+
+    python -m clipfake.benchmarks.store.file_format --rows 1000000 --metadata-rows 2500000
+
+In turn, a repeat each: all vectors in their order, and some thousand rows at random, from the store's shards and from
+one plain `numpy.memmap` of the same bytes, both from the page cache. Then keys, labels and sources of a store of many
+rows in a process of its own, and what it took of memory. And every row's nearest others, of as many rows as are asked.
+And what a core spends on taking rows in: 256 at a time with a thumbnail of 3 KB each, sealed in shards of 16,384; of a
+store that has them already, asked again, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...store.maintenance.near_duplicates import all_pairs
+from ...store.records import Block
+from ...store.snapshot import Snapshot
+from ...store.store import Store
+from ..common import command
+from ..common.synthetic_rows import space, synthetic
+from ..throughput import machine
+
+DIM = 512
+RANDOM_ROWS = 20_000
+PIECE = 16_384
+APPENDED_ROWS = 65_536
+BATCH = 256
+THUMBNAIL = 3000  # bytes
+
+
+def stored(folder: Path, rows: int, dim: int) -> Store:
+    store = Store.create(folder, space(dim))
+    with store.writer("made up") as writer:
+        if not len(writer.snapshot):
+            for block in synthetic(rows, dim):
+                writer.append(block)
+    return store
+
+
+def run(rows: int, metadata_rows: int, pairs_rows: int, repeats: int) -> dict[str, Any]:
+    """Ratios to numpy.memmap (above 1: the store is quicker), medians, and what metadata and pairs took."""
+    told: dict[str, Any] = {"machine": machine(), "rows": rows, "dim": DIM}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        told |= vectors(stored(folder / "s", rows, DIM).snapshot(), folder / "plain.npy", repeats)
+        told["append_microseconds"] = appending(folder / "a", min(rows, APPENDED_ROWS))
+        told["all_pairs"] = pairs(stored(folder / "s", rows, DIM).snapshot(), folder / "pairs", pairs_rows)
+        stored(folder / "m", metadata_rows, 4)
+        with multiprocessing.get_context("spawn").Pool(1) as other:
+            told["metadata"] = {"rows": metadata_rows, **other.apply(metadata, (str(folder / "m"),))}
+    return told
+
+
+def appending(folder: Path, rows: int) -> dict[str, float]:
+    """Microseconds of a core that a row costs, until it is sealed; "user" leaves out what the kernel does to write."""
+    rng = np.random.default_rng(0)
+    pictures = [rng.bytes(THUMBNAIL) for _ in range(BATCH)]
+    blocks = [
+        Block(block.space, block.rows, block.vectors, tuple(pictures[: len(block)]))
+        for block in synthetic(rows, DIM, size=BATCH)
+    ]
+    store, told = Store.create(folder, space(DIM)), {}
+    for name in ("new", "known"):
+        began = os.times()
+        with store.writer(seconds_per_shard=1e9) as writer:
+            for block in blocks:
+                writer.append(block)
+        ended = os.times()
+        told[f"{name}_user"] = round((ended.user - began.user) / rows * 1e6, 2)
+        told[f"{name}_all"] = round(told[f"{name}_user"] + (ended.system - began.system) / rows * 1e6, 2)
+    return told
+
+
+def vectors(snapshot: Snapshot, copy: Path, repeats: int) -> dict[str, Any]:
+    """Reading a snapshot's vectors beside reading the same bytes from one plain file."""
+    rows = len(snapshot)
+    written = np.lib.format.open_memmap(copy, "w+", np.float16, (rows, DIM))
+    for start in range(0, rows, PIECE):
+        written[start : start + PIECE] = snapshot.vectors(slice(start, start + PIECE), np.float16)
+    written.flush()
+    plain = np.load(copy, mmap_mode="r")
+    rng = np.random.default_rng(0)
+    seconds: dict[str, list[float]] = {name: [] for name in ("order", "order_plain", "random", "random_plain")}
+    for repeat in range(repeats + 1):  # the first one brings both into the page cache
+        some = rng.integers(0, rows, RANDOM_ROWS)
+        ways: dict[str, Callable[[], object]] = {
+            "order": lambda: _in_order(lambda part: snapshot.vectors(part, np.float16), rows),
+            "order_plain": lambda: _in_order(lambda part: np.array(plain[part]), rows),
+            "random": partial(snapshot.vectors, some, np.float16),
+            "random_plain": partial(plain.__getitem__, some),
+        }
+        for name, way in ways.items():
+            took = timed(way)
+            if repeat:
+                seconds[name].append(took)
+    return {
+        "gigabytes_per_second": {
+            name: round(rows * DIM * 2 / float(np.median(seconds[name])) / 1e9, 2) for name in ("order", "order_plain")
+        },
+        "order_to_memmap": ratio(seconds["order_plain"], seconds["order"]),
+        "random_to_memmap": ratio(seconds["random_plain"], seconds["random"]),
+    }
+
+
+def pairs(snapshot: Snapshot, folder: Path, rows: int) -> dict[str, Any]:
+    """The ten nearest others of the first rows, among themselves."""
+    took = timed(lambda: all_pairs(snapshot, folder, 10, np.arange(len(snapshot)) < rows))
+    return {"rows": rows, "seconds": round(took, 2), "million_pairs_per_second": round(rows**2 / took / 1e6, 1)}
+
+
+def metadata(folder: str) -> dict[str, float]:
+    """Seconds and MiB that keys, labels and sources of a store's rows take in this process."""
+    snapshot = Store.open(folder).snapshot()
+    before = _resident()
+    began = time.perf_counter()
+    kept = [snapshot.column(name) for name in ("keys", "labels", "sources")]
+    seconds = time.perf_counter() - began
+    assert len({len(column) for column in kept}) == 1
+    return {
+        "seconds": round(seconds, 2),
+        "mebibytes": round((_resident() - before) / 2**20),
+        "peak_mebibytes": round((_peak() - before) / 2**20),
+    }
+
+
+def ratio(plain: list[float], ours: list[float]) -> float:
+    """Median of the ratios, each within one repeat."""
+    return round(float(np.median(np.array(plain) / np.array(ours))), 3)
+
+
+def timed(do: Callable[[], object]) -> float:
+    began = time.perf_counter()
+    do()
+    return time.perf_counter() - began
+
+
+def _in_order(read: Callable[[slice], Any], rows: int) -> None:
+    for start in range(0, rows, PIECE):
+        read(slice(start, min(start + PIECE, rows)))
+
+
+def _resident() -> int:
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    """Bytes, as Linux tells them."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    parser.add_argument("--metadata-rows", type=int, default=2_500_000)
+    parser.add_argument("--pairs-rows", type=int, default=50_000)
+    parser.add_argument("--repeats", type=int, default=5)
+    given = parser.parse_args()
+    command.tell(run(given.rows, given.metadata_rows, given.pairs_rows, given.repeats))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,214 @@
+"""The report this grew from: what its ten tables say, the runs behind them, and those it leaves out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+import numpy as np
+
+from ...errors import NotEnoughRows
+from ...store.filter import Filter
+from ...store.records import FAKE, REAL
+from ...store.search.matches import Positions
+from ...store.snapshot import Snapshot
+from ..head import Head
+from ..metrics import Metrics, measure
+from ..projection import FUSIONS
+from ..split import PARTS
+from ..training.train import TrainOptions, make_split, score_rows, train
+from ..training.triplet import TripletOptions
+from ..vocabulary import MODES, Mode
+
+Backbone = Literal["b32", "b16"]
+NAMES: dict[Backbone, str] = {"b32": "ViT-B/32", "b16": "ViT-B/16"}
+
+
+@dataclass(frozen=True)
+class Data:
+    """One of the report's data sets: folders of ArtiFact, and how many rows it used of them."""
+
+    name: str
+    sources: tuple[str, ...]
+    rows: int  # half of them real
+
+
+DATA = {
+    "cycle_gan": Data("CycleGAN", ("cycle_gan",), 15_210),
+    "pro_gan": Data("ProGAN", ("pro_gan",), 40_000),
+    "combined": Data("combined", ("cycle_gan", "pro_gan"), 55_210),
+}
+SOURCES = DATA["combined"].sources
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One column of a table, in per cent; of two classes as (real, fake), else the mean of both."""
+
+    precision: tuple[float, ...]
+    recall: tuple[float, ...]
+    f1: tuple[float, ...]
+    accuracy: float | None = None
+
+
+@dataclass(frozen=True)
+class Table:
+    """One of the ten tables."""
+
+    number: int
+    backbone: Backbone
+    kind: str
+    data: str
+    parts: dict[str, Figures]
+
+    @property
+    def cell(self) -> str:
+        return f"{self.backbone}-{self.kind}-{self.data}"
+
+
+def _of(precision: Sequence[float], recall: Sequence[float], f1: Sequence[float]) -> dict[str, Figures]:
+    """The three columns of tables 5 to 10: means over both classes, accuracy not given."""
+    told = zip(PARTS, precision, recall, f1, strict=True)
+    return {part: Figures((p,), (r,), (f,)) for part, p, r, f in told}
+
+
+# Tables 8 to 10 stand under "product": what is described there is the image's, the text's and their product's 128
+# dimensions side by side, brought back to 128, which is `triple` here.
+TABLES = (
+    Table(1, "b32", "linear", "cycle_gan", {"train": Figures((95.79, 94.87), (94.81, 95.83), (95.30, 95.35), 95.3)}),
+    Table(2, "b32", "linear", "cycle_gan", {"test": Figures((94.43, 93.62), (93.56, 94.48), (93.99, 94.04), 94.0)}),
+    Table(3, "b32", "linear", "pro_gan", {"train": Figures((92.93, 93.11), (93.13, 92.91), (93.03, 93.01), 93.02)}),
+    Table(4, "b32", "linear", "pro_gan", {"test": Figures((91.62, 92.08), (92.13, 91.57), (91.87, 91.83), 91.85)}),
+    Table(5, "b16", "sum", "cycle_gan", _of((94.61, 93.68, 93.50), (94.60, 93.62, 93.49), (94.60, 93.62, 93.49))),
+    Table(6, "b16", "sum", "pro_gan", _of((92.99, 92.25, 92.62), (92.98, 92.25, 92.61), (92.98, 92.25, 92.61))),
+    Table(7, "b16", "sum", "combined", _of((91.46, 91.65, 91.25), (91.46, 91.65, 91.25), (91.46, 91.65, 91.25))),
+    Table(8, "b16", "triple", "cycle_gan", _of((95.49, 95.39, 95.41), (95.48, 95.33, 95.40), (95.48, 95.33, 95.40))),
+    Table(9, "b16", "triple", "pro_gan", _of((90.83, 89.95, 90.49), (90.82, 89.95, 90.49), (90.82, 89.95, 90.49))),
+    Table(10, "b16", "triple", "combined", _of((90.76, 91.07, 90.57), (90.75, 91.07, 90.57), (90.75, 91.07, 90.57))),
+)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One head: an encoder, a projection, and what it is trained on. Tested on its own rows and on the other sets'."""
+
+    backbone: Backbone
+    kind: str
+    data: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.backbone}-{self.kind}-{self.data}"
+
+    @property
+    def tables(self) -> tuple[Table, ...]:
+        """Those of the report that it answers to; () for a run that the report left out."""
+        return tuple(table for table in TABLES if table.cell == self.name)
+
+
+KINDS: dict[Backbone, tuple[str, ...]] = {"b32": ("linear",), "b16": ("linear", *FUSIONS)}
+CELLS = tuple(Cell(backbone, kind, data) for backbone, kinds in KINDS.items() for kind in kinds for data in DATA)
+
+
+@dataclass(frozen=True)
+class PaperOptions:
+    """How the cells are run; as the report had it."""
+
+    epochs: int = 20
+    seed: int = 0
+    baselines: tuple[str, ...] = ("majority", "category_only", "linear_probe")
+
+    def training(self, kind: str, data: str) -> TrainOptions:
+        return TrainOptions(
+            kind,
+            TripletOptions(epochs=self.epochs),
+            sources=DATA[data].sources,
+            seed=self.seed,
+            baselines=self.baselines,
+        )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a cell gave, as JSON all through: it is kept in a file of its own."""
+
+    cell: str
+    asked: dict[str, Any]  # what it depends on: run again only if this is another
+    rows: dict[str, int]  # real, fake, train, validation, test
+    parts: dict[str, Any]  # train, validation, test -> metrics, text heads with the stored categories as in the report
+    modes: dict[str, Any]  # of a text head: mode -> metrics of the test
+    elsewhere: dict[str, Any]  # another set -> metrics of its test rows
+    baselines: dict[str, Any]
+    sentences: list[str] = field(default_factory=list)
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def asked_of(snapshot: Snapshot, options: PaperOptions) -> dict[str, Any]:
+    """What a cell's outcome depends on."""
+    parts = [[part.name, part.header, part.deleted_digest] for part in snapshot.manifest.parts]
+    return {"space": snapshot.space.as_json(), "rows": parts, "options": {**asdict(options), "baselines": None}}
+
+
+def missing(snapshot: Snapshot, cell: Cell) -> str:
+    """Why a cell cannot be run on these rows, "" if it can."""
+    there = set(snapshot.column("sources").tolist())
+    if lacking := [source for source in DATA[cell.data].sources if source not in there]:
+        return f"no rows of {' and '.join(lacking)}; name that folder of ArtiFact"
+    of_these = Filter(sources=DATA[cell.data].sources).mask(snapshot)
+    if not {REAL, FAKE} <= set(snapshot.column("labels")[of_these].tolist()):
+        return f"{DATA[cell.data].name} has one class only"
+    if cell.kind in FUSIONS and not snapshot.texts:
+        return "its encoder has no text side"
+    return ""
+
+
+def run(
+    snapshot: Snapshot,
+    cell: Cell,
+    options: PaperOptions = PaperOptions(),
+    progress: Callable[[str], None] | None = None,
+) -> Outcome:
+    """Train one cell and measure it on its own rows and on the other sets' test rows; reads the store only.
+
+    Raises
+    ------
+    NotEnoughRows
+        `missing` says why.
+    """
+    if why := missing(snapshot, cell):
+        raise NotEnoughRows(f"{cell.name}: {why}")
+    training = options.training(cell.kind, cell.data)
+    trained = train(snapshot, training, progress)
+    head, (_, parts) = trained.head, make_split(snapshot, training)
+    mode: Mode = "given" if head.projection.reads_text else "zero-shot"
+    labels = snapshot.column("labels")
+    told = {part: scored(head, snapshot, parts[part], mode).as_json() for part in PARTS}
+    modes: dict[str, Any] = {}
+    if head.projection.reads_text:
+        modes = {way: scored(head, snapshot, parts["test"], way).as_json() for way in MODES}
+    elsewhere = {}
+    for other in DATA:
+        foreign = not set(DATA[other].sources) & set(DATA[cell.data].sources)
+        if foreign and not missing(snapshot, Cell(cell.backbone, cell.kind, other)):
+            tested = make_split(snapshot, options.training(cell.kind, other))[1]["test"]
+            elsewhere[other] = scored(head, snapshot, tested).as_json()
+    used = np.concatenate([parts[part] for part in PARTS])
+    counts = {name: int((labels[used] == label).sum()) for name, label in (("real", REAL), ("fake", FAKE))}
+    return Outcome(
+        cell.name,
+        asked_of(snapshot, options),
+        counts | {part: len(parts[part]) for part in PARTS},
+        told,
+        modes,
+        elsewhere,
+        {name: baseline.as_json() for name, baseline in trained.baselines.items()},
+        trained.sentences,
+    )
+
+
+def scored(head: Head, snapshot: Snapshot, positions: Positions, mode: Mode = "zero-shot") -> Metrics:
+    """A head's figures on some rows, with the categories of a text head taken from where `mode` says."""
+    return measure(snapshot.column("labels")[positions], score_rows(head, snapshot, positions, mode))

@@ -1,0 +1,144 @@
+"""Labelled rows to learn from: in memory with all that is said of them, or their vectors read when asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ...store.records import TEXT, Ints, Names, Vectors
+from ...store.search.matches import Positions
+from ...store.snapshot import Snapshot
+
+ROWS_AT_ONCE = 16_384  # whose vectors are in memory where all are gone through
+FACTS = ("JPEG", "PNG", "WEBP", "other format", "width", "height", "JPEG quality", "bytes per pixel")
+
+
+class Labelled(Protocol):
+    """Rows to learn from, wherever their vectors are."""
+
+    @property
+    def labels(self) -> Ints:
+        """(rows,) 0 or 1."""
+
+    @property
+    def categories(self) -> Names:
+        """(rows,) "" where it was not said."""
+
+    @property
+    def sources(self) -> Names:
+        """(rows,)"""
+
+    def __len__(self) -> int: ...
+
+    def vectors_of(self, rows: Any) -> Vectors:
+        """(n, dim) float32 of some rows (integers or a slice)."""
+
+
+def pieces(rows: Labelled) -> Iterator[tuple[slice, Vectors]]:
+    """All rows in order, `ROWS_AT_ONCE` at a time: which they are, and their vectors."""
+    for start in range(0, len(rows), ROWS_AT_ONCE):
+        here = slice(start, min(start + ROWS_AT_ONCE, len(rows)))
+        yield here, rows.vectors_of(here)
+
+
+@dataclass(frozen=True)
+class Stored:
+    """Rows of a snapshot whose vectors stay on disk until they are asked for."""
+
+    snapshot: Snapshot
+    positions: Positions  # (rows,)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    @cached_property
+    def labels(self) -> Ints:
+        return self._column("labels")
+
+    @cached_property
+    def categories(self) -> Names:
+        return self._column("categories")
+
+    @cached_property
+    def sources(self) -> Names:
+        return self._column("sources")
+
+    def vectors_of(self, rows: Any) -> Vectors:
+        return self.snapshot.vectors(self.positions[rows])
+
+    def _column(self, name: str) -> npt.NDArray[Any]:
+        return np.asarray(self.snapshot.column(name)[self.positions])
+
+
+@dataclass(frozen=True, eq=False)  # told apart as objects: arrays cannot be compared in a word
+class Examples:
+    """Some rows of a snapshot; all columns have the same length."""
+
+    vectors: Vectors  # (rows, dim) float32
+    labels: Ints  # (rows,) 0 or 1
+    categories: Names  # (rows,) "" where it was not said
+    sources: Names  # (rows,)
+    facts: npt.NDArray[np.float32]  # (rows, len(FACTS)) of the file, not of the picture
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def vectors_of(self, rows: Any) -> Vectors:
+        return np.asarray(self.vectors[rows])
+
+    def take(self, rows: Any) -> Examples:
+        """The rows at these positions (integers, a slice or a mask), in that order."""
+        return replace(self, **{name: column[rows] for name, column in vars(self).items()})
+
+    @classmethod
+    def make(cls, vectors: Vectors, labels: Ints, **columns: Any) -> Examples:
+        """Examples from what is known of them."""
+        n = len(labels)
+        blank = np.full(n, "", TEXT)
+        unknown = {"categories": blank, "sources": blank, "facts": np.zeros((n, len(FACTS)), np.float32)}
+        return cls(np.asarray(vectors, np.float32), np.asarray(labels), **{**unknown, **columns})
+
+    @classmethod
+    def read(cls, snapshot: Snapshot, positions: Positions) -> Examples:
+        """These rows of a snapshot, at 4 bytes a dimension: choose how many first."""
+        return cls(
+            vectors=snapshot.vectors(positions),
+            labels=snapshot.column("labels")[positions],
+            categories=snapshot.column("categories")[positions],
+            sources=snapshot.column("sources")[positions],
+            facts=file_facts(snapshot, positions),
+        )
+
+
+def file_facts(snapshot: Snapshot, positions: Positions) -> npt.NDArray[np.float32]:
+    """(rows, len(FACTS)) format (one column each), size, JPEG quality and bytes per pixel; -1 where unknown."""
+    formats = snapshot.column("formats")[positions]
+    width, height = (snapshot.column(name)[positions].astype(np.float32) for name in ("widths", "heights"))
+    known = [formats == name for name in FACTS[:3]]
+    size = snapshot.column("bytes")[positions].astype(np.float32)
+    pixels = width * height
+    density = np.where(pixels > 0, size / np.maximum(pixels, 1), -1)
+    quality = snapshot.column("qualities")[positions]
+    return np.stack([*known, ~np.any(known, axis=0), width, height, quality, density], axis=1).astype(np.float32)
+
+
+def thinned(positions: Positions, labels: Ints, most: int, seed: int) -> Positions:
+    """About `most` of these positions, ascending, each class in its share but at least one; all where they are fewer.
+
+    Parameters
+    ----------
+    labels : (positions,)
+    """
+    if len(positions) <= most:
+        return positions
+    rng = np.random.default_rng([seed, 3])
+    kept = []
+    for label in np.unique(labels):
+        rows = positions[labels == label]
+        kept.append(rng.permutation(rows)[: max(1, round(most * len(rows) / len(positions)))])
+    return np.sort(np.concatenate(kept))

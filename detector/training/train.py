@@ -1,0 +1,289 @@
+"""From a snapshot of the store to a trained head with its figures, and the baselines beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...store.records import Ints, Names, Vectors
+from ...store.search.matches import Positions
+from ...store.snapshot import Snapshot
+from ..comparison import Comparison, mcnemar
+from ..head import Head
+from ..metrics import Metrics, best_threshold, measure
+from ..projection import FUSIONS, KINDS, Projected
+from ..split import PARTS, RECIPES, Split, choose
+from ..vocabulary import MODES, Mode, Vocabulary
+from .baselines import BASELINES, Baseline, judged, linear_probe
+from .examples import Examples, Labelled, Stored, thinned
+from .svm_training import fit_stream
+from .triplet import Epoch, Texts, TripletOptions, fit_projection, projected_pieces, require_known
+
+ROWS_AT_ONCE = 16_384  # scored in one go
+LEARNED = 100_000  # rows a baseline learns from, at most; the linear probe ends with all
+CHOSEN = 10_000  # validation rows that choose a baseline's strength and threshold, at most
+COMPARED = 20_000  # test rows a baseline is measured on, at most; the head is measured on all
+WORDS = {
+    "majority": "the majority class",
+    "category_only": "the category alone",
+    "file_facts": "the file's facts alone",
+    "linear_probe": "the linear probe",
+    "lda": "Fisher's discriminant",
+    "pca_svm": "principal components with an SVM",
+    "random_svm": "a random projection with an SVM",
+    "rbf_svm": "an RBF SVM on the raw vectors",
+}
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """What to train, on which rows."""
+
+    kind: str = "linear"  # of projection: linear or mlp on the image; sum, product, concat or triple on image and text
+    triplet: TripletOptions = field(default_factory=TripletOptions)
+    c: float = 1.0  # of the SVM
+    sources: Sequence[str] = ()  # rows of these only; all for none
+    balanced: bool = False  # as many real as fake rows
+    recipe: str = ""  # of the split; "" for the paper's own
+    seed: int = 0
+    baselines: Sequence[str] = field(default_factory=lambda: tuple(BASELINES))
+
+    def __post_init__(self) -> None:
+        require_known(self.kind, "kind", KINDS)
+        require_known(self.recipe or "paper", "recipe", RECIPES)
+        for name in self.baselines:
+            require_known(name, "baseline", BASELINES)
+
+    @property
+    def split_recipe(self) -> str:
+        """The paper's image + text pipeline splits a little differently from its image-only one."""
+        return self.recipe or ("paper-text" if self.kind in FUSIONS else "paper")
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self) | {"sources": list(self.sources), "baselines": list(self.baselines)}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A head, its figures, and what it is worth beside the baselines."""
+
+    head: Head
+    metrics: dict[str, Metrics]  # of "train", "validation" and "test"
+    baselines: dict[str, Baseline]
+    log: list[Epoch]
+    against_probe: Comparison | None  # McNemar on the same test rows; None without a linear probe
+    best: str = ""  # the baseline with the highest validation AUC
+    categories: dict[Mode, Metrics] = field(default_factory=dict)  # on text: test, by where a category comes from
+    test_copies: int = 0  # test rows whose file is a training or validation row too
+
+    @property
+    def sentences(self) -> list[str]:
+        """What a reader should take home, one sentence each."""
+        told = []
+        if self.test_copies:
+            told.append(
+                f"{self.test_copies:,} of {self.metrics['test'].n:,} test rows are files that were trained with too, "
+                f"which flatters every figure; `--split grouped` keeps copies on one side."
+            )
+        if self.against_probe is not None:
+            told.append(self.against_probe.sentence("The head", "the linear probe"))
+        if self.best:
+            head, other = self.metrics["test"].auc, self.baselines[self.best].metrics["test"].auc
+            if head is not None and other is not None and other > head:
+                told.append(
+                    f"The head falls below the best baseline, {in_words(self.best)}: "
+                    f"test AUC {head:.3f} against {other:.3f}."
+                )
+        return told
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "head": {name: metrics.as_json() for name, metrics in self.metrics.items()},
+            "categories": {mode: metrics.as_json() for mode, metrics in self.categories.items()},
+            "baselines": {name: baseline.as_json() for name, baseline in self.baselines.items()},
+            "against_linear_probe": self.against_probe.as_json() if self.against_probe else None,
+            "best_baseline": self.best or None,
+            "test_copies": self.test_copies,
+            "sentences": self.sentences,
+            "epochs": [epoch.as_json() for epoch in self.log],
+            "snapshot": self.head.snapshot,
+            "split": self.head.split.as_json(),
+            "seed": self.head.split.seed,
+            "options": dict(self.head.options),
+        }
+
+
+Progress = Callable[[str], None]
+
+
+def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: Progress | None = None) -> Trained:
+    """Split, fit the projection and its classifier, measure both and the baselines. Reads the store only.
+
+    Projection and classifier learn from all training rows, and are measured on all rows, whose vectors are read a piece
+    at a time. Baselines hold theirs in memory: they learn from `LEARNED` rows at most and are compared on `COMPARED`;
+    the linear probe goes on to all, as sums suffice for it.
+
+    Parameters
+    ----------
+    progress : told what is being done, in a few words
+
+    Raises
+    ------
+    NotEnoughRows
+        The rows hold one class only, or too few of one.
+    HeadError
+        An unknown option, no triplet as asked, a collapsed projection, or no text vectors for image and text.
+    """
+    tell = progress or (lambda what: None)
+    split, parts = make_split(snapshot, options)
+    labels = snapshot.column("labels")
+    learning, choosing = (Stored(snapshot, parts[name]) for name in ("train", "validation"))
+    head, log = fit_head(snapshot, split, learning, choosing, options, tell)
+    tell("scores")
+    scores = {name: score_rows(head, snapshot, positions) for name, positions in parts.items()}
+    threshold = best_threshold(labels[parts["validation"]], scores["validation"])[0]
+    metrics = {name: measure(labels[parts[name]], scores[name], chosen=threshold) for name in parts}
+    head = replace(head, threshold=threshold, metrics={name: m.as_json() for name, m in metrics.items()})
+    categories: dict[Mode, Metrics] = {}
+    for mode in MODES if head.vocabulary is not None else ():
+        tell(f"scores with the category {mode}")
+        found = scores["test"] if mode == "zero-shot" else score_rows(head, snapshot, parts["test"], mode)
+        categories[mode] = measure(labels[parts["test"]], found, chosen=threshold)
+
+    baselines, against_probe = {}, None
+    if options.baselines:
+        tell("rows for the baselines")
+        most = {"train": LEARNED, "validation": CHOSEN, "test": COMPARED}
+        some = {name: thinned(parts[name], labels[parts[name]], most[name], options.seed) for name in parts}
+        examples = {name: Examples.read(snapshot, positions) for name, positions in some.items()}
+        note = ""
+        if len(some["test"]) < len(parts["test"]):
+            note = f"measured on {len(some['test']):,} of {len(parts['test']):,} test rows, drawn at random"
+    for name in options.baselines:
+        tell(in_words(name))
+        known = examples["train"], examples["validation"], options.seed
+        streamed = name == "linear_probe" and len(examples["train"]) < len(learning)
+        scorer = linear_probe(*known, learning) if streamed else BASELINES[name](*known)
+        fitted_on = len(learning) if streamed else len(examples["train"])
+        baselines[name] = judged(scorer, examples["validation"], examples["test"], fitted_on, note)
+    best = max(baselines, key=lambda name: baselines[name].metrics["validation"].auc or 0.0, default="")
+    if "linear_probe" in baselines:
+        test = examples["test"].labels
+        heads = scores["test"][np.searchsorted(parts["test"], some["test"])]
+        against_probe = mcnemar((heads > 0) == test, (baselines["linear_probe"].test_scores > 0) == test)
+    return Trained(head, metrics, baselines, log, against_probe, best, categories, test_copies(snapshot, parts))
+
+
+def fit_head(
+    snapshot: Snapshot,
+    split: Split,
+    learning: Labelled,
+    choosing: Labelled,
+    options: TrainOptions,
+    progress: Progress | None = None,
+    *,
+    stands_for: int = 0,
+) -> tuple[Head, list[Epoch]]:
+    """A head from the rows it learns from and those that choose when to stop; its split is only noted down.
+
+    Parameters
+    ----------
+    stands_for : rows of the head whose place it takes, so that its machine is of the same kind; 0 for its own
+    """
+    tell = progress or (lambda what: None)
+    vocabulary = Vocabulary.of(snapshot.texts) if options.kind in FUSIONS else None
+    texts: Texts | None = None
+    if vocabulary is not None:
+        texts = partial(_given, vocabulary)
+    projection, log = fit_projection(
+        options.kind,
+        learning,
+        choosing,
+        options.triplet,
+        texts=texts,
+        seed=options.seed,
+        told=lambda e: tell(f"triplets, epoch {e.epoch}: loss {e.loss:.4f}, validation {e.validation_loss:.4f}"),
+    )
+    tell("support vector machine")
+
+    def projected() -> Iterator[tuple[Projected, Ints]]:
+        for here, points in projected_pieces(projection, learning, texts):
+            yield points, learning.labels[here]
+
+    classifier = fit_stream(projected, stands_for or len(learning), c=options.c, seed=options.seed)
+    head = Head(
+        snapshot.space,
+        snapshot.number,
+        split,
+        projection,
+        classifier,
+        vocabulary=vocabulary,
+        options=options.as_json(),
+    )
+    return head, log
+
+
+def _given(vocabulary: Vocabulary, vectors: Vectors, categories: Names) -> Vectors:
+    return vocabulary.beside(vectors, "given", categories)
+
+
+def make_split(snapshot: Snapshot, options: TrainOptions) -> tuple[Split, dict[str, Positions]]:
+    """The split of a snapshot's chosen rows, and the positions of each part, ascending."""
+    labels = snapshot.column("labels")
+    chosen = choose(
+        labels, snapshot.column("sources"), only=options.sources, balanced=options.balanced, seed=options.seed
+    )
+    groups = same_bytes(snapshot.column("digests")[chosen]) if options.split_recipe == "grouped" else None
+    keys = snapshot.column("keys")[chosen]
+    split = Split.make(keys, labels[chosen], recipe=options.split_recipe, seed=options.seed, groups=groups)
+    parts = split.of(keys)
+    return split, {name: chosen[parts == part] for name, part in PARTS.items()}
+
+
+def test_copies(snapshot: Snapshot, parts: Mapping[str, Positions]) -> int:
+    """How many test rows are of a file that another part has too."""
+    files = same_bytes(snapshot.column("digests"))
+    known = np.concatenate([files[parts[name]] for name in ("train", "validation")])
+    return int(np.isin(files[parts["test"]], known).sum())
+
+
+def same_bytes(digests: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+    """(rows,) numbers that are equal for files of the same bytes; a row without a digest stands alone.
+
+    Parameters
+    ----------
+    digests : (rows,) V16
+    """
+    halves = np.ascontiguousarray(digests).view("<u8").reshape(-1, 2)
+    groups = np.unique(halves[:, 0], return_inverse=True)[1].astype(np.int64)
+    unknown = ~halves.any(axis=1)
+    groups[unknown] = len(groups) + np.arange(unknown.sum())
+    return groups
+
+
+def score_rows(
+    head: Head, snapshot: Snapshot, positions: Positions, mode: Mode = "zero-shot"
+) -> npt.NDArray[np.float64]:
+    """(n,) the head's scores of rows of a snapshot, read a piece at a time."""
+    categories = snapshot.column("categories") if mode == "given" else None
+    found = [np.zeros(0)]
+    for start in range(0, len(positions), ROWS_AT_ONCE):
+        piece = positions[start : start + ROWS_AT_ONCE]
+        given = None if categories is None else categories[piece]
+        found.append(head.score(snapshot.vectors(piece), mode=mode, categories=given))
+    return np.concatenate(found)
+
+
+def in_words(baseline: str) -> str:
+    """A baseline's name as a reader would say it.
+
+    >>> in_words("nearest_9")
+    'the nearest-neighbour rule (k = 9)'
+    """
+    name, _, k = baseline.partition("nearest_")
+    return f"the nearest-neighbour rule (k = {k})" if k else WORDS.get(name, name)

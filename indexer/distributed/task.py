@@ -1,0 +1,65 @@
+"""What is embedded together elsewhere: images by name on the way there, a receipt on the way back, never pixels."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from ..sources.image_ref import Entry
+
+FIRST = 64  # images of a unit while nobody knows how fast they are encoded
+SECONDS = 10.0  # that a unit should take its worker: what is lost with one, and how long Ctrl-C waits
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Images that are embedded together; its id says which, whoever listed them and whenever."""
+
+    id: str
+    entries: tuple[Entry, ...]
+
+    @classmethod
+    def of(cls, entries: Sequence[Entry]) -> Unit:
+        digest = hashlib.blake2b(digest_size=16)
+        for entry in entries:
+            digest.update(entry.key.encode() + b"\0")
+        return cls(digest.hexdigest(), tuple(entries))
+
+    def halves(self) -> tuple[Unit, Unit]:
+        """Two units of half its images each; it has two or more."""
+        middle = len(self.entries) // 2
+        return Unit.of(self.entries[:middle]), Unit.of(self.entries[middle:])
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What became of a unit."""
+
+    unit: str
+    shard: str  # its file name in the store's `incoming` folder, "" where no image of the unit could be read
+    refused: tuple[tuple[Entry, str], ...]
+    busy: dict[str, float]  # stage -> seconds of work
+    batch_size: int  # that the worker's device had memory for
+    decoded_by: dict[str, int] = field(default_factory=dict)  # decoder -> images of the worker since its last receipt
+    unused: str = ""  # why a decoder beside the cores' own is not used
+    host: str = ""  # of the worker
+    unread: tuple[str, ...] = ()  # keys of those refused whose bytes the worker could not get
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A unit whose worker died over it; nothing of it is stored."""
+
+    unit: str
+
+
+def unit_size(images: int, seconds: float, workers: int, most: int) -> int:
+    """Images of the next unit, after so many were embedded in so many seconds.
+
+    >>> unit_size(0, 0.0, 4, 16_384), unit_size(60_000, 2.0, 4, 16_384), unit_size(100, 10.0, 2, 16_384)
+    (64, 16384, 50)
+    """
+    if not images:
+        return min(FIRST, most)
+    return max(1, min(round(images / seconds / workers * SECONDS), most))

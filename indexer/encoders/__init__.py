@@ -1,0 +1,7 @@
+"""Pixels and text to unit vectors.
+
+interface  base.py; encoder_spec.py parses an encoder's name; load.py makes the encoder
+files      hub.py finds a model's files; checkpoint.py opens them
+models     clip_vision.py, vision_backbone.py, depth.py; text_encoder.py for text; preprocess.py prepares input
+speed      onednn_linear.py and openvino.py (int8.py) on a CPU; pinned_upload.py on a GPU
+"""

@@ -1,0 +1,62 @@
+"""What folder names and table rows say of an image: real or fake, by which generator, showing what."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ...store.records import FAKE, REAL, UNKNOWN
+
+TARGETS = range(7)  # ArtiFact's codes: 0 is real, 1 to 6 are all fake
+DIGITS = 20  # 0 may well be written 000; thousands of digits Python refuses to read as a number
+CODES: dict[Any, tuple[int, int]] = {str(t): (REAL if t == 0 else FAKE, t) for t in TARGETS}
+REAL_NAMES = frozenset(("real", "reals", "0_real", "nature", "original", "authentic"))
+FAKE_NAMES = frozenset(("fake", "fakes", "1_fake", "ai", "generated", "synthetic"))
+WORDS = {**dict.fromkeys(REAL_NAMES, REAL), **dict.fromkeys(FAKE_NAMES, FAKE), "unknown": UNKNOWN}
+
+
+def by_folders(parts: Sequence[str]) -> tuple[int, str, str]:
+    """Label, source and generator of an image in the folders `parts`, outermost first.
+
+    >>> by_folders(["test", "progan", "1_fake"])
+    (1, 'test/progan/1_fake', 'progan')
+    >>> by_folders(["mine", "fake", "sd14"])
+    (1, 'mine/fake', 'sd14')
+    >>> by_folders(["holiday", "beach"])
+    (-1, 'holiday', '')
+    """
+    said = [i for i, part in enumerate(parts) if part.lower() in REAL_NAMES | FAKE_NAMES]
+    if not said:
+        return UNKNOWN, parts[0], ""
+    at = said[-1]  # the name nearest to the file decides
+    source = "/".join(parts[: at + 1])
+    if parts[at].lower() in REAL_NAMES:
+        return REAL, source, ""
+    # progan/1_fake/x.png: the folder above says the generator; fake/progan/x.png: the one below
+    around = [*parts[at + 1 : at + 2], *parts[1:at][-1:], *parts[:1]]
+    return FAKE, source, next((part for part in around if part.lower() not in FAKE_NAMES), "fake")
+
+
+def by_row(row: Mapping[str, Any]) -> tuple[int, int] | str | None:
+    """Label and target as a table's row says them; why they make no sense; None where it says nothing.
+
+    `target` is a code of 0 (real) to 6 (1 to 6 are fake); `label` is a word (real, fake, nature, ai, ...), 0 or 1.
+
+    >>> by_row({"target": "6"}), by_row({"label": "Fake"}), by_row({"caption": "a cat"})
+    ((1, 6), (1, -1), None)
+    >>> by_row({"target": "9"})
+    "target '9' is not one of 0 to 6"
+    """
+    if "target" in row:
+        target = row["target"]
+        if isinstance(target, str) and (known := CODES.get(target)) is not None:
+            return known
+        told = str(target if target is not None else "").strip()
+        if len(told) > DIGITS or not told.isdecimal() or int(told) not in TARGETS:
+            return f"target {told[:80]!r} is not one of 0 to 6"
+        return (REAL if int(told) == 0 else FAKE), int(told)
+    if "label" in row:
+        told = str(row["label"] if row["label"] is not None else "").strip().lower()
+        label = {"0": REAL, "1": FAKE, "-1": UNKNOWN, "": UNKNOWN}.get(told, WORDS.get(told))
+        return f"label {told[:80]!r} is neither real nor fake" if label is None else (label, -1)
+    return None

@@ -1,0 +1,170 @@
+"""Figures of how a head was made: its rows, its training, and where the rows lie before and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.ticker import MaxNLocator
+
+from ..store.records import distinct
+from .figure import COLOURS, FAKE, INK, REAL, Array, Picture, counted, legend_below, new_axes, shortened
+
+HATCHES = {"real": "", "fake": "////", "unknown": ".."}  # told apart without colour
+
+
+def class_distribution(sources: Array, targets: Array, labels: Array) -> Picture:
+    """Rows per source by raw target, and by label."""
+    found, which, _ = distinct(sources)
+    names = found.tolist()
+    figure, (left, right) = new_axes(2, height=max(2.2, 0.26 * len(names) + 1.0), share=True)
+    rows: list[tuple[Any, ...]] = []
+    place = np.arange(len(names))
+    shades = {-1: "#d5d8dc", 0: REAL}
+    told = np.unique(targets).tolist()
+    oranges = ["#f4c9a8", "#eda877", "#e38749", "#c8501e", "#9c3b12", "#6e270a"]
+    offset = np.zeros(len(names))
+    for target in told:
+        count = np.bincount(which[targets == target], minlength=len(names))
+        colour = shades.get(target, oranges[(target - 1) % 6])
+        left.barh(place, count, left=offset, color=colour, edgecolor="white", label=_target(target))
+        offset += count
+        rows += [(name, "target", _target(target), int(c)) for name, c in zip(names, count, strict=True)]
+    offset = np.zeros(len(names))
+    for label, word in ((0, "real"), (1, "fake"), (-1, "unknown")):
+        count = np.bincount(which[labels == label], minlength=len(names))
+        rows += [(name, "label", word, int(c)) for name, c in zip(names, count, strict=True)]
+        if count.any():
+            right.barh(
+                place, count, left=offset, color=COLOURS[word], hatch=HATCHES[word], edgecolor="white", label=word
+            )
+            offset += count
+    left.set_yticks(place, map(shortened, names))
+    left.invert_yaxis()
+    for ax, title in ((left, "as the data set says (target)"), (right, "as it is learned (label)")):
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel("rows")
+        ax.tick_params(axis="y", length=0)
+    legend_below(figure, left, "outside lower left")
+    legend_below(figure, right, "outside lower right")
+    caption = "Rows of each source before and after the raw target (0 real, 1 to 6 fake) became a label."
+    return Picture("classes", "Classes", caption, figure, ("source", "by", "value", "rows"), tuple(rows))
+
+
+def _target(target: int) -> str:
+    return "not said" if target < 0 else f"{target}{' real' if target == 0 else ''}"
+
+
+def loss_curves(epochs: Sequence[Mapping[str, Any]]) -> Picture:
+    """Training and validation loss, and the two mean distances, epoch by epoch."""
+    figure, (left, right) = new_axes(2)
+    number = [e["epoch"] for e in epochs]
+    left.plot(number, [e["loss"] for e in epochs], color=INK, linestyle=":", marker=".", label="training triplets")
+    left.plot(number, [e["validation_loss"] for e in epochs], color=FAKE, marker=".", label="validation triplets")
+    left.set_ylabel("triplet loss")
+    right.plot(number, [e["positive_distance"] for e in epochs], color=REAL, marker=".", label="to the positive")
+    right.plot(
+        number, [e["negative_distance"] for e in epochs], color=FAKE, ls="--", marker=".", label="to the negative"
+    )
+    right.set_ylabel("mean distance from the anchor")
+    for ax in (left, right):
+        ax.set_xlabel("epoch")
+        ax.set_ylim(bottom=0)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+        ax.legend(fontsize=8, frameon=False)
+    columns = ("epoch", "loss", "validation_loss", "positive_distance", "negative_distance", "active_share")
+    rows = tuple(tuple(e[c] for c in columns) for e in epochs)
+    return Picture("loss", "Training", "Loss and distances of the triplet projection.", figure, columns, rows)
+
+
+def distance_histograms(distances: Mapping[str, tuple[Array, Array]]) -> Picture:
+    """d(anchor, positive) and d(anchor, negative) per split, with the share they have in common."""
+    figure, axes = new_axes(len(distances), share=True)
+    edges = np.linspace(0, 2, 41)
+    rows: list[tuple[Any, ...]] = []
+    for ax, (part, (positive, negative)) in zip(axes, distances.items(), strict=True):
+        one, two = (np.histogram(d, edges)[0] / max(len(d), 1) for d in (positive, negative))
+        overlap = float(np.minimum(one, two).sum())
+        ax.stairs(one, edges, fill=True, color=REAL, alpha=0.45, label="to the positive")
+        ax.stairs(two, edges, color=FAKE, linewidth=1.6, label="to the negative")
+        ax.set_title(f"{part}: overlap {overlap:.0%}", fontsize=9)
+        ax.set_xlabel("Euclidean distance")
+        rows += [(part, *map(float, r)) for r in zip(edges[:-1], edges[1:], one, two, strict=True)]
+    axes[0].set_ylabel("share of triplets")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
+    columns = ("part", "from", "to", "positive", "negative")
+    drawn = counted({part: len(positive) for part, (positive, _) in distances.items()}, "triplets")
+    caption = f"How far an anchor's own class and the other class lie from it after the projection ({drawn})."
+    return Picture("distances", "Distances", caption, figure, columns, tuple(rows))
+
+
+def pca_scatter(points: Mapping[str, tuple[Array, Array]]) -> Picture:
+    """Two principal components of the projected rows, fitted on the training rows; (n, 2) points and (n,) labels."""
+    figure, axes = new_axes(len(points), height=3.2, share=True)
+    rows: list[tuple[Any, ...]] = []
+    every = np.concatenate([where for where, _ in points.values()])
+    low, high = every.min(0), every.max(0)
+    edge = 0.04 * (high - low)
+    for ax, (part, (where, labels)) in zip(axes, points.items(), strict=True):
+        for label, word, marker in ((0, "real", "o"), (1, "fake", "x")):
+            chosen = where[labels == label]
+            ax.scatter(
+                chosen[:, 0],
+                chosen[:, 1],
+                s=7,
+                c=COLOURS[word],
+                marker=marker,
+                alpha=0.45,
+                lw=0.7,
+                label=word,
+                rasterized=True,
+            )
+        ax.set_title(f"{part} ({len(where):,})", fontsize=9)
+        ax.set_xlabel("first component")
+        ax.set_xlim(low[0] - edge[0], high[0] + edge[0])
+        ax.set_ylim(low[1] - edge[1], high[1] + edge[1])
+        rows += [(part, int(n), float(x), float(y)) for n, (x, y) in zip(labels, where, strict=True)]
+    axes[0].set_ylabel("second component")
+    shown = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    shown.set_frame_on(False)
+    for handle in shown.legend_handles:
+        if handle is not None:
+            handle.set_alpha(1)
+    columns = ("part", "label", "first", "second")
+    return Picture(
+        "pca", "Map", "Projected rows; the axes come from training rows alone.", figure, columns, tuple(rows)
+    )
+
+
+def explained_variance(raw: Array, projected: Array) -> Picture:
+    """Cumulative share of variance of the raw and of the projected rows, marked at 1, 10, 20 and 50 components."""
+    figure, (ax,) = new_axes()
+    rows: list[tuple[Any, ...]] = []
+    totals = {"stored vectors": np.cumsum(raw), "projection": np.cumsum(projected)}
+    looks = {"stored vectors": (REAL, "--"), "projection": (FAKE, "-")}
+    for word, total in totals.items():
+        [other] = (t for name, t in totals.items() if name != word)
+        colour, style = looks[word]
+        ax.plot(np.arange(1, len(total) + 1), total, color=colour, linestyle=style, label=word)
+        for mark in (m for m in (1, 10, 20, 50) if m <= len(total)):
+            ax.plot(mark, total[mark - 1], "o", color=colour, markersize=4)
+            above = (total[mark - 1], word == "projection") > (other[min(mark, len(other)) - 1], word != "projection")
+            place, side = ((-5, 4), "right") if above else ((5, -10), "left")  # away from the other curve
+            said, where = f"{total[mark - 1]:.0%}", (mark, total[mark - 1])
+            ax.annotate(said, where, place, textcoords="offset points", fontsize=7.5, ha=side, color=colour)
+        rows += [(word, i, float(share)) for i, share in enumerate(total, start=1)]
+    ax.set_xscale("log")
+    ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= max(len(raw), len(projected))]
+    ax.set_xticks(ticks, [str(t) for t in ticks])
+    ax.set_xticks([], minor=True)
+    ax.set_xlim(0.6, None)
+    ax.set_ylim(0, 1.03)
+    ax.set_xlabel("principal components")
+    ax.set_ylabel("share of variance explained")
+    ax.legend(fontsize=8, frameon=False, loc="lower right")
+    columns = ("of", "components", "cumulative")
+    caption = (
+        "How many directions the training rows really use: the share of their variance in the first 1, 10, 20, 50."
+    )
+    return Picture("variance", "Explained variance", caption, figure, columns, tuple(rows))

@@ -1,0 +1,66 @@
+"""What an engine says of itself: whose vectors it holds, of which snapshot, and how wide it has to be searched."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
+
+from ...errors import NoStore, NotAStore
+from ..manifest import Part
+from ..shard import checksum
+from ..space import Space
+from .base import Engine
+from .search_plan import Plan
+
+FORMAT = "clipfake-rows"
+VERSION = 1
+CARD = 0  # id of the note that says what the engine holds; note n is the receipt of shard n, rows have ids from 2³² on
+
+
+@dataclass(frozen=True)
+class Card:
+    """What an engine holds, as it says itself."""
+
+    space: Space
+    snapshot: int
+    rows: int
+    content: str  # digest over the shards and their deleted rows; equal for equal rows
+    complete: bool = False  # False while a push is under way, or after it was killed
+    plan: Plan = field(default_factory=Plan)
+    recall: dict[str, float] = field(default_factory=dict)  # filter -> recall@10 when it was pushed
+
+    def as_json(self) -> dict[str, Any]:
+        return {"format": FORMAT, "version": VERSION, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Card:
+        given = {f.name: told[f.name] for f in fields(cls)}
+        return cls(**{**given, "space": Space.from_json(told["space"]), "plan": Plan.from_json(told["plan"])})
+
+
+def content_of(parts: Sequence[Part]) -> str:
+    """The digest of which rows these are."""
+    return checksum(json.dumps([(p.name, p.header, p.deleted_digest) for p in parts]).encode())
+
+
+def read_card(engine: Engine) -> Card:
+    """What the engine says it holds.
+
+    Raises
+    ------
+    NoStore
+        There is nothing.
+    NotAStore
+        There is something that clipfake did not put there, or another release did.
+    """
+    if not engine.there():
+        raise NoStore(f"there is nothing at {engine.name}; fill it with `clipfake store push`")
+    told = engine.rows([CARD]).get(CARD)
+    try:
+        if told is None or (told["format"], told["version"]) != (FORMAT, VERSION):
+            raise NotAStore(f"{engine.name} was not filled by this release of clipfake; name another place")
+        return Card.from_json(told)
+    except (KeyError, TypeError, ValueError) as e:
+        raise NotAStore(f"{engine.name} says what it holds in a way this release cannot read ({e!r})") from e

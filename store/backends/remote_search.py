@@ -1,0 +1,151 @@
+"""An engine that was filled, asked for the nearest rows: with the shards at hand (`ask`) or without them (`Remote`)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from ...errors import BadBlock, EngineError
+from ..filter import Filter
+from ..records import Ids, Mask, Vectors, distinct
+from ..search.ann_index import compared
+from ..search.matches import Matches, Positions
+from ..snapshot import Snapshot
+from .backend_manifest import Card, content_of, read_card
+from .base import Allowed, Engine
+from .search_plan import exactly, fetched
+
+SOURCES_NAMED = 50  # in one filter, at most
+MASK_ROWS = 100_000  # a mask that is no filter: searched exactly in the shards, up to so many rows
+
+
+def ask(snapshot: Snapshot, engine: Engine) -> Asked:
+    """The engine as this snapshot's search.
+
+    Raises
+    ------
+    NoStore, NotAStore, SpaceMismatch
+    EngineError
+        It holds other rows than the snapshot, or half of a push.
+    """
+    card = read_card(engine)
+    snapshot.space.require(card.space, engine.name)
+    remote = Remote(engine, card)
+    if card.content != content_of(snapshot.manifest.parts):
+        raise EngineError(
+            f"{engine.name} holds {card.rows} rows of snapshot {card.snapshot}, this is snapshot {snapshot.number} "
+            f"with {len(snapshot)} rows; run `clipfake store push` to bring it up to date"
+        )
+    return Asked(snapshot, remote)
+
+
+class Remote:
+    """A filled engine without the shards: answers are row ids and the engine's own similarities."""
+
+    def __init__(self, engine: Engine, card: Card | None = None) -> None:
+        """Raises what `read_card` raises, and EngineError for half of a push."""
+        self.engine = engine
+        self.card = card or read_card(engine)
+        if not self.card.complete:
+            raise EngineError(
+                f"a push to {engine.name} did not end; run `clipfake store push` again, it goes on from there"
+            )
+        self._counted: dict[str, int] = {}
+
+    def search(self, queries: Vectors, k: int, which: Filter = Filter(), recall: float = 0.99) -> Matches:
+        """The k nearest rows of each query that a filter allows; `rows` are row ids, as `describe` takes them."""
+        if which.keys:
+            raise BadBlock("keys are looked up in the shards; ask with the store at hand, or filter by source")
+        return self.nearest(queries, k, Allowed(which), recall)
+
+    def nearest(self, queries: Vectors, k: int, allowed: Allowed, recall: float) -> Matches:
+        queries = np.atleast_2d(np.asarray(queries, np.float32))
+        if queries.shape[1] != self.card.space.dim:
+            raise BadBlock(f"queries of {queries.shape[1]} dimensions against {self.engine.name}: {self.card.space}")
+        result = Matches.none(len(queries), k)
+        count = self.count(allowed)
+        if not count or not len(queries):
+            return result
+        ids, similarity = self.engine.search(queries, min(k, count), allowed, self.width(count, k, recall))
+        return result.merge(Matches(ids, np.asarray(similarity, np.float32)), k)
+
+    def width(self, count: int, k: int, recall: float = 0.99) -> int | None:
+        """Candidates that a search of so many allowed rows keeps, None where it is exact."""
+        return None if exactly(count) else self.card.plan.width(recall, count / self.card.rows, k)
+
+    def describe(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """id -> key, label, source, generator, category of some rows."""
+        return self.engine.rows(ids)
+
+    def count(self, allowed: Allowed) -> int:
+        """How many rows are allowed; asked of the engine once a filter."""
+        which = allowed.which
+        if allowed.ids is not None:
+            return self.engine.count(allowed)
+        if which.everything:
+            return self.card.rows
+        if which == Filter(but_sources=which.but_sources):  # the notes have no source either
+            return self.card.rows - self.count(Allowed(Filter(sources=which.but_sources)))
+        if (name := repr(which)) not in self._counted:
+            self._counted[name] = self.engine.count(allowed)
+        return self._counted[name]
+
+
+class Asked:
+    """An engine as one snapshot may use it: positions in, positions out, similarities of the stored vectors."""
+
+    def __init__(self, snapshot: Snapshot, remote: Remote) -> None:
+        self.snapshot, self.remote = snapshot, remote
+
+    def search(self, queries: Vectors, k: int, where: Filter | Mask | None = None, recall: float = 0.99) -> Matches:
+        """As `Snapshot.search`: the k nearest rows of each query, ranked by the vectors as the shards have them.
+
+        A mask is allowed where it is all rows, the rows of one label with or without some sources, or of few rows.
+        """
+        queries = np.atleast_2d(np.asarray(queries, np.float32))
+        if not isinstance(where, Filter | None):
+            named = self._named(np.asarray(where))
+            if named is None:
+                return self.snapshot.search(queries, k, where, recall=1)
+            where = named
+        which = where or Filter()
+        ids = None
+        if which.keys:
+            positions = self.snapshot.find(list(which.keys))
+            ids = tuple(self.snapshot.ids[positions[positions >= 0]].tolist())
+        allowed = Allowed(replace(which, keys=()), ids)
+        found = self.remote.nearest(queries, fetched(k), allowed, recall)
+        return compared(self.snapshot, queries, positions_of(self.snapshot, found.rows), k)
+
+    def _named(self, mask: Mask) -> Filter | None:
+        """The filter that a mask is, None for one that is better searched in the shards."""
+        count = int(np.count_nonzero(mask))
+        if mask.shape != (len(self.snapshot),) or mask.dtype != np.bool_ or exactly(count):
+            return None
+        if count == len(mask):
+            return Filter()
+        labels = self.snapshot.column("labels")
+        label = int(labels[np.argmax(mask)])
+        if (found := self._label_without_sources(mask, label)) is not None:
+            return found
+        if count <= MASK_ROWS:
+            return None
+        raise BadBlock(f"a mask of {count} rows cannot be told to an engine; give a Filter")
+
+    def _label_without_sources(self, mask: Mask, label: int) -> Filter | None:
+        """The filter that the mask is, if it is all rows of a label but those of some sources."""
+        rest = (self.snapshot.column("labels") == label) ^ mask  # what is left out, if the mask is of this label
+        sources = self.snapshot.column("sources")
+        left_out = distinct(sources[rest])[0].tolist()
+        found = Filter(labels=(label,), but_sources=left_out[:SOURCES_NAMED])
+        return found if np.array_equal(found.mask(self.snapshot), mask) else None
+
+
+def positions_of(snapshot: Snapshot, ids: Ids) -> Positions:
+    """Positions of row ids as `Remote.search` gives them, -1 where the snapshot does not have one."""
+    places = np.full(ids.shape, -1, np.int64)
+    places[ids >= 0] = snapshot.places(ids[ids >= 0])
+    return places

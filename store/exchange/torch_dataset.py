@@ -1,0 +1,72 @@
+"""A snapshot as torch's data sets: rows by number, or blocks in their order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from ..concatenated import Joined, joined
+from ..named_vectors import MAIN
+from ..store import Store
+
+if TYPE_CHECKING:
+    from ..snapshot import Snapshot
+
+Pair = tuple[torch.Tensor, torch.Tensor]
+
+
+class _Rows:
+    """Some rows of a snapshot; a copy in another process opens the same one by itself."""
+
+    def __init__(self, snapshot: Snapshot, where: Any = None) -> None:
+        """`where` is a mask over the rows, or positions; all rows for None."""
+        self.snapshot = snapshot
+        self.positions = np.arange(len(snapshot))[slice(None) if where is None else where]
+        self.labels = snapshot.column("labels")[self.positions].astype(np.int64)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def __getstate__(self) -> dict[str, Any]:
+        columns = self.snapshot.columns if isinstance(self.snapshot, Joined) else (MAIN,)
+        return {**vars(self), "snapshot": (self.snapshot.folder, self.snapshot.number, columns)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        folder, number, columns = state.pop("snapshot")
+        vars(self).update(state, snapshot=joined(Store.open(folder).snapshot(number), columns))
+
+    def pair(self, rows: Any) -> Pair:
+        vectors = self.snapshot.vectors(self.positions[rows])
+        return torch.from_numpy(vectors), torch.from_numpy(self.labels[rows])
+
+
+class VectorDataset(_Rows, Dataset[Pair]):
+    """Row i as ((dim,) float32 vector, () int64 label: 0 real, 1 fake, -1 unknown)."""
+
+    def __getitem__(self, row: int) -> Pair:
+        if not -len(self) <= row < len(self):
+            raise IndexError(f"row {row} of {len(self)}")
+        vectors, labels = self.pair(np.array([row]))
+        return vectors[0], labels[0]
+
+    def __getitems__(self, rows: Sequence[int]) -> list[Pair]:
+        """Several at once, as torch's DataLoader asks: one reading for all."""
+        return list(zip(*self.pair(np.asarray(rows)), strict=True))
+
+
+class BlockDataset(_Rows, IterableDataset[Pair]):
+    """Blocks of ((n, dim) float32 vectors, (n,) int64 labels) in the order of the rows; workers share them out."""
+
+    def __init__(self, snapshot: Snapshot, where: Any = None, *, size: int = 8192) -> None:
+        super().__init__(snapshot, where)
+        self.size = size
+
+    def __iter__(self) -> Iterator[Pair]:
+        worker = get_worker_info()
+        first, step = (worker.id, worker.num_workers) if worker else (0, 1)
+        for start in range(first * self.size, len(self), step * self.size):
+            yield self.pair(np.arange(start, min(start + self.size, len(self))))

@@ -1,0 +1,78 @@
+"""A shard as a snapshot sees it: without the rows that are deleted there."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import Damaged
+from .manifest import Part
+from .records import Ids
+from .shard import Shard
+from .space import Space
+from .tombstones import read_deleted
+
+
+class Live:
+    """A shard without its deleted rows."""
+
+    def __init__(self, folder: Path, part: Part, space: Space, before: Live | None = None) -> None:
+        """`before` is the same shard in an earlier snapshot: an open file and what lives of it are taken over."""
+        self.part = part
+        self._space = space
+        self._folder = folder
+        same = before is not None and before.part.header == part.header
+        self._before = before.file if before and same and "file" in vars(before) else None
+        # Read now, as it is small and a writer may tidy it away; which rows live, None for all.
+        self.alive: npt.NDArray[np.int64] | None = None
+        if before and same and before.part.deleted_digest == part.deleted_digest:
+            self.alive = before.alive
+        elif part.deleted:
+            self.alive = np.delete(np.arange(part.rows), read_deleted(folder, part))
+
+    @cached_property
+    def file(self) -> Shard:
+        """All of it; raises Damaged where it is not the one that the manifest means."""
+        if self._before:
+            return self._before
+        shard = Shard(self._folder / "shards" / self.part.name)
+        if shard.size != self.part.size:
+            raise Damaged(
+                f"{shard.path} has {shard.size} bytes instead of {self.part.size}; run `clipfake store verify`"
+            )
+        if (len(shard), shard.header.digest) != (self.part.rows, self.part.header):
+            raise Damaged(f"{shard.path} is not the shard its manifest names; run `clipfake store verify`")
+        if not shard.header.space.same(self._space):
+            raise Damaged(f"{shard.path} holds vectors of {shard.header.space}, its manifest says {self._space}")
+        return shard
+
+    @property
+    def ids(self) -> Ids:
+        """(live,) shard number × 2³² + row in the file."""
+        return (self.part.number << 32) + self.place(np.arange(self.part.rows - self.part.deleted_rows))
+
+    @property
+    def hashes(self) -> npt.NDArray[np.uint64]:
+        """(live,) of the keys."""
+        return self.take(self.file.column("key_hashes"))
+
+    def place(self, live: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """From the n-th live row to the row in the file."""
+        return live if self.alive is None else self.alive[live]
+
+    def live(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """From the row in the file to which live row it is, -1 for none."""
+        if self.alive is None:
+            return np.where(rows < self.part.rows, rows, -1)
+        if not len(self.alive):
+            return np.full(len(rows), -1, np.int64)
+        place = np.minimum(np.searchsorted(self.alive, rows), len(self.alive) - 1)
+        return np.where(self.alive[place] == rows, place, -1)
+
+    def take(self, column: npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """The live rows' values of one of the file's columns."""
+        return column if self.alive is None else column[self.alive]

@@ -1,0 +1,124 @@
+"""Make a store small again: deleted rows leave the shards, small shards are joined, earlier snapshots are given up."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...core.locking import give_up, writer_lock
+from ...errors import Damaged
+from ..manifest import Part, numbers, path_of, read_manifest, write_manifest
+from ..named_vectors import carry, tidy_all
+from ..records import Block, Ids
+from ..shard import Shard, write_shard
+from ..store import Store
+from ..tombstones import read_deleted
+from ..writer import ROWS_PER_SHARD, tidy
+from .build_index import renumber
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What `compact` did."""
+
+    snapshot: int
+    rows: int
+    shards: tuple[int, int]  # before and after
+    bytes: tuple[int, int]  # of all shards, before and after
+    given_up: int  # earlier snapshots, which can no longer be gone back to
+    held: int  # earlier snapshots that readers still have: their files go when `compact` runs after them
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> Compacted:
+    """Rewrite shards that have deleted rows or are small; give up the snapshots before.
+
+    A shard at a time is in memory. Killed at any moment, the store is as before or as after. Row ids of rewritten rows
+    change; an index follows them.
+
+    Raises
+    ------
+    Locked, Damaged
+        A damaged row is not copied: run `clipfake store repair` first.
+    """
+    folder = store.folder
+    with writer_lock(folder):
+        before = read_manifest(folder)
+        size = _bytes(folder)
+        kept, moved = plan(before.parts, rows_per_shard)
+        number, parts, old_ids, new_ids = before.next_shard, list(kept), [], []
+        for block, ids in _full(_live_blocks(folder, moved), rows_per_shard):
+            path = folder / "shards" / f"{number:06d}.h5"
+            header = write_shard(path, block)
+            parts.append(Part(path.name, header.rows, header.digest, path.stat().st_size))
+            old_ids.append(ids)
+            new_ids.append((number << 32) + np.arange(len(block)))
+            number += 1
+        after = before
+        if moved:
+            if old_ids:  # not of deleted rows alone
+                carry(folder, np.concatenate(old_ids), np.concatenate(new_ids), parts[len(kept) :])
+            after = before.follow("compacted", parts=tuple(parts), next_shard=number)
+            write_manifest(folder, after)
+        earlier = [n for n in numbers(folder) if n != after.number]
+        held = [n for n in earlier if not give_up(path_of(folder, n))]
+        tidy(folder)
+        tidy_all(folder)
+        if old_ids:
+            renumber(folder, after.number, np.concatenate(old_ids), np.concatenate(new_ids))
+    shards = len(before.parts), len(after.parts)
+    return Compacted(after.number, after.rows, shards, (size, _bytes(folder)), len(earlier) - len(held), len(held))
+
+
+def plan(parts: tuple[Part, ...], rows_per_shard: int) -> tuple[list[Part], list[Part]]:
+    """Which parts stay as they are, and which are rewritten: those with deleted rows, and small ones if there are two.
+
+    >>> whole, small = Part("000001.h5", 100, "", 0), Part("000002.h5", 10, "", 0)
+    >>> plan((whole, small), 100) == ([whole, small], [])
+    True
+    """
+    small = [part for part in parts if part.rows - part.deleted_rows <= rows_per_shard // 2]
+    moved = [part for part in parts if part.deleted_rows or (len(small) > 1 and part in small)]
+    return [part for part in parts if part not in moved], moved
+
+
+def _live_blocks(folder: Path, parts: list[Part]) -> Iterator[tuple[Block, Ids]]:
+    """The live rows of each part, with pictures and texts, and their ids."""
+    for part in parts:
+        shard = Shard(folder / "shards" / part.name)
+        rows = np.delete(np.arange(part.rows), read_deleted(folder, part))
+        if len(damaged := np.intersect1d(shard.damaged_rows(), rows)):
+            raise Damaged(
+                f"{shard.path}: the vectors of {len(damaged)} rows from row {damaged[0]} on are not what was written; "
+                f"run `clipfake store repair` first"
+            )
+        vectors = np.asarray(shard.vectors)
+        block = Block(shard.header.space, shard.rows(), vectors, shard.thumbnails(), shard.texts)
+        yield block.take(rows), (part.number << 32) + rows
+
+
+def _full(pieces: Iterator[tuple[Block, Ids]], size: int) -> Iterator[tuple[Block, Ids]]:
+    """The same rows in blocks of `size`, the last one shorter."""
+    waiting: list[tuple[Block, Ids]] = []
+    for piece in pieces:
+        waiting.append(piece)
+        while sum(len(ids) for _, ids in waiting) >= size:
+            block, ids = _joined(waiting)
+            yield block.take(slice(0, size)), ids[:size]
+            waiting = [(block.take(slice(size, None)), ids[size:])]
+    if sum(len(ids) for _, ids in waiting):
+        yield _joined(waiting)
+
+
+def _joined(pieces: list[tuple[Block, Ids]]) -> tuple[Block, Ids]:
+    return Block.concat([block for block, _ in pieces]), np.concatenate([ids for _, ids in pieces])
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in (folder / "shards").glob("*.h5"))

@@ -1,0 +1,333 @@
+"""The rows of one class parted into cells around centres, so that a search reads the nearest cells only (FAISS's IVF).
+
+What a search needs is told in *rows to read*, not in probes: cells are visited from the nearest on until they held so
+many allowed rows. A filter for few rows then reads more cells for the same effort, a filter for very few reads all that
+hold any and is exact. How many rows a wanted recall takes is measured when the index is built (`Effort`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+
+from ...core.threads import faiss_cores_for
+from ..records import Mask, Vectors
+
+Ordinals = npt.NDArray[np.int64]  # the n-th row of the class, in the order of the index
+
+SAMPLE_PER_CELL = 40  # rows a centre is made from
+ROUNDS = 8  # of k-means
+PIECE_ROWS = 16_384
+COMPACT_BITS = 2  # a dimension, in RaBitQ: 0.16 of the float16 vectors
+RECALLS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
+NEAREST_KEPT = 20_000  # of each query, so that a filter for one row in a hundred leaves enough of them
+MOST_ALLOWED = 0.25  # of the rows: a filter that allows more of them is applied after the search of a cell
+WIDER = 3  # times as many rows are then taken as should be enough
+MARGIN = 1.25  # times the rows that a measured line tells to read
+SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the rows that a filter allows, at which the effort is measured
+
+
+@dataclass(frozen=True)
+class Effort:
+    """Rows to read for a wanted recall@10, as measured on the store's own vectors."""
+
+    shares: tuple[float, ...]  # allowed share of the rows, falling
+    recalls: tuple[float, ...]  # rising
+    rows: tuple[tuple[int, ...], ...]  # (shares, recalls) allowed rows to read
+
+    def for_recall(self, recall: float, share: float) -> int:
+        """Allowed rows to read, for a filter that allows this share of the rows.
+
+        Half the misses that were asked for are aimed at, and between two measured shares it is read off the line
+        between them (in logarithms, as the effort falls with a power of the share) with a quarter more: the measured
+        queries are a sample, and the filters some of many.
+        """
+        aim = 1 - (1 - recall) / 2
+        column = next((i for i, r in enumerate(self.recalls) if r >= aim - 1e-9), len(self.recalls) - 1)
+        rows = [max(measured[column], 1) for measured in self.rows]
+        if share >= self.shares[0]:
+            return rows[0]
+        read = np.interp(np.log(share), np.log(self.shares[::-1]), np.log(rows[::-1]))
+        return int(np.ceil(MARGIN * np.exp(read)))
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, told: dict[str, Any]) -> Effort:
+        rows = tuple(tuple(int(n) for n in row) for row in told["rows"])
+        return cls(tuple(map(float, told["shares"])), tuple(map(float, told["recalls"])), rows)
+
+
+def cells_for(rows: int) -> int:
+    """How many cells to part rows into: about the square root of their number, doubled, as a power of two."""
+    return int(2 ** np.clip(np.round(np.log2(1.5 * np.sqrt(max(rows, 1)))), 2, 16))
+
+
+def centres_of(sample: Vectors, cells: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
+    """(cells, dim) unit vectors: spherical k-means over a sample (Dhillon & Modha 2001)."""
+    import torch
+
+    rows = torch.from_numpy(np.asarray(sample, np.float32))
+    centres = rows[torch.from_numpy(rng.choice(len(rows), cells, replace=len(rows) < cells))].clone()
+    for _ in range(ROUNDS):
+        nearest = (rows @ centres.T).argmax(1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
+        empty = torch.bincount(nearest, minlength=cells) == 0
+        if count := int(empty.sum()):  # start anew somewhere
+            sums[empty] = rows[torch.from_numpy(rng.integers(0, len(rows), count))]
+        centres = torch.nn.functional.normalize(sums)
+    return np.asarray(centres.numpy(), np.float32)
+
+
+def nearest_cell(vectors: Vectors, centres: Vectors) -> tuple[npt.NDArray[np.int64], float]:
+    """(rows,) which cell each row belongs to, and how near they are to their centres on average."""
+    import torch
+
+    cells, fit = np.empty(len(vectors), np.int64), 0.0
+    wanted = torch.from_numpy(np.asarray(centres, np.float32)).T
+    for start in range(0, len(vectors), PIECE_ROWS):
+        piece = torch.from_numpy(np.ascontiguousarray(vectors[start : start + PIECE_ROWS])).float()
+        similarity, cell = (piece @ wanted).max(1)
+        cells[start : start + PIECE_ROWS] = cell.numpy()
+        fit += float(similarity.sum())
+    return cells, fit / max(len(vectors), 1)
+
+
+class Cells:
+    """An IVF index over the rows of one class, by ordinal."""
+
+    def __init__(self, ivf: Any, centres: Vectors, cell_of: npt.NDArray[np.int64]) -> None:
+        self._ivf = ivf
+        self.centres = centres  # (cells, dim)
+        self.cell_of = cell_of  # (rows,)
+
+    def __len__(self) -> int:
+        return len(self.cell_of)
+
+    @property
+    def compact(self) -> bool:
+        """Whether rows are quantised, so that what a search finds wants exact comparing."""
+        return isinstance(self._ivf, faiss.IndexIVFRaBitQ)
+
+    @classmethod
+    def empty(cls, centres: Vectors, sample: Vectors, *, compact: bool) -> Cells:
+        """No rows yet, in cells around these centres; `sample` is what quantisation is fitted to."""
+        cells, dim = centres.shape
+        quantiser: Any = faiss.IndexFlatIP(dim)
+        quantiser.add(np.ascontiguousarray(centres, np.float32))
+        ivf: Any
+        if compact:
+            ivf = faiss.IndexIVFRaBitQ(quantiser, dim, cells, faiss.METRIC_INNER_PRODUCT, True, COMPACT_BITS)
+            ivf.qb = 8
+            ivf.train(np.ascontiguousarray(sample, np.float32))
+        else:
+            half = faiss.ScalarQuantizer.QT_fp16
+            ivf = faiss.IndexIVFScalarQuantizer(quantiser, dim, cells, half, faiss.METRIC_INNER_PRODUCT, False)
+            ivf.is_trained = True  # nothing to fit: halves are halves, and the centres are there
+        ivf.own_fields = True  # FAISS frees the quantiser, not Python
+        quantiser.this.disown()
+        return cls(ivf, centres, np.zeros(0, np.int64))
+
+    def add(self, vectors: Vectors, cell_of: npt.NDArray[np.int64]) -> Cells:
+        """The same with more rows at the end; nothing is trained anew."""
+        for start in range(0, len(vectors), PIECE_ROWS):
+            piece = np.ascontiguousarray(vectors[start : start + PIECE_ROWS], np.float32)
+            cells = np.ascontiguousarray(cell_of[start : start + PIECE_ROWS], np.int64)
+            ordinals = np.arange(len(piece), dtype=np.int64) + len(self) + start
+            pointers = [faiss.swig_ptr(array) for array in (piece, ordinals, cells)]
+            self._ivf.add_core(len(piece), *pointers)
+        return Cells(self._ivf, self.centres, np.concatenate([self.cell_of, cell_of]))
+
+    def counts(self, allowed: Mask | None) -> npt.NDArray[np.int64]:
+        """(cells,) how many allowed rows each cell holds."""
+        here = self.cell_of if allowed is None else self.cell_of[allowed]
+        return np.bincount(here, minlength=len(self.centres))
+
+    def search(self, queries: Vectors, k: int, rows: int, allowed: Chosen | None = None) -> Ordinals:
+        """(queries, k) ordinals found near each query, -1 where fewer, after reading `rows` allowed rows or a few more.
+
+        Compact cells give candidates: ask for more than are wanted and compare them exactly.
+        """
+        allowed = allowed or Chosen(self, None)
+        if allowed.mask is None or self.compact or allowed.count < MOST_ALLOWED * len(self):
+            return self._search(queries, k, rows, allowed, allowed.selector)
+        # Looking at every row of a cell and leaving some out afterwards is quicker than asking for each row first;
+        # not where many candidates are wanted, as of compact cells.
+        more = min(int(WIDER * k * len(self) / allowed.count) + WIDER, len(self))
+        found = self._search(queries, more, rows, allowed, None)
+        kept = (found >= 0) & allowed.mask[np.maximum(found, 0)]
+        first = np.argsort(~kept, axis=1, kind="stable")[:, :k]
+        result = np.where(np.take_along_axis(kept, first, 1), np.take_along_axis(found, first, 1), -1)
+        few = np.flatnonzero(kept.sum(axis=1) < min(k, allowed.count))
+        if len(few):
+            result[few] = self._search(np.asarray(queries)[few], k, rows, allowed, allowed.selector)
+        return np.asarray(result)
+
+    def _search(self, queries: Vectors, k: int, rows: int, allowed: Chosen, selector: Any) -> Ordinals:
+        probed = probes(np.asarray(queries, np.float32) @ self.centres.T, allowed.counts, rows)
+        if not probed.size:
+            return np.full((len(queries), k), -1, np.int64)
+        options = faiss.SearchParametersIVF(sel=selector, nprobe=probed.shape[1])  # type: ignore[call-arg]
+        self._ivf.parallel_mode = 1 if len(queries) < 4 else 0  # over cells, or over queries
+        wanted = np.ascontiguousarray(queries, np.float32)
+        near = np.zeros(probed.shape, np.float32)
+        found, scores = np.empty((len(wanted), k), np.int64), np.empty((len(wanted), k), np.float32)
+        arrays = [faiss.swig_ptr(array) for array in (probed, near, scores, found)]
+        # the wrapper in Python does not pass a selector on
+        with faiss_cores_for(len(queries) * rows * self.centres.shape[1]):
+            self._ivf.search_preassigned_c(len(wanted), faiss.swig_ptr(wanted), k, *arrays, False, options)
+        return np.where((found < 0) | (found >= len(self)), -1, found)
+
+    def save(self, path: Path) -> int:
+        """Write FAISS's file; returns how many bytes at its end are rows, the rest being tables."""
+        faiss.write_index(self._ivf, str(path))
+        return len(self) * (int(self._ivf.code_size) + 8)
+
+    @classmethod
+    def load(cls, path: Path, cell_of: npt.NDArray[np.int64], *, mapped: bool = True) -> Cells:
+        """What was saved, mapped into memory; to add to it, read it whole. Raises what FAISS does, and ValueError."""
+        flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
+        ivf: Any = faiss.read_index(str(path), flags)
+        flat: Any = faiss.downcast_index(ivf.quantizer)
+        if flat.d != ivf.d or flat.ntotal != ivf.nlist or cell_of.shape != (ivf.ntotal,):
+            raise ValueError(f"{path} holds {ivf.ntotal} rows in {ivf.nlist} cells, not {cell_of.shape}")
+        centres = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * ivf.d).reshape(flat.ntotal, ivf.d).copy()
+        if len(cell_of) and not 0 <= cell_of.min() <= cell_of.max() < len(centres):
+            raise ValueError(f"{path} has rows in cells {cell_of.min()} to {cell_of.max()} of {len(centres)}")
+        return cls(ivf, centres, cell_of)
+
+
+class Chosen:
+    """Which rows of an index a search may find: the filter by ordinal, and what FAISS wants to know of it."""
+
+    def __init__(self, cells: Cells, mask: Mask | None) -> None:
+        """`mask` is (rows,) bool by ordinal, None for all rows."""
+        self.mask = mask
+        self.count = len(cells) if mask is None else int(np.count_nonzero(mask))
+        self.counts = cells.counts(mask)  # (cells,) how many of them each cell holds
+        self.selector: Any = None
+        if mask is not None:
+            self._bits = np.packbits(mask, bitorder="little")  # FAISS reads them, and does not hold them
+            self.selector = faiss.IDSelectorBitmap(len(cells), faiss.swig_ptr(self._bits))
+
+
+def probes(near: npt.NDArray[np.floating[Any]], counts: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:
+    """Which cells to read for each query: the nearest that hold allowed rows, until they held `rows` of them.
+
+    Parameters
+    ----------
+    near : (queries, cells) similarity of queries to centres
+    counts : (cells,) allowed rows in each
+    rows : allowed rows to read, at least
+
+    Returns
+    -------
+    (queries, most cells of a query) cell numbers, -1 where a query needs fewer
+
+    >>> probes(np.array([[0.9, 0.1, 0.5]]), np.array([3, 4, 0]), rows=4)
+    array([[0, 1]])
+    """
+    holding = np.flatnonzero(counts)
+    ranking = holding[np.argsort(-near[:, holding], axis=1, kind="stable")]
+    held = counts[ranking]
+    before = np.cumsum(held, axis=1) - held  # allowed rows in nearer cells
+    needed = before < rows
+    most = int(needed.sum(axis=1).max(initial=0))
+    return np.ascontiguousarray(np.where(needed, ranking, -1)[:, :most])
+
+
+class Truth:
+    """The nearest rows of some queries, all rows compared, and of those that any filter allows."""
+
+    def __init__(self, similarity: npt.NDArray[np.float32], kept: int = NEAREST_KEPT) -> None:
+        """`similarity` is (queries, rows) to every row, by ordinal; -inf for a query's own row."""
+        self._similarity = similarity
+        self._nearest = _top(similarity, min(kept, similarity.shape[1]))
+
+    def __getitem__(self, queries: slice) -> Truth:
+        """Of some of the queries."""
+        some = copy(self)
+        some._similarity, some._nearest = self._similarity[queries], self._nearest[queries]
+        return some
+
+    def nearest(self, k: int, allowed: Mask | None = None) -> Ordinals:
+        """(queries, k or all that are allowed) ordinals, nearest first."""
+        if allowed is None:
+            return self._nearest[:, :k]
+        k = min(k, int(np.count_nonzero(allowed)))
+        inside = allowed[self._nearest]
+        first = np.argsort(~inside, axis=1, kind="stable")[:, :k]
+        result = np.take_along_axis(self._nearest, first, axis=1)
+        few = np.flatnonzero(inside.sum(axis=1) < k)
+        if len(few):  # of these too few of the nearest are allowed: look at all
+            positions = np.flatnonzero(allowed)
+            result[few] = positions[_top(self._similarity[few][:, positions], k)]
+        return np.asarray(result)
+
+    def of(self, found: Ordinals) -> npt.NDArray[np.float32]:
+        """(queries, n) similarity of some rows, -inf for none."""
+        known = np.take_along_axis(self._similarity, np.maximum(found, 0), axis=1)
+        return np.where(found < 0, -np.inf, known)
+
+
+def _top(similarity: npt.NDArray[np.float32], k: int) -> Ordinals:
+    """(queries, k) where the largest of (queries, rows) are, largest first."""
+    import torch
+
+    return np.asarray(torch.topk(torch.from_numpy(similarity), k, dim=1).indices.numpy())
+
+
+def measure(cells: Cells, queries: Vectors, truth: Truth, rng: np.random.Generator, ks: Sequence[int]) -> list[Effort]:
+    """How many allowed rows must be read for each recall and each share of allowed rows, for each k.
+
+    Filters are of two kinds, and the dearer one counts: scattered rows, and whole cells (a source or a category is more
+    like that). A neighbour is found if and only if its cell is read, so one look at the true neighbours gives the
+    effort for every recall.
+
+    Parameters
+    ----------
+    queries : (queries, dim)
+    """
+    near = np.asarray(queries, np.float32) @ np.asarray(cells.centres, np.float32).T
+    table: list[list[tuple[int, ...]]] = [[] for _ in ks]
+    for share in SHARES:
+        filters = [None] if share == 1.0 else [rng.random(len(cells)) < share, _whole_cells(cells, share, rng)]
+        efforts = [_efforts(cells, near, truth, allowed, ks) for allowed in filters]
+        for rows, of_k in zip(table, zip(*efforts, strict=True), strict=True):
+            rows.append(tuple(int(n) for n in np.max([_quantiles(e) for e in of_k], axis=0)))
+    return [Effort(SHARES, RECALLS, tuple(rows)) for rows in table]
+
+
+def _whole_cells(cells: Cells, share: float, rng: np.random.Generator) -> Mask:
+    chosen = rng.permutation(len(cells.centres))
+    held = np.cumsum(cells.counts(None)[chosen])
+    return np.isin(cells.cell_of, chosen[: int(np.searchsorted(held, share * len(cells))) + 1])
+
+
+def _efforts(
+    cells: Cells, near: npt.NDArray[Any], truth: Truth, allowed: Mask | None, ks: Sequence[int]
+) -> list[npt.NDArray[np.int64]]:
+    """For each k: (true neighbours of all queries,) the allowed rows to read until each is found."""
+    if allowed is not None and not allowed.any():
+        return [np.zeros(1, np.int64) for _ in ks]
+    counts = cells.counts(allowed)
+    ranking = np.argsort(-np.where(counts > 0, near, -np.inf), axis=1, kind="stable")
+    upto = np.cumsum(counts[ranking], axis=1)
+    before = np.empty_like(upto)
+    np.put_along_axis(before, ranking, upto - counts[ranking], axis=1)
+    true = truth.nearest(max(ks), allowed)
+    reach = np.take_along_axis(before, cells.cell_of[true], axis=1) + 1
+    return [reach[:, :k].ravel() for k in ks]
+
+
+def _quantiles(efforts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """(recalls,) the rows to read so that this share of the neighbours is found."""
+    return np.quantile(efforts, RECALLS, method="higher").astype(np.int64)

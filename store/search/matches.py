@@ -1,0 +1,105 @@
+"""Nearest neighbours as arrays with names, and the plain search that every faster one is measured against."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..records import Mask, Vectors
+from ..space import Space
+
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Matches:
+    """k nearest rows of each query, nearest first."""
+
+    rows: Positions  # (queries, k) positions in the snapshot's rows, -1 where fewer than k were found
+    similarity: npt.NDArray[np.float32]  # (queries, k) inner products, higher is nearer, NaN where there is no row
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def k(self) -> int:
+        return int(self.rows.shape[1])
+
+    def __getitem__(self, queries: Any) -> Matches:
+        """The matches of some of the queries."""
+        return Matches(np.atleast_2d(self.rows[queries]), np.atleast_2d(self.similarity[queries]))
+
+    def first(self, k: int) -> Matches:
+        """Only the k nearest."""
+        return Matches(self.rows[:, :k], self.similarity[:, :k])
+
+    def mean_similarity(self, kept: Mask | None = None) -> npt.NDArray[np.float64]:
+        """(queries,) mean over the rows that are there, or those of a (queries, k) mask; 0 where there is none.
+
+        >>> Matches(np.array([[4, 2, -1]]), np.array([[0.5, 0.25, np.nan]], np.float32)).mean_similarity()
+        array([0.375])
+        """
+        counted = self.rows >= 0 if kept is None else kept
+        total = np.where(counted, self.similarity, 0).sum(1, dtype=np.float64)
+        return np.asarray(total / np.maximum(counted.sum(1), 1))
+
+    @classmethod
+    def none(cls, queries: int, k: int) -> Matches:
+        """No row for any query."""
+        return cls(np.full((queries, k), -1, np.int64), np.full((queries, k), np.nan, np.float32))
+
+    def merge(self, other: Matches, k: int) -> Matches:
+        """The k nearest of both; of equally near rows the first in the snapshot comes first."""
+        rows = np.concatenate([self.rows, other.rows], axis=1)
+        similarity = np.concatenate([self.similarity, other.similarity], axis=1)
+        order = np.lexsort((rows, np.where(rows < 0, np.inf, -similarity)), axis=1)[:, :k]
+        return Matches(np.take_along_axis(rows, order, 1), np.take_along_axis(similarity, order, 1))
+
+
+class Searches(Protocol):
+    """Who can be asked for the nearest rows of a snapshot instead of the snapshot itself."""
+
+    def search(self, queries: Vectors, k: int, where: Mask | None = None, recall: float = 0.99) -> Matches:
+        """As `Snapshot.search`."""
+
+
+class Stored(Protocol):
+    """A snapshot as searches see it."""
+
+    @property
+    def folder(self) -> Path: ...
+
+    @property
+    def space(self) -> Space: ...
+
+    def __len__(self) -> int: ...
+
+    def vectors(self, positions: Any = None, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
+        """(n, dim) of the rows at these positions."""
+
+    def places(self, ids: npt.NDArray[np.int64]) -> Positions:
+        """(n,) positions of the rows with these ids, -1 where there is none."""
+
+
+def nearest(queries: Vectors, vectors: Vectors, positions: Positions, k: int) -> Matches:
+    """The k rows of `vectors` with the largest inner product with each query: one matrix product in numpy.
+
+    Parameters
+    ----------
+    queries : (queries, dim)
+    vectors : (rows, dim)
+    positions : (rows,) what to call the rows in the answer
+    """
+    found = min(k, len(vectors))
+    result = Matches.none(len(queries), k)
+    if found == 0 or len(queries) == 0:
+        return result
+    similarity = np.asarray(queries, np.float32) @ np.asarray(vectors, np.float32).T
+    best = np.argpartition(-similarity, found - 1, axis=1)[:, :found] if found < len(vectors) else None
+    chosen = similarity if best is None else np.take_along_axis(similarity, best, 1)
+    rows = np.broadcast_to(positions, similarity.shape) if best is None else positions[best]
+    return result.merge(Matches(np.asarray(rows, np.int64), chosen), k)

@@ -1,0 +1,41 @@
+"""Which rows of a shard a snapshot no longer has: one small file of row numbers, since shards are never changed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..core.atomic_files import written_aside
+from ..errors import Damaged
+from .manifest import Part
+from .shard import checksum
+
+
+def read_deleted(folder: Path, part: Part) -> npt.NDArray[np.uint32]:
+    """The rows of a shard that a snapshot no longer has; raises Damaged."""
+    if not part.deleted:
+        return np.zeros(0, np.uint32)
+    path = folder / "deleted" / part.deleted
+    try:
+        content = path.read_bytes()
+    except OSError as e:
+        raise Damaged(f"{path} cannot be read ({e.strerror}); run `clipfake store repair`") from e
+    if checksum(content) != part.deleted_digest:
+        raise Damaged(f"{path} is not what was written (checksum differs); run `clipfake store repair`")
+    rows = np.frombuffer(content[: len(content) // 4 * 4], "<u4")
+    if len(content) != 4 * part.deleted_rows or (rows[1:] <= rows[:-1]).any() or (rows >= part.rows).any():
+        raise Damaged(f"{path} is no list of {part.deleted_rows} of {part.rows} rows; run `clipfake store repair`")
+    return rows
+
+
+def without_rows(folder: Path, part: Part, rows: npt.NDArray[Any], number: int) -> Part:
+    """The part as snapshot `number` sees it, with these rows deleted besides those that are; the list is written."""
+    deleted = np.union1d(read_deleted(folder, part), rows).astype("<u4")
+    name = f"{part.number:06d}-{number:06d}.u4"
+    with written_aside(folder / "deleted" / name) as temporary:
+        temporary.write_bytes(deleted.tobytes())
+    return replace(part, deleted=name, deleted_rows=len(deleted), deleted_digest=checksum(deleted.tobytes()))

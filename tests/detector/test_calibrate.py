@@ -1,0 +1,173 @@
+"""What a verdict is said to be worth on something new: nothing that judges a row has seen it, its file or its maker."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clipfake.detector.calibration import Calibration, Platt
+from clipfake.detector.evidence import Bank
+from clipfake.detector.metrics import measure
+from clipfake.detector.training import calibrate as heldout
+from clipfake.detector.training.calibrate import Calibrated, Coverage, Signals, calibrate, generator_folds
+from clipfake.detector.training.train import TrainOptions, train
+from clipfake.detector.training.triplet import TripletOptions
+from clipfake.store.records import Block, Rows, names
+from clipfake.store.snapshot import Snapshot
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+DIM = 10
+SPACE = Space("toy", "0" * 64, dim=DIM)
+OPTIONS = TrainOptions(triplet=TripletOptions(epochs=1), baselines=(), recipe="grouped")
+MAKERS = {"": 300, "gan a": 120, "gan b": 60, "gan c": 40, "gan d": 40, "gan e": 20}  # how many rows each has
+TRAINED, CHOSE, TESTED = 0, 1, 2
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """Every fifth file is stored twice, and some rows have no label."""
+    rng = np.random.default_rng(0)
+    maker = np.repeat(list(MAKERS), list(MAKERS.values()))
+    labels = (maker != "").astype(int)
+    vectors = rng.standard_normal((len(maker), DIM))
+    vectors[:, 0] += 2.5 * labels
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    digests = np.frombuffer(rng.bytes(16 * len(maker)), "V16")
+    store = Store.create(tmp_path_factory.mktemp("heldout") / "s", SPACE)
+    with store.writer() as writer:
+        for copy, some in enumerate((slice(None), slice(None, None, 5))):
+            count = len(labels[some])
+            rows = Rows.make(
+                [f"{copy}/{i}" for i in range(count)],
+                np.where(np.arange(count) % 50 == 49, -1, labels[some]),
+                sources=[f"s {one}" for one in maker[some]],
+                generators=names(maker[some].tolist()),
+                digests=digests[some],
+            )
+            writer.append(Block(SPACE, rows, vectors[some]))
+    return store.snapshot()
+
+
+def test_nothing_that_judges_a_held_out_row_has_seen_it_or_its_file_or_its_generator(
+    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole promise about what is new hangs on this."""
+    learned: list[set[int]] = []
+    judged: list[tuple[set[int], set[int], set[int]]] = []
+    fit, read = heldout.fit_head, Signals.read.__func__  # type: ignore[attr-defined]
+
+    def fitted(snapshot: Snapshot, split: Any, learning: Any, choosing: Any, *rest: Any, **how: Any) -> Any:
+        learned.append({*learning.positions.tolist(), *choosing.positions.tolist()})
+        return fit(snapshot, split, learning, choosing, *rest, **how)
+
+    def asked(cls: type[Signals], head: Any, bank: Bank, positions: Any, fold: int = 0) -> Signals:
+        of_head = learned[-1] if learned else set[int]()
+        judged.append((of_head, set(np.flatnonzero(bank.members).tolist()), set(positions.tolist())))
+        return read(cls, head, bank, positions, fold)  # type: ignore[no-any-return]
+
+    head = train(snapshot, OPTIONS).head
+    parts = head.split.of(snapshot.column("keys"))
+    monkeypatch.setattr(heldout, "fit_head", fitted)
+    monkeypatch.setattr(Signals, "read", classmethod(asked))
+    calibrated = calibrate(snapshot, head, OPTIONS)
+
+    digests, makers = snapshot.column("digests"), snapshot.column("generators")
+    (_, bank, tested), *folds = judged
+    assert all(parts[row] == TRAINED for row in bank) and all(parts[row] == TESTED for row in tested)
+    assert len(tested) == calibrated.test.n == (parts == TESTED).sum()
+    assert len(folds) == 4
+    for of_head, bank, rows in folds:
+        assert of_head and bank and rows
+        seen = of_head | bank
+        assert not {digests[row].tobytes() for row in seen} & {digests[row].tobytes() for row in rows}
+        assert not {makers[row] for row in seen} & {makers[row] for row in rows} - {""}
+        assert all(parts[row] == TRAINED for row in bank)
+        assert all(parts[row] in (TRAINED, CHOSE) for row in of_head | rows)
+        assert {int(snapshot.column("labels")[row]) for row in rows} == {0, 1}
+    every = [row for *_, rows in folds for row in rows]
+    assert len(every) == len(set(every)) == ((parts == TRAINED) | (parts == CHOSE)).sum()
+    assert calibrated.unseen is not None and calibrated.unseen.n == len(every)
+
+
+def test_folds_hold_whole_generators_and_are_about_alike_in_size(snapshot: Snapshot) -> None:
+    labels, makers = snapshot.column("labels"), snapshot.column("generators")
+    parts = np.where(labels >= 0, np.arange(len(snapshot)) % 4, -1).astype(np.int8)  # 3: in no part of the split
+    folds = generator_folds(snapshot, parts, seed=0)
+    assert folds is not None
+    pool = (parts == TRAINED) | (parts == CHOSE)
+    assert ((folds >= 0) == pool).all()
+    of_maker = {maker: set(folds[pool & (makers == maker)].tolist()) for maker in MAKERS if maker}
+    assert all(len(found) == 1 for found in of_maker.values())
+    # largest first, each to the fold that has least: a, b, c and d, and e with the smallest of them
+    assert len({fold for maker in "abcd" for fold in of_maker[f"gan {maker}"]}) == 4
+    assert of_maker["gan e"] <= of_maker["gan c"] | of_maker["gan d"]
+    real = np.bincount(folds[pool & (labels == 0)], minlength=4)
+    assert real.min() > 0.5 * real.mean()
+    assert (generator_folds(snapshot, parts, seed=0) == folds).all()
+    assert (generator_folds(snapshot, parts, seed=1) != folds).any()
+
+
+def test_with_two_generators_none_can_be_left_out(snapshot: Snapshot) -> None:
+    for kept, number in ((("", "gan a", "gan b"), None), (("", "gan a", "gan b", "gan c"), 3)):
+        parts = np.where(np.isin(snapshot.column("generators"), names(list(kept))), 0, -1).astype(np.int8)
+        folds = generator_folds(snapshot, parts, seed=0)
+        assert (None if folds is None else int(folds.max()) + 1) == number
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from(["", "a", "b"]), st.booleans(), st.booleans()), min_size=1, max_size=40),
+    st.sampled_from([0.01, 0.05, 0.2]),
+)
+def test_what_became_of_a_promise_is_counted_row_by_row(rows: list[tuple[str, bool, bool]], nominal: float) -> None:
+    labels = np.array([int(maker != "") for maker, *_ in rows])
+    possible = np.array([told[1:] for told in rows])
+    signals = Signals(*[np.zeros(len(rows))] * 3, labels, names([row[0] for row in rows]), np.zeros(len(rows), int))
+    found = Coverage.of(signals, possible, nominal, 100)
+
+    def share(of: list[bool]) -> float | None:
+        return sum(of) / len(of) if of else None
+
+    missed = [(maker, not (can_be_fake if maker else can_be_real)) for maker, can_be_real, can_be_fake in rows]
+    answers = [not (fake if maker else real) for maker, real, fake in rows if real != fake]
+    assert (found.n, found.real, found.fake) == (len(rows), int((labels == 0).sum()), int((labels == 1).sum()))
+    assert found.answered == pytest.approx(len(answers) / len(rows))
+    assert found.wrong == share(answers)
+    assert found.real_excluded == share([wrong for maker, wrong in missed if not maker])
+    assert found.fake_excluded == share([wrong for maker, wrong in missed if maker])
+    by_maker = {one: share([wrong for maker, wrong in missed if maker == one]) for one in ("a", "b")}
+    known = {one: rate for one, rate in by_maker.items() if rate is not None}
+    assert found.worst_excluded == (max(known.values()) if known else None)
+    assert (found.worst in known and known[found.worst] == found.worst_excluded) if known else found.worst == ""
+    told = found.sentence("Here")
+    assert ("does not hold" in told) == found.broken
+    assert (f"worst for {found.worst}" in told) == (bool(known) and max(known.values()) > 2 * nominal)
+
+
+@pytest.mark.parametrize(("missed", "broken"), [(50, False), (63, False), (66, True)])
+def test_a_promise_is_broken_by_more_than_chance_explains(missed: int, broken: bool) -> None:
+    """Of 1000 rows 5 % are 50, give or take 14; with 1000 rows to calibrate on, two deviations are 0.0195."""
+    labels = np.repeat([0, 1], 1000)
+    for label, others in ((0, 1), (1, 0)):
+        possible = np.ones((2000, 2), bool)
+        possible[np.flatnonzero(labels == label)[:missed], label] = False
+        signals = Signals(*[np.zeros(2000)] * 3, labels, names([""] * 2000), np.zeros(2000, int))
+        assert Coverage.of(signals, possible, 0.05, 10**9).broken == broken
+        assert not Coverage.of(signals, possible, 0.05, 10).broken  # a calibration on ten may be off by more
+        assert possible[:, others].all()
+
+
+@pytest.mark.parametrize("rows", range(2, 19))
+def test_the_rate_of_error_that_is_proposed_is_one_that_gives_answers(rows: int, tmp_path: Path) -> None:
+    held = np.arange(float(rows))
+    calibration = Calibration(
+        Platt(1, 0), Platt(1, 0), (1.0, 0.0), 0.0, held, held, np.linspace(0, 1, 1001), "rows", "ab" * 16
+    )
+    none = Coverage(10, 5, 5, rows, 0.05, 0.0, None, 0.0, 0.0)
+    _, told = Calibrated(calibration, measure(np.arange(2), np.arange(2.0)), none, None).sentences
+    proposed = float(told.partition("accept ")[2].partition("%")[0]) / 100
+    assert not calibration.possible(np.array([-1e9]), proposed)[0, 1]
+    assert proposed == pytest.approx(1 / (rows + 1), abs=1e-4)

@@ -1,0 +1,236 @@
+"""What holds of every verdict, whatever the bank and the picture: rules of the whole detector on small random banks."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clipfake.detector.calibration import Calibration
+from clipfake.detector.detector import Detector, Question
+from clipfake.detector.evidence import Bank
+from clipfake.detector.head import Head
+from clipfake.detector.projection import Projection
+from clipfake.detector.split import Split
+from clipfake.detector.svm import Svm
+from clipfake.detector.verdict import Verdict
+from clipfake.errors import BadBlock
+from clipfake.store.records import Block, Rows
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
+DIM = 8
+SPACE = Space("toy", "0" * 64, dim=DIM)
+seeds = st.integers(0, 2**32 - 1)
+errors = st.sampled_from([0.001, 0.03, 0.05, 0.1, 0.2, 0.35, 0.5])
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def drawn(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Unit vectors; fakes lean along the first axis, not so far that all are told apart."""
+    vectors = rng.standard_normal((len(labels), DIM))
+    vectors[:, 0] += 2.5 * labels
+    return unit(vectors)
+
+
+def block(seed: int) -> Block:
+    """Up to sixty rows of two cameras and three generators, some without a label."""
+    rng = np.random.default_rng(seed)
+    source = np.concatenate([[0, 2], rng.integers(0, 5, rng.integers(0, 59))])
+    labels = (source > 1).astype(int)
+    stored = np.where(rng.random(len(source)) < 0.1, -1, labels)
+    stored[:2] = labels[:2]
+    rows = Rows.make(
+        keys=[f"{i}" for i in range(len(source))],
+        labels=stored,
+        sources=[f"source {one}" for one in source],
+        generators=[f"gan {one}" if one > 1 else "" for one in source],
+        digests=np.frombuffer(rng.bytes(16 * len(source)), "V16"),
+    )
+    return Block(SPACE, rows, drawn(labels, rng))
+
+
+def detector(store: Store, seed: int) -> Detector:
+    """A head of a few random support vectors, and a calibration on what it and a bank say of fresh rows."""
+    rng = np.random.default_rng([seed, 1])
+    labels = np.repeat([0, 1], rng.integers(10, 60, 2))
+    known = drawn(labels, rng)
+    projection = Projection.draw("linear", known, dim=DIM, seed=seed)
+    classifier = Svm(projection(known[:: len(known) // 9]), 2.0 * labels[:: len(known) // 9] - 1, 0.1, 1.0)
+    split = Split.make([f"{i}" for i in range(40)], np.arange(40) % 2)
+    head = Head(SPACE, 1, split, projection, classifier, versions={})
+    bank = Bank.of(store.snapshot())
+    evidence, fresh = bank.evidence(known), drawn(labels, rng)
+    told = (head.score(fresh), evidence.signal, evidence.nearest)
+    return Detector(head, bank, replace(Calibration.fit(*told, labels, held_out="rows", seed=seed), head=head.digest))
+
+
+@contextmanager
+def asked(seed: int, *blocks: Block) -> Iterator[Detector]:
+    with tempfile.TemporaryDirectory() as folder:
+        store = Store.create(Path(folder) / "s", SPACE)
+        with store.writer() as writer:
+            for one in blocks or [block(seed)]:
+                writer.append(one)
+        yield detector(store, seed)
+
+
+def pictures(seed: int, number: int = 8) -> np.ndarray:
+    rng = np.random.default_rng([seed, 2])
+    return drawn(rng.random(number), rng)
+
+
+def judged(detector: Detector, seed: int, **question: Any) -> list[Verdict]:
+    vectors = pictures(seed)
+    return detector.judge([f"{i}" for i in range(len(vectors))], vectors, question=Question(**question))
+
+
+def assert_same(verdicts: list[Verdict], others: list[Verdict]) -> None:
+    """But for the last digit of a sum, and where in the store a witness stands."""
+    for one, other in zip(verdicts, others, strict=True):
+        numbers = {"score", "probability", "percentile", "signals", "neighbors", "changes"}
+        told, again = ({k: v for k, v in vars(v).items() if k not in numbers} for v in (one, other))
+        assert told == again
+        for name in ("score", "probability", "percentile", "signals"):
+            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-4)
+        for label in ("real", "fake"):
+            assert [n.key for n in one.neighbors[label]] == [n.key for n in other.neighbors[label]]
+        assert [(c.what, c.verdict) for c in one.changes] == [(c.what, c.verdict) for c in other.changes]
+
+
+@settings(max_examples=15, deadline=None)
+@given(seeds, errors, st.floats(0.001, 0.999))
+def test_a_verdict_says_what_its_score_its_possible_answers_and_its_witnesses_say(
+    seed: int, error: float, prior: float
+) -> None:
+    with asked(seed) as detector:
+        scores = detector.score(pictures(seed))
+        possible = detector.calibration.possible(scores, error)
+        for verdict, score, can_be in zip(
+            judged(detector, seed, error=error, prior=prior), scores, possible, strict=True
+        ):
+            assert verdict.score == pytest.approx(score, abs=1e-6)
+            names = tuple(name for name, can in zip(("real", "fake"), can_be, strict=True) if can)
+            assert verdict.possible == names
+            known = verdict.percentile >= 1
+            assert verdict.verdict == (names[0] if len(names) == 1 and known else "unsure")
+            assert verdict.probability == pytest.approx(detector.calibration.probability(score, prior))
+            assert (verdict.generator != "") == (verdict.verdict == "fake")
+            if verdict.verdict != "unsure":
+                other = {"fake": "real", "real": "fake"}[verdict.verdict]
+                assert verdict.reasons[0] == f"{other} is ruled out at an error rate of {100 * error:g}%"
+            one, two = verdict.signals["svm"], verdict.signals["neighbors"]
+            assert verdict.conflict == (one * two < 0 and abs(one) >= 1 and abs(two) >= 1)
+            assert verdict.conflict == any("disagree" in reason for reason in verdict.reasons)
+            told = [n.similarity for found in verdict.neighbors.values() for n in found[:1]]
+            assert verdict.percentile == pytest.approx(
+                detector.calibration.percentile(np.array([max(told)]))[0], abs=0.2
+            )
+            for label, found in verdict.neighbors.items():
+                assert 1 <= len(found) <= 9
+                assert [n.similarity for n in found] == sorted((n.similarity for n in found), reverse=True)
+                assert all((n.source > "source 1") == (label == "fake") for n in found)
+            assert all(change.verdict != verdict.verdict for change in verdict.changes)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seeds)
+def test_how_many_fakes_are_expected_moves_the_probability_and_nothing_else(seed: int) -> None:
+    with asked(seed) as detector:
+        rare, common = (judged(detector, seed, prior=prior) for prior in (0.01, 0.9))
+        for one, other in zip(rare, common, strict=True):
+            assert one.probability < other.probability
+            assert replace(one, probability=0, prior=0) == replace(other, probability=0, prior=0)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seeds)
+def test_who_accepts_less_error_gets_no_answer_where_both_were_possible_and_never_the_other_one(seed: int) -> None:
+    """Only what was like neither class may become an answer, for then it is like one of them after all."""
+    with asked(seed) as detector:
+        told = [judged(detector, seed, error=error, changes=False) for error in (0.5, 0.3, 0.2, 0.1, 0.05, 0.01)]
+        for of_one in zip(*told, strict=True):
+            for wider, narrower in pairwise(of_one):
+                assert set(wider.possible) <= set(narrower.possible)
+                if wider.possible:
+                    assert narrower.verdict in (wider.verdict, "unsure")
+            assert len({v.verdict for v in of_one} - {"unsure"}) <= 1
+            assert len({(v.score, v.probability, v.percentile) for v in of_one}) == 1
+
+
+@settings(max_examples=8, deadline=None)
+@given(seeds)
+def test_the_order_of_the_stored_rows_does_not_matter(seed: int) -> None:
+    rows = block(seed)
+    order = np.random.default_rng(seed).permutation(len(rows.rows))
+    with asked(seed, rows) as one, asked(seed, rows.take(order)) as other:
+        assert_same(judged(one, seed), judged(other, seed))
+
+
+@settings(max_examples=8, deadline=None)
+@given(seeds, st.booleans(), st.integers(1, 60))
+def test_a_copy_of_a_stored_picture_changes_nothing(seed: int, same_file: bool, copies: int) -> None:
+    """Of the same bytes, or of the same vector under another digest."""
+    rows, rng = block(seed), np.random.default_rng([seed, 3])
+    which = rng.integers(0, len(rows.rows), copies)
+    more = rows.take(which)
+    keys = np.array([f"copy {i}" for i in range(copies)], rows.rows.keys.dtype)
+    digests = more.rows.digests if same_file else np.frombuffer(rng.bytes(16 * copies), "V16")
+    more = replace(more, rows=replace(more.rows, keys=keys, digests=digests))
+    with asked(seed, rows) as one, asked(seed, rows, more) as other:
+        assert_same(judged(one, seed), judged(other, seed))
+
+
+@settings(max_examples=8, deadline=None)
+@given(seeds)
+def test_pictures_asked_about_together_are_judged_as_each_alone(seed: int) -> None:
+    with asked(seed) as detector:
+        alone = [detector.judge_one(f"{i}", vector) for i, vector in enumerate(pictures(seed))]
+        assert_same(judged(detector, seed), alone)
+
+
+@settings(max_examples=8, deadline=None)
+@given(seeds)
+def test_a_stored_file_is_judged_as_if_it_were_not_stored_and_is_named(seed: int) -> None:
+    rows = block(seed)
+    own = int(np.random.default_rng(seed).integers(0, len(rows.rows)))
+    left = np.flatnonzero(np.arange(len(rows.rows)) != own)
+    assume({*rows.rows.labels[left].tolist()} >= {0, 1})
+    with asked(seed, rows) as one, asked(seed, rows.take(left)) as other:
+        other = replace(one, bank=other.bank)
+        vector, digest = one.snapshot.vectors([own])[0], rows.rows.digests[own].tobytes()
+        here, there = one.judge_one("x", vector, digest), other.judge_one("x", vector, digest)
+        assert (here.known, there.known) == (rows.rows.keys[own], "")
+        assert_same([replace(here, stored=())], [there])
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_a_vector_that_is_no_number_gets_no_verdict(wrong: float) -> None:
+    vectors = pictures(0)
+    vectors[3, 2] = wrong
+    with asked(0) as detector:
+        with pytest.raises(BadBlock, match="vector 3 of 8 holds NaN or infinity"):
+            detector.judge([f"{i}" for i in range(8)], vectors)
+        with pytest.raises(BadBlock, match="encode its image again"):
+            detector.score(vectors)
+
+
+def test_a_name_without_a_vector_is_refused_rather_than_left_out() -> None:
+    names, vectors, digests = [f"{i}" for i in range(8)], pictures(0), np.zeros(7, "V16")
+    with asked(0) as detector:
+        for given, known, told in (
+            (names[:7], None, "7 names for 8 vectors; give"),
+            ([*names, "one more"], None, "9 names for 8 vectors; give"),
+            (names, digests, "8 names for 8 vectors and 7 digests; give"),
+        ):
+            with pytest.raises(BadBlock, match=told):
+                detector.judge(given, vectors, known)

@@ -1,0 +1,299 @@
+"""Heads: what is saved comes back, machines of every size, and what cannot be trained says why."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clipfake.detector.head import Head, columns_of, head_folder
+from clipfake.detector.projection import FUSIONS, KINDS, Projection
+from clipfake.detector.training.examples import Examples
+from clipfake.detector.training.nystroem import fit_nystroem
+from clipfake.detector.training.svm_training import fit_svm, scale_gamma
+from clipfake.detector.training.train import TrainOptions, train
+from clipfake.detector.training.triplet import TripletOptions, draw, fit_projection
+from clipfake.detector.vocabulary import Vocabulary
+from clipfake.errors import HeadError, NotEnoughRows, SpaceMismatch
+from clipfake.store.records import Block, Rows, distinct, names
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+
+DIM = 12
+SPACE = Space("toy", "0" * 64, dim=DIM)
+
+
+def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows of two classes, each of three crowds, so that no plane parts them."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((2, 3, DIM))
+    labels = rng.integers(0, 2, count)
+    vectors = 1.2 * centres[labels, rng.integers(0, 3, count)] + rng.standard_normal((count, DIM))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    made = Store.create(tmp_path_factory.mktemp("heads") / "s", SPACE)
+    vectors, labels = drawn(400)
+    rows = Rows.make([f"s/{i}" for i in range(400)], labels, sources=["s"] * 400)
+    with made.writer() as writer:
+        writer.append(Block(SPACE, rows, vectors))
+    return made
+
+
+@pytest.fixture(scope="module")
+def head(store: Store) -> Head:
+    return train(store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).head
+
+
+def test_the_machine_is_scikit_learns() -> None:
+    from sklearn.svm import SVC
+
+    vectors, labels = drawn(300)
+    asked, _ = drawn(50, seed=1)
+    theirs = SVC(C=1.0, kernel="rbf", gamma="scale").fit(vectors, labels).decision_function(asked)
+    assert np.allclose(fit_svm(vectors, labels).score(asked), theirs, atol=1e-5)
+
+
+def in_blocks(vectors: np.ndarray, labels: np.ndarray, size: int):  # type: ignore[no-untyped-def]
+    return lambda: ((vectors[i : i + size], labels[i : i + size]) for i in range(0, len(labels), size))
+
+
+def test_landmarks_that_are_all_rows_give_what_the_exact_machine_gives() -> None:
+    vectors, labels = drawn(400)
+    asked, true = drawn(1000, seed=1)
+    exact = fit_svm(vectors, labels).score(asked) > 0
+    near = fit_nystroem(in_blocks(vectors, labels, 400), gamma=scale_gamma(vectors), landmarks=800).score(asked) > 0
+    assert (exact == true).mean() > 0.8
+    assert (near == exact).mean() > 0.93
+
+
+def test_how_rows_are_cut_into_blocks_does_not_matter() -> None:
+    vectors, labels = drawn(500)
+    one, many = (
+        fit_nystroem(in_blocks(vectors, labels, size), gamma=1.0, landmarks=1000).score(vectors) for size in (500, 77)
+    )
+    assert np.allclose(one, many, atol=1e-2)
+
+
+def test_many_rows_of_one_class_are_refused() -> None:
+    vectors, _ = drawn(50)
+    with pytest.raises(NotEnoughRows, match="one class"):
+        fit_nystroem(in_blocks(vectors, np.ones(50, int), 20), gamma=1.0)
+
+
+def test_above_the_limit_the_machine_has_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipfake.detector.training.svm_training.EXACT", 1500)
+    vectors, labels = drawn(2000)
+    machine = fit_svm(vectors, labels)
+    assert len(machine.vectors) == 1000
+    assert ((machine.score(vectors) > 0) == labels).mean() > 0.8
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_projection_gives_128_numbers_of_unit_length(kind: str) -> None:
+    vectors, _ = drawn(7)
+    texts = drawn(7, seed=2)[0]
+    projection = Projection.draw(kind, vectors, seed=3)
+    found = projection(vectors, texts if projection.reads_text else None)
+    assert found.shape == (7, 128)
+    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+@pytest.mark.parametrize("anchor", ["real", "fake", "both"])
+def test_a_triplet_is_an_anchor_its_mate_and_its_opposite(anchor: str) -> None:
+    rng = np.random.default_rng(0)
+    labels, match = rng.integers(0, 2, 200), rng.integers(0, 5, 200)
+    made = draw(labels, match, anchor, rng)  # type: ignore[arg-type]
+    allowed = {"real": {0}, "fake": {1}, "both": {0, 1}}[anchor]
+    assert set(labels[made.anchor].tolist()) == allowed
+    assert (made.anchor != made.positive).all()
+    assert (labels[made.anchor] == labels[made.positive]).all()
+    assert (labels[made.anchor] != labels[made.negative]).all()
+    assert (match[made.anchor] == match[made.positive]).all()
+    assert (match[made.anchor] == match[made.negative]).all()
+
+
+def test_too_few_rows_for_a_triplet_are_said_to_be_too_few() -> None:
+    vectors, _ = drawn(2)
+    few = Examples.make(vectors, np.array([0, 1]))
+    with pytest.raises(HeadError, match="index more images"):
+        fit_projection("linear", few, few)
+
+
+def test_rows_that_are_all_alike_are_an_error() -> None:
+    alike = Examples.make(np.tile(drawn(1)[0], (40, 1)), np.arange(40) % 2)
+    with pytest.raises(HeadError, match="alike"):
+        fit_projection("linear", alike, alike, TripletOptions(epochs=1))
+
+
+def test_a_head_comes_back_as_it_was_saved(head: Head, tmp_path: Path) -> None:
+    head.save(tmp_path)
+    again = Head.load(tmp_path, SPACE)
+    asked, _ = drawn(20, seed=4)
+    assert np.array_equal(again.score(asked), head.score(asked))
+    assert json.dumps(again.as_json()) == json.dumps(head.as_json())
+    with pytest.raises(SpaceMismatch):
+        Head.load(tmp_path, Space("other", "1" * 64, DIM))
+    with pytest.raises(SpaceMismatch):
+        again.score(np.ones((1, DIM + 1), np.float32))
+
+
+@pytest.mark.parametrize("kind", FUSIONS)
+def test_a_head_that_reads_text_comes_back_with_its_categories(head: Head, tmp_path: Path, kind: str) -> None:
+    vocabulary = Vocabulary.of(dict(zip(("dog", "cat", "ship"), drawn(3, seed=7)[0], strict=True)))
+    vectors, labels = drawn(60)
+    projection = Projection.draw(kind, vectors, seed=1)
+    classifier = fit_svm(projection(vectors, vocabulary.beside(vectors)), labels)
+    made = replace(head, projection=projection, classifier=classifier, vocabulary=vocabulary)
+    made.save(tmp_path)
+    again = Head.load(tmp_path)
+    assert again.vocabulary is not None and again.vocabulary.categories.tolist() == ["cat", "dog", "ship"]
+    assert again.digest == made.digest != head.digest
+    for how in ({}, {"mode": "mean"}, {"mode": "given", "categories": ["dog", ""] * 30}):
+        assert np.array_equal(again.score(vectors, **how), made.score(vectors, **how))  # type: ignore[arg-type]
+    nearest = vocabulary.vectors[np.argmax(vectors @ vocabulary.vectors.T, axis=1)]
+    assert np.array_equal(made.project(vectors), projection(vectors, nearest))
+    with pytest.raises(HeadError, match="text vectors of its categories"):
+        replace(made, vocabulary=None)
+
+
+def test_a_head_saved_again_leaves_no_other_arrays_and_keeps_its_own_calibration(head: Head, tmp_path: Path) -> None:
+    other = replace(head, classifier=replace(head.classifier, intercept=3.0))
+    kept = f"calibration-{other.digest[:16]}.json"
+    head.save(tmp_path)
+    for name in (f"calibration-{head.digest[:16]}.json", "calibration.json", kept, "notes.txt"):
+        (tmp_path / name).write_text("{}")
+    other.save(tmp_path)
+    assert Head.load(tmp_path).digest == other.digest
+    [arrays] = tmp_path.glob("*.safetensors")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([arrays.name, kept, "head.json", "notes.txt"])
+
+
+def test_heads_that_score_alike_have_one_digest_and_others_another(head: Head) -> None:
+    assert replace(head, metrics={"any": 1}, versions={}).digest == head.digest
+    weights = head.projection.weights
+    for changed in (
+        replace(head, classifier=replace(head.classifier, intercept=7.0)),
+        replace(head, projection=replace(head.projection, weights={**weights, "b": weights["b"] + 1})),
+        replace(head, split=replace(head.split, parts=head.split.parts[::-1].copy())),
+    ):
+        assert changed.digest != head.digest
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"version": 2}, "of version 2; this release reads"),
+        ({"format": "another"}, "is a 'another' of version 1"),
+        ({"arrays": "../elsewhere.safetensors"}, "no head at"),
+        ({"digest": "0" * 32}, "was altered"),
+        ({"projection": "cubic"}, "'cubic' with weights W, b is none"),
+        ({"split": {}}, "is not a readable head"),
+        ({"threshold": None}, "is not a readable head"),
+    ],
+)
+def test_a_head_that_cannot_be_read_says_why(head: Head, tmp_path: Path, change: dict[str, object], said: str) -> None:
+    head.save(tmp_path)
+    told = json.loads((tmp_path / "head.json").read_text())
+    (tmp_path / "head.json").write_text(json.dumps(told | change))
+    with pytest.raises(HeadError, match=said):
+        Head.load(tmp_path)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "7"])
+def test_a_file_that_is_no_head_is_said_to_be_none(tmp_path: Path, content: str) -> None:
+    with pytest.raises(HeadError, match="no head at"):
+        Head.load(tmp_path)
+    (tmp_path / "head.json").write_text(content)
+    with pytest.raises(HeadError, match="not a readable head"):
+        Head.load(tmp_path)
+    assert columns_of(tmp_path) == ("main",)
+
+
+def test_the_columns_a_head_reads_are_told_before_it_is_loaded(head: Head, tmp_path: Path) -> None:
+    assert columns_of(tmp_path) == ("main",)
+    for options, columns in (({}, ("main",)), ({"columns": ["main", "other"]}, ("main", "other"))):
+        replace(head, options=options).save(tmp_path)
+        assert columns_of(tmp_path) == columns
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/etc", "a/", "../up"])
+def test_a_name_that_leads_out_of_the_folder_of_heads_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(HeadError, match="is no name for a head"):
+        head_folder(tmp_path, name)
+    assert head_folder(tmp_path, "mine-2") == tmp_path / "heads" / "mine-2"
+
+
+def test_an_altered_head_is_refused(head: Head, tmp_path: Path) -> None:
+    head.save(tmp_path)
+    [arrays] = tmp_path.glob("*.safetensors")
+    content = bytearray(arrays.read_bytes())
+    content[-1] ^= 1
+    arrays.write_bytes(content)
+    with pytest.raises(HeadError, match="altered"):
+        Head.load(tmp_path)
+
+
+def test_who_names_a_head_that_is_not_there_is_told_which_are(head: Head, tmp_path: Path) -> None:
+    with pytest.raises(HeadError, match=r"no head at .*default; run `clipfake train` first"):
+        Head.load(tmp_path / "default")
+    head.save(tmp_path / "linear")
+    head.save(tmp_path / "deep")
+    (tmp_path / "half").mkdir()  # of a training that was stopped
+    with pytest.raises(HeadError, match=r"no head at .*default; name one of .* --head: deep, linear$"):
+        Head.load(tmp_path / "default")
+
+
+def test_the_same_seed_gives_the_same_head(store: Store, head: Head) -> None:
+    again = train(store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).head
+    assert all(np.array_equal(w, again.projection.weights[n]) for n, w in head.projection.weights.items())
+
+
+def test_test_rows_whose_file_was_trained_with_are_counted_and_a_grouped_split_has_none(tmp_path: Path) -> None:
+    made = Store.create(tmp_path / "s", SPACE)
+    vectors, labels = drawn(200)
+    digests = np.frombuffer(np.random.default_rng(0).bytes(16 * 200), "V16")
+    with made.writer() as writer:
+        for copy in range(2):
+            rows = Rows.make([f"{copy}/{i}" for i in range(200)], labels, sources=["s"] * 200, digests=digests)
+            writer.append(Block(SPACE, rows, vectors))
+    snapshot, options = made.snapshot(), TrainOptions(triplet=TripletOptions(epochs=1), baselines=())
+    trained = train(snapshot, options)
+    parts = trained.head.split.of(snapshot.column("keys"))
+    twins = np.concatenate([parts[200:], parts[:200]])
+    assert trained.test_copies == int(((parts == 2) & (twins != 2)).sum()) > 50
+    assert f"{trained.test_copies} of 81 test rows are files that were trained with" in trained.sentences[0]
+    assert trained.as_json()["test_copies"] == trained.test_copies
+    grouped = train(snapshot, replace(options, recipe="grouped"))
+    assert (grouped.test_copies, grouped.sentences) == (0, [])
+
+
+def test_texts_of_several_sorted_runs_are_told_apart() -> None:
+    """numpy's own sort of texts crashed on them."""
+    runs = names([f"category-{i:04d}" for _ in range(2) for i in range(1000)])
+    found, which, counts = distinct(runs)
+    assert (found[which] == runs).all()
+    assert counts.tolist() == [2] * 1000
+
+
+def test_a_machine_of_landmarks_is_where_no_step_lowers_its_cost() -> None:
+    from clipfake.detector.training.nystroem import _newton
+
+    rng = np.random.default_rng(0)
+    near, sign = rng.standard_normal((900, 12)).astype(np.float32), np.sign(rng.standard_normal(900)).astype(np.float32)
+    near[:, 0] += sign
+    whitened = rng.standard_normal((12, 5)).astype(np.float32)
+
+    def blocks() -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(near[i : i + 400], sign[i : i + 400]) for i in range(0, 900, 400)]
+
+    for start in (np.zeros(6), rng.standard_normal(6)):  # rows leave the active ones, and others join them
+        found = _newton(blocks, whitened, start, 0.7)
+        phi = np.pad(near.astype(np.float64) @ whitened, ((0, 0), (0, 1)), constant_values=1.0)
+        short = np.maximum(1 - sign * (phi @ found), 0)
+        slope = np.append(found[:-1], 0) - 2 * 0.7 * phi.T @ (short * sign)
+        assert short.any() and not short.all()
+        assert np.abs(slope).max() < 1e-3 * np.abs(2 * 0.7 * phi.T @ sign).max()

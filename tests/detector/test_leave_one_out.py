@@ -1,0 +1,189 @@
+"""The atlas says what refitting without a source would say, and finds a generator that nobody could have known."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clipfake.detector.evaluation.leave_one_out import Atlas, K, atlas, held_out
+from clipfake.detector.evaluation.ridge import Sums, by_source, extended, ridge
+from clipfake.detector.metrics import auc
+from clipfake.detector.training.baselines import neighbor_rule
+from clipfake.detector.training.examples import Examples
+from clipfake.errors import HeadError, NotEnoughRows
+from clipfake.show.evaluation_tables import atlas_json, atlas_picture, write_atlas
+from clipfake.store.records import Block, Rows
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+
+SPACE = Space("toy", "0" * 64, dim=10)
+SOURCES = {"camera_a": 0, "camera_b": 0, "mixed": 0, "gan_a": 1, "gan_b": 1, "strange": 1}
+
+
+def drawn(source: str, number: int) -> np.ndarray:
+    """Fakes share a direction, but those of `strange` have another one."""
+    rng = np.random.default_rng(list(SOURCES).index(source))
+    vectors = rng.standard_normal((number, 10))
+    vectors[:, 3 if source == "strange" else 0] += 3.0 * SOURCES[source]
+    vectors[:, 5 + list(SOURCES).index(source) % 4] += 0.5
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+def stored(folder: Path, sources: list[str]) -> Store:
+    store = Store.create(folder, SPACE)
+    with store.writer() as writer:
+        for source in sources:
+            rows = Rows.make([f"{source}/{i}" for i in range(200)], [SOURCES[source]] * 200, sources=[source] * 200)
+            writer.append(Block(SPACE, rows, drawn(source, 200)))
+    return store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return stored(tmp_path_factory.mktemp("atlas") / "s", list(SOURCES))
+
+
+@pytest.fixture(scope="module")
+def made(store: Store) -> Atlas:
+    return atlas(store.snapshot())
+
+
+def test_sums_taken_off_are_sums_without() -> None:
+    real, fake, more = drawn("camera_a", 300), drawn("gan_a", 300), drawn("gan_b", 200)
+    taken_off = ridge(Sums.of(real), Sums.of(np.concatenate([fake, more])) - Sums.of(more))
+    assert np.allclose(taken_off, ridge(Sums.of(real), Sums.of(fake)), atol=1e-10)
+
+
+def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: Atlas) -> None:
+    snapshot = store.snapshot()
+    labels, sources = snapshot.column("labels"), snapshot.column("sources")
+    held = held_out(by_source(snapshot)[0], 0)
+    assert (by_source(snapshot)[0] >= 0).all()
+    for cell in made.cells:
+        asked = np.isin(sources, (cell.generator, cell.real))
+        learned = ~asked & ~np.isin(np.arange(len(snapshot)), held)
+        head = ridge(*(Sums.of(snapshot.vectors(learned & (labels == label))) for label in (0, 1)))
+        scores = (extended(snapshot.vectors(asked)) @ head).astype(np.float32).astype(np.float64)
+        assert abs((auc(labels[asked], scores) or 0) - cell.auc) < 1e-6
+        assert cell.n == 400
+
+
+def test_a_generator_unlike_all_others_is_found_out(made: Atlas) -> None:
+    by_generator = dict(zip(made.generators, made.table().mean(1), strict=True))
+    assert by_generator["strange"] < 0.65
+    assert min(by_generator["gan_a"], by_generator["gan_b"]) > 0.85
+    assert made.random_auc > 0.85
+    assert made.optimism > 0.03
+    assert "strange" in made.sentence
+
+
+def test_the_best_threshold_is_at_least_as_good_as_the_chosen_one(made: Atlas) -> None:
+    assert len(made.cells) == 9
+    assert all(cell.oracle >= cell.accuracy for cell in made.cells)
+
+
+def test_one_generator_leaves_nothing_to_learn_from(tmp_path: Path) -> None:
+    with pytest.raises(NotEnoughRows, match="two generators and two real sources; here are 1 and 2"):
+        atlas(stored(tmp_path / "s", ["camera_a", "camera_b", "gan_a"]).snapshot())
+
+
+@pytest.mark.parametrize("head", ["ridge", "knn"])
+def test_sources_of_a_single_row_are_judged_and_break_nothing(tmp_path: Path, head: Any) -> None:
+    store = stored(tmp_path / "s", ["camera_a", "gan_a"])
+    with store.writer() as writer:
+        for source in ("camera_b", "gan_b"):
+            rows = Rows.make([f"{source}/0"], [SOURCES[source]], sources=[source])
+            writer.append(Block(SPACE, rows, drawn(source, 1)))
+    made = atlas(store.snapshot(), head)
+    assert [(cell.generator, cell.real, cell.n) for cell in made.cells] == [
+        ("gan_a", "camera_a", 400),
+        ("gan_a", "camera_b", 201),
+        ("gan_b", "camera_a", 201),
+        ("gan_b", "camera_b", 2),
+    ]
+    assert np.isfinite([(cell.auc, cell.accuracy, cell.oracle) for cell in made.cells]).all()
+    assert made.cells[3].accuracy >= 0.5
+
+
+def test_a_crowd_of_fakes_does_not_move_the_threshold_to_their_side(tmp_path: Path) -> None:
+    """Both classes' shares of right answers count alike, so they do where the threshold is chosen."""
+    store = Store.create(tmp_path / "s", SPACE)
+    rng = np.random.default_rng(0)
+    with store.writer() as writer:
+        for source, label in SOURCES.items():
+            number = 900 if label else 60
+            vectors = rng.standard_normal((number, 10))
+            vectors[:, 0] += 1.2 * label
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            rows = Rows.make([f"{source}/{i}" for i in range(number)], [label] * number, sources=[source] * number)
+            writer.append(Block(SPACE, rows, vectors.astype(np.float32)))
+    made = atlas(store.snapshot())
+    assert made.mean_auc > 0.75
+    assert np.mean([cell.accuracy for cell in made.cells]) > 0.66
+
+
+def test_the_same_store_gives_the_same_atlas(store: Store, made: Atlas) -> None:
+    assert atlas(store.snapshot()).as_json() == made.as_json()
+
+
+@pytest.mark.parametrize("over", [1, 3])
+def test_every_cell_of_neighbours_is_what_a_bank_without_its_sources_says(
+    store: Store, tmp_path: Path, over: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With fewer rows fetched than a source can take up, the others are searched for."""
+    monkeypatch.setattr("clipfake.detector.evaluation.leave_one_out.OVER", over)
+    snapshot = store.snapshot()
+    made = atlas(snapshot, "knn")
+    labels, sources = snapshot.column("labels"), snapshot.column("sources")
+    held = held_out(by_source(snapshot)[0], 0)
+    for cell in made.cells[::4]:
+        left = ~np.isin(sources, (cell.generator, cell.real))
+        left[held] = False
+        rebuilt = Store.create(tmp_path / f"{cell.generator}-{cell.real}", SPACE)
+        with rebuilt.writer() as writer:
+            for block in snapshot.blocks(where=left):
+                writer.append(block)
+        bank = rebuilt.snapshot()
+        rule = neighbor_rule(K)(Examples.read(bank, np.arange(len(bank))), Examples.read(bank, np.arange(1)), 0)
+        asked = np.flatnonzero(np.isin(sources, (cell.generator, cell.real)))
+        scores = rule(Examples.read(snapshot, asked))
+        assert abs((auc(labels[asked], scores) or 0) - cell.auc) < 1e-4  # of two equal scores either may come first
+        assert cell.n == len(asked) == 400
+
+
+def test_neighbours_fetched_or_searched_for_anew_give_the_same_atlas(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = atlas(store.snapshot(), "knn")
+    monkeypatch.setattr("clipfake.detector.evaluation.leave_one_out.OVER", 1)
+    again = atlas(store.snapshot(), "knn")
+    assert np.allclose(made.table(), again.table(), atol=1e-4)
+    assert made.random_auc == pytest.approx(again.random_auc, abs=1e-4)
+    assert made.random_auc > 0.85
+    assert "nearest-neighbour rule" in made.sentence
+
+
+def test_an_unknown_head_is_refused(store: Store) -> None:
+    with pytest.raises(HeadError, match="ridge, knn"):
+        atlas(store.snapshot(), "tree")  # type: ignore[arg-type]
+
+
+def test_both_heads_stand_in_one_json_and_one_table_of_cells(store: Store, made: Atlas, tmp_path: Path) -> None:
+    both = [made, atlas(store.snapshot(), "knn")]
+    told = atlas_json(both)
+    assert {head: len([c for c in told["cells"] if c["head"] == head]) for head in told["heads"]} == {
+        "ridge": 9,
+        "knn": 9,
+    }
+    assert told["optimism"] == told["heads"]["ridge"]["optimism"] == round(made.optimism, 4)
+    written = {path.name: path for path in write_atlas(both, tmp_path)}
+    assert set(written) == {"atlas.png", "atlas.svg", "atlas-knn.png", "atlas-knn.svg", "atlas.csv"}
+    lines = written["atlas.csv"].read_text().splitlines()
+    assert len(lines) == 1 + 18
+    assert lines[0].startswith("head,generator,real")
+
+
+def test_the_heat_map_says_how_much_a_random_split_promised_too_much(made: Atlas) -> None:
+    picture = atlas_picture(made)
+    assert made.sentence in picture.caption
+    assert {row[:2] for row in picture.rows} == {(cell.generator, cell.real) for cell in made.cells}

@@ -1,0 +1,169 @@
+"""The report's figures are told right, and its runs can be made again on data of the same shape."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clipfake.demo.simulated_images import simulated
+from clipfake.demo.standin_encoder import build_standin
+from clipfake.detector.evaluation.reproduce import CELLS, DATA, TABLES, Cell, PaperOptions, missing, run
+from clipfake.detector.metrics import Confusion
+from clipfake.errors import NotEnoughRows
+from clipfake.show.reproduce_tables import compared_rows, paper_tables, sentences, write_tables
+from clipfake.store.records import Block, Rows
+from clipfake.store.snapshot import Snapshot
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+
+OPTIONS = PaperOptions(epochs=2)
+# Counts that give a table's figures: found by searching all that add up to its rows.
+CONFUSIONS = {
+    1: Confusion(tn=5046, fp=276, fn=222, tp=5103),
+    2: Confusion(tn=1424, fp=98, fn=84, tp=1437),
+    3: Confusion(tn=13038, fp=962, fn=992, tp=13008),
+    4: Confusion(tn=3686, fp=315, fn=337, tp=3663),
+}
+
+
+def test_there_are_ten_tables_of_eighteen_runs() -> None:
+    assert [table.number for table in TABLES] == list(range(1, 11))
+    assert len(CELLS) == 18
+    assert {table.number for cell in CELLS for table in cell.tables} == set(range(1, 11))
+
+
+@pytest.mark.parametrize("number", CONFUSIONS)
+def test_the_papers_figures_follow_from_its_counts(number: int) -> None:
+    table, counts = TABLES[number - 1], CONFUSIONS[number]
+    [(_, figures)] = table.parts.items()
+    assert figures.accuracy is not None and counts.accuracy is not None
+    assert 100 * counts.accuracy == pytest.approx(figures.accuracy, abs=0.06)  # some are given to one place
+    for name in ("precision", "recall", "f1"):
+        ours = getattr(counts, name)
+        assert [100 * ours[which] for which in ("real", "fake")] == pytest.approx(getattr(figures, name), abs=0.011)
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: f"table {table.number}")
+def test_f1_follows_from_precision_and_recall(table: Any) -> None:
+    for figures in table.parts.values():
+        for precision, recall, f1 in zip(figures.precision, figures.recall, figures.f1, strict=True):
+            assert 2 * precision * recall / (precision + recall) == pytest.approx(f1, abs=0.04)  # a mean of two's own
+
+
+def store(folder: Path, sources: tuple[str, ...], texts: bool = True, rows: int = 80) -> Snapshot:
+    """Rows of both classes in each source, a little apart, of two categories."""
+    space = Space("toy", "c" * 64, 16)
+    rng = np.random.default_rng(0)
+    made = Store.create(folder, space)
+    with made.writer() as writer:
+        for at, source in enumerate(sources):
+            labels = np.arange(rows) % 2
+            vectors = rng.normal(size=(rows, 16)) + 0.6 * labels[:, None] * np.eye(16)[at]
+            vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+            told = Rows.make(
+                [f"{source}/{i}" for i in range(rows)],
+                labels,
+                sources=[source] * rows,
+                generators=[source if label else "" for label in labels],
+                categories=[("horse", "zebra")[i // 2 % 2] for i in range(rows)],
+            )
+            vectors_of = {name: rng.normal(size=16).astype(np.float32) for name in ("horse", "zebra")} if texts else {}
+            writer.append(Block(space, told, vectors.astype(np.float32), texts=vectors_of))
+    return made.snapshot()
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    return store(tmp_path_factory.mktemp("paper") / "s", ("cycle_gan", "pro_gan", "stylegan2"))
+
+
+@pytest.mark.parametrize("kind", ["linear", "triple"])
+def test_a_run_is_measured_at_home_and_elsewhere(snapshot: Snapshot, kind: str) -> None:
+    found = run(snapshot, Cell("b16", kind, "cycle_gan"), OPTIONS)
+    tested = 17 if kind == "linear" else 16  # the paper's two pipelines rounded differently
+    counts = {"train": 56, "validation": 24 - tested, "test": tested}
+    assert found.rows == {"real": 40, "fake": 40, **counts}
+    assert {part: told["n"] for part, told in found.parts.items()} == counts
+    assert found.elsewhere.keys() == {"pro_gan"}
+    assert found.elsewhere["pro_gan"]["n"] == tested
+    assert found.modes.keys() == (set() if kind == "linear" else {"given", "zero-shot", "mean"})
+    assert set(found.baselines) == set(OPTIONS.baselines)
+    json.dumps(found.as_json(), allow_nan=False)
+    if kind == "triple":
+        assert found.modes["given"] == found.parts["test"]
+        combined = run(snapshot, Cell("b16", kind, "combined"), OPTIONS)
+        assert (combined.rows["real"], combined.elsewhere) == (80, {})
+
+
+def test_what_cannot_be_run_says_why(tmp_path: Path) -> None:
+    only = store(tmp_path / "s", ("cycle_gan",), texts=False)
+    assert missing(only, Cell("b32", "linear", "cycle_gan")) == ""
+    assert "no rows of pro_gan" in missing(only, Cell("b32", "linear", "combined"))
+    assert "no text side" in missing(only, Cell("b16", "sum", "cycle_gan"))
+    with pytest.raises(NotEnoughRows, match="no rows of pro_gan"):
+        run(only, Cell("b32", "linear", "pro_gan"))
+
+
+def test_the_tables_put_the_papers_figures_beside_ours(snapshot: Snapshot, tmp_path: Path) -> None:
+    from rich.console import Console
+
+    cells = [Cell("b32", "linear", "cycle_gan"), Cell("b16", "triple", "combined")]
+    runs = {cell.name: json.loads(json.dumps(run(snapshot, cell, OPTIONS).as_json())) for cell in cells}
+    result = {"runs": runs, "missing": {"b16-sum-combined": "no encoder"}, "notices": ["not CLIP"]}
+    rows = compared_rows(result)
+    assert {row[0] for row in rows} == {"1", "2", "10"}
+    [test] = [row for row in rows if row[:4] == ["2", "B/32 image, CycleGAN", "test", "accuracy"]]
+    assert (test[4], test[7]) == ("94.00", "80 (15,210)")
+    assert test[5] == f"{100 * runs['b32-linear-cycle_gan']['parts']['test']['accuracy']:.2f}"
+    assert "Not run: b16-sum-combined: no encoder" in sentences(result)
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(paper_tables(result))
+    shown = console.export_text()
+    assert "not CLIP" in shown
+    assert "…" not in shown
+    markdown, table = write_tables(result, tmp_path)
+    assert "| 10 | B/16 triple, combined | test | recall macro | 90.57 |" in markdown.read_text()
+    assert len(table.read_text().splitlines()) == len(rows) + 1
+
+
+@pytest.mark.slow
+def test_the_command_goes_on_where_it_was_stopped(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from clipfake.cli import main
+
+    folder = tmp_path / "cycle_gan"
+    (folder / "images").mkdir(parents=True)
+    lines = ["filename,image_path,target,category"]
+    for i in range(60):
+        (folder / f"images/{i}.jpg").write_bytes(simulated(3 if i % 2 else i % 3, i, seed=4))
+        lines.append(f"{i}.jpg,images/{i}.jpg,{3 * (i % 2)},{('horse', 'zebra')[i // 2 % 2]}")
+    (folder / "metadata.csv").write_text("\n".join(lines))
+    encoder = build_standin(tmp_path)
+    words = ["reproduce", "--folders", str(folder), "--out", str(tmp_path / "out"), "--epochs", "2", "--json"]
+    words += ["--b32", str(encoder), "--b16", str(encoder)]
+
+    def ran() -> dict[str, Any]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(words)
+        assert not ended.value.code
+        return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+    told = ran()
+    done = {cell.name for cell in CELLS if cell.data == "cycle_gan"}
+    assert told["runs"].keys() == done
+    assert told["missing"].keys() == {cell.name for cell in CELLS} - done
+    assert "stand-in" in told["notices"][0]
+    (tmp_path / "out/runs/b16-sum-cycle_gan.json").unlink()
+    made: list[str] = []
+    monkeypatch.setattr(
+        "clipfake.detector.evaluation.reproduce.run",
+        lambda snapshot, cell, *rest: made.append(cell.name) or run(snapshot, cell, *rest),
+    )
+    again = ran()
+    assert made == ["b16-sum-cycle_gan"]
+    assert again["runs"]["b16-sum-cycle_gan"]["parts"] == told["runs"]["b16-sum-cycle_gan"]["parts"]
+    assert DATA["cycle_gan"].name in (tmp_path / "out/tables.md").read_text()

@@ -1,0 +1,79 @@
+"""The ridge head against scikit-learn's, and the sums it is made of, whatever rows are unlabelled or read in pieces."""
+
+import numpy as np
+import pytest
+from clipfake.detector.evaluation.ridge import RIDGE, Sums, by_source, extended, group_sums, ridge, scored, total_of
+from clipfake.store.records import Block, Rows
+from clipfake.store.snapshot import Snapshot
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
+from sklearn.linear_model import Ridge
+
+DIM = 6
+SPACE = Space("toy", "0" * 64, dim=DIM)
+
+
+def drawn(count: int, label: int, seed: int = 0) -> np.ndarray:
+    vectors = np.random.default_rng([seed, label]).standard_normal((count, DIM)) * np.arange(1, DIM + 1)
+    vectors[:, :2] += label
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+
+
+@pytest.mark.parametrize(("reals", "fakes"), [(300, 300), (40, 900), (1000, 1), (1, 2)])
+def test_the_ridge_head_is_scikit_learns_with_both_classes_weighing_alike(reals: int, fakes: int) -> None:
+    real, fake = drawn(reals, 0), drawn(fakes, 1)
+    x, y = np.concatenate([real, fake]).astype(np.float64), np.repeat([-1.0, 1.0], [reals, fakes])
+    weight = np.repeat([1 / reals, 1 / fakes], [reals, fakes])
+    strength = RIDGE * (weight[:, None] * x**2).sum() / DIM
+    theirs = Ridge(alpha=strength, solver="cholesky").fit(x, y, sample_weight=weight)
+    weights = ridge(Sums.of(real), Sums.of(fake))
+    assert np.allclose(weights, [*theirs.coef_, theirs.intercept_], atol=1e-8)
+
+
+def test_its_direction_is_fishers() -> None:
+    real, fake = drawn(4000, 0), drawn(500, 1)
+    lda = LinearDiscriminantAnalysis(solver="lsqr", priors=[0.5, 0.5])
+    lda.fit(np.concatenate([real, fake]).astype(np.float64), np.repeat([0, 1], [4000, 500]))
+    ours = ridge(Sums.of(real), Sums.of(fake))[:-1]
+    assert ours @ lda.coef_[0] / np.linalg.norm(ours) / np.linalg.norm(lda.coef_) > 0.99
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """A source of both classes, one of each, and rows without a label in all of them."""
+    store = Store.create(tmp_path_factory.mktemp("ridge") / "s", SPACE)
+    sources = ["both"] * 30 + ["camera"] * 20 + ["gan"] * 10
+    labels = [0, 1, -1] * 10 + [0] * 15 + [-1] * 5 + [1] * 8 + [-1] * 2
+    rows = Rows.make([f"{i}" for i in range(60)], labels, sources=sources)
+    with store.writer() as writer:
+        writer.append(Block(SPACE, rows, np.concatenate([drawn(40, 0), drawn(20, 1)])))
+    return store.snapshot()
+
+
+def test_rows_are_grouped_by_class_and_source_and_those_without_a_label_are_in_no_group(snapshot: Snapshot) -> None:
+    groups, names = by_source(snapshot)
+    assert names == [(0, "both"), (0, "camera"), (1, "both"), (1, "gan")]
+    told = zip(snapshot.column("labels").tolist(), snapshot.column("sources").tolist(), strict=True)
+    for group, (label, source) in zip(groups.tolist(), told, strict=True):
+        assert group == (-1 if label == -1 else names.index((label, source)))
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 8192])
+def test_sums_and_scores_are_the_same_however_many_rows_are_read_at_once(
+    snapshot: Snapshot, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipfake.detector.evaluation.ridge.ROWS_AT_ONCE", at_once)
+    groups, names = by_source(snapshot)
+    sums = group_sums(snapshot, groups, len(names))
+    for group, found in enumerate(sums):
+        whole = Sums.of(snapshot.vectors(np.flatnonzero(groups == group)))
+        assert found.n == whole.n == (groups == group).sum()
+        assert np.allclose(found.square, whole.square)
+    everyone = total_of(sums)
+    assert everyone.n == 43
+    assert np.allclose((everyone - sums[0]).square, total_of(sums[1:]).square)
+    weights, asked = np.arange(DIM + 1.0), np.array([59, 0, 7, 7])
+    assert np.allclose(scored(snapshot, asked, weights), extended(snapshot.vectors(asked)) @ weights)
+    assert np.allclose(scored(snapshot, asked, weights), snapshot.vectors(asked) @ weights[:-1] + weights[-1])
+    assert scored(snapshot, asked[:0], weights).shape == (0,)

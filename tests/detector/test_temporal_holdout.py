@@ -1,0 +1,124 @@
+"""Replay: a head of the past sees nothing of what comes next, and dates are read as people write them."""
+
+from datetime import date
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clipfake.detector.evaluation.ridge import Sums, by_source, extended, ridge
+from clipfake.detector.evaluation.temporal_holdout import HELD, day_of, read_dates, replay
+from clipfake.detector.metrics import auc
+from clipfake.detector.training.examples import thinned
+from clipfake.errors import NotEnoughRows, SourceError
+from clipfake.store.records import Block, Rows
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+
+SPACE = Space("toy", "0" * 64, dim=10)
+SOURCES = {"camera_a": 0, "camera_b": 0, "gan_a": 1, "gan_b": 1, "diffusion": 1, "lost": 1}
+DATES = {"gan_a": date(2018, 1, 1), "gan_b": date(2019, 3, 1), "diffusion": date(2022, 8, 22)}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Both GANs lean one way, diffusion another."""
+    made = Store.create(tmp_path_factory.mktemp("replay") / "s", SPACE)
+    rng = np.random.default_rng(0)
+    with made.writer() as writer:
+        for source, label in SOURCES.items():
+            vectors = rng.standard_normal((200, 10))
+            vectors[:, 3 if source == "diffusion" else 0] += 3.0 * label
+            vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+            rows = Rows.make([f"{source}/{i}" for i in range(200)], [label] * 200, sources=[source] * 200)
+            writer.append(Block(SPACE, rows, vectors))
+    return made
+
+
+def test_what_is_like_the_past_is_told_and_what_is_new_is_not(store: Store) -> None:
+    told = replay(store.snapshot(), DATES)
+    assert [(w.date, w.sources, w.generators) for w in told.windows] == [
+        ("2019-03-01", ("gan_b",), 1),
+        ("2022-08-22", ("diffusion",), 2),
+    ]
+    like, unlike = told.windows
+    assert like.auc > 0.9 and like.accuracy > 0.8
+    assert unlike.auc < 0.7 < 0.9 < unlike.past_auc
+    assert "2022-08-22 (diffusion)" in told.sentences[0]
+
+
+def test_a_window_is_what_a_head_of_the_past_says(store: Store) -> None:
+    snapshot = store.snapshot()
+    labels, sources = snapshot.column("labels"), snapshot.column("sources")
+    held = thinned(np.arange(len(snapshot)), by_source(snapshot)[0], min(HELD, len(snapshot) // 10), 0)
+    learned = ~np.isin(np.arange(len(snapshot)), held)
+    past = np.isin(sources, ("camera_a", "camera_b", "gan_a"))
+    head = ridge(*(Sums.of(snapshot.vectors(learned & past & (labels == label))) for label in (0, 1)))
+    asked = np.concatenate([held[(labels[held] == 0)], np.flatnonzero(sources == "gan_b")])
+    [window, _] = replay(snapshot, DATES).windows
+    assert window.n == len(asked)
+    assert window.auc == pytest.approx(auc(labels[asked], extended(snapshot.vectors(asked)) @ head), abs=1e-10)
+
+
+def test_sources_without_a_date_are_named(store: Store) -> None:
+    told = replay(store.snapshot(), DATES | {"nowhere": date(2020, 1, 1)})
+    assert (told.undated, told.always, told.unknown) == (("lost",), ("camera_a", "camera_b"), ("nowhere",))
+    assert all("lost" not in window.sources for window in told.windows)
+    for name in ("lost", "camera_b", "nowhere"):
+        assert any(name in sentence for sentence in told.sentences)
+
+
+def test_a_real_source_with_a_date_is_not_there_before(store: Store) -> None:
+    told = replay(store.snapshot(), DATES | {"camera_b": date(2022, 8, 22)})
+    assert told.windows[-1].sources == ("camera_b", "diffusion")
+    assert told.windows[-1].n == 400
+
+
+def test_without_a_past_there_is_nothing_to_learn_from(store: Store) -> None:
+    with pytest.raises(NotEnoughRows, match="two generators"):
+        replay(store.snapshot(), {"gan_a": date(2018, 1, 1)})
+
+
+@pytest.mark.parametrize(
+    "told, day", [("2022-08-22", "2022-08-22"), (" 2022-08 ", "2022-08-01"), ("2022", "2022-01-01")]
+)
+def test_a_date_is_read_as_people_write_it(told: str, day: str) -> None:
+    assert day_of(told).isoformat() == day
+
+
+@pytest.mark.parametrize(
+    "content, said",
+    [
+        ("name,date\na,2020\n", "must name source and date"),
+        ("source,date\na,2020\nb,soon\n", "line 3"),
+        ("source,date\na,2020\na,2021\n", "twice"),
+        ("", "none"),
+    ],
+)
+def test_a_table_that_is_none_says_where(content: str, said: str, tmp_path: Path) -> None:
+    path = tmp_path / "dates.csv"
+    path.write_text(content)
+    with pytest.raises(SourceError, match=said):
+        read_dates(path)
+
+
+def test_a_table_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "dates.csv"
+    path.write_text("\ufeffsource,date,remark\ngan_a,2018-01-01,first\ngan_b,2019-03,\n")
+    assert read_dates(path) == {"gan_a": date(2018, 1, 1), "gan_b": date(2019, 3, 1)}
+    with pytest.raises(SourceError, match="cannot be read"):
+        read_dates(tmp_path / "absent.csv")
+
+
+def test_the_command_prints_a_table_and_draws_it(store: Store, tmp_path: Path) -> None:
+    from clipfake.cli import app
+    from typer.testing import CliRunner
+
+    dates = tmp_path / "dates.csv"
+    dates.write_text("source,date\n" + "".join(f"{name},{day}\n" for name, day in DATES.items()))
+    told = CliRunner().invoke(
+        app, ["evaluate", "--store", str(store.folder), "--replay", str(dates), "--out", str(tmp_path / "out")]
+    )
+    assert told.exit_code == 0, told.output
+    assert "2022-08-22" in told.stdout and "lost" in told.stdout
+    assert (tmp_path / "out/replay.csv").read_text().count("\n") == 3
+    assert (tmp_path / "out/replay.png").stat().st_size > 1000

@@ -1,0 +1,211 @@
+"""Training from disk, a piece at a time, gives what training in memory gives, and never holds all vectors."""
+
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clipfake.detector.training.baselines import NEIGHBORS, linear_probe, neighbor_rule, neighbors
+from clipfake.detector.training.calibrate import calibrate
+from clipfake.detector.training.examples import Examples, Stored
+from clipfake.detector.training.nystroem import fit_nystroem
+from clipfake.detector.training.svm_training import fit_stream, fit_svm, scale_gamma
+from clipfake.detector.training.train import TrainOptions, fit_head, make_split, score_rows, train
+from clipfake.detector.training.triplet import TripletOptions
+from clipfake.show.training_summary import training_summary
+from clipfake.store.records import Block, Rows
+from clipfake.store.snapshot import Snapshot
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+from rich.console import Console
+
+DIM = 12
+SPACE = Space("toy", "0" * 64, dim=DIM)
+CATEGORIES = ("cat", "dog", "ship")
+
+
+def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Unit rows of two classes, each of three crowds."""
+    rng = np.random.default_rng(seed)
+    centres = np.random.default_rng(99).standard_normal((2, 3, DIM))
+    labels = rng.integers(0, 2, count)
+    vectors = 1.2 * centres[labels, rng.integers(0, 3, count)] + rng.standard_normal((count, DIM))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    return vectors.astype(np.float32), labels
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """600 rows in six shards, with texts."""
+    store = Store.create(tmp_path_factory.mktemp("streaming") / "s", SPACE)
+    vectors, labels = drawn(600)
+    texts = dict(zip(CATEGORIES, drawn(3, seed=5)[0], strict=True))
+    with store.writer(rows_per_shard=100) as writer:
+        for start in range(0, 600, 100):
+            here = slice(start, start + 100)
+            shown = [CATEGORIES[i % 3] for i in range(100)]
+            rows = Rows.make(
+                [f"s/{start + i}" for i in range(100)], labels[here], sources=["s"] * 100, categories=shown
+            )
+            writer.append(Block(SPACE, rows, vectors[here], texts=texts))
+    return store.snapshot()
+
+
+@pytest.mark.parametrize("kind", ["linear", "sum"])
+@pytest.mark.parametrize("exact", [True, False])
+def test_streamed_and_in_memory_training_give_the_same_machine(
+    snapshot: Snapshot, kind: str, exact: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipfake.detector.training.svm_training.EXACT", 60_000 if exact else 100)
+    options = TrainOptions(kind, TripletOptions(epochs=2), baselines=())
+    split, parts = make_split(snapshot, options)
+    heads = [
+        fit_head(snapshot, split, held(snapshot, parts["train"]), held(snapshot, parts["validation"]), options)[0]
+        for held in (Stored, Examples.read)
+    ]
+    streamed, whole = heads
+    assert all(np.array_equal(w, whole.projection.weights[n]) for n, w in streamed.projection.weights.items())
+    assert np.array_equal(streamed.classifier.vectors, whole.classifier.vectors)
+    assert np.array_equal(streamed.classifier.weights, whole.classifier.weights)
+
+
+def test_training_never_reads_more_than_a_piece_at_once(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    limits = (
+        "examples.ROWS_AT_ONCE",
+        "train.ROWS_AT_ONCE",
+        "train.LEARNED",
+        "train.COMPARED",
+        "train.CHOSEN",
+        "fitting.EXACT",
+    )
+    for name in limits:
+        monkeypatch.setattr(f"clipfake.detector.{name}", 50)
+    monkeypatch.setattr("clipfake.detector.training.triplet.READ_AHEAD", 1)
+    read = Snapshot.vectors
+    asked = []
+
+    def counted(self: Snapshot, positions: object = None, **how: object) -> object:
+        vectors = read(self, positions, **how)  # type: ignore[arg-type]
+        asked.append(len(vectors))
+        return vectors
+
+    monkeypatch.setattr(Snapshot, "vectors", counted)
+    options = TrainOptions(triplet=TripletOptions(epochs=1, batch=16), baselines=("linear_probe", "lda"))
+    trained = train(snapshot, options)
+    assert max(asked) <= 51  # 48 of a batch, 50 of a piece, and one more where a share is rounded up
+    assert trained.metrics["train"].n == 420  # all rows all the same
+    assert trained.baselines["lda"].fitted_on <= 51
+    assert trained.baselines["linear_probe"].fitted_on == 420
+    assert "of 121 test rows" in trained.baselines["linear_probe"].note
+    assert trained.against_probe is not None
+
+
+def test_more_rows_read_ahead_change_nothing(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = TrainOptions(triplet=TripletOptions(epochs=1, batch=16), baselines=())
+    one = train(snapshot, options).head
+    monkeypatch.setattr("clipfake.detector.training.triplet.READ_AHEAD", 3)
+    other = train(snapshot, options).head
+    assert all(np.array_equal(w, other.projection.weights[n]) for n, w in one.projection.weights.items())
+
+
+def test_a_start_from_a_sample_ends_where_a_start_from_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels = drawn(3000)
+
+    def blocks() -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(vectors[i : i + 700], labels[i : i + 700]) for i in range(0, 3000, 700)]
+
+    cold = fit_nystroem(blocks, gamma=1.0, landmarks=200).score(vectors)
+    monkeypatch.setattr("clipfake.detector.training.nystroem.FIRST", 500)
+    warm = fit_nystroem(blocks, gamma=1.0, landmarks=200).score(vectors)
+    assert np.abs(warm - cold).max() < 0.02
+    assert ((warm > 0) == (cold > 0)).mean() > 0.998
+
+
+def test_the_scale_of_the_kernel_is_that_of_all_blocks_together() -> None:
+    vectors, labels = drawn(500)
+    shifted = vectors + 3
+    assert scale_gamma(shifted) == pytest.approx(1 / (DIM * shifted.astype(np.float64).var()))
+    assert scale_gamma(np.full((40, 3), 0.1, np.float32)) == 1.0
+    cut = fit_stream(lambda: ((shifted[i : i + 90], labels[i : i + 90]) for i in range(0, 500, 90)), 500)
+    assert np.allclose(cut.score(shifted), fit_svm(shifted, labels).score(shifted), atol=1e-6)
+
+
+def test_a_probe_of_some_rows_goes_on_to_what_all_rows_teach(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors, labels = drawn(4000)
+    everyone = Examples.make(vectors, labels)
+    some, validation, test = everyone.take(slice(0, 400)), Examples.make(*drawn(200, 1)), Examples.make(*drawn(300, 2))
+    monkeypatch.setattr("clipfake.detector.training.baselines.STRENGTHS", (1.0,))
+    monkeypatch.setattr("clipfake.detector.training.examples.ROWS_AT_ONCE", 700)
+    further, few, whole = (
+        linear_probe(*rows)(test)
+        for rows in ((some, validation, 0, everyone), (some, validation, 0), (everyone, validation, 0))
+    )
+    # its vectors are scaled by what the few vary, so that C = 1 is not wholly the same
+    assert np.abs(further - whole).max() < 0.02 < np.abs(few - whole).max()
+
+
+def test_one_search_serves_every_number_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+    known, asked = Examples.make(*drawn(200)), Examples.make(*drawn(50, 1))
+    true = [neighbor_rule(k)(known, asked, 0)(asked.take(slice(0, 50))) for k in NEIGHBORS]
+    calls = []
+    monkeypatch.setattr(
+        "clipfake.detector.training.baselines.neighbors", lambda *told: calls.append(told) or neighbors(*told)
+    )
+    found = [neighbor_rule(k)(known, asked, 0)(asked) for k in NEIGHBORS]
+    assert len(calls) == 2  # once among real rows, once among fake ones
+    assert all(np.array_equal(one, other) for one, other in zip(found, true, strict=True))
+
+
+def test_a_head_on_text_is_measured_wherever_its_category_comes_from(snapshot: Snapshot) -> None:
+    trained = train(snapshot, TrainOptions("sum", TripletOptions(epochs=2), baselines=()))
+    assert set(trained.as_json()["categories"]) == {"zero-shot", "given", "mean"}
+    assert trained.categories["zero-shot"] == trained.metrics["test"]
+    report = trained.as_json() | {
+        "saved": "here",
+        "detector": {"test": trained.as_json()["head"]["test"], "sentences": []},
+    }
+    printed = io.StringIO()
+    Console(file=printed, width=120).print(training_summary(report))
+    assert all(f"category {mode}" in printed.getvalue() for mode in ("zero-shot", "given", "mean"))
+    _, parts = make_split(snapshot, TrainOptions("sum"))
+    given = score_rows(trained.head, snapshot, parts["test"], "given")
+    told = trained.head.score(
+        snapshot.vectors(parts["test"]), mode="given", categories=snapshot.column("categories")[parts["test"]]
+    )
+    assert np.allclose(given, told)
+    assert not np.allclose(given, score_rows(trained.head, snapshot, parts["test"], "mean"))
+    assert train(snapshot, TrainOptions(triplet=TripletOptions(epochs=1), baselines=())).as_json()["categories"] == {}
+
+
+def test_verdicts_are_calibrated_on_the_kind_of_machine_that_gives_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.create(tmp_path / "s", SPACE)
+    vectors, labels = drawn(400)
+    made_by = [f"gan-{i % 3}" if label else "" for i, label in enumerate(labels)]
+    rows = Rows.make([f"s/{i}" for i in range(400)], labels, sources=["s"] * 400, generators=made_by)
+    with store.writer() as writer:
+        writer.append(Block(SPACE, rows, vectors))
+    options = TrainOptions(triplet=TripletOptions(epochs=1), baselines=())
+    head = train(store.snapshot(), options).head
+    fitted = []
+    monkeypatch.setattr(
+        "clipfake.detector.training.svm_training.fit_nystroem",
+        lambda *a, **k: fitted.append(k) or fit_nystroem(*a, **k),
+    )
+    calibrate(store.snapshot(), head, options)
+    assert not fitted
+    for module in ("fitting", "heldout"):
+        monkeypatch.setattr(f"clipfake.detector.{module}.EXACT", 250)  # below the head's rows, above those of a fold
+    calibrate(store.snapshot(), head, options)
+    assert len(fitted) == 3
+
+
+def test_the_rows_of_a_store_are_read_as_they_lie_there(snapshot: Snapshot, tmp_path: Path) -> None:
+    positions = np.array([599, 3, 301])
+    stored, whole = Stored(snapshot, positions), Examples.read(snapshot, positions)
+    for name in ("labels", "categories", "sources"):
+        assert getattr(stored, name).tolist() == getattr(whole, name).tolist()
+    assert np.array_equal(stored.vectors_of([2, 0]), whole.vectors_of([2, 0]))
+    assert replace(stored, positions=positions[:1]).labels.tolist() == whole.labels[:1].tolist()

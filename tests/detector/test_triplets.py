@@ -1,0 +1,226 @@
+"""What a hard triplet is, and what each projection computes, by their definitions."""
+
+import numpy as np
+import pytest
+from clipfake.detector.projection import FUSIONS, Projection
+from clipfake.detector.training.examples import Examples
+from clipfake.detector.training.triplet import (
+    Epoch,
+    TripletOptions,
+    Triplets,
+    distances,
+    draw,
+    fit_projection,
+    match_numbers,
+    mine,
+    reject_collapsed,
+)
+from clipfake.errors import HeadError
+from clipfake.store.records import names
+
+B = 40  # triplets of a batch
+
+
+@pytest.fixture
+def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Distances, rows and pools of a batch as `fit_projection` makes it: anchors, their mates, their opposites."""
+    rng = np.random.default_rng(3)
+    row_pool = rng.integers(0, 6, 90)  # 2 * match + label of 90 rows
+    anchors = rng.permutation(np.flatnonzero(row_pool % 2 == 0))[:B]
+    mates = [rng.choice(np.setdiff1d(np.flatnonzero(row_pool == row_pool[a]), [a])) for a in anchors]
+    opposites = [rng.choice(np.flatnonzero(row_pool == row_pool[a] ^ 1)) for a in anchors]
+    rows = np.concatenate([anchors, mates, opposites])
+    points = rng.normal(size=(90, 5))[rows]
+    distance = np.linalg.norm(points[:, None] - points[None], axis=2)
+    return distance, rows, row_pool[rows]
+
+
+def brute(batch: tuple[np.ndarray, np.ndarray, np.ndarray], place: int) -> tuple[list[int], list[int]]:
+    """Places of the batch that may be a mate, and that may be an opposite, of the anchor at a place."""
+    _, rows, pool = batch
+    mates = [i for i in range(len(rows)) if pool[i] == pool[place] and rows[i] != rows[place]]
+    return mates, [i for i in range(len(rows)) if pool[i] == pool[place] ^ 1]
+
+
+def test_batch_hard_takes_the_farthest_mate_and_the_nearest_opposite(batch: tuple[np.ndarray, ...]) -> None:
+    distance, rows, pool = batch
+    found = mine(distance, rows, pool, "batch-hard")
+    for place, (positive, negative) in enumerate(zip(found.positive, found.negative, strict=True)):
+        mates, opposites = brute(batch, place)  # type: ignore[arg-type]
+        assert distance[place, positive] == max(distance[place, mates])
+        assert positive in mates
+        assert distance[place, negative] == min(distance[place, opposites])
+        assert negative in opposites
+
+
+def test_semihard_takes_the_nearest_opposite_beyond_the_mate(batch: tuple[np.ndarray, ...]) -> None:
+    distance, rows, pool = batch
+    found = mine(distance, rows, pool, "semihard")
+    kept = 0
+    for place, (positive, negative) in enumerate(zip(found.positive, found.negative, strict=True)):
+        assert positive == B + place  # the drawn one
+        _, opposites = brute(batch, place)  # type: ignore[arg-type]
+        beyond = [i for i in opposites if distance[place, i] > distance[place, positive]]
+        if beyond:
+            assert distance[place, negative] == min(distance[place, beyond])
+        else:
+            assert negative == 2 * B + place
+            kept += 1
+        assert negative in opposites
+    assert kept < B
+
+
+def test_random_takes_what_was_drawn(batch: tuple[np.ndarray, ...]) -> None:
+    found = mine(*batch, "random")  # type: ignore[call-arg, arg-type]
+    assert np.array_equal(found.positive, B + np.arange(B))
+    assert np.array_equal(found.negative, 2 * B + np.arange(B))
+
+
+def test_distances_are_euclidean() -> None:
+    points = np.random.default_rng(0).normal(size=(6, 4))
+    positive, negative = distances(points, Triplets(np.array([0, 1]), np.array([2, 3]), np.array([4, 5])))
+    assert positive == pytest.approx(
+        [np.sqrt(((points[0] - points[2]) ** 2).sum()), np.sqrt(((points[1] - points[3]) ** 2).sum())]
+    )
+    assert negative[1] == pytest.approx(np.sqrt(((points[1] - points[5]) ** 2).sum()))
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", *FUSIONS])
+def test_a_projection_computes_its_formula(kind: str) -> None:
+    rng = np.random.default_rng(1)
+    x, t = rng.normal(size=(5, 12)), rng.normal(size=(5, 12))
+    drawn = Projection.draw(kind, x, dim=7, seed=2)
+    w = {name: rng.normal(size=array.shape).astype(np.float32) for name, array in drawn.weights.items()}
+    for i, (image, text) in enumerate(zip(x, t, strict=True)):
+        u = w["W"] @ image + w["b"]
+        if kind == "mlp":
+            z = w["U"] @ np.maximum(u, 0) + w["c"]
+        elif kind == "sum":
+            z = u + w["V"] @ text + w["c"]
+        elif kind == "product":
+            z = u * (w["V"] @ text + w["c"])
+        elif kind == "concat":  # one matrix over both, 1024 -> 128 for CLIP
+            z = np.hstack([w["W"], w["V"]]) @ np.concatenate([image, text]) + w["b"]
+        elif kind == "triple":  # [u; v; u * v] side by side, 384 -> 128
+            v = w["V"] @ text + w["c"]
+            z = np.hstack([w["U"], w["T"], w["S"]]) @ np.concatenate([u, v, u * v]) + w["d"]
+        else:
+            z = u
+        told = Projection(kind, w)(x, t if kind in FUSIONS else None)[i]
+        assert np.allclose(told, z / np.linalg.norm(z), atol=1e-5)
+
+
+def test_a_projection_of_one_point_is_an_error() -> None:
+    triplets = draw(np.array([0, 0, 1, 1]), np.zeros(4, np.int64), "both", np.random.default_rng(0))
+    point = np.tile(np.float32([0.6, 0.8]), (4, 1))
+    with pytest.raises(HeadError, match="collapsed"):
+        reject_collapsed(point, triplets)
+    reject_collapsed(np.eye(4, dtype=np.float32), triplets)
+
+
+def shown(count: int, seed: int = 0) -> Examples:
+    """Rows whose class is one direction and whose category is another, louder one."""
+    rng = np.random.default_rng(seed)
+    labels, category = rng.integers(0, 2, count), rng.integers(0, 3, count)
+    vectors = 0.3 * rng.standard_normal((count, 8))
+    vectors[:, 0] += labels
+    vectors[np.arange(count), 3 + category] += 2
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    categories = names([f"category {one}" for one in category])
+    return Examples.make(vectors, labels, categories=categories, sources=names([f"source {one}" for one in labels]))
+
+
+def loss_of(projection: Projection, rows: Examples, options: TripletOptions, seed: int) -> float:
+    """Over the fixed triplets of validation rows, one after another."""
+    match = match_numbers(rows, options.match)
+    fixed = draw(rows.labels, match, options.anchor, np.random.default_rng([seed, 2]))
+    z = projection(rows.vectors).astype(np.float64)
+    each = [
+        max(0.0, float(np.linalg.norm(z[a] - z[p]) - np.linalg.norm(z[a] - z[n])) + options.margin)
+        for a, p, n in zip(fixed.anchor, fixed.positive, fixed.negative, strict=True)
+    ]
+    return sum(each) / len(each)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        TripletOptions(epochs=4, batch=32),
+        TripletOptions(epochs=4, batch=32, mining="semihard", anchor="both", match="category", margin=0.4),
+        TripletOptions(epochs=4, batch=32, mining="batch-hard", anchor="fake"),
+    ],
+)
+def test_training_lowers_the_loss_and_tells_it_as_it_is(options: TripletOptions) -> None:
+    train, validation = shown(300), shown(200, 1)
+    told: list[Epoch] = []
+    best, log = fit_projection("linear", train, validation, options, seed=5, told=told.append)
+    assert told == log
+    lowest = min(epoch.validation_loss for epoch in log)
+    assert loss_of(best, validation, options, 5) == pytest.approx(lowest, abs=1e-5)
+    start = Projection.draw("linear", train.vectors, seed=5)
+    assert lowest < 0.9 * loss_of(start, validation, options, 5)
+    for epoch in log:
+        assert 0 < epoch.active_share <= 1 and epoch.active_loss is not None
+        assert epoch.active_loss * epoch.active_share == pytest.approx(epoch.loss, rel=1e-4)
+        assert epoch.loss >= epoch.positive_distance - epoch.negative_distance + options.margin - 1e-6
+        assert 1 <= epoch.effective_rank <= 8
+
+
+def test_training_stops_when_nothing_is_gained_and_gives_the_best_weights_back() -> None:
+    """Of labels that were thrown for, what is learned by heart is of no use to others."""
+    rng = np.random.default_rng(0)
+    train, validation = (
+        Examples.make(shown(count, seed).vectors, rng.integers(0, 2, count)) for seed, count in enumerate((100, 150))
+    )
+    options = TripletOptions(epochs=40, patience=2, batch=16, learning_rate=0.02)
+    best, log = fit_projection("linear", train, validation, options, seed=3)
+    losses = [epoch.validation_loss for epoch in log]
+    assert [epoch.epoch for epoch in log] == list(range(1, len(log) + 1))
+    assert len(log) == losses.index(min(losses)) + 1 + 2 < 30
+    assert loss_of(best, validation, options, 3) == pytest.approx(min(losses), abs=1e-5)
+    assert losses[-1] > min(losses) + 1e-3
+
+
+def test_without_steps_the_loss_is_that_of_the_triplets_that_were_drawn() -> None:
+    train, validation = shown(120), shown(80, 1)
+    options = TripletOptions(epochs=1, batch=50, learning_rate=0.0, margin=0.3)
+    projection, [epoch] = fit_projection("linear", train, validation, options, seed=2)
+    drawn = draw(train.labels, match_numbers(train, "none"), "real", np.random.default_rng([2, 1]))
+    positive, negative = distances(projection(train.vectors), drawn)
+    each = np.maximum(positive - negative + 0.3, 0)
+    assert epoch.loss == pytest.approx(each.mean(), abs=1e-5)
+    assert epoch.active_share == pytest.approx((each > 0).mean(), abs=1e-2)
+    assert epoch.positive_distance == pytest.approx(positive.mean(), abs=1e-5)
+    assert epoch.negative_distance == pytest.approx(negative.mean(), abs=1e-5)
+
+
+def test_every_anchor_that_can_be_one_is_one_once_and_all_partners_are_equally_likely() -> None:
+    labels, match = np.array([0, 0, 0, 1, 1, 0, 1, 0]), np.array([0, 0, 0, 0, 0, 1, 1, 2])
+    rng = np.random.default_rng(0)
+    many = [draw(labels, match, "both", rng) for _ in range(3000)]
+    assert all(sorted(one.anchor.tolist()) == [0, 1, 2, 3, 4] for one in many)  # 5, 6 have no mate, 7 no opposite
+    assert len({tuple(one.anchor.tolist()) for one in many}) == 120  # in every order
+    for anchor, mates, opposites in (
+        (0, [1, 2], [3, 4]),
+        (2, [0, 1], [3, 4]),
+        (3, [4], [0, 1, 2]),
+        (4, [3], [0, 1, 2]),
+    ):
+        places = [int(np.flatnonzero(one.anchor == anchor)[0]) for one in many]
+        for found, allowed in (
+            ([int(one.positive[at]) for one, at in zip(many, places, strict=True)], mates),
+            ([int(one.negative[at]) for one, at in zip(many, places, strict=True)], opposites),
+        ):
+            counts = np.array([found.count(row) for row in allowed])
+            assert counts.sum() == 3000
+            assert np.abs(counts - 3000 / len(allowed)).max() < 130
+
+
+def test_a_match_that_real_and_fake_rows_do_not_share_is_named() -> None:
+    with pytest.raises(HeadError, match="no real row has both a mate and an opposite with the same source"):
+        fit_projection("linear", shown(60), shown(40, 1), TripletOptions(match="source"))
+    with pytest.raises(HeadError, match="no labelled row has both"):
+        fit_projection("linear", shown(60), shown(40, 1), TripletOptions(match="source", anchor="both"))
+    for wrong in ({"anchor": "nobody"}, {"match": "name"}, {"mining": "gold"}):
+        with pytest.raises(HeadError, match="is unknown; choose one of"):
+            TripletOptions(**wrong)  # type: ignore[arg-type]

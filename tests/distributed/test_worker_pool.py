@@ -1,0 +1,332 @@
+"""Workers elsewhere: the same rows, each once, whoever dies. The driver is tested with workers of this process."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from clipfake.errors import EncoderError, MissingExtra, SourceError, SpaceMismatch
+from clipfake.indexer.distributed.process_pool import Processes
+from clipfake.indexer.distributed.ray_pool import Actors
+from clipfake.indexer.distributed.task import Lost, Receipt, Unit, unit_size
+from clipfake.indexer.distributed.worker import EncoderName, Worker
+from clipfake.indexer.distributed.worker_pool import LOSSES, Crew, index_with
+from clipfake.indexer.encoders.base import PlainEncoder
+from clipfake.indexer.index import IndexOptions, index
+from clipfake.indexer.quarantine import read_quarantine
+from clipfake.indexer.report import IndexReport
+from clipfake.indexer.shard_inbox import commit
+from clipfake.indexer.sources.image_ref import Entry
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+from indexed import contents, pictures, store_at
+
+PLAIN = EncoderName("plain")
+
+
+def waiting(store: Store) -> list[Path]:
+    return list((store.folder / "incoming").glob("*"))
+
+
+class Here(Crew):
+    """A crew of one worker in this process, that dies where it is told to."""
+
+    space = PlainEncoder().space
+    workers = ["here process 1"]  # noqa: RUF012
+    room = 2
+
+    def __init__(self, folder: Path, dies: Callable[[Unit], bool] = lambda unit: False) -> None:
+        self._worker, self._dies = Worker(PLAIN, folder, IndexOptions(threads=1)), dies
+        self._given: list[Unit] = []
+        self.asked: list[int] = []
+
+    def give(self, unit: Unit) -> None:
+        assert len(self._given) < self.room
+        self.asked.append(len(unit.entries))
+        self._given.append(unit)
+
+    def take(self, seconds: float) -> list[Receipt | Lost]:
+        unit = self._given.pop(0)
+        return [Lost(unit.id) if self._dies(unit) else self._worker.work(unit)]
+
+    def dismiss(self) -> None:
+        self._worker.close()
+
+
+def test_a_unit_is_named_by_what_is_in_it() -> None:
+    entries = [Entry("a/1", "/x"), Entry("a/2", "/y")]
+    assert Unit.of(entries).id == Unit.of([Entry("a/1", "/moved"), Entry("a/2", "/too")]).id
+    assert Unit.of(entries).id != Unit.of(entries[:1]).id
+    assert sum((half.entries for half in Unit.of(entries * 3).halves()), ()) == tuple(entries * 3)
+
+
+def test_a_unit_takes_its_worker_some_seconds_and_is_never_empty() -> None:
+    assert unit_size(1, 1000.0, 8, 16_384) == 1
+    assert unit_size(10**9, 1.0, 1, 500) == 500
+    assert unit_size(0, 5.0, 1, 50) == 50
+
+
+def test_a_unit_that_is_done_twice_is_there_once(tmp_path: Path) -> None:
+    folder, store = pictures(tmp_path / "p", 4), store_at(tmp_path / "s")
+    (folder / "bad.jpg").write_text("no image")
+    worker = Worker(PLAIN, store.folder, IndexOptions(threads=1))
+    unit = Unit.of([Entry(f"p/{path.name}", str(path)) for path in sorted(folder.iterdir())])
+    first, second = worker.work(unit), worker.work(unit)
+    worker.close()
+    assert first.shard == second.shard == f"{unit.id}.h5"
+    assert [entry.key for entry, _ in first.refused] == ["p/bad.jpg"]
+    assert commit(store)
+    assert len(contents(store)) == 4
+
+
+def test_a_unit_of_bad_images_alone_has_no_shard(tmp_path: Path) -> None:
+    worker = Worker(PLAIN, tmp_path, IndexOptions(threads=1))
+    receipt = worker.work(Unit.of([Entry("a", str(tmp_path / "nowhere.jpg"))]))
+    worker.close()
+    assert receipt.shard == ""
+    assert len(receipt.refused) == 1
+
+
+def test_a_worker_whose_encoder_fails_says_so_for_every_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self: PlainEncoder, images: object) -> None:
+        raise EncoderError("the device is gone")
+
+    monkeypatch.setattr(PlainEncoder, "encode", fail)
+    folder = pictures(tmp_path / "p", 2)
+    worker = Worker(PLAIN, tmp_path, IndexOptions(threads=1))
+    for path in sorted(folder.iterdir()):
+        with pytest.raises(EncoderError, match="the device is gone"):
+            worker.work(Unit.of([Entry(path.name, str(path))]))
+
+
+def test_rows_by_workers_are_those_of_one_process(tmp_path: Path) -> None:
+    folder, store, whole = pictures(tmp_path / "p", 40), store_at(tmp_path / "s"), store_at(tmp_path / "whole")
+    (folder / "bad.jpg").write_text("no image")
+    index([folder], store, PlainEncoder(), IndexOptions(limit=7))
+    report = index_with(Here(store.folder), [folder], store, IndexOptions(rows_per_shard=10))
+    index([folder], whole, PlainEncoder())
+    assert contents(store) == contents(whole)
+    assert (report.added, report.known, [key for key, _ in report.skipped]) == (33, 7, ["p/bad.jpg"])
+    assert report.images_per_second_now > 0
+    assert set(report.stages) == {"list", "decode", "encode", "write", "commit"}
+    assert waiting(store) == []
+    again = index_with(Here(store.folder), [folder], store)
+    assert (again.added, again.known, len(again.skipped)) == (0, 40, 1)
+    assert again.as_json()["encoder_busy"] == 0.0  # nobody encoded
+
+
+def test_an_image_that_kills_every_worker_is_found_and_costs_only_itself(tmp_path: Path) -> None:
+    folder, store = pictures(tmp_path / "p", 40), store_at(tmp_path / "s")
+    crew = Here(store.folder, lambda unit: any(entry.key == "p/0013.png" for entry in unit.entries))
+    report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=20))
+    assert [key for key, _ in report.skipped] == ["p/0013.png"]
+    assert "died" in read_quarantine(store.folder)["p/0013.png"].reason
+    assert len(contents(store)) == report.added == 39
+
+
+def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
+    folder, store = pictures(tmp_path / "p", 30), store_at(tmp_path / "s")
+    seen: set[str] = set()
+    crew = Here(store.folder, lambda unit: unit.id not in seen and not seen.add(unit.id))  # type: ignore[func-returns-value]
+    report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=10))
+    assert (report.added, report.skipped) == (30, [])
+    assert crew.asked == [10, 10, 10, 10, 10, 10]
+
+
+def test_a_machine_on_which_every_worker_dies_ends_the_run(tmp_path: Path) -> None:
+    folder, store = pictures(tmp_path / "p", LOSSES), store_at(tmp_path / "s")
+    with pytest.raises(SourceError, match="workers died"):
+        index_with(Here(store.folder, lambda unit: True), [folder], store)
+
+
+def test_what_was_listed_before_the_listing_fails_is_stored(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    store = store_at(tmp_path / "s")
+    with pytest.raises(SourceError, match="no images"):
+        index_with(Here(store.folder), [pictures(tmp_path / "p", 20), tmp_path / "empty"], store)
+    assert len(contents(store)) == 20
+
+
+def test_ctrl_c_takes_in_what_is_under_way(tmp_path: Path) -> None:
+    folder, store = pictures(tmp_path / "p", 40), store_at(tmp_path / "s")
+
+    class Stopped(Here):
+        calls = 0
+
+        def take(self, seconds: float) -> list[Receipt | Lost]:
+            self.calls += 1
+            if self.calls == 2:
+                raise KeyboardInterrupt
+            return super().take(seconds)
+
+    report = index_with(Stopped(store.folder), [folder], store, IndexOptions(rows_per_shard=10))
+    assert (report.interrupted, report.added) == (True, 30)
+    assert len(contents(store)) == 30
+    assert index([folder], store, PlainEncoder()).added == 10
+
+
+def test_parts_are_not_split_again(tmp_path: Path) -> None:
+    store = store_at(tmp_path / "s")
+    with pytest.raises(SourceError, match="--shard"):
+        index_with(Here(store.folder), [tmp_path], store, IndexOptions(shard=(0, 2)))
+
+
+def killing(killed: list[int]) -> Callable[[IndexReport], None]:
+    """Progress that kills the first worker once some rows are stored."""
+
+    def kill_one(report: IndexReport) -> None:
+        if not killed and report.added >= 40:
+            killed.append(int(report.workers[0].split()[-1]))
+            os.kill(killed[0], signal.SIGKILL)
+
+    return kill_one
+
+
+def test_in_processes_with_one_killed_every_row_is_there_once(tmp_path: Path) -> None:
+    folder, store, whole = pictures(tmp_path / "p", 120), store_at(tmp_path / "s"), store_at(tmp_path / "whole")
+    (folder / "bad.jpg").write_text("no image")
+    killed: list[int] = []
+    options = IndexOptions(rows_per_shard=10, threads=2)
+    with Processes(PLAIN, store.folder, options, 2) as crew:
+        report = index_with(crew, [folder], store, options, killing(killed))
+    assert killed
+    assert (report.added, report.known, [key for key, _ in report.skipped]) == (120, 0, ["p/bad.jpg"])
+    assert len(set(report.workers)) == 2
+    index([folder], whole, PlainEncoder())
+    assert contents(store) == contents(whole)
+    assert waiting(store) == []
+
+
+# A driver that is killed once so many rows are stored. Arguments: store, folder, rows.
+DRIVER = """
+import os, signal, sys
+from clipfake.indexer.distributed.worker_pool import index_with
+from clipfake.indexer.index import IndexOptions
+from clipfake.indexer.distributed.process_pool import Processes
+from clipfake.indexer.distributed.worker import EncoderName
+from clipfake.store.store import Store
+
+def kill(report):
+    if report.added >= int(sys.argv[3]):
+        print(*(worker.split()[-1] for worker in report.workers), flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    options = IndexOptions(rows_per_shard=10, threads=2)
+    store = Store.open(sys.argv[1])
+    with Processes(EncoderName("plain"), store.folder, options) as crew:
+        index_with(crew, [sys.argv[2]], store, options, kill)
+"""
+
+
+@pytest.mark.parametrize("kills", [[40], pytest.param([10, 20, 30, 10], marks=pytest.mark.slow)])
+def test_a_driver_that_is_killed_takes_its_workers_along_and_the_next_goes_on(tmp_path: Path, kills: list[int]) -> None:
+    folder, store = pictures(tmp_path / "p", 120 * len(kills)), store_at(tmp_path / "s")
+    (tmp_path / "driver.py").write_text(DRIVER)
+    for rows in kills:
+        command = [sys.executable, str(tmp_path / "driver.py"), str(store.folder), str(folder), str(rows)]
+        told = subprocess.run(command, capture_output=True, text=True)
+        assert told.returncode == -signal.SIGKILL, told.stderr
+        for worker in map(int, told.stdout.split()):
+            assert gone(worker), f"process {worker} outlived its driver"
+        assert len(contents(store)) >= rows
+    assert index([folder], store, PlainEncoder()).known >= sum(kills)
+    whole = store_at(tmp_path / "whole")
+    index([folder], whole, PlainEncoder())
+    assert contents(store) == contents(whole)
+    assert waiting(store) == []
+
+
+# Hears Ctrl-C while it settles a receipt. Arguments: store, folder.
+INTERRUPTED = """
+import os, signal, sys
+from clipfake.indexer.distributed.worker_pool import index_with
+from clipfake.indexer.index import IndexOptions
+from clipfake.indexer.distributed.process_pool import Processes
+from clipfake.indexer.distributed.worker import EncoderName
+from clipfake.store.store import Store
+
+class Together(Processes):
+    def take(self, seconds):  # two receipts, where there is more than one to come
+        told = []
+        while len(told) < 2 and (not told or any(member.units for member in self._members)):
+            told += super().take(seconds)
+        return told
+
+def interrupt(report):
+    if report.added and not asked:
+        asked.append(True)
+        os.kill(os.getpid(), signal.SIGINT)
+
+if __name__ == "__main__":
+    asked = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may have had it ignored
+    options = IndexOptions(rows_per_shard=10, threads=2)
+    store = Store.open(sys.argv[1])
+    with Together(EncoderName("plain"), store.folder, options) as crew:
+        report = index_with(crew, [sys.argv[2]], store, options, interrupt)
+    print(report.interrupted, report.added)
+"""
+
+
+def test_ctrl_c_in_the_middle_of_a_receipt_loses_none(tmp_path: Path) -> None:
+    folder, store = pictures(tmp_path / "p", 120), store_at(tmp_path / "s")
+    (tmp_path / "driver.py").write_text(INTERRUPTED)
+    command = [sys.executable, str(tmp_path / "driver.py"), str(store.folder), str(folder)]
+    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    interrupted, added = told[0], int(told[1])
+    assert interrupted == "True"
+    assert 10 <= added == len(contents(store)) < 120
+    assert waiting(store) == []
+    assert index([folder], store, PlainEncoder()).added == 120 - added
+
+
+def gone(process: int) -> bool:
+    """Whether a process ends within half a minute."""
+    for _ in range(300):
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            return True
+        threading.Event().wait(0.1)
+    return False
+
+
+def test_what_a_worker_cannot_do_is_told_by_the_driver(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match="cannot be loaded"):
+        Processes(EncoderName(str(tmp_path)), tmp_path, IndexOptions(), 1)
+
+
+def test_a_crew_of_another_encoder_is_refused(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "s", Space("other", "1" * 64, 192))
+    with pytest.raises(SpaceMismatch):
+        index_with(Here(store.folder), [pictures(tmp_path / "p", 1)], store)
+
+
+def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "ray", None)
+    with pytest.raises(MissingExtra, match=r"clipfake\[ray\]"):
+        Actors(PLAIN, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_on_a_real_ray_with_a_worker_killed_every_row_is_there_once(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="the extra `ray` is not installed")
+    folder, store = pictures(tmp_path / "p", 300), store_at(tmp_path / "s")
+    (folder / "bad.jpg").write_text("no image")
+    killed: list[int] = []
+    options = IndexOptions(rows_per_shard=10, threads=1)
+    with Actors(PLAIN, store.folder, options, count=2) as crew:
+        report = index_with(crew, [folder], store, options, killing(killed))
+    assert killed
+    assert [f"process {killed[0]} was lost" in told for told in report.lost] == [True]
+    assert (report.added, report.known, [key for key, _ in report.skipped]) == (300, 0, ["p/bad.jpg"])
+    whole = store_at(tmp_path / "whole")
+    index([folder], whole, PlainEncoder())
+    assert contents(store) == contents(whole)
+    assert waiting(store) == []

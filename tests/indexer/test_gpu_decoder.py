@@ -1,0 +1,516 @@
+"""Large JPEGs decoded beside the cores: the same store, whoever decodes, is busy, fails or disagrees.
+
+The real library is tried with its decoder for cores; whether a card's pixels agree is tried where there is one.
+"""
+
+import io
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from clipfake.cli import main
+from clipfake.demo.standin_encoder import build_standin
+from clipfake.errors import EncoderError, ImageError, MissingExtra
+from clipfake.indexer import index as indexing
+from clipfake.indexer.decoding import nvimagecodec, reader
+from clipfake.indexer.decoding.gpu_decoder import (
+    AGREED_MEAN,
+    AGREED_MOST,
+    PROVED,
+    TOGETHER_PIXELS,
+    Decodes,
+    Offload,
+    Small,
+    difference,
+    large_and_plain,
+    made_up,
+)
+from clipfake.indexer.decoding.image import decode, jpeg_header
+from clipfake.indexer.decoding.nvimagecodec import NAME, NvImageCodec, box_mean, offload_for, on_a_core
+from clipfake.indexer.distributed.task import Lost, Receipt, Unit
+from clipfake.indexer.distributed.worker import EncoderName, Worker
+from clipfake.indexer.distributed.worker_pool import Crew, index_with
+from clipfake.indexer.encoders.base import PlainEncoder, TorchEncoder
+from clipfake.indexer.encoders.load import load_encoder
+from clipfake.indexer.encoders.preprocess import Preprocess
+from clipfake.indexer.index import IndexOptions, index
+from clipfake.indexer.report import IndexReport
+from clipfake.show.progress_display import decoded
+from clipfake.store.store import Store
+from PIL import Image as Pillow
+
+needs_library = pytest.mark.skipif(not nvimagecodec.installed(), reason="the extra `nvidia` is not installed")
+CLIP = Preprocess(0, 0, 224, 224, "bicubic", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+here = partial(on_a_core, CLIP, True)
+
+
+def picture(width: int, height: int, seed: int = 0) -> Pillow.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (height // 40 + 2, width // 40 + 2, 3), np.uint8)
+    return Pillow.fromarray(noise).resize((width, height), Pillow.Resampling.BICUBIC)
+
+
+def saved(image: Pillow.Image, kind: str = "JPEG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+def of_size(content: bytes, width: int, height: int) -> bytes:
+    """A JPEG that says it has another size."""
+    at = content.index(b"\xff\xc0") + 5
+    return content[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + content[at + 4 :]
+
+
+def turned() -> Pillow.Exif:
+    exif = Pillow.Exif()
+    exif[0x0112] = 6
+    return exif
+
+
+LARGE = saved(picture(700, 500))
+KINDS = {  # what a folder may hold, and whether it is for the decoder beside the cores
+    "large": (LARGE, True),
+    "progressive": (saved(picture(600, 700, 1), progressive=True), True),
+    "grey": (saved(picture(640, 480, 2).convert("L")), True),
+    "full chroma": (saved(picture(900, 1700, 3), subsampling=0), True),
+    "small": (saved(picture(300, 300, 4)), False),
+    "tiny": (saved(picture(3, 2, 5)), False),
+    "long": (saved(picture(3000, 300, 6)), False),
+    "turned": (saved(picture(700, 500, 7), exif=turned()), False),
+    "cmyk": (saved(picture(700, 500, 8).convert("CMYK")), False),
+    "png": (saved(picture(700, 500, 9), "PNG"), False),
+    "cut off": (LARGE[:-500], False),
+    "end lost": (LARGE[:-2], False),
+    "not one": (b"no image", False),
+    "empty": (b"", False),
+}
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory: pytest.TempPathFactory) -> TorchEncoder:
+    loaded = load_encoder(str(build_standin(tmp_path_factory.mktemp("encoder"))), device="cpu")
+    assert isinstance(loaded, TorchEncoder)
+    return loaded
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "pictures"
+    path.mkdir()
+    for name, (content, _) in KINDS.items():
+        (path / f"{name}.jpg").write_bytes(content)
+    return path
+
+
+def shifted(levels: int) -> Decodes:
+    """A decoder that is off by some levels; it has the others' pixels otherwise."""
+
+    def darker(content: bytes) -> Small:
+        small = here(content)
+        return replace(small, pixels=np.maximum(small.pixels, levels) - np.uint8(levels))
+
+    return lambda contents: [darker(content) for content in contents]
+
+
+def beside(*ways: Callable[[], Decodes], must_pay: bool = False) -> Offload:
+    return Offload("double", ways, here, must_pay=must_pay)
+
+
+def indexed(
+    folder: Path, to: Path, encoder: Any, monkeypatch: pytest.MonkeyPatch, with_: Offload | None, threads: int = 2
+) -> tuple[Store, IndexReport]:
+    monkeypatch.setattr(indexing, "offload_for", lambda *_, **__: with_)
+    store = Store.create(to, encoder.space)
+    return store, index([folder], store, encoder, IndexOptions(threads=threads, batch_size=8))
+
+
+def columns(store: Store) -> dict[str, list[Any]]:
+    """All that a store knows of its rows, but for their vectors."""
+    snapshot = store.snapshot()
+    names = ("keys", "digests", "bytes", "widths", "heights", "formats", "qualities", "mtimes")
+    found = {name: getattr(snapshot.rows, name).tolist() for name in names}
+    return found | {"thumbnails": [snapshot.thumbnail(i) for i in range(len(snapshot))]}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_only_large_plain_whole_jpegs_are_for_it(name: str) -> None:
+    content, wanted = KINDS[name]
+    assert (large_and_plain(content) is not None) == wanted
+
+
+def test_an_image_that_is_too_much_at_once_is_for_the_cores() -> None:
+    assert large_and_plain(of_size(LARGE, 5000, 5000)) is not None
+    assert TOGETHER_PIXELS < 6000 * 6000 and large_and_plain(of_size(LARGE, 6000, 6000)) is None
+
+
+def test_an_image_that_may_be_rgb_is_for_the_cores() -> None:
+    at = LARGE.index(b"\xff\xc0") + 10
+    named = bytearray(LARGE)
+    named[at : at + 9 : 3] = b"RGB"
+    header = jpeg_header(bytes(named))
+    assert header is not None and header.components == b"RGB"
+    assert large_and_plain(bytes(named)) is None
+
+
+def test_what_agrees_is_used_and_the_store_is_the_same(
+    folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = partial(on_a_core, encoder.preprocess, True)
+    double = Offload("double", [lambda: lambda contents: [mine(one) for one in contents]], mine, must_pay=False)
+    plain, before = indexed(folder, tmp_path / "plain", encoder, monkeypatch, None)
+    store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=1)
+    assert columns(store) == columns(plain)
+    assert np.array_equal(store.snapshot().vectors(), plain.snapshot().vectors())
+    assert sorted(report.skipped) == sorted(before.skipped) and len(report.skipped) == 4
+    wanted = sum(wanted for _, wanted in KINDS.values())
+    assert report.decoded_by == {"cpu": 10 - wanted, "double": wanted}
+    assert report.as_json()["decoded_by"] == report.decoded_by
+
+
+def spotted(content: bytes) -> Small:
+    """Right but for one pixel."""
+    small = here(content)
+    pixels = small.pixels.copy()
+    pixels[3, 5] ^= 16
+    return replace(small, pixels=pixels)
+
+
+@pytest.mark.parametrize(
+    ("decode", "told"),
+    [
+        (shifted(1), "1.00 levels in the mean and 1 at most"),
+        (lambda contents: [spotted(content) for content in contents], "0.00 levels in the mean and 16 at most"),
+        (lambda contents: [replace(here(one), pixels=here(one).pixels[:9]) for one in contents], "255 at most"),
+        (lambda contents: [None] * len(contents), "it decodes no JPEG here"),
+    ],
+    ids=["darker", "one pixel", "another size", "nothing"],
+)
+def test_what_disagrees_is_not_used_and_says_so(decode: Decodes, told: str) -> None:
+    double = beside(lambda: decode)
+    assert double.wants(LARGE) is not None
+    assert double.decode([LARGE]) == [None]
+    assert double.unused.startswith("double is not used: it") and told in double.unused
+    assert ("allowed" in double.unused) == (f"{AGREED_MEAN} and {AGREED_MOST}" in double.unused)
+    assert double.wants(LARGE) is None
+
+
+def test_another_way_is_tried_where_one_disagrees() -> None:
+    made: list[str] = []
+
+    def way(name: str, levels: int) -> Callable[[], Decodes]:
+        return lambda: made.append(name) or shifted(levels)  # type: ignore[func-returns-value]
+
+    double = beside(way("engine", 2), way("cuda", 0), way("never", 0))
+    [found] = double.decode([LARGE]) or [None]
+    assert found is not None and difference(found, here(LARGE)).most == 0
+    assert (made, double.unused) == (["engine", "cuda"], "")
+
+
+def test_a_decoder_is_proved_on_real_images_before_any_of_its_pixels_is_used(
+    folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = partial(on_a_core, encoder.preprocess, True)
+
+    def off_on_real_ones(contents: Sequence[bytes]) -> Sequence[Small | None]:
+        small = [mine(content) for content in contents]
+        if tuple(contents) == made_up():
+            return small
+        return [replace(one, pixels=one.pixels ^ np.uint8(2)) for one in small]
+
+    double = Offload("double", [lambda: off_on_real_ones], mine, must_pay=False)
+    plain, _ = indexed(folder, tmp_path / "plain", encoder, monkeypatch, None)
+    store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double)
+    assert np.array_equal(store.snapshot().vectors(), plain.snapshot().vectors())
+    assert report.decoded_by == {"cpu": 10, "double": 0}
+    assert list(decoded(report.as_json())) == ["decoded 10 by cpu", double.unused]
+    assert "2.00 levels in the mean" in report.unused
+
+
+@pytest.mark.parametrize("when", ["made", "tried", "used"])
+def test_a_decoder_that_fails_is_off_for_the_run_and_loses_no_image(
+    when: str, folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, calls = partial(on_a_core, encoder.preprocess, True), []
+
+    def fails(contents: Sequence[bytes]) -> Sequence[Small | None]:
+        calls.append(len(contents))
+        if when == "tried" or len(calls) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
+        return [mine(content) for content in contents]
+
+    def way() -> Decodes:
+        if when == "made":
+            raise RuntimeError("no CUDA-capable device is detected")
+        return fails
+
+    double = Offload("double", [way], mine, must_pay=False)
+    store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double)
+    assert report.decoded_by == {"cpu": 10, "double": 0} and len(store.snapshot()) == 10
+    assert report.unused.startswith("double is not used: it failed (") and "\n" not in report.unused
+    assert len(calls) == {"made": 0, "tried": 1, "used": 2}[when]
+
+
+def test_an_image_it_leaves_is_decoded_by_a_core(
+    folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = partial(on_a_core, encoder.preprocess, True)
+
+    def not_grey(contents: Sequence[bytes]) -> Sequence[Small | None]:
+        return [None if one == KINDS["grey"][0] else mine(one) for one in contents]
+
+    double = Offload("double", [lambda: not_grey], mine, must_pay=False)
+    store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=1)
+    assert report.decoded_by == {"cpu": 7, "double": 3}
+    assert len(store.snapshot()) == 10 and report.unused == ""
+
+
+def test_what_a_core_refuses_is_refused_while_it_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+    double = beside(lambda: lambda contents: [here(LARGE)] * len(contents))
+
+    def refuses(content: bytes) -> Small:
+        if content == b"bad":
+            raise ImageError("damaged")
+        return here(LARGE)
+
+    monkeypatch.setattr(double, "_here", refuses)
+    found = double.decode([LARGE, b"bad"]) or []
+    assert [one is None for one in found] == [False, True]
+    assert double.unused == ""
+
+
+def test_a_thread_that_finds_it_taken_does_the_work_itself(
+    folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The decoder comes back only when another thread has decoded a large image: without sharing, never."""
+    mine, shared = partial(on_a_core, encoder.preprocess, True), threading.Event()
+    for i in range(12):
+        (folder / f"more {i}.jpg").write_bytes(saved(picture(600, 500, 20 + i)))
+
+    def decoding(content: bytes) -> Any:
+        found = decode(content)
+        if large_and_plain(content):
+            shared.set()
+        return found
+
+    def waits(contents: Sequence[bytes]) -> Sequence[Small | None]:
+        if tuple(contents) != made_up():
+            assert shared.wait(60), "nobody shared the work"
+        return [mine(content) for content in contents]
+
+    monkeypatch.setattr(reader, "decode", decoding)
+    double = Offload("double", [lambda: waits], mine, must_pay=False)
+    store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=3)
+    assert report.unused == "" and report.decoded_by["double"] > 0 and report.decoded_by["cpu"] > 6
+    assert sum(report.decoded_by.values()) == len(store.snapshot()) == 22
+
+
+def test_no_more_is_given_at_once_than_there_is_room_for(
+    folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine, pixels = partial(on_a_core, encoder.preprocess, True), list[list[int]]()
+
+    def counts(contents: Sequence[bytes]) -> Sequence[Small | None]:
+        headers = [jpeg_header(content) for content in contents]
+        pixels.append([header.pixels for header in headers if header])
+        return [mine(content) for content in contents]
+
+    monkeypatch.setattr(reader, "TOGETHER_PIXELS", 800_000)
+    double = Offload("double", [lambda: counts], mine, must_pay=False)
+    indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=1)
+    given = pixels[1:]  # after those made on the spot
+    assert sum(map(len, given)) == 4 and all(sum(some) <= 800_000 or len(some) == 1 for some in given)
+    assert any(len(some) > 1 for some in given)
+
+
+@pytest.mark.parametrize(("must_pay", "there"), [(True, 2.0), (True, 0.1), (False, 2.0)])
+def test_where_it_must_pay_it_is_dropped_if_a_core_is_as_quick(
+    must_pay: bool, there: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, small = [0.0], here(LARGE)
+
+    def takes(seconds: float, content: bytes) -> Small:
+        now[0] += seconds
+        return small if content == LARGE else here(content)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    double = Offload(
+        "double", [lambda: lambda some: [takes(there, one) for one in some]], partial(takes, 1.0), must_pay=must_pay
+    )
+    for _ in range(PROVED // 8):
+        double.decode([LARGE] * 8)
+    dropped = must_pay and there > 1
+    assert double.unused == ("double is not used: it takes 2000.0 ms an image, a core 1000.0" if dropped else "")
+
+
+@pytest.mark.parametrize("size", [(640, 480), (1001, 777), (777, 1001), (129, 2000), (600, 3), (256, 128), (60, 90)])
+def test_a_mean_of_boxes_is_pillows(size: tuple[int, int]) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
+    for factor in (1, 2, 3, 5, 8, 17):
+        want = np.asarray(Pillow.fromarray(pixels).reduce(factor))
+        assert np.array_equal(box_mean(torch.from_numpy(pixels), factor).numpy(), want)
+
+
+@needs_library
+@pytest.mark.parametrize("name", [name for name, (_, wanted) in KINDS.items() if wanted])
+def test_nvimagecodec_decodes_resizes_and_reduces_as_a_core_does(name: str) -> None:
+    content = KINDS[name][0]
+    codec = NvImageCodec(CLIP, torch.device("cpu"))
+    [junk, found] = codec([b"no image", content])
+    assert junk is None and found is not None
+    told, mine = difference(found, here(content)), here(content)
+    assert told.most <= 1 and told.mean < 1e-3
+    assert np.array_equal(found.reduced, mine.reduced)  # type: ignore[arg-type]
+
+
+@needs_library
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.parametrize("engine", [True, False])
+def test_a_card_decodes_resizes_and_reduces_as_a_core_does(engine: bool) -> None:
+    codec = NvImageCodec(CLIP, torch.device("cuda"), engine=engine)
+    contents = [content for content, wanted in KINDS.values() if wanted] * 20
+    pairs = [(one, content) for one, content in zip(codec(contents), contents, strict=True) if one is not None]
+    assert len(pairs) >= 40
+    assert all(difference(one, here(content)).agreed for one, content in pairs)
+
+
+@needs_library
+def test_a_store_is_the_same_with_nvimagecodec(folder: Path, tmp_path: Path, encoder: TorchEncoder) -> None:
+    stores = [Store.create(tmp_path / name, encoder.space) for name in ("cpu", NAME)]
+    reports = [
+        index([folder], store, encoder, IndexOptions(threads=1, decoder=name))
+        for store, name in zip(stores, ("cpu", NAME), strict=True)
+    ]
+    assert columns(stores[0]) == columns(stores[1])
+    assert reports[0].skipped == reports[1].skipped
+    one, other = (store.snapshot().vectors().astype(np.float32) for store in stores)
+    assert np.abs(one - other).max() < 1e-3  # the store keeps half precision
+    mine = [KINDS[key.removeprefix("pictures/").removesuffix(".jpg")][1] for key in columns(stores[0])["keys"]]
+    assert np.array_equal(one[~np.array(mine)], other[~np.array(mine)])
+    assert reports[1].decoded_by == {"cpu": 6, f"{NAME} (cpu)": 4} and reports[1].unused == ""
+
+
+@needs_library
+def test_threads_share_nvimagecodec(folder: Path, tmp_path: Path, encoder: TorchEncoder) -> None:
+    for i in range(20):
+        (folder / f"more {i:02d}.jpg").write_bytes(saved(picture(500 + i, 500, 20 + i)))
+    store = Store.create(tmp_path / "s", encoder.space)
+    report = index([folder], store, encoder, IndexOptions(threads=4, batch_size=6, decoder=NAME))
+    assert sum(report.decoded_by.values()) == len(store.snapshot()) == 30
+    assert report.unused == ""
+
+
+class OneWorker(Crew):
+    """A crew of one worker in this process."""
+
+    workers, room = ["here process 1"], 1
+
+    def __init__(self, *told: Any) -> None:
+        self._worker = Worker(*told)
+        self.space = self._worker.ready()[1]
+
+    def give(self, unit: Unit) -> None:
+        self._unit = unit
+
+    def take(self, seconds: float) -> list[Receipt | Lost]:
+        return [self._worker.work(self._unit)]
+
+    def dismiss(self) -> None:
+        self._worker.close()
+
+
+@needs_library
+def test_workers_take_the_option_with_them_and_tell_who_decoded(
+    tmp_path: Path, folder: Path, encoder: TorchEncoder
+) -> None:
+    store, options = Store.create(tmp_path / "s", encoder.space), IndexOptions(threads=1, decoder=NAME)
+    with OneWorker(EncoderName(encoder.space.encoder, "cpu"), store.folder, options) as crew:
+        report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=5))
+    assert report.decoded_by == {"cpu": 6, f"{NAME} (cpu)": 4} and report.unused == ""
+
+
+@needs_library
+def test_nvimagecodec_writes_nothing_where_people_read() -> None:
+    program = (
+        "import torch; from clipfake.indexer.decoding.nvimagecodec import NvImageCodec, library\n"
+        "from clipfake.indexer.decoding.gpu_decoder import made_up\n"
+        "from clipfake.indexer.encoders.preprocess import Preprocess\n"
+        "import sys; print('before', file=sys.stderr)\n"
+        "one = Preprocess(0, 0, 224, 224, 'bicubic', 1.0, (0, 0, 0), (1, 1, 1))\n"
+        "found = NvImageCodec(one, torch.device('cpu'))([*made_up(), b'no image', made_up()[0][:-900]])\n"
+        "print('after', file=sys.stderr); print([one is not None for one in found])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[True, True, True, True, False, False]"
+    assert ran.stderr.split() == ["before", "after"]
+
+
+def test_it_is_taken_by_itself_only_for_a_card(encoder: TorchEncoder) -> None:
+    assert offload_for("auto", encoder, thumbnails=True) is None
+    assert offload_for("cpu", encoder, thumbnails=True) is None
+
+
+@pytest.mark.parametrize("decoder", ["auto", NAME])
+def test_on_a_card_it_is_tried_with_the_engine_and_without(
+    decoder: str, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class OnACard(PlainEncoder):
+        preprocess, device = encoder.preprocess, torch.device("cuda:1")
+
+    made: list[bool] = []
+
+    def codec(preprocess: Preprocess, device: torch.device, *, thumbnails: bool, engine: bool) -> Decodes:
+        made.append(engine)
+        raise RuntimeError(f"no {device}")
+
+    monkeypatch.setattr(nvimagecodec, "NvImageCodec", codec)
+    monkeypatch.setattr(nvimagecodec, "installed", lambda: True)
+    taken = offload_for(decoder, OnACard(), thumbnails=True)
+    assert taken is not None and taken.name == f"{NAME} (cuda:1)"
+    assert taken.decode([LARGE]) == [None]
+    assert made == [True, False] and taken.unused == f"{NAME} (cuda:1) is not used: it failed (no cuda:1)"
+    monkeypatch.setattr(nvimagecodec, "installed", lambda: False)
+    if decoder == "auto":
+        assert offload_for(decoder, OnACard(), thumbnails=True) is None
+
+
+def test_an_encoder_that_does_not_say_how_it_resizes_cannot_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(nvimagecodec, "installed", lambda: True)
+    with pytest.raises(EncoderError, match="leave it out"):
+        offload_for(NAME, PlainEncoder(), thumbnails=True)
+    with pytest.raises(EncoderError, match="one of auto, cpu, nvimagecodec"):
+        offload_for("nvjpeg", PlainEncoder(), thumbnails=True)
+    monkeypatch.setattr(nvimagecodec, "installed", lambda: False)
+    with pytest.raises(MissingExtra, match=r"clipfake\[nvidia\]"):
+        offload_for(NAME, PlainEncoder(), thumbnails=True)
+
+
+def test_a_decoder_that_is_not_there_is_told_before_a_store_is_made(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(nvimagecodec, "installed", lambda: False)
+    for decoder, code, told in ((NAME, 1, "clipfake[nvidia]"), ("nvjpeg", 2, "none of auto, cpu, nvimagecodec")):
+        with pytest.raises(SystemExit) as ended:
+            main(["index", "--folders", str(folder), "--store", str(tmp_path / "s"), "--decoder", decoder])
+        assert ended.value.code == code
+        assert told in " ".join(capsys.readouterr().err.replace("│", "").split())
+    assert not (tmp_path / "s").exists()
+
+
+@needs_library
+def test_the_command_says_who_decoded_what(
+    folder: Path, tmp_path: Path, encoder: TorchEncoder, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = ["index", "--folders", str(folder), "--store", str(tmp_path / "s"), "--encoder", encoder.space.encoder]
+    with pytest.raises(SystemExit) as ended:
+        main([*told, "--device", "cpu", "--decoder", NAME, "--threads", "1"])
+    assert not ended.value.code
+    assert f"decoded 6 by cpu, 4 by {NAME} (cpu)" in capsys.readouterr().out

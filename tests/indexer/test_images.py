@@ -1,0 +1,244 @@
+"""Image files in: decoded by one policy, resized as Pillow does, listed as they are found, encoded as CLIP does."""
+
+import io
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from clipfake.errors import EncoderError, ImageError, SourceError
+from clipfake.indexer.decoding import image
+from clipfake.indexer.decoding.image import decode, jpeg_header, thumbnail
+from clipfake.indexer.encoders.base import Encoder, PlainEncoder
+from clipfake.indexer.encoders.load import load_encoder
+from clipfake.indexer.encoders.preprocess import Preprocess, resize_matrix
+from clipfake.indexer.encoders.vision_backbone import random_model
+from clipfake.indexer.sources.folders import Entry, expand, listing
+from PIL import Image as Pillow
+
+SHARED = Path(__file__).parents[3] / "shared"
+CLIP = SHARED / "encoders/clip-vit-base-patch32-untrained"
+needs_shared = pytest.mark.skipif(not CLIP.is_dir(), reason="the shared encoders are not beside this checkout")
+
+
+def picture(width: int = 37, height: int = 23, seed: int = 0) -> Pillow.Image:
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
+    return Pillow.fromarray(noise).resize((width, height), Pillow.Resampling.BICUBIC)
+
+
+def saved(image: Pillow.Image, kind: str = "JPEG", **options: object) -> bytes:
+    out = io.BytesIO()
+    image.save(out, kind, **options)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 12}])
+def test_jpeg_pixels_are_pillows(options: dict[str, object]) -> None:
+    content = saved(picture(), **options)
+    assert np.array_equal(decode(content).pixels, np.asarray(Pillow.open(io.BytesIO(content))))
+
+
+@pytest.mark.parametrize("quality", [30, 65, 75, 90, 100])
+def test_jpeg_quality_is_read_from_the_tables(quality: int) -> None:
+    header = jpeg_header(saved(picture(), quality=quality))
+    assert header is not None
+    assert header.quality == quality
+
+
+def test_odd_formats_become_rgb_by_one_policy() -> None:
+    red = Pillow.new("RGB", (8, 8), (200, 0, 0))
+    turned = Pillow.Exif()
+    turned[0x0112] = 6  # rotate by 90 degrees to see it upright
+    clear = Pillow.new("RGBA", (8, 8), (0, 0, 0, 0))
+    deep = Pillow.fromarray(np.full((8, 8), 65535, np.uint16))
+    frames = saved(red, "GIF", save_all=True, append_images=[Pillow.new("RGB", (8, 8), "blue")])
+    assert decode(saved(picture(40, 20), exif=turned)).pixels.shape == (40, 20, 3)
+    assert decode(saved(red.convert("CMYK"))).pixels.shape == (8, 8, 3)
+    assert (decode(saved(clear, "PNG")).pixels == 255).all()
+    assert (decode(saved(deep, "PNG")).pixels == 255).all()
+    assert decode(frames).pixels[0, 0].tolist() == [200, 0, 0]
+    assert decode(saved(red.convert("P"), "PNG")).pixels[0, 0, 0] > 190
+    assert decode(saved(red.convert("L"))).pixels.shape == (8, 8, 3)
+
+
+def close_to(content: bytes, whole: Pillow.Image) -> bool:
+    """Whether a file is decoded to about the pixels it was made of."""
+    return bool(np.abs(decode(content).pixels.astype(int) - np.asarray(whole).astype(int)).mean() < 4)
+
+
+def test_avif_is_read_by_pillow_alone() -> None:
+    content = saved(picture(64, 48), "AVIF", quality=90)
+    assert close_to(content, picture(64, 48))
+    assert decode(content).format == "AVIF"
+
+
+def test_the_photos_of_an_iphone_are_read_upright() -> None:
+    heif = pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
+    turned = Pillow.Exif()
+    turned[0x0112] = 6
+    for exif, upright in (
+        (None, picture(64, 48)),
+        (turned.tobytes(), picture(64, 48).transpose(Pillow.Transpose.ROTATE_270)),
+    ):
+        out = io.BytesIO()
+        heif.from_pillow(picture(64, 48)).save(out, quality=90, exif=exif)
+        assert close_to(out.getvalue(), upright)
+        with pytest.raises(ImageError):
+            decode(out.getvalue()[:-200])
+
+
+def test_without_the_extra_a_heic_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    image._learn_heic.cache_clear()
+    with pytest.raises(ImageError, match=r"reading HEIC needs .*clipfake\[heic\]"):
+        decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"", "empty"), (b"hello, world", "not an image"), (saved(picture())[:300], "damaged")]
+)
+def test_what_is_no_image_is_said_to_be_so(content: bytes, said: str) -> None:
+    with pytest.raises(ImageError, match=said):
+        decode(content)
+
+
+def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+    header = bytearray(saved(picture()))
+    at = header.index(b"\xff\xc0") + 5
+    header[at : at + 4] = (50_000).to_bytes(2, "big") * 2
+    with pytest.raises(ImageError, match="pixels"):
+        decode(bytes(header))
+
+
+@pytest.mark.parametrize("decoder", ["simplejpeg", "pillow"])
+@pytest.mark.parametrize(
+    ("size", "small"),
+    [
+        ((200, 200), (100, 100)),
+        ((400, 250), (100, 63)),
+        ((1024, 768), (128, 96)),
+        ((128, 90), (128, 90)),
+        ((1, 1), (1, 1)),
+        ((5000, 3), (125, 1)),
+        ((2, 3001), (1, 126)),
+    ],
+)
+def test_a_thumbnail_is_a_small_jpeg_of_the_whole_picture(
+    size: tuple[int, int], small: tuple[int, int], decoder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if decoder == "pillow":
+        monkeypatch.setattr(image, "simplejpeg", None)
+    whole = picture(*size)
+    made = Pillow.open(io.BytesIO(thumbnail(np.asarray(whole))))
+    assert (made.format, made.size) == ("JPEG", small)
+    want = np.asarray(whole.resize(small, Pillow.Resampling.BOX), np.float32)
+    assert np.abs(np.asarray(made, np.float32) - want).mean() < 6
+
+
+def test_a_thumbnail_is_made_of_any_pixels() -> None:
+    turned = np.asarray(picture(300, 120)).transpose(1, 0, 2)  # not in the order of memory
+    small = np.asarray(picture(30, 20)).transpose(1, 0, 2)
+    assert [Pillow.open(io.BytesIO(thumbnail(p))).size for p in (turned, small)] == [(40, 100), (20, 30)]
+
+
+@pytest.mark.parametrize("size", [(200, 200), (50, 90), (700, 301), (301, 700), (230, 300), (90, 400)])
+@pytest.mark.parametrize("name", ["bicubic", "bilinear", "lanczos"])
+def test_resizing_gives_pillows_pixels(size: tuple[int, int], name: str) -> None:
+    image = picture(*size, seed=1)
+    ours = Preprocess(224, 160, 0, 0, name, 1.0, (0, 0, 0), (1, 1, 1))
+    got = ours.resize(torch.from_numpy(np.asarray(image)[None].copy()))[0].permute(1, 2, 0).numpy()
+    want = np.asarray(image.resize((160, 224), Pillow.Resampling[name.upper()]), np.float32)
+    assert np.abs(got - want).max() <= 1
+    ties = 1e-2 if name == "bilinear" else 1e-3  # exact halves, which Pillow rounds in fixed point
+    assert (got != want).mean() < ties
+
+
+def test_a_resize_matrix_keeps_flat_areas_flat() -> None:
+    assert np.allclose(resize_matrix(31, 17, "lanczos").sum(1), 1, atol=1e-6)
+
+
+@needs_shared
+def test_embeddings_agree_with_the_reference_processor_and_model() -> None:
+    import transformers
+
+    encoder = load_encoder(f"untrained:0:{CLIP}")
+    images = [picture(200, 200, seed) for seed in range(3)] + [picture(300, 220, 9)]
+    ours = encoder.encode([np.asarray(image) for image in images])
+    processor = transformers.CLIPImageProcessor.from_pretrained(CLIP)
+    with torch.inference_mode():
+        pixels = processor(images, return_tensors="pt")["pixel_values"]
+        theirs = random_model(CLIP, 0).eval().get_image_features(pixel_values=pixels).pooler_output.numpy()
+    theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
+    centre = theirs.mean(0)  # random weights put all images into one corner
+    a, b = ours - centre, theirs - centre
+    assert ((ours * theirs).sum(1) >= 0.9999).all()
+    assert ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1) >= 0.999).all()
+
+
+@pytest.mark.parametrize("name", ["plain", pytest.param("clip", marks=needs_shared)])
+def test_every_encoder_gives_finite_unit_vectors_of_its_space(name: str) -> None:
+    encoder: Encoder = load_encoder(f"untrained:0:{CLIP}") if name == "clip" else PlainEncoder()
+    pixels = [np.asarray(picture(50, 60, seed)) for seed in range(3)]
+    vectors = encoder.encode(pixels)
+    assert vectors.shape == (3, encoder.space.dim)
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert np.allclose(vectors[1:2], encoder.encode(pixels[1:2]), atol=1e-5)
+    if encoder.has_text:
+        assert encoder.encode_texts(["cat", "a longer name"]).shape == (2, encoder.space.dim)
+
+
+def test_an_encoder_that_is_not_there_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+    with pytest.raises(EncoderError, match=r"config\.json"):
+        load_encoder(str(tmp_path))
+
+
+def artifact(folder: Path, *lines: str, header: str = "filename,image_path,target,category") -> Path:
+    folder.mkdir(parents=True)
+    (folder / "metadata.csv").write_text("\n".join([header, *lines]) + "\n")
+    return folder
+
+
+def test_artifact_folders_are_read_as_they_are(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "cycle_gan", "a.jpg,x/a.jpg,0,horse", "a.jpg,y/a.jpg,6,horse")
+    assert list(listing([folder])) == [
+        Entry("cycle_gan/x/a.jpg", str(folder / "x/a.jpg"), 0, 0, "cycle_gan", "", "horse"),
+        Entry("cycle_gan/y/a.jpg", str(folder / "y/a.jpg"), 1, 6, "cycle_gan", "cycle_gan", "horse"),
+    ]
+
+
+def test_rows_that_make_no_sense_are_refused_one_by_one(tmp_path: Path) -> None:
+    folder = artifact(tmp_path / "s", "a,a.jpg,9,", "a,../b.jpg,0,", "a,c.jpg,1,", "a,c.jpg,1,")
+    assert [bool(e.refused) for e in listing([folder])] == [True, True, False, True]
+
+
+def test_missing_columns_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="no column target"):
+        list(listing([artifact(tmp_path / "s", "a", header="image_path")]))
+
+
+def test_trees_say_their_labels_by_folder_names(tmp_path: Path) -> None:
+    for name in ("t/progan/0_real/a.png", "t/progan/1_fake/b.png", "t/fake/sd14/c.png", "t/d.png", "t/notes.txt"):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (tmp_path / "t/loop").symlink_to(tmp_path / "t")
+    told = {e.key: (e.label, e.source, e.generator) for e in listing([tmp_path / "t"])}
+    assert told == {
+        "t/d.png": (-1, "t", ""),
+        "t/fake/sd14/c.png": (1, "t/fake", "sd14"),
+        "t/progan/0_real/a.png": (0, "t/progan/0_real", ""),
+        "t/progan/1_fake/b.png": (1, "t/progan/1_fake", "progan"),
+    }
+
+
+def test_folders_are_expanded_and_checked(tmp_path: Path) -> None:
+    for name in ("a/x", "b/x", "a/y"):
+        (tmp_path / name).mkdir(parents=True)
+    assert [p.name for p in expand([f"{tmp_path}/a/*", tmp_path / "a/y"])] == ["x", "y"]
+    with pytest.raises(SourceError, match="does not exist"):
+        expand([tmp_path / "nowhere"])
+    with pytest.raises(SourceError, match="one name"):
+        expand([tmp_path / "a/x", tmp_path / "b/x"])
+    with pytest.raises(SourceError, match="no images"):
+        list(listing([tmp_path / "a/x"]))

@@ -1,0 +1,76 @@
+"""A tar is listed as Python's own reader sees it, whatever wrote it, and its damage is named."""
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import pytest
+from clipfake.errors import ImageError, SourceError
+from clipfake.indexer.sources import image_ref
+from clipfake.indexer.sources.archive import Tar
+from clipfake.indexer.sources.folders import listing
+
+NAMES = ["a.jpg", "d/b.jpg", "x" * 96 + ".jpg", "e/" * 60 + "c.jpg", "ü.jpg", os.fsdecode(b"\xff.jpg"), "./f.jpg"]
+
+
+def packed(at: Path, form: int = tarfile.PAX_FORMAT, mode: str = "w") -> Path:
+    with tarfile.open(at, mode, format=form) as archive:  # type: ignore[call-overload]
+        folder = tarfile.TarInfo("d")
+        folder.type = tarfile.DIRTYPE
+        archive.addfile(folder)
+        for i, name in enumerate(NAMES):
+            told = tarfile.TarInfo(name)
+            told.size, told.mtime = i, 1_700_000_000 + i + (0.5 if form == tarfile.PAX_FORMAT else 0)
+            told.uid = 0 if form == tarfile.USTAR_FORMAT else 1 << 22  # more than octal digits hold
+            archive.addfile(told, io.BytesIO(bytes([65 + i]) * i))
+        link = tarfile.TarInfo("link.jpg")
+        link.type, link.linkname = tarfile.SYMTYPE, "a.jpg"
+        archive.addfile(link)
+    return at
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("name", ["t.tar", "t.tar.gz"])
+def test_every_member_is_listed_with_its_content_and_time(tmp_path: Path, form: int, name: str) -> None:
+    at = packed(tmp_path / name, form, "w:gz" if name.endswith("gz") else "w")
+    with tarfile.open(at) as archive:
+        wanted = [(m.size, int(m.mtime * 10**9)) for m in archive if m.isfile()]
+    found = list(Tar(str(at)).entries())
+    assert [e.key for e in found] == [f"t/{n.removeprefix('./')}".replace("\udcff", "\\xff") for n in NAMES]
+    assert [e.place.facts() for e in found] == wanted
+    assert [e.place.read()[0] for e in found] == [bytes([65 + i]) * i for i in range(len(NAMES))]
+
+
+def test_every_damage_is_named_and_no_other_error_comes_of_a_tar(tmp_path: Path) -> None:
+    whole, at, spoilt = packed(tmp_path / "whole.tar").read_bytes(), tmp_path / "t.tar", 0
+    tries = [whole[:cut] for cut in range(0, len(whole), 97)]
+    tries += [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in range(512, 4096, 5)]
+    for content in tries:
+        at.write_bytes(content)
+        try:
+            spoilt += sum(1 for found in listing([at]) if found.place.read()) != len(NAMES)
+        except (SourceError, ImageError):
+            spoilt += 1
+    assert spoilt > len(tries) / 4
+
+
+@pytest.mark.parametrize("name", ["t.tar", "t.tar.gz"])
+def test_a_giant_in_a_tar_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    at = packed(tmp_path / name, mode="w:gz" if name.endswith("gz") else "w")
+    monkeypatch.setattr(image_ref, "BYTES_LIMIT", 3)
+    small, large = list(Tar(str(at)).entries())[3:5]
+    assert small.place.read()[0] == b"DDD"
+    with pytest.raises(ImageError, match="too large for an image"):
+        large.place.read()
+
+
+def test_sparse_files_are_refused(tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "t.tar", "w") as archive:
+        told = tarfile.TarInfo("a.jpg")
+        told.pax_headers = {"GNU.sparse.size": "9", "GNU.sparse.map": "0,1,8,1", "GNU.sparse.numblocks": "2"}
+        told.size = 2
+        archive.addfile(told, io.BytesIO(b"ab"))
+    [found] = Tar(str(tmp_path / "t.tar")).entries()
+    with pytest.raises(ImageError, match="sparse"):
+        found.place.read()

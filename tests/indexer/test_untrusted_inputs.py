@@ -1,0 +1,572 @@
+"""Bytes that a stranger made: archives, tables, images and encoders answer with an error that says so, and soon."""
+
+import io
+import json
+import struct
+import tarfile
+import zipfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clipfake.demo.standin_encoder import build_standin
+from clipfake.errors import ClipfakeError, EncoderError, ImageError, SourceError
+from clipfake.indexer.decoding.image import decode, thumbnail
+from clipfake.indexer.encoders.checkpoint import open_checkpoint
+from clipfake.indexer.encoders.clip_vision import Shape
+from clipfake.indexer.encoders.load import load_encoder
+from clipfake.indexer.encoders.preprocess import Preprocess, resize_matrix
+from clipfake.indexer.sources import archive, tables
+from clipfake.indexer.sources.archive import Tar, Zip
+from clipfake.indexer.sources.folders import Folder, Table
+from clipfake.indexer.sources.image_ref import Entry
+from clipfake.indexer.sources.labels import by_row
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image as Pillow
+
+DEEP = b"[" * 100_000
+DIGITS = b"9" * 5000  # more than Python reads as a number
+
+
+def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (5, 7), **options: Any) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    out = io.BytesIO()
+    Pillow.fromarray(pixels).convert(mode).save(out, kind, **options)
+    return out.getvalue()
+
+
+def header(name: str, size: int | bytes, kind: bytes = b"0") -> bytes:
+    """A tar's block, with any size in it."""
+    made = bytearray(tarfile.TarInfo(name).tobuf())
+    made[124:136] = size if isinstance(size, bytes) else b"%011o\0" % size
+    made[156:157], made[148:156] = kind, b" " * 8
+    made[148:156] = b"%06o\0 " % sum(made)
+    return bytes(made)
+
+
+def said(**fields: str) -> bytes:
+    """A tar's pax header."""
+    lines = b""
+    for name, value in fields.items():
+        line = f" {name}={value}\n".encode()
+        length = next(n for n in range(len(line), 999) if len(str(n)) + len(line) == n)
+        lines += str(length).encode() + line
+    return header("pax", len(lines), b"x") + lines.ljust(512, b"\0")
+
+
+ONE = header("a/1.png", 3) + b"abc".ljust(512, b"\0")
+TWO = header("a/2.png", 3) + b"abc".ljust(512, b"\0")
+END = b"\0" * 1024
+
+
+def tar_at(folder: Path, content: bytes, name: str = "t.tar") -> Tar:
+    path = folder / name
+    path.write_bytes(content)
+    return Tar(str(path))
+
+
+def zip_at(folder: Path, files: dict[str, bytes], change: Callable[[bytes], bytes] = bytes) -> Zip:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w") as made:
+        for name, content in files.items():
+            made.writestr(name, content)
+    (folder / "z.zip").write_bytes(change(out.getvalue()))
+    return Zip(str(folder / "z.zip"))
+
+
+def read(entries: Any) -> list[Entry]:
+    """Entries that a store could keep, their bytes asked for."""
+    found = []
+    for entry in entries:
+        for text in (entry.key, entry.source, entry.generator, entry.category, entry.refused):
+            assert text.isascii() or text.encode("utf-8", "surrogateescape")
+        entry.key.encode()
+        found.append(entry)
+        try:
+            size, time = entry.place.facts()
+            assert size >= -1 and abs(time) < 1 << 63
+            entry.place.read()
+        except ImageError:
+            pass
+    return found
+
+
+# Tar
+
+
+@pytest.mark.parametrize("size", ["-1536", "-1", "x"])
+def test_a_tar_with_a_size_that_leads_back_does_not_go_round_for_ever(size: str, tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="not a readable tar"):
+        read(tar_at(tmp_path, ONE + said(size=size) + TWO + END).entries())
+
+
+def test_a_tar_with_a_negative_number_in_its_header_is_refused(tmp_path: Path) -> None:
+    negative = b"\xff" * 8 + (-1024).to_bytes(4, "big", signed=True)
+    with pytest.raises(SourceError, match="-1024 bytes"):
+        read(tar_at(tmp_path, ONE + header("b.png", negative) + END).entries())
+
+
+@pytest.mark.parametrize("name", ["t.tar", "t.tar.gz"])
+def test_images_after_a_damaged_header_are_not_left_out_unsaid(name: str, tmp_path: Path) -> None:
+    content = ONE + b"\x01" * 512 + TWO + END
+    if name.endswith("gz"):
+        import gzip
+
+        content = gzip.compress(content)
+    with pytest.raises(SourceError, match="it is damaged"):
+        read(tar_at(tmp_path, content, name).entries())
+
+
+@pytest.mark.parametrize("time", ["nan", "inf", "1e300", "-1e300"])
+def test_a_tar_with_a_time_that_is_none_is_read(time: str, tmp_path: Path) -> None:
+    (entry,) = read(tar_at(tmp_path, said(mtime=time) + ONE + END).entries())
+    assert entry.place.facts() == (3, 0)
+
+
+@pytest.mark.parametrize("fields", [{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, {"GNU.sparse.map": "1,x"}])
+def test_a_sparse_map_that_makes_no_sense_is_an_error_with_words(fields: dict[str, str], tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="not a readable tar"):
+        read(tar_at(tmp_path, said(**fields) + ONE + END).entries())
+
+
+def test_a_name_as_long_as_the_memory_is_not_read(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="other words of 8,589,934,591 bytes"):
+        read(tar_at(tmp_path, header("pax", 8**11 - 1, b"x")).entries())
+
+
+def test_headers_that_speak_of_headers_have_an_end(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="not a readable tar"):
+        read(tar_at(tmp_path, said(path="a.png") * 2000 + ONE + END).entries())
+
+
+@pytest.mark.parametrize("content", [b"\x1f\x8b\x08", b"\x1f\x8b\x08\x04", b"BZh9", b"\xfd7zXZ\0", b"", b"\0" * 700])
+def test_a_packed_tar_that_ends_at_once_is_refused(content: bytes, tmp_path: Path) -> None:
+    tar = tar_at(tmp_path, content, "t.tar.gz")
+    if content == b"\0" * 700:  # an archive that has ended
+        assert read(tar.entries()) == []
+    else:
+        with pytest.raises(SourceError, match="not a readable tar"):
+            read(tar.entries())
+
+
+def test_files_of_one_name_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import gzip
+
+    monkeypatch.setattr(archive, "HELD_LIMIT", 5)
+    many = b"".join(header(f"a.{i}.png", 3) + b"abc".ljust(512, b"\0") for i in range(3))
+    with pytest.raises(SourceError, match="over 5 bytes named a"):
+        read(tar_at(tmp_path, gzip.compress(many + END), "t.tar.gz").entries())
+    assert len(read(tar_at(tmp_path, many + END).entries())) == 3  # read in place: nothing is held
+
+
+@pytest.mark.parametrize(
+    "said_beside", [b'{"target": [1]}', b'{"target": ' + DIGITS + b"}", DEEP, b'{"label": "\\ud800"}']
+)
+def test_a_sidecar_of_a_stranger_does_not_end_the_run(said_beside: bytes, tmp_path: Path) -> None:
+    beside = header("a/1.json", len(said_beside)) + said_beside.ljust(-(-len(said_beside) // 512) * 512, b"\0")
+    assert len(read(tar_at(tmp_path, beside + ONE + TWO + END).entries())) == 2
+
+
+# Zip
+
+
+def test_a_zip_with_an_offset_beyond_any_file_has_one_unreadable_image(tmp_path: Path) -> None:
+    def far(content: bytes) -> bytes:
+        at = content.find(b"PK\x01\x02")
+        wide = struct.pack("<HHQ", 1, 8, 2**64 - 1)
+        record = bytearray(content[at : content.find(b"PK\x05\x06")])
+        record[30:32], record[42:46] = struct.pack("<H", len(wide)), b"\xff" * 4
+        record += wide
+        return content[:at] + record + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, len(record), at, 0)
+
+    (entry,) = read(zip_at(tmp_path, {"a.png": b"abc"}, far).entries())
+    with pytest.raises(ImageError):
+        entry.place.read()
+
+
+def test_a_table_that_claims_to_go_on_beyond_the_archive_ends_with_it(tmp_path: Path) -> None:
+    def endless(content: bytes) -> bytes:
+        at = content.find(b"PK\x01\x02")
+        wide = struct.pack("<HHQQ", 1, 16, 2**62, 2**62)
+        record = bytearray(content[at : content.find(b"PK\x05\x06")])
+        record[30:32], record[20:28] = struct.pack("<H", len(wide)), b"\xff" * 8
+        record += wide
+        return content[:at] + record + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, len(record), at, 0)
+
+    with pytest.raises(SourceError, match="not a readable table"):
+        read(zip_at(tmp_path, {"metadata.csv": b"file_name,label\na.png,fake\n"}, endless).entries())
+
+
+def test_a_name_that_goes_on_after_its_end_is_no_table(tmp_path: Path) -> None:
+    def cut(content: bytes) -> bytes:
+        return content.replace(b"d-metadata.csv", b"d\0metadata.csv").replace(b"e-/metadata.csv", b"e\0/metadata.csv")
+
+    made = zip_at(tmp_path, {"d-metadata.csv": b"", "e-/metadata.csv": b"", "e-.png": b""}, cut)
+    assert made.count() == 1 and len(read(made.entries())) == 1
+
+
+def test_a_damaged_parquet_table_in_a_zip_is_a_source_error(tmp_path: Path) -> None:
+    made = zip_at(tmp_path, {"metadata.parquet": b"PAR1....PAR1"}, lambda content: content.replace(b"....", b"..,."))
+    with pytest.raises(SourceError, match="size and checksum"):
+        made.count()
+    with pytest.raises(SourceError, match="size and checksum"):
+        read(made.entries())
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b'{"label": "fake"}',
+        b'{"file_name": "b.png", "label": [1]}',
+        b'{"file_name": {"a": []}, "target": {}}',
+        b'{"file_name": "\\ud800.png", "label": 1}',
+        b'{"file_name": "b.png", "target": "' + b"1" * 5000 + b'"}',
+        b'{"file_name": null, "generator": ["\\udfff"], "label": "fake", "category": 1e999}',
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_line_of_a_strangers_table_is_a_line_of_the_report(line: bytes, packed: bool, tmp_path: Path) -> None:
+    told = b'{"file_name": "a.png", "label": "fake"}\n' + line + b'\n{"file_name": "c.png", "label": "real"}\n'
+    if packed:
+        found = read(zip_at(tmp_path, {"metadata.jsonl": told}).entries())
+    else:
+        (tmp_path / "metadata.jsonl").write_bytes(told)
+        (tmp_path / "t.jsonl").write_bytes(told)
+        assert len(read(Table(str(tmp_path / "t.jsonl")).entries())) == 3
+        found = read(Folder(tmp_path).entries())
+    assert len(found) == 3 and not found[0].refused and not found[2].refused
+
+
+@pytest.mark.parametrize("line", [DEEP, b'{"target": ' + DIGITS + b"}", b"\xff\xfe", b"{} {}", b"null"])
+def test_a_line_that_no_parser_reads_is_a_source_error(line: bytes) -> None:
+    with pytest.raises(SourceError, match=r"t\.jsonl is not a readable table"):
+        list(tables.rows("t.jsonl", io.BytesIO(b'{"file_name": "a.png"}\n' + line + b"\n")))
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
+def test_a_line_without_an_end_does_not_fill_the_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables, "LINE", 1000)
+    with pytest.raises(SourceError, match="a line of 1,000 letters or more"):
+        list(tables.rows(name, io.BytesIO(b"a," * 10_000)))
+
+
+def test_a_csv_of_very_many_columns_is_refused() -> None:
+    with pytest.raises(SourceError, match="names 1,001 columns"):
+        list(tables.rows("t.csv", io.BytesIO(b"," * 1000 + b"\n1\n" * 10)))
+
+
+def test_parquet_with_text_that_is_none_is_a_source_error() -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    bad = pyarrow.array([b"\xff\xfe"], pyarrow.binary()).view(pyarrow.string())
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.table({"image_path": bad, "target": [1]}), out)
+    with pytest.raises(SourceError, match="not a readable table"):
+        list(tables.rows("t.parquet", io.BytesIO(out.getvalue())))
+
+
+def test_a_long_text_that_every_row_says_is_in_memory_once() -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    out, word = io.BytesIO(), "a" * 100_000
+    parquet.write_table(pyarrow.table({"image_path": [word] * 300, "target": ["1"] * 300}), out, compression="zstd")
+    assert len(out.getvalue()) < 5000
+    found = [row["image_path"] for number, row in tables.rows("t.parquet", io.BytesIO(out.getvalue())) if number]
+    assert found == [word] * 300 and len(set(map(id, found))) == 1
+
+
+@pytest.mark.parametrize("told", [[1], {}, "1" * 5000, True, 1e999, float("nan"), None, 2**70])
+def test_a_target_that_is_none_is_told_in_few_words(told: Any) -> None:
+    answer = by_row({"target": told})
+    assert isinstance(answer, str) and len(answer) < 200
+
+
+# Images
+
+
+def test_a_jpeg_of_endless_scans_is_refused_before_it_takes_hours() -> None:
+    small = encoded("JPEG", "L", (1600, 1600), progressive=True)
+    last = small.rfind(b"\xff\xda")
+    assert decode(small[:-2] + small[last:-2] * 3 + b"\xff\xd9").width == 1600
+    with pytest.raises(ImageError, match=r"a JPEG of 1,\d\d\d scans"):
+        decode(small[:-2] + small[last : last + 10] * 1000 + b"\xff\xd9")
+
+
+def test_a_file_that_would_have_a_program_run_is_no_image() -> None:
+    with pytest.raises(ImageError, match="not an image"):
+        decode(encoded("EPS"))
+
+
+@pytest.mark.parametrize("size", [(1, 101), (101, 1), (2, 1000)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_a_strip_is_refused_for_it_would_be_enlarged_a_hundred_times(size: tuple[int, int], kind: str) -> None:
+    with pytest.raises(ImageError, match="is a strip"):
+        decode(encoded(kind, size=size))
+
+
+def test_numbers_that_are_none_in_a_picture_are_black() -> None:
+    out = io.BytesIO()
+    Pillow.fromarray(np.array([[np.nan, 255.0, np.inf]], np.float32)).save(out, "TIFF")
+    assert decode(out.getvalue()).pixels[0, 0].tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("seen", [1, 16, 17])
+@pytest.mark.parametrize("length, new", [(40, 33), (31, 64), (200, 16 + 1)])
+def test_the_middle_of_a_resize_is_the_middle_of_the_whole(length: int, new: int, seen: int) -> None:
+    whole, top = resize_matrix(length, new, "bicubic"), (new - seen) // 2
+    assert np.array_equal(resize_matrix(length, new, "bicubic", seen), whole[top : top + seen])
+
+
+# Encoders
+
+CLIP = {"size": 224, "crop_size": 224, "do_center_crop": True, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"size": 0},
+        {"size": 10**9},
+        {"size": -5},
+        {"size": "x"},
+        {"size": None},
+        {"size": [1, 2]},
+        {"size": {"height": 10**6, "width": 10**6}},
+        {"size": {"height": 224}},
+        {"size": {"shortest_edge": float("nan")}},
+        {"size": {"shortest_edge": float("inf")}},
+        {"crop_size": -1},
+        {"crop_size": 10**9},
+        {"crop_size": [224, 224]},
+        {"resample": "bicubic"},
+        {"resample": None},
+        {"rescale_factor": float("nan")},
+        {"rescale_factor": 0},
+        {"image_mean": None},
+        {"image_mean": [0.5]},
+        {"image_mean": ["a", "b", "c"]},
+        {"image_mean": [float("inf")] * 3},
+        {"image_std": [0, 0, 0]},
+        {"image_std": [-1, 1, 1]},
+        {"image_std": 5},
+    ],
+)
+def test_preprocessing_with_absurd_numbers_is_an_encoder_error(change: dict[str, Any]) -> None:
+    Preprocess.from_config(CLIP)
+    with pytest.raises(EncoderError, match="preprocessing"):
+        Preprocess.from_config(CLIP | change)
+
+
+@pytest.fixture(scope="module")
+def standin(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_standin(tmp_path_factory.mktemp("standin"))
+
+
+def copied(standin: Path, folder: Path, **changes: bytes) -> str:
+    for file in standin.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    for name, content in changes.items():
+        (folder / f"{name}.json").write_bytes(content)
+    return str(folder)
+
+
+@pytest.mark.parametrize("content", [DEEP, DIGITS, b"[]", b"{", b"\xff", b'{"size": {}}'])
+@pytest.mark.parametrize("name", ["config", "preprocessor_config"])
+def test_a_configuration_that_is_none_is_an_encoder_error(
+    name: str, content: bytes, standin: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(EncoderError):
+        load_encoder(copied(standin, tmp_path, **{name: content}))
+
+
+@pytest.mark.parametrize(
+    "vision",
+    [
+        {"patch_size": 0},
+        {"num_hidden_layers": 10**9},
+        {"hidden_size": 10**12},
+        {"hidden_size": "x"},
+        {"num_attention_heads": 0},
+        {"hidden_act": ["gelu"]},
+        {"image_size": -1},
+        {"image_size": 64},
+        {"layer_norm_eps": "x"},
+    ],
+)
+def test_a_tower_of_absurd_sizes_is_an_encoder_error(vision: dict[str, Any], standin: Path, tmp_path: Path) -> None:
+    config = json.loads((standin / "config.json").read_text())
+    config["vision_config"] |= vision
+    with pytest.raises(EncoderError):
+        load_encoder(copied(standin, tmp_path, config=json.dumps(config).encode()))
+
+
+@pytest.mark.parametrize("told", [b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": 1, "b": "c"}}', DEEP])
+def test_an_index_of_weights_that_is_none_is_an_encoder_error(told: bytes, standin: Path, tmp_path: Path) -> None:
+    place = copied(standin, tmp_path)
+    (tmp_path / "model.safetensors.index.json").write_bytes(told)
+    with pytest.raises(EncoderError, match="which files hold the weights"):
+        load_encoder(place)
+
+
+def test_weights_out_of_the_folder_are_not_read(standin: Path, tmp_path: Path) -> None:
+    inner = tmp_path / "inner"
+    inner.mkdir()
+    place = copied(standin, inner)
+    (inner / "model.safetensors").rename(tmp_path / "model.safetensors")
+    index = {"weight_map": {"a": "../model.safetensors"}}
+    (inner / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(EncoderError, match="no weights"):
+        open_checkpoint(place)
+
+
+def test_code_in_an_encoders_folder_is_not_run_whoever_says_yes(
+    standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = copied(standin, tmp_path, config=b'{"model_type": "mine", "auto_map": {"AutoConfig": "c.C"}}')
+    (tmp_path / "c.py").write_text(f"open({str(tmp_path / 'was here')!r}, 'w')\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(EncoderError):
+        load_encoder(place)
+    assert not (tmp_path / "was here").exists()
+
+
+def test_the_smallest_and_largest_shapes_are_checked() -> None:
+    with pytest.raises(EncoderError, match="no CLIP is of these sizes"):
+        Shape(width=True, heads=5)
+
+
+# Any change of a real file
+
+
+def changed(content: bytes) -> st.SearchStrategy[bytes]:
+    """The file with bits turned, cut short, a piece moved over another or a length made huge."""
+    place = st.integers(0, len(content) - 1)
+    number = st.sampled_from([b"\0", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"-1", b"\xff" * 8, b"9" * 20])
+
+    @st.composite
+    def made(draw: st.DrawFn) -> bytes:
+        now = bytearray(content)
+        for _ in range(draw(st.integers(1, 4))):
+            at, how = draw(place), draw(st.integers(0, 4))
+            if how == 0 and at < len(now):
+                now[at] ^= 1 << draw(st.integers(0, 7))
+            elif how == 1:
+                del now[at:]
+            elif how == 2:
+                told = draw(number)
+                now[at : at + len(told)] = told
+            elif how == 3:
+                start, length = draw(place), draw(st.integers(1, 600))
+                now[at:at] = now[start : start + length]
+            else:
+                del now[at : at + draw(st.integers(1, 30))]
+        return bytes(now)
+
+    return made()
+
+
+ANY = settings(
+    derandomize=True, deadline=None, max_examples=150, suppress_health_check=list(HealthCheck), database=None
+)
+PICTURE = encoded("PNG")
+TABLES = {
+    "csv": b"filename,image_path,target,category\na,1.png,1,c\n",
+    "jsonl": b'{"file_name":"1.png","label":"fake"}\n',
+}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "ICO", "TGA"])
+def test_a_changed_image_is_an_image_or_an_image_error(kind: str) -> None:
+    @ANY
+    @given(changed(encoded(kind)))
+    def holds(content: bytes) -> None:
+        try:
+            pixels = decode(content).pixels
+        except ImageError:
+            return
+        assert pixels.dtype == np.uint8 and pixels.ndim == 3 and pixels.shape[2] == 3 and pixels.size
+        assert thumbnail(pixels)
+
+    holds()
+
+
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+@pytest.mark.parametrize("mode, name", [("w", "t.tar"), ("w:gz", "t.tar.gz"), ("w:xz", "t.tar.xz")])
+def test_a_changed_tar_is_read_or_a_source_error(kind: int, mode: Any, name: str, tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode=mode, format=kind) as made:
+        for inside, content in [
+            ("d/metadata.csv", TABLES["csv"]),
+            ("d/1.png", PICTURE),
+            ("é" * 120 + "/2.png", PICTURE),
+        ]:
+            member = tarfile.TarInfo(inside)
+            member.size, member.mtime = len(content), 1.5  # type: ignore[assignment]
+            made.addfile(member, io.BytesIO(content))
+
+    @ANY
+    @given(changed(out.getvalue()))
+    def holds(content: bytes) -> None:
+        with suppress(SourceError):
+            read(tar_at(tmp_path, content, name).entries())
+
+    holds()
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_changed_zip_is_read_or_a_source_error(suffix: str, method: int, tmp_path: Path) -> None:
+    out = io.BytesIO()
+    with zipfile.ZipFile(out, "w", method) as made:
+        made.writestr(f"d/metadata.{suffix}", TABLES[suffix])
+        made.writestr("d/1.png", PICTURE)
+        with made.open("é/2.png", "w", force_zip64=True) as file:
+            file.write(PICTURE)
+
+    @ANY
+    @given(changed(out.getvalue()))
+    def holds(content: bytes) -> None:
+        source = zip_at(tmp_path, {}, lambda _: content)
+        try:
+            assert (source.count() or 0) >= 0
+            read(source.entries())
+        except SourceError:
+            pass
+
+    holds()
+
+
+@pytest.mark.parametrize("suffix", TABLES)
+def test_a_changed_table_is_read_or_a_source_error(suffix: str, tmp_path: Path) -> None:
+    @ANY
+    @given(changed(TABLES[suffix] * 3))
+    def holds(content: bytes) -> None:
+        (tmp_path / f"metadata.{suffix}").write_bytes(content)
+        with suppress(SourceError):
+            read(Folder(tmp_path).entries())
+
+    holds()
+
+
+SIDES = st.dictionaries(st.sampled_from(["height", "width", "shortest_edge"]), st.integers() | st.floats())
+TOLD = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | SIDES
+TOLD |= st.lists(st.floats(), max_size=3)
+
+
+@ANY
+@given(st.dictionaries(st.sampled_from([*CLIP, "resample", "rescale_factor"]), TOLD))
+def test_any_preprocessing_is_one_or_an_encoder_error(change: dict[str, Any]) -> None:
+    try:
+        told = Preprocess.from_config(CLIP | change)
+    except ClipfakeError:
+        return
+    assert 0 < max(told.short, told.height) <= 8192

@@ -1,0 +1,311 @@
+"""A zip is listed by its directory alone: as the folder it was packed from, however it was packed or damaged."""
+
+import io
+import posixpath
+import shutil
+import struct
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clipfake.errors import ImageError, SourceError
+from clipfake.indexer.sources import zip_directory
+from clipfake.indexer.sources.archive import Zip
+from clipfake.indexer.sources.folders import listing
+from clipfake.indexer.sources.image_ref import Entry, Span
+from clipfake.indexer.sources.zip_directory import Directory
+
+Members = dict[str, bytes]
+TABLE = b"image_path,target\n"
+
+
+def packed(at: Path, members: Members, method: int = zipfile.ZIP_STORED, comment: bytes = b"") -> Path:
+    with zipfile.ZipFile(at, "w", method) as archive:
+        archive.comment = comment
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return at
+
+
+def told(source: object) -> list[tuple[object, ...]]:
+    return sorted((*entry[:1], *entry[2:7], bool(entry.refused)) for entry in listing([source]))  # type: ignore[list-item]
+
+
+def contents(at: Path) -> Members:
+    return {entry.key: entry.place.read()[0] for entry in Zip(str(at)).entries()}
+
+
+def entry_of(at: Path) -> Entry:
+    [entry] = Zip(str(at)).entries()
+    return entry
+
+
+def patched(at: Path, where: int, content: bytes) -> Path:
+    """The archive with some bytes of its directory's first record changed."""
+    found = bytearray(at.read_bytes())
+    start = found.index(b"PK\x01\x02") + where
+    found[start : start + len(content)] = content
+    at.write_bytes(found)
+    return at
+
+
+def random_tree(rng: np.random.Generator) -> Members:
+    """Images, other files and tables at any depth."""
+    names = ["real", "fake", "sd14", "test", "x y", "ü", "1_fake"]
+    folders = ["", *("/".join(rng.choice(names, rng.integers(1, 4))) for _ in range(6))]
+    made: Members = {}
+    for folder in folders:
+        inside = [f"{i}{rng.choice(['.jpg', '.PNG', '.txt', '.é.webp'])}" for i in range(rng.integers(0, 4))]
+        made |= {posixpath.join(folder, name): b"x" * int(rng.integers(0, 9)) for name in inside}
+    for folder in rng.choice(folders, rng.integers(0, 3)):
+        below = [name for name in made if name.startswith(folder)]
+        rows = [str(rng.choice(below))[len(folder) :].strip("/") for _ in range(3)] if below else []
+        lines = [f"{row or '../x.jpg'},{rng.integers(0, 8)}\n" for row in rows]
+        made[posixpath.join(folder, "metadata.csv")] = TABLE + "".join(lines).encode()
+    return made
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_zip_is_listed_as_the_folder_it_was_packed_from(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    members = random_tree(rng) | {"always.jpg": b""}
+    for name, content in members.items():
+        (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "p" / name).write_bytes(content)
+    shuffled = {name: members[name] for name in rng.permutation(list(members))}
+    at = packed(tmp_path / "p.zip", shuffled, int(rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])))
+    try:
+        expected = told(tmp_path / "p")
+    except SourceError:  # a table without rows at the top
+        with pytest.raises(SourceError):
+            told(at)
+        return
+    assert told(at) == expected
+    for entry in Zip(str(at)).entries():
+        if not entry.refused:
+            assert entry.place.read()[0] == members[entry.path.split("::")[0].removeprefix("zip://")]
+
+
+def test_images_come_in_the_archives_order_and_a_table_where_its_folder_begins(tmp_path: Path) -> None:
+    members = {
+        "z.jpg": b"",
+        "t/b.jpg": b"",
+        "y.jpg": b"",
+        "t/a.jpg": b"",
+        "t/metadata.csv": TABLE + b"b.jpg,0\na.jpg,1\n",
+    }
+    found = Zip(str(packed(tmp_path / "p.zip", members))).entries()
+    assert [entry.key for entry in found] == ["p/z.jpg", "t/b.jpg", "t/a.jpg", "p/y.jpg"]
+
+
+def test_more_members_than_sixteen_bits_count(tmp_path: Path) -> None:
+    at = packed(tmp_path / "p.zip", {f"{i}.jpg": str(i).encode() for i in range(65_537)})
+    found = list(Zip(str(at)).entries())
+    assert [entry.key for entry in found] == [f"p/{i}.jpg" for i in range(65_537)]
+    assert found[-1].place.read()[0] == b"65536"
+
+
+@pytest.mark.parametrize("before", [b"", b"#!/bin/sh\n" * 9])
+@pytest.mark.parametrize("limit", [10, 1 << 31])
+def test_numbers_of_64_bits_are_read_and_whatever_lies_before_the_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes, limit: int
+) -> None:
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)  # sizes, places and the end all in their zip64 form
+    members = {f"{i}.jpg": bytes([i]) * (7 * i) for i in range(9)}
+    at = packed(tmp_path / "p.zip", members, zipfile.ZIP_DEFLATED)
+    assert (b"PK\x06\x06" in at.read_bytes()) == (limit == 10)
+    at.write_bytes(before + at.read_bytes())
+    assert contents(at) == {f"p/{name}": content for name, content in members.items()}
+
+
+@pytest.mark.parametrize("comment", [b"made by us", b"PK\x05\x06" * 9, b"x" * 0xFFFF])
+def test_a_comment_does_not_hide_the_directory(tmp_path: Path, comment: bytes) -> None:
+    at = packed(tmp_path / "p.zip", {"a.jpg": b"a"}, comment=comment)
+    assert contents(at) == {"p/a.jpg": b"a"}
+
+
+def test_what_follows_an_archive_is_passed_over(tmp_path: Path) -> None:
+    at = packed(tmp_path / "p.zip", {"a.jpg": b"a"})
+    at.write_bytes(at.read_bytes() + b"appended")
+    assert contents(at) == {"p/a.jpg": b"a"}
+
+
+def renamed(at: Path, name: bytes, flags: int) -> Path:
+    """The archive of one member with another name of the same length."""
+    found = at.read_bytes().replace(b"N" * len(name), name)
+    start = found.index(b"PK\x01\x02") + 8
+    at.write_bytes(found[:start] + flags.to_bytes(2, "little") + found[start + 2 :])
+    return at
+
+
+@pytest.mark.parametrize(
+    ("raw", "flags", "key"),
+    [
+        ("ü.jpg".encode(), 0x800, "p/ü.jpg"),
+        ("ü.jpg".encode(), 0, "p/ü.jpg"),  # macOS says nothing
+        ("ü.jpg".encode("cp437"), 0, "p/ü.jpg"),
+        (b"\xff\xfe.jpg", 0x800, "p/\\xff\\xfe.jpg"),
+        (b"/a.jpg", 0, "p/a.jpg"),
+        (b"./a.jpg", 0, "p/a.jpg"),
+        (b"b//a.jpg", 0, "p/b/a.jpg"),
+        (b"b/../a.jpg", 0, "p/a.jpg"),
+        (b"a.jpg\0.exe", 0, "p/a.jpg"),
+    ],
+)
+def test_names_are_what_they_would_be_unpacked(tmp_path: Path, raw: bytes, flags: int, key: str) -> None:
+    at = renamed(packed(tmp_path / "p.zip", {"N" * len(raw): b"a"}), raw, flags)
+    entry = entry_of(at)
+    assert entry.key == key
+    assert entry.place.read()[0] == b"a"
+    assert Directory(str(at)).find(entry.path.split("::")[0].removeprefix("zip://")) == 0
+
+
+def test_a_name_that_leads_out_of_the_archive_is_refused(tmp_path: Path) -> None:
+    at = packed(tmp_path / "p.zip", {"x/../../a.jpg": b"a"})
+    with pytest.raises(ImageError, match="outside of the archive"):
+        entry_of(at).place.read()
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+@pytest.mark.parametrize("table", [False, True])
+def test_of_a_name_that_stands_twice_the_last_counts(tmp_path: Path, table: bool) -> None:
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        for content in (b"first", b"second", b"third"):
+            archive.writestr("a.jpg", content)
+        archive.writestr("b.jpg", b"b")
+        if table:
+            archive.writestr("metadata.csv", TABLE + b"a.jpg,0\nb.jpg,0\n")
+    assert contents(tmp_path / "p.zip") == {"p/a.jpg": b"third", "p/b.jpg": b"b"}
+
+
+def test_what_macos_adds_for_itself_is_no_image(tmp_path: Path) -> None:
+    members = {"a.jpg": b"a", "__MACOSX/._a.jpg": b"", "b/__MACOSX/._b.jpg": b"", "__MACOSX/metadata.csv": b"?"}
+    assert contents(packed(tmp_path / "p.zip", members)) == {"p/a.jpg": b"a"}
+
+
+@pytest.mark.parametrize(("where", "content", "why"), [(8, b"\1", "encrypted"), (10, b"\x0c", "packed by method 12")])
+def test_what_cannot_be_read_in_place_is_refused_by_name(tmp_path: Path, where: int, content: bytes, why: str) -> None:
+    at = patched(packed(tmp_path / "p.zip", {"a.jpg": b"a"}), where, content)
+    with pytest.raises(ImageError, match=why):
+        entry_of(at).place.read()
+    table = patched(packed(tmp_path / "t.zip", {"metadata.csv": TABLE + b"a.jpg,0\n"}), where, content)
+    with pytest.raises(SourceError, match=why):
+        list(Zip(str(table)).entries())
+
+
+def test_a_bomb_is_refused_before_it_is_unpacked_whole(tmp_path: Path) -> None:
+    at = packed(tmp_path / "p.zip", {"a.jpg": bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
+    patched(at, 24, (1000).to_bytes(4, "little"))  # it says that it is small
+    with pytest.raises(ImageError, match="1,001 bytes where the archive promises 1,000"):
+        entry_of(at).place.read()
+    table = packed(tmp_path / "t.zip", {"metadata.csv": TABLE + bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(SourceError, match="does not unpack"):
+        list(Zip(str(patched(table, 24, (1000).to_bytes(4, "little")))).entries())
+
+
+@pytest.mark.parametrize("where", [20, 24])
+def test_what_is_declared_huge_is_refused_unread(tmp_path: Path, where: int) -> None:
+    at = patched(packed(tmp_path / "p.zip", {"a.jpg": b"a"}), where, b"\xfe\xff\xff\xff")
+    with pytest.raises(ImageError, match="too large for an image"):
+        entry_of(at).place.read()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+def test_a_byte_that_turned_is_found_by_the_checksum(tmp_path: Path, method: int) -> None:
+    at = packed(
+        tmp_path / "p.zip", {"a.jpg": b"0123456789" * 9, "t/metadata.csv": TABLE + b"0123456789.jpg,0\n"}, method
+    )
+    patched(at, 16, b"0123")
+    with pytest.raises(ImageError, match="checksum"):
+        next(Zip(str(at)).entries()).place.read()
+
+
+@pytest.mark.parametrize(("damage", "noticed"), [("disk", 1), ("cut", 0.9), ("turned", 0.4)])  # not all bytes matter
+def test_every_damage_is_named_and_no_other_error_comes(tmp_path: Path, damage: str, noticed: float) -> None:
+    members = {"a.jpg": b"aaaa", "ü.jpg": b"bbbb", "t/metadata.csv": TABLE + b"x.jpg,0\n", "t/x.jpg": b"cccc"}
+    whole = packed(tmp_path / "whole.zip", members, zipfile.ZIP_DEFLATED, b"comment").read_bytes()
+    at, spoilt = tmp_path / "p.zip", 0
+    if damage == "disk":
+        end = whole.rindex(b"PK\x05\x06")
+        tries = [whole[: end + 4] + b"\1\0" + whole[end + 6 :], whole[: end + 8] + b"\1\0" + whole[end + 10 :]]
+    elif damage == "cut":
+        tries = [whole[:cut] for cut in range(len(whole))]
+    else:
+        tries = [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in range(len(whole))]
+    for content in tries:
+        at.write_bytes(content)
+        try:
+            for entry in listing([at]):
+                entry.place.read()
+        except (SourceError, ImageError):
+            spoilt += 1
+    assert spoilt >= len(tries) * noticed
+
+
+def test_a_large_table_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
+    lines = "".join(f"{i:07d}.jpg,{i % 7}\n" for i in range(80_000)).encode()
+    at = packed(tmp_path / "p.zip", {"metadata.csv": TABLE + lines}, zipfile.ZIP_DEFLATED)
+    found = list(Zip(str(at)).entries())
+    assert (len(found), found[-1].key, found[-1].target) == (80_000, "p/0079999.jpg", 79_999 % 7)
+
+
+def test_a_table_in_parquet_is_read_from_its_end(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    out = io.BytesIO()
+    parquet.write_table(pyarrow.Table.from_pylist([{"image_path": "a.jpg", "target": 1}]), out)
+    at = packed(tmp_path / "p.zip", {"a.jpg": b"a", "metadata.parquet": out.getvalue()}, zipfile.ZIP_DEFLATED)
+    assert told(at) == [("p/a.jpg", 1, 1, "p", "p", "", False)]
+
+
+def test_times_are_kept_and_impossible_ones_do_no_harm(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        archive.writestr(zipfile.ZipInfo("a.jpg", (2024, 2, 29, 13, 59, 58)), b"a")
+    crc = entry_of(tmp_path / "p.zip").place.facts()[1] % 10**9
+    assert entry_of(tmp_path / "p.zip").place.facts() == (1, 1_709_215_198 * 10**9 + crc)
+    for day in (b"\0\0", b"\xff\xff"):
+        assert entry_of(patched(tmp_path / "p.zip", 14, day)).place.read()[0] == b"a"
+
+
+def test_of_an_archive_far_away_only_the_directory_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    at = packed(tmp_path / "p.zip", {f"{i}.jpg": bytes(10_000) for i in range(100)})
+    fetched = 0
+
+    class Counting(io.FileIO):
+        def read(self, size: int | None = -1) -> Any:
+            nonlocal fetched
+            found = super().read(size)
+            fetched += len(found or b"")
+            return found
+
+    monkeypatch.setattr(zip_directory, "open_binary", lambda at: Counting(at))
+    assert len(list(Zip(str(at)).entries())) == 100
+    assert fetched < 90_000  # 64 KiB where the end may be, and the directory
+
+
+def test_a_member_costs_a_few_bytes_beside_its_record(tmp_path: Path) -> None:
+    members = 5000
+    found = Directory(str(packed(tmp_path / "p.zip", {f"{i:05d}.jpg": b"" for i in range(members)})))
+    held = [value for value in vars(found).values() if isinstance(value, bytes | memoryview)]
+    assert sum(memoryview(value).nbytes for value in held) == members * (46 + 9 + 12)
+
+
+def test_a_long_header_before_a_member_is_read_too(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
+        told = zipfile.ZipInfo("a.jpg")
+        told.extra = struct.pack("<HH", 0x9999, 3000) + bytes(3000)
+        archive.writestr(told, b"content")
+    assert contents(tmp_path / "p.zip") == {"p/a.jpg": b"content"}
+
+
+def test_another_process_reads_the_directory_for_itself(tmp_path: Path) -> None:
+    source = Zip(str(packed(tmp_path / "p.zip", {"a.jpg": b"a"})))
+    before = list(source.entries())
+    made: tuple[Callable[..., Zip], tuple[str]] = source.__reduce__()
+    assert made[0](*made[1]) == source
+    shutil.move(source.at, tmp_path / "q.zip")
+    assert [entry.key for entry in Zip(str(tmp_path / "q.zip")).entries()] == ["q/a.jpg"]
+    assert all(isinstance(entry.where, Span) for entry in before)

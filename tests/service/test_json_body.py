@@ -1,0 +1,144 @@
+"""Bodies of JSON: what is read is what was sent, whatever its size, and nobody else waits for it."""
+
+import base64
+import json
+import threading
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+from clipfake.service import json_body
+from clipfake.service.json_body import backslashes, parsed, texts
+from clipfake.service.limits import Limits
+from clipfake.service.problems import Problem
+from clipfake.service.uploads import PIECE, image_of
+from hypothesis import example, given
+from hypothesis import strategies as st
+from starlette.testclient import TestClient
+
+TEXT = st.text(max_size=12) | st.text('"\\/a', max_size=12)
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | TEXT
+FIELDS = st.dictionaries(TEXT, PLAIN | st.lists(PLAIN, max_size=4), max_size=4)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def nothing_is_too_short() -> Any:
+    """So that every text of a small example is lifted out."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(json_body, "SOON", 0)
+        patch.setattr(json_body, "LONG", 1)
+        yield
+
+
+@given(FIELDS, st.booleans(), st.sampled_from([None, 1]))
+@example({'"': "\\", "\\": ['"', "\\\\"]}, True, None)
+def test_what_was_sent_is_what_is_read(sent: Any, ascii_alone: bool, indent: int | None) -> None:
+    content = json.dumps(sent, ensure_ascii=ascii_alone, indent=indent).encode(errors="surrogatepass")
+    try:
+        expected = json.loads(content.decode())
+    except UnicodeDecodeError:  # half a character
+        return
+    found = parsed(content, Limits())  # for the names, which are texts too, words stand here
+    assert list(found.values()) == list(expected.values())
+
+
+@given(st.lists(TEXT, max_size=6))
+def test_texts_begin_and_end_where_the_parser_says(sent: list[str]) -> None:
+    content = json.dumps(sent).encode()
+    assert [json.loads(content[begin - 1 : end + 1]) for begin, end in texts(content, 100)] == sent
+
+
+@given(st.binary(max_size=40), st.text('"{}[]:,\\ 1e', max_size=40))
+def test_what_is_no_json_is_refused_as_the_parser_does(junk: bytes, nearly: str) -> None:
+    for content in (junk, nearly.encode()):
+        try:
+            expected = json.loads(content.decode())
+        except (ValueError, RecursionError):
+            with pytest.raises((ValueError, RecursionError)):
+                parsed(content, Limits())
+        else:
+            assert type(parsed(content, Limits())) is type(expected)
+
+
+@given(st.integers(0, 100), st.integers(0, 3))
+def test_backslashes_are_counted_however_many_there_are(many: int, before: int) -> None:
+    text = b"x" * before + b"\\" * many
+    assert backslashes(text, before, len(text)) == many
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b'{"vector":[' + b"0.1," * 300 + b"1]}",
+        b'{"labels":[' + b"[]," * 400 + b"1]}",
+        b'{"input":[' + b'"",' * 400 + b'""]}',
+        b'{"input":"' + b'\\"' * 1001 + b'"}',
+        b'{"input":"' + b"A" * 2000,  # and never ends
+        b'{"image":"AAAA"}' + b" " * 1000,
+    ],
+    ids=["numbers", "lists", "short texts", "quotes", "no end", "spaces"],
+)
+def test_much_that_is_no_image_is_refused_before_it_is_parsed(content: bytes, monkeypatch: Any) -> None:
+    monkeypatch.setattr(json_body, "LONG", 100)
+    monkeypatch.setattr(json_body.json, "loads", lambda *_, **__: pytest.fail("it is parsed"))
+    with pytest.raises(Problem, match="more than 1,000 bytes of JSON") as refused:
+        parsed(content, Limits(json_bytes=1000))
+    assert refused.value.kind == "too-large"
+
+
+def test_a_text_that_no_image_may_be_is_refused_before_it_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_body, "LONG", 100)
+    with pytest.raises(Problem, match="a text of 2,000 bytes; an image may have 1,000"):
+        parsed(b'{"image":"' + b"A" * 2000 + b'"}', Limits(image_bytes=1000))
+    assert parsed(b'{"image":"' + b"A" * 1332 + b'"}', Limits(image_bytes=1000)) == {"image": "A" * 1332}
+
+
+def test_an_object_of_many_fields_is_refused_as_a_whole() -> None:
+    with pytest.raises(Problem, match="101 fields"):
+        parsed(json.dumps({str(i): 1 for i in range(101)}).encode(), Limits())
+
+
+def test_mistakes_are_told_but_not_thousands(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_body, "LONG", 100)
+    with TestClient(toy.app(), base_url="http://127.0.0.1") as client:
+        for path, wrong in (
+            ("/v1/embeddings", {"input": [1] * 1000}),
+            ("/v1/search", {"vector": ["a"] * 1000}),
+            ("/v1/search", {"key": "a", "labels": ["fale"] * 90}),
+            ("/knn-service", {"embedding_input": ["a"] * 1000}),
+        ):
+            refused = client.post(path, json=wrong)
+            assert refused.status_code == 422
+            assert 1 <= len(refused.json()["errors"]) <= 20
+
+
+def test_others_are_answered_while_a_body_is_read(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It waits for another request, which would wait for ever if the body were read where requests are answered."""
+    answered = threading.Event()
+
+    def reading(content: Any, limits: Limits) -> Any:
+        assert answered.wait(60)
+        return parsed(content, limits)
+
+    monkeypatch.setattr(json_body, "LONG", 100)
+    monkeypatch.setattr(json_body, "parsed", reading)
+    content = base64.b64encode(toy.drawn("gan_a", 7)).decode()
+    with TestClient(toy.app(), base_url="http://127.0.0.1") as client:
+        got: list[Any] = []
+        asking = threading.Thread(target=lambda: got.append(client.post("/v1/search", json={"image": content, "k": 1})))
+        asking.start()
+        assert client.get("/healthz").status_code == 200
+        answered.set()
+        asking.join()
+    assert got[0].json()["rows"][0]["key"] == "gan_a/img 7.png"
+
+
+def test_base64_of_many_pieces_is_the_same_file_or_refused() -> None:
+    content = bytes(range(256)) * (PIECE // 200)
+    text = base64.b64encode(content).decode()
+    assert len(text) > PIECE
+    assert image_of(text).content == content
+    for wrong in (text[: PIECE - 2] + "==" + text, text[:-1], text[:PIECE] + "\n" + text[PIECE:]):
+        with pytest.raises(Problem, match="not an image in base64"):
+            image_of(wrong)

@@ -1,0 +1,497 @@
+"""The page in a real browser, before the real service over the toy store."""
+
+import io
+import json
+import shutil
+import socket
+import threading
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clipfake.detector.verdict import Stored
+from clipfake.show.phrasing import CAVEAT, likelier, origin, percent
+from PIL import Image
+
+from .conftest import SOURCES, Toy, drawn
+
+sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")
+
+expect = sync_api.expect
+Open = Callable[..., Any]  # an address, and options of the browser's context -> the page there
+PIXELS = """canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(v => v > 0)"""
+SIZES = (
+    "images => Promise.all(images.map(image => image.decode().then(() => image.naturalWidth)))"  # once they are there
+)
+
+
+@contextmanager
+def served(app: Any) -> Iterator[str]:
+    """The app on a free port; its address."""
+    listening = socket.create_server(("127.0.0.1", 0))  # whoever comes before the server is up waits in line
+    server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listening.close()
+
+
+@pytest.fixture(scope="module")
+def address(toy: Toy) -> Iterator[str]:
+    with served(toy.app(notice="The encoder is <b>a toy</b>.")) as at:
+        yield at
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def visit(browser: Any) -> Iterator[Open]:
+    """Opens pages, and holds every test to this: no request leaves the host, and nothing fails or is refused inside."""
+    contexts, wrong = [], []
+
+    def visiting(at: str, script: str = "", **options: Any) -> Any:
+        context = browser.new_context(**{"reduced_motion": "reduce", **options})
+        contexts.append(context)
+        page = context.new_page()
+        page.set_default_timeout(10_000)
+        page.on("request", lambda it: None if it.url.startswith((at, "blob:", "data:")) else wrong.append(it.url))
+        page.on("pageerror", lambda error: wrong.append(str(error)))
+        # a refusal's status is what its test is about; all else on the console is an error, the policy's among them
+        page.on("console", lambda it: None if "Failed to load resource" in it.text else wrong.append(it.text))
+        if script:
+            page.add_init_script(script)
+        page.goto(at)
+        return page
+
+    yield visiting
+    for context in contexts:
+        context.close()
+    assert wrong == []
+
+
+def file(name: str, content: bytes, kind: str = "image/png") -> dict[str, Any]:
+    return {"name": name, "mimeType": kind, "buffer": content}
+
+
+FAKE = file("suspicious.png", drawn("gan_a", 77))
+REAL = file("holiday.png", drawn("camera_a", 77))
+BAD = file("<img src=x onerror=alert(1)>.txt", b"hello world", "text/plain")
+
+
+def give(page: Any, *files: dict[str, Any]) -> None:
+    """Choose files, and wait until all are done."""
+    expect(page.locator("#choose")).to_be_enabled()
+    page.set_input_files("#files", list(files))
+    expect(page.locator(".card")).to_have_count(len(files))
+    expect(page.locator(".card[data-state=waiting]")).to_have_count(0)
+
+
+def asked(address: str, content: bytes) -> Any:
+    """What the service itself answers for an image."""
+    request = urllib.request.Request(f"{address}/v1/query", content, {"Content-Type": "image/png"})
+    with urllib.request.urlopen(request, timeout=10) as response:
+        return json.load(response)["answers"][0]
+
+
+@pytest.mark.parametrize("image", [FAKE, REAL], ids=["fake", "real"])
+def test_an_image_gets_the_services_answer_with_its_evidence(visit: Open, address: str, image: dict[str, Any]) -> None:
+    page, told = visit(address), asked(address, image["buffer"])
+    give(page, image)
+    card = page.locator(".card")
+    expect(card).to_have_attribute("data-state", told["verdict"])
+    expect(card.locator(".word")).to_have_text(told["verdict"].capitalize())
+    expect(card.locator(".by")).to_contain_text(told["generator"])
+    # in the words of the terminal
+    numbers = [*told["signals"].values(), told["score"]]
+    expect(card.locator(".bar-words")).to_contain_text([likelier(number) for number in numbers])
+    bars = [float(words.replace("−", "-")) for words in card.locator(".bar-words b").all_inner_texts()]
+    assert bars == pytest.approx(numbers, abs=0.0051)
+    expect(card.locator(".chance-number")).to_have_text(f"{percent(told['probability'])} likely fake")
+    expect(page.locator("#results")).to_contain_text(CAVEAT)
+    expect(card.locator(".made")).to_be_visible(visible=told["verdict"] == "fake")
+    for why in told["reasons"]:
+        expect(card.locator(".reasons")).to_contain_text(why[1:])
+    for kind, neighbors in told["neighbors"].items():
+        nearest = card.locator(f".nearest-{kind}")
+        expect(nearest).to_contain_text(f"similarity {neighbors[0]['similarity']:.3f}")
+        expect(nearest).to_contain_text(neighbors[0]["source"])
+        expect(card.locator(f".strip-{kind} li")).to_have_count(len(neighbors) - 1)
+    shown = card.locator("img")
+    expect(shown).to_have_count(2 + sum(map(len, told["neighbors"].values())))  # and the image itself twice
+    assert all(shown.evaluate_all(SIZES))
+
+
+def test_an_image_that_is_stored_is_told_with_what_it_was_called(visit: Open, address: str) -> None:
+    page, content = visit(address), drawn("gan_a", 7)
+    row = Stored(**asked(address, content)["stored"][0])
+    give(page, file("mine.png", content))
+    told = f"his very file is stored as fake of gan_a ({row.key})"
+    expect(page.locator(".card .known")).to_have_text(f"T{told}. It did not testify.")
+    assert f"t{told}" == f"this very file is stored as {origin(row)} ({row.key})"  # as in the terminal
+
+
+def test_the_nearest_images_come_before_the_numbers(visit: Open, address: str) -> None:
+    page = visit(address)
+    give(page, FAKE)
+    order = ["The nearest known images", "Why", "What would change", "What the two signals say", "Its place"]
+    said = page.locator(".card").inner_text()
+    places = [said.index(part) for part in order]
+    assert places == sorted(places)
+
+
+def test_no_part_of_an_image_is_cut_away(visit: Open, address: str) -> None:
+    page = visit(address)
+    wide, out = Image.open(io.BytesIO(FAKE["buffer"])).resize((300, 60)), io.BytesIO()
+    wide.save(out, "PNG")
+    give(page, file("wide.png", out.getvalue()))
+    expect(page.locator(".nearest-real img")).to_have_count(1)
+    assert set(page.locator("img").evaluate_all("all => all.map(it => getComputedStyle(it).objectFit)")) == {"contain"}
+
+
+def test_the_map_is_drawn_and_told(visit: Open, address: str) -> None:
+    page = visit(address)
+    give(page, FAKE)
+    canvas = page.locator("canvas")
+    expect(canvas).to_have_attribute("data-drawn", str(60 * len(SOURCES)))
+    assert canvas.evaluate(PIXELS)
+    expect(page.locator(".map-words")).to_contain_text("known images around it")
+    expect(canvas).to_have_attribute("aria-label", f"Map of 300 known images. {page.inner_text('.map-words')}")
+
+
+def test_the_notice_is_shown_as_it_is(visit: Open, address: str) -> None:
+    expect(visit(address).locator("#notice")).to_contain_text("The encoder is <b>a toy</b>.")
+
+
+def test_a_text_file_is_refused_in_words_and_its_name_is_text(visit: Open, address: str) -> None:
+    page = visit(address)
+    give(page, BAD)
+    card = page.locator(".card")
+    expect(card).to_have_attribute("data-state", "refused")
+    expect(card.locator(".meaning")).to_have_text("Not an image (11 bytes starting with b'hello wo').")
+    expect(card.locator(".name")).to_have_text(BAD["name"])
+    expect(card.locator(".name *")).to_have_count(0)
+    expect(page.locator("#said")).to_contain_text("not judged")
+
+
+def test_a_bad_image_does_not_hold_up_the_others(visit: Open, address: str) -> None:
+    page = visit(address)
+    several = [FAKE, BAD, REAL, file("cut.png", REAL["buffer"][:300])]
+    give(page, *several)
+    expect(page.locator(".name")).to_have_text([one["name"] for one in several])
+    states = [card.get_attribute("data-state") for card in page.locator(".card").all()]
+    good = [asked(address, one["buffer"])["verdict"] for one in (FAKE, REAL)]
+    assert states == [good[0], "refused", good[1], "refused"]
+    expect(page.locator("#summary")).to_contain_text("4 images")
+    expect(page.locator("#summary")).to_contain_text("2 not judged")
+    page.locator(".toggle").nth(0).click()  # of many, the evidence is folded away
+    expect(page.locator(".nearest-real img")).to_have_count(1)
+
+
+def test_images_can_be_dropped_and_pasted(visit: Open, address: str) -> None:
+    page = visit(address)
+    expect(page.locator("#choose")).to_be_enabled()
+    hand = """([how, name, bytes]) => {
+        const carried = new DataTransfer();
+        carried.items.add(new File([new Uint8Array(bytes)], name, {type: 'image/png'}));
+        const event = how === 'drop' ? new DragEvent('drop', {dataTransfer: carried, bubbles: true, cancelable: true})
+            : new ClipboardEvent('paste', {clipboardData: carried, bubbles: true, cancelable: true});
+        document.getElementById('drop').dispatchEvent(event);
+    }"""
+    for how, image in (("drop", FAKE), ("paste", REAL)):
+        page.evaluate(hand, [how, image["name"], list(image["buffer"])])
+    expect(page.locator(".name")).to_have_text([REAL["name"], FAKE["name"]])  # the newest first
+    expect(page.locator(".card[data-state=waiting]")).to_have_count(0)
+    expect(page.locator(".card[data-state=refused]")).to_have_count(0)
+
+
+def test_a_store_that_cannot_answer_says_what_to_do_and_is_noticed_when_it_can(
+    visit: Open, toy: Toy, tmp_path: Path
+) -> None:
+    from clipfake.store.store import Store
+
+    shutil.copytree(toy.store.folder, tmp_path / "store", ignore=shutil.ignore_patterns("heads"))
+    with served(toy.app(store=Store.open(tmp_path / "store"))) as address:
+        page = visit(address)
+        expect(page.locator("#unready")).to_contain_text("clipfake train")
+        expect(page.locator("#choose")).to_be_disabled()
+        shutil.copytree(toy.store.folder / "heads", tmp_path / "store" / "heads")
+        page.get_by_role("button", name="Look again").click()
+        expect(page.locator("#unready")).to_be_hidden()
+        give(page, FAKE)
+
+
+def test_an_empty_store_says_what_to_do(visit: Open, toy: Toy, tmp_path: Path) -> None:
+    from clipfake.store.store import Store
+
+    with served(toy.app(store=Store.create(tmp_path / "store", toy.encoder.space))) as address:
+        page = visit(address)
+        expect(page.locator("#unready")).to_contain_text("clipfake index")
+        expect(page.locator("#bank-line")).to_have_text("No images are known yet")
+        page.set_input_files("#files", [FAKE])
+        expect(page.locator(".card")).to_have_count(0)
+
+
+FLIES = "const set = setTimeout; setTimeout = (f, ms) => set(f, ms / 10);"  # time
+CUT = """const asks = fetch; let cut = false; window.fetch = async (at, how) => {
+    if (cut || !String(at).startsWith('/v1/query')) return asks(at, how);
+    cut = true;
+    return new Response(new ReadableStream({start: (stream) => stream.error(new TypeError('network error'))}));
+};"""  # the first answer ends after its head
+REFUSALS = {
+    "busy": ("busy", 503, "256 images wait already; try again in 7 s"),
+    "engine": ("engine-slow", 504, "the search engine behind this service did not answer in time; try again in 7 s"),
+}
+
+
+@pytest.mark.parametrize(
+    ("trouble", "words"),
+    [
+        ("busy", "The service is busy: 256 images wait already. Trying again in 7 seconds"),
+        ("engine", "The search engine behind this service did not answer in time. Trying again in 7 seconds"),
+        ("gone", "The service does not answer. Is it still running? Trying again in"),
+        ("cut", "The service does not answer. Is it still running? Trying again in"),
+    ],
+)
+def test_a_service_that_is_busy_or_gone_is_asked_again(visit: Open, address: str, trouble: str, words: str) -> None:
+    page = visit(address, script=FLIES + (CUT if trouble == "cut" else ""))
+
+    def refuse(route: Any) -> None:
+        if trouble == "gone":
+            route.abort("connectionrefused")
+        else:
+            kind, status, detail = REFUSALS[trouble]
+            body = json.dumps({"type": f"urn:clipfake:problem:{kind}", "detail": detail})
+            route.fulfill(status=status, body=body, headers={"Retry-After": "7"})
+
+    if trouble != "cut":
+        page.route("**/v1/query*", refuse, times=1)
+    expect(page.locator("#choose")).to_be_enabled()
+    page.set_input_files("#files", [FAKE])
+    expect(page.locator("#trouble")).to_contain_text(words)
+    expect(page.locator(".card")).to_have_attribute("data-state", asked(address, FAKE["buffer"])["verdict"])
+    expect(page.locator("#trouble")).to_be_hidden()
+
+
+def test_whoever_gives_an_image_far_below_sees_what_becomes_of_it(visit: Open, address: str) -> None:
+    page = visit(address)
+    give(page, FAKE)
+    page.evaluate("scrollTo(0, document.body.scrollHeight)")
+    page.set_input_files("#files", [REAL])
+    expect(page.locator("#summary")).to_be_in_viewport()
+    expect(page.locator(".card").first.locator(".name")).to_be_in_viewport()
+    expect(page.locator(".card[data-state=waiting]")).to_have_count(0)
+
+
+@pytest.mark.parametrize("touched", [True, False])
+def test_a_phone_is_not_told_of_keys_it_does_not_have(visit: Open, address: str, touched: bool) -> None:
+    page = visit(address, is_mobile=touched, has_touch=touched)
+    expect(page.locator("#choose")).to_be_visible()
+    expect(page.locator(".by-hand")).to_be_visible(visible=not touched)
+
+
+def test_waiting_can_be_stopped_and_taken_up_again(visit: Open, address: str) -> None:
+    page = visit(address)
+    page.route("**/v1/query*", lambda route: route.abort("connectionrefused"), times=1)
+    expect(page.locator("#choose")).to_be_enabled()
+    page.set_input_files("#files", [FAKE])
+    expect(page.locator("#trouble")).to_be_visible()
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".card")).to_have_attribute("data-state", "refused")
+    expect(page.locator("#trouble")).to_be_hidden()
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".card")).to_have_attribute("data-state", asked(address, FAKE["buffer"])["verdict"])
+
+
+def test_an_image_can_be_removed_while_it_waits(visit: Open, address: str) -> None:
+    page = visit(address)
+    page.route("**/v1/query*", lambda route: route.abort("connectionrefused"))
+    expect(page.locator("#choose")).to_be_enabled()
+    page.set_input_files("#files", [FAKE])
+    expect(page.locator("#trouble")).to_be_visible()
+    page.get_by_role("button", name="Remove suspicious.png").click()
+    expect(page.locator(".card")).to_have_count(0)
+    expect(page.locator("#trouble")).to_be_hidden()
+    page.unroute_all()
+    give(page, REAL)
+    expect(page.get_by_role("status")).to_contain_text("holiday.png: ")
+
+
+def test_a_public_service_is_given_its_token(visit: Open, toy: Toy) -> None:
+    with served(toy.app(token="open sesame", public=True)) as address:
+        page = visit(address)
+        for token in ("guessed", "open sesame"):
+            expect(page.get_by_role("dialog")).to_be_visible()
+            expect(page.get_by_label("Token", exact=True)).to_be_focused()
+            page.keyboard.type(token)
+            page.keyboard.press("Enter")
+            if token == "guessed":
+                expect(page.locator("#token-wrong")).to_be_visible()
+        expect(page.locator("#bank-line")).to_contain_text("300 known images")
+        give(page, FAKE)
+        expect(page.locator(".nearest-real img")).to_have_count(1)
+        assert all(page.locator(".evidence img").evaluate_all(SIZES))
+        assert page.evaluate("[sessionStorage.length, localStorage.length, document.cookie]") == [1, 0, ""]
+        page.get_by_role("button", name="Forget the token").click()
+        expect(page.get_by_role("dialog")).to_be_visible()
+
+
+def test_everything_can_be_done_by_keyboard(visit: Open, address: str) -> None:
+    page = visit(address)
+    page.on("filechooser", lambda _: None)  # so that the browser has been told by then to hand its chooser over
+    expect(page.locator("#choose")).to_be_enabled()
+    page.keyboard.press("Tab")
+    expect(page.locator("#choose")).to_be_focused()
+    with page.expect_file_chooser() as chooser:
+        page.keyboard.press("Enter")
+    chooser.value.set_files([FAKE])
+    card = page.locator(".card")
+    expect(card).to_be_focused()  # the answer has come
+    verdict = asked(address, FAKE["buffer"])["verdict"].capitalize()
+    expect(page.get_by_role("status")).to_contain_text(f"suspicious.png: {verdict}")
+    page.keyboard.press("Tab")
+    expect(card.locator(".toggle")).to_be_focused()
+    assert card.locator(".toggle").evaluate("it => getComputedStyle(it).outlineStyle") == "solid"
+    page.keyboard.press("Enter")
+    expect(card.locator(".evidence")).to_be_hidden()
+    expect(card.locator(".toggle")).to_have_attribute("aria-expanded", "false")
+    page.keyboard.press("Tab")
+    expect(page.get_by_role("button", name="Remove suspicious.png")).to_be_focused()
+    page.keyboard.press("Enter")
+    expect(card).to_have_count(0)
+    expect(page.locator("#choose")).to_be_focused()
+
+
+def test_what_one_assumes_is_asked_with(visit: Open, address: str) -> None:
+    page = visit(address)
+    give(page, FAKE)
+    page.get_by_text("Your assumptions").click()
+    page.get_by_label("Fakes among the images you ask about").fill("0.5")
+    page.get_by_role("button", name="Judge all again").click()
+    expect(page.locator(".chance-prior")).to_contain_text("if 0.5% of the images you ask about are fake")
+
+
+def test_an_assumption_that_cannot_be_used_is_told(visit: Open, address: str) -> None:
+    page = visit(address)
+    page.get_by_text("Your assumptions").click()
+    page.get_by_label("Fakes among the images you ask about").fill("200")
+    give(page, FAKE)
+    expect(page.locator("#trouble")).to_contain_text("0.01 to 99.99%; 50% was taken")
+    expect(page.locator(".chance-prior")).to_contain_text("if 50% of the images")
+    page.get_by_label("Fakes among the images you ask about").fill("20")
+    page.get_by_role("button", name="Judge all again").click()
+    expect(page.locator(".chance-prior")).to_contain_text("if 20% of the images")
+    expect(page.locator("#trouble")).to_be_hidden()
+
+
+def test_answers_are_saved_as_json_lines(visit: Open, address: str) -> None:
+    page = visit(address)
+    give(page, FAKE, BAD)
+    with page.expect_download() as saved:
+        page.get_by_role("button", name="Save answers").click()
+    told, refused = map(json.loads, saved.value.path().read_text().splitlines())
+    assert told == asked(address, FAKE["buffer"]) | {"image": FAKE["name"]}
+    assert refused == {"image": BAD["name"], "error": "not an image (11 bytes starting with b'hello wo')"}
+
+
+@pytest.mark.parametrize("width", [320, 760])
+def test_a_narrow_screen_is_not_overflowed(visit: Open, address: str, width: int) -> None:
+    page = visit(address, viewport={"width": width, "height": 700})
+    give(page, FAKE, file(f"{'long' * 40}.txt", b"hello world"))
+    page.get_by_text("Your assumptions").click()
+    expect(page.locator(".nearest-real img")).to_have_count(1)
+    page.get_by_text("What this store knows").click()
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    # what a card cuts off cannot be scrolled to
+    beyond = """all => all.filter(it => it.checkVisibility() &&
+        it.getBoundingClientRect().right > it.closest('.card').getBoundingClientRect().right).map(it => it.outerHTML)"""
+    assert page.locator(".card *").evaluate_all(beyond) == []
+
+
+CONTRASTS = """() => {
+    const numbers = colour => colour.match(/[\\d.]+/g).map(Number);
+    const light = ([r, g, b]) => [0.2126, 0.7152, 0.0722].reduce((sum, share, i) => {
+        const c = [r, g, b][i] / 255;
+        return sum + share * (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    }, 0);
+    const ground = it => {
+        const colour = numbers(getComputedStyle(it).backgroundColor);
+        return colour[3] === 0 && it.parentElement ? ground(it.parentElement) : colour;
+    };
+    return [...document.querySelectorAll('body *')].filter(it => it.checkVisibility() && !it.closest('svg') &&
+        [...it.childNodes].some(node => node.nodeType === 3 && node.data.trim())).map(it => {
+            const [dim, bright] = [numbers(getComputedStyle(it).color), ground(it)].map(light).sort((a, b) => a - b);
+            return [(bright + 0.05) / (dim + 0.05), it.textContent.trim().slice(0, 40)];
+        });
+}"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_all_text_stands_out_from_its_ground(visit: Open, address: str, scheme: str) -> None:
+    page = visit(address, color_scheme=scheme)
+    give(page, FAKE, REAL, BAD)
+    page.get_by_text("Your assumptions").click()
+    page.get_by_text("What this store knows").click()
+    found = page.evaluate(CONTRASTS)
+    assert len(found) > 100
+    assert [said for contrast, said in found if contrast < 4.5] == []
+
+
+NAMELESS = """() => {
+    const named = it => it.getAttribute('aria-label') || it.textContent.trim() || it.labels?.length ||
+        document.getElementById(it.getAttribute('aria-labelledby') ?? ' ');
+    const wants = 'button, input, progress, canvas, dialog, article, section[aria-labelledby]';
+    const ids = [...document.querySelectorAll('[id]')].map(it => it.id);
+    const levels = [...document.querySelectorAll('h1, h2, h3, h4, h5')].filter(it => it.checkVisibility())
+        .map(it => Number(it.tagName[1]));
+    return {
+        nameless: [...document.querySelectorAll(wants)].filter(it => !named(it)).map(it => it.outerHTML),
+        unlabelled: [...document.querySelectorAll('input')].filter(it => !it.labels.length).map(it => it.id),
+        mute: [...document.images].filter(it => !it.alt).map(it => it.outerHTML),
+        twice: ids.filter((id, i) => ids.indexOf(id) !== i),
+        skipped: levels.filter((level, i) => level > (levels[i - 1] ?? 0) + 1),
+        language: document.documentElement.lang,
+    };
+}"""
+
+
+def test_everything_has_a_name_for_those_who_hear_the_page(visit: Open, address: str) -> None:
+    page = visit(address)
+    give(page, FAKE, BAD)
+    expect(page.locator(".nearest-real img")).to_have_count(1)
+    nothing: list[str] = []
+    assert page.evaluate(NAMELESS) == {
+        **dict.fromkeys(("nameless", "unlabelled", "mute", "twice", "skipped"), nothing),
+        "language": "en",
+    }
+
+
+def test_addresses_of_images_are_given_back(visit: Open, address: str) -> None:
+    script = """window.held = new Set();
+        const {createObjectURL, revokeObjectURL} = URL;
+        URL.createObjectURL = blob => { const made = createObjectURL(blob); held.add(made); return made; };
+        URL.revokeObjectURL = address => { held.delete(address); revokeObjectURL(address); };"""
+    page = visit(address, script=script)
+    give(page, BAD, FAKE)  # one that can be shown, one that cannot
+    expect(page.locator(".nearest-real img")).to_have_count(1)
+    assert all(page.locator("img").evaluate_all(SIZES))
+    left = """async () => {
+        for (let frames = 0; held.size && frames < 300; frames++) await new Promise(requestAnimationFrame);
+        return held.size;
+    }"""
+    assert page.evaluate(left) == 0

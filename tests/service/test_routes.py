@@ -1,0 +1,743 @@
+"""The service, asked as its users ask it: what each route answers, and who may ask."""
+
+import base64
+import importlib.util
+import io
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+from clipfake.detector.detector import Detector, Question
+from clipfake.errors import EngineDamaged, EngineDown, EngineError, EngineSlow, Locked
+from clipfake.service import search_backend
+from clipfake.service.limits import Limits
+from clipfake.service.problems import KINDS
+from clipfake.service.schemas import VerdictJson
+from clipfake.store.filter import Filter, delete
+from clipfake.store.records import Block, Rows
+from clipfake.store.store import Store
+from PIL import Image
+from starlette.testclient import TestClient
+
+PAGE = Path(__file__).parents[2] / "docs" / "SERVICE.md"
+TOKEN = {"Authorization": "Bearer secret"}
+
+
+AS_PNG = {"Content-Type": "image/png"}
+
+
+@contextmanager
+def asked(toy: Any, **options: Any) -> Iterator[TestClient]:
+    with TestClient(toy.app(**options), base_url="http://127.0.0.1") as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def client(toy: Any) -> Iterator[TestClient]:
+    with asked(toy) as client:
+        yield client
+
+
+def files(*images: bytes) -> list[Any]:
+    return [("images", (f"{i}.png", content)) for i, content in enumerate(images)]
+
+
+def problem(response: Any) -> tuple[int, str]:
+    """Status and kind, after making sure that it is a problem as RFC 9457 has it."""
+    told = response.json()
+    assert response.headers["content-type"] == "application/problem+json"
+    assert {"type", "title", "status", "detail"} <= told.keys()
+    assert told["status"] == response.status_code
+    kind = told["type"].removeprefix("urn:clipfake:problem:")
+    assert KINDS[kind] == (response.status_code, told["title"])
+    return response.status_code, kind
+
+
+def data_url(content: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(content).decode()
+
+
+# --- query
+
+
+def test_a_query_answers_with_the_very_json_of_the_command_line(toy: Any, client: TestClient) -> None:
+    content = toy.drawn("gan_b", 3, seed=1)
+    image = toy.decode(content)
+    verdict = Detector.load(toy.store).judge_one(
+        "0.png", toy.encoder.encode([image.pixels])[0], image.digest, Question(prior=0.1, error=0.2)
+    )
+    told = client.post("/v1/query", files=files(content), params={"prior": 0.1, "error": 0.2}).json()
+    assert told == {"snapshot": toy.store.snapshot().number, "answers": [json.loads(json.dumps(verdict.as_json()))]}
+    assert verdict.verdict == "fake"
+    assert verdict.as_json().keys() == VerdictJson.model_fields.keys()
+    VerdictJson.model_validate(verdict.as_json(), extra="forbid")
+
+
+def test_one_image_may_be_the_body_itself(toy: Any, client: TestClient) -> None:
+    content = toy.drawn("camera_a", 3, seed=1)
+    [in_form] = client.post("/v1/query", files=files(content)).json()["answers"]
+    for kind in ("image/png", "application/octet-stream", "image/jpeg; charset=x"):
+        [told] = client.post("/v1/query", content=content, headers={"content-type": kind}).json()["answers"]
+        assert {**told, "image": ""} == {**in_form, "image": ""}
+    [unnamed] = client.post("/v1/query", content=content).json()["answers"]
+    assert unnamed["verdict"] == "real"
+
+
+def test_a_bad_image_is_told_in_its_place_and_the_others_are_judged(toy: Any, client: TestClient) -> None:
+    good = [toy.drawn("camera_a", 1, seed=2), toy.drawn("gan_a", 1, seed=2)]
+    told = client.post("/v1/query", files=files(good[0], b"no image", good[1]), params={"map": True}).json()
+    assert [one.get("verdict") for one in told["answers"]] == ["real", None, "fake"]
+    assert told["answers"][1].keys() == {"image", "error"}
+    assert [place is None for place in told["places"]] == [False, True, False]
+    alone = client.post("/v1/query", files=files(good[1])).json()
+    assert {**alone["answers"][0], "image": "2.png"} == told["answers"][2]
+
+
+@pytest.mark.parametrize(
+    "how", [{"prior": 0}, {"error": 0.6}, {"prior": "much"}, {"changes": "perhaps"}, {"pior": 0.1}]
+)
+def test_a_question_that_makes_no_sense_is_refused(toy: Any, client: TestClient, how: Any) -> None:
+    refused = client.post("/v1/query", content=toy.drawn("gan_a", 1), params=how)
+    assert problem(refused) == (422, "invalid")
+    assert refused.json()["errors"][0]["where"] == f"query.{next(iter(how))}"
+
+
+def test_if_no_image_can_be_read_that_is_a_problem_that_names_all(client: TestClient) -> None:
+    refused = client.post("/v1/query", files=files(b"no image", b""))
+    assert problem(refused) == (422, "bad-image")
+    assert [one["image"] for one in refused.json()["images"]] == ["0.png", "1.png"]
+
+
+def test_a_stored_image_is_recognised_and_does_not_testify_for_itself(toy: Any, client: TestClient) -> None:
+    [told] = client.post("/v1/query", files=files(toy.drawn("gan_a", 7))).json()["answers"]
+    assert told["known"] == "gan_a/img 7.png"
+    assert told["stored"] == [{"key": "gan_a/img 7.png", "label": "fake", "source": "gan_a", "generator": "gan_a"}]
+    assert "gan_a/img 7.png" not in [one["key"] for one in told["neighbors"]["fake"]]
+
+
+def test_the_map_has_the_query_among_its_own_kind(toy: Any, client: TestClient) -> None:
+    flat = client.get("/v1/map").json()
+    points, labels = np.array(flat["points"]), np.array(flat["labels"])
+    assert len(points) == len(labels) == len(flat["sources"]) == 300
+    told = client.post("/v1/query", files=files(toy.drawn("gan_c", 1, seed=3)), params={"map": True}).json()
+    distance = np.linalg.norm(points - told["places"][0], axis=1)
+    assert flat["names"][flat["sources"][int(distance.argmin())]] == "gan_c"
+    assert client.get("/v1/map").json() == flat
+
+
+# --- vectors
+
+
+def test_embed_gives_the_vectors_that_are_stored(toy: Any, client: TestClient) -> None:
+    content = toy.drawn("gan_a", 7)
+    told = client.post("/v1/embed", files=files(content, b"no image")).json()
+    assert told["space"] == toy.encoder.space.as_json()
+    assert told["answers"][1].keys() == {"image", "error"}
+    [position] = toy.store.snapshot().find(["gan_a/img 7.png"])
+    stored = toy.store.snapshot().vectors([position])[0]
+    np.testing.assert_allclose(told["answers"][0]["vector"], stored, atol=5e-4)  # stored as float16
+    np.testing.assert_allclose(
+        told["answers"][0]["vector"], toy.encoder.encode([toy.decode(content).pixels])[0], atol=1e-7
+    )
+
+
+def test_openai_clients_get_the_same_vectors_as_numbers_or_packed(toy: Any, client: TestClient) -> None:
+    content = toy.drawn("gan_a", 7)
+    [one] = client.post("/v1/embed", content=content).json()["answers"]
+    bare = base64.b64encode(content).decode()
+    told = client.post("/v1/embeddings", json={"input": [data_url(content), bare], "model": "any", "user": "me"}).json()
+    assert (told["object"], told["model"], told["usage"]["total_tokens"]) == ("list", "plain", 0)
+    assert [(row["object"], row["index"]) for row in told["data"]] == [("embedding", 0), ("embedding", 1)]
+    assert told["data"][0]["embedding"] == told["data"][1]["embedding"] == one["vector"]
+    packed = client.post("/v1/embeddings", json={"input": bare, "encoding_format": "base64"}).json()
+    unpacked = np.frombuffer(base64.b64decode(packed["data"][0]["embedding"]), "<f4")
+    np.testing.assert_allclose(unpacked, one["vector"], atol=1e-7)
+
+
+def test_one_bad_input_refuses_all_embeddings_and_is_named(toy: Any, client: TestClient) -> None:
+    good = data_url(toy.drawn("gan_a", 7))
+    refused = client.post("/v1/embeddings", json={"input": [good, data_url(b"no image")]})
+    assert problem(refused) == (422, "bad-image")
+    assert refused.json()["detail"].startswith("input 1: ")
+    for nothing in ("https://example.org/a.png", "file:///etc/passwd", "not base64!"):
+        assert problem(client.post("/v1/embeddings", json={"input": nothing})) == (422, "invalid")
+    assert problem(client.post("/v1/embeddings", json={"input": []})) == (422, "no-image")
+
+
+# --- search
+
+
+def test_an_image_its_vector_and_its_key_find_the_same_rows(toy: Any, client: TestClient) -> None:
+    content = toy.drawn("gan_a", 7)
+    [one] = client.post("/v1/embed", content=content).json()["answers"]
+    ways: list[dict[str, Any]] = [
+        {"image": data_url(content)},
+        {"vector": one["vector"]},
+        {"vector": [1e300 * x for x in one["vector"]]},
+        {"key": "gan_a/img 7.png"},
+    ]
+    answers = [client.post("/v1/search", json={**way, "k": 5}).json()["rows"] for way in ways]
+    keys = [[row["key"] for row in rows] for rows in answers]
+    assert keys[0] == keys[1] == keys[2] == keys[3]
+    assert len(keys[0]) == 5
+    assert keys[0][0] == "gan_a/img 7.png"
+    assert answers[0][0] == {
+        "key": "gan_a/img 7.png",
+        "similarity": pytest.approx(1, abs=1e-3),
+        "label": "fake",
+        "source": "gan_a",
+        "generator": "gan_a",
+        "category": "bars",
+        "path": "",
+    }
+
+
+@pytest.mark.parametrize(
+    ("which", "kept"),
+    [
+        ({"labels": ["real"]}, {"camera_a", "camera_b"}),
+        ({"sources": ["gan_b", "camera_a"]}, {"gan_b", "camera_a"}),
+        ({"generators": ["gan_c"]}, {"gan_c"}),
+        ({"labels": ["fake"], "but_sources": ["gan_a"]}, {"gan_b", "gan_c"}),
+        ({"categories": ["bars"]}, {"camera_a", "camera_b", "gan_a", "gan_b", "gan_c"}),
+        ({"categories": ["cats"]}, set()),
+        ({"labels": ["unknown"]}, set()),
+    ],
+)
+def test_a_search_finds_only_what_its_filter_allows(client: TestClient, which: Any, kept: set[str]) -> None:
+    rows = client.post("/v1/search", json={"key": "gan_a/img 7.png", "k": 1000, **which}).json()["rows"]
+    assert {row["source"] for row in rows} == kept
+    assert len(rows) == 60 * len(kept)
+    assert [row["similarity"] for row in rows] == sorted((row["similarity"] for row in rows), reverse=True)
+
+
+def test_words_search_where_the_encoder_has_a_text_side(toy: Any, client: TestClient) -> None:
+    assert problem(client.post("/v1/search", json={"text": "a dog"})) == (422, "invalid")
+
+    class Reads:
+        space, has_text, encode = toy.encoder.space, True, staticmethod(toy.encoder.encode)
+
+        def encode_texts(self, texts: Any) -> Any:
+            assert list(texts) == ["a dog"]
+            return toy.store.snapshot().vectors([42])
+
+    with asked(toy, encoder=Reads()) as reading:
+        [row] = reading.post("/v1/search", json={"text": "a dog", "k": 1}).json()["rows"]
+        [same] = reading.post("/knn-service", json={"text": "a dog", "num_images": 1}).json()
+    assert row["key"] == same["key"] == str(toy.store.snapshot().column("keys")[42])
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        ({}, (422, "invalid")),
+        ({"key": "gan_a/img 7.png", "text": "both"}, (422, "invalid")),
+        ({"key": "gan_a/no such.png"}, (404, "not-found")),
+        ({"vector": [1.0, 2.0]}, (422, "invalid")),
+        ({"vector": [0.0] * 192}, (422, "invalid")),
+        ({"vector": ["a"] * 192}, (422, "invalid")),
+        ({"key": "gan_a/img 7.png", "k": 1001}, (422, "invalid")),
+        ({"key": "gan_a/img 7.png", "sorces": ["gan_a"]}, (422, "invalid")),
+        ({"key": "gan_a/img 7.png", "sources": ["\ud800"]}, (422, "invalid")),
+        ({"key": "gan_a/img 7.png", "but_sources": ["\ud800"]}, (422, "invalid")),
+        ({"image": "https://example.org/a.png"}, (422, "invalid")),
+        ({"image": data_url(b"no image")}, (422, "bad-image")),
+    ],
+)
+def test_a_search_that_cannot_be_answered_is_refused(client: TestClient, body: Any, expected: Any) -> None:
+    sent = client.post("/v1/search", content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert problem(sent) == expected
+
+
+# --- clip-retrieval's client
+
+
+def clip_client() -> Any:
+    """The published client; its package imports half of the field, so the one file is loaded by itself."""
+    pytest.importorskip("requests", reason="clip-retrieval's client needs requests, which is not installed")
+    root = Path(__file__).parents[2]
+    place = next(root.glob(".peers/lib/python3*/site-packages/clip_retrieval/clip_client.py"), None)
+    if place is None:
+        pytest.skip("clip-retrieval is not installed; `make peers` installs it")
+    spec = importlib.util.spec_from_file_location("published_clip_client", place)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_published_clip_client_works_unchanged(toy: Any, tmp_path: Path) -> None:
+    published = clip_client()
+    (tmp_path / "asked.png").write_bytes(toy.drawn("gan_a", 7))
+    snapshot = toy.store.snapshot()
+    with toy.served() as url:
+        asking = published.ClipClient(url=f"{url}/knn-service", indice_name="any", num_images=5)
+        by_image = asking.query(image=str(tmp_path / "asked.png"))
+        by_vector = asking.query(embedding_input=snapshot.vectors([127])[0].tolist())
+        refused = asking.query(image="http://example.org/a.png")
+        picture = published.requests.get(by_image[0]["url"], timeout=10)
+    assert len(by_image) == 5
+    assert (by_image[0]["key"], by_image[0]["caption"]) == ("gan_a/img 7.png", "fake, gan_a, bars")
+    assert [one["id"] for one in by_image] == [one["id"] for one in by_vector]
+    assert [snapshot.places(np.array([one["id"]]))[0] for one in by_image] == [
+        snapshot.find([one["key"]])[0] for one in by_image
+    ]
+    assert refused["status"] == 422
+    assert "fetches nothing" in refused["detail"]
+    assert picture.headers["content-type"] == "image/jpeg"
+
+
+def test_knn_leaves_out_copies_and_tells_the_rest_by_number(toy: Any, tmp_path: Path) -> None:
+    store = toy.copy(tmp_path / "store")
+    snapshot = store.snapshot()
+    with store.writer() as writer:
+        rows = Rows.make(["copy/1", "copy/2"], [1, 1], sources=["copy"] * 2)
+        writer.append(Block(store.snapshot().space, rows, snapshot.vectors([127, 127])))
+    ask = {"embedding_input": snapshot.vectors([127])[0].tolist(), "num_images": 2, "num_result_ids": 4}
+    with asked(toy, store=store) as client:
+        all_of_them = client.post("/knn-service", content=json.dumps({**ask, "deduplicate": False})).json()
+        fresh = client.post("/knn-service", content=json.dumps({**ask, "deduplicate": True})).json()
+        assert problem(client.post("/knn-service", json={**ask, "modality": "text"})) == (422, "invalid")
+        assert problem(client.post("/knn-service", json={})) == (422, "invalid")
+    assert {one["key"] for one in all_of_them[:2]} < {"gan_a/img 7.png", "copy/1", "copy/2"}
+    assert [one.keys() == {"id", "similarity"} for one in all_of_them] == [False, False, True, True]
+    assert [one["id"] for one in fresh] == [all_of_them[0]["id"], all_of_them[3]["id"]]
+
+
+# --- what is stored
+
+
+def test_the_store_is_told_in_figures_but_not_where_it_lies(toy: Any, client: TestClient) -> None:
+    told = client.get("/v1/store").json()
+    assert (told["rows"], told["labels"]) == (300, {"real": 120, "fake": 180, "unknown": 0})
+    assert (told["ready"], told["why"], told["writes"], told["limits"]["images"]) == (True, "", False, 64)
+    assert str(toy.store.folder.parent) not in json.dumps(told)
+    with asked(toy, token="secret", notice="a stand-in") as other:
+        assert other.get("/v1/store").json() | {"writes": True, "notice": "a stand-in"} == other.get("/v1/store").json()
+
+
+def test_thumbnails_are_found_by_key_and_nothing_is_found_by_path(toy: Any, client: TestClient) -> None:
+    found = client.get("/v1/thumbnails/gan_a/img 7.png")
+    assert found.headers["content-type"] == "image/jpeg"
+    assert found.content == toy.store.snapshot().thumbnail(int(toy.store.snapshot().find(["gan_a/img 7.png"])[0]))
+    there = toy.store.folder / "heads" / "default" / "head.json"
+    for path in (
+        str(there),
+        "../heads/default/head.json",
+        "..%2F..%2Fheads%2Fdefault%2Fhead.json",
+        "....//head.json",
+        "gan_a/%2e%2e/gan_a/img 7.png",
+        "%00",
+        "file:///etc/passwd",
+        "",
+    ):
+        refused = client.get(f"http://127.0.0.1/v1/thumbnails/{path}")
+        assert problem(refused) == (404, "not-found")
+    for path in ("/etc/passwd", "/static/page.js", "/heads/default/head.json", "/../etc/passwd", "/v1/thumbnails"):
+        assert problem(client.get(path)) == (404, "not-found")
+
+
+def test_metrics_count_requests_stages_batches_verdicts_and_refusals(toy: Any) -> None:
+    with asked(toy) as client:
+        client.post("/v1/query", files=files(toy.drawn("gan_a", 1, seed=4), b"no image"))
+        client.get("/v1/thumbnails/none")
+        client.request("BREW", "/coffee")
+        text = client.get("/metrics").text
+    for line in (
+        'clipfake_requests_total{method="POST",route="/v1/query",status="200"} 1.0',
+        'clipfake_requests_total{method="GET",route="/v1/thumbnails/{key:path}",status="404"} 1.0',
+        'clipfake_requests_total{method="other",route="other",status="404"} 1.0',
+        'clipfake_request_seconds_count{route="/v1/query"} 1.0',
+        "clipfake_batch_images_sum 1.0",
+        "clipfake_waiting_images 0.0",
+        'clipfake_verdicts_total{verdict="fake"} 1.0',
+        'clipfake_problems_total{kind="bad-image"} 1.0',
+        "clipfake_bank_rows 300.0",
+        *(f'clipfake_stage_seconds_count{{stage="{stage}"}} 1.0' for stage in ("read", "wait", "encode", "judge")),
+    ):
+        assert line in text.splitlines()
+
+
+# --- what changes while it serves
+
+
+def test_added_images_are_known_to_the_next_query_and_removing_them_undoes_it(toy: Any, tmp_path: Path) -> None:
+    store = toy.copy(tmp_path / "store")
+    content, other = toy.drawn("gan_b", 5, seed=6), toy.drawn("gan_b", 6, seed=6)
+    saved_anew = io.BytesIO()
+    Image.open(io.BytesIO(other)).save(saved_anew, "JPEG")
+
+    def query(client: TestClient) -> Any:
+        return client.post("/v1/query", files=files(content, saved_anew.getvalue())).json()
+
+    with asked(toy, store=store, token="secret") as client:
+        before = query(client)
+        form = {"source": "new", "label": "fake"}
+        added = client.post("/v1/bank", files=files(content, other, b"no image"), data=form, headers=TOKEN).json()
+        assert (added["added"], added["known"], added["replaced"]) == (2, 0, 0)
+        assert [one["image"] for one in added["refused"]] == ["2.png"]
+        after = query(client)
+        assert after["snapshot"] == added["snapshot"] > before["snapshot"] == added["before"]
+        assert (before["answers"][0]["known"], after["answers"][0]["known"]) == ("", "new/0.png")
+        assert after["answers"][1]["neighbors"]["fake"][0]["key"] == "new/1.png"
+        assert client.get("/v1/thumbnails/new/0.png").headers["content-type"] == "image/jpeg"
+        again = client.post("/v1/bank", files=files(content, content), data=form, headers=TOKEN)
+        assert problem(client.post("/v1/bank", files=files(content)[:1] * 2, headers=TOKEN)) == (422, "invalid")
+        assert (again.json()["added"], again.json()["known"], again.json()["replaced"]) == (0, 1, 1)
+        removed = client.delete("/v1/bank/new", headers=TOKEN).json()
+        assert removed["removed"] == 2
+        assert query(client)["answers"] == before["answers"]
+        assert problem(client.delete("/v1/bank/new", headers=TOKEN)) == (404, "not-found")
+    ids, then = store.snapshot().ids.tolist(), toy.store.snapshot().ids.tolist()
+    assert ids == then
+    store.undo(removed["before"])
+    assert set(store.snapshot().column("sources").tolist()) - set(toy.store.snapshot().column("sources").tolist()) == {
+        "new"
+    }
+
+
+@pytest.mark.parametrize(
+    ("form", "images"),
+    [
+        ({"label": "fake"}, [b"1"]),
+        ({"source": "a/b", "label": "fake"}, [b"1"]),
+        ({"source": "", "label": "fake"}, [b"1"]),
+        ({"source": "a\nb", "label": "fake"}, [b"1"]),
+        ({"source": "new", "label": "unknown"}, [b"1"]),
+        ({"source": "new", "label": "fake"}, [b"no image"]),
+    ],
+)
+def test_what_cannot_be_stored_is_refused_and_nothing_changes(toy: Any, form: Any, images: Any) -> None:
+    before = toy.store.snapshot().number
+    with asked(toy, token="secret") as client:
+        assert client.post("/v1/bank", files=files(*images), data=form, headers=TOKEN).status_code == 422
+        twice = [("images", ("a.png", toy.drawn("gan_a", n, seed=9))) for n in (1, 2)]
+        refused = client.post("/v1/bank", files=twice, data={"source": "new", "label": "real"}, headers=TOKEN)
+        assert problem(refused) == (422, "invalid")
+        assert problem(client.post("/v1/bank", json={}, headers=TOKEN)) == (415, "wrong-media")
+    assert toy.store.snapshot().number == before
+
+
+def test_another_writer_is_waited_for_by_the_caller(toy: Any, tmp_path: Path) -> None:
+    store = toy.copy(tmp_path / "store")
+    form = {"source": "new", "label": "fake"}
+    with asked(toy, store=store, token="secret") as client, store.writer():
+        refused = client.post("/v1/bank", files=files(toy.drawn("gan_a", 1, seed=9)), data=form, headers=TOKEN)
+    assert problem(refused) == (503, "locked")
+    assert refused.headers["retry-after"] == "5"
+    assert str(tmp_path) not in refused.text
+
+
+def test_rows_that_another_process_adds_are_used_from_the_next_query(toy: Any, tmp_path: Path) -> None:
+    store = toy.copy(tmp_path / "store")
+    content = toy.drawn("gan_a", 7)
+    with asked(toy, store=store) as client:
+        first = client.post("/v1/query", content=content).json()
+        delete(store, Filter(keys=["gan_a/img 7.png"]))
+        second = client.post("/v1/query", content=content).json()
+    assert first["snapshot"] < second["snapshot"] == store.snapshot().number
+    assert (first["answers"][0]["known"], second["answers"][0]["known"]) == ("gan_a/img 7.png", "")
+
+
+def test_a_head_that_is_trained_while_it_serves_is_used_from_the_next_query(toy: Any, tmp_path: Path) -> None:
+    store = toy.copy(tmp_path / "store")
+    heads, aside = store.folder / "heads", tmp_path / "heads"
+    heads.rename(aside)
+    content = toy.drawn("gan_a", 7)
+    with asked(toy, store=store) as client:
+        assert problem(client.post("/v1/query", content=content)) == (409, "cannot-judge")
+        assert problem(client.get("/readyz")) == (503, "not-ready")
+        assert client.post("/v1/embed", content=content).status_code == 200
+        assert client.post("/v1/search", json={"key": "gan_a/img 7.png"}).status_code == 200
+        shutil.copytree(aside, heads)
+        assert client.get("/readyz").json() == {"status": "ready"}
+        told = client.post("/v1/query", content=content).json()["answers"][0]
+        [calibration] = (heads / "default").glob("calibration-*.json")
+        fitted = calibration.read_text()
+        calibration.unlink()
+        assert problem(client.post("/v1/query", content=content)) == (409, "cannot-judge")
+        calibration.write_text(fitted)
+        assert client.post("/v1/query", content=content).json()["answers"][0] == told
+
+
+class Away:
+    """An engine inside, with an address that nobody outside may read."""
+
+    def __init__(self) -> None:
+        self.fails: dict[str, Exception | None] = {"opening": None, "searching": None}
+
+    def __call__(self, snapshot: Any) -> Any:
+        if self.fails["opening"]:
+            raise self.fails["opening"]
+        self.snapshot = snapshot
+        return self
+
+    def search(self, *asked: Any) -> Any:
+        if self.fails["searching"]:
+            raise self.fails["searching"]
+        return self.snapshot.search(*asked)
+
+
+INSIDE = "the collection clipfake at http://node1:6333 or in /srv/edge"
+
+
+@pytest.mark.parametrize("when", ["opening", "searching"])
+@pytest.mark.parametrize(
+    ("failure", "told"),
+    [
+        (EngineDown(INSIDE), (503, "engine-down")),
+        (EngineSlow(INSIDE), (504, "engine-slow")),
+        (EngineError(INSIDE), (502, "engine-failed")),
+        (EngineDamaged(INSIDE), (502, "engine-failed")),
+        (Locked(INSIDE), (503, "engine-down")),
+    ],
+    ids=lambda given: type(given).__name__ if isinstance(given, Exception) else given[1],
+)
+def test_an_engine_that_fails_is_a_problem_without_its_address_and_is_asked_again(
+    toy: Any,
+    when: str,
+    failure: Exception,
+    told: tuple[int, str],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(search_backend, "REST", 0.0)
+    away, content = Away(), toy.drawn("gan_a", 7)
+    away.fails[when] = failure
+    with asked(toy, elsewhere=away) as client:
+        answers = [client.post("/v1/query", content=content) for _ in range(2)]
+        assert [problem(one) for one in answers] == [told, told]
+        assert all(("Retry-After" in one.headers) == (told[0] != 502) for one in answers)
+        if when == "searching":
+            answers += [client.post("/v1/search", json={"key": "gan_a/img 7.png"})]
+            assert problem(answers[-1]) == told
+        else:  # nothing to judge by, but what is in the shards can be searched
+            answers += [client.get("/readyz"), client.get("/v1/store")]
+            assert problem(answers[-2]) == (503, "not-ready")
+        assert not [one.text for one in answers if "node1" in one.text or "/srv" in one.text]
+        assert [one.message for one in caplog.records if INSIDE in one.message] == [
+            f"the search engine fails: {INSIDE}"  # once, however often it is asked
+        ]
+        away.fails[when] = None
+        assert client.get("/readyz").json() == {"status": "ready"}
+        assert client.post("/v1/query", content=content).status_code == 200
+        assert caplog.messages[-1] == "the search engine answers again"
+
+
+def test_an_engine_that_is_down_is_left_alone_for_a_while(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or each request for it would keep a thread as long as it takes to find out."""
+    now = 100.0
+    monkeypatch.setattr(search_backend, "monotonic", lambda: now)
+    away, content = Away(), toy.drawn("gan_a", 7)
+    with asked(toy, elsewhere=away) as client:
+        assert client.post("/v1/query", content=content).status_code == 200
+        away.fails["searching"] = EngineSlow("60 s")
+        refused = client.post("/v1/query", content=content)
+        assert (*problem(refused), refused.headers["Retry-After"]) == (504, "engine-slow", "5")
+        away.fails["searching"] = None
+        now += search_backend.REST - 1
+        refused = client.post("/v1/query", content=content)
+        assert (*problem(refused), refused.headers["Retry-After"]) == (504, "engine-slow", "1")
+        now += 1
+        assert client.post("/v1/query", content=content).status_code == 200
+
+
+def test_a_steady_question_for_more_than_can_ever_wait_is_refused_for_good(toy: Any) -> None:
+    limits = Limits(images=4, waiting=8)
+    with asked(toy, limits=limits, degraded=lambda pixels: {"a": pixels, "b": pixels}) as client:
+        asking = files(*[toy.drawn("gan_a", i) for i in range(3)])
+        assert problem(client.post("/v1/query", files=asking, params={"steady": True})) == (413, "too-many")
+        assert client.post("/v1/query", files=asking[:2], params={"steady": True}).status_code == 200
+
+
+def test_a_source_is_not_taken_out_under_another_name(toy: Any, tmp_path: Path) -> None:
+    store = toy.copy(tmp_path / "store")
+    with asked(toy, store=store, token="secret") as client:
+        assert problem(client.delete("/v1/bank/gan_a%00", headers=TOKEN)) == (404, "not-found")
+        found = client.post("/v1/search", json={"key": "gan_a/img 7.png", "sources": ["gan_a\0"]})
+        assert found.json()["rows"] == []
+    assert len(store.snapshot()) == 300
+
+
+def test_a_source_with_a_folder_in_its_name_can_be_taken_out(toy: Any, tmp_path: Path) -> None:
+    store = toy.copy(tmp_path / "store")
+    with store.writer() as writer:
+        rows = Rows.make(["tree/a/1"], [1], sources=["tree/a"])
+        writer.append(Block(store.snapshot().space, rows, store.snapshot().vectors([0])))
+    with asked(toy, store=store, token="secret") as client:
+        for name in ("tree/a", "tree%2Fa"):
+            told = client.delete(f"/v1/bank/{name}", headers=TOKEN)
+            assert told.status_code == (200 if name == "tree/a" else 404), told.text
+    assert len(store.snapshot()) == 300
+
+
+def test_no_similarity_is_beyond_one(toy: Any, client: TestClient) -> None:
+    """Half precision makes some stored vectors a little longer than one."""
+    vectors = toy.store.snapshot().vectors()
+    longest = int((vectors**2).sum(1).argmax())
+    assert (vectors[longest] ** 2).sum() > 1 + 1e-6
+    found = client.post("/v1/search", json={"key": str(toy.store.snapshot().column("keys")[longest]), "k": 3}).json()
+    assert found["rows"][0]["similarity"] == 1.0
+    [verdict] = Detector.load(toy.store).judge(["x"], vectors[[longest]])
+    assert max(one.similarity for found in verdict.neighbors.values() for one in found) == 1.0
+
+
+# --- stores that cannot answer
+
+
+def test_an_empty_store_says_what_to_do_and_can_be_filled(toy: Any, tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "private" / "store", toy.encoder.space)
+    content = toy.drawn("gan_a", 7)
+    with asked(toy, store=store, token="secret") as client:
+        refused = client.post("/v1/query", content=content)
+        assert problem(refused) == (409, "cannot-judge")
+        assert "clipfake train" in refused.json()["detail"]
+        assert problem(client.get("/v1/map")) == (409, "cannot-judge")
+        [one] = client.post("/v1/embed", content=content).json()["answers"]
+        assert client.post("/v1/search", json={"vector": one["vector"]}).json()["rows"] == []
+        assert client.post("/knn-service", json={"embedding_input": one["vector"], "deduplicate": True}).json() == []
+        told = client.get("/v1/store").json()
+        assert (told["rows"], told["ready"]) == (0, False)
+        assert "private" not in refused.text + json.dumps(told) + client.get("/readyz").text
+        added = client.post("/v1/bank", files=files(content), data={"source": "s", "label": "real"}, headers=TOKEN)
+        assert added.json()["added"] == 1
+        assert len(client.post("/v1/search", json={"vector": one["vector"]}).json()["rows"]) == 1
+
+
+def test_a_store_of_one_class_says_which_is_missing(toy: Any, tmp_path: Path) -> None:
+    store = toy.copy(tmp_path / "store")
+    delete(store, Filter(labels=[1]))
+    with asked(toy, store=store) as client:
+        refused = client.post("/v1/query", content=toy.drawn("gan_a", 7))
+        assert problem(refused) == (409, "cannot-judge")
+        assert "no fake rows" in refused.json()["detail"]
+        assert client.get("/healthz").status_code == 200
+
+
+def test_a_store_of_another_encoder_is_refused_before_anything_is_served(toy: Any, tmp_path: Path) -> None:
+    from clipfake.errors import SpaceMismatch
+    from clipfake.store.space import Space
+
+    store = Store.create(tmp_path / "store", Space("another", "f" * 64, 192))
+    with pytest.raises(SpaceMismatch, match="another"):
+        toy.app(store=store)
+
+
+# --- who may ask
+
+
+def test_nothing_is_written_without_the_token(toy: Any) -> None:
+    for path, method in (("/v1/bank", "POST"), ("/v1/bank/gan_a", "DELETE")):
+        with asked(toy) as client:
+            assert problem(client.request(method, path, headers=TOKEN)) == (403, "writes-off")
+        with asked(toy, token="secret") as client:
+            for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
+                refused = client.request(method, path, headers=wrong)
+                assert problem(refused) == (401, "token-required")
+                assert refused.headers["www-authenticate"] == "Bearer"
+    assert toy.store.snapshot().number == 1
+
+
+def test_an_app_below_another_path_still_asks_for_the_token(toy: Any) -> None:
+    from starlette.applications import Starlette
+    from starlette.routing import Mount
+
+    with TestClient(Starlette(routes=[Mount("/x", toy.app(token="secret"))]), base_url="http://127.0.0.1") as client:
+        assert problem(client.delete("/x/v1/bank/gan_a")) == (401, "token-required")
+
+
+def test_a_public_service_takes_the_token_for_all_but_its_page_and_health(toy: Any) -> None:
+    with pytest.raises(ValueError, match="token"):
+        toy.app(public=True)
+    with TestClient(toy.app(public=True, token="sécret"), base_url="https://desk.example") as client:
+        for path in ("/", "/healthz", "/readyz", "/openapi.json"):
+            assert client.get(path).status_code == 200
+        for path in (
+            "/v1/store",
+            "/v1/map",
+            "/v1/thumbnails/gan_a/img 7.png",
+            "/metrics",
+            "/none",
+            "/v1/%2e%2e/healthz",
+        ):
+            assert problem(client.get(path)) == (401, "token-required")
+        with_token = {"Authorization": "bearer sécret".encode()}
+        assert client.get("/v1/store", headers=with_token).status_code == 200
+
+
+def test_a_local_service_answers_to_local_names_only(toy: Any) -> None:
+    with TestClient(toy.app(), base_url="http://127.0.0.1") as client:
+        for name in ("127.0.0.1:8000", "localhost", "localhost:1", "[::1]:8000"):
+            assert client.get("/healthz", headers={"Host": name}).status_code == 200
+        for name in ("evil.example", "127.0.0.1.evil.example", "localhost.", "[::1", ""):
+            assert problem(client.get("/healthz", headers={"Host": name})) == (421, "wrong-host")
+
+
+def test_no_answer_can_be_read_by_a_page_from_elsewhere(client: TestClient) -> None:
+    told = client.get("/v1/store", headers={"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in told.headers
+    assert told.headers["cross-origin-resource-policy"] == "same-origin"
+    assert told.headers["x-content-type-options"] == "nosniff"
+    assert problem(client.options("/v1/bank", headers={"Origin": "https://evil.example"})) == (405, "wrong-method")
+
+
+# --- what the page for engineers says
+
+
+@pytest.fixture(scope="module")
+def operations(client: TestClient) -> set[tuple[str, str]]:
+    paths = client.get("/openapi.json").json()["paths"]
+    return {(method.upper(), path) for path, methods in paths.items() for method in methods}
+
+
+def test_the_page_for_engineers_names_every_route_and_no_other(operations: set[tuple[str, str]]) -> None:
+    rows = [line.split("|")[1].strip(" `") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
+    told = {tuple(row.split(" ")) for row in rows if row.split(" ")[0] in ("GET", "POST", "DELETE")}
+    assert told == operations | {("GET", "/")}
+
+
+def test_the_page_for_engineers_tells_every_refusal_limit_and_metric(toy: Any, client: TestClient) -> None:
+    text = PAGE.read_text()
+    told = {line.split("|")[1].strip(" `"): line.split("|")[2].strip() for line in text.splitlines() if "|" in line}
+    for kind, (status, _) in KINDS.items():
+        assert told.get(kind) == str(status)
+    for limit in client.get("/v1/store").json()["limits"]:
+        assert limit in told
+    for line in client.get("/metrics").text.splitlines():
+        if line.startswith("# HELP") and not line.split()[2].endswith("_created"):
+            assert line.split()[2].removesuffix("_total") in text
+
+
+def test_a_verdict_that_does_not_survive_the_web_is_unsure(toy: Any) -> None:
+    from clipfake.indexer.embedding import AFTER, degraded_by_name
+
+    image = toy.drawn("gan_a", 80)
+    with asked(toy, degraded=degraded_by_name) as client:
+        plain = client.post("/v1/query", content=image, headers=AS_PNG).json()["answers"][0]
+        steady = client.post("/v1/query?steady=true", content=image, headers=AS_PNG).json()["answers"][0]
+        copies = [
+            client.post("/v1/query?changes=false", content=encoded(copy), headers=AS_PNG).json()["answers"][0]
+            for copy in degraded_by_name(toy.decode(image).pixels).values()
+        ]
+    assert plain["views"] == []
+    assert [view["what"] for view in steady["views"]] == list(AFTER)
+    assert [view["verdict"] for view in steady["views"]] == [copy["verdict"] for copy in copies]
+    survives = all(view["verdict"] == plain["verdict"] for view in steady["views"])
+    assert steady["verdict"] == (plain["verdict"] if survives else "unsure")
+    with asked(toy) as client:
+        assert problem(client.post("/v1/query?steady=true", content=image, headers=AS_PNG)) == (422, "invalid")
+
+
+def encoded(pixels: np.ndarray) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(pixels).save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,736 @@
+"""Every search back end gives the rows that a plain matrix product gives: exact, FAISS, Qdrant Edge, a Qdrant server.
+
+A live server takes part where QDRANT_URL names one. Without it the requests to a server are tested against the local
+mode of its client, which is Python and searches exactly: that shows the requests are well formed, not what a server's
+search finds.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clipfake.benchmarks.common.synthetic_rows import space, synthetic
+from clipfake.errors import (
+    BadBlock,
+    Damaged,
+    EngineDown,
+    EngineError,
+    EngineSlow,
+    Locked,
+    NoStore,
+    NotAStore,
+    SpaceMismatch,
+    StoreError,
+)
+from clipfake.store.backends import remote_search as remote
+from clipfake.store.backends import search_plan as plan
+from clipfake.store.backends.backend_manifest import read_card
+from clipfake.store.backends.base import Allowed, Engine
+from clipfake.store.backends.push import push
+from clipfake.store.backends.qdrant import engine_at
+from clipfake.store.backends.qdrant_edge import Edge
+from clipfake.store.backends.qdrant_protocol import Layout, conditions
+from clipfake.store.backends.qdrant_server import Server, in_few_digits
+from clipfake.store.backends.remote_search import Remote, ask
+from clipfake.store.backends.search_plan import Plan
+from clipfake.store.filter import Filter, delete
+from clipfake.store.maintenance.build_index import build_index
+from clipfake.store.records import Block, names
+from clipfake.store.search.matches import Matches, nearest
+from clipfake.store.snapshot import Snapshot
+from clipfake.store.store import Store
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+pytest.importorskip("qdrant_edge", reason="the extra `qdrant` is not installed")
+pytest.importorskip("qdrant_client", reason="the extra `qdrant` is not installed")
+import httpx
+
+ROWS, DIM = 4000, 16
+GRAPH = Layout(plain_kb=1)  # so few rows would be scanned otherwise
+AGREES = 0.985  # of a sample of queries, where 0.99 is promised on average
+SHARES = (1.0, 0.5, 0.1, 0.05, 0.01, 0.002)
+
+
+def filled(folder: Path, rows: int = ROWS, *, seed: int = 0) -> Store:
+    store = Store.create(folder, space(DIM))
+    with store.writer(rows_per_shard=1000) as writer:
+        for block in blocks(rows, seed):
+            writer.append(block)
+    return store
+
+
+def blocks(rows: int, seed: int = 0) -> Iterator[Block]:
+    """Categories `0` … `999` that mean nothing, so that filters of every share can be named."""
+    rng = np.random.default_rng([seed, 1])
+    for block in synthetic(rows, DIM, seed=seed, size=500):
+        drawn = names([str(i) for i in rng.integers(0, 1000, len(block))])
+        yield replace(block, rows=replace(block.rows, categories=drawn))
+
+
+def of_share(share: float) -> Filter:
+    return Filter(categories=[str(i) for i in range(round(1000 * share))]) if share < 1 else Filter()
+
+
+def truth(snapshot: Snapshot, queries: np.ndarray, k: int, which: Filter) -> Matches:
+    positions = np.flatnonzero(which.mask(snapshot))
+    return nearest(queries, snapshot.vectors(positions), positions, k)
+
+
+def recall(found: Matches, true: Matches) -> float:
+    there = [np.isin(t[t >= 0], f).sum() for t, f in zip(true.rows, found.rows, strict=True)]
+    return float(sum(there) / (true.rows >= 0).sum())
+
+
+class Exact:
+    """The store alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def fill(self, store: Store) -> None:
+        """Nothing to do."""
+
+    def search(self, store: Store, queries: np.ndarray, k: int, which: Filter) -> Matches:
+        snapshot = store.snapshot()
+        return snapshot.search(queries, k, which.mask(snapshot), recall=1)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class Faiss(Exact):
+    def fill(self, store: Store) -> None:
+        build_index(store, "plain")
+
+    def search(self, store: Store, queries: np.ndarray, k: int, which: Filter) -> Matches:
+        snapshot = store.snapshot()
+        return snapshot.search(queries, k, which.mask(snapshot))
+
+
+class Qdrant(Exact):
+    """Embedded."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.engine = self.opened()
+
+    def opened(self) -> Engine:
+        return engine_at(self.folder / "edge", layout=GRAPH)
+
+    def fill(self, store: Store) -> None:
+        push(store.snapshot(), self.engine, queries=20)
+
+    def search(self, store: Store, queries: np.ndarray, k: int, which: Filter) -> Matches:
+        return ask(store.snapshot(), self.engine).search(queries, k, which)
+
+    def close(self) -> None:
+        self.engine.close()
+
+
+class LiveServer(Qdrant):
+    def opened(self) -> Engine:
+        name = f"clipfake-test-{uuid.uuid5(uuid.NAMESPACE_URL, str(self.folder)).hex}"
+        return engine_at(os.environ["QDRANT_URL"], name, GRAPH)
+
+
+BACK_ENDS = {"exact": Exact, "faiss": Faiss, "qdrant edge": Qdrant, "qdrant server": LiveServer}
+
+
+def opened(kind: str, folder: Path) -> Any:
+    if kind == "qdrant server" and not os.environ.get("QDRANT_URL"):
+        pytest.skip("QDRANT_URL names no live Qdrant server")
+    return BACK_ENDS[kind](folder)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few rows are searched exactly, beside every index; not in these tests."""
+    monkeypatch.setattr(plan, "EXACT_ROWS", 20)
+    monkeypatch.setattr("clipfake.store.search.ann_index.exactly_is_cheaper", lambda *_: False)
+
+
+@pytest.fixture(scope="module", params=BACK_ENDS)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Store]]:
+    """A back end that holds a store, as it is after it was closed and opened again."""
+    folder = tmp_path_factory.mktemp("served")
+    store = filled(folder / "s")
+    first = opened(request.param, folder)
+    first.fill(store)
+    first.close()
+    again = opened(request.param, folder)
+    yield again, Store.open(folder / "s")
+    if isinstance(again, Qdrant):
+        again.engine.remove()
+    again.close()
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_filters_of_every_selectivity_keep_their_recall(served: tuple[Any, Store], share: float) -> None:
+    back_end, store = served
+    snapshot, which = store.snapshot(), of_share(share)
+    queries = snapshot.vectors(slice(0, ROWS, 80))
+    found, true = back_end.search(store, queries, 10, which), truth(snapshot, queries, 10, which)
+    assert recall(found, true) >= AGREES
+    assert ((found.rows < 0) == (true.rows < 0)).all()
+    assert which.mask(snapshot)[found.rows[found.rows >= 0]].all()
+    assert np.allclose(found.similarity, true.similarity, atol=0.01, equal_nan=True)
+    own = snapshot.vectors(found.rows[:, 0])
+    assert np.allclose((own * queries).sum(axis=1), found.similarity[:, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "which",
+    [
+        Filter(labels=(0,)),
+        Filter(labels=(1,), but_sources=("source-12",)),
+        Filter(generators=("",)),
+        Filter(sources=("source-03", "source-20"), labels=(0,)),
+        Filter(sources=("nowhere",)),
+    ],
+    ids=str,
+)
+def test_filters_over_several_columns_mean_the_same_everywhere(served: tuple[Any, Store], which: Filter) -> None:
+    back_end, store = served
+    queries = store.snapshot().vectors(slice(0, 20))
+    found, true = back_end.search(store, queries, 5, which), truth(store.snapshot(), queries, 5, which)
+    assert ((found.rows < 0) == (true.rows < 0)).all()
+    if (true.rows >= 0).any():
+        assert recall(found, true) >= AGREES
+
+
+def test_rows_named_by_key_are_found(served: tuple[Any, Store]) -> None:
+    back_end, store = served
+    keys = store.snapshot().column("keys")[[5, 700, 3999]].tolist()
+    found = back_end.search(store, store.snapshot().vectors([700]), 5, Filter(keys=[*keys, "nobody/knows.jpg"]))
+    assert found.rows[0, 0] == 700
+    assert set(found.rows[0].tolist()) == {5, 700, 3999, -1}
+
+
+@pytest.mark.parametrize("kind", BACK_ENDS)
+def test_what_is_deleted_or_added_is_followed(kind: str, tmp_path: Path) -> None:
+    back_end, store = opened(kind, tmp_path), filled(tmp_path / "s", 2000)
+    back_end.fill(store)
+    before = store.snapshot().number
+    delete(store, Filter(sources=("source-03",)))
+    with store.writer() as writer:
+        for block in blocks(2600):
+            writer.append(block)  # the deleted ones come back under other ids
+    delete(store, Filter(sources=("source-04",)))
+    back_end.fill(store)
+    for _ in range(2):
+        snapshot = store.snapshot()
+        queries = snapshot.vectors(slice(0, len(snapshot), 50))
+        found = back_end.search(store, queries, 10, Filter())
+        assert recall(found, truth(snapshot, queries, 10, Filter())) >= AGREES
+        store.undo(before)
+        back_end.fill(store)
+    if isinstance(back_end, Qdrant):
+        back_end.engine.remove()
+    back_end.close()
+
+
+FILLS_FOR_EVER = """
+import sys
+from pathlib import Path
+from clipfake.store import push as pushing
+from clipfake.store.store import Store
+sys.path.insert(0, str(Path({tests!r})))
+import {module} as tests
+pushing.BATCH_ROWS = 100
+store = Store.open({folder!r} + "/s")
+if {kind!r} == "exact":
+    with store.writer(rows_per_shard=100) as writer:
+        for block in tests.blocks(tests.ROWS):
+            writer.append(block)
+            print("under way", flush=True)
+elif {kind!r} == "faiss":
+    print("under way", flush=True)
+    tests.build_index(store, "plain")
+else:
+    to = tests.BACK_ENDS[{kind!r}](Path({folder!r})).engine
+    pushing.push(store.snapshot(), to, progress=lambda told: print("under way", told.pushed, flush=True))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", BACK_ENDS)
+@pytest.mark.parametrize("after", [1, 3, 17])
+def test_killed_while_it_is_filled_and_filled_again_it_holds_the_same(kind: str, after: int, tmp_path: Path) -> None:
+    back_end = opened(kind, tmp_path)
+    back_end.close()
+    store = Store.create(tmp_path / "s", space(DIM)) if kind == "exact" else filled(tmp_path / "s")
+    here = Path(__file__)
+    program = FILLS_FOR_EVER.format(tests=str(here.parent), module=here.stem, folder=str(tmp_path), kind=kind)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment)
+    assert child.stdout is not None
+    told = [line for line, _ in zip(child.stdout, range(1 if kind == "faiss" else after), strict=False)]
+    child.kill()
+    child.wait()
+    child.stdout.close()
+    assert told
+    if kind == "exact":
+        with store.writer() as writer:
+            for block in blocks(ROWS):
+                writer.append(block)
+    again = opened(kind, tmp_path)
+    if isinstance(again, Qdrant):
+        with pytest.raises(StoreError, match="store push"):
+            ask(store.snapshot(), again.engine)
+        done = push(store.snapshot(), again.engine, queries=20)
+        assert (done.pushed + done.kept, done.dropped) == (ROWS, 0)
+        assert done.kept >= 100 * (after - 1)
+    again.fill(store)
+    snapshot = store.snapshot()
+    assert len(snapshot) == ROWS
+    queries = snapshot.vectors(slice(0, ROWS, 80))
+    found = again.search(store, queries, 10, of_share(0.1))
+    assert recall(found, truth(snapshot, queries, 10, of_share(0.1))) >= AGREES
+    if isinstance(again, Qdrant):
+        again.engine.remove()
+    again.close()
+
+
+# What is said of an engine's contents.
+
+
+@pytest.fixture
+def edge(tmp_path: Path) -> Iterator[Edge]:
+    engine = Edge(tmp_path / "edge", GRAPH)
+    yield engine
+    engine.close()
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return filled(tmp_path_factory.mktemp("small") / "s", 1000)
+
+
+def test_a_push_can_be_repeated_and_then_does_nothing(small: Store, edge: Edge) -> None:
+    first = push(small.snapshot(), edge, queries=20)
+    second = push(small.snapshot(), edge, queries=20)
+    assert (first.pushed, first.kept, first.dropped) == (1000, 0, 0)
+    assert (second.pushed, second.kept, second.dropped) == (0, 1000, 0)
+    assert min(second.recall.values()) >= 0.99
+    assert json.loads(json.dumps(second.as_json()))["rows"] == 1000
+
+
+def test_payload_indexes_are_there_before_the_first_vector(small: Store, tmp_path: Path) -> None:
+    class Watched(Edge):
+        known: set[str] | None = None
+
+        def put(self, *given: Any) -> None:
+            self.known = self.known or set(self._open().info().payload_schema)
+            super().put(*given)
+
+    engine = Watched(tmp_path / "edge")
+    push(small.snapshot(), engine, queries=0)
+    assert engine.known == {"label", "source", "generator", "category", "shard"}
+    engine.close()
+
+
+def test_without_the_shards_answers_are_ids_with_what_the_rows_are(small: Store, edge: Edge) -> None:
+    push(small.snapshot(), edge, queries=20)
+    snapshot, remote = small.snapshot(), Remote(edge)
+    found = remote.search(snapshot.vectors([7]), 3, Filter(labels=(0, 1)))
+    assert found.rows[0, 0] == snapshot.ids[7]
+    assert remote.describe([int(found.rows[0, 0])])[int(snapshot.ids[7])]["key"] == snapshot.column("keys")[7]
+    assert np.allclose(found.similarity, snapshot.search(snapshot.vectors([7]), 3).similarity, atol=0.01)
+    with pytest.raises(BadBlock, match="shards"):
+        remote.search(snapshot.vectors([7]), 3, Filter(keys=("a/b",)))
+
+
+def test_masks_that_are_labels_or_few_rows_can_be_asked_with(small: Store, edge: Edge) -> None:
+    push(small.snapshot(), edge, queries=20)
+    snapshot = small.snapshot()
+    asked, queries = ask(snapshot, edge), snapshot.vectors(slice(0, 5))
+    for mask in (snapshot.column("labels") == 0, np.ones(1000, bool), np.arange(1000) % 3 == 0, np.zeros(1000, bool)):
+        assert (asked.search(queries, 5, mask).rows == snapshot.search(queries, 5, mask, recall=1).rows).all()
+
+
+def test_a_mask_that_cannot_be_told_is_refused(small: Store, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MASK_ROWS", 100)
+    push(small.snapshot(), edge, queries=20)
+    with pytest.raises(BadBlock, match="give a Filter"):
+        ask(small.snapshot(), edge).search(small.snapshot().vectors([0]), 5, np.arange(1000) % 3 == 0)
+
+
+def test_a_stale_engine_is_noticed(tmp_path: Path, edge: Edge) -> None:
+    store = filled(tmp_path / "s", 1000)
+    push(store.snapshot(), edge, queries=20)
+    delete(store, Filter(keys=store.snapshot().column("keys")[:1].tolist()))
+    with pytest.raises(StoreError, match=r"1000 rows of snapshot \d+, this is snapshot \d+ with 999 rows"):
+        ask(store.snapshot(), edge)
+
+
+def test_an_engine_of_another_store_is_noticed(tmp_path: Path, small: Store, edge: Edge) -> None:
+    push(small.snapshot(), edge, queries=0)
+    other = filled(tmp_path / "other", 1000, seed=5)
+    with pytest.raises(NotAStore, match="another store"):
+        push(other.snapshot(), edge)
+    assert push(other.snapshot(), edge, queries=0, anew=True).pushed == 1000
+
+
+def test_rows_of_another_store_are_noticed_however_few_there_are(tmp_path: Path, small: Store, edge: Edge) -> None:
+    class Stopped(Exception):
+        pass
+
+    def stop(_: object) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        push(small.snapshot(), edge, progress=stop)
+    with pytest.raises(StoreError, match="did not end"):
+        ask(small.snapshot(), edge)
+    with pytest.raises(StoreError, match="did not end"):
+        Remote(edge)
+    with pytest.raises(NotAStore, match="another store"):
+        push(filled(tmp_path / "other", 1000, seed=5).snapshot(), edge)
+
+
+def test_an_engine_of_another_encoder_is_noticed(tmp_path: Path, small: Store, edge: Edge) -> None:
+    push(small.snapshot(), edge, queries=0)
+    other = Store.create(tmp_path / "other", replace(space(DIM), fingerprint="ab" * 32))
+    for do in (push, ask):
+        with pytest.raises(SpaceMismatch, match="two encoders"):
+            do(other.snapshot(), edge)
+
+
+def test_rows_that_someone_took_out_are_put_back(small: Store, edge: Edge) -> None:
+    push(small.snapshot(), edge, queries=0)
+    edge.drop(small.snapshot().ids[[3, 500]].tolist())
+    assert push(small.snapshot(), edge, queries=0).pushed == 2
+
+
+def test_an_engine_that_loses_rows_is_found_out_by_counting(small: Store, tmp_path: Path) -> None:
+    class Losing(Edge):
+        def put(self, ids: Any, vectors: Any, payloads: Any) -> None:
+            super().put(ids[1:], vectors[1:], payloads[1:])
+
+    engine = Losing(tmp_path / "edge")
+    with pytest.raises(Damaged, match="999 rows of shard 1 after the push instead of 1000"):
+        push(small.snapshot(), engine)
+    with pytest.raises(StoreError, match="did not end"):
+        ask(small.snapshot(), engine)
+    engine.close()
+
+
+def test_an_engine_with_other_vectors_is_found_out_by_its_answers(small: Store, tmp_path: Path) -> None:
+    class Muddled(Edge):
+        def put(self, ids: Any, vectors: Any, payloads: Any) -> None:
+            super().put(ids, np.roll(vectors, 1, axis=0), payloads)
+
+    engine = Muddled(tmp_path / "edge")
+    with pytest.raises(Damaged, match="does not hold these vectors"):
+        push(small.snapshot(), engine)
+    engine.close()
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear all")
+    with pytest.raises(NotAStore, match="no Qdrant Edge shard"):
+        engine_at(tmp_path)
+    with pytest.raises(NoStore, match="store push"):
+        read_card(engine_at(tmp_path / "new"))
+    with pytest.raises(StoreError, match="neither"):
+        engine_at("ftp://host/x")
+
+
+def test_two_processes_cannot_have_one_folder_open(small: Store, tmp_path: Path, edge: Edge) -> None:
+    push(small.snapshot(), edge, queries=0)
+    with pytest.raises(Locked, match="another process"):
+        push(small.snapshot(), Edge(tmp_path / "edge"))
+
+
+def test_a_damaged_folder_is_named(small: Store, tmp_path: Path, edge: Edge) -> None:
+    push(small.snapshot(), edge, queries=0)
+    edge.close()
+    (tmp_path / "edge" / "edge_config.json").write_text("{")
+    with pytest.raises(Damaged, match="delete the folder"):
+        ask(small.snapshot(), edge)
+
+
+# How wide to search.
+
+
+def test_a_poor_graph_is_searched_wider_until_the_recall_is_there(tmp_path: Path) -> None:
+    store = filled(tmp_path / "s")
+    engine = Edge(tmp_path / "edge", replace(GRAPH, edges=3, care=4))
+    done = push(store.snapshot(), engine)
+    assert min(done.recall_unplanned.values()) < 0.97
+    assert min(done.recall.values()) >= 0.99
+    engine.close()
+
+
+@pytest.mark.parametrize("quantised", ["int8", "binary"])
+def test_quantised_rows_are_ranked_by_the_stored_vectors(tmp_path: Path, small: Store, quantised: Any) -> None:
+    engine = Edge(tmp_path / "edge", replace(GRAPH, quantised=quantised))
+    assert min(push(small.snapshot(), engine).recall.values()) >= 0.99
+    queries = small.snapshot().vectors(slice(0, 20))
+    found = ask(small.snapshot(), engine).search(queries, 5, Filter(labels=(1,)))
+    assert recall(found, truth(small.snapshot(), queries, 5, Filter(labels=(1,)))) >= 0.97
+    engine.close()
+
+
+PLAN = Plan((64, 128, 256), (1.0, 0.5, 0.01), ((0.99, 0.996, 1.0), (0.9, 0.99, 0.995), (0.5, 0.6, 0.7)))
+
+
+@pytest.mark.parametrize(
+    ("recall", "share", "k", "width"),
+    [
+        (0.98, 1.0, 10, 128),  # the filter for half the rows speaks for all of them too
+        (0.99, 1.0, 10, 256),
+        (0.99, 1.0, 50, 1280),
+        (0.999, 1.0, 10, None),
+        (1.0, 1.0, 10, None),
+        (0.9, 0.02, 10, None),
+        (0.9, 0.1, 10, None),  # between two measured shares the dearer counts
+    ],
+)
+def test_a_plan_takes_the_dearest_filter_of_about_that_share(
+    recall: float, share: float, k: int, width: int | None
+) -> None:
+    assert PLAN.width(recall, share, k) == width
+    wider = replace(PLAN, margin=1).width(recall, share, k)
+    assert wider is None or (width is not None and wider == 2 * width)
+
+
+def test_a_plan_comes_back_from_json() -> None:
+    assert Plan.from_json(json.loads(json.dumps(PLAN.as_json()))) == PLAN
+    assert Plan().width(0.9, 1.0) is None  # nothing was measured: exactly
+
+
+# Filters and requests.
+
+
+@pytest.fixture(scope="module")
+def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Edge, Snapshot]]:
+    folder = tmp_path_factory.mktemp("held")
+    store = filled(folder / "s", 1000)
+    engine = Edge(folder / "edge")
+    push(store.snapshot(), engine, queries=0)
+    yield engine, store.snapshot()
+    engine.close()
+
+
+def some(values: list[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+    return st.lists(st.sampled_from(values), max_size=3).map(tuple)
+
+
+@given(
+    labels=some([0, 1, -1]),
+    sources=some(["source-00", "source-12", "source-24", "elsewhere"]),
+    generators=some(["", "generator-12", "generator-24"]),
+    categories=some(["0", "17", "999"]),
+    but_sources=some(["source-12", "source-01"]),
+)
+@settings(deadline=None, max_examples=60)
+def test_a_filter_allows_the_same_rows_in_the_engine(held: tuple[Edge, Snapshot], **columns: Any) -> None:
+    engine, snapshot = held
+    assert Remote(engine).count(Allowed(Filter(**columns))) == Filter(**columns).mask(snapshot).sum()
+
+
+def test_no_filter_is_no_condition() -> None:
+    import qdrant_edge
+
+    assert conditions(qdrant_edge, Allowed(Filter())) is None
+
+
+class Wire:
+    """Answers a client's HTTP requests: read as Qdrant's own models, which take no unknown field, and done locally."""
+
+    def __init__(self) -> None:
+        from qdrant_client import QdrantClient
+
+        self.local = QdrantClient(":memory:")
+        self.asked: list[tuple[str, Any]] = []
+
+    def client(self) -> Any:
+        import httpx
+        from qdrant_client import QdrantClient
+
+        return QdrantClient("http://qdrant", check_compatibility=False, transport=httpx.MockTransport(self.answer))
+
+    def answer(self, request: Any) -> Any:
+        import httpx
+        from pydantic import TypeAdapter
+        from qdrant_client import models as m
+
+        _, _, collection, *rest = request.url.path.split("/")
+        call = f"{request.method} {'/'.join(rest)}".strip()
+        kind: Any = {
+            "PUT": m.CreateCollection,
+            "PUT index": m.CreateFieldIndex,
+            "PUT points": m.PointsBatch | m.PointsList,
+            "POST points": m.PointRequest,
+            "POST points/delete": m.PointIdsList | m.FilterSelector,
+            "POST points/scroll": m.ScrollRequest,
+            "POST points/count": m.CountRequest,
+            "POST points/query/batch": m.QueryRequestBatch,
+            "POST facet": m.FacetRequest,
+        }.get(call)
+        body = TypeAdapter(kind).validate_json(request.content) if kind else None
+        self.asked.append((call, body))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # local mode says what it does not do
+            result = self.done(call, collection, body)
+        told = TypeAdapter(Any).dump_python(result, mode="json")
+        return httpx.Response(200, json={"result": told, "status": "ok", "time": 0.0})
+
+    def done(self, call: str, name: str, body: Any) -> Any:
+        local = self.local
+        does: dict[str, Callable[[], Any]] = {
+            "GET exists": lambda: {"exists": local.collection_exists(name)},
+            "GET": lambda: local.get_collection(name),
+            "DELETE": lambda: local.delete_collection(name),
+            "PUT": lambda: local.create_collection(name, body.vectors),
+            "PUT index": lambda: local.create_payload_index(name, body.field_name, body.field_schema),
+            "PUT points": lambda: local.upsert(name, getattr(body, "batch", None) or body.points),
+            "POST points": lambda: local.retrieve(name, body.ids, body.with_payload),
+            "POST points/delete": lambda: local.delete(name, body),
+            "POST points/scroll": lambda: self.page(local.scroll(name, body.filter, body.limit, offset=body.offset)),
+            "POST points/count": lambda: local.count(name, body.filter),
+            "POST points/query/batch": lambda: local.query_batch_points(name, body.searches),
+            "POST facet": lambda: local.facet(name, body.key, body.filter, body.limit, body.exact),
+        }
+        return does[call]()
+
+    def page(self, told: tuple[Any, Any]) -> dict[str, Any]:
+        return {"points": told[0], "next_page_offset": told[1]}
+
+
+def test_requests_to_a_server_are_well_formed(tmp_path: Path) -> None:
+    wire = Wire()
+    engine = Server("http://qdrant", layout=replace(GRAPH, shards=6, replicas=2), client=wire.client())
+    store = filled(tmp_path / "s", 200)
+    assert push(store.snapshot(), engine, queries=10).pushed == 200
+    calls = [call for call, _ in wire.asked]
+    assert calls.count("PUT index") == 5
+    assert max(i for i, call in enumerate(calls) if call == "PUT index") < calls.index("PUT points")
+    [made] = [body for call, body in wire.asked if call == "PUT"]
+    assert (made.shard_number, made.replication_factor, made.vectors["image"].datatype) == (6, 2, "float16")
+    delete(store, Filter(sources=("source-03",)))
+    assert push(store.snapshot(), engine, queries=10).dropped > 0
+    snapshot = store.snapshot()
+    queries = snapshot.vectors(slice(0, 5))
+    for which in (Filter(), Filter(labels=(0,), but_sources=("source-01",)), Filter(keys=("x/y",))):
+        found, true = ask(snapshot, engine).search(queries, 5, which), truth(snapshot, queries, 5, which)
+        assert (found.rows == true.rows).all()
+    widths = {one.params.hnsw_ef for call, body in wire.asked if call.endswith("batch") for one in body.searches}
+    assert {None, 64} <= widths  # the engine's own, and what was measured
+    assert Remote(engine).describe([int(snapshot.ids[0])])[int(snapshot.ids[0])]["shard"] == 1
+    engine.remove()
+    with pytest.raises(NoStore):
+        ask(snapshot, engine)
+    engine.close()
+
+
+def test_a_collection_of_someone_else_is_left_alone(small: Store) -> None:
+    from qdrant_client import models as m
+
+    wire = Wire()
+    wire.local.create_collection("clipfake", {"text": m.VectorParams(size=4, distance=m.Distance.COSINE)})
+    wire.local.upsert("clipfake", [m.PointStruct(id=str(uuid.UUID(int=7)), vector={"text": [1, 0, 0, 0]})])
+    engine = Server("http://qdrant", client=wire.client())
+    with pytest.raises(NotAStore, match="not filled by this release"):
+        push(small.snapshot(), engine)
+    assert wire.local.count("clipfake").count == 1
+    engine.close()
+
+
+def test_numbers_in_few_digits_are_the_same_numbers() -> None:
+    halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
+    finite = halves[np.isfinite(halves)][None]
+    told = json.dumps(in_few_digits(finite))
+    assert np.array_equal(np.array(json.loads(told), np.float32).astype(np.float16), finite)
+    assert len(told) < 0.6 * len(json.dumps(finite.astype(np.float32).tolist()))
+
+
+def test_a_server_that_is_not_there_is_named() -> None:
+    engine = engine_at("http://127.0.0.1:9", "somewhere")
+    with pytest.raises(EngineDown, match=r"somewhere at http://127\.0\.0\.1:9 cannot be reached \(.*refused"):
+        engine.there()
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (httpx.ConnectError("no route"), EngineDown),
+        (httpx.ConnectTimeout("timed out"), EngineDown),
+        (httpx.RemoteProtocolError("disconnected without sending a response"), EngineDown),
+        (httpx.ReadTimeout("timed out"), EngineSlow),
+        (httpx.Response(429, headers={"Retry-After": "3"}, json={"status": {"error": "too many"}}), EngineDown),
+        (httpx.Response(503), EngineDown),
+        (httpx.Response(504), EngineSlow),
+        (httpx.Response(401), EngineError),
+        (httpx.Response(500), EngineError),
+        (httpx.Response(200, text="<html>"), EngineError),
+    ],
+    ids=lambda given: f"{given.status_code}" if isinstance(given, httpx.Response) else "",
+)
+def test_how_a_server_fails_can_be_told_by_the_type_of_the_error(answer: Any, failure: type[StoreError]) -> None:
+    from qdrant_client import QdrantClient
+
+    def answered(request: httpx.Request) -> httpx.Response:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer  # type: ignore[no-any-return]
+
+    client = QdrantClient("http://qdrant", check_compatibility=False, transport=httpx.MockTransport(answered))
+    with pytest.raises(StoreError, match=r"somewhere at http://qdrant") as found:
+        Server("http://qdrant", "somewhere", client=client).count(Allowed(Filter()))
+    assert type(found.value) is failure
+    assert ("QDRANT_API_KEY" in str(found.value)) == (failure is EngineError)
+
+
+def test_a_detector_asks_the_engine_and_says_the_same(toy: Any, tmp_path: Path, edge: Edge) -> None:
+    from clipfake.detector.detector import Detector
+
+    push(toy.store.snapshot(), edge, queries=0)
+    own = Detector.load(toy.store)
+    asked: list[int] = []
+
+    def elsewhere(snapshot: Snapshot) -> Any:
+        engine = ask(snapshot, edge)
+
+        class Counted:
+            def search(self, queries: Any, k: int, where: Any = None, recall: float = 0.99) -> Matches:
+                asked.append(len(queries))
+                return engine.search(queries, k, where, recall)
+
+        return Counted()
+
+    other = Detector.load(toy.store, elsewhere=elsewhere)
+    vectors = toy.encoder.encode([toy.decode(toy.drawn("gan_b", 70 + i)).pixels for i in range(4)])
+    called = [f"{i}.png" for i in range(4)]
+    for one, two in zip(own.judge(called, vectors), other.judge(called, vectors), strict=True):
+        assert (one.verdict, round(one.score, 4)) == (two.verdict, round(two.score, 4))
+        assert [n.key for n in one.neighbors["fake"]] == [n.key for n in two.neighbors["fake"]]
+    assert asked
+
+
+def test_a_label_without_some_sources_can_be_told_to_an_engine(
+    small: Store, edge: Edge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(plan, "EXACT_ROWS", 10)
+    monkeypatch.setattr(remote, "MASK_ROWS", 20)
+    snapshot = small.snapshot()
+    push(snapshot, edge, queries=0)
+    labels, sources = snapshot.column("labels"), snapshot.column("sources")
+    mask = (labels == 1) & (sources != "source-12")
+    queries = snapshot.vectors(slice(0, 5))
+    found = ask(snapshot, edge).search(queries, 5, mask)
+    assert recall(found, nearest(queries, snapshot.vectors(mask), np.flatnonzero(mask), 5)) >= 0.95
+    with pytest.raises(BadBlock, match="give a Filter"):
+        ask(snapshot, edge).search(queries, 5, mask & (np.arange(len(mask)) % 2 == 0))

@@ -1,0 +1,310 @@
+"""What leaves a store can come back as the same store, and what others left behind can come in."""
+
+import json
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clipfake.benchmarks.common.synthetic_rows import space, synthetic
+from clipfake.errors import BadBlock, SourceError, SpaceMismatch, StoreError
+from clipfake.store.exchange.export_rows import LAYOUTS, export
+from clipfake.store.exchange.import_rows import Folder, Meaning, foreign_space, import_rows, label_of
+from clipfake.store.exchange.tables import NAMES, frame
+from clipfake.store.records import Block, Rows
+from clipfake.store.snapshot import Snapshot
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+
+pyarrow = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
+parquet = pytest.importorskip("pyarrow.parquet")
+
+DIM, ROWS = 8, 700
+
+
+@pytest.fixture(scope="module")
+def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
+    """Three shards with thumbnails and texts, of which some rows are gone."""
+    store = Store.create(tmp_path_factory.mktemp("out") / "s", space(DIM))
+    with store.writer(rows_per_shard=300) as writer:
+        for block in synthetic(ROWS, DIM, size=300):
+            pictures = tuple(key.encode() for key in block.rows.keys)
+            texts = {name: np.full(DIM, 0.5, np.float32) for name in block.rows.categories.tolist()}
+            writer.append(Block(block.space, block.rows, block.vectors, pictures, texts))
+        writer.delete(np.arange(ROWS) % 5 == 0)
+    return store.snapshot()
+
+
+def same(one: Snapshot, other: Snapshot) -> None:
+    assert one.space == other.space
+    for column in fields(Rows):
+        assert one.column(column.name).tolist() == other.column(column.name).tolist(), column.name
+    assert np.array_equal(one.vectors(dtype=np.float16), other.vectors(dtype=np.float16))
+    everyone = np.arange(len(one))
+    assert one.thumbnails(everyone) == other.thumbnails(everyone)
+    used = set(one.column("categories").tolist())  # those of deleted rows stay at home
+    assert {k: v.tolist() for k, v in one.texts.items() if k in used} == {k: v.tolist() for k, v in other.texts.items()}
+
+
+@pytest.mark.parametrize("layout", ["clip-retrieval", "numpy"])
+def test_a_store_exported_and_imported_is_equal(
+    snapshot: Snapshot, tmp_path: Path, layout: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("clipfake.store.exchange.export_rows.BLOCK_ROWS", 64)
+    monkeypatch.setattr("clipfake.store.exchange.import_rows.BLOCK_ROWS", 50)
+    told = export(snapshot, tmp_path / "out", layout, rows_per_file=250)
+    assert (told.rows, told.layout) == (len(snapshot), layout)
+    back = import_rows(tmp_path / "out", tmp_path / "back")
+    assert (back.rows, back.added) == (len(snapshot), len(snapshot))
+    same(snapshot, Store.open(tmp_path / "back").snapshot())
+    again = import_rows(tmp_path / "out", tmp_path / "back")
+    assert (again.known, again.added, again.snapshot) == (len(snapshot), 0, back.snapshot)
+
+
+def test_clip_retrievals_layout_is_what_its_readers_expect(snapshot: Snapshot, tmp_path: Path) -> None:
+    export(snapshot, tmp_path / "out", "clip-retrieval", rows_per_file=50)
+    numbers = [f"{n:02d}" for n in range(12)]  # of one length: readers sort by name
+    for kind, suffix in (("img_emb", "npy"), ("text_emb", "npy"), ("metadata", "parquet")):
+        assert sorted(p.name for p in (tmp_path / "out" / kind).iterdir()) == [f"{kind}_{n}.{suffix}" for n in numbers]
+    vectors = np.load(tmp_path / "out/img_emb/img_emb_03.npy")
+    rows = parquet.read_table(tmp_path / "out/metadata/metadata_03.parquet").to_pydict()
+    assert vectors.dtype == np.float16
+    assert np.array_equal(vectors, snapshot.vectors(slice(150, 200), np.float16))
+    assert rows["image_path"] == snapshot.column("paths")[150:200].tolist()
+    assert rows["caption"] == snapshot.column("categories")[150:200].tolist()
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_filter_leaves_the_other_rows_at_home(snapshot: Snapshot, tmp_path: Path, layout: Any) -> None:
+    fake = snapshot.column("labels") == 1
+    assert export(snapshot, tmp_path / "out", layout, fake).rows == fake.sum()
+    assert export(snapshot, tmp_path / "none", layout, np.zeros(len(snapshot), bool)).rows == 0
+    assert not (tmp_path / "none/text_emb").exists()  # clip-retrieval takes an empty folder for a damaged one
+    [path] = (tmp_path / "out").rglob("*.parquet")
+    assert parquet.read_table(path)["key"].to_pylist() == snapshot.column("keys")[fake].tolist()
+
+
+def test_what_is_there_is_not_written_over(snapshot: Snapshot, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/thesis.tex").touch()
+    with pytest.raises(StoreError, match="not empty"):
+        export(snapshot, tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
+
+
+def test_the_rows_are_a_pandas_table(snapshot: Snapshot) -> None:
+    table = frame(snapshot)
+    assert list(table.columns) == list(NAMES.values())
+    assert table["key"].tolist() == snapshot.column("keys").tolist()
+    assert table.groupby("label").size().sum() == len(snapshot)
+    assert bytes.fromhex(table["digest"][3]) == snapshot.column("digests")[3].tobytes()
+    assert len(frame(snapshot, snapshot.column("labels") == 1)) == (snapshot.column("labels") == 1).sum()
+
+
+FOREIGN = Space("their-clip", "a" * 64, 4)
+
+
+def foreign(folder: Path, rows: int = 6, scale: float = 1.0, **columns: Any) -> Path:
+    """What clip-retrieval itself writes, in two files."""
+    vectors = np.random.default_rng(1).normal(size=(rows, 4))
+    vectors *= scale / np.linalg.norm(vectors, axis=1, keepdims=True)
+    told = {"image_path": [f"/data/{i}.jpg" for i in range(rows)], "caption": ["a cat"] * rows, **columns}
+    for number, part in enumerate((slice(0, 4), slice(4, rows))):
+        for kind in ("img_emb", "metadata"):
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+        np.save(folder / f"img_emb/img_emb_{number}.npy", vectors[part].astype(np.float16))
+        table = pyarrow.table({name: values[part] for name, values in told.items()})
+        parquet.write_table(table, folder / f"metadata/metadata_{number}.parquet")
+    return folder
+
+
+def test_what_clip_retrieval_wrote_comes_in(tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "theirs", label=["real", "fake", "0", "1", None, "FAKE"], who=list("aabbcc"))
+    meaning = Meaning(columns={"source": "who", "category": "caption"})
+    assert import_rows(folder, tmp_path / "s", FOREIGN, meaning).added == 6
+    rows = Store.open(tmp_path / "s").snapshot().rows
+    assert rows.keys.tolist() == [f"{who}/data/{i}.jpg" for i, who in enumerate("aabbcc")]
+    assert rows.labels.tolist() == [0, 1, 0, 1, -1, 1]
+    assert rows.generators.tolist() == ["", "a", "", "b", "", "c"]
+    assert set(rows.categories.tolist()) == {"a cat"}
+    assert import_rows(folder, tmp_path / "s", FOREIGN, meaning).known == 6
+
+
+def test_a_space_that_is_only_named_can_be_searched(tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "theirs")
+    named = foreign_space("laion's b32", Folder.open(folder).dim)
+    import_rows(folder, tmp_path / "s", named, Meaning("laion", 0))
+    snapshot = Store.open(tmp_path / "s").snapshot()
+    assert snapshot.search(snapshot.vectors([2]), 1).rows.tolist() == [[2]]
+    assert not named.same(foreign_space("another", 4))
+
+
+def test_vectors_of_another_length_are_refused_or_brought_to_one(tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "theirs", scale=3.0)
+    with pytest.raises(BadBlock, match=r"length 3\.0"):
+        import_rows(folder, tmp_path / "s", FOREIGN, Meaning("x"))
+    import_rows(folder, tmp_path / "t", FOREIGN, Meaning("x"), normalise=True)
+    lengths = np.linalg.norm(Store.open(tmp_path / "t").snapshot().vectors(), axis=1)
+    assert np.allclose(lengths, 1, atol=1e-3)
+
+
+def spoil(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    def spoiled(folder: Path) -> None:
+        path = folder / name
+        np.save(path, change(np.load(path)))
+
+    return spoiled
+
+
+def not_a_number(vectors: np.ndarray) -> np.ndarray:
+    vectors[1] = np.nan
+    return vectors
+
+
+@pytest.mark.parametrize(
+    ("damage", "error", "said"),
+    [
+        (lambda f: (f / "metadata/metadata_1.parquet").unlink(), SourceError, "number 1 is in one of them only"),
+        (spoil("img_emb/img_emb_1.npy", lambda v: v[:1]), SourceError, "1 vectors"),
+        (spoil("img_emb/img_emb_1.npy", lambda v: v[:, :2]), SourceError, r"\[2, 4\] dimensions"),
+        (spoil("img_emb/img_emb_0.npy", not_a_number), BadBlock, "not finite"),
+        (spoil("img_emb/img_emb_0.npy", np.zeros_like), BadBlock, "zero"),
+        (spoil("img_emb/img_emb_0.npy", lambda v: v.astype(int)), SourceError, "expected floats"),
+        (lambda f: (f / "metadata/metadata_0.parquet").write_bytes(b"PAR1"), SourceError, "not a readable parquet"),
+        (lambda f: (f / "img_emb/img_emb_0.npy").write_bytes(b""), SourceError, "not a readable numpy"),
+        (lambda f: (f / "clipfake.json").write_text("{}"), SourceError, "not of this release"),
+        (lambda f: [p.unlink() for p in f.rglob("*.npy")], SourceError, "neither vectors.npy"),
+    ],
+)
+def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, error: type[Exception], said: str) -> None:
+    folder = foreign(tmp_path / "theirs")
+    damage(folder)
+    with pytest.raises(error, match=said):
+        import_rows(folder, tmp_path / "s", FOREIGN, Meaning("x"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "meaning", "error", "said"),
+    [
+        ({}, Meaning(), SourceError, "does not say where its rows come from"),
+        ({"label": ["perhaps"] * 6}, Meaning("x"), SourceError, "the label perhaps"),
+        ({"label": [0.0, 1.0, 0.7, 0.0, 0.0, 0.0]}, Meaning("x"), SourceError, "the label 0.7"),
+        ({}, Meaning("x", columns={"label": "y"}), SourceError, "has no column y"),
+        ({"image_path": ["a", "b", "c", None, "e", "f"]}, Meaning("x"), SourceError, "row 3 has no image_path"),
+        ({"image_path": ["a", "b", "c", "a", "e", "f"]}, Meaning("x"), BadBlock, "x/a"),
+    ],
+)
+def test_a_foreign_table_that_says_too_little_is_named(
+    tmp_path: Path, columns: dict[str, Any], meaning: Meaning, error: type[Exception], said: str
+) -> None:
+    folder = foreign(tmp_path / "theirs", **columns)
+    with pytest.raises(error, match=said):
+        import_rows(folder, tmp_path / "s", FOREIGN, meaning)
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (lambda f: set_card(f, space={"encoder": "x"}), "does not name its space"),
+        (lambda f: set_card(f, texts=["only one"]), "texts"),
+        (lambda f: (f / "texts.npy").unlink(), "texts.npy is not a readable numpy array"),
+        (lambda f: set_column(f, "digest", [b"short"] * 40), "digest"),
+        (lambda f: set_column(f, "width", ["wide"] * 40), "width"),
+    ],
+)
+def test_an_export_that_was_altered_is_named(tmp_path: Path, damage: Any, said: str) -> None:
+    [block] = synthetic(40, 4, size=40)
+    texts = {name: np.ones(4, np.float32) for name in block.rows.categories.tolist()}
+    with Store.create(tmp_path / "s", block.space).writer() as writer:
+        writer.append(Block(block.space, block.rows, block.vectors, (), texts))
+    export(Store.open(tmp_path / "s").snapshot(), tmp_path / "out", "numpy")
+    damage(tmp_path / "out")
+    with pytest.raises(SourceError, match=said):
+        import_rows(tmp_path / "out", tmp_path / "again")
+
+
+def set_card(folder: Path, **changes: Any) -> None:
+    told = json.loads((folder / "clipfake.json").read_text())
+    (folder / "clipfake.json").write_text(json.dumps({**told, **changes}))
+
+
+def set_column(folder: Path, name: str, values: list[Any]) -> None:
+    table = parquet.read_table(folder / "rows.parquet")
+    place = table.column_names.index(name)
+    parquet.write_table(table.set_column(place, name, [values]), folder / "rows.parquet")
+
+
+def test_a_table_with_flipped_bytes_is_named_or_read_as_it_was(snapshot: Snapshot, tmp_path: Path) -> None:
+    export(snapshot, tmp_path / "out", "numpy")
+    path, told = tmp_path / "out/rows.parquet", 0
+    content = path.read_bytes()
+    for place in np.linspace(4, len(content) - 5, 60).astype(int):
+        altered = bytearray(content)
+        altered[place] ^= 255
+        path.write_bytes(altered)
+        try:
+            rows = import_rows(tmp_path / "out", tmp_path / f"{place}").rows
+            assert rows == len(snapshot)
+        except (SourceError, BadBlock):
+            told += 1
+    assert told > 20
+
+
+def test_vectors_of_an_unknown_or_other_encoder_are_refused(snapshot: Snapshot, tmp_path: Path) -> None:
+    with pytest.raises(SpaceMismatch, match="does not say which encoder"):
+        import_rows(foreign(tmp_path / "theirs"), tmp_path / "s")
+    with pytest.raises(SpaceMismatch, match="of 4 dimensions"):
+        import_rows(tmp_path / "theirs", tmp_path / "s", space(8))
+    export(snapshot, tmp_path / "out", "numpy")
+    with pytest.raises(SpaceMismatch):
+        import_rows(tmp_path / "out", tmp_path / "s", Space("other", "b" * 64, DIM))
+    export(snapshot, tmp_path / "rows", "parquet")
+    with pytest.raises(SourceError, match="without vectors"):
+        import_rows(tmp_path / "rows", tmp_path / "s")
+
+
+@pytest.mark.parametrize(
+    ("told", "label"), [("real", 0), (" Fake ", 1), (True, 1), (0.0, 0), (None, -1), (float("nan"), -1), (-1, -1)]
+)
+def test_labels_are_read_as_people_write_them(told: Any, label: int) -> None:
+    assert label_of(told) == label
+
+
+def test_the_commands_export_and_import(snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from clipfake.cli import main
+
+    def ran(*words: object) -> dict[str, Any]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            main(["store", *map(str, words), "--json"])
+        assert not ended.value.code
+        return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
+
+    told = ran("export", "--to", tmp_path / "out", "--label", "fake", "--store", snapshot.folder)
+    assert told["rows"] == (snapshot.column("labels") == 1).sum()
+    assert ran("import", tmp_path / "out", "--store", tmp_path / "s")["added"] == told["rows"]
+    foreign(tmp_path / "theirs", who=list("aabbcc"))
+    words = ("import", tmp_path / "theirs", "--space", "theirs", "--column", "source=who", "--label", "real")
+    assert ran(*words, "--store", tmp_path / "t")["added"] == 6
+    assert Store.open(tmp_path / "t").snapshot().rows.labels.tolist() == [0] * 6
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["index", "--kind", "quick"], "quick is none of auto"),
+        (["import", ".", "--column", "label"], "label names no column"),
+        (["import", ".", "--column", "colour=red"], "colour is none of label"),
+    ],
+)
+def test_what_the_commands_cannot_take_is_wrong_usage(
+    snapshot: Snapshot, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+) -> None:
+    from clipfake.cli import main
+
+    with pytest.raises(SystemExit) as ended:
+        main(["store", *words, "--store", str(snapshot.folder)])
+    assert ended.value.code == 2
+    assert told in capsys.readouterr().err

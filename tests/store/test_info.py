@@ -1,0 +1,57 @@
+"""What a store says of itself adds up."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from clipfake.benchmarks.common.synthetic_rows import space, synthetic
+from clipfake.store import records
+from clipfake.store.maintenance.info import history, info
+from clipfake.store.store import Store
+from hypothesis import given
+from hypothesis import strategies as st
+
+
+def made(folder: Path) -> Store:
+    store = Store.create(folder, space(8))
+    with store.writer("first") as writer:
+        for block in synthetic(600, dim=8, size=200):
+            writer.append(block)
+        writer.delete(np.arange(600) < 50)
+    return store
+
+
+def test_the_figures_of_a_store_add_up(tmp_path: Path) -> None:
+    store = made(tmp_path / "s")
+    (tmp_path / "s/heads/default").mkdir(parents=True)
+    (tmp_path / "s/heads/default/head.json").write_text('{"snapshot": 1}')
+    told = info(store)
+    rows = store.snapshot().rows
+    assert (told.rows, told.deleted_rows, told.shards) == (550, 50, 1)
+    assert told.labels == {"real": int((rows.labels == 0).sum()), "fake": int((rows.labels == 1).sum()), "unknown": 0}
+    assert sum(s.rows for s in told.sources) == 550
+    assert {s.name: s.fake for s in told.sources if s.real} == {f"source-{i:02d}": 0 for i in range(10)}
+    assert told.bytes == (tmp_path / "s/shards/000001.h5").stat().st_size
+    assert [(h.name, h.snapshot, h.stale) for h in told.heads] == [("default", 1, True)]
+    assert json.loads(json.dumps(told.as_json()))["space"]["encoder"] == "synthetic"
+
+
+def test_an_empty_store_has_figures_too(tmp_path: Path) -> None:
+    told = info(Store.create(tmp_path / "s", space(8)))
+    assert (told.rows, told.sources, told.categories) == (0, (), 0)
+
+
+def test_the_history_tells_every_snapshot(tmp_path: Path) -> None:
+    told = history(made(tmp_path / "s"))
+    assert [(s.rows, s.note) for s in told.snapshots] == [(0, "created"), (550, "first")]
+
+
+@given(st.lists(st.sampled_from(["", "cat", "dog", "Zebra", "ä", "日本", "\U0001f600"])), st.sampled_from([1, 3, 100]))
+def test_different_texts_are_counted_as_numpy_counts_them(texts: list[str], piece: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(records, "PIECE_ROWS", piece)
+        found, which, counts = records.distinct(records.names(texts))
+    expected = np.unique(np.array(texts, "U8"), return_inverse=True, return_counts=True)
+    for ours, numpys in zip((found, which, counts), expected, strict=True):
+        assert ours.tolist() == numpys.tolist()

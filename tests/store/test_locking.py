@@ -1,0 +1,177 @@
+"""One writer at a time, on disks that can lock and on those that cannot, and readers who may write nothing."""
+
+import errno
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clipfake.benchmarks.common.synthetic_rows import space, synthetic
+from clipfake.errors import Locked, StoreError
+from clipfake.store import store as snapshots
+from clipfake.store.maintenance import verify as checking
+from clipfake.store.maintenance.compact import compact
+from clipfake.store.maintenance.verify import verify
+from clipfake.store.shard import Shard, _empty, write_shard
+from clipfake.store.store import Store
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    store = Store.create(tmp_path / "s", space(4))
+    with store.writer() as writer:
+        for block in synthetic(60, 4):
+            writer.append(block)
+    return store
+
+
+def test_a_file_system_without_locks_is_told_and_nothing_is_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none(handle: int, how: int) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    before = store.snapshot().number
+    monkeypatch.setattr(fcntl, "flock", none)
+    with pytest.raises(StoreError, match="cannot lock files"), store.writer():
+        pass
+    assert store.snapshot().number == before
+    assert len(store.snapshot().vectors()) == 60  # reading needs no lock
+
+
+def test_a_disk_that_cannot_be_written_is_read_all_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def read_only(path: Any, flags: int, *more: Any, **options: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
+            raise OSError(errno.EROFS, "Read-only file system", str(path))
+        return real(path, flags, *more, **options)
+
+    monkeypatch.setattr(os, "open", read_only)
+    for change in (lambda: store.writer().__enter__(), lambda: compact(store), lambda: store.undo(0)):
+        with pytest.raises(StoreError, match=r"cannot write to .*Read-only file system"):
+            change()
+    snapshot = store.snapshot()
+    assert len(snapshot.vectors()) == 60
+    assert snapshot.search(snapshot.vectors([3]), 1).rows.tolist() == [[3]]
+
+
+HOLD = """
+import sys
+from clipfake.store.shard import Shard, _empty, write_shard
+from clipfake.store.store import Store
+with Store.open(sys.argv[1]).writer():
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_another_processs_lock_is_respected_and_a_dead_ones_is_gone(store: Store) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(store.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises(Locked, match=f"process {other.pid} on"), store.writer():
+            pass
+        other.send_signal(signal.SIGKILL)
+        other.wait()
+    with store.writer() as writer:
+        assert len(writer.snapshot) == 60
+
+
+def test_a_reader_keeps_its_snapshot_through_compaction(store: Store) -> None:
+    held = store.snapshot()
+    before = held.vectors()
+    with store.writer() as writer:
+        writer.delete(held.column("labels") == 1)
+    compact(store)
+    assert (held.vectors() == before).all()
+    assert len(store.snapshot()) == int((held.column("labels") == 0).sum())
+    with pytest.raises(StoreError, match="has no snapshot"):
+        store.undo(0)
+
+
+def test_a_snapshot_is_given_up_with_nobody_coming_in_between(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reader who takes it while it is removed must find that it is gone, not believe that its files will stay."""
+    tried = []
+
+    def reader_comes(path: Path, *args: Any, real: Any = os.unlink, **options: Any) -> None:
+        if Path(path).name == "000000.json":
+            handle = os.open(path, os.O_RDONLY)
+            with pytest.raises(BlockingIOError):
+                fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            os.close(handle)
+            tried.append(path)
+        real(path, *args, **options)
+
+    monkeypatch.setattr(os, "unlink", reader_comes)
+    compact(store)
+    assert len(tried) == 1
+
+
+def test_a_reader_whose_snapshot_is_given_up_meanwhile_goes_on_to_the_next(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writer_comes(manifest: Path, holder: object, real: Any = snapshots.lease) -> bool:
+        monkeypatch.undo()
+        with store.writer() as writer:
+            writer.delete([True] + [False] * 59)
+        compact(store)
+        return bool(real(manifest, holder))
+
+    monkeypatch.setattr(snapshots, "lease", writer_comes)
+    held = store.snapshot()
+    assert (len(held), held.number) == (59, store.snapshots()[-1].number)
+    assert len(held.vectors()) == 59
+
+
+def test_a_child_that_was_forked_meanwhile_does_not_go_on_holding_the_lock(store: Store) -> None:
+    with store.writer():
+        listed = [path.name for path in Path("/dev/fd").iterdir()]
+        [handle] = {int(fd) for fd in listed if lock_behind(int(fd), store)}
+        childs = os.dup(handle)  # what a fork leaves in a child
+    try:
+        with store.writer() as writer:
+            assert len(writer.snapshot) == 60
+    finally:
+        os.close(childs)
+
+
+def lock_behind(handle: int, store: Store) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), (store.folder / "lock").stat())
+    except OSError:
+        return False
+
+
+def test_a_store_that_is_written_meanwhile_is_no_damaged_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer commits, gives snapshots up and compacts while every byte is looked at."""
+
+    def writer_comes(folder: Path, *more: Any, real: Any = checking.check_shard) -> Any:
+        monkeypatch.undo()
+        with store.writer() as writer:
+            writer.delete(np.arange(60) < 5)
+        with store.writer() as writer:
+            writer.delete(np.arange(55) < 5)
+        compact(store)
+        return real(folder, *more)
+
+    monkeypatch.setattr(checking, "check_shard", writer_comes)
+    assert verify(store.folder).problems == ()
+    assert verify(store.folder).rows == 50
+
+
+def test_threads_seal_shards_at_the_same_time(tmp_path: Path) -> None:
+    _empty.cache_clear()
+    blocks = [*synthetic(200, 4, size=10)]
+    with ThreadPoolExecutor(8) as pool:
+        sealed = list(pool.map(lambda at: write_shard(tmp_path / f"{at}.h5", blocks[at]), range(len(blocks))))
+    assert [header.rows for header in sealed] == [len(block) for block in blocks]
+    assert [Shard(tmp_path / f"{at}.h5").header for at in range(len(blocks))] == sealed

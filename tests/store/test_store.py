@@ -1,0 +1,331 @@
+"""The store keeps what it is given, and nothing else."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from clipfake.errors import BadBlock, Damaged, Locked, NoStore, NotAStore, SpaceMismatch
+from clipfake.store.filter import Filter
+from clipfake.store.key_index import Keys
+from clipfake.store.records import FAKE, REAL, Block, Rows, names
+from clipfake.store.shard import Shard, write_shard
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+from clipfake.store.writer import Appended
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+SPACE = Space("toy", "f" * 64, dim=4)
+
+
+def block(*keys: str, label: int = REAL, digest: int = 1, space: Space = SPACE) -> Block:
+    """Rows whose vectors follow from their keys."""
+    vectors = np.array([np.random.default_rng(list(key.encode())).normal(size=space.dim) for key in keys])
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    digests = np.full((len(keys), 16), digest, np.uint8).view("V16").reshape(-1)
+    sources = [key.split("/")[0] for key in keys]
+    rows = Rows.make(keys, [label] * len(keys), digests=digests, sources=sources, categories=["cat"] * len(keys))
+    thumbnails = tuple(key.encode() for key in keys)
+    return Block(space, rows, vectors.astype(np.float32), thumbnails, {"cat": np.ones(space.dim, np.float32)})
+
+
+def stored(folder: Path, *blocks: Block, **options: float) -> Store:
+    store = Store.create(folder, SPACE)
+    with store.writer(**options) as writer:  # type: ignore[arg-type]
+        for given in blocks:
+            writer.append(given)
+    return store
+
+
+def test_what_was_written_comes_back(tmp_path: Path) -> None:
+    given = block("a/1.jpg", "b/é ü.png", label=FAKE)
+    snapshot = stored(tmp_path / "s", given).snapshot()
+    for name in vars(given.rows):
+        assert getattr(snapshot.rows, name).tolist() == getattr(given.rows, name).tolist(), name
+    assert np.allclose(snapshot.vectors(), given.vectors, atol=1e-3)
+    assert [snapshot.thumbnail(i) for i in range(2)] == list(given.thumbnails)
+    assert snapshot.texts["cat"].tolist() == [1, 1, 1, 1]
+
+
+def test_appending_the_same_rows_twice_is_a_no_op(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", block("a/1", "a/2"))
+    before = store.snapshot().number
+    with store.writer() as writer:
+        assert writer.append(block("a/2", "a/1")) == Appended(known=2)
+    assert (store.snapshot().number, len(store.snapshot())) == (before, 2)
+
+
+def test_a_changed_file_replaces_its_row_and_old_shards_stay(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", block("a/1", "a/2"))
+    before = (tmp_path / "s/shards/000001.h5").read_bytes()
+    with store.writer() as writer:
+        assert writer.append(block("a/1", "a/3", digest=2)) == Appended(added=1, replaced=1)
+    assert store.snapshot().rows.keys.tolist() == ["a/2", "a/1", "a/3"]
+    assert (tmp_path / "s/shards/000001.h5").read_bytes() == before
+
+
+def test_rows_are_found_by_key_and_deleted_by_mask(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", block("a/1", "b/1"), block("a/2"), rows_per_shard=2)
+    with store.writer() as writer:
+        assert writer.find(["a/2", "zzz", "a/1"]).tolist() == [2, -1, 0]
+        assert writer.delete(writer.snapshot.rows.sources == "a") == 2
+    snapshot = store.snapshot()
+    assert snapshot.rows.keys.tolist() == ["b/1"]
+    assert np.allclose(snapshot.vectors(), block("b/1").vectors, atol=1e-3)
+
+
+def test_a_deleted_row_may_come_back(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", block("a/1"))
+    with store.writer() as writer:
+        writer.delete(np.array([True]))
+    with store.writer() as writer:
+        assert writer.append(block("a/1")).added == 1
+    assert store.snapshot().rows.keys.tolist() == ["a/1"]
+
+
+def test_a_reader_sees_one_snapshot_while_a_writer_works(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", block("a/1"))
+    reader = store.snapshot()
+    with store.writer() as writer:
+        writer.delete(np.array([True]))
+        writer.append(block("a/9"))
+    assert reader.rows.keys.tolist() == ["a/1"]
+    assert len(reader.vectors()) == 1
+
+
+def test_a_mask_made_before_rows_were_sealed_deletes_nothing(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", block("a/1", "a/2"))
+    with store.writer() as writer:
+        where = writer.snapshot.column("keys") == "a/1"
+        writer.append(block("a/3"))
+        with pytest.raises(BadBlock, match="give one bool for each of 3 rows"):
+            writer.delete(where)
+    assert store.snapshot().rows.keys.tolist() == ["a/1", "a/2", "a/3"]
+
+
+def test_undo_brings_an_earlier_snapshot_back(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", block("a/1"))
+    number = store.snapshot().number
+    with store.writer() as writer:
+        writer.delete(np.array([True]))
+    assert len(store.snapshot()) == 0
+    assert store.undo(number).rows.keys.tolist() == ["a/1"]
+
+
+def test_two_writers_exclude_each_other(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s")
+    with store.writer(), pytest.raises(Locked, match="is being written by process"), store.writer():
+        pass
+
+
+def test_many_small_seals_leave_one_snapshot_a_writer(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", *(block(f"a/{i}") for i in range(5)), rows_per_shard=1)
+    assert [len(store.snapshot(m.number)) for m in store.snapshots()] == [0, 5]
+
+
+def test_what_was_taken_in_before_an_error_is_kept(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s")
+    with pytest.raises(ZeroDivisionError), store.writer() as writer:
+        writer.append(block("a/1"))
+        raise ZeroDivisionError
+    assert store.snapshot().rows.keys.tolist() == ["a/1"]
+
+
+def test_search_finds_the_nearest_allowed_rows(tmp_path: Path) -> None:
+    given = block(*(f"a/{i}" for i in range(50)))
+    snapshot = stored(tmp_path / "s", given, rows_per_shard=7).snapshot()
+    where = np.arange(50) % 3 == 0
+    matches = snapshot.search(given.vectors[:5], k=4, where=where)
+    truth = np.argsort(-np.where(where, snapshot.vectors()[:5] @ snapshot.vectors().T, -9), axis=1)[:, :4]
+    assert matches.rows.tolist() == truth.tolist()
+    assert (np.diff(matches.similarity, axis=1) <= 0).all()
+
+
+def test_fewer_rows_than_asked_for_are_said_to_be_so(tmp_path: Path) -> None:
+    matches = stored(tmp_path / "s", block("a/1")).snapshot().search(block("a/1").vectors, k=3)
+    assert matches.rows.tolist() == [[0, -1, -1]]
+    assert np.isnan(matches.similarity[0, 1:]).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
+def test_vectors_that_cannot_be_compared_are_refused(tmp_path: Path, value: float) -> None:
+    bad = block("a/1", "a/2")
+    bad.vectors[1] = value
+    with pytest.raises(BadBlock, match="a/2"):
+        stored(tmp_path / "s", bad)
+    assert len(Store.open(tmp_path / "s").snapshot()) == 0
+
+
+def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadBlock, match="a/1 was given twice"):
+        stored(tmp_path / "s", block("a/1"), block("a/1"))
+
+
+def test_spaces_do_not_mix(tmp_path: Path) -> None:
+    other = Space("other", "0" * 64, dim=4)
+    stored(tmp_path / "s")
+    with pytest.raises(SpaceMismatch, match="toy"):
+        Store.create(tmp_path / "s", other)
+    with pytest.raises(SpaceMismatch, match="other"):
+        stored(tmp_path / "s", block("a/1", space=other))
+
+
+def test_there_is_no_store_in_an_empty_or_foreign_folder(tmp_path: Path) -> None:
+    with pytest.raises(NoStore, match="clipfake index"):
+        Store.open(tmp_path)
+    (tmp_path / "photo.jpg").touch()
+    with pytest.raises(NotAStore, match="no store"):
+        Store.create(tmp_path, SPACE)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "foreign", "newer"])
+def test_damage_to_a_shard_is_named(tmp_path: Path, damage: str) -> None:
+    store = stored(tmp_path / "s", block("a/1", "a/2"))
+    path = tmp_path / "s/shards/000001.h5"
+    content = bytearray(path.read_bytes())
+    if damage == "missing":
+        path.unlink()
+    elif damage == "truncated":
+        path.write_bytes(content[: len(content) // 2])
+    elif damage == "flipped":
+        content[content.index(b"a/1a/2")] ^= 1
+        path.write_bytes(content)
+    else:
+        with h5py.File(path, "a") as file:
+            file.attrs["format" if damage == "foreign" else "version"] = "x" if damage == "foreign" else 99
+    with pytest.raises((Damaged, NotAStore), match=r"000001\.h5"):
+        _ = store.snapshot().rows
+
+
+def test_an_altered_manifest_is_noticed(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", block("a/1"))
+    path = max((tmp_path / "s/snapshots").glob("*.json"))
+    told = json.loads(path.read_text())
+    told["parts"][0]["rows"] = 7
+    path.write_text(json.dumps(told))
+    with pytest.raises(Damaged, match="altered"):
+        store.snapshot()
+
+
+def test_keys_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def same(keys: list[str]) -> np.ndarray:
+        return np.zeros(len(keys), np.uint64)
+
+    monkeypatch.setattr("clipfake.store.writer.hash_keys", same)
+    monkeypatch.setattr("clipfake.store.snapshot.hash_keys", same)
+    store = stored(tmp_path / "s", block("a/1", "a/2"), block("a/3"), rows_per_shard=1)
+    with store.writer() as writer:
+        assert writer.append(block("a/4", "a/2")) == Appended(added=1, known=1)
+        assert writer.append(block("a/1", digest=2)) == Appended(replaced=1)
+    assert store.snapshot().find(["a/1", "a/2", "a/3", "a/4", "a/5"]).tolist() == [3, 0, 1, 2, -1]
+
+
+@given(st.lists(st.lists(st.integers(0, 9), max_size=20), max_size=12))
+def test_ids_are_found_by_hash_whatever_the_order_they_came_in(batches: list[list[int]]) -> None:
+    keys, ids = Keys(), iter(range(1000))
+    truth = []
+    for batch in batches:
+        added = [(h, next(ids)) for h in batch]
+        keys.add(np.array(batch, np.uint64), np.array([i for _, i in added], np.int64))
+        truth += added
+    which, found = keys.candidates(np.arange(10, dtype=np.uint64))
+    assert sorted(zip(which.tolist(), found.tolist(), strict=True)) == sorted(truth)
+
+
+def test_a_block_at_a_time_is_the_whole(tmp_path: Path) -> None:
+    snapshot = stored(
+        tmp_path / "s", *(block(*(f"{s}/{i}" for i in range(9))) for s in "ab"), rows_per_shard=7
+    ).snapshot()
+    where = np.arange(18) % 4 > 0
+    blocks = list(snapshot.blocks(5, where))
+    assert [len(b) for b in blocks] == [5, 5, 3]
+    assert [key for b in blocks for key in b.rows.keys.tolist()] == snapshot.rows.keys[where].tolist()
+    assert np.array_equal(np.concatenate([b.vectors for b in blocks]), snapshot.vectors(where))
+    backwards = next(snapshot.blocks(18, np.arange(18)[::-1]))
+    assert backwards.rows.keys.tolist() == snapshot.rows.keys.tolist()[::-1]
+
+
+def test_a_snapshot_that_is_held_keeps_its_files(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", block("a/1", "a/2"))
+    with store.writer() as writer:
+        writer.append(block("a/3"))
+        writer.seal()
+        held = store.snapshot()
+        writer.delete(np.array([True, False, True]))
+    with store.writer() as writer:
+        writer.append(block("a/4"))
+    assert held.rows.keys.tolist() == ["a/1", "a/2", "a/3"]
+    assert held.number in [m.number for m in store.snapshots()]
+
+
+def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
+    store = stored(tmp_path / "s", block("a/1"))
+    (tmp_path / "s/shards/000002.h5").write_bytes(b"sealed but never committed")
+    (tmp_path / "s/shards/000003.h5.77.tmp").write_bytes(b"half")
+    with store.writer() as writer:
+        writer.append(block("a/2"))
+    assert sorted(p.name for p in (tmp_path / "s/shards").iterdir()) == ["000001.h5", "000002.h5"]
+    assert len(store.snapshot()) == 2
+
+
+WORDS = st.text("ab\0 é", max_size=3)
+
+
+@settings(max_examples=300)
+@given(st.lists(WORDS, min_size=1, max_size=12), st.lists(WORDS | st.just("\ud800"), min_size=1, max_size=4))
+def test_a_filter_allows_the_rows_that_have_one_of_its_words_exactly(stored: list[str], wanted: list[str]) -> None:
+    """A zero at a word's end is part of it, which numpy by itself forgets."""
+
+    class Rows(list[str]):
+        def column(self, name: str) -> Any:
+            return names(self)
+
+    allowed = Filter(sources=wanted).mask(Rows(stored))  # type: ignore[arg-type]
+    assert allowed.tolist() == [word in wanted for word in stored]
+    left_out = Filter(but_sources=wanted).mask(Rows(stored))  # type: ignore[arg-type]
+    assert left_out.tolist() == [word not in wanted for word in stored]
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> Shard:
+    """A shard of 100 rows with pictures of many lengths, every seventh without one."""
+    vectors = np.eye(100, dtype=np.float32)
+    rows = Rows.make([str(i) for i in range(100)], [REAL] * 100)
+    pictures = tuple(bytes([i]) * (i % 7 * 5) for i in range(100))
+    path = tmp_path_factory.mktemp("pictured") / "000001.h5"
+    write_shard(path, Block(Space("toy", "0" * 64, 100), rows, vectors, pictures))
+    return Shard(path)
+
+
+@given(st.lists(st.integers(0, 99), max_size=30), st.booleans())
+def test_pictures_of_some_rows_are_those_of_all_without_reading_all(
+    pictured: Shard, rows: list[int], before_digests: bool
+) -> None:
+    shard = Shard(pictured.path)
+    if before_digests:  # as an older release wrote it
+        del shard.header.checksums["thumbnails/digests"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("clipfake.store.shard.ROWS_READ", 32)
+        if not before_digests:
+            patch.setattr(Shard, "check", lambda *_: pytest.fail("all are read"))
+        found = shard.pictures(np.array(rows, np.int64))
+    assert found == [pictured.thumbnails()[row] for row in rows]
+
+
+def test_a_damaged_picture_is_not_shown_and_hides_few_others(pictured: Shard, tmp_path: Path) -> None:
+    path = tmp_path / "000001.h5"
+    shutil.copy(pictured.path, path)
+    with h5py.File(path, "r+") as file:
+        file["thumbnails/bytes"][int(file["thumbnails/ends"][40]) - 1] ^= 1
+    shard, hidden = Shard(path), []
+    for row in range(100):
+        try:
+            assert shard.pictures(np.array([row])) == [pictured.thumbnails()[row]]
+        except Damaged as e:
+            assert "thumbnails/bytes is not what was written" in str(e)
+            hidden.append(row)
+    assert hidden == list(range(32, 48))

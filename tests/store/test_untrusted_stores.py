@@ -1,0 +1,569 @@
+"""Files of a store, a head or an export that a stranger made, with checksums that are right: errors that say so."""
+
+import hashlib
+import io
+import json
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import pytest
+from clipfake.detector.calibration import Calibration, Platt
+from clipfake.detector.head import Head
+from clipfake.detector.projection import Projection
+from clipfake.detector.split import Split
+from clipfake.detector.svm import Svm
+from clipfake.detector.verdict import Refusal
+from clipfake.errors import ClipfakeError, Damaged, HeadError, SourceError, StoreError
+from clipfake.show.verdict_panel import csv_line
+from clipfake.store.exchange.import_rows import Meaning, import_rows
+from clipfake.store.maintenance.build_index import build_index
+from clipfake.store.manifest import path_of, read_manifest
+from clipfake.store.named_vectors import column_writer, open_column
+from clipfake.store.records import Block, Rows
+from clipfake.store.search.ann_index import digest_of, folders, open_index
+from clipfake.store.shard import Shard, checksum
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+SPACE = Space("toy", "ab" * 32, 4)
+ROWS = 12
+DEEP = "[" * 100_000
+
+
+def unit(rows: int, dim: int = 4) -> Any:
+    vectors = np.random.default_rng(0).normal(size=(rows, dim)).astype(np.float32)
+    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with a shard, a list of deleted rows, a column and an index."""
+    store = Store.create(tmp_path_factory.mktemp("made") / "store", SPACE)
+    keys = [f"s/{i}.png" for i in range(ROWS)]
+    with store.writer() as writer:
+        rows = Rows.make(keys, [i % 2 for i in range(ROWS)], categories=["cat"] * ROWS)
+        thumbnails = tuple(bytes([i]) * i for i in range(ROWS))
+        writer.append(Block(SPACE, rows, unit(ROWS), thumbnails, {"cat": unit(1)[0]}))
+    with store.writer() as writer:
+        writer.delete(np.arange(ROWS) == 3)
+    with column_writer(store, "depth", Space("deep", "cd" * 32, 4)) as column:
+        column.put(np.arange(2), unit(2))
+    build_index(store, kind="plain")
+    return store.folder
+
+
+@pytest.fixture
+def store(made: Path, tmp_path: Path) -> Path:
+    """A copy to be changed."""
+    return Path(shutil.copytree(made, tmp_path / "store"))
+
+
+def everything(folder: Path) -> None:
+    """All that a reader may ask of a store."""
+    snapshot = Store.open(folder).snapshot()
+    assert len(snapshot.rows) == len(snapshot) == len(snapshot.vectors()) == len(snapshot.ids)
+    snapshot.search(unit(2), k=3)
+    assert snapshot.find(["s/1.png", "s/no.png"]).tolist() == [1, -1]
+    snapshot.thumbnails(np.arange(len(snapshot)))
+    assert all(len(vector) == snapshot.space.dim for vector in snapshot.texts.values())
+    open_column(folder, "depth").vectors(snapshot, np.arange(len(snapshot)))
+
+
+def told_otherwise(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """The newest manifest with a change in it, and the checksum that is right."""
+    path = path_of(folder, read_manifest(folder).number)
+    told = json.loads(path.read_text())
+    told.pop("digest")
+    change(told)
+    told["digest"] = checksum(json.dumps(told, sort_keys=True).encode())
+    path.write_text(json.dumps(told))
+
+
+def test_a_store_that_nobody_changed_answers(store: Path) -> None:
+    everything(store)
+    told_otherwise(store, lambda told: None)
+    everything(store)
+
+
+# Manifests
+
+
+PART: list[dict[str, Any]] = [
+    {"rows": -1},
+    {"rows": 2**40},
+    {"rows": 2**31, "size": 2**20},
+    {"rows": "12"},
+    {"rows": 1.5},
+    {"rows": None},
+    {"size": -1},
+    {"size": 2**70},
+    {"deleted_rows": -1},
+    {"deleted_rows": 13},
+    {"deleted_rows": 2},
+    {"deleted": "", "deleted_rows": 1},
+    {"deleted": "../x.u4"},
+    {"deleted": None},
+    {"name": "../000001.h5"},
+    {"name": "99999999999999.h5"},
+    {"name": 1},
+    {"header": "00"},
+    {"more": 1},
+]
+
+
+@pytest.mark.parametrize("change", PART)
+def test_a_part_that_makes_no_sense_is_damaged(change: dict[str, Any], store: Path) -> None:
+    told_otherwise(store, lambda told: told["parts"][0].update(change))
+    with pytest.raises(Damaged):
+        everything(store)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"number": 10**30},
+        {"number": "2"},
+        {"next_shard": 1},
+        {"next_shard": -1},
+        {"next_shard": "x"},
+        {"parts": {}},
+        {"parts": [1]},
+        {"parts": None},
+        {"space": {}},
+        {"space": None},
+        {"space": SPACE.as_json() | {"dim": 0}},
+        {"space": SPACE.as_json() | {"dim": -4}},
+        {"space": SPACE.as_json() | {"dim": 10**12}},
+        {"space": SPACE.as_json() | {"dim": 1e999}},
+        {"space": SPACE.as_json() | {"dim": "4"}},
+        {"space": SPACE.as_json() | {"dim": 3}},
+    ],
+)
+def test_a_manifest_that_makes_no_sense_is_damaged(change: dict[str, Any], store: Path) -> None:
+    told_otherwise(store, lambda told: told.update(change))
+    with pytest.raises(StoreError):
+        everything(store)
+
+
+def test_a_shard_that_is_named_twice_does_not_count_twice(store: Path) -> None:
+    told_otherwise(store, lambda told: told["parts"].append(told["parts"][0]))
+    with pytest.raises(Damaged, match="their numbers grow"):
+        everything(store)
+
+
+@pytest.mark.parametrize("content", [DEEP, "9" * 5000, "[]", "null", "\0", '{"digest": 1}'])
+def test_json_that_no_parser_reads_is_damaged(content: str, store: Path) -> None:
+    newest = path_of(store, read_manifest(store).number)
+    kept = newest.read_text()
+    for path, opened in [
+        (newest, lambda: Store.open(store)),
+        (store / "columns/depth/column.json", lambda: open_column(store, "depth")),
+        (folders(store)[0] / "index.json", lambda: open_index(folders(store)[0], SPACE)),
+    ]:
+        path.write_text(content)
+        with pytest.raises(Damaged):
+            opened()
+        newest.write_text(kept)
+
+
+@pytest.mark.parametrize("rows", [[12], [2**32 - 1], [3, 3], [5, 4], []])
+def test_a_list_of_deleted_rows_that_are_not_there_is_damaged(rows: list[int], store: Path) -> None:
+    content = np.array(rows, "<u4").tobytes()
+
+    def change(told: dict[str, Any]) -> None:
+        part = told["parts"][0]
+        part.update(deleted_rows=max(len(rows), 1), deleted_digest=checksum(content))
+        (store / "deleted" / part["deleted"]).write_bytes(content)
+
+    told_otherwise(store, change)
+    with pytest.raises(Damaged, match="is no list of"):
+        everything(store)
+
+
+# Shards
+
+
+def shard_otherwise(folder: Path, change: Callable[[h5py.File], Any]) -> None:
+    """The shard with a change in it, and every checksum right."""
+    path = folder / "shards" / "000001.h5"
+    with h5py.File(path, "r+") as file:
+        change(file)
+        checksums = json.loads(file.attrs["checksums"])
+        for name in checksums:
+            with suppress(Exception):
+                if file[name].size < 10**6:
+                    checksums[name] = checksum(np.ascontiguousarray(file[name][...]))
+        file.attrs["checksums"] = json.dumps(checksums, sort_keys=True)
+    with suppress(ClipfakeError):
+        header = Shard(path).header
+        told_otherwise(
+            folder,
+            lambda told: told["parts"][0].update(header=header.digest, size=path.stat().st_size, rows=header.rows),
+        )
+
+
+def put(name: str, values: Any, **options: Any) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file.create_dataset(name, data=values, **options)
+
+    return change
+
+
+def linked(name: str, link: Any) -> Callable[[h5py.File], None]:
+    def change(file: h5py.File) -> None:
+        del file[name]
+        file[name] = link
+
+    return change
+
+
+def never_written(file: h5py.File) -> None:
+    del file["labels"]
+    file.create_dataset("labels", (2**40,), "i1", chunks=(2**20,))
+
+
+def packed(file: h5py.File) -> None:
+    del file["keys/bytes"]
+    file.create_dataset("keys/bytes", (2**31,), "u1", chunks=(2**20,), compression="gzip")
+
+
+def elsewhere(file: h5py.File) -> None:
+    del file["keys/bytes"]
+    file.create_dataset("keys/bytes", (64,), "u1", external=[("/etc/passwd", 0, 64)])
+
+
+def borrowed(file: h5py.File) -> None:
+    del file["keys/bytes"]
+    layout = h5py.VirtualLayout((64,), "u1")
+    layout[:] = h5py.VirtualSource("/etc/passwd", "x", (64,))
+    file.create_virtual_dataset("keys/bytes", layout)
+
+
+def many(file: h5py.File) -> None:
+    file.attrs["rows"] = 2**31
+
+
+SHARDS: dict[str, Callable[[h5py.File], Any]] = {
+    "never written": never_written,
+    "packed": packed,
+    "elsewhere": elsewhere,
+    "borrowed": borrowed,
+    "many": many,
+    "another file": linked("labels", h5py.ExternalLink("other.h5", "x")),
+    "a link to nothing": linked("labels", h5py.SoftLink("/nowhere")),
+    "a link to itself": linked("labels", h5py.SoftLink("/labels")),
+    "a folder": lambda file: (file.__delitem__("labels"), file.create_group("labels")),
+    "text": put("labels", ["x"] * ROWS),
+    "references": lambda file: (file.__delitem__("labels"), file.create_dataset("labels", (ROWS,), h5py.ref_dtype)),
+    "one number": put("labels", 1),
+    "two columns": put("labels", np.zeros((ROWS, 2), "i1")),
+    "fewer": put("labels", np.zeros(ROWS - 1, "i1")),
+    "a code too large": put("sources/codes", np.full(ROWS, 9, "<u4")),
+    "a code below 0": put("sources/codes", np.full(ROWS, -9, "<i4")),
+    "ends in no order": put("keys/ends", np.arange(ROWS, dtype="<u8")[::-1]),
+    "ends beyond": put("keys/ends", np.full(ROWS, 2**63, "<u8")),
+    "text that is none": put("keys/bytes", np.full(90, 255, "u1")),
+    "digests of another length": put("digests", np.zeros((ROWS, 15), "u1")),
+    "vectors of whole numbers": put("vectors", np.ones((ROWS, 4), "i2")),
+    "vectors in one row": put("vectors", np.ones(ROWS * 4, "<f2")),
+    "pictures that end beyond": put("thumbnails/ends", np.full(ROWS, 2**62, "<u8")),
+    "fewer pictures": put("thumbnails/ends", np.zeros(2, "<u8")),
+    "texts of another length": put("texts/vectors", np.ones((1, 3), "<f2")),
+    "more texts": put("texts/vectors", np.ones((2, 4), "<f2")),
+    "no rows": lambda file: file.attrs.__setitem__("rows", -1),
+    "no space": lambda file: file.attrs.__setitem__("space", "[" * 9999),
+    "a space of numbers": lambda file: file.attrs.__setitem__("space", np.arange(4)),
+    "no version": lambda file: file.attrs.__setitem__("version", "x"),
+    "checksums of nothing": lambda file: file.attrs.__setitem__("checksums", "{}"),
+}
+
+
+@pytest.mark.parametrize("what", SHARDS)
+@pytest.mark.filterwarnings("ignore")
+def test_a_shard_that_makes_no_sense_is_damaged(what: str, store: Path) -> None:
+    other = store / "shards" / "other.h5"
+    with h5py.File(other, "w") as file:
+        file["x"] = np.zeros(ROWS, "i1")
+    shard_otherwise(store, SHARDS[what])
+    with pytest.raises(StoreError):
+        everything(store)
+
+
+@pytest.mark.parametrize("size", [0, 8, 2**64 - 1, 2**64 - 16])
+@pytest.mark.parametrize("number", [0, 1])
+def test_words_whose_length_leads_back_do_not_have_hdf5_go_round_for_ever(size: int, number: int, store: Path) -> None:
+    path = store / "shards" / "000001.h5"
+    content = bytearray(path.read_bytes())
+    first = content.find(b"GCOL") + 16
+    content[first : first + 2], content[first + 8 : first + 16] = bytes([number, 0]), size.to_bytes(8, "little")
+    path.write_bytes(content)
+    with pytest.raises(StoreError):
+        everything(store)
+
+
+# Columns and indexes
+
+
+def test_a_column_does_not_read_files_out_of_its_folder(store: Path) -> None:
+    card = store / "columns/depth/column.json"
+    told = json.loads(card.read_text())
+    told.pop("digest")
+    told["pieces"][0]["file"] = "../../../../dev/zero"
+    card.write_text(json.dumps({**told, "digest": checksum(json.dumps(told, sort_keys=True).encode())}))
+    with pytest.raises(Damaged, match="no name of ours"):
+        open_column(store, "depth")
+
+
+INDEX: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "label": lambda told: told["labels"][0].update(label="../0"),
+    "rows": lambda told: told["labels"][0].update(rows=10**9),
+    "files": lambda told: told["labels"][0].update(files={"../../x": [0, 0, "", ""]}),
+    "none": lambda told: told["labels"][0].update(files={}),
+    "efforts": lambda told: told["labels"][0].update(efforts={"x": 1}),
+    "labels": lambda told: told.update(labels=[[]]),
+    "snapshot": lambda told: told.update(snapshot=1e999),
+    "space": lambda told: told["space"].update(dim=-1),
+}
+
+
+@pytest.mark.parametrize("what", INDEX)
+def test_an_index_that_makes_no_sense_is_damaged_and_searches_do_without(what: str, store: Path) -> None:
+    folder = folders(store)[0]
+    told = json.loads((folder / "index.json").read_text())
+    told.pop("digest")
+    INDEX[what](told)
+    (folder / "index.json").write_text(json.dumps({**told, "digest": digest_of(told)}))
+    with pytest.raises(Damaged):
+        open_index(folder, SPACE)
+    everything(store)
+
+
+@pytest.mark.parametrize("name, values", [("0.ids.npy", np.zeros(3, "i8")), ("0.cells.npy", np.full(6, 10**6, "i8"))])
+def test_arrays_of_an_index_that_do_not_fit_it_are_damaged(name: str, values: Any, store: Path) -> None:
+    folder = folders(store)[0]
+    np.save(folder / name, values)
+    told = json.loads((folder / "index.json").read_text())
+    told.pop("digest")
+    content = (folder / name).read_bytes()
+    one = next(one for one in told["labels"] if name in one["files"])
+    one["files"][name] = [len(content), len(content), checksum(content), checksum(content)]
+    (folder / "index.json").write_text(json.dumps({**told, "digest": digest_of(told)}))
+    with pytest.raises(Damaged, match="cannot be read"):
+        open_index(folder, SPACE)
+    everything(store)
+
+
+# Heads and calibrations
+
+
+def head() -> Head:
+    weights = {"W": np.eye(3, 4, dtype=np.float32), "b": np.zeros(3, np.float32)}
+    split = Split.make([f"{i}" for i in range(40)], np.arange(40) % 2)
+    return Head(SPACE, 0, split, Projection("linear", weights), Svm(unit(5, 3), np.ones(5), 0.0, 1.0))
+
+
+HEADS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "NaN": lambda arrays: arrays["projection.W"].fill(np.nan),
+    "infinite": lambda arrays: arrays["classifier.weights"].fill(np.inf),
+    "gamma": lambda arrays: arrays.update({"classifier.intercept_gamma": np.array([0.0, -1.0])}),
+    "no gamma": lambda arrays: arrays.update({"classifier.intercept_gamma": np.array([0.0])}),
+    "empty": lambda arrays: arrays.update({"classifier.vectors": np.zeros((0, 3)), "classifier.weights": np.zeros(0)}),
+    "other dimensions": lambda arrays: arrays.update({"projection.W": np.ones((3, 5), np.float32)}),
+    "other width": lambda arrays: arrays.update({"classifier.vectors": np.ones((5, 2), np.float32)}),
+    "whole numbers": lambda arrays: arrays.update({"projection.b": np.ones(3, np.int64)}),
+    "one number": lambda arrays: arrays.update({"projection.b": np.ones((), np.float32)}),
+    "no split": lambda arrays: arrays.update(
+        {"split.hashes": np.zeros(0, np.uint64), "split.parts": np.zeros(0, np.int8)}
+    ),
+    "unsorted split": lambda arrays: arrays.update({"split.hashes": arrays["split.hashes"][::-1].copy()}),
+    "parts": lambda arrays: arrays["split.parts"].fill(7),
+    "missing": lambda arrays: arrays.pop("projection.W"),
+}
+TOLD: list[dict[str, Any]] = [
+    {"threshold": float("nan")},
+    {"threshold": None},
+    {"snapshot": float("inf")},
+    {"options": []},
+    {"metrics": 1},
+    {"split": {"recipe": "paper", "seed": "x"}},
+    {"projection": ["linear"]},
+    {"projection": "?"},
+    {"space": {}},
+    {"space": SPACE.as_json() | {"dim": 10**15}},
+    {"arrays": 1},
+    {"arrays": "../head"},
+    {"digest": None},
+    {"categories": ["a"]},
+]
+
+
+@pytest.mark.parametrize("what", HEADS)
+def test_a_heads_arrays_that_make_no_sense_are_a_head_error(what: str, tmp_path: Path) -> None:
+    from safetensors.numpy import load, save
+
+    head().save(tmp_path)
+    assert np.isfinite(Head.load(tmp_path, SPACE).score(unit(3))).all()
+    told = json.loads((tmp_path / "head.json").read_text())
+    arrays = {name: array.copy() for name, array in load((tmp_path / told["arrays"]).read_bytes()).items()}
+    HEADS[what](arrays)
+    content = save(arrays)
+    (tmp_path / told["arrays"]).write_bytes(content)
+    told["digest"] = hashlib.blake2b(content, digest_size=16).hexdigest()
+    (tmp_path / "head.json").write_text(json.dumps(told))
+    with pytest.raises(HeadError):
+        Head.load(tmp_path)
+
+
+@pytest.mark.parametrize("change", TOLD)
+def test_a_heads_words_that_make_no_sense_are_a_head_error(change: dict[str, Any], tmp_path: Path) -> None:
+    head().save(tmp_path)
+    told = json.loads((tmp_path / "head.json").read_text())
+    (tmp_path / "head.json").write_text(json.dumps(told | change))
+    with pytest.raises(HeadError):
+        Head.load(tmp_path)
+    (tmp_path / "head.json").write_text(DEEP)
+    with pytest.raises(HeadError):
+        Head.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"real": []},
+        {"real": [2.0, 1.0]},
+        {"fake": [float("nan")]},
+        {"fake": [[1.0]]},
+        {"nearest": []},
+        {"nearest": ["x"]},
+        {"weights": [1]},
+        {"weights": [float("inf"), 1]},
+        {"offset": None},
+        {"svm": {"slope": "x", "offset": 0}},
+        {"svm": [1, 2]},
+        {"head": "another"},
+    ],
+)
+def test_a_calibration_that_makes_no_sense_is_a_head_error(change: dict[str, Any], tmp_path: Path) -> None:
+    line, some = Platt(1.0, 0.0), np.arange(3.0)
+    Calibration(line, line, (1.0, 1.0), 0.0, some, some, some, "rows", "ab" * 16).save(tmp_path)
+    Calibration.load(tmp_path, "ab" * 16)
+    (path,) = tmp_path.iterdir()
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(HeadError):
+        Calibration.load(tmp_path, "ab" * 16)
+    path.write_text(DEEP)
+    with pytest.raises(HeadError):
+        Calibration.load(tmp_path, "ab" * 16)
+
+
+# Imports
+
+
+def npy(shape: str, kind: str = "'<f2'", content: bytes = b"\0\x3c" * 8) -> bytes:
+    header = f"{{'descr': {kind}, 'fortran_order': False, 'shape': {shape}, }}".encode().ljust(117) + b"\n"
+    return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
+
+
+def several() -> bytes:
+    out = io.BytesIO()
+    np.savez(out, a=np.eye(2))
+    return out.getvalue()
+
+
+ARRAYS = {
+    "several arrays": several(),
+    "overflow": npy("(4611686018427387904, 4)"),
+    "overflow twice": npy("(1099511627776, 1099511627776)"),
+    "many": npy("(4294967296, 4)"),
+    "digits": npy("(" + "9" * 40 + ",)"),
+    "below 0": npy("(-2, 4)"),
+    "no end": npy("(2, 4"),
+    "objects": npy("(2, 4)", "'|O'"),
+    "text": npy("(2, 4)", "'<U4'"),
+    "nothing": b"",
+    "a line of it": npy("(2,)"),
+}
+
+
+@pytest.mark.parametrize("what", ARRAYS)
+def test_vectors_that_are_none_are_a_source_error(what: str, tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow.parquet")
+    (tmp_path / "vectors.npy").write_bytes(ARRAYS[what])
+    pyarrow.write_table(pytest.importorskip("pyarrow").table({"path": ["a", "b"]}), tmp_path / "rows.parquet")
+    with pytest.raises(SourceError):
+        import_rows(tmp_path, tmp_path / "store", SPACE, Meaning("s"), normalise=True)
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        {"path": [b"\xff\xfe", b"b"]},
+        {"path": ["a", "b"], "thumbnail": ["x", "y"]},
+        {"path": ["a", "b"], "thumbnail": [1, 2]},
+        {"path": ["a", "b"], "label": [[1], [2]]},
+        {"path": ["a", "b"], "label": [1e300, float("inf")]},
+        {"path": [None, "b"]},
+        {"other": [1, 2]},
+    ],
+)
+def test_rows_that_are_none_are_a_source_error(column: dict[str, Any], tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    from pyarrow import parquet
+
+    np.save(tmp_path / "vectors.npy", unit(2))
+    table = pyarrow.table(column)
+    if isinstance(column.get("path", [0])[0], bytes):
+        table = pyarrow.table({"path": pyarrow.array(column["path"], pyarrow.binary()).view(pyarrow.string())})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    with pytest.raises(SourceError):
+        import_rows(tmp_path, tmp_path / "store", SPACE, Meaning("s"))
+
+
+# Spreadsheets
+
+
+def test_a_name_that_begins_like_a_formula_is_none_in_a_spreadsheet() -> None:
+    assert csv_line(Refusal("=HYPERLINK(1).png", "@x")).startswith("'=HYPERLINK(1).png,")
+    assert csv_line(Refusal("@x.png", "-")).endswith(",'-")
+
+
+# Any change of a small file
+
+
+ANY = settings(
+    derandomize=True, deadline=None, max_examples=200, suppress_health_check=list(HealthCheck), database=None
+)
+ANYTHING = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=4)
+ANYTHING |= st.lists(st.integers(), max_size=2) | st.dictionaries(st.text(max_size=2), st.integers(), max_size=1)
+
+
+@pytest.mark.parametrize("where", ["manifest", "part", "space"])
+def test_any_value_in_a_manifest_gives_the_rows_or_a_store_error(where: str, made: Path, tmp_path: Path) -> None:
+    here = Path(shutil.copytree(made, tmp_path / "store"))
+    path = path_of(here, read_manifest(here).number)
+    whole = path.read_text()
+    right = Store.open(here).snapshot().column("keys").tolist()
+
+    def place(told: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {"manifest": told, "part": told["parts"][0], "space": told["space"]}[where]
+        return found
+
+    @ANY
+    @given(st.sampled_from(sorted(place(json.loads(whole)))), ANYTHING)
+    def holds(name: str, value: Any) -> None:
+        path.write_text(whole)
+        told_otherwise(here, lambda told: place(told).update({name: value}))
+        with suppress(StoreError):
+            snapshot = Store.open(here).snapshot()
+            assert snapshot.column("keys").tolist() == right[: len(snapshot)]
+            snapshot.vectors()
+
+    holds()

@@ -1,0 +1,336 @@
+"""Every call a commit makes to the system fails in turn: the store is then as before or as after, never between."""
+
+import os
+import resource
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import replace as replaced
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clipfake.benchmarks.common.synthetic_rows import space, synthetic
+from clipfake.errors import BadBlock, ClipfakeError, StoreError
+from clipfake.store.exchange.export_rows import LAYOUTS, Layout, export
+from clipfake.store.filter import Filter, delete
+from clipfake.store.maintenance.build_index import build_index
+from clipfake.store.maintenance.compact import compact
+from clipfake.store.maintenance.repair import repair
+from clipfake.store.maintenance.verify import verify
+from clipfake.store.named_vectors import column_writer
+from clipfake.store.records import Block
+from clipfake.store.store import Store
+from fault_injection import Killed, calls_of, failing
+
+DIM = 4
+BLOCKS = list(synthetic(60, DIM, size=20))
+
+
+def prepared(folder: Path) -> Store:
+    store = Store.create(folder, space(DIM))
+    with store.writer(rows_per_shard=20) as writer:
+        for block in BLOCKS[:2]:
+            writer.append(block)
+    return store
+
+
+def changed(block: Block) -> Block:
+    rows = block.rows.take(slice(None))
+    return Block(block.space, type(rows)(**{**vars(rows), "digests": np.zeros(len(rows), "V16")}), block.vectors)
+
+
+def append(store: Store) -> None:
+    with store.writer() as writer:
+        writer.append(BLOCKS[2])
+
+
+def fill(store: Store) -> None:
+    """A shard is full within `append`; where its sealing failed, the end of the block tries once more."""
+    with store.writer(rows_per_shard=20) as writer:
+        writer.append(BLOCKS[2])
+
+
+def replace(store: Store) -> None:
+    with store.writer() as writer:
+        writer.append(changed(BLOCKS[0].take(slice(0, 5))))
+
+
+def drop(store: Store) -> None:
+    delete(store, Filter(labels=[1]))
+
+
+def back(store: Store) -> None:
+    store.undo(0)
+
+
+def shrink(store: Store) -> None:
+    compact(store, rows_per_shard=50)
+
+
+def index(store: Store) -> None:
+    """With few rows it must be asked for; FAISS needs some of each label."""
+    build_index(store, "plain", anew=True)
+
+
+def column(store: Store) -> None:
+    with column_writer(store, "other", space(DIM)) as writer:
+        writer.put(np.arange(len(writer.snapshot)), writer.snapshot.vectors())
+
+
+def exported(store: Store) -> None:
+    export(store.snapshot(), store.folder.with_suffix(".out"), "numpy")
+
+
+EVERY = [append, fill, replace, drop, back, shrink, index, column]
+
+
+def state(store: Store) -> dict[str, Any]:
+    snapshot = store.snapshot()
+    facts = zip(snapshot.rows.digests.tolist(), snapshot.vectors().tolist(), strict=True)
+    return dict(zip(snapshot.rows.keys.tolist(), facts, strict=True))
+
+
+CHANGES = [
+    pytest.param(change, kill, id=f"{change.__name__}, {'killed' if kill else 'disk full'}", marks=marks)
+    for change in EVERY
+    for kill in (True, False)
+    for marks in [() if (change, kill) in ((append, True), (drop, False)) else pytest.mark.slow]
+]
+
+
+@pytest.fixture(autouse=True)
+def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That bytes reach the platter cannot be seen from here; that it is asked for is counted all the same."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
+@pytest.mark.parametrize(("change", "kill"), CHANGES)
+def test_a_change_that_fails_anywhere_is_whole_or_absent(
+    tmp_path: Path, change: Callable[[Store], None], kill: bool
+) -> None:
+    model = prepared(tmp_path / "model")
+    before = state(model)
+    calls = calls_of(lambda: change(model))
+    after = state(model)
+    outcomes = set()
+    start = prepared(tmp_path / "start").folder
+    for fail_at in range(1, calls + 1):
+        store = Store(shutil.copytree(start, tmp_path / f"{fail_at}"))
+        with failing(fail_at, kill=kill), suppress(Killed, ClipfakeError):
+            change(store)
+        now = state(store)
+        assert now in (before, after), f"call {fail_at} failed"
+        assert verify(store.folder).problems == (), f"call {fail_at} failed"
+        outcomes.add(now == after)
+        change(store)  # the same again
+        assert state(store) == after, f"call {fail_at} failed"
+        shutil.rmtree(store.folder)
+    assert calls > 5
+    assert True in outcomes
+
+
+def damaged_store(folder: Path, damaged: str) -> Store:
+    """Two shards, five rows deleted, and a byte of one file flipped."""
+    store = prepared(folder)
+    with store.writer() as writer:
+        writer.delete(np.arange(40) >= 35)
+    content = bytearray((folder / damaged).read_bytes())
+    content[len(content) // 2] ^= 255
+    (folder / damaged).write_bytes(content)
+    return store
+
+
+DAMAGED = ["shards/000001.h5", "snapshots/000002.json", "snapshots/000003.json", "deleted/000002-000003.u4"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kill", [True, False], ids=["killed", "disk full"])
+@pytest.mark.parametrize("damaged", DAMAGED)
+def test_a_repair_that_fails_anywhere_is_ended_by_the_next(tmp_path: Path, damaged: str, kill: bool) -> None:
+    whole, model = (damaged_store(tmp_path / name, damaged) for name in ("whole", "model"))
+    assert not verify(whole.folder).sound
+    calls = calls_of(lambda: repair(model.folder))
+    after = state(model)
+    for fail_at in range(1, calls + 1):
+        store = Store(shutil.copytree(whole.folder, tmp_path / f"{fail_at}"))
+        with failing(fail_at, kill=kill), suppress(Killed, ClipfakeError):
+            repair(store.folder)
+        repair(store.folder)
+        assert verify(store.folder).problems == (), f"call {fail_at} failed"
+        assert state(store) == after, f"call {fail_at} failed"
+        shutil.rmtree(store.folder)
+    assert calls > 5
+
+
+def test_an_index_that_could_not_be_written_changes_no_answer(tmp_path: Path) -> None:
+    store = prepared(tmp_path / "s")
+    queries = store.snapshot().vectors(slice(0, 3))
+    with failing(10**9, kill=False) as faults:
+        index(store)
+    for fail_at in range(1, faults.made + 1, 4):
+        with failing(fail_at, kill=False), suppress(ClipfakeError):
+            index(store)
+        assert verify(store.folder).problems == ()
+        found = store.snapshot().search(queries, 4)
+        assert np.allclose(found.similarity, store.snapshot().search(queries, 4, recall=1).similarity, atol=1e-3)
+
+
+@pytest.mark.parametrize("change", EVERY, ids=lambda change: change.__name__)
+def test_a_full_disk_is_a_store_error(tmp_path: Path, change: Callable[[Store], None]) -> None:
+    start, told = prepared(tmp_path / "start").folder, 0
+    calls = calls_of(lambda: change(Store(shutil.copytree(start, tmp_path / "model"))))
+    for fail_at in range(1, calls + 1, 3):
+        store = Store(shutil.copytree(start, tmp_path / f"{fail_at}"))
+        with failing(fail_at, kill=False):
+            try:
+                change(store)
+            except StoreError as e:
+                told += "No space left on device" in str(e)
+    assert told > 0
+
+
+def test_a_full_disk_is_a_store_error_for_a_repair_too(tmp_path: Path) -> None:
+    for damaged in DAMAGED:
+        whole, model = (damaged_store(tmp_path / damaged / name, damaged) for name in ("whole", "model"))
+        for fail_at in range(1, calls_of(lambda model=model: repair(model.folder)) + 1, 3):
+            store = Store(shutil.copytree(whole.folder, tmp_path / damaged / f"{fail_at}"))
+            with failing(fail_at, kill=False), suppress(StoreError):
+                repair(store.folder)
+
+
+@pytest.mark.parametrize("kill", [True, False], ids=["killed", "disk full"])
+def test_a_store_whose_making_failed_can_be_made(tmp_path: Path, kill: bool) -> None:
+    calls = calls_of(lambda: Store.create(tmp_path / "model", space(DIM)))
+    for fail_at in range(1, calls + 1):
+        folder = tmp_path / f"{fail_at}"
+        with failing(fail_at, kill=kill), suppress(Killed, StoreError):
+            Store.create(folder, space(DIM))
+        assert len(Store.create(folder, space(DIM)).snapshot()) == 0, f"call {fail_at} failed"
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_an_export_that_fails_is_whole_or_absent(tmp_path: Path, layout: Layout) -> None:
+    def files(folder: Path) -> list[Path]:
+        return sorted(path.relative_to(folder) for path in folder.rglob("*"))
+
+    snapshot, out, told = prepared(tmp_path / "s").snapshot(), tmp_path / "out", 0
+    calls = calls_of(lambda: export(snapshot, tmp_path / "model", layout))
+    for fail_at in range(1, calls + 1):
+        with failing(fail_at, kill=False):
+            try:
+                export(snapshot, out, layout)
+            except StoreError:
+                told += 1
+        if out.exists():
+            assert files(out) == files(tmp_path / "model"), f"call {fail_at} failed"
+            shutil.rmtree(out)
+    assert told > 3
+    export(snapshot, out, layout)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "s"]
+
+
+@pytest.fixture
+def little_room() -> Iterator[Callable[[int], None]]:
+    """A file may grow to so many bytes and no further, whoever writes it: Python, HDF5, FAISS or Arrow."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("change", [*EVERY, exported], ids=lambda change: change.__name__)
+def test_a_file_that_cannot_grow_is_a_store_error(
+    tmp_path: Path, change: Callable[[Store], None], little_room: Callable[[int], None]
+) -> None:
+    store, told = prepared(tmp_path / "s"), 0
+    before = state(store)
+    for size in (0, 100, 1000, 3000, 5000):
+        little_room(size)
+        try:
+            change(store)
+        except StoreError as e:
+            told += "File too large" in str(e) or "write" in str(e)
+            assert state(store) == before
+            assert verify(store.folder).problems == ()
+    assert told > 0
+
+
+def test_nothing_is_committed_before_all_it_needs_is_on_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A power cut leaves the bytes of files that were flushed, and the names in folders that were."""
+    flushed: set[tuple[int, int, int]] = set()
+    waiting: set[Path] = set()  # folders whose names were changed since they were flushed
+    commits: list[str] = []
+    needs = {"snapshots": ("shards/*.h5", "deleted/*.u4"), "other": ("columns/other/*.f2",)}
+
+    def told(found: os.stat_result) -> tuple[int, int, int]:
+        return found.st_ino, found.st_mtime_ns, found.st_size
+
+    def fsync(handle: int) -> None:
+        flushed.add(told(os.fstat(handle)))
+        waiting.difference_update({path for path in waiting if path.stat().st_ino == os.fstat(handle).st_ino})
+
+    def mkdir(path: Path, mode: int = 0o777, real: Any = os.mkdir) -> None:
+        real(path, mode)
+        waiting.add(Path(path).parent)
+
+    def moved(real: Any) -> Any:
+        def move(source: Path, target: Path) -> None:
+            source, target = Path(source), Path(target)
+            if source.is_file():
+                assert told(source.stat()) in flushed, target.name
+            if target.suffix == ".json" and target.parent.name in needs:
+                commits.append(target.name)
+                assert not waiting - {target.parent}
+                for pattern in needs[target.parent.name]:
+                    assert {told(path.stat()) for path in (tmp_path / "s").glob(pattern)} <= flushed, pattern
+            real(source, target)
+            waiting.update({target.parent, source.parent})
+
+        return move
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(os, "mkdir", mkdir)
+    monkeypatch.setattr(os, "rename", moved(os.rename))
+    monkeypatch.setattr(os, "replace", moved(os.replace))
+    store = prepared(tmp_path / "s")
+    for change in EVERY:
+        change(store)
+    exported(store)
+    assert len(commits) > len(EVERY)
+    assert not waiting
+
+
+def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None:
+    store, model = prepared(tmp_path / "s"), prepared(tmp_path / "model")
+    with failing(calls_of(lambda: index(model)) - 6, kill=True), pytest.raises(Killed):
+        index(store)
+    assert list((store.folder / "indexes").glob("*.tmp"))
+    append(store)  # the next one is of another snapshot
+    index(store)
+    assert not list((store.folder / "indexes").glob("*.tmp"))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 1e6, 1e-9])
+def test_a_block_that_may_not_be_stored_costs_no_other(tmp_path: Path, value: float) -> None:
+    store = prepared(tmp_path / "s")
+    first, second = BLOCKS[2].take(slice(0, 10)), BLOCKS[2].take(slice(10, 20))
+    with store.writer() as writer:
+        writer.append(first)
+        vectors = second.vectors.copy()
+        vectors[3] = value
+        with pytest.raises(BadBlock, match=r"row 3 \(.*zero or not finite, 1 such"):
+            writer.append(replaced(second, vectors=vectors))
+        writer.append(second)
+    assert len(store.snapshot()) == 60
+
+
+def test_an_array_can_be_used_again_once_its_rows_are_taken_in(tmp_path: Path) -> None:
+    store = prepared(tmp_path / "s")
+    vectors = BLOCKS[2].vectors.astype(np.float16)
+    with store.writer() as writer:
+        writer.append(replaced(BLOCKS[2], vectors=vectors))
+        vectors[:] = 1
+    assert np.allclose(store.snapshot().vectors(slice(40, 60)), BLOCKS[2].vectors, atol=1e-3)

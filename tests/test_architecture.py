@@ -1,0 +1,127 @@
+"""The rooms, and what may know what."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+# Each top-level package with those it may import from. Whatever is not listed is forbidden.
+BELOW: dict[str, set[str]] = {
+    "core": set(),
+    "store": {"core"},
+    "indexer": {"store", "core"},
+    "detector": {"store", "core"},
+    "demo": {"core"},
+    "show": {"detector", "store", "core"},
+    "service": {"show", "detector", "store", "core"},
+    "benchmarks": {"service", "show", "demo", "detector", "indexer", "store", "core"},
+    "commands": {"benchmarks", "service", "show", "demo", "detector", "indexer", "store", "core"},
+}
+FILES = [path for room in BELOW for path in sorted((ROOT / room).rglob("*.py"))]
+PACKAGES = sorted(path.parent for path in FILES if path.name == "__init__.py")
+HEAVY = ("torch", "transformers", "faiss", "sklearn", "pandas", "matplotlib", "fastapi", "h5py")
+
+
+def imported_rooms(path: Path) -> Iterator[str]:
+    """The rooms a file imports from, wherever in it the import stands."""
+    depth = len(path.relative_to(ROOT).parts)  # store/records.py: 2
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            inside = path.relative_to(ROOT).parts[: depth - node.level]
+            full = [*inside, *(node.module or "").split(".")]
+            yield from [name.name for name in node.names] if full == [""] else [full[0]]
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").split(".")[0]
+        elif isinstance(node, ast.Import):
+            yield from (name.name.split(".")[0] for name in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_run_downward(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    rooms = {name for name in imported_rooms(path) if name in {*BELOW, "cli", "clipfake"}} - {room}
+    assert rooms <= BELOW[room], f"{room} may import from {sorted(BELOW[room])}; pass a function instead"
+
+
+def imported_files(path: Path) -> set[Path]:
+    """Our own files that a file imports when it runs, at its top or later; not those it names for types alone."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            node.body = []
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
+            found |= {base.with_suffix(".py"), *((base / f"{name.name}.py") for name in node.names)}
+    return {file for file in found if file.is_file()} - {path}
+
+
+def test_no_two_files_need_each_other() -> None:
+    needs = {path: imported_files(path) for path in FILES}
+    circles, done = [], set()
+
+    def walk(path: Path, trail: tuple[Path, ...]) -> None:
+        if path in trail:
+            circles.append([str(one.relative_to(ROOT)) for one in trail[trail.index(path) :]])
+        elif path not in done:
+            for other in sorted(needs.get(path, ())):
+                walk(other, (*trail, path))
+            done.add(path)
+
+    for path in FILES:
+        walk(path, ())
+    assert circles == []
+
+
+def test_every_package_is_listed_for_installation() -> None:
+    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    inits = {p.parent for room in BELOW for p in (ROOT / room).rglob("__init__.py")}
+    found = {"clipfake", *(f"clipfake.{'.'.join(p.relative_to(ROOT).parts)}" for p in inits)}
+    assert sorted(told) == sorted(found)
+
+
+def test_every_file_says_what_it_is_for() -> None:
+    silent = [path for path in FILES if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
+    assert silent == []
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_docstring_of_a_package_lists_its_modules_once(package: Path) -> None:
+    listed = ast.get_docstring(ast.parse((package / "__init__.py").read_text(encoding="utf-8"))) or ""
+    modules = [path.name for path in package.glob("*.py") if path.name != "__init__.py"]
+    assert sorted(re.findall(r"\w+\.py\b", listed)) == sorted(modules)
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_packages_are_small(package: Path) -> None:
+    assert len(list(package.glob("*.py"))) <= 16  # __init__.py among them
+
+
+def test_help_needs_nothing_heavy() -> None:
+    program = (
+        "import sys; from clipfake.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {HEAVY!r} if name in sys.modules])"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_nothing_is_unpickled(path: Path) -> None:
+    """A store or a head from a stranger must not be able to run code."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = {name.name for name in node.names} | {getattr(node, "module", "")}
+            assert modules.isdisjoint({"pickle", "joblib", "dill", "marshal"}), ast.unparse(node)
+        if isinstance(node, ast.Call):
+            assert ast.unparse(node.func) != "torch.load", "use safetensors"
+            assert not any(k.arg == "allow_pickle" and ast.unparse(k.value) != "False" for k in node.keywords)
