@@ -49,19 +49,19 @@ class SpaceMismatch(StoreError):
     """Vectors of one encoder were meant for those of another."""
 
 
-class EngineError(StoreError):
+class BackendError(StoreError):
     """A search engine beyond this process refuses, or does not hold what it should."""
 
 
-class EngineDown(EngineError):
+class BackendUnavailable(BackendError):
     """A search engine cannot be reached, or has too much to do."""
 
 
-class EngineSlow(EngineError):
+class BackendTimeout(BackendError):
     """A search engine did not answer in time."""
 
 
-class EngineDamaged(EngineError, Damaged):
+class BackendDamaged(BackendError, Damaged):
     """An engine's own files are missing, truncated or altered."""
 
 

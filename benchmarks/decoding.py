@@ -32,7 +32,7 @@ import simplejpeg
 import torch
 from PIL import Image as Pillow
 
-from ..indexer.decoding.gpu_decoder import AGREED_MEAN, AGREED_MOST, Small, difference
+from ..indexer.decoding.gpu_decoder import AGREED_MEAN, AGREED_MOST, ReducedImage, difference
 from ..indexer.decoding.image import Pixels
 from ..indexer.decoding.nvimagecodec import NAME, NvImageCodec, installed, on_a_core
 from ..indexer.encoders.base import Encoder
@@ -59,7 +59,7 @@ CLIP = Preprocess(
 )
 
 Whole = Callable[[Sequence[bytes]], Sequence[Pixels | None]]
-Opens = Callable[[Sequence[bytes]], Sequence[Small | None]]
+Opens = Callable[[Sequence[bytes]], Sequence[ReducedImage | None]]
 
 
 def run(
@@ -154,7 +154,7 @@ def rates(
     }
 
 
-def apart(some: Sequence[Small | None], exact: Sequence[Small | None]) -> dict[str, Any]:
+def apart(some: Sequence[ReducedImage | None], exact: Sequence[ReducedImage | None]) -> dict[str, Any]:
     """The difference of the images that were decoded both ways, the mean over all, and how many were not."""
     pairs = [difference(one, other) for one, other in zip(some, exact, strict=True) if one and other]
     if not pairs:
@@ -174,12 +174,12 @@ def vectors_apart(encoder: Encoder, pixels: Mapping[str, Sequence[Pixels | None]
     return {name: agreement(vectors, exact) for name, vectors in seen.items() if vectors.shape == exact.shape}
 
 
-def as_it_is(pixels: Pixels | None) -> Small | None:
-    return None if pixels is None else Small(pixels, None)
+def as_it_is(pixels: Pixels | None) -> ReducedImage | None:
+    return None if pixels is None else ReducedImage(pixels, None)
 
 
-def resized(pixels: Pixels | None) -> Small | None:
-    return None if pixels is None else Small(CLIP.shrink(pixels), None)
+def resized(pixels: Pixels | None) -> ReducedImage | None:
+    return None if pixels is None else ReducedImage(CLIP.shrink(pixels), None)
 
 
 def each(decode: Callable[[bytes], Any], contents: Sequence[bytes]) -> list[Any]:

@@ -22,9 +22,9 @@ import torch
 
 from ..errors import EncoderError
 from ..indexer.encoders.base import TorchEncoder
-from ..indexer.encoders.clip_vision import ClipTower
+from ..indexer.encoders.clip_vision import ClipVision
 from ..indexer.encoders.load import load_encoder
-from ..indexer.encoders.onednn_linear import unpack
+from ..indexer.encoders.onednn_linear import use_plain_linear
 from . import throughput
 from .common import command
 from .common.flops import flops_per_image, matrix_rate, seconds
@@ -95,12 +95,12 @@ def _name(way: str, size: int, preprocess: bool) -> str:
 def _tower(encoder: Any) -> TorchEncoder:
     if not isinstance(encoder, TorchEncoder):
         raise EncoderError("a sweep is of one CLIP on one device")
-    unpack(_clip(encoder))  # of a CPU: compilers know plain layers
+    use_plain_linear(_clip(encoder))  # of a CPU: compilers know plain layers
     return encoder
 
 
-def _clip(encoder: TorchEncoder) -> ClipTower:
-    if not isinstance(encoder.tower, ClipTower):
+def _clip(encoder: TorchEncoder) -> ClipVision:
+    if not isinstance(encoder.tower, ClipVision):
         raise EncoderError(f"a sweep is of a CLIP, and {encoder.space.encoder} is none")
     return encoder.tower
 

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..indexer.distributed.process_pool import Processes
-from ..indexer.distributed.worker import EncoderName
+from ..indexer.distributed.process_pool import ProcessPool
+from ..indexer.distributed.worker import EncoderSpec
 from ..indexer.distributed.worker_pool import index_with
 from ..indexer.encoders.base import Encoder
 from ..indexer.index import IndexOptions, index
 from ..indexer.sources.folders import listing
-from ..indexer.sources.image_ref import Entry
+from ..indexer.sources.image_ref import ImageRef
 from ..store.store import Store
 from .common import command
 from .indexing import Trivial
@@ -38,7 +38,7 @@ BATCH = 1024  # as on a GPU
 
 
 @dataclass(frozen=True)
-class TrivialName(EncoderName):
+class TrivialName(EncoderSpec):
     """The encoder that takes no time, for workers."""
 
     def load(self) -> Encoder:
@@ -49,11 +49,11 @@ class TrivialName(EncoderName):
 class OverAndOver:
     """So many images: the files of a listing again and again, under new keys."""
 
-    entries_there: tuple[Entry, ...]
+    entries_there: tuple[ImageRef, ...]
     rows: int
     name = at = "repeated"
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[ImageRef]:
         for i in range(self.rows):
             entry = self.entries_there[i % len(self.entries_there)]
             yield entry._replace(key=f"repeated/{i // 1000:05d}/{i:09d}.jpg", source="repeated")
@@ -126,7 +126,7 @@ def _crew(source: OverAndOver, options: IndexOptions, processes: int) -> dict[st
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "s", Trivial().space)
         before, core, wall = _children(), time.process_time(), time.perf_counter()
-        with Processes(TrivialName("trivial"), store.folder, options, processes) as crew:
+        with ProcessPool(TrivialName("trivial"), store.folder, options, processes) as crew:
             report = index_with(crew, [source], store, options)
         workers, core, wall = _children() - before, time.process_time() - core, time.perf_counter() - wall
     assert report.added == source.rows, report.skipped[:3]

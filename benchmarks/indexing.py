@@ -43,8 +43,8 @@ from ..indexer.encoders.encoder_spec import place_of, seed_of
 from ..indexer.encoders.load import load_encoder
 from ..indexer.index import IndexOptions, default_batch_size, index
 from ..indexer.report import IndexReport
-from ..indexer.sources.folders import Folder, count, expand, listing
-from ..indexer.sources.image_ref import File, Held, Place
+from ..indexer.sources.folders import FolderSource, count, expand, listing
+from ..indexer.sources.image_ref import ByteSource, InMemory, LocalFile
 from ..indexer.sources.zip_directory import END, END_64, IN_EXTRA, LOCATOR_64
 from ..store.space import Space
 from ..store.store import Store
@@ -78,13 +78,13 @@ class Trivial:
 
 
 @dataclass(frozen=True)
-class OnePicture(Folder):
+class OnePicture(FolderSource):
     """A folder whose table names as many files as it likes: each has the bytes of one."""
 
     content: bytes = b""
 
-    def place(self, inside: str) -> tuple[str, Place | None]:
-        return f"{self.at}/{inside}", Held(self.content, 0)
+    def place(self, inside: str) -> tuple[str, ByteSource | None]:
+        return f"{self.at}/{inside}", InMemory(self.content, 0)
 
 
 def tiny() -> bytes:
@@ -125,7 +125,7 @@ def read(paths: Sequence[Path]) -> dict[str, float]:
     return {
         "images": len(paths),
         "plain_read": core_microseconds(_plainly, names),
-        "read": core_microseconds(lambda name: File(name).read(), names),
+        "read": core_microseconds(lambda name: LocalFile(name).read(), names),
         "decode": core_microseconds(decode, contents),
         "thumbnail": core_microseconds(thumbnail, [decode(content).pixels for content in contents]),
     }

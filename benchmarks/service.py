@@ -36,7 +36,7 @@ def bank(folder: Path, space: Space) -> Store:
     """A store of clustered vectors and its trained head: 8 real sources and 12 generators, dealt out in turn."""
     import numpy as np
 
-    from ..detector.training.fit import make
+    from ..detector.training.fit import fit_detector
     from ..detector.training.train import TrainOptions
     from ..detector.training.triplet import TripletOptions
     from ..store.records import Block, Rows
@@ -57,7 +57,7 @@ def bank(folder: Path, space: Space) -> Store:
     store = Store.create(folder, space)
     with store.writer("synthetic") as writer:
         writer.append(Block(space, rows, vectors.astype(np.float32)))
-    make(store, options=TrainOptions(triplet=TripletOptions(epochs=3), baselines=()))
+    fit_detector(store, options=TrainOptions(triplet=TripletOptions(epochs=3), baselines=()))
     return store
 
 

@@ -24,7 +24,7 @@ import torch
 from ..errors import ClipfakeError
 from ..indexer.distributed.process_pool import WORTH, processes_for
 from ..indexer.encoders.checkpoint import open_checkpoint
-from ..indexer.encoders.clip_vision import Shape
+from ..indexer.encoders.clip_vision import VisionConfig
 from ..indexer.encoders.encoder_spec import place_of, with_random_weights
 from ..indexer.index import IndexOptions
 from . import indexing, throughput
@@ -53,7 +53,7 @@ class Target:
     def met(self) -> bool:
         return self.found <= self.wanted if self.most else self.found >= self.wanted
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "met": self.met}
 
 
@@ -94,7 +94,7 @@ def run(
             zip_rows=None,
         )
         targets += of_long_runs(result["indexing"])
-    result["targets"] = [target.as_json() for target in targets]
+    result["targets"] = [target.to_dict() for target in targets]
     return result
 
 
@@ -153,7 +153,7 @@ def on_card(
             except (ClipfakeError, torch.OutOfMemoryError) as e:
                 runs[name] = {"why": str(e)}
                 continue
-            operations = flops_per_image(Shape.from_config(open_checkpoint(folder, weights=False).config))
+            operations = flops_per_image(VisionConfig.from_config(open_checkpoint(folder, weights=False).config))
             run = runs[name] = found["auto"]
             run["images"], run["gflop_per_image"] = found["images"], round(operations / 1e9, 2)
             run["encoder_over_card"] = round(run["encode"]["images_per_second"] * operations / (card * 1e12), 3)

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from ..indexer.decoding.image import Pixels, decode
-from ..indexer.distributed.process_pool import Processes
-from ..indexer.distributed.worker import EncoderName
+from ..indexer.distributed.process_pool import ProcessPool
+from ..indexer.distributed.worker import EncoderSpec
 from ..indexer.distributed.worker_pool import index_with
 from ..indexer.encoders.base import Embeddings, Encoder
 from ..indexer.index import IndexOptions, default_batch_size, index
@@ -77,7 +77,7 @@ def run(
     naive = load_naive(encoder, device)
     result: dict[str, Any] = {"machine": machine(), "images": len(paths), "encoder": encoder, "repeats": repeats}
     for name in precision.split(","):
-        named, told = EncoderName(encoder, device, name), options or IndexOptions(text=False)
+        named, told = EncoderSpec(encoder, device, name), options or IndexOptions(text=False)
         result[name] = _measure(named.load(), naive, paths, few, repeats, told)
         if processes > 1:
             result[name]["crew"] = {"processes": processes, **_crew(named, paths, repeats, told, processes)}
@@ -154,10 +154,10 @@ def _measure(
 
 
 def _crew(
-    encoder: EncoderName, paths: Sequence[Path], repeats: int, options: IndexOptions, processes: int
+    encoder: EncoderSpec, paths: Sequence[Path], repeats: int, options: IndexOptions, processes: int
 ) -> dict[str, float]:
     """The whole by several processes, started before; the first run, in which they warm up, is not counted."""
-    with tempfile.TemporaryDirectory() as made, Processes(encoder, Path(made) / "store", options, processes) as crew:
+    with tempfile.TemporaryDirectory() as made, ProcessPool(encoder, Path(made) / "store", options, processes) as crew:
         store = Store.create(Path(made) / "store", crew.space)
         rates = []
         for number in range(repeats + 1):

@@ -40,12 +40,12 @@ def bank_add_command(
     with passing(LOADING):
         from ..indexer.index import index
         from ..indexer.sources.folders import expand
-        from ..indexer.sources.named_source import Named
+        from ..indexer.sources.named_source import NamedSource
 
         model = open_encoder(store, None, device=device)
     notice(model)
-    report = index([Named(one, source, labels[label]) for one in expand([folder])], opened, model)
-    show(report.as_json() if as_json else index_summary(report.as_json()))
+    report = index([NamedSource(one, source, labels[label]) for one in expand([folder])], opened, model)
+    show(report.to_dict() if as_json else index_summary(report.to_dict()))
 
 
 @app.command("remove")

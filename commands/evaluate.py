@@ -54,15 +54,15 @@ def evaluate_command(
         raise typer.BadParameter(f"{leave_one_out} cannot be left out; only source", param_hint="--leave-one-out")
     snapshot = Store.open(store).snapshot()
     if replay_by is not None:
-        from ..detector.evaluation.temporal_holdout import read_dates, replay
+        from ..detector.evaluation.temporal_holdout import read_dates, temporal_holdout
 
-        told = replay(snapshot, read_dates(replay_by), seed=seed)
-        show(told.as_json() if as_json else shown.replay_table(told))
+        told = temporal_holdout(snapshot, read_dates(replay_by), seed=seed)
+        show(told.to_dict() if as_json else shown.replay_table(told))
         written = shown.write_replay(told, out) if out else []
     else:
-        from ..detector.evaluation.leave_one_out import atlas
+        from ..detector.evaluation.leave_one_out import leave_one_out as evaluate
 
-        atlases = [atlas(snapshot, one, seed=seed) for one in ("ridge", "knn") if head in (one, Heads.both)]
+        atlases = [evaluate(snapshot, one, seed=seed) for one in ("ridge", "knn") if head in (one, Heads.both)]
         show(shown.atlas_json(atlases) if as_json else shown.atlas_table(atlases))
         written = shown.write_atlas(atlases, out) if out else []
     for path in written:

@@ -27,8 +27,8 @@ from .options import (
 from .terminal import quoted, say, show
 
 if TYPE_CHECKING:
-    from ..indexer.distributed.worker import EncoderName
-    from ..indexer.distributed.worker_pool import Crew
+    from ..indexer.distributed.worker import EncoderSpec
+    from ..indexer.distributed.worker_pool import WorkerPool
     from ..indexer.index_run import Folders, IndexOptions, Progress
     from ..indexer.report import IndexReport
     from ..store.records import Ints
@@ -80,7 +80,7 @@ def index_command(
     """
     from ..indexer.decoding.nvimagecodec import DECODERS, require_decoder
     from ..indexer.distributed.process_pool import processes_for
-    from ..indexer.distributed.worker import EncoderName
+    from ..indexer.distributed.worker import EncoderSpec
     from ..indexer.encoders.hub import bring
     from ..indexer.index import IndexOptions, plan
     from ..indexer.progress import all_of
@@ -90,7 +90,7 @@ def index_command(
 
     found = expand(folders)
     if dry_run or stats:
-        planned = {"dry_run": True, **plan(found, limit).as_json()}
+        planned = {"dry_run": True, **plan(found, limit).to_dict()}
         drawn = class_table(planned) if stats else index_summary(planned, planned=True)
         show(planned if as_json else drawn)
         return
@@ -121,7 +121,7 @@ def index_command(
     Store(store).require_room()  # before an encoder is waited for
     if options.shard is None:
         Store(store).require_free()
-    named = EncoderName(encoder_name(store, encoder, untrained=untrained), device, precision)
+    named = EncoderSpec(encoder_name(store, encoder, untrained=untrained), device, precision)
     if processes is None:
         processes = 1 if options.shard else processes_for(device, images, options.threads)
     if engine == "local":
@@ -131,7 +131,7 @@ def index_command(
         opened = create_store(store, who)
         with progress_of(images) as bar, machines_told(log_json, prometheus) as told:
             report = go(found, opened, options, all_of(*told, *([bar] if bar else [])))
-    show(report.as_json() if as_json else index_summary(report.as_json()))
+    show(report.to_dict() if as_json else index_summary(report.to_dict()))
     for lost in report.lost:
         say(lost)
     if report.interrupted:
@@ -158,7 +158,7 @@ def next_step(labels: Ints, store: str) -> str:
 
 @contextmanager
 def hired(
-    encoder: EncoderName,
+    encoder: EncoderSpec,
     store: Path,
     options: IndexOptions,
     engine: str,
@@ -167,18 +167,18 @@ def hired(
     workers: int | None,
 ) -> Iterator[tuple[Embeds, Callable[[Folders, Store, IndexOptions, Progress], IndexReport]]]:
     """Who embeds the images, ready to, and the function that has them do it."""
-    from ..indexer.distributed.process_pool import Processes
+    from ..indexer.distributed.process_pool import ProcessPool
     from ..indexer.distributed.worker_pool import index_with
     from ..indexer.index import index
     from ..show.progress_display import status_of
 
     with status_of("loading the encoder"):
         if engine == "ray":
-            from ..indexer.distributed.ray_pool import Actors
+            from ..indexer.distributed.ray_pool import RayPool
 
-            crew: Crew = Actors(encoder, store, options, address=address, count=workers)
+            crew: WorkerPool = RayPool(encoder, store, options, address=address, count=workers)
         elif processes > 1:
-            crew = Processes(encoder, store, options, processes)
+            crew = ProcessPool(encoder, store, options, processes)
         else:
             model = encoder.load()
     if engine == "local" and processes == 1:

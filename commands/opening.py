@@ -58,18 +58,18 @@ def encoder_name(store: Path, encoder: str | None, *, untrained: bool = False) -
 def with_columns(main: Encoder, store: Path, head: str, device: str, precision: str) -> Encoder:
     """The store's encoder, joined with those of the other columns that a head reads."""
     from ..detector.head import columns_of, head_folder
-    from ..indexer.add_vectors import JoinedEncoder
+    from ..indexer.add_vectors import ConcatenatedEncoder
     from ..indexer.encoders.load import load_encoder
-    from ..store.named_vectors import MAIN, open_column
+    from ..store.named_vectors import MAIN, open_named_vectors
 
     columns = columns_of(head_folder(store, head))
     if columns == (MAIN,):
         return main
-    encoders = {name: open_column(store, name).space for name in columns if name != MAIN}
+    encoders = {name: open_named_vectors(store, name).space for name in columns if name != MAIN}
     loaded = {name: load_encoder(space.encoder, device=device, precision=precision) for name, space in encoders.items()}
     for name, space in encoders.items():
         loaded[name].space.require(space, f"the column {name} of {store}")
-    return JoinedEncoder([main if name == MAIN else loaded[name] for name in columns])
+    return ConcatenatedEncoder([main if name == MAIN else loaded[name] for name in columns])
 
 
 def create_store(folder: Path, encoder: Embeds) -> Store:

@@ -14,7 +14,7 @@ from .terminal import say
 if TYPE_CHECKING:
     from ..store.filter import Filter
     from ..store.records import Mask
-    from ..store.search.matches import Searches
+    from ..store.search.matches import Searcher
     from ..store.snapshot import Snapshot
 
 
@@ -68,15 +68,15 @@ SearchAtOption = Annotated[
 ]
 
 
-def elsewhere_of(place: str, timeout: float | None = None) -> Callable[[Snapshot], Searches] | None:
+def elsewhere_of(place: str, timeout: float | None = None) -> Callable[[Snapshot], Searcher] | None:
     """Who is asked for the nearest rows with --search-at; None without it. An answer may take so many seconds."""
     if not place:
         return None
-    from ..store.backends.qdrant import engine_at
-    from ..store.backends.remote_search import ask
+    from ..store.backends.qdrant import open_backend
+    from ..store.backends.remote_search import remote_searcher
 
-    engine = engine_at(place, timeout=timeout)
-    return lambda snapshot: ask(snapshot, engine)
+    engine = open_backend(place, timeout=timeout)
+    return lambda snapshot: remote_searcher(snapshot, engine)
 
 
 def filter_of(label: str, source: str, category: str) -> Filter:

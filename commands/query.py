@@ -66,36 +66,40 @@ def query_command(
 
     clipfake query suspicious.jpg --store mystore --sheet evidence.png
     """
-    from ..detector.detector import Detector, Question
-    from ..detector.evidence import Rules
+    from ..detector.detector import QueryOptions, VectorDetector
+    from ..detector.evidence import EvidenceOptions
     from ..detector.verdict import Refusal, Verdict
     from ..indexer.encoders.hub import bring
-    from ..show.contact_sheet import Entry, write_sheet
+    from ..show.contact_sheet import SheetEntry, write_sheet
     from ..show.phrasing import CAVEAT
-    from ..show.verdict_panel import Card, csv_header, csv_line
+    from ..show.verdict_panel import VerdictPanel, csv_header, csv_line
     from ..store.store import Store
 
     if sheet and sheet.suffix.lower() not in SHEETS:
         raise typer.BadParameter(f"{sheet} is neither .png nor .jpg", param_hint="--sheet")
     opened = Store.open(store)
-    detector = Detector.load(opened, head, Rules(k=k), elsewhere_of(search_at))
+    detector = VectorDetector.load(opened, head, EvidenceOptions(k=k), elsewhere_of(search_at))
     bring(encoder_name(store, encoder))
     with passing(LOADING):
-        from ..indexer.embedding import AFTER, HEAPS, ask  # which brings torch: a wrong store or head is told before it
+        from ..indexer.embedding import (  # which brings torch: a wrong store or head is told before it
+            AFTER,
+            ARCHIVES,
+            embed_images,
+        )
         from ..indexer.sources.image_ref import is_url
 
-        if far := [image for image in images if is_url(image) and not image.lower().endswith(HEAPS)]:
+        if far := [image for image in images if is_url(image) and not image.lower().endswith(ARCHIVES)]:
             raise SourceError(f"{far[0]} is not on this machine; save the image and name the file")
 
         model = open_encoder(store, encoder, head=head, device=device, precision=precision)
     model.space.require(detector.snapshot.space, f"the store {store}")
     notice(model)
-    question = Question(prior=prior, error=error)
-    entries: list[Entry] = []
+    question = QueryOptions(prior=prior, error=error)
+    entries: list[SheetEntry] = []
     tally = dict.fromkeys(("fake", "real", "unsure", "not judged"), 0)
     if as_csv:
         say_out(csv_header())
-    for asked in ask(model, images, views=steady):
+    for asked in embed_images(model, images, views=steady):
         answer: Verdict | Refusal
         if asked.image is None or asked.vector is None:
             answer = Refusal(asked.name, asked.error)
@@ -106,14 +110,14 @@ def query_command(
                     answer, dict(zip(AFTER, asked.views, strict=True)), asked.image.digest, question
                 )
             if sheet and len(entries) < SHEET_MOST:
-                entries.append(Entry.of(answer, asked.image.pixels))
+                entries.append(SheetEntry.of(answer, asked.image.pixels))
         tally[answer.verdict if isinstance(answer, Verdict) else "not judged"] += 1
         if as_json:
-            show(answer.as_json())
+            show(answer.to_dict())
         elif as_csv:
             say_out(csv_line(answer))
         elif isinstance(answer, Verdict):
-            show(Card(answer))
+            show(VerdictPanel(answer))
         else:
             say(f"{answer.image}: {answer.error}")
     asked_about = sum(tally.values())

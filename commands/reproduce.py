@@ -15,7 +15,7 @@ from .options import DeviceOption, FoldersOption, JsonOption, PrecisionOption
 from .terminal import say, show
 
 if TYPE_CHECKING:
-    from ..detector.evaluation.reproduce import Backbone, Cell, PaperOptions
+    from ..detector.evaluation.reproduce import Backbone, PaperOptions, PaperRun
     from ..indexer.index_run import Folders
     from ..store.snapshot import Snapshot
 
@@ -95,7 +95,7 @@ def indexed(folders: Folders, store: Path, encoder: Any) -> Snapshot:
     return opened.snapshot()
 
 
-def outcome(snapshot: Snapshot, cell: Cell, options: PaperOptions, folder: Path) -> dict[str, Any] | str:
+def outcome(snapshot: Snapshot, cell: PaperRun, options: PaperOptions, folder: Path) -> dict[str, Any] | str:
     """A cell's outcome, from its file where it was run before on the same rows; or why there is none."""
     from ..detector.evaluation.reproduce import asked_of, missing, run
     from ..show.progress_display import status_of
@@ -111,7 +111,7 @@ def outcome(snapshot: Snapshot, cell: Cell, options: PaperOptions, folder: Path)
         pass  # not run yet, or a file of something else: it is run again
     try:
         with status_of(cell.name) as tell:
-            told = run(snapshot, cell, options, tell).as_json()
+            told = run(snapshot, cell, options, tell).to_dict()
     except ClipfakeError as e:
         return str(e)
     write_text(path, json.dumps(told) + "\n")

@@ -33,7 +33,7 @@ def store_info_command(store: StoreOption = STORE, as_json: JsonOption = False) 
     from ..store.maintenance.info import info
     from ..store.store import Store
 
-    told = info(Store.open(store)).as_json()
+    told = info(Store.open(store)).to_dict()
     show(told if as_json else store_info(told))
 
 
@@ -47,7 +47,7 @@ def store_snapshots_command(store: StoreOption = STORE, as_json: JsonOption = Fa
     from ..store.maintenance.info import history
     from ..store.store import Store
 
-    told = history(Store.open(store)).as_json()
+    told = history(Store.open(store)).to_dict()
     show(told if as_json else history_table(told))
 
 
@@ -86,7 +86,7 @@ def store_index_command(
 
     if kind not in ("auto", "exact", "plain", "compact"):
         raise typer.BadParameter(f"{kind} is none of auto, exact, plain, compact", param_hint="--kind")
-    told = build_index(Store.open(store), kind, seed=seed, anew=anew).as_json()  # type: ignore[arg-type]
+    told = build_index(Store.open(store), kind, seed=seed, anew=anew).to_dict()  # type: ignore[arg-type]
     show(told if as_json else built(told))
 
 
@@ -100,7 +100,7 @@ def store_verify_command(store: StoreOption = STORE, as_json: JsonOption = False
     from ..store.maintenance.verify import verify
 
     found = verify(store)
-    show(found.as_json() if as_json else health(found.as_json(), quoted(store)))
+    show(found.to_dict() if as_json else health(found.to_dict(), quoted(store)))
     if not found.sound:
         raise SystemExit(1)
 
@@ -115,7 +115,7 @@ def store_repair_command(store: StoreOption = STORE, as_json: JsonOption = False
     from ..show.store_tables import repaired
     from ..store.maintenance.repair import repair
 
-    told = repair(store).as_json()
+    told = repair(store).to_dict()
     show(told if as_json else repaired(told))
 
 
@@ -129,7 +129,7 @@ def store_compact_command(store: StoreOption = STORE, as_json: JsonOption = Fals
     from ..store.maintenance.compact import compact
     from ..store.store import Store
 
-    told = compact(Store.open(store)).as_json()
+    told = compact(Store.open(store)).to_dict()
     show(told if as_json else compacted(told))
 
 
@@ -151,12 +151,12 @@ def store_export_command(
     clipfake store export --to embeddings --layout clip-retrieval --store mystore
     """
     from ..show.store_tables import exported
-    from ..store.exchange.export_rows import export
+    from ..store.exchange.export_rows import export_rows
     from ..store.store import Store
 
     snapshot = Store.open(store).snapshot()
     where = rows_of(snapshot, label, source, category)
-    told = export(snapshot, to, layout, where, rows_per_file).as_json()  # type: ignore[arg-type]
+    told = export_rows(snapshot, to, layout, where, rows_per_file).to_dict()  # type: ignore[arg-type]
     show(told if as_json else exported(told))
 
 
@@ -182,7 +182,7 @@ def store_import_command(
     clipfake store import embeddings --store mystore
     """
     from ..show.store_tables import imported
-    from ..store.exchange.import_rows import Folder, Meaning, foreign_space, import_rows, label_of
+    from ..store.exchange.import_rows import ImportDefaults, ImportFolder, foreign_space, import_rows, label_of
 
     columns = dict(one.partition("=")[::2] for one in column or ())
     if wrong := [name for name, theirs in columns.items() if not theirs]:
@@ -196,9 +196,9 @@ def store_import_command(
 
         where = load_encoder(encoder).space
     else:
-        where = foreign_space(space, Folder.open(folder).dim) if space else None  # type: ignore[assignment]
-    meaning = Meaning(source, label_of(label), columns)
-    told = import_rows(folder, store, where, meaning, normalise=normalise).as_json()
+        where = foreign_space(space, ImportFolder.open(folder).dim) if space else None  # type: ignore[assignment]
+    meaning = ImportDefaults(source, label_of(label), columns)
+    told = import_rows(folder, store, where, meaning, normalise=normalise).to_dict()
     show(told if as_json else imported(told))
 
 
@@ -222,7 +222,7 @@ def store_column_command(
 
     clipfake store column depth --encoder depth:Intel/dpt-large --store mystore
     """
-    from ..indexer.add_vectors import fill_column
+    from ..indexer.add_vectors import add_vectors
     from ..indexer.encoders.load import load_encoder
     from ..indexer.sources.folders import expand
     from ..show.progress_display import status_of
@@ -233,8 +233,8 @@ def store_column_command(
     found = expand(folders) if folders else None
     model = load_encoder(encoder, device=device, precision=precision)
     with status_of("encoding") as tell:
-        told = fill_column(opened, name, model, found, lambda done, rows: tell(f"{done:,} of {rows:,} rows"))
-    show(told.as_json() if as_json else filled(told.as_json()))
+        told = add_vectors(opened, name, model, found, lambda done, rows: tell(f"{done:,} of {rows:,} rows"))
+    show(told.to_dict() if as_json else filled(told.to_dict()))
     if told.missing and not told.added and not told.known:
         raise SystemExit(1)
 
@@ -263,7 +263,7 @@ def store_duplicates_command(
 
     from ..show.progress_display import status_of
     from ..show.store_tables import doubled
-    from ..store.maintenance.near_duplicates import all_pairs, duplicates
+    from ..store.maintenance.near_duplicates import all_pairs, find_duplicates
     from ..store.store import Store
 
     snapshot = Store.open(store).snapshot()
@@ -272,7 +272,7 @@ def store_duplicates_command(
         pairs = all_pairs(
             snapshot, out or Path(scratch) / "pairs", k, where, lambda done, rows: tell(f"{done:,} of {rows:,} rows")
         )
-        told = duplicates(snapshot, pairs, threshold).as_json()
+        told = find_duplicates(snapshot, pairs, threshold).to_dict()
     show(told if as_json else doubled(told))
 
 
@@ -295,16 +295,16 @@ def store_push_command(
     """
     from ..show.store_tables import pushed
     from ..store.backends.push import push
-    from ..store.backends.qdrant import engine_at
-    from ..store.backends.qdrant_protocol import Layout
+    from ..store.backends.qdrant import open_backend
+    from ..store.backends.qdrant_protocol import CollectionLayout
     from ..store.store import Store
 
     if quantised not in ("", "int8", "binary"):
         raise typer.BadParameter(f"{quantised} is neither int8 nor binary", param_hint="--quantised")
-    engine = engine_at(to, collection, Layout(shards, replicas, quantised))  # type: ignore[arg-type]
+    engine = open_backend(to, collection, CollectionLayout(shards, replicas, quantised))  # type: ignore[arg-type]
     try:
         snapshot = Store.open(store).snapshot()
-        told = push(snapshot, engine, recall=recall, queries=queries, anew=anew).as_json()
+        told = push(snapshot, engine, recall=recall, queries=queries, anew=anew).to_dict()
     finally:
         engine.close()
     show(told if as_json else pushed(told))

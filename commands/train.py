@@ -89,7 +89,7 @@ def train_command(
 
     clipfake train --from-store --store mystore
     """
-    from ..detector.training.fit import make
+    from ..detector.training.fit import fit_detector
     from ..detector.training.train import TrainOptions
     from ..detector.training.triplet import TripletOptions
     from ..show.progress_display import status_of
@@ -103,7 +103,7 @@ def train_command(
     names = [name for name in columns.split(",") if name]
     opened = Store.open(store)
     with status_of("training") as tell:
-        report = make(opened, head, options, columns=names, progress=tell).as_json()
+        report = fit_detector(opened, head, options, columns=names, progress=tell).to_dict()
     show(report if as_json else training_summary(report))
     if not as_json:
         named = "" if head == DEFAULT_HEAD else f" --head {head}"
@@ -123,12 +123,12 @@ def report_command(
     clipfake report --store mystore --out report.html
     """
     from ..demo.standin_encoder import NOTICE, is_standin
-    from ..detector.detector import Detector
+    from ..detector.detector import VectorDetector
     from ..detector.head import head_folder
     from ..show.report import write_report
     from ..store.store import Store
 
-    detector = Detector.load(Store.open(store), head)
+    detector = VectorDetector.load(Store.open(store), head)
     said = NOTICE if is_standin(detector.head.space.encoder) else ""
     written = write_report(
         detector,

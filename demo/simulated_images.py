@@ -144,7 +144,7 @@ def filtered(picture: Picture, taps: tuple[float, ...]) -> Picture:
 
 
 @dataclass(frozen=True)
-class Camera:
+class SimulatedCamera:
     """A Bayer sensor with its noise, its demosaicing and its own taste in sharpening."""
 
     shot: float  # variance a unit of signal (Foi et al. 2008)
@@ -192,7 +192,7 @@ def sharpened(picture: Picture, amount: float) -> Picture:
 
 
 @dataclass(frozen=True)
-class Generator:
+class SimulatedGenerator:
     """The last layers of an image generator: up-sampling, noise injection, and the contrast a discriminator asks for.
 
     An up-sampling layer is a transposed convolution with stride 2: zeros between the pixels, then `taps`. Taps that
@@ -240,22 +240,22 @@ def uneven(e: float) -> tuple[float, ...]:
 
 
 @dataclass(frozen=True)
-class Source:
+class SimulatedSource:
     """A folder of the data set and what makes its pictures."""
 
     name: str
     target: int
-    process: Camera | Generator
+    process: SimulatedCamera | SimulatedGenerator
 
 
 SOURCES = (
-    Source("sim_camera_bilinear", 0, Camera(4e-4, 0.004, False, 0.5)),
-    Source("sim_camera_gradient", 0, Camera(2e-4, 0.003, True, 0.2)),
-    Source("sim_camera_phone", 0, Camera(6e-4, 0.005, True, 0.6)),
-    Source("sim_transposed", 1, Generator(uneven(0.015), 1, 0.6, 0.02, 0.01, 0.6)),
-    Source("sim_nearest", 2, Generator(NEAREST, 1, 0.6, 0.02, 0.01, 0.6)),
-    Source("sim_bilinear", 4, Generator(BILINEAR, 1, 0.6, 0.02, 0.01, 0.8)),
-    Source("sim_stacked", 6, Generator(uneven(0.01), 2, 0.5, 0.02, 0.01, 0.6)),
+    SimulatedSource("sim_camera_bilinear", 0, SimulatedCamera(4e-4, 0.004, False, 0.5)),
+    SimulatedSource("sim_camera_gradient", 0, SimulatedCamera(2e-4, 0.003, True, 0.2)),
+    SimulatedSource("sim_camera_phone", 0, SimulatedCamera(6e-4, 0.005, True, 0.6)),
+    SimulatedSource("sim_transposed", 1, SimulatedGenerator(uneven(0.015), 1, 0.6, 0.02, 0.01, 0.6)),
+    SimulatedSource("sim_nearest", 2, SimulatedGenerator(NEAREST, 1, 0.6, 0.02, 0.01, 0.6)),
+    SimulatedSource("sim_bilinear", 4, SimulatedGenerator(BILINEAR, 1, 0.6, 0.02, 0.01, 0.8)),
+    SimulatedSource("sim_stacked", 6, SimulatedGenerator(uneven(0.01), 2, 0.5, 0.02, 0.01, 0.6)),
 )
 
 

@@ -151,7 +151,7 @@ class Calibration:
         """(rows,) share of held-out rows, in per cent, that were less similar to their nearest witness."""
         return np.searchsorted(self.nearest, nearest) / len(self.nearest) * 100
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "svm": {"slope": self.svm.slope, "offset": self.svm.offset},
             "neighbors": {"slope": self.neighbors.slope, "offset": self.neighbors.offset},
@@ -165,7 +165,7 @@ class Calibration:
         }
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Calibration:
+    def from_dict(cls, told: dict[str, Any]) -> Calibration:
         """Raises KeyError, TypeError, ValueError or OverflowError where it is none."""
         one, two = map(float, told["weights"])
         arrays = {name: np.asarray(told[name], np.float64) for name in ("real", "fake", "nearest")}
@@ -187,14 +187,14 @@ class Calibration:
 
         Save it before the head: then whoever asks has at any moment a head and the calibration of that very head.
         """
-        write_text(folder / NAME.format(self.head[:16]), json.dumps(self.as_json()) + "\n")
+        write_text(folder / NAME.format(self.head[:16]), json.dumps(self.to_dict()) + "\n")
 
     @classmethod
     def load(cls, folder: Path, head: str) -> Calibration:
         """From a head's folder, that of the head with this digest; raises HeadError."""
         path = folder / NAME.format(head[:16])
         try:
-            found = cls.from_json(read_json(path))
+            found = cls.from_dict(read_json(path))
             if found.head != head:
                 raise ValueError(f"it is that of the head {found.head[:16]}")
             return found

@@ -30,7 +30,7 @@ class Comparison:
             said = f"{first} {'beats' if self.difference > 0 else 'falls below'} {second} beyond chance"
         return f"{said}: {points} of test accuracy, McNemar p = {self.p:.2g}."
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 

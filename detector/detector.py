@@ -13,16 +13,16 @@ import numpy.typing as npt
 
 from ..core.threads import one_core
 from ..errors import BadBlock, HeadError, NotEnoughRows
-from ..store.concatenated import joined
+from ..store.concatenated import concatenated_snapshot
 from ..store.records import FAKE, LABELS, REAL, Vectors
-from ..store.search.matches import Matches, Searches
+from ..store.search.matches import Matches, Searcher
 from ..store.snapshot import Snapshot
 from ..store.store import Store
 from .calibration import Calibration
-from .evidence import FETCHED, FETCHED_MORE, Bank, Candidates, Evidence, Rules
+from .evidence import FETCHED, FETCHED_MORE, Bank, Candidates, Evidence, EvidenceOptions
 from .head import Head, columns_of, head_folder
 from .split import PART_NAMES
-from .verdict import Answer, Change, Neighbor, Stored, Verdict, decide, in_conflict, steadied
+from .verdict import Answer, Neighbor, StoredCopy, Verdict, VerdictChange, decide, in_conflict, steadied
 
 FEWER = 5  # witnesses, to see whether the answer hangs on the rest
 NEAR = 15  # nearest fakes that vote on the generator
@@ -32,7 +32,7 @@ UNSEEN = 5.0  # percentile below which the generator is called unknown
 
 
 @dataclass(frozen=True)
-class Question:
+class QueryOptions:
     """How one asks."""
 
     prior: float = 0.5  # share of fakes among the images one asks about
@@ -41,8 +41,8 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Detector:
-    """Judges vectors of one space. Make it with `Detector.load`."""
+class VectorDetector:
+    """Judges vectors of one space. Make it with `VectorDetector.load`."""
 
     head: Head
     bank: Bank
@@ -53,14 +53,14 @@ class Detector:
         cls,
         store: Store,
         name: str = "default",
-        rules: Rules = Rules(),
-        elsewhere: Callable[[Snapshot], Searches] | None = None,
-    ) -> Detector:
+        rules: EvidenceOptions = EvidenceOptions(),
+        elsewhere: Callable[[Snapshot], Searcher] | None = None,
+    ) -> VectorDetector:
         """The newest snapshot's rows as the bank, and a trained head.
 
         Parameters
         ----------
-        elsewhere : gives who is asked for the nearest rows instead (`clipfake.store.backends.remote_search.ask`)
+        elsewhere : makes a searcher for the snapshot, see `clipfake.store.backends.remote_search`
 
         Raises
         ------
@@ -72,7 +72,7 @@ class Detector:
             head, calibration = _trained(folder)
         except HeadError:  # perhaps a training that ended meanwhile has put others in their place
             head, calibration = _trained(folder)
-        snapshot = joined(store.snapshot(), columns_of(folder))
+        snapshot = concatenated_snapshot(store.snapshot(), columns_of(folder))
         if elsewhere:
             snapshot = snapshot.searched_by(elsewhere(snapshot))
         head.space.require(snapshot.space, f"the store {store.folder}")
@@ -91,7 +91,7 @@ class Detector:
         images: Sequence[str],
         vectors: Vectors,
         digests: npt.NDArray[np.void] | None = None,
-        question: Question = Question(),
+        question: QueryOptions = QueryOptions(),
     ) -> list[Verdict]:
         """A verdict for each of (n, dim) unit vectors.
 
@@ -127,21 +127,23 @@ class Detector:
                 verdicts.append(self._verdict(image, case, question))
         return verdicts
 
-    def judge_one(self, image: str, vector: Vectors, digest: bytes = b"", question: Question = Question()) -> Verdict:
+    def judge_one(
+        self, image: str, vector: Vectors, digest: bytes = b"", question: QueryOptions = QueryOptions()
+    ) -> Verdict:
         """A verdict for one (dim,) vector of a file with this BLAKE2b-128 digest."""
         digests = np.frombuffer(digest, "V16") if digest else None
         return self.judge([image], vector[None], digests, question)[0]
 
-    def steady(self, verdict: Verdict, views: dict[str, Vectors], digest: bytes, question: Question) -> Verdict:
+    def steady(self, verdict: Verdict, views: dict[str, Vectors], digest: bytes, question: QueryOptions) -> Verdict:
         """The verdict, or unsure if it changes for one of the (dim,) vectors of degraded copies."""
         plain = replace(question, changes=False)
         told = []
         for what, vector in views.items():
             view = self.judge_one(verdict.image, vector, digest, plain)
-            told.append(Change(what, view.verdict, view.score))
+            told.append(VerdictChange(what, view.verdict, view.score))
         return steadied(verdict, tuple(told))
 
-    def _verdict(self, image: str, case: _Case, question: Question) -> Verdict:
+    def _verdict(self, image: str, case: _Case, question: QueryOptions) -> Verdict:
         evidence = Evidence(case.witnesses[REAL], case.witnesses[FAKE])
         answer, score, signals, possible, reasons, percentile = self._read(case.margin, evidence, question)
         neighbors = {"real": self._told(evidence.real), "fake": self._told(evidence.fake)}
@@ -164,7 +166,7 @@ class Detector:
         )
 
     def _read(
-        self, margin: float, evidence: Evidence, question: Question
+        self, margin: float, evidence: Evidence, question: QueryOptions
     ) -> tuple[Answer, float, dict[str, float], tuple[bool, bool], tuple[str, ...], float]:
         told = self.calibration
         svm, near = np.array([margin]), evidence.signal
@@ -192,16 +194,16 @@ class Detector:
             )
         )
 
-    def _stored(self, digest: bytes) -> tuple[Stored, ...]:
+    def _stored(self, digest: bytes) -> tuple[StoredCopy, ...]:
         """The rows of a file, in words."""
         rows = self.bank.find(digest, most=STORED)
         columns = (self.snapshot.column(name)[rows].tolist() for name in ("keys", "labels", "sources", "generators"))
         told = zip(*columns, strict=True)
-        return tuple(Stored(key, LABELS[label], source, generator) for key, label, source, generator in told)
+        return tuple(StoredCopy(key, LABELS[label], source, generator) for key, label, source, generator in told)
 
     def _generator(self, fakes: Candidates, percentile: float) -> str:
         """By a vote of the nearest fakes, however many of one source; "unknown" without a clear winner."""
-        near = fakes.witnesses(Rules(k=NEAR, per_source=NEAR)).rows[0]
+        near = fakes.witnesses(EvidenceOptions(k=NEAR, per_source=NEAR)).rows[0]
         votes = Counter(self.snapshot.column("generators")[near[near >= 0]].tolist())
         if not votes:  # no fake but the asked file itself is stored
             return "unknown"
@@ -210,8 +212,8 @@ class Detector:
         return str(name) if clear and name else "unknown"
 
     def _changes(
-        self, case: _Case, neighbors: dict[str, tuple[Neighbor, ...]], answer: Answer, question: Question
-    ) -> tuple[Change, ...]:
+        self, case: _Case, neighbors: dict[str, tuple[Neighbor, ...]], answer: Answer, question: QueryOptions
+    ) -> tuple[VerdictChange, ...]:
         """What would change the answer: leaving out one source of the witnesses, or asking fewer of them."""
         others: list[tuple[str, Evidence]] = []
         rules = self.bank.rules
@@ -224,7 +226,7 @@ class Detector:
         for what, evidence in others:
             then, score, *_ = self._read(case.margin, evidence, question)
             if then != answer:
-                changes.append(Change(what, then, score))
+                changes.append(VerdictChange(what, then, score))
         return tuple(changes)
 
     def _without(self, case: _Case, source: str) -> Evidence:
@@ -257,6 +259,6 @@ class _Case:
     candidates: dict[int, Candidates]  # of each class
     witnesses: dict[int, Matches]  # of each class, by the bank's own rules
 
-    def evidence(self, rules: Rules) -> Evidence:
+    def evidence(self, rules: EvidenceOptions) -> Evidence:
         """Under other rules."""
         return Evidence(self.candidates[REAL].witnesses(rules), self.candidates[FAKE].witnesses(rules))

@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ..errors import NotEnoughRows
 from ..store.records import FAKE, REAL, Mask, Vectors, distinct
 from ..store.search.matches import Matches
-from ..store.search.prepared_filter import Scope
+from ..store.search.prepared_filter import PreparedFilter
 from ..store.snapshot import Snapshot
 
 FETCHED = 4  # times k rows are fetched: some are copies
@@ -28,7 +28,7 @@ CELLS = 2**22  # such comparisons at a time, where more rows are fetched
 
 
 @dataclass(frozen=True)
-class Rules:
+class EvidenceOptions:
     """Who may testify."""
 
     k: int = 9  # witnesses of each class, at most; calibrations are of nine: fewer are read a little too boldly
@@ -85,7 +85,7 @@ class Candidates:
             fresh[query] = first_of_copies(self.present[query], copies)
         return fresh
 
-    def witnesses(self, rules: Rules) -> Matches:
+    def witnesses(self, rules: EvidenceOptions) -> Matches:
         """(queries, k) who testifies."""
         kept = admitted(self.fresh, self.sources, rules)
         first = np.argsort(~kept, axis=1, kind="stable")[:, : rules.k]
@@ -115,7 +115,7 @@ class Candidates:
         result.sources[queries, :width] = np.take_along_axis(more.sources, order, 1)
         return result
 
-    def enough(self, rules: Rules) -> Mask:
+    def enough(self, rules: EvidenceOptions) -> Mask:
         """(queries,) whether a search for more rows could not change the witnesses."""
         return np.asarray((self.fresh.sum(1) >= WINDOW * rules.k) | self.complete)
 
@@ -125,7 +125,7 @@ class Bank:
     """The labelled rows of a snapshot that evidence is drawn from. Make it with `Bank.of`."""
 
     snapshot: Snapshot
-    rules: Rules
+    rules: EvidenceOptions
     members: Mask  # (rows,) who may testify
     sources: npt.NDArray[np.int64]  # (rows,) equal for rows of one source
     names: tuple[str, ...]  # of the sources
@@ -133,7 +133,7 @@ class Bank:
     _lock: Lock = field(default_factory=Lock, init=False, repr=False)  # a service judges in several threads
 
     @classmethod
-    def of(cls, snapshot: Snapshot, rules: Rules = Rules(), *, where: Mask | None = None) -> Bank:
+    def of(cls, snapshot: Snapshot, rules: EvidenceOptions = EvidenceOptions(), *, where: Mask | None = None) -> Bank:
         """The labelled rows of a snapshot, or those of a mask; raises NotEnoughRows unless both classes are there."""
         names, codes, _ = distinct(snapshot.column("sources"))
         members = np.ones(len(snapshot), bool) if where is None else where
@@ -153,7 +153,7 @@ class Bank:
         return self.snapshot.column("labels")
 
     @cached_property
-    def _classes(self) -> dict[int, Scope]:
+    def _classes(self) -> dict[int, PreparedFilter]:
         """The rows of each class."""
         return {label: self.snapshot.scope(self.members & (self.labels == label)) for label in (REAL, FAKE)}
 
@@ -198,7 +198,7 @@ class Bank:
         }
 
     def _topped_up(
-        self, near: Candidates, vectors: Vectors, digests: npt.NDArray[np.void] | None, scope: Scope
+        self, near: Candidates, vectors: Vectors, digests: npt.NDArray[np.void] | None, scope: PreparedFilter
     ) -> Candidates:
         """The same, with farther rows where those at hand do not settle who testifies."""
         short, wide, fetched = np.flatnonzero(~near.enough(self.rules)), near.found.k, near.found.k
@@ -220,7 +220,7 @@ class Bank:
                     near = near.refilled(np.array([query]), self._candidates(found, rest, None))
         return near
 
-    def _candidates(self, found: Matches, scope: Scope, digests: npt.NDArray[np.void] | None) -> Candidates:
+    def _candidates(self, found: Matches, scope: PreparedFilter, digests: npt.NDArray[np.void] | None) -> Candidates:
         """Those of one class, whose rows are the scope's."""
         found = found.first(min(found.k, len(scope)))
         present, copies = np.zeros(found.rows.shape, bool), dict[int, Mask]()
@@ -276,7 +276,7 @@ def first_of_copies(present: Mask, copies: Mask) -> Mask:
     return np.asarray(present & ~(copies & nearer & present).any(1))
 
 
-def admitted(fresh: Mask, sources: npt.NDArray[np.int64], rules: Rules) -> Mask:
+def admitted(fresh: Mask, sources: npt.NDArray[np.int64], rules: EvidenceOptions) -> Mask:
     """Which candidates testify.
 
     Parameters

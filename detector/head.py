@@ -123,12 +123,12 @@ class Head:
         """(n,) scores of (n, dim) stored vectors, above 0 leans fake; the rest as for `project`."""
         return self.classifier.score(self.project(vectors, mode=mode, categories=categories))
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays."""
         return {
-            "space": self.space.as_json(),
+            "space": self.space.to_dict(),
             "snapshot": self.snapshot,
-            "split": self.split.as_json(),
+            "split": self.split.to_dict(),
             "projection": self.projection.kind,
             "threshold": self.threshold,
             "metrics": dict(self.metrics),
@@ -146,7 +146,7 @@ class Head:
         arrays = folder / f"head-{digest[:16]}.safetensors"
         with written_aside(arrays) as temporary:
             temporary.write_bytes(content)
-        told = {"format": FORMAT, "version": VERSION, "arrays": arrays.name, "digest": digest, **self.as_json()}
+        told = {"format": FORMAT, "version": VERSION, "arrays": arrays.name, "digest": digest, **self.to_dict()}
         if self.vocabulary is not None:
             told["categories"] = self.vocabulary.categories.tolist()
         write_text(folder / "head.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
@@ -220,7 +220,7 @@ def _head(told: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Head:
 
     split = told["split"]
     return Head(
-        space=Space.from_json(told["space"]),
+        space=Space.from_dict(told["space"]),
         snapshot=int(told["snapshot"]),
         split=Split(arrays["split.hashes"], arrays["split.parts"], split["recipe"], int(split["seed"])),
         projection=Projection(told["projection"], under("projection.")),

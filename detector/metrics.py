@@ -95,7 +95,7 @@ class Metrics:
     accuracy_oracle: float | None  # at the best threshold for these very rows: a bound, not a result
     intervals: dict[str, Interval | None]  # 95 %
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 

@@ -90,7 +90,7 @@ class Split:
         digest.update(self.parts.astype(np.int8).tobytes())
         return digest.hexdigest()
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"recipe": self.recipe, "seed": self.seed, "digest": self.digest, **self.counts}
 
 

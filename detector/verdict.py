@@ -21,14 +21,14 @@ class Neighbor:
     split: str  # "train", "validation" or "test" of the head's training, "" if it was in none
     row: int = field(compare=False)  # its position in the snapshot, for its thumbnail
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         told = {**vars(self), "similarity": round(self.similarity, 6)}
         del told["row"]
         return told
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredCopy:
     """A stored row with the very bytes that are asked about: what was said of them when they were indexed."""
 
     key: str
@@ -38,7 +38,7 @@ class Stored:
 
 
 @dataclass(frozen=True)
-class Change:
+class VerdictChange:
     """A different question with a different answer, found by really asking it."""
 
     what: str  # "without the source stylegan2", "with 5 neighbours of each class"
@@ -62,20 +62,20 @@ class Verdict:
     reasons: tuple[str, ...]  # why, in words
     percentile: float  # per cent of known images that are less near to their nearest than this one
     generator: str  # what probably made it: a generator's name, "unknown" or "" for a real or unsure one
-    stored: tuple[Stored, ...]  # the rows with the very same bytes, of many the first few; they do not testify
+    stored: tuple[StoredCopy, ...]  # the rows with the very same bytes, of many the first few; they do not testify
     neighbors: dict[str, tuple[Neighbor, ...]]  # "real" and "fake", nearest first
-    changes: tuple[Change, ...] = ()
-    views: tuple[Change, ...] = ()  # what degraded copies of the image would have been told, if one asked
+    changes: tuple[VerdictChange, ...] = ()
+    views: tuple[VerdictChange, ...] = ()  # what degraded copies of the image would have been told, if one asked
 
     @property
     def known(self) -> str:
         """Key of the first stored row with the very same bytes, "" if there is none."""
         return self.stored[0].key if self.stored else ""
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """A plain dictionary; the stable format of `query --json` and of the service."""
         told = {**vars(self), "known": self.known, "stored": [dict(vars(row)) for row in self.stored]}
-        told["neighbors"] = {name: [n.as_json() for n in found] for name, found in self.neighbors.items()}
+        told["neighbors"] = {name: [n.to_dict() for n in found] for name, found in self.neighbors.items()}
         told["signals"] = {name: round(value, 4) for name, value in self.signals.items()}
         told["score"], told["probability"] = round(self.score, 4), round(self.probability, 4)
         told["percentile"] = round(self.percentile, 1)
@@ -92,7 +92,7 @@ class Refusal:
     image: str
     error: str
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"image": self.image, "error": self.error}
 
 
@@ -148,7 +148,7 @@ def per_cent(share: float) -> str:
     return f"{100 * share:.4g}%"
 
 
-def steadied(verdict: Verdict, views: tuple[Change, ...]) -> Verdict:
+def steadied(verdict: Verdict, views: tuple[VerdictChange, ...]) -> Verdict:
     """The verdict with those on degraded copies beside it; unsure, and why, if it does not survive them."""
     flipped = [view for view in views if view.verdict != verdict.verdict]
     if verdict.verdict == "unsure" or not flipped:

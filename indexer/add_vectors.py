@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import ImageError
-from ..store.concatenated import join, joined_space
-from ..store.named_vectors import column_writer
+from ..store.concatenated import concatenate, concatenated_space
+from ..store.named_vectors import named_vectors_writer
 from ..store.search.matches import Positions
 from ..store.snapshot import Snapshot
 from ..store.store import Store
@@ -20,7 +20,7 @@ from .decoding.image import Image, Pixels, decode
 from .encoders.base import Embeddings, Encoder
 from .index_run import Folders
 from .sources.folders import listing
-from .sources.image_ref import File, Place
+from .sources.image_ref import ByteSource, LocalFile
 
 BATCH = 64
 TOLD = 1000  # rows that failed, at most, told one by one
@@ -29,8 +29,8 @@ Progress = Callable[[int, int], None]  # rows done, rows to do
 
 
 @dataclass
-class Filled:
-    """What `fill_column` did."""
+class AddVectorsReport:
+    """What `add_vectors` did."""
 
     column: str
     encoder: str
@@ -45,13 +45,13 @@ class Filled:
         """Rows that still have none."""
         return self.rows - self.known - self.added
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "missing": self.missing}
 
 
-def fill_column(
+def add_vectors(
     store: Store, name: str, encoder: Encoder, folders: Folders | None = None, progress: Progress | None = None
-) -> Filled:
+) -> AddVectorsReport:
     """Give each row that has none its vector in a column; stopped and run again it goes on.
 
     Parameters
@@ -63,10 +63,10 @@ def fill_column(
     StoreError, SpaceMismatch, SourceError
         The column is another encoder's, or a folder is not there.
     """
-    with column_writer(store, name, encoder.space) as writer:
+    with named_vectors_writer(store, name, encoder.space) as writer:
         snapshot = writer.snapshot
         lacking = np.flatnonzero(writer.column.missing(snapshot))
-        told = Filled(name, encoder.space.encoder, len(snapshot), len(snapshot) - len(lacking))
+        told = AddVectorsReport(name, encoder.space.encoder, len(snapshot), len(snapshot) - len(lacking))
         places = _places(snapshot, lacking, folders)
         with ThreadPoolExecutor(2) as pool:
             while batch := list(islice(places, BATCH)):
@@ -86,11 +86,11 @@ def fill_column(
     return told
 
 
-def _places(snapshot: Snapshot, lacking: Positions, folders: Folders | None) -> Iterator[tuple[int, Place]]:
+def _places(snapshot: Snapshot, lacking: Positions, folders: Folders | None) -> Iterator[tuple[int, ByteSource]]:
     """Each row without a vector and where its image is."""
     if folders is None:
         paths = snapshot.column("paths")
-        yield from ((at, File(str(paths[at]))) for at in lacking.tolist())
+        yield from ((at, LocalFile(str(paths[at]))) for at in lacking.tolist())
         return
     wanted = set(lacking.tolist())
     entries = (entry for entry in listing(folders) if not entry.refused)
@@ -101,7 +101,7 @@ def _places(snapshot: Snapshot, lacking: Positions, folders: Folders | None) -> 
                 yield at, entry.place
 
 
-def _read(snapshot: Snapshot, position: int, place: Place) -> Image | ImageError:
+def _read(snapshot: Snapshot, position: int, place: ByteSource) -> Image | ImageError:
     """The image of a row, if it is still the one that was indexed."""
     try:
         image = decode(place.read()[0])
@@ -112,17 +112,17 @@ def _read(snapshot: Snapshot, position: int, place: Place) -> Image | ImageError
     return image
 
 
-class JoinedEncoder:
+class ConcatenatedEncoder:
     """Several encoders as one, for a head that was trained on several columns."""
 
     has_text = False
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
         self._encoders = tuple(encoders)
-        self.space = joined_space([encoder.space for encoder in encoders])
+        self.space = concatenated_space([encoder.space for encoder in encoders])
 
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
-        return join([encoder.encode(images) for encoder in self._encoders])
+        return concatenate([encoder.encode(images) for encoder in self._encoders])
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         return self._encoders[0].encode_texts(texts)

@@ -10,7 +10,7 @@ from typing import Generic, TypeVar
 T = TypeVar("T")
 
 
-class Stopped(Exception):
+class ChannelStopped(Exception):
     """Nobody takes what is put here any more."""
 
 
@@ -35,7 +35,7 @@ class Channel(Generic[T]):
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or len(self._waiting) < self._size)
             if self._stopped:
-                raise Stopped
+                raise ChannelStopped
             self._waiting.append(value)
             self._changed.notify_all()
 

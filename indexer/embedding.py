@@ -16,20 +16,20 @@ import numpy.typing as npt
 from PIL import Image as Pillow
 
 from ..errors import ImageError
-from ..store.records import in_half, unfit
+from ..store.records import invalid_rows, to_float16
 from .decoding.image import Image, Pixels, decode
 from .encoders.base import Encoder
 from .sources.archive import TARS
 from .sources.folders import expand, listing
-from .sources.image_ref import Entry, Held
+from .sources.image_ref import ImageRef, InMemory
 
 BATCH = 16  # images held at a time
-HEAPS = (".zip", *TARS)
+ARCHIVES = (".zip", *TARS)
 AFTER = ("after JPEG quality 60", "at half its size")  # what `degraded` gives, in order
 
 
 @dataclass(frozen=True)
-class Asked:
+class EmbeddedImage:
     """One image with its vector, or the reason why there is none."""
 
     name: str
@@ -39,7 +39,7 @@ class Asked:
     error: str = ""
 
 
-def ask(encoder: Encoder, images: Iterable[str], *, views: bool = False) -> Iterator[Asked]:
+def embed_images(encoder: Encoder, images: Iterable[str], *, views: bool = False) -> Iterator[EmbeddedImage]:
     """Each image of these files, folders, zip or tar archives, "-" for one on standard input; memory stays flat.
 
     Parameters
@@ -60,12 +60,14 @@ def ask(encoder: Encoder, images: Iterable[str], *, views: bool = False) -> Iter
             for entry, image in zip(batch, decoded, strict=True):
                 if isinstance(image, Image):
                     vector, copies = next(vectors), encoder.encode(degraded(image.pixels)) if views else None
-                    if len(unfit(in_half(np.vstack([vector[None], *([] if copies is None else [copies])])))):
-                        yield Asked(entry.path, error="the encoder gives it a vector that is zero or not finite")
+                    if len(invalid_rows(to_float16(np.vstack([vector[None], *([] if copies is None else [copies])])))):
+                        yield EmbeddedImage(
+                            entry.path, error="the encoder gives it a vector that is zero or not finite"
+                        )
                     else:
-                        yield Asked(entry.path, image, vector, copies)
+                        yield EmbeddedImage(entry.path, image, vector, copies)
                 else:
-                    yield Asked(entry.path, error=str(image))
+                    yield EmbeddedImage(entry.path, error=str(image))
 
 
 def degraded(pixels: Pixels) -> Sequence[Pixels]:
@@ -82,17 +84,17 @@ def degraded_by_name(pixels: Pixels) -> dict[str, Pixels]:
     return dict(zip(AFTER, degraded(pixels), strict=True))
 
 
-def _entries(images: Iterable[str]) -> Iterator[Entry]:
+def _entries(images: Iterable[str]) -> Iterator[ImageRef]:
     for image in images:
         if image == "-":
-            yield Entry("-", "-", where=Held(sys.stdin.buffer.read(), 0))
-        elif Path(image).is_dir() or image.lower().endswith(HEAPS):
+            yield ImageRef("-", "-", where=InMemory(sys.stdin.buffer.read(), 0))
+        elif Path(image).is_dir() or image.lower().endswith(ARCHIVES):
             yield from listing(expand([image]))
         else:  # if it is not there or no image, that is one line of the output
-            yield Entry(image, image)
+            yield ImageRef(image, image)
 
 
-def _decode(entry: Entry) -> Image | ImageError:
+def _decode(entry: ImageRef) -> Image | ImageError:
     try:
         if entry.refused:
             return ImageError(entry.refused)

@@ -13,16 +13,16 @@ import numpy.typing as npt
 from ..errors import ImageError
 from ..store.records import TEXT, Block, Rows
 from ..store.store import Store
-from ..store.writer import Appended
+from ..store.writer import AppendCounts
 from .decoding.image import Image, decode
-from .decoding.nvimagecodec import offload_for
-from .decoding.reader import Decoded
+from .decoding.nvimagecodec import gpu_decoder_for
+from .decoding.reader import DecodedImage
 from .encoders.base import Encoder
-from .index_run import Folders, Progress, Run, accepted
+from .index_run import Folders, IndexRun, Progress, accepted_images
 from .index_run import IndexOptions as IndexOptions  # of this file's interface too
-from .pipeline import Encoded, Pipeline, batched
+from .pipeline import EncodedBatch, Pipeline, batched
 from .report import IndexReport
-from .shard_inbox import Aside, Sink, commit, take_in
+from .shard_inbox import Sink, StagedWriter, commit, take_in
 from .sources.base import text
 from .sources.folders import listing
 
@@ -32,7 +32,7 @@ PATIENCE = 60.0  # seconds that a part waits for another to commit
 def plan(folders: Folders, limit: int | None = None) -> IndexReport:
     """What would be indexed, without opening an image (`--dry-run`, `--stats`); raises SourceError."""
     report = IndexReport()
-    for _ in accepted(islice(listing(folders), limit), report):
+    for _ in accepted_images(islice(listing(folders), limit), report):
         pass
     return report
 
@@ -78,7 +78,7 @@ def _index_part(
 ) -> IndexReport:
     """One of several processes: the lock is held only to commit, at the start and at the end."""
     commit(store)
-    aside = Aside(store, options.rows_per_shard)
+    aside = StagedWriter(store, options.rows_per_shard)
     try:
         return _Local(folders, aside, store.folder, encoder, options, progress).go()
     finally:
@@ -86,7 +86,7 @@ def _index_part(
         commit(store, patience=PATIENCE)
 
 
-class _Local(Run):
+class _Local(IndexRun):
     """A run whose images are read and encoded in this process."""
 
     def __init__(
@@ -105,7 +105,7 @@ class _Local(Run):
 
     def go(self) -> IndexReport:
         report, options = self.report, self.options
-        offload = offload_for(options.decoder, self.encoder, thumbnails=options.thumbnails)
+        offload = gpu_decoder_for(options.decoder, self.encoder, thumbnails=options.thumbnails)
         pipeline = Pipeline(
             self.encoder, report.batch_size, options.threads, thumbnails=options.thumbnails, offload=offload
         )
@@ -122,9 +122,9 @@ class _Local(Run):
             self.tell()
         return report
 
-    def _write(self, batch: Encoded) -> None:
+    def _write(self, batch: EncodedBatch) -> None:
         texts = texts_of(batch, self.encoder, self._texts) if self.options.text else {}
-        told = Appended()
+        told = AppendCounts()
         if batch.images:
             told = self.sink.append(block_of(batch, self.encoder, texts, self.options.thumbnails))
         self.settle([found.entry.key for found in batch.images], told, batch.refused)
@@ -154,7 +154,7 @@ def default_batch_size(encoder: Encoder) -> int:
     return 1024 if device is not None and device.type == "cuda" else 64
 
 
-def texts_of(batch: Encoded, encoder: Encoder, known: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+def texts_of(batch: EncodedBatch, encoder: Encoder, known: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     """Text vectors of the batch's categories; each category is embedded once and then `known`."""
     categories = {found.entry.category for found in batch.images} - {""}
     if encoder.has_text and (new := sorted(categories - known.keys())):
@@ -162,13 +162,13 @@ def texts_of(batch: Encoded, encoder: Encoder, known: dict[str, npt.NDArray[Any]
     return {category: known[category] for category in categories & known.keys()}
 
 
-def block_of(batch: Encoded, encoder: Encoder, texts: dict[str, npt.NDArray[Any]], thumbnails: bool) -> Block:
+def block_of(batch: EncodedBatch, encoder: Encoder, texts: dict[str, npt.NDArray[Any]], thumbnails: bool) -> Block:
     """A batch as the store takes it."""
     small = tuple(found.thumbnail for found in batch.images) if thumbnails else ()
     return Block(encoder.space, rows_of(batch.images), batch.vectors, small, texts)
 
 
-def rows_of(images: Sequence[Decoded]) -> Rows:
+def rows_of(images: Sequence[DecodedImage]) -> Rows:
     """What is known of these images, a row each."""
     return Rows(
         keys=np.array([i.entry.key for i in images], TEXT),

@@ -14,15 +14,15 @@ import numpy as np
 
 from ..errors import ImageError, SourceError
 from ..store.records import TEXT
-from ..store.writer import ROWS_PER_SHARD, Appended, Writer
+from ..store.writer import ROWS_PER_SHARD, AppendCounts, Writer
 from .pipeline import batched
 from .quarantine import NAME as QUARANTINE
-from .quarantine import Bad, read_quarantine, write_quarantine
+from .quarantine import QuarantinedImage, read_quarantine, write_quarantine
 from .report import IndexReport
 from .shard_inbox import Sink
 from .sources.base import Source, text
 from .sources.folders import expand, listing
-from .sources.image_ref import Entry
+from .sources.image_ref import ImageRef
 
 TRIED_AT_LEAST = 1000  # images, before a share of bad ones ends a run early
 CHUNK = 1024  # keys looked up at once
@@ -49,7 +49,7 @@ Progress = Callable[[IndexReport], None]
 Folders = Sequence[str | Path | Source]
 
 
-class Run:
+class IndexRun:
     """What a run over some sources has to read, and what became of it; who encodes is another's business."""
 
     def __init__(
@@ -83,9 +83,9 @@ class Run:
             now = {key: bad for key, bad in read_quarantine(self.folder).items() if key not in healed}
             write_quarantine(self.folder, now | self._bad)
 
-    def fresh(self) -> Iterator[Entry]:
+    def fresh(self) -> Iterator[ImageRef]:
         """What is to be read: neither stored as it is nor known to be bad."""
-        entries = accepted(islice(listing(self.sources), self.options.limit), self.report)
+        entries = accepted_images(islice(listing(self.sources), self.options.limit), self.report)
         if self.options.shard is not None:
             part, parts = self.options.shard
             entries = (entry for entry in entries if part_of(entry.key, parts) == part)
@@ -100,7 +100,7 @@ class Run:
                 else:
                     yield entry
 
-    def _stored_as_it_is(self, entry: Entry, place: int) -> bool:
+    def _stored_as_it_is(self, entry: ImageRef, place: int) -> bool:
         try:
             size, when = entry.place.facts()
         except ImageError:
@@ -110,15 +110,15 @@ class Run:
         before = self._before
         return bool(before.column("bytes")[place] == size and before.column("mtimes")[place] == when)
 
-    def _worth_trying(self, entry: Entry, bad: Bad) -> bool:
+    def _worth_trying(self, entry: ImageRef, bad: QuarantinedImage) -> bool:
         return self.options.retry_quarantined or _facts(entry) != (bad.bytes, bad.time)
 
-    def settle(self, keys: list[str], told: Appended, refused: Sequence[tuple[Entry, str]]) -> None:
+    def settle(self, keys: list[str], told: AppendCounts, refused: Sequence[tuple[ImageRef, str]]) -> None:
         """Count rows that were appended and images that could not be read."""
         report = self.report
         for entry, reason in refused:
             report.skipped.append((entry.key, reason))
-            self._bad[entry.key] = Bad(entry.key, text(entry.path), reason, *_facts(entry))
+            self._bad[entry.key] = QuarantinedImage(entry.key, text(entry.path), reason, *_facts(entry))
         for key in keys:
             self._bad.pop(key, None)
         if keys and len(self._before):
@@ -174,7 +174,7 @@ def part_of(key: str, parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % parts
 
 
-def accepted(entries: Iterable[Entry], report: IndexReport) -> Iterator[Entry]:
+def accepted_images(entries: Iterable[ImageRef], report: IndexReport) -> Iterator[ImageRef]:
     """Entries that are not refused; the report takes note of all."""
     for entry in entries:
         if entry.refused:
@@ -184,7 +184,7 @@ def accepted(entries: Iterable[Entry], report: IndexReport) -> Iterator[Entry]:
             yield entry
 
 
-def _facts(entry: Entry) -> tuple[int, int]:
+def _facts(entry: ImageRef) -> tuple[int, int]:
     """Size and time, -1 and -1 for what is not there."""
     try:
         return entry.place.facts()

@@ -17,13 +17,13 @@ import numpy as np
 import torch
 
 from ..errors import EncoderError
-from ..store.records import in_half, unfit
-from .channel import Channel, Stopped
-from .decoding.gpu_decoder import Offload
+from ..store.records import invalid_rows, to_float16
+from .channel import Channel, ChannelStopped
+from .decoding.gpu_decoder import GpuDecoder
 from .decoding.image import Pixels
-from .decoding.reader import Decoded, Opened, Reader
+from .decoding.reader import DecodedBatch, DecodedImage, ImageReader
 from .encoders.base import Embeddings, Encoder
-from .sources.image_ref import Entry
+from .sources.image_ref import ImageRef
 from .stage import Stage
 
 T = TypeVar("T")
@@ -34,13 +34,13 @@ TOGETHER = 16  # images a thread opens at a time, at most: handing over each alo
 
 
 @dataclass(frozen=True)
-class Opening:
+class PendingBatch:
     """A batch that is being read."""
 
-    batch: Sequence[Entry]
-    parts: Sequence[Future[Opened]]
+    batch: Sequence[ImageRef]
+    parts: Sequence[Future[DecodedBatch]]
 
-    def wait(self) -> Opened:
+    def wait(self) -> DecodedBatch:
         """All of it, but for what was given up."""
         images, refused = [], []
         for part in self.parts:
@@ -48,26 +48,26 @@ class Opening:
                 some = part.result()
                 images += some.images
                 refused += some.refused
-        return Opened(images, refused)
+        return DecodedBatch(images, refused)
 
 
 @dataclass(frozen=True)
-class Encoding:
+class InFlightBatch:
     """A batch that is on a device."""
 
-    batch: Sequence[Entry]
-    opened: Opened
+    batch: Sequence[ImageRef]
+    opened: DecodedBatch
     wait: Callable[[], Embeddings]
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedBatch:
     """A batch on its way to the store."""
 
-    batch: Sequence[Entry]  # as it was given
-    images: Sequence[Decoded]
+    batch: Sequence[ImageRef]  # as it was given
+    images: Sequence[DecodedImage]
     vectors: Embeddings  # (images, dim)
-    refused: Sequence[tuple[Entry, str]]  # those of the batch that could not be read, and why
+    refused: Sequence[tuple[ImageRef, str]]  # those of the batch that could not be read, and why
 
 
 class Pipeline:
@@ -83,16 +83,16 @@ class Pipeline:
     """
 
     def __init__(
-        self, encoder: Encoder, batch_size: int, threads: int, *, thumbnails: bool, offload: Offload | None = None
+        self, encoder: Encoder, batch_size: int, threads: int, *, thumbnails: bool, offload: GpuDecoder | None = None
     ) -> None:
         self._encoders: Sequence[Encoder] = getattr(encoder, "replicas", (encoder,))
         self.batch_size = batch_size  # that an encoder sees at once; it may become smaller than the batches given
         self._threads = threads
         shrink: Callable[[Pixels], Pixels] | None = getattr(self._encoders[0], "shrink", None)
-        self._reader = Reader(shrink, thumbnails=thumbnails, offload=offload)
+        self._reader = ImageReader(shrink, thumbnails=thumbnails, offload=offload)
         self.decoded_by = self._reader.counts
-        self._decoded = Channel[Opening](AHEAD * len(self._encoders))
-        self._encoded = Channel[Encoded](UNWRITTEN)
+        self._decoded = Channel[PendingBatch](AHEAD * len(self._encoders))
+        self._encoded = Channel[EncodedBatch](UNWRITTEN)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
         self._left = len(self._encoders)
         self._lock = Lock()
@@ -102,8 +102,8 @@ class Pipeline:
 
     def run(
         self,
-        batches: Iterable[Sequence[Entry]],
-        write: Callable[[Encoded], None],
+        batches: Iterable[Sequence[ImageRef]],
+        write: Callable[[EncodedBatch], None],
         failed: Callable[[], None] = lambda: None,
     ) -> bool:
         """Take every batch through to `write`, which is called from one thread; False if Ctrl-C cut it short.
@@ -149,7 +149,7 @@ class Pipeline:
         self._decoded.stop()
         self._failed()
 
-    def _list(self, batches: Iterable[Sequence[Entry]]) -> None:
+    def _list(self, batches: Iterable[Sequence[ImageRef]]) -> None:
         try:
             waiting = iter(batches)
             while True:
@@ -159,39 +159,39 @@ class Pipeline:
                     return
                 size = min(TOGETHER, -(-len(batch) // (2 * self._threads)))
                 parts = [self._pool.submit(self._open, some) for some in batched(batch, max(size, 1))]
-                self._decoded.put(Opening(batch, parts))
-        except Stopped:
+                self._decoded.put(PendingBatch(batch, parts))
+        except ChannelStopped:
             pass
         except BaseException as e:  # noqa: BLE001 - raised again by run(); what was listed before is finished first
             self._error = self._error or e
         finally:
             self._decoded.close()
 
-    def _open(self, entries: Sequence[Entry]) -> Opened:
+    def _open(self, entries: Sequence[ImageRef]) -> DecodedBatch:
         with self.stages["decode"].busy():
             return self._reader.open(entries)
 
     def _encode(self, encoder: Encoder) -> None:
         """Have the next batch under way on the device while the one before is waited for."""
-        ahead: Encoding | None = None
+        ahead: InFlightBatch | None = None
         try:
             for opening in self._decoded:
                 opened = opening.wait()
                 with self.stages["encode"].busy():
                     begun = self._begin(encoder, [found.image.pixels for found in opened.images])
-                    done, ahead = ahead, Encoding(opening.batch, opened, begun)
+                    done, ahead = ahead, InFlightBatch(opening.batch, opened, begun)
                 self._finish(done)
                 if not getattr(encoder, "overlaps", False) or not len(self._decoded):  # nothing to overlap with
                     done, ahead = ahead, None
                     self._finish(done)
-        except Stopped:
+        except ChannelStopped:
             return
         except BaseException as e:  # noqa: BLE001 - raised again by run()
             self._fail(e)
         finally:
             try:
                 self._finish(ahead)
-            except Stopped:
+            except ChannelStopped:
                 pass
             except BaseException as e:  # noqa: BLE001 - raised again by run()
                 self._fail(e)
@@ -200,11 +200,11 @@ class Pipeline:
                 if self._left == 0:
                     self._encoded.close()
 
-    def _finish(self, begun: Encoding | None) -> None:
+    def _finish(self, begun: InFlightBatch | None) -> None:
         if begun is not None:
             with self.stages["encode"].busy():
                 vectors = begun.wait()
-            self._encoded.put(storable(Encoded(begun.batch, begun.opened.images, vectors, begun.opened.refused)))
+            self._encoded.put(storable(EncodedBatch(begun.batch, begun.opened.images, vectors, begun.opened.refused)))
 
     def _begin(self, encoder: Encoder, pixels: list[Pixels]) -> Callable[[], Embeddings]:
         begin: Callable[[list[Pixels]], Callable[[], Embeddings]] | None = getattr(encoder, "begin", None)
@@ -242,7 +242,7 @@ class Pipeline:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _write(self, write: Callable[[Encoded], None]) -> None:
+    def _write(self, write: Callable[[EncodedBatch], None]) -> None:
         try:
             for batch in self._encoded:
                 with self.stages["write"].busy():
@@ -252,9 +252,9 @@ class Pipeline:
             self._encoded.stop()
 
 
-def storable(encoded: Encoded) -> Encoded:
+def storable(encoded: EncodedBatch) -> EncodedBatch:
     """Without images whose vector cannot be stored: they are refused, the others of their batch are not held up."""
-    wrong = set(unfit(in_half(encoded.vectors)).tolist())
+    wrong = set(invalid_rows(to_float16(encoded.vectors)).tolist())
     if not wrong:
         return encoded
     keep = [i for i in range(len(encoded.images)) if i not in wrong]

@@ -16,7 +16,7 @@ FORMAT, VERSION = "clipfake-quarantine", 1
 
 
 @dataclass(frozen=True)
-class Bad:
+class QuarantinedImage:
     """One file that could not be read, as it was then."""
 
     key: str
@@ -26,18 +26,18 @@ class Bad:
     time: int  # nanoseconds since the epoch, -1 where it was not even there
 
 
-def read_quarantine(folder: Path) -> dict[str, Bad]:
+def read_quarantine(folder: Path) -> dict[str, QuarantinedImage]:
     """key -> what is known of it; {} where there is no list, or none that can be read."""
     try:
         told = read_json(folder / NAME)
         if (told["format"], told["version"]) != (FORMAT, VERSION):
             return {}
-        return {row["key"]: Bad(**row) for row in told["rows"]}
+        return {row["key"]: QuarantinedImage(**row) for row in told["rows"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # they are tried again, and listed again
 
 
-def write_quarantine(folder: Path, bad: dict[str, Bad]) -> None:
+def write_quarantine(folder: Path, bad: dict[str, QuarantinedImage]) -> None:
     """Whole or not at all; raises StoreError."""
     rows = [asdict(row) for _, row in sorted(bad.items())]
     write_text(folder / NAME, json.dumps({"format": FORMAT, "version": VERSION, "rows": rows}, indent=1) + "\n")

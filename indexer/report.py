@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..store.records import LABELS
-from .sources.image_ref import Entry
+from .sources.image_ref import ImageRef
 from .stage import Stage, limit_of
 
 RECENT = 30.0  # seconds that "now" spans
@@ -75,7 +75,7 @@ class IndexReport:
         while len(self._ticks) > 2 and now - self._ticks[0][0] > RECENT:
             self._ticks.popleft()
 
-    def listed_one(self, entry: Entry) -> None:
+    def listed_one(self, entry: ImageRef) -> None:
         self.sources[entry.source, LABELS[entry.label]] += 1
         self.targets[entry.source, entry.target] += 1
 
@@ -90,7 +90,7 @@ class IndexReport:
             for source in sorted({source for source, _ in self.sources})
         ]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "added": self.added,
             "known": self.known,

@@ -19,24 +19,24 @@ from ..store.records import Block
 from ..store.shard import write_shard
 from ..store.snapshot import Snapshot
 from ..store.store import Store
-from ..store.writer import SECONDS_PER_SHARD, Appended, Writer
+from ..store.writer import SECONDS_PER_SHARD, AppendCounts, Writer
 
 FOLDER = "incoming"
 ABANDONED = 86_400.0  # seconds after which a shard that is not finished never will be
 
 
 class Sink(Protocol):
-    """What a run appends to: the store's writer, or `Aside`."""
+    """What a run appends to: the store's writer, or `StagedWriter`."""
 
     @property
     def snapshot(self) -> Snapshot: ...
 
-    def append(self, block: Block) -> Appended: ...
+    def append(self, block: Block) -> AppendCounts: ...
 
     def seal(self) -> None: ...
 
 
-class Aside:
+class StagedWriter:
     """Takes blocks as a `Writer` does, and seals them for another to take in."""
 
     def __init__(self, store: Store, rows_per_shard: int) -> None:
@@ -47,7 +47,7 @@ class Aside:
         self._sealed_at = time.monotonic()
         self._count = 0
 
-    def append(self, block: Block) -> Appended:
+    def append(self, block: Block) -> AppendCounts:
         places = self.snapshot.find(block.rows.keys)
         stored = places >= 0
         same = stored.copy()
@@ -57,7 +57,7 @@ class Aside:
         if late or sum(map(len, self._waiting)) >= self._rows_per_shard:
             self.seal()
         replaced = int((stored & ~same).sum())
-        return Appended(int((~same).sum()) - replaced, int(same.sum()), replaced)
+        return AppendCounts(int((~same).sum()) - replaced, int(same.sum()), replaced)
 
     def seal(self) -> None:
         block = Block.concat(self._waiting) if self._waiting else None
@@ -68,13 +68,13 @@ class Aside:
         self._waiting, self._sealed_at = [], time.monotonic()
 
 
-def take_in(writer: Writer, folder: Path) -> Appended:
+def take_in(writer: Writer, folder: Path) -> AppendCounts:
     """Append what waits in the store's `incoming` folder and remove it there, and what was never finished."""
     for torn in (folder / FOLDER).glob(f"*{TEMPORARY}"):
         with suppress(OSError):  # another process may just have finished it
             if time.time() - torn.stat().st_mtime > ABANDONED:
                 torn.unlink()
-    total = Appended()
+    total = AppendCounts()
     for path in sorted((folder / FOLDER).glob("*.h5")):
         total += take_in_one(writer, path)
     return total
@@ -86,7 +86,7 @@ def remove_torn(folder: Path, process: int) -> None:
         remove_leftover(torn)
 
 
-def take_in_one(writer: Writer, path: Path) -> Appended:
+def take_in_one(writer: Writer, path: Path) -> AppendCounts:
     """Append one sealed shard and remove it; raises Damaged."""
     try:
         return writer.adopt(path)

@@ -11,27 +11,27 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from .. import __version__
-from ..detector.evidence import Rules
+from ..detector.evidence import EvidenceOptions
 from ..store.store import Store
 from .dependencies import BEARER
-from .image_decoder import Encoder, Eyes, Image, Pixels
+from .image_decoder import DecodedPixels, ImageDecoder, ImageEncoder, Pixels
 from .limits import Limits
-from .metrics import Metrics
+from .metrics import ServiceMetrics
 from .middleware import Gate
 from .problems import problem_of, problem_of_validation
 from .routes import bank, embed, health, knn, page, query, search, stored
 from .search_backend import Elsewhere
-from .state import Desk
+from .state import AppState
 
 
 def app(
     store: Store,
-    encoder: Encoder,
-    decode: Callable[[bytes], Image],
+    encoder: ImageEncoder,
+    decode: Callable[[bytes], DecodedPixels],
     thumbnail: Callable[[Pixels], bytes],
     *,
     head: str = "default",
-    rules: Rules = Rules(),
+    rules: EvidenceOptions = EvidenceOptions(),
     limits: Limits = Limits(),
     token: str = "",
     public: bool = False,
@@ -60,10 +60,10 @@ def app(
     """
     if public and not token:
         raise ValueError("a public service needs a token")
-    metrics = Metrics()
-    desk = Desk(
+    metrics = ServiceMetrics()
+    desk = AppState(
         store,
-        Eyes(encoder, decode, thumbnail, degraded),
+        ImageDecoder(encoder, decode, thumbnail, degraded),
         head=head,
         rules=rules,
         limits=limits,

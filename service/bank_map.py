@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..detector.detector import Detector
+from ..detector.detector import VectorDetector
 from ..store.records import FAKE, REAL, Vectors
 
 MOST = 1500  # rows shown, as many of each class
@@ -16,8 +16,8 @@ SEED = 0
 
 
 @dataclass(frozen=True)
-class Map:
-    """A principal component analysis of the head's projection of some rows. Make it with `Map.of`."""
+class BankMap:
+    """A principal component analysis of the head's projection of some rows. Make it with `BankMap.of`."""
 
     points: npt.NDArray[np.float64]  # (rows, 2)
     labels: npt.NDArray[np.int8]  # (rows,)
@@ -28,7 +28,7 @@ class Map:
     explained: tuple[float, float]  # share of the variance along each axis
 
     @classmethod
-    def of(cls, detector: Detector, most: int = MOST) -> Map:
+    def of(cls, detector: VectorDetector, most: int = MOST) -> BankMap:
         """The map of a detector's bank, the same one for the same bank."""
         bank, rng = detector.bank, np.random.default_rng(SEED)
         chosen = []
@@ -50,11 +50,11 @@ class Map:
         explained = (float(shares[0]), float(shares[1]))
         return cls(points, bank.labels[positions], sources, names, centre, flat, explained)
 
-    def place(self, detector: Detector, vectors: Vectors) -> npt.NDArray[np.float64]:
+    def place(self, detector: VectorDetector, vectors: Vectors) -> npt.NDArray[np.float64]:
         """(n, 2) where (n, dim) stored or asked vectors lie."""
         return np.asarray((detector.head.project(vectors) - self.centre) @ self.axes)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "points": np.round(self.points, 4).tolist(),
             "labels": self.labels.tolist(),

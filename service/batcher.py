@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 from ..errors import EncoderError, ImageError
 from .limits import Limits
-from .metrics import Metrics
-from .problems import Problem
+from .metrics import ServiceMetrics
+from .problems import HttpProblem
 
 Vector = npt.NDArray[np.float32]  # (dim,)
 Encode = Callable[[Sequence[Any]], npt.NDArray[np.float32]]  # images to (n, dim)
@@ -36,7 +36,7 @@ class Job:
 class Batcher:
     """Gathers images while the encoder is busy and gives it all of them at once, up to `limits.batch`."""
 
-    def __init__(self, encode: Encode, limits: Limits, metrics: Metrics) -> None:
+    def __init__(self, encode: Encode, limits: Limits, metrics: ServiceMetrics) -> None:
         self._encode, self._limits, self._metrics = encode, limits, metrics
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self._taken = 0  # places given away; touched by the event loop alone
@@ -50,7 +50,7 @@ class Batcher:
         if self._taken + images > self._limits.waiting:
             seconds = str(retry_after(self._taken + images - self._limits.waiting, self._rate))
             said = f"{self._taken} images wait already, {images} more are too many; try again in {seconds} s"
-            raise Problem("busy", said, headers={"Retry-After": seconds})
+            raise HttpProblem("busy", said, headers={"Retry-After": seconds})
         self._take(images)
         try:
             yield

@@ -16,7 +16,7 @@ from PIL import UnidentifiedImageError
 from ..errors import ImageError
 from ..store.space import Space
 from .limits import Limits
-from .problems import Problem
+from .problems import HttpProblem
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 # What is decoded: kinds that can hold a photograph. Pillow knows more, among them some that start other programs (EPS).
@@ -28,7 +28,7 @@ END, SCAN, BARE = 0xD9, 0xDA, (0x01, 0xD8)  # markers: the picture's end, one of
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
 
-class Encoder(Protocol):
+class ImageEncoder(Protocol):
     """What turns pixels into vectors of one space; it may also have `shrink(pixels) -> pixels`."""
 
     @property
@@ -42,7 +42,7 @@ class Encoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> Embeddings: ...
 
 
-class Image(Protocol):
+class DecodedPixels(Protocol):
     """A decoded file."""
 
     @property
@@ -59,21 +59,21 @@ class Image(Protocol):
 
 
 @dataclass(frozen=True)
-class Eyes:
+class ImageDecoder:
     """An encoder and the two functions on images that belong to it."""
 
-    encoder: Encoder
-    decode: Callable[[bytes], Image]  # raises ImageError
+    encoder: ImageEncoder
+    decode: Callable[[bytes], DecodedPixels]  # raises ImageError
     thumbnail: Callable[[Pixels], bytes]  # a small JPEG
     degraded: Callable[[Pixels], dict[str, Pixels]] | None = (
         None  # what was done -> the picture as it would be handed on
     )
 
-    def open(self, content: bytes, limits: Limits, *, thumbnail: bool = False, views: bool = False) -> Picture:
+    def open(self, content: bytes, limits: Limits, *, thumbnail: bool = False, views: bool = False) -> UploadedImage:
         """Decode one file within the limits, with its degraded copies if asked; raises ImageError or Problem."""
         if len(content) > limits.image_bytes:
             said = f"{len(content):,} bytes are more than the {limits.image_bytes:,} allowed for an image"
-            raise Problem("too-large", f"{said}; send a smaller file")
+            raise HttpProblem("too-large", f"{said}; send a smaller file")
         refuse_hostile(content, limits.pixels)
         try:
             image = self.decode(content)
@@ -87,7 +87,7 @@ class Eyes:
         small = self.thumbnail(image.pixels) if thumbnail else b""
         shrink = getattr(self.encoder, "shrink", None) or (lambda pixels: pixels)
         copies = self.degraded(image.pixels) if views and self.degraded else {}
-        return Picture(
+        return UploadedImage(
             shrink(image.pixels),
             width,
             height,
@@ -101,7 +101,7 @@ class Eyes:
 
 
 @dataclass(frozen=True)
-class Picture:
+class UploadedImage:
     """An image that waits for its vector."""
 
     pixels: Any  # as the encoder takes it
@@ -124,7 +124,7 @@ def refuse_hostile(content: bytes, most: int) -> None:
             width, height = header.size
             kind = header.format or "unknown"
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
-        raise Problem("too-large", f"{e}; at most {most:,} pixels are allowed") from e
+        raise HttpProblem("too-large", f"{e}; at most {most:,} pixels are allowed") from e
     except UnidentifiedImageError:
         return  # the decoder says what it found
     except Exception as e:
@@ -152,6 +152,6 @@ def scans_of(content: bytes) -> int:
     return MARKERS
 
 
-def too_many_pixels(width: int, height: int, most: int) -> Problem:
+def too_many_pixels(width: int, height: int, most: int) -> HttpProblem:
     said = f"{width} x {height} is more than the {most:,} pixels allowed"
-    return Problem("too-large", f"{said}; send a smaller copy")
+    return HttpProblem("too-large", f"{said}; send a smaller copy")

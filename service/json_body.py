@@ -17,7 +17,7 @@ from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 
 from .limits import Limits
-from .problems import Problem
+from .problems import HttpProblem
 
 SOON = 64 * 2**10  # bytes that are parsed where they are: it takes a millisecond
 LONG = 64 * 2**10  # bytes from which on a text is lifted out
@@ -53,7 +53,7 @@ class JsonRequest(Request):
             if len(content) <= SOON:
                 return parsed(content, desk.limits)
             return await desk.run(parsed, content, desk.limits)
-        except Problem as e:  # FastAPI passes on nothing else
+        except HttpProblem as e:  # FastAPI passes on nothing else
             raise HTTPException(e.status) from e
 
 
@@ -72,7 +72,7 @@ def parsed(content: bytes | bytearray, limits: Limits) -> Any:
         rest, lifted = without_long_texts(content, limits)
         found = put_back(json.loads(rest.decode()), lifted)
     if isinstance(found, dict) and len(found) > FIELDS:
-        raise Problem("invalid", f"an object of {len(found):,} fields; /openapi.json names those there are")
+        raise HttpProblem("invalid", f"an object of {len(found):,} fields; /openapi.json names those there are")
     return found
 
 
@@ -85,7 +85,7 @@ def without_long_texts(content: bytes | bytearray, limits: Limits) -> tuple[byte
         if end - begin >= LONG:
             if (end - begin) * 3 // 4 > limits.image_bytes + LONG:  # a data URL has a few words before it
                 said = f"a text of {end - begin:,} bytes; an image may have {limits.image_bytes:,}"
-                raise Problem("too-large", f"{said}; send a smaller file")
+                raise HttpProblem("too-large", f"{said}; send a smaller file")
             rest += content[done:begin]
             word, done = f"{mark}-{len(lifted)}", end
             rest += word.encode()
@@ -147,6 +147,6 @@ def put_back(found: Any, lifted: dict[str, str]) -> Any:
     return found
 
 
-def too_much(most: int) -> Problem:
+def too_much(most: int) -> HttpProblem:
     said = f"more than {most:,} bytes of JSON beside the images in it"
-    return Problem("too-large", f"{said}; ask for less at once, or send images as a form")
+    return HttpProblem("too-large", f"{said}; ask for less at once, or send images as a form")

@@ -24,11 +24,11 @@ class Limits:
     linger: float = 0.002  # seconds a batch that is not full waits for more
 
     def __post_init__(self) -> None:
-        for name, limit in self.as_json().items():
+        for name, limit in self.to_dict().items():
             if limit < 0 or (limit == 0 and name != "linger"):
                 raise ValueError(f"a limit of {limit} {name}; with that nothing could ever be answered")
         if self.images > self.waiting:
             raise ValueError(f"{self.images} images a request, but room for {self.waiting} only; raise `waiting`")
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)

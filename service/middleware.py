@@ -15,8 +15,8 @@ from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .limits import Limits
-from .metrics import Metrics
-from .problems import Problem, problem_of
+from .metrics import ServiceMetrics
+from .problems import HttpProblem, problem_of
 
 LOG = logging.getLogger("clipfake.service")
 OPEN = {"/", "/healthz", "/readyz", "/openapi.json"}  # tell nothing of what is stored
@@ -40,13 +40,15 @@ def allow(path: str, headers: Mapping[str, str], token: str, *, public: bool) ->
     if public and path not in OPEN:
         require_token(headers, token)
     if not public and host_of(headers.get("host", "")) not in LOOPBACK:
-        raise Problem("wrong-host", f"this service answers to {', '.join(LOOPBACK)} only; use one of these")
+        raise HttpProblem("wrong-host", f"this service answers to {', '.join(LOOPBACK)} only; use one of these")
 
 
 def allow_writing(headers: Mapping[str, str], token: str) -> None:
     """Raise Problem unless this request may change the store, which always takes the token."""
     if not token:
-        raise Problem("writes-off", "start the service with CLIPFAKE_TOKEN set to allow writing, and send that token")
+        raise HttpProblem(
+            "writes-off", "start the service with CLIPFAKE_TOKEN set to allow writing, and send that token"
+        )
     require_token(headers, token)
 
 
@@ -54,7 +56,7 @@ def require_token(headers: Mapping[str, str], token: str) -> None:
     scheme, _, given = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), token.encode()):
         said = "send `Authorization: Bearer TOKEN` with the service's CLIPFAKE_TOKEN"
-        raise Problem("token-required", said, headers={"WWW-Authenticate": "Bearer"})
+        raise HttpProblem("token-required", said, headers={"WWW-Authenticate": "Bearer"})
 
 
 def host_of(header: str) -> str:
@@ -75,14 +77,14 @@ class Body:
 
     read: int = 0
     done: bool = False
-    refused: Problem | None = None
+    refused: HttpProblem | None = None
 
 
 class Gate:
     """The outermost layer of the app."""
 
     def __init__(
-        self, app: ASGIApp, *, limits: Limits, metrics: Metrics, token: str, public: bool, folder: Path
+        self, app: ASGIApp, *, limits: Limits, metrics: ServiceMetrics, token: str, public: bool, folder: Path
     ) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics
         self.token, self.public, self.folder = token, public, folder
@@ -143,30 +145,30 @@ class Gate:
             body.refused = too_large(self.limits.request_bytes)
         elif self._held > self.limits.held_bytes:
             said = f"requests of {self._held:,} bytes are being answered; try again in a second"
-            body.refused = Problem("busy", said, headers={"Retry-After": "1", **CLOSE})
+            body.refused = HttpProblem("busy", said, headers={"Retry-After": "1", **CLOSE})
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         allow(scope["path"], headers, self.token, public=self.public)
         if self._now > self.limits.requests and scope["path"] not in OPEN:
             said = f"{self.limits.requests} requests are being answered; try again in a second"
-            raise Problem("busy", said, headers={"Retry-After": "1"})
+            raise HttpProblem("busy", said, headers={"Retry-After": "1"})
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.limits.request_bytes:
             raise too_large(self.limits.request_bytes)
 
-    def _problem(self, error: Exception, body: Body) -> Problem | None:
+    def _problem(self, error: Exception, body: Body) -> HttpProblem | None:
         if isinstance(error, ClientDisconnect):
             return None  # nobody is there to be told
         if isinstance(error, TimeoutError):
             said = f"not done after {self.limits.seconds:g} s; send fewer images at once, or try again"
-            return Problem("too-slow", said) if body.done else Problem("slow-upload", said, headers=CLOSE)
+            return HttpProblem("too-slow", said) if body.done else HttpProblem("slow-upload", said, headers=CLOSE)
         problem = problem_of(error, self.folder)
         if problem.status == 500 and problem is not error:  # else it was logged where it arose
             LOG.error("a request failed", exc_info=error)
         return problem
 
 
-def too_large(most: int) -> Problem:
+def too_large(most: int) -> HttpProblem:
     said = f"the request is larger than the {most:,} bytes allowed; send fewer or smaller images"
-    return Problem("too-large", said, headers=CLOSE)
+    return HttpProblem("too-large", said, headers=CLOSE)

@@ -51,7 +51,7 @@ TOLD = 20  # mistakes in one request, at most
 _BY_STATUS = {400: "bad-request", 404: "not-found", 405: "wrong-method", 415: "wrong-media", 422: "invalid"}
 
 
-class Problem(Exception):
+class HttpProblem(Exception):
     """A refusal: one of `KINDS`, in words for this case, with whatever else helps as members of the JSON."""
 
     def __init__(self, kind: str, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any) -> None:
@@ -60,15 +60,15 @@ class Problem(Exception):
         self.status, self.title = KINDS[kind]
         self.headers = dict(headers or {})
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         told = {"type": f"urn:clipfake:problem:{self.kind}", "title": self.title, "status": self.status}
         return {**told, "detail": self.detail, **self.more}
 
     def response(self) -> JSONResponse:
-        return JSONResponse(self.as_json(), self.status, self.headers, MEDIA_TYPE)
+        return JSONResponse(self.to_dict(), self.status, self.headers, MEDIA_TYPE)
 
 
-def problem_of(error: Exception, folder: Path | None = None) -> Problem:
+def problem_of(error: Exception, folder: Path | None = None) -> HttpProblem:
     """An error of ours, or of the framework, as a problem.
 
     What is nobody's fault but ours says nothing of our insides, and where the store's folder lies is nobody's business.
@@ -76,30 +76,30 @@ def problem_of(error: Exception, folder: Path | None = None) -> Problem:
     >>> problem_of(ImageError("empty file")).status
     422
     """
-    if isinstance(error, Problem):
+    if isinstance(error, HttpProblem):
         return error
     said = str(error).replace(str(folder), folder.name) if folder else str(error)
     if isinstance(error, Locked):
-        return Problem("locked", said, headers={"Retry-After": "5"})
+        return HttpProblem("locked", said, headers={"Retry-After": "5"})
     if isinstance(error, ImageError):
-        return Problem("bad-image", said)
+        return HttpProblem("bad-image", said)
     if isinstance(error, NoStore | NotEnoughRows | HeadError | SpaceMismatch):
-        return Problem("cannot-judge", said)
+        return HttpProblem("cannot-judge", said)
     if isinstance(error, BadBlock | EncoderError):
-        return Problem("invalid", said)
+        return HttpProblem("invalid", said)
     if isinstance(error, ClipfakeError):
-        return Problem("failed", said)
+        return HttpProblem("failed", said)
     if isinstance(error, HTTPException):
-        if isinstance(error.__cause__, Problem):  # of body.py, which FastAPI lets through in this form alone
+        if isinstance(error.__cause__, HttpProblem):  # of body.py, which FastAPI lets through in this form alone
             return error.__cause__
         kind = _BY_STATUS.get(error.status_code, "bad-request")
-        return Problem(kind, f"{error.detail}; see /openapi.json", headers=error.headers)
-    return Problem("failed", "an error in the service itself; its log says more")
+        return HttpProblem(kind, f"{error.detail}; see /openapi.json", headers=error.headers)
+    return HttpProblem("failed", "an error in the service itself; its log says more")
 
 
-def problem_of_validation(found: Sequence[Any]) -> Problem:
+def problem_of_validation(found: Sequence[Any]) -> HttpProblem:
     """What the framework found wrong in the parameters or the body."""
     kind = "bad-request" if any(one["type"] == "json_invalid" for one in found) else "invalid"
     places = [{"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in found[:TOLD]]
     said = "; ".join(f"{one['where']}: {one['what']}" for one in places[:3])
-    return Problem(kind, said or "see /openapi.json", errors=places)
+    return HttpProblem(kind, said or "see /openapi.json", errors=places)

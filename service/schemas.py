@@ -37,12 +37,12 @@ class StoredJson(BaseModel):
     generator: str
 
 
-class Neighbors(BaseModel):
+class NeighborsJson(BaseModel):
     real: list[NeighborJson]
     fake: list[NeighborJson]
 
 
-class Signals(BaseModel):
+class SignalsJson(BaseModel):
     svm: float = Field(description="Log-likelihood ratio of the classifier by itself.")
     neighbors: float = Field(description="Log-likelihood ratio of the nearest neighbours by themselves.")
 
@@ -65,7 +65,7 @@ class VerdictJson(BaseModel):
         ge=0, le=1, description="Of fake, for `prior`; no surer than the rows calibrated on allow.", examples=[0.94]
     )
     prior: float
-    signals: Signals
+    signals: SignalsJson
     conflict: bool
     possible: list[Literal["real", "fake"]]
     error_rate: float = Field(description="Rate of error at which `possible` was found.")
@@ -74,7 +74,7 @@ class VerdictJson(BaseModel):
     generator: str
     known: str = Field(description="Key of the first of `stored`, or empty.")
     stored: list[StoredJson] = Field(description="The rows with the very same bytes, nine at most; none testifies.")
-    neighbors: Neighbors
+    neighbors: NeighborsJson
     changes: list[ChangeJson]
     views: list[ChangeJson] = Field(description="Of degraded copies, where one asked for them; empty otherwise.")
 
@@ -86,7 +86,7 @@ class RefusalJson(BaseModel):
     error: str
 
 
-class Answers(BaseModel):
+class AnswersJson(BaseModel):
     """One answer an image, in the order of the request."""
 
     snapshot: int = Field(description="Number of the store's snapshot that answered.")
@@ -117,7 +117,7 @@ class MapJson(BaseModel):
     explained: list[float] = Field(description="Share of the variance along each axis.")
 
 
-class Health(BaseModel):
+class HealthJson(BaseModel):
     status: str = Field(examples=["ok"])
 
 
@@ -174,7 +174,7 @@ class FoundJson(BaseModel):
     rows: list[RowJson] = Field(description="Nearest first; fewer than k where fewer are allowed.")
 
 
-class KnnRow(BaseModel):
+class KnnRowJson(BaseModel):
     """A row as clip-retrieval tells it, and what else is known of it; beyond `num_images` the first two alone."""
 
     id: int = Field(examples=[4294967338])

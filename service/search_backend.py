@@ -9,18 +9,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from time import monotonic
 
-from ..errors import EngineDown, EngineError, EngineSlow, Locked, StoreError
+from ..errors import BackendError, BackendTimeout, BackendUnavailable, Locked, StoreError
 from ..store.records import Mask, Vectors
-from ..store.search.matches import Matches, Searches
+from ..store.search.matches import Matches, Searcher
 from ..store.snapshot import Snapshot
-from .problems import Problem
+from .problems import HttpProblem
 
-Elsewhere = Callable[[Snapshot], Searches]  # who is asked for the nearest rows of a snapshot
+Elsewhere = Callable[[Snapshot], Searcher]  # who is asked for the nearest rows of a snapshot
 REST = 5.0  # seconds for which an engine that is away or slow is not asked again: each who waits for it keeps a thread
 LOG = logging.getLogger("clipfake.service")
 
 
-class Engine:
+class GuardedBackend:
     """Who is asked instead of the store itself. All its failures are Problems; the log has them in full."""
 
     def __init__(self, elsewhere: Elsewhere) -> None:
@@ -28,10 +28,10 @@ class Engine:
         self._failure: StoreError | None = None  # the last one, if nothing went well since
         self._rests_until = 0.0
 
-    def of(self, snapshot: Snapshot) -> Searches:
+    def of(self, snapshot: Snapshot) -> Searcher:
         """As `Elsewhere`; raises Problem where it cannot be asked, or does not hold what it should."""
         with self.asked(StoreError):
-            return Asked(self, self._elsewhere(snapshot))
+            return GuardedSearcher(self, self._elsewhere(snapshot))
 
     @contextmanager
     def asked(self, *failures: type[StoreError]) -> Iterator[None]:
@@ -43,7 +43,7 @@ class Engine:
             yield
         except failures as e:
             self._log(e)
-            rest = REST if isinstance(e, EngineDown | EngineSlow) else 0.0
+            rest = REST if isinstance(e, BackendUnavailable | BackendTimeout) else 0.0
             self._failure, self._rests_until = e, monotonic() + rest
             raise problem_of_engine(e, rest) from e
         if before:
@@ -56,29 +56,29 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class Asked:
+class GuardedSearcher:
     """An engine as one snapshot's search."""
 
-    engine: Engine
-    searches: Searches
+    engine: GuardedBackend
+    searches: Searcher
 
     def search(self, queries: Vectors, k: int, where: Mask | None = None, recall: float = 0.99) -> Matches:
-        with self.engine.asked(EngineError, Locked):  # what else may be wrong is so with the store or the question
+        with self.engine.asked(BackendError, Locked):  # what else may be wrong is so with the store or the question
             return self.searches.search(queries, k, where, recall)
 
 
-def problem_of_engine(failure: StoreError, rest: float = 0.0) -> Problem:
+def problem_of_engine(failure: StoreError, rest: float = 0.0) -> HttpProblem:
     """A failure in words that tell nothing of where the engine is.
 
     >>> problem_of_engine(EngineDown("http://10.0.0.7:6333 cannot be reached")).status
     503
     """
     seconds = str(max(1, math.ceil(rest)))
-    if isinstance(failure, EngineSlow):
+    if isinstance(failure, BackendTimeout):
         said = f"the search engine behind this service did not answer in time; try again in {seconds} s"
-        return Problem("engine-slow", said, headers={"Retry-After": seconds})
-    if isinstance(failure, EngineDown | Locked):
+        return HttpProblem("engine-slow", said, headers={"Retry-After": seconds})
+    if isinstance(failure, BackendUnavailable | Locked):
         said = f"the search engine behind this service cannot be reached; try again in {seconds} s"
-        return Problem("engine-down", said, headers={"Retry-After": seconds})
+        return HttpProblem("engine-down", said, headers={"Retry-After": seconds})
     said = "the search engine behind this service refuses, or does not hold the rows of this store"
-    return Problem("engine-failed", f"{said}; whoever runs the service finds the reason in its log")
+    return HttpProblem("engine-failed", f"{said}; whoever runs the service finds the reason in its log")

@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from ..detector.detector import Detector, Question
-from ..detector.evidence import Rules
+from ..detector.detector import QueryOptions, VectorDetector
+from ..detector.evidence import EvidenceOptions
 from ..detector.head import columns_of, head_folder
 from ..detector.verdict import Refusal, Verdict
 from ..errors import HeadError, NotEnoughRows, SpaceMismatch, StoreError
@@ -27,13 +27,13 @@ from ..store.maintenance.info import info
 from ..store.manifest import numbers
 from ..store.snapshot import Snapshot
 from ..store.store import Store
-from .bank_map import Map
+from .bank_map import BankMap
 from .batcher import Batcher, Vector
-from .image_decoder import Eyes, Picture
+from .image_decoder import ImageDecoder, UploadedImage
 from .limits import Limits
-from .metrics import Metrics
-from .problems import Problem, problem_of
-from .search_backend import Elsewhere, Engine
+from .metrics import ServiceMetrics
+from .problems import HttpProblem, problem_of
+from .search_backend import Elsewhere, GuardedBackend
 from .uploads import Upload
 
 R = TypeVar("R")
@@ -43,44 +43,46 @@ LOG = logging.getLogger("clipfake.service")
 
 
 @dataclass(frozen=True)
-class Seen:
+class EmbeddedUpload:
     """One file with its vector."""
 
     name: str
-    picture: Picture
+    picture: UploadedImage
     vector: Vector  # (dim,)
     views: dict[str, Vector] = field(default_factory=dict)  # of degraded copies, if asked for
 
 
 @dataclass(frozen=True)
-class Refused:
+class RefusedUpload:
     """One file that could not be used; the others of its request go on."""
 
     name: str
-    problem: Problem
+    problem: HttpProblem
 
-    def as_json(self) -> dict[str, Any]:
-        return Refusal(self.name, self.problem.detail).as_json()
+    def to_dict(self) -> dict[str, Any]:
+        return Refusal(self.name, self.problem.detail).to_dict()
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedDetector:
     """The rows at one version, and who judges by them."""
 
     version: Version | None  # None if it may be another the next time, although nothing here has changed
     snapshot: Snapshot
-    found: Detector | None
-    refused: Problem | None = None  # why there is no detector, and what to do
+    found: VectorDetector | None
+    refused: HttpProblem | None = None  # why there is no detector, and what to do
 
     @classmethod
-    def of(cls, store: Store, head: str, rules: Rules, version: Version, engine: Engine | None) -> Loaded:
+    def of(
+        cls, store: Store, head: str, rules: EvidenceOptions, version: Version, engine: GuardedBackend | None
+    ) -> LoadedDetector:
         try:
-            detector = Detector.load(store, head, rules, engine.of if engine else None)
+            detector = VectorDetector.load(store, head, rules, engine.of if engine else None)
         except (HeadError, NotEnoughRows, SpaceMismatch) as e:
             return cls(version, store.snapshot(), None, problem_of(e, store.folder))
         except StoreError as e:
-            return cls(None, store.snapshot(), None, Problem("cannot-judge", problem_of(e, store.folder).detail))
-        except Problem as e:  # an engine that is down, or not filled yet, comes back without a sign in the store
+            return cls(None, store.snapshot(), None, HttpProblem("cannot-judge", problem_of(e, store.folder).detail))
+        except HttpProblem as e:  # an engine that is down, or not filled yet, comes back without a sign in the store
             return cls(None, store.snapshot(), None, e)
         return cls(version, detector.snapshot, detector)
 
@@ -90,48 +92,48 @@ class Loaded:
         return self.refused.detail if self.refused else ""
 
     @property
-    def detector(self) -> Detector:
+    def detector(self) -> VectorDetector:
         """Raises Problem (cannot-judge, or what is wrong with the engine) if there is none."""
         if self.found is None:
             assert self.refused
-            raise Problem(self.refused.kind, self.refused.detail, headers=self.refused.headers)
+            raise HttpProblem(self.refused.kind, self.refused.detail, headers=self.refused.headers)
         return self.found
 
     @cached_property
-    def map(self) -> Map:
-        return Map.of(self.detector)
+    def map(self) -> BankMap:
+        return BankMap.of(self.detector)
 
 
-def usable(seen: Sequence[Seen | Refused]) -> list[Seen]:
+def usable(seen: Sequence[EmbeddedUpload | RefusedUpload]) -> list[EmbeddedUpload]:
     """Those with a vector; raises the first one's Problem if there are none."""
-    good = [one for one in seen if isinstance(one, Seen)]
-    bad = [one for one in seen if isinstance(one, Refused)]
+    good = [one for one in seen if isinstance(one, EmbeddedUpload)]
+    bad = [one for one in seen if isinstance(one, RefusedUpload)]
     if not good:
         first = bad[0].problem
-        more = {"images": [one.as_json() for one in bad]} if len(bad) > 1 else {}
-        raise Problem(first.kind, first.detail, headers=first.headers, **more)
+        more = {"images": [one.to_dict() for one in bad]} if len(bad) > 1 else {}
+        raise HttpProblem(first.kind, first.detail, headers=first.headers, **more)
     return good
 
 
-class Desk:
+class AppState:
     """Takes images in, has them encoded in batches, and judges them."""
 
     def __init__(
         self,
         store: Store,
-        eyes: Eyes,
+        eyes: ImageDecoder,
         *,
         head: str,
-        rules: Rules,
+        rules: EvidenceOptions,
         limits: Limits,
-        metrics: Metrics,
+        metrics: ServiceMetrics,
         elsewhere: Elsewhere | None = None,
     ) -> None:
         asked = space_of(store.snapshot(), columns_of(head_folder(store.folder, head)))
         eyes.encoder.space.require(asked, f"the store {store.folder}")
         self.store, self.eyes, self.limits, self.metrics = store, eyes, limits, metrics
-        self._head, self.rules, self._engine = head, rules, Engine(elsewhere) if elsewhere else None
-        self._loaded: Loaded | None = None
+        self._head, self.rules, self._engine = head, rules, GuardedBackend(elsewhere) if elsewhere else None
+        self._loaded: LoadedDetector | None = None
         self._figures: tuple[Version, dict[str, Any]] | None = None
         self._loading = threading.Lock()
         self.writing = threading.Lock()
@@ -152,37 +154,39 @@ class Desk:
 
     async def see(
         self, uploads: Sequence[Upload], *, thumbnails: bool = False, views: bool = False
-    ) -> list[Seen | Refused]:
+    ) -> list[EmbeddedUpload | RefusedUpload]:
         """A vector for each image, or why there is none; raises Problem (busy) if there is no room for all of them.
 
         With `views`, one for each of its degraded copies too.
         """
         if views and self.eyes.degraded is None:
-            raise Problem("invalid", "this service makes no degraded copies; ask without `steady`")
+            raise HttpProblem("invalid", "this service makes no degraded copies; ask without `steady`")
         places = len(uploads) * (VIEWS if views else 1)
         if places > self.limits.waiting:  # however often one came back
-            raise Problem("too-many", f"{len(uploads)} images with their copies are more than can wait; send fewer")
+            raise HttpProblem("too-many", f"{len(uploads)} images with their copies are more than can wait; send fewer")
         with self.batcher.places(places):
             return list(await asyncio.gather(*(self._see(upload, thumbnails, views) for upload in uploads)))
 
-    async def _see(self, upload: Upload, thumbnail: bool, views: bool) -> Seen | Refused:
+    async def _see(self, upload: Upload, thumbnail: bool, views: bool) -> EmbeddedUpload | RefusedUpload:
         try:
             picture = await self.run(self._open, upload.content, thumbnail, views)
             all_of_them = [picture.pixels, *picture.views.values()]
             vector, *copies = await asyncio.gather(*(self.batcher.vector(pixels) for pixels in all_of_them))
-            return Seen(upload.name, picture, vector, dict(zip(picture.views, copies, strict=True)))
+            return EmbeddedUpload(upload.name, picture, vector, dict(zip(picture.views, copies, strict=True)))
         except Exception as e:
             problem = problem_of(e)
             if problem.status == 500:
                 LOG.error("an image failed", exc_info=e)
             self.metrics.problems.labels(problem.kind).inc()
-            return Refused(upload.name, problem)
+            return RefusedUpload(upload.name, problem)
 
-    def _open(self, content: bytes, thumbnail: bool, views: bool) -> Picture:
+    def _open(self, content: bytes, thumbnail: bool, views: bool) -> UploadedImage:
         with self.metrics.stage("decode"):
             return self.eyes.open(content, self.limits, thumbnail=thumbnail, views=views)
 
-    def judge(self, seen: Sequence[Seen], question: Question, *, places: bool) -> tuple[list[Verdict], int, Any]:
+    def judge(
+        self, seen: Sequence[EmbeddedUpload], question: QueryOptions, *, places: bool
+    ) -> tuple[list[Verdict], int, Any]:
         """Verdicts, the number of the snapshot that gave them, and where the images lie on the map (or None).
 
         Raises Problem (cannot-judge).
@@ -200,7 +204,7 @@ class Desk:
             self.metrics.verdicts.labels(verdict.verdict).inc()
         return verdicts, loaded.snapshot.number, where
 
-    def loaded(self, *, wait: bool = False) -> Loaded:
+    def loaded(self, *, wait: bool = False) -> LoadedDetector:
         """The store's newest rows and newest head.
 
         While another request loads them it is the ones before, unless told to wait.
@@ -215,7 +219,7 @@ class Desk:
         try:
             version = self._version()
             if self._loaded is None or self._loaded.version != version:
-                self._loaded = Loaded.of(self.store, self._head, self.rules, version, self._engine)
+                self._loaded = LoadedDetector.of(self.store, self._head, self.rules, version, self._engine)
                 self.metrics.rows.set(len(self._loaded.snapshot))
             return self._loaded
         finally:
@@ -233,7 +237,7 @@ class Desk:
         """The store in figures, without its path."""
         version = self._version()
         if self._figures is None or self._figures[0] != version:
-            told = info(self.store).as_json()
+            told = info(self.store).to_dict()
             del told["path"]
             told["space"]["encoder"] = without_folders(told["space"]["encoder"])
             self._figures = version, told
@@ -242,7 +246,7 @@ class Desk:
     def text(self, words: str) -> npt.NDArray[np.float32]:
         """(dim,) the vector of some words; raises Problem where the encoder knows no words."""
         if not self.eyes.encoder.has_text:
-            raise Problem("invalid", "the encoder of this store has no text side; send an image or a vector")
+            raise HttpProblem("invalid", "the encoder of this store has no text side; send an image or a vector")
         return np.asarray(self.eyes.encoder.encode_texts([words])[0], np.float32)
 
 

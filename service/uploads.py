@@ -13,7 +13,7 @@ from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
 from .limits import Limits
-from .problems import Problem
+from .problems import HttpProblem
 
 T = TypeVar("T")
 PIECE = 2**20  # letters of base64 that are read at once, a multiple of four
@@ -59,7 +59,7 @@ async def uploads(request: Request, limits: Limits) -> list[Upload]:
         content = await request.body()
         found = [Upload("image", content)] if content else []
     else:
-        raise Problem("wrong-media", f"{kind[:80]} is neither multipart/form-data nor an image; send one of these")
+        raise HttpProblem("wrong-media", f"{kind[:80]} is neither multipart/form-data nor an image; send one of these")
     return counted(found, limits)
 
 
@@ -70,9 +70,11 @@ def media_type(request: Request) -> str:
 def counted(found: list[T], limits: Limits) -> list[T]:
     """The images, if there are some and not too many; raises Problem."""
     if not found:
-        raise Problem("no-image", "send images as files of a multipart form, or one image as the body")
+        raise HttpProblem("no-image", "send images as files of a multipart form, or one image as the body")
     if len(found) > limits.images:
-        raise Problem("too-many", f"{len(found)} images are more than the {limits.images} allowed; send fewer at once")
+        raise HttpProblem(
+            "too-many", f"{len(found)} images are more than the {limits.images} allowed; send fewer at once"
+        )
     return found
 
 
@@ -88,7 +90,7 @@ async def form(request: Request, limits: Limits) -> Form:
             else:
                 found.fields[name] = clean(value)
     except MultiPartException as e:
-        raise Problem("bad-request", f"the form cannot be read: {e.message}") from e
+        raise HttpProblem("bad-request", f"the form cannot be read: {e.message}") from e
     finally:
         for file in parser._files_to_close_on_error:  # also of a part that never ended, which nobody else closes
             file.close()
@@ -104,11 +106,11 @@ def image_of(text: str, name: str = "image") -> Upload:
     """The image of a data URL or of bare base64; raises Problem. Nothing is fetched."""
     found = DATA_URL.match(text[:200])
     if found is None and re.match(r"[a-z][a-z0-9+.-]*:", text[:40], re.IGNORECASE):
-        raise Problem("invalid", "this service fetches nothing; send the image itself, as a data URL in base64")
+        raise HttpProblem("invalid", "this service fetches nothing; send the image itself, as a data URL in base64")
     try:
         return Upload(name, decoded(text[found.end() :] if found else text))
     except (binascii.Error, ValueError) as e:
-        raise Problem("invalid", f"not an image in base64 ({e})") from e
+        raise HttpProblem("invalid", f"not an image in base64 ({e})") from e
 
 
 def decoded(text: str) -> bytes:

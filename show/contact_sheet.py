@@ -25,14 +25,14 @@ JPEG = (".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
-class Entry:
+class SheetEntry:
     """One image asked about, with its verdict."""
 
     verdict: Verdict
     picture: Image.Image
 
     @classmethod
-    def of(cls, verdict: Verdict, pixels: Any) -> Entry:
+    def of(cls, verdict: Verdict, pixels: Any) -> SheetEntry:
         """From (height, width, 3) uint8 pixels; they are shrunk, so that many entries can wait."""
         picture = Image.fromarray(pixels)
         picture.thumbnail((3 * CELL, 3 * CELL), Image.Resampling.LANCZOS)
@@ -50,7 +50,7 @@ def picture_of(neighbor: Neighbor, thumbnail: Callable[[int], bytes]) -> Image.I
         return Image.open(io.BytesIO(stored)).convert("RGB") if stored else None
 
 
-def write_sheet(path: Path, entries: Sequence[Entry], thumbnail: Callable[[int], bytes]) -> None:
+def write_sheet(path: Path, entries: Sequence[SheetEntry], thumbnail: Callable[[int], bytes]) -> None:
     """Write the sheet of some verdicts, whole or not at all, as the JPEG its name says or as a PNG.
 
     Raises StoreError for a full disk.
@@ -63,7 +63,7 @@ def write_sheet(path: Path, entries: Sequence[Entry], thumbnail: Callable[[int],
             sheet.save(temporary, "PNG", optimize=True)
 
 
-def draw_sheet(entries: Sequence[Entry], thumbnail: Callable[[int], bytes]) -> Image.Image:
+def draw_sheet(entries: Sequence[SheetEntry], thumbnail: Callable[[int], bytes]) -> Image.Image:
     """The sheet of some verdicts, one below the other."""
     panels = [_panel(entry, thumbnail) for entry in entries]
     width = max(panel.width for panel in panels)
@@ -78,7 +78,7 @@ def draw_sheet(entries: Sequence[Entry], thumbnail: Callable[[int], bytes]) -> I
     return sheet
 
 
-def _panel(entry: Entry, thumbnail: Callable[[int], bytes]) -> Image.Image:
+def _panel(entry: SheetEntry, thumbnail: Callable[[int], bytes]) -> Image.Image:
     verdict = entry.verdict
     columns = max(LEAST, *(len(found) for found in verdict.neighbors.values()))
     asked = 2 * CELL + LABEL + GAP

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap, to_rgb
 
-from .figure import FAKE, GREY, INK, REAL, Array, Picture, new_axes, shortened
+from .figure import FAKE, GREY, INK, REAL, Array, ReportFigure, new_axes, shortened
 
 SEEN = (0.2126, 0.7152, 0.0722)  # how bright red, green and blue are to the eye
 
 
-def heat_map(name: str, title: str, caption: str, across: Sequence[str], down: Sequence[str], values: Array) -> Picture:
+def heat_map(
+    name: str, title: str, caption: str, across: Sequence[str], down: Sequence[str], values: Array
+) -> ReportFigure:
     """A table of AUCs as colours with their figures: blue where sources are told apart, orange where they mislead.
 
     The means stand apart, below and to the right.
@@ -46,7 +48,7 @@ def heat_map(name: str, title: str, caption: str, across: Sequence[str], down: S
     bar.ax.set_yticklabels(["0 misled", "0.5 a coin", "1 told apart"], fontsize=7.5)
     bar.ax.tick_params(length=0)
     bar.outline.set_visible(False)
-    return Picture(name, title, caption, figure, ("row", "column", "value"), rows)
+    return ReportFigure(name, title, caption, figure, ("row", "column", "value"), rows)
 
 
 def ink_on(colour: Sequence[float]) -> str:
@@ -62,7 +64,7 @@ def ink_on(colour: Sequence[float]) -> str:
     return "white" if 1.05 * (ink + 0.05) > (ground + 0.05) ** 2 else INK
 
 
-def replay_lines(windows: Sequence[Mapping[str, Any]]) -> Picture:
+def replay_lines(windows: Sequence[Mapping[str, Any]]) -> ReportFigure:
     """AUC on what came next and on what was known, and accuracy at the past's threshold, by day of release."""
     figure, (ax,) = new_axes(width=max(5.2, 1.6 + 0.7 * len(windows)))
     place = np.arange(len(windows))
@@ -83,4 +85,4 @@ def replay_lines(windows: Sequence[Mapping[str, Any]]) -> Picture:
     columns = ("date", "sources", "generators", "n", "auc", "accuracy", "past_auc")
     rows = tuple(tuple(" ".join(w[c]) if c == "sources" else w[c] for c in columns) for w in windows)
     caption = "Each head learned from what had been released before the day; what was released then is new to it."
-    return Picture("replay", "The past on the future", caption, figure, columns, rows)
+    return ReportFigure("replay", "The past on the future", caption, figure, columns, rows)

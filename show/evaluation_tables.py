@@ -12,15 +12,15 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..core.atomic_files import write_text
-from ..detector.evaluation.leave_one_out import TITLES, Atlas
-from ..detector.evaluation.temporal_holdout import Replay
-from .verdict_panel import Blocks, table
+from ..detector.evaluation.leave_one_out import TITLES, LeaveOneOut
+from ..detector.evaluation.temporal_holdout import TemporalHoldout
+from .verdict_panel import SideBySide, table
 
 if TYPE_CHECKING:
-    from .figure import Picture
+    from .figure import ReportFigure
 
 
-def atlas_table(atlases: Sequence[Atlas]) -> RenderableType:
+def atlas_table(atlases: Sequence[LeaveOneOut]) -> RenderableType:
     """AUC of every generator left out, against every real source left out with it; a table for each head."""
     parts: list[RenderableType] = []
     for atlas in atlases:
@@ -28,18 +28,18 @@ def atlas_table(atlases: Sequence[Atlas]) -> RenderableType:
         rows = [[name, *map(float, row), float(row.mean())] for name, row in zip(atlas.generators, values, strict=True)]
         rows.append(["mean", *map(float, values.mean(0)), atlas.mean_auc])
         title = f"{TITLES[atlas.head]}: AUC on a generator (down) and a real source (across) it has never seen"
-        parts += [Blocks(title, ["", *atlas.reals, "mean"], rows), Text(f"\n{atlas.sentence}\n")]
+        parts += [SideBySide(title, ["", *atlas.reals, "mean"], rows), Text(f"\n{atlas.sentence}\n")]
     return Group(*parts)
 
 
-def atlas_json(atlases: Sequence[Atlas]) -> dict[str, Any]:
+def atlas_json(atlases: Sequence[LeaveOneOut]) -> dict[str, Any]:
     """The first head's figures, each head's in `heads`, and the cells of all."""
-    told = {atlas.head: atlas.as_json() for atlas in atlases}
+    told = {atlas.head: atlas.to_dict() for atlas in atlases}
     cells = [cell for one in told.values() for cell in one.pop("cells")]
     return {**next(iter(told.values())), "heads": told, "cells": cells}
 
 
-def atlas_picture(atlas: Atlas) -> Picture:
+def atlas_picture(atlas: LeaveOneOut) -> ReportFigure:
     """The heat map of one head."""
     from .evaluation_figures import heat_map
 
@@ -51,7 +51,7 @@ def atlas_picture(atlas: Atlas) -> Picture:
     return heat_map(name, f"Leave one out: {_lower(atlas)}", caption, atlas.reals, atlas.generators, atlas.table())
 
 
-def write_atlas(atlases: Sequence[Atlas], folder: Path) -> list[Path]:
+def write_atlas(atlases: Sequence[LeaveOneOut], folder: Path) -> list[Path]:
     """atlas.png, atlas.svg and atlas.csv, and the pictures of further heads; returns where they are."""
     written = []
     for atlas in atlases:
@@ -65,7 +65,7 @@ def write_atlas(atlases: Sequence[Atlas], folder: Path) -> list[Path]:
     return written
 
 
-def replay_table(replay: Replay) -> RenderableType:
+def replay_table(replay: TemporalHoldout) -> RenderableType:
     """What was released, judged by what there was before."""
     columns = ["released", "sources", "generators before", "rows", "AUC", "accuracy", "AUC on the past"]
     rows = [[w.date, ", ".join(w.sources), w.generators, w.n, w.auc, w.accuracy, w.past_auc] for w in replay.windows]
@@ -73,13 +73,13 @@ def replay_table(replay: Replay) -> RenderableType:
     return Group(made, Text(), *(Text(f"• {sentence}") for sentence in replay.sentences))
 
 
-def write_replay(replay: Replay, folder: Path) -> list[Path]:
+def write_replay(replay: TemporalHoldout, folder: Path) -> list[Path]:
     """replay.png, replay.svg and replay.csv; returns where they are."""
     from .evaluation_figures import replay_lines
 
-    return replay_lines([window.as_json() for window in replay.windows]).save(folder)
+    return replay_lines([window.to_dict() for window in replay.windows]).save(folder)
 
 
-def _lower(atlas: Atlas) -> str:
+def _lower(atlas: LeaveOneOut) -> str:
     title = TITLES[atlas.head]
     return title[0].lower() + title[1:]

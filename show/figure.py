@@ -25,7 +25,7 @@ Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Picture:
+class ReportFigure:
     """A figure with its words and its numbers."""
 
     name: str  # of its files

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from ..detector.metrics import auc, wilson
-from .figure import FAKE, GREY, HALF, INK, REAL, Array, Picture, counted, new_axes
+from .figure import FAKE, GREY, HALF, INK, REAL, Array, ReportFigure, counted, new_axes
 
 LINES = {"train": (INK, ":"), "validation": (REAL, "--"), "test": (FAKE, "-")}
 METRICS = {
@@ -22,7 +22,7 @@ METRICS = {
 }
 
 
-def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Picture:
+def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> ReportFigure:
     """Counts at the threshold 0, per split."""
     figure, axes = new_axes(len(metrics), height=2.7, share=True)
     rows: list[tuple[Any, ...]] = []
@@ -47,10 +47,10 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> Picture:
     caption = (
         "The head's answers at the threshold 0, by split: what the rows are, down, and what they were called, across."
     )
-    return Picture("confusion", "Confusion matrices", caption, figure, columns, tuple(rows))
+    return ReportFigure("confusion", "Confusion matrices", caption, figure, columns, tuple(rows))
 
 
-def measure_bars(measured: Mapping[str, Mapping[str, Any]]) -> Picture:
+def measure_bars(measured: Mapping[str, Mapping[str, Any]]) -> ReportFigure:
     """AUC on the test rows with its 95 % interval: the detector, the head and every baseline."""
     names = list(measured)
     figure, (ax,) = new_axes(height=0.24 * len(names) + 0.8)
@@ -76,10 +76,10 @@ def measure_bars(measured: Mapping[str, Mapping[str, Any]]) -> Picture:
         f"Over {measured[names[0]]['n']:,} test rows. A head (orange, round) is worth having if it stands clear of the "
         "baselines (square) below it."
     )
-    return Picture("measures", "AUC on the test rows", caption, figure, ("name", "auc", "low", "high"), rows)
+    return ReportFigure("measures", "AUC on the test rows", caption, figure, ("name", "auc", "low", "high"), rows)
 
 
-def metric_bars(metrics: Mapping[str, Mapping[str, Any]]) -> Picture:
+def metric_bars(metrics: Mapping[str, Mapping[str, Any]]) -> ReportFigure:
     """The head's measures by split, side by side; precision, recall and F1 are means over both classes."""
     figure, (ax,) = new_axes(height=3.2)
     width, rows = 0.8 / max(len(metrics), 1), list[tuple[Any, ...]]()
@@ -98,10 +98,10 @@ def metric_bars(metrics: Mapping[str, Mapping[str, Any]]) -> Picture:
     ax.set_ylim(0, 1.08)
     ax.legend(fontsize=8, frameon=False, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     caption = "The head at the threshold 0, by split. Precision, recall and F1 are the means over real and fake."
-    return Picture("metrics", "Measures by split", caption, figure, ("measure", "part", "value"), tuple(rows))
+    return ReportFigure("metrics", "Measures by split", caption, figure, ("measure", "part", "value"), tuple(rows))
 
 
-def roc_curves(scored: Mapping[str, tuple[Array, Array]]) -> Picture:
+def roc_curves(scored: Mapping[str, tuple[Array, Array]]) -> ReportFigure:
     """True-positive against false-positive rate; (n,) labels and (n,) scores per split."""
     figure, (ax,) = new_axes(width=HALF, height=HALF)
     rows: list[tuple[Any, ...]] = []
@@ -122,10 +122,10 @@ def roc_curves(scored: Mapping[str, tuple[Array, Array]]) -> Picture:
     ax.legend(fontsize=7.5, frameon=False, loc="lower right")
     drawn = counted({part: len(labels) for part, (labels, _) in scored.items()}, "rows")
     caption = f"The head's score at every threshold, by split ({drawn}); the straight line is a coin."
-    return Picture("roc", "ROC", caption, figure, ("part", "fpr", "tpr"), tuple(rows))
+    return ReportFigure("roc", "ROC", caption, figure, ("part", "fpr", "tpr"), tuple(rows))
 
 
-def reliability(labels: Array, probabilities: Array, bins: int = 10) -> Picture:
+def reliability(labels: Array, probabilities: Array, bins: int = 10) -> ReportFigure:
     """What was said against what was true, for test rows."""
     figure, (ax,) = new_axes(width=HALF, height=HALF)
     edges = np.linspace(0, 1, bins + 1)
@@ -150,7 +150,9 @@ def reliability(labels: Array, probabilities: Array, bins: int = 10) -> Picture:
         "for generators never seen, a verdict is cautious about those that were: the dots then rise more steeply than "
         "the line."
     )
-    return Picture("reliability", "Reliability", caption, figure, ("said", "true", "low", "high", "rows"), tuple(rows))
+    return ReportFigure(
+        "reliability", "Reliability", caption, figure, ("said", "true", "low", "high", "rows"), tuple(rows)
+    )
 
 
 def _percent(value: float | None) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..detector.verdict import Stored, Verdict
+from ..detector.verdict import StoredCopy, Verdict
 
 SHAPES = {"real": "●", "fake": "▲", "unsure": "◆"}  # nothing is told by colour alone
 CAVEAT = (
@@ -53,7 +53,7 @@ def maker(verdict: Verdict) -> str:
     return "by an unknown generator" if verdict.generator == "unknown" else f"probably made by {verdict.generator}"
 
 
-def origin(row: Stored) -> str:
+def origin(row: StoredCopy) -> str:
     """What was said of a row when it was indexed.
 
     >>> origin(Stored("a/1.png", "fake", "stylegan2-cats", "stylegan2")), origin(Stored("b/1.png", "real", "ffhq", ""))

@@ -16,9 +16,9 @@ import numpy as np
 
 from ..core.atomic_files import read_json, write_text
 from ..detector.calibration import probability
-from ..detector.detector import Detector
-from ..detector.evaluation.leave_one_out import Atlas, atlas
+from ..detector.detector import VectorDetector
 from ..detector.evaluation.leave_one_out import Kind as AtlasKind
+from ..detector.evaluation.leave_one_out import LeaveOneOut, leave_one_out
 from ..detector.split import PARTS
 from ..detector.training.examples import thinned
 from ..detector.training.train import score_rows
@@ -26,7 +26,7 @@ from ..detector.training.triplet import distances, draw
 from ..errors import HeadError, NotEnoughRows
 from . import metric_figures, training_figures
 from .evaluation_tables import atlas_picture
-from .figure import FULL, HALF, Picture
+from .figure import FULL, HALF, ReportFigure
 from .phrasing import CAVEAT
 from .training_summary import MODES, learned_from, spoken
 
@@ -54,7 +54,7 @@ MORE = {  # a dot goes into a measure's classes
 
 
 def write_report(
-    detector: Detector, folder: Path, out: Path, *, title: str = "clipfake", notice: str = ""
+    detector: VectorDetector, folder: Path, out: Path, *, title: str = "clipfake", notice: str = ""
 ) -> list[Path]:
     """Write the page, and beside it a folder with PNG, SVG and CSV of each figure; returns what was written.
 
@@ -75,14 +75,16 @@ def write_report(
     return [out, *written]
 
 
-def left_out(detector: Detector) -> list[Atlas]:
+def left_out(detector: VectorDetector) -> list[LeaveOneOut]:
     """A linear head and the neighbour rule on what they have never seen; none where there is nothing to leave out."""
     with suppress(NotEnoughRows):
-        return [atlas(detector.snapshot, kind, seed=detector.head.split.seed) for kind in KINDS]
+        return [leave_one_out(detector.snapshot, kind, seed=detector.head.split.seed) for kind in KINDS]
     return []
 
 
-def draw_all(detector: Detector, report: dict[str, Any], atlases: Sequence[Atlas]) -> Iterator[Picture]:
+def draw_all(
+    detector: VectorDetector, report: dict[str, Any], atlases: Sequence[LeaveOneOut]
+) -> Iterator[ReportFigure]:
     """Every figure there are numbers for."""
     snapshot, head = detector.snapshot, detector.head
     yield training_figures.class_distribution(*(snapshot.column(name) for name in ("sources", "targets", "labels")))
@@ -130,9 +132,9 @@ def page(
     title: str,
     notice: str,
     report: dict[str, Any],
-    pictures: Mapping[str, Picture],
-    detector: Detector,
-    atlases: Sequence[Atlas],
+    pictures: Mapping[str, ReportFigure],
+    detector: VectorDetector,
+    atlases: Sequence[LeaveOneOut],
     beside: str,
 ) -> str:
     """The page as HTML, its pictures inside it; `beside` is the folder that has them as files."""
@@ -234,13 +236,13 @@ def _cell(told: Mapping[str, Any], measure: str, *, spans: bool) -> str:
     return f"{said} <small>{span[0]:.3f}–{span[1]:.3f}</small>" if span else said
 
 
-def _figures(pictures: Mapping[str, Picture], *names: str) -> str:
+def _figures(pictures: Mapping[str, ReportFigure], *names: str) -> str:
     """Those of these figures that there are; two halves stand side by side."""
     shown = "".join(_figure(pictures[name]) for name in names if name in pictures)
     return f"<div class=figures>{shown}</div>" if shown else ""
 
 
-def _figure(picture: Picture) -> str:
+def _figure(picture: ReportFigure) -> str:
     drawn = base64.b64encode(picture.image("svg")).decode()
     title, caption = html.escape(picture.title), html.escape(picture.caption)
     inches = picture.figure.get_figwidth()

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..core.atomic_files import write_text
-from ..detector.evaluation.reproduce import CELLS, DATA, NAMES, TABLES, Cell, Figures, Table
+from ..detector.evaluation.reproduce import CELLS, DATA, NAMES, TABLES, PaperFigures, PaperRun, PaperTable
 from ..detector.split import PARTS
 from .verdict_panel import table
 
@@ -53,7 +53,7 @@ def compared_rows(result: dict[str, Any]) -> list[list[str]]:
     return [row for one in TABLES if one.cell in result["runs"] for row in _compared(one, result["runs"][one.cell])]
 
 
-def _compared(one: Table, run: dict[str, Any]) -> list[list[str]]:
+def _compared(one: PaperTable, run: dict[str, Any]) -> list[list[str]]:
     rows = []
     counts = f"{sum(run['rows'][part] for part in PARTS):,} ({DATA[one.data].rows:,})"
     for part, figures in one.parts.items():
@@ -64,7 +64,7 @@ def _compared(one: Table, run: dict[str, Any]) -> list[list[str]]:
     return rows
 
 
-def _figures(paper: Figures, ours: dict[str, Any]) -> list[tuple[str, float, float | None]]:
+def _figures(paper: PaperFigures, ours: dict[str, Any]) -> list[tuple[str, float, float | None]]:
     found: list[tuple[str, float, float | None]] = []
     if paper.accuracy is not None:
         found.append(("accuracy", paper.accuracy, ours["accuracy"]))
@@ -82,7 +82,7 @@ def run_rows(result: dict[str, Any]) -> list[list[str]]:
     return [_run(cell, result["runs"][cell.name]) for cell in CELLS if cell.name in result["runs"]]
 
 
-def _run(cell: Cell, run: dict[str, Any]) -> list[str]:
+def _run(cell: PaperRun, run: dict[str, Any]) -> list[str]:
     test = run["parts"]["test"]
     modes = [_percent(run["modes"][mode]["accuracy"]) if run["modes"] else "" for mode in ("zero-shot", "mean")]
     probe = run["baselines"].get("linear_probe")
@@ -117,7 +117,7 @@ def sentences(result: dict[str, Any]) -> list[str]:
     return told
 
 
-def run_name(one: Cell | Table) -> str:
+def run_name(one: PaperRun | PaperTable) -> str:
     """A run in a few words.
 
     >>> run_name(CELLS[0])
@@ -127,7 +127,7 @@ def run_name(one: Cell | Table) -> str:
     return f"{NAMES[one.backbone].removeprefix('ViT-')} {kind}, {DATA[one.data].name}"
 
 
-def _within(one: Table, run: dict[str, Any]) -> bool:
+def _within(one: PaperTable, run: dict[str, Any]) -> bool:
     figures = one.parts["test"]
     paper = figures.recall[0] if figures.accuracy is None else figures.accuracy
     low, high = run["parts"]["test"]["intervals"]["accuracy"]

@@ -9,12 +9,12 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from ..store.records import distinct
-from .figure import COLOURS, FAKE, INK, REAL, Array, Picture, counted, legend_below, new_axes, shortened
+from .figure import COLOURS, FAKE, INK, REAL, Array, ReportFigure, counted, legend_below, new_axes, shortened
 
 HATCHES = {"real": "", "fake": "////", "unknown": ".."}  # told apart without colour
 
 
-def class_distribution(sources: Array, targets: Array, labels: Array) -> Picture:
+def class_distribution(sources: Array, targets: Array, labels: Array) -> ReportFigure:
     """Rows per source by raw target, and by label."""
     found, which, _ = distinct(sources)
     names = found.tolist()
@@ -49,14 +49,14 @@ def class_distribution(sources: Array, targets: Array, labels: Array) -> Picture
     legend_below(figure, left, "outside lower left")
     legend_below(figure, right, "outside lower right")
     caption = "Rows of each source before and after the raw target (0 real, 1 to 6 fake) became a label."
-    return Picture("classes", "Classes", caption, figure, ("source", "by", "value", "rows"), tuple(rows))
+    return ReportFigure("classes", "Classes", caption, figure, ("source", "by", "value", "rows"), tuple(rows))
 
 
 def _target(target: int) -> str:
     return "not said" if target < 0 else f"{target}{' real' if target == 0 else ''}"
 
 
-def loss_curves(epochs: Sequence[Mapping[str, Any]]) -> Picture:
+def loss_curves(epochs: Sequence[Mapping[str, Any]]) -> ReportFigure:
     """Training and validation loss, and the two mean distances, epoch by epoch."""
     figure, (left, right) = new_axes(2)
     number = [e["epoch"] for e in epochs]
@@ -75,10 +75,10 @@ def loss_curves(epochs: Sequence[Mapping[str, Any]]) -> Picture:
         ax.legend(fontsize=8, frameon=False)
     columns = ("epoch", "loss", "validation_loss", "positive_distance", "negative_distance", "active_share")
     rows = tuple(tuple(e[c] for c in columns) for e in epochs)
-    return Picture("loss", "Training", "Loss and distances of the triplet projection.", figure, columns, rows)
+    return ReportFigure("loss", "Training", "Loss and distances of the triplet projection.", figure, columns, rows)
 
 
-def distance_histograms(distances: Mapping[str, tuple[Array, Array]]) -> Picture:
+def distance_histograms(distances: Mapping[str, tuple[Array, Array]]) -> ReportFigure:
     """d(anchor, positive) and d(anchor, negative) per split, with the share they have in common."""
     figure, axes = new_axes(len(distances), share=True)
     edges = np.linspace(0, 2, 41)
@@ -96,10 +96,10 @@ def distance_histograms(distances: Mapping[str, tuple[Array, Array]]) -> Picture
     columns = ("part", "from", "to", "positive", "negative")
     drawn = counted({part: len(positive) for part, (positive, _) in distances.items()}, "triplets")
     caption = f"How far an anchor's own class and the other class lie from it after the projection ({drawn})."
-    return Picture("distances", "Distances", caption, figure, columns, tuple(rows))
+    return ReportFigure("distances", "Distances", caption, figure, columns, tuple(rows))
 
 
-def pca_scatter(points: Mapping[str, tuple[Array, Array]]) -> Picture:
+def pca_scatter(points: Mapping[str, tuple[Array, Array]]) -> ReportFigure:
     """Two principal components of the projected rows, fitted on the training rows; (n, 2) points and (n,) labels."""
     figure, axes = new_axes(len(points), height=3.2, share=True)
     rows: list[tuple[Any, ...]] = []
@@ -132,12 +132,12 @@ def pca_scatter(points: Mapping[str, tuple[Array, Array]]) -> Picture:
         if handle is not None:
             handle.set_alpha(1)
     columns = ("part", "label", "first", "second")
-    return Picture(
+    return ReportFigure(
         "pca", "Map", "Projected rows; the axes come from training rows alone.", figure, columns, tuple(rows)
     )
 
 
-def explained_variance(raw: Array, projected: Array) -> Picture:
+def explained_variance(raw: Array, projected: Array) -> ReportFigure:
     """Cumulative share of variance of the raw and of the projected rows, marked at 1, 10, 20 and 50 components."""
     figure, (ax,) = new_axes()
     rows: list[tuple[Any, ...]] = []
@@ -167,4 +167,4 @@ def explained_variance(raw: Array, projected: Array) -> Picture:
     caption = (
         "How many directions the training rows really use: the share of their variance in the first 1, 10, 20, 50."
     )
-    return Picture("variance", "Explained variance", caption, figure, columns, tuple(rows))
+    return ReportFigure("variance", "Explained variance", caption, figure, columns, tuple(rows))

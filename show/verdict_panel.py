@@ -26,7 +26,7 @@ NARROW = 12  # letters in a line of a column's folded title
 
 
 @dataclass(frozen=True)
-class Card:
+class VerdictPanel:
     """Everything there is to say of one image: the answer and how sure it is first, then why, then the witnesses."""
 
     verdict: Verdict
@@ -130,7 +130,7 @@ def table(
 
 
 @dataclass(frozen=True)
-class Blocks:
+class SideBySide:
     """A wide table: columns for which there is no room go on below, and no number is ever broken."""
 
     title: str

@@ -12,25 +12,25 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import NotEnoughRows
-from .named_vectors import MAIN, Column, open_column
+from .named_vectors import MAIN, NamedVectors, open_named_vectors
 from .records import Vectors
 from .snapshot import Snapshot
 from .space import Space
 
 
-class Joined(Snapshot):
-    """A snapshot whose vectors are those of several columns, one after the other. Make it with `joined`.
+class ConcatenatedSnapshot(Snapshot):
+    """A snapshot whose vectors are those of several columns, one after the other. Make it with `concatenated_snapshot`.
 
     Each column's vector is brought to unit length and weighs the same, so the inner product of two rows is the mean of
     their cosines. Searches are exact.
     """
 
     columns: tuple[str, ...]
-    _made_of: list[tuple[Snapshot | Column, Space]]
+    _made_of: list[tuple[Snapshot | NamedVectors, Space]]
 
     @property
     def space(self) -> Space:
-        return joined_space([space for _, space in self._made_of])
+        return concatenated_space([space for _, space in self._made_of])
 
     def vectors(self, positions: Any = None, dtype: Any = np.float32) -> npt.NDArray[Any]:
         wanted = self._positions(positions)
@@ -38,7 +38,7 @@ class Joined(Snapshot):
         for column, _ in self._made_of:
             of_these = column.vectors(wanted) if isinstance(column, Snapshot) else column.vectors(self, wanted)
             parts.append(of_these)
-        return join(parts).astype(dtype)
+        return concatenate(parts).astype(dtype)
 
     @property
     def texts(self) -> dict[str, npt.NDArray[np.float32]]:
@@ -50,7 +50,7 @@ class Joined(Snapshot):
         return None
 
 
-def joined(snapshot: Snapshot, columns: Sequence[str]) -> Snapshot:
+def concatenated_snapshot(snapshot: Snapshot, columns: Sequence[str]) -> Snapshot:
     """The snapshot with the vectors of these columns, "main" being the store's own; itself for that one alone.
 
     Raises
@@ -62,7 +62,7 @@ def joined(snapshot: Snapshot, columns: Sequence[str]) -> Snapshot:
     """
     if tuple(columns) == (MAIN,):
         return snapshot
-    result = Joined.__new__(Joined)
+    result = ConcatenatedSnapshot.__new__(ConcatenatedSnapshot)
     made = copy(snapshot)
     for name in ("_index", "_exact", "texts"):  # of the store's own vectors
         vars(made).pop(name, None)
@@ -72,7 +72,7 @@ def joined(snapshot: Snapshot, columns: Sequence[str]) -> Snapshot:
         if name == MAIN:
             result._made_of.append((snapshot, snapshot.space))
             continue
-        column = open_column(snapshot.folder, name).held(snapshot)
+        column = open_named_vectors(snapshot.folder, name).held(snapshot)
         if lacking := int(column.missing(snapshot).sum()):
             raise NotEnoughRows(
                 f"the column {name} has no vector for {lacking} of {len(snapshot)} rows; "
@@ -84,11 +84,11 @@ def joined(snapshot: Snapshot, columns: Sequence[str]) -> Snapshot:
 
 def space_of(snapshot: Snapshot, columns: Sequence[str]) -> Space:
     """Where the joined vectors live; raises StoreError where there is no such column. No vector is read."""
-    spaces = [snapshot.space if name == MAIN else open_column(snapshot.folder, name).space for name in columns]
-    return spaces[0] if tuple(columns) == (MAIN,) else joined_space(spaces)
+    spaces = [snapshot.space if name == MAIN else open_named_vectors(snapshot.folder, name).space for name in columns]
+    return spaces[0] if tuple(columns) == (MAIN,) else concatenated_space(spaces)
 
 
-def join(parts: Sequence[Vectors]) -> npt.NDArray[np.float32]:
+def concatenate(parts: Sequence[Vectors]) -> npt.NDArray[np.float32]:
     """(n, sum of dims) unit vectors of several (n, dim): each part brought to the same length."""
     lengths = [np.linalg.norm(np.asarray(part, np.float32), axis=1, keepdims=True) for part in parts]
     share = 1 / np.sqrt(len(parts))
@@ -96,7 +96,7 @@ def join(parts: Sequence[Vectors]) -> npt.NDArray[np.float32]:
     return np.concatenate(whole, axis=1).astype(np.float32)
 
 
-def joined_space(spaces: Sequence[Space]) -> Space:
+def concatenated_space(spaces: Sequence[Space]) -> Space:
     """The space of vectors that were joined in this order."""
     digest = hashlib.blake2b("+".join(space.fingerprint for space in spaces).encode(), digest_size=32).hexdigest()
     return Space(" + ".join(space.encoder for space in spaces), digest, sum(space.dim for space in spaces))

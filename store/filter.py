@@ -54,18 +54,18 @@ class Filter:
 
 
 @dataclass(frozen=True)
-class Deleted:
+class DeleteReport:
     """What `delete` did."""
 
     rows: int
     snapshot: int
     before: int  # `undo` to this snapshot brings the rows back
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def delete(store: Store, which: Filter, note: str = "deleted") -> Deleted:
+def delete(store: Store, which: Filter, note: str = "deleted") -> DeleteReport:
     """Drop the rows of a filter from the store; `Store.undo` brings them back until `compact`.
 
     Raises
@@ -78,7 +78,7 @@ def delete(store: Store, which: Filter, note: str = "deleted") -> Deleted:
     with store.writer(note) as writer:
         before = writer.snapshot.number
         rows = writer.delete(which.mask(writer.snapshot))
-        return Deleted(rows, writer.snapshot.number, before)
+        return DeleteReport(rows, writer.snapshot.number, before)
 
 
 def _one_of(values: Any, wanted: list[Any]) -> Mask:

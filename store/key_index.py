@@ -10,7 +10,7 @@ from .records import Ids
 Hashes = npt.NDArray[np.uint64]
 
 
-class Keys:
+class KeyIndex:
     """Row ids by the hash of their key.
 
     Adding costs the logarithm of what is there: runs of like size are merged, as in a binary counter. Ids of rows that

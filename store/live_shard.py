@@ -10,17 +10,17 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import Damaged
-from .manifest import Part
+from .manifest import ShardRef
 from .records import Ids
 from .shard import Shard
 from .space import Space
-from .tombstones import read_deleted
+from .tombstones import read_tombstones
 
 
-class Live:
+class LiveShard:
     """A shard without its deleted rows."""
 
-    def __init__(self, folder: Path, part: Part, space: Space, before: Live | None = None) -> None:
+    def __init__(self, folder: Path, part: ShardRef, space: Space, before: LiveShard | None = None) -> None:
         """`before` is the same shard in an earlier snapshot: an open file and what lives of it are taken over."""
         self.part = part
         self._space = space
@@ -32,7 +32,7 @@ class Live:
         if before and same and before.part.deleted_digest == part.deleted_digest:
             self.alive = before.alive
         elif part.deleted:
-            self.alive = np.delete(np.arange(part.rows), read_deleted(folder, part))
+            self.alive = np.delete(np.arange(part.rows), read_tombstones(folder, part))
 
     @cached_property
     def file(self) -> Shard:

@@ -19,7 +19,7 @@ VERSION = 1  # raised like shard.VERSION
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardRef:
     """One shard as a snapshot sees it."""
 
     name: str  # "000001.h5" in the folder shards/
@@ -50,7 +50,7 @@ class Manifest:
 
     number: int
     space: Space
-    parts: tuple[Part, ...] = ()  # by shard number: a row's position follows from its age
+    parts: tuple[ShardRef, ...] = ()  # by shard number: a row's position follows from its age
     next_shard: int = 1  # never used before: a lost shard must not lead to writing under an old name
     note: str = ""  # what made it, for people
     created: str = ""
@@ -116,8 +116,8 @@ def read_manifest(folder: Path, number: int | None = None) -> Manifest:
             raise NotAStore(f"{path} has format version {told['version']}, this release reads 1 to {VERSION}; upgrade")
         if not isinstance(told["parts"], list):
             raise ValueError("its parts are no list")
-        parts = tuple(Part(**part) for part in told["parts"])
-        space = Space.from_json(told["space"])
+        parts = tuple(ShardRef(**part) for part in told["parts"])
+        space = Space.from_dict(told["space"])
         found = Manifest(told["number"], space, parts, told["next_shard"], str(told["note"]), str(told["created"]))
         _require_sense(found, number)
         return found

@@ -21,8 +21,8 @@ import numpy.typing as npt
 from ..core.atomic_files import TEMPORARY, read_json, remove_leftover, write_text, written_aside
 from ..core.locking import writer_lock
 from ..errors import BadBlock, Damaged, StoreError
-from .manifest import Manifest, Part, numbers, read_manifest
-from .records import Ids, Vectors, in_half, unfit
+from .manifest import Manifest, ShardRef, numbers, read_manifest
+from .records import Ids, Vectors, invalid_rows, to_float16
 from .search.matches import Positions
 from .shard import checksum
 from .snapshot import Snapshot
@@ -37,7 +37,7 @@ ROWS_HELD = 65_536  # that a writer keeps before it writes them
 
 
 @dataclass(frozen=True)
-class Piece:
+class VectorFile:
     """The vectors of one shard's rows."""
 
     shard: str  # its name
@@ -51,16 +51,16 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Column:
-    """A named column of a store. Open it with `open_column`."""
+class NamedVectors:
+    """A named column of a store. Open it with `open_named_vectors`."""
 
     folder: Path
     name: str
     space: Space
-    pieces: dict[str, Piece]  # by shard
+    pieces: dict[str, VectorFile]  # by shard
     _maps: dict[str, npt.NDArray[np.float16]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def held(self, snapshot: Snapshot) -> Column:
+    def held(self, snapshot: Snapshot) -> NamedVectors:
         """Itself, with the files of a snapshot mapped: a writer may replace them meanwhile, what is mapped stays."""
         for part in snapshot.manifest.parts:
             if self._has(part):
@@ -87,15 +87,15 @@ class Column:
                 result[here] = np.isnan(self._mapped(part)[:, 0])[row[here]]
         return result
 
-    def check(self, part: Part) -> None:
+    def check(self, part: ShardRef) -> None:
         """Compare every byte of a shard's vectors with their checksum; raises Damaged."""
         if self._has(part):
             self._content(self.pieces[part.name])
 
-    def _has(self, part: Part) -> bool:
+    def _has(self, part: ShardRef) -> bool:
         return part.name in self.pieces and self.pieces[part.name].header == part.header
 
-    def _mapped(self, part: Part) -> npt.NDArray[np.float16]:
+    def _mapped(self, part: ShardRef) -> npt.NDArray[np.float16]:
         name = self.pieces[part.name].file
         if name in self._maps:
             return self._maps[name]
@@ -110,7 +110,7 @@ class Column:
         self._maps[name] = mapped.view(np.ndarray)
         return self._maps[name]
 
-    def _content(self, piece: Piece) -> bytes:
+    def _content(self, piece: VectorFile) -> bytes:
         try:
             content = (self.folder / piece.file).read_bytes()
         except OSError as e:
@@ -123,12 +123,12 @@ class Column:
 _AGAIN = "remove the column's folder and fill it again with `clipfake store column`; the store itself is whole"
 
 
-def column_names(store: Path) -> list[str]:
+def vector_names(store: Path) -> list[str]:
     """The columns a store has beside its own vectors."""
     return sorted(path.parent.name for path in (store / FOLDER).glob(f"*/{CARD}"))
 
 
-def open_column(store: Path, name: str) -> Column:
+def open_named_vectors(store: Path, name: str) -> NamedVectors:
     """A column by name; raises StoreError where there is none, Damaged where it cannot be read."""
     folder = store / FOLDER / name
     try:
@@ -136,10 +136,10 @@ def open_column(store: Path, name: str) -> Column:
         digest = told.pop("digest")
         if (told["format"], told["version"]) != (FORMAT, VERSION) or digest != _digest(told):
             raise Damaged(f"{folder / CARD} is not of this release, or was altered; {_AGAIN}")
-        pieces = {piece["shard"]: Piece(**piece) for piece in told["pieces"]}
-        return Column(folder, name, Space.from_json(told["space"]), pieces)
+        pieces = {piece["shard"]: VectorFile(**piece) for piece in told["pieces"]}
+        return NamedVectors(folder, name, Space.from_dict(told["space"]), pieces)
     except FileNotFoundError as e:
-        there = ", ".join([MAIN, *column_names(store)])
+        there = ", ".join([MAIN, *vector_names(store)])
         raise StoreError(
             f"the store {store} has no column {name} (it has {there}); "
             f"add it with `clipfake store column {name} --encoder ...`"
@@ -148,10 +148,10 @@ def open_column(store: Path, name: str) -> Column:
         raise Damaged(f"{folder / CARD} is not a readable column ({e}); {_AGAIN}") from e
 
 
-class ColumnWriter:
-    """Takes vectors of rows in any order. Make it with `column_writer`."""
+class NamedVectorsWriter:
+    """Takes vectors of rows in any order. Make it with `named_vectors_writer`."""
 
-    def __init__(self, store: Store, column: Column) -> None:
+    def __init__(self, store: Store, column: NamedVectors) -> None:
         self.snapshot = store.snapshot()
         self.column = column
         self._store = store.folder
@@ -163,8 +163,8 @@ class ColumnWriter:
         """(n, dim) vectors of the rows of `snapshot` at these positions; raises BadBlock for one that is none."""
         if vectors.shape != (len(positions), self.column.space.dim):
             raise BadBlock(f"vectors of shape {vectors.shape} for {len(positions)} rows of {self.column.space}")
-        stored = in_half(vectors)
-        if len(wrong := unfit(stored)):
+        stored = to_float16(vectors)
+        if len(wrong := invalid_rows(stored)):
             key = self.snapshot.column("keys")[positions[wrong[0]]]
             raise BadBlock(f"the row {key} was given a vector that is zero or not finite as float16; leave it out")
         self._waiting.append((self.snapshot.ids[positions], stored))
@@ -194,7 +194,7 @@ class ColumnWriter:
 
 
 @contextmanager
-def column_writer(store: Store, name: str, space: Space) -> Iterator[ColumnWriter]:
+def named_vectors_writer(store: Store, name: str, space: Space) -> Iterator[NamedVectorsWriter]:
     """Hold a column for writing; it is made if it is not there. What was put is sealed when the block ends.
 
     Raises
@@ -209,20 +209,20 @@ def column_writer(store: Store, name: str, space: Space) -> Iterator[ColumnWrite
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == MAIN:
         raise StoreError(f"{name!r} is no name for a column; use small letters, digits and dashes (and not {MAIN!r})")
     with writer_lock(store.folder):
-        if name in column_names(store.folder):
-            column = open_column(store.folder, name)
+        if name in vector_names(store.folder):
+            column = open_named_vectors(store.folder, name)
             space.require(column.space, f"the column {name}")
         else:
-            column = Column(store.folder / FOLDER / name, name, space, {})
+            column = NamedVectors(store.folder / FOLDER / name, name, space, {})
             write_card(column)
-        writer = ColumnWriter(store, column)
+        writer = NamedVectorsWriter(store, column)
         try:
             yield writer
         finally:
             writer.seal()
 
 
-def carry(store: Path, old: Ids, new: Ids, parts: Sequence[Part]) -> None:
+def carry(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> None:
     """Before rows are moved to new shards: their vectors go with them, in every column that can be read.
 
     The files of the old shards stay until no snapshot names those, so a process that is killed before the move is
@@ -238,9 +238,9 @@ def carry(store: Path, old: Ids, new: Ids, parts: Sequence[Part]) -> None:
     Damaged
         Vectors that are to be moved are not what was written.
     """
-    for name in column_names(store):
+    for name in vector_names(store):
         try:
-            column = open_column(store, name)
+            column = open_named_vectors(store, name)
         except StoreError:
             continue  # `verify` names it
         pieces = dict(column.pieces)
@@ -258,27 +258,27 @@ def carry(store: Path, old: Ids, new: Ids, parts: Sequence[Part]) -> None:
         write_card(replace(column, pieces=pieces))
 
 
-def write_piece(folder: Path, part: Part, vectors: npt.NDArray[np.float16]) -> Piece:
+def write_piece(folder: Path, part: ShardRef, vectors: npt.NDArray[np.float16]) -> VectorFile:
     content = np.ascontiguousarray(vectors, "<f2").tobytes()
     digest = checksum(content)
     name = f"{part.number:06d}-{digest[:12]}.f2"
     with written_aside(folder / name) as temporary:
         temporary.write_bytes(content)
-    return Piece(part.name, part.header, name, digest)
+    return VectorFile(part.name, part.header, name, digest)
 
 
-def write_card(column: Column) -> None:
+def write_card(column: NamedVectors) -> None:
     """Make the column's files visible: this rename is the commit."""
     told: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
-        "space": column.space.as_json(),
+        "space": column.space.to_dict(),
         "pieces": [asdict(piece) for _, piece in sorted(column.pieces.items())],
     }
     write_text(column.folder / CARD, json.dumps({**told, "digest": _digest(told)}, indent=1) + "\n")
 
 
-def tidy(store: Path, column: Column) -> None:
+def tidy(store: Path, column: NamedVectors) -> None:
     """Remove files that the column no longer names, and pieces of shards that no snapshot has."""
     try:
         manifests: list[Manifest] = [read_manifest(store, n) for n in numbers(store)]
@@ -297,17 +297,17 @@ def tidy(store: Path, column: Column) -> None:
 
 def tidy_all(store: Path) -> None:
     """The same for every column that can be read."""
-    for name in column_names(store):
+    for name in vector_names(store):
         with suppress(StoreError):
-            tidy(store, open_column(store, name))
+            tidy(store, open_named_vectors(store, name))
 
 
 def damage(store: Path, manifests: Sequence[Manifest]) -> dict[str, str]:
     """Files of columns that are not what was written -> what is wrong with each; reads every byte."""
     found = {}
-    for name in column_names(store):
+    for name in vector_names(store):
         try:
-            column = open_column(store, name)
+            column = open_named_vectors(store, name)
         except StoreError as e:
             found[f"{FOLDER}/{name}/{CARD}"] = str(e)
             continue
@@ -321,16 +321,16 @@ def damage(store: Path, manifests: Sequence[Manifest]) -> dict[str, str]:
     return found
 
 
-def _now(store: Path, name: str, part: Part) -> Piece | None:
+def _now(store: Path, name: str, part: ShardRef) -> VectorFile | None:
     with suppress(StoreError):
-        return open_column(store, name).pieces.get(part.name)
+        return open_named_vectors(store, name).pieces.get(part.name)
     return None
 
 
 def let_go(store: Path, path: Path) -> None:
     """Have a column no longer name a damaged file; of a column whose card is damaged nothing is left to name."""
     with suppress(StoreError):
-        column = open_column(store, path.parent.name)
+        column = open_named_vectors(store, path.parent.name)
         pieces = {shard: piece for shard, piece in column.pieces.items() if piece.file != path.name}
         write_card(replace(column, pieces=pieces))
 

@@ -31,7 +31,7 @@ def names(values: Sequence[str] | Names) -> Names:
     return np.asarray(values, dtype=TEXT)
 
 
-def in_half(vectors: Vectors, *, copied: bool = False) -> npt.NDArray[np.float16]:
+def to_float16(vectors: Vectors, *, copied: bool = False) -> npt.NDArray[np.float16]:
     """(rows, dim) as they are stored, themselves if they are so already unless they are to be `copied`.
 
     What is too large for a float16 becomes infinite, and is no fit row.
@@ -40,7 +40,7 @@ def in_half(vectors: Vectors, *, copied: bool = False) -> npt.NDArray[np.float16
         return np.array(vectors, "<f2", order="C", copy=copied or None)
 
 
-def unfit(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.int64]:
+def invalid_rows(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.int64]:
     """Which rows may not be stored: zero vectors, and what is not finite, can be compared with nothing."""
     # by the bits, which without the sign grow as the number does: ten times quicker than by the lengths
     largest = (vectors.view(np.uint16) & 0x7FFF).max(axis=1)

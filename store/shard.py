@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ..core.atomic_files import reserve, written_aside
 from ..errors import BadBlock, Damaged, NotAStore
 from .key_index import Hashes
-from .records import COLUMNS, TEXT, Block, Names, Rows, Vectors, distinct, in_half, names, unfit
+from .records import COLUMNS, TEXT, Block, Names, Rows, Vectors, distinct, invalid_rows, names, to_float16
 from .space import Space
 
 FORMAT = "clipfake-shard"
@@ -52,7 +52,7 @@ class Header:
 
     @property
     def digest(self) -> str:
-        told = {"rows": self.rows, "space": self.space.as_json(), "checksums": self.checksums}
+        told = {"rows": self.rows, "space": self.space.to_dict(), "checksums": self.checksums}
         return checksum(json.dumps(told, sort_keys=True).encode())
 
 
@@ -88,7 +88,7 @@ def write_shard(path: Path, block: Block, hashes: Hashes | None = None) -> Heade
     StoreError
         The disk is full or read-only; nothing is left behind.
     """
-    block = replace(block, vectors=in_half(block.vectors))
+    block = replace(block, vectors=to_float16(block.vectors))
     hashes = hash_keys(block.rows.keys) if hashes is None else hashes
     reject_unfit(block, hashes)
     datasets = dict(_datasets(block, hashes))
@@ -100,7 +100,7 @@ def write_shard(path: Path, block: Block, hashes: Hashes | None = None) -> Heade
         file.attrs["format"] = FORMAT
         file.attrs["version"] = VERSION
         file.attrs["rows"] = len(block)
-        file.attrs["space"] = json.dumps(block.space.as_json(), sort_keys=True)
+        file.attrs["space"] = json.dumps(block.space.to_dict(), sort_keys=True)
         file.attrs["checksums"] = json.dumps(header.checksums, sort_keys=True)
         file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     return header
@@ -125,7 +125,7 @@ _LAID_OUT: Any = {"libver": LAYOUT, "alignment_threshold": PAGE, "alignment_inte
 
 def reject_unfit(block: Block, hashes: Hashes) -> None:
     """Raise BadBlock if the block, with vectors as float16, holds a row that may not be stored."""
-    if len(wrong := unfit(block.vectors)):
+    if len(wrong := invalid_rows(block.vectors)):
         raise BadBlock(
             f"row {wrong[0]} ({block.rows.keys[wrong[0]]}) has a vector that is zero or not finite, "
             f"{len(wrong)} such rows in all; they cannot be compared with anything, so leave them out"
@@ -212,7 +212,7 @@ class Shard:
                 raise ValueError(f"{rows} rows")
             return Header(
                 rows=rows,
-                space=Space.from_json(json.loads(file.attrs["space"])),
+                space=Space.from_dict(json.loads(file.attrs["space"])),
                 checksums={str(k): str(v) for k, v in json.loads(file.attrs["checksums"]).items()},
             )
 

@@ -13,18 +13,18 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import BadBlock
-from .key_index import Hashes, Keys
-from .live_shard import Live
+from .key_index import Hashes, KeyIndex
+from .live_shard import LiveShard
 from .manifest import Manifest
 from .records import Block, Ids, Mask, Names, Rows, Vectors
 from .search.exact import ExactSearch
-from .search.matches import Matches, Positions, Searches
-from .search.prepared_filter import Scope
+from .search.matches import Matches, Positions, Searcher
+from .search.prepared_filter import PreparedFilter
 from .shard import hash_keys
 from .space import Space
 
 if TYPE_CHECKING:
-    from .search.ann_index import Attached
+    from .search.ann_index import SnapshotIndex
 
 
 class Snapshot:
@@ -38,10 +38,12 @@ class Snapshot:
         """`before` is an earlier snapshot of the same store, whose open shards and keys are taken over."""
         self.folder = folder
         self.manifest = manifest
-        self._elsewhere: Searches | None = None
+        self._elsewhere: Searcher | None = None
         self._held: Snapshot | None = None
         known = {live.part.name: live for live in before._shards} if before else {}
-        self._shards: list[Live] = [Live(folder, part, manifest.space, known.get(part.name)) for part in manifest.parts]
+        self._shards: list[LiveShard] = [
+            LiveShard(folder, part, manifest.space, known.get(part.name)) for part in manifest.parts
+        ]
         counts = [part.rows - part.deleted_rows for part in manifest.parts]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # (shards + 1,)
         self._numbers = np.array([part.number for part in manifest.parts], np.int64)
@@ -135,7 +137,7 @@ class Snapshot:
         Read as they are asked for: what is in memory is a block and a shard.
         """
         wanted = self._positions(where)
-        last: tuple[Live, Rows] | None = None
+        last: tuple[LiveShard, Rows] | None = None
         for start in range(0, len(wanted), size):
             positions = wanted[start : start + size]
             parts, order = [], []
@@ -149,7 +151,9 @@ class Snapshot:
             texts = {name: vector for name, vector in self.texts.items() if name in occurring}
             yield Block(self.space, rows, self.vectors(positions), texts=texts)
 
-    def search(self, queries: Vectors, k: int, where: Mask | Scope | None = None, recall: float = 0.99) -> Matches:
+    def search(
+        self, queries: Vectors, k: int, where: Mask | PreparedFilter | None = None, recall: float = 0.99
+    ) -> Matches:
         """The k nearest rows of each query, of those a mask over the rows allows.
 
         Similarities are those of the stored vectors. Without an index
@@ -171,13 +175,13 @@ class Snapshot:
         return self.search_each(queries, k, [where], recall)[0]
 
     def search_each(
-        self, queries: Vectors, k: int, wheres: Sequence[Mask | Scope | None], recall: float = 0.99
+        self, queries: Vectors, k: int, wheres: Sequence[Mask | PreparedFilter | None], recall: float = 0.99
     ) -> list[Matches]:
         """`search` for several filters at once, which costs less where no index answers: every row is read once."""
         queries = np.atleast_2d(queries)
         if queries.shape[1] != self.space.dim:
             raise BadBlock(f"queries of {queries.shape[1]} dimensions against a store of {self.space}")
-        scopes = [where if isinstance(where, Scope) else self.scope(where) for where in wheres]
+        scopes = [where if isinstance(where, PreparedFilter) else self.scope(where) for where in wheres]
         if any(scope.of is not self.manifest for scope in scopes):
             raise BadBlock(f"a scope of another snapshot; make it of this one, snapshot {self.number}")
         if self._elsewhere and recall < 1:
@@ -193,18 +197,18 @@ class Snapshot:
                 results[i] = results[i].merge(found, k)
         return results
 
-    def scope(self, mask: Mask | None) -> Scope:
+    def scope(self, mask: Mask | None) -> PreparedFilter:
         """A filter made ready for many searches of this snapshot; raises BadBlock unless it has a bool a row."""
-        return Scope(mask, len(self), self.manifest)
+        return PreparedFilter(mask, len(self), self.manifest)
 
-    def searched_by(self, other: Searches) -> Snapshot:
-        """The same rows, searched by `other` (see `clipfake.store.backends.remote_search.ask`) unless `recall` is 1."""
+    def searched_by(self, other: Searcher) -> Snapshot:
+        """The same rows, searched by `other` (see `clipfake.store.backends`) unless `recall` is 1."""
         result = copy(self)
         result._elsewhere, result._held = other, self  # its files stay as long as the one that was opened
         return result
 
     @cached_property
-    def _index(self) -> Attached | None:
+    def _index(self) -> SnapshotIndex | None:
         from .search.ann_index import attach  # FAISS is loaded by the first search
 
         return attach(self)
@@ -252,8 +256,8 @@ class Snapshot:
         return result
 
     @cached_property
-    def _keys(self) -> Keys:
-        keys = Keys()
+    def _keys(self) -> KeyIndex:
+        keys = KeyIndex()
         if self._shards:
             keys.add(np.concatenate([shard.hashes for shard in self._shards]), self.ids)
         return keys
@@ -272,7 +276,7 @@ class Snapshot:
             raise BadBlock(f"positions {wanted.min()}..{wanted.max()} in a snapshot of {len(self)} rows")
         return np.asarray(wanted, np.int64)
 
-    def _located(self, positions: Positions) -> Iterator[tuple[Live, Any, Any]]:
+    def _located(self, positions: Positions) -> Iterator[tuple[LiveShard, Any, Any]]:
         """Shard by shard: the shard, where in `positions` its rows stand, and which of its rows they are.
 
         Rows in store order are told as slices, which are read many times faster than lists of numbers.

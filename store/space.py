@@ -42,11 +42,11 @@ class Space:
                 f"vectors of two encoders cannot be compared. Name the same --encoder, or use another store"
             )
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, fields: dict[str, Any]) -> Space:
+    def from_dict(cls, fields: dict[str, Any]) -> Space:
         """Raises KeyError, TypeError or ValueError where they name no space."""
         dim = fields["dim"]
         if not isinstance(dim, int) or not 1 <= dim <= DIM_LIMIT:

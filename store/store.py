@@ -14,7 +14,7 @@ from .manifest import Manifest, numbers, path_of, read_manifest, write_manifest
 from .snapshot import Snapshot
 from .space import Space
 from .writer import ROWS_PER_SHARD, SECONDS_PER_SHARD, tidy
-from .writer import Appended as Appended  # of this file's interface too
+from .writer import AppendCounts as AppendCounts  # of this file's interface too
 from .writer import Writer as Writer
 
 

@@ -11,11 +11,11 @@ import numpy.typing as npt
 
 from ..core.atomic_files import written_aside
 from ..errors import Damaged
-from .manifest import Part
+from .manifest import ShardRef
 from .shard import checksum
 
 
-def read_deleted(folder: Path, part: Part) -> npt.NDArray[np.uint32]:
+def read_tombstones(folder: Path, part: ShardRef) -> npt.NDArray[np.uint32]:
     """The rows of a shard that a snapshot no longer has; raises Damaged."""
     if not part.deleted:
         return np.zeros(0, np.uint32)
@@ -32,9 +32,9 @@ def read_deleted(folder: Path, part: Part) -> npt.NDArray[np.uint32]:
     return rows
 
 
-def without_rows(folder: Path, part: Part, rows: npt.NDArray[Any], number: int) -> Part:
+def write_tombstones(folder: Path, part: ShardRef, rows: npt.NDArray[Any], number: int) -> ShardRef:
     """The part as snapshot `number` sees it, with these rows deleted besides those that are; the list is written."""
-    deleted = np.union1d(read_deleted(folder, part), rows).astype("<u4")
+    deleted = np.union1d(read_tombstones(folder, part), rows).astype("<u4")
     name = f"{part.number:06d}-{number:06d}.u4"
     with written_aside(folder / "deleted" / name) as temporary:
         temporary.write_bytes(deleted.tobytes())

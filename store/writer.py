@@ -13,28 +13,28 @@ from ..core.atomic_files import TEMPORARY, flush, make_folder, remove_leftover
 from ..core.locking import give_up
 from ..errors import BadBlock, StoreError
 from .key_index import Hashes
-from .manifest import Part, numbers, path_of, read_manifest, write_manifest
-from .records import Block, Ids, Mask, Names, in_half
+from .manifest import ShardRef, numbers, path_of, read_manifest, write_manifest
+from .records import Block, Ids, Mask, Names, to_float16
 from .search.matches import Positions
 from .shard import Shard, hash_keys, reject_unfit, write_shard
 from .snapshot import Snapshot
 from .space import Space
-from .tombstones import without_rows
+from .tombstones import write_tombstones
 
 ROWS_PER_SHARD = 16_384
 SECONDS_PER_SHARD = 30.0  # a slow encoder's rows are safe after this long
 
 
 @dataclass(frozen=True)
-class Appended:
+class AppendCounts:
     """What became of the rows given to a writer."""
 
     added: int = 0
     known: int = 0  # were there already, unchanged
     replaced: int = 0  # were there with other bytes
 
-    def __add__(self, other: Appended) -> Appended:
-        return Appended(self.added + other.added, self.known + other.known, self.replaced + other.replaced)
+    def __add__(self, other: AppendCounts) -> AppendCounts:
+        return AppendCounts(self.added + other.added, self.known + other.known, self.replaced + other.replaced)
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Writer:
         """(n,) positions of these keys in `snapshot`, -1 where a key is not sealed; quick among millions."""
         return self._snapshot.find(keys, hashes)
 
-    def append(self, block: Block) -> Appended:
+    def append(self, block: Block) -> AppendCounts:
         """Take rows in. A row already stored with the same file digest is left alone, another digest replaces it.
 
         Raises
@@ -99,7 +99,7 @@ class Writer:
         same[stored] = self._snapshot.digests(positions[stored]) == block.rows.digests[stored]
         fresh = block.take(~same) if same.any() else block
         if len(fresh):
-            fresh = replace(fresh, vectors=in_half(fresh.vectors, copied=True))  # the caller may use its array again
+            fresh = replace(fresh, vectors=to_float16(fresh.vectors, copied=True))  # the caller may use its array again
             reject_unfit(fresh, hashes[~same])
             self._waiting.append(_Waiting(fresh, hashes[~same], positions[stored & ~same]))
             self._waiting_keys.update(fresh.rows.keys.tolist() if same.any() else keys)
@@ -108,9 +108,9 @@ class Writer:
         ):
             self.seal()
         replaced = int((stored & ~same).sum())
-        return Appended(added=len(fresh) - replaced, known=int(same.sum()), replaced=replaced)
+        return AppendCounts(added=len(fresh) - replaced, known=int(same.sum()), replaced=replaced)
 
-    def adopt(self, path: Path) -> Appended:
+    def adopt(self, path: Path) -> AppendCounts:
         """Take in a shard that another process sealed inside the store's folder, and remove it from where it was.
 
         Where all of its rows are new the file becomes the store's own as it is; otherwise its rows are appended. A
@@ -125,8 +125,8 @@ class Writer:
         shard = Shard(path)
         self.space.require(shard.header.space, str(path))
         number = self._manifest.next_shard
-        part = Part(f"{number:06d}.h5", len(shard), shard.header.digest, shard.size)
-        told = Appended(added=len(shard))
+        part = ShardRef(f"{number:06d}.h5", len(shard), shard.header.digest, shard.size)
+        told = AppendCounts(added=len(shard))
         known = self.find(shard.column("keys"), shard.column("key_hashes")) >= 0
         if known.any() or not _linked(path, self._folder / "shards" / part.name):
             told = self.append(shard.block())
@@ -161,7 +161,7 @@ class Writer:
         path = self._folder / "shards" / name
         header = write_shard(path, block, hashes)
         gone = self.snapshot.ids[replaced] if len(replaced) else replaced
-        parts = (*self._without(gone), Part(name, header.rows, header.digest, path.stat().st_size))
+        parts = (*self._without(gone), ShardRef(name, header.rows, header.digest, path.stat().st_size))
         self._commit(parts=parts, next_shard=number + 1)
         self._sealed_at = time.monotonic()
 
@@ -173,13 +173,13 @@ class Writer:
             give_up(path_of(self._folder, before.number))
         self._snapshot = Snapshot(self._folder, after, self._snapshot)
 
-    def _without(self, ids: Ids) -> tuple[Part, ...]:
+    def _without(self, ids: Ids) -> tuple[ShardRef, ...]:
         """The parts with these rows deleted; the files that say so are written, the commit is not."""
         parts = []
         for part in self._manifest.parts:
             rows = ids[ids >> 32 == part.number] & 0xFFFFFFFF
             if len(rows):
-                part = without_rows(self._folder, part, rows, self._manifest.number + 1)
+                part = write_tombstones(self._folder, part, rows, self._manifest.number + 1)
             parts.append(part)
         return tuple(parts)
 

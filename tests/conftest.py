@@ -31,7 +31,7 @@ class Toy:
     """A folder with a store of 60 images a source and its trained head, and what is needed to serve it."""
 
     def __init__(self, folder: Path) -> None:
-        from clipfake.detector.training.fit import make
+        from clipfake.detector.training.fit import fit_detector
         from clipfake.detector.training.train import TrainOptions
         from clipfake.detector.training.triplet import TripletOptions
         from clipfake.indexer.decoding.image import decode, thumbnail
@@ -55,7 +55,7 @@ class Toy:
                 vectors = self.encoder.encode([image.pixels for image in images])
                 pictures = tuple(thumbnail(image.pixels) for image in images)
                 writer.append(Block(self.encoder.space, rows, vectors, pictures))
-        make(self.store, options=TrainOptions(triplet=TripletOptions(epochs=2), baselines=()))
+        fit_detector(self.store, options=TrainOptions(triplet=TripletOptions(epochs=2), baselines=()))
 
     drawn = staticmethod(drawn)
 

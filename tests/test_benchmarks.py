@@ -32,9 +32,9 @@ from clipfake.demo.standin_encoder import build_standin
 from clipfake.indexer.decoding import nvimagecodec
 from clipfake.indexer.decoding.image import Pixels
 from clipfake.indexer.encoders.base import Embeddings, PlainEncoder
-from clipfake.indexer.encoders.clip_vision import Shape
+from clipfake.indexer.encoders.clip_vision import VisionConfig
 from clipfake.indexer.encoders.load import load_encoder
-from clipfake.indexer.encoders.onednn_linear import unpack
+from clipfake.indexer.encoders.onednn_linear import use_plain_linear
 from clipfake.indexer.encoders.vision_backbone import random_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -161,7 +161,7 @@ def test_an_encoders_own_rate_has_the_next_batch_under_way() -> None:
 
 def test_arithmetic_is_what_the_tower_does(given: tuple[list[Path], str]) -> None:
     encoder: Any = load_encoder(given[1], device="cpu")
-    unpack(encoder.tower)
+    use_plain_linear(encoder.tower)
     pixels = torch.zeros(3, 3, 224, 224)
     theirs = random_model(Path(given[1]), 0)
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
@@ -178,7 +178,7 @@ def test_an_architecture_is_written_as_a_model_of_its_dimensions(given: tuple[li
     config = transformers.CLIPConfig.from_pretrained(place)
     assert (config.vision_config.num_hidden_layers, config.vision_config.patch_size) == (24, 14)
     assert config.text_config.vocab_size == transformers.CLIPConfig.from_pretrained(given[1]).text_config.vocab_size
-    assert flops_per_image(Shape.from_config(config.to_dict()), whole=True) / 1e9 == pytest.approx(162, rel=0.01)
+    assert flops_per_image(VisionConfig.from_config(config.to_dict()), whole=True) / 1e9 == pytest.approx(162, rel=0.01)
     small = {"projection_dim": 32, "vision_config": {"hidden_size": 64, "projection_dim": 32}}
     place = write_architecture(tmp_path / "small", given[1], small)
     assert load_encoder(f"untrained:0:{place}", device="cpu").space.dim == 32

@@ -416,13 +416,13 @@ def test_a_store_is_verified_repaired_and_compacted(sample: list[Path], tmp_path
 
 @pytest.mark.parametrize("width", [50, 80, 200])
 def test_no_number_of_a_wide_table_is_broken(width: int) -> None:
-    from clipfake.show.verdict_panel import Blocks
+    from clipfake.show.verdict_panel import SideBySide
     from rich.console import Console
 
     reals = ["afhq", "celebahq", "coco", "ffhq", "imagenet", "landscape", "lsun", "metfaces"]
     rows = [[name, *(i / 1000 for i in range(500, 508))] for name in ("big_gan", "diffusion_projected_gan")]
     screen = io.StringIO()
-    Console(width=width, file=screen).print(Blocks("AUC", ["", *reals], rows))
+    Console(width=width, file=screen).print(SideBySide("AUC", ["", *reals], rows))
     words = screen.getvalue().split()
     assert all(words.count(f"{i / 1000:.3f}") == len(rows) for i in range(500, 508))
     assert all(real in words for real in reals)

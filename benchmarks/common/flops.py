@@ -10,13 +10,13 @@ from collections.abc import Callable
 
 import torch
 
-from ...indexer.encoders.clip_vision import Shape
+from ...indexer.encoders.clip_vision import VisionConfig
 
 MATRIX = 8192  # side of the square matrices that tell what a card does
 SMALL = 2048  # and a CPU
 
 
-def flops_per_image(shape: Shape, *, whole: bool = False) -> float:
+def flops_per_image(shape: VisionConfig, *, whole: bool = False) -> float:
     """Floating-point operations of CLIP's image tower for one image; a multiplication and an addition are two.
 
     Products only: what is beside them is less than a hundredth.

@@ -14,10 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from ...detector.evidence import Bank, Evidence, Rules
+from ...detector.evidence import Bank, Evidence, EvidenceOptions
 from ...detector.metrics import auc
 from ...detector.split import PARTS
-from ...detector.training.calibrate import FITTED_ON, Signals
+from ...detector.training.calibrate import FITTED_ON, SignalTable
 from ...detector.training.examples import Examples, thinned
 from ...detector.training.train import TrainOptions, fit_head, make_split
 from ...store.records import FAKE, REAL
@@ -45,8 +45,8 @@ def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
             snapshot, split, Examples.read(snapshot, learning), Examples.read(snapshot, choosing), options
         )
         everyone = (parts == PARTS["train"]) & ~own
-        bank = Bank.of(snapshot, Rules(), where=everyone)
-        calibration = Signals.read(head, bank, choosing).calibrated("rows", seed)
+        bank = Bank.of(snapshot, EvidenceOptions(), where=everyone)
+        calibration = SignalTable.read(head, bank, choosing).calibrated("rows", seed)
         test = positions["test"]
         asked = {"own": test[own[test] | (labels[test] == REAL)], "others": test[~own[test]]}
         vectors = {who: snapshot.vectors(rows) for who, rows in asked.items()}
@@ -59,7 +59,7 @@ def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
                 chosen = np.random.default_rng([seed, draw, count]).permutation(pool)[:count]
                 where = everyone.copy()
                 where[chosen] = True
-                now = Bank.of(snapshot, Rules(), where=where)
+                now = Bank.of(snapshot, EvidenceOptions(), where=where)
                 for who, rows in asked.items():
                     evidence: Evidence = now.evidence(vectors[who], snapshot.column("digests")[rows])
                     found[who].append(_auc(labels[rows], calibration.score(margins[who], evidence.signal)))

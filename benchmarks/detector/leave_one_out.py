@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from ...detector.evaluation import leave_one_out as rules
-from ...detector.evaluation.ridge import Sums, by_source, extended, ridge
+from ...detector.evaluation.ridge import RidgeSums, by_source, extended, ridge
 from ...detector.metrics import auc
 from ...detector.training.baselines import neighbors
 from ...detector.training.examples import thinned
@@ -59,7 +59,7 @@ def run(rows: int = 20_000, *, reals: int = 8, fakes: int = 25) -> dict[str, Any
         with Watch() as watch:
             for head in ("ridge", "knn"):
                 watch.part(head)
-                made = rules.atlas(snapshot, head)
+                made = rules.leave_one_out(snapshot, head)
                 seconds = time.perf_counter() - watch.since
                 watch.part("fitted anew")
                 apart = max(
@@ -77,7 +77,7 @@ def run(rows: int = 20_000, *, reals: int = 8, fakes: int = 25) -> dict[str, Any
         return result
 
 
-def _anew(snapshot: Snapshot, head: rules.Kind, cell: rules.Cell) -> float:
+def _anew(snapshot: Snapshot, head: rules.Kind, cell: rules.PairResult) -> float:
     """The AUC of a cell by a head that was fitted, or a bank that was made, without its two sources."""
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
     learned = np.ones(len(snapshot), bool)
@@ -87,7 +87,7 @@ def _anew(snapshot: Snapshot, head: rules.Kind, cell: rules.Cell) -> float:
     learned &= ~(classes[0] | classes[1])
     scores = []
     if head == "ridge":
-        sums = [Sums.of(snapshot.vectors(learned & (labels == label))) for label in (REAL, FAKE)]
+        sums = [RidgeSums.of(snapshot.vectors(learned & (labels == label))) for label in (REAL, FAKE)]
         weights = ridge(*sums)
         scores = [extended(snapshot.vectors(mask)) @ weights for mask in classes]
     else:

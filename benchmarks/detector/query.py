@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from ...detector.detector import Detector, Question
+from ...detector.detector import QueryOptions, VectorDetector
 from ...detector.evidence import Bank
 from ...detector.training.calibrate import calibrate
 from ...detector.training.train import TrainOptions, train
@@ -66,11 +66,11 @@ def run(
         built = build_index(store)
         snapshot = store.snapshot()
         asked = snapshot.vectors(np.random.default_rng(1).choice(rows, queries, replace=False))
-        detector = Detector(head, Bank.of(snapshot), calibration)
-        plain, full = Question(changes=False), Question()
+        detector = VectorDetector(head, Bank.of(snapshot), calibration)
+        plain, full = QueryOptions(changes=False), QueryOptions()
         detector.judge(["warm"], asked[:1])
-        verdict = _times(lambda i: detector.judge(["x"], asked[i : i + 1], question=plain)[0].as_json(), queries)
-        with_changes = _times(lambda i: detector.judge(["x"], asked[i : i + 1], question=full)[0].as_json(), queries)
+        verdict = _times(lambda i: detector.judge(["x"], asked[i : i + 1], question=plain)[0].to_dict(), queries)
+        with_changes = _times(lambda i: detector.judge(["x"], asked[i : i + 1], question=full)[0].to_dict(), queries)
         parts = {
             "classifier": _times(lambda i: head.score(asked[i : i + 1]), queries),
             "evidence": _times(lambda i: detector.bank.evidence(asked[i : i + 1]), queries),

@@ -131,7 +131,7 @@ def _write(folder: str, rows: int) -> dict[str, Any]:
 def against_exact(rows: int, epochs: int) -> dict[str, Any]:
     """Both machines on the projections of the same training rows, asked of the same test rows."""
     from ...detector.svm import Svm
-    from ...detector.training.examples import Stored
+    from ...detector.training.examples import StoredRows
     from ...detector.training.nystroem import fit_nystroem
     from ...detector.training.svm_training import scale_gamma
     from ...detector.training.train import TrainOptions, make_split
@@ -139,7 +139,7 @@ def against_exact(rows: int, epochs: int) -> dict[str, Any]:
 
     with tempfile.TemporaryDirectory() as folder:
         snapshot = stored(Path(folder) / "s", rows).snapshot()
-        parts = {name: Stored(snapshot, p) for name, p in make_split(snapshot, TrainOptions())[1].items()}
+        parts = {name: StoredRows(snapshot, p) for name, p in make_split(snapshot, TrainOptions())[1].items()}
         projection, _ = fit_projection("linear", parts["train"], parts["validation"], TripletOptions(epochs=epochs))
         points = {name: project(projection, part, None) for name, part in parts.items()}
     labels, truth = parts["train"].labels, parts["test"].labels

@@ -23,11 +23,11 @@ from typing import Any, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ...store.backends.base import Allowed
+from ...store.backends.base import BackendFilter
 from ...store.backends.push import push
-from ...store.backends.qdrant import engine_at
-from ...store.backends.qdrant_protocol import Layout, Quantised
-from ...store.backends.remote_search import Asked, ask, positions_of
+from ...store.backends.qdrant import open_backend
+from ...store.backends.qdrant_protocol import CollectionLayout, Quantised
+from ...store.backends.remote_search import RemoteSearcher, positions_of, remote_searcher
 from ...store.backends.search_plan import fetched
 from ...store.filter import Filter
 from ...store.maintenance.build_index import build_index
@@ -90,11 +90,11 @@ def timed(queries: npt.NDArray[np.float32], search: Callable[[npt.NDArray[np.flo
     }
 
 
-def plain(asked: Asked, which: Filter) -> Callable[[npt.NDArray[np.float32]], Matches]:
+def plain(asked: RemoteSearcher, which: Filter) -> Callable[[npt.NDArray[np.float32]], Matches]:
     """The engine with its own defaults, and its own similarities."""
 
     def search(queries: npt.NDArray[np.float32]) -> Matches:
-        ids, similarity = asked.remote.engine.search(queries, K, Allowed(which), 0)
+        ids, similarity = asked.remote.engine.search(queries, K, BackendFilter(which), 0)
         return Matches(positions_of(asked.snapshot, ids), np.asarray(similarity, np.float32))
 
     return search
@@ -104,7 +104,7 @@ def name_of(quantised: str) -> str:
     return " ".join(["edge", *([quantised] if quantised else []), "planned"])
 
 
-def engines(snapshot: Snapshot, edges: Mapping[Any, Asked]) -> dict[str, Callable[[Filter], Any]]:
+def engines(snapshot: Snapshot, edges: Mapping[Any, RemoteSearcher]) -> dict[str, Callable[[Filter], Any]]:
     """Name -> filter -> search."""
     exact = ExactSearch(snapshot, "cpu", kept_bytes=2**40)
     masks: dict[str, Any] = {}
@@ -117,7 +117,7 @@ def engines(snapshot: Snapshot, edges: Mapping[Any, Asked]) -> dict[str, Callabl
     def places(which: Filter) -> Any:
         return None if which.everything else np.flatnonzero(mask(which))
 
-    def planned(asked: Asked) -> Callable[[Filter], Any]:
+    def planned(asked: RemoteSearcher) -> Callable[[Filter], Any]:
         return lambda which: lambda queries: asked.search(queries, K, which)
 
     made: dict[str, Callable[[Filter], Any]] = {
@@ -144,12 +144,12 @@ def run(folder: Path, rows: int, threads: int, layouts: list[Quantised]) -> dict
     snapshot = store.snapshot()
     halves = len(snapshot) * DIM * 2
     pushes: dict[str, Any] = {}
-    edges: dict[Quantised, Asked] = {}
+    edges: dict[Quantised, RemoteSearcher] = {}
     for quantised in layouts:
         place = folder / f"edge-{quantised}"
-        engine = engine_at(place, layout=Layout(quantised=quantised))
+        engine = open_backend(place, layout=CollectionLayout(quantised=quantised))
         told = push(snapshot, engine)
-        edges[quantised] = ask(snapshot, engine)
+        edges[quantised] = remote_searcher(snapshot, engine)
         size = sum(512 * path.stat().st_blocks for path in place.rglob("*"))  # its files are sparse
         pushes[quantised or "float16"] = {
             "rows_per_second": round(told.pushed / told.seconds["push"]),
@@ -169,7 +169,7 @@ def run(folder: Path, rows: int, threads: int, layouts: list[Quantised]) -> dict
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     table = []
     snapshot = store.snapshot()
-    searches = engines(snapshot, {name: Asked(snapshot, asked.remote) for name, asked in edges.items()})
+    searches = engines(snapshot, {name: RemoteSearcher(snapshot, asked.remote) for name, asked in edges.items()})
     for name, which in filters().items():
         count = int(which.mask(snapshot).sum())
         row: dict[str, Any] = {"filter": name, "rows": count, "share": round(count / len(snapshot), 4)}

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...store.maintenance.build_index import Built, build_index
+from ...store.maintenance.build_index import BuildReport, build_index
 from ...store.search.ann_index import Kind
 from ...store.search.exact import ExactSearch
 from ...store.search.ivf import cells_for
@@ -80,7 +80,7 @@ def read_and_kmeans(snapshot: Snapshot) -> float:
 
 def measured(store: Store, kind: Kind, anew: bool) -> dict[str, Any]:
     """The index of one kind: what building it took, and every filter's recall and time as a ratio to exact search."""
-    built: Built = build_index(store, kind, anew=anew)
+    built: BuildReport = build_index(store, kind, anew=anew)
     snapshot = store.snapshot()
     rng = np.random.default_rng(8)
     queries = snapshot.vectors(np.sort(rng.choice(len(snapshot), QUERIES, replace=False)))

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ...errors import NotEnoughRows
 from ...store.records import FAKE, REAL, Ints, Mask, Vectors
 from ...store.search.matches import Matches, Positions
-from ...store.search.prepared_filter import Scope
+from ...store.search.prepared_filter import PreparedFilter
 from ...store.snapshot import Snapshot
 from ..metrics import auc, best_threshold
 from ..training.examples import thinned
@@ -34,7 +34,7 @@ TITLES: dict[Kind, str] = {"ridge": "A ridge head", "knn": "The nearest-neighbou
 
 
 @dataclass(frozen=True)
-class Cell:
+class PairResult:
     """A generator and a real source that the head had never seen, told apart by it."""
 
     generator: str
@@ -44,15 +44,15 @@ class Cell:
     accuracy: float  # at the threshold chosen on rows of the others; the mean of both classes' shares of right answers
     oracle: float  # the same at the best threshold for these very rows
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return vars(self) | {name: round(getattr(self, name), 4) for name in ("auc", "accuracy", "oracle")}
 
 
 @dataclass(frozen=True)
-class Atlas:
+class LeaveOneOut:
     """All cells, and what a random split would have promised."""
 
-    cells: tuple[Cell, ...]
+    cells: tuple[PairResult, ...]
     generators: tuple[str, ...]
     reals: tuple[str, ...]
     random_auc: float  # of rows held out at random, their sources known
@@ -84,7 +84,7 @@ class Atlas:
         found = {(cell.generator, cell.real): getattr(cell, what) for cell in self.cells}
         return np.array([[found[generator, real] for real in self.reals] for generator in self.generators])
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "head": self.head,
             "snapshot": self.snapshot,
@@ -93,11 +93,11 @@ class Atlas:
             "mean_auc": round(self.mean_auc, 4),
             "optimism": round(self.optimism, 4),
             "sentence": self.sentence,
-            "cells": [{"head": self.head} | cell.as_json() for cell in self.cells],
+            "cells": [{"head": self.head} | cell.to_dict() for cell in self.cells],
         }
 
 
-def atlas(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) -> Atlas:
+def leave_one_out(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) -> LeaveOneOut:
     """Every generator against every real source, each pair left out of the head that judges it. Reads rows twice.
 
     A source that holds both classes counts once as a generator and once as a real source.
@@ -124,10 +124,10 @@ def atlas(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) -> Atlas:
     held, learned = held_out(groups, seed), groups >= 0
     learned[held] = False
     pairs = [(f, r) for f, g in enumerate(names) if g[0] == FAKE for r, h in enumerate(names) if h[0] == REAL]
-    layout = Layout(snapshot, groups, names, pairs, learned, held)
+    layout = SourceGroups(snapshot, groups, names, pairs, learned, held)
     scores = _ridge_scores(layout) if head == "ridge" else _knn_scores(layout, seed)
     truth, own = labels[scores.held], groups[scores.held]
-    return Atlas(
+    return LeaveOneOut(
         tuple(_cell(layout, scores, i, truth, own) for i in range(len(pairs))),
         tuple(name for _, name in fakes),
         tuple(name for _, name in reals),
@@ -146,7 +146,7 @@ def held_out(groups: npt.NDArray[np.int64], seed: int) -> Positions:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SourceGroups:
     """What is left out of what."""
 
     snapshot: Snapshot
@@ -162,7 +162,7 @@ class Layout:
 
 
 @dataclass(frozen=True)
-class Scores:
+class HeldOutScores:
     """What heads say that were fitted without the pairs."""
 
     # of each group, which is left out: (rows, groups of the other class) by which of them is left out with it
@@ -171,7 +171,7 @@ class Scores:
     validation: npt.NDArray[np.float64]  # (held, pairs + 1), the last by the head that nothing was left out of
 
 
-def _cell(layout: Layout, scores: Scores, i: int, truth: Ints, own: npt.NDArray[np.int64]) -> Cell:
+def _cell(layout: SourceGroups, scores: HeldOutScores, i: int, truth: Ints, own: npt.NDArray[np.int64]) -> PairResult:
     f, r = layout.pairs[i]
     fake = scores.own[f][:, layout.members(REAL).index(r)].astype(np.float64)
     real = scores.own[r][:, layout.members(FAKE).index(f)].astype(np.float64)
@@ -183,10 +183,10 @@ def _cell(layout: Layout, scores: Scores, i: int, truth: Ints, own: npt.NDArray[
     right = ((real <= threshold).mean() + (fake > threshold).mean()) / 2
     names = layout.names[f][1], layout.names[r][1]
     oracle = best_threshold(labels, both, balanced=True)[1]
-    return Cell(*names, len(both), auc(labels, both) or 0.0, float(right), oracle)
+    return PairResult(*names, len(both), auc(labels, both) or 0.0, float(right), oracle)
 
 
-def _ridge_scores(layout: Layout) -> Scores:
+def _ridge_scores(layout: SourceGroups) -> HeldOutScores:
     snapshot, groups, pairs = layout.snapshot, layout.groups, layout.pairs
     sums = group_sums(snapshot, np.where(layout.learned, groups, -1), len(layout.names))
     total = {label: total_of([sums[g] for g in layout.members(label)]) for label in (REAL, FAKE)}
@@ -198,10 +198,10 @@ def _ridge_scores(layout: Layout) -> Scores:
             x = extended(vectors[groups[positions] == group])
             found[group].append((x @ heads[of_group[group]].T).astype(np.float32))
     validation = extended(snapshot.vectors(layout.held)) @ np.vstack([heads, ridge(total[REAL], total[FAKE])]).T
-    return Scores([np.concatenate(parts) for parts in found], layout.held, validation)
+    return HeldOutScores([np.concatenate(parts) for parts in found], layout.held, validation)
 
 
-def _knn_scores(layout: Layout, seed: int) -> Scores:
+def _knn_scores(layout: SourceGroups, seed: int) -> HeldOutScores:
     """One search a row: far more neighbours than are needed, of which those of a left-out source are then dropped.
 
     The row's own source is left out of the search itself, as most of the nearest would be its.
@@ -226,11 +226,11 @@ def _knn_scores(layout: Layout, seed: int) -> Scores:
     real = _nearest_without(layout, vectors, found[0], banks[REAL], [*reals, -1])
     fake = _nearest_without(layout, vectors, found[1], banks[FAKE], [*fakes, -1])
     validation = [fake[:, fakes.index(f)] - real[:, reals.index(r)] for f, r in layout.pairs]
-    return Scores(own, held, np.stack([*validation, fake[:, -1] - real[:, -1]], axis=1))
+    return HeldOutScores(own, held, np.stack([*validation, fake[:, -1] - real[:, -1]], axis=1))
 
 
 def _nearest_without(
-    layout: Layout, vectors: Vectors, found: Matches, bank: Scope, left_out: list[int]
+    layout: SourceGroups, vectors: Vectors, found: Matches, bank: PreparedFilter, left_out: list[int]
 ) -> npt.NDArray[np.float64]:
     """(queries, left_out) mean similarity of the K nearest rows of a bank that are not of a group, for each group."""
     there, group = found.rows >= 0, layout.groups[np.maximum(found.rows, 0)]

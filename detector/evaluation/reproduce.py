@@ -26,7 +26,7 @@ NAMES: dict[Backbone, str] = {"b32": "ViT-B/32", "b16": "ViT-B/16"}
 
 
 @dataclass(frozen=True)
-class Data:
+class PaperData:
     """One of the report's data sets: folders of ArtiFact, and how many rows it used of them."""
 
     name: str
@@ -35,15 +35,15 @@ class Data:
 
 
 DATA = {
-    "cycle_gan": Data("CycleGAN", ("cycle_gan",), 15_210),
-    "pro_gan": Data("ProGAN", ("pro_gan",), 40_000),
-    "combined": Data("combined", ("cycle_gan", "pro_gan"), 55_210),
+    "cycle_gan": PaperData("CycleGAN", ("cycle_gan",), 15_210),
+    "pro_gan": PaperData("ProGAN", ("pro_gan",), 40_000),
+    "combined": PaperData("combined", ("cycle_gan", "pro_gan"), 55_210),
 }
 SOURCES = DATA["combined"].sources
 
 
 @dataclass(frozen=True)
-class Figures:
+class PaperFigures:
     """One column of a table, in per cent; of two classes as (real, fake), else the mean of both."""
 
     precision: tuple[float, ...]
@@ -53,44 +53,56 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Table:
+class PaperTable:
     """One of the ten tables."""
 
     number: int
     backbone: Backbone
     kind: str
     data: str
-    parts: dict[str, Figures]
+    parts: dict[str, PaperFigures]
 
     @property
     def cell(self) -> str:
         return f"{self.backbone}-{self.kind}-{self.data}"
 
 
-def _of(precision: Sequence[float], recall: Sequence[float], f1: Sequence[float]) -> dict[str, Figures]:
+def _of(precision: Sequence[float], recall: Sequence[float], f1: Sequence[float]) -> dict[str, PaperFigures]:
     """The three columns of tables 5 to 10: means over both classes, accuracy not given."""
     told = zip(PARTS, precision, recall, f1, strict=True)
-    return {part: Figures((p,), (r,), (f,)) for part, p, r, f in told}
+    return {part: PaperFigures((p,), (r,), (f,)) for part, p, r, f in told}
 
 
 # Tables 8 to 10 stand under "product": what is described there is the image's, the text's and their product's 128
 # dimensions side by side, brought back to 128, which is `triple` here.
 TABLES = (
-    Table(1, "b32", "linear", "cycle_gan", {"train": Figures((95.79, 94.87), (94.81, 95.83), (95.30, 95.35), 95.3)}),
-    Table(2, "b32", "linear", "cycle_gan", {"test": Figures((94.43, 93.62), (93.56, 94.48), (93.99, 94.04), 94.0)}),
-    Table(3, "b32", "linear", "pro_gan", {"train": Figures((92.93, 93.11), (93.13, 92.91), (93.03, 93.01), 93.02)}),
-    Table(4, "b32", "linear", "pro_gan", {"test": Figures((91.62, 92.08), (92.13, 91.57), (91.87, 91.83), 91.85)}),
-    Table(5, "b16", "sum", "cycle_gan", _of((94.61, 93.68, 93.50), (94.60, 93.62, 93.49), (94.60, 93.62, 93.49))),
-    Table(6, "b16", "sum", "pro_gan", _of((92.99, 92.25, 92.62), (92.98, 92.25, 92.61), (92.98, 92.25, 92.61))),
-    Table(7, "b16", "sum", "combined", _of((91.46, 91.65, 91.25), (91.46, 91.65, 91.25), (91.46, 91.65, 91.25))),
-    Table(8, "b16", "triple", "cycle_gan", _of((95.49, 95.39, 95.41), (95.48, 95.33, 95.40), (95.48, 95.33, 95.40))),
-    Table(9, "b16", "triple", "pro_gan", _of((90.83, 89.95, 90.49), (90.82, 89.95, 90.49), (90.82, 89.95, 90.49))),
-    Table(10, "b16", "triple", "combined", _of((90.76, 91.07, 90.57), (90.75, 91.07, 90.57), (90.75, 91.07, 90.57))),
+    PaperTable(
+        1, "b32", "linear", "cycle_gan", {"train": PaperFigures((95.79, 94.87), (94.81, 95.83), (95.30, 95.35), 95.3)}
+    ),
+    PaperTable(
+        2, "b32", "linear", "cycle_gan", {"test": PaperFigures((94.43, 93.62), (93.56, 94.48), (93.99, 94.04), 94.0)}
+    ),
+    PaperTable(
+        3, "b32", "linear", "pro_gan", {"train": PaperFigures((92.93, 93.11), (93.13, 92.91), (93.03, 93.01), 93.02)}
+    ),
+    PaperTable(
+        4, "b32", "linear", "pro_gan", {"test": PaperFigures((91.62, 92.08), (92.13, 91.57), (91.87, 91.83), 91.85)}
+    ),
+    PaperTable(5, "b16", "sum", "cycle_gan", _of((94.61, 93.68, 93.50), (94.60, 93.62, 93.49), (94.60, 93.62, 93.49))),
+    PaperTable(6, "b16", "sum", "pro_gan", _of((92.99, 92.25, 92.62), (92.98, 92.25, 92.61), (92.98, 92.25, 92.61))),
+    PaperTable(7, "b16", "sum", "combined", _of((91.46, 91.65, 91.25), (91.46, 91.65, 91.25), (91.46, 91.65, 91.25))),
+    PaperTable(
+        8, "b16", "triple", "cycle_gan", _of((95.49, 95.39, 95.41), (95.48, 95.33, 95.40), (95.48, 95.33, 95.40))
+    ),
+    PaperTable(9, "b16", "triple", "pro_gan", _of((90.83, 89.95, 90.49), (90.82, 89.95, 90.49), (90.82, 89.95, 90.49))),
+    PaperTable(
+        10, "b16", "triple", "combined", _of((90.76, 91.07, 90.57), (90.75, 91.07, 90.57), (90.75, 91.07, 90.57))
+    ),
 )
 
 
 @dataclass(frozen=True)
-class Cell:
+class PaperRun:
     """One head: an encoder, a projection, and what it is trained on. Tested on its own rows and on the other sets'."""
 
     backbone: Backbone
@@ -102,13 +114,13 @@ class Cell:
         return f"{self.backbone}-{self.kind}-{self.data}"
 
     @property
-    def tables(self) -> tuple[Table, ...]:
+    def tables(self) -> tuple[PaperTable, ...]:
         """Those of the report that it answers to; () for a run that the report left out."""
         return tuple(table for table in TABLES if table.cell == self.name)
 
 
 KINDS: dict[Backbone, tuple[str, ...]] = {"b32": ("linear",), "b16": ("linear", *FUSIONS)}
-CELLS = tuple(Cell(backbone, kind, data) for backbone, kinds in KINDS.items() for kind in kinds for data in DATA)
+CELLS = tuple(PaperRun(backbone, kind, data) for backbone, kinds in KINDS.items() for kind in kinds for data in DATA)
 
 
 @dataclass(frozen=True)
@@ -130,7 +142,7 @@ class PaperOptions:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class RunOutcome:
     """What a cell gave, as JSON all through: it is kept in a file of its own."""
 
     cell: str
@@ -142,17 +154,17 @@ class Outcome:
     baselines: dict[str, Any]
     sentences: list[str] = field(default_factory=list)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def asked_of(snapshot: Snapshot, options: PaperOptions) -> dict[str, Any]:
     """What a cell's outcome depends on."""
     parts = [[part.name, part.header, part.deleted_digest] for part in snapshot.manifest.parts]
-    return {"space": snapshot.space.as_json(), "rows": parts, "options": {**asdict(options), "baselines": None}}
+    return {"space": snapshot.space.to_dict(), "rows": parts, "options": {**asdict(options), "baselines": None}}
 
 
-def missing(snapshot: Snapshot, cell: Cell) -> str:
+def missing(snapshot: Snapshot, cell: PaperRun) -> str:
     """Why a cell cannot be run on these rows, "" if it can."""
     there = set(snapshot.column("sources").tolist())
     if lacking := [source for source in DATA[cell.data].sources if source not in there]:
@@ -167,10 +179,10 @@ def missing(snapshot: Snapshot, cell: Cell) -> str:
 
 def run(
     snapshot: Snapshot,
-    cell: Cell,
+    cell: PaperRun,
     options: PaperOptions = PaperOptions(),
     progress: Callable[[str], None] | None = None,
-) -> Outcome:
+) -> RunOutcome:
     """Train one cell and measure it on its own rows and on the other sets' test rows; reads the store only.
 
     Raises
@@ -185,26 +197,26 @@ def run(
     head, (_, parts) = trained.head, make_split(snapshot, training)
     mode: Mode = "given" if head.projection.reads_text else "zero-shot"
     labels = snapshot.column("labels")
-    told = {part: scored(head, snapshot, parts[part], mode).as_json() for part in PARTS}
+    told = {part: scored(head, snapshot, parts[part], mode).to_dict() for part in PARTS}
     modes: dict[str, Any] = {}
     if head.projection.reads_text:
-        modes = {way: scored(head, snapshot, parts["test"], way).as_json() for way in MODES}
+        modes = {way: scored(head, snapshot, parts["test"], way).to_dict() for way in MODES}
     elsewhere = {}
     for other in DATA:
         foreign = not set(DATA[other].sources) & set(DATA[cell.data].sources)
-        if foreign and not missing(snapshot, Cell(cell.backbone, cell.kind, other)):
+        if foreign and not missing(snapshot, PaperRun(cell.backbone, cell.kind, other)):
             tested = make_split(snapshot, options.training(cell.kind, other))[1]["test"]
-            elsewhere[other] = scored(head, snapshot, tested).as_json()
+            elsewhere[other] = scored(head, snapshot, tested).to_dict()
     used = np.concatenate([parts[part] for part in PARTS])
     counts = {name: int((labels[used] == label).sum()) for name, label in (("real", REAL), ("fake", FAKE))}
-    return Outcome(
+    return RunOutcome(
         cell.name,
         asked_of(snapshot, options),
         counts | {part: len(parts[part]) for part in PARTS},
         told,
         modes,
         elsewhere,
-        {name: baseline.as_json() for name, baseline in trained.baselines.items()},
+        {name: baseline.to_dict() for name, baseline in trained.baselines.items()},
         trained.sentences,
     )
 

@@ -22,20 +22,20 @@ ROWS_AT_ONCE = 8192
 
 
 @dataclass(frozen=True)
-class Sums:
+class RidgeSums:
     """What a ridge head needs to know of some rows; the last coordinate of each is a constant 1."""
 
     n: int
     square: npt.NDArray[np.float64]  # (dim + 1, dim + 1) Σxxᵀ
 
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(self.n + other.n, self.square + other.square)
+    def __add__(self, other: RidgeSums) -> RidgeSums:
+        return RidgeSums(self.n + other.n, self.square + other.square)
 
-    def __sub__(self, other: Sums) -> Sums:
-        return Sums(self.n - other.n, self.square - other.square)
+    def __sub__(self, other: RidgeSums) -> RidgeSums:
+        return RidgeSums(self.n - other.n, self.square - other.square)
 
     @classmethod
-    def of(cls, vectors: npt.NDArray[Any]) -> Sums:
+    def of(cls, vectors: npt.NDArray[Any]) -> RidgeSums:
         """Of (rows, dim) vectors."""
         x = extended(vectors)
         return cls(len(x), x.T @ x)
@@ -46,7 +46,7 @@ def extended(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     return np.pad(np.asarray(vectors, np.float64), ((0, 0), (0, 1)), constant_values=1.0)
 
 
-def ridge(real: Sums, fake: Sums) -> npt.NDArray[np.float64]:
+def ridge(real: RidgeSums, fake: RidgeSums) -> npt.NDArray[np.float64]:
     """(dim + 1,) weights of the least-squares head for -1 real, +1 fake, each class weighing a half."""
     square = real.square / real.n + fake.square / fake.n
     pull = fake.square[-1] / fake.n - real.square[-1] / real.n
@@ -61,16 +61,16 @@ def scored(snapshot: Snapshot, positions: Positions, weights: npt.NDArray[np.flo
     return np.concatenate(found) if found else np.zeros(0)
 
 
-def group_sums(snapshot: Snapshot, groups: npt.NDArray[np.int64], number: int) -> list[Sums]:
+def group_sums(snapshot: Snapshot, groups: npt.NDArray[np.int64], number: int) -> list[RidgeSums]:
     """The sums of each of so many groups of rows; rows of group -1 are in none."""
-    sums = [Sums(0, np.zeros((snapshot.space.dim + 1,) * 2)) for _ in range(number)]
+    sums = [RidgeSums(0, np.zeros((snapshot.space.dim + 1,) * 2)) for _ in range(number)]
     for positions, vectors in pieces(snapshot, np.flatnonzero(groups >= 0)):
         for group in np.unique(groups[positions]):
-            sums[group] = sums[group] + Sums.of(vectors[groups[positions] == group])
+            sums[group] = sums[group] + RidgeSums.of(vectors[groups[positions] == group])
     return sums
 
 
-def total_of(sums: Sequence[Sums]) -> Sums:
+def total_of(sums: Sequence[RidgeSums]) -> RidgeSums:
     first, *others = sums
     for other in others:
         first = first + other

@@ -22,7 +22,7 @@ HELD = 20_000  # rows of all sources, at most and a tenth: in no sum, they choos
 
 
 @dataclass(frozen=True)
-class Window:
+class HoldoutWindow:
     """One day: what was released then, judged by what there was before."""
 
     date: str
@@ -33,16 +33,16 @@ class Window:
     accuracy: float  # at the past's threshold; the mean of both classes' shares of right answers
     past_auc: float  # on held-out rows of what was known
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         told = asdict(self) | {"sources": list(self.sources)}
         return told | {name: round(getattr(self, name), 4) for name in ("auc", "accuracy", "past_auc")}
 
 
 @dataclass(frozen=True)
-class Replay:
+class TemporalHoldout:
     """All windows, oldest first."""
 
-    windows: tuple[Window, ...]
+    windows: tuple[HoldoutWindow, ...]
     undated: tuple[str, ...]  # generators left out, as no date was given
     always: tuple[str, ...]  # real sources without a date, which are part of every past
     unknown: tuple[str, ...]  # dated, but not stored
@@ -66,10 +66,10 @@ class Replay:
             told.append(f"Dated, but not stored: {', '.join(self.unknown)}.")
         return told
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "snapshot": self.snapshot,
-            "windows": [window.as_json() for window in self.windows],
+            "windows": [window.to_dict() for window in self.windows],
             "undated": list(self.undated),
             "always": list(self.always),
             "unknown": list(self.unknown),
@@ -120,7 +120,7 @@ def day_of(told: str, where: str = "") -> date:
         ) from e
 
 
-def replay(snapshot: Snapshot, dates: Mapping[str, date], *, seed: int = 0) -> Replay:
+def temporal_holdout(snapshot: Snapshot, dates: Mapping[str, date], *, seed: int = 0) -> TemporalHoldout:
     """For every day of release: learn from all that was there before, score what was released.
 
     Raises
@@ -157,7 +157,7 @@ def replay(snapshot: Snapshot, dates: Mapping[str, date], *, seed: int = 0) -> R
         real, fake = (scored(snapshot, positions, weights) for positions in parts)
         truth = np.repeat([REAL, FAKE], [len(real), len(fake)])
         windows.append(
-            Window(
+            HoldoutWindow(
                 date=day.isoformat(),
                 sources=tuple(sorted({names[g][1] for g in now})),
                 generators=len(by_class[FAKE]),
@@ -172,4 +172,4 @@ def replay(snapshot: Snapshot, dates: Mapping[str, date], *, seed: int = 0) -> R
             f"no day of {len(days)} has both real and fake rows before it; give two generators their dates, and leave "
             f"out that of a real source which was always there"
         )
-    return Replay(tuple(windows), undated, always, unknown, snapshot.number)
+    return TemporalHoldout(tuple(windows), undated, always, unknown, snapshot.number)

@@ -27,7 +27,7 @@ CELLS = 2**25  # similarities in memory at a time
 
 
 @dataclass(frozen=True)
-class Baseline:
+class BaselineResult:
     """A baseline's scores on the rows that the head is measured on."""
 
     metrics: dict[str, Metrics]  # of "validation" and "test"
@@ -36,8 +36,8 @@ class Baseline:
     fitted_on: int  # training rows
     note: str = ""
 
-    def as_json(self) -> dict[str, Any]:
-        told: dict[str, Any] = {name: metrics.as_json() for name, metrics in self.metrics.items()}
+    def to_dict(self) -> dict[str, Any]:
+        told: dict[str, Any] = {name: metrics.to_dict() for name, metrics in self.metrics.items()}
         return told | {"fitted_on": self.fitted_on} | ({"note": self.note} if self.note else {})
 
 
@@ -203,7 +203,7 @@ BASELINES: dict[str, Fit] = {
 }
 
 
-def judged(scorer: Scorer, validation: Examples, test: Examples, fitted_on: int, note: str = "") -> Baseline:
+def judged(scorer: Scorer, validation: Examples, test: Examples, fitted_on: int, note: str = "") -> BaselineResult:
     """Measure a fitted baseline: its threshold from validation, its figures on both."""
     scores = {"validation": scorer(validation), "test": scorer(test)}
     threshold = best_threshold(validation.labels, scores["validation"])[0]
@@ -211,4 +211,4 @@ def judged(scorer: Scorer, validation: Examples, test: Examples, fitted_on: int,
         name: measure(part.labels, scores[name], chosen=threshold)
         for name, part in (("validation", validation), ("test", test))
     }
-    return Baseline(metrics, scores["test"], threshold, fitted_on, note)
+    return BaselineResult(metrics, scores["test"], threshold, fitted_on, note)

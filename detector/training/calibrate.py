@@ -15,12 +15,12 @@ from ...store.records import FAKE, REAL, Names, distinct
 from ...store.search.matches import Positions
 from ...store.snapshot import Snapshot
 from ..calibration import Calibration, Labels, Scores
-from ..evidence import Bank, Rules
+from ..evidence import Bank, EvidenceOptions
 from ..head import Head
 from ..metrics import Metrics, measure
 from ..split import TEST, TRAIN, VALIDATION, Split
 from ..verdict import per_cent
-from .examples import Stored, thinned
+from .examples import StoredRows, thinned
 from .svm_training import EXACT
 from .train import TrainOptions, fit_head, same_bytes
 
@@ -32,7 +32,7 @@ JUDGED = 8_000  # rows to calibrate with, at most
 
 
 @dataclass(frozen=True)
-class Signals:
+class SignalTable:
     """What a head and a bank say of rows they had not seen."""
 
     svm: Scores  # (rows,) the classifier's decision values
@@ -42,15 +42,15 @@ class Signals:
     generators: Names  # (rows,) "" for a real row
     folds: npt.NDArray[np.int64]  # (rows,) judged together, by one head and bank
 
-    def take(self, rows: Any) -> Signals:
+    def take(self, rows: Any) -> SignalTable:
         """Those of some rows."""
-        return Signals(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
+        return SignalTable(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def calibrated(self, held_out: str, seed: int = 0) -> Calibration:
         return Calibration.fit(self.svm, self.neighbors, self.nearest, self.labels, held_out=held_out, seed=seed)
 
     @classmethod
-    def read(cls, head: Head, bank: Bank, positions: Positions, fold: int = 0) -> Signals:
+    def read(cls, head: Head, bank: Bank, positions: Positions, fold: int = 0) -> SignalTable:
         """Of rows that are in neither the head's training nor the bank."""
         snapshot = bank.snapshot
         vectors = snapshot.vectors(positions)
@@ -66,7 +66,7 @@ class Signals:
 
 
 @dataclass(frozen=True)
-class Coverage:
+class CoverageReport:
     """What became of the promise to be wrong at most so often."""
 
     n: int
@@ -82,7 +82,9 @@ class Coverage:
     worst_excluded: float | None = None
 
     @classmethod
-    def of(cls, signals: Signals, possible: npt.NDArray[np.bool_], nominal: float, calibrated_on: int) -> Coverage:
+    def of(
+        cls, signals: SignalTable, possible: npt.NDArray[np.bool_], nominal: float, calibrated_on: int
+    ) -> CoverageReport:
         labels = signals.labels
         true = possible[np.arange(len(labels)), labels]
         answered = possible.sum(1) == 1
@@ -104,7 +106,7 @@ class Coverage:
             worst_excluded=by_generator.get(worst),
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def sentence(self, where: str) -> str:
@@ -141,13 +143,13 @@ def _share(wrong: npt.NDArray[np.bool_]) -> float | None:
 
 
 @dataclass(frozen=True)
-class Calibrated:
+class CalibrationReport:
     """A calibration with what it was measured to be worth."""
 
     calibration: Calibration
     test: Metrics  # of the detector's own score on the head's test rows, which neither head nor bank had seen
-    seen: Coverage  # on these test rows
-    unseen: Coverage | None  # on generators left out of head, bank and calibration in turn
+    seen: CoverageReport  # on these test rows
+    unseen: CoverageReport | None  # on generators left out of head, bank and calibration in turn
 
     @property
     def sentences(self) -> list[str]:
@@ -162,12 +164,12 @@ class Calibrated:
             told.append(self.unseen.sentence("Generators never seen"))
         return told
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "held_out": self.calibration.held_out,
-            "test": self.test.as_json(),
-            "seen": self.seen.as_json(),
-            "unseen": self.unseen.as_json() if self.unseen else None,
+            "test": self.test.to_dict(),
+            "seen": self.seen.to_dict(),
+            "unseen": self.unseen.to_dict() if self.unseen else None,
             "sentences": self.sentences,
         }
 
@@ -176,11 +178,11 @@ def calibrate(
     snapshot: Snapshot,
     head: Head,
     options: TrainOptions = TrainOptions(),
-    rules: Rules = Rules(),
+    rules: EvidenceOptions = EvidenceOptions(),
     *,
     error: float = 0.05,
     progress: Callable[[str], None] | None = None,
-) -> Calibrated:
+) -> CalibrationReport:
     """Learn what the two signals are worth together, on rows that were held out.
 
     With three generators or more, each is left out in turn of a head and a bank of its own (four folds at most), so
@@ -195,27 +197,27 @@ def calibrate(
     parts = head.split.of(snapshot.column("keys"))
     train = Bank.of(snapshot, rules, where=parts == TRAIN)
     labels = snapshot.column("labels")
-    test = Signals.read(head, train, _some(labels, parts == TEST, options.seed))
+    test = SignalTable.read(head, train, _some(labels, parts == TEST, options.seed))
     folds = generator_folds(snapshot, parts, options.seed)
     unseen = None
     if folds is None:
-        validation = Signals.read(head, train, _some(labels, parts == VALIDATION, options.seed))
+        validation = SignalTable.read(head, train, _some(labels, parts == VALIDATION, options.seed))
         calibration = validation.calibrated("rows", options.seed)
     else:
         pieces = []
         for fold in range(int(folds.max()) + 1):
             tell(f"calibration, without generators {fold + 1} of {int(folds.max()) + 1}")
             pieces.append(_left_out(snapshot, head.split, parts, folds, fold, options, rules))
-        told = {name: np.concatenate([getattr(s, name) for s in pieces]) for name in Signals.__dataclass_fields__}
-        signals = Signals(**told)
+        told = {name: np.concatenate([getattr(s, name) for s in pieces]) for name in SignalTable.__dataclass_fields__}
+        signals = SignalTable(**told)
         calibration = signals.calibrated("generators", options.seed)
         unseen = _coverage_of_unseen(signals, error, options.seed)
     scores = calibration.score(test.svm, test.neighbors)
-    seen = Coverage.of(test, calibration.possible(scores, error), error, calibration.rows)
+    seen = CoverageReport.of(test, calibration.possible(scores, error), error, calibration.rows)
     # A probability is true for one share of fakes; that of the test rows, for it is on them that it is tried.
     share = float((test.labels == FAKE).mean())
     metrics = measure(test.labels, scores, probabilities=calibration.probability(scores, share))
-    return Calibrated(replace(calibration, head=head.digest), metrics, seen, unseen)
+    return CalibrationReport(replace(calibration, head=head.digest), metrics, seen, unseen)
 
 
 def generator_folds(snapshot: Snapshot, parts: npt.NDArray[np.int8], seed: int) -> npt.NDArray[np.int64] | None:
@@ -248,8 +250,8 @@ def _left_out(
     folds: npt.NDArray[np.int64],
     fold: int,
     options: TrainOptions,
-    rules: Rules,
-) -> Signals:
+    rules: EvidenceOptions,
+) -> SignalTable:
     """The signals of one fold's rows by a head and a bank made of the others."""
     labels = snapshot.column("labels")
     inside = (folds >= 0) & (folds != fold)
@@ -261,13 +263,13 @@ def _left_out(
     if min(np.count_nonzero(labels[choosing] == label) for label in (REAL, FAKE)) < 2:
         choosing = learning  # too few rows to choose by; the fold's own must not choose, they are to be new to it
     # A machine of the other kind would speak on another scale than the head whose verdicts are calibrated.
-    held = Stored(snapshot, learning), Stored(snapshot, choosing)
+    held = StoredRows(snapshot, learning), StoredRows(snapshot, choosing)
     head, _ = fit_head(snapshot, split, *held, options, stands_for=rows)
     judged = _some(labels, folds == fold, options.seed, JUDGED // int(folds.max() + 1))
-    return Signals.read(head, bank, judged, fold)
+    return SignalTable.read(head, bank, judged, fold)
 
 
-def _coverage_of_unseen(signals: Signals, error: float, seed: int) -> Coverage | None:
+def _coverage_of_unseen(signals: SignalTable, error: float, seed: int) -> CoverageReport | None:
     """Each fold read with a calibration from the other folds: its generators are new to everything."""
     possible, fewest = np.zeros((len(signals.labels), 2), bool), len(signals.labels)
     for fold in np.unique(signals.folds):
@@ -279,7 +281,7 @@ def _coverage_of_unseen(signals: Signals, error: float, seed: int) -> Coverage |
         scores = other.score(signals.svm[here], signals.neighbors[here])
         possible[here] = other.possible(scores, error)
         fewest = min(fewest, other.rows)
-    return Coverage.of(signals, possible, error, fewest)
+    return CoverageReport.of(signals, possible, error, fewest)
 
 
 def _some(labels: Labels, where: npt.NDArray[np.bool_], seed: int, most: int = JUDGED) -> Positions:

@@ -47,7 +47,7 @@ def pieces(rows: Labelled) -> Iterator[tuple[slice, Vectors]]:
 
 
 @dataclass(frozen=True)
-class Stored:
+class StoredRows:
     """Rows of a snapshot whose vectors stay on disk until they are asked for."""
 
     snapshot: Snapshot

@@ -11,35 +11,35 @@ from typing import Any
 
 from ...core.atomic_files import write_text
 from ...errors import StoreError
-from ...store.concatenated import joined
+from ...store.concatenated import concatenated_snapshot
 from ...store.named_vectors import MAIN
 from ...store.store import Store
 from ..head import head_folder
-from .calibrate import Calibrated, calibrate
-from .train import Trained, TrainOptions, train
+from .calibrate import CalibrationReport, calibrate
+from .train import TrainOptions, TrainReport, train
 
 
 @dataclass(frozen=True)
-class Made:
+class FitReport:
     """What `Detector.load` reads from now on, and what it was measured to be worth."""
 
-    trained: Trained
-    calibrated: Calibrated
+    trained: TrainReport
+    calibrated: CalibrationReport
     folder: Path
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """The report that is kept beside the head."""
-        return {**self.trained.as_json(), "detector": self.calibrated.as_json(), "saved": str(self.folder)}
+        return {**self.trained.to_dict(), "detector": self.calibrated.to_dict(), "saved": str(self.folder)}
 
 
-def make(
+def fit_detector(
     store: Store,
     name: str = "default",
     options: TrainOptions = TrainOptions(),
     *,
     columns: Sequence[str] = (MAIN,),
     progress: Callable[[str], None] | None = None,
-) -> Made:
+) -> FitReport:
     """Train a head from the newest snapshot, calibrate its verdicts and save both under a name. No image is read.
 
     Parameters
@@ -56,14 +56,14 @@ def make(
     """
     folder = head_folder(store.folder, name)
     require_writable(folder)  # before minutes of training
-    snapshot = joined(store.snapshot(), columns)
+    snapshot = concatenated_snapshot(store.snapshot(), columns)
     trained = train(snapshot, options, progress)
     calibrated = calibrate(snapshot, trained.head, options, progress=progress)
     head = replace(trained.head, options={**trained.head.options, "columns": list(columns)})
-    made = Made(replace(trained, head=head), calibrated, folder)
+    made = FitReport(replace(trained, head=head), calibrated, folder)
     calibrated.calibration.save(folder)
     head.save(folder)
-    write_text(folder / "report.json", json.dumps(made.as_json()) + "\n")
+    write_text(folder / "report.json", json.dumps(made.to_dict()) + "\n")
     return made
 
 

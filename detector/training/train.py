@@ -19,10 +19,10 @@ from ..metrics import Metrics, best_threshold, measure
 from ..projection import FUSIONS, KINDS, Projected
 from ..split import PARTS, RECIPES, Split, choose
 from ..vocabulary import MODES, Mode, Vocabulary
-from .baselines import BASELINES, Baseline, judged, linear_probe
-from .examples import Examples, Labelled, Stored, thinned
+from .baselines import BASELINES, BaselineResult, judged, linear_probe
+from .examples import Examples, Labelled, StoredRows, thinned
 from .svm_training import fit_stream
-from .triplet import Epoch, Texts, TripletOptions, fit_projection, projected_pieces, require_known
+from .triplet import Texts, TripletEpoch, TripletOptions, fit_projection, projected_pieces, require_known
 
 ROWS_AT_ONCE = 16_384  # scored in one go
 LEARNED = 100_000  # rows a baseline learns from, at most; the linear probe ends with all
@@ -64,18 +64,18 @@ class TrainOptions:
         """The paper's image + text pipeline splits a little differently from its image-only one."""
         return self.recipe or ("paper-text" if self.kind in FUSIONS else "paper")
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"sources": list(self.sources), "baselines": list(self.baselines)}
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainReport:
     """A head, its figures, and what it is worth beside the baselines."""
 
     head: Head
     metrics: dict[str, Metrics]  # of "train", "validation" and "test"
-    baselines: dict[str, Baseline]
-    log: list[Epoch]
+    baselines: dict[str, BaselineResult]
+    log: list[TripletEpoch]
     against_probe: Comparison | None  # McNemar on the same test rows; None without a linear probe
     best: str = ""  # the baseline with the highest validation AUC
     categories: dict[Mode, Metrics] = field(default_factory=dict)  # on text: test, by where a category comes from
@@ -101,18 +101,18 @@ class Trained:
                 )
         return told
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
-            "head": {name: metrics.as_json() for name, metrics in self.metrics.items()},
-            "categories": {mode: metrics.as_json() for mode, metrics in self.categories.items()},
-            "baselines": {name: baseline.as_json() for name, baseline in self.baselines.items()},
-            "against_linear_probe": self.against_probe.as_json() if self.against_probe else None,
+            "head": {name: metrics.to_dict() for name, metrics in self.metrics.items()},
+            "categories": {mode: metrics.to_dict() for mode, metrics in self.categories.items()},
+            "baselines": {name: baseline.to_dict() for name, baseline in self.baselines.items()},
+            "against_linear_probe": self.against_probe.to_dict() if self.against_probe else None,
             "best_baseline": self.best or None,
             "test_copies": self.test_copies,
             "sentences": self.sentences,
-            "epochs": [epoch.as_json() for epoch in self.log],
+            "epochs": [epoch.to_dict() for epoch in self.log],
             "snapshot": self.head.snapshot,
-            "split": self.head.split.as_json(),
+            "split": self.head.split.to_dict(),
             "seed": self.head.split.seed,
             "options": dict(self.head.options),
         }
@@ -121,7 +121,7 @@ class Trained:
 Progress = Callable[[str], None]
 
 
-def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: Progress | None = None) -> Trained:
+def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: Progress | None = None) -> TrainReport:
     """Split, fit the projection and its classifier, measure both and the baselines. Reads the store only.
 
     Projection and classifier learn from all training rows, and are measured on all rows, whose vectors are read a piece
@@ -142,13 +142,13 @@ def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: 
     tell = progress or (lambda what: None)
     split, parts = make_split(snapshot, options)
     labels = snapshot.column("labels")
-    learning, choosing = (Stored(snapshot, parts[name]) for name in ("train", "validation"))
+    learning, choosing = (StoredRows(snapshot, parts[name]) for name in ("train", "validation"))
     head, log = fit_head(snapshot, split, learning, choosing, options, tell)
     tell("scores")
     scores = {name: score_rows(head, snapshot, positions) for name, positions in parts.items()}
     threshold = best_threshold(labels[parts["validation"]], scores["validation"])[0]
     metrics = {name: measure(labels[parts[name]], scores[name], chosen=threshold) for name in parts}
-    head = replace(head, threshold=threshold, metrics={name: m.as_json() for name, m in metrics.items()})
+    head = replace(head, threshold=threshold, metrics={name: m.to_dict() for name, m in metrics.items()})
     categories: dict[Mode, Metrics] = {}
     for mode in MODES if head.vocabulary is not None else ():
         tell(f"scores with the category {mode}")
@@ -176,7 +176,7 @@ def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: 
         test = examples["test"].labels
         heads = scores["test"][np.searchsorted(parts["test"], some["test"])]
         against_probe = mcnemar((heads > 0) == test, (baselines["linear_probe"].test_scores > 0) == test)
-    return Trained(head, metrics, baselines, log, against_probe, best, categories, test_copies(snapshot, parts))
+    return TrainReport(head, metrics, baselines, log, against_probe, best, categories, test_copies(snapshot, parts))
 
 
 def fit_head(
@@ -188,7 +188,7 @@ def fit_head(
     progress: Progress | None = None,
     *,
     stands_for: int = 0,
-) -> tuple[Head, list[Epoch]]:
+) -> tuple[Head, list[TripletEpoch]]:
     """A head from the rows it learns from and those that choose when to stop; its split is only noted down.
 
     Parameters
@@ -223,7 +223,7 @@ def fit_head(
         projection,
         classifier,
         vocabulary=vocabulary,
-        options=options.as_json(),
+        options=options.to_dict(),
     )
     return head, log
 

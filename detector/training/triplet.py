@@ -66,7 +66,7 @@ class Triplets:
 
 
 @dataclass(frozen=True)
-class Epoch:
+class TripletEpoch:
     """What one pass over the anchors gave."""
 
     epoch: int
@@ -78,7 +78,7 @@ class Epoch:
     validation_loss: float  # over the fixed validation triplets
     effective_rank: float  # of the projected validation rows
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -163,8 +163,8 @@ def fit_projection(
     *,
     texts: Texts | None = None,
     seed: int = 0,
-    told: Callable[[Epoch], None] | None = None,
-) -> tuple[Projection, list[Epoch]]:
+    told: Callable[[TripletEpoch], None] | None = None,
+) -> tuple[Projection, list[TripletEpoch]]:
     """Train until the loss over fixed validation triplets no longer falls; the best weights are given back.
 
     Triplets are drawn from all rows. Of the vectors, those of a few batches are in memory; of the validation rows, what
@@ -204,7 +204,7 @@ def fit_projection(
     best = Projection.draw(kind, mean[None], dim=options.dim, seed=seed)
     weights = {name: torch.from_numpy(w.copy()).requires_grad_() for name, w in best.weights.items()}
     adam = torch.optim.Adam(list(weights.values()), lr=options.learning_rate)
-    log: list[Epoch] = []
+    log: list[TripletEpoch] = []
     lowest, waited = np.inf, 0
     for number in range(1, options.epochs + 1):
         seen = []
@@ -296,10 +296,10 @@ def _epoch(
     projected: Vectors,  # the validation rows
     fixed: Triplets,
     margin: float,
-) -> Epoch:
+) -> TripletEpoch:
     loss, ap, an = seen.astype(np.float64)
     positive, negative = distances(projected, fixed)
-    return Epoch(
+    return TripletEpoch(
         epoch=number,
         loss=float(loss.mean()),
         active_loss=float(loss[loss > 0].mean()) if (loss > 0).any() else None,

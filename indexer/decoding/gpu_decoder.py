@@ -37,18 +37,18 @@ ENDING = 64  # bytes in which a whole JPEG has its end marker
 
 
 @dataclass(frozen=True)
-class Small:
+class ReducedImage:
     """What the pipeline needs of a large image."""
 
     pixels: Pixels  # (height, width, 3) of the size the encoder sees
     reduced: Pixels | None  # (height, width, 3) of its thumbnail's size, where thumbnails are wanted
 
 
-Decodes = Callable[[Sequence[bytes]], Sequence[Small | None]]  # None: this one is the cores' to do
+Decodes = Callable[[Sequence[bytes]], Sequence[ReducedImage | None]]  # None: this one is the cores' to do
 
 
 @dataclass(frozen=True)
-class Difference:
+class PixelDifference:
     """Levels of 255 between two versions of an image."""
 
     mean: float
@@ -59,11 +59,11 @@ class Difference:
         return self.mean <= AGREED_MEAN and self.most <= AGREED_MOST
 
 
-class Offload:
+class GpuDecoder:
     """A decoder beside the cores'."""
 
     def __init__(
-        self, name: str, ways: Sequence[Callable[[], Decodes]], here: Callable[[bytes], Small], *, must_pay: bool
+        self, name: str, ways: Sequence[Callable[[], Decodes]], here: Callable[[bytes], ReducedImage], *, must_pay: bool
     ) -> None:
         """Nothing is made before the first large image.
 
@@ -86,7 +86,7 @@ class Offload:
         """The header of an image that it may be given."""
         return None if self.unused else large_and_plain(content)
 
-    def decode(self, contents: Sequence[bytes]) -> Sequence[Small | None] | None:
+    def decode(self, contents: Sequence[bytes]) -> Sequence[ReducedImage | None] | None:
         """Each image, None for those that the cores are to do; None at once while another thread has the decoder."""
         if not self._taken.acquire(blocking=False):
             return None
@@ -123,7 +123,7 @@ class Offload:
             reason = told
         self._give_up(reason)
 
-    def _proved(self, contents: Sequence[bytes], found: list[Small | None]) -> list[Small | None]:
+    def _proved(self, contents: Sequence[bytes], found: list[ReducedImage | None]) -> list[ReducedImage | None]:
         """Those of its images that may be used: what a core refuses is refused, and all where one disagrees."""
         began = time.perf_counter()
         here = [self._here_or_none(content) for content in contents]
@@ -139,7 +139,7 @@ class Offload:
             self._give_up(f"it takes {there:.1f} ms an image, a core {mine:.1f}")
         return found
 
-    def _here_or_none(self, content: bytes) -> Small | None:
+    def _here_or_none(self, content: bytes) -> ReducedImage | None:
         try:
             return self._here(content)
         except ImageError:
@@ -161,15 +161,15 @@ def large_and_plain(content: bytes) -> JpegHeader | None:
     return header if fits and b"\xff\xd9" in content[-ENDING:] else None
 
 
-def difference(one: Small, other: Small) -> Difference:
+def difference(one: ReducedImage, other: ReducedImage) -> PixelDifference:
     """How far two versions of an image are apart: of their pixels and thumbnails, whichever are further."""
     pairs = [(one.pixels, other.pixels)]
     if one.reduced is not None and other.reduced is not None:
         pairs.append((one.reduced, other.reduced))
     if any(a.shape != b.shape for a, b in pairs):
-        return Difference(255.0, 255)
+        return PixelDifference(255.0, 255)
     levels = [np.abs(a.astype(np.int16) - b) for a, b in pairs]
-    return Difference(max(float(some.mean()) for some in levels), max(int(some.max()) for some in levels))
+    return PixelDifference(max(float(some.mean()) for some in levels), max(int(some.max()) for some in levels))
 
 
 @cache
@@ -194,7 +194,7 @@ def _jpeg(picture: Pillow.Image, **how: object) -> bytes:
     return out.getvalue()
 
 
-def _disagreement(there: Sequence[Small | None], here: Sequence[Small]) -> str:
+def _disagreement(there: Sequence[ReducedImage | None], here: Sequence[ReducedImage]) -> str:
     """Why these pixels are not to be used, "" where they agree; an image that was left to the cores is no reason."""
     apart = [difference(one, other) for one, other in zip(there, here, strict=True) if one is not None]
     if not apart:

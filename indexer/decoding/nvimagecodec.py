@@ -25,7 +25,7 @@ from torch.utils.dlpack import from_dlpack
 from ...errors import EncoderError, MissingExtra
 from ..encoders.base import Encoder
 from ..encoders.preprocess import Preprocess
-from .gpu_decoder import Decodes, Offload, Small
+from .gpu_decoder import Decodes, GpuDecoder, ReducedImage
 from .image import Pixels, decode, jpeg_header, reduced, thumbnail_factor
 
 NAME = "nvimagecodec"
@@ -48,7 +48,7 @@ def installed() -> bool:
         return False
 
 
-def offload_for(decoder: str, encoder: Encoder, *, thumbnails: bool) -> Offload | None:
+def gpu_decoder_for(decoder: str, encoder: Encoder, *, thumbnails: bool) -> GpuDecoder | None:
     """What decodes large images beside the cores; None where the cores do all.
 
     "auto" takes it for an encoder on a card where it is installed, and drops it where it does not pay; asked for by its
@@ -73,13 +73,13 @@ def offload_for(decoder: str, encoder: Encoder, *, thumbnails: bool) -> Offload 
     ways = [partial(make, engine=True), partial(make, engine=False)] if on_card else [make]
     here = partial(on_a_core, preprocess, thumbnails)
     name = f"{NAME} ({device if on_card else 'cpu'})"
-    return Offload(name, ways, here, must_pay=decoder == "auto")
+    return GpuDecoder(name, ways, here, must_pay=decoder == "auto")
 
 
-def on_a_core(preprocess: Preprocess, thumbnails: bool, content: bytes) -> Small:
+def on_a_core(preprocess: Preprocess, thumbnails: bool, content: bytes) -> ReducedImage:
     """What the decoder below is measured by."""
     pixels = decode(content).pixels
-    return Small(preprocess.shrink(pixels), reduced(pixels) if thumbnails else None)
+    return ReducedImage(preprocess.shrink(pixels), reduced(pixels) if thumbnails else None)
 
 
 class NvImageCodec:
@@ -109,7 +109,7 @@ class NvImageCodec:
         )
 
     @torch.inference_mode()
-    def __call__(self, contents: Sequence[bytes]) -> list[Small | None]:
+    def __call__(self, contents: Sequence[bytes]) -> list[ReducedImage | None]:
         # Everything is on one stream: the library's own streams wait for it and it for them, so that what torch does
         # next comes after the decoding, and the pixels' memory, freed on the stream too, is not given away early.
         with self._on_stream() as stream:
@@ -135,7 +135,7 @@ class NvImageCodec:
         """(height, width, 3) uint8 where it was decoded, without a copy; on a machine without CUDA it has no DLPack."""
         return torch.from_numpy(np.asarray(image)) if self._stream is None else from_dlpack(image)
 
-    def _small(self, content: bytes, image: Any) -> Small | None:
+    def _small(self, content: bytes, image: Any) -> ReducedImage | None:
         """Resized and reduced where it was decoded; `cpu()` waits for it, before its image is let go."""
         if image is None:
             return None
@@ -145,7 +145,7 @@ class NvImageCodec:
             return None
         seen = self._preprocess.resize(pixels[None])[0].permute(1, 2, 0).to(torch.uint8)
         small = box_mean(pixels, thumbnail_factor(header.height, header.width)) if self._thumbnails else None
-        return Small(seen.contiguous().cpu().numpy(), None if small is None else small.cpu().numpy())
+        return ReducedImage(seen.contiguous().cpu().numpy(), None if small is None else small.cpu().numpy())
 
 
 def box_mean(pixels: torch.Tensor, factor: int) -> torch.Tensor:

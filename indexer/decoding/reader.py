@@ -10,18 +10,18 @@ from dataclasses import dataclass, replace
 from threading import Lock
 
 from ...errors import ImageError
-from ..sources.image_ref import Entry
-from .gpu_decoder import TOGETHER_PIXELS, Offload, Small
+from ..sources.image_ref import ImageRef
+from .gpu_decoder import TOGETHER_PIXELS, GpuDecoder, ReducedImage
 from .image import Image, JpegHeader, Pixels, decode, digest_of, thumbnail, thumbnail_of
 
 CORES = "cpu"  # the decoder that is always there
 
 
 @dataclass(frozen=True)
-class Decoded:
+class DecodedImage:
     """An image on its way to the encoder."""
 
-    entry: Entry
+    entry: ImageRef
     image: Image  # its pixels may have been resized; width and height below are the file's
     width: int
     height: int
@@ -30,52 +30,52 @@ class Decoded:
 
 
 @dataclass(frozen=True)
-class Large:
+class LargeJpeg:
     """A large JPEG that was read and is not yet decoded."""
 
     at: int  # among the entries opened together
-    entry: Entry
+    entry: ImageRef
     content: bytes
     time: int  # of the file, nanoseconds
     header: JpegHeader
 
 
 @dataclass(frozen=True)
-class Opened:
+class DecodedBatch:
     """Some images that were read together."""
 
-    images: list[Decoded]
-    refused: list[tuple[Entry, str]]  # those that could not be read, and why
+    images: list[DecodedImage]
+    refused: list[tuple[ImageRef, str]]  # those that could not be read, and why
 
 
-class Reader:
+class ImageReader:
     """Reads and decodes the images of one run."""
 
     def __init__(
-        self, shrink: Callable[[Pixels], Pixels] | None, *, thumbnails: bool, offload: Offload | None = None
+        self, shrink: Callable[[Pixels], Pixels] | None, *, thumbnails: bool, offload: GpuDecoder | None = None
     ) -> None:
         """`shrink` makes pixels as small as the encoder wants them; `offload` decodes large JPEGs beside the cores."""
         self._shrink, self._thumbnails, self._offload = shrink, thumbnails, offload
         self._lock = Lock()
         self.counts = {CORES: 0} | ({offload.name: 0} if offload else {})  # images by what decoded them
 
-    def open(self, entries: Sequence[Entry]) -> Opened:
+    def open(self, entries: Sequence[ImageRef]) -> DecodedBatch:
         """All of these entries, in their order; one that cannot be read is among the refused."""
-        found: dict[int, Decoded | ImageError] = {}  # by place among the entries
-        large: list[Large] = []
+        found: dict[int, DecodedImage | ImageError] = {}  # by place among the entries
+        large: list[LargeJpeg] = []
         for i, entry in enumerate(entries):
             try:
                 content, when = entry.place.read()
                 if self._offload is not None and (header := self._offload.wants(content)):
                     if header.pixels + sum(one.header.pixels for one in large) > TOGETHER_PIXELS:
                         self._decode_large(large, found)
-                    large.append(Large(i, entry, content, when, header))
+                    large.append(LargeJpeg(i, entry, content, when, header))
                 else:
                     found[i] = self._decode(entry, content, when)
             except ImageError as e:
                 found[i] = e
         self._decode_large(large, found)
-        opened = Opened([], [])
+        opened = DecodedBatch([], [])
         for i, entry in enumerate(entries):
             if isinstance(one := found[i], ImageError):
                 opened.refused.append((entry, str(one)))
@@ -83,7 +83,7 @@ class Reader:
                 opened.images.append(one)
         return opened
 
-    def _decode_large(self, large: list[Large], found: dict[int, Decoded | ImageError]) -> None:
+    def _decode_large(self, large: list[LargeJpeg], found: dict[int, DecodedImage | ImageError]) -> None:
         """All of them at once, or while another thread has that decoder one after the other here; none is left."""
         while large and self._offload is not None:
             here, large[:] = large[:], []
@@ -99,21 +99,21 @@ class Reader:
                 except ImageError as e:
                     found[one.at] = e
 
-    def _offloaded(self, large: Large, small: Small) -> Decoded:
+    def _offloaded(self, large: LargeJpeg, small: ReducedImage) -> DecodedImage:
         content, header = large.content, large.header
         image = Image(small.pixels, "JPEG", header.quality, len(content), digest_of(content))
         picture = b"" if small.reduced is None else thumbnail_of(small.reduced)
         self._count(self._offload.name if self._offload else CORES)
-        return Decoded(large.entry, image, header.width, header.height, large.time, picture)
+        return DecodedImage(large.entry, image, header.width, header.height, large.time, picture)
 
-    def _decode(self, entry: Entry, content: bytes, when: int) -> Decoded:
+    def _decode(self, entry: ImageRef, content: bytes, when: int) -> DecodedImage:
         image = decode(content)
         height, width = image.height, image.width
         small = thumbnail(image.pixels) if self._thumbnails else b""
         if self._shrink is not None and (seen := self._shrink(image.pixels)) is not image.pixels:
             image = replace(image, pixels=seen)
         self._count(CORES)
-        return Decoded(entry, image, width, height, when, small)
+        return DecodedImage(entry, image, width, height, when, small)
 
     def _count(self, decoder: str) -> None:
         with self._lock:

@@ -26,9 +26,9 @@ from ..encoders.base import choose_device
 from ..encoders.load import device_names
 from ..index_run import IndexOptions
 from ..shard_inbox import remove_torn
-from .task import Lost, Receipt, Unit
-from .worker import AT_ONCE, STARTING, EncoderName, Worker
-from .worker_pool import Crew
+from .task import Task, TaskLost, TaskResult
+from .worker import AT_ONCE, STARTING, EncoderSpec, Worker
+from .worker_pool import WorkerPool
 
 CORES = 4  # that a process at a GPU keeps busy: its threads decode
 MOST = 4  # processes at one GPU
@@ -47,11 +47,11 @@ def processes_for(device: str, images: Callable[[], int | None], cores: int) -> 
     return len(names) * max(1, min(MOST, cores // (CORES * len(names))))
 
 
-class Processes(Crew):
+class ProcessPool(WorkerPool):
     """Workers in processes of their own that share this machine's devices and cores."""
 
     def __init__(
-        self, encoder: EncoderName, folder: Path, options: IndexOptions = IndexOptions(), count: int = 2
+        self, encoder: EncoderSpec, folder: Path, options: IndexOptions = IndexOptions(), count: int = 2
     ) -> None:
         """Start them and wait until each has its encoder.
 
@@ -72,7 +72,7 @@ class Processes(Crew):
         self._plans = [
             (replace(encoder, device=devices[i % len(devices)]), folder.resolve(), each, cores) for i in range(count)
         ]
-        self._members: list[_Member] = []
+        self._members: list[_WorkerProcess] = []
         try:
             self._members = [self._start(i) for i in range(count)]
             met = [self._met(member) for member in self._members]
@@ -82,14 +82,14 @@ class Processes(Crew):
         self.workers, self.space = [where for where, _ in met], met[0][1]
         self.room = AT_ONCE * count
 
-    def give(self, unit: Unit) -> None:
+    def give(self, unit: Task) -> None:
         member = min(self._members, key=lambda member: len(member.units))
         member.units.append(unit.id)
         with suppress(OSError):  # where it has died, `take` tells
             member.pipe.send(unit)
 
-    def take(self, seconds: float) -> list[Receipt | Lost]:
-        told: list[Receipt | Lost] = []
+    def take(self, seconds: float) -> list[TaskResult | TaskLost]:
+        told: list[TaskResult | TaskLost] = []
         ready = wait([member.pipe for member in self._members], seconds)
         for i, member in enumerate(self._members):
             if member.pipe not in ready:
@@ -97,7 +97,7 @@ class Processes(Crew):
             try:
                 receipt = member.pipe.recv()
             except (EOFError, OSError):
-                told += [Lost(unit) for unit in member.units]
+                told += [TaskLost(unit) for unit in member.units]
                 self._members[i] = self._replaced(i, member)
                 continue
             if isinstance(receipt, BaseException):
@@ -114,14 +114,14 @@ class Processes(Crew):
             member.process.join()
             remove_torn(self._plans[0][1], member.process.pid)
 
-    def _start(self, i: int) -> _Member:
+    def _start(self, i: int) -> _WorkerProcess:
         here, there = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(there, *self._plans[i]), name=f"clipfake {i}", daemon=True)
         process.start()
         there.close()  # so that its end is seen when the process dies
-        return _Member(process, here)
+        return _WorkerProcess(process, here)
 
-    def _met(self, member: _Member) -> tuple[str, Space]:
+    def _met(self, member: _WorkerProcess) -> tuple[str, Space]:
         """Wait for a new worker to be ready; raises what kept it from that."""
         try:
             told = member.pipe.recv() if member.pipe.poll(STARTING) else None
@@ -134,7 +134,7 @@ class Processes(Crew):
         where, space = told
         return str(where), space
 
-    def _replaced(self, i: int, member: _Member) -> _Member:
+    def _replaced(self, i: int, member: _WorkerProcess) -> _WorkerProcess:
         member.process.join()
         member.pipe.close()
         new = self._start(i)
@@ -144,13 +144,13 @@ class Processes(Crew):
 
 
 @dataclass
-class _Member:
+class _WorkerProcess:
     process: Any
     pipe: Connection[Any, Any]
     units: list[str] = field(default_factory=list)  # that it was given and has not told of
 
 
-def _serve(pipe: Connection[Any, Any], encoder: EncoderName, folder: Path, options: IndexOptions, cores: int) -> None:
+def _serve(pipe: Connection[Any, Any], encoder: EncoderSpec, folder: Path, options: IndexOptions, cores: int) -> None:
     """A worker's process: that it is ready, then a receipt for each unit, or the error that ends it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to hear
     torch.set_num_threads(cores)
@@ -172,7 +172,7 @@ def _serve(pipe: Connection[Any, Any], encoder: EncoderName, folder: Path, optio
         worker.stop()
         os._exit(0)
 
-    def work(unit: Unit) -> None:
+    def work(unit: Task) -> None:
         try:
             tell(worker.work(unit))
         except OSError:

@@ -22,9 +22,9 @@ from ... import __version__, errors
 from ...errors import ClipfakeError, MissingExtra, SourceError, SpaceMismatch
 from ...store.space import Space
 from ..index_run import IndexOptions
-from .task import Lost, Receipt, Unit
-from .worker import AT_ONCE, STARTING, EncoderName, Worker
-from .worker_pool import Crew
+from .task import Task, TaskLost, TaskResult
+from .worker import AT_ONCE, STARTING, EncoderSpec, Worker
+from .worker_pool import WorkerPool
 
 LOOK = 5.0  # seconds after which hosts are looked for that joined, and whether the head is there
 SILENT = 20.0  # seconds without a word of the head that end a run: after 60 Ray itself would end our process, wordless
@@ -32,14 +32,14 @@ CONNECT = 5.0  # seconds for the head to take a connection
 DEATHS = 3  # workers of a host in a row before any of them did a unit: it is left out
 
 
-class Actors(Crew):
+class RayPool(WorkerPool):
     """Workers as Ray's actors, one a GPU of each host, or one a host where there is none."""
 
     elsewhere = True
 
     def __init__(
         self,
-        encoder: EncoderName,
+        encoder: EncoderSpec,
         folder: Path,
         options: IndexOptions = IndexOptions(),
         *,
@@ -67,8 +67,10 @@ class Actors(Crew):
         self._ray = _ray()
         self._mine = not self._ray.is_initialized()
         self._told = (encoder, folder.resolve(), options)  # absolute: a worker's working directory is its own
-        self._hands: list[_Hand] = []
-        self._promised: dict[Any, tuple[Unit, _Hand]] = {}  # the promise of a receipt -> the unit and its worker
+        self._hands: list[_WorkerHandle] = []
+        self._promised: dict[
+            Any, tuple[Task, _WorkerHandle]
+        ] = {}  # the promise of a receipt -> the unit and its worker
         self._hosts: dict[str, str] = {}  # Ray's name of a host -> its own; all that ever had a worker
         self._left_out: set[str] = set()  # hosts by Ray's name, that get no worker
         self._deaths: Counter[str] = Counter()  # by host, since it did a unit
@@ -93,20 +95,20 @@ class Actors(Crew):
             self.dismiss()
             raise
 
-    def give(self, unit: Unit) -> None:
+    def give(self, unit: Task) -> None:
         self.give_elsewhere(unit, "")
 
-    def give_elsewhere(self, unit: Unit, host: str) -> None:
+    def give_elsewhere(self, unit: Task, host: str) -> None:
         free = [hand for hand in self._hands if hand.ready is None and len(hand.units) < AT_ONCE]
         hand = min(free, key=lambda hand: (hand.host == host, len(hand.units)))
         hand.units.append(unit.id)
         self._promised[hand.actor.work.remote(unit)] = (unit, hand)
 
-    def take(self, seconds: float) -> list[Receipt | Lost]:
+    def take(self, seconds: float) -> list[TaskResult | TaskLost]:
         self._look()
         hired = {hand.ready: hand for hand in self._hands if hand.ready is not None}
         ready, _ = self._ray.wait([*self._promised, *hired], num_returns=1, timeout=seconds)
-        told: list[Receipt | Lost] = []
+        told: list[TaskResult | TaskLost] = []
         for promise in ready:
             if promise in hired:
                 self._welcome(hired[promise])
@@ -120,14 +122,14 @@ class Actors(Crew):
             except self._ray.exceptions.RayTaskError as e:
                 raise _of_host(hand.host, _cause(e)) from e
             except self._ray.exceptions.RayError:
-                told += [Lost(unit.id), *self._lose(hand)]
+                told += [TaskLost(unit.id), *self._lose(hand)]
             else:
                 self._deaths[hand.node] = 0
                 told.append(receipt)
         self.room = AT_ONCE * sum(hand.ready is None for hand in self._hands)
         return told
 
-    def leave_out(self, host: str, why: str) -> list[Lost]:
+    def leave_out(self, host: str, why: str) -> list[TaskLost]:
         nodes = {hand.node for hand in self._hands if hand.host == host}
         self._left_out |= nodes
         self.lost.append(f"{host} was left out: {why}")
@@ -162,7 +164,7 @@ class Actors(Crew):
             scheduling_strategy=NodeAffinitySchedulingStrategy(where, soft=False),
         )
         made = actor.remote(*self._told)
-        self._hands.append(_Hand(made, where, self._hosts[where], made.ready.remote(), made.version.remote()))
+        self._hands.append(_WorkerHandle(made, where, self._hosts[where], made.ready.remote(), made.version.remote()))
 
     def _await_all(self) -> None:
         """Wait for the first workers; raises what kept one from its work."""
@@ -181,7 +183,7 @@ class Actors(Crew):
                 raise SourceError(f"{names}: no worker after {STARTING:.0f} seconds; is the encoder on a slow disk?")
         self.room = AT_ONCE * len(self._hands)
 
-    def _meet(self, hand: _Hand) -> None:
+    def _meet(self, hand: _WorkerHandle) -> None:
         """Take a worker on; raises what kept it from its work, with its host, or Ray's own error where it died."""
         promise, hand.ready = hand.ready, None
         try:
@@ -208,7 +210,7 @@ class Actors(Crew):
         hand.name = where
         self.workers.append(where)
 
-    def _welcome(self, hand: _Hand) -> None:
+    def _welcome(self, hand: _WorkerHandle) -> None:
         """A worker that was hired in the middle of the run; where it cannot work its host is left out, not the run."""
         try:
             self._meet(hand)
@@ -217,7 +219,7 @@ class Actors(Crew):
         except self._ray.exceptions.RayError:
             self._lose(hand)
 
-    def _lose(self, hand: _Hand) -> list[Lost]:
+    def _lose(self, hand: _WorkerHandle) -> list[TaskLost]:
         """Note that a worker is gone, hire another if its host is there, and tell the other units it had."""
         lost = self._let_go(hand)
         node = next((node for node in self._nodes() if node["NodeID"] == hand.node), None)
@@ -234,14 +236,14 @@ class Actors(Crew):
             raise SourceError(self._nobody())
         return lost
 
-    def _let_go(self, hand: _Hand) -> list[Lost]:
+    def _let_go(self, hand: _WorkerHandle) -> list[TaskLost]:
         self._hands.remove(hand)
         if hand.name in self.workers:
             self.workers.remove(hand.name)
         with suppress(self._ray.exceptions.RayError):
             self._ray.kill(hand.actor)  # it may be alive behind a network that is not: it must not come back
         self._promised = {promise: given for promise, given in self._promised.items() if given[1] is not hand}
-        return [Lost(unit) for unit in hand.units]
+        return [TaskLost(unit) for unit in hand.units]
 
     def _look(self) -> None:
         """From time to time: is the head there, and has a host joined?"""
@@ -271,7 +273,7 @@ class Actors(Crew):
 
 
 @dataclass(eq=False)
-class _Hand:
+class _WorkerHandle:
     """A worker and what it is at."""
 
     actor: Any

@@ -6,39 +6,39 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from ..sources.image_ref import Entry
+from ..sources.image_ref import ImageRef
 
 FIRST = 64  # images of a unit while nobody knows how fast they are encoded
 SECONDS = 10.0  # that a unit should take its worker: what is lost with one, and how long Ctrl-C waits
 
 
 @dataclass(frozen=True)
-class Unit:
+class Task:
     """Images that are embedded together; its id says which, whoever listed them and whenever."""
 
     id: str
-    entries: tuple[Entry, ...]
+    entries: tuple[ImageRef, ...]
 
     @classmethod
-    def of(cls, entries: Sequence[Entry]) -> Unit:
+    def of(cls, entries: Sequence[ImageRef]) -> Task:
         digest = hashlib.blake2b(digest_size=16)
         for entry in entries:
             digest.update(entry.key.encode() + b"\0")
         return cls(digest.hexdigest(), tuple(entries))
 
-    def halves(self) -> tuple[Unit, Unit]:
+    def halves(self) -> tuple[Task, Task]:
         """Two units of half its images each; it has two or more."""
         middle = len(self.entries) // 2
-        return Unit.of(self.entries[:middle]), Unit.of(self.entries[middle:])
+        return Task.of(self.entries[:middle]), Task.of(self.entries[middle:])
 
 
 @dataclass(frozen=True)
-class Receipt:
+class TaskResult:
     """What became of a unit."""
 
     unit: str
     shard: str  # its file name in the store's `incoming` folder, "" where no image of the unit could be read
-    refused: tuple[tuple[Entry, str], ...]
+    refused: tuple[tuple[ImageRef, str], ...]
     busy: dict[str, float]  # stage -> seconds of work
     batch_size: int  # that the worker's device had memory for
     decoded_by: dict[str, int] = field(default_factory=dict)  # decoder -> images of the worker since its last receipt
@@ -48,13 +48,13 @@ class Receipt:
 
 
 @dataclass(frozen=True)
-class Lost:
+class TaskLost:
     """A unit whose worker died over it; nothing of it is stored."""
 
     unit: str
 
 
-def unit_size(images: int, seconds: float, workers: int, most: int) -> int:
+def task_size(images: int, seconds: float, workers: int, most: int) -> int:
     """Images of the next unit, after so many were embedded in so many seconds.
 
     >>> unit_size(0, 0.0, 4, 16_384), unit_size(60_000, 2.0, 4, 16_384), unit_size(100, 10.0, 2, 16_384)

@@ -19,22 +19,22 @@ from ...errors import ImageError
 from ...store.records import Block
 from ...store.shard import write_shard
 from ...store.space import Space
-from ..decoding.nvimagecodec import offload_for
+from ..decoding.nvimagecodec import gpu_decoder_for
 from ..encoders.base import Encoder
 from ..encoders.load import load_encoder
 from ..index import block_of, default_batch_size, texts_of
 from ..index_run import IndexOptions
-from ..pipeline import Encoded, Pipeline, batched
+from ..pipeline import EncodedBatch, Pipeline, batched
 from ..shard_inbox import FOLDER
-from ..sources.image_ref import Entry
-from .task import Receipt, Unit
+from ..sources.image_ref import ImageRef
+from .task import Task, TaskResult
 
 STARTING = 300.0  # seconds, at most, until a worker has its encoder
 AT_ONCE = 2  # units a worker has: one is read and decoded while the other is encoded
 
 
 @dataclass(frozen=True)
-class EncoderName:
+class EncoderSpec:
     """What a worker needs to load the encoder itself; the arguments of `load_encoder`."""
 
     name: str
@@ -52,11 +52,11 @@ class Worker:
     device has the images of the next one as soon as it is done with the last.
     """
 
-    def __init__(self, encoder: EncoderName, folder: Path, options: IndexOptions) -> None:
+    def __init__(self, encoder: EncoderSpec, folder: Path, options: IndexOptions) -> None:
         self._encoder = encoder.load()
         self._folder, self._options = folder, options
         self._size = options.batch_size or default_batch_size(self._encoder)
-        self._offload = offload_for(options.decoder, self._encoder, thumbnails=options.thumbnails)
+        self._offload = gpu_decoder_for(options.decoder, self._encoder, thumbnails=options.thumbnails)
         self._pipeline = Pipeline(
             self._encoder, self._size, options.threads, thumbnails=options.thumbnails, offload=self._offload
         )
@@ -78,7 +78,7 @@ class Worker:
         """The version of clipfake that does the work."""
         return __version__
 
-    def work(self, unit: Unit) -> Receipt:
+    def work(self, unit: Task) -> TaskResult:
         """Embed a unit and seal it. Doing it again writes the same file again."""
         work = _Work(unit)
         with self._lock:
@@ -95,7 +95,7 @@ class Worker:
         refused = tuple(work.refused)
         unread = tuple(entry.key for entry, _ in refused if not readable(entry))
         decoded_by, host = self._decoded_by(), socket.gethostname()
-        return Receipt(unit.id, shard, refused, self._busy(), size, decoded_by, unused, host, unread)
+        return TaskResult(unit.id, shard, refused, self._busy(), size, decoded_by, unused, host, unread)
 
     def close(self) -> None:
         """There will be no more units."""
@@ -118,7 +118,7 @@ class Worker:
             for work in left.values():
                 work.done.set_exception(e)
 
-    def _batches(self) -> Iterator[Sequence[Entry]]:
+    def _batches(self) -> Iterator[Sequence[ImageRef]]:
         while (work := self._given.get()) is not None:
             batches = list(batched(work.unit.entries, self._size))
             work.left = len(batches)
@@ -126,7 +126,7 @@ class Worker:
                 self._under_way |= {id(batch): work for batch in batches}
             yield from batches
 
-    def _take(self, encoded: Encoded) -> None:
+    def _take(self, encoded: EncodedBatch) -> None:
         """Keep a batch without its pixels."""
         with self._lock:
             work = self._under_way.pop(id(encoded.batch))
@@ -156,7 +156,7 @@ class Worker:
         return since
 
 
-def readable(entry: Entry) -> bool:
+def readable(entry: ImageRef) -> bool:
     """Whether its bytes can be had on this machine, whatever they are."""
     try:
         entry.place.read()
@@ -169,8 +169,8 @@ def readable(entry: Entry) -> bool:
 class _Work:
     """A unit under way."""
 
-    unit: Unit
+    unit: Task
     left: int = 0  # batches
     blocks: list[Block] = field(default_factory=list)
-    refused: list[tuple[Entry, str]] = field(default_factory=list)
+    refused: list[tuple[ImageRef, str]] = field(default_factory=list)
     done: Future[None] = field(default_factory=Future)

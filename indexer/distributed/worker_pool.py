@@ -21,12 +21,12 @@ from typing import Self
 
 from ...errors import SourceError
 from ...store.space import Space
-from ...store.store import Appended, Store, Writer
-from ..index_run import Folders, IndexOptions, Progress, Run
+from ...store.store import AppendCounts, Store, Writer
+from ..index_run import Folders, IndexOptions, IndexRun, Progress
 from ..report import IndexReport
 from ..shard_inbox import FOLDER, take_in, take_in_one
-from ..sources.image_ref import Entry
-from .task import Lost, Receipt, Unit, unit_size
+from ..sources.image_ref import ImageRef
+from .task import Task, TaskLost, TaskResult, task_size
 from .worker import readable
 
 WAIT = 1.0  # seconds without a receipt before Ctrl-C is looked for
@@ -35,7 +35,7 @@ LOSSES = 64  # workers that may die in a row without one unit done between: then
 KILLS = "whatever process read it died; the file may crash its decoder"
 
 
-class Crew(ABC):
+class WorkerPool(ABC):
     """Workers that embed units, wherever they are. One that dies is replaced, and what it was at is told as lost."""
 
     space: Space  # that the workers embed into
@@ -45,18 +45,18 @@ class Crew(ABC):
     room: int  # units that can be with the workers at a time, under way or next
 
     @abstractmethod
-    def give(self, unit: Unit) -> None:
+    def give(self, unit: Task) -> None:
         """Have a unit embedded; never more than there is room for."""
 
-    def give_elsewhere(self, unit: Unit, host: str) -> None:
+    def give_elsewhere(self, unit: Task, host: str) -> None:
         """Have a unit embedded, by another host than this if one is free."""
         self.give(unit)
 
     @abstractmethod
-    def take(self, seconds: float) -> list[Receipt | Lost]:
+    def take(self, seconds: float) -> list[TaskResult | TaskLost]:
         """What became of units, as soon as there is any, [] after so many seconds; raises what a worker raised."""
 
-    def leave_out(self, host: str, why: str) -> list[Lost]:
+    def leave_out(self, host: str, why: str) -> list[TaskLost]:
         """Give a host nothing more, and tell what it was at; raises SourceError where no other is left."""
         raise SourceError(f"{host}: {why}")
 
@@ -72,7 +72,7 @@ class Crew(ABC):
 
 
 def index_with(
-    crew: Crew,
+    crew: WorkerPool,
     folders: Folders,
     store: Store,
     options: IndexOptions = IndexOptions(),
@@ -101,10 +101,10 @@ def index_with(
         return _Driver(crew, folders, writer, store.folder, options, progress).go()
 
 
-class _Driver(Run):
+class _Driver(IndexRun):
     def __init__(
         self,
-        crew: Crew,
+        crew: WorkerPool,
         folders: Folders,
         writer: Writer,
         folder: Path,
@@ -113,8 +113,8 @@ class _Driver(Run):
     ) -> None:
         super().__init__(folders, writer, folder, options, progress)
         self._crew, self._writer = crew, writer
-        self._again: deque[Unit] = deque()
-        self._under_way: dict[str, Unit] = {}
+        self._again: deque[Task] = deque()
+        self._under_way: dict[str, Task] = {}
         self._lost: Counter[str] = Counter()  # by unit
         self._losses = 0  # since a unit was done
         self._embedded = 0  # images, good or bad
@@ -156,19 +156,19 @@ class _Driver(Run):
         if self._listing is not None:
             raise self._listing
 
-    def _units(self) -> Iterator[Unit]:
+    def _units(self) -> Iterator[Task]:
         entries = self.fresh()
         most, crew = self.options.rows_per_shard, len(self._crew.workers)
         while self._listing is None:
-            found: list[Entry] = []
+            found: list[ImageRef] = []
             try:
                 with self.report.stage("list", 1).busy():
-                    for entry in islice(entries, unit_size(self._embedded, self.report.seconds, crew, most)):
+                    for entry in islice(entries, task_size(self._embedded, self.report.seconds, crew, most)):
                         found.append(entry)  # noqa: PERF402 - kept where the listing fails
             except Exception as e:  # noqa: BLE001 - raised when these are done
                 self._listing = e
             if found:
-                yield Unit.of(found)
+                yield Task.of(found)
             else:
                 return
 
@@ -178,13 +178,13 @@ class _Driver(Run):
                 unit = self._under_way.pop(told.unit, None)
                 if unit is None:  # told before the host of both was left out
                     continue
-                if isinstance(told, Lost):
+                if isinstance(told, TaskLost):
                     self._lose(unit)
                 else:
                     self._settle_receipt(unit, told)
             self.tell()
 
-    def _lose(self, unit: Unit) -> None:
+    def _lose(self, unit: Task) -> None:
         self._losses += 1
         for torn in (self.folder / FOLDER).glob(f"{unit.id}.h5.*"):  # what its worker was writing
             torn.unlink(missing_ok=True)
@@ -202,15 +202,15 @@ class _Driver(Run):
                 self._again.append(half)
         else:
             self._embedded += 1
-            self.settle([], Appended(), [(unit.entries[0], KILLS)])
+            self.settle([], AppendCounts(), [(unit.entries[0], KILLS)])
 
-    def _settle_receipt(self, unit: Unit, receipt: Receipt) -> None:
+    def _settle_receipt(self, unit: Task, receipt: TaskResult) -> None:
         self._losses = 0
         if self._crew.elsewhere and self._out_of_sight(unit, receipt):
             return
         self._embedded += len(unit.entries)
         self.report.batch_size = min(self.report.batch_size or receipt.batch_size, receipt.batch_size)
-        told = Appended()
+        told = AppendCounts()
         if receipt.shard:
             with self.report.stage("commit", 1).busy():
                 told = take_in_one(self._writer, self.folder / FOLDER / receipt.shard)
@@ -223,14 +223,14 @@ class _Driver(Run):
         bad = self._told_bad(unit, receipt)
         self.settle([entry.key for entry in unit.entries if entry.key not in refused], told, bad)
 
-    def _told_bad(self, unit: Unit, receipt: Receipt) -> list[tuple[Entry, str]]:
+    def _told_bad(self, unit: Task, receipt: TaskResult) -> list[tuple[ImageRef, str]]:
         """What was refused, without what another host is to try: images that the worker could not read and we can."""
         if not self._crew.elsewhere or not receipt.unread:
             return list(receipt.refused)
         unread = set(receipt.unread)
         ours = {entry.key for entry, _ in receipt.refused if entry.key in unread and readable(entry)}
         if ours and unit.id not in self._unread:
-            again = Unit.of([entry for entry, _ in receipt.refused if entry.key in ours])
+            again = Task.of([entry for entry, _ in receipt.refused if entry.key in ours])
             self._unread[again.id] = receipt.host
             self._again.append(again)
             self._embedded -= len(again.entries)
@@ -238,7 +238,7 @@ class _Driver(Run):
         where = f" on {receipt.host}; this machine can read it"
         return [(entry, reason + where if entry.key in ours else reason) for entry, reason in receipt.refused]
 
-    def _out_of_sight(self, unit: Unit, receipt: Receipt) -> bool:
+    def _out_of_sight(self, unit: Task, receipt: TaskResult) -> bool:
         """Whether its host sees neither the unit's images nor our store: it is left out, and another does the unit."""
         folder = self.folder / FOLDER
         unread = unit.id not in self._unread and len(unit.entries) == len(receipt.unread) > 1

@@ -15,10 +15,10 @@ import torch
 from ...errors import EncoderError
 from ...store.space import Space
 from ..decoding.image import Pixels
-from .onednn_linear import pack
-from .pinned_upload import Staging
+from .onednn_linear import use_onednn_linear
+from .pinned_upload import PinnedUploader
 from .preprocess import Preprocess
-from .text_encoder import Words
+from .text_encoder import TextEncoder
 
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
@@ -74,7 +74,7 @@ class TorchEncoder:
         space: Future[Space],
         tower: torch.nn.Module,
         preprocess: Preprocess,
-        words: Words | None,
+        words: TextEncoder | None,
         device: torch.device,
         dtype: torch.dtype,
     ) -> None:
@@ -96,7 +96,7 @@ class TorchEncoder:
         self._stream: torch.cuda.Stream | None = None
         self._upload: Callable[[Sequence[Pixels]], torch.Tensor] | None = None
         if device.type == "cuda":
-            self._stream, self._upload = torch.cuda.Stream(device), Staging(device).upload  # type: ignore[no-untyped-call]
+            self._stream, self._upload = torch.cuda.Stream(device), PinnedUploader(device).upload  # type: ignore[no-untyped-call]
             self._stream.wait_stream(torch.cuda.current_stream(device))  # on which the weights are still being moved
 
     def on(self, device: torch.device) -> TorchEncoder:
@@ -105,10 +105,10 @@ class TorchEncoder:
         twin._move(copy.deepcopy(self.tower), device)
         return twin
 
-    def pack(self) -> None:
+    def use_onednn_linear(self) -> None:
         """On a CPU, lay the weights out for speed; after that, the encoder can no longer be copied `on` a device."""
         if self.device.type == "cpu":
-            pack(self.tower)
+            use_onednn_linear(self.tower)
 
     @property
     def has_text(self) -> bool:

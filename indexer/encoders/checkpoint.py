@@ -64,7 +64,7 @@ def open_checkpoint(place: str, *, weights: bool = True) -> Checkpoint:
 
 def fingerprint_of(weights: Weights, preprocess: Preprocess) -> str:
     """Hex SHA-256 over every weight (name, shape, float32 bytes) and the preprocessing."""
-    digest = hashlib.sha256(json.dumps(preprocess.as_json(), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(preprocess.to_dict(), sort_keys=True).encode())
     for name, weight in sorted(weights.items()):
         if weight.is_floating_point():  # others number the places of older checkpoints
             digest.update(f"{name} {tuple(weight.shape)}".encode())

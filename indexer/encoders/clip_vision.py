@@ -30,7 +30,7 @@ ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {"quick_gelu
 
 
 @dataclass(frozen=True)
-class Shape:
+class VisionConfig:
     """An image tower's dimensions, by default those of ViT-B/32."""
 
     width: int = 768
@@ -51,10 +51,10 @@ class Shape:
             raise EncoderError(f"no CLIP is of these sizes: {self}")
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> Shape:
+    def from_config(cls, config: Mapping[str, Any]) -> VisionConfig:
         """From the `config.json` of a `CLIPModel`, what it leaves out by CLIP's defaults; raises EncoderError.
 
-        >>> Shape.from_config({"vision_config": {"patch_size": 16}}).patch
+        >>> VisionConfig.from_config({"vision_config": {"patch_size": 16}}).patch
         16
         """
         told = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
@@ -81,20 +81,20 @@ class Shape:
         return (self.side // self.patch) ** 2
 
 
-class ClipTower(nn.Module):
+class ClipVision(nn.Module):
     """(n, 3, side, side) preprocessed pixels to (n, dim) features, not of unit length.
 
     Its parameters have the names of a checkpoint of `CLIPModel`.
     """
 
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: VisionConfig) -> None:
         super().__init__()
         self.shape = shape
         self.vision_model = _Vision(shape)
         self.visual_projection = nn.Linear(shape.width, shape.dim, bias=False)
 
     @classmethod
-    def of(cls, shape: Shape, weights: Mapping[str, torch.Tensor]) -> ClipTower:
+    def of(cls, shape: VisionConfig, weights: Mapping[str, torch.Tensor]) -> ClipVision:
         """With these weights, in float32, and none of its own; raises EncoderError where they do not fit."""
         with torch.device("meta"):
             tower = cls(shape)
@@ -112,7 +112,7 @@ class ClipTower(nn.Module):
 
 
 class _Vision(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: VisionConfig) -> None:
         super().__init__()
         self.embeddings = _Embeddings(shape)
         self.pre_layrnorm = nn.LayerNorm(shape.width, shape.epsilon)  # spelt as in checkpoints
@@ -131,7 +131,7 @@ class _Vision(nn.Module):
 
 
 class _Embeddings(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: VisionConfig) -> None:
         super().__init__()
         self.class_embedding = nn.Parameter(torch.empty(shape.width))
         self.patch_embedding = nn.Conv2d(shape.channels, shape.width, shape.patch, shape.patch, bias=False)
@@ -157,7 +157,7 @@ class _Weight(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: VisionConfig) -> None:
         super().__init__()
         self.self_attn = _Attention(shape)
         self.layer_norm1 = nn.LayerNorm(shape.width, shape.epsilon)
@@ -173,7 +173,7 @@ class _Layer(nn.Module):
 
 
 class _Attention(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: VisionConfig) -> None:
         super().__init__()
         self.heads = shape.heads
         self.k_proj = nn.Linear(shape.width, shape.width)
@@ -192,7 +192,7 @@ class _Attention(nn.Module):
 
 
 class _Mlp(nn.Module):
-    def __init__(self, shape: Shape) -> None:
+    def __init__(self, shape: VisionConfig) -> None:
         super().__init__()
         self.activation = ACTIVATIONS[shape.activation]
         self.fc1 = nn.Linear(shape.width, shape.hidden)

@@ -19,7 +19,7 @@ from ..decoding.image import Pixels
 from .base import Embeddings, choose_device, unit
 from .checkpoint import fingerprint_of, open_checkpoint
 from .encoder_spec import DEPTH, cannot_load
-from .onednn_linear import pack
+from .onednn_linear import use_onednn_linear
 from .preprocess import Preprocess
 from .vision_backbone import load_model
 
@@ -37,7 +37,7 @@ class DepthEncoder:
         self.preprocess, self.device = preprocess, device
         self.model = model.to(device).eval()
         if device.type == "cpu":
-            pack(self.model)
+            use_onednn_linear(self.model)
 
     def shrink(self, pixels: Pixels) -> Pixels:
         """A large image made as small as the model sees it, in the thread that decoded it."""

@@ -17,13 +17,13 @@ from ...errors import EncoderError, MissingExtra
 from ...store.space import Space
 from .base import Encoder, PlainEncoder, Replicas, TorchEncoder, choose_device, choose_dtype
 from .checkpoint import Checkpoint, fingerprint_of, open_checkpoint
-from .clip_vision import ClipTower, Shape
+from .clip_vision import ClipVision, VisionConfig
 from .depth import load_depth_encoder
 from .encoder_spec import DEPTH, INT8, PLAIN, cannot_load, place_of, seed_of, with_random_weights
 from .openvino import OpenVinoEncoder
 from .preprocess import Preprocess
-from .text_encoder import Words
-from .vision_backbone import Backbone, load_model, random_model, words_of
+from .text_encoder import TextEncoder
+from .vision_backbone import VisionBackbone, load_model, random_model, words_of
 
 OPENVINO = "openvino"  # as a --device
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
@@ -66,7 +66,7 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
         return OpenVinoEncoder(encoder, precision)
     replicas = [encoder, *(encoder.on(other) for other in others)]
     for replica in replicas:
-        replica.pack()
+        replica.use_onednn_linear()
     return Replicas(replicas) if others else encoder
 
 
@@ -118,16 +118,18 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> TorchEncoder:
     model: Callable[[Path], Any] = load_model if seed is None else partial(random_model, seed=seed)
     tower: torch.nn.Module
     if checkpoint.config.get("model_type") == "clip":
-        shape = Shape.from_config(checkpoint.config)
+        shape = VisionConfig.from_config(checkpoint.config)
         own = seed is None and checkpoint.has_safetensors
         weights = checkpoint.weights() if own else model(checkpoint.folder).state_dict()
-        tower, dim, two_towers = ClipTower.of(shape, weights), shape.dim, True
+        tower, dim, two_towers = ClipVision.of(shape, weights), shape.dim, True
         _require_side(checkpoint, shape)
     else:
         whole = model(checkpoint.folder).eval()
-        weights, tower, two_towers = whole.state_dict(), Backbone(whole), hasattr(whole, "get_text_features")
+        weights, tower, two_towers = whole.state_dict(), VisionBackbone(whole), hasattr(whole, "get_text_features")
         dim = _dim_of(tower, checkpoint.preprocess)
-    words = Words(partial(words_of, checkpoint.folder, model)) if two_towers and checkpoint.has_tokenizer else None
+    words = (
+        TextEncoder(partial(words_of, checkpoint.folder, model)) if two_towers and checkpoint.has_tokenizer else None
+    )
     full = place if seed is None else with_random_weights(place, seed)
     hashing = ThreadPoolExecutor(1)
     space = hashing.submit(lambda: Space(full, fingerprint_of(weights, checkpoint.preprocess), dim))
@@ -135,7 +137,7 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> TorchEncoder:
     return TorchEncoder(space, tower, checkpoint.preprocess, words, device, dtype)
 
 
-def _require_side(checkpoint: Checkpoint, shape: Shape) -> None:
+def _require_side(checkpoint: Checkpoint, shape: VisionConfig) -> None:
     """Raise EncoderError where the preprocessing makes images of another side than the tower looks at."""
     told = checkpoint.preprocess
     height, width = (told.crop, told.crop) if told.crop else (told.height or told.short, told.width or told.short)

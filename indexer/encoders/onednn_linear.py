@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 
-class PackedLinear(torch.nn.Module):
+class OneDnnLinear(torch.nn.Module):
     """A `torch.nn.Linear` for inference on this CPU. Its weights can be neither trained nor moved."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
@@ -30,21 +30,21 @@ class PackedLinear(torch.nn.Module):
         return product
 
 
-def pack(model: Any) -> None:
+def use_onednn_linear(model: Any) -> None:
     """Replace the model's linear layers by packed ones, where this CPU and this torch have them."""
     for name, layer in model.named_children():
         # a subclass may be there for its weights to be read, not for its product to be called
         if type(layer) is not torch.nn.Linear:
-            pack(layer)
+            use_onednn_linear(layer)
         elif packable(layer.weight):
-            setattr(model, name, PackedLinear(layer))
+            setattr(model, name, OneDnnLinear(layer))
 
 
-def unpack(model: Any) -> None:
+def use_plain_linear(model: Any) -> None:
     """Put plain layers in the packed ones' places, for compilers that know only these."""
     for name, layer in model.named_children():
-        if not isinstance(layer, PackedLinear):
-            unpack(layer)
+        if not isinstance(layer, OneDnnLinear):
+            use_plain_linear(layer)
             continue
         weight = layer.weight
         plain = torch.nn.Linear(weight.shape[1], weight.shape[0], layer.bias is not None, dtype=weight.dtype)

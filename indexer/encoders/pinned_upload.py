@@ -16,7 +16,7 @@ import torch
 from ..decoding.image import Pixels
 
 
-class Staging:
+class PinnedUploader:
     """Uploads batches of equally large images to one CUDA device, for work on the current stream."""
 
     def __init__(self, device: torch.device) -> None:

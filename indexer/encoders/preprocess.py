@@ -82,7 +82,7 @@ class Preprocess:
             std=tuple(map(float, config["image_std"])) if normalise else (1.0, 1.0, 1.0),  # type: ignore[arg-type]
         )
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def __call__(

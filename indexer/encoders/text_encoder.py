@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 
 
-class Words:
+class TextEncoder:
     """(n, dim) features of n texts, not of unit length, on the CPU in float32: texts are few."""
 
     def __init__(self, load: Callable[[], tuple[Any, Any]]) -> None:

@@ -11,7 +11,7 @@ import torch
 from ...errors import EncoderError
 
 
-class Backbone(torch.nn.Module):
+class VisionBackbone(torch.nn.Module):
     """(n, 3, height, width) preprocessed pixels to (n, dim) features: a model's one vector an image."""
 
     def __init__(self, model: Any) -> None:

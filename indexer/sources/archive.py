@@ -27,9 +27,19 @@ from ...store.records import FAKE
 from . import tables
 from .base import SUFFIXES, by_folder, by_name, by_table, is_image, missing, text
 from .cloud import open_binary
-from .image_ref import Absent, Entry, Held, Place, Span, giant, header_length, is_url, read_range
+from .image_ref import (
+    ArchiveSpan,
+    ByteSource,
+    ImageRef,
+    InMemory,
+    MissingFile,
+    giant,
+    header_length,
+    is_url,
+    read_range,
+)
 from .labels import by_row
-from .zip_directory import DEFLATED, STORED, Directory
+from .zip_directory import DEFLATED, STORED, ZipDirectory
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
 WORDY = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
@@ -40,7 +50,7 @@ HELD_LIMIT = 1 << 30  # bytes of a table that is read as a whole, or of a tar's 
 
 
 @dataclass(frozen=True)
-class Zip:
+class ZipArchive:
     """A zip archive: its images in its own order, by the tables inside where these speak of them."""
 
     at: str
@@ -50,8 +60,8 @@ class Zip:
         return posixpath.basename(self.at)[: -len(".zip")]
 
     @cached_property
-    def _directory(self) -> Directory:
-        return Directory(self.at)
+    def _directory(self) -> ZipDirectory:
+        return ZipDirectory(self.at)
 
     @cached_property
     def _tables(self) -> dict[str, str]:
@@ -65,10 +75,10 @@ class Zip:
     def _stamp(self) -> int:
         return 0 if is_url(self.at) else Path(self.at).stat().st_mtime_ns
 
-    def __reduce__(self) -> tuple[type[Zip], tuple[str]]:
-        return Zip, (self.at,)  # another process reads the directory for itself
+    def __reduce__(self) -> tuple[type[ZipArchive], tuple[str]]:
+        return ZipArchive, (self.at,)  # another process reads the directory for itself
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[ImageRef]:
         told = set[str]()
         for inside, start, folder in self._files():
             if folder is not None:
@@ -101,11 +111,11 @@ class Zip:
                     count += tables.count(f"{self.at}/{name}", file)
         return count
 
-    def place(self, inside: str) -> tuple[str, Place]:
+    def place(self, inside: str) -> tuple[str, ByteSource]:
         start = self._directory.find(inside)
         return missing(self.at, inside) if start is None else self._placed(inside, start)
 
-    def _placed(self, inside: str, start: int) -> tuple[str, Place]:
+    def _placed(self, inside: str, start: int) -> tuple[str, ByteSource]:
         member = self._directory.member(start)
         if member.encrypted or member.method not in (STORED, DEFLATED) or inside.startswith("../"):
             how = "encrypted" if member.encrypted else f"packed by method {member.method}"
@@ -113,7 +123,7 @@ class Zip:
             return missing(self.at, f"{inside} that can be read in place: it is {how}")
         # The archive's times are whole seconds; the CRC in place of the nanoseconds shows a change they would hide.
         time = member.time + member.crc % 10**9
-        return f"zip://{inside}::{self.at}", Span(
+        return f"zip://{inside}::{self.at}", ArchiveSpan(
             self.at,
             self._stamp,
             member.offset,
@@ -127,8 +137,10 @@ class Zip:
 
     def open(self, inside: str) -> BinaryIO:
         _, place = self.place(inside)
-        if not isinstance(place, Span):
-            raise SourceError(f"{self.at}/{inside} cannot be read: {place.reason if isinstance(place, Absent) else ''}")
+        if not isinstance(place, ArchiveSpan):
+            raise SourceError(
+                f"{self.at}/{inside} cannot be read: {place.reason if isinstance(place, MissingFile) else ''}"
+            )
         unpacked = io.BufferedReader(_Unpacked(place))
         if not inside.endswith(".parquet"):
             return unpacked
@@ -143,7 +155,7 @@ class Zip:
 class _Unpacked(io.RawIOBase):
     """A member of a zip, unpacked as it is read; raises OSError where it is damaged."""
 
-    def __init__(self, place: Span) -> None:
+    def __init__(self, place: ArchiveSpan) -> None:
         self._pieces, self._left = _pieces(place), b""
 
     def readable(self) -> bool:
@@ -159,7 +171,7 @@ class _Unpacked(io.RawIOBase):
         return count
 
 
-def _pieces(place: Span) -> Iterator[bytes]:
+def _pieces(place: ArchiveSpan) -> Iterator[bytes]:
     """A member's content, at most PIECE bytes at a time."""
     size = crc = 0
     try:
@@ -174,7 +186,7 @@ def _pieces(place: Span) -> Iterator[bytes]:
         raise OSError("it does not unpack to the size and checksum that the archive promises")
 
 
-def _packed(place: Span) -> Iterator[bytes]:
+def _packed(place: ArchiveSpan) -> Iterator[bytes]:
     start = place.offset + header_length(read_range(place.archive, place.stamp, place.offset, 30), place.archive)
     end = start + place.packed
     while start < end and (piece := read_range(place.archive, place.stamp, start, min(PIECE, end - start))):
@@ -203,7 +215,7 @@ def _downwards(folder: str) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Tar:
+class TarArchive:
     """A tar archive as a stream: WebDataset's shards, or any tree packed in one file.
 
     Where the file can be sought in (a local one that is not packed) images are read later, from any thread;
@@ -217,7 +229,7 @@ class Tar:
         base = posixpath.basename(self.at)
         return next(base[: -len(end)] for end in sorted(TARS, key=len, reverse=True) if base.lower().endswith(end))
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[ImageRef]:
         in_place = self.at.lower().endswith(".tar") and not is_url(self.at)
         stamp = Path(self.at).stat().st_mtime_ns if in_place else 0
         try:
@@ -235,7 +247,7 @@ class Tar:
         except Exception as e:  # tarfile raises whatever damage makes of its arithmetic
             raise SourceError(f"{self.at} is not a readable tar archive ({e}); fetch it again") from e
 
-    def _members(self, archive: tarfile.TarFile, stamp: int | None) -> Iterator[tuple[str, Place | bytes]]:
+    def _members(self, archive: tarfile.TarFile, stamp: int | None) -> Iterator[tuple[str, ByteSource | bytes]]:
         """Name and place of every image, name and content of whatever speaks of images."""
         for member in archive:
             archive.members = []  # type: ignore[attr-defined]  # tarfile keeps them all otherwise
@@ -251,18 +263,18 @@ class Tar:
             elif suffix in SUFFIXES:
                 time = _nanoseconds(member.mtime)
                 if why := "it is sparse" if member.issparse() else giant(member.size):
-                    yield name, Absent(why)
+                    yield name, MissingFile(why)
                 elif stamp is not None:
-                    yield name, Span(self.at, stamp, member.offset_data, member.size, member.size, time)
+                    yield name, ArchiveSpan(self.at, stamp, member.offset_data, member.size, member.size, time)
                 else:
                     file = archive.extractfile(member)
-                    yield name, Held(file.read() if file else b"", time)
+                    yield name, InMemory(file.read() if file else b"", time)
 
-    def _held(self, stem: str, group: Iterable[tuple[str, Place | bytes]]) -> list[tuple[str, Place | bytes]]:
+    def _held(self, stem: str, group: Iterable[tuple[str, ByteSource | bytes]]) -> list[tuple[str, ByteSource | bytes]]:
         """The files of one name, together; raises SourceError where they would fill the memory."""
         files, size = [], 0
         for name, content in group:
-            held = content.content if isinstance(content, Held) else content
+            held = content.content if isinstance(content, InMemory) else content
             size += len(held) if isinstance(held, bytes) else 0
             if size > HELD_LIMIT:
                 raise SourceError(
@@ -274,10 +286,10 @@ class Tar:
     def _sample(
         self,
         stem: str,
-        group: list[tuple[str, Place | bytes]],
+        group: list[tuple[str, ByteSource | bytes]],
         rows_by_folder: dict[str, dict[str, dict[str, Any]]],
         passed: set[str],
-    ) -> Iterator[Entry]:
+    ) -> Iterator[ImageRef]:
         """The images of one name, with what the files beside them say."""
         beside: dict[str, Any] = {}
         for name, content in group:
@@ -300,8 +312,8 @@ class Tar:
             yield self._entry(name, content, beside, rows_by_folder)
 
     def _entry(
-        self, name: str, place: Place, beside: dict[str, Any], rows_by_folder: dict[str, dict[str, dict[str, Any]]]
-    ) -> Entry:
+        self, name: str, place: ByteSource, beside: dict[str, Any], rows_by_folder: dict[str, dict[str, dict[str, Any]]]
+    ) -> ImageRef:
         folder = next((above for above in _above(name) if above in rows_by_folder), None) if rows_by_folder else None
         inside = name if not folder else name[len(folder) + 1 :]
         row = beside if folder is None else {**rows_by_folder[folder].get(inside, {"target": "none: not in the table"})}
@@ -313,11 +325,11 @@ class Tar:
         path = f"tar://{name}::{self.at}"
         told = by_row(row)
         if isinstance(told, str):
-            return Entry(key, path, source=source, refused=f"{path}: {told}")
+            return ImageRef(key, path, source=source, refused=f"{path}: {told}")
         if told is not None:
             label, target = told
         generator = (text(str(row.get("generator") or "")) or generator or text(self.name)) if label == FAKE else ""
-        return Entry(
+        return ImageRef(
             key, path, label, target, source, generator, text(str(row.get("category") or "").strip()), "", place
         )
 

@@ -10,8 +10,8 @@ from typing import Any, BinaryIO, Protocol, runtime_checkable
 
 from ...store.records import FAKE
 from . import tables
-from .hash_set import Seen
-from .image_ref import Absent, Entry, Place
+from .hash_set import HashSet
+from .image_ref import ByteSource, ImageRef, MissingFile
 from .labels import by_folders, by_row
 
 # fmt: off
@@ -35,13 +35,13 @@ class Source(Protocol):
         """Where it is: a path or URL."""
         ...
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[ImageRef]:
         """Its images, as they are read; raises SourceError."""
         ...
 
 
 @runtime_checkable
-class Counted(Protocol):
+class CountableSource(Protocol):
     """What a source may be beside: able to say about how many images it holds, far sooner than it lists them."""
 
     def count(self) -> int | None:
@@ -52,7 +52,7 @@ class Counted(Protocol):
 class Tree(Source, Protocol):
     """A source with folders in it, any of which may have a metadata table."""
 
-    def place(self, inside: str) -> tuple[str, Place | None]:
+    def place(self, inside: str) -> tuple[str, ByteSource | None]:
         """A file's path for people, and where its bytes are if not there."""
         ...
 
@@ -61,7 +61,7 @@ class Tree(Source, Protocol):
         ...
 
 
-class Folders(Tree, Protocol):
+class ListableTree(Tree, Protocol):
     """A tree that is listed one folder at a time."""
 
     def list(self, inside: str) -> tuple[list[str], list[str]]:
@@ -69,7 +69,7 @@ class Folders(Tree, Protocol):
         ...
 
 
-def tree_entries(tree: Folders) -> Iterator[Entry]:
+def tree_entries(tree: ListableTree) -> Iterator[ImageRef]:
     """Images of a tree: by the metadata table of their folder or of one above, else by the names of their folders."""
     waiting = [""]
     while waiting:
@@ -85,7 +85,7 @@ def tree_entries(tree: Folders) -> Iterator[Entry]:
         waiting += [before + name for name in reversed(folders)]
 
 
-def tree_count(tree: Folders) -> int:
+def tree_count(tree: ListableTree) -> int:
     """About how many images `tree_entries` will find, by lines of tables and names of files."""
     count, waiting = 0, [""]
     while waiting:
@@ -106,10 +106,10 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES)
 
 
-def by_name(tree: str, inside: str, path: str, place: Place | None) -> Entry:
+def by_name(tree: str, inside: str, path: str, place: ByteSource | None) -> ImageRef:
     """An image of a tree of this name, by the names of the folders it lies in."""
     label, source, generator = by_folder(tree, inside.rpartition("/")[0])
-    return Entry(text(f"{tree}/{inside}"), path, label, -1, source, generator, where=place)
+    return ImageRef(text(f"{tree}/{inside}"), path, label, -1, source, generator, where=place)
 
 
 @lru_cache(maxsize=1024)  # there are millions of files, and few folders
@@ -119,7 +119,7 @@ def by_folder(tree: str, folder: str) -> tuple[int, str, str]:
     return label, text(source), text(generator)
 
 
-def by_table(tree: Tree, folder: str, name: str) -> Iterator[Entry]:
+def by_table(tree: Tree, folder: str, name: str) -> Iterator[ImageRef]:
     """Images of a tree by the table `name`, which speaks of `folder` and those below.
 
     ArtiFact's folder is a source of its own wherever it lies: it gives the keys their start.
@@ -132,19 +132,19 @@ def by_table(tree: Tree, folder: str, name: str) -> Iterator[Entry]:
         source = text(own if artifact else posixpath.join(tree.name, folder).rstrip("/"))
         generator = text(own) if artifact else ""
         before = f"{folder}/" if folder else ""
-        seen = Seen()
+        seen = HashSet()
         for line, row in rows:
             inside = str(row[column] or "").strip()
             key = f"{source}/{text(inside)}"
             told = by_row(row)
             if why := _refused(inside, told, seen):
                 why = why if isinstance(told, str) else f"{column} {why}"
-                yield Entry(key, f"{told_at}/../{inside}", source=source, refused=f"line {line} of {told_at}: {why}")
+                yield ImageRef(key, f"{told_at}/../{inside}", source=source, refused=f"line {line} of {told_at}: {why}")
             else:
                 yield _from_row(tree, before + inside, key, source, generator, row, told)
 
 
-def _refused(inside: str, told: tuple[int, int] | str | None, seen: Seen) -> str:
+def _refused(inside: str, told: tuple[int, int] | str | None, seen: HashSet) -> str:
     """Why a row of a table makes no sense, "" if it does; `seen` takes note of it."""
     if not inside or inside[0] == "/" or (".." in inside and ".." in inside.split("/")):
         return f"{inside!r} is not inside the folder"
@@ -161,7 +161,7 @@ def _from_row(
     generator: str,
     row: Mapping[str, Any],
     told: tuple[int, int] | str | None,
-) -> Entry:
+) -> ImageRef:
     path, place = tree.place(inside)
     if isinstance(told, tuple):
         label, target = told
@@ -171,7 +171,9 @@ def _from_row(
         generator = text(str(row.get("generator") or "")) or generator or _generator(tree.name, inside)
     else:
         generator = ""
-    return Entry(key, path, label, target, source, generator, text(str(row.get("category") or "").strip()), "", place)
+    return ImageRef(
+        key, path, label, target, source, generator, text(str(row.get("category") or "").strip()), "", place
+    )
 
 
 def _generator(tree: str, inside: str) -> str:
@@ -188,6 +190,6 @@ def text(name: str) -> str:
         return name.encode("utf-8", "surrogatepass").decode("utf-8", "backslashreplace")
 
 
-def missing(archive: str, inside: str) -> tuple[str, Place]:
+def missing(archive: str, inside: str) -> tuple[str, ByteSource]:
     """For a file that a table names and an archive lacks."""
-    return f"{archive}/{inside}", Absent(f"cannot be read: {archive} holds no {inside}")
+    return f"{archive}/{inside}", MissingFile(f"cannot be read: {archive} holds no {inside}")

@@ -11,21 +11,21 @@ from typing import Any, BinaryIO
 
 from ...errors import SourceError
 from .base import tree_entries
-from .image_ref import Entry, Place, Remote, file_system, is_url
+from .image_ref import ByteSource, ImageRef, RemoteFile, file_system, is_url
 
 
 @dataclass(frozen=True)
-class Cloud:
+class CloudFolder:
     """A folder behind a URL, as a tree."""
 
     at: str
-    _facts: dict[str, Remote] = field(default_factory=dict, compare=False, repr=False)  # of the folder being listed
+    _facts: dict[str, RemoteFile] = field(default_factory=dict, compare=False, repr=False)  # of the folder being listed
 
     @property
     def name(self) -> str:
         return posixpath.basename(self.at)
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[ImageRef]:
         return tree_entries(self)
 
     def list(self, inside: str) -> tuple[list[str], list[str]]:
@@ -43,19 +43,19 @@ class Cloud:
             elif name:
                 files.append(name)
                 place = posixpath.join(inside, name)
-                self._facts[place] = Remote(f"{self.at}/{place}", int(facts.get("size") or -1), time_of(facts))
+                self._facts[place] = RemoteFile(f"{self.at}/{place}", int(facts.get("size") or -1), time_of(facts))
         return sorted(folders), sorted(files)
 
-    def place(self, inside: str) -> tuple[str, Place]:
+    def place(self, inside: str) -> tuple[str, ByteSource]:
         return f"{self.at}/{inside}", self._facts.get(inside) or remote(f"{self.at}/{inside}")
 
     def open(self, inside: str) -> BinaryIO:
         return open_remote(f"{self.at}/{inside}")
 
 
-def remote(url: str) -> Remote:
+def remote(url: str) -> RemoteFile:
     """One file; its size and time are not asked for, that would be a request each."""
-    return Remote(url)
+    return RemoteFile(url)
 
 
 def open_remote(url: str) -> BinaryIO:

@@ -21,15 +21,15 @@ from typing import BinaryIO
 from ...errors import SourceError
 from ...store.records import FAKE
 from . import archive, cloud, tables
-from .base import SUFFIXES, Counted, Source, is_image, text, tree_count, tree_entries
+from .base import SUFFIXES, CountableSource, Source, is_image, text, tree_count, tree_entries
 from .cloud import open_binary, remote
-from .hash_set import Seen
-from .image_ref import Entry, Place, is_url
+from .hash_set import HashSet
+from .image_ref import ByteSource, ImageRef, is_url
 from .labels import by_folders, by_row
 
 
 @dataclass(frozen=True)
-class Folder:
+class FolderSource:
     """A folder of this machine."""
 
     root: Path
@@ -42,7 +42,7 @@ class Folder:
     def at(self) -> str:
         return str(self.root)
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[ImageRef]:
         return tree_entries(self)
 
     def count(self) -> int:
@@ -63,7 +63,7 @@ class Folder:
             raise SourceError(f"{here} cannot be listed: {e.strerror}; give read access or leave it out") from e
         return sorted(folders), sorted(files)
 
-    def place(self, inside: str) -> tuple[str, Place | None]:
+    def place(self, inside: str) -> tuple[str, ByteSource | None]:
         return f"{self.at}/{inside}", None
 
     def open(self, inside: str) -> BinaryIO:
@@ -81,7 +81,7 @@ def _leads_up(link: str) -> bool:
 
 
 @dataclass(frozen=True)
-class Table:
+class TableSource:
     """A CSV, JSON lines or parquet file of paths (absolute, URLs, or relative to it) and labels."""
 
     at: str
@@ -90,11 +90,11 @@ class Table:
     def name(self) -> str:
         return posixpath.splitext(posixpath.basename(self.at))[0]
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[ImageRef]:
         beside = posixpath.dirname(self.at).rstrip("/") + "/"
         with open_binary(self.at) as file, closing(tables.rows(self.at, file)) as rows:
             column = tables.path_column(list(next(rows)[1]), self.at, target=False)
-            seen = Seen()
+            seen = HashSet()
             for line, row in rows:
                 told_path = str(row[column] or "").strip()
                 far = is_url(told_path)
@@ -105,13 +105,13 @@ class Table:
                 if not told_path or isinstance(told, str) or seen.again(told_path):
                     why = told if isinstance(told, str) else f"{told_path} was listed before"
                     why = why if told_path else f"no {column}"
-                    yield Entry(key, path, source=source, refused=f"line {line} of {self.at}: {why}")
+                    yield ImageRef(key, path, source=source, refused=f"line {line} of {self.at}: {why}")
                 else:
                     label, target = told if isinstance(told, tuple) else (by_folders(path.split("/")[:-1])[0], -1)
                     generator = text(str(row.get("generator") or "") or source) if label == FAKE else ""
                     category = text(str(row.get("category") or "").strip())
                     where = remote(path) if far else None
-                    yield Entry(key, path, label, target, source, generator, category, "", where)
+                    yield ImageRef(key, path, label, target, source, generator, category, "", where)
 
     def count(self) -> int | None:
         if is_url(self.at):
@@ -159,15 +159,15 @@ def source_at(at: str) -> Source | None:
             raise SourceError(f"the folder {at} does not exist; check the path")
         at = str(path.resolve())
         if path.is_dir():
-            return Folder(Path(at))
+            return FolderSource(Path(at))
     if name.endswith(".zip"):
-        return archive.Zip(at)
+        return archive.ZipArchive(at)
     if name.endswith(archive.TARS):
-        return archive.Tar(at)
+        return archive.TarArchive(at)
     if name.endswith(tables.SUFFIXES):
-        return Table(at)
+        return TableSource(at)
     if is_url(at):
-        return cloud.Cloud(at.rstrip("/"))
+        return cloud.CloudFolder(at.rstrip("/"))
     if is_image(at):
         raise SourceError(f"{at} is one image; name the folder it lies in, or ask about it with `clipfake query`")
     raise SourceError(f"{at} is not a folder; name folders of images, zip or tar archives, or a CSV or parquet table")
@@ -200,7 +200,7 @@ def _braces(place: str) -> list[str]:
     ]
 
 
-def listing(folders: Sequence[str | Path | Source]) -> Iterator[Entry]:
+def listing(folders: Sequence[str | Path | Source]) -> Iterator[ImageRef]:
     """Every image of these sources, as they are read; raises SourceError for a source without any."""
     for source in expand(folders):
         count = 0
@@ -219,6 +219,6 @@ def count(folders: Iterable[str | Path | Source]) -> int | None:
     For a progress bar: rows of tables are counted by lines, whatever they say, and files by their names. Hand over the
     sources that are listed (`expand`), then a zip's directory is read once for both. Raises SourceError.
     """
-    found = [source.count() if isinstance(source, Counted) else None for source in expand(folders)]
+    found = [source.count() if isinstance(source, CountableSource) else None for source in expand(folders)]
     told = [number for number in found if number is not None]
     return sum(told) if len(told) == len(found) else None

@@ -9,7 +9,7 @@ import numpy as np
 FULL = 0.6  # of the slots taken: beyond it, finding a free one takes long
 
 
-class Seen:
+class HashSet:
     """Names by their 64-bit hashes; among ten million, two share one with a chance of 1 in 370,000.
 
     >>> seen = Seen()

@@ -17,7 +17,7 @@ BYTES_LIMIT = 1 << 28  # 256 MiB: no image file we know of is larger, a zip bomb
 HEADER = 512  # bytes that a zip's header before a file seldom exceeds: 30, its path and extra fields
 
 
-class Place(Protocol):
+class ByteSource(Protocol):
     """Where an image's bytes are. Small and picklable, so that it can be sent to another machine."""
 
     def facts(self) -> tuple[int, int]:
@@ -29,7 +29,7 @@ class Place(Protocol):
         ...
 
 
-class Entry(NamedTuple):
+class ImageRef(NamedTuple):
     """One image that is to be indexed, or the reason it cannot be.
 
     A tuple, for there are millions of them: a quarter of a dataclass' time to make and to send to another process.
@@ -43,19 +43,19 @@ class Entry(NamedTuple):
     generator: str = ""
     category: str = ""
     refused: str = ""  # why it is left out, "" if it is not
-    where: Place | None = None  # None: the file at `path`
+    where: ByteSource | None = None  # None: the file at `path`
 
-    def refuse(self, why: str) -> Entry:
+    def refuse(self, why: str) -> ImageRef:
         """The same image, left out."""
-        return Entry(self.key, self.path, source=self.source, refused=why)
+        return ImageRef(self.key, self.path, source=self.source, refused=why)
 
     @property
-    def place(self) -> Place:
-        return self.where or File(self.path)
+    def place(self) -> ByteSource:
+        return self.where or LocalFile(self.path)
 
 
 @dataclass(frozen=True)
-class File:
+class LocalFile:
     """A file of this machine."""
 
     path: str
@@ -97,7 +97,7 @@ def _read_to(handle: int, most: int) -> bytes:
     return content
 
 
-class Span(NamedTuple):
+class ArchiveSpan(NamedTuple):
     """Bytes inside an archive, stored as they are or deflated; the archive is read in place."""
 
     archive: str  # path or URL
@@ -147,7 +147,7 @@ def header_length(header: bytes, archive: str) -> int:
 
 
 @dataclass(frozen=True)
-class Held:
+class InMemory:
     """Bytes that came by in a stream that cannot be read twice."""
 
     content: bytes
@@ -161,7 +161,7 @@ class Held:
 
 
 @dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A file behind a URL that fsspec understands."""
 
     url: str
@@ -181,7 +181,7 @@ class Remote:
 
 
 @dataclass(frozen=True)
-class Absent:
+class MissingFile:
     """Named by a table, but not there."""
 
     reason: str

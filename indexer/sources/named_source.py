@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 from ...errors import SourceError
 from ...store.records import FAKE
-from .base import Counted, Source
-from .image_ref import Entry
+from .base import CountableSource, Source
+from .image_ref import ImageRef
 
 
 @dataclass(frozen=True)
-class Named:
+class NamedSource:
     """Another source's images, all of one label and one source name."""
 
     inner: Source
@@ -27,7 +27,7 @@ class Named:
     def at(self) -> str:
         return self.inner.at
 
-    def entries(self) -> Iterator[Entry]:
+    def entries(self) -> Iterator[ImageRef]:
         for entry in self.inner.entries():
             yield entry._replace(
                 key=f"{self.name}/{entry.key.partition('/')[2]}",
@@ -38,4 +38,4 @@ class Named:
             )
 
     def count(self) -> int | None:
-        return self.inner.count() if isinstance(self.inner, Counted) else None
+        return self.inner.count() if isinstance(self.inner, CountableSource) else None

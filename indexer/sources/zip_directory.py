@@ -36,7 +36,7 @@ TABLES = tuple(name.encode() for name in METADATA)
 EPOCH = date(1970, 1, 1).toordinal()
 
 
-class Member(NamedTuple):
+class ZipMember(NamedTuple):
     """One file of an archive."""
 
     offset: int  # of its local header
@@ -48,7 +48,7 @@ class Member(NamedTuple):
     time: int  # nanoseconds since the epoch, by whole seconds
 
 
-class Directory:
+class ZipDirectory:
     """The files of a zip archive, in its order; raises SourceError where it has no directory that can be read.
 
     Where a name stands twice, the last counts, as if all were unpacked.
@@ -113,7 +113,7 @@ class Directory:
             i -= 1
         return None
 
-    def member(self, start: int) -> Member:
+    def member(self, start: int) -> ZipMember:
         """What the record at a place in the directory says."""
         flags, method, time, day, crc, packed, size, name, extra, _, _, _, _, offset = RECORD.unpack_from(
             self._bytes, start
@@ -122,7 +122,7 @@ class Directory:
             at = start + RECORD_BYTES + name
             size, packed, offset = _wide(self._bytes[at : at + extra], size, packed, offset)
         seconds = _midnight(day) + (time >> 11) * 3600 + (time >> 5 & 63) * 60 + (time & 31) * 2
-        return Member(offset + self._shift, packed, size, method, bool(flags & ENCRYPTED), crc, seconds * 10**9)
+        return ZipMember(offset + self._shift, packed, size, method, bool(flags & ENCRYPTED), crc, seconds * 10**9)
 
     def _records(self) -> Iterator[tuple[int, bytes]]:
         """Place and name of every record."""

@@ -15,9 +15,9 @@ from ...store.filter import Filter, delete
 from ...store.records import FAKE, REAL, Block, Rows
 from ...store.space import Space
 from ..dependencies import WRITES, At, form_only
-from ..problems import Problem, problem_of_validation
+from ..problems import HttpProblem, problem_of_validation
 from ..schemas import AddedJson, RemovedJson, refusals
-from ..state import Refused, Seen, usable
+from ..state import EmbeddedUpload, RefusedUpload, usable
 from ..uploads import Upload, counted, form, request_body
 
 router = APIRouter(tags=["bank"], dependencies=WRITES)
@@ -26,14 +26,14 @@ LABELS = {"real": REAL, "fake": FAKE}
 NAME = r"^[^/\x00-\x1f\x7f]+$"  # of a source that is added
 
 
-class Named(BaseModel):
+class BankSourceJson(BaseModel):
     """What someone says of the images they add."""
 
     source: str = Field(min_length=1, max_length=100, pattern=NAME)
     label: Literal["real", "fake"]
 
 
-FIELDS = Named.model_json_schema()["properties"]
+FIELDS = BankSourceJson.model_json_schema()["properties"]
 
 
 @router.post(
@@ -51,7 +51,7 @@ async def add(request: Request, at: At) -> Any:
     """
     given = await form(request, at.limits)
     try:
-        named = Named.model_validate(given.fields)
+        named = BankSourceJson.model_validate(given.fields)
     except ValidationError as e:
         raise problem_of_validation([{**one, "loc": ("form", *one["loc"])} for one in e.errors()]) from e
     seen = await at.see(distinct(counted(given.uploads, at.limits)), thumbnails=True)
@@ -68,7 +68,7 @@ async def add(request: Request, at: At) -> Any:
             "added": became.added,
             "known": became.known,
             "replaced": became.replaced,
-            "refused": [one.as_json() for one in seen if isinstance(one, Refused)],
+            "refused": [one.to_dict() for one in seen if isinstance(one, RefusedUpload)],
             "snapshot": writer.snapshot.number,
             "before": before,
         }
@@ -86,7 +86,7 @@ async def remove(source: Annotated[str, Path(min_length=1)], at: At) -> Any:
         with at.writing:
             deleted = delete(at.store, Filter(sources=[source]), f"bank remove {source}")
         if not deleted.rows:
-            raise Problem("not-found", f"there is no source {source[:100]!r}; /v1/store lists them")
+            raise HttpProblem("not-found", f"there is no source {source[:100]!r}; /v1/store lists them")
         at.loaded(wait=True)
         return {"source": source, "removed": deleted.rows, "snapshot": deleted.snapshot, "before": deleted.before}
 
@@ -98,11 +98,11 @@ def distinct(uploads: Sequence[Upload]) -> list[Upload]:
     contents: dict[str, bytes] = {}
     for one in uploads:
         if contents.setdefault(one.name, one.content) != one.content:
-            raise Problem("invalid", f"two images are called {one.name!r}; give every file a name of its own")
+            raise HttpProblem("invalid", f"two images are called {one.name!r}; give every file a name of its own")
     return [Upload(name, content) for name, content in contents.items()]
 
 
-def block_of(space: Space, named: Named, seen: Sequence[Seen]) -> Block:
+def block_of(space: Space, named: BankSourceJson, seen: Sequence[EmbeddedUpload]) -> Block:
     """The rows that these images become."""
     pictures, count = [one.picture for one in seen], len(seen)
     rows = Rows.make(

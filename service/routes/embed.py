@@ -12,9 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field
 from ..batcher import Vector
 from ..dependencies import JSON_ONLY, At
 from ..json_body import JsonRoute
-from ..problems import Problem
+from ..problems import HttpProblem
 from ..schemas import EmbeddingsJson, VectorsJson, refusals
-from ..state import Refused, usable, without_folders
+from ..state import RefusedUpload, usable, without_folders
 from ..uploads import counted, image_of, request_body, uploads
 
 router = APIRouter(tags=["vectors"], route_class=JsonRoute)
@@ -32,10 +32,10 @@ async def embed(request: Request, at: At) -> Any:
     seen = await at.see(await uploads(request, at.limits))
     usable(seen)
     answers = [
-        one.as_json() if isinstance(one, Refused) else {"image": one.name, "vector": numbers(one.vector)}
+        one.to_dict() if isinstance(one, RefusedUpload) else {"image": one.name, "vector": numbers(one.vector)}
         for one in seen
     ]
-    space = at.eyes.encoder.space.as_json()
+    space = at.eyes.encoder.space.to_dict()
     return JSONResponse({"space": {**space, "encoder": without_folders(space["encoder"])}, "answers": answers})
 
 
@@ -65,8 +65,8 @@ async def embeddings(asked: EmbeddingsAsked, at: At) -> Any:
     given = [await at.run(image_of, text, f"input {i}") for i, text in enumerate(texts)]
     vectors = []
     for one in await at.see(given):
-        if isinstance(one, Refused):
-            raise Problem(one.problem.kind, f"{one.name}: {one.problem.detail}", headers=one.problem.headers)
+        if isinstance(one, RefusedUpload):
+            raise HttpProblem(one.problem.kind, f"{one.name}: {one.problem.detail}", headers=one.problem.headers)
         vectors.append(one.vector)
     told = packed if asked.encoding_format == "base64" else numbers
     rows = [{"object": "embedding", "index": i, "embedding": told(vector)} for i, vector in enumerate(vectors)]

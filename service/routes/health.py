@@ -8,22 +8,22 @@ from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
 from ..dependencies import At
-from ..problems import Problem
-from ..schemas import Health, refusals
+from ..problems import HttpProblem
+from ..schemas import HealthJson, refusals
 
 router = APIRouter(tags=["operation"])
 
 
-@router.get("/healthz", summary="Whether the service is up", response_model=Health, responses=refusals())
+@router.get("/healthz", summary="Whether the service is up", response_model=HealthJson, responses=refusals())
 async def healthz() -> Any:
     return JSONResponse({"status": "ok"})
 
 
-@router.get("/readyz", summary="Whether images can be judged", response_model=Health, responses=refusals())
+@router.get("/readyz", summary="Whether images can be judged", response_model=HealthJson, responses=refusals())
 async def readyz(at: At) -> Any:
     loaded = await at.run(at.loaded)
     if loaded.refused:
-        raise Problem("not-ready", loaded.why, headers=loaded.refused.headers)
+        raise HttpProblem("not-ready", loaded.why, headers=loaded.refused.headers)
     return JSONResponse({"status": "ready"})
 
 

@@ -14,8 +14,8 @@ from ...store.search.matches import Matches
 from ...store.snapshot import Snapshot
 from ..dependencies import At
 from ..json_body import JsonRoute
-from ..problems import Problem
-from ..schemas import KnnRow, refusals
+from ..problems import HttpProblem
+from ..schemas import KnnRowJson, refusals
 from .search import Numbers, nearest, rows_json, vector_of
 
 # Not strict: ClipClient does not say that what it sends is JSON.
@@ -40,18 +40,18 @@ class KnnAsked(BaseModel):
 @router.post(
     "/knn-service",
     summary="The nearest rows, as clip-retrieval's ClipClient asks for them",
-    response_model=list[KnnRow],
+    response_model=list[KnnRowJson],
     response_model_exclude_unset=True,
     responses=refusals(400, 422),
 )
 async def knn_service(request: Request, asked: KnnAsked, at: At) -> Any:
     """Rows have the `id` of their place in the store, the same in every snapshot that has them."""
     if asked.image_url:
-        raise Problem("invalid", "this service fetches nothing; send the image itself, in base64")
+        raise HttpProblem("invalid", "this service fetches nothing; send the image itself, in base64")
     if asked.modality == "text":
-        raise Problem("invalid", "images are stored here, no captions; ask with the modality image")
+        raise HttpProblem("invalid", "images are stored here, no captions; ask with the modality image")
     if not (asked.text or asked.image or asked.embedding_input):
-        raise Problem("invalid", "fill one of text, image and embedding_input")
+        raise HttpProblem("invalid", "fill one of text, image and embedding_input")
     snapshot = (await at.run(at.loaded)).snapshot
     vector = await vector_of(
         at, snapshot, text=asked.text or "", image=asked.image or "", vector=asked.embedding_input or ()

@@ -8,16 +8,16 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...detector.detector import Question
+from ...detector.detector import QueryOptions
 from ..dependencies import At
-from ..schemas import Answers, refusals
-from ..state import Refused, usable
+from ..schemas import AnswersJson, refusals
+from ..state import RefusedUpload, usable
 from ..uploads import request_body, uploads
 
 router = APIRouter(tags=["query"])
 
 
-class Asked(BaseModel):
+class QueryOptionsJson(BaseModel):
     """How one asks. A parameter of another name is refused: a slip must not quietly get another answer."""
 
     model_config = ConfigDict(extra="forbid")
@@ -31,18 +31,18 @@ class Asked(BaseModel):
     on_map: bool = Field(False, alias="map", description="Also say where the images lie on /v1/map.")
 
     @property
-    def question(self) -> Question:
-        return Question(self.prior, self.error, self.changes)
+    def question(self) -> QueryOptions:
+        return QueryOptions(self.prior, self.error, self.changes)
 
 
 @router.post(
     "/v1/query",
     summary="Real, fake or unsure, with the evidence",
-    response_model=Answers,
+    response_model=AnswersJson,
     responses=refusals(400, 409, 415, 422),
     openapi_extra=request_body(),
 )
-async def query(request: Request, at: At, how: Annotated[Asked, Query()]) -> Any:
+async def query(request: Request, at: At, how: Annotated[QueryOptionsJson, Query()]) -> Any:
     """Send images as files of a multipart form, or one image as the body.
 
     An image that cannot be read is told in its place and does not hold up the others; if none can be read, the answer
@@ -58,11 +58,11 @@ async def query(request: Request, at: At, how: Annotated[Asked, Query()]) -> Any
     answers: list[dict[str, Any]] = []
     places: list[list[float] | None] = []
     for one in seen:
-        if isinstance(one, Refused):
-            answers.append(one.as_json())
+        if isinstance(one, RefusedUpload):
+            answers.append(one.to_dict())
             places.append(None)
         else:
             verdict, place = next(told)
-            answers.append(verdict.as_json())
+            answers.append(verdict.to_dict())
             places.append(place)
     return JSONResponse({"snapshot": number, "answers": answers, **({"places": places} if how.on_map else {})})

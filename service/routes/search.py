@@ -17,9 +17,9 @@ from ...store.snapshot import Snapshot
 from ..batcher import Vector
 from ..dependencies import JSON_ONLY, At
 from ..json_body import JsonRoute
-from ..problems import Problem
+from ..problems import HttpProblem
 from ..schemas import FoundJson, refusals
-from ..state import Desk, usable
+from ..state import AppState, usable
 from ..uploads import image_of
 
 router = APIRouter(tags=["search"], route_class=JsonRoute)
@@ -34,7 +34,7 @@ Label = Literal["real", "fake", "unknown"]
 EXAMPLES: list[Any] = [{"key": "sim_nearest/images/plain/img000046.jpg", "k": 5, "labels": ["real"]}]
 
 
-class SearchAsked(BaseModel):
+class SearchRequestJson(BaseModel):
     """One of `vector`, `image`, `key` and `text`, and which rows may be found; a filter without values allows all."""
 
     model_config = ConfigDict(
@@ -53,7 +53,7 @@ class SearchAsked(BaseModel):
     but_sources: Names = Field([], description="Rows of these are left out.")
 
     @model_validator(mode="after")
-    def one_way(self) -> SearchAsked:
+    def one_way(self) -> SearchRequestJson:
         if len(given := [way for way in WAYS if getattr(self, way)]) != 1:
             raise ValueError(f"give one of {', '.join(WAYS)}; there are {len(given)}")
         return self
@@ -77,7 +77,7 @@ class SearchAsked(BaseModel):
     responses=refusals(400, 404, 415, 422),
     dependencies=JSON_ONLY,
 )
-async def search(asked: SearchAsked, at: At) -> Any:
+async def search(asked: SearchRequestJson, at: At) -> Any:
     """Nearest first, by cosine. It needs no head and no second class, only rows."""
     snapshot = (await at.run(at.loaded)).snapshot
     vector = await vector_of(at, snapshot, vector=asked.vector, image=asked.image, key=asked.key, text=asked.text)
@@ -86,7 +86,7 @@ async def search(asked: SearchAsked, at: At) -> Any:
 
 
 async def vector_of(
-    at: Desk, snapshot: Snapshot, *, vector: Sequence[float] = (), image: str = "", key: str = "", text: str = ""
+    at: AppState, snapshot: Snapshot, *, vector: Sequence[float] = (), image: str = "", key: str = "", text: str = ""
 ) -> Vector:
     """(dim,) unit length, of whichever is given; raises Problem or ImageError."""
     if text:
@@ -96,22 +96,26 @@ async def vector_of(
     if key:
         position = (await at.run(snapshot.find, [key]))[0]
         if position < 0:
-            raise Problem("not-found", f"there is no row {key[:200]!r}; /v1/search and /v1/query name keys")
+            raise HttpProblem("not-found", f"there is no row {key[:200]!r}; /v1/search and /v1/query name keys")
         stored: Vector = (await at.run(snapshot.vectors, [position]))[0]
         return stored
     if len(vector) != snapshot.space.dim:
-        raise Problem("invalid", f"a vector of {len(vector)} numbers; those of this store have {snapshot.space.dim}")
+        raise HttpProblem(
+            "invalid", f"a vector of {len(vector)} numbers; those of this store have {snapshot.space.dim}"
+        )
     given = np.array(vector, np.float64)
     if not (largest := np.abs(given).max()):
-        raise Problem("invalid", "the vector is all zero, which is near to nothing; send another")
+        raise HttpProblem("invalid", "the vector is all zero, which is near to nothing; send another")
     given /= largest  # squares of the given numbers may be beyond a float
     return np.asarray(given / np.linalg.norm(given), np.float32)
 
 
-async def nearest(at: Desk, snapshot: Snapshot, vector: Vector, k: int, which: Filter = Filter()) -> Matches:
+async def nearest(at: AppState, snapshot: Snapshot, vector: Vector, k: int, which: Filter = Filter()) -> Matches:
     """The rows nearest to one vector, fewer than k where fewer are allowed; raises Problem."""
     if k > at.limits.matches:
-        raise Problem("invalid", f"{k} rows are more than the {at.limits.matches} that one search gives; ask for fewer")
+        raise HttpProblem(
+            "invalid", f"{k} rows are more than the {at.limits.matches} that one search gives; ask for fewer"
+        )
 
     def found() -> Matches:
         with at.metrics.stage("search"):

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 
 from ..dependencies import At
-from ..problems import Problem
+from ..problems import HttpProblem
 from ..schemas import MapJson, StoreJson, refusals
 
 router = APIRouter(tags=["store"])
@@ -20,13 +20,13 @@ async def store(request: Request, at: At) -> Any:
     figures, loaded = await at.run(lambda: (at.figures(), at.loaded()))
     state = request.app.state
     told = {"ready": not loaded.why, "why": loaded.why, "notice": state.notice, "writes": bool(state.token)}
-    return JSONResponse({**figures, **told, "limits": at.limits.as_json()})
+    return JSONResponse({**figures, **told, "limits": at.limits.to_dict()})
 
 
 @router.get("/v1/map", summary="The bank as a flat picture", response_model=MapJson, responses=refusals(409))
 async def bank_map(at: At) -> Any:
     """Up to 1,500 rows of the bank, as many of each class, on the two main axes of the head's projection."""
-    return JSONResponse(await at.run(lambda: at.loaded().map.as_json()))
+    return JSONResponse(await at.run(lambda: at.loaded().map.to_dict()))
 
 
 @router.get(
@@ -44,5 +44,5 @@ async def thumbnail(at: At, key: Annotated[str, Path(description="Key of the row
         return snapshot.thumbnail(position) if position >= 0 else b""
 
     if not (content := await at.run(find)):
-        raise Problem("not-found", f"there is no row {key[:200]!r}, or no picture of it was kept")
+        raise HttpProblem("not-found", f"there is no row {key[:200]!r}, or no picture of it was kept")
     return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from ...errors import NoStore, NotAStore
-from ..manifest import Part
+from ..manifest import ShardRef
 from ..shard import checksum
 from ..space import Space
-from .base import Engine
-from .search_plan import Plan
+from .base import SearchBackend
+from .search_plan import SearchPlan
 
 FORMAT = "clipfake-rows"
 VERSION = 1
@@ -20,7 +20,7 @@ CARD = 0  # id of the note that says what the engine holds; note n is the receip
 
 
 @dataclass(frozen=True)
-class Card:
+class BackendManifest:
     """What an engine holds, as it says itself."""
 
     space: Space
@@ -28,24 +28,24 @@ class Card:
     rows: int
     content: str  # digest over the shards and their deleted rows; equal for equal rows
     complete: bool = False  # False while a push is under way, or after it was killed
-    plan: Plan = field(default_factory=Plan)
+    plan: SearchPlan = field(default_factory=SearchPlan)
     recall: dict[str, float] = field(default_factory=dict)  # filter -> recall@10 when it was pushed
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Card:
+    def from_dict(cls, told: dict[str, Any]) -> BackendManifest:
         given = {f.name: told[f.name] for f in fields(cls)}
-        return cls(**{**given, "space": Space.from_json(told["space"]), "plan": Plan.from_json(told["plan"])})
+        return cls(**{**given, "space": Space.from_dict(told["space"]), "plan": SearchPlan.from_dict(told["plan"])})
 
 
-def content_of(parts: Sequence[Part]) -> str:
+def content_of(parts: Sequence[ShardRef]) -> str:
     """The digest of which rows these are."""
     return checksum(json.dumps([(p.name, p.header, p.deleted_digest) for p in parts]).encode())
 
 
-def read_card(engine: Engine) -> Card:
+def read_backend_manifest(engine: SearchBackend) -> BackendManifest:
     """What the engine says it holds.
 
     Raises
@@ -61,6 +61,6 @@ def read_card(engine: Engine) -> Card:
     try:
         if told is None or (told["format"], told["version"]) != (FORMAT, VERSION):
             raise NotAStore(f"{engine.name} was not filled by this release of clipfake; name another place")
-        return Card.from_json(told)
+        return BackendManifest.from_dict(told)
     except (KeyError, TypeError, ValueError) as e:
         raise NotAStore(f"{engine.name} says what it holds in a way this release cannot read ({e!r})") from e

@@ -16,14 +16,14 @@ from ..space import Space
 
 
 @dataclass(frozen=True)
-class Allowed:
+class BackendFilter:
     """Which rows an engine may answer with."""
 
     which: Filter  # of label, source, generator and category; its keys are told as ids
     ids: tuple[int, ...] | None = None
 
 
-class Engine(Protocol):
+class SearchBackend(Protocol):
     """What an engine has to do. A row's id there is its id in the store; notes are points without a vector."""
 
     @property
@@ -67,11 +67,11 @@ class Engine(Protocol):
         """shard number -> rows that are there, exactly."""
         ...
 
-    def count(self, allowed: Allowed) -> int:
+    def count(self, allowed: BackendFilter) -> int:
         """Points that are allowed: notes too, unless something is required of them."""
         ...
 
-    def search(self, queries: Vectors, k: int, allowed: Allowed, width: int | None) -> tuple[Ids, Vectors]:
+    def search(self, queries: Vectors, k: int, allowed: BackendFilter, width: int | None) -> tuple[Ids, Vectors]:
         """(queries, k) ids, -1 for none, and similarities; `width` candidates, 0 the engine's own, None exactly."""
         ...
 

@@ -11,13 +11,13 @@ import numpy as np
 
 from ...errors import Damaged, NotAStore
 from ..filter import Filter
-from ..manifest import Part
+from ..manifest import ShardRef
 from ..records import Block, Ids
 from ..snapshot import Snapshot
-from ..tombstones import read_deleted
-from .backend_manifest import CARD, Card, content_of, read_card
-from .base import Allowed, Engine
-from .recall import Measured
+from ..tombstones import read_tombstones
+from .backend_manifest import CARD, BackendManifest, content_of, read_backend_manifest
+from .base import BackendFilter, SearchBackend
+from .recall import RecallMeasurement
 
 BATCH_ROWS = 1024  # pushed at a time
 UNDER_WAY = -1  # instead of the number of rows, in a shard's receipt
@@ -25,7 +25,7 @@ QUERIES = 100  # of the store's own vectors, half to plan with and half to check
 
 
 @dataclass(frozen=True)
-class Pushed:
+class PushReport:
     """What `push` did, or has done so far."""
 
     to: str
@@ -40,23 +40,23 @@ class Pushed:
     margin: int = 0  # steps that the plan had to be widened by; beyond the last, all is searched exactly
     seconds: dict[str, float] = field(default_factory=dict)  # push, index, check
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-Progress = Callable[[Pushed], None]
+Progress = Callable[[PushReport], None]
 
 
 def push(
     snapshot: Snapshot,
-    engine: Engine,
+    engine: SearchBackend,
     *,
     recall: float = 0.99,
     queries: int = QUERIES,
     seed: int = 0,
     anew: bool = False,
     progress: Progress | None = None,
-) -> Pushed:
+) -> PushReport:
     """Bring an engine to this snapshot: rows that are missing in, rows that are gone out; then count and ask it.
 
     Killed at any moment, the same call goes on from what is there. Until it has ended well `ask` refuses the engine.
@@ -80,7 +80,7 @@ def push(
     clock: dict[str, float] = {}
     if anew and engine.there():
         engine.remove()
-    told = Pushed(engine.name, snapshot.number, len(snapshot))
+    told = PushReport(engine.name, snapshot.number, len(snapshot))
     parts = snapshot.manifest.parts
     began = time.monotonic()
     before = _begin(snapshot, engine)
@@ -92,11 +92,11 @@ def push(
     engine.settle()
     clock["index"] = time.monotonic() - began - clock["push"]
     _require_counts(parts, engine)
-    measured = Measured(snapshot, engine, queries, seed)
+    measured = RecallMeasurement(snapshot, engine, queries, seed)
     plan, found = measured.planned(recall)
     clock["check"] = time.monotonic() - began - sum(clock.values())
-    card = Card(snapshot.space, snapshot.number, len(snapshot), content_of(parts), True, plan, found)
-    engine.note(CARD, card.as_json())
+    card = BackendManifest(snapshot.space, snapshot.number, len(snapshot), content_of(parts), True, plan, found)
+    engine.note(CARD, card.to_dict())
     told = replace(
         told,
         recall=found,
@@ -110,15 +110,15 @@ def push(
     return told
 
 
-def _begin(snapshot: Snapshot, engine: Engine) -> dict[int, dict[str, Any]]:
+def _begin(snapshot: Snapshot, engine: SearchBackend) -> dict[int, dict[str, Any]]:
     """Make the place ready and note that it is being filled; returns the receipts of shards that are there."""
     parts = snapshot.manifest.parts
-    begun = Card(snapshot.space, snapshot.number, len(snapshot), content_of(parts))
+    begun = BackendManifest(snapshot.space, snapshot.number, len(snapshot), content_of(parts))
     if engine.there():
         try:
-            snapshot.space.require(read_card(engine).space, engine.name)
+            snapshot.space.require(read_backend_manifest(engine).space, engine.name)
         except NotAStore:
-            if engine.count(Allowed(Filter())):  # nothing is in what was killed before it was noted what it is
+            if engine.count(BackendFilter(Filter())):  # nothing is in what was killed before it was noted what it is
                 raise
     engine.create(snapshot.space)
     receipts = engine.rows(sorted(engine.counts().keys() | {part.number for part in parts}))
@@ -129,11 +129,13 @@ def _begin(snapshot: Snapshot, engine: Engine) -> dict[int, dict[str, Any]]:
             f"{engine.name} holds rows of another store, or of this one before `compact`; name another place, "
             f"or drop what is there with `clipfake store push --anew`"
         )
-    engine.note(CARD, begun.as_json())
+    engine.note(CARD, begun.to_dict())
     return receipts
 
 
-def _filled(snapshot: Snapshot, engine: Engine, receipts: dict[int, dict[str, Any]], told: Pushed) -> Iterator[Pushed]:
+def _filled(
+    snapshot: Snapshot, engine: SearchBackend, receipts: dict[int, dict[str, Any]], told: PushReport
+) -> Iterator[PushReport]:
     """Shard by shard: a shard with a receipt and the right count is not looked at again."""
     counts, start = engine.counts(), 0
     parts = snapshot.manifest.parts
@@ -178,15 +180,15 @@ def payloads_of(block: Block, shard: int) -> list[dict[str, Any]]:
     ]
 
 
-def _ids_of(snapshot: Snapshot, part: Part) -> Ids:
+def _ids_of(snapshot: Snapshot, part: ShardRef) -> Ids:
     """The live rows of a shard; for one shard at a time, as ids of all would be eight bytes a row."""
     rows = np.arange(part.rows, dtype=np.int64)
     if part.deleted:
-        rows = np.delete(rows, read_deleted(snapshot.folder, part))
+        rows = np.delete(rows, read_tombstones(snapshot.folder, part))
     return (part.number << 32) + rows
 
 
-def _require_counts(parts: Sequence[Part], engine: Engine) -> None:
+def _require_counts(parts: Sequence[ShardRef], engine: SearchBackend) -> None:
     wanted = {part.number: part.rows - part.deleted_rows for part in parts}
     there = engine.counts()
     for number in sorted(wanted.keys() | there.keys()):

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...errors import StoreError
-from .base import Engine
-from .qdrant_edge import Edge
-from .qdrant_protocol import Layout
-from .qdrant_server import COLLECTION, TIMEOUT, Server
+from .base import SearchBackend
+from .qdrant_edge import QdrantEdge
+from .qdrant_protocol import CollectionLayout
+from .qdrant_server import COLLECTION, TIMEOUT, QdrantServer
 
 
-def engine_at(
-    place: str | Path, collection: str = COLLECTION, layout: Layout = Layout(), timeout: float | None = None
-) -> Engine:
+def open_backend(
+    place: str | Path,
+    collection: str = COLLECTION,
+    layout: CollectionLayout = CollectionLayout(),
+    timeout: float | None = None,
+) -> SearchBackend:
     """A server for an URL (`http://host:6333`), Qdrant Edge for a folder. Close it when done.
 
     Parameters
@@ -28,7 +31,7 @@ def engine_at(
         The place is neither.
     """
     if str(place).startswith(("http://", "https://")):
-        return Server(str(place), collection, layout, timeout=timeout or TIMEOUT)
+        return QdrantServer(str(place), collection, layout, timeout=timeout or TIMEOUT)
     if "://" in str(place):
         raise StoreError(f"{place} is neither http://, https:// nor a folder")
-    return Edge(Path(place), layout)
+    return QdrantEdge(Path(place), layout)

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import EngineDamaged, Locked, MissingExtra, NotAStore, StoreError
+from ...errors import BackendDamaged, Locked, MissingExtra, NotAStore, StoreError
 from ..records import Ids, Vectors
 from ..space import Space
-from .base import Allowed
+from .base import BackendFilter
 from .qdrant_protocol import (
     NUMBERS,
     QUERIES_AT_ONCE,
@@ -21,7 +21,7 @@ from .qdrant_protocol import (
     SHARDS,
     VECTOR,
     WORDS,
-    Layout,
+    CollectionLayout,
     as_arrays,
     conditions,
     counted,
@@ -32,14 +32,14 @@ from .qdrant_protocol import (
 )
 
 
-class Edge:
+class QdrantEdge:
     """A Qdrant Edge shard in a folder. One process at a time may have it open."""
 
-    def __init__(self, folder: Path, layout: Layout = Layout()) -> None:
+    def __init__(self, folder: Path, layout: CollectionLayout = CollectionLayout()) -> None:
         try:
             import qdrant_edge
         except ImportError as e:
-            raise MissingExtra("Qdrant Edge", "qdrant") from e
+            raise MissingExtra("Qdrant QdrantEdge", "qdrant") from e
         self._q: Any = qdrant_edge
         self._folder, self._layout = folder, layout
         self._shard: Any = None
@@ -127,11 +127,11 @@ class Edge:
         with self._told():
             return counted(self._open().facet(self._q.FacetRequest("shard", limit=SHARDS, exact=True)).hits)
 
-    def count(self, allowed: Allowed) -> int:
+    def count(self, allowed: BackendFilter) -> int:
         with self._told():
             return int(self._open().count(self._q.CountRequest(exact=True, filter=conditions(self._q, allowed))))
 
-    def search(self, queries: Vectors, k: int, allowed: Allowed, width: int | None) -> tuple[Ids, Vectors]:
+    def search(self, queries: Vectors, k: int, allowed: BackendFilter, width: int | None) -> tuple[Ids, Vectors]:
         q = self._q
         params, which = parameters(q, width, k, self._layout), conditions(q, allowed)
         answers: list[Any] = []
@@ -186,6 +186,6 @@ class Edge:
         except Exception as e:
             if "WAL" in str(e) and "WouldBlock" in str(e):
                 raise Locked(f"{self.name} is open in another process; try again when it has ended") from e
-            raise EngineDamaged(
+            raise BackendDamaged(
                 f"{self.name} fails ({str(e)[:200]}); delete the folder and run `clipfake store push` again"
             ) from e

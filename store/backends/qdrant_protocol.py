@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..records import Ids, Vectors
-from .base import Allowed
+from .base import BackendFilter
 
 VECTOR = "image"
 WORDS = ("source", "generator", "category")  # indexed as keywords
@@ -27,7 +27,7 @@ Quantised = Literal["", "int8", "binary"]
 
 
 @dataclass(frozen=True)
-class Layout:
+class CollectionLayout:
     """How a new collection is laid out; one that is there stays as it is."""
 
     shards: int | None = None  # a server's own parts, spread over its machines; None is its default
@@ -38,7 +38,7 @@ class Layout:
     plain_kb: int = 10_000  # fewer vectors than fill this are not worth a graph
 
 
-def conditions(models: Any, allowed: Allowed) -> Any:
+def conditions(models: Any, allowed: BackendFilter) -> Any:
     """A filter in Qdrant's terms, None for all rows; `models` is either package, they name things alike."""
     which, must, must_not = allowed.which, [], []
     for name, wanted in (
@@ -64,7 +64,7 @@ def of_shard(models: Any, number: int) -> Any:
     return models.Filter(must=[models.FieldCondition(key="shard", match=models.MatchValue(value=number))])
 
 
-def parameters(models: Any, width: int | None, k: int, layout: Layout) -> Any:
+def parameters(models: Any, width: int | None, k: int, layout: CollectionLayout) -> Any:
     """How to search: among `width` candidates, 0 the engine's own number, None exactly."""
     quantisation = None
     if layout.quantised:  # all candidates are ranked again by the float16 vectors; a wider search would not help else

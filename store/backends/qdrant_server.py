@@ -13,10 +13,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import EngineDown, EngineError, EngineSlow, MissingExtra
+from ...errors import BackendError, BackendTimeout, BackendUnavailable, MissingExtra
 from ..records import Ids, Vectors
 from ..space import Space
-from .base import Allowed
+from .base import BackendFilter
 from .qdrant_protocol import (
     NUMBERS,
     QUERIES_AT_ONCE,
@@ -24,7 +24,7 @@ from .qdrant_protocol import (
     SHARDS,
     VECTOR,
     WORDS,
-    Layout,
+    CollectionLayout,
     as_arrays,
     conditions,
     counted,
@@ -41,14 +41,14 @@ DOWN, SLOW = (429, 502, 503), (408, 504)  # statuses of a server, or of what sta
 POLL = 0.5  # seconds between looks at a server that builds its indexes
 
 
-class Server:
+class QdrantServer:
     """A collection of a Qdrant server or cluster."""
 
     def __init__(
         self,
         url: str,
         collection: str = COLLECTION,
-        layout: Layout = Layout(),
+        layout: CollectionLayout = CollectionLayout(),
         client: Any = None,
         timeout: float = TIMEOUT,
     ) -> None:
@@ -157,12 +157,12 @@ class Server:
         with self._told():
             return counted(self._client.facet(self._collection, "shard", limit=SHARDS, exact=True).hits)
 
-    def count(self, allowed: Allowed) -> int:
+    def count(self, allowed: BackendFilter) -> int:
         with self._told():
             which = conditions(self._m, allowed)
             return int(self._client.count(self._collection, count_filter=which, exact=True).count)
 
-    def search(self, queries: Vectors, k: int, allowed: Allowed, width: int | None) -> tuple[Ids, Vectors]:
+    def search(self, queries: Vectors, k: int, allowed: BackendFilter, width: int | None) -> tuple[Ids, Vectors]:
         m = self._m
         params, which = parameters(m, width, k, self._layout), conditions(m, allowed)
         answers: list[Any] = []
@@ -194,7 +194,7 @@ class Server:
             with self._told():
                 told = self._client.get_collection(self._collection)
                 if told.status == status.RED:
-                    raise EngineError(f"{self.name} cannot build its indexes ({told.optimizer_status}); see its log")
+                    raise BackendError(f"{self.name} cannot build its indexes ({told.optimizer_status}); see its log")
                 if told.status == status.GREEN:
                     return
                 if told.status == status.GREY:  # waits for a change before it goes on after a restart
@@ -211,16 +211,18 @@ class Server:
         except self._errors as e:
             raise self._failure(e) from e
 
-    def _failure(self, error: Exception) -> EngineError:
+    def _failure(self, error: Exception) -> BackendError:
         """What the client's error means for whoever asked."""
         source, status = getattr(error, "source", error), getattr(error, "status_code", None)
         said = str(error).strip()[:200] or type(source).__name__
         if status in SLOW or (isinstance(source, self._late) and not isinstance(source, self._never_there)):
-            return EngineSlow(f"{self.name} did not answer in time ({said}); try again, or see what it is busy with")
+            return BackendTimeout(
+                f"{self.name} did not answer in time ({said}); try again, or see what it is busy with"
+            )
         busy = status in DOWN or hasattr(error, "retry_after_s")
         if busy or isinstance(source, self._away):
-            return EngineDown(f"{self.name} cannot be reached ({said}); is a Qdrant server running there?")
-        return EngineError(
+            return BackendUnavailable(f"{self.name} cannot be reached ({said}); is a Qdrant server running there?")
+        return BackendError(
             f"{self.name} does not answer as it should ({said}); is a Qdrant server running there, and is {KEY} set if "
             f"it wants a key?"
         )

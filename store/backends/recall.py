@@ -10,20 +10,20 @@ from ..filter import Filter
 from ..records import distinct
 from ..search.ann_index import compared
 from ..snapshot import Snapshot
-from .base import Allowed, Engine
+from .base import BackendFilter, SearchBackend
 from .remote_search import positions_of
-from .search_plan import K, Plan, exactly, fetched
+from .search_plan import K, SearchPlan, exactly, fetched
 
 WIDTHS = (64, 128, 256, 512, 1024, 2048, 4096)  # candidates that a search keeps
 
 
-class Measured:
+class RecallMeasurement:
     """An engine's answers beside exact ones: to make a plan with half of the queries and to check it with the others.
 
     A row counts as found if it is as near as the tenth of the exact answer, whichever of several copies it is.
     """
 
-    def __init__(self, snapshot: Snapshot, engine: Engine, count: int, seed: int) -> None:
+    def __init__(self, snapshot: Snapshot, engine: SearchBackend, count: int, seed: int) -> None:
         self.snapshot, self.engine = snapshot, engine
         rng = np.random.default_rng(seed)
         self.count = min(count, len(snapshot)) // 2 * 2
@@ -42,7 +42,7 @@ class Measured:
                 self._shares[name] = rows / len(snapshot)
         self.unplanned: dict[str, float] = {}
 
-    def planned(self, recall: float) -> tuple[Plan, dict[str, float]]:
+    def planned(self, recall: float) -> tuple[SearchPlan, dict[str, float]]:
         """The narrowest plan that reaches the recall with every filter, and what it reached."""
         half, checking = slice(0, None, 2), slice(1, None, 2)
         wide = {name: share for name, share in self._shares.items() if not exactly(round(share * len(self.snapshot)))}
@@ -54,13 +54,13 @@ class Measured:
             recalls.append(tuple(row))
         self.unplanned = {name: self._recall(name, checking, 0) for name in self._shares}
         for margin in range(len(WIDTHS) + 1):
-            plan = Plan(WIDTHS, tuple(wide.values()), tuple(recalls), margin)
+            plan = SearchPlan(WIDTHS, tuple(wide.values()), tuple(recalls), margin)
             found = {
                 name: self._recall(name, checking, plan.width(recall, share) if name in wide else None)
                 for name, share in self._shares.items()
             }
             if min(found.values(), default=1.0) >= recall:
-                return plan if self.count else Plan(), found
+                return plan if self.count else SearchPlan(), found
         wrong = min(found, key=lambda name: found[name])
         raise Damaged(
             f"{self.engine.name} finds {found[wrong]:.3f} of the nearest rows ({wrong}) even where it searches "
@@ -70,7 +70,7 @@ class Measured:
     def _recall(self, name: str, part: slice, width: int | None) -> float:
         queries, reach = self.queries[part], self._reach[name]
         k = reach if width == 0 else fetched(reach)  # as `Asked` does it; the engine alone gives what it is asked for
-        ids, _ = self.engine.search(queries, k, Allowed(self.filters[name]), width)
+        ids, _ = self.engine.search(queries, k, BackendFilter(self.filters[name]), width)
         similarity = compared(self.snapshot, queries, positions_of(self.snapshot, ids), reach).similarity
         # rounding differs between one product and many; two rows that differ by less are equally near
         right = similarity >= self._tenth[name][part] - 1e-5

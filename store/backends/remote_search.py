@@ -1,4 +1,4 @@
-"""An engine that was filled, asked for the nearest rows: with the shards at hand (`ask`) or without them (`Remote`)."""
+"""Search a filled back end: beside the shards (`remote_searcher`) or without them (`RemoteStore`)."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from typing import Any
 
 import numpy as np
 
-from ...errors import BadBlock, EngineError
+from ...errors import BackendError, BadBlock
 from ..filter import Filter
 from ..records import Ids, Mask, Vectors, distinct
 from ..search.ann_index import compared
 from ..search.matches import Matches, Positions
 from ..snapshot import Snapshot
-from .backend_manifest import Card, content_of, read_card
-from .base import Allowed, Engine
+from .backend_manifest import BackendManifest, content_of, read_backend_manifest
+from .base import BackendFilter, SearchBackend
 from .search_plan import exactly, fetched
 
 SOURCES_NAMED = 50  # in one filter, at most
 MASK_ROWS = 100_000  # a mask that is no filter: searched exactly in the shards, up to so many rows
 
 
-def ask(snapshot: Snapshot, engine: Engine) -> Asked:
+def remote_searcher(snapshot: Snapshot, engine: SearchBackend) -> RemoteSearcher:
     """The engine as this snapshot's search.
 
     Raises
@@ -31,26 +31,26 @@ def ask(snapshot: Snapshot, engine: Engine) -> Asked:
     EngineError
         It holds other rows than the snapshot, or half of a push.
     """
-    card = read_card(engine)
+    card = read_backend_manifest(engine)
     snapshot.space.require(card.space, engine.name)
-    remote = Remote(engine, card)
+    remote = RemoteStore(engine, card)
     if card.content != content_of(snapshot.manifest.parts):
-        raise EngineError(
+        raise BackendError(
             f"{engine.name} holds {card.rows} rows of snapshot {card.snapshot}, this is snapshot {snapshot.number} "
             f"with {len(snapshot)} rows; run `clipfake store push` to bring it up to date"
         )
-    return Asked(snapshot, remote)
+    return RemoteSearcher(snapshot, remote)
 
 
-class Remote:
+class RemoteStore:
     """A filled engine without the shards: answers are row ids and the engine's own similarities."""
 
-    def __init__(self, engine: Engine, card: Card | None = None) -> None:
-        """Raises what `read_card` raises, and EngineError for half of a push."""
+    def __init__(self, engine: SearchBackend, card: BackendManifest | None = None) -> None:
+        """Raises what `read_backend_manifest` raises, and EngineError for half of a push."""
         self.engine = engine
-        self.card = card or read_card(engine)
+        self.card = card or read_backend_manifest(engine)
         if not self.card.complete:
-            raise EngineError(
+            raise BackendError(
                 f"a push to {engine.name} did not end; run `clipfake store push` again, it goes on from there"
             )
         self._counted: dict[str, int] = {}
@@ -59,9 +59,9 @@ class Remote:
         """The k nearest rows of each query that a filter allows; `rows` are row ids, as `describe` takes them."""
         if which.keys:
             raise BadBlock("keys are looked up in the shards; ask with the store at hand, or filter by source")
-        return self.nearest(queries, k, Allowed(which), recall)
+        return self.nearest(queries, k, BackendFilter(which), recall)
 
-    def nearest(self, queries: Vectors, k: int, allowed: Allowed, recall: float) -> Matches:
+    def nearest(self, queries: Vectors, k: int, allowed: BackendFilter, recall: float) -> Matches:
         queries = np.atleast_2d(np.asarray(queries, np.float32))
         if queries.shape[1] != self.card.space.dim:
             raise BadBlock(f"queries of {queries.shape[1]} dimensions against {self.engine.name}: {self.card.space}")
@@ -80,7 +80,7 @@ class Remote:
         """id -> key, label, source, generator, category of some rows."""
         return self.engine.rows(ids)
 
-    def count(self, allowed: Allowed) -> int:
+    def count(self, allowed: BackendFilter) -> int:
         """How many rows are allowed; asked of the engine once a filter."""
         which = allowed.which
         if allowed.ids is not None:
@@ -88,16 +88,16 @@ class Remote:
         if which.everything:
             return self.card.rows
         if which == Filter(but_sources=which.but_sources):  # the notes have no source either
-            return self.card.rows - self.count(Allowed(Filter(sources=which.but_sources)))
+            return self.card.rows - self.count(BackendFilter(Filter(sources=which.but_sources)))
         if (name := repr(which)) not in self._counted:
             self._counted[name] = self.engine.count(allowed)
         return self._counted[name]
 
 
-class Asked:
+class RemoteSearcher:
     """An engine as one snapshot may use it: positions in, positions out, similarities of the stored vectors."""
 
-    def __init__(self, snapshot: Snapshot, remote: Remote) -> None:
+    def __init__(self, snapshot: Snapshot, remote: RemoteStore) -> None:
         self.snapshot, self.remote = snapshot, remote
 
     def search(self, queries: Vectors, k: int, where: Filter | Mask | None = None, recall: float = 0.99) -> Matches:
@@ -116,7 +116,7 @@ class Asked:
         if which.keys:
             positions = self.snapshot.find(list(which.keys))
             ids = tuple(self.snapshot.ids[positions[positions >= 0]].tolist())
-        allowed = Allowed(replace(which, keys=()), ids)
+        allowed = BackendFilter(replace(which, keys=()), ids)
         found = self.remote.nearest(queries, fetched(k), allowed, recall)
         return compared(self.snapshot, queries, positions_of(self.snapshot, found.rows), k)
 
@@ -145,7 +145,7 @@ class Asked:
 
 
 def positions_of(snapshot: Snapshot, ids: Ids) -> Positions:
-    """Positions of row ids as `Remote.search` gives them, -1 where the snapshot does not have one."""
+    """Positions of row ids as `RemoteStore.search` gives them, -1 where the snapshot does not have one."""
     places = np.full(ids.shape, -1, np.int64)
     places[ids >= 0] = snapshot.places(ids[ids >= 0])
     return places

@@ -13,7 +13,7 @@ EXACT_ROWS = 20_000  # a filter for no more rows is searched exactly: a few mill
 
 
 @dataclass(frozen=True)
-class Plan:
+class SearchPlan:
     """How many candidates a search has to keep for a recall@10: measured with the store's own vectors and filters."""
 
     widths: tuple[int, ...] = ()  # rising
@@ -49,11 +49,11 @@ class Plan:
             return None
         return round(self.widths[step + self.margin] * max(1.0, k / K))
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Plan:
+    def from_dict(cls, told: dict[str, Any]) -> SearchPlan:
         recalls = tuple(tuple(map(float, row)) for row in told["recalls"])
         return cls(tuple(told["widths"]), tuple(told["shares"]), recalls, int(told["margin"]))
 

@@ -29,8 +29,8 @@ BLOCK_ROWS = 16_384  # in memory at a time
 
 
 @dataclass(frozen=True)
-class Exported:
-    """What `export` wrote."""
+class ExportReport:
+    """What `export_rows` wrote."""
 
     folder: str
     layout: Layout
@@ -39,17 +39,17 @@ class Exported:
     bytes: int
     snapshot: int
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def export(
+def export_rows(
     snapshot: Snapshot,
     folder: Path | str,
     layout: Layout = "clip-retrieval",
     where: Any = None,
     rows_per_file: int = ROWS_PER_FILE,
-) -> Exported:
+) -> ExportReport:
     """Write the rows of a snapshot, or those of a mask or at some positions, into a new folder: whole, or not at all.
 
     - "clip-retrieval": `img_emb/img_emb_0.npy` (rows, dim) float16 beside `metadata/metadata_0.parquet`, a pair for
@@ -88,7 +88,7 @@ def export(
             "format": FORMAT,
             "version": VERSION,
             "layout": layout,
-            "space": snapshot.space.as_json(),
+            "space": snapshot.space.to_dict(),
             "snapshot": snapshot.number,
             "rows": len(positions),
             "texts": list(texts),
@@ -96,7 +96,7 @@ def export(
         (aside / CARD).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
     written = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in written)
-    return Exported(str(folder), layout, len(positions), len(written), size, snapshot.number)
+    return ExportReport(str(folder), layout, len(positions), len(written), size, snapshot.number)
 
 
 def _files(folder: Path, layout: Layout, number: str) -> dict[str, Path]:

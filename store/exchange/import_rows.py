@@ -16,7 +16,7 @@ from ...errors import BadBlock, SourceError, SpaceMismatch
 from ..records import COLUMNS, FAKE, REAL, UNKNOWN, Block, Names, Rows
 from ..space import Space
 from ..store import Store
-from ..writer import Appended
+from ..writer import AppendCounts
 from .export_rows import BLOCK_ROWS, CARD, FORMAT, VERSION
 from .tables import NAMES, arrow, parquet_file, values_of
 
@@ -26,7 +26,7 @@ TOLERANCE = 0.02  # how far from 1 the length of a vector of a normalised space 
 
 
 @dataclass(frozen=True)
-class Meaning:
+class ImportDefaults:
     """What a table that is not ours does not say of its rows."""
 
     source: str = ""  # of all rows, or where the named column has none
@@ -35,7 +35,7 @@ class Meaning:
 
 
 @dataclass(frozen=True)
-class Imported:
+class ImportReport:
     """What `import_rows` took in."""
 
     folder: str
@@ -45,12 +45,12 @@ class Imported:
     replaced: int
     snapshot: int
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 @dataclass(frozen=True)
-class Piece:
+class ImportFiles:
     """One pair of files."""
 
     vectors: Path
@@ -58,17 +58,17 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Folder:
-    """A folder of vectors and their rows. Make it with `Folder.open`."""
+class ImportFolder:
+    """A folder of vectors and their rows. Make it with `ImportFolder.open`."""
 
     path: Path
-    pieces: tuple[Piece, ...]
+    pieces: tuple[ImportFiles, ...]
     dim: int
     space: Space | None  # None where the folder does not say
     texts: dict[str, npt.NDArray[np.float32]]
 
     @classmethod
-    def open(cls, path: Path | str) -> Folder:
+    def open(cls, path: Path | str) -> ImportFolder:
         """One of the layouts that hold vectors; raises SourceError where it is none, saying what is missing."""
         path = Path(path)
         told = _card(path)
@@ -92,12 +92,12 @@ class Folder:
                 raise SourceError(f"{path / 'texts.npy'} holds vectors of shape {vectors.shape} for {len(names)} texts")
             texts = dict(zip(names, vectors, strict=True))
         try:
-            space = Space.from_json(told["space"]) if "space" in told else None
+            space = Space.from_dict(told["space"]) if "space" in told else None
         except (KeyError, TypeError, ValueError) as e:
             raise SourceError(f"{path / CARD} does not name its space in full ({e!r}); export it again") from e
         return cls(path, tuple(pieces), dims.pop(), space, texts)
 
-    def blocks(self, space: Space, meaning: Meaning, *, normalise: bool = False) -> Iterator[Block]:
+    def blocks(self, space: Space, meaning: ImportDefaults, *, normalise: bool = False) -> Iterator[Block]:
         """The rows, a block at a time; raises SourceError or BadBlock, naming the file."""
         for piece in self.pieces:
             vectors = _opened(piece.vectors)
@@ -121,10 +121,10 @@ def import_rows(
     folder: Path | str,
     store: Path | str,
     space: Space | None = None,
-    meaning: Meaning = Meaning(),
+    meaning: ImportDefaults = ImportDefaults(),
     *,
     normalise: bool = False,
-) -> Imported:
+) -> ImportReport:
     """Take a folder of vectors and rows into a store, which is made if it is not there. Doing it twice changes nothing.
 
     Parameters
@@ -141,7 +141,7 @@ def import_rows(
     BadBlock
         NaN or zero vectors, vectors that are not of unit length, or a key that stands twice. What came before is kept.
     """
-    found = Folder.open(folder)
+    found = ImportFolder.open(folder)
     space = space or found.space
     if space is None:
         raise SpaceMismatch(f"{folder} does not say which encoder made its vectors; name it")
@@ -149,12 +149,12 @@ def import_rows(
         space.require(found.space, f"the folder {folder}")
     if found.dim != space.dim:
         raise SpaceMismatch(f"{folder} holds vectors of {found.dim} dimensions, {space} has {space.dim}")
-    target, rows, total = Store.create(store, space), 0, Appended()
+    target, rows, total = Store.create(store, space), 0, AppendCounts()
     with target.writer(f"imported {Path(folder).name}") as writer:
         for block in found.blocks(space, meaning, normalise=normalise):
             total += writer.append(block)
             rows += len(block)
-    return Imported(str(folder), rows, total.added, total.known, total.replaced, target.snapshot().number)
+    return ImportReport(str(folder), rows, total.added, total.known, total.replaced, target.snapshot().number)
 
 
 def label_of(told: Any) -> int:
@@ -179,10 +179,10 @@ def _card(path: Path) -> dict[str, Any]:
     return told
 
 
-def _pieces(path: Path) -> list[Piece]:
+def _pieces(path: Path) -> list[ImportFiles]:
     """Vectors with the rows beside them; raises SourceError for one without the other."""
     if (path / "vectors.npy").is_file() and (path / "rows.parquet").is_file():
-        return [Piece(path / "vectors.npy", path / "rows.parquet")]
+        return [ImportFiles(path / "vectors.npy", path / "rows.parquet")]
     vectors = _numbered(path / "img_emb", r"img_emb_(\d+)\.npy")
     rows = _numbered(path / "metadata", r"metadata_(\d+)\.parquet")
     if not vectors:
@@ -195,7 +195,7 @@ def _pieces(path: Path) -> list[Piece]:
             f"{path}: img_emb and metadata do not match, number {alone[0]} is in one of them only; "
             f"a vector without its row is of no use"
         )
-    return [Piece(vectors[number], rows[number]) for number in sorted(vectors)]
+    return [ImportFiles(vectors[number], rows[number]) for number in sorted(vectors)]
 
 
 def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
@@ -228,7 +228,7 @@ def _batches(parquet: Any, path: Path) -> Iterator[Any]:
         raise SourceError(f"{path} is damaged ({e}); export it again") from e
 
 
-def _readable(batch: Any, meaning: Meaning, path: Path, *, ours: bool) -> tuple[Rows, tuple[bytes, ...]]:
+def _readable(batch: Any, meaning: ImportDefaults, path: Path, *, ours: bool) -> tuple[Rows, tuple[bytes, ...]]:
     """The same as `_rows`; what Arrow makes no Python of, such as text that is none, is a SourceError."""
     try:
         return _rows(batch, meaning, path, ours=ours)
@@ -236,7 +236,7 @@ def _readable(batch: Any, meaning: Meaning, path: Path, *, ours: bool) -> tuple[
         raise SourceError(f"{path} holds what cannot be read ({e}); export it again") from e
 
 
-def _rows(batch: Any, meaning: Meaning, path: Path, *, ours: bool) -> tuple[Rows, tuple[bytes, ...]]:
+def _rows(batch: Any, meaning: ImportDefaults, path: Path, *, ours: bool) -> tuple[Rows, tuple[bytes, ...]]:
     """The rows of a piece of a table, and their thumbnails."""
     there = {name: values_of(batch.column(i)) for i, name in enumerate(batch.schema.names)}
     pictures = tuple(picture or b"" for picture in there.get("thumbnail", ()))
@@ -249,7 +249,7 @@ def _rows(batch: Any, meaning: Meaning, path: Path, *, ours: bool) -> tuple[Rows
     return _foreign(there, len(batch), meaning, path), pictures
 
 
-def _foreign(there: dict[str, list[Any]], rows: int, meaning: Meaning, path: Path) -> Rows:
+def _foreign(there: dict[str, list[Any]], rows: int, meaning: ImportDefaults, path: Path) -> Rows:
     for called in meaning.columns.values():
         if called not in there:
             raise SourceError(f"{path} has no column {called}; it has {', '.join(there)}")

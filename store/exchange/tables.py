@@ -34,7 +34,7 @@ NAMES = {
 }
 
 
-def frame(snapshot: Snapshot, where: Any = None) -> pandas.DataFrame:
+def to_pandas(snapshot: Snapshot, where: Any = None) -> pandas.DataFrame:
     """The rows of a snapshot (or those of a mask, or at some positions) as a pandas table, without vectors.
 
     One column for each of `NAMES`; `digest` is hexadecimal, "" where it is unknown. Row i is position i of the

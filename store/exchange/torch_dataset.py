@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from ..concatenated import Joined, joined
+from ..concatenated import ConcatenatedSnapshot, concatenated_snapshot
 from ..named_vectors import MAIN
 from ..store import Store
 
@@ -32,12 +32,12 @@ class _Rows:
         return len(self.positions)
 
     def __getstate__(self) -> dict[str, Any]:
-        columns = self.snapshot.columns if isinstance(self.snapshot, Joined) else (MAIN,)
+        columns = self.snapshot.columns if isinstance(self.snapshot, ConcatenatedSnapshot) else (MAIN,)
         return {**vars(self), "snapshot": (self.snapshot.folder, self.snapshot.number, columns)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         folder, number, columns = state.pop("snapshot")
-        vars(self).update(state, snapshot=joined(Store.open(folder).snapshot(number), columns))
+        vars(self).update(state, snapshot=concatenated_snapshot(Store.open(folder).snapshot(number), columns))
 
     def pair(self, rows: Any) -> Pair:
         vectors = self.snapshot.vectors(self.positions[rows])

@@ -27,7 +27,7 @@ from ..search.ann_index import (
     NAME,
     VERSION,
     Kind,
-    LabelIndex,
+    LabelIndexInfo,
     checksums,
     digest_of,
     folders,
@@ -36,11 +36,11 @@ from ..search.ann_index import (
 from ..search.ivf import (
     PIECE_ROWS,
     SAMPLE_PER_CELL,
-    Cells,
-    Chosen,
-    Effort,
+    AllowedRows,
+    GroundTruth,
+    IvfIndex,
     Ordinals,
-    Truth,
+    ProbeBudget,
     cells_for,
     centres_of,
     measure,
@@ -66,18 +66,18 @@ def kind_for(rows: int, kind: Kind = "auto") -> Kind:
 
 
 @dataclass(frozen=True)
-class Built:
+class BuildReport:
     """What `build_index` did."""
 
     action: Literal["fresh", "added", "built"]
     why: str
     snapshot: int
-    labels: tuple[LabelIndex, ...]
+    labels: tuple[LabelIndexInfo, ...]
     bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)  # by part
 
-    def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "labels": [label.as_json() for label in self.labels]}
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "labels": [label.to_dict() for label in self.labels]}
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ class Drift:
         return "fresh", "every row is in it"
 
 
-def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool = False) -> Built:
+def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool = False) -> BuildReport:
     """Bring the index up to the newest snapshot: add what is new, or build anew where it has drifted (or if asked).
 
     Readers keep searching with the old one meanwhile, and may go on holding it.
@@ -132,11 +132,11 @@ def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool 
             made.append(grown)
             actions.append(action)
         if before is not None and len(before) == len(made) and all(what == "fresh" for what, _ in actions):
-            return Built("fresh", "every row is in it", snapshot.number, tuple(one for one, _, _ in made))
+            return BuildReport("fresh", "every row is in it", snapshot.number, tuple(one for one, _, _ in made))
         labels, size = _write(store.folder, snapshot.number, snapshot.space, made, clock)
         rebuilt = any(what == "rebuild" for what, _ in actions) or not made
         why = "; ".join(sorted({why for what, why in actions if what != "fresh"})) or "few rows: searched exactly"
-        return Built("built" if rebuilt else "added", why, snapshot.number, labels, size, clock.seconds)
+        return BuildReport("built" if rebuilt else "added", why, snapshot.number, labels, size, clock.seconds)
 
 
 def renumber(store: Path, number: int, old: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> None:
@@ -152,7 +152,7 @@ def renumber(store: Path, number: int, old: npt.NDArray[np.int64], new: npt.NDAr
 def _renumber(store: Path, number: int, old: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> None:
     for folder in folders(store):
         try:
-            space = Space.from_json(read_json(folder / "index.json")["space"])
+            space = Space.from_dict(read_json(folder / "index.json")["space"])
             labels = open_index(
                 folder, space, mapped=False, whole=True
             ).labels  # FAISS would write a mapped one as a reference
@@ -165,7 +165,7 @@ def _renumber(store: Path, number: int, old: npt.NDArray[np.int64], new: npt.NDA
         _write(store, number, space, moved, _Clock())
 
 
-Made = tuple[LabelIndex, Cells, npt.NDArray[np.int64]]
+Made = tuple[LabelIndexInfo, IvfIndex, npt.NDArray[np.int64]]
 
 
 def _open_for_adding(snapshot: Snapshot) -> list[Made] | None:
@@ -214,16 +214,16 @@ def _make(snapshot: Snapshot, label: int, kind: Kind, clock: _Clock, rng: np.ran
         cell_of, _ = nearest_cell(vectors, centres)
         _, fit = nearest_cell(vectors[np.sort(shuffled[drawn:][:PIECE_ROWS])], centres)
     with clock("add"):
-        cells = Cells.empty(centres, sample, compact=kind == "compact").add(vectors, cell_of)
+        cells = IvfIndex.empty(centres, sample, compact=kind == "compact").add(vectors, cell_of)
     with clock("measure"):
         efforts, aheads, recall = _measured(snapshot, here, vectors, cells, rng)
-    told = LabelIndex(label, kind, len(here), len(here), count, fit, fit, efforts, aheads, recall, {})
+    told = LabelIndexInfo(label, kind, len(here), len(here), count, fit, fit, efforts, aheads, recall, {})
     return told, cells, snapshot.ids[here]
 
 
 def _measured(
-    snapshot: Snapshot, here: Positions, vectors: Vectors, cells: Cells, rng: np.random.Generator
-) -> tuple[dict[int, Effort], tuple[float, ...], dict[str, float]]:
+    snapshot: Snapshot, here: Positions, vectors: Vectors, cells: IvfIndex, rng: np.random.Generator
+) -> tuple[dict[int, ProbeBudget], tuple[float, ...], dict[str, float]]:
     """Efforts, recall of quantised rows, and recall as it came out, with rows of any label asking."""
     import torch
 
@@ -237,22 +237,22 @@ def _measured(
     own = np.searchsorted(here, asking)
     is_own = here[np.minimum(own, len(here) - 1)] == asking
     similarity[is_own, own[is_own]] = -np.inf  # a row is no neighbour of its own
-    truth = Truth(similarity)
+    truth = GroundTruth(similarity)
     efforts = dict(zip(MEASURED_K, measure(cells, queries, truth, rng, MEASURED_K), strict=True))
     aheads = _aheads(cells, queries, truth) if cells.compact else ()
-    told = LabelIndex(0, "plain", len(here), len(here), len(cells.centres), 0, 0, efforts, aheads, {}, {})
+    told = LabelIndexInfo(0, "plain", len(here), len(here), len(cells.centres), 0, 0, efforts, aheads, {}, {})
     recall = {}
     for share in (1.0, 0.5, 0.1, 0.01, 0.001):
         allowed = None if share == 1 else rng.random(len(cells)) < share
         count = len(cells) if allowed is None else int(allowed.sum())
         if count >= 10:
             effort = told.effort(10, 0.99, share)
-            found = cells.search(queries, told.ahead(11, 0.99), effort, Chosen(cells, allowed))
+            found = cells.search(queries, told.ahead(11, 0.99), effort, AllowedRows(cells, allowed))
             recall[f"{share:g}"] = _recall(truth, found, allowed)
     return efforts, aheads, recall
 
 
-def _recall(truth: Truth, found: Ordinals, allowed: Mask | None) -> float:
+def _recall(truth: GroundTruth, found: Ordinals, allowed: Mask | None) -> float:
     """recall@10 of candidates that are compared exactly."""
     true = truth.nearest(10, allowed)
     tenth = truth.of(true[:, -1:])
@@ -262,7 +262,7 @@ def _recall(truth: Truth, found: Ordinals, allowed: Mask | None) -> float:
     return round(float(np.minimum(right, there).sum() / there.sum()), 4)
 
 
-def _aheads(cells: Cells, queries: Vectors, truth: Truth) -> tuple[float, ...]:
+def _aheads(cells: IvfIndex, queries: Vectors, truth: GroundTruth) -> tuple[float, ...]:
     some = slice(0, 64)  # every row of every cell is read for each
     found = cells.search(queries[some], min(AHEADS[-1], len(cells)), len(cells))
     return tuple(_recall(truth[some], found[:, : n + 1], None) for n in AHEADS)
@@ -270,7 +270,7 @@ def _aheads(cells: Cells, queries: Vectors, truth: Truth) -> tuple[float, ...]:
 
 def _write(
     store: Path, number: int, space: Space, made: list[Made], clock: _Clock
-) -> tuple[tuple[LabelIndex, ...], int]:
+) -> tuple[tuple[LabelIndexInfo, ...], int]:
     """Put the new index in place of the old: each is there whole, or under a name that no search looks at."""
     final = store / "indexes" / f"{NAME}-{number:06d}"
     aside = final.with_suffix(TEMPORARY)
@@ -281,8 +281,8 @@ def _write(
                 "format": FORMAT,
                 "version": VERSION,
                 "snapshot": number,
-                "space": space.as_json(),
-                "labels": [one.as_json() for one in labels],
+                "space": space.to_dict(),
+                "labels": [one.to_dict() for one in labels],
             }
             told = json.loads(json.dumps(told))  # keys as text and tuples as lists, as they will be read
             write_text(aside / "index.json", json.dumps({**told, "digest": digest_of(told)}, indent=1) + "\n")
@@ -307,7 +307,7 @@ def _gone(folder: Path) -> Path:
     return gone
 
 
-def _saved(folder: Path, made: Made) -> LabelIndex:
+def _saved(folder: Path, made: Made) -> LabelIndexInfo:
     told, cells, ids = made
     stem = str(told.label)
     tail = cells.save(folder / f"{stem}.faiss")

@@ -11,18 +11,18 @@ import numpy as np
 
 from ...core.locking import give_up, writer_lock
 from ...errors import Damaged
-from ..manifest import Part, numbers, path_of, read_manifest, write_manifest
+from ..manifest import ShardRef, numbers, path_of, read_manifest, write_manifest
 from ..named_vectors import carry, tidy_all
 from ..records import Block, Ids
 from ..shard import Shard, write_shard
 from ..store import Store
-from ..tombstones import read_deleted
+from ..tombstones import read_tombstones
 from ..writer import ROWS_PER_SHARD, tidy
 from .build_index import renumber
 
 
 @dataclass(frozen=True)
-class Compacted:
+class CompactReport:
     """What `compact` did."""
 
     snapshot: int
@@ -32,11 +32,11 @@ class Compacted:
     given_up: int  # earlier snapshots, which can no longer be gone back to
     held: int  # earlier snapshots that readers still have: their files go when `compact` runs after them
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> Compacted:
+def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> CompactReport:
     """Rewrite shards that have deleted rows or are small; give up the snapshots before.
 
     A shard at a time is in memory. Killed at any moment, the store is as before or as after. Row ids of rewritten rows
@@ -56,7 +56,7 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> Compacted:
         for block, ids in _full(_live_blocks(folder, moved), rows_per_shard):
             path = folder / "shards" / f"{number:06d}.h5"
             header = write_shard(path, block)
-            parts.append(Part(path.name, header.rows, header.digest, path.stat().st_size))
+            parts.append(ShardRef(path.name, header.rows, header.digest, path.stat().st_size))
             old_ids.append(ids)
             new_ids.append((number << 32) + np.arange(len(block)))
             number += 1
@@ -73,10 +73,10 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> Compacted:
         if old_ids:
             renumber(folder, after.number, np.concatenate(old_ids), np.concatenate(new_ids))
     shards = len(before.parts), len(after.parts)
-    return Compacted(after.number, after.rows, shards, (size, _bytes(folder)), len(earlier) - len(held), len(held))
+    return CompactReport(after.number, after.rows, shards, (size, _bytes(folder)), len(earlier) - len(held), len(held))
 
 
-def plan(parts: tuple[Part, ...], rows_per_shard: int) -> tuple[list[Part], list[Part]]:
+def plan(parts: tuple[ShardRef, ...], rows_per_shard: int) -> tuple[list[ShardRef], list[ShardRef]]:
     """Which parts stay as they are, and which are rewritten: those with deleted rows, and small ones if there are two.
 
     >>> whole, small = Part("000001.h5", 100, "", 0), Part("000002.h5", 10, "", 0)
@@ -88,11 +88,11 @@ def plan(parts: tuple[Part, ...], rows_per_shard: int) -> tuple[list[Part], list
     return [part for part in parts if part not in moved], moved
 
 
-def _live_blocks(folder: Path, parts: list[Part]) -> Iterator[tuple[Block, Ids]]:
+def _live_blocks(folder: Path, parts: list[ShardRef]) -> Iterator[tuple[Block, Ids]]:
     """The live rows of each part, with pictures and texts, and their ids."""
     for part in parts:
         shard = Shard(folder / "shards" / part.name)
-        rows = np.delete(np.arange(part.rows), read_deleted(folder, part))
+        rows = np.delete(np.arange(part.rows), read_tombstones(folder, part))
         if len(damaged := np.intersect1d(shard.damaged_rows(), rows)):
             raise Damaged(
                 f"{shard.path}: the vectors of {len(damaged)} rows from row {damaged[0]} on are not what was written; "

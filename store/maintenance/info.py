@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...core.atomic_files import read_json
-from ..named_vectors import column_names, open_column
+from ..named_vectors import open_named_vectors, vector_names
 from ..records import LABELS, distinct
 from ..snapshot import Snapshot
 from ..space import Space
@@ -28,7 +28,7 @@ class SourceInfo:
 
 
 @dataclass(frozen=True)
-class Made:
+class ArtifactInfo:
     """An index or a head: made from the rows of a snapshot."""
 
     name: str
@@ -38,7 +38,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class ColumnInfo:
+class NamedVectorsInfo:
     """A second vector of the rows."""
 
     name: str
@@ -48,7 +48,7 @@ class ColumnInfo:
 
 
 @dataclass(frozen=True)
-class Info:
+class StoreInfo:
     """A store in figures."""
 
     path: str
@@ -63,11 +63,11 @@ class Info:
     shards: int
     deleted_rows: int  # still in the shards; `compact` takes them out
     bytes: int  # of the shards
-    indexes: tuple[Made, ...]
-    heads: tuple[Made, ...]
-    columns: tuple[ColumnInfo, ...] = ()  # vectors beside the store's own
+    indexes: tuple[ArtifactInfo, ...]
+    heads: tuple[ArtifactInfo, ...]
+    columns: tuple[NamedVectorsInfo, ...] = ()  # vectors beside the store's own
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
@@ -87,18 +87,18 @@ class History:
 
     snapshots: tuple[SnapshotInfo, ...]
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def info(store: Store) -> Info:
+def info(store: Store) -> StoreInfo:
     """A store's figures; raises what opening it raises."""
     snapshot = store.snapshot()
     manifest = snapshot.manifest
     labels = snapshot.column("labels")
     names, source_of, _ = distinct(snapshot.column("sources"))
     by_label = {label: np.bincount(source_of[labels == label], minlength=len(names)) for label in LABELS}
-    return Info(
+    return StoreInfo(
         path=str(store.folder),
         space=snapshot.space,
         snapshot=snapshot.number,
@@ -116,7 +116,7 @@ def info(store: Store) -> Info:
         bytes=sum(part.size for part in manifest.parts),
         indexes=_made(store.folder / "indexes", snapshot.number),
         heads=_made(store.folder / "heads", snapshot.number),
-        columns=tuple(_column(snapshot, name) for name in column_names(store.folder)),
+        columns=tuple(_column(snapshot, name) for name in vector_names(store.folder)),
     )
 
 
@@ -125,17 +125,17 @@ def history(store: Store) -> History:
     return History(tuple(SnapshotInfo(m.number, m.rows, m.created, m.note) for m in store.snapshots()))
 
 
-def _column(snapshot: Snapshot, name: str) -> ColumnInfo:
-    column = open_column(snapshot.folder, name)
-    return ColumnInfo(name, column.space.encoder, column.space.dim, int(column.missing(snapshot).sum()))
+def _column(snapshot: Snapshot, name: str) -> NamedVectorsInfo:
+    column = open_named_vectors(snapshot.folder, name)
+    return NamedVectorsInfo(name, column.space.encoder, column.space.dim, int(column.missing(snapshot).sum()))
 
 
-def _made(folder: Path, now: int) -> tuple[Made, ...]:
+def _made(folder: Path, now: int) -> tuple[ArtifactInfo, ...]:
     made = []
     for one in sorted(path for path in folder.glob("*") if path.is_dir()):
         number = _snapshot_named_in(one)
         size = sum(path.stat().st_size for path in one.rglob("*") if path.is_file())
-        made.append(Made(one.name, number, number != now, size))
+        made.append(ArtifactInfo(one.name, number, number != now, size))
     return tuple(made)
 
 

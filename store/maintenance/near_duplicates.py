@@ -26,7 +26,7 @@ Progress = Callable[[int, int], None]  # rows done, rows in all
 
 
 @dataclass(frozen=True)
-class Pairs:
+class NeighborTable:
     """The k nearest other rows of each row of a snapshot that was asked about. Make it with `all_pairs`."""
 
     snapshot: int
@@ -45,7 +45,7 @@ def all_pairs(
     where: Mask | None = None,
     progress: Progress | None = None,
     block_rows: int = BLOCK_ROWS,
-) -> Pairs:
+) -> NeighborTable:
     """The k nearest other rows of every row, exactly; of the rows of a mask, among themselves.
 
     `folder` gets `rows.npy` (n, k) int64, `similarity.npy` (n, k) float32 and `pairs.json`. Stopped at any moment and
@@ -88,7 +88,7 @@ def all_pairs(
         if progress:
             progress(done, len(positions))
     rows, similarity = (_opened(folder / name, (len(positions), k), "r") for name in FILES)
-    return Pairs(snapshot.number, positions, rows, similarity)
+    return NeighborTable(snapshot.number, positions, rows, similarity)
 
 
 def _begun(folder: Path, asked: dict[str, Any], shape: tuple[int, int]) -> int:
@@ -139,7 +139,7 @@ def _others(found: Matches, asking: Positions, k: int) -> Matches:
 
 
 @dataclass(frozen=True)
-class Group:
+class DuplicateGroup:
     """Rows that are one picture, or nearly."""
 
     keys: tuple[str, ...]
@@ -152,17 +152,17 @@ class Group:
         """Whether one picture is called both real and fake."""
         return {REAL, FAKE} <= set(self.labels)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "contradicts": self.contradicts}
 
 
 @dataclass(frozen=True)
-class Duplicates:
+class DuplicateReport:
     """The groups, largest first."""
 
     threshold: float
     rows: int  # that were compared
-    groups: tuple[Group, ...]
+    groups: tuple[DuplicateGroup, ...]
 
     @property
     def extra(self) -> int:
@@ -178,18 +178,18 @@ class Duplicates:
     def contradicting(self) -> int:
         return sum(group.contradicts for group in self.groups)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {
             "threshold": self.threshold,
             "rows": self.rows,
             "extra": self.extra,
             "across_sources": self.across_sources,
             "contradicting": self.contradicting,
-            "groups": [group.as_json() for group in self.groups],
+            "groups": [group.to_dict() for group in self.groups],
         }
 
 
-def duplicates(snapshot: Snapshot, pairs: Pairs, threshold: float = 0.98) -> Duplicates:
+def find_duplicates(snapshot: Snapshot, pairs: NeighborTable, threshold: float = 0.98) -> DuplicateReport:
     """Groups of rows linked by pairs that are at least so similar, or by equal bytes of their files.
 
     A link is one of a row's k nearest: of more than k + 1 rows that are all alike some links are not seen, which
@@ -216,15 +216,15 @@ def duplicates(snapshot: Snapshot, pairs: Pairs, threshold: float = 0.98) -> Dup
     for group in sorted(np.flatnonzero(size > 1).tolist(), key=lambda group: (-size[group], group)):
         rows = pairs.positions[order[ends_of[group] - size[group] : ends_of[group]]]
         groups.append(_group(snapshot, rows, float(lowest[group])))
-    return Duplicates(threshold, len(pairs), tuple(groups))
+    return DuplicateReport(threshold, len(pairs), tuple(groups))
 
 
-def _group(snapshot: Snapshot, rows: Positions, similarity: float) -> Group:
+def _group(snapshot: Snapshot, rows: Positions, similarity: float) -> DuplicateGroup:
     def told(name: str) -> Any:
         return snapshot.column(name)[rows].tolist()
 
     sources: Names = snapshot.column("sources")[rows]
-    return Group(tuple(told("keys")), tuple(told("labels")), tuple(distinct(sources)[0].tolist()), similarity)
+    return DuplicateGroup(tuple(told("keys")), tuple(told("labels")), tuple(distinct(sources)[0].tolist()), similarity)
 
 
 def _same_bytes(digests: npt.NDArray[np.void]) -> tuple[Positions, Positions]:

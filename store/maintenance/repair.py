@@ -15,19 +15,19 @@ import numpy.typing as npt
 from ...core.atomic_files import disk_errors, flush, make_folder
 from ...core.locking import writer_lock
 from ...errors import ClipfakeError, Damaged
-from ..manifest import Manifest, Part, path_of, read_manifest, write_manifest
+from ..manifest import Manifest, ShardRef, path_of, read_manifest, write_manifest
 from ..named_vectors import let_go
 from ..records import Block
 from ..shard import Shard, checksum, write_shard
 from ..snapshot import Snapshot
-from ..tombstones import read_deleted, without_rows
-from .verify import Health, check_shard, require_store, verify
+from ..tombstones import read_tombstones, write_tombstones
+from .verify import VerifyReport, check_shard, require_store, verify
 
 QUARANTINE = "quarantine"
 
 
 @dataclass(frozen=True)
-class Action:
+class RepairAction:
     """One thing that `repair` did."""
 
     path: str
@@ -36,23 +36,23 @@ class Action:
 
 
 @dataclass(frozen=True)
-class Repaired:
+class RepairReport:
     """What `repair` did; no actions where there was nothing to do."""
 
     path: str
     snapshot: int
     rows: int  # left
-    actions: tuple[Action, ...]
+    actions: tuple[RepairAction, ...]
 
     @property
     def lost(self) -> int:
         return sum(action.lost for action in self.actions)
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "lost": self.lost}
 
 
-def repair(folder: Path | str) -> Repaired:
+def repair(folder: Path | str) -> RepairReport:
     """Make a store whole again without what is damaged.
 
     Raises
@@ -67,7 +67,7 @@ def repair(folder: Path | str) -> Repaired:
     require_store(folder)  # or a folder that is none would get a lock file
     with writer_lock(folder), disk_errors(f"repair {folder}"):
         health = verify(folder)
-        actions: list[Action] = []
+        actions: list[RepairAction] = []
         manifest = _start(folder, health, actions)
         mended = _mended(folder, manifest, health, actions)
         if mended != manifest or manifest.number != health.snapshot or manifest.number < max(_told_numbers(folder)):
@@ -75,7 +75,7 @@ def repair(folder: Path | str) -> Repaired:
             mended = replace(mended, number=number).follow("repaired")
             write_manifest(folder, mended)
         _clear(folder, health, mended, actions)
-    return Repaired(str(folder), mended.number, mended.rows, tuple(actions))
+    return RepairReport(str(folder), mended.number, mended.rows, tuple(actions))
 
 
 def _told_numbers(folder: Path) -> list[int]:
@@ -83,7 +83,7 @@ def _told_numbers(folder: Path) -> list[int]:
     return [int(path.stem) for path in (folder / "snapshots").glob("*.json") if path.stem.isdigit()]
 
 
-def _start(folder: Path, health: Health, actions: list[Action]) -> Manifest:
+def _start(folder: Path, health: VerifyReport, actions: list[RepairAction]) -> Manifest:
     """The newest snapshot; if its manifest cannot be read, the one before and every whole shard that came after."""
     numbers = sorted(_told_numbers(folder))
     if health.snapshot is not None and numbers[-1] == health.snapshot:
@@ -95,11 +95,13 @@ def _start(folder: Path, health: Health, actions: list[Action]) -> Manifest:
             if base and int(path.stem) < base.next_shard:
                 continue
             shard = Shard(path)
-            part = Part(path.name, len(shard), shard.header.digest, shard.size)
+            part = ShardRef(path.name, len(shard), shard.header.digest, shard.size)
             space = space or shard.header.space
             if not check_shard(folder, Manifest(0, space), part):
                 parts.append(part)
-                actions.append(Action(f"shards/{path.name}", f"{len(shard)} rows taken over, whose manifest was lost"))
+                actions.append(
+                    RepairAction(f"shards/{path.name}", f"{len(shard)} rows taken over, whose manifest was lost")
+                )
     if space is None:
         raise Damaged(f"{folder}: no snapshot and no shard can be read; start a new store and index again")
     following = max([part.number for part in parts], default=0) + 1
@@ -109,7 +111,7 @@ def _start(folder: Path, health: Health, actions: list[Action]) -> Manifest:
     return replace(start, parts=_once_each(folder, start))
 
 
-def _mended(folder: Path, manifest: Manifest, health: Health, actions: list[Action]) -> Manifest:
+def _mended(folder: Path, manifest: Manifest, health: VerifyReport, actions: list[RepairAction]) -> Manifest:
     """The manifest without what is damaged: files are written, nothing is committed."""
     damaged, parts, following, again = {p.path for p in health.problems}, [], manifest.next_shard, False
     for part in manifest.parts:
@@ -117,29 +119,31 @@ def _mended(folder: Path, manifest: Manifest, health: Health, actions: list[Acti
             known = _known_list(folder, part)
             back = part.deleted_rows - (known.deleted_rows if known else 0)
             part = known or _with_list(part, None)
-            actions.append(Action(f"deleted/{part.deleted}", f"up to {back} deleted rows of {part.name} came back"))
+            actions.append(
+                RepairAction(f"deleted/{part.deleted}", f"up to {back} deleted rows of {part.name} came back")
+            )
             again = True
         hit = again or f"shards/{part.name}" in damaged
         problems = check_shard(folder, manifest, part) if hit else []
-        kept: Part | None = part
+        kept: ShardRef | None = part
         for problem in sorted(problems, key=lambda problem: not problem.rows):  # damaged rows are in no new shard
             if problem.rows:
                 rows = np.concatenate([np.arange(first, last) for first, last in problem.rows])
-                kept = part = without_rows(folder, part, rows, max(_told_numbers(folder)) + 1)
-                actions.append(Action(problem.path, f"dropped what is damaged: {problem.what}", problem.lost))
+                kept = part = write_tombstones(folder, part, rows, max(_told_numbers(folder)) + 1)
+                actions.append(RepairAction(problem.path, f"dropped what is damaged: {problem.what}", problem.lost))
             elif problem.lost == 0 and part.rows > part.deleted_rows:
                 kept = _without_spare(folder, part, following)
                 following += 1
-                actions.append(Action(problem.path, f"written anew without what is damaged: {problem.what}"))
+                actions.append(RepairAction(problem.path, f"written anew without what is damaged: {problem.what}"))
             else:
                 kept = None
-                actions.append(Action(problem.path, f"dropped: {problem.what}", problem.lost))
+                actions.append(RepairAction(problem.path, f"dropped: {problem.what}", problem.lost))
         parts += [kept] if kept else []
     mended = replace(manifest, parts=tuple(sorted(parts, key=lambda part: part.number)), next_shard=following)
     return replace(mended, parts=_once_each(folder, mended)) if again else mended
 
 
-def _clear(folder: Path, health: Health, now: Manifest, actions: list[Action]) -> None:
+def _clear(folder: Path, health: VerifyReport, now: Manifest, actions: list[RepairAction]) -> None:
     """Set aside the damaged files, and the earlier snapshots that need them."""
     damaged = {problem.path for problem in health.problems}
     used = {f"shards/{part.name}" for part in now.parts} | {f"deleted/{part.deleted}" for part in now.parts}
@@ -156,12 +160,12 @@ def _clear(folder: Path, health: Health, now: Manifest, actions: list[Action]) -
         path = folder / name
         if name.startswith("indexes/"):
             shutil.rmtree(path, ignore_errors=True)
-            actions.append(Action(name, "removed; build it again when it is needed"))
+            actions.append(RepairAction(name, "removed; build it again when it is needed"))
         elif path.exists():
             if name.startswith("columns/"):
                 let_go(folder, path)
             _set_aside(folder, path)
-            actions.append(Action(name, f"set aside in {QUARANTINE}/"))
+            actions.append(RepairAction(name, f"set aside in {QUARANTINE}/"))
 
 
 def _set_aside(folder: Path, path: Path) -> None:
@@ -174,7 +178,7 @@ def _set_aside(folder: Path, path: Path) -> None:
     flush(path.parent)
 
 
-def _without_spare(folder: Path, part: Part, number: int) -> Part:
+def _without_spare(folder: Path, part: ShardRef, number: int) -> ShardRef:
     """The live rows in a new shard, without the pictures or texts that cannot be read."""
     shard = Shard(folder / "shards" / part.name)
     thumbnails: tuple[bytes, ...] = ()
@@ -184,13 +188,13 @@ def _without_spare(folder: Path, part: Part, number: int) -> Part:
     with suppress(Damaged):
         texts = shard.texts
     block = Block(shard.header.space, shard.rows(), np.asarray(shard.vectors), thumbnails, texts)
-    alive = np.delete(np.arange(part.rows), read_deleted(folder, part))
+    alive = np.delete(np.arange(part.rows), read_tombstones(folder, part))
     path = folder / "shards" / f"{number:06d}.h5"
     header = write_shard(path, block.take(alive))
-    return Part(path.name, header.rows, header.digest, path.stat().st_size)
+    return ShardRef(path.name, header.rows, header.digest, path.stat().st_size)
 
 
-def _with_list(part: Part, path: Path | None) -> Part:
+def _with_list(part: ShardRef, path: Path | None) -> ShardRef:
     """The part with the deleted rows of this file, which is trusted as it is."""
     if path is None:
         return replace(part, deleted="", deleted_rows=0, deleted_digest="")
@@ -198,7 +202,7 @@ def _with_list(part: Part, path: Path | None) -> Part:
     return replace(part, deleted=path.name, deleted_rows=len(content) // 4, deleted_digest=checksum(content))
 
 
-def _latest_list(folder: Path, part: Part) -> Path | None:
+def _latest_list(folder: Path, part: ShardRef) -> Path | None:
     """The newest list of a shard's deleted rows that can be one, whether or not a manifest vouches for it."""
     for path in sorted((folder / "deleted").glob(f"{part.number:06d}-*.u4"), reverse=True):
         content = path.read_bytes()
@@ -208,18 +212,18 @@ def _latest_list(folder: Path, part: Part) -> Path | None:
     return None
 
 
-def _known_list(folder: Path, part: Part) -> Part | None:
+def _known_list(folder: Path, part: ShardRef) -> ShardRef | None:
     """The part with the longest list of its deleted rows that a snapshot vouches for."""
     found = []
     for number in _told_numbers(folder):
         with suppress(ClipfakeError):
             parts = read_manifest(folder, number).parts
             same = [p for p in parts if (p.name, p.header) == (part.name, part.header)]
-            found += [p for p in same if len(read_deleted(folder, p))]
+            found += [p for p in same if len(read_tombstones(folder, p))]
     return max(found, key=lambda other: other.deleted_rows, default=None)
 
 
-def _once_each(folder: Path, manifest: Manifest) -> tuple[Part, ...]:
+def _once_each(folder: Path, manifest: Manifest) -> tuple[ShardRef, ...]:
     """The parts with every key in one place: of rows with the same key only the youngest lives."""
     sound = [part for part in manifest.parts if not check_shard(folder, manifest, part)]
     snapshot = Snapshot(folder, replace(manifest, parts=tuple(sound)))
@@ -228,8 +232,8 @@ def _once_each(folder: Path, manifest: Manifest) -> tuple[Part, ...]:
     return tuple(_forgetting(folder, manifest.parts, older))
 
 
-def _forgetting(folder: Path, parts: Iterable[Part], ids: npt.NDArray[np.int64]) -> Iterable[Part]:
+def _forgetting(folder: Path, parts: Iterable[ShardRef], ids: npt.NDArray[np.int64]) -> Iterable[ShardRef]:
     number = max(_told_numbers(folder), default=0) + 1
     for part in parts:
         rows = ids[ids >> 32 == part.number] & 0xFFFFFFFF
-        yield without_rows(folder, part, rows, number) if len(rows) else part
+        yield write_tombstones(folder, part, rows, number) if len(rows) else part

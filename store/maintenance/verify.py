@@ -13,20 +13,20 @@ import numpy as np
 from ...core.atomic_files import TEMPORARY
 from ...core.locking import lease
 from ...errors import ClipfakeError, Damaged, NoStore
-from ..manifest import Manifest, Part, numbers, path_of, read_manifest
+from ..manifest import Manifest, ShardRef, numbers, path_of, read_manifest
 from ..named_vectors import damage
 from ..records import distinct
 from ..search.ann_index import folders, open_index
 from ..shard import Shard
 from ..snapshot import Snapshot
-from ..tombstones import read_deleted
+from ..tombstones import read_tombstones
 
 # A shard without these is still good for everything but showing pictures and naming categories.
 SPARE = ("thumbnails", "texts")
 
 
 @dataclass(frozen=True)
-class Problem:
+class Damage:
     """One thing that is not as it was written."""
 
     path: str  # inside the store
@@ -36,7 +36,7 @@ class Problem:
 
 
 @dataclass(frozen=True)
-class Health:
+class VerifyReport:
     """What `verify` found."""
 
     path: str
@@ -44,18 +44,18 @@ class Health:
     rows: int
     files: int  # looked at
     bytes: int
-    problems: tuple[Problem, ...]  # damage: `repair` mends what can be mended
-    notes: tuple[Problem, ...]  # no damage: leftovers, stale indexes
+    problems: tuple[Damage, ...]  # damage: `repair` mends what can be mended
+    notes: tuple[Damage, ...]  # no damage: leftovers, stale indexes
 
     @property
     def sound(self) -> bool:
         return not self.problems
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "sound": self.sound}
 
 
-def verify(folder: Path | str) -> Health:
+def verify(folder: Path | str) -> VerifyReport:
     """Look at every byte of a store.
 
     Raises
@@ -66,8 +66,8 @@ def verify(folder: Path | str) -> Health:
     folder = Path(folder)
     require_store(folder)
     manifests, problems = read_manifests(folder)
-    notes: list[Problem] = []
-    checked: dict[tuple[str, str], list[Problem]] = {}
+    notes: list[Damage] = []
+    checked: dict[tuple[str, str], list[Damage]] = {}
     for manifest in reversed(manifests):  # the store as it is now first, then what only its history has
         for part in manifest.parts:
             if (part.name, part.header) not in checked:
@@ -80,13 +80,13 @@ def verify(folder: Path | str) -> Health:
         rows = now.rows
         problems += _doubled(folder, now) if not problems else []
         notes += _leftovers(folder, manifests)
-        problems += [Problem(path, what) for path, what in damage(folder, manifests).items()]
+        problems += [Damage(path, what) for path, what in damage(folder, manifests).items()]
         for index in folders(folder):
             found, note = _check_index(folder, index, now)
             problems += found
             notes += note
     sizes = list(_sizes(folder))
-    return Health(
+    return VerifyReport(
         path=str(folder),
         snapshot=now.number if now else None,
         rows=rows,
@@ -103,7 +103,7 @@ def require_store(folder: Path) -> None:
         read_manifest(folder)  # says so
 
 
-def read_manifests(folder: Path) -> tuple[list[Manifest], list[Problem]]:
+def read_manifests(folder: Path) -> tuple[list[Manifest], list[Damage]]:
     """Those that can be read, oldest first, and what is wrong with the others."""
     manifests, problems = [], []
     for path in sorted((folder / "snapshots").glob("*.json")):
@@ -116,13 +116,13 @@ def read_manifests(folder: Path) -> tuple[list[Manifest], list[Problem]]:
         except NoStore:
             pass
         except (ClipfakeError, ValueError) as e:
-            problems.append(Problem(_inside(folder, path), str(e)))
+            problems.append(Damage(_inside(folder, path), str(e)))
         if not path.exists():  # a writer went on meanwhile
             return read_manifests(folder)
     return manifests, problems
 
 
-def check_shard(folder: Path, manifest: Manifest, part: Part) -> list[Problem]:
+def check_shard(folder: Path, manifest: Manifest, part: ShardRef) -> list[Damage]:
     """What is wrong with one shard; [] if every byte that counts is as it was written.
 
     One problem that costs all rows, or one that costs none (pictures, texts), one of some rows' vectors, or both.
@@ -133,36 +133,36 @@ def check_shard(folder: Path, manifest: Manifest, part: Part) -> list[Problem]:
     try:
         header = shard.header
         if (shard.size, header.rows, header.digest) != (part.size, part.rows, part.header):
-            return [Problem(name, f"is not the shard that snapshot {manifest.number} names", lost=alive)]
+            return [Damage(name, f"is not the shard that snapshot {manifest.number} names", lost=alive)]
         if not header.space.same(manifest.space):
-            return [Problem(name, f"holds vectors of {header.space}, the store's are of {manifest.space}", lost=alive)]
+            return [Damage(name, f"holds vectors of {header.space}, the store's are of {manifest.space}", lost=alive)]
         bad = [dataset for dataset in header.checksums if dataset != "vectors" and not _reads(shard, dataset)]
         what = f"{', '.join(sorted(bad))}: checksum differs"
         if any(dataset.split("/")[0] not in SPARE for dataset in bad):
-            return [Problem(name, what, lost=alive)]
-        spare = [Problem(name, what)] if bad else []
+            return [Damage(name, what, lost=alive)]
+        spare = [Damage(name, what)] if bad else []
         damaged = shard.damaged_rows()
     except ClipfakeError as e:
-        return [Problem(name, str(e), lost=alive)]
+        return [Damage(name, str(e), lost=alive)]
     with suppress(ClipfakeError):  # told of by check_deleted
-        damaged = np.setdiff1d(damaged, read_deleted(folder, part))  # what nobody sees harms nobody
+        damaged = np.setdiff1d(damaged, read_tombstones(folder, part))  # what nobody sees harms nobody
     if not len(damaged):
         return spare
     cuts = np.flatnonzero(np.diff(damaged) > 1) + 1
     ranges = tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(damaged, cuts))
     told = ", ".join(f"{first}..{last - 1}" for first, last in ranges)
-    return [*spare, Problem(name, f"vectors of rows {told}: checksum differs", ranges, len(damaged))]
+    return [*spare, Damage(name, f"vectors of rows {told}: checksum differs", ranges, len(damaged))]
 
 
-def check_deleted(folder: Path, part: Part) -> list[Problem]:
+def check_deleted(folder: Path, part: ShardRef) -> list[Damage]:
     """What is wrong with the list of a shard's deleted rows."""
     try:
-        deleted = read_deleted(folder, part)
+        deleted = read_tombstones(folder, part)
     except ClipfakeError as e:
-        return [Problem(f"deleted/{part.deleted}", str(e), lost=part.rows - part.deleted_rows)]
+        return [Damage(f"deleted/{part.deleted}", str(e), lost=part.rows - part.deleted_rows)]
     if len(deleted) == part.deleted_rows and (not len(deleted) or deleted.max() < part.rows):
         return []
-    return [Problem(f"deleted/{part.deleted}", f"lists {len(deleted)} rows instead of {part.deleted_rows}")]
+    return [Damage(f"deleted/{part.deleted}", f"lists {len(deleted)} rows instead of {part.deleted_rows}")]
 
 
 def _reads(shard: Shard, dataset: str) -> bool:
@@ -173,7 +173,7 @@ def _reads(shard: Shard, dataset: str) -> bool:
     return True
 
 
-def _doubled(folder: Path, manifest: Manifest) -> list[Problem]:
+def _doubled(folder: Path, manifest: Manifest) -> list[Damage]:
     """Keys that stand twice among the live rows."""
     snapshot = Snapshot(folder, manifest)
     hashes = snapshot.column("key_hashes") if len(snapshot) else np.zeros(0, np.uint64)
@@ -184,29 +184,29 @@ def _doubled(folder: Path, manifest: Manifest) -> list[Problem]:
     if not twice:
         return []
     where = f"snapshots/{path_of(folder, manifest.number).name}"
-    return [Problem(where, f"{len(twice)} keys stand more than once, the first is {twice[0]}", lost=len(twice))]
+    return [Damage(where, f"{len(twice)} keys stand more than once, the first is {twice[0]}", lost=len(twice))]
 
 
-def _leftovers(folder: Path, manifests: list[Manifest]) -> list[Problem]:
+def _leftovers(folder: Path, manifests: list[Manifest]) -> list[Damage]:
     parts = [part for manifest in manifests for part in manifest.parts]
     named = {"shards": {part.name for part in parts}, "deleted": {part.deleted for part in parts}}
     found = [path for path in folder.rglob(f"*{TEMPORARY}") if path.parent.name != "quarantine"]
     for room, names in named.items():
         found += [p for p in (folder / room).glob("*") if p.name not in names and p.suffix != TEMPORARY]
     what = "is left over from a writer that was stopped; the next one removes it"
-    return [Problem(_inside(folder, path), what) for path in sorted(found)]
+    return [Damage(_inside(folder, path), what) for path in sorted(found)]
 
 
-def _check_index(folder: Path, index: Path, now: Manifest) -> tuple[list[Problem], list[Problem]]:
+def _check_index(folder: Path, index: Path, now: Manifest) -> tuple[list[Damage], list[Damage]]:
     name = _inside(folder, index)
     try:
         number = open_index(index, now.space, whole=True).number
     except ClipfakeError as e:
-        return [Problem(name, str(e))] if index.exists() else [], []  # a newer one may have taken its place meanwhile
+        return [Damage(name, str(e))] if index.exists() else [], []  # a newer one may have taken its place meanwhile
     if number == now.number:
         return [], []
     what = f"is of snapshot {number}, the store is at {now.number}: newer rows are searched exactly beside it"
-    return [], [Problem(name, what)]
+    return [], [Damage(name, what)]
 
 
 def _sizes(folder: Path) -> Iterator[int]:

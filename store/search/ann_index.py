@@ -21,9 +21,9 @@ from ...errors import Damaged, StoreError
 from ..records import Mask, Vectors
 from ..shard import checksum
 from ..space import Space
-from .ivf import Cells, Chosen, Effort
-from .matches import Matches, Positions, Stored
-from .prepared_filter import Scope
+from .ivf import AllowedRows, IvfIndex, ProbeBudget
+from .matches import Matches, Positions, SearchableRows
+from .prepared_filter import PreparedFilter
 
 FORMAT = "clipfake-index"
 VERSION = 1
@@ -36,7 +36,7 @@ Kind = Literal["auto", "exact", "plain", "compact"]
 
 
 @dataclass(frozen=True)
-class LabelIndex:
+class LabelIndexInfo:
     """What is known of one label's index, in index.json."""
 
     label: int
@@ -46,7 +46,7 @@ class LabelIndex:
     cells: int
     fit: float  # mean similarity of rows to their cell's centre, when the cells were made
     added_fit: float  # the same of the rows added since
-    efforts: dict[int, Effort]  # k -> rows to read
+    efforts: dict[int, ProbeBudget]  # k -> rows to read
     aheads: tuple[float, ...]  # recall after comparing so many quantised rows exactly, for each of AHEADS; () if plain
     recall: dict[str, float]  # measured recall@10 at a target of 0.99, by the share of rows a filter allows
     files: dict[str, tuple[int, int, str, str]]  # name -> bytes, bytes of tables, their checksum, the whole's checksum
@@ -66,11 +66,11 @@ class LabelIndex:
         enough = next((n for n, r in zip(AHEADS, self.aheads, strict=True) if r >= aim), AHEADS[-1])
         return max(k, round(enough * max(1.0, k / 10)))
 
-    def as_json(self) -> dict[str, Any]:
-        return {**asdict(self), "efforts": {str(k): e.as_json() for k, e in self.efforts.items()}}
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "efforts": {str(k): e.to_dict() for k, e in self.efforts.items()}}
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> LabelIndex:
+    def from_dict(cls, told: dict[str, Any]) -> LabelIndexInfo:
         """Raises KeyError, TypeError, ValueError or AttributeError where it is none."""
         stem, files = f"{int(told['label'])}", told["files"]
         if files.keys() != {f"{stem}.faiss", f"{stem}.ids.npy", f"{stem}.cells.npy"}:
@@ -78,18 +78,18 @@ class LabelIndex:
         return cls(
             **{
                 **told,
-                "efforts": {int(k): Effort.from_json(e) for k, e in told["efforts"].items()},
+                "efforts": {int(k): ProbeBudget.from_dict(e) for k, e in told["efforts"].items()},
                 "aheads": tuple(told["aheads"]),
                 "files": {name: tuple(facts) for name, facts in told["files"].items()},
             }
         )
 
 
-class Attached:
+class SnapshotIndex:
     """An index as one snapshot may use it: which of its rows are alive, and where they are."""
 
     def __init__(
-        self, folder: Path, labels: list[tuple[LabelIndex, Cells, npt.NDArray[np.int64]]], number: int
+        self, folder: Path, labels: list[tuple[LabelIndexInfo, IvfIndex, npt.NDArray[np.int64]]], number: int
     ) -> None:
         self.folder = folder
         self.number = number  # of the snapshot it was made from
@@ -97,7 +97,7 @@ class Attached:
         self._places: list[tuple[Positions, Mask | None]] = []  # position and whether alive, by ordinal; None for all
         self._rest: Mask = np.zeros(0, bool)  # rows of the snapshot that no index has
 
-    def to(self, snapshot: Stored) -> Attached:
+    def to(self, snapshot: SearchableRows) -> SnapshotIndex:
         """Itself, looked up for this snapshot."""
         self._rest = np.ones(len(snapshot), bool)
         for _, _, ids in self.labels:
@@ -108,10 +108,10 @@ class Attached:
         return self
 
     def search(
-        self, snapshot: Stored, queries: Vectors, k: int, scope: Scope, recall: float
+        self, snapshot: SearchableRows, queries: Vectors, k: int, scope: PreparedFilter, recall: float
     ) -> tuple[Matches, Positions | None]:
         """What the indexes find, and the positions that are left to search exactly."""
-        within: Within = scope.indexed or self._within(scope)
+        within: IndexedFilter = scope.indexed or self._within(scope)
         scope.indexed = within
         result, exactly = Matches.none(len(queries), k), []
         for (told, cells, _), (places, _), allowed in zip(self.labels, self._places, within.allowed, strict=True):
@@ -127,15 +127,15 @@ class Attached:
             result = result.merge(compared(snapshot, queries, found, k), k)
         return result, self._left(scope, within, exactly)
 
-    def _within(self, scope: Scope) -> Within:
+    def _within(self, scope: PreparedFilter) -> IndexedFilter:
         """What a scope is to each label's index."""
         allowed = []
         for (_, cells, _), (places, alive) in zip(self.labels, self._places, strict=True):
             mask = alive if scope.mask is None else scope.mask[places] if alive is None else scope.mask[places] & alive
-            allowed.append(Chosen(cells, None if mask is None or mask.all() else mask))
-        return Within(allowed, np.flatnonzero(self._rest if scope.mask is None else self._rest & scope.mask))
+            allowed.append(AllowedRows(cells, None if mask is None or mask.all() else mask))
+        return IndexedFilter(allowed, np.flatnonzero(self._rest if scope.mask is None else self._rest & scope.mask))
 
-    def _left(self, scope: Scope, within: Within, exactly: list[int]) -> Positions | None:
+    def _left(self, scope: PreparedFilter, within: IndexedFilter, exactly: list[int]) -> Positions | None:
         """Positions to search exactly: those no index has, and all of these labels."""
         if not exactly:
             return within.rest
@@ -149,10 +149,10 @@ class Attached:
 
 
 @dataclass(frozen=True)
-class Within:
+class IndexedFilter:
     """What an index keeps of a scope."""
 
-    allowed: list[Chosen]  # by label
+    allowed: list[AllowedRows]  # by label
     rest: Positions  # that no index has
 
 
@@ -165,7 +165,7 @@ def exactly_is_cheaper(queries: int, rows: int, effort: int) -> bool:
     return rows * (1 + queries / 15) < effort * queries
 
 
-def compared(snapshot: Stored, queries: Vectors, found: Positions, k: int) -> Matches:
+def compared(snapshot: SearchableRows, queries: Vectors, found: Positions, k: int) -> Matches:
     """The k nearest of the candidates of each query, by the vectors as they are stored; `found` is (queries, n)."""
     result = Matches.none(len(queries), k)
     step = max(1, RESCORED_ROWS // max(found.shape[1], 1))
@@ -185,7 +185,7 @@ def folders(store: Path) -> list[Path]:
     return sorted(path for path in (store / "indexes").glob(f"{NAME}-*") if path.suffix != TEMPORARY and path.is_dir())
 
 
-def attach(snapshot: Stored) -> Attached | None:
+def attach(snapshot: SearchableRows) -> SnapshotIndex | None:
     """The newest index that can be read, for this snapshot; None where there is none (`verify` names a damaged one)."""
     listed = folders(snapshot.folder)
     for folder in reversed(listed):
@@ -198,7 +198,7 @@ def attach(snapshot: Stored) -> Attached | None:
     return None
 
 
-def open_index(folder: Path, space: Space, *, mapped: bool = True, whole: bool = False) -> Attached:
+def open_index(folder: Path, space: Space, *, mapped: bool = True, whole: bool = False) -> SnapshotIndex:
     """Read an index; `whole` compares every byte with its checksum, otherwise only the tables.
 
     Raises
@@ -211,15 +211,15 @@ def open_index(folder: Path, space: Space, *, mapped: bool = True, whole: bool =
         digest = told.pop("digest")
         if (told["format"], told["version"]) != (FORMAT, VERSION) or digest != digest_of(told):
             raise Damaged(f"{path} is not an index of this release, or was altered; {AGAIN}")
-        space.require(Space.from_json(told["space"]), f"the index {folder}")
-        labels = [LabelIndex.from_json(one) for one in told["labels"]]
+        space.require(Space.from_dict(told["space"]), f"the index {folder}")
+        labels = [LabelIndexInfo.from_dict(one) for one in told["labels"]]
         number = int(told["snapshot"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
         raise Damaged(f"{path} is not a readable index ({e}); {AGAIN}") from e
-    return Attached(folder, [(one, *_read(folder, one, mapped=mapped, whole=whole)) for one in labels], number)
+    return SnapshotIndex(folder, [(one, *_read(folder, one, mapped=mapped, whole=whole)) for one in labels], number)
 
 
-def _read(folder: Path, told: LabelIndex, *, mapped: bool, whole: bool) -> tuple[Cells, npt.NDArray[np.int64]]:
+def _read(folder: Path, told: LabelIndexInfo, *, mapped: bool, whole: bool) -> tuple[IvfIndex, npt.NDArray[np.int64]]:
     for name, (size, tables, head, everything) in told.files.items():
         path = folder / name
         try:
@@ -238,7 +238,7 @@ def _read(folder: Path, told: LabelIndex, *, mapped: bool, whole: bool) -> tuple
         cell_of = read_array(folder / f"{stem}.cells.npy").astype(np.int64)
         if ids.shape != (told.rows,) or ids.dtype != np.int64:
             raise ValueError(f"{ids.dtype} ids of shape {ids.shape} for {told.rows} rows")
-        return Cells.load(folder / f"{stem}.faiss", cell_of, mapped=mapped), ids
+        return IvfIndex.load(folder / f"{stem}.faiss", cell_of, mapped=mapped), ids
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, MemoryError) as e:
         raise Damaged(f"{folder} cannot be read ({e}); {AGAIN}") from e
 

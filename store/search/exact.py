@@ -10,7 +10,7 @@ import numpy as np
 from ...core.matrix_product import product
 from ...core.threads import cores_for
 from ..records import Vectors
-from .matches import Matches, Positions, Stored
+from .matches import Matches, Positions, SearchableRows
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +28,7 @@ class ExactSearch:
     It belongs to one snapshot but does not hold it, so that neither keeps the other alive.
     """
 
-    def __init__(self, snapshot: Stored, device: str | None = None, kept_bytes: int = KEPT_BYTES) -> None:
+    def __init__(self, snapshot: SearchableRows, device: str | None = None, kept_bytes: int = KEPT_BYTES) -> None:
         import torch
 
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -40,12 +40,12 @@ class ExactSearch:
         elif 4 * values <= kept_bytes:
             self._kept = torch.from_numpy(snapshot.vectors(dtype=np.float16)).float()
 
-    def search(self, snapshot: Stored, queries: Vectors, k: int, where: Positions | None = None) -> Matches:
+    def search(self, snapshot: SearchableRows, queries: Vectors, k: int, where: Positions | None = None) -> Matches:
         """The k rows nearest to each query, of all or of those at the positions `where` (ascending)."""
         return self.search_each(snapshot, queries, k, [where])[0]
 
     def search_each(
-        self, snapshot: Stored, queries: Vectors, k: int, wheres: Sequence[Positions | None]
+        self, snapshot: SearchableRows, queries: Vectors, k: int, wheres: Sequence[Positions | None]
     ) -> list[Matches]:
         """The same for several sets of rows in one pass: what they share is read and multiplied once."""
         wanted = max((len(snapshot) if where is None else len(where) for where in wheres), default=0)
@@ -53,7 +53,7 @@ class ExactSearch:
             return self._search_each(snapshot, queries, k, wheres)
 
     def _search_each(
-        self, snapshot: Stored, queries: Vectors, k: int, wheres: Sequence[Positions | None]
+        self, snapshot: SearchableRows, queries: Vectors, k: int, wheres: Sequence[Positions | None]
     ) -> list[Matches]:
         import torch
 
@@ -82,7 +82,7 @@ class ExactSearch:
                 results[i] = results[i].merge(Matches(positions[rows.cpu().numpy()], best.cpu().numpy()), k)
         return results
 
-    def _vectors(self, snapshot: Stored, positions: Positions) -> torch.Tensor:
+    def _vectors(self, snapshot: SearchableRows, positions: Positions) -> torch.Tensor:
         import torch
 
         whole = positions[-1] - positions[0] == len(positions) - 1

@@ -2,7 +2,7 @@
 
 What a search needs is told in *rows to read*, not in probes: cells are visited from the nearest on until they held so
 many allowed rows. A filter for few rows then reads more cells for the same effort, a filter for very few reads all that
-hold any and is exact. How many rows a wanted recall takes is measured when the index is built (`Effort`).
+hold any and is exact. How many rows a wanted recall takes is measured when the index is built (`ProbeBudget`).
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the rows that a filter allows, at whi
 
 
 @dataclass(frozen=True)
-class Effort:
+class ProbeBudget:
     """Rows to read for a wanted recall@10, as measured on the store's own vectors."""
 
     shares: tuple[float, ...]  # allowed share of the rows, falling
@@ -57,11 +57,11 @@ class Effort:
         read = np.interp(np.log(share), np.log(self.shares[::-1]), np.log(rows[::-1]))
         return int(np.ceil(MARGIN * np.exp(read)))
 
-    def as_json(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, told: dict[str, Any]) -> Effort:
+    def from_dict(cls, told: dict[str, Any]) -> ProbeBudget:
         rows = tuple(tuple(int(n) for n in row) for row in told["rows"])
         return cls(tuple(map(float, told["shares"])), tuple(map(float, told["recalls"])), rows)
 
@@ -101,7 +101,7 @@ def nearest_cell(vectors: Vectors, centres: Vectors) -> tuple[npt.NDArray[np.int
     return cells, fit / max(len(vectors), 1)
 
 
-class Cells:
+class IvfIndex:
     """An IVF index over the rows of one class, by ordinal."""
 
     def __init__(self, ivf: Any, centres: Vectors, cell_of: npt.NDArray[np.int64]) -> None:
@@ -118,7 +118,7 @@ class Cells:
         return isinstance(self._ivf, faiss.IndexIVFRaBitQ)
 
     @classmethod
-    def empty(cls, centres: Vectors, sample: Vectors, *, compact: bool) -> Cells:
+    def empty(cls, centres: Vectors, sample: Vectors, *, compact: bool) -> IvfIndex:
         """No rows yet, in cells around these centres; `sample` is what quantisation is fitted to."""
         cells, dim = centres.shape
         quantiser: Any = faiss.IndexFlatIP(dim)
@@ -136,7 +136,7 @@ class Cells:
         quantiser.this.disown()
         return cls(ivf, centres, np.zeros(0, np.int64))
 
-    def add(self, vectors: Vectors, cell_of: npt.NDArray[np.int64]) -> Cells:
+    def add(self, vectors: Vectors, cell_of: npt.NDArray[np.int64]) -> IvfIndex:
         """The same with more rows at the end; nothing is trained anew."""
         for start in range(0, len(vectors), PIECE_ROWS):
             piece = np.ascontiguousarray(vectors[start : start + PIECE_ROWS], np.float32)
@@ -144,19 +144,19 @@ class Cells:
             ordinals = np.arange(len(piece), dtype=np.int64) + len(self) + start
             pointers = [faiss.swig_ptr(array) for array in (piece, ordinals, cells)]
             self._ivf.add_core(len(piece), *pointers)
-        return Cells(self._ivf, self.centres, np.concatenate([self.cell_of, cell_of]))
+        return IvfIndex(self._ivf, self.centres, np.concatenate([self.cell_of, cell_of]))
 
     def counts(self, allowed: Mask | None) -> npt.NDArray[np.int64]:
         """(cells,) how many allowed rows each cell holds."""
         here = self.cell_of if allowed is None else self.cell_of[allowed]
         return np.bincount(here, minlength=len(self.centres))
 
-    def search(self, queries: Vectors, k: int, rows: int, allowed: Chosen | None = None) -> Ordinals:
+    def search(self, queries: Vectors, k: int, rows: int, allowed: AllowedRows | None = None) -> Ordinals:
         """(queries, k) ordinals found near each query, -1 where fewer, after reading `rows` allowed rows or a few more.
 
         Compact cells give candidates: ask for more than are wanted and compare them exactly.
         """
-        allowed = allowed or Chosen(self, None)
+        allowed = allowed or AllowedRows(self, None)
         if allowed.mask is None or self.compact or allowed.count < MOST_ALLOWED * len(self):
             return self._search(queries, k, rows, allowed, allowed.selector)
         # Looking at every row of a cell and leaving some out afterwards is quicker than asking for each row first;
@@ -171,7 +171,7 @@ class Cells:
             result[few] = self._search(np.asarray(queries)[few], k, rows, allowed, allowed.selector)
         return np.asarray(result)
 
-    def _search(self, queries: Vectors, k: int, rows: int, allowed: Chosen, selector: Any) -> Ordinals:
+    def _search(self, queries: Vectors, k: int, rows: int, allowed: AllowedRows, selector: Any) -> Ordinals:
         probed = probes(np.asarray(queries, np.float32) @ self.centres.T, allowed.counts, rows)
         if not probed.size:
             return np.full((len(queries), k), -1, np.int64)
@@ -192,7 +192,7 @@ class Cells:
         return len(self) * (int(self._ivf.code_size) + 8)
 
     @classmethod
-    def load(cls, path: Path, cell_of: npt.NDArray[np.int64], *, mapped: bool = True) -> Cells:
+    def load(cls, path: Path, cell_of: npt.NDArray[np.int64], *, mapped: bool = True) -> IvfIndex:
         """What was saved, mapped into memory; to add to it, read it whole. Raises what FAISS does, and ValueError."""
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
         ivf: Any = faiss.read_index(str(path), flags)
@@ -205,10 +205,10 @@ class Cells:
         return cls(ivf, centres, cell_of)
 
 
-class Chosen:
+class AllowedRows:
     """Which rows of an index a search may find: the filter by ordinal, and what FAISS wants to know of it."""
 
-    def __init__(self, cells: Cells, mask: Mask | None) -> None:
+    def __init__(self, cells: IvfIndex, mask: Mask | None) -> None:
         """`mask` is (rows,) bool by ordinal, None for all rows."""
         self.mask = mask
         self.count = len(cells) if mask is None else int(np.count_nonzero(mask))
@@ -244,7 +244,7 @@ def probes(near: npt.NDArray[np.floating[Any]], counts: npt.NDArray[np.int64], r
     return np.ascontiguousarray(np.where(needed, ranking, -1)[:, :most])
 
 
-class Truth:
+class GroundTruth:
     """The nearest rows of some queries, all rows compared, and of those that any filter allows."""
 
     def __init__(self, similarity: npt.NDArray[np.float32], kept: int = NEAREST_KEPT) -> None:
@@ -252,7 +252,7 @@ class Truth:
         self._similarity = similarity
         self._nearest = _top(similarity, min(kept, similarity.shape[1]))
 
-    def __getitem__(self, queries: slice) -> Truth:
+    def __getitem__(self, queries: slice) -> GroundTruth:
         """Of some of the queries."""
         some = copy(self)
         some._similarity, some._nearest = self._similarity[queries], self._nearest[queries]
@@ -285,7 +285,9 @@ def _top(similarity: npt.NDArray[np.float32], k: int) -> Ordinals:
     return np.asarray(torch.topk(torch.from_numpy(similarity), k, dim=1).indices.numpy())
 
 
-def measure(cells: Cells, queries: Vectors, truth: Truth, rng: np.random.Generator, ks: Sequence[int]) -> list[Effort]:
+def measure(
+    cells: IvfIndex, queries: Vectors, truth: GroundTruth, rng: np.random.Generator, ks: Sequence[int]
+) -> list[ProbeBudget]:
     """How many allowed rows must be read for each recall and each share of allowed rows, for each k.
 
     Filters are of two kinds, and the dearer one counts: scattered rows, and whole cells (a source or a category is more
@@ -303,17 +305,17 @@ def measure(cells: Cells, queries: Vectors, truth: Truth, rng: np.random.Generat
         efforts = [_efforts(cells, near, truth, allowed, ks) for allowed in filters]
         for rows, of_k in zip(table, zip(*efforts, strict=True), strict=True):
             rows.append(tuple(int(n) for n in np.max([_quantiles(e) for e in of_k], axis=0)))
-    return [Effort(SHARES, RECALLS, tuple(rows)) for rows in table]
+    return [ProbeBudget(SHARES, RECALLS, tuple(rows)) for rows in table]
 
 
-def _whole_cells(cells: Cells, share: float, rng: np.random.Generator) -> Mask:
+def _whole_cells(cells: IvfIndex, share: float, rng: np.random.Generator) -> Mask:
     chosen = rng.permutation(len(cells.centres))
     held = np.cumsum(cells.counts(None)[chosen])
     return np.isin(cells.cell_of, chosen[: int(np.searchsorted(held, share * len(cells))) + 1])
 
 
 def _efforts(
-    cells: Cells, near: npt.NDArray[Any], truth: Truth, allowed: Mask | None, ks: Sequence[int]
+    cells: IvfIndex, near: npt.NDArray[Any], truth: GroundTruth, allowed: Mask | None, ks: Sequence[int]
 ) -> list[npt.NDArray[np.int64]]:
     """For each k: (true neighbours of all queries,) the allowed rows to read until each is found."""
     if allowed is not None and not allowed.any():

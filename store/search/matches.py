@@ -60,14 +60,14 @@ class Matches:
         return Matches(np.take_along_axis(rows, order, 1), np.take_along_axis(similarity, order, 1))
 
 
-class Searches(Protocol):
+class Searcher(Protocol):
     """Who can be asked for the nearest rows of a snapshot instead of the snapshot itself."""
 
     def search(self, queries: Vectors, k: int, where: Mask | None = None, recall: float = 0.99) -> Matches:
         """As `Snapshot.search`."""
 
 
-class Stored(Protocol):
+class SearchableRows(Protocol):
     """A snapshot as searches see it."""
 
     @property

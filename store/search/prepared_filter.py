@@ -12,7 +12,7 @@ from ..records import Mask
 from .matches import Positions
 
 
-class Scope:
+class PreparedFilter:
     """Some rows of one snapshot, or all. Make it with `Snapshot.scope`; searches leave in it what they work out."""
 
     def __init__(self, mask: Mask | None, rows: int, of: object) -> None:

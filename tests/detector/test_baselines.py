@@ -154,4 +154,4 @@ def test_a_threshold_is_chosen_on_validation_and_measured_on_both(fit: Fit = BAS
     right = ((score(ASKED) + 5 > found.threshold) == (ASKED.labels == 1)).mean()
     assert found.metrics["test"].accuracy_at_validation == pytest.approx(right)
     assert right > 0.7 > (found.metrics["test"].accuracy or 1)  # at 0 all are called fake
-    assert found.as_json()["fitted_on"] == 300 and found.as_json()["note"] == "a note"
+    assert found.to_dict()["fitted_on"] == 300 and found.to_dict()["note"] == "a note"

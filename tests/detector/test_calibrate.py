@@ -9,7 +9,13 @@ from clipfake.detector.calibration import Calibration, Platt
 from clipfake.detector.evidence import Bank
 from clipfake.detector.metrics import measure
 from clipfake.detector.training import calibrate as heldout
-from clipfake.detector.training.calibrate import Calibrated, Coverage, Signals, calibrate, generator_folds
+from clipfake.detector.training.calibrate import (
+    CalibrationReport,
+    CoverageReport,
+    SignalTable,
+    calibrate,
+    generator_folds,
+)
 from clipfake.detector.training.train import TrainOptions, train
 from clipfake.detector.training.triplet import TripletOptions
 from clipfake.store.records import Block, Rows, names
@@ -57,13 +63,13 @@ def test_nothing_that_judges_a_held_out_row_has_seen_it_or_its_file_or_its_gener
     """The whole promise about what is new hangs on this."""
     learned: list[set[int]] = []
     judged: list[tuple[set[int], set[int], set[int]]] = []
-    fit, read = heldout.fit_head, Signals.read.__func__  # type: ignore[attr-defined]
+    fit, read = heldout.fit_head, SignalTable.read.__func__  # type: ignore[attr-defined]
 
     def fitted(snapshot: Snapshot, split: Any, learning: Any, choosing: Any, *rest: Any, **how: Any) -> Any:
         learned.append({*learning.positions.tolist(), *choosing.positions.tolist()})
         return fit(snapshot, split, learning, choosing, *rest, **how)
 
-    def asked(cls: type[Signals], head: Any, bank: Bank, positions: Any, fold: int = 0) -> Signals:
+    def asked(cls: type[SignalTable], head: Any, bank: Bank, positions: Any, fold: int = 0) -> SignalTable:
         of_head = learned[-1] if learned else set[int]()
         judged.append((of_head, set(np.flatnonzero(bank.members).tolist()), set(positions.tolist())))
         return read(cls, head, bank, positions, fold)  # type: ignore[no-any-return]
@@ -71,7 +77,7 @@ def test_nothing_that_judges_a_held_out_row_has_seen_it_or_its_file_or_its_gener
     head = train(snapshot, OPTIONS).head
     parts = head.split.of(snapshot.column("keys"))
     monkeypatch.setattr(heldout, "fit_head", fitted)
-    monkeypatch.setattr(Signals, "read", classmethod(asked))
+    monkeypatch.setattr(SignalTable, "read", classmethod(asked))
     calibrated = calibrate(snapshot, head, OPTIONS)
 
     digests, makers = snapshot.column("digests"), snapshot.column("generators")
@@ -125,8 +131,8 @@ def test_with_two_generators_none_can_be_left_out(snapshot: Snapshot) -> None:
 def test_what_became_of_a_promise_is_counted_row_by_row(rows: list[tuple[str, bool, bool]], nominal: float) -> None:
     labels = np.array([int(maker != "") for maker, *_ in rows])
     possible = np.array([told[1:] for told in rows])
-    signals = Signals(*[np.zeros(len(rows))] * 3, labels, names([row[0] for row in rows]), np.zeros(len(rows), int))
-    found = Coverage.of(signals, possible, nominal, 100)
+    signals = SignalTable(*[np.zeros(len(rows))] * 3, labels, names([row[0] for row in rows]), np.zeros(len(rows), int))
+    found = CoverageReport.of(signals, possible, nominal, 100)
 
     def share(of: list[bool]) -> float | None:
         return sum(of) / len(of) if of else None
@@ -154,9 +160,9 @@ def test_a_promise_is_broken_by_more_than_chance_explains(missed: int, broken: b
     for label, others in ((0, 1), (1, 0)):
         possible = np.ones((2000, 2), bool)
         possible[np.flatnonzero(labels == label)[:missed], label] = False
-        signals = Signals(*[np.zeros(2000)] * 3, labels, names([""] * 2000), np.zeros(2000, int))
-        assert Coverage.of(signals, possible, 0.05, 10**9).broken == broken
-        assert not Coverage.of(signals, possible, 0.05, 10).broken  # a calibration on ten may be off by more
+        signals = SignalTable(*[np.zeros(2000)] * 3, labels, names([""] * 2000), np.zeros(2000, int))
+        assert CoverageReport.of(signals, possible, 0.05, 10**9).broken == broken
+        assert not CoverageReport.of(signals, possible, 0.05, 10).broken  # a calibration on ten may be off by more
         assert possible[:, others].all()
 
 
@@ -166,8 +172,8 @@ def test_the_rate_of_error_that_is_proposed_is_one_that_gives_answers(rows: int,
     calibration = Calibration(
         Platt(1, 0), Platt(1, 0), (1.0, 0.0), 0.0, held, held, np.linspace(0, 1, 1001), "rows", "ab" * 16
     )
-    none = Coverage(10, 5, 5, rows, 0.05, 0.0, None, 0.0, 0.0)
-    _, told = Calibrated(calibration, measure(np.arange(2), np.arange(2.0)), none, None).sentences
+    none = CoverageReport(10, 5, 5, rows, 0.05, 0.0, None, 0.0, 0.0)
+    _, told = CalibrationReport(calibration, measure(np.arange(2), np.arange(2.0)), none, None).sentences
     proposed = float(told.partition("accept ")[2].partition("%")[0]) / 100
     assert not calibration.possible(np.array([-1e9]), proposed)[0, 1]
     assert proposed == pytest.approx(1 / (rows + 1), abs=1e-4)

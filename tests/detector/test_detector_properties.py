@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clipfake.detector.calibration import Calibration
-from clipfake.detector.detector import Detector, Question
+from clipfake.detector.detector import QueryOptions, VectorDetector
 from clipfake.detector.evidence import Bank
 from clipfake.detector.head import Head
 from clipfake.detector.projection import Projection
@@ -59,7 +59,7 @@ def block(seed: int) -> Block:
     return Block(SPACE, rows, drawn(labels, rng))
 
 
-def detector(store: Store, seed: int) -> Detector:
+def detector(store: Store, seed: int) -> VectorDetector:
     """A head of a few random support vectors, and a calibration on what it and a bank say of fresh rows."""
     rng = np.random.default_rng([seed, 1])
     labels = np.repeat([0, 1], rng.integers(10, 60, 2))
@@ -71,11 +71,13 @@ def detector(store: Store, seed: int) -> Detector:
     bank = Bank.of(store.snapshot())
     evidence, fresh = bank.evidence(known), drawn(labels, rng)
     told = (head.score(fresh), evidence.signal, evidence.nearest)
-    return Detector(head, bank, replace(Calibration.fit(*told, labels, held_out="rows", seed=seed), head=head.digest))
+    return VectorDetector(
+        head, bank, replace(Calibration.fit(*told, labels, held_out="rows", seed=seed), head=head.digest)
+    )
 
 
 @contextmanager
-def asked(seed: int, *blocks: Block) -> Iterator[Detector]:
+def asked(seed: int, *blocks: Block) -> Iterator[VectorDetector]:
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "s", SPACE)
         with store.writer() as writer:
@@ -89,9 +91,9 @@ def pictures(seed: int, number: int = 8) -> np.ndarray:
     return drawn(rng.random(number), rng)
 
 
-def judged(detector: Detector, seed: int, **question: Any) -> list[Verdict]:
+def judged(detector: VectorDetector, seed: int, **question: Any) -> list[Verdict]:
     vectors = pictures(seed)
-    return detector.judge([f"{i}" for i in range(len(vectors))], vectors, question=Question(**question))
+    return detector.judge([f"{i}" for i in range(len(vectors))], vectors, question=QueryOptions(**question))
 
 
 def assert_same(verdicts: list[Verdict], others: list[Verdict]) -> None:

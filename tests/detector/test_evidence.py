@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipfake.detector.evidence import FETCHED, Bank, Rules
+from clipfake.detector.evidence import FETCHED, Bank, EvidenceOptions
 from clipfake.store.records import Block, Rows
 from clipfake.store.search.matches import Matches
 from clipfake.store.space import Space
@@ -39,10 +39,10 @@ vectors = st.tuples(
 ).map(lambda told: tuple((1 if told[1][told[0].index(i)] else -1) if i in told[0] else 0 for i in range(DIM)))
 rows = st.builds(Row, vectors, st.integers(-1, 1), st.integers(0, 3), st.integers(0, 5))
 banks = st.lists(rows, min_size=2, max_size=40).filter(lambda stored: {row.label for row in stored} >= {0, 1})
-rules = st.builds(Rules, k=st.integers(1, 6), per_source=st.integers(1, 4))
+rules = st.builds(EvidenceOptions, k=st.integers(1, 6), per_source=st.integers(1, 4))
 
 
-def of_so_many(rules: Rules, told: Sequence[Row]) -> Rules:
+def of_so_many(rules: EvidenceOptions, told: Sequence[Row]) -> EvidenceOptions:
     """With as many witnesses as let all rows be fetched: of equally near ones any may be left behind."""
     most = max(sum(row.label == label for row in told) for label in (0, 1))
     return replace(rules, k=max(rules.k, -(-most // FETCHED)))
@@ -70,7 +70,7 @@ def alike(one: Row, other: Row) -> bool:
     return one.vector == other.vector or (one.digest == other.digest != UNKNOWN)
 
 
-def plainly(told: Sequence[Row], asked: Row, label: int, rules: Rules) -> list[int]:
+def plainly(told: Sequence[Row], asked: Row, label: int, rules: EvidenceOptions) -> list[int]:
     """Positions of the witnesses of one class, nearest first."""
     members = [i for i, row in enumerate(told) if row.label == label]
     members = [i for i in members if not (told[i].digest == asked.digest != UNKNOWN)]
@@ -93,7 +93,9 @@ def told_of(matches: Matches, query: int) -> list[int]:
 
 @settings(max_examples=40, deadline=None)
 @given(banks, st.lists(rows, min_size=1, max_size=4), rules)
-def test_witnesses_are_those_of_the_rules_applied_row_by_row(told: list[Row], asked: list[Row], rules: Rules) -> None:
+def test_witnesses_are_those_of_the_rules_applied_row_by_row(
+    told: list[Row], asked: list[Row], rules: EvidenceOptions
+) -> None:
     rules = of_so_many(rules, told)
     with tempfile.TemporaryDirectory() as folder:
         bank = Bank.of(stored(told, Path(folder) / "s").snapshot(), rules)
@@ -115,7 +117,7 @@ def test_witnesses_are_those_of_the_rules_applied_row_by_row(told: list[Row], as
 @settings(max_examples=20, deadline=None)
 @given(banks, rows, rules, st.integers(0, 3))
 def test_leaving_a_source_out_is_as_if_it_had_never_been_indexed(
-    told: list[Row], asked: Row, rules: Rules, source: int
+    told: list[Row], asked: Row, rules: EvidenceOptions, source: int
 ) -> None:
     left = [row for row in told if row.source != source]
     if not {row.label for row in left} >= {0, 1}:
@@ -156,7 +158,7 @@ def test_among_many_rows_with_copies_the_witnesses_are_the_nearest_different_pic
         writer.append(
             Block(space, Rows.make(keys, labels, sources=sources), unit(rng.normal(size=(pictures, 24)))[picture])
         )
-    snapshot, rules = store.snapshot(), Rules(k=9, per_source=3)
+    snapshot, rules = store.snapshot(), EvidenceOptions(k=9, per_source=3)
     bank, asked = Bank.of(snapshot, rules), unit(rng.normal(size=(12, 24)))
     found = bank.evidence(asked)
     similarity = asked.astype(np.float64) @ snapshot.vectors().astype(np.float64).T

@@ -134,7 +134,7 @@ def test_a_head_comes_back_as_it_was_saved(head: Head, tmp_path: Path) -> None:
     again = Head.load(tmp_path, SPACE)
     asked, _ = drawn(20, seed=4)
     assert np.array_equal(again.score(asked), head.score(asked))
-    assert json.dumps(again.as_json()) == json.dumps(head.as_json())
+    assert json.dumps(again.to_dict()) == json.dumps(head.to_dict())
     with pytest.raises(SpaceMismatch):
         Head.load(tmp_path, Space("other", "1" * 64, DIM))
     with pytest.raises(SpaceMismatch):
@@ -266,7 +266,7 @@ def test_test_rows_whose_file_was_trained_with_are_counted_and_a_grouped_split_h
     twins = np.concatenate([parts[200:], parts[:200]])
     assert trained.test_copies == int(((parts == 2) & (twins != 2)).sum()) > 50
     assert f"{trained.test_copies} of 81 test rows are files that were trained with" in trained.sentences[0]
-    assert trained.as_json()["test_copies"] == trained.test_copies
+    assert trained.to_dict()["test_copies"] == trained.test_copies
     grouped = train(snapshot, replace(options, recipe="grouped"))
     assert (grouped.test_copies, grouped.sentences) == (0, [])
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipfake.detector.evaluation.leave_one_out import Atlas, K, atlas, held_out
-from clipfake.detector.evaluation.ridge import Sums, by_source, extended, ridge
+from clipfake.detector.evaluation.leave_one_out import K, LeaveOneOut, held_out, leave_one_out
+from clipfake.detector.evaluation.ridge import RidgeSums, by_source, extended, ridge
 from clipfake.detector.metrics import auc
 from clipfake.detector.training.baselines import neighbor_rule
 from clipfake.detector.training.examples import Examples
@@ -44,17 +44,17 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def made(store: Store) -> Atlas:
-    return atlas(store.snapshot())
+def made(store: Store) -> LeaveOneOut:
+    return leave_one_out(store.snapshot())
 
 
 def test_sums_taken_off_are_sums_without() -> None:
     real, fake, more = drawn("camera_a", 300), drawn("gan_a", 300), drawn("gan_b", 200)
-    taken_off = ridge(Sums.of(real), Sums.of(np.concatenate([fake, more])) - Sums.of(more))
-    assert np.allclose(taken_off, ridge(Sums.of(real), Sums.of(fake)), atol=1e-10)
+    taken_off = ridge(RidgeSums.of(real), RidgeSums.of(np.concatenate([fake, more])) - RidgeSums.of(more))
+    assert np.allclose(taken_off, ridge(RidgeSums.of(real), RidgeSums.of(fake)), atol=1e-10)
 
 
-def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: Atlas) -> None:
+def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: LeaveOneOut) -> None:
     snapshot = store.snapshot()
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
     held = held_out(by_source(snapshot)[0], 0)
@@ -62,13 +62,13 @@ def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: 
     for cell in made.cells:
         asked = np.isin(sources, (cell.generator, cell.real))
         learned = ~asked & ~np.isin(np.arange(len(snapshot)), held)
-        head = ridge(*(Sums.of(snapshot.vectors(learned & (labels == label))) for label in (0, 1)))
+        head = ridge(*(RidgeSums.of(snapshot.vectors(learned & (labels == label))) for label in (0, 1)))
         scores = (extended(snapshot.vectors(asked)) @ head).astype(np.float32).astype(np.float64)
         assert abs((auc(labels[asked], scores) or 0) - cell.auc) < 1e-6
         assert cell.n == 400
 
 
-def test_a_generator_unlike_all_others_is_found_out(made: Atlas) -> None:
+def test_a_generator_unlike_all_others_is_found_out(made: LeaveOneOut) -> None:
     by_generator = dict(zip(made.generators, made.table().mean(1), strict=True))
     assert by_generator["strange"] < 0.65
     assert min(by_generator["gan_a"], by_generator["gan_b"]) > 0.85
@@ -77,14 +77,14 @@ def test_a_generator_unlike_all_others_is_found_out(made: Atlas) -> None:
     assert "strange" in made.sentence
 
 
-def test_the_best_threshold_is_at_least_as_good_as_the_chosen_one(made: Atlas) -> None:
+def test_the_best_threshold_is_at_least_as_good_as_the_chosen_one(made: LeaveOneOut) -> None:
     assert len(made.cells) == 9
     assert all(cell.oracle >= cell.accuracy for cell in made.cells)
 
 
 def test_one_generator_leaves_nothing_to_learn_from(tmp_path: Path) -> None:
     with pytest.raises(NotEnoughRows, match="two generators and two real sources; here are 1 and 2"):
-        atlas(stored(tmp_path / "s", ["camera_a", "camera_b", "gan_a"]).snapshot())
+        leave_one_out(stored(tmp_path / "s", ["camera_a", "camera_b", "gan_a"]).snapshot())
 
 
 @pytest.mark.parametrize("head", ["ridge", "knn"])
@@ -94,7 +94,7 @@ def test_sources_of_a_single_row_are_judged_and_break_nothing(tmp_path: Path, he
         for source in ("camera_b", "gan_b"):
             rows = Rows.make([f"{source}/0"], [SOURCES[source]], sources=[source])
             writer.append(Block(SPACE, rows, drawn(source, 1)))
-    made = atlas(store.snapshot(), head)
+    made = leave_one_out(store.snapshot(), head)
     assert [(cell.generator, cell.real, cell.n) for cell in made.cells] == [
         ("gan_a", "camera_a", 400),
         ("gan_a", "camera_b", 201),
@@ -117,13 +117,13 @@ def test_a_crowd_of_fakes_does_not_move_the_threshold_to_their_side(tmp_path: Pa
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             rows = Rows.make([f"{source}/{i}" for i in range(number)], [label] * number, sources=[source] * number)
             writer.append(Block(SPACE, rows, vectors.astype(np.float32)))
-    made = atlas(store.snapshot())
+    made = leave_one_out(store.snapshot())
     assert made.mean_auc > 0.75
     assert np.mean([cell.accuracy for cell in made.cells]) > 0.66
 
 
-def test_the_same_store_gives_the_same_atlas(store: Store, made: Atlas) -> None:
-    assert atlas(store.snapshot()).as_json() == made.as_json()
+def test_the_same_store_gives_the_same_atlas(store: Store, made: LeaveOneOut) -> None:
+    assert leave_one_out(store.snapshot()).to_dict() == made.to_dict()
 
 
 @pytest.mark.parametrize("over", [1, 3])
@@ -133,7 +133,7 @@ def test_every_cell_of_neighbours_is_what_a_bank_without_its_sources_says(
     """With fewer rows fetched than a source can take up, the others are searched for."""
     monkeypatch.setattr("clipfake.detector.evaluation.leave_one_out.OVER", over)
     snapshot = store.snapshot()
-    made = atlas(snapshot, "knn")
+    made = leave_one_out(snapshot, "knn")
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
     held = held_out(by_source(snapshot)[0], 0)
     for cell in made.cells[::4]:
@@ -154,9 +154,9 @@ def test_every_cell_of_neighbours_is_what_a_bank_without_its_sources_says(
 def test_neighbours_fetched_or_searched_for_anew_give_the_same_atlas(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = atlas(store.snapshot(), "knn")
+    made = leave_one_out(store.snapshot(), "knn")
     monkeypatch.setattr("clipfake.detector.evaluation.leave_one_out.OVER", 1)
-    again = atlas(store.snapshot(), "knn")
+    again = leave_one_out(store.snapshot(), "knn")
     assert np.allclose(made.table(), again.table(), atol=1e-4)
     assert made.random_auc == pytest.approx(again.random_auc, abs=1e-4)
     assert made.random_auc > 0.85
@@ -165,11 +165,11 @@ def test_neighbours_fetched_or_searched_for_anew_give_the_same_atlas(
 
 def test_an_unknown_head_is_refused(store: Store) -> None:
     with pytest.raises(HeadError, match="ridge, knn"):
-        atlas(store.snapshot(), "tree")  # type: ignore[arg-type]
+        leave_one_out(store.snapshot(), "tree")  # type: ignore[arg-type]
 
 
-def test_both_heads_stand_in_one_json_and_one_table_of_cells(store: Store, made: Atlas, tmp_path: Path) -> None:
-    both = [made, atlas(store.snapshot(), "knn")]
+def test_both_heads_stand_in_one_json_and_one_table_of_cells(store: Store, made: LeaveOneOut, tmp_path: Path) -> None:
+    both = [made, leave_one_out(store.snapshot(), "knn")]
     told = atlas_json(both)
     assert {head: len([c for c in told["cells"] if c["head"] == head]) for head in told["heads"]} == {
         "ridge": 9,
@@ -183,7 +183,7 @@ def test_both_heads_stand_in_one_json_and_one_table_of_cells(store: Store, made:
     assert lines[0].startswith("head,generator,real")
 
 
-def test_the_heat_map_says_how_much_a_random_split_promised_too_much(made: Atlas) -> None:
+def test_the_heat_map_says_how_much_a_random_split_promised_too_much(made: LeaveOneOut) -> None:
     picture = atlas_picture(made)
     assert made.sentence in picture.caption
     assert {row[:2] for row in picture.rows} == {(cell.generator, cell.real) for cell in made.cells}

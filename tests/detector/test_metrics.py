@@ -94,7 +94,7 @@ def test_what_is_undefined_is_none_and_the_json_is_standard() -> None:
     none = measure(np.zeros(0, int), np.zeros(0))
     assert (none.n, none.accuracy, none.accuracy_oracle, none.brier) == (0, None, None, None)
     for metrics in (one_class, none):
-        json.dumps(metrics.as_json(), allow_nan=False)
+        json.dumps(metrics.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 100])
@@ -204,7 +204,7 @@ def test_of_one_two_or_three_rows_all_is_told_that_can_be(n: int) -> None:
     for labels in itertools.product((0, 1), repeat=n):
         for scores in itertools.product((-1.0, 0.0, 1.0), repeat=n):
             found = measure(np.array(labels), np.array(scores), probabilities=np.array(scores) / 2 + 0.5)
-            json.dumps(found.as_json(), allow_nan=False)
+            json.dumps(found.to_dict(), allow_nan=False)
             both = len(set(labels)) == 2
             for one in (found.auc, found.ap, found.eer, found.tpr_at_fpr_1, found.balanced_accuracy):
                 assert (one is not None) == both

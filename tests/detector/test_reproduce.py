@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from clipfake.demo.simulated_images import simulated
 from clipfake.demo.standin_encoder import build_standin
-from clipfake.detector.evaluation.reproduce import CELLS, DATA, TABLES, Cell, PaperOptions, missing, run
+from clipfake.detector.evaluation.reproduce import CELLS, DATA, TABLES, PaperOptions, PaperRun, missing, run
 from clipfake.detector.metrics import Confusion
 from clipfake.errors import NotEnoughRows
 from clipfake.show.reproduce_tables import compared_rows, paper_tables, sentences, write_tables
@@ -81,7 +81,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 @pytest.mark.parametrize("kind", ["linear", "triple"])
 def test_a_run_is_measured_at_home_and_elsewhere(snapshot: Snapshot, kind: str) -> None:
-    found = run(snapshot, Cell("b16", kind, "cycle_gan"), OPTIONS)
+    found = run(snapshot, PaperRun("b16", kind, "cycle_gan"), OPTIONS)
     tested = 17 if kind == "linear" else 16  # the paper's two pipelines rounded differently
     counts = {"train": 56, "validation": 24 - tested, "test": tested}
     assert found.rows == {"real": 40, "fake": 40, **counts}
@@ -90,27 +90,27 @@ def test_a_run_is_measured_at_home_and_elsewhere(snapshot: Snapshot, kind: str) 
     assert found.elsewhere["pro_gan"]["n"] == tested
     assert found.modes.keys() == (set() if kind == "linear" else {"given", "zero-shot", "mean"})
     assert set(found.baselines) == set(OPTIONS.baselines)
-    json.dumps(found.as_json(), allow_nan=False)
+    json.dumps(found.to_dict(), allow_nan=False)
     if kind == "triple":
         assert found.modes["given"] == found.parts["test"]
-        combined = run(snapshot, Cell("b16", kind, "combined"), OPTIONS)
+        combined = run(snapshot, PaperRun("b16", kind, "combined"), OPTIONS)
         assert (combined.rows["real"], combined.elsewhere) == (80, {})
 
 
 def test_what_cannot_be_run_says_why(tmp_path: Path) -> None:
     only = store(tmp_path / "s", ("cycle_gan",), texts=False)
-    assert missing(only, Cell("b32", "linear", "cycle_gan")) == ""
-    assert "no rows of pro_gan" in missing(only, Cell("b32", "linear", "combined"))
-    assert "no text side" in missing(only, Cell("b16", "sum", "cycle_gan"))
+    assert missing(only, PaperRun("b32", "linear", "cycle_gan")) == ""
+    assert "no rows of pro_gan" in missing(only, PaperRun("b32", "linear", "combined"))
+    assert "no text side" in missing(only, PaperRun("b16", "sum", "cycle_gan"))
     with pytest.raises(NotEnoughRows, match="no rows of pro_gan"):
-        run(only, Cell("b32", "linear", "pro_gan"))
+        run(only, PaperRun("b32", "linear", "pro_gan"))
 
 
 def test_the_tables_put_the_papers_figures_beside_ours(snapshot: Snapshot, tmp_path: Path) -> None:
     from rich.console import Console
 
-    cells = [Cell("b32", "linear", "cycle_gan"), Cell("b16", "triple", "combined")]
-    runs = {cell.name: json.loads(json.dumps(run(snapshot, cell, OPTIONS).as_json())) for cell in cells}
+    cells = [PaperRun("b32", "linear", "cycle_gan"), PaperRun("b16", "triple", "combined")]
+    runs = {cell.name: json.loads(json.dumps(run(snapshot, cell, OPTIONS).to_dict())) for cell in cells}
     result = {"runs": runs, "missing": {"b16-sum-combined": "no encoder"}, "notices": ["not CLIP"]}
     rows = compared_rows(result)
     assert {row[0] for row in rows} == {"1", "2", "10"}

@@ -2,7 +2,16 @@
 
 import numpy as np
 import pytest
-from clipfake.detector.evaluation.ridge import RIDGE, Sums, by_source, extended, group_sums, ridge, scored, total_of
+from clipfake.detector.evaluation.ridge import (
+    RIDGE,
+    RidgeSums,
+    by_source,
+    extended,
+    group_sums,
+    ridge,
+    scored,
+    total_of,
+)
 from clipfake.store.records import Block, Rows
 from clipfake.store.snapshot import Snapshot
 from clipfake.store.space import Space
@@ -27,7 +36,7 @@ def test_the_ridge_head_is_scikit_learns_with_both_classes_weighing_alike(reals:
     weight = np.repeat([1 / reals, 1 / fakes], [reals, fakes])
     strength = RIDGE * (weight[:, None] * x**2).sum() / DIM
     theirs = Ridge(alpha=strength, solver="cholesky").fit(x, y, sample_weight=weight)
-    weights = ridge(Sums.of(real), Sums.of(fake))
+    weights = ridge(RidgeSums.of(real), RidgeSums.of(fake))
     assert np.allclose(weights, [*theirs.coef_, theirs.intercept_], atol=1e-8)
 
 
@@ -35,7 +44,7 @@ def test_its_direction_is_fishers() -> None:
     real, fake = drawn(4000, 0), drawn(500, 1)
     lda = LinearDiscriminantAnalysis(solver="lsqr", priors=[0.5, 0.5])
     lda.fit(np.concatenate([real, fake]).astype(np.float64), np.repeat([0, 1], [4000, 500]))
-    ours = ridge(Sums.of(real), Sums.of(fake))[:-1]
+    ours = ridge(RidgeSums.of(real), RidgeSums.of(fake))[:-1]
     assert ours @ lda.coef_[0] / np.linalg.norm(ours) / np.linalg.norm(lda.coef_) > 0.99
 
 
@@ -67,7 +76,7 @@ def test_sums_and_scores_are_the_same_however_many_rows_are_read_at_once(
     groups, names = by_source(snapshot)
     sums = group_sums(snapshot, groups, len(names))
     for group, found in enumerate(sums):
-        whole = Sums.of(snapshot.vectors(np.flatnonzero(groups == group)))
+        whole = RidgeSums.of(snapshot.vectors(np.flatnonzero(groups == group)))
         assert found.n == whole.n == (groups == group).sum()
         assert np.allclose(found.square, whole.square)
     everyone = total_of(sums)

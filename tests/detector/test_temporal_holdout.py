@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipfake.detector.evaluation.ridge import Sums, by_source, extended, ridge
-from clipfake.detector.evaluation.temporal_holdout import HELD, day_of, read_dates, replay
+from clipfake.detector.evaluation.ridge import RidgeSums, by_source, extended, ridge
+from clipfake.detector.evaluation.temporal_holdout import HELD, day_of, read_dates, temporal_holdout
 from clipfake.detector.metrics import auc
 from clipfake.detector.training.examples import thinned
 from clipfake.errors import NotEnoughRows, SourceError
@@ -35,7 +35,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_what_is_like_the_past_is_told_and_what_is_new_is_not(store: Store) -> None:
-    told = replay(store.snapshot(), DATES)
+    told = temporal_holdout(store.snapshot(), DATES)
     assert [(w.date, w.sources, w.generators) for w in told.windows] == [
         ("2019-03-01", ("gan_b",), 1),
         ("2022-08-22", ("diffusion",), 2),
@@ -52,15 +52,15 @@ def test_a_window_is_what_a_head_of_the_past_says(store: Store) -> None:
     held = thinned(np.arange(len(snapshot)), by_source(snapshot)[0], min(HELD, len(snapshot) // 10), 0)
     learned = ~np.isin(np.arange(len(snapshot)), held)
     past = np.isin(sources, ("camera_a", "camera_b", "gan_a"))
-    head = ridge(*(Sums.of(snapshot.vectors(learned & past & (labels == label))) for label in (0, 1)))
+    head = ridge(*(RidgeSums.of(snapshot.vectors(learned & past & (labels == label))) for label in (0, 1)))
     asked = np.concatenate([held[(labels[held] == 0)], np.flatnonzero(sources == "gan_b")])
-    [window, _] = replay(snapshot, DATES).windows
+    [window, _] = temporal_holdout(snapshot, DATES).windows
     assert window.n == len(asked)
     assert window.auc == pytest.approx(auc(labels[asked], extended(snapshot.vectors(asked)) @ head), abs=1e-10)
 
 
 def test_sources_without_a_date_are_named(store: Store) -> None:
-    told = replay(store.snapshot(), DATES | {"nowhere": date(2020, 1, 1)})
+    told = temporal_holdout(store.snapshot(), DATES | {"nowhere": date(2020, 1, 1)})
     assert (told.undated, told.always, told.unknown) == (("lost",), ("camera_a", "camera_b"), ("nowhere",))
     assert all("lost" not in window.sources for window in told.windows)
     for name in ("lost", "camera_b", "nowhere"):
@@ -68,14 +68,14 @@ def test_sources_without_a_date_are_named(store: Store) -> None:
 
 
 def test_a_real_source_with_a_date_is_not_there_before(store: Store) -> None:
-    told = replay(store.snapshot(), DATES | {"camera_b": date(2022, 8, 22)})
+    told = temporal_holdout(store.snapshot(), DATES | {"camera_b": date(2022, 8, 22)})
     assert told.windows[-1].sources == ("camera_b", "diffusion")
     assert told.windows[-1].n == 400
 
 
 def test_without_a_past_there_is_nothing_to_learn_from(store: Store) -> None:
     with pytest.raises(NotEnoughRows, match="two generators"):
-        replay(store.snapshot(), {"gan_a": date(2018, 1, 1)})
+        temporal_holdout(store.snapshot(), {"gan_a": date(2018, 1, 1)})
 
 
 @pytest.mark.parametrize(

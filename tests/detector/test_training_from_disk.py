@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from clipfake.detector.training.baselines import NEIGHBORS, linear_probe, neighbor_rule, neighbors
 from clipfake.detector.training.calibrate import calibrate
-from clipfake.detector.training.examples import Examples, Stored
+from clipfake.detector.training.examples import Examples, StoredRows
 from clipfake.detector.training.nystroem import fit_nystroem
 from clipfake.detector.training.svm_training import fit_stream, fit_svm, scale_gamma
 from clipfake.detector.training.train import TrainOptions, fit_head, make_split, score_rows, train
@@ -62,7 +62,7 @@ def test_streamed_and_in_memory_training_give_the_same_machine(
     split, parts = make_split(snapshot, options)
     heads = [
         fit_head(snapshot, split, held(snapshot, parts["train"]), held(snapshot, parts["validation"]), options)[0]
-        for held in (Stored, Examples.read)
+        for held in (StoredRows, Examples.read)
     ]
     streamed, whole = heads
     assert all(np.array_equal(w, whole.projection.weights[n]) for n, w in streamed.projection.weights.items())
@@ -159,11 +159,11 @@ def test_one_search_serves_every_number_of_neighbours(monkeypatch: pytest.Monkey
 
 def test_a_head_on_text_is_measured_wherever_its_category_comes_from(snapshot: Snapshot) -> None:
     trained = train(snapshot, TrainOptions("sum", TripletOptions(epochs=2), baselines=()))
-    assert set(trained.as_json()["categories"]) == {"zero-shot", "given", "mean"}
+    assert set(trained.to_dict()["categories"]) == {"zero-shot", "given", "mean"}
     assert trained.categories["zero-shot"] == trained.metrics["test"]
-    report = trained.as_json() | {
+    report = trained.to_dict() | {
         "saved": "here",
-        "detector": {"test": trained.as_json()["head"]["test"], "sentences": []},
+        "detector": {"test": trained.to_dict()["head"]["test"], "sentences": []},
     }
     printed = io.StringIO()
     Console(file=printed, width=120).print(training_summary(report))
@@ -175,7 +175,7 @@ def test_a_head_on_text_is_measured_wherever_its_category_comes_from(snapshot: S
     )
     assert np.allclose(given, told)
     assert not np.allclose(given, score_rows(trained.head, snapshot, parts["test"], "mean"))
-    assert train(snapshot, TrainOptions(triplet=TripletOptions(epochs=1), baselines=())).as_json()["categories"] == {}
+    assert train(snapshot, TrainOptions(triplet=TripletOptions(epochs=1), baselines=())).to_dict()["categories"] == {}
 
 
 def test_verdicts_are_calibrated_on_the_kind_of_machine_that_gives_them(
@@ -204,7 +204,7 @@ def test_verdicts_are_calibrated_on_the_kind_of_machine_that_gives_them(
 
 def test_the_rows_of_a_store_are_read_as_they_lie_there(snapshot: Snapshot, tmp_path: Path) -> None:
     positions = np.array([599, 3, 301])
-    stored, whole = Stored(snapshot, positions), Examples.read(snapshot, positions)
+    stored, whole = StoredRows(snapshot, positions), Examples.read(snapshot, positions)
     for name in ("labels", "categories", "sources"):
         assert getattr(stored, name).tolist() == getattr(whole, name).tolist()
     assert np.array_equal(stored.vectors_of([2, 0]), whole.vectors_of([2, 0]))

@@ -5,7 +5,7 @@ import pytest
 from clipfake.detector.projection import FUSIONS, Projection
 from clipfake.detector.training.examples import Examples
 from clipfake.detector.training.triplet import (
-    Epoch,
+    TripletEpoch,
     TripletOptions,
     Triplets,
     distances,
@@ -152,7 +152,7 @@ def loss_of(projection: Projection, rows: Examples, options: TripletOptions, see
 )
 def test_training_lowers_the_loss_and_tells_it_as_it_is(options: TripletOptions) -> None:
     train, validation = shown(300), shown(200, 1)
-    told: list[Epoch] = []
+    told: list[TripletEpoch] = []
     best, log = fit_projection("linear", train, validation, options, seed=5, told=told.append)
     assert told == log
     lowest = min(epoch.validation_loss for epoch in log)

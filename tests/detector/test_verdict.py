@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clipfake.detector.calibration import Calibration, probability
-from clipfake.detector.detector import Detector, Question
-from clipfake.detector.evidence import Bank, Evidence, Rules, admitted, first_of_copies
-from clipfake.detector.training.calibrate import Coverage, Signals, calibrate, generator_folds
+from clipfake.detector.detector import QueryOptions, VectorDetector
+from clipfake.detector.evidence import Bank, Evidence, EvidenceOptions, admitted, first_of_copies
+from clipfake.detector.training.calibrate import CoverageReport, SignalTable, calibrate, generator_folds
 from clipfake.detector.training.train import TrainOptions, train
 from clipfake.detector.training.triplet import TripletOptions
 from clipfake.detector.verdict import decide, in_conflict
@@ -58,19 +58,19 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def detector(store: Store) -> Detector:
+def detector(store: Store) -> VectorDetector:
     snapshot = store.snapshot()
     head = train(snapshot, OPTIONS).head
     folder = store.folder / "heads" / "default"
     head.save(folder)
     calibrate(snapshot, head, OPTIONS).calibration.save(folder)
-    return Detector.load(store)
+    return VectorDetector.load(store)
 
 
 def test_witnesses_are_the_nearest_rows_of_their_class(store: Store) -> None:
     snapshot = store.snapshot()
     queries = drawn("gan_a", 5, seed=3)
-    evidence = Bank.of(snapshot, Rules(k=4, per_source=99)).evidence(queries)
+    evidence = Bank.of(snapshot, EvidenceOptions(k=4, per_source=99)).evidence(queries)
     for label, found in ((0, evidence.real), (1, evidence.fake)):
         members = np.flatnonzero(snapshot.column("labels") == label)
         similarity = queries @ snapshot.vectors(members).T
@@ -78,7 +78,7 @@ def test_witnesses_are_the_nearest_rows_of_their_class(store: Store) -> None:
 
 
 def test_no_source_has_more_than_its_share_of_witnesses(store: Store) -> None:
-    found = Bank.of(store.snapshot(), Rules(k=9, per_source=2)).evidence(drawn("gan_a", 3, seed=4)).fake
+    found = Bank.of(store.snapshot(), EvidenceOptions(k=9, per_source=2)).evidence(drawn("gan_a", 3, seed=4)).fake
     for rows in found.rows:
         sources = store.snapshot().column("sources")[rows[rows >= 0]].tolist()
         assert max(map(sources.count, sources)) <= 2
@@ -104,7 +104,9 @@ def test_copies_count_once() -> None:
 
 def test_a_copy_testifies_when_the_source_of_its_twin_is_left_out(store: Store) -> None:
     snapshot = store.snapshot()
-    bank = Bank.of(snapshot, Rules(k=50, per_source=99, duplicate=-1.0))  # any two rows pass for copies of each other
+    bank = Bank.of(
+        snapshot, EvidenceOptions(k=50, per_source=99, duplicate=-1.0)
+    )  # any two rows pass for copies of each other
     candidates = bank.candidates(drawn("gan_a", 3, seed=6))[1]
     assert candidates.fresh.sum(1).tolist() == [1, 1, 1]
     first = int(candidates.witnesses(bank.rules).rows[0, 0])
@@ -162,12 +164,12 @@ def test_copies_that_fill_all_that_was_fetched_leave_room_for_other_witnesses(tm
     assert np.allclose(found.similarity, wanted.similarity, atol=1e-6, equal_nan=True)
 
 
-def test_a_class_without_a_witness_does_not_lose_by_it(detector: Detector, tmp_path: Path) -> None:
+def test_a_class_without_a_witness_does_not_lose_by_it(detector: VectorDetector, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
         writer.append(block("camera_a", 40))
         writer.append(block("gan_a", 1))
-    other = Detector(detector.head, Bank.of(store.snapshot()), detector.calibration)
+    other = VectorDetector(detector.head, Bank.of(store.snapshot()), detector.calibration)
     digest = block("gan_a", 1).rows.digests
     [verdict] = other.judge(["x"], drawn("gan_a", 1), digest)
     assert verdict.known == "gan_a/0-0"
@@ -189,7 +191,7 @@ def test_copies_of_few_dimensions_are_copies_although_stored_in_half_precision(t
             keys = [f"{copy}/{i}" for i in range(30)]
             writer.append(Block(SPACE, Rows.make(keys, [0] * 30, sources=["s"] * 30), vectors))
         writer.append(block("gan_a", 3))
-    candidates = Bank.of(store.snapshot(), Rules(k=15)).candidates(vectors)[0]
+    candidates = Bank.of(store.snapshot(), EvidenceOptions(k=15)).candidates(vectors)[0]
     assert candidates.fresh.sum(1).tolist() == [30] * 30
 
 
@@ -197,7 +199,7 @@ def test_a_far_row_does_not_replace_one_of_a_crowded_source() -> None:
     kept = admitted(
         np.ones((1, 6), bool),
         np.array([[0, 0, 0, 0, 0, 1]]),
-        Rules(k=2, per_source=1),  # four are looked at; the sixth is too far
+        EvidenceOptions(k=2, per_source=1),  # four are looked at; the sixth is too far
     )
     assert kept.tolist() == [[True, False, False, False, False, False]]
 
@@ -253,14 +255,14 @@ def test_no_probability_is_surer_than_the_rows_it_was_learned_from() -> None:
     assert (np.diff(told) >= 0).all()
 
 
-def test_a_row_without_a_digest_is_not_taken_for_another_without(detector: Detector, tmp_path: Path) -> None:
+def test_a_row_without_a_digest_is_not_taken_for_another_without(detector: VectorDetector, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
         for source in ("camera_a", "gan_a"):
             rows = Rows.make([f"{source}/{i}" for i in range(20)], [SOURCES[source]] * 20, sources=[source] * 20)
             writer.append(Block(SPACE, rows, drawn(source, 20)))
     snapshot = store.snapshot()
-    other = Detector(detector.head, Bank.of(snapshot), detector.calibration)
+    other = VectorDetector(detector.head, Bank.of(snapshot), detector.calibration)
     [verdict] = other.judge(["x"], snapshot.vectors([25]), snapshot.column("digests")[[25]])
     assert verdict.known == ""
 
@@ -277,7 +279,9 @@ def test_a_calibration_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         Calibration.load(tmp_path, "ab" * 16)
 
 
-def test_a_head_is_never_read_by_the_calibration_of_another(store: Store, detector: Detector, tmp_path: Path) -> None:
+def test_a_head_is_never_read_by_the_calibration_of_another(
+    store: Store, detector: VectorDetector, tmp_path: Path
+) -> None:
     """However training is stopped, what answers is the head before with its calibration, or nothing."""
     copy = Store.open(Path(shutil.copytree(store.folder, tmp_path / "s")))
     folder = copy.folder / "heads" / "default"
@@ -287,18 +291,18 @@ def test_a_head_is_never_read_by_the_calibration_of_another(store: Store, detect
     head = train(copy.snapshot(), options).head
     calibration = calibrate(copy.snapshot(), head, options).calibration
     calibration.save(folder)
-    assert np.array_equal(Detector.load(copy).score(asked), before)
+    assert np.array_equal(VectorDetector.load(copy).score(asked), before)
     head.save(folder)
-    after = Detector.load(copy).score(asked)
+    after = VectorDetector.load(copy).score(asked)
     assert not np.allclose(after, before)
     assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["calibration", "head", "head.json"]
     detector.head.save(folder)
     with pytest.raises(HeadError, match="no calibration of its head"):
-        Detector.load(copy)
+        VectorDetector.load(copy)
 
 
 def test_a_training_that_ends_while_its_files_are_read_does_no_harm(
-    store: Store, detector: Detector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    store: Store, detector: VectorDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Store.open(Path(shutil.copytree(store.folder, tmp_path / "s")))
     folder = copy.folder / "heads" / "default"
@@ -312,7 +316,7 @@ def test_a_training_that_ends_while_its_files_are_read_does_no_harm(
         return load(where, digest)
 
     monkeypatch.setattr(Calibration, "load", interrupted)
-    assert Detector.load(copy).head.digest == head.digest
+    assert VectorDetector.load(copy).head.digest == head.digest
 
 
 def test_a_signal_that_misleads_is_worth_nothing_and_is_not_turned_round() -> None:
@@ -358,7 +362,7 @@ def test_an_answer_is_given_only_if_the_other_is_ruled_out() -> None:
     assert not in_conflict({"svm": 2.0, "neighbors": -0.1})
 
 
-def test_a_generator_is_in_one_fold_only(store: Store, detector: Detector) -> None:
+def test_a_generator_is_in_one_fold_only(store: Store, detector: VectorDetector) -> None:
     snapshot = store.snapshot()
     folds = generator_folds(snapshot, detector.head.split.of(snapshot.column("keys")), seed=0)
     assert folds is not None
@@ -367,7 +371,7 @@ def test_a_generator_is_in_one_fold_only(store: Store, detector: Detector) -> No
     assert detector.calibration.held_out == "generators"
 
 
-def test_new_images_are_judged_right(detector: Detector) -> None:
+def test_new_images_are_judged_right(detector: VectorDetector) -> None:
     for source, answer in (("camera_a", "real"), ("gan_b", "fake")):
         verdicts = detector.judge([f"{i}" for i in range(20)], drawn(source, 20, seed=5))
         assert sum(v.verdict == answer for v in verdicts) >= 15
@@ -376,7 +380,7 @@ def test_new_images_are_judged_right(detector: Detector) -> None:
 
 
 def test_a_file_that_is_stored_as_real_here_and_fake_there_is_told_with_all_its_rows(
-    detector: Detector, tmp_path: Path
+    detector: VectorDetector, tmp_path: Path
 ) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     digest = block("gan_a", 1).rows.digests
@@ -386,7 +390,7 @@ def test_a_file_that_is_stored_as_real_here_and_fake_there_is_told_with_all_its_
             same = np.concatenate([made.rows.digests[:1], np.repeat(digest, rows - 1)])  # all but the first one
             writer.append(replace(made, rows=replace(made.rows, digests=same)))
     bank = Bank.of(store.snapshot())
-    [verdict] = Detector(detector.head, bank, detector.calibration).judge(["x"], drawn("gan_a", 1), digest)
+    [verdict] = VectorDetector(detector.head, bank, detector.calibration).judge(["x"], drawn("gan_a", 1), digest)
     assert [(row.key, row.label, row.source) for row in verdict.stored][:5] == [
         ("camera_a/0-1", "real", "camera_a"),
         ("camera_a/0-2", "real", "camera_a"),
@@ -403,18 +407,18 @@ def test_a_file_that_is_stored_as_real_here_and_fake_there_is_told_with_all_its_
     assert bank.find(bytes(16), 100).size == 0
 
 
-def test_a_stored_image_is_named_and_its_evidence_is_told(detector: Detector) -> None:
+def test_a_stored_image_is_named_and_its_evidence_is_told(detector: VectorDetector) -> None:
     snapshot = detector.snapshot
     [verdict] = detector.judge(["x.jpg"], snapshot.vectors([100]), snapshot.column("digests")[[100]])
     assert verdict.known == snapshot.column("keys")[100]
-    told = verdict.as_json()
+    told = verdict.to_dict()
     assert {"image", "verdict", "score", "neighbors"} <= told.keys()
     assert told["neighbors"]["real"][0].keys() >= {"key", "similarity", "source", "category", "path", "split"}
     assert told["neighbors"]["fake"][0]["source"].startswith("gan")
 
 
 def test_what_is_said_to_change_a_verdict_does_when_the_rows_are_really_removed(
-    store: Store, detector: Detector, tmp_path: Path
+    store: Store, detector: VectorDetector, tmp_path: Path
 ) -> None:
     mixed = drawn("gan_a", 200, seed=6) + drawn("camera_a", 200, seed=7)
     mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
@@ -429,15 +433,15 @@ def test_what_is_said_to_change_a_verdict_does_when_the_rows_are_really_removed(
                 if kept != source:
                     writer.append(block(kept, 80))
         bank = Bank.of(other.snapshot())
-        [verdict] = Detector(detector.head, bank, detector.calibration).judge(["x"], mixed[i : i + 1])
+        [verdict] = VectorDetector(detector.head, bank, detector.calibration).judge(["x"], mixed[i : i + 1])
         assert verdict.verdict == change.verdict != told[i].verdict
         assert np.isclose(verdict.score, change.score, atol=1e-4)
 
 
-def test_the_more_error_is_accepted_the_more_is_ruled_out(detector: Detector) -> None:
+def test_the_more_error_is_accepted_the_more_is_ruled_out(detector: VectorDetector) -> None:
     mixed = drawn("gan_a", 60, seed=8) + drawn("camera_b", 60, seed=9)
     left = [
-        sum(len(v.possible) for v in detector.judge(["x"] * 60, mixed, question=Question(error=e, changes=False)))
+        sum(len(v.possible) for v in detector.judge(["x"] * 60, mixed, question=QueryOptions(error=e, changes=False)))
         for e in (0.01, 0.05, 0.3)
     ]
     assert left[0] > left[1] > left[2]
@@ -446,11 +450,11 @@ def test_the_more_error_is_accepted_the_more_is_ruled_out(detector: Detector) ->
 def test_a_broken_promise_is_said_to_be_broken() -> None:
     n = 400
     labels = np.arange(n) % 2
-    signals = Signals(*[np.zeros(n)] * 3, labels, np.array(["", "g"] * (n // 2)), np.zeros(n, int))
+    signals = SignalTable(*[np.zeros(n)] * 3, labels, np.array(["", "g"] * (n // 2)), np.zeros(n, int))
     possible = np.ones((n, 2), bool)
-    assert not Coverage.of(signals, possible, 0.05, 400).broken
+    assert not CoverageReport.of(signals, possible, 0.05, 400).broken
     possible[labels == 1, 1] = False
-    broken = Coverage.of(signals, possible, 0.05, 400)
+    broken = CoverageReport.of(signals, possible, 0.05, 400)
     assert broken.broken
     assert broken.worst == "g"
     assert "does not hold" in broken.sentence("Here")
@@ -464,9 +468,11 @@ def test_a_promise_that_was_kept_is_seldom_said_to_be_broken(calibrated: int, re
         labels = np.repeat([0, 1], [real, fake])
         known = np.repeat([0, 1], [calibrated, calibrated])
         calibration = Calibration.fit(*[rng.normal(known, 1.0)] * 3, known, held_out="rows")
-        signals = Signals(*[rng.normal(labels, 1.0)] * 3, labels, np.full(real + fake, ""), np.zeros(real + fake, int))
+        signals = SignalTable(
+            *[rng.normal(labels, 1.0)] * 3, labels, np.full(real + fake, ""), np.zeros(real + fake, int)
+        )
         possible = calibration.possible(calibration.score(signals.svm, signals.neighbors), 0.05)
-        said += Coverage.of(signals, possible, 0.05, calibration.rows).broken
+        said += CoverageReport.of(signals, possible, 0.05, calibration.rows).broken
     assert said <= 20
 
 
@@ -537,15 +543,15 @@ def test_copies_of_a_file_are_in_one_fold(tmp_path: Path) -> None:
     assert {len(found) for found in of_file.values()} == {1}
 
 
-def test_training_again_gives_the_same_verdicts(store: Store, detector: Detector) -> None:
+def test_training_again_gives_the_same_verdicts(store: Store, detector: VectorDetector) -> None:
     again = train(store.snapshot(), OPTIONS).head
     vectors = drawn("gan_c", 10, seed=10)
     assert np.array_equal(again.score(vectors), detector.head.score(vectors))
 
 
-def test_a_verdict_that_flips_on_a_copy_is_unsure_and_says_why(detector: Detector) -> None:
+def test_a_verdict_that_flips_on_a_copy_is_unsure_and_says_why(detector: VectorDetector) -> None:
     [verdict] = [v for v in detector.judge(["x"] * 20, drawn("gan_b", 20, seed=5)) if v.verdict == "fake"][:1]
-    real, question = drawn("camera_a", 1, seed=5)[0], Question()
+    real, question = drawn("camera_a", 1, seed=5)[0], QueryOptions()
     told = detector.steady(verdict, {"after JPEG": real}, b"", question)
     assert told.verdict == "unsure"
     assert "does not last" in told.reasons[0]

@@ -9,7 +9,7 @@ from clipfake.errors import SourceError
 from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.index import IndexOptions, index
 from clipfake.indexer.index_run import part_of
-from clipfake.indexer.shard_inbox import FOLDER, Aside, commit
+from clipfake.indexer.shard_inbox import FOLDER, StagedWriter, commit
 from clipfake.store.records import Block, Rows
 from clipfake.store.store import Store
 from indexed import store_at
@@ -70,7 +70,7 @@ def test_what_is_taken_in_twice_is_there_once_and_changed_rows_are_replaced(tmp_
 
     def sealed(digest: int) -> None:
         rows = Rows.make(["a/1", "a/2"], [0, 1], digests=np.full((2, 16), digest, np.uint8).view("V16").reshape(-1))
-        aside = Aside(store, 100)
+        aside = StagedWriter(store, 100)
         aside.append(Block(space, rows, np.ones((2, space.dim), np.float32), (b"x", b"y")))
         aside.seal()
 

@@ -10,71 +10,71 @@ from pathlib import Path
 
 import pytest
 from clipfake.errors import EncoderError, MissingExtra, SourceError, SpaceMismatch
-from clipfake.indexer.distributed.process_pool import Processes
-from clipfake.indexer.distributed.ray_pool import Actors
-from clipfake.indexer.distributed.task import Lost, Receipt, Unit, unit_size
-from clipfake.indexer.distributed.worker import EncoderName, Worker
-from clipfake.indexer.distributed.worker_pool import LOSSES, Crew, index_with
+from clipfake.indexer.distributed.process_pool import ProcessPool
+from clipfake.indexer.distributed.ray_pool import RayPool
+from clipfake.indexer.distributed.task import Task, TaskLost, TaskResult, task_size
+from clipfake.indexer.distributed.worker import EncoderSpec, Worker
+from clipfake.indexer.distributed.worker_pool import LOSSES, WorkerPool, index_with
 from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.index import IndexOptions, index
 from clipfake.indexer.quarantine import read_quarantine
 from clipfake.indexer.report import IndexReport
 from clipfake.indexer.shard_inbox import commit
-from clipfake.indexer.sources.image_ref import Entry
+from clipfake.indexer.sources.image_ref import ImageRef
 from clipfake.store.space import Space
 from clipfake.store.store import Store
 from indexed import contents, pictures, store_at
 
-PLAIN = EncoderName("plain")
+PLAIN = EncoderSpec("plain")
 
 
 def waiting(store: Store) -> list[Path]:
     return list((store.folder / "incoming").glob("*"))
 
 
-class Here(Crew):
+class Here(WorkerPool):
     """A crew of one worker in this process, that dies where it is told to."""
 
     space = PlainEncoder().space
     workers = ["here process 1"]  # noqa: RUF012
     room = 2
 
-    def __init__(self, folder: Path, dies: Callable[[Unit], bool] = lambda unit: False) -> None:
+    def __init__(self, folder: Path, dies: Callable[[Task], bool] = lambda unit: False) -> None:
         self._worker, self._dies = Worker(PLAIN, folder, IndexOptions(threads=1)), dies
-        self._given: list[Unit] = []
+        self._given: list[Task] = []
         self.asked: list[int] = []
 
-    def give(self, unit: Unit) -> None:
+    def give(self, unit: Task) -> None:
         assert len(self._given) < self.room
         self.asked.append(len(unit.entries))
         self._given.append(unit)
 
-    def take(self, seconds: float) -> list[Receipt | Lost]:
+    def take(self, seconds: float) -> list[TaskResult | TaskLost]:
         unit = self._given.pop(0)
-        return [Lost(unit.id) if self._dies(unit) else self._worker.work(unit)]
+        return [TaskLost(unit.id) if self._dies(unit) else self._worker.work(unit)]
 
     def dismiss(self) -> None:
         self._worker.close()
 
 
 def test_a_unit_is_named_by_what_is_in_it() -> None:
-    entries = [Entry("a/1", "/x"), Entry("a/2", "/y")]
-    assert Unit.of(entries).id == Unit.of([Entry("a/1", "/moved"), Entry("a/2", "/too")]).id
-    assert Unit.of(entries).id != Unit.of(entries[:1]).id
-    assert sum((half.entries for half in Unit.of(entries * 3).halves()), ()) == tuple(entries * 3)
+    entries = [ImageRef("a/1", "/x"), ImageRef("a/2", "/y")]
+    assert Task.of(entries).id == Task.of([ImageRef("a/1", "/moved"), ImageRef("a/2", "/too")]).id
+    assert Task.of(entries).id != Task.of(entries[:1]).id
+    assert sum((half.entries for half in Task.of(entries * 3).halves()), ()) == tuple(entries * 3)
 
 
 def test_a_unit_takes_its_worker_some_seconds_and_is_never_empty() -> None:
-    assert unit_size(1, 1000.0, 8, 16_384) == 1
-    assert unit_size(10**9, 1.0, 1, 500) == 500
-    assert unit_size(0, 5.0, 1, 50) == 50
+    assert task_size(1, 1000.0, 8, 16_384) == 1
+    assert task_size(10**9, 1.0, 1, 500) == 500
+    assert task_size(0, 5.0, 1, 50) == 50
 
 
 def test_a_unit_that_is_done_twice_is_there_once(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 4), store_at(tmp_path / "s")
     (folder / "bad.jpg").write_text("no image")
     worker = Worker(PLAIN, store.folder, IndexOptions(threads=1))
-    unit = Unit.of([Entry(f"p/{path.name}", str(path)) for path in sorted(folder.iterdir())])
+    unit = Task.of([ImageRef(f"p/{path.name}", str(path)) for path in sorted(folder.iterdir())])
     first, second = worker.work(unit), worker.work(unit)
     worker.close()
     assert first.shard == second.shard == f"{unit.id}.h5"
@@ -85,7 +85,7 @@ def test_a_unit_that_is_done_twice_is_there_once(tmp_path: Path) -> None:
 
 def test_a_unit_of_bad_images_alone_has_no_shard(tmp_path: Path) -> None:
     worker = Worker(PLAIN, tmp_path, IndexOptions(threads=1))
-    receipt = worker.work(Unit.of([Entry("a", str(tmp_path / "nowhere.jpg"))]))
+    receipt = worker.work(Task.of([ImageRef("a", str(tmp_path / "nowhere.jpg"))]))
     worker.close()
     assert receipt.shard == ""
     assert len(receipt.refused) == 1
@@ -100,7 +100,7 @@ def test_a_worker_whose_encoder_fails_says_so_for_every_unit(tmp_path: Path, mon
     worker = Worker(PLAIN, tmp_path, IndexOptions(threads=1))
     for path in sorted(folder.iterdir()):
         with pytest.raises(EncoderError, match="the device is gone"):
-            worker.work(Unit.of([Entry(path.name, str(path))]))
+            worker.work(Task.of([ImageRef(path.name, str(path))]))
 
 
 def test_rows_by_workers_are_those_of_one_process(tmp_path: Path) -> None:
@@ -116,7 +116,7 @@ def test_rows_by_workers_are_those_of_one_process(tmp_path: Path) -> None:
     assert waiting(store) == []
     again = index_with(Here(store.folder), [folder], store)
     assert (again.added, again.known, len(again.skipped)) == (0, 40, 1)
-    assert again.as_json()["encoder_busy"] == 0.0  # nobody encoded
+    assert again.to_dict()["encoder_busy"] == 0.0  # nobody encoded
 
 
 def test_an_image_that_kills_every_worker_is_found_and_costs_only_itself(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_ctrl_c_takes_in_what_is_under_way(tmp_path: Path) -> None:
     class Stopped(Here):
         calls = 0
 
-        def take(self, seconds: float) -> list[Receipt | Lost]:
+        def take(self, seconds: float) -> list[TaskResult | TaskLost]:
             self.calls += 1
             if self.calls == 2:
                 raise KeyboardInterrupt
@@ -191,7 +191,7 @@ def test_in_processes_with_one_killed_every_row_is_there_once(tmp_path: Path) ->
     (folder / "bad.jpg").write_text("no image")
     killed: list[int] = []
     options = IndexOptions(rows_per_shard=10, threads=2)
-    with Processes(PLAIN, store.folder, options, 2) as crew:
+    with ProcessPool(PLAIN, store.folder, options, 2) as crew:
         report = index_with(crew, [folder], store, options, killing(killed))
     assert killed
     assert (report.added, report.known, [key for key, _ in report.skipped]) == (120, 0, ["p/bad.jpg"])
@@ -298,7 +298,7 @@ def gone(process: int) -> bool:
 
 def test_what_a_worker_cannot_do_is_told_by_the_driver(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match="cannot be loaded"):
-        Processes(EncoderName(str(tmp_path)), tmp_path, IndexOptions(), 1)
+        ProcessPool(EncoderSpec(str(tmp_path)), tmp_path, IndexOptions(), 1)
 
 
 def test_a_crew_of_another_encoder_is_refused(tmp_path: Path) -> None:
@@ -310,7 +310,7 @@ def test_a_crew_of_another_encoder_is_refused(tmp_path: Path) -> None:
 def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"clipfake\[ray\]"):
-        Actors(PLAIN, tmp_path)
+        RayPool(PLAIN, tmp_path)
 
 
 @pytest.mark.slow
@@ -321,7 +321,7 @@ def test_on_a_real_ray_with_a_worker_killed_every_row_is_there_once(tmp_path: Pa
     (folder / "bad.jpg").write_text("no image")
     killed: list[int] = []
     options = IndexOptions(rows_per_shard=10, threads=1)
-    with Actors(PLAIN, store.folder, options, count=2) as crew:
+    with RayPool(PLAIN, store.folder, options, count=2) as crew:
         report = index_with(crew, [folder], store, options, killing(killed))
     assert killed
     assert [f"process {killed[0]} was lost" in told for told in report.lost] == [True]

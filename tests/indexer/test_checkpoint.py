@@ -19,7 +19,7 @@ from clipfake.demo.standin_encoder import build_standin
 from clipfake.errors import EncoderError
 from clipfake.indexer.decoding.image import Pixels
 from clipfake.indexer.encoders.checkpoint import fingerprint_of, open_checkpoint
-from clipfake.indexer.encoders.clip_vision import ClipTower, Shape
+from clipfake.indexer.encoders.clip_vision import ClipVision, VisionConfig
 from clipfake.indexer.encoders.hub import PREPROCESSING, bring
 from clipfake.indexer.encoders.load import load_encoder
 from safetensors.torch import load_file, save_file
@@ -55,7 +55,7 @@ def test_a_tower_has_the_numbers_of_transformers(side: int, patch: int, heads: i
     for weight in model.parameters():
         weight.add_(torch.randn_like(weight) * 0.1)  # biases and norms start at 0 and 1, and would not be seen
     pixels = torch.randn(5, 3, side, side)
-    ours = ClipTower.of(Shape.from_config(config.to_dict()), model.state_dict())(pixels)
+    ours = ClipVision.of(VisionConfig.from_config(config.to_dict()), model.state_dict())(pixels)
     theirs = model.get_image_features(pixel_values=pixels).pooler_output
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert not torch.allclose(ours[0], ours[1], atol=1e-2)
@@ -64,11 +64,13 @@ def test_a_tower_has_the_numbers_of_transformers(side: int, patch: int, heads: i
 def test_what_a_configuration_leaves_out_is_what_transformers_takes() -> None:
     import transformers
 
-    assert Shape.from_config({}) == Shape.from_config(transformers.CLIPConfig().to_dict()) == Shape()
+    assert (
+        VisionConfig.from_config({}) == VisionConfig.from_config(transformers.CLIPConfig().to_dict()) == VisionConfig()
+    )
     twice: dict[str, Any] = {"vision_config": {"patch_size": 32}, "vision_config_dict": {"patch_size": 14}}
-    assert Shape.from_config(twice).patch == transformers.CLIPConfig(**twice).vision_config.patch_size == 14
+    assert VisionConfig.from_config(twice).patch == transformers.CLIPConfig(**twice).vision_config.patch_size == 14
     with pytest.raises(EncoderError, match="swish"):
-        Shape.from_config({"vision_config": {"hidden_act": "swish"}})
+        VisionConfig.from_config({"vision_config": {"hidden_act": "swish"}})
 
 
 def test_transformers_is_imported_for_words_only(standin: Path) -> None:

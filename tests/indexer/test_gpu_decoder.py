@@ -28,17 +28,17 @@ from clipfake.indexer.decoding.gpu_decoder import (
     PROVED,
     TOGETHER_PIXELS,
     Decodes,
-    Offload,
-    Small,
+    GpuDecoder,
+    ReducedImage,
     difference,
     large_and_plain,
     made_up,
 )
 from clipfake.indexer.decoding.image import decode, jpeg_header
-from clipfake.indexer.decoding.nvimagecodec import NAME, NvImageCodec, box_mean, offload_for, on_a_core
-from clipfake.indexer.distributed.task import Lost, Receipt, Unit
-from clipfake.indexer.distributed.worker import EncoderName, Worker
-from clipfake.indexer.distributed.worker_pool import Crew, index_with
+from clipfake.indexer.decoding.nvimagecodec import NAME, NvImageCodec, box_mean, gpu_decoder_for, on_a_core
+from clipfake.indexer.distributed.task import Task, TaskLost, TaskResult
+from clipfake.indexer.distributed.worker import EncoderSpec, Worker
+from clipfake.indexer.distributed.worker_pool import WorkerPool, index_with
 from clipfake.indexer.encoders.base import PlainEncoder, TorchEncoder
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.preprocess import Preprocess
@@ -114,19 +114,19 @@ def folder(tmp_path: Path) -> Path:
 def shifted(levels: int) -> Decodes:
     """A decoder that is off by some levels; it has the others' pixels otherwise."""
 
-    def darker(content: bytes) -> Small:
+    def darker(content: bytes) -> ReducedImage:
         small = here(content)
         return replace(small, pixels=np.maximum(small.pixels, levels) - np.uint8(levels))
 
     return lambda contents: [darker(content) for content in contents]
 
 
-def beside(*ways: Callable[[], Decodes], must_pay: bool = False) -> Offload:
-    return Offload("double", ways, here, must_pay=must_pay)
+def beside(*ways: Callable[[], Decodes], must_pay: bool = False) -> GpuDecoder:
+    return GpuDecoder("double", ways, here, must_pay=must_pay)
 
 
 def indexed(
-    folder: Path, to: Path, encoder: Any, monkeypatch: pytest.MonkeyPatch, with_: Offload | None, threads: int = 2
+    folder: Path, to: Path, encoder: Any, monkeypatch: pytest.MonkeyPatch, with_: GpuDecoder | None, threads: int = 2
 ) -> tuple[Store, IndexReport]:
     monkeypatch.setattr(indexing, "offload_for", lambda *_, **__: with_)
     store = Store.create(to, encoder.space)
@@ -165,7 +165,7 @@ def test_what_agrees_is_used_and_the_store_is_the_same(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = partial(on_a_core, encoder.preprocess, True)
-    double = Offload("double", [lambda: lambda contents: [mine(one) for one in contents]], mine, must_pay=False)
+    double = GpuDecoder("double", [lambda: lambda contents: [mine(one) for one in contents]], mine, must_pay=False)
     plain, before = indexed(folder, tmp_path / "plain", encoder, monkeypatch, None)
     store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=1)
     assert columns(store) == columns(plain)
@@ -173,10 +173,10 @@ def test_what_agrees_is_used_and_the_store_is_the_same(
     assert sorted(report.skipped) == sorted(before.skipped) and len(report.skipped) == 4
     wanted = sum(wanted for _, wanted in KINDS.values())
     assert report.decoded_by == {"cpu": 10 - wanted, "double": wanted}
-    assert report.as_json()["decoded_by"] == report.decoded_by
+    assert report.to_dict()["decoded_by"] == report.decoded_by
 
 
-def spotted(content: bytes) -> Small:
+def spotted(content: bytes) -> ReducedImage:
     """Right but for one pixel."""
     small = here(content)
     pixels = small.pixels.copy()
@@ -220,18 +220,18 @@ def test_a_decoder_is_proved_on_real_images_before_any_of_its_pixels_is_used(
 ) -> None:
     mine = partial(on_a_core, encoder.preprocess, True)
 
-    def off_on_real_ones(contents: Sequence[bytes]) -> Sequence[Small | None]:
+    def off_on_real_ones(contents: Sequence[bytes]) -> Sequence[ReducedImage | None]:
         small = [mine(content) for content in contents]
         if tuple(contents) == made_up():
             return small
         return [replace(one, pixels=one.pixels ^ np.uint8(2)) for one in small]
 
-    double = Offload("double", [lambda: off_on_real_ones], mine, must_pay=False)
+    double = GpuDecoder("double", [lambda: off_on_real_ones], mine, must_pay=False)
     plain, _ = indexed(folder, tmp_path / "plain", encoder, monkeypatch, None)
     store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double)
     assert np.array_equal(store.snapshot().vectors(), plain.snapshot().vectors())
     assert report.decoded_by == {"cpu": 10, "double": 0}
-    assert list(decoded(report.as_json())) == ["decoded 10 by cpu", double.unused]
+    assert list(decoded(report.to_dict())) == ["decoded 10 by cpu", double.unused]
     assert "2.00 levels in the mean" in report.unused
 
 
@@ -241,7 +241,7 @@ def test_a_decoder_that_fails_is_off_for_the_run_and_loses_no_image(
 ) -> None:
     mine, calls = partial(on_a_core, encoder.preprocess, True), []
 
-    def fails(contents: Sequence[bytes]) -> Sequence[Small | None]:
+    def fails(contents: Sequence[bytes]) -> Sequence[ReducedImage | None]:
         calls.append(len(contents))
         if when == "tried" or len(calls) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
@@ -252,7 +252,7 @@ def test_a_decoder_that_fails_is_off_for_the_run_and_loses_no_image(
             raise RuntimeError("no CUDA-capable device is detected")
         return fails
 
-    double = Offload("double", [way], mine, must_pay=False)
+    double = GpuDecoder("double", [way], mine, must_pay=False)
     store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double)
     assert report.decoded_by == {"cpu": 10, "double": 0} and len(store.snapshot()) == 10
     assert report.unused.startswith("double is not used: it failed (") and "\n" not in report.unused
@@ -264,10 +264,10 @@ def test_an_image_it_leaves_is_decoded_by_a_core(
 ) -> None:
     mine = partial(on_a_core, encoder.preprocess, True)
 
-    def not_grey(contents: Sequence[bytes]) -> Sequence[Small | None]:
+    def not_grey(contents: Sequence[bytes]) -> Sequence[ReducedImage | None]:
         return [None if one == KINDS["grey"][0] else mine(one) for one in contents]
 
-    double = Offload("double", [lambda: not_grey], mine, must_pay=False)
+    double = GpuDecoder("double", [lambda: not_grey], mine, must_pay=False)
     store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=1)
     assert report.decoded_by == {"cpu": 7, "double": 3}
     assert len(store.snapshot()) == 10 and report.unused == ""
@@ -276,7 +276,7 @@ def test_an_image_it_leaves_is_decoded_by_a_core(
 def test_what_a_core_refuses_is_refused_while_it_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
     double = beside(lambda: lambda contents: [here(LARGE)] * len(contents))
 
-    def refuses(content: bytes) -> Small:
+    def refuses(content: bytes) -> ReducedImage:
         if content == b"bad":
             raise ImageError("damaged")
         return here(LARGE)
@@ -301,13 +301,13 @@ def test_a_thread_that_finds_it_taken_does_the_work_itself(
             shared.set()
         return found
 
-    def waits(contents: Sequence[bytes]) -> Sequence[Small | None]:
+    def waits(contents: Sequence[bytes]) -> Sequence[ReducedImage | None]:
         if tuple(contents) != made_up():
             assert shared.wait(60), "nobody shared the work"
         return [mine(content) for content in contents]
 
     monkeypatch.setattr(reader, "decode", decoding)
-    double = Offload("double", [lambda: waits], mine, must_pay=False)
+    double = GpuDecoder("double", [lambda: waits], mine, must_pay=False)
     store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=3)
     assert report.unused == "" and report.decoded_by["double"] > 0 and report.decoded_by["cpu"] > 6
     assert sum(report.decoded_by.values()) == len(store.snapshot()) == 22
@@ -318,13 +318,13 @@ def test_no_more_is_given_at_once_than_there_is_room_for(
 ) -> None:
     mine, pixels = partial(on_a_core, encoder.preprocess, True), list[list[int]]()
 
-    def counts(contents: Sequence[bytes]) -> Sequence[Small | None]:
+    def counts(contents: Sequence[bytes]) -> Sequence[ReducedImage | None]:
         headers = [jpeg_header(content) for content in contents]
         pixels.append([header.pixels for header in headers if header])
         return [mine(content) for content in contents]
 
     monkeypatch.setattr(reader, "TOGETHER_PIXELS", 800_000)
-    double = Offload("double", [lambda: counts], mine, must_pay=False)
+    double = GpuDecoder("double", [lambda: counts], mine, must_pay=False)
     indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=1)
     given = pixels[1:]  # after those made on the spot
     assert sum(map(len, given)) == 4 and all(sum(some) <= 800_000 or len(some) == 1 for some in given)
@@ -337,12 +337,12 @@ def test_where_it_must_pay_it_is_dropped_if_a_core_is_as_quick(
 ) -> None:
     now, small = [0.0], here(LARGE)
 
-    def takes(seconds: float, content: bytes) -> Small:
+    def takes(seconds: float, content: bytes) -> ReducedImage:
         now[0] += seconds
         return small if content == LARGE else here(content)
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    double = Offload(
+    double = GpuDecoder(
         "double", [lambda: lambda some: [takes(there, one) for one in some]], partial(takes, 1.0), must_pay=must_pay
     )
     for _ in range(PROVED // 8):
@@ -408,7 +408,7 @@ def test_threads_share_nvimagecodec(folder: Path, tmp_path: Path, encoder: Torch
     assert report.unused == ""
 
 
-class OneWorker(Crew):
+class OneWorker(WorkerPool):
     """A crew of one worker in this process."""
 
     workers, room = ["here process 1"], 1
@@ -417,10 +417,10 @@ class OneWorker(Crew):
         self._worker = Worker(*told)
         self.space = self._worker.ready()[1]
 
-    def give(self, unit: Unit) -> None:
+    def give(self, unit: Task) -> None:
         self._unit = unit
 
-    def take(self, seconds: float) -> list[Receipt | Lost]:
+    def take(self, seconds: float) -> list[TaskResult | TaskLost]:
         return [self._worker.work(self._unit)]
 
     def dismiss(self) -> None:
@@ -432,7 +432,7 @@ def test_workers_take_the_option_with_them_and_tell_who_decoded(
     tmp_path: Path, folder: Path, encoder: TorchEncoder
 ) -> None:
     store, options = Store.create(tmp_path / "s", encoder.space), IndexOptions(threads=1, decoder=NAME)
-    with OneWorker(EncoderName(encoder.space.encoder, "cpu"), store.folder, options) as crew:
+    with OneWorker(EncoderSpec(encoder.space.encoder, "cpu"), store.folder, options) as crew:
         report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=5))
     assert report.decoded_by == {"cpu": 6, f"{NAME} (cpu)": 4} and report.unused == ""
 
@@ -454,8 +454,8 @@ def test_nvimagecodec_writes_nothing_where_people_read() -> None:
 
 
 def test_it_is_taken_by_itself_only_for_a_card(encoder: TorchEncoder) -> None:
-    assert offload_for("auto", encoder, thumbnails=True) is None
-    assert offload_for("cpu", encoder, thumbnails=True) is None
+    assert gpu_decoder_for("auto", encoder, thumbnails=True) is None
+    assert gpu_decoder_for("cpu", encoder, thumbnails=True) is None
 
 
 @pytest.mark.parametrize("decoder", ["auto", NAME])
@@ -473,24 +473,24 @@ def test_on_a_card_it_is_tried_with_the_engine_and_without(
 
     monkeypatch.setattr(nvimagecodec, "NvImageCodec", codec)
     monkeypatch.setattr(nvimagecodec, "installed", lambda: True)
-    taken = offload_for(decoder, OnACard(), thumbnails=True)
+    taken = gpu_decoder_for(decoder, OnACard(), thumbnails=True)
     assert taken is not None and taken.name == f"{NAME} (cuda:1)"
     assert taken.decode([LARGE]) == [None]
     assert made == [True, False] and taken.unused == f"{NAME} (cuda:1) is not used: it failed (no cuda:1)"
     monkeypatch.setattr(nvimagecodec, "installed", lambda: False)
     if decoder == "auto":
-        assert offload_for(decoder, OnACard(), thumbnails=True) is None
+        assert gpu_decoder_for(decoder, OnACard(), thumbnails=True) is None
 
 
 def test_an_encoder_that_does_not_say_how_it_resizes_cannot_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvimagecodec, "installed", lambda: True)
     with pytest.raises(EncoderError, match="leave it out"):
-        offload_for(NAME, PlainEncoder(), thumbnails=True)
+        gpu_decoder_for(NAME, PlainEncoder(), thumbnails=True)
     with pytest.raises(EncoderError, match="one of auto, cpu, nvimagecodec"):
-        offload_for("nvjpeg", PlainEncoder(), thumbnails=True)
+        gpu_decoder_for("nvjpeg", PlainEncoder(), thumbnails=True)
     monkeypatch.setattr(nvimagecodec, "installed", lambda: False)
     with pytest.raises(MissingExtra, match=r"clipfake\[nvidia\]"):
-        offload_for(NAME, PlainEncoder(), thumbnails=True)
+        gpu_decoder_for(NAME, PlainEncoder(), thumbnails=True)
 
 
 def test_a_decoder_that_is_not_there_is_told_before_a_store_is_made(

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 import pytest
-from clipfake.indexer.sources.hash_set import Seen
+from clipfake.indexer.sources.hash_set import HashSet
 
 
 class Crowded(str):
@@ -16,7 +16,7 @@ class Crowded(str):
 
 @pytest.mark.parametrize("kind", [str, Crowded])
 def test_a_name_is_again_there_exactly_if_it_came_before(kind: type[str]) -> None:
-    seen, before = Seen(), set[int]()
+    seen, before = HashSet(), set[int]()
     for number in np.random.default_rng(0).integers(0, 1500, 4000).tolist():
         assert seen.again(kind(number)) == (number in before)
         before.add(number)
@@ -24,7 +24,7 @@ def test_a_name_is_again_there_exactly_if_it_came_before(kind: type[str]) -> Non
 
 
 def test_a_name_costs_a_few_bytes() -> None:
-    seen = Seen()
+    seen = HashSet()
     assert not any(seen.again(f"coco2017/train2017/img{i:06d}.jpg") for i in range(100_000))
     held = sum(sys.getsizeof(value) for value in vars(seen).values())
     assert 100_000 * 8 < held < 100_000 * 27

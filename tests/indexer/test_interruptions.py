@@ -19,7 +19,7 @@ from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.index import IndexOptions, index
 from clipfake.indexer.quarantine import read_quarantine
 from clipfake.indexer.sources.folders import count
-from clipfake.indexer.sources.image_ref import File
+from clipfake.indexer.sources.image_ref import LocalFile
 from indexed import contents, pictures, store_at
 from PIL import Image as Pillow
 
@@ -181,14 +181,14 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
     monkeypatch.setattr(os, "fstat", changing)
     with pytest.raises(ImageError, match="changed while it was read"):
-        File(str(path)).read()
+        LocalFile(str(path)).read()
 
 
 def test_a_file_that_comes_in_pieces_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [path] = pictures(tmp_path / "p", 1).iterdir()
     whole, read = path.read_bytes(), os.read
     monkeypatch.setattr(os, "read", lambda handle, most: read(handle, min(most, 100)))
-    assert File(str(path)).read() == (whole, path.stat().st_mtime_ns)
+    assert LocalFile(str(path)).read() == (whole, path.stat().st_mtime_ns)
 
 
 def test_what_is_no_file_is_a_row_of_the_report_and_no_handle_stays_open(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 from clipfake.benchmarks.common.naive import load_naive
 from clipfake.demo.standin_encoder import build_standin
 from clipfake.indexer.encoders.load import load_encoder
-from clipfake.indexer.encoders.onednn_linear import PackedLinear, pack, packable, unpack
+from clipfake.indexer.encoders.onednn_linear import OneDnnLinear, packable, use_onednn_linear, use_plain_linear
 from PIL import Image
 
 needs_onednn = pytest.mark.skipif(not packable(torch.zeros(1, 1)), reason="this torch has no oneDNN products")
@@ -30,14 +30,14 @@ def test_a_packed_layer_gives_the_plain_ones_product(dtype: torch.dtype, bias: b
         pytest.skip("this CPU has no bf16 products")
     rows = torch.randn(3, 5, 40).to(dtype)
     wanted, weight = plain(rows), plain[0].weight.clone()
-    pack(plain)
-    assert layers(plain) == {PackedLinear}
+    use_onednn_linear(plain)
+    assert layers(plain) == {OneDnnLinear}
     assert torch.allclose(plain(rows).float(), wanted.float(), atol=1e-5 if dtype is torch.float32 else 0.05)
     assert torch.allclose(
         plain(rows[:, :1]).float(), wanted[:, :1].float(), atol=1e-5 if dtype is torch.float32 else 0.05
     )
     assert plain[0].weight.dtype is dtype and torch.equal(plain[0].weight, weight)
-    unpack(plain)
+    use_plain_linear(plain)
     assert layers(plain) == {torch.nn.Linear} and torch.equal(plain(rows), wanted)
 
 
@@ -45,7 +45,7 @@ def test_a_packed_layer_gives_the_plain_ones_product(dtype: torch.dtype, bias: b
 def test_an_encoder_on_a_cpu_is_packed_and_sees_what_clip_sees(tmp_path: Path) -> None:
     place = str(build_standin(tmp_path))
     encoder = load_encoder(place, device="cpu")
-    assert layers(encoder.tower) == {PackedLinear}  # type: ignore[attr-defined]
+    assert layers(encoder.tower) == {OneDnnLinear}  # type: ignore[attr-defined]
     pixels = np.random.default_rng(0).integers(0, 256, (9, 40, 50, 3), np.uint8)
     paths = [tmp_path / f"{i}.png" for i in range(len(pixels))]
     for path, one in zip(paths, pixels, strict=True):
@@ -63,11 +63,11 @@ def test_several_devices_have_the_same_vectors(tmp_path: Path) -> None:
 def test_where_onednn_is_missing_layers_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
-    pack(model)
+    use_onednn_linear(model)
     assert layers(model) == {torch.nn.Linear}
 
 
 def test_subclasses_stay_as_they_are() -> None:
     model = torch.nn.MultiheadAttention(8, 2)
-    pack(model)
-    assert PackedLinear not in layers(model)
+    use_onednn_linear(model)
+    assert OneDnnLinear not in layers(model)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from clipfake.indexer.encoders import pinned_upload
-from clipfake.indexer.encoders.pinned_upload import Staging
+from clipfake.indexer.encoders.pinned_upload import PinnedUploader
 
 BATCHES = 6
 
@@ -97,7 +97,7 @@ def encoder_stream(monkeypatch: pytest.MonkeyPatch) -> Stream:
 
 def what_the_encoder_sees(stream: Stream) -> list[int]:
     """The first pixel of each batch as its work sees it; batch i is all i + 1."""
-    uploads, seen = Staging(torch.device("cpu")), list[int]()
+    uploads, seen = PinnedUploader(torch.device("cpu")), list[int]()
 
     def see(place: np.ndarray) -> None:
         seen.append(int(place[0]))
@@ -126,14 +126,14 @@ def test_without_one_of_its_three_safeguards_it_is_not(
 
 
 def test_a_copy_does_not_wait_for_the_encoder(encoder_stream: Stream) -> None:
-    uploads = Staging(torch.device("cpu"))
+    uploads = PinnedUploader(torch.device("cpu"))
     encoder_stream.pending.append(lambda: pytest.fail("the encoder's work was waited for"))
     for i in range(BATCHES):
         uploads.upload([np.full((2, 2, 3), i, np.uint8)])
 
 
 def test_a_larger_batch_gets_a_larger_buffer(encoder_stream: Stream) -> None:
-    uploads = Staging(torch.device("cpu"))
+    uploads = PinnedUploader(torch.device("cpu"))
     uploads.upload([np.zeros((2, 2, 3), np.uint8)])
     there = uploads.upload([np.full((4, 4, 3), 7, np.uint8)] * 5)
     encoder_stream.run()

@@ -11,13 +11,13 @@ import pytest
 import torch
 from clipfake.demo.standin_encoder import build_standin
 from clipfake.errors import EncoderError, SourceError, StoreError
-from clipfake.indexer.channel import Channel, Stopped
+from clipfake.indexer.channel import Channel, ChannelStopped
 from clipfake.indexer.decoding.image import Pixels
 from clipfake.indexer.encoders.base import PlainEncoder, Replicas
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.index import IndexOptions, index
-from clipfake.indexer.pipeline import AHEAD, UNWRITTEN, Encoded, Pipeline, batched
-from clipfake.indexer.sources.image_ref import Entry
+from clipfake.indexer.pipeline import AHEAD, UNWRITTEN, EncodedBatch, Pipeline, batched
+from clipfake.indexer.sources.image_ref import ImageRef
 from clipfake.indexer.stage import Stage, limit_of
 from clipfake.store.store import Store
 from clipfake.store.writer import Writer
@@ -81,7 +81,7 @@ def test_several_devices_share_the_work(folder: Path, tmp_path: Path) -> None:
     store = store_at(tmp_path)
     report = index([folder], store, Replicas(devices), IndexOptions(batch_size=2))
     assert len(keys_of(store)) == report.added == sum(device.seen for device in devices) == 20
-    assert report.as_json()["stages"]["encode"]["workers"] == 2
+    assert report.to_dict()["stages"]["encode"]["workers"] == 2
 
 
 def test_an_encoder_is_put_on_each_device_named(tmp_path: Path) -> None:
@@ -134,9 +134,9 @@ def test_listing_never_runs_far_ahead(folder: Path) -> None:
         nonlocal listed
         for i in range(400):
             listed += 1
-            yield Entry(str(i), str(folder / f"{i % 20:02d}.png"))
+            yield ImageRef(str(i), str(folder / f"{i % 20:02d}.png"))
 
-    def write(batch: Encoded) -> None:
+    def write(batch: EncodedBatch) -> None:
         nonlocal encoded, most
         most = max(most, listed - encoded)
         encoded += len(batch.images)
@@ -171,7 +171,7 @@ def test_the_report_names_the_stage_that_was_the_limit(folder: Path, tmp_path: P
                 pass
             return super().encode(images)
 
-    told = index([folder], store_at(tmp_path), Slow(), IndexOptions(batch_size=4)).as_json()
+    told = index([folder], store_at(tmp_path), Slow(), IndexOptions(batch_size=4)).to_dict()
     assert told["limit"] == "encode"
     assert set(told["stages"]) == {"list", "decode", "encode", "write"}
     assert all(0 <= stage["busy"] <= 1 for stage in told["stages"].values())
@@ -194,7 +194,7 @@ def test_who_puts_into_a_stopped_channel_is_told() -> None:
     channel = Channel[int](1)
     channel.put(1)
     channel.stop()
-    with pytest.raises(Stopped):
+    with pytest.raises(ChannelStopped):
         channel.put(2)
     assert list(channel) == []
 

@@ -16,9 +16,9 @@ from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.index import index, plan
 from clipfake.indexer.sources import archive
 from clipfake.indexer.sources.folders import count, expand, listing
-from clipfake.indexer.sources.image_ref import Entry
-from clipfake.indexer.sources.named_source import Named
-from clipfake.indexer.sources.zip_directory import Directory
+from clipfake.indexer.sources.image_ref import ImageRef
+from clipfake.indexer.sources.named_source import NamedSource
+from clipfake.indexer.sources.zip_directory import ZipDirectory
 from clipfake.store.store import Store
 
 PICTURES = [simulated(i, i) for i in range(4)]
@@ -266,14 +266,14 @@ def test_loops_of_links_end_and_other_links_are_followed(tmp_path: Path) -> None
 def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="not a regular file"):
-        Entry("k", str(tmp_path / "pipe.jpg")).place.read()
+        ImageRef("k", str(tmp_path / "pipe.jpg")).place.read()
 
 
 def test_a_giant_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "giant.jpg").open("wb") as file:
         file.truncate(1 << 40)  # a hole, it takes no room
     with pytest.raises(ImageError, match="too large"):
-        Entry("k", str(tmp_path / "giant.jpg")).place.read()
+        ImageRef("k", str(tmp_path / "giant.jpg")).place.read()
 
 
 def test_the_listing_streams(tmp_path: Path) -> None:
@@ -296,7 +296,7 @@ def test_images_are_counted_as_they_will_be_listed(data: Path, tmp_path: Path) -
     (tmp_path / "t2.jsonl").write_text("".join(f'{{"path": "{i}.jpg"}}\n' for i in range(5)))
     parquet.write_table(pyarrow.table({"path": ["a.jpg", "b.jpg"]}), tmp_path / "t3.parquet")
     sources: list[Any] = [data, zipped(data, tmp_path / "d.zip"), *(tmp_path / f"t{n}" for n in (".csv", "2.jsonl"))]
-    sources += [tmp_path / "t3.parquet", Named(expand([data])[0], "mine", 1)]
+    sources += [tmp_path / "t3.parquet", NamedSource(expand([data])[0], "mine", 1)]
     for source, number in zip(sources, (5, 5, 300, 5, 2, 5), strict=True):
         assert count([source]) == number == len(told(source))
     assert count([data, tmp_path / "t.csv"]) == 305
@@ -315,12 +315,12 @@ def test_a_zip_that_is_counted_and_listed_is_read_once(
 ) -> None:
     read = []
 
-    class Noted(Directory):
+    class Noted(ZipDirectory):
         def __init__(self, at: str) -> None:
             read.append(at)
             super().__init__(at)
 
-    monkeypatch.setattr(archive, "Directory", Noted)
+    monkeypatch.setattr(archive, "ZipDirectory", Noted)
     sources = expand([zipped(data, tmp_path / "d.zip")])
     assert count(sources) == len(list(listing(sources))) == 4
     assert len(read) == 1

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from clipfake.errors import ImageError, SourceError
 from clipfake.indexer.sources import image_ref
-from clipfake.indexer.sources.archive import Tar
+from clipfake.indexer.sources.archive import TarArchive
 from clipfake.indexer.sources.folders import listing
 
 NAMES = ["a.jpg", "d/b.jpg", "x" * 96 + ".jpg", "e/" * 60 + "c.jpg", "ü.jpg", os.fsdecode(b"\xff.jpg"), "./f.jpg"]
@@ -36,7 +36,7 @@ def test_every_member_is_listed_with_its_content_and_time(tmp_path: Path, form: 
     at = packed(tmp_path / name, form, "w:gz" if name.endswith("gz") else "w")
     with tarfile.open(at) as archive:
         wanted = [(m.size, int(m.mtime * 10**9)) for m in archive if m.isfile()]
-    found = list(Tar(str(at)).entries())
+    found = list(TarArchive(str(at)).entries())
     assert [e.key for e in found] == [f"t/{n.removeprefix('./')}".replace("\udcff", "\\xff") for n in NAMES]
     assert [e.place.facts() for e in found] == wanted
     assert [e.place.read()[0] for e in found] == [bytes([65 + i]) * i for i in range(len(NAMES))]
@@ -59,7 +59,7 @@ def test_every_damage_is_named_and_no_other_error_comes_of_a_tar(tmp_path: Path)
 def test_a_giant_in_a_tar_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     at = packed(tmp_path / name, mode="w:gz" if name.endswith("gz") else "w")
     monkeypatch.setattr(image_ref, "BYTES_LIMIT", 3)
-    small, large = list(Tar(str(at)).entries())[3:5]
+    small, large = list(TarArchive(str(at)).entries())[3:5]
     assert small.place.read()[0] == b"DDD"
     with pytest.raises(ImageError, match="too large for an image"):
         large.place.read()
@@ -71,6 +71,6 @@ def test_sparse_files_are_refused(tmp_path: Path) -> None:
         told.pax_headers = {"GNU.sparse.size": "9", "GNU.sparse.map": "0,1,8,1", "GNU.sparse.numblocks": "2"}
         told.size = 2
         archive.addfile(told, io.BytesIO(b"ab"))
-    [found] = Tar(str(tmp_path / "t.tar")).entries()
+    [found] = TarArchive(str(tmp_path / "t.tar")).entries()
     with pytest.raises(ImageError, match="sparse"):
         found.place.read()

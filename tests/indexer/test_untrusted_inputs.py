@@ -16,13 +16,13 @@ from clipfake.demo.standin_encoder import build_standin
 from clipfake.errors import ClipfakeError, EncoderError, ImageError, SourceError
 from clipfake.indexer.decoding.image import decode, thumbnail
 from clipfake.indexer.encoders.checkpoint import open_checkpoint
-from clipfake.indexer.encoders.clip_vision import Shape
+from clipfake.indexer.encoders.clip_vision import VisionConfig
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.preprocess import Preprocess, resize_matrix
 from clipfake.indexer.sources import archive, tables
-from clipfake.indexer.sources.archive import Tar, Zip
-from clipfake.indexer.sources.folders import Folder, Table
-from clipfake.indexer.sources.image_ref import Entry
+from clipfake.indexer.sources.archive import TarArchive, ZipArchive
+from clipfake.indexer.sources.folders import FolderSource, TableSource
+from clipfake.indexer.sources.image_ref import ImageRef
 from clipfake.indexer.sources.labels import by_row
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -63,22 +63,22 @@ TWO = header("a/2.png", 3) + b"abc".ljust(512, b"\0")
 END = b"\0" * 1024
 
 
-def tar_at(folder: Path, content: bytes, name: str = "t.tar") -> Tar:
+def tar_at(folder: Path, content: bytes, name: str = "t.tar") -> TarArchive:
     path = folder / name
     path.write_bytes(content)
-    return Tar(str(path))
+    return TarArchive(str(path))
 
 
-def zip_at(folder: Path, files: dict[str, bytes], change: Callable[[bytes], bytes] = bytes) -> Zip:
+def zip_at(folder: Path, files: dict[str, bytes], change: Callable[[bytes], bytes] = bytes) -> ZipArchive:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w") as made:
         for name, content in files.items():
             made.writestr(name, content)
     (folder / "z.zip").write_bytes(change(out.getvalue()))
-    return Zip(str(folder / "z.zip"))
+    return ZipArchive(str(folder / "z.zip"))
 
 
-def read(entries: Any) -> list[Entry]:
+def read(entries: Any) -> list[ImageRef]:
     """Entries that a store could keep, their bytes asked for."""
     found = []
     for entry in entries:
@@ -239,8 +239,8 @@ def test_a_line_of_a_strangers_table_is_a_line_of_the_report(line: bytes, packed
     else:
         (tmp_path / "metadata.jsonl").write_bytes(told)
         (tmp_path / "t.jsonl").write_bytes(told)
-        assert len(read(Table(str(tmp_path / "t.jsonl")).entries())) == 3
-        found = read(Folder(tmp_path).entries())
+        assert len(read(TableSource(str(tmp_path / "t.jsonl")).entries())) == 3
+        found = read(FolderSource(tmp_path).entries())
     assert len(found) == 3 and not found[0].refused and not found[2].refused
 
 
@@ -441,7 +441,7 @@ def test_code_in_an_encoders_folder_is_not_run_whoever_says_yes(
 
 def test_the_smallest_and_largest_shapes_are_checked() -> None:
     with pytest.raises(EncoderError, match="no CLIP is of these sizes"):
-        Shape(width=True, heads=5)
+        VisionConfig(width=True, heads=5)
 
 
 # Any change of a real file
@@ -552,7 +552,7 @@ def test_a_changed_table_is_read_or_a_source_error(suffix: str, tmp_path: Path) 
     def holds(content: bytes) -> None:
         (tmp_path / f"metadata.{suffix}").write_bytes(content)
         with suppress(SourceError):
-            read(Folder(tmp_path).entries())
+            read(FolderSource(tmp_path).entries())
 
     holds()
 

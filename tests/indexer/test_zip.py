@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from clipfake.errors import ImageError, SourceError
 from clipfake.indexer.sources import zip_directory
-from clipfake.indexer.sources.archive import Zip
+from clipfake.indexer.sources.archive import ZipArchive
 from clipfake.indexer.sources.folders import listing
-from clipfake.indexer.sources.image_ref import Entry, Span
-from clipfake.indexer.sources.zip_directory import Directory
+from clipfake.indexer.sources.image_ref import ArchiveSpan, ImageRef
+from clipfake.indexer.sources.zip_directory import ZipDirectory
 
 Members = dict[str, bytes]
 TABLE = b"image_path,target\n"
@@ -35,11 +35,11 @@ def told(source: object) -> list[tuple[object, ...]]:
 
 
 def contents(at: Path) -> Members:
-    return {entry.key: entry.place.read()[0] for entry in Zip(str(at)).entries()}
+    return {entry.key: entry.place.read()[0] for entry in ZipArchive(str(at)).entries()}
 
 
-def entry_of(at: Path) -> Entry:
-    [entry] = Zip(str(at)).entries()
+def entry_of(at: Path) -> ImageRef:
+    [entry] = ZipArchive(str(at)).entries()
     return entry
 
 
@@ -84,7 +84,7 @@ def test_a_zip_is_listed_as_the_folder_it_was_packed_from(tmp_path: Path, seed: 
             told(at)
         return
     assert told(at) == expected
-    for entry in Zip(str(at)).entries():
+    for entry in ZipArchive(str(at)).entries():
         if not entry.refused:
             assert entry.place.read()[0] == members[entry.path.split("::")[0].removeprefix("zip://")]
 
@@ -97,13 +97,13 @@ def test_images_come_in_the_archives_order_and_a_table_where_its_folder_begins(t
         "t/a.jpg": b"",
         "t/metadata.csv": TABLE + b"b.jpg,0\na.jpg,1\n",
     }
-    found = Zip(str(packed(tmp_path / "p.zip", members))).entries()
+    found = ZipArchive(str(packed(tmp_path / "p.zip", members))).entries()
     assert [entry.key for entry in found] == ["p/z.jpg", "t/b.jpg", "t/a.jpg", "p/y.jpg"]
 
 
 def test_more_members_than_sixteen_bits_count(tmp_path: Path) -> None:
     at = packed(tmp_path / "p.zip", {f"{i}.jpg": str(i).encode() for i in range(65_537)})
-    found = list(Zip(str(at)).entries())
+    found = list(ZipArchive(str(at)).entries())
     assert [entry.key for entry in found] == [f"p/{i}.jpg" for i in range(65_537)]
     assert found[-1].place.read()[0] == b"65536"
 
@@ -160,7 +160,7 @@ def test_names_are_what_they_would_be_unpacked(tmp_path: Path, raw: bytes, flags
     entry = entry_of(at)
     assert entry.key == key
     assert entry.place.read()[0] == b"a"
-    assert Directory(str(at)).find(entry.path.split("::")[0].removeprefix("zip://")) == 0
+    assert ZipDirectory(str(at)).find(entry.path.split("::")[0].removeprefix("zip://")) == 0
 
 
 def test_a_name_that_leads_out_of_the_archive_is_refused(tmp_path: Path) -> None:
@@ -193,7 +193,7 @@ def test_what_cannot_be_read_in_place_is_refused_by_name(tmp_path: Path, where: 
         entry_of(at).place.read()
     table = patched(packed(tmp_path / "t.zip", {"metadata.csv": TABLE + b"a.jpg,0\n"}), where, content)
     with pytest.raises(SourceError, match=why):
-        list(Zip(str(table)).entries())
+        list(ZipArchive(str(table)).entries())
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked_whole(tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_a_bomb_is_refused_before_it_is_unpacked_whole(tmp_path: Path) -> None:
         entry_of(at).place.read()
     table = packed(tmp_path / "t.zip", {"metadata.csv": TABLE + bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
     with pytest.raises(SourceError, match="does not unpack"):
-        list(Zip(str(patched(table, 24, (1000).to_bytes(4, "little")))).entries())
+        list(ZipArchive(str(patched(table, 24, (1000).to_bytes(4, "little")))).entries())
 
 
 @pytest.mark.parametrize("where", [20, 24])
@@ -220,7 +220,7 @@ def test_a_byte_that_turned_is_found_by_the_checksum(tmp_path: Path, method: int
     )
     patched(at, 16, b"0123")
     with pytest.raises(ImageError, match="checksum"):
-        next(Zip(str(at)).entries()).place.read()
+        next(ZipArchive(str(at)).entries()).place.read()
 
 
 @pytest.mark.parametrize(("damage", "noticed"), [("disk", 1), ("cut", 0.9), ("turned", 0.4)])  # not all bytes matter
@@ -248,7 +248,7 @@ def test_every_damage_is_named_and_no_other_error_comes(tmp_path: Path, damage: 
 def test_a_large_table_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
     lines = "".join(f"{i:07d}.jpg,{i % 7}\n" for i in range(80_000)).encode()
     at = packed(tmp_path / "p.zip", {"metadata.csv": TABLE + lines}, zipfile.ZIP_DEFLATED)
-    found = list(Zip(str(at)).entries())
+    found = list(ZipArchive(str(at)).entries())
     assert (len(found), found[-1].key, found[-1].target) == (80_000, "p/0079999.jpg", 79_999 % 7)
 
 
@@ -282,13 +282,13 @@ def test_of_an_archive_far_away_only_the_directory_is_fetched(tmp_path: Path, mo
             return found
 
     monkeypatch.setattr(zip_directory, "open_binary", lambda at: Counting(at))
-    assert len(list(Zip(str(at)).entries())) == 100
+    assert len(list(ZipArchive(str(at)).entries())) == 100
     assert fetched < 90_000  # 64 KiB where the end may be, and the directory
 
 
 def test_a_member_costs_a_few_bytes_beside_its_record(tmp_path: Path) -> None:
     members = 5000
-    found = Directory(str(packed(tmp_path / "p.zip", {f"{i:05d}.jpg": b"" for i in range(members)})))
+    found = ZipDirectory(str(packed(tmp_path / "p.zip", {f"{i:05d}.jpg": b"" for i in range(members)})))
     held = [value for value in vars(found).values() if isinstance(value, bytes | memoryview)]
     assert sum(memoryview(value).nbytes for value in held) == members * (46 + 9 + 12)
 
@@ -302,10 +302,10 @@ def test_a_long_header_before_a_member_is_read_too(tmp_path: Path) -> None:
 
 
 def test_another_process_reads_the_directory_for_itself(tmp_path: Path) -> None:
-    source = Zip(str(packed(tmp_path / "p.zip", {"a.jpg": b"a"})))
+    source = ZipArchive(str(packed(tmp_path / "p.zip", {"a.jpg": b"a"})))
     before = list(source.entries())
-    made: tuple[Callable[..., Zip], tuple[str]] = source.__reduce__()
+    made: tuple[Callable[..., ZipArchive], tuple[str]] = source.__reduce__()
     assert made[0](*made[1]) == source
     shutil.move(source.at, tmp_path / "q.zip")
-    assert [entry.key for entry in Zip(str(tmp_path / "q.zip")).entries()] == ["q/a.jpg"]
-    assert all(isinstance(entry.where, Span) for entry in before)
+    assert [entry.key for entry in ZipArchive(str(tmp_path / "q.zip")).entries()] == ["q/a.jpg"]
+    assert all(isinstance(entry.where, ArchiveSpan) for entry in before)

@@ -12,7 +12,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 import httpx
-from clipfake.detector.detector import Detector, Question
+from clipfake.detector.detector import QueryOptions, VectorDetector
 
 from .conftest import SOURCES, Toy, drawn
 
@@ -26,9 +26,9 @@ def test_many_clients_at_once_get_what_each_would_get_alone(toy: Toy, tmp_path: 
     images = [drawn(list(SOURCES)[i % len(SOURCES)], i, seed=i % 2) for i in range(IMAGES)]
     pictures = [toy.decode(image) for image in images]
     vectors = toy.encoder.encode([picture.pixels for picture in pictures])
-    detector = Detector.load(store)
+    detector = VectorDetector.load(store)
     alone = [
-        json.loads(json.dumps(detector.judge_one("", vector, picture.digest, Question()).as_json()))
+        json.loads(json.dumps(detector.judge_one("", vector, picture.digest, QueryOptions()).to_dict()))
         for vector, picture in zip(vectors, pictures, strict=True)
     ]
     nearest = [

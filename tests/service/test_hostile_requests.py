@@ -23,8 +23,8 @@ import httpx
 from clipfake.errors import ClipfakeError
 from clipfake.service.batcher import Batcher
 from clipfake.service.limits import Limits
-from clipfake.service.metrics import Metrics
-from clipfake.service.problems import KINDS, Problem
+from clipfake.service.metrics import ServiceMetrics
+from clipfake.service.problems import KINDS, HttpProblem
 from clipfake.service.server import listening, serve
 from clipfake.service.uploads import form, image_of
 from hypothesis import given, settings
@@ -260,7 +260,7 @@ def test_any_form_is_read_or_refused(
     body = start + b"".join(b"\r\nContent-Disposition: form-data; " + a + b + c + d for a, b, c, d in parts)
     try:
         found = parse(body[: len(body) - cut], media, pieces)
-    except Problem as e:
+    except HttpProblem as e:
         assert e.kind == "bad-request"
         return
     for one in found.uploads:
@@ -284,7 +284,7 @@ def test_what_was_sent_in_a_form_comes_out_of_it(contents: list[bytes], pieces: 
 def test_any_text_is_an_image_in_base64_or_refused(text: str) -> None:
     try:
         assert isinstance(image_of(text).content, bytes)
-    except Problem as e:
+    except HttpProblem as e:
         assert e.kind == "invalid"
 
 
@@ -516,7 +516,7 @@ def test_closing_encodes_what_was_taken_in() -> None:
     counting.go_on.clear()
 
     async def end() -> Any:
-        batcher = Batcher(counting.encode, Limits(batch=2, linger=0), Metrics())
+        batcher = Batcher(counting.encode, Limits(batch=2, linger=0), ServiceMetrics())
         waiting = [asyncio.create_task(batcher.vector(n)) for n in range(5)]
         assert await asyncio.to_thread(counting.begun.wait, 20)
         closing = asyncio.create_task(asyncio.to_thread(batcher.close))

@@ -11,7 +11,7 @@ pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from clipfake.service import json_body
 from clipfake.service.json_body import backslashes, parsed, texts
 from clipfake.service.limits import Limits
-from clipfake.service.problems import Problem
+from clipfake.service.problems import HttpProblem
 from clipfake.service.uploads import PIECE, image_of
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -82,20 +82,20 @@ def test_backslashes_are_counted_however_many_there_are(many: int, before: int) 
 def test_much_that_is_no_image_is_refused_before_it_is_parsed(content: bytes, monkeypatch: Any) -> None:
     monkeypatch.setattr(json_body, "LONG", 100)
     monkeypatch.setattr(json_body.json, "loads", lambda *_, **__: pytest.fail("it is parsed"))
-    with pytest.raises(Problem, match="more than 1,000 bytes of JSON") as refused:
+    with pytest.raises(HttpProblem, match="more than 1,000 bytes of JSON") as refused:
         parsed(content, Limits(json_bytes=1000))
     assert refused.value.kind == "too-large"
 
 
 def test_a_text_that_no_image_may_be_is_refused_before_it_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(json_body, "LONG", 100)
-    with pytest.raises(Problem, match="a text of 2,000 bytes; an image may have 1,000"):
+    with pytest.raises(HttpProblem, match="a text of 2,000 bytes; an image may have 1,000"):
         parsed(b'{"image":"' + b"A" * 2000 + b'"}', Limits(image_bytes=1000))
     assert parsed(b'{"image":"' + b"A" * 1332 + b'"}', Limits(image_bytes=1000)) == {"image": "A" * 1332}
 
 
 def test_an_object_of_many_fields_is_refused_as_a_whole() -> None:
-    with pytest.raises(Problem, match="101 fields"):
+    with pytest.raises(HttpProblem, match="101 fields"):
         parsed(json.dumps({str(i): 1 for i in range(101)}).encode(), Limits())
 
 
@@ -140,5 +140,5 @@ def test_base64_of_many_pieces_is_the_same_file_or_refused() -> None:
     assert len(text) > PIECE
     assert image_of(text).content == content
     for wrong in (text[: PIECE - 2] + "==" + text, text[:-1], text[:PIECE] + "\n" + text[PIECE:]):
-        with pytest.raises(Problem, match="not an image in base64"):
+        with pytest.raises(HttpProblem, match="not an image in base64"):
             image_of(wrong)

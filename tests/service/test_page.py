@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clipfake.detector.verdict import Stored
+from clipfake.detector.verdict import StoredCopy
 from clipfake.show.phrasing import CAVEAT, likelier, origin, percent
 from PIL import Image
 
@@ -139,7 +139,7 @@ def test_an_image_gets_the_services_answer_with_its_evidence(visit: Open, addres
 
 def test_an_image_that_is_stored_is_told_with_what_it_was_called(visit: Open, address: str) -> None:
     page, content = visit(address), drawn("gan_a", 7)
-    row = Stored(**asked(address, content)["stored"][0])
+    row = StoredCopy(**asked(address, content)["stored"][0])
     give(page, file("mine.png", content))
     told = f"his very file is stored as fake of gan_a ({row.key})"
     expect(page.locator(".card .known")).to_have_text(f"T{told}. It did not testify.")

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-from clipfake.detector.detector import Detector, Question
-from clipfake.errors import EngineDamaged, EngineDown, EngineError, EngineSlow, Locked
+from clipfake.detector.detector import QueryOptions, VectorDetector
+from clipfake.errors import BackendDamaged, BackendError, BackendTimeout, BackendUnavailable, Locked
 from clipfake.service import search_backend
 from clipfake.service.limits import Limits
 from clipfake.service.problems import KINDS
@@ -71,14 +71,14 @@ def data_url(content: bytes) -> str:
 def test_a_query_answers_with_the_very_json_of_the_command_line(toy: Any, client: TestClient) -> None:
     content = toy.drawn("gan_b", 3, seed=1)
     image = toy.decode(content)
-    verdict = Detector.load(toy.store).judge_one(
-        "0.png", toy.encoder.encode([image.pixels])[0], image.digest, Question(prior=0.1, error=0.2)
+    verdict = VectorDetector.load(toy.store).judge_one(
+        "0.png", toy.encoder.encode([image.pixels])[0], image.digest, QueryOptions(prior=0.1, error=0.2)
     )
     told = client.post("/v1/query", files=files(content), params={"prior": 0.1, "error": 0.2}).json()
-    assert told == {"snapshot": toy.store.snapshot().number, "answers": [json.loads(json.dumps(verdict.as_json()))]}
+    assert told == {"snapshot": toy.store.snapshot().number, "answers": [json.loads(json.dumps(verdict.to_dict()))]}
     assert verdict.verdict == "fake"
-    assert verdict.as_json().keys() == VerdictJson.model_fields.keys()
-    VerdictJson.model_validate(verdict.as_json(), extra="forbid")
+    assert verdict.to_dict().keys() == VerdictJson.model_fields.keys()
+    VerdictJson.model_validate(verdict.to_dict(), extra="forbid")
 
 
 def test_one_image_may_be_the_body_itself(toy: Any, client: TestClient) -> None:
@@ -139,7 +139,7 @@ def test_the_map_has_the_query_among_its_own_kind(toy: Any, client: TestClient) 
 def test_embed_gives_the_vectors_that_are_stored(toy: Any, client: TestClient) -> None:
     content = toy.drawn("gan_a", 7)
     told = client.post("/v1/embed", files=files(content, b"no image")).json()
-    assert told["space"] == toy.encoder.space.as_json()
+    assert told["space"] == toy.encoder.space.to_dict()
     assert told["answers"][1].keys() == {"image", "error"}
     [position] = toy.store.snapshot().find(["gan_a/img 7.png"])
     stored = toy.store.snapshot().vectors([position])[0]
@@ -494,10 +494,10 @@ INSIDE = "the collection clipfake at http://node1:6333 or in /srv/edge"
 @pytest.mark.parametrize(
     ("failure", "told"),
     [
-        (EngineDown(INSIDE), (503, "engine-down")),
-        (EngineSlow(INSIDE), (504, "engine-slow")),
-        (EngineError(INSIDE), (502, "engine-failed")),
-        (EngineDamaged(INSIDE), (502, "engine-failed")),
+        (BackendUnavailable(INSIDE), (503, "engine-down")),
+        (BackendTimeout(INSIDE), (504, "engine-slow")),
+        (BackendError(INSIDE), (502, "engine-failed")),
+        (BackendDamaged(INSIDE), (502, "engine-failed")),
         (Locked(INSIDE), (503, "engine-down")),
     ],
     ids=lambda given: type(given).__name__ if isinstance(given, Exception) else given[1],
@@ -540,7 +540,7 @@ def test_an_engine_that_is_down_is_left_alone_for_a_while(toy: Any, monkeypatch:
     away, content = Away(), toy.drawn("gan_a", 7)
     with asked(toy, elsewhere=away) as client:
         assert client.post("/v1/query", content=content).status_code == 200
-        away.fails["searching"] = EngineSlow("60 s")
+        away.fails["searching"] = BackendTimeout("60 s")
         refused = client.post("/v1/query", content=content)
         assert (*problem(refused), refused.headers["Retry-After"]) == (504, "engine-slow", "5")
         away.fails["searching"] = None
@@ -587,7 +587,7 @@ def test_no_similarity_is_beyond_one(toy: Any, client: TestClient) -> None:
     assert (vectors[longest] ** 2).sum() > 1 + 1e-6
     found = client.post("/v1/search", json={"key": str(toy.store.snapshot().column("keys")[longest]), "k": 3}).json()
     assert found["rows"][0]["similarity"] == 1.0
-    [verdict] = Detector.load(toy.store).judge(["x"], vectors[[longest]])
+    [verdict] = VectorDetector.load(toy.store).judge(["x"], vectors[[longest]])
     assert max(one.similarity for found in verdict.neighbors.values() for one in found) == 1.0
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from clipfake.detector.split import PARTS
 from clipfake.show import evaluation_figures, metric_figures, training_figures
-from clipfake.show.figure import FULL, HALF, NAME, Picture, shortened
+from clipfake.show.figure import FULL, HALF, NAME, ReportFigure, shortened
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 LONG = [f"{'a_very_long_name_of_a_generator_' * 2}{i}" for i in range(9)]
@@ -12,7 +12,7 @@ SHORT = ["pro_gan", "sd"]
 EDGE = 0.03  # inches that a line may be thick
 
 
-def _pictures(names: list[str]) -> list[Picture]:
+def _pictures(names: list[str]) -> list[ReportFigure]:
     rng = np.random.default_rng(0)
     sources = np.array([*names, *names])
     labels = rng.permutation(np.tile([0, 1], len(names)))

@@ -20,11 +20,11 @@ import numpy as np
 import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.errors import (
+    BackendError,
+    BackendTimeout,
+    BackendUnavailable,
     BadBlock,
     Damaged,
-    EngineDown,
-    EngineError,
-    EngineSlow,
     Locked,
     NoStore,
     NotAStore,
@@ -33,15 +33,15 @@ from clipfake.errors import (
 )
 from clipfake.store.backends import remote_search as remote
 from clipfake.store.backends import search_plan as plan
-from clipfake.store.backends.backend_manifest import read_card
-from clipfake.store.backends.base import Allowed, Engine
+from clipfake.store.backends.backend_manifest import read_backend_manifest
+from clipfake.store.backends.base import BackendFilter, SearchBackend
 from clipfake.store.backends.push import push
-from clipfake.store.backends.qdrant import engine_at
-from clipfake.store.backends.qdrant_edge import Edge
-from clipfake.store.backends.qdrant_protocol import Layout, conditions
-from clipfake.store.backends.qdrant_server import Server, in_few_digits
-from clipfake.store.backends.remote_search import Remote, ask
-from clipfake.store.backends.search_plan import Plan
+from clipfake.store.backends.qdrant import open_backend
+from clipfake.store.backends.qdrant_edge import QdrantEdge
+from clipfake.store.backends.qdrant_protocol import CollectionLayout, conditions
+from clipfake.store.backends.qdrant_server import QdrantServer, in_few_digits
+from clipfake.store.backends.remote_search import RemoteStore, remote_searcher
+from clipfake.store.backends.search_plan import SearchPlan
 from clipfake.store.filter import Filter, delete
 from clipfake.store.maintenance.build_index import build_index
 from clipfake.store.records import Block, names
@@ -56,7 +56,7 @@ pytest.importorskip("qdrant_client", reason="the extra `qdrant` is not installed
 import httpx
 
 ROWS, DIM = 4000, 16
-GRAPH = Layout(plain_kb=1)  # so few rows would be scanned otherwise
+GRAPH = CollectionLayout(plain_kb=1)  # so few rows would be scanned otherwise
 AGREES = 0.985  # of a sample of queries, where 0.99 is promised on average
 SHARES = (1.0, 0.5, 0.1, 0.05, 0.01, 0.002)
 
@@ -124,23 +124,23 @@ class Qdrant(Exact):
         self.folder = folder
         self.engine = self.opened()
 
-    def opened(self) -> Engine:
-        return engine_at(self.folder / "edge", layout=GRAPH)
+    def opened(self) -> SearchBackend:
+        return open_backend(self.folder / "edge", layout=GRAPH)
 
     def fill(self, store: Store) -> None:
         push(store.snapshot(), self.engine, queries=20)
 
     def search(self, store: Store, queries: np.ndarray, k: int, which: Filter) -> Matches:
-        return ask(store.snapshot(), self.engine).search(queries, k, which)
+        return remote_searcher(store.snapshot(), self.engine).search(queries, k, which)
 
     def close(self) -> None:
         self.engine.close()
 
 
 class LiveServer(Qdrant):
-    def opened(self) -> Engine:
+    def opened(self) -> SearchBackend:
         name = f"clipfake-test-{uuid.uuid5(uuid.NAMESPACE_URL, str(self.folder)).hex}"
-        return engine_at(os.environ["QDRANT_URL"], name, GRAPH)
+        return open_backend(os.environ["QDRANT_URL"], name, GRAPH)
 
 
 BACK_ENDS = {"exact": Exact, "faiss": Faiss, "qdrant edge": Qdrant, "qdrant server": LiveServer}
@@ -286,7 +286,7 @@ def test_killed_while_it_is_filled_and_filled_again_it_holds_the_same(kind: str,
     again = opened(kind, tmp_path)
     if isinstance(again, Qdrant):
         with pytest.raises(StoreError, match="store push"):
-            ask(store.snapshot(), again.engine)
+            remote_searcher(store.snapshot(), again.engine)
         done = push(store.snapshot(), again.engine, queries=20)
         assert (done.pushed + done.kept, done.dropped) == (ROWS, 0)
         assert done.kept >= 100 * (after - 1)
@@ -305,8 +305,8 @@ def test_killed_while_it_is_filled_and_filled_again_it_holds_the_same(kind: str,
 
 
 @pytest.fixture
-def edge(tmp_path: Path) -> Iterator[Edge]:
-    engine = Edge(tmp_path / "edge", GRAPH)
+def edge(tmp_path: Path) -> Iterator[QdrantEdge]:
+    engine = QdrantEdge(tmp_path / "edge", GRAPH)
     yield engine
     engine.close()
 
@@ -316,17 +316,17 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return filled(tmp_path_factory.mktemp("small") / "s", 1000)
 
 
-def test_a_push_can_be_repeated_and_then_does_nothing(small: Store, edge: Edge) -> None:
+def test_a_push_can_be_repeated_and_then_does_nothing(small: Store, edge: QdrantEdge) -> None:
     first = push(small.snapshot(), edge, queries=20)
     second = push(small.snapshot(), edge, queries=20)
     assert (first.pushed, first.kept, first.dropped) == (1000, 0, 0)
     assert (second.pushed, second.kept, second.dropped) == (0, 1000, 0)
     assert min(second.recall.values()) >= 0.99
-    assert json.loads(json.dumps(second.as_json()))["rows"] == 1000
+    assert json.loads(json.dumps(second.to_dict()))["rows"] == 1000
 
 
 def test_payload_indexes_are_there_before_the_first_vector(small: Store, tmp_path: Path) -> None:
-    class Watched(Edge):
+    class Watched(QdrantEdge):
         known: set[str] | None = None
 
         def put(self, *given: Any) -> None:
@@ -339,9 +339,9 @@ def test_payload_indexes_are_there_before_the_first_vector(small: Store, tmp_pat
     engine.close()
 
 
-def test_without_the_shards_answers_are_ids_with_what_the_rows_are(small: Store, edge: Edge) -> None:
+def test_without_the_shards_answers_are_ids_with_what_the_rows_are(small: Store, edge: QdrantEdge) -> None:
     push(small.snapshot(), edge, queries=20)
-    snapshot, remote = small.snapshot(), Remote(edge)
+    snapshot, remote = small.snapshot(), RemoteStore(edge)
     found = remote.search(snapshot.vectors([7]), 3, Filter(labels=(0, 1)))
     assert found.rows[0, 0] == snapshot.ids[7]
     assert remote.describe([int(found.rows[0, 0])])[int(snapshot.ids[7])]["key"] == snapshot.column("keys")[7]
@@ -350,30 +350,30 @@ def test_without_the_shards_answers_are_ids_with_what_the_rows_are(small: Store,
         remote.search(snapshot.vectors([7]), 3, Filter(keys=("a/b",)))
 
 
-def test_masks_that_are_labels_or_few_rows_can_be_asked_with(small: Store, edge: Edge) -> None:
+def test_masks_that_are_labels_or_few_rows_can_be_asked_with(small: Store, edge: QdrantEdge) -> None:
     push(small.snapshot(), edge, queries=20)
     snapshot = small.snapshot()
-    asked, queries = ask(snapshot, edge), snapshot.vectors(slice(0, 5))
+    asked, queries = remote_searcher(snapshot, edge), snapshot.vectors(slice(0, 5))
     for mask in (snapshot.column("labels") == 0, np.ones(1000, bool), np.arange(1000) % 3 == 0, np.zeros(1000, bool)):
         assert (asked.search(queries, 5, mask).rows == snapshot.search(queries, 5, mask, recall=1).rows).all()
 
 
-def test_a_mask_that_cannot_be_told_is_refused(small: Store, edge: Edge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_mask_that_cannot_be_told_is_refused(small: Store, edge: QdrantEdge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "MASK_ROWS", 100)
     push(small.snapshot(), edge, queries=20)
     with pytest.raises(BadBlock, match="give a Filter"):
-        ask(small.snapshot(), edge).search(small.snapshot().vectors([0]), 5, np.arange(1000) % 3 == 0)
+        remote_searcher(small.snapshot(), edge).search(small.snapshot().vectors([0]), 5, np.arange(1000) % 3 == 0)
 
 
-def test_a_stale_engine_is_noticed(tmp_path: Path, edge: Edge) -> None:
+def test_a_stale_engine_is_noticed(tmp_path: Path, edge: QdrantEdge) -> None:
     store = filled(tmp_path / "s", 1000)
     push(store.snapshot(), edge, queries=20)
     delete(store, Filter(keys=store.snapshot().column("keys")[:1].tolist()))
     with pytest.raises(StoreError, match=r"1000 rows of snapshot \d+, this is snapshot \d+ with 999 rows"):
-        ask(store.snapshot(), edge)
+        remote_searcher(store.snapshot(), edge)
 
 
-def test_an_engine_of_another_store_is_noticed(tmp_path: Path, small: Store, edge: Edge) -> None:
+def test_an_engine_of_another_store_is_noticed(tmp_path: Path, small: Store, edge: QdrantEdge) -> None:
     push(small.snapshot(), edge, queries=0)
     other = filled(tmp_path / "other", 1000, seed=5)
     with pytest.raises(NotAStore, match="another store"):
@@ -381,7 +381,9 @@ def test_an_engine_of_another_store_is_noticed(tmp_path: Path, small: Store, edg
     assert push(other.snapshot(), edge, queries=0, anew=True).pushed == 1000
 
 
-def test_rows_of_another_store_are_noticed_however_few_there_are(tmp_path: Path, small: Store, edge: Edge) -> None:
+def test_rows_of_another_store_are_noticed_however_few_there_are(
+    tmp_path: Path, small: Store, edge: QdrantEdge
+) -> None:
     class Stopped(Exception):
         pass
 
@@ -391,29 +393,29 @@ def test_rows_of_another_store_are_noticed_however_few_there_are(tmp_path: Path,
     with pytest.raises(Stopped):
         push(small.snapshot(), edge, progress=stop)
     with pytest.raises(StoreError, match="did not end"):
-        ask(small.snapshot(), edge)
+        remote_searcher(small.snapshot(), edge)
     with pytest.raises(StoreError, match="did not end"):
-        Remote(edge)
+        RemoteStore(edge)
     with pytest.raises(NotAStore, match="another store"):
         push(filled(tmp_path / "other", 1000, seed=5).snapshot(), edge)
 
 
-def test_an_engine_of_another_encoder_is_noticed(tmp_path: Path, small: Store, edge: Edge) -> None:
+def test_an_engine_of_another_encoder_is_noticed(tmp_path: Path, small: Store, edge: QdrantEdge) -> None:
     push(small.snapshot(), edge, queries=0)
     other = Store.create(tmp_path / "other", replace(space(DIM), fingerprint="ab" * 32))
-    for do in (push, ask):
+    for do in (push, remote_searcher):
         with pytest.raises(SpaceMismatch, match="two encoders"):
             do(other.snapshot(), edge)
 
 
-def test_rows_that_someone_took_out_are_put_back(small: Store, edge: Edge) -> None:
+def test_rows_that_someone_took_out_are_put_back(small: Store, edge: QdrantEdge) -> None:
     push(small.snapshot(), edge, queries=0)
     edge.drop(small.snapshot().ids[[3, 500]].tolist())
     assert push(small.snapshot(), edge, queries=0).pushed == 2
 
 
 def test_an_engine_that_loses_rows_is_found_out_by_counting(small: Store, tmp_path: Path) -> None:
-    class Losing(Edge):
+    class Losing(QdrantEdge):
         def put(self, ids: Any, vectors: Any, payloads: Any) -> None:
             super().put(ids[1:], vectors[1:], payloads[1:])
 
@@ -421,12 +423,12 @@ def test_an_engine_that_loses_rows_is_found_out_by_counting(small: Store, tmp_pa
     with pytest.raises(Damaged, match="999 rows of shard 1 after the push instead of 1000"):
         push(small.snapshot(), engine)
     with pytest.raises(StoreError, match="did not end"):
-        ask(small.snapshot(), engine)
+        remote_searcher(small.snapshot(), engine)
     engine.close()
 
 
 def test_an_engine_with_other_vectors_is_found_out_by_its_answers(small: Store, tmp_path: Path) -> None:
-    class Muddled(Edge):
+    class Muddled(QdrantEdge):
         def put(self, ids: Any, vectors: Any, payloads: Any) -> None:
             super().put(ids, np.roll(vectors, 1, axis=0), payloads)
 
@@ -438,26 +440,26 @@ def test_an_engine_with_other_vectors_is_found_out_by_its_answers(small: Store, 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear all")
-    with pytest.raises(NotAStore, match="no Qdrant Edge shard"):
-        engine_at(tmp_path)
+    with pytest.raises(NotAStore, match="no Qdrant QdrantEdge shard"):
+        open_backend(tmp_path)
     with pytest.raises(NoStore, match="store push"):
-        read_card(engine_at(tmp_path / "new"))
+        read_backend_manifest(open_backend(tmp_path / "new"))
     with pytest.raises(StoreError, match="neither"):
-        engine_at("ftp://host/x")
+        open_backend("ftp://host/x")
 
 
-def test_two_processes_cannot_have_one_folder_open(small: Store, tmp_path: Path, edge: Edge) -> None:
+def test_two_processes_cannot_have_one_folder_open(small: Store, tmp_path: Path, edge: QdrantEdge) -> None:
     push(small.snapshot(), edge, queries=0)
     with pytest.raises(Locked, match="another process"):
-        push(small.snapshot(), Edge(tmp_path / "edge"))
+        push(small.snapshot(), QdrantEdge(tmp_path / "edge"))
 
 
-def test_a_damaged_folder_is_named(small: Store, tmp_path: Path, edge: Edge) -> None:
+def test_a_damaged_folder_is_named(small: Store, tmp_path: Path, edge: QdrantEdge) -> None:
     push(small.snapshot(), edge, queries=0)
     edge.close()
     (tmp_path / "edge" / "edge_config.json").write_text("{")
     with pytest.raises(Damaged, match="delete the folder"):
-        ask(small.snapshot(), edge)
+        remote_searcher(small.snapshot(), edge)
 
 
 # How wide to search.
@@ -465,7 +467,7 @@ def test_a_damaged_folder_is_named(small: Store, tmp_path: Path, edge: Edge) -> 
 
 def test_a_poor_graph_is_searched_wider_until_the_recall_is_there(tmp_path: Path) -> None:
     store = filled(tmp_path / "s")
-    engine = Edge(tmp_path / "edge", replace(GRAPH, edges=3, care=4))
+    engine = QdrantEdge(tmp_path / "edge", replace(GRAPH, edges=3, care=4))
     done = push(store.snapshot(), engine)
     assert min(done.recall_unplanned.values()) < 0.97
     assert min(done.recall.values()) >= 0.99
@@ -474,15 +476,15 @@ def test_a_poor_graph_is_searched_wider_until_the_recall_is_there(tmp_path: Path
 
 @pytest.mark.parametrize("quantised", ["int8", "binary"])
 def test_quantised_rows_are_ranked_by_the_stored_vectors(tmp_path: Path, small: Store, quantised: Any) -> None:
-    engine = Edge(tmp_path / "edge", replace(GRAPH, quantised=quantised))
+    engine = QdrantEdge(tmp_path / "edge", replace(GRAPH, quantised=quantised))
     assert min(push(small.snapshot(), engine).recall.values()) >= 0.99
     queries = small.snapshot().vectors(slice(0, 20))
-    found = ask(small.snapshot(), engine).search(queries, 5, Filter(labels=(1,)))
+    found = remote_searcher(small.snapshot(), engine).search(queries, 5, Filter(labels=(1,)))
     assert recall(found, truth(small.snapshot(), queries, 5, Filter(labels=(1,)))) >= 0.97
     engine.close()
 
 
-PLAN = Plan((64, 128, 256), (1.0, 0.5, 0.01), ((0.99, 0.996, 1.0), (0.9, 0.99, 0.995), (0.5, 0.6, 0.7)))
+PLAN = SearchPlan((64, 128, 256), (1.0, 0.5, 0.01), ((0.99, 0.996, 1.0), (0.9, 0.99, 0.995), (0.5, 0.6, 0.7)))
 
 
 @pytest.mark.parametrize(
@@ -506,18 +508,18 @@ def test_a_plan_takes_the_dearest_filter_of_about_that_share(
 
 
 def test_a_plan_comes_back_from_json() -> None:
-    assert Plan.from_json(json.loads(json.dumps(PLAN.as_json()))) == PLAN
-    assert Plan().width(0.9, 1.0) is None  # nothing was measured: exactly
+    assert SearchPlan.from_dict(json.loads(json.dumps(PLAN.to_dict()))) == PLAN
+    assert SearchPlan().width(0.9, 1.0) is None  # nothing was measured: exactly
 
 
 # Filters and requests.
 
 
 @pytest.fixture(scope="module")
-def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Edge, Snapshot]]:
+def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[QdrantEdge, Snapshot]]:
     folder = tmp_path_factory.mktemp("held")
     store = filled(folder / "s", 1000)
-    engine = Edge(folder / "edge")
+    engine = QdrantEdge(folder / "edge")
     push(store.snapshot(), engine, queries=0)
     yield engine, store.snapshot()
     engine.close()
@@ -535,15 +537,15 @@ def some(values: list[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
     but_sources=some(["source-12", "source-01"]),
 )
 @settings(deadline=None, max_examples=60)
-def test_a_filter_allows_the_same_rows_in_the_engine(held: tuple[Edge, Snapshot], **columns: Any) -> None:
+def test_a_filter_allows_the_same_rows_in_the_engine(held: tuple[QdrantEdge, Snapshot], **columns: Any) -> None:
     engine, snapshot = held
-    assert Remote(engine).count(Allowed(Filter(**columns))) == Filter(**columns).mask(snapshot).sum()
+    assert RemoteStore(engine).count(BackendFilter(Filter(**columns))) == Filter(**columns).mask(snapshot).sum()
 
 
 def test_no_filter_is_no_condition() -> None:
     import qdrant_edge
 
-    assert conditions(qdrant_edge, Allowed(Filter())) is None
+    assert conditions(qdrant_edge, BackendFilter(Filter())) is None
 
 
 class Wire:
@@ -611,7 +613,7 @@ class Wire:
 
 def test_requests_to_a_server_are_well_formed(tmp_path: Path) -> None:
     wire = Wire()
-    engine = Server("http://qdrant", layout=replace(GRAPH, shards=6, replicas=2), client=wire.client())
+    engine = QdrantServer("http://qdrant", layout=replace(GRAPH, shards=6, replicas=2), client=wire.client())
     store = filled(tmp_path / "s", 200)
     assert push(store.snapshot(), engine, queries=10).pushed == 200
     calls = [call for call, _ in wire.asked]
@@ -624,14 +626,14 @@ def test_requests_to_a_server_are_well_formed(tmp_path: Path) -> None:
     snapshot = store.snapshot()
     queries = snapshot.vectors(slice(0, 5))
     for which in (Filter(), Filter(labels=(0,), but_sources=("source-01",)), Filter(keys=("x/y",))):
-        found, true = ask(snapshot, engine).search(queries, 5, which), truth(snapshot, queries, 5, which)
+        found, true = remote_searcher(snapshot, engine).search(queries, 5, which), truth(snapshot, queries, 5, which)
         assert (found.rows == true.rows).all()
     widths = {one.params.hnsw_ef for call, body in wire.asked if call.endswith("batch") for one in body.searches}
     assert {None, 64} <= widths  # the engine's own, and what was measured
-    assert Remote(engine).describe([int(snapshot.ids[0])])[int(snapshot.ids[0])]["shard"] == 1
+    assert RemoteStore(engine).describe([int(snapshot.ids[0])])[int(snapshot.ids[0])]["shard"] == 1
     engine.remove()
     with pytest.raises(NoStore):
-        ask(snapshot, engine)
+        remote_searcher(snapshot, engine)
     engine.close()
 
 
@@ -641,7 +643,7 @@ def test_a_collection_of_someone_else_is_left_alone(small: Store) -> None:
     wire = Wire()
     wire.local.create_collection("clipfake", {"text": m.VectorParams(size=4, distance=m.Distance.COSINE)})
     wire.local.upsert("clipfake", [m.PointStruct(id=str(uuid.UUID(int=7)), vector={"text": [1, 0, 0, 0]})])
-    engine = Server("http://qdrant", client=wire.client())
+    engine = QdrantServer("http://qdrant", client=wire.client())
     with pytest.raises(NotAStore, match="not filled by this release"):
         push(small.snapshot(), engine)
     assert wire.local.count("clipfake").count == 1
@@ -657,8 +659,8 @@ def test_numbers_in_few_digits_are_the_same_numbers() -> None:
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
-    engine = engine_at("http://127.0.0.1:9", "somewhere")
-    with pytest.raises(EngineDown, match=r"somewhere at http://127\.0\.0\.1:9 cannot be reached \(.*refused"):
+    engine = open_backend("http://127.0.0.1:9", "somewhere")
+    with pytest.raises(BackendUnavailable, match=r"somewhere at http://127\.0\.0\.1:9 cannot be reached \(.*refused"):
         engine.there()
     engine.close()
 
@@ -666,16 +668,16 @@ def test_a_server_that_is_not_there_is_named() -> None:
 @pytest.mark.parametrize(
     ("answer", "failure"),
     [
-        (httpx.ConnectError("no route"), EngineDown),
-        (httpx.ConnectTimeout("timed out"), EngineDown),
-        (httpx.RemoteProtocolError("disconnected without sending a response"), EngineDown),
-        (httpx.ReadTimeout("timed out"), EngineSlow),
-        (httpx.Response(429, headers={"Retry-After": "3"}, json={"status": {"error": "too many"}}), EngineDown),
-        (httpx.Response(503), EngineDown),
-        (httpx.Response(504), EngineSlow),
-        (httpx.Response(401), EngineError),
-        (httpx.Response(500), EngineError),
-        (httpx.Response(200, text="<html>"), EngineError),
+        (httpx.ConnectError("no route"), BackendUnavailable),
+        (httpx.ConnectTimeout("timed out"), BackendUnavailable),
+        (httpx.RemoteProtocolError("disconnected without sending a response"), BackendUnavailable),
+        (httpx.ReadTimeout("timed out"), BackendTimeout),
+        (httpx.Response(429, headers={"Retry-After": "3"}, json={"status": {"error": "too many"}}), BackendUnavailable),
+        (httpx.Response(503), BackendUnavailable),
+        (httpx.Response(504), BackendTimeout),
+        (httpx.Response(401), BackendError),
+        (httpx.Response(500), BackendError),
+        (httpx.Response(200, text="<html>"), BackendError),
     ],
     ids=lambda given: f"{given.status_code}" if isinstance(given, httpx.Response) else "",
 )
@@ -689,20 +691,20 @@ def test_how_a_server_fails_can_be_told_by_the_type_of_the_error(answer: Any, fa
 
     client = QdrantClient("http://qdrant", check_compatibility=False, transport=httpx.MockTransport(answered))
     with pytest.raises(StoreError, match=r"somewhere at http://qdrant") as found:
-        Server("http://qdrant", "somewhere", client=client).count(Allowed(Filter()))
+        QdrantServer("http://qdrant", "somewhere", client=client).count(BackendFilter(Filter()))
     assert type(found.value) is failure
-    assert ("QDRANT_API_KEY" in str(found.value)) == (failure is EngineError)
+    assert ("QDRANT_API_KEY" in str(found.value)) == (failure is BackendError)
 
 
-def test_a_detector_asks_the_engine_and_says_the_same(toy: Any, tmp_path: Path, edge: Edge) -> None:
-    from clipfake.detector.detector import Detector
+def test_a_detector_asks_the_engine_and_says_the_same(toy: Any, tmp_path: Path, edge: QdrantEdge) -> None:
+    from clipfake.detector.detector import VectorDetector
 
     push(toy.store.snapshot(), edge, queries=0)
-    own = Detector.load(toy.store)
+    own = VectorDetector.load(toy.store)
     asked: list[int] = []
 
     def elsewhere(snapshot: Snapshot) -> Any:
-        engine = ask(snapshot, edge)
+        engine = remote_searcher(snapshot, edge)
 
         class Counted:
             def search(self, queries: Any, k: int, where: Any = None, recall: float = 0.99) -> Matches:
@@ -711,7 +713,7 @@ def test_a_detector_asks_the_engine_and_says_the_same(toy: Any, tmp_path: Path, 
 
         return Counted()
 
-    other = Detector.load(toy.store, elsewhere=elsewhere)
+    other = VectorDetector.load(toy.store, elsewhere=elsewhere)
     vectors = toy.encoder.encode([toy.decode(toy.drawn("gan_b", 70 + i)).pixels for i in range(4)])
     called = [f"{i}.png" for i in range(4)]
     for one, two in zip(own.judge(called, vectors), other.judge(called, vectors), strict=True):
@@ -721,7 +723,7 @@ def test_a_detector_asks_the_engine_and_says_the_same(toy: Any, tmp_path: Path, 
 
 
 def test_a_label_without_some_sources_can_be_told_to_an_engine(
-    small: Store, edge: Edge, monkeypatch: pytest.MonkeyPatch
+    small: Store, edge: QdrantEdge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "EXACT_ROWS", 10)
     monkeypatch.setattr(remote, "MASK_ROWS", 20)
@@ -730,7 +732,7 @@ def test_a_label_without_some_sources_can_be_told_to_an_engine(
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
     mask = (labels == 1) & (sources != "source-12")
     queries = snapshot.vectors(slice(0, 5))
-    found = ask(snapshot, edge).search(queries, 5, mask)
+    found = remote_searcher(snapshot, edge).search(queries, 5, mask)
     assert recall(found, nearest(queries, snapshot.vectors(mask), np.flatnonzero(mask), 5)) >= 0.95
     with pytest.raises(BadBlock, match="give a Filter"):
-        ask(snapshot, edge).search(queries, 5, mask & (np.arange(len(mask)) % 2 == 0))
+        remote_searcher(snapshot, edge).search(queries, 5, mask & (np.arange(len(mask)) % 2 == 0))

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.errors import BadBlock, SourceError, SpaceMismatch, StoreError
-from clipfake.store.exchange.export_rows import LAYOUTS, export
-from clipfake.store.exchange.import_rows import Folder, Meaning, foreign_space, import_rows, label_of
-from clipfake.store.exchange.tables import NAMES, frame
+from clipfake.store.exchange.export_rows import LAYOUTS, export_rows
+from clipfake.store.exchange.import_rows import ImportDefaults, ImportFolder, foreign_space, import_rows, label_of
+from clipfake.store.exchange.tables import NAMES, to_pandas
 from clipfake.store.records import Block, Rows
 from clipfake.store.snapshot import Snapshot
 from clipfake.store.space import Space
@@ -54,7 +54,7 @@ def test_a_store_exported_and_imported_is_equal(
 ) -> None:
     monkeypatch.setattr("clipfake.store.exchange.export_rows.BLOCK_ROWS", 64)
     monkeypatch.setattr("clipfake.store.exchange.import_rows.BLOCK_ROWS", 50)
-    told = export(snapshot, tmp_path / "out", layout, rows_per_file=250)
+    told = export_rows(snapshot, tmp_path / "out", layout, rows_per_file=250)
     assert (told.rows, told.layout) == (len(snapshot), layout)
     back = import_rows(tmp_path / "out", tmp_path / "back")
     assert (back.rows, back.added) == (len(snapshot), len(snapshot))
@@ -64,7 +64,7 @@ def test_a_store_exported_and_imported_is_equal(
 
 
 def test_clip_retrievals_layout_is_what_its_readers_expect(snapshot: Snapshot, tmp_path: Path) -> None:
-    export(snapshot, tmp_path / "out", "clip-retrieval", rows_per_file=50)
+    export_rows(snapshot, tmp_path / "out", "clip-retrieval", rows_per_file=50)
     numbers = [f"{n:02d}" for n in range(12)]  # of one length: readers sort by name
     for kind, suffix in (("img_emb", "npy"), ("text_emb", "npy"), ("metadata", "parquet")):
         assert sorted(p.name for p in (tmp_path / "out" / kind).iterdir()) == [f"{kind}_{n}.{suffix}" for n in numbers]
@@ -79,8 +79,8 @@ def test_clip_retrievals_layout_is_what_its_readers_expect(snapshot: Snapshot, t
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_filter_leaves_the_other_rows_at_home(snapshot: Snapshot, tmp_path: Path, layout: Any) -> None:
     fake = snapshot.column("labels") == 1
-    assert export(snapshot, tmp_path / "out", layout, fake).rows == fake.sum()
-    assert export(snapshot, tmp_path / "none", layout, np.zeros(len(snapshot), bool)).rows == 0
+    assert export_rows(snapshot, tmp_path / "out", layout, fake).rows == fake.sum()
+    assert export_rows(snapshot, tmp_path / "none", layout, np.zeros(len(snapshot), bool)).rows == 0
     assert not (tmp_path / "none/text_emb").exists()  # clip-retrieval takes an empty folder for a damaged one
     [path] = (tmp_path / "out").rglob("*.parquet")
     assert parquet.read_table(path)["key"].to_pylist() == snapshot.column("keys")[fake].tolist()
@@ -90,17 +90,17 @@ def test_what_is_there_is_not_written_over(snapshot: Snapshot, tmp_path: Path) -
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").touch()
     with pytest.raises(StoreError, match="not empty"):
-        export(snapshot, tmp_path / "out")
+        export_rows(snapshot, tmp_path / "out")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
 def test_the_rows_are_a_pandas_table(snapshot: Snapshot) -> None:
-    table = frame(snapshot)
+    table = to_pandas(snapshot)
     assert list(table.columns) == list(NAMES.values())
     assert table["key"].tolist() == snapshot.column("keys").tolist()
     assert table.groupby("label").size().sum() == len(snapshot)
     assert bytes.fromhex(table["digest"][3]) == snapshot.column("digests")[3].tobytes()
-    assert len(frame(snapshot, snapshot.column("labels") == 1)) == (snapshot.column("labels") == 1).sum()
+    assert len(to_pandas(snapshot, snapshot.column("labels") == 1)) == (snapshot.column("labels") == 1).sum()
 
 
 FOREIGN = Space("their-clip", "a" * 64, 4)
@@ -122,7 +122,7 @@ def foreign(folder: Path, rows: int = 6, scale: float = 1.0, **columns: Any) -> 
 
 def test_what_clip_retrieval_wrote_comes_in(tmp_path: Path) -> None:
     folder = foreign(tmp_path / "theirs", label=["real", "fake", "0", "1", None, "FAKE"], who=list("aabbcc"))
-    meaning = Meaning(columns={"source": "who", "category": "caption"})
+    meaning = ImportDefaults(columns={"source": "who", "category": "caption"})
     assert import_rows(folder, tmp_path / "s", FOREIGN, meaning).added == 6
     rows = Store.open(tmp_path / "s").snapshot().rows
     assert rows.keys.tolist() == [f"{who}/data/{i}.jpg" for i, who in enumerate("aabbcc")]
@@ -134,8 +134,8 @@ def test_what_clip_retrieval_wrote_comes_in(tmp_path: Path) -> None:
 
 def test_a_space_that_is_only_named_can_be_searched(tmp_path: Path) -> None:
     folder = foreign(tmp_path / "theirs")
-    named = foreign_space("laion's b32", Folder.open(folder).dim)
-    import_rows(folder, tmp_path / "s", named, Meaning("laion", 0))
+    named = foreign_space("laion's b32", ImportFolder.open(folder).dim)
+    import_rows(folder, tmp_path / "s", named, ImportDefaults("laion", 0))
     snapshot = Store.open(tmp_path / "s").snapshot()
     assert snapshot.search(snapshot.vectors([2]), 1).rows.tolist() == [[2]]
     assert not named.same(foreign_space("another", 4))
@@ -144,8 +144,8 @@ def test_a_space_that_is_only_named_can_be_searched(tmp_path: Path) -> None:
 def test_vectors_of_another_length_are_refused_or_brought_to_one(tmp_path: Path) -> None:
     folder = foreign(tmp_path / "theirs", scale=3.0)
     with pytest.raises(BadBlock, match=r"length 3\.0"):
-        import_rows(folder, tmp_path / "s", FOREIGN, Meaning("x"))
-    import_rows(folder, tmp_path / "t", FOREIGN, Meaning("x"), normalise=True)
+        import_rows(folder, tmp_path / "s", FOREIGN, ImportDefaults("x"))
+    import_rows(folder, tmp_path / "t", FOREIGN, ImportDefaults("x"), normalise=True)
     lengths = np.linalg.norm(Store.open(tmp_path / "t").snapshot().vectors(), axis=1)
     assert np.allclose(lengths, 1, atol=1e-3)
 
@@ -182,22 +182,22 @@ def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, error: type[Exc
     folder = foreign(tmp_path / "theirs")
     damage(folder)
     with pytest.raises(error, match=said):
-        import_rows(folder, tmp_path / "s", FOREIGN, Meaning("x"))
+        import_rows(folder, tmp_path / "s", FOREIGN, ImportDefaults("x"))
 
 
 @pytest.mark.parametrize(
     ("columns", "meaning", "error", "said"),
     [
-        ({}, Meaning(), SourceError, "does not say where its rows come from"),
-        ({"label": ["perhaps"] * 6}, Meaning("x"), SourceError, "the label perhaps"),
-        ({"label": [0.0, 1.0, 0.7, 0.0, 0.0, 0.0]}, Meaning("x"), SourceError, "the label 0.7"),
-        ({}, Meaning("x", columns={"label": "y"}), SourceError, "has no column y"),
-        ({"image_path": ["a", "b", "c", None, "e", "f"]}, Meaning("x"), SourceError, "row 3 has no image_path"),
-        ({"image_path": ["a", "b", "c", "a", "e", "f"]}, Meaning("x"), BadBlock, "x/a"),
+        ({}, ImportDefaults(), SourceError, "does not say where its rows come from"),
+        ({"label": ["perhaps"] * 6}, ImportDefaults("x"), SourceError, "the label perhaps"),
+        ({"label": [0.0, 1.0, 0.7, 0.0, 0.0, 0.0]}, ImportDefaults("x"), SourceError, "the label 0.7"),
+        ({}, ImportDefaults("x", columns={"label": "y"}), SourceError, "has no column y"),
+        ({"image_path": ["a", "b", "c", None, "e", "f"]}, ImportDefaults("x"), SourceError, "row 3 has no image_path"),
+        ({"image_path": ["a", "b", "c", "a", "e", "f"]}, ImportDefaults("x"), BadBlock, "x/a"),
     ],
 )
 def test_a_foreign_table_that_says_too_little_is_named(
-    tmp_path: Path, columns: dict[str, Any], meaning: Meaning, error: type[Exception], said: str
+    tmp_path: Path, columns: dict[str, Any], meaning: ImportDefaults, error: type[Exception], said: str
 ) -> None:
     folder = foreign(tmp_path / "theirs", **columns)
     with pytest.raises(error, match=said):
@@ -219,7 +219,7 @@ def test_an_export_that_was_altered_is_named(tmp_path: Path, damage: Any, said: 
     texts = {name: np.ones(4, np.float32) for name in block.rows.categories.tolist()}
     with Store.create(tmp_path / "s", block.space).writer() as writer:
         writer.append(Block(block.space, block.rows, block.vectors, (), texts))
-    export(Store.open(tmp_path / "s").snapshot(), tmp_path / "out", "numpy")
+    export_rows(Store.open(tmp_path / "s").snapshot(), tmp_path / "out", "numpy")
     damage(tmp_path / "out")
     with pytest.raises(SourceError, match=said):
         import_rows(tmp_path / "out", tmp_path / "again")
@@ -237,7 +237,7 @@ def set_column(folder: Path, name: str, values: list[Any]) -> None:
 
 
 def test_a_table_with_flipped_bytes_is_named_or_read_as_it_was(snapshot: Snapshot, tmp_path: Path) -> None:
-    export(snapshot, tmp_path / "out", "numpy")
+    export_rows(snapshot, tmp_path / "out", "numpy")
     path, told = tmp_path / "out/rows.parquet", 0
     content = path.read_bytes()
     for place in np.linspace(4, len(content) - 5, 60).astype(int):
@@ -257,10 +257,10 @@ def test_vectors_of_an_unknown_or_other_encoder_are_refused(snapshot: Snapshot, 
         import_rows(foreign(tmp_path / "theirs"), tmp_path / "s")
     with pytest.raises(SpaceMismatch, match="of 4 dimensions"):
         import_rows(tmp_path / "theirs", tmp_path / "s", space(8))
-    export(snapshot, tmp_path / "out", "numpy")
+    export_rows(snapshot, tmp_path / "out", "numpy")
     with pytest.raises(SpaceMismatch):
         import_rows(tmp_path / "out", tmp_path / "s", Space("other", "b" * 64, DIM))
-    export(snapshot, tmp_path / "rows", "parquet")
+    export_rows(snapshot, tmp_path / "rows", "parquet")
     with pytest.raises(SourceError, match="without vectors"):
         import_rows(tmp_path / "rows", tmp_path / "s")
 

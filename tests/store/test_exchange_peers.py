@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
-from clipfake.store.exchange.export_rows import export
+from clipfake.store.exchange.export_rows import export_rows
 from clipfake.store.snapshot import Snapshot
 from clipfake.store.store import Store
 
@@ -65,7 +65,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 @pytest.fixture
 def exported(snapshot: Snapshot, tmp_path: Path) -> Path:
-    export(snapshot, tmp_path / "out", "clip-retrieval", rows_per_file=250)  # eleven files
+    export_rows(snapshot, tmp_path / "out", "clip-retrieval", rows_per_file=250)  # eleven files
     np.save(tmp_path / "out/asked.npy", snapshot.vectors(slice(0, 2700, 90)))
     return tmp_path / "out"
 

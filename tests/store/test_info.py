@@ -34,7 +34,7 @@ def test_the_figures_of_a_store_add_up(tmp_path: Path) -> None:
     assert {s.name: s.fake for s in told.sources if s.real} == {f"source-{i:02d}": 0 for i in range(10)}
     assert told.bytes == (tmp_path / "s/shards/000001.h5").stat().st_size
     assert [(h.name, h.snapshot, h.stale) for h in told.heads] == [("default", 1, True)]
-    assert json.loads(json.dumps(told.as_json()))["space"]["encoder"] == "synthetic"
+    assert json.loads(json.dumps(told.to_dict()))["space"]["encoder"] == "synthetic"
 
 
 def test_an_empty_store_has_figures_too(tmp_path: Path) -> None:

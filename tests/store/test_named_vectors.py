@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import torch
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
-from clipfake.detector.detector import Detector
+from clipfake.detector.detector import VectorDetector
 from clipfake.detector.head import columns_of, head_folder
 from clipfake.errors import BadBlock, Damaged, EncoderError, NotEnoughRows, SpaceMismatch, StoreError
-from clipfake.indexer.add_vectors import JoinedEncoder, fill_column
+from clipfake.indexer.add_vectors import ConcatenatedEncoder, add_vectors
 from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.encoders.load import load_encoder
-from clipfake.store.concatenated import Joined, join, joined, space_of
+from clipfake.store.concatenated import ConcatenatedSnapshot, concatenate, concatenated_snapshot, space_of
 from clipfake.store.maintenance.compact import compact
 from clipfake.store.maintenance.info import info
 from clipfake.store.maintenance.repair import repair
 from clipfake.store.maintenance.verify import verify
-from clipfake.store.named_vectors import column_names, column_writer, open_column
+from clipfake.store.named_vectors import named_vectors_writer, open_named_vectors, vector_names
 from clipfake.store.records import Block, Rows
 from clipfake.store.snapshot import Snapshot
 from clipfake.store.space import Space
@@ -38,7 +38,7 @@ def vector_of(keys: Any) -> np.ndarray:
 
 
 def filled(store: Store, where: Any = None, name: str = "depth") -> None:
-    with column_writer(store, name, OTHER) as writer:
+    with named_vectors_writer(store, name, OTHER) as writer:
         positions = np.arange(len(writer.snapshot))[slice(None) if where is None else where]
         for some in np.array_split(np.random.default_rng(0).permutation(positions), 5):
             writer.put(some, vector_of(writer.snapshot.column("keys")[some]))
@@ -46,7 +46,7 @@ def filled(store: Store, where: Any = None, name: str = "depth") -> None:
 
 def told_right(snapshot: Snapshot, name: str = "depth") -> np.ndarray:
     """Which rows have their vector; fails for one that has another's."""
-    column = open_column(snapshot.folder, name)
+    column = open_named_vectors(snapshot.folder, name)
     found = column.vectors(snapshot, np.arange(len(snapshot)))
     there = ~np.isnan(found[:, 0])
     assert np.array_equal(there, ~column.missing(snapshot))
@@ -98,7 +98,7 @@ def test_compacting_carries_columns_along(store: Store) -> None:
     snapshot = store.snapshot()
     assert (~told_right(snapshot)).sum() == sum(i % 4 > 0 for i in range(290, 300))
     assert verify(store.folder).problems == ()
-    named = {piece.file for piece in open_column(store.folder, "depth").pieces.values()}
+    named = {piece.file for piece in open_named_vectors(store.folder, "depth").pieces.values()}
     assert {path.name for path in (store.folder / "columns/depth").iterdir()} == named | {"column.json"}
 
 
@@ -148,31 +148,31 @@ def test_damage_is_named_and_repaired(store: Store) -> None:
     (store.folder / "columns/depth/column.json").write_text("{}")
     assert [p.path for p in verify(store.folder).problems] == ["columns/depth/column.json"]
     repair(store.folder)
-    assert column_names(store.folder) == []
+    assert vector_names(store.folder) == []
     filled(store)
     assert told_right(store.snapshot()).all()
 
 
 def test_what_does_not_belong_is_refused(store: Store) -> None:
     filled(store)
-    with pytest.raises(SpaceMismatch, match="depth"), column_writer(store, "depth", Space("third", "e" * 64, 5)):
+    with pytest.raises(SpaceMismatch, match="depth"), named_vectors_writer(store, "depth", Space("third", "e" * 64, 5)):
         pass
     for name in ("main", "../x", "", "Depth"):
-        with pytest.raises(StoreError, match="no name for a column"), column_writer(store, name, OTHER):
+        with pytest.raises(StoreError, match="no name for a column"), named_vectors_writer(store, name, OTHER):
             pass
-    with column_writer(store, "depth", OTHER) as writer, pytest.raises(BadBlock, match="zero or not finite"):
+    with named_vectors_writer(store, "depth", OTHER) as writer, pytest.raises(BadBlock, match="zero or not finite"):
         writer.put(np.array([3]), np.zeros((1, 5), np.float32))
     with pytest.raises(StoreError, match="has no column colour"):
-        open_column(store.folder, "colour")
+        open_named_vectors(store.folder, "colour")
 
 
 def test_columns_are_joined_as_unit_vectors_of_equal_weight(store: Store) -> None:
     filled(store)
     own = store.snapshot()
-    both = joined(own, ["main", "depth"])
+    both = concatenated_snapshot(own, ["main", "depth"])
     assert both.space == space_of(own, ["main", "depth"])
     assert both.space.dim == DIM + 5
-    assert not both.space.same(joined(own, ["depth", "main"]).space)
+    assert not both.space.same(concatenated_snapshot(own, ["depth", "main"]).space)
     vectors = both.vectors()
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
     cosine = [one @ one[7] for one in (own.vectors(), vector_of(own.column("keys")))]
@@ -180,14 +180,14 @@ def test_columns_are_joined_as_unit_vectors_of_equal_weight(store: Store) -> Non
     found = both.search(vectors[:4], 5)
     assert np.allclose(found.similarity, -np.sort(-vectors[:4] @ vectors.T, axis=1)[:, :5], atol=1e-3)
     assert np.array_equal(next(iter(both.blocks(50))).vectors, vectors[:50])
-    assert joined(own, ["main"]) is own
+    assert concatenated_snapshot(own, ["main"]) is own
     assert np.array_equal(own.vectors(slice(0, 3)), store.snapshot().vectors(slice(0, 3)))  # the other is as it was
 
 
 def test_rows_without_a_vector_are_not_passed_over_in_silence(store: Store) -> None:
     filled(store, slice(0, 299))
     with pytest.raises(NotEnoughRows, match="no vector for 1 of 300 rows"):
-        joined(store.snapshot(), ["main", "depth"])
+        concatenated_snapshot(store.snapshot(), ["main", "depth"])
 
 
 @pytest.fixture
@@ -237,7 +237,7 @@ def test_the_rows_of_changed_or_missing_files_get_none(toy: Any, tmp_path: Path)
     index([folder], store, encoder)
     (folder / "1.png").write_bytes(toy.drawn("camera_a", 50))
     (folder / "2.png").unlink()
-    told = fill_column(store, "again", encoder)
+    told = add_vectors(store, "again", encoder)
     assert (told.added, told.missing) == (4, 2)
     assert "has changed since" in told.failed["camera_a/1.png"]
     assert "camera_a/2.png" in told.failed
@@ -245,7 +245,7 @@ def test_the_rows_of_changed_or_missing_files_get_none(toy: Any, tmp_path: Path)
     moved.mkdir()
     for number in range(6):
         (moved / f"{number}.png").write_bytes(toy.drawn("camera_a", number))
-    again = fill_column(store, "again", encoder, [moved])
+    again = add_vectors(store, "again", encoder, [moved])
     assert (again.known, again.added, again.missing) == (4, 2, 0)
 
 
@@ -276,8 +276,8 @@ def test_a_head_on_two_columns_is_trained_and_asked(
     [trained] = ran("train", "--columns", "main,depth", "--epochs", "2", "--head", "guided")
     assert trained["head"]["test"]["n"] > 0
     assert columns_of(head_folder(tmp_path / "s", "guided")) == ("main", "depth")
-    detector = Detector.load(Store.open(tmp_path / "s"), "guided")
-    assert isinstance(detector.snapshot, Joined)
+    detector = VectorDetector.load(Store.open(tmp_path / "s"), "guided")
+    assert isinstance(detector.snapshot, ConcatenatedSnapshot)
     picture = tmp_path / "asked.png"
     picture.write_bytes(toy.drawn("gan_a", 99))
     [verdict] = ran("query", str(picture), "--head", "guided")
@@ -298,10 +298,10 @@ def test_the_service_asks_all_encoders_of_a_head(toy: Any, tmp_path: Path) -> No
 
     store = toy.copy(tmp_path / "s")
     twin = PlainEncoder()
-    with column_writer(store, "again", twin.space) as writer:
+    with named_vectors_writer(store, "again", twin.space) as writer:
         writer.put(np.arange(len(writer.snapshot)), writer.snapshot.vectors())
     names = ["main", "again"]
-    snapshot = joined(store.snapshot(), names)
+    snapshot = concatenated_snapshot(store.snapshot(), names)
     options = TrainOptions(triplet=TripletOptions(epochs=2), baselines=())
     head = train(snapshot, options).head
     head = replace(head, options={**head.options, "columns": names})
@@ -311,7 +311,7 @@ def test_the_service_asks_all_encoders_of_a_head(toy: Any, tmp_path: Path) -> No
     with pytest.raises(SpaceMismatch):
         toy.app(store=store)
     with TestClient(
-        toy.app(store=store, encoder=JoinedEncoder([toy.encoder, twin])), base_url="http://localhost"
+        toy.app(store=store, encoder=ConcatenatedEncoder([toy.encoder, twin])), base_url="http://localhost"
     ) as client:
         answer = client.post("/v1/query", content=toy.drawn("gan_b", 77), headers={"Content-Type": "image/png"})
     assert answer.status_code == 200, answer.text
@@ -320,7 +320,7 @@ def test_the_service_asks_all_encoders_of_a_head(toy: Any, tmp_path: Path) -> No
 
 def test_parts_of_any_length_weigh_the_same() -> None:
     one, other = np.array([[3.0, 4.0]]), np.array([[0.0, 0.5]])
-    assert join([one, other])[0] * np.sqrt(2) == pytest.approx([0.6, 0.8, 0, 1])
+    assert concatenate([one, other])[0] * np.sqrt(2) == pytest.approx([0.6, 0.8, 0, 1])
 
 
 def flipped(path: Path, place: int) -> None:
@@ -373,5 +373,5 @@ def test_a_snapshot_that_cannot_be_read_keeps_no_column_from_being_filled(store:
     ],
 )
 def test_a_vector_that_cannot_be_stored_is_refused(store: Store, vectors: Any, told: str) -> None:
-    with column_writer(store, "depth", OTHER) as writer, pytest.raises(BadBlock, match=told):
+    with named_vectors_writer(store, "depth", OTHER) as writer, pytest.raises(BadBlock, match=told):
         writer.put(np.array([3, 4]), vectors)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.errors import StoreError
-from clipfake.store.maintenance.near_duplicates import all_pairs, duplicates
+from clipfake.store.maintenance.near_duplicates import all_pairs, find_duplicates
 from clipfake.store.records import Block, Rows
 from clipfake.store.snapshot import Snapshot
 from clipfake.store.store import Store
@@ -134,11 +134,11 @@ def doubled(tmp_path: Path) -> Snapshot:
 
 
 def test_copies_are_grouped(doubled: Snapshot, tmp_path: Path) -> None:
-    found = duplicates(doubled, all_pairs(doubled, tmp_path / "p", 3), 0.99)
+    found = find_duplicates(doubled, all_pairs(doubled, tmp_path / "p", 3), 0.99)
     assert [group.keys for group in found.groups] == [("a/0", "a/20", "c/21"), ("a/5", "b/22"), ("b/10", "b/19")]
     assert (found.extra, found.across_sources, found.contradicting) == (4, 2, 1)
     assert [group.contradicts for group in found.groups] == [False, True, False]
-    assert duplicates(doubled, all_pairs(doubled, tmp_path / "p", 3), 1.1).extra == 1  # equal bytes are always one
+    assert find_duplicates(doubled, all_pairs(doubled, tmp_path / "p", 3), 1.1).extra == 1  # equal bytes are always one
 
 
 def test_the_command_shows_them(doubled: Snapshot, tmp_path: Path, capsys: Any) -> None:

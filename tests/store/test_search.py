@@ -10,7 +10,7 @@ from clipfake.store.maintenance.build_index import Drift, build_index, kind_for
 from clipfake.store.search import ann_index
 from clipfake.store.search.ann_index import Kind, exactly_is_cheaper, folders
 from clipfake.store.search.exact import ExactSearch
-from clipfake.store.search.ivf import Effort, probes
+from clipfake.store.search.ivf import ProbeBudget, probes
 from clipfake.store.search.matches import Matches, nearest
 from clipfake.store.snapshot import Snapshot
 from clipfake.store.store import Store
@@ -211,7 +211,7 @@ def test_cells_are_read_from_the_nearest_until_enough_rows_are_seen() -> None:
 
 
 def test_more_recall_takes_no_less_effort() -> None:
-    effort = Effort((1.0, 0.1), (0.9, 0.99, 0.995, 1.0), ((10, 50, 80, 400), (8, 60, 90, 300)))
+    effort = ProbeBudget((1.0, 0.1), (0.9, 0.99, 0.995, 1.0), ((10, 50, 80, 400), (8, 60, 90, 300)))
     assert effort.for_recall(0.99, 1.0) == 80  # half the misses aimed at
     assert effort.for_recall(0.5, 0.1) == 10  # a quarter more than measured
     assert effort.for_recall(0.9999, 0.05) == 375  # no fewer below the smallest share

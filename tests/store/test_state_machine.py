@@ -14,7 +14,7 @@ from clipfake.store.filter import Filter, delete
 from clipfake.store.maintenance.build_index import build_index
 from clipfake.store.maintenance.compact import compact
 from clipfake.store.maintenance.verify import verify
-from clipfake.store.named_vectors import column_names, column_writer, open_column
+from clipfake.store.named_vectors import named_vectors_writer, open_named_vectors, vector_names
 from clipfake.store.records import Block, Rows
 from clipfake.store.search.matches import nearest
 from clipfake.store.snapshot import Snapshot
@@ -143,11 +143,11 @@ class StoreModel(RuleBasedStateMachine):
     @rule(part=st.sampled_from([1, 2, 3]))
     def fill_column(self, part: int) -> None:
         """Every n-th row is given its vector of another encoder; for n = 1 none lacks one afterwards."""
-        with column_writer(self.store, "other", OTHER) as writer:
+        with named_vectors_writer(self.store, "other", OTHER) as writer:
             positions = np.arange(0, len(writer.snapshot), part)
             writer.put(positions, others(writer.snapshot)[positions])
         if part == 1:
-            assert not open_column(self.store.folder, "other").missing(self.store.snapshot()).any()
+            assert not open_named_vectors(self.store.folder, "other").missing(self.store.snapshot()).any()
 
     @rule(
         numbers=st.lists(st.integers(0, 39), min_size=1, max_size=8, unique=True),
@@ -227,9 +227,9 @@ class StoreModel(RuleBasedStateMachine):
 
     @invariant()
     def no_row_has_a_vector_of_anothers(self) -> None:
-        if hasattr(self, "store") and column_names(self.store.folder):
+        if hasattr(self, "store") and vector_names(self.store.folder):
             snapshot = self.store.snapshot()
-            column = open_column(self.store.folder, "other")
+            column = open_named_vectors(self.store.folder, "other")
             there = ~column.missing(snapshot)
             assert np.array_equal(column.vectors(snapshot, np.flatnonzero(there)), others(snapshot)[there])
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from clipfake.errors import BadBlock, Damaged, Locked, NoStore, NotAStore, SpaceMismatch
 from clipfake.store.filter import Filter
-from clipfake.store.key_index import Keys
+from clipfake.store.key_index import KeyIndex
 from clipfake.store.records import FAKE, REAL, Block, Rows, names
 from clipfake.store.shard import Shard, write_shard
 from clipfake.store.space import Space
 from clipfake.store.store import Store
-from clipfake.store.writer import Appended
+from clipfake.store.writer import AppendCounts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -55,7 +55,7 @@ def test_appending_the_same_rows_twice_is_a_no_op(tmp_path: Path) -> None:
     store = stored(tmp_path / "s", block("a/1", "a/2"))
     before = store.snapshot().number
     with store.writer() as writer:
-        assert writer.append(block("a/2", "a/1")) == Appended(known=2)
+        assert writer.append(block("a/2", "a/1")) == AppendCounts(known=2)
     assert (store.snapshot().number, len(store.snapshot())) == (before, 2)
 
 
@@ -63,7 +63,7 @@ def test_a_changed_file_replaces_its_row_and_old_shards_stay(tmp_path: Path) -> 
     store = stored(tmp_path / "s", block("a/1", "a/2"))
     before = (tmp_path / "s/shards/000001.h5").read_bytes()
     with store.writer() as writer:
-        assert writer.append(block("a/1", "a/3", digest=2)) == Appended(added=1, replaced=1)
+        assert writer.append(block("a/1", "a/3", digest=2)) == AppendCounts(added=1, replaced=1)
     assert store.snapshot().rows.keys.tolist() == ["a/2", "a/1", "a/3"]
     assert (tmp_path / "s/shards/000001.h5").read_bytes() == before
 
@@ -219,14 +219,14 @@ def test_keys_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr("clipfake.store.snapshot.hash_keys", same)
     store = stored(tmp_path / "s", block("a/1", "a/2"), block("a/3"), rows_per_shard=1)
     with store.writer() as writer:
-        assert writer.append(block("a/4", "a/2")) == Appended(added=1, known=1)
-        assert writer.append(block("a/1", digest=2)) == Appended(replaced=1)
+        assert writer.append(block("a/4", "a/2")) == AppendCounts(added=1, known=1)
+        assert writer.append(block("a/1", digest=2)) == AppendCounts(replaced=1)
     assert store.snapshot().find(["a/1", "a/2", "a/3", "a/4", "a/5"]).tolist() == [3, 0, 1, 2, -1]
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=20), max_size=12))
 def test_ids_are_found_by_hash_whatever_the_order_they_came_in(batches: list[list[int]]) -> None:
-    keys, ids = Keys(), iter(range(1000))
+    keys, ids = KeyIndex(), iter(range(1000))
     truth = []
     for batch in batches:
         added = [(h, next(ids)) for h in batch]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
-from clipfake.store.concatenated import joined
+from clipfake.store.concatenated import concatenated_snapshot
 from clipfake.store.exchange.torch_dataset import BlockDataset, VectorDataset
-from clipfake.store.named_vectors import column_writer
+from clipfake.store.named_vectors import named_vectors_writer
 from clipfake.store.store import Store
 from torch.utils.data import DataLoader
 
@@ -60,9 +60,9 @@ def test_a_copy_for_another_process_opens_the_same_snapshot(store: Store, tmp_pa
 
 
 def test_a_copy_for_another_process_has_the_same_columns(store: Store) -> None:
-    with column_writer(store, "other", space(4)) as writer:
+    with named_vectors_writer(store, "other", space(4)) as writer:
         writer.put(np.arange(100), np.eye(4, dtype=np.float32)[np.arange(100) % 4])
-    rows = VectorDataset(joined(store.snapshot(), ("main", "other")))
+    rows = VectorDataset(concatenated_snapshot(store.snapshot(), ("main", "other")))
     assert torch.equal(copy.copy(rows)[5][0], rows[5][0])
 
 

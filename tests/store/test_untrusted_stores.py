@@ -20,10 +20,10 @@ from clipfake.detector.svm import Svm
 from clipfake.detector.verdict import Refusal
 from clipfake.errors import ClipfakeError, Damaged, HeadError, SourceError, StoreError
 from clipfake.show.verdict_panel import csv_line
-from clipfake.store.exchange.import_rows import Meaning, import_rows
+from clipfake.store.exchange.import_rows import ImportDefaults, import_rows
 from clipfake.store.maintenance.build_index import build_index
 from clipfake.store.manifest import path_of, read_manifest
-from clipfake.store.named_vectors import column_writer, open_column
+from clipfake.store.named_vectors import named_vectors_writer, open_named_vectors
 from clipfake.store.records import Block, Rows
 from clipfake.store.search.ann_index import digest_of, folders, open_index
 from clipfake.store.shard import Shard, checksum
@@ -53,7 +53,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.append(Block(SPACE, rows, unit(ROWS), thumbnails, {"cat": unit(1)[0]}))
     with store.writer() as writer:
         writer.delete(np.arange(ROWS) == 3)
-    with column_writer(store, "depth", Space("deep", "cd" * 32, 4)) as column:
+    with named_vectors_writer(store, "depth", Space("deep", "cd" * 32, 4)) as column:
         column.put(np.arange(2), unit(2))
     build_index(store, kind="plain")
     return store.folder
@@ -73,7 +73,7 @@ def everything(folder: Path) -> None:
     assert snapshot.find(["s/1.png", "s/no.png"]).tolist() == [1, -1]
     snapshot.thumbnails(np.arange(len(snapshot)))
     assert all(len(vector) == snapshot.space.dim for vector in snapshot.texts.values())
-    open_column(folder, "depth").vectors(snapshot, np.arange(len(snapshot)))
+    open_named_vectors(folder, "depth").vectors(snapshot, np.arange(len(snapshot)))
 
 
 def told_otherwise(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
@@ -138,12 +138,12 @@ def test_a_part_that_makes_no_sense_is_damaged(change: dict[str, Any], store: Pa
         {"parts": None},
         {"space": {}},
         {"space": None},
-        {"space": SPACE.as_json() | {"dim": 0}},
-        {"space": SPACE.as_json() | {"dim": -4}},
-        {"space": SPACE.as_json() | {"dim": 10**12}},
-        {"space": SPACE.as_json() | {"dim": 1e999}},
-        {"space": SPACE.as_json() | {"dim": "4"}},
-        {"space": SPACE.as_json() | {"dim": 3}},
+        {"space": SPACE.to_dict() | {"dim": 0}},
+        {"space": SPACE.to_dict() | {"dim": -4}},
+        {"space": SPACE.to_dict() | {"dim": 10**12}},
+        {"space": SPACE.to_dict() | {"dim": 1e999}},
+        {"space": SPACE.to_dict() | {"dim": "4"}},
+        {"space": SPACE.to_dict() | {"dim": 3}},
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_damaged(change: dict[str, Any], store: Path) -> None:
@@ -164,7 +164,7 @@ def test_json_that_no_parser_reads_is_damaged(content: str, store: Path) -> None
     kept = newest.read_text()
     for path, opened in [
         (newest, lambda: Store.open(store)),
-        (store / "columns/depth/column.json", lambda: open_column(store, "depth")),
+        (store / "columns/depth/column.json", lambda: open_named_vectors(store, "depth")),
         (folders(store)[0] / "index.json", lambda: open_index(folders(store)[0], SPACE)),
     ]:
         path.write_text(content)
@@ -319,7 +319,7 @@ def test_a_column_does_not_read_files_out_of_its_folder(store: Path) -> None:
     told["pieces"][0]["file"] = "../../../../dev/zero"
     card.write_text(json.dumps({**told, "digest": checksum(json.dumps(told, sort_keys=True).encode())}))
     with pytest.raises(Damaged, match="no name of ours"):
-        open_column(store, "depth")
+        open_named_vectors(store, "depth")
 
 
 INDEX: dict[str, Callable[[dict[str, Any]], Any]] = {
@@ -397,7 +397,7 @@ TOLD: list[dict[str, Any]] = [
     {"projection": ["linear"]},
     {"projection": "?"},
     {"space": {}},
-    {"space": SPACE.as_json() | {"dim": 10**15}},
+    {"space": SPACE.to_dict() | {"dim": 10**15}},
     {"arrays": 1},
     {"arrays": "../head"},
     {"digest": None},
@@ -499,7 +499,7 @@ def test_vectors_that_are_none_are_a_source_error(what: str, tmp_path: Path) -> 
     (tmp_path / "vectors.npy").write_bytes(ARRAYS[what])
     pyarrow.write_table(pytest.importorskip("pyarrow").table({"path": ["a", "b"]}), tmp_path / "rows.parquet")
     with pytest.raises(SourceError):
-        import_rows(tmp_path, tmp_path / "store", SPACE, Meaning("s"), normalise=True)
+        import_rows(tmp_path, tmp_path / "store", SPACE, ImportDefaults("s"), normalise=True)
 
 
 @pytest.mark.parametrize(
@@ -524,7 +524,7 @@ def test_rows_that_are_none_are_a_source_error(column: dict[str, Any], tmp_path:
         table = pyarrow.table({"path": pyarrow.array(column["path"], pyarrow.binary()).view(pyarrow.string())})
     parquet.write_table(table, tmp_path / "rows.parquet")
     with pytest.raises(SourceError):
-        import_rows(tmp_path, tmp_path / "store", SPACE, Meaning("s"))
+        import_rows(tmp_path, tmp_path / "store", SPACE, ImportDefaults("s"))
 
 
 # Spreadsheets

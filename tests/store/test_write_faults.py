@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.errors import BadBlock, ClipfakeError, StoreError
-from clipfake.store.exchange.export_rows import LAYOUTS, Layout, export
+from clipfake.store.exchange.export_rows import LAYOUTS, Layout, export_rows
 from clipfake.store.filter import Filter, delete
 from clipfake.store.maintenance.build_index import build_index
 from clipfake.store.maintenance.compact import compact
 from clipfake.store.maintenance.repair import repair
 from clipfake.store.maintenance.verify import verify
-from clipfake.store.named_vectors import column_writer
+from clipfake.store.named_vectors import named_vectors_writer
 from clipfake.store.records import Block
 from clipfake.store.store import Store
 from fault_injection import Killed, calls_of, failing
@@ -75,12 +75,12 @@ def index(store: Store) -> None:
 
 
 def column(store: Store) -> None:
-    with column_writer(store, "other", space(DIM)) as writer:
+    with named_vectors_writer(store, "other", space(DIM)) as writer:
         writer.put(np.arange(len(writer.snapshot)), writer.snapshot.vectors())
 
 
 def exported(store: Store) -> None:
-    export(store.snapshot(), store.folder.with_suffix(".out"), "numpy")
+    export_rows(store.snapshot(), store.folder.with_suffix(".out"), "numpy")
 
 
 EVERY = [append, fill, replace, drop, back, shrink, index, column]
@@ -216,18 +216,18 @@ def test_an_export_that_fails_is_whole_or_absent(tmp_path: Path, layout: Layout)
         return sorted(path.relative_to(folder) for path in folder.rglob("*"))
 
     snapshot, out, told = prepared(tmp_path / "s").snapshot(), tmp_path / "out", 0
-    calls = calls_of(lambda: export(snapshot, tmp_path / "model", layout))
+    calls = calls_of(lambda: export_rows(snapshot, tmp_path / "model", layout))
     for fail_at in range(1, calls + 1):
         with failing(fail_at, kill=False):
             try:
-                export(snapshot, out, layout)
+                export_rows(snapshot, out, layout)
             except StoreError:
                 told += 1
         if out.exists():
             assert files(out) == files(tmp_path / "model"), f"call {fail_at} failed"
             shutil.rmtree(out)
     assert told > 3
-    export(snapshot, out, layout)
+    export_rows(snapshot, out, layout)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "s"]
 
 
