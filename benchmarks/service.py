@@ -76,11 +76,11 @@ def run(
     import numpy as np
     import torch
 
-    from ..demo.simulated_images import SOURCES, simulated
     from ..indexer.decoding.image import decode, thumbnail
     from ..indexer.encoders.load import load_encoder
     from ..service.app import app
     from ..service.limits import Limits
+    from ..simulated.images import SOURCES, simulated
     from .common.naive import load_naive
     from .throughput import machine
 

@@ -20,8 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from ..demo.simulated_images import simulated
 from ..indexer.encoders.load import load_encoder
+from ..simulated.images import simulated
 from .common import command
 from .common.architecture import write_checkpoint
 from .service import bank

@@ -47,7 +47,7 @@ def bench_command(
     with tempfile.TemporaryDirectory() as made:
         images: list[Any] = list(folders or ())
         if not images and {"throughput", "parity", "int8"} & set(only.split(",")):
-            from ..demo.simulated_images import SOURCES, write_sample
+            from ..simulated.images import SOURCES, write_sample
 
             say("writing simulated images")
             images = list(write_sample(Path(made), images_per_source=-(-limit // len(SOURCES))))

@@ -19,8 +19,8 @@ def demo_command(
 
     clipfake demo demo
     """
-    from ..demo.simulated_images import SOURCES, simulated, write_sample
-    from ..demo.standin_encoder import NOTICE, build_standin
+    from ..simulated.images import SOURCES, simulated, write_sample
+    from ..simulated.standin_encoder import NOTICE, build_standin
 
     say(NOTICE)
     sample, store, asks = folder / "sample", folder / "store", folder / "asked"

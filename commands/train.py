@@ -122,10 +122,10 @@ def report_command(
 
     clipfake report --store mystore --out report.html
     """
-    from ..demo.standin_encoder import NOTICE, is_standin
     from ..detector.detector import VectorDetector
     from ..detector.head import head_folder
     from ..show.report import write_report
+    from ..simulated.standin_encoder import NOTICE, is_standin
     from ..store.store import Store
 
     detector = VectorDetector.load(Store.open(store), head)

@@ -17,11 +17,11 @@ BELOW: dict[str, set[str]] = {
     "store": {"core"},
     "indexer": {"store", "core"},
     "detector": {"store", "core"},
-    "demo": {"core"},
+    "simulated": {"core"},
     "show": {"detector", "store", "core"},
     "service": {"show", "detector", "store", "core"},
-    "benchmarks": {"service", "show", "demo", "detector", "indexer", "store", "core"},
-    "commands": {"benchmarks", "service", "show", "demo", "detector", "indexer", "store", "core"},
+    "benchmarks": {"service", "show", "simulated", "detector", "indexer", "store", "core"},
+    "commands": {"benchmarks", "service", "show", "simulated", "detector", "indexer", "store", "core"},
 }
 FILES = [path for room in BELOW for path in sorted((ROOT / room).rglob("*.py"))]
 PACKAGES = sorted(path.parent for path in FILES if path.name == "__init__.py")

@@ -27,8 +27,6 @@ from clipfake.benchmarks.common.architecture import VIT_L_14, write_architecture
 from clipfake.benchmarks.common.flops import flops_per_image, matrix_rate
 from clipfake.benchmarks.detector import leave_one_out, query
 from clipfake.benchmarks.store import file_format
-from clipfake.demo.simulated_images import write_sample
-from clipfake.demo.standin_encoder import build_standin
 from clipfake.indexer.decoding import nvimagecodec
 from clipfake.indexer.decoding.image import Pixels
 from clipfake.indexer.encoders.base import Embeddings, PlainEncoder
@@ -36,6 +34,8 @@ from clipfake.indexer.encoders.clip_vision import VisionConfig
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.onednn_linear import use_plain_linear
 from clipfake.indexer.encoders.vision_backbone import random_model
+from clipfake.simulated.images import write_sample
+from clipfake.simulated.standin_encoder import build_standin
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 

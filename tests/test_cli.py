@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 from clipfake.cli import main, spread
-from clipfake.demo.simulated_images import SOURCES, simulated, write_sample
 from clipfake.show.phrasing import CAVEAT
 from clipfake.show.verdict_panel import scale
+from clipfake.simulated.images import SOURCES, simulated, write_sample
 from clipfake.store.space import Space
 from clipfake.store.store import Store
 from PIL import Image
@@ -239,7 +239,7 @@ def test_an_error_says_what_and_where_and_ends_with_1(
 
 
 def test_another_encoder_against_a_store_is_an_error(store: Path, sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
-    from clipfake.demo.standin_encoder import build_standin
+    from clipfake.simulated.standin_encoder import build_standin
 
     other = build_standin(tmp_path)
     for command in (["index", "--folders", sample[0]], ["query", next(sample[0].rglob("*.jpg"))]):

@@ -39,7 +39,7 @@ class QdrantEdge:
         try:
             import qdrant_edge
         except ImportError as e:
-            raise MissingExtra("Qdrant QdrantEdge", "qdrant") from e
+            raise MissingExtra("Qdrant Edge", "qdrant") from e
         self._q: Any = qdrant_edge
         self._folder, self._layout = folder, layout
         self._shard: Any = None

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipfake.demo.simulated_images import simulated
-from clipfake.demo.standin_encoder import build_standin
 from clipfake.detector.evaluation.reproduce import CELLS, DATA, TABLES, PaperOptions, PaperRun, missing, run
 from clipfake.detector.metrics import Confusion
 from clipfake.errors import NotEnoughRows
 from clipfake.show.reproduce_tables import compared_rows, paper_tables, sentences, write_tables
+from clipfake.simulated.images import simulated
+from clipfake.simulated.standin_encoder import build_standin
 from clipfake.store.records import Block, Rows
 from clipfake.store.snapshot import Snapshot
 from clipfake.store.space import Space

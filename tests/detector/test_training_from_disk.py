@@ -72,12 +72,12 @@ def test_streamed_and_in_memory_training_give_the_same_machine(
 
 def test_training_never_reads_more_than_a_piece_at_once(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = (
-        "examples.ROWS_AT_ONCE",
-        "train.ROWS_AT_ONCE",
-        "train.LEARNED",
-        "train.COMPARED",
-        "train.CHOSEN",
-        "fitting.EXACT",
+        "training.examples.ROWS_AT_ONCE",
+        "training.train.ROWS_AT_ONCE",
+        "training.train.LEARNED",
+        "training.train.COMPARED",
+        "training.train.CHOSEN",
+        "training.svm_training.EXACT",
     )
     for name in limits:
         monkeypatch.setattr(f"clipfake.detector.{name}", 50)
@@ -196,7 +196,7 @@ def test_verdicts_are_calibrated_on_the_kind_of_machine_that_gives_them(
     )
     calibrate(store.snapshot(), head, options)
     assert not fitted
-    for module in ("fitting", "heldout"):
+    for module in ("training.svm_training", "training.calibrate"):
         monkeypatch.setattr(f"clipfake.detector.{module}.EXACT", 250)  # below the head's rows, above those of a fold
     calibrate(store.snapshot(), head, options)
     assert len(fitted) == 3

@@ -16,9 +16,9 @@ from typing import Any
 
 import clipfake
 import pytest
-from clipfake.demo.standin_encoder import build_standin
 from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.index import index
+from clipfake.simulated.standin_encoder import build_standin
 from clipfake.store.store import Store
 from indexed import contents, pictures, store_at
 

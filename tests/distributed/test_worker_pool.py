@@ -206,8 +206,8 @@ DRIVER = """
 import os, signal, sys
 from clipfake.indexer.distributed.worker_pool import index_with
 from clipfake.indexer.index import IndexOptions
-from clipfake.indexer.distributed.process_pool import Processes
-from clipfake.indexer.distributed.worker import EncoderName
+from clipfake.indexer.distributed.process_pool import ProcessPool
+from clipfake.indexer.distributed.worker import EncoderSpec
 from clipfake.store.store import Store
 
 def kill(report):
@@ -218,7 +218,7 @@ def kill(report):
 if __name__ == "__main__":
     options = IndexOptions(rows_per_shard=10, threads=2)
     store = Store.open(sys.argv[1])
-    with Processes(EncoderName("plain"), store.folder, options) as crew:
+    with ProcessPool(EncoderSpec("plain"), store.folder, options) as crew:
         index_with(crew, [sys.argv[2]], store, options, kill)
 """
 
@@ -246,11 +246,11 @@ INTERRUPTED = """
 import os, signal, sys
 from clipfake.indexer.distributed.worker_pool import index_with
 from clipfake.indexer.index import IndexOptions
-from clipfake.indexer.distributed.process_pool import Processes
-from clipfake.indexer.distributed.worker import EncoderName
+from clipfake.indexer.distributed.process_pool import ProcessPool
+from clipfake.indexer.distributed.worker import EncoderSpec
 from clipfake.store.store import Store
 
-class Together(Processes):
+class Together(ProcessPool):
     def take(self, seconds):  # two receipts, where there is more than one to come
         told = []
         while len(told) < 2 and (not told or any(member.units for member in self._members)):
@@ -267,7 +267,7 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may have had it ignored
     options = IndexOptions(rows_per_shard=10, threads=2)
     store = Store.open(sys.argv[1])
-    with Together(EncoderName("plain"), store.folder, options) as crew:
+    with Together(EncoderSpec("plain"), store.folder, options) as crew:
         report = index_with(crew, [sys.argv[2]], store, options, interrupt)
     print(report.interrupted, report.added)
 """

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from clipfake.demo.standin_encoder import build_standin
 from clipfake.errors import EncoderError
 from clipfake.indexer.decoding.image import Pixels
 from clipfake.indexer.encoders.checkpoint import fingerprint_of, open_checkpoint
 from clipfake.indexer.encoders.clip_vision import ClipVision, VisionConfig
 from clipfake.indexer.encoders.hub import PREPROCESSING, bring
 from clipfake.indexer.encoders.load import load_encoder
+from clipfake.simulated.standin_encoder import build_standin
 from safetensors.torch import load_file, save_file
 
 

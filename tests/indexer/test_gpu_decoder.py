@@ -18,7 +18,6 @@ import numpy as np
 import pytest
 import torch
 from clipfake.cli import main
-from clipfake.demo.standin_encoder import build_standin
 from clipfake.errors import EncoderError, ImageError, MissingExtra
 from clipfake.indexer import index as indexing
 from clipfake.indexer.decoding import nvimagecodec, reader
@@ -45,6 +44,7 @@ from clipfake.indexer.encoders.preprocess import Preprocess
 from clipfake.indexer.index import IndexOptions, index
 from clipfake.indexer.report import IndexReport
 from clipfake.show.progress_display import decoded
+from clipfake.simulated.standin_encoder import build_standin
 from clipfake.store.store import Store
 from PIL import Image as Pillow
 

@@ -14,7 +14,8 @@ from clipfake.indexer.encoders.base import Encoder, PlainEncoder
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.preprocess import Preprocess, resize_matrix
 from clipfake.indexer.encoders.vision_backbone import random_model
-from clipfake.indexer.sources.folders import Entry, expand, listing
+from clipfake.indexer.sources.folders import expand, listing
+from clipfake.indexer.sources.image_ref import ImageRef
 from PIL import Image as Pillow
 
 SHARED = Path(__file__).parents[3] / "shared"
@@ -202,8 +203,8 @@ def artifact(folder: Path, *lines: str, header: str = "filename,image_path,targe
 def test_artifact_folders_are_read_as_they_are(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "cycle_gan", "a.jpg,x/a.jpg,0,horse", "a.jpg,y/a.jpg,6,horse")
     assert list(listing([folder])) == [
-        Entry("cycle_gan/x/a.jpg", str(folder / "x/a.jpg"), 0, 0, "cycle_gan", "", "horse"),
-        Entry("cycle_gan/y/a.jpg", str(folder / "y/a.jpg"), 1, 6, "cycle_gan", "cycle_gan", "horse"),
+        ImageRef("cycle_gan/x/a.jpg", str(folder / "x/a.jpg"), 0, 0, "cycle_gan", "", "horse"),
+        ImageRef("cycle_gan/y/a.jpg", str(folder / "y/a.jpg"), 1, 6, "cycle_gan", "cycle_gan", "horse"),
     ]
 
 

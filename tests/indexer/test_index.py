@@ -4,12 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipfake.demo.simulated_images import SOURCES, simulated, write_sample
-from clipfake.demo.standin_encoder import build_standin, is_standin
 from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.index import IndexOptions, embed, index, plan
 from clipfake.indexer.sources.folders import expand
+from clipfake.simulated.images import SOURCES, simulated, write_sample
+from clipfake.simulated.standin_encoder import build_standin, is_standin
 from clipfake.store.store import Store
 
 

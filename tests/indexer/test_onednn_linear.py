@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 from clipfake.benchmarks.common.naive import load_naive
-from clipfake.demo.standin_encoder import build_standin
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.onednn_linear import OneDnnLinear, packable, use_onednn_linear, use_plain_linear
+from clipfake.simulated.standin_encoder import build_standin
 from PIL import Image
 
 needs_onednn = pytest.mark.skipif(not packable(torch.zeros(1, 1)), reason="this torch has no oneDNN products")

@@ -6,11 +6,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from clipfake.cli import app
-from clipfake.demo.standin_encoder import build_standin
 from clipfake.errors import EncoderError, MissingExtra, SpaceMismatch
 from clipfake.indexer.encoders.int8 import quantise, rounded
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.openvino import space_in_8_bits
+from clipfake.simulated.standin_encoder import build_standin
 from clipfake.store.space import Space
 from hypothesis import given
 from hypothesis.extra.numpy import arrays

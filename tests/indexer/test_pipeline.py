@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clipfake.demo.standin_encoder import build_standin
 from clipfake.errors import EncoderError, SourceError, StoreError
 from clipfake.indexer.channel import Channel, ChannelStopped
 from clipfake.indexer.decoding.image import Pixels
@@ -19,6 +18,7 @@ from clipfake.indexer.index import IndexOptions, index
 from clipfake.indexer.pipeline import AHEAD, UNWRITTEN, EncodedBatch, Pipeline, batched
 from clipfake.indexer.sources.image_ref import ImageRef
 from clipfake.indexer.stage import Stage, limit_of
+from clipfake.simulated.standin_encoder import build_standin
 from clipfake.store.store import Store
 from clipfake.store.writer import Writer
 from PIL import Image as Pillow

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clipfake.demo.simulated_images import simulated
 from clipfake.errors import ImageError, SourceError
 from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.index import index, plan
@@ -19,6 +18,7 @@ from clipfake.indexer.sources.folders import count, expand, listing
 from clipfake.indexer.sources.image_ref import ImageRef
 from clipfake.indexer.sources.named_source import NamedSource
 from clipfake.indexer.sources.zip_directory import ZipDirectory
+from clipfake.simulated.images import simulated
 from clipfake.store.store import Store
 
 PICTURES = [simulated(i, i) for i in range(4)]

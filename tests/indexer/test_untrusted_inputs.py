@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipfake.demo.standin_encoder import build_standin
 from clipfake.errors import ClipfakeError, EncoderError, ImageError, SourceError
 from clipfake.indexer.decoding.image import decode, thumbnail
 from clipfake.indexer.encoders.checkpoint import open_checkpoint
@@ -24,6 +23,7 @@ from clipfake.indexer.sources.archive import TarArchive, ZipArchive
 from clipfake.indexer.sources.folders import FolderSource, TableSource
 from clipfake.indexer.sources.image_ref import ImageRef
 from clipfake.indexer.sources.labels import by_row
+from clipfake.simulated.standin_encoder import build_standin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image as Pillow

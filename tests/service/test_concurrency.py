@@ -13,8 +13,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 import httpx
 from clipfake.detector.detector import QueryOptions, VectorDetector
-
-from .conftest import SOURCES, Toy, drawn
+from conftest import SOURCES, Toy, drawn
 
 CLIENTS, TURNS, IMAGES = 24, 8, 10
 TOKEN = {"Authorization": "Bearer secret"}

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 from clipfake.detector.verdict import StoredCopy
 from clipfake.show.phrasing import CAVEAT, likelier, origin, percent
+from conftest import SOURCES, Toy, drawn
 from PIL import Image
-
-from .conftest import SOURCES, Toy, drawn
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 uvicorn = pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")

@@ -440,7 +440,7 @@ def test_an_engine_with_other_vectors_is_found_out_by_its_answers(small: Store, 
 
 def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear all")
-    with pytest.raises(NotAStore, match="no Qdrant QdrantEdge shard"):
+    with pytest.raises(NotAStore, match="no Qdrant Edge shard"):
         open_backend(tmp_path)
     with pytest.raises(NoStore, match="store push"):
         read_backend_manifest(open_backend(tmp_path / "new"))
