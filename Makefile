@@ -16,6 +16,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt "$(TORCH)" 2>/dev/null || \
 	$(PIP) install --quiet --constraint constraints.txt --index-url $(TORCH_INDEX) "$(TORCH)"
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/clipfake  # so that mypy finds the package by its name
 	touch $@
 
 demo: $(VENV)/.ready  ## index, train and query a small simulated data set
@@ -31,6 +32,7 @@ check: $(VENV)/.ready  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+	$(BIN)/mypy tests
 
 fix: $(VENV)/.ready  ## format, and mend what can be mended
 	$(BIN)/ruff format .

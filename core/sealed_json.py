@@ -1,0 +1,87 @@
+"""Small JSON files that say what they are: a format, a version and, where sealed, a digest of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import ClipfakeError
+from .atomic_files import read_json, write_text
+
+# What reading fields of a parsed file can raise when a stranger wrote it.
+PARSE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
+
+
+def checksum(content: Any) -> str:
+    """Hex BLAKE2b-128 of some bytes."""
+    return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def digest_of(content: Mapping[str, Any]) -> str:
+    """Checksum of a JSON object, whatever the order of its keys."""
+    return checksum(json.dumps(content, sort_keys=True).encode())
+
+
+@dataclass(frozen=True)
+class SealedJson:
+    """A kind of JSON file: how it is written, read and refused.
+
+    >>> HEAD = SealedJson("clipfake head", 1, "head", HeadError, "train it again", sealed=False)   # doctest: +SKIP
+    >>> with HEAD.reading(path) as content:                                                        # doctest: +SKIP
+    ...     return Head(threshold=float(content["threshold"]))
+    """
+
+    format: str  # the value of "format" in the file
+    version: int  # the newest version this release reads, and the one it writes
+    kind: str  # what to call the file in an error: "manifest"
+    error: type[ClipfakeError]  # raised for a file that cannot be read
+    advice: str  # what to do about that: "run `clipfake store repair`"
+    sealed: bool = True  # a digest of the other fields is kept in "digest"
+    foreign: type[ClipfakeError] | None = None  # raised for another format or version (default: `error`)
+
+    def write(self, path: Path, content: Mapping[str, Any]) -> None:
+        """Write `content` as a whole or not at all; raises StoreError where the disk refuses."""
+        fields = {"format": self.format, "version": self.version, **content}
+        if self.sealed:
+            fields["digest"] = digest_of(fields)
+        write_text(path, json.dumps(fields, indent=1, allow_nan=False) + "\n")
+
+    @contextmanager
+    def reading(self, path: Path) -> Iterator[dict[str, Any]]:
+        """Yield the fields of a file; whatever is wrong with it, or found wrong in the block, is a typed error.
+
+        Raises
+        ------
+        FileNotFoundError
+            There is no such file.
+        self.foreign
+            The file has another format, or a version this release does not know.
+        self.error
+            The file cannot be read, was altered, or its fields are not what they should be.
+        """
+        try:
+            content = read_json(path)
+            self.require_known(content, path)
+            if self.sealed and content.pop("digest") != digest_of(content):
+                raise self.error(f"{path} was altered (checksum differs); {self.advice}")
+            yield content
+        except FileNotFoundError:
+            raise
+        except PARSE_ERRORS as e:
+            why = f"no field {e}" if isinstance(e, KeyError) else e
+            raise self.error(f"{path} is not a readable {self.kind} ({why}); {self.advice}") from e
+
+    def require_known(self, content: Mapping[str, Any], where: object) -> None:
+        """Raise `foreign` unless these fields are of this format and a version this release reads."""
+        found, version = content["format"], content["version"]
+        if found != self.format:
+            raise (self.foreign or self.error)(f"{where} is not a clipfake {self.kind} (format {found!r})")
+        if not isinstance(version, int) or not 1 <= version <= self.version:
+            raise (self.foreign or self.error)(
+                f"{where} has format version {version!r}, this release reads 1 to {self.version}; upgrade clipfake"
+            )
