@@ -69,6 +69,10 @@ class BadBlock(StoreError):
     """Rows that may not be stored."""
 
 
+class BadFilter(StoreError):
+    """A filter names a label that does not exist."""
+
+
 class NotEnoughRows(StoreError):
     """A question that the stored rows cannot answer."""
 

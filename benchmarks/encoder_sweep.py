@@ -21,10 +21,10 @@ import numpy as np
 import torch
 
 from ..errors import EncoderError
-from ..indexer.encoders.base import TorchEncoder
 from ..indexer.encoders.clip_vision import ClipVision
 from ..indexer.encoders.load import load_encoder
 from ..indexer.encoders.onednn_linear import use_plain_linear
+from ..indexer.encoders.torch_encoder import TorchEncoder
 from . import throughput
 from .common import command
 from .common.flops import flops_per_image, matrix_rate, seconds

@@ -36,12 +36,11 @@ from typing import Any
 import numpy as np
 from PIL import Image as Pillow
 
-from ..errors import EncoderError
 from ..indexer.decoding.image import Pixels, decode, thumbnail
-from ..indexer.encoders.base import Embeddings, unit
+from ..indexer.encoders.base import Embeddings, Encoder, unit
 from ..indexer.encoders.encoder_spec import place_of, seed_of
 from ..indexer.encoders.load import load_encoder
-from ..indexer.index import IndexOptions, default_batch_size, index
+from ..indexer.index import IndexOptions, index
 from ..indexer.report import IndexReport
 from ..indexer.sources.folders import FolderSource, count, expand, listing
 from ..indexer.sources.image_ref import ByteSource, InMemory, LocalFile
@@ -61,20 +60,15 @@ NAME = "data/{:09d}.jpg"  # of a member of a zip that we make
 REPEATS = 5
 
 
-class Trivial:
+class Trivial(Encoder):
     """An encoder that does no work: 512 numbers an image, from a list of random ones."""
 
-    has_text = False
-
     def __init__(self) -> None:
-        self.space = Space("trivial", "7e" * 32, 512)
+        self._space = Space("trivial", "7e" * 32, 512)
         self._vectors = unit(np.random.default_rng(0).standard_normal((1024, 512)))
 
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
         return np.resize(self._vectors, (len(images), 512))
-
-    def encode_texts(self, texts: Sequence[str]) -> Embeddings:
-        raise EncoderError("the trivial encoder knows no text")
 
 
 @dataclass(frozen=True)
@@ -218,19 +212,16 @@ class Begun(Exception):
     """The first batch is encoded."""
 
 
-class First:
+class First(Encoder):
     """An encoder that ends the run once it has encoded a batch."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
-        self.space, self.has_text = inner.space, False
+        self._space = inner.space
 
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
         self._inner.encode(images)
         raise Begun
-
-    def encode_texts(self, texts: Sequence[str]) -> Embeddings:
-        raise EncoderError("only images are measured")
 
 
 def listed(kind: str, folder: Path, paths: Sequence[Path], rows: int) -> Path:
@@ -282,7 +273,7 @@ def begun(at: str, encoder: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "s", told.space)
         with suppress(Begun):
-            index([at], store, First(told), IndexOptions(text=False, batch_size=default_batch_size(told)))
+            index([at], store, First(told), IndexOptions(text=False, batch_size=told.batch_size))
     now, core = time.perf_counter(), time.process_time() - core
     spent = {"encoder": loaded - start, "listing_to_first_batch": now - loaded, "listing_to_first_batch_core": core}
     return {name: round(seconds, 2) for name, seconds in spent.items()}

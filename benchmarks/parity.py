@@ -17,8 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..indexer.embedding import embed_images
 from ..indexer.encoders.load import load_encoder
-from ..indexer.index import embed
 from .common import command
 from .common.naive import load_naive
 
@@ -43,7 +43,7 @@ def run(
     result: dict[str, Any] = {"images": len(paths), "encoder": encoder, "cpu": torch.backends.cpu.get_cpu_capability()}
     for name in precision.split(","):
         ours = load_encoder(encoder, device=device, precision=name)
-        vectors = np.array([vector for _, _, vector in embed(ours, paths) if vector is not None])
+        vectors = np.array([image.vector for image in embed_images(ours, paths) if image.vector is not None])
         result[name] = agreement(vectors, reference)
     return result
 

@@ -57,7 +57,7 @@ def bank(folder: Path, space: Space) -> Store:
     store = Store.create(folder, space)
     with store.writer("synthetic") as writer:
         writer.append(Block(space, rows, vectors.astype(np.float32)))
-    fit_detector(store, options=TrainOptions(triplet=TripletOptions(epochs=3), baselines=()))
+    fit_detector(store, options=TrainOptions(triplet=TripletOptions(epochs=3), baselines=())).save()
     return store
 
 

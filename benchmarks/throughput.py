@@ -26,10 +26,10 @@ import torch
 
 from ..indexer.decoding.image import Pixels, decode
 from ..indexer.distributed.process_pool import ProcessPool
-from ..indexer.distributed.worker import EncoderSpec
 from ..indexer.distributed.worker_pool import index_with
 from ..indexer.encoders.base import Embeddings, Encoder
-from ..indexer.index import IndexOptions, default_batch_size, index
+from ..indexer.encoders.encoder_spec import EncoderSpec
+from ..indexer.index import IndexOptions, index
 from ..store.records import Block, Rows
 from ..store.store import Store
 from .common import command
@@ -106,7 +106,7 @@ def _measure(
 ) -> dict[str, Any]:
     decoded = {path: decode(path.read_bytes()).pixels for path in set(paths)}
     pixels = [decoded[path] for path in paths]
-    size = options.batch_size or default_batch_size(encoder)
+    size = options.batch_size or encoder.batch_size
     batches = [pixels[i : i + size] for i in range(0, len(pixels), size)]
     vectors = np.concatenate(encoded(encoder, batches))
     rows = Rows.make([f"{i} {path}" for i, path in enumerate(paths)], [0] * len(paths))
@@ -168,12 +168,11 @@ def _crew(
 
 def encoded(encoder: Encoder, batches: Sequence[Sequence[Pixels]]) -> list[Embeddings]:
     """The vectors of each batch, with the next batch under way meanwhile, as the indexer has it."""
-    begin = getattr(encoder, "begin", None)
-    if begin is None or not getattr(encoder, "overlaps", False):
+    if not encoder.overlaps:
         return [encoder.encode(batch) for batch in batches]
-    found, ahead = [], begin(batches[0])
+    found, ahead = [], encoder.begin(batches[0])
     for batch in batches[1:]:
-        ahead, done = begin(batch), ahead
+        ahead, done = encoder.begin(batch), ahead
         found.append(done())
     return [*found, ahead()]
 

@@ -20,7 +20,8 @@ def demo_command(
     clipfake demo demo
     """
     from ..simulated.images import SOURCES, simulated, write_sample
-    from ..simulated.standin_encoder import NOTICE, build_standin
+    from ..simulated.notice import NOTICE
+    from ..simulated.standin_encoder import build_standin
 
     say(NOTICE)
     sample, store, asks = folder / "sample", folder / "store", folder / "asked"

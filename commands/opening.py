@@ -87,7 +87,7 @@ def notice(encoder: Embeds) -> None:
 def notice_of(encoder: Embeds) -> str:
     """What must be known of an encoder to read its verdicts; "" for a real one."""
     from ..indexer.encoders.encoder_spec import INT8, seed_of
-    from ..simulated.standin_encoder import NOTICE, is_standin
+    from ..simulated.notice import NOTICE, is_standin
 
     name = encoder.space.encoder.removeprefix(INT8)
     if is_standin(name):

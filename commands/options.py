@@ -82,18 +82,17 @@ def elsewhere_of(place: str, timeout: float | None = None) -> Callable[[Snapshot
 def filter_of(label: str, source: str, category: str) -> Filter:
     """The rows that people name with --label, --source and --category.
 
-    >>> filter_of("fake", "pro_gan,cycle_gan", "").labels
-    (1,)
+    >>> filter_of("fake", "pro_gan,cycle_gan", "")
+    Filter(label=('fake',), source=('pro_gan', 'cycle_gan'))
     """
+    from ..errors import BadFilter
     from ..store.filter import Filter
-    from ..store.records import LABELS
 
-    numbers = {name: number for number, name in LABELS.items()}
-    asked = [word for word in label.split(",") if word]
-    if unknown := [word for word in asked if word not in numbers]:
-        raise typer.BadParameter(f"{unknown[0]} is no label; real, fake and unknown are", param_hint="--label")
-    sources, categories = (tuple(filter(None, words.split(","))) for words in (source, category))
-    return Filter(labels=tuple(numbers[word] for word in asked), sources=sources, categories=categories)
+    labels, sources, categories = (list(filter(None, words.split(","))) for words in (label, source, category))
+    try:
+        return Filter(label=labels, source=sources, category=categories)
+    except BadFilter as e:
+        raise typer.BadParameter(str(e), param_hint="--label") from e
 
 
 def rows_of(snapshot: Snapshot, label: str, source: str, category: str) -> Mask | None:
@@ -102,10 +101,10 @@ def rows_of(snapshot: Snapshot, label: str, source: str, category: str) -> Mask 
     Raises SourceError for a source or category that no row has: a slip of the pen is not "no rows".
     """
     which = filter_of(label, source, category)
-    for what, column, names in (("source", "sources", which.sources), ("category", "categories", which.categories)):
+    for what, column, names in (("source", "sources", which.source), ("category", "categories", which.category)):
         if unknown := [name for name in names if not (snapshot.column(column) == name).any()]:
             raise SourceError(f"no row of {snapshot.folder} has the {what} {unknown[0]}; check how it is written")
-    return None if which.everything else which.mask(snapshot)
+    return None if which.selects_all else which.mask(snapshot)
 
 
 def share_of(told: str) -> float:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..errors import SourceError
-from .opening import encoder_name, notice, open_encoder
 from .options import (
     DEFAULT_HEAD,
     STORE,
@@ -22,6 +21,9 @@ from .options import (
     share_between,
 )
 from .terminal import LOADING, passing, say, say_out, show
+
+if TYPE_CHECKING:
+    from ..detector.verdict import Refusal, Verdict
 
 SHEET_MOST = 50  # panels on one sheet
 SHEETS = (".png", ".jpg", ".jpeg", "")  # "" is a PNG too
@@ -66,70 +68,82 @@ def query_command(
 
     clipfake query suspicious.jpg --store mystore --sheet evidence.png
     """
-    from ..detector.detector import QueryOptions, VectorDetector
+    from ..detector.detector import QueryOptions
     from ..detector.evidence import EvidenceOptions
-    from ..detector.verdict import Refusal, Verdict
+    from ..detector.verdict import Refusal
+    from ..indexer.encoders.encoder_spec import EncoderSpec
     from ..indexer.encoders.hub import bring
+    from ..session import Session
     from ..show.contact_sheet import SheetEntry, write_sheet
-    from ..show.phrasing import CAVEAT
-    from ..show.verdict_panel import VerdictPanel, csv_header, csv_line
-    from ..store.store import Store
 
     if sheet and sheet.suffix.lower() not in SHEETS:
         raise typer.BadParameter(f"{sheet} is neither .png nor .jpg", param_hint="--sheet")
-    opened = Store.open(store)
-    detector = VectorDetector.load(opened, head, EvidenceOptions(k=k), elsewhere_of(search_at))
-    bring(encoder_name(store, encoder))
+    session = Session(
+        store,
+        head,
+        encoder=EncoderSpec(encoder or "", device, precision),
+        evidence=EvidenceOptions(k=k),
+        searcher_for=elsewhere_of(search_at),
+    )
+    _ = session.detector  # a missing store or head is reported before torch is imported
+    bring(session.encoder_spec.name)
     with passing(LOADING):
-        from ..indexer.embedding import (  # which brings torch: a wrong store or head is told before it
-            AFTER,
-            ARCHIVES,
-            embed_images,
-        )
-        from ..indexer.sources.image_ref import is_url
-
-        if far := [image for image in images if is_url(image) and not image.lower().endswith(ARCHIVES)]:
-            raise SourceError(f"{far[0]} is not on this machine; save the image and name the file")
-
-        model = open_encoder(store, encoder, head=head, device=device, precision=precision)
-    model.space.require(detector.snapshot.space, f"the store {store}")
-    notice(model)
-    question = QueryOptions(prior=prior, error=error)
-    entries: list[SheetEntry] = []
+        _ = session.encoder
+    if session.notice:
+        say(session.notice)
+    write = _json_writer() if as_json else _csv_writer() if as_csv else _panel_writer()
     tally = dict.fromkeys(("fake", "real", "unsure", "not judged"), 0)
-    if as_csv:
-        say_out(csv_header())
-    for asked in embed_images(model, images, views=steady):
-        answer: Verdict | Refusal
-        if asked.image is None or asked.vector is None:
-            answer = Refusal(asked.name, asked.error)
+    entries: list[SheetEntry] = []
+    options = QueryOptions(prior=prior, error=error)
+    for image, answer in session.judge(images, options, check_stability=steady):
+        if isinstance(answer, Refusal):
+            tally["not judged"] += 1
         else:
-            answer = detector.judge_one(asked.name, asked.vector, asked.image.digest, question)
-            if asked.views is not None:
-                answer = detector.steady(
-                    answer, dict(zip(AFTER, asked.views, strict=True)), asked.image.digest, question
-                )
-            if sheet and len(entries) < SHEET_MOST:
-                entries.append(SheetEntry.of(answer, asked.image.pixels))
-        tally[answer.verdict if isinstance(answer, Verdict) else "not judged"] += 1
-        if as_json:
-            show(answer.to_dict())
-        elif as_csv:
-            say_out(csv_line(answer))
-        elif isinstance(answer, Verdict):
+            tally[answer.verdict] += 1
+            if sheet and image.image and len(entries) < SHEET_MOST:
+                entries.append(SheetEntry.of(answer, image.image.pixels))
+        write(answer)
+    judged = sum(tally.values()) - tally["not judged"]
+    if sheet and entries:
+        write_sheet(sheet, entries, session.detector.snapshot.thumbnail)
+        say(f"contact sheet: {sheet}" + (f" (the first {SHEET_MOST})" if judged > SHEET_MOST else ""))
+    if not (as_json or as_csv):
+        _summarise(tally, judged)
+    if tally["not judged"] and not judged:
+        raise SystemExit(1)
+
+
+def _json_writer() -> Callable[[Verdict | Refusal], None]:
+    return lambda answer: show(answer.to_dict())
+
+
+def _csv_writer() -> Callable[[Verdict | Refusal], None]:
+    from ..show.verdict_panel import csv_header, csv_line
+
+    say_out(csv_header())
+    return lambda answer: say_out(csv_line(answer))
+
+
+def _panel_writer() -> Callable[[Verdict | Refusal], None]:
+    from ..detector.verdict import Verdict
+    from ..show.verdict_panel import VerdictPanel
+
+    def write(answer: Verdict | Refusal) -> None:
+        if isinstance(answer, Verdict):
             show(VerdictPanel(answer))
         else:
             say(f"{answer.image}: {answer.error}")
-    asked_about = sum(tally.values())
-    judged = asked_about - tally["not judged"]
-    if sheet and entries:
-        write_sheet(sheet, entries, detector.snapshot.thumbnail)
-        say(f"contact sheet: {sheet}" + (f" (the first {SHEET_MOST})" if judged > SHEET_MOST else ""))
-    if not (as_json or as_csv):
-        if asked_about > 1:
-            told = ", ".join(f"{number:,} {word}" for word, number in tally.items() if number)
-            say(f"{asked_about:,} images: {told}")
-        if judged:
-            say(CAVEAT)
-    if tally["not judged"] and not judged:
-        raise SystemExit(1)
+
+    return write
+
+
+def _summarise(tally: dict[str, int], judged: int) -> None:
+    """Print how many images got which answer, and what an answer is worth."""
+    from ..show.phrasing import CAVEAT
+
+    images = sum(tally.values())
+    if images > 1:
+        counts = ", ".join(f"{count:,} {answer}" for answer, count in tally.items() if count)
+        say(f"{images:,} images: {counts}")
+    if judged:
+        say(CAVEAT)

@@ -103,7 +103,9 @@ def train_command(
     names = [name for name in columns.split(",") if name]
     opened = Store.open(store)
     with status_of("training") as tell:
-        report = fit_detector(opened, head, options, columns=names, progress=tell).to_dict()
+        fitted = fit_detector(opened, head, options, vectors=names, on_progress=tell)
+        fitted.save()
+    report = fitted.to_dict()
     show(report if as_json else training_summary(report))
     if not as_json:
         named = "" if head == DEFAULT_HEAD else f" --head {head}"
@@ -125,7 +127,7 @@ def report_command(
     from ..detector.detector import VectorDetector
     from ..detector.head import head_folder
     from ..show.report import write_report
-    from ..simulated.standin_encoder import NOTICE, is_standin
+    from ..simulated.notice import NOTICE, is_standin
     from ..store.store import Store
 
     detector = VectorDetector.load(Store.open(store), head)

@@ -111,7 +111,7 @@ class Calibration:
             held_out,
         )
 
-    def score(self, svm: Scores, neighbors: Scores) -> Scores:
+    def decision_function(self, svm: Scores, neighbors: Scores) -> Scores:
         """(rows,) log-likelihood ratio of both signals together."""
         return np.asarray(self.weights[0] * self.svm(svm) + self.weights[1] * self.neighbors(neighbors) + self.offset)
 

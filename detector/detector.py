@@ -20,7 +20,7 @@ from ..store.snapshot import Snapshot
 from ..store.store import Store
 from .calibration import Calibration
 from .evidence import FETCHED, FETCHED_MORE, Bank, Candidates, Evidence, EvidenceOptions
-from .head import Head, columns_of, head_folder
+from .head import DEFAULT, Head, head_folder
 from .split import PART_NAMES
 from .verdict import Answer, Neighbor, StoredCopy, Verdict, VerdictChange, decide, in_conflict, steadied
 
@@ -51,16 +51,17 @@ class VectorDetector:
     @classmethod
     def load(
         cls,
-        store: Store,
-        name: str = "default",
-        rules: EvidenceOptions = EvidenceOptions(),
-        elsewhere: Callable[[Snapshot], Searcher] | None = None,
+        store: Store | Snapshot,
+        name: str = DEFAULT,
+        evidence: EvidenceOptions = EvidenceOptions(),
+        searcher_for: Callable[[Snapshot], Searcher] | None = None,
     ) -> VectorDetector:
-        """The newest snapshot's rows as the bank, and a trained head.
+        """Load a trained head and its calibration; the rows of the newest snapshot are the bank.
 
         Parameters
         ----------
-        elsewhere : makes a searcher for the snapshot, see `clipfake.store.backends.remote_search`
+        store : a store, or the snapshot of one whose rows are to be the bank
+        searcher_for : makes a searcher for the snapshot, see `clipfake.store.backends.remote_search`
 
         Raises
         ------
@@ -69,36 +70,66 @@ class VectorDetector:
         """
         folder = head_folder(store.folder, name)
         try:
-            head, calibration = _trained(folder)
-        except HeadError:  # perhaps a training that ended meanwhile has put others in their place
-            head, calibration = _trained(folder)
-        snapshot = concatenated_snapshot(store.snapshot(), columns_of(folder))
-        if elsewhere:
-            snapshot = snapshot.searched_by(elsewhere(snapshot))
-        head.space.require(snapshot.space, f"the store {store.folder}")
-        return cls(head, Bank.of(snapshot, rules), calibration)
+            head, calibration = load_trained(folder)
+        except HeadError:  # a training that ended meanwhile may have replaced both
+            head, calibration = load_trained(folder)
+        snapshot = store if isinstance(store, Snapshot) else store.snapshot()
+        return cls.from_trained(snapshot, head, calibration, evidence, searcher_for)
+
+    @classmethod
+    def from_trained(
+        cls,
+        snapshot: Snapshot,
+        head: Head,
+        calibration: Calibration,
+        evidence: EvidenceOptions = EvidenceOptions(),
+        searcher_for: Callable[[Snapshot], Searcher] | None = None,
+    ) -> VectorDetector:
+        """A detector of a head and calibration in memory, with the rows of a snapshot as the bank; see `load`."""
+        snapshot = concatenated_snapshot(snapshot, head.vectors)
+        if searcher_for:
+            snapshot = snapshot.searched_by(searcher_for(snapshot))
+        head.space.require(snapshot.space, f"the store {snapshot.folder}")
+        return cls(head, Bank.of(snapshot, evidence), calibration)
 
     @property
     def snapshot(self) -> Snapshot:
+        """The rows of the bank."""
         return self.bank.snapshot
 
-    def score(self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None) -> npt.NDArray[np.float64]:
-        """(n,) log-likelihood ratios, above 0 leans fake."""
-        return self.calibration.score(self.head.score(vectors), self.bank.evidence(vectors, digests).signal)
+    def decision_function(
+        self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None
+    ) -> npt.NDArray[np.float64]:
+        """(n,) log-likelihood ratios of (n, dim) unit vectors, above 0 leans fake.
+
+        Parameters
+        ----------
+        digests : (n,) V16 of the files, if known: a stored row of the same bytes is no evidence
+        """
+        vectors = np.atleast_2d(vectors)
+        margins = self.head.decision_function(vectors)
+        return self.calibration.decision_function(margins, self.bank.evidence(vectors, digests).signal)
+
+    def predict_proba(
+        self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None, *, prior: float = 0.5
+    ) -> npt.NDArray[np.float64]:
+        """(n, 2) probabilities of real and fake of (n, dim) unit vectors, where `prior` is the share of fakes."""
+        fake = np.asarray(self.calibration.probability(self.decision_function(vectors, digests), prior))
+        return np.column_stack([1 - fake, fake])
 
     def judge(
         self,
-        images: Sequence[str],
+        names: Sequence[str],
         vectors: Vectors,
         digests: npt.NDArray[np.void] | None = None,
-        question: QueryOptions = QueryOptions(),
+        options: QueryOptions = QueryOptions(),
     ) -> list[Verdict]:
         """A verdict for each of (n, dim) unit vectors.
 
         Parameters
         ----------
-        images : (n,) names to repeat in the answer
-        digests : (n,) V16 of the files: a stored row of the same bytes does not testify, but is named
+        names : (n,) repeated in the answers
+        digests : (n,) V16 of the files, zeros for unknown: a stored row of the same bytes is named, but no evidence
 
         Raises
         ------
@@ -108,40 +139,43 @@ class VectorDetector:
             Vectors of another dimension.
         """
         vectors = np.atleast_2d(vectors)
-        if len({len(images), len(vectors), len(vectors if digests is None else digests)}) > 1:
-            told = "" if digests is None else f" and {len(digests)} digests"
-            raise BadBlock(f"{len(images)} names for {len(vectors)} vectors{told}; give every image one of each")
+        if len({len(names), len(vectors), len(vectors if digests is None else digests)}) > 1:
+            and_digests = "" if digests is None else f" and {len(digests)} digests"
+            raise BadBlock(f"{len(names)} names for {len(vectors)} vectors{and_digests}; give one of each an image")
         with one_core():
-            margins = self.head.score(vectors)
-            candidates = self.bank.candidates(vectors, digests, times=FETCHED_MORE if question.changes else FETCHED)
+            margins = self.head.decision_function(vectors)
+            times = FETCHED_MORE if options.changes else FETCHED
+            candidates = self.bank.candidates(vectors, digests, times=times)
             verdicts = []
-            for i, image in enumerate(images):
-                own = {label: found.of([i]) for label, found in candidates.items()}
+            for i, name in enumerate(names):
+                own = {label: nearest.of([i]) for label, nearest in candidates.items()}
                 case = _Case(
                     vectors[i : i + 1],
                     None if digests is None else digests[i : i + 1],
                     float(margins[i]),
                     own,
-                    {label: found.witnesses(self.bank.rules) for label, found in own.items()},
+                    {label: nearest.witnesses(self.bank.rules) for label, nearest in own.items()},
                 )
-                verdicts.append(self._verdict(image, case, question))
+                verdicts.append(self._verdict(name, case, options))
         return verdicts
 
     def judge_one(
-        self, image: str, vector: Vectors, digest: bytes = b"", question: QueryOptions = QueryOptions()
+        self, name: str, vector: Vectors, digest: bytes = b"", options: QueryOptions = QueryOptions()
     ) -> Verdict:
         """A verdict for one (dim,) vector of a file with this BLAKE2b-128 digest."""
         digests = np.frombuffer(digest, "V16") if digest else None
-        return self.judge([image], vector[None], digests, question)[0]
+        return self.judge([name], vector[None], digests, options)[0]
 
-    def steady(self, verdict: Verdict, views: dict[str, Vectors], digest: bytes, question: QueryOptions) -> Verdict:
-        """The verdict, or unsure if it changes for one of the (dim,) vectors of degraded copies."""
-        plain = replace(question, changes=False)
-        told = []
-        for what, vector in views.items():
+    def check_stability(
+        self, verdict: Verdict, views: dict[str, Vectors], digest: bytes, options: QueryOptions
+    ) -> Verdict:
+        """The verdict, or "unsure" if the (dim,) vector of one of the degraded copies gets another one."""
+        plain = replace(options, changes=False)
+        changes = []
+        for degradation, vector in views.items():
             view = self.judge_one(verdict.image, vector, digest, plain)
-            told.append(VerdictChange(what, view.verdict, view.score))
-        return steadied(verdict, tuple(told))
+            changes.append(VerdictChange(degradation, view.verdict, view.score))
+        return steadied(verdict, tuple(changes))
 
     def _verdict(self, image: str, case: _Case, question: QueryOptions) -> Verdict:
         evidence = Evidence(case.witnesses[REAL], case.witnesses[FAKE])
@@ -170,7 +204,7 @@ class VectorDetector:
     ) -> tuple[Answer, float, dict[str, float], tuple[bool, bool], tuple[str, ...], float]:
         told = self.calibration
         svm, near = np.array([margin]), evidence.signal
-        score = told.score(svm, near)
+        score = told.decision_function(svm, near)
         signals = {"svm": float(told.svm(svm)[0]), "neighbors": float(told.neighbors(near)[0])}
         [[real, fake]] = told.possible(score, question.error).tolist()
         percentile = float(told.percentile(evidence.nearest)[0])
@@ -243,8 +277,8 @@ class VectorDetector:
         return Evidence(witnesses[REAL], witnesses[FAKE])
 
 
-def _trained(folder: Path) -> tuple[Head, Calibration]:
-    """A head, and the calibration that belongs to it; raises HeadError."""
+def load_trained(folder: Path) -> tuple[Head, Calibration]:
+    """A head and its own calibration; raises HeadError."""
     head = Head.load(folder)
     return head, Calibration.load(folder, head.digest)
 

@@ -52,7 +52,7 @@ def columns_of(folder: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Head:
-    """What training leaves behind. `score` is above 0 where it leans fake."""
+    """What training leaves behind. `decision_function` is above 0 where it leans fake."""
 
     space: Space  # of the vectors it was trained on; it refuses others
     snapshot: int  # number of the store's snapshot it was trained on
@@ -79,6 +79,11 @@ class Head:
         return digest.hexdigest()
 
     @property
+    def vectors(self) -> tuple[str, ...]:
+        """Names of the store's vectors it reads, its own alone unless it was trained on several."""
+        return tuple(map(str, self.options.get("columns") or (MAIN,)))
+
+    @property
     def name(self) -> str:
         """In a word: what kind of head this is."""
         return f"{self.projection.kind} triplet head"
@@ -89,7 +94,7 @@ class Head:
             return None
         return self.vocabulary.beside(vectors, mode, categories)
 
-    def project(
+    def transform(
         self, vectors: Vectors, *, mode: Mode = "zero-shot", categories: Sequence[str] | Names | None = None
     ) -> Projected:
         """(n, 128) float32 unit vectors of (n, dim) stored ones.
@@ -117,11 +122,11 @@ class Head:
             )
         return self.projection(vectors, self.texts(vectors, mode, categories))
 
-    def score(
+    def decision_function(
         self, vectors: Vectors, *, mode: Mode = "zero-shot", categories: Sequence[str] | Names | None = None
     ) -> npt.NDArray[np.float64]:
-        """(n,) scores of (n, dim) stored vectors, above 0 leans fake; the rest as for `project`."""
-        return self.classifier.score(self.project(vectors, mode=mode, categories=categories))
+        """(n,) scores of (n, dim) stored vectors, above 0 leans fake; the rest as for `transform`."""
+        return self.classifier.decision_function(self.transform(vectors, mode=mode, categories=categories))
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but the arrays."""

@@ -27,7 +27,7 @@ class Svm:
     intercept: float
     gamma: float
 
-    def score(self, vectors: Vectors) -> npt.NDArray[np.float64]:
+    def decision_function(self, vectors: Vectors) -> npt.NDArray[np.float64]:
         """(n,) decision values of (n, dim) vectors, above 0 leans fake."""
         result = np.empty(len(vectors), np.float64)
         for start in range(0, len(vectors), ROWS_AT_ONCE):

@@ -1,29 +1,28 @@
-"""Another encoder's vector for the rows of a store: their images are read once more, whatever was stored stays."""
+"""Add another encoder's vectors to the rows of a store. Their images are read once more; nothing stored changes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from itertools import islice
 from typing import Any
 
 import numpy as np
 
-from ..errors import ImageError
 from ..store.concatenated import concatenate, concatenated_space
 from ..store.named_vectors import named_vectors_writer
 from ..store.search.matches import Positions
 from ..store.snapshot import Snapshot
 from ..store.store import Store
-from .decoding.image import Image, Pixels, decode
+from .decoding.image import Pixels
+from .embedding import embed_batches
 from .encoders.base import Embeddings, Encoder
 from .index_run import Folders
+from .pipeline import batched
 from .sources.folders import listing
-from .sources.image_ref import ByteSource, LocalFile
+from .sources.image_ref import ImageRef
 
-BATCH = 64
-TOLD = 1000  # rows that failed, at most, told one by one
+FAILURES_KEPT = 1000  # rows that failed, reported by key
+KEYS_A_LOOKUP = 1024
 
 Progress = Callable[[int, int], None]  # rows done, rows to do
 
@@ -45,81 +44,83 @@ class AddVectorsReport:
         """Rows that still have none."""
         return self.rows - self.known - self.added
 
+    def add_failure(self, key: str, reason: str) -> None:
+        """Count a row that could not be embedded; the first thousand are kept by key."""
+        self.failures += 1
+        if len(self.failed) < FAILURES_KEPT:
+            self.failed[key] = reason
+
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "missing": self.missing}
 
 
 def add_vectors(
-    store: Store, name: str, encoder: Encoder, folders: Folders | None = None, progress: Progress | None = None
+    store: Store, name: str, encoder: Encoder, folders: Folders | None = None, on_progress: Progress | None = None
 ) -> AddVectorsReport:
-    """Give each row that has none its vector in a column; stopped and run again it goes on.
+    """Embed the images of a store once more, for rows that have no vector of this name yet. Resumable.
 
     Parameters
     ----------
-    folders : where the images are now, as they were indexed; without them, where they were then
+    folders : where the images are now, as they were indexed (default: where they were when they were indexed)
+    on_progress : called with the rows done and the rows to do
 
     Raises
     ------
     StoreError, SpaceMismatch, SourceError
-        The column is another encoder's, or a folder is not there.
+        The vectors of this name are another encoder's, or a folder is not there.
     """
     with named_vectors_writer(store, name, encoder.space) as writer:
         snapshot = writer.snapshot
-        lacking = np.flatnonzero(writer.column.missing(snapshot))
-        told = AddVectorsReport(name, encoder.space.encoder, len(snapshot), len(snapshot) - len(lacking))
-        places = _places(snapshot, lacking, folders)
-        with ThreadPoolExecutor(2) as pool:
-            while batch := list(islice(places, BATCH)):
-                read = list(pool.map(lambda one: _read(snapshot, *one), batch))
-                good = [(at, image) for (at, _), image in zip(batch, read, strict=True) if isinstance(image, Image)]
-                if good:
-                    vectors = encoder.encode([image.pixels for _, image in good])
-                    writer.put(np.array([at for at, _ in good]), vectors)
-                    told.added += len(good)
-                for (at, _), image in zip(batch, read, strict=True):
-                    if isinstance(image, ImageError):
-                        told.failures += 1
-                        if len(told.failed) < TOLD:
-                            told.failed[str(snapshot.column("keys")[at])] = str(image)
-                if progress:
-                    progress(told.added + told.failures, len(lacking))
-    return told
+        missing = np.flatnonzero(writer.column.missing(snapshot))
+        report = AddVectorsReport(name, encoder.space.encoder, len(snapshot), len(snapshot) - len(missing))
+        position_of: dict[str, int] = {}  # of images that are being embedded, by key
+        refs = _refs(snapshot, missing, folders, position_of)
+        for results in embed_batches(encoder, refs):
+            positions = np.array([position_of.pop(result.ref.key) for result in results])
+            embedded, vectors = [], []
+            for result, position, digest in zip(results, positions, snapshot.digests(positions), strict=True):
+                if result.vector is None:
+                    report.add_failure(result.ref.key, result.error)
+                elif result.digest != digest.tobytes():
+                    report.add_failure(
+                        result.ref.key, "the file has changed since it was indexed; index it again first"
+                    )
+                else:
+                    embedded.append(position)
+                    vectors.append(result.vector)
+            if embedded:
+                writer.put(np.array(embedded), np.stack(vectors))
+                report.added += len(embedded)
+            if on_progress:
+                on_progress(report.added + report.failures, len(missing))
+    return report
 
 
-def _places(snapshot: Snapshot, lacking: Positions, folders: Folders | None) -> Iterator[tuple[int, ByteSource]]:
-    """Each row without a vector and where its image is."""
+def _refs(
+    snapshot: Snapshot, missing: Positions, folders: Folders | None, position_of: dict[str, int]
+) -> Iterator[ImageRef]:
+    """The images of rows that have no vector; each one's position is noted by its key before it is yielded."""
     if folders is None:
-        paths = snapshot.column("paths")
-        yield from ((at, LocalFile(str(paths[at]))) for at in lacking.tolist())
+        for position in missing.tolist():
+            key, path = str(snapshot.column("keys")[position]), str(snapshot.column("paths")[position])
+            position_of[key] = position
+            yield ImageRef(key, path)
         return
-    wanted = set(lacking.tolist())
-    entries = (entry for entry in listing(folders) if not entry.refused)
-    while batch := list(islice(entries, 1024)):
-        for entry, at in zip(batch, snapshot.find([entry.key for entry in batch]).tolist(), strict=True):
-            if at in wanted:
-                wanted.remove(at)
-                yield at, entry.place
+    wanted = set(missing.tolist())
+    for batch in batched((ref for ref in listing(folders) if not ref.refused), KEYS_A_LOOKUP):
+        for ref, position in zip(batch, snapshot.find([ref.key for ref in batch]).tolist(), strict=True):
+            if position in wanted:
+                wanted.remove(position)
+                position_of[ref.key] = position
+                yield ref
 
 
-def _read(snapshot: Snapshot, position: int, place: ByteSource) -> Image | ImageError:
-    """The image of a row, if it is still the one that was indexed."""
-    try:
-        image = decode(place.read()[0])
-    except ImageError as e:
-        return e
-    if snapshot.digests(np.array([position]))[0].tobytes() != image.digest:
-        return ImageError("the file has changed since it was indexed; index it again first")
-    return image
-
-
-class ConcatenatedEncoder:
+class ConcatenatedEncoder(Encoder):
     """Several encoders as one, for a head that was trained on several columns."""
-
-    has_text = False
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
         self._encoders = tuple(encoders)
-        self.space = concatenated_space([encoder.space for encoder in encoders])
+        self._space = concatenated_space([encoder.space for encoder in encoders])
 
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
         return concatenate([encoder.encode(images) for encoder in self._encoders])

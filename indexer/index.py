@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import ImageError
 from ..store.records import TEXT, Block, Rows
 from ..store.store import Store
 from ..store.writer import AppendCounts
-from .decoding.image import Image, decode
 from .decoding.nvimagecodec import gpu_decoder_for
-from .decoding.reader import DecodedImage
+from .decoding.reader import DecodedImage, ImageReader
 from .encoders.base import Encoder
 from .index_run import Folders, IndexRun, Progress, accepted_images
 from .index_run import IndexOptions as IndexOptions  # of this file's interface too
@@ -100,15 +98,14 @@ class _Local(IndexRun):
     ) -> None:
         super().__init__(folders, sink, folder, options, progress)
         self.encoder = encoder
-        self.report.batch_size = options.batch_size or default_batch_size(encoder)
+        self.report.batch_size = options.batch_size or encoder.batch_size
         self._texts = dict(sink.snapshot.texts)
 
     def go(self) -> IndexReport:
         report, options = self.report, self.options
-        offload = gpu_decoder_for(options.decoder, self.encoder, thumbnails=options.thumbnails)
-        pipeline = Pipeline(
-            self.encoder, report.batch_size, options.threads, thumbnails=options.thumbnails, offload=offload
-        )
+        gpu_decoder = gpu_decoder_for(options.decoder, self.encoder, thumbnails=options.thumbnails)
+        reader = ImageReader(self.encoder.shrink, thumbnails=options.thumbnails, gpu_decoder=gpu_decoder)
+        pipeline = Pipeline(self.encoder, reader, report.batch_size, options.threads)
         report.stages, report.decoded_by = pipeline.stages, pipeline.decoded_by
         try:
             report.interrupted = not pipeline.run(batched(self.fresh(), report.batch_size), self._write)
@@ -116,7 +113,7 @@ class _Local(IndexRun):
             if not report.interrupted:
                 self.finish()
         finally:
-            report.unused = offload.unused if offload else ""
+            report.unused = gpu_decoder.unused if gpu_decoder else ""
             self.note_bad()
             report.ended = True
             self.tell()
@@ -128,30 +125,6 @@ class _Local(IndexRun):
         if batch.images:
             told = self.sink.append(block_of(batch, self.encoder, texts, self.options.thumbnails))
         self.settle([found.entry.key for found in batch.images], told, batch.refused)
-
-
-def embed(encoder: Encoder, paths: Iterable[Path]) -> Iterator[tuple[Path, Image | ImageError, Any]]:
-    """Each file with its image and its (dim,) vector, or with the ImageError that says why there is none."""
-    for path in paths:
-        try:
-            image = decode(_read(path))
-        except ImageError as e:
-            yield path, e, None
-        else:
-            yield path, image, encoder.encode([image.pixels])[0]
-
-
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()  # whatever it is: standard input too
-    except OSError as e:
-        raise ImageError(f"cannot be read: {e.strerror}") from e
-
-
-def default_batch_size(encoder: Encoder) -> int:
-    """Images the encoder sees at once unless told: a GPU wants many, on a CPU they bring nothing."""
-    device = getattr(getattr(encoder, "replicas", [encoder])[0], "device", None)
-    return 1024 if device is not None and device.type == "cuda" else 64
 
 
 def texts_of(batch: EncodedBatch, encoder: Encoder, known: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

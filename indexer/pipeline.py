@@ -1,7 +1,7 @@
-"""List, decode, encode, write: four stages at work at the same time, with short queues between them.
+"""List, decode, encode, write: four stages that run at the same time, with short queues between them.
 
-Listing and writing have a thread each, decoding has several, encoding has one a device. Memory holds a few batches,
-however many images there are. Where one process is not enough for a GPU, `processes.py` has several.
+Listing and writing have one thread each, decoding has several, encoding has one a device. Memory holds a few batches,
+however many images there are. Where one process cannot keep a GPU busy, `distributed/` runs several.
 """
 
 from __future__ import annotations
@@ -10,17 +10,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import count
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
-import numpy as np
-import torch
-
-from ..errors import EncoderError
 from ..store.records import invalid_rows, to_float16
+from .batch_encoder import BatchEncoder
 from .channel import Channel, ChannelStopped
-from .decoding.gpu_decoder import GpuDecoder
-from .decoding.image import Pixels
 from .decoding.reader import DecodedBatch, DecodedImage, ImageReader
 from .encoders.base import Embeddings, Encoder
 from .sources.image_ref import ImageRef
@@ -35,61 +31,57 @@ TOGETHER = 16  # images a thread opens at a time, at most: handing over each alo
 
 @dataclass(frozen=True)
 class PendingBatch:
-    """A batch that is being read."""
+    """A batch whose images are being decoded."""
 
-    batch: Sequence[ImageRef]
+    number: int
     parts: Sequence[Future[DecodedBatch]]
 
     def wait(self) -> DecodedBatch:
-        """All of it, but for what was given up."""
+        """The images decoded so far and to come; parts that were cancelled are left out."""
         images, refused = [], []
         for part in self.parts:
             with suppress(CancelledError):
-                some = part.result()
-                images += some.images
-                refused += some.refused
+                decoded = part.result()
+                images += decoded.images
+                refused += decoded.refused
         return DecodedBatch(images, refused)
 
 
 @dataclass(frozen=True)
 class InFlightBatch:
-    """A batch that is on a device."""
+    """A batch that is being encoded."""
 
-    batch: Sequence[ImageRef]
-    opened: DecodedBatch
+    number: int
+    decoded: DecodedBatch
     wait: Callable[[], Embeddings]
 
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """A batch on its way to the store."""
+    """The vectors of a batch."""
 
-    batch: Sequence[ImageRef]  # as it was given
+    number: int  # of the batch, counted from 0 in the order they were given
     images: Sequence[DecodedImage]
     vectors: Embeddings  # (images, dim)
-    refused: Sequence[tuple[ImageRef, str]]  # those of the batch that could not be read, and why
+    refused: Sequence[tuple[ImageRef, str]]  # images that have no vector, and why
+    views: Embeddings  # (images, views, dim) of the views that the reader made of each image
 
 
 class Pipeline:
-    """One run. Make it, `run` it once.
+    """One run: make it, then call `run` once.
 
     Parameters
     ----------
-    encoder : one with `replicas` has each encode its own batches; one with `begin` has the next batch ahead
-    batch_size : images an encoder sees at once; halved for good where the device's memory runs out
-    threads : that decode
-    thumbnails : whether a small JPEG of each image is made
-    offload : decodes large JPEGs beside the threads
+    encoder : each of its replicas encodes its own batches
+    reader : decodes images
+    batch_size : images encoded at once; halved for good where the device's memory runs out
+    threads : number of decoding threads
     """
 
-    def __init__(
-        self, encoder: Encoder, batch_size: int, threads: int, *, thumbnails: bool, offload: GpuDecoder | None = None
-    ) -> None:
-        self._encoders: Sequence[Encoder] = getattr(encoder, "replicas", (encoder,))
-        self.batch_size = batch_size  # that an encoder sees at once; it may become smaller than the batches given
+    def __init__(self, encoder: Encoder, reader: ImageReader, batch_size: int, threads: int) -> None:
+        self._encoders = [BatchEncoder(replica, batch_size) for replica in encoder.replicas]
         self._threads = threads
-        shrink: Callable[[Pixels], Pixels] | None = getattr(self._encoders[0], "shrink", None)
-        self._reader = ImageReader(shrink, thumbnails=thumbnails, offload=offload)
+        self._reader = reader
         self.decoded_by = self._reader.counts
         self._decoded = Channel[PendingBatch](AHEAD * len(self._encoders))
         self._encoded = Channel[EncodedBatch](UNWRITTEN)
@@ -99,6 +91,11 @@ class Pipeline:
         self._error: BaseException | None = None
         self._failed: Callable[[], None] = lambda: None
         self.stages = {"list": Stage(), "decode": Stage(threads), "encode": Stage(self._left), "write": Stage()}
+
+    @property
+    def batch_size(self) -> int:
+        """Images encoded at once; it may have become smaller than the batches given."""
+        return min(encoder.batch_size for encoder in self._encoders)
 
     def run(
         self,
@@ -122,7 +119,7 @@ class Pipeline:
         """
         work: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(self._list, (batches,)), (self._write, (write,))]
         work += [(self._encode, (encoder,)) for encoder in self._encoders]
-        threads = [Thread(target=do, args=given, daemon=True) for do, given in work]
+        threads = [Thread(target=stage, args=arguments, daemon=True) for stage, arguments in work]
         self._failed = failed
         try:
             try:
@@ -151,15 +148,15 @@ class Pipeline:
 
     def _list(self, batches: Iterable[Sequence[ImageRef]]) -> None:
         try:
-            waiting = iter(batches)
-            while True:
+            remaining = iter(batches)
+            for number in count():
                 with self.stages["list"].busy():
-                    batch = next(waiting, None)
+                    batch = next(remaining, None)
                 if batch is None:
                     return
                 size = min(TOGETHER, -(-len(batch) // (2 * self._threads)))
-                parts = [self._pool.submit(self._open, some) for some in batched(batch, max(size, 1))]
-                self._decoded.put(PendingBatch(batch, parts))
+                parts = [self._pool.submit(self._open, part) for part in batched(batch, max(size, 1))]
+                self._decoded.put(PendingBatch(number, parts))
         except ChannelStopped:
             pass
         except BaseException as e:  # noqa: BLE001 - raised again by run(); what was listed before is finished first
@@ -167,21 +164,22 @@ class Pipeline:
         finally:
             self._decoded.close()
 
-    def _open(self, entries: Sequence[ImageRef]) -> DecodedBatch:
+    def _open(self, images: Sequence[ImageRef]) -> DecodedBatch:
         with self.stages["decode"].busy():
-            return self._reader.open(entries)
+            return self._reader.open(images)
 
-    def _encode(self, encoder: Encoder) -> None:
-        """Have the next batch under way on the device while the one before is waited for."""
+    def _encode(self, encoder: BatchEncoder) -> None:
+        """Overlap: launch batch n+1 before waiting for batch n."""
         ahead: InFlightBatch | None = None
         try:
-            for opening in self._decoded:
-                opened = opening.wait()
+            for pending in self._decoded:
+                decoded = pending.wait()
                 with self.stages["encode"].busy():
-                    begun = self._begin(encoder, [found.image.pixels for found in opened.images])
-                    done, ahead = ahead, InFlightBatch(opening.batch, opened, begun)
+                    pixels = [image.image.pixels for image in decoded.images]
+                    pixels += [view for image in decoded.images for view in image.views]
+                    done, ahead = ahead, InFlightBatch(pending.number, decoded, encoder.begin(pixels))
                 self._finish(done)
-                if not getattr(encoder, "overlaps", False) or not len(self._decoded):  # nothing to overlap with
+                if not encoder.encoder.overlaps or not len(self._decoded):  # nothing to overlap with
                     done, ahead = ahead, None
                     self._finish(done)
         except ChannelStopped:
@@ -200,47 +198,15 @@ class Pipeline:
                 if self._left == 0:
                     self._encoded.close()
 
-    def _finish(self, begun: InFlightBatch | None) -> None:
-        if begun is not None:
+    def _finish(self, batch: InFlightBatch | None) -> None:
+        if batch is not None:
             with self.stages["encode"].busy():
-                vectors = begun.wait()
-            self._encoded.put(storable(EncodedBatch(begun.batch, begun.opened.images, vectors, begun.opened.refused)))
-
-    def _begin(self, encoder: Encoder, pixels: list[Pixels]) -> Callable[[], Embeddings]:
-        begin: Callable[[list[Pixels]], Callable[[], Embeddings]] | None = getattr(encoder, "begin", None)
-        if begin is None or not pixels or len(pixels) > self.batch_size:
-            found = self._encode_all(encoder, pixels)
-            return lambda: found
-        try:
-            return begin(pixels)
-        except torch.OutOfMemoryError:
-            pass  # outside of the handler: the error holds on to what is to be freed
-        self._halve(len(pixels))
-        found = self._encode_all(encoder, pixels)
-        return lambda: found
-
-    def _encode_all(self, encoder: Encoder, pixels: list[Pixels]) -> Embeddings:
-        """In batches that the device's memory can hold: each time it runs out, they are halved for good."""
-        vectors = [np.zeros((0, encoder.space.dim), np.float32)]
-        at = 0
-        while at < len(pixels):
-            some = pixels[at : at + self.batch_size]
-            try:
-                vectors.append(encoder.encode(some))
-                at += len(some)
-                continue
-            except torch.OutOfMemoryError:
-                pass
-            self._halve(len(some))
-        return np.concatenate(vectors)
-
-    def _halve(self, images: int) -> None:
-        if images == 1:
-            raise EncoderError("the device has no memory for even one image; free some, or use --device cpu")
-        with self._lock:
-            self.batch_size = max(min(self.batch_size, images // 2), 1)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
+                vectors = batch.wait()
+            images = batch.decoded.images
+            count = (len(vectors) - len(images)) // max(len(images), 1)  # views of each image
+            views = vectors[len(images) :].reshape(len(images), count, vectors.shape[1])
+            encoded = EncodedBatch(batch.number, images, vectors[: len(images)], batch.decoded.refused, views)
+            self._encoded.put(storable(encoded))
 
     def _write(self, write: Callable[[EncodedBatch], None]) -> None:
         try:
@@ -252,23 +218,26 @@ class Pipeline:
             self._encoded.stop()
 
 
-def storable(encoded: EncodedBatch) -> EncodedBatch:
-    """Without images whose vector cannot be stored: they are refused, the others of their batch are not held up."""
-    wrong = set(invalid_rows(to_float16(encoded.vectors)).tolist())
-    if not wrong:
-        return encoded
-    keep = [i for i in range(len(encoded.images)) if i not in wrong]
-    refused = [(encoded.images[i].entry, "the encoder gave it a vector that is zero or not finite") for i in wrong]
+def storable(batch: EncodedBatch) -> EncodedBatch:
+    """The batch without images whose vectors cannot be stored or compared; these are added to the refused."""
+    invalid = set(invalid_rows(to_float16(batch.vectors)).tolist())
+    for view in range(batch.views.shape[1]):
+        invalid |= set(invalid_rows(to_float16(batch.views[:, view])).tolist())
+    if not invalid:
+        return batch
+    keep = [i for i in range(len(batch.images)) if i not in invalid]
+    refused = [(batch.images[i].entry, "the encoder gave it a vector that is zero or not finite") for i in invalid]
     return replace(
-        encoded,
-        images=[encoded.images[i] for i in keep],
-        vectors=encoded.vectors[keep],
-        refused=[*encoded.refused, *refused],
+        batch,
+        images=[batch.images[i] for i in keep],
+        vectors=batch.vectors[keep],
+        views=batch.views[keep],
+        refused=[*batch.refused, *refused],
     )
 
 
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` values, the last may be shorter; where the values end in an error, those before come first.
+    """Lists of `size` values; the last may be shorter. If iterating raises, the values before come first.
 
     >>> list(batched("abcde", 2))
     [['a', 'b'], ['c', 'd'], ['e']]

@@ -36,7 +36,7 @@ class BankMap:
             rows = np.flatnonzero(bank.members & (bank.labels == label))
             chosen.append(np.sort(rng.permutation(rows)[: most // 2]))
         positions = np.concatenate(chosen)
-        projected = detector.head.project(bank.snapshot.vectors(positions)).astype(np.float64)
+        projected = detector.head.transform(bank.snapshot.vectors(positions)).astype(np.float64)
         centre = projected.mean(0)
         _, spread, axes = np.linalg.svd(projected - centre, full_matrices=False)
         variance = np.append(spread**2, [0.0, 0.0])  # one row has no spread
@@ -52,7 +52,7 @@ class BankMap:
 
     def place(self, detector: VectorDetector, vectors: Vectors) -> npt.NDArray[np.float64]:
         """(n, 2) where (n, dim) stored or asked vectors lie."""
-        return np.asarray((detector.head.project(vectors) - self.centre) @ self.axes)
+        return np.asarray((detector.head.transform(vectors) - self.centre) @ self.axes)
 
     def to_dict(self) -> dict[str, Any]:
         return {

@@ -198,7 +198,7 @@ class AppState:
             verdicts = loaded.detector.judge([one.name for one in seen], vectors, digests, question)
             for i, one in enumerate(seen):
                 if one.views:
-                    verdicts[i] = loaded.detector.steady(verdicts[i], one.views, one.picture.digest, question)
+                    verdicts[i] = loaded.detector.check_stability(verdicts[i], one.views, one.picture.digest, question)
             where = loaded.map.place(loaded.detector, vectors) if places else None
         for verdict in verdicts:
             self.metrics.verdicts.labels(verdict.verdict).inc()

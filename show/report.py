@@ -94,7 +94,7 @@ def draw_all(
     for name, part in PARTS.items():
         positions = np.flatnonzero(parts == part)
         rows[name] = thinned(positions, labels[positions], SHOWN, 0)
-    projected = {name: head.project(snapshot.vectors(positions)) for name, positions in rows.items()}
+    projected = {name: head.transform(snapshot.vectors(positions)) for name, positions in rows.items()}
     apart = {}
     for name, points in projected.items():
         some = draw(labels[rows[name]], np.zeros(len(points), np.int64), "real", np.random.default_rng(0))
@@ -116,7 +116,7 @@ def draw_all(
     test = rows["test"]
     known = detector.bank.where(parts == PARTS["train"])
     evidence = known.evidence(snapshot.vectors(test), snapshot.column("digests")[test])
-    said = probability(detector.calibration.score(scored["test"][1], evidence.signal))
+    said = probability(detector.calibration.decision_function(scored["test"][1], evidence.signal))
     yield metric_figures.reliability(labels[test], said)
     yield from map(atlas_picture, atlases)
 

@@ -16,18 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-NOTICE = (
-    "The encoder is a stand-in built from a seed, not CLIP, and the sample is simulated: "
-    "these verdicts hold for this sample only."
-)
-NAME = "clipfake-standin-clip"
+from .notice import NAME
+
 _SIZE, _PATCH, _WIDTH, _HIDDEN, _DIM = 224, 16, 192, 384, 128
 _POWER = 1.0  # of frequency, by which the filters grow: natural amplitudes fall as 1/f
-
-
-def is_standin(encoder: str) -> bool:
-    """Whether an encoder's name or directory is the stand-in's."""
-    return Path(encoder).name == NAME
 
 
 def build_standin(folder: Path, *, seed: int = 0) -> Path:

@@ -1,56 +1,115 @@
-"""Which rows: by label, source, generator, category or key. One expression for masks, deletion and other engines."""
+"""Select rows by label, source, generator, category or key: for masks, deletion and search back ends alike."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BadBlock
-from .records import TEXT, Mask, Names
+from ..errors import BadBlock, BadFilter
+from .records import LABEL_NUMBERS, LABELS, TEXT, Mask, Names
 
 if TYPE_CHECKING:
     from .snapshot import Snapshot
     from .store import Store
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Filter:
-    """Rows that have one of the values in every column that is named; no names at all are all rows.
+    """Rows that have one of the given values in each of the given columns; an empty filter selects all rows.
 
-    >>> Filter(labels=(1,), sources=("ffhq", "celebahq"))
-    Filter(labels=(1,), sources=('ffhq', 'celebahq'), generators=(), categories=(), keys=(), but_sources=())
+    >>> Filter(label="fake", source=["ffhq", "sd14"])
+    Filter(label=('fake',), source=('ffhq', 'sd14'))
     """
 
-    labels: Sequence[int] = ()
-    sources: Sequence[str] = ()
-    generators: Sequence[str] = ()
-    categories: Sequence[str] = ()
-    keys: Sequence[str] = ()
-    but_sources: Sequence[str] = ()  # rows of these sources are left out
+    label: tuple[str, ...]  # of "real", "fake", "unknown"
+    source: tuple[str, ...]
+    generator: tuple[str, ...]
+    category: tuple[str, ...]
+    key: tuple[str, ...]
+    exclude_source: tuple[str, ...]
+
+    def __init__(
+        self,
+        *,
+        label: str | int | Iterable[str | int] = (),
+        source: str | Iterable[str] = (),
+        generator: str | Iterable[str] = (),
+        category: str | Iterable[str] = (),
+        key: str | Iterable[str] = (),
+        exclude_source: str | Iterable[str] = (),
+    ) -> None:
+        """Take one value or several for each column.
+
+        Parameters
+        ----------
+        label : "real", "fake" or "unknown" (0, 1 and -1 mean the same)
+        exclude_source : sources whose rows are left out
+
+        Raises
+        ------
+        BadFilter
+            There is no such label.
+        """
+        values = {
+            "label": tuple(_label(one) for one in ((label,) if isinstance(label, str | int) else label)),
+            "source": _texts(source),
+            "generator": _texts(generator),
+            "category": _texts(category),
+            "key": _texts(key),
+            "exclude_source": _texts(exclude_source),
+        }
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     @property
-    def everything(self) -> bool:
-        """Whether it allows all rows."""
+    def selects_all(self) -> bool:
+        """Whether every row passes."""
         return not any(getattr(self, f.name) for f in fields(self))
 
+    @property
+    def label_numbers(self) -> tuple[int, ...]:
+        """The labels as they are stored: 0 real, 1 fake, -1 unknown."""
+        return tuple(LABEL_NUMBERS[word] for word in self.label)
+
     def mask(self, snapshot: Snapshot) -> Mask:
-        """(rows,) True for the rows it allows."""
+        """(rows,) True for the rows that pass."""
         result = np.ones(len(snapshot), bool)
-        for name in ("labels", "sources", "generators", "categories"):
-            if wanted := list(getattr(self, name)):
-                result &= _one_of(snapshot.column(name), wanted)
-        if self.but_sources:
-            result &= ~_one_of(snapshot.column("sources"), list(self.but_sources))
-        if self.keys:
-            positions = snapshot.find(list(self.keys))
-            named = np.zeros(len(snapshot), bool)
-            named[positions[positions >= 0]] = True
-            result &= named
+        columns = {
+            "labels": self.label_numbers,
+            "sources": self.source,
+            "generators": self.generator,
+            "categories": self.category,
+        }
+        for name, wanted in columns.items():
+            if wanted:
+                result &= _one_of(snapshot.column(name), list(wanted))
+        if self.exclude_source:
+            result &= ~_one_of(snapshot.column("sources"), list(self.exclude_source))
+        if self.key:
+            positions = snapshot.find(list(self.key))
+            has_key = np.zeros(len(snapshot), bool)
+            has_key[positions[positions >= 0]] = True
+            result &= has_key
         return result
+
+    def __repr__(self) -> str:
+        given = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name))
+        return f"Filter({', '.join(given)})"
+
+
+def _texts(values: str | Iterable[str]) -> tuple[str, ...]:
+    return (values,) if isinstance(values, str) else tuple(values)
+
+
+def _label(label: str | int) -> str:
+    word = LABELS.get(label) if isinstance(label, int) else label if label in LABEL_NUMBERS else None
+    if word is None:
+        raise BadFilter(f"there is no label {label!r}; use 'real', 'fake' or 'unknown'")
+    return word
 
 
 @dataclass(frozen=True)
@@ -73,7 +132,7 @@ def delete(store: Store, which: Filter, note: str = "deleted") -> DeleteReport:
     BadBlock
         The filter allows every row, which is more likely a slip than a wish.
     """
-    if which.everything:
+    if which.selects_all:
         raise BadBlock("this would delete every row; name sources, labels, categories or keys, or remove the folder")
     with store.writer(note) as writer:
         before = writer.snapshot.number

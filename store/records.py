@@ -14,6 +14,7 @@ from .space import Space
 
 REAL, FAKE, UNKNOWN = 0, 1, -1
 LABELS = {REAL: "real", FAKE: "fake", UNKNOWN: "unknown"}
+LABEL_NUMBERS = {word: number for number, word in LABELS.items()}
 
 Vectors = npt.NDArray[np.floating[Any]]  # (rows, dim)
 Names = npt.NDArray[Any]  # (rows,) numpy StringDType

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import BadBlock
+from ..core.locking import lease
+from ..errors import BadBlock, Damaged
 from .key_index import Hashes, KeyIndex
 from .live_shard import LiveShard
-from .manifest import Manifest
-from .records import Block, Ids, Mask, Names, Rows, Vectors
+from .manifest import Manifest, numbers, path_of, read_manifest
+from .records import LABELS, Block, Ids, Mask, Names, Rows, Vectors
 from .search.exact import ExactSearch
 from .search.matches import Matches, Positions, Searcher
 from .search.prepared_filter import PreparedFilter
@@ -63,6 +64,16 @@ class Snapshot:
 
     def __len__(self) -> int:
         return int(self._starts[-1])
+
+    @property
+    def summary(self) -> str:
+        """Rows, labels and encoder in one line."""
+        counts = dict(zip(*np.unique(self.column("labels"), return_counts=True), strict=True))
+        labels = ", ".join(f"{counts[label]:,} {word}" for label, word in LABELS.items() if label in counts)
+        return f"{len(self):,} rows{f' ({labels})' if labels else ''}, encoder {self.space.encoder}"
+
+    def __repr__(self) -> str:
+        return f"Snapshot({str(self.folder)!r}, number {self.number}: {self.summary})"
 
     @cached_property
     def rows(self) -> Rows:
@@ -294,3 +305,24 @@ class Snapshot:
             whole = order is None and rows[-1] - rows[0] == len(rows) - 1
             here = slice(start, end) if order is None else order[start:end]
             yield self._shards[number], here, slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
+
+
+def open_snapshot(folder: Path, number: int | None = None) -> Snapshot:
+    """The newest snapshot of a store, or an earlier one by its number; its files stay as long as it is held.
+
+    Raises
+    ------
+    NoStore
+        There is no snapshot of this number (any more).
+    NotAStore, Damaged
+        The manifest cannot be read.
+    """
+    manifest = read_manifest(folder, number)
+    try:
+        snapshot = Snapshot(folder, manifest)
+        if lease(path_of(folder, manifest.number), snapshot):
+            return snapshot
+    except Damaged:
+        if number is not None or numbers(folder)[-1] == manifest.number:
+            raise
+    return open_snapshot(folder, number)  # a writer went on meanwhile

@@ -6,19 +6,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ..core.atomic_files import TEMPORARY
-from ..core.locking import lease, writer_lock
-from ..errors import Damaged, NoStore, NotAStore
-from .manifest import Manifest, numbers, path_of, read_manifest, write_manifest
-from .snapshot import Snapshot
+from ..core.locking import writer_lock
+from ..errors import NoStore, NotAStore, StoreError
+from .filter import Filter
+from .manifest import Manifest, numbers, read_manifest, write_manifest
+from .records import Vectors
+from .search.results import SearchResults
+from .snapshot import Snapshot, open_snapshot
 from .space import Space
 from .writer import ROWS_PER_SHARD, SECONDS_PER_SHARD, tidy
 from .writer import AppendCounts as AppendCounts  # of this file's interface too
 from .writer import Writer as Writer
 
+if TYPE_CHECKING:
+    from .exchange.torch_dataset import VectorDataset
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Store:
     """A store on disk.
 
@@ -27,6 +36,63 @@ class Store:
     """
 
     folder: Path
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return len(self.snapshot())
+
+    def __repr__(self) -> str:
+        try:
+            return f"Store({str(self.folder)!r}: {self.snapshot().summary})"
+        except StoreError as e:
+            return f"Store({str(self.folder)!r}: {e})"
+
+    def __bool__(self) -> bool:
+        """A store without rows is a store too."""
+        return True
+
+    def search(
+        self, vectors: Vectors, k: int = 9, where: Filter | None = None, *, recall: float = 0.99
+    ) -> SearchResults:
+        """Search the newest snapshot for the k nearest rows of each of (queries, dim) vectors.
+
+        Parameters
+        ----------
+        where : rows that may be found (default: all)
+        recall : share of the true nearest rows to find on average; 1 searches exactly
+
+        Raises
+        ------
+        BadBlock
+            Vectors of another dimension.
+        """
+        snapshot = self.snapshot()
+        mask = None if where is None or where.selects_all else where.mask(snapshot)
+        return SearchResults(snapshot, snapshot.search(np.atleast_2d(vectors), k, mask, recall))
+
+    def to_pandas(self, where: Filter | None = None) -> Any:
+        """The rows of the newest snapshot as a pandas DataFrame, without vectors; labels are strings.
+
+        Parameters
+        ----------
+        where : rows to take (default: all)
+        """
+        from .exchange.tables import to_pandas
+
+        snapshot = self.snapshot()
+        return to_pandas(snapshot, None if where is None else where.mask(snapshot))
+
+    def to_torch(self, where: Filter | None = None) -> VectorDataset:
+        """The rows of the newest snapshot as a torch data set of (vector, label); labels are 0 real, 1 fake.
+
+        Parameters
+        ----------
+        where : rows to take (default: all)
+        """
+        from .exchange.torch_dataset import VectorDataset
+
+        snapshot = self.snapshot()
+        return VectorDataset(snapshot, None if where is None else where.mask(snapshot))
 
     @classmethod
     def open(cls, folder: Path | str) -> Store:
@@ -66,15 +132,7 @@ class Store:
         NotAStore, Damaged
             What says which rows it has cannot be read.
         """
-        manifest = read_manifest(self.folder, number)
-        try:
-            snapshot = Snapshot(self.folder, manifest)
-            if lease(path_of(self.folder, manifest.number), snapshot):
-                return snapshot
-        except Damaged:
-            if number is not None or numbers(self.folder)[-1] == manifest.number:
-                raise
-        return self.snapshot(number)  # a writer went on meanwhile
+        return open_snapshot(self.folder, number)
 
     def snapshots(self) -> list[Manifest]:
         """All snapshots there are, oldest first."""

@@ -55,7 +55,7 @@ class Toy:
                 vectors = self.encoder.encode([image.pixels for image in images])
                 pictures = tuple(thumbnail(image.pixels) for image in images)
                 writer.append(Block(self.encoder.space, rows, vectors, pictures))
-        fit_detector(self.store, options=TrainOptions(triplet=TripletOptions(epochs=2), baselines=()))
+        fit_detector(self.store, options=TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).save()
 
     drawn = staticmethod(drawn)
 

@@ -1,29 +1,48 @@
-"""The rooms, and what may know what."""
+"""The structure of the source tree: what may import what, and how things are named."""
 
 import ast
+import io
 import re
 import subprocess
 import sys
+import tokenize
 import tomllib
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# Each top-level package with those it may import from. Whatever is not listed is forbidden.
+# What each package, and each module at the root, may import from. Whatever is not listed is forbidden.
 BELOW: dict[str, set[str]] = {
-    "core": set(),
-    "store": {"core"},
-    "indexer": {"store", "core"},
-    "detector": {"store", "core"},
-    "simulated": {"core"},
-    "show": {"detector", "store", "core"},
-    "service": {"show", "detector", "store", "core"},
-    "benchmarks": {"service", "show", "simulated", "detector", "indexer", "store", "core"},
-    "commands": {"benchmarks", "service", "show", "simulated", "detector", "indexer", "store", "core"},
+    "errors": set(),
+    "core": {"errors"},
+    "store": {"core", "errors"},
+    "indexer": {"store", "core", "errors"},
+    "detector": {"store", "core", "errors"},
+    "simulated": {"core", "errors"},
+    "session": {"simulated", "indexer", "detector", "store", "core", "errors"},
+    "api": {"session", "indexer", "detector", "store", "core", "errors"},
+    "show": {"detector", "store", "core", "errors"},
+    "service": {"show", "detector", "store", "core", "errors"},
+    "benchmarks": {"service", "show", "simulated", "detector", "indexer", "store", "core", "errors"},
+    "commands": {
+        "benchmarks",
+        "service",
+        "show",
+        "session",
+        "simulated",
+        "detector",
+        "indexer",
+        "store",
+        "core",
+        "errors",
+    },
 }
-FILES = [path for room in BELOW for path in sorted((ROOT / room).rglob("*.py"))]
+FILES = [
+    path for name in BELOW for path in [*sorted((ROOT / name).rglob("*.py")), ROOT / f"{name}.py"] if path.is_file()
+]
 PACKAGES = sorted(path.parent for path in FILES if path.name == "__init__.py")
 HEAVY = ("torch", "transformers", "faiss", "sklearn", "pandas", "matplotlib", "fastapi", "h5py")
 
@@ -44,7 +63,7 @@ def imported_rooms(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_run_downward(path: Path) -> None:
-    room = path.relative_to(ROOT).parts[0]
+    room = path.relative_to(ROOT).with_suffix("").parts[0]
     rooms = {name for name in imported_rooms(path) if name in {*BELOW, "cli", "clipfake"}} - {room}
     assert rooms <= BELOW[room], f"{room} may import from {sorted(BELOW[room])}; pass a function instead"
 
@@ -81,10 +100,10 @@ def test_no_two_files_need_each_other() -> None:
 
 
 def test_every_package_is_listed_for_installation() -> None:
-    told = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
-    inits = {p.parent for room in BELOW for p in (ROOT / room).rglob("__init__.py")}
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    inits = {p.parent for name in BELOW for p in (ROOT / name).rglob("__init__.py")}
     found = {"clipfake", *(f"clipfake.{'.'.join(p.relative_to(ROOT).parts)}" for p in inits)}
-    assert sorted(told) == sorted(found)
+    assert sorted(listed) == sorted(found)
 
 
 def test_every_file_says_what_it_is_for() -> None:
@@ -102,6 +121,25 @@ def test_docstring_of_a_package_lists_its_modules_once(package: Path) -> None:
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda path: str(path.relative_to(ROOT)))
 def test_packages_are_small(package: Path) -> None:
     assert len(list(package.glob("*.py"))) <= 16  # __init__.py among them
+
+
+def test_no_two_classes_share_a_name() -> None:
+    places = defaultdict(list)
+    for path in {*FILES, *ROOT.glob("*.py")}:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places[node.name].append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+
+
+def test_identifiers_say_what_they_hold() -> None:
+    vague = {"told", "said", "asked", "tell"}
+    found = []
+    for path in [*FILES, *ROOT.glob("*.py"), *(ROOT / "tests").rglob("*.py")]:
+        tokens = tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline)
+        names = [token for token in tokens if token.type == tokenize.NAME and token.string in vague]
+        found += [f"{path.relative_to(ROOT)}:{name.start[0]}: {name.string}" for name in names]
+    assert found == []
 
 
 def test_help_needs_nothing_heavy() -> None:

@@ -1,41 +1,96 @@
-"""docs/PYTHON.md does what it says: its code is run from top to bottom, with the plain encoder instead of CLIP."""
+"""The Python interface: docs/PYTHON.md is run as written, and importing clipfake loads nothing heavy."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import clipfake
+import numpy as np
 import pytest
-from clipfake.store.store import Store
 from conftest import SOURCES, drawn
 
 PAGE = (Path(__file__).parent.parent / "docs/PYTHON.md").read_text(encoding="utf-8")
+CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 CLIP = "openai/clip-vit-base-patch32"
+HEAVY = ("torch", "transformers", "faiss", "sklearn", "pandas", "h5py", "numpy", "PIL")
 
 
-def test_the_code_on_the_page_indexes_trains_judges_and_searches(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with images under data/ and inbox/, and a trained store in mystore/."""
+    folder = tmp_path_factory.mktemp("python")
     for source, label in SOURCES.items():
-        folder = tmp_path / "data" / ("fake" if label else "real") / source
-        folder.mkdir(parents=True)
+        place = folder / "data" / ("fake" if label else "real") / source
+        place.mkdir(parents=True)
         for number in range(16):
-            (folder / f"{number}.png").write_bytes(drawn(source, number))
-    (tmp_path / "data/real/broken.png").write_bytes(b"no image")
-    (tmp_path / "inbox").mkdir()
-    (tmp_path / "inbox/asked.png").write_bytes(drawn("gan_a", 99))
-    (tmp_path / "inbox/broken.png").write_bytes(b"no image")
+            (place / f"{number}.png").write_bytes(drawn(source, number))
+    (folder / "data/real/broken.png").write_bytes(b"no image")
+    (folder / "inbox").mkdir()
+    (folder / "inbox/asked.png").write_bytes(drawn("gan_a", 99))
+    (folder / "inbox/broken.png").write_bytes(b"no image")
+    clipfake.index([folder / "data/*"], store=folder / "mystore", encoder="plain")
+    clipfake.Detector.fit(clipfake.Store.open(folder / "mystore")).save()
+    return folder
+
+
+def run(code: str) -> dict[str, Any]:
+    names: dict[str, Any] = {}
+    exec(code.replace(CLIP, "plain"), names)
+    return names
+
+
+def test_index_and_train_as_documented(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "data").symlink_to(folder / "data")
     monkeypatch.chdir(tmp_path)
-    made, asked, searched = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    assert CLIP in made
-    told: dict[str, Any] = {}
-    exec(made.replace(CLIP, "plain"), told)
-    assert len(Store.open("mystore").snapshot()) == told["report"].added == 80
-    assert [key for key, _ in told["report"].skipped] == ["real/broken.png"]
-    capsys.readouterr()
-    exec(asked, {})
+    names = run(CODE[0])
+    assert names["report"].added == 80
+    assert [key for key, _ in names["report"].skipped] == ["real/broken.png"]
+    assert len(names["store"]) == 80
+    assert clipfake.Detector.load("mystore").head.digest == names["detector"].head.digest
+
+
+def test_predict_as_documented(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    run(CODE[1])
     printed = capsys.readouterr().out
-    assert re.search(r"^asked.png (real|fake|unsure) ", printed, re.M)
+    assert re.search(r"^inbox/asked.png (real|fake|unsure) ", printed, re.M)
     assert "inbox/broken.png cannot be judged" in printed
-    exec(searched, found := {})
-    labels = found["snapshot"].column("labels")[found["found"].rows]
-    assert labels.shape == (1, 9) and (labels == 1).all()
+
+
+def test_vectors_as_documented(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    names = run(CODE[2])
+    detector, vectors = names["detector"], names["vectors"]
+    scores, shares = detector.decision_function(vectors), detector.predict_proba(vectors)
+    assert scores.shape == (4,) and shares.shape == (4, 2)
+    assert np.allclose(shares.sum(1), 1)
+    assert ((shares[:, 1] > 0.5) == (scores > 0)).all()
+    assert detector.head.transform(vectors).shape == (4, 128)
+
+
+def test_search_as_documented(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    names = run(CODE[3])
+    found = names["neighbors"].to_pandas()
+    assert len(found) == 9
+    assert set(found["label"]) == {"fake"} and set(found["generator"]) <= {"gan_a", "gan_b"}
+    assert len(names["rows"]) == 80 and set(names["rows"]["label"]) == {"real", "fake"}
+    assert len(names["dataset"]) == 80
+
+
+def test_import_loads_nothing_heavy() -> None:
+    program = f"import clipfake, sys; print([name for name in {HEAVY!r} if name in sys.modules])"
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "[]"
+
+
+def test_exported_names_exist_and_are_sorted() -> None:
+    assert clipfake.__all__ == sorted(clipfake.__all__)
+    assert all(getattr(clipfake, name) is not None for name in clipfake.__all__)
+    assert set(clipfake.__all__) <= set(dir(clipfake))
+    with pytest.raises(AttributeError, match="nonsense"):
+        getattr(clipfake, "nonsense")  # noqa: B009 - the attribute does not exist, for mypy either

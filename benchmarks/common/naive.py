@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ...indexer.encoders.base import choose_device
 from ...indexer.encoders.encoder_spec import place_of, seed_of
 from ...indexer.encoders.load import device_names
+from ...indexer.encoders.torch_encoder import choose_device
 from . import command
 
 BATCH = 32

@@ -50,7 +50,7 @@ def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
         test = positions["test"]
         asked = {"own": test[own[test] | (labels[test] == REAL)], "others": test[~own[test]]}
         vectors = {who: snapshot.vectors(rows) for who, rows in asked.items()}
-        margins = {who: head.score(v) for who, v in vectors.items()}
+        margins = {who: head.decision_function(v) for who, v in vectors.items()}
         pool = np.flatnonzero((parts == PARTS["train"]) & own)
         told: dict[str, list[float]] = {"own": [], "others": [], "own_neighbors_only": []}
         for count in ADDED:
@@ -62,7 +62,7 @@ def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
                 now = Bank.of(snapshot, EvidenceOptions(), where=where)
                 for who, rows in asked.items():
                     evidence: Evidence = now.evidence(vectors[who], snapshot.column("digests")[rows])
-                    found[who].append(_auc(labels[rows], calibration.score(margins[who], evidence.signal)))
+                    found[who].append(_auc(labels[rows], calibration.decision_function(margins[who], evidence.signal)))
                     if who == "own":
                         found["own_neighbors_only"].append(_auc(labels[rows], evidence.signal))
             for key, values in found.items():

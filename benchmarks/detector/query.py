@@ -69,10 +69,10 @@ def run(
         detector = VectorDetector(head, Bank.of(snapshot), calibration)
         plain, full = QueryOptions(changes=False), QueryOptions()
         detector.judge(["warm"], asked[:1])
-        verdict = _times(lambda i: detector.judge(["x"], asked[i : i + 1], question=plain)[0].to_dict(), queries)
-        with_changes = _times(lambda i: detector.judge(["x"], asked[i : i + 1], question=full)[0].to_dict(), queries)
+        verdict = _times(lambda i: detector.judge(["x"], asked[i : i + 1], options=plain)[0].to_dict(), queries)
+        with_changes = _times(lambda i: detector.judge(["x"], asked[i : i + 1], options=full)[0].to_dict(), queries)
         parts = {
-            "classifier": _times(lambda i: head.score(asked[i : i + 1]), queries),
+            "classifier": _times(lambda i: head.decision_function(asked[i : i + 1]), queries),
             "evidence": _times(lambda i: detector.bank.evidence(asked[i : i + 1]), queries),
         }
         recall = _recall(detector.bank, asked)

@@ -156,7 +156,7 @@ def against_exact(rows: int, epochs: int) -> dict[str, Any]:
             return fit_nystroem(lambda: [(points["train"], labels)], gamma=gamma, landmarks=count)
 
         machines[str(count)] = timed(near)
-    said = {name: one.score(points["test"]) > 0 for name, (one, _) in machines.items()}
+    said = {name: one.decision_function(points["test"]) > 0 for name, (one, _) in machines.items()}
     result: dict[str, Any] = {"rows": len(labels), "test_rows": len(truth)}
     for name, (one, seconds) in machines.items():
         told: dict[str, Any] = {"seconds": seconds, "machine_rows": len(one.vectors)}

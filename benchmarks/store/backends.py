@@ -56,19 +56,19 @@ def blocks(rows: int) -> Iterator[Block]:
 def filters() -> dict[str, Filter]:
     """From all rows to 0.2 %: scattered over the space, and of columns that lie together in it."""
     scattered = {
-        f"{share / 10:g} % scattered": Filter(generators=tuple(f"{i:03d}" for i in range(share)))
+        f"{share / 10:g} % scattered": Filter(generator=tuple(f"{i:03d}" for i in range(share)))
         for share in (500, 100, 50, 10, 2)
     }
     sources = tuple(f"source-{i:02d}" for i in range(6))
     return {
         "all rows": Filter(),
         **scattered,
-        "one label": Filter(labels=(0,)),
-        "6 of 25 sources": Filter(sources=sources),
-        "all but one source": Filter(but_sources=("source-12",)),
-        "one source": Filter(sources=("source-12",)),
-        "100 of 400 categories": Filter(categories=tuple(f"category-{i:03d}" for i in range(100, 200))),
-        "one category": Filter(categories=("category-050",)),
+        "one label": Filter(label=(0,)),
+        "6 of 25 sources": Filter(source=sources),
+        "all but one source": Filter(exclude_source=("source-12",)),
+        "one source": Filter(source=("source-12",)),
+        "100 of 400 categories": Filter(category=tuple(f"category-{i:03d}" for i in range(100, 200))),
+        "one category": Filter(category=("category-050",)),
     }
 
 
@@ -115,7 +115,7 @@ def engines(snapshot: Snapshot, edges: Mapping[Any, RemoteSearcher]) -> dict[str
         return masks[repr(which)]
 
     def places(which: Filter) -> Any:
-        return None if which.everything else np.flatnonzero(mask(which))
+        return None if which.selects_all else np.flatnonzero(mask(which))
 
     def planned(asked: RemoteSearcher) -> Callable[[Filter], Any]:
         return lambda which: lambda queries: asked.search(queries, K, which)

@@ -169,7 +169,7 @@ def missing(snapshot: Snapshot, cell: PaperRun) -> str:
     there = set(snapshot.column("sources").tolist())
     if lacking := [source for source in DATA[cell.data].sources if source not in there]:
         return f"no rows of {' and '.join(lacking)}; name that folder of ArtiFact"
-    of_these = Filter(sources=DATA[cell.data].sources).mask(snapshot)
+    of_these = Filter(source=DATA[cell.data].sources).mask(snapshot)
     if not {REAL, FAKE} <= set(snapshot.column("labels")[of_these].tolist()):
         return f"{DATA[cell.data].name} has one class only"
     if cell.kind in FUSIONS and not snapshot.texts:

@@ -174,20 +174,20 @@ def pca_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
     dim = min(128, train.vectors.shape[1], len(train))
     pca = PCA(dim, svd_solver="covariance_eigh").fit(train.vectors.astype(np.float64))
     svm = fit_svm(pca.transform(train.vectors), train.labels)
-    return lambda asked: svm.score(pca.transform(asked.vectors))
+    return lambda asked: svm.decision_function(pca.transform(asked.vectors))
 
 
 def random_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
     """The head before its first training step: the same random projection, then the same SVM."""
     projection = Projection.draw("linear", train.vectors, seed=seed)
     svm = fit_svm(projection(train.vectors), train.labels)
-    return lambda asked: svm.score(projection(asked.vectors))
+    return lambda asked: svm.decision_function(projection(asked.vectors))
 
 
 def rbf_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
     """An RBF machine on the stored vectors themselves."""
     svm = fit_svm(train.vectors, train.labels)
-    return lambda asked: svm.score(asked.vectors)
+    return lambda asked: svm.decision_function(asked.vectors)
 
 
 BASELINES: dict[str, Fit] = {

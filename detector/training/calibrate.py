@@ -56,7 +56,7 @@ class SignalTable:
         vectors = snapshot.vectors(positions)
         evidence = bank.evidence(vectors, snapshot.column("digests")[positions])
         return cls(
-            head.score(vectors),
+            head.decision_function(vectors),
             evidence.signal,
             evidence.nearest,
             snapshot.column("labels")[positions],
@@ -212,7 +212,7 @@ def calibrate(
         signals = SignalTable(**told)
         calibration = signals.calibrated("generators", options.seed)
         unseen = _coverage_of_unseen(signals, error, options.seed)
-    scores = calibration.score(test.svm, test.neighbors)
+    scores = calibration.decision_function(test.svm, test.neighbors)
     seen = CoverageReport.of(test, calibration.possible(scores, error), error, calibration.rows)
     # A probability is true for one share of fakes; that of the test rows, for it is on them that it is tried.
     share = float((test.labels == FAKE).mean())
@@ -278,7 +278,7 @@ def _coverage_of_unseen(signals: SignalTable, error: float, seed: int) -> Covera
             other = signals.take(~here).calibrated("generators", seed)
         except NotEnoughRows:
             return None
-        scores = other.score(signals.svm[here], signals.neighbors[here])
+        scores = other.decision_function(signals.svm[here], signals.neighbors[here])
         possible[here] = other.possible(scores, error)
         fewest = min(fewest, other.rows)
     return CoverageReport.of(signals, possible, error, fewest)

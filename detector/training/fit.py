@@ -1,4 +1,4 @@
-"""A detector made and kept: a head and its calibration, trained from a store's vectors and saved into the store."""
+"""Fit a detector: train a head on stored vectors and calibrate it."""
 
 from __future__ import annotations
 
@@ -13,19 +13,42 @@ from ...core.atomic_files import write_text
 from ...errors import StoreError
 from ...store.concatenated import concatenated_snapshot
 from ...store.named_vectors import MAIN
+from ...store.snapshot import Snapshot
 from ...store.store import Store
-from ..head import head_folder
+from ..head import DEFAULT, head_folder
 from .calibrate import CalibrationReport, calibrate
 from .train import TrainOptions, TrainReport, train
 
 
 @dataclass(frozen=True)
 class FitReport:
-    """What `Detector.load` reads from now on, and what it was measured to be worth."""
+    """How a detector was trained and calibrated, and where it was saved."""
 
     trained: TrainReport
     calibrated: CalibrationReport
-    folder: Path
+    store: Path
+    name: str = DEFAULT
+
+    @property
+    def folder(self) -> Path:
+        """The folder that `save` writes."""
+        return head_folder(self.store, self.name)
+
+    @property
+    def sentences(self) -> list[str]:
+        """What training and calibration found, in sentences."""
+        return [*self.trained.sentences, *self.calibrated.sentences]
+
+    def save(self) -> None:
+        """Write head, calibration and report into `folder`, whole or not at all; an earlier head is replaced.
+
+        Raises StoreError.
+        """
+        require_writable(self.folder)
+        # in this order: at any moment there is a head and the calibration of that very head
+        self.calibrated.calibration.save(self.folder)
+        self.trained.head.save(self.folder)
+        write_text(self.folder / "report.json", json.dumps(self.to_dict()) + "\n")
 
     def to_dict(self) -> dict[str, Any]:
         """The report that is kept beside the head."""
@@ -33,38 +56,33 @@ class FitReport:
 
 
 def fit_detector(
-    store: Store,
-    name: str = "default",
+    store: Store | Snapshot,
+    name: str = DEFAULT,
     options: TrainOptions = TrainOptions(),
     *,
-    columns: Sequence[str] = (MAIN,),
-    progress: Callable[[str], None] | None = None,
+    vectors: Sequence[str] = (MAIN,),
+    on_progress: Callable[[str], None] | None = None,
 ) -> FitReport:
-    """Train a head from the newest snapshot, calibrate its verdicts and save both under a name. No image is read.
+    """Train a head on the newest snapshot and calibrate its verdicts. No image is read; `FitReport.save` keeps it.
 
     Parameters
     ----------
-    columns : the vectors to learn from, joined: "main" is the store's own
-    progress : told what is being done, in a few words
+    vectors : names of the stored vectors to learn from, concatenated; "main" is the store's own
+    on_progress : called with the name of each step
 
     Raises
     ------
     NotEnoughRows, HeadError
-        As `train` and `calibrate` have them.
+        As `train` and `calibrate` raise them.
     StoreError
-        The head cannot be written, or there is no such column. A head that was there stays.
+        The head could not be saved under this name, or there are no such vectors.
     """
-    folder = head_folder(store.folder, name)
-    require_writable(folder)  # before minutes of training
-    snapshot = concatenated_snapshot(store.snapshot(), columns)
-    trained = train(snapshot, options, progress)
-    calibrated = calibrate(snapshot, trained.head, options, progress=progress)
-    head = replace(trained.head, options={**trained.head.options, "columns": list(columns)})
-    made = FitReport(replace(trained, head=head), calibrated, folder)
-    calibrated.calibration.save(folder)
-    head.save(folder)
-    write_text(folder / "report.json", json.dumps(made.to_dict()) + "\n")
-    return made
+    require_writable(head_folder(store.folder, name))  # before minutes of training
+    snapshot = concatenated_snapshot(store if isinstance(store, Snapshot) else store.snapshot(), vectors)
+    trained = train(snapshot, options, on_progress)
+    calibrated = calibrate(snapshot, trained.head, options, progress=on_progress)
+    head = replace(trained.head, options={**trained.head.options, "columns": list(vectors)})
+    return FitReport(replace(trained, head=head), calibrated, store.folder, name)
 
 
 def require_writable(folder: Path) -> None:

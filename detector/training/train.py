@@ -275,7 +275,7 @@ def score_rows(
     for start in range(0, len(positions), ROWS_AT_ONCE):
         piece = positions[start : start + ROWS_AT_ONCE]
         given = None if categories is None else categories[piece]
-        found.append(head.score(snapshot.vectors(piece), mode=mode, categories=given))
+        found.append(head.decision_function(snapshot.vectors(piece), mode=mode, categories=given))
     return np.concatenate(found)
 
 

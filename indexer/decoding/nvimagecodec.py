@@ -60,14 +60,12 @@ def gpu_decoder_for(decoder: str, encoder: Encoder, *, thumbnails: bool) -> GpuD
         As `require_decoder`; or asked for by name, for an encoder that does not say how it resizes.
     """
     require_decoder(decoder)
-    first = getattr(encoder, "replicas", (encoder,))[0]
-    preprocess: Preprocess | None = getattr(first, "preprocess", None)
-    device: torch.device = getattr(first, "device", torch.device("cpu"))
+    preprocess, device = encoder.preprocess, encoder.device or torch.device("cpu")
     on_card = device.type == "cuda"
     if decoder == "cpu" or (decoder == "auto" and not (on_card and installed() and preprocess)):
         return None
     if preprocess is None:
-        raise EncoderError(f"--decoder {NAME} cannot resize for {first.space.encoder}; leave it out")
+        raise EncoderError(f"--decoder {NAME} cannot resize for {encoder.space.encoder}; leave it out")
     make: Callable[..., Decodes] = partial(NvImageCodec, preprocess, device, thumbnails=thumbnails)
     # an engine may repeat chroma where CUDA interpolates it: where its pixels do not agree, it is tried without
     ways = [partial(make, engine=True), partial(make, engine=False)] if on_card else [make]

@@ -1,6 +1,6 @@
-"""Entries to images, some at a time: read, decoded on the cores or where it costs less, and no larger than is needed.
+"""Read and decode images, several at a time, on the CPU or where it costs less.
 
-Several threads may ask at once. What the encoder would throw away is not kept: large images wait for it resized.
+Several threads may use one reader. Large images are resized to what the encoder sees as soon as they are decoded.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ class DecodedImage:
     height: int
     time: int  # of the file, nanoseconds
     thumbnail: bytes
+    views: Sequence[Pixels] = ()  # further images made of it, to be encoded with it
 
 
 @dataclass(frozen=True)
@@ -52,19 +53,35 @@ class ImageReader:
     """Reads and decodes the images of one run."""
 
     def __init__(
-        self, shrink: Callable[[Pixels], Pixels] | None, *, thumbnails: bool, offload: GpuDecoder | None = None
+        self,
+        shrink: Callable[[Pixels], Pixels] = lambda pixels: pixels,
+        *,
+        thumbnails: bool = False,
+        gpu_decoder: GpuDecoder | None = None,
+        make_views: Callable[[Pixels], Sequence[Pixels]] | None = None,
     ) -> None:
-        """`shrink` makes pixels as small as the encoder wants them; `offload` decodes large JPEGs beside the cores."""
-        self._shrink, self._thumbnails, self._offload = shrink, thumbnails, offload
+        """Set what to do with each image.
+
+        Parameters
+        ----------
+        shrink : resizes pixels to what the encoder sees, see `Encoder.shrink`
+        thumbnails : make a small JPEG of each image
+        gpu_decoder : decodes large JPEGs beside the CPU
+        make_views : makes further images of each, from its full size; not with `gpu_decoder`
+        """
+        self._shrink, self._thumbnails, self._offload = shrink, thumbnails, gpu_decoder
+        self._make_views = make_views
         self._lock = Lock()
-        self.counts = {CORES: 0} | ({offload.name: 0} if offload else {})  # images by what decoded them
+        self.counts = {CORES: 0} | ({gpu_decoder.name: 0} if gpu_decoder else {})  # images by what decoded them
 
     def open(self, entries: Sequence[ImageRef]) -> DecodedBatch:
-        """All of these entries, in their order; one that cannot be read is among the refused."""
+        """Decode these images, in their order; those that cannot be read are among the refused."""
         found: dict[int, DecodedImage | ImageError] = {}  # by place among the entries
         large: list[LargeJpeg] = []
         for i, entry in enumerate(entries):
             try:
+                if entry.refused:
+                    raise ImageError(entry.refused)
                 content, when = entry.place.read()
                 if self._offload is not None and (header := self._offload.wants(content)):
                     if header.pixels + sum(one.header.pixels for one in large) > TOGETHER_PIXELS:
@@ -110,10 +127,10 @@ class ImageReader:
         image = decode(content)
         height, width = image.height, image.width
         small = thumbnail(image.pixels) if self._thumbnails else b""
-        if self._shrink is not None and (seen := self._shrink(image.pixels)) is not image.pixels:
-            image = replace(image, pixels=seen)
+        views = [self._shrink(view) for view in self._make_views(image.pixels)] if self._make_views else ()
+        image = replace(image, pixels=self._shrink(image.pixels))
         self._count(CORES)
-        return DecodedImage(entry, image, width, height, when, small)
+        return DecodedImage(entry, image, width, height, when, small, views)
 
     def _count(self, decoder: str) -> None:
         with self._lock:

@@ -22,12 +22,13 @@ import torch
 
 from ...errors import ClipfakeError, SourceError
 from ...store.space import Space
-from ..encoders.base import choose_device
+from ..encoders.encoder_spec import EncoderSpec
 from ..encoders.load import device_names
+from ..encoders.torch_encoder import choose_device
 from ..index_run import IndexOptions
 from ..shard_inbox import remove_torn
 from .task import Task, TaskLost, TaskResult
-from .worker import AT_ONCE, STARTING, EncoderSpec, Worker
+from .worker import AT_ONCE, STARTING, Worker
 from .worker_pool import WorkerPool
 
 CORES = 4  # that a process at a GPU keeps busy: its threads decode

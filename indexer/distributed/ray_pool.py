@@ -21,9 +21,10 @@ from typing import Any
 from ... import __version__, errors
 from ...errors import ClipfakeError, MissingExtra, SourceError, SpaceMismatch
 from ...store.space import Space
+from ..encoders.encoder_spec import EncoderSpec
 from ..index_run import IndexOptions
 from .task import Task, TaskLost, TaskResult
-from .worker import AT_ONCE, STARTING, EncoderSpec, Worker
+from .worker import AT_ONCE, STARTING, Worker
 from .worker_pool import WorkerPool
 
 LOOK = 5.0  # seconds after which hosts are looked for that joined, and whether the head is there

@@ -7,6 +7,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Lock, Thread
@@ -20,9 +21,9 @@ from ...store.records import Block
 from ...store.shard import write_shard
 from ...store.space import Space
 from ..decoding.nvimagecodec import gpu_decoder_for
-from ..encoders.base import Encoder
-from ..encoders.load import load_encoder
-from ..index import block_of, default_batch_size, texts_of
+from ..decoding.reader import ImageReader
+from ..encoders.encoder_spec import EncoderSpec
+from ..index import block_of, texts_of
 from ..index_run import IndexOptions
 from ..pipeline import EncodedBatch, Pipeline, batched
 from ..shard_inbox import FOLDER
@@ -31,18 +32,6 @@ from .task import Task, TaskResult
 
 STARTING = 300.0  # seconds, at most, until a worker has its encoder
 AT_ONCE = 2  # units a worker has: one is read and decoded while the other is encoded
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """What a worker needs to load the encoder itself; the arguments of `load_encoder`."""
-
-    name: str
-    device: str = "auto"
-    precision: str = "auto"
-
-    def load(self) -> Encoder:
-        return load_encoder(self.name, device=self.device, precision=self.precision)
 
 
 class Worker:
@@ -55,16 +44,16 @@ class Worker:
     def __init__(self, encoder: EncoderSpec, folder: Path, options: IndexOptions) -> None:
         self._encoder = encoder.load()
         self._folder, self._options = folder, options
-        self._size = options.batch_size or default_batch_size(self._encoder)
-        self._offload = gpu_decoder_for(options.decoder, self._encoder, thumbnails=options.thumbnails)
-        self._pipeline = Pipeline(
-            self._encoder, self._size, options.threads, thumbnails=options.thumbnails, offload=self._offload
-        )
+        self._size = options.batch_size or self._encoder.batch_size
+        self._gpu_decoder = gpu_decoder_for(options.decoder, self._encoder, thumbnails=options.thumbnails)
+        reader = ImageReader(self._encoder.shrink, thumbnails=options.thumbnails, gpu_decoder=self._gpu_decoder)
+        self._pipeline = Pipeline(self._encoder, reader, self._size, options.threads)
         self._told = dict.fromkeys(self._pipeline.stages, 0.0)  # seconds of each stage that stand in receipts
         self._counted = dict.fromkeys(self._pipeline.decoded_by, 0)  # images of each decoder that do
         self._texts: dict[str, npt.NDArray[Any]] = {}
         self._given: SimpleQueue[_Work | None] = SimpleQueue()  # None: there will be no more
-        self._under_way: dict[int, _Work] = {}  # by the identity of each of their batches
+        self._under_way: dict[int, _Work] = {}  # by the number of each of their batches
+        self._numbers = count()  # of batches, as the pipeline counts them
         self._error: BaseException | None = None
         self._lock = Lock()
         self._sealing = Lock()
@@ -90,7 +79,7 @@ class Worker:
         if work.blocks:
             with self._sealing, self._pipeline.stages["write"].busy():
                 write_shard(self._folder / FOLDER / shard, Block.concat(work.blocks))
-        unused = self._offload.unused if self._offload else ""
+        unused = self._gpu_decoder.unused if self._gpu_decoder else ""
         size = self._pipeline.batch_size
         refused = tuple(work.refused)
         unread = tuple(entry.key for entry, _ in refused if not readable(entry))
@@ -122,14 +111,14 @@ class Worker:
         while (work := self._given.get()) is not None:
             batches = list(batched(work.unit.entries, self._size))
             work.left = len(batches)
-            with self._lock:
-                self._under_way |= {id(batch): work for batch in batches}
+            with self._lock:  # all of them: a run that fails between two batches has to find the task
+                self._under_way |= {next(self._numbers): work for _ in batches}
             yield from batches
 
     def _take(self, encoded: EncodedBatch) -> None:
         """Keep a batch without its pixels."""
         with self._lock:
-            work = self._under_way.pop(id(encoded.batch))
+            work = self._under_way.pop(encoded.number)
         if encoded.images:
             texts = texts_of(encoded, self._encoder, self._texts) if self._options.text else {}
             work.blocks.append(block_of(encoded, self._encoder, texts, self._options.thumbnails))

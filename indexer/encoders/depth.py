@@ -16,31 +16,30 @@ import torch
 from ...errors import EncoderError
 from ...store.space import Space
 from ..decoding.image import Pixels
-from .base import Embeddings, choose_device, unit
+from .base import Embeddings, Encoder, unit
 from .checkpoint import fingerprint_of, open_checkpoint
 from .encoder_spec import DEPTH, cannot_load
 from .onednn_linear import use_onednn_linear
 from .preprocess import Preprocess
+from .torch_encoder import choose_device
 from .vision_backbone import load_model
 
 SIDE = 16  # of the map that becomes the vector
 IMAGES = 8  # that the model sees at once
 
 
-class DepthEncoder:
+class DepthEncoder(Encoder):
     """A depth model of `transformers` whose map, averaged to 16 x 16 and standardised, is the vector (256-d)."""
 
-    has_text = False
-
     def __init__(self, name: str, model: Any, preprocess: Preprocess, device: torch.device) -> None:
-        self.space = Space(name, fingerprint_of(model.state_dict(), preprocess), SIDE * SIDE)
-        self.preprocess, self.device = preprocess, device
+        self._space = Space(name, fingerprint_of(model.state_dict(), preprocess), SIDE * SIDE)
+        self.preprocess: Preprocess = preprocess
+        self.device: torch.device = device
         self.model = model.to(device).eval()
         if device.type == "cpu":
             use_onednn_linear(self.model)
 
     def shrink(self, pixels: Pixels) -> Pixels:
-        """A large image made as small as the model sees it, in the thread that decoded it."""
         return self.preprocess.shrink(pixels)
 
     @torch.inference_mode()
@@ -55,9 +54,6 @@ class DepthEncoder:
         flat = np.abs(found).max(axis=1, initial=0) < 1e-6
         found[flat, 0] = 1e-3  # a flat map says nothing, and a zero vector cannot be stored
         return unit(found)
-
-    def encode_texts(self, texts: Sequence[str]) -> Embeddings:
-        raise EncoderError(f"{self.space.encoder} is a depth model and knows no words")
 
 
 def load_depth_encoder(name: str, *, device: str = "auto") -> DepthEncoder:

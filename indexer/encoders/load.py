@@ -15,7 +15,7 @@ import torch
 
 from ...errors import EncoderError, MissingExtra
 from ...store.space import Space
-from .base import Encoder, PlainEncoder, Replicas, TorchEncoder, choose_device, choose_dtype
+from .base import Encoder, PlainEncoder, Replicas
 from .checkpoint import Checkpoint, fingerprint_of, open_checkpoint
 from .clip_vision import ClipVision, VisionConfig
 from .depth import load_depth_encoder
@@ -23,6 +23,7 @@ from .encoder_spec import DEPTH, INT8, PLAIN, cannot_load, place_of, seed_of, wi
 from .openvino import OpenVinoEncoder
 from .preprocess import Preprocess
 from .text_encoder import TextEncoder
+from .torch_encoder import TorchEncoder, choose_device, choose_dtype
 from .vision_backbone import VisionBackbone, load_model, random_model, words_of
 
 OPENVINO = "openvino"  # as a --device

@@ -14,7 +14,8 @@ from ...errors import EncoderError, MissingExtra
 from ...store.space import Space
 from ..decoding.image import Pixels
 from . import encoder_spec, int8
-from .base import Embeddings, TorchEncoder, unit
+from .base import Embeddings, Encoder, unit
+from .torch_encoder import TorchEncoder
 
 TOGETHER = 8  # images; more bring nothing on a CPU
 INT8 = "int8"  # as a --precision
@@ -25,12 +26,12 @@ OPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-class OpenVinoEncoder:
+class OpenVinoEncoder(Encoder):
     """An encoder whose images go through OpenVINO and whose words go through torch."""
 
     def __init__(self, plain: TorchEncoder, precision: str = "auto") -> None:
         self._plain = plain
-        self.space = space_in_8_bits(plain.space) if precision == INT8 else plain.space
+        self._space = space_in_8_bits(plain.space) if precision == INT8 else plain.space
         self.has_text = plain.has_text
         self._compile = _compiler(plain, precision)
         self._queues: dict[int, Any] = {}  # images at once -> the tower compiled for just as many

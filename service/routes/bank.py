@@ -84,7 +84,7 @@ async def remove(source: Annotated[str, Path(min_length=1)], at: At) -> Any:
 
     def drop() -> dict[str, Any]:
         with at.writing:
-            deleted = delete(at.store, Filter(sources=[source]), f"bank remove {source}")
+            deleted = delete(at.store, Filter(source=[source]), f"bank remove {source}")
         if not deleted.rows:
             raise HttpProblem("not-found", f"there is no source {source[:100]!r}; /v1/store lists them")
         at.loaded(wait=True)

@@ -60,13 +60,12 @@ class SearchRequestJson(BaseModel):
 
     @property
     def filter(self) -> Filter:
-        numbers = {name: label for label, name in LABELS.items()}
         return Filter(
-            labels=[numbers[name] for name in self.labels],
-            sources=self.sources,
-            generators=self.generators,
-            categories=self.categories,
-            but_sources=self.but_sources,
+            label=self.labels,
+            source=self.sources,
+            generator=self.generators,
+            category=self.categories,
+            exclude_source=self.but_sources,
         )
 
 
@@ -119,7 +118,7 @@ async def nearest(at: AppState, snapshot: Snapshot, vector: Vector, k: int, whic
 
     def found() -> Matches:
         with at.metrics.stage("search"):
-            where = None if which.everything else which.mask(snapshot)
+            where = None if which.selects_all else which.mask(snapshot)
             matches = snapshot.search(vector[None], min(k, len(snapshot)), where)
             return matches.first(int((matches.rows[0] >= 0).sum()))
 

@@ -42,15 +42,15 @@ def conditions(models: Any, allowed: BackendFilter) -> Any:
     """A filter in Qdrant's terms, None for all rows; `models` is either package, they name things alike."""
     which, must, must_not = allowed.which, [], []
     for name, wanted in (
-        ("label", [int(label) for label in which.labels]),
-        ("source", list(which.sources)),
-        ("generator", list(which.generators)),
-        ("category", list(which.categories)),
+        ("label", [int(label) for label in which.label_numbers]),
+        ("source", list(which.source)),
+        ("generator", list(which.generator)),
+        ("category", list(which.category)),
     ):
         if wanted:
             must.append(models.FieldCondition(key=name, match=models.MatchAny(any=wanted)))
-    if which.but_sources:
-        must_not.append(models.FieldCondition(key="source", match=models.MatchAny(any=list(which.but_sources))))
+    if which.exclude_source:
+        must_not.append(models.FieldCondition(key="source", match=models.MatchAny(any=list(which.exclude_source))))
     if allowed.ids is not None:
         try:
             must.append(models.HasIdCondition(has_id=list(allowed.ids)))

@@ -85,18 +85,18 @@ def filters_of(snapshot: Snapshot, rng: np.random.Generator) -> dict[str, Filter
     made = {"all": Filter()}
     labels = np.unique(snapshot.column("labels")).tolist()
     for label in labels:
-        made[f"label {label}"] = Filter(labels=(label,))
+        made[f"label {label}"] = Filter(label=(label,))
     sources, shares = _values(snapshot, "sources", rng)
     if len(sources) > 1:
-        made["all but one source"] = Filter(but_sources=(sources[0],))
+        made["all but one source"] = Filter(exclude_source=(sources[0],))
     for part in (2, 8):
         if 1 < len(some := sources[: np.searchsorted(np.cumsum(shares), 1 / part) + 1]) < len(sources):
-            made[f"{len(some)} of {len(sources)} sources"] = Filter(sources=tuple(some))
+            made[f"{len(some)} of {len(sources)} sources"] = Filter(source=tuple(some))
     categories, shares = _values(snapshot, "categories", rng)
     for part in (2, 6, 18, 54):
         if 1 < len(some := categories[: np.searchsorted(np.cumsum(shares), 1 / part) + 1]) < len(categories):
-            made[f"{len(some)} of {len(categories)} categories"] = Filter(categories=tuple(some))
-            both = Filter(labels=tuple(labels[:1]), categories=tuple(some))
+            made[f"{len(some)} of {len(categories)} categories"] = Filter(category=tuple(some))
+            both = Filter(label=tuple(labels[:1]), category=tuple(some))
             made[f"label {labels[0]} in {len(some)} categories"] = both
     return made
 

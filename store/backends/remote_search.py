@@ -57,7 +57,7 @@ class RemoteStore:
 
     def search(self, queries: Vectors, k: int, which: Filter = Filter(), recall: float = 0.99) -> Matches:
         """The k nearest rows of each query that a filter allows; `rows` are row ids, as `describe` takes them."""
-        if which.keys:
+        if which.key:
             raise BadBlock("keys are looked up in the shards; ask with the store at hand, or filter by source")
         return self.nearest(queries, k, BackendFilter(which), recall)
 
@@ -85,10 +85,10 @@ class RemoteStore:
         which = allowed.which
         if allowed.ids is not None:
             return self.engine.count(allowed)
-        if which.everything:
+        if which.selects_all:
             return self.card.rows
-        if which == Filter(but_sources=which.but_sources):  # the notes have no source either
-            return self.card.rows - self.count(BackendFilter(Filter(sources=which.but_sources)))
+        if which == Filter(exclude_source=which.exclude_source):  # the notes have no source either
+            return self.card.rows - self.count(BackendFilter(Filter(source=which.exclude_source)))
         if (name := repr(which)) not in self._counted:
             self._counted[name] = self.engine.count(allowed)
         return self._counted[name]
@@ -113,10 +113,10 @@ class RemoteSearcher:
             where = named
         which = where or Filter()
         ids = None
-        if which.keys:
-            positions = self.snapshot.find(list(which.keys))
+        if which.key:
+            positions = self.snapshot.find(list(which.key))
             ids = tuple(self.snapshot.ids[positions[positions >= 0]].tolist())
-        allowed = BackendFilter(replace(which, keys=()), ids)
+        allowed = BackendFilter(replace(which, key=()), ids)
         found = self.remote.nearest(queries, fetched(k), allowed, recall)
         return compared(self.snapshot, queries, positions_of(self.snapshot, found.rows), k)
 
@@ -140,7 +140,7 @@ class RemoteSearcher:
         rest = (self.snapshot.column("labels") == label) ^ mask  # what is left out, if the mask is of this label
         sources = self.snapshot.column("sources")
         left_out = distinct(sources[rest])[0].tolist()
-        found = Filter(labels=(label,), but_sources=left_out[:SOURCES_NAMED])
+        found = Filter(label=(label,), exclude_source=left_out[:SOURCES_NAMED])
         return found if np.array_equal(found.mask(self.snapshot), mask) else None
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import MissingExtra
-from ..records import COLUMNS, TEXT, Rows
+from ..records import COLUMNS, FAKE, LABELS, REAL, TEXT, UNKNOWN, Rows
 
 if TYPE_CHECKING:
     import pandas
@@ -35,10 +35,13 @@ NAMES = {
 
 
 def to_pandas(snapshot: Snapshot, where: Any = None) -> pandas.DataFrame:
-    """The rows of a snapshot (or those of a mask, or at some positions) as a pandas table, without vectors.
+    """The rows of a snapshot as a pandas DataFrame, without vectors.
 
-    One column for each of `NAMES`; `digest` is hexadecimal, "" where it is unknown. Row i is position i of the
-    snapshot, or of those that were asked for.
+    One column for each of `NAMES`. `label` is "real", "fake" or "unknown"; `digest` is hexadecimal, "" where unknown.
+
+    Parameters
+    ----------
+    where : a mask over the rows, or positions (default: all rows)
     """
     import pandas
 
@@ -91,6 +94,8 @@ def values_of(column: Any) -> list[Any]:
 
 
 def _plain(name: str, values: Any) -> Any:
+    if name == "labels":
+        return np.array([LABELS[label] for label in (UNKNOWN, REAL, FAKE)], object)[values.astype(int) + 1]
     if name == "digests":
         return ["" if not any(value) else value.hex() for value in (one.tobytes() for one in values)]
     return values.astype(object) if COLUMNS[name] is TEXT else values

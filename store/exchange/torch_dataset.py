@@ -11,7 +11,7 @@ from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from ..concatenated import ConcatenatedSnapshot, concatenated_snapshot
 from ..named_vectors import MAIN
-from ..store import Store
+from ..snapshot import open_snapshot
 
 if TYPE_CHECKING:
     from ..snapshot import Snapshot
@@ -37,7 +37,7 @@ class _Rows:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         folder, number, columns = state.pop("snapshot")
-        vars(self).update(state, snapshot=concatenated_snapshot(Store.open(folder).snapshot(number), columns))
+        vars(self).update(state, snapshot=concatenated_snapshot(open_snapshot(folder, number), columns))
 
     def pair(self, rows: Any) -> Pair:
         vectors = self.snapshot.vectors(self.positions[rows])

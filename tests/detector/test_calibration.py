@@ -52,7 +52,7 @@ def test_the_truth_is_ruled_out_as_often_as_promised_over_many_trainings() -> No
         svm, near = (labels * gap + rng.standard_normal(len(labels)) for gap in (1.5, 0.7))
         calibration = Calibration.fit(svm, near, near, labels, held_out="rows", seed=int(rng.integers(1000)))
         new = [gap * np.arange(2) + rng.standard_normal(2) for gap in (1.5, 0.7)]  # a real row and a fake one
-        wronged += ~np.diagonal(calibration.possible(calibration.score(*new), error))
+        wronged += ~np.diagonal(calibration.possible(calibration.decision_function(*new), error))
     for times, rows in zip(wronged.tolist(), (39, 20), strict=True):
         exactly = int(error * (rows + 1) + 1e-9) / (rows + 1)
         assert binomtest(times, repeated, exactly).pvalue > 0.001
@@ -125,7 +125,7 @@ def test_two_signals_that_know_different_things_are_added_up() -> None:
     svm, near, labels = two_signals(40_000, gaps)
     calibration = Calibration.fit(svm, near, near, labels, held_out="rows")
     asked = np.array([[-1.0, 2.0], [0.0, 0.0], [2.0, -1.0], [1.0, 1.0]])
-    assert np.allclose(calibration.score(*asked.T), asked @ gaps, atol=0.12)
+    assert np.allclose(calibration.decision_function(*asked.T), asked @ gaps, atol=0.12)
     assert np.allclose(calibration.svm(asked[:, 0]), gaps[0] * asked[:, 0], atol=0.1)
     assert np.allclose(calibration.neighbors(asked[:, 1]), gaps[1] * asked[:, 1], atol=0.1)
 
@@ -134,14 +134,14 @@ def test_the_share_of_fakes_held_out_moves_no_score() -> None:
     """A log-likelihood ratio is what the picture says, whatever the others are."""
     svm, near, labels = two_signals(60_000, (1.5, 0.6), share=0.02)
     calibration = Calibration.fit(svm, near, near, labels, held_out="rows")
-    assert abs(calibration.score(np.zeros(1), np.zeros(1))[0]) < 0.1
+    assert abs(calibration.decision_function(np.zeros(1), np.zeros(1))[0]) < 0.1
 
 
 def test_the_unit_of_a_signal_does_not_matter() -> None:
     svm, near, labels = two_signals(400, (1.5, 0.6))
     one = Calibration.fit(svm, near, near, labels, held_out="rows")
     other = Calibration.fit(svm * 1e-4, near * 1e3, near, labels, held_out="rows")
-    assert np.allclose(one.score(svm, near), other.score(svm * 1e-4, near * 1e3), atol=1e-2)
+    assert np.allclose(one.decision_function(svm, near), other.decision_function(svm * 1e-4, near * 1e3), atol=1e-2)
 
 
 def test_a_signal_that_only_takes_noise_off_another_is_left_out_and_the_other_kept() -> None:
@@ -160,7 +160,7 @@ def test_a_signal_that_never_changes_says_nothing() -> None:
     svm, _, labels = two_signals(400, (1.5, 0))
     calibration = Calibration.fit(svm, np.full(400, 7.0), svm, labels, held_out="rows")
     assert np.allclose(calibration.neighbors(np.array([7.0])), 0, atol=1e-6)
-    assert np.allclose(calibration.score(svm, np.full(400, 7.0)), calibration.svm(svm), atol=0.1)
+    assert np.allclose(calibration.decision_function(svm, np.full(400, 7.0)), calibration.svm(svm), atol=0.1)
 
 
 @pytest.mark.parametrize(("real", "fake"), [(10_000, 1), (9, 10_000), (10_000, 9), (0, 50), (50, 0), (0, 0)])
@@ -179,14 +179,14 @@ def test_ten_of_a_class_among_ten_thousand_of_the_other_are_enough() -> None:
     # one of five thousand is learned of real rows, and no more than one in six of fake ones
     assert calibration.probability(50.0, 0.5) == pytest.approx(5001 / 5002)
     assert calibration.probability(-50.0, 0.5) == pytest.approx(1 / 7)
-    assert (np.diff(calibration.score(np.linspace(-5, 5, 9), np.zeros(9))) > 0).all()
+    assert (np.diff(calibration.decision_function(np.linspace(-5, 5, 9), np.zeros(9))) > 0).all()
 
 
 def test_rows_that_calibrate_are_not_those_that_the_promise_is_counted_on() -> None:
     svm, near, labels = two_signals(200, (1.5, 0.6))
     for seed in range(3):
         calibration = Calibration.fit(svm, near, near, labels, held_out="rows", seed=seed)
-        scores = calibration.score(svm, near)
+        scores = calibration.decision_function(svm, near)
         assert (len(calibration.real), len(calibration.fake)) == (50, 50)
         assert np.isclose(calibration.real[:, None], scores[labels == 0]).any(1).all()
         assert np.isclose(calibration.fake[:, None], scores[labels == 1]).any(1).all()

@@ -70,7 +70,7 @@ def detector(store: Store, seed: int) -> VectorDetector:
     head = Head(SPACE, 1, split, projection, classifier, versions={})
     bank = Bank.of(store.snapshot())
     evidence, fresh = bank.evidence(known), drawn(labels, rng)
-    told = (head.score(fresh), evidence.signal, evidence.nearest)
+    told = (head.decision_function(fresh), evidence.signal, evidence.nearest)
     return VectorDetector(
         head, bank, replace(Calibration.fit(*told, labels, held_out="rows", seed=seed), head=head.digest)
     )
@@ -93,7 +93,7 @@ def pictures(seed: int, number: int = 8) -> np.ndarray:
 
 def judged(detector: VectorDetector, seed: int, **question: Any) -> list[Verdict]:
     vectors = pictures(seed)
-    return detector.judge([f"{i}" for i in range(len(vectors))], vectors, question=QueryOptions(**question))
+    return detector.judge([f"{i}" for i in range(len(vectors))], vectors, options=QueryOptions(**question))
 
 
 def assert_same(verdicts: list[Verdict], others: list[Verdict]) -> None:
@@ -115,7 +115,7 @@ def test_a_verdict_says_what_its_score_its_possible_answers_and_its_witnesses_sa
     seed: int, error: float, prior: float
 ) -> None:
     with asked(seed) as detector:
-        scores = detector.score(pictures(seed))
+        scores = detector.decision_function(pictures(seed))
         possible = detector.calibration.possible(scores, error)
         for verdict, score, can_be in zip(
             judged(detector, seed, error=error, prior=prior), scores, possible, strict=True
@@ -223,7 +223,7 @@ def test_a_vector_that_is_no_number_gets_no_verdict(wrong: float) -> None:
         with pytest.raises(BadBlock, match="vector 3 of 8 holds NaN or infinity"):
             detector.judge([f"{i}" for i in range(8)], vectors)
         with pytest.raises(BadBlock, match="encode its image again"):
-            detector.score(vectors)
+            detector.decision_function(vectors)
 
 
 def test_a_name_without_a_vector_is_refused_rather_than_left_out() -> None:

@@ -54,7 +54,7 @@ def test_the_machine_is_scikit_learns() -> None:
     vectors, labels = drawn(300)
     asked, _ = drawn(50, seed=1)
     theirs = SVC(C=1.0, kernel="rbf", gamma="scale").fit(vectors, labels).decision_function(asked)
-    assert np.allclose(fit_svm(vectors, labels).score(asked), theirs, atol=1e-5)
+    assert np.allclose(fit_svm(vectors, labels).decision_function(asked), theirs, atol=1e-5)
 
 
 def in_blocks(vectors: np.ndarray, labels: np.ndarray, size: int):  # type: ignore[no-untyped-def]
@@ -64,8 +64,13 @@ def in_blocks(vectors: np.ndarray, labels: np.ndarray, size: int):  # type: igno
 def test_landmarks_that_are_all_rows_give_what_the_exact_machine_gives() -> None:
     vectors, labels = drawn(400)
     asked, true = drawn(1000, seed=1)
-    exact = fit_svm(vectors, labels).score(asked) > 0
-    near = fit_nystroem(in_blocks(vectors, labels, 400), gamma=scale_gamma(vectors), landmarks=800).score(asked) > 0
+    exact = fit_svm(vectors, labels).decision_function(asked) > 0
+    near = (
+        fit_nystroem(in_blocks(vectors, labels, 400), gamma=scale_gamma(vectors), landmarks=800).decision_function(
+            asked
+        )
+        > 0
+    )
     assert (exact == true).mean() > 0.8
     assert (near == exact).mean() > 0.93
 
@@ -73,7 +78,8 @@ def test_landmarks_that_are_all_rows_give_what_the_exact_machine_gives() -> None
 def test_how_rows_are_cut_into_blocks_does_not_matter() -> None:
     vectors, labels = drawn(500)
     one, many = (
-        fit_nystroem(in_blocks(vectors, labels, size), gamma=1.0, landmarks=1000).score(vectors) for size in (500, 77)
+        fit_nystroem(in_blocks(vectors, labels, size), gamma=1.0, landmarks=1000).decision_function(vectors)
+        for size in (500, 77)
     )
     assert np.allclose(one, many, atol=1e-2)
 
@@ -89,7 +95,7 @@ def test_above_the_limit_the_machine_has_landmarks(monkeypatch: pytest.MonkeyPat
     vectors, labels = drawn(2000)
     machine = fit_svm(vectors, labels)
     assert len(machine.vectors) == 1000
-    assert ((machine.score(vectors) > 0) == labels).mean() > 0.8
+    assert ((machine.decision_function(vectors) > 0) == labels).mean() > 0.8
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -133,12 +139,12 @@ def test_a_head_comes_back_as_it_was_saved(head: Head, tmp_path: Path) -> None:
     head.save(tmp_path)
     again = Head.load(tmp_path, SPACE)
     asked, _ = drawn(20, seed=4)
-    assert np.array_equal(again.score(asked), head.score(asked))
+    assert np.array_equal(again.decision_function(asked), head.decision_function(asked))
     assert json.dumps(again.to_dict()) == json.dumps(head.to_dict())
     with pytest.raises(SpaceMismatch):
         Head.load(tmp_path, Space("other", "1" * 64, DIM))
     with pytest.raises(SpaceMismatch):
-        again.score(np.ones((1, DIM + 1), np.float32))
+        again.decision_function(np.ones((1, DIM + 1), np.float32))
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
@@ -153,9 +159,9 @@ def test_a_head_that_reads_text_comes_back_with_its_categories(head: Head, tmp_p
     assert again.vocabulary is not None and again.vocabulary.categories.tolist() == ["cat", "dog", "ship"]
     assert again.digest == made.digest != head.digest
     for how in ({}, {"mode": "mean"}, {"mode": "given", "categories": ["dog", ""] * 30}):
-        assert np.array_equal(again.score(vectors, **how), made.score(vectors, **how))  # type: ignore[arg-type]
+        assert np.array_equal(again.decision_function(vectors, **how), made.decision_function(vectors, **how))  # type: ignore[arg-type]
     nearest = vocabulary.vectors[np.argmax(vectors @ vocabulary.vectors.T, axis=1)]
-    assert np.array_equal(made.project(vectors), projection(vectors, nearest))
+    assert np.array_equal(made.transform(vectors), projection(vectors, nearest))
     with pytest.raises(HeadError, match="text vectors of its categories"):
         replace(made, vocabulary=None)
 

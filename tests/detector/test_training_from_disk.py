@@ -115,9 +115,9 @@ def test_a_start_from_a_sample_ends_where_a_start_from_nothing_ends(monkeypatch:
     def blocks() -> list[tuple[np.ndarray, np.ndarray]]:
         return [(vectors[i : i + 700], labels[i : i + 700]) for i in range(0, 3000, 700)]
 
-    cold = fit_nystroem(blocks, gamma=1.0, landmarks=200).score(vectors)
+    cold = fit_nystroem(blocks, gamma=1.0, landmarks=200).decision_function(vectors)
     monkeypatch.setattr("clipfake.detector.training.nystroem.FIRST", 500)
-    warm = fit_nystroem(blocks, gamma=1.0, landmarks=200).score(vectors)
+    warm = fit_nystroem(blocks, gamma=1.0, landmarks=200).decision_function(vectors)
     assert np.abs(warm - cold).max() < 0.02
     assert ((warm > 0) == (cold > 0)).mean() > 0.998
 
@@ -128,7 +128,7 @@ def test_the_scale_of_the_kernel_is_that_of_all_blocks_together() -> None:
     assert scale_gamma(shifted) == pytest.approx(1 / (DIM * shifted.astype(np.float64).var()))
     assert scale_gamma(np.full((40, 3), 0.1, np.float32)) == 1.0
     cut = fit_stream(lambda: ((shifted[i : i + 90], labels[i : i + 90]) for i in range(0, 500, 90)), 500)
-    assert np.allclose(cut.score(shifted), fit_svm(shifted, labels).score(shifted), atol=1e-6)
+    assert np.allclose(cut.decision_function(shifted), fit_svm(shifted, labels).decision_function(shifted), atol=1e-6)
 
 
 def test_a_probe_of_some_rows_goes_on_to_what_all_rows_teach(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,7 +170,7 @@ def test_a_head_on_text_is_measured_wherever_its_category_comes_from(snapshot: S
     assert all(f"category {mode}" in printed.getvalue() for mode in ("zero-shot", "given", "mean"))
     _, parts = make_split(snapshot, TrainOptions("sum"))
     given = score_rows(trained.head, snapshot, parts["test"], "given")
-    told = trained.head.score(
+    told = trained.head.decision_function(
         snapshot.vectors(parts["test"]), mode="given", categories=snapshot.column("categories")[parts["test"]]
     )
     assert np.allclose(given, told)

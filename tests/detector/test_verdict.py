@@ -224,7 +224,9 @@ def test_a_score_is_the_log_likelihood_ratio() -> None:
     one, labels = scores(0, 20_000)
     calibration = Calibration.fit(one, one, one, labels, held_out="rows")
     # for normal densities of unit variance at -1 and 1 the ratio is 2x
-    assert np.allclose(calibration.score(np.array([-1.0, 0, 1.0]), np.array([-1.0, 0, 1.0])), [-2, 0, 2], atol=0.2)
+    assert np.allclose(
+        calibration.decision_function(np.array([-1.0, 0, 1.0]), np.array([-1.0, 0, 1.0])), [-2, 0, 2], atol=0.2
+    )
 
 
 @pytest.mark.parametrize("error", [0.01, 0.05, 0.2])
@@ -232,7 +234,7 @@ def test_the_truth_is_ruled_out_no_more_often_than_promised(error: float) -> Non
     one, labels = scores(1, 8000)
     calibration = Calibration.fit(one, one, one, labels, held_out="rows")
     fresh, true = scores(2, 8000)
-    possible = calibration.possible(calibration.score(fresh, fresh), error)
+    possible = calibration.possible(calibration.decision_function(fresh, fresh), error)
     for label in (0, 1):
         missed = 1 - possible[true == label, label].mean()
         assert missed <= error + 4 * np.sqrt(error / 2000)
@@ -272,7 +274,7 @@ def test_a_calibration_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     calibration = replace(Calibration.fit(one, one, one, labels, held_out="rows"), head="ab" * 16)
     calibration.save(tmp_path)
     again = Calibration.load(tmp_path, "ab" * 16)
-    assert np.array_equal(again.score(one, one), calibration.score(one, one))
+    assert np.array_equal(again.decision_function(one, one), calibration.decision_function(one, one))
     [path] = tmp_path.iterdir()
     path.write_text("{}")
     with pytest.raises(HeadError, match="train again"):
@@ -286,14 +288,14 @@ def test_a_head_is_never_read_by_the_calibration_of_another(
     copy = Store.open(Path(shutil.copytree(store.folder, tmp_path / "s")))
     folder = copy.folder / "heads" / "default"
     asked = drawn("gan_a", 5, seed=14)
-    before = detector.score(asked)
+    before = detector.decision_function(asked)
     options = replace(OPTIONS, seed=1)
     head = train(copy.snapshot(), options).head
     calibration = calibrate(copy.snapshot(), head, options).calibration
     calibration.save(folder)
-    assert np.array_equal(VectorDetector.load(copy).score(asked), before)
+    assert np.array_equal(VectorDetector.load(copy).decision_function(asked), before)
     head.save(folder)
-    after = VectorDetector.load(copy).score(asked)
+    after = VectorDetector.load(copy).decision_function(asked)
     assert not np.allclose(after, before)
     assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["calibration", "head", "head.json"]
     detector.head.save(folder)
@@ -324,10 +326,10 @@ def test_a_signal_that_misleads_is_worth_nothing_and_is_not_turned_round() -> No
     misled = -one + np.random.default_rng(6).normal(0, 0.5, len(one))
     calibration = Calibration.fit(one, misled, one, labels, held_out="rows")
     steps = np.linspace(-3, 3, 7)
-    assert np.ptp(calibration.score(np.zeros(7), steps)) == 0
-    assert (np.diff(calibration.score(steps, np.zeros(7))) > 0).all()
+    assert np.ptp(calibration.decision_function(np.zeros(7), steps)) == 0
+    assert (np.diff(calibration.decision_function(steps, np.zeros(7))) > 0).all()
     nothing = Calibration.fit(misled, misled, one, labels, held_out="rows")
-    assert nothing.score(steps, steps).tolist() == [0] * 7
+    assert nothing.decision_function(steps, steps).tolist() == [0] * 7
     assert nothing.possible(np.zeros(1), 0.05).tolist() == [[True, True]]
 
 
@@ -340,7 +342,10 @@ def test_more_of_a_signal_never_speaks_for_the_other_class(seed: int, a: float, 
     svm, near = (x * labels + common + rng.normal(size=60) / 3 for x in (a, b))
     calibration = Calibration.fit(svm, near, near, labels, held_out="rows")
     steps = np.linspace(-5, 5, 11)
-    for told in (calibration.score(steps, np.zeros(11)), calibration.score(np.zeros(11), steps)):
+    for told in (
+        calibration.decision_function(steps, np.zeros(11)),
+        calibration.decision_function(np.zeros(11), steps),
+    ):
         assert (np.diff(told) >= 0).all()
 
 
@@ -441,7 +446,7 @@ def test_what_is_said_to_change_a_verdict_does_when_the_rows_are_really_removed(
 def test_the_more_error_is_accepted_the_more_is_ruled_out(detector: VectorDetector) -> None:
     mixed = drawn("gan_a", 60, seed=8) + drawn("camera_b", 60, seed=9)
     left = [
-        sum(len(v.possible) for v in detector.judge(["x"] * 60, mixed, question=QueryOptions(error=e, changes=False)))
+        sum(len(v.possible) for v in detector.judge(["x"] * 60, mixed, options=QueryOptions(error=e, changes=False)))
         for e in (0.01, 0.05, 0.3)
     ]
     assert left[0] > left[1] > left[2]
@@ -471,7 +476,7 @@ def test_a_promise_that_was_kept_is_seldom_said_to_be_broken(calibrated: int, re
         signals = SignalTable(
             *[rng.normal(labels, 1.0)] * 3, labels, np.full(real + fake, ""), np.zeros(real + fake, int)
         )
-        possible = calibration.possible(calibration.score(signals.svm, signals.neighbors), 0.05)
+        possible = calibration.possible(calibration.decision_function(signals.svm, signals.neighbors), 0.05)
         said += CoverageReport.of(signals, possible, 0.05, calibration.rows).broken
     assert said <= 20
 
@@ -546,15 +551,15 @@ def test_copies_of_a_file_are_in_one_fold(tmp_path: Path) -> None:
 def test_training_again_gives_the_same_verdicts(store: Store, detector: VectorDetector) -> None:
     again = train(store.snapshot(), OPTIONS).head
     vectors = drawn("gan_c", 10, seed=10)
-    assert np.array_equal(again.score(vectors), detector.head.score(vectors))
+    assert np.array_equal(again.decision_function(vectors), detector.head.decision_function(vectors))
 
 
 def test_a_verdict_that_flips_on_a_copy_is_unsure_and_says_why(detector: VectorDetector) -> None:
     [verdict] = [v for v in detector.judge(["x"] * 20, drawn("gan_b", 20, seed=5)) if v.verdict == "fake"][:1]
     real, question = drawn("camera_a", 1, seed=5)[0], QueryOptions()
-    told = detector.steady(verdict, {"after JPEG": real}, b"", question)
+    told = detector.check_stability(verdict, {"after JPEG": real}, b"", question)
     assert told.verdict == "unsure"
     assert "does not last" in told.reasons[0]
-    same = detector.steady(verdict, {"after JPEG": drawn("gan_b", 1, seed=5)[0]}, b"", question)
+    same = detector.check_stability(verdict, {"after JPEG": drawn("gan_b", 1, seed=5)[0]}, b"", question)
     assert same.views
     assert same.verdict in ("fake", "unsure")

@@ -36,11 +36,13 @@ from clipfake.indexer.decoding.gpu_decoder import (
 from clipfake.indexer.decoding.image import decode, jpeg_header
 from clipfake.indexer.decoding.nvimagecodec import NAME, NvImageCodec, box_mean, gpu_decoder_for, on_a_core
 from clipfake.indexer.distributed.task import Task, TaskLost, TaskResult
-from clipfake.indexer.distributed.worker import EncoderSpec, Worker
+from clipfake.indexer.distributed.worker import Worker
 from clipfake.indexer.distributed.worker_pool import WorkerPool, index_with
-from clipfake.indexer.encoders.base import PlainEncoder, TorchEncoder
+from clipfake.indexer.encoders.base import PlainEncoder
+from clipfake.indexer.encoders.encoder_spec import EncoderSpec
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.preprocess import Preprocess
+from clipfake.indexer.encoders.torch_encoder import TorchEncoder
 from clipfake.indexer.index import IndexOptions, index
 from clipfake.indexer.report import IndexReport
 from clipfake.show.progress_display import decoded

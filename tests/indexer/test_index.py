@@ -4,12 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clipfake.indexer.embedding import embed_images
 from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.encoders.load import load_encoder
-from clipfake.indexer.index import IndexOptions, embed, index, plan
+from clipfake.indexer.index import IndexOptions, index, plan
 from clipfake.indexer.sources.folders import expand
 from clipfake.simulated.images import SOURCES, simulated, write_sample
-from clipfake.simulated.standin_encoder import build_standin, is_standin
+from clipfake.simulated.notice import is_standin
+from clipfake.simulated.standin_encoder import build_standin
 from clipfake.store.store import Store
 
 
@@ -93,9 +95,9 @@ def test_a_plan_counts_without_opening_images(sample: list[Path]) -> None:
 
 def test_files_to_query_are_embedded_or_said_to_be_bad(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(simulated(0, 0))
-    (good, bad) = list(embed(PlainEncoder(), [tmp_path / "a.jpg", tmp_path / "b.jpg"]))
-    assert good[2].shape == (192,)
-    assert "cannot be read" in str(bad[1])
+    good, bad = embed_images(PlainEncoder(), [tmp_path / "a.jpg", tmp_path / "b.jpg"])
+    assert good.vector is not None and good.vector.shape == (192,)
+    assert bad.vector is None and "cannot be read" in bad.error
 
 
 def test_the_standin_is_a_clip_like_any_other(tmp_path: Path) -> None:

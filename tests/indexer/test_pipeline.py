@@ -12,6 +12,7 @@ import torch
 from clipfake.errors import EncoderError, SourceError, StoreError
 from clipfake.indexer.channel import Channel, ChannelStopped
 from clipfake.indexer.decoding.image import Pixels
+from clipfake.indexer.decoding.reader import ImageReader
 from clipfake.indexer.encoders.base import PlainEncoder, Replicas
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.index import IndexOptions, index
@@ -141,7 +142,7 @@ def test_listing_never_runs_far_ahead(folder: Path) -> None:
         most = max(most, listed - encoded)
         encoded += len(batch.images)
 
-    Pipeline(PlainEncoder(), 4, 2, thumbnails=False).run(batched(entries(), 4), write)
+    Pipeline(PlainEncoder(), ImageReader(), 4, 2).run(batched(entries(), 4), write)
     assert encoded == 400
     assert most <= 4 * (AHEAD + UNWRITTEN + 4)
 

@@ -442,7 +442,7 @@ def test_rows_that_another_process_adds_are_used_from_the_next_query(toy: Any, t
     content = toy.drawn("gan_a", 7)
     with asked(toy, store=store) as client:
         first = client.post("/v1/query", content=content).json()
-        delete(store, Filter(keys=["gan_a/img 7.png"]))
+        delete(store, Filter(key=["gan_a/img 7.png"]))
         second = client.post("/v1/query", content=content).json()
     assert first["snapshot"] < second["snapshot"] == store.snapshot().number
     assert (first["answers"][0]["known"], second["answers"][0]["known"]) == ("gan_a/img 7.png", "")
@@ -615,7 +615,7 @@ def test_an_empty_store_says_what_to_do_and_can_be_filled(toy: Any, tmp_path: Pa
 
 def test_a_store_of_one_class_says_which_is_missing(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
-    delete(store, Filter(labels=[1]))
+    delete(store, Filter(label=[1]))
     with asked(toy, store=store) as client:
         refused = client.post("/v1/query", content=toy.drawn("gan_a", 7))
         assert problem(refused) == (409, "cannot-judge")

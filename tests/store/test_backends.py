@@ -78,7 +78,7 @@ def blocks(rows: int, seed: int = 0) -> Iterator[Block]:
 
 
 def of_share(share: float) -> Filter:
-    return Filter(categories=[str(i) for i in range(round(1000 * share))]) if share < 1 else Filter()
+    return Filter(category=[str(i) for i in range(round(1000 * share))]) if share < 1 else Filter()
 
 
 def truth(snapshot: Snapshot, queries: np.ndarray, k: int, which: Filter) -> Matches:
@@ -191,11 +191,11 @@ def test_filters_of_every_selectivity_keep_their_recall(served: tuple[Any, Store
 @pytest.mark.parametrize(
     "which",
     [
-        Filter(labels=(0,)),
-        Filter(labels=(1,), but_sources=("source-12",)),
-        Filter(generators=("",)),
-        Filter(sources=("source-03", "source-20"), labels=(0,)),
-        Filter(sources=("nowhere",)),
+        Filter(label=(0,)),
+        Filter(label=(1,), exclude_source=("source-12",)),
+        Filter(generator=("",)),
+        Filter(source=("source-03", "source-20"), label=(0,)),
+        Filter(source=("nowhere",)),
     ],
     ids=str,
 )
@@ -211,7 +211,7 @@ def test_filters_over_several_columns_mean_the_same_everywhere(served: tuple[Any
 def test_rows_named_by_key_are_found(served: tuple[Any, Store]) -> None:
     back_end, store = served
     keys = store.snapshot().column("keys")[[5, 700, 3999]].tolist()
-    found = back_end.search(store, store.snapshot().vectors([700]), 5, Filter(keys=[*keys, "nobody/knows.jpg"]))
+    found = back_end.search(store, store.snapshot().vectors([700]), 5, Filter(key=[*keys, "nobody/knows.jpg"]))
     assert found.rows[0, 0] == 700
     assert set(found.rows[0].tolist()) == {5, 700, 3999, -1}
 
@@ -221,11 +221,11 @@ def test_what_is_deleted_or_added_is_followed(kind: str, tmp_path: Path) -> None
     back_end, store = opened(kind, tmp_path), filled(tmp_path / "s", 2000)
     back_end.fill(store)
     before = store.snapshot().number
-    delete(store, Filter(sources=("source-03",)))
+    delete(store, Filter(source=("source-03",)))
     with store.writer() as writer:
         for block in blocks(2600):
             writer.append(block)  # the deleted ones come back under other ids
-    delete(store, Filter(sources=("source-04",)))
+    delete(store, Filter(source=("source-04",)))
     back_end.fill(store)
     for _ in range(2):
         snapshot = store.snapshot()
@@ -342,12 +342,12 @@ def test_payload_indexes_are_there_before_the_first_vector(small: Store, tmp_pat
 def test_without_the_shards_answers_are_ids_with_what_the_rows_are(small: Store, edge: QdrantEdge) -> None:
     push(small.snapshot(), edge, queries=20)
     snapshot, remote = small.snapshot(), RemoteStore(edge)
-    found = remote.search(snapshot.vectors([7]), 3, Filter(labels=(0, 1)))
+    found = remote.search(snapshot.vectors([7]), 3, Filter(label=(0, 1)))
     assert found.rows[0, 0] == snapshot.ids[7]
     assert remote.describe([int(found.rows[0, 0])])[int(snapshot.ids[7])]["key"] == snapshot.column("keys")[7]
     assert np.allclose(found.similarity, snapshot.search(snapshot.vectors([7]), 3).similarity, atol=0.01)
     with pytest.raises(BadBlock, match="shards"):
-        remote.search(snapshot.vectors([7]), 3, Filter(keys=("a/b",)))
+        remote.search(snapshot.vectors([7]), 3, Filter(key=("a/b",)))
 
 
 def test_masks_that_are_labels_or_few_rows_can_be_asked_with(small: Store, edge: QdrantEdge) -> None:
@@ -368,7 +368,7 @@ def test_a_mask_that_cannot_be_told_is_refused(small: Store, edge: QdrantEdge, m
 def test_a_stale_engine_is_noticed(tmp_path: Path, edge: QdrantEdge) -> None:
     store = filled(tmp_path / "s", 1000)
     push(store.snapshot(), edge, queries=20)
-    delete(store, Filter(keys=store.snapshot().column("keys")[:1].tolist()))
+    delete(store, Filter(key=store.snapshot().column("keys")[:1].tolist()))
     with pytest.raises(StoreError, match=r"1000 rows of snapshot \d+, this is snapshot \d+ with 999 rows"):
         remote_searcher(store.snapshot(), edge)
 
@@ -479,8 +479,8 @@ def test_quantised_rows_are_ranked_by_the_stored_vectors(tmp_path: Path, small: 
     engine = QdrantEdge(tmp_path / "edge", replace(GRAPH, quantised=quantised))
     assert min(push(small.snapshot(), engine).recall.values()) >= 0.99
     queries = small.snapshot().vectors(slice(0, 20))
-    found = remote_searcher(small.snapshot(), engine).search(queries, 5, Filter(labels=(1,)))
-    assert recall(found, truth(small.snapshot(), queries, 5, Filter(labels=(1,)))) >= 0.97
+    found = remote_searcher(small.snapshot(), engine).search(queries, 5, Filter(label=(1,)))
+    assert recall(found, truth(small.snapshot(), queries, 5, Filter(label=(1,)))) >= 0.97
     engine.close()
 
 
@@ -621,11 +621,11 @@ def test_requests_to_a_server_are_well_formed(tmp_path: Path) -> None:
     assert max(i for i, call in enumerate(calls) if call == "PUT index") < calls.index("PUT points")
     [made] = [body for call, body in wire.asked if call == "PUT"]
     assert (made.shard_number, made.replication_factor, made.vectors["image"].datatype) == (6, 2, "float16")
-    delete(store, Filter(sources=("source-03",)))
+    delete(store, Filter(source=("source-03",)))
     assert push(store.snapshot(), engine, queries=10).dropped > 0
     snapshot = store.snapshot()
     queries = snapshot.vectors(slice(0, 5))
-    for which in (Filter(), Filter(labels=(0,), but_sources=("source-01",)), Filter(keys=("x/y",))):
+    for which in (Filter(), Filter(label=(0,), exclude_source=("source-01",)), Filter(key=("x/y",))):
         found, true = remote_searcher(snapshot, engine).search(queries, 5, which), truth(snapshot, queries, 5, which)
         assert (found.rows == true.rows).all()
     widths = {one.params.hnsw_ef for call, body in wire.asked if call.endswith("batch") for one in body.searches}
@@ -713,7 +713,7 @@ def test_a_detector_asks_the_engine_and_says_the_same(toy: Any, tmp_path: Path, 
 
         return Counted()
 
-    other = VectorDetector.load(toy.store, elsewhere=elsewhere)
+    other = VectorDetector.load(toy.store, searcher_for=elsewhere)
     vectors = toy.encoder.encode([toy.decode(toy.drawn("gan_b", 70 + i)).pixels for i in range(4)])
     called = [f"{i}.png" for i in range(4)]
     for one, two in zip(own.judge(called, vectors), other.judge(called, vectors), strict=True):

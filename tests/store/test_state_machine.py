@@ -107,7 +107,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(by=st.sampled_from([*SOURCES, *CATEGORIES, 0, 1]))
     def delete_some(self, by: str | int) -> None:
-        which = Filter(labels=[by]) if isinstance(by, int) else Filter(**{_column(by): [by]})  # type: ignore[arg-type]
+        which = Filter(label=[by]) if isinstance(by, int) else Filter(**{_column(by): [by]})  # type: ignore[arg-type]
         gone = {key for key, told in self.model.items() if by in told[:3]}
         assert delete(self.store, which).rows == len(gone)
         self.model = {key: told for key, told in self.model.items() if key not in gone}
@@ -116,7 +116,7 @@ class StoreModel(RuleBasedStateMachine):
     @rule(numbers=st.lists(st.integers(0, 39), min_size=1, max_size=5))
     def delete_keys(self, numbers: list[int]) -> None:
         keys = {row(number, 0)[0] for number in numbers}
-        assert delete(self.store, Filter(keys=sorted(keys))).rows == len(keys & self.model.keys())
+        assert delete(self.store, Filter(key=sorted(keys))).rows == len(keys & self.model.keys())
         self.model = {key: told for key, told in self.model.items() if key not in keys}
         self.now()
 
@@ -165,7 +165,7 @@ class StoreModel(RuleBasedStateMachine):
                     writer.append(block(numbers, 3))
             elif what == "delete":
                 after = {key: told for key, told in after.items() if told[1] != "gan"}
-                delete(self.store, Filter(sources=["gan"]))
+                delete(self.store, Filter(source=["gan"]))
             elif what == "undo":
                 after = dict(self.history[back])
                 self.store.undo(back)

@@ -284,9 +284,9 @@ def test_a_filter_allows_the_rows_that_have_one_of_its_words_exactly(stored: lis
         def column(self, name: str) -> Any:
             return names(self)
 
-    allowed = Filter(sources=wanted).mask(Rows(stored))  # type: ignore[arg-type]
+    allowed = Filter(source=wanted).mask(Rows(stored))  # type: ignore[arg-type]
     assert allowed.tolist() == [word in wanted for word in stored]
-    left_out = Filter(but_sources=wanted).mask(Rows(stored))  # type: ignore[arg-type]
+    left_out = Filter(exclude_source=wanted).mask(Rows(stored))  # type: ignore[arg-type]
     assert left_out.tolist() == [word not in wanted for word in stored]
 
 

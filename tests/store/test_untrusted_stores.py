@@ -410,7 +410,7 @@ def test_a_heads_arrays_that_make_no_sense_are_a_head_error(what: str, tmp_path:
     from safetensors.numpy import load, save
 
     head().save(tmp_path)
-    assert np.isfinite(Head.load(tmp_path, SPACE).score(unit(3))).all()
+    assert np.isfinite(Head.load(tmp_path, SPACE).decision_function(unit(3))).all()
     told = json.loads((tmp_path / "head.json").read_text())
     arrays = {name: array.copy() for name, array in load((tmp_path / told["arrays"]).read_bytes()).items()}
     HEADS[what](arrays)

@@ -58,7 +58,7 @@ def replace(store: Store) -> None:
 
 
 def drop(store: Store) -> None:
-    delete(store, Filter(labels=[1]))
+    delete(store, Filter(label=[1]))
 
 
 def back(store: Store) -> None:

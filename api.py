@@ -1,0 +1,176 @@
+"""The Python interface: index images, train a detector, ask it. `import clipfake` offers these names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .detector.detector import QueryOptions
+from .detector.head import DEFAULT, Head
+from .detector.training.fit import FitReport, fit_detector
+from .detector.training.train import TrainOptions
+from .detector.verdict import Refusal, Verdict
+from .errors import NoStore
+from .indexer.encoders.encoder_spec import DEFAULT_ENCODER, EncoderSpec
+from .indexer.index_run import IndexOptions
+from .indexer.report import IndexReport
+from .session import Session
+from .store.named_vectors import MAIN
+from .store.records import Vectors
+from .store.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from .indexer.embedding import ImageInput
+    from .indexer.encoders.base import Encoder
+
+
+def index(
+    folders: Sequence[str | Path],
+    store: Store | Path | str,
+    *,
+    encoder: Encoder | EncoderSpec | str | None = None,
+    options: IndexOptions = IndexOptions(),
+    on_progress: Callable[[IndexReport], None] | None = None,
+) -> IndexReport:
+    """Bring every image of some folders into a store, which is created if there is none. Resumable.
+
+    Parameters
+    ----------
+    folders : folders, archives, tables of paths, URLs, or patterns such as "data/*"
+    encoder : an encoder, how to load one, or its hub id or directory (default: the store's own; for a new store
+        openai/clip-vit-base-patch32)
+    on_progress : called with the growing report
+
+    Raises
+    ------
+    SourceError, EncoderError, StoreError
+        See `clipfake.indexer.index.index`. Whatever ends a run, the images stored so far stay.
+    """
+    from .indexer.index import index as index_images
+
+    if encoder is None:
+        try:
+            encoder = Store.open(store.folder if isinstance(store, Store) else store).snapshot().space.encoder
+        except NoStore:
+            encoder = DEFAULT_ENCODER
+    if isinstance(encoder, str):
+        encoder = EncoderSpec(encoder)
+    if isinstance(encoder, EncoderSpec):
+        encoder = encoder.load()
+    if not isinstance(store, Store):
+        store = Store.create(store, encoder.space)
+    return index_images([str(folder) for folder in folders], store, encoder, options, on_progress)
+
+
+class Detector:
+    """Tells real images from generated ones, with evidence. Make it with `fit` or `load`.
+
+    >>> detector = Detector.load("mystore")     # doctest: +SKIP
+    >>> detector.predict(["suspicious.jpg"])    # doctest: +SKIP
+    """
+
+    def __init__(self, session: Session, report: FitReport | None = None) -> None:
+        self.session = session
+        self._report = report
+
+    @classmethod
+    def fit(
+        cls,
+        store: Store | Path | str,
+        *,
+        options: TrainOptions = TrainOptions(),
+        vectors: Sequence[str] = (MAIN,),
+        encoder: Encoder | EncoderSpec | None = None,
+        on_progress: Callable[[str], None] | None = None,
+    ) -> Detector:
+        """Train and calibrate a detector on the stored vectors. No image is opened; `save` keeps the result.
+
+        Parameters
+        ----------
+        options : how to train, see `clipfake.TrainOptions`
+        vectors : names of the stored vectors to learn from, concatenated; "main" is the store's own
+        encoder : for `predict` (default: the store's own, loaded when it is first needed)
+        on_progress : called with the name of each step
+
+        Raises
+        ------
+        NotEnoughRows, HeadError, StoreError
+            See `clipfake.detector.training.fit.fit_detector`.
+        """
+        session = Session(store, encoder=encoder)
+        report = fit_detector(session.snapshot, options=options, vectors=vectors, on_progress=on_progress)
+        session.use(report.trained.head, report.calibrated.calibration)
+        return cls(session, report)
+
+    @classmethod
+    def load(
+        cls,
+        store: Store | Path | str,
+        name: str = DEFAULT,
+        *,
+        encoder: Encoder | EncoderSpec | None = None,
+    ) -> Detector:
+        """Load a detector that was saved in a store; raises HeadError, SpaceMismatch or NotEnoughRows."""
+        session = Session(store, name, encoder=encoder)
+        _ = session.detector  # a missing head is reported here, not at the first question
+        return cls(session)
+
+    def save(self, name: str = DEFAULT) -> Path:
+        """Save the detector in its store under a name, and return its folder; raises StoreError."""
+        report = replace(self.report, name=name)
+        report.save()
+        return report.folder
+
+    @property
+    def report(self) -> FitReport:
+        """How it was trained and what it is worth; only of a detector from `fit`."""
+        if self._report is None:
+            raise AttributeError("a loaded detector has no training report; see detector.head.metrics")
+        return self._report
+
+    @property
+    def head(self) -> Head:
+        """The trained head: `head.transform(vectors)`, `head.decision_function(vectors)`."""
+        return self.session.detector.head
+
+    def predict(
+        self, images: Iterable[ImageInput], *, options: QueryOptions = QueryOptions(), check_stability: bool = False
+    ) -> list[Verdict | Refusal]:
+        """Judge images: one answer each, in order. They are encoded in batches and searched once a batch.
+
+        Parameters
+        ----------
+        images : paths of files, folders or archives, bytes of a file, (height, width, 3) uint8 arrays, Pillow images
+        options : prior, accepted error rate, see `clipfake.QueryOptions`
+        check_stability : answer "unsure" where a degraded copy of the image gets another verdict
+
+        Returns
+        -------
+        A `Verdict` for each image, or a `Refusal` that says why it could not be read. `Session.judge` streams them.
+        """
+        if isinstance(images, str | bytes | Path):
+            images = [images]
+        return [answer for _, answer in self.session.judge(images, options, check_stability=check_stability)]
+
+    def predict_vectors(
+        self, vectors: Vectors, names: Sequence[str] | None = None, *, options: QueryOptions = QueryOptions()
+    ) -> list[Verdict]:
+        """A verdict for each of (n, dim) unit vectors; `names` are repeated in the answers."""
+        names = [f"vector {i}" for i in range(len(vectors))] if names is None else names
+        return self.session.detector.judge(names, vectors, options=options)
+
+    def decision_function(self, vectors: Vectors) -> npt.NDArray[np.float64]:
+        """(n,) log-likelihood ratios of (n, dim) unit vectors, above 0 leans fake."""
+        return self.session.detector.decision_function(vectors)
+
+    def predict_proba(self, vectors: Vectors, *, prior: float = 0.5) -> npt.NDArray[np.float64]:
+        """(n, 2) probabilities of real and fake of (n, dim) unit vectors, where `prior` is the share of fakes."""
+        return self.session.detector.predict_proba(vectors, prior=prior)
+
+    def __repr__(self) -> str:
+        return f"Detector({self.head.name!r}, store={str(self.session.store.folder)!r})"

@@ -1,0 +1,170 @@
+"""A store, the encoder of its vectors and a trained detector, opened once and used together."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .detector.calibration import Calibration
+from .detector.detector import QueryOptions, VectorDetector
+from .detector.evidence import EvidenceOptions
+from .detector.head import DEFAULT, Head
+from .detector.verdict import Refusal, Verdict
+from .indexer.encoders.encoder_spec import INT8, EncoderSpec, seed_of
+from .simulated.notice import NOTICE, is_standin
+from .store.named_vectors import MAIN, open_named_vectors
+from .store.search.matches import Searcher
+from .store.snapshot import Snapshot
+from .store.store import Store
+
+if TYPE_CHECKING:  # these bring torch: a missing store or head is reported before that
+    from .indexer.embedding import EmbeddedImage, ImageInput
+    from .indexer.encoders.base import Encoder
+
+
+class Session:
+    """A store with its encoder and a detector, each opened once, when it is first needed.
+
+    Parameters
+    ----------
+    store : a store, or its folder
+    head : name of the trained head
+    encoder : an encoder, or how to load it (default: the store's own, on the best device)
+    evidence : how many stored neighbours are evidence, and which
+    searcher_for : makes a searcher for the snapshot, see `clipfake.store.backends.remote_search`
+
+    Raises
+    ------
+    NoStore, NotAStore, Damaged
+        The store cannot be opened.
+
+    >>> session = Session("mystore")                        # doctest: +SKIP
+    >>> for image, verdict in session.judge(["a.jpg"]):     # doctest: +SKIP
+    ...     print(image.name, verdict)
+    """
+
+    def __init__(
+        self,
+        store: Store | Path | str,
+        head: str = DEFAULT,
+        *,
+        encoder: Encoder | EncoderSpec | None = None,
+        evidence: EvidenceOptions = EvidenceOptions(),
+        searcher_for: Callable[[Snapshot], Searcher] | None = None,
+    ) -> None:
+        self.store = store if isinstance(store, Store) else Store.open(store)
+        self.head_name = head
+        self._encoder = encoder
+        self._evidence, self._searcher_for = evidence, searcher_for
+
+    @cached_property
+    def snapshot(self) -> Snapshot:
+        """The rows of the store when the session first used them."""
+        return self.store.snapshot()
+
+    @cached_property
+    def detector(self) -> VectorDetector:
+        """The trained detector; raises HeadError, SpaceMismatch or NotEnoughRows."""
+        return VectorDetector.load(self.snapshot, self.head_name, self._evidence, self._searcher_for)
+
+    def use(self, head: Head, calibration: Calibration) -> None:
+        """Judge by a head and calibration in memory instead of saved ones."""
+        self.detector = VectorDetector.from_trained(
+            self.snapshot, head, calibration, self._evidence, self._searcher_for
+        )
+
+    @cached_property
+    def encoder_spec(self) -> EncoderSpec:
+        """How the encoder of the store's own vectors is loaded."""
+        spec = self._encoder if isinstance(self._encoder, EncoderSpec) else EncoderSpec()
+        return spec if spec.name else replace(spec, name=self.snapshot.space.encoder)
+
+    @cached_property
+    def main_encoder(self) -> Encoder:
+        """The encoder of the store's own vectors; raises EncoderError or SpaceMismatch."""
+        if self._encoder is None or isinstance(self._encoder, EncoderSpec):
+            encoder = self.encoder_spec.load()
+        else:
+            encoder = self._encoder
+        encoder.space.require(self.snapshot.space, f"the store {self.store.folder}")
+        return encoder
+
+    @cached_property
+    def encoder(self) -> Encoder:
+        """The encoder of the vectors that the head reads: several as one, for a head trained on named vectors."""
+        names = self.detector.head.vectors
+        if names == (MAIN,):
+            return self.main_encoder
+        from .indexer.add_vectors import ConcatenatedEncoder
+
+        encoders = []
+        for name in names:
+            if name == MAIN:
+                encoders.append(self.main_encoder)
+                continue
+            space = open_named_vectors(self.store.folder, name).space
+            encoder = EncoderSpec(space.encoder, self.encoder_spec.device, self.encoder_spec.precision).load()
+            encoder.space.require(space, f"the vectors {name} of {self.store.folder}")
+            encoders.append(encoder)
+        return ConcatenatedEncoder(encoders)
+
+    @property
+    def notice(self) -> str:
+        """What limits the meaning of the encoder's verdicts; empty for a real encoder."""
+        return encoder_notice(self.snapshot.space.encoder)
+
+    def embed(self, images: Iterable[ImageInput]) -> Iterator[EmbeddedImage]:
+        """Embed images as the head reads them, see `clipfake.indexer.embedding.embed_images`."""
+        from .indexer.embedding import embed_images
+
+        return embed_images(self.encoder, images)
+
+    def judge(
+        self, images: Iterable[ImageInput], options: QueryOptions = QueryOptions(), *, check_stability: bool = False
+    ) -> Iterator[tuple[EmbeddedImage, Verdict | Refusal]]:
+        """Embed and judge images while they stream by: one encoder pass and one search a batch, results in order.
+
+        Parameters
+        ----------
+        images : files, folders, archives, arrays, see `clipfake.indexer.embedding.embed_images`
+        check_stability : answer "unsure" where a degraded copy of the image gets another verdict
+
+        Raises
+        ------
+        SourceError, EncoderError
+            A folder is not there, or the device has no memory for even one image.
+        """
+        from .indexer.embedding import DEGRADATIONS, degraded, embed_batches, image_refs
+
+        refs = image_refs(images)
+        for batch in embed_batches(self.encoder, refs, make_views=degraded if check_stability else None):
+            embedded = [image for image in batch if image.vector is not None]
+            verdicts: Iterator[Verdict] = iter(())
+            if embedded:
+                vectors = np.stack([image.vector for image in embedded if image.vector is not None])
+                digests = np.frombuffer(b"".join(image.digest for image in embedded), "V16")
+                verdicts = iter(self.detector.judge([image.name for image in embedded], vectors, digests, options))
+            for image in batch:
+                if image.vector is None:
+                    yield image, Refusal(image.name, image.error)
+                    continue
+                verdict = next(verdicts)
+                if image.views is not None:
+                    views = dict(zip(DEGRADATIONS, image.views, strict=True))
+                    verdict = self.detector.check_stability(verdict, views, image.digest, options)
+                yield image, verdict
+
+
+def encoder_notice(encoder: str) -> str:
+    """What to say of the verdicts of an encoder that is no real one; empty for a real one."""
+    name = encoder.removeprefix(INT8)
+    if is_standin(name):
+        return NOTICE
+    if seed_of(name) is not None:
+        return "The encoder has random weights: good for measuring speed, its verdicts mean nothing."
+    return ""
