@@ -5,8 +5,8 @@
     detector = clipfake.Detector.fit("mystore")
     detector.predict(["suspicious.jpg"])
 
-Each name below is imported when it is first used: `import clipfake` itself loads neither torch nor FAISS. docs/PYTHON.md
-shows how they work together. `help(clipfake.store)`, and that of every other package, lists its modules.
+Each name below is imported when it is first used: `import clipfake` loads neither torch nor FAISS. docs/PYTHON.md shows
+how they work together. `help(clipfake.store)`, and that of every other package, lists its modules.
 """
 
 from importlib import import_module

@@ -46,8 +46,8 @@ app.add_typer(store, name="store")
 app.add_typer(bank, name="bank")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(queries: bool) -> None:
+    if queries:
         say_out(f"clipfake {__version__}")
         raise typer.Exit
 

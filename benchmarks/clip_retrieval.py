@@ -139,7 +139,7 @@ def _core_seconds(python: Path, checkpoint: Path, paths: Sequence[Path], folder:
     images = throughput.linked(folder / "images", paths)
     script = folder / "inference.py"  # a file, as its processes that are spawned import it again
     script.write_text(START % torch.get_num_threads())
-    told = {
+    result = {
         "input_dataset": images,
         "output_folder": folder / "out",
         "clip_model": f"hf_clip:{checkpoint}",
@@ -149,7 +149,7 @@ def _core_seconds(python: Path, checkpoint: Path, paths: Sequence[Path], folder:
     }
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     process = subprocess.run(
-        [python.absolute(), script, *(f"--{name}={value}" for name, value in told.items())],
+        [python.absolute(), script, *(f"--{name}={value}" for name, value in result.items())],
         env={**os.environ, "PYTHONPATH": "", "HF_HUB_OFFLINE": "1", "WANDB_MODE": "disabled"},
         cwd=folder,
         capture_output=True,
@@ -162,13 +162,13 @@ def _core_seconds(python: Path, checkpoint: Path, paths: Sequence[Path], folder:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def _reason(said: str) -> str:
+def _reason(text: str) -> str:
     """The first error of its processes, the others follow from it; else its last line.
 
     >>> _reason("Traceback:\\n  File x\\nIndexError: out of range\\nFileNotFoundError: gone")
     'IndexError: out of range'
     """
-    lines = said.strip().splitlines() or ["nothing was said"]
+    lines = text.strip().splitlines() or ["nothing was said"]
     return next((line for line in lines if re.match(r"[\w.]+Error\b", line)), lines[-1])
 
 
@@ -180,9 +180,9 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="of ours and the naive script")
     parser.add_argument("--threads", type=int, help="threads of torch, ours and theirs")
     parser.add_argument("--peers", type=Path, default=PEERS, help="the environment of `make peers`")
-    told = vars(parser.parse_args())
-    result = run(told.pop("images"), told.pop("encoder"), **told)
-    command.tell(result)
+    arguments = vars(parser.parse_args())
+    result = run(arguments.pop("images"), arguments.pop("encoder"), **arguments)
+    command.print_result(result)
     sys.exit(1 if "why" in result else 0)
 
 

@@ -98,21 +98,21 @@ def run(
     paths = command.image_paths(images, count)
     for side in sides:
         contents = [enlarged(paths[i % len(paths)], side, i) for i in range(count)]
-        told: dict[str, Any] = {"bytes": round(sum(map(len, contents)) / count)}
-        told["decode"] = rates(plain, contents, repeats)
+        outcome: dict[str, Any] = {"bytes": round(sum(map(len, contents)) / count)}
+        outcome["decode"] = rates(plain, contents, repeats)
         exact = plain["pillow"](contents)
         for name, decode in plain.items():
             found = decode(contents)
-            told["decode"][name] |= apart(list(map(as_it_is, found)), list(map(as_it_is, exact)))
+            outcome["decode"][name] |= apart(list(map(as_it_is, found)), list(map(as_it_is, exact)))
             if side * side > LARGE:
-                told["decode"][name]["resized"] = apart(list(map(resized, found)), list(map(resized, exact)))
+                outcome["decode"][name]["resized"] = apart(list(map(resized, found)), list(map(resized, exact)))
         if side * side > LARGE:
-            told["open"] = rates(opened, contents, repeats)
+            outcome["open"] = rates(opened, contents, repeats)
             for name, small in opened.items():
-                told["open"][name] |= apart(small(contents), opened["cores"](contents))
+                outcome["open"][name] |= apart(small(contents), opened["cores"](contents))
             if loaded is not None:
-                told["vectors"] = vectors_apart(loaded, {name: decode(contents) for name, decode in plain.items()})
-        result[str(side)] = told
+                outcome["vectors"] = vectors_apart(loaded, {name: decode(contents) for name, decode in plain.items()})
+        result[str(side)] = outcome
     return result
 
 
@@ -147,10 +147,10 @@ def rates(
             core, wall = time.process_time() - core, time.perf_counter() - wall
             if turn:  # the first warms up
                 found[name].append((len(contents) / max(core, 1e-9), len(contents) / wall))
-    told = {name: np.median(np.array(pairs), axis=0) for name, pairs in found.items()}
+    metrics = {name: np.median(np.array(pairs), axis=0) for name, pairs in found.items()}
     return {
         name: {"images_per_core_second": round(float(core), 1), "images_per_second": round(float(wall), 1)}
-        for name, (core, wall) in told.items()
+        for name, (core, wall) in metrics.items()
     }
 
 
@@ -159,10 +159,15 @@ def apart(some: Sequence[ReducedImage | None], exact: Sequence[ReducedImage | No
     pairs = [difference(one, other) for one, other in zip(some, exact, strict=True) if one and other]
     if not pairs:
         return {"left": len(some)}
-    mean = sum(told.mean for told in pairs) / len(pairs)
-    worst = max(told.mean for told in pairs)
+    mean = sum(value.mean for value in pairs) / len(pairs)
+    worst = max(value.mean for value in pairs)
     left = {"left": len(some) - len(pairs)} if len(pairs) < len(some) else {}
-    return {"mean": round(mean, 4), "mean_of_worst": round(worst, 4), "most": max(told.most for told in pairs), **left}
+    return {
+        "mean": round(mean, 4),
+        "mean_of_worst": round(worst, 4),
+        "most": max(value.most for value in pairs),
+        **left,
+    }
 
 
 def vectors_apart(encoder: Encoder, pixels: Mapping[str, Sequence[Pixels | None]]) -> dict[str, Any]:
@@ -228,11 +233,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=32, help="images of each side")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    told = vars(parser.parse_args())
-    out = told.pop("out")
-    result = run(told.pop("images"), told.pop("encoder"), **told)
+    arguments = vars(parser.parse_args())
+    out = arguments.pop("out")
+    result = run(arguments.pop("images"), arguments.pop("encoder"), **arguments)
     out.write_text(json.dumps(result, indent=1) + "\n")
-    command.tell(result)
+    command.print_result(result)
 
 
 if __name__ == "__main__":

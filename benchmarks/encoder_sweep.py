@@ -57,7 +57,7 @@ def run(
     for precision in precisions:
         tower = _tower(load_encoder(encoder, device=device, precision=precision))
         peak = matrix_rate(device, tower.dtype, 0 if device.startswith("cuda") else 256)
-        told: dict[str, Any] = {"matrix_tflops": round(peak, 2)}
+        outcome: dict[str, Any] = {"matrix_tflops": round(peak, 2)}
         each = flops_per_image(_clip(tower).shape) / (peak * 1e12)  # seconds, were it all products at full rate
         for preprocess in (True, False):
             for way in ways:
@@ -65,9 +65,9 @@ def run(
                     cell = _cell(tower, reference, way, size, preprocess, repeats)
                     if "images_per_second" in cell:
                         cell["share_of_peak"] = round(cell["images_per_second"] * each, 3)
-                    told[_name(way, size, preprocess)] = cell
-        told["best"] = best(told)
-        result[precision] = told
+                    outcome[_name(way, size, preprocess)] = cell
+        outcome["best"] = best(outcome)
+        result[precision] = outcome
     return result
 
 
@@ -187,11 +187,11 @@ def main() -> None:
     parser.add_argument("--ways", default="", help=f"some of {','.join(WAYS)} [default: all the device has]")
     parser.add_argument("--precisions", default=",".join(PRECISIONS), help="commas between")
     parser.add_argument("--repeats", type=int, default=3)
-    told = command.parsed(parser)
-    told["batches"] = [int(size) for size in told["batches"].split(",")]
+    arguments = command.parsed(parser)
+    arguments["batches"] = [int(size) for size in arguments["batches"].split(",")]
     for key in ("ways", "precisions"):
-        told[key] = [word for word in told[key].split(",") if word]
-    command.tell(run(told.pop("encoder"), **told))
+        arguments[key] = [word for word in arguments[key].split(",") if word]
+    command.print_result(run(arguments.pop("encoder"), **arguments))
 
 
 if __name__ == "__main__":

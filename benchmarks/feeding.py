@@ -147,11 +147,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--no-thumbnails", dest="thumbnails", action="store_false")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    told = vars(parser.parse_args())
-    out = told.pop("out")
-    result = run(told.pop("images"), **told)
+    arguments = vars(parser.parse_args())
+    out = arguments.pop("out")
+    result = run(arguments.pop("images"), **arguments)
     out.write_text(json.dumps(result, indent=1) + "\n")
-    command.tell(result)
+    command.print_result(result)
 
 
 if __name__ == "__main__":

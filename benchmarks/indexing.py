@@ -162,11 +162,11 @@ def list_all(paths: Sequence[Path], rows: int = LIST_ROWS) -> dict[str, Any]:
         `count_microseconds_an_image` (core).
     """
     program = "import json, sys; from clipfake.benchmarks.indexing import cost; print(json.dumps(cost(sys.argv[1])))"
-    told: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for kind in ("metadata.csv", "list.csv", "zip", "folder"):
         with tempfile.TemporaryDirectory() as folder:
-            told[kind] = json.loads(_said(program, str(listed(kind, Path(folder), paths, rows))))
-    return told
+            result[kind] = json.loads(_said(program, str(listed(kind, Path(folder), paths, rows))))
+    return result
 
 
 def filled(rows: int, kind: str) -> dict[str, float]:
@@ -199,13 +199,13 @@ def memory(rows: Sequence[int] = MEMORY_ROWS) -> dict[str, Any]:
     """
     call = "import json, sys; from clipfake.benchmarks import indexing; "
     program = call + "print(json.dumps(indexing.filled(int(sys.argv[1]), sys.argv[2])))"
-    told: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for kind in ("metadata.csv", "zip"):
         by_rows = {str(number): json.loads(_said(program, str(number), kind)) for number in rows}
         few, many = (by_rows[str(number)]["peak_mib"] for number in (rows[0], rows[-1]))
         grown = round(2**20 * (many - few) / max(rows[-1] - rows[0], 1))
-        told[kind] = {**by_rows, "peak_ratio": round(many / few, 3), "bytes_per_row": grown}
-    return {**told, "peak_ratio": told["metadata.csv"]["peak_ratio"]}
+        result[kind] = {**by_rows, "peak_ratio": round(many / few, 3), "bytes_per_row": grown}
+    return {**result, "peak_ratio": result["metadata.csv"]["peak_ratio"]}
 
 
 class Begun(Exception):
@@ -268,12 +268,12 @@ def zipped(at: Path, rows: int, content: bytes) -> Path:
 def begun(at: str, encoder: str) -> dict[str, float]:
     """Seconds of this process until a source's first batch is encoded."""
     start = time.perf_counter()
-    told = load_encoder(encoder)
+    result = load_encoder(encoder)
     loaded, core = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        store = Store.create(Path(folder) / "s", told.space)
+        store = Store.create(Path(folder) / "s", result.space)
         with suppress(Begun):
-            index([at], store, First(told), IndexOptions(text=False, batch_size=told.batch_size))
+            index([at], store, First(result), IndexOptions(text=False, batch_size=result.batch_size))
     now, core = time.perf_counter(), time.process_time() - core
     spent = {"encoder": loaded - start, "listing_to_first_batch": now - loaded, "listing_to_first_batch_core": core}
     return {name: round(seconds, 2) for name, seconds in spent.items()}
@@ -293,7 +293,7 @@ def start(paths: Sequence[Path], encoder: str, *, rows: int = START_ROWS, zipped
         with tempfile.TemporaryDirectory() as folder:
             made = write_checkpoint(Path(folder) / "clip", place_of(encoder)[0])
             return start(paths, str(made), rows=rows, zipped=zipped)
-    told: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     program = (
         "import json, sys; from clipfake.benchmarks.indexing import begun; print(json.dumps(begun(*sys.argv[1:])))"
     )
@@ -302,21 +302,21 @@ def start(paths: Sequence[Path], encoder: str, *, rows: int = START_ROWS, zipped
             at = listed(kind, Path(folder), paths, number)
             began = time.perf_counter()
             found = json.loads(_said(program, str(at), encoder))
-            told[kind] = {"rows": number, "seconds": round(time.perf_counter() - began, 2), **found}
-    return told
+            result[kind] = {"rows": number, "seconds": round(time.perf_counter() - began, 2), **found}
+    return result
 
 
-def _said(program: str, *told: str) -> str:
-    return subprocess.run([sys.executable, "-c", program, *told], check=True, capture_output=True, text=True).stdout
+def _said(program: str, *text: str) -> str:
+    return subprocess.run([sys.executable, "-c", program, *text], check=True, capture_output=True, text=True).stdout
 
 
-def run(paths: Sequence[Path], encoder: str, only: Sequence[str], **told: Any) -> dict[str, Any]:
+def run(paths: Sequence[Path], encoder: str, only: Sequence[str], **value: Any) -> dict[str, Any]:
     """The parts that were asked for, each with the machine it ran on."""
     work: dict[str, Callable[[], dict[str, Any]]] = {
         "read": lambda: read(paths),
-        "list": lambda: list_all(paths, told["list_rows"]),
-        "memory": lambda: memory(told["memory_rows"]),
-        "start": lambda: start(paths, encoder, rows=told["start_rows"], zipped=told["zip_rows"]),
+        "list": lambda: list_all(paths, value["list_rows"]),
+        "memory": lambda: memory(value["memory_rows"]),
+        "start": lambda: start(paths, encoder, rows=value["start_rows"], zipped=value["zip_rows"]),
     }
     result: dict[str, Any] = {}
     for part in only:
@@ -335,14 +335,14 @@ def main() -> None:
     parser.add_argument("--start-rows", type=int, default=START_ROWS)
     parser.add_argument("--zip-rows", type=int, help="default: as many as --start-rows")
     parser.add_argument("--out", type=Path, default=RESULTS / "indexing.json")
-    told = command.parsed(parser)
-    paths = command.image_paths(told.pop("images"), 64)
-    out = told.pop("out")
-    result = run(paths, told.pop("encoder"), told.pop("only"), **told)
+    arguments = command.parsed(parser)
+    paths = command.image_paths(arguments.pop("images"), 64)
+    out = arguments.pop("out")
+    result = run(paths, arguments.pop("encoder"), arguments.pop("only"), **arguments)
     before = json.loads(out.read_text()) if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**before, **result}, indent=1) + "\n")
-    command.tell(result)
+    command.print_result(result)
 
 
 if __name__ == "__main__":

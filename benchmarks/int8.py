@@ -110,11 +110,11 @@ def _same_neighbours(plain: Snapshot, order: Positions, other: Snapshot, same: P
     """The share of a test image's nearest training images in `plain` that are among its nearest in `other`."""
     _, parts = make_split(plain, TrainOptions())
     where = np.argsort(order)  # position in `plain` -> the same image's place in both orders
-    asked, known = where[parts["test"]], where[parts["train"]]
+    queries, known = where[parts["test"]], where[parts["train"]]
     found = []
     for snapshot, rows in ((plain, order), (other, same)):
         vectors = snapshot.vectors(rows)
-        found.append(nearest(vectors[asked], vectors[known], known, NEIGHBOURS).rows)
+        found.append(nearest(vectors[queries], vectors[known], known, NEIGHBOURS).rows)
     shared = [
         len(np.intersect1d(a[a >= 0], b[b >= 0])) / max(int((a >= 0).sum()), 1) for a, b in zip(*found, strict=True)
     ]

@@ -97,7 +97,7 @@ def run(
         for path, content in zip(paths, files, strict=True):
             path.write_bytes(content)
         embed(paths[:2])
-        apps = {name: app(store, inner, decode, thumbnail, limits=told) for name, told in limits.items()}
+        apps = {name: app(store, inner, decode, thumbnail, limits=metrics) for name, metrics in limits.items()}
         metrics = apps["together"].state.desk.metrics.registry
         rates: dict[str, list[Rate]] = {
             name: [] for name in ("encoder", "encoder_one", *limits, "one_client", "naive_one")
@@ -108,7 +108,7 @@ def run(
             serving(apps["one_by_one"]) as one_by_one,
         ):
 
-            def asked(port: int, many: int, some: int = images) -> Rate:
+            def rate_of(port: int, many: int, some: int = images) -> Rate:
                 cpu = time.process_time()
                 wall = float(clients.apply(ask, (port, files[:some], many)))
                 return some / wall, some / (time.process_time() - cpu)
@@ -129,16 +129,16 @@ def run(
                 return float(metrics.get_sample_value("clipfake_batch_images_count") or 0)
 
             for port in (together, one_by_one):  # everything is loaded and compiled by then
-                asked(port, concurrency, max(images // 4, 1))
+                rate_of(port, concurrency, max(images // 4, 1))
             for _ in range(repeats):
                 rates["encoder"].append(alone(batch, images))
                 rates["encoder_one"].append(alone(1, max(images // 4, 1)))
                 before = batches()
-                rates["together"].append(asked(together, concurrency))
+                rates["together"].append(rate_of(together, concurrency))
                 at_once.append(images / (batches() - before))
-                rates["one_by_one"].append(asked(one_by_one, concurrency, max(images // 2, 1)))
+                rates["one_by_one"].append(rate_of(one_by_one, concurrency, max(images // 2, 1)))
                 rates["naive_one"].append(naively(max(images // 4, 1)))
-                rates["one_client"].append(asked(together, 1, max(images // 8, 1)))
+                rates["one_client"].append(rate_of(together, 1, max(images // 8, 1)))
     found = {name: np.array(values) for name, values in rates.items()}  # (repeats, 2)
 
     def ratio(one: str, other: str) -> dict[str, float]:
@@ -218,8 +218,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    told = command.parsed(parser)
-    command.tell(run(told.pop("encoder"), **told))
+    arguments = command.parsed(parser)
+    command.print_result(run(arguments.pop("encoder"), **arguments))
 
 
 if __name__ == "__main__":

@@ -49,14 +49,14 @@ def run(encoder: str, *, repeats: int = 5) -> dict[str, Any]:
         store = bank(Path(made) / "bank", load_encoder(str(clip), device="cpu").space)
         asking = ["-m", "clipfake", "query", str(image), "--store", str(store.folder), "--device", "cpu", "--json"]
         ways = {"ours": asking, "naive": ["-c", NAIVE, str(clip), str(image)]}
-        told: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+        outcome: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for _ in range(repeats):
             for name, arguments in ways.items():
-                told[name].append(cost([sys.executable, *arguments]))
+                outcome[name].append(cost([sys.executable, *arguments]))
     result: dict[str, Any] = {"machine": machine(), "encoder": encoder, "repeats": repeats}
-    for name, costs in told.items():
+    for name, costs in outcome.items():
         result[name] = {key: round(float(np.median([one[key] for one in costs])), 3) for key in costs[0]}
-    pairs = list(zip(told["ours"], told["naive"], strict=True))
+    pairs = list(zip(outcome["ours"], outcome["naive"], strict=True))
     for key in ("seconds", "core_seconds"):
         ratios = [ours[key] / naive[key] for ours, naive in pairs]
         result[f"{key}_ours_over_naive"] = round(float(np.median(ratios)), 3)
@@ -81,8 +81,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved; medians are printed")
-    told = vars(parser.parse_args())
-    command.tell(run(told.pop("encoder"), **told))
+    arguments = vars(parser.parse_args())
+    command.print_result(run(arguments.pop("encoder"), **arguments))
 
 
 if __name__ == "__main__":

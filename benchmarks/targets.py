@@ -77,10 +77,10 @@ def run(
         limit, repeats = limit or QUICK, 1
     result: dict[str, Any] = {"machine": throughput.machine(), "encoder": encoder}
     if torch.cuda.is_available():
-        told, targets = on_card(images, encoder, limit=limit, repeats=repeats, threads=threads, quick=quick)
+        outcome, targets = on_card(images, encoder, limit=limit, repeats=repeats, threads=threads, quick=quick)
     else:
-        told, targets = on_cores(images, encoder, limit=limit or CPU_IMAGES, repeats=repeats, threads=threads)
-    result |= told
+        outcome, targets = on_cores(images, encoder, limit=limit or CPU_IMAGES, repeats=repeats, threads=threads)
+    result |= outcome
     ran = {name: found for name, found in result["runs"].items() if "why" not in found}
     result["ratio_to_naive"] = {name: found["ratio_to_naive"] for name, found in ran.items()}
     if long:
@@ -145,11 +145,11 @@ def on_card(
     with tempfile.TemporaryDirectory() as made:
         large = write_architecture(Path(made) / "large", place, dimensions)
         encoders = {"ViT-B/32": (encoder, place), "ViT-L/14": (with_random_weights(str(large)), str(large))}
-        for name, (told, folder) in encoders.items():
+        for name, (metrics, folder) in encoders.items():
             at: dict[str, Any] = {"limit": limit or CARD_IMAGES[name], "repeats": repeats, "threads": threads}
             at |= {"processes": processes}
             try:
-                found = throughput.run(images, told, device=device, naive_limit=NAIVE_IMAGES, repeated=True, **at)
+                found = throughput.run(images, metrics, device=device, naive_limit=NAIVE_IMAGES, repeated=True, **at)
             except (ClipfakeError, torch.OutOfMemoryError) as e:
                 runs[name] = {"why": str(e)}
                 continue
@@ -187,12 +187,12 @@ def of_the_better(run: dict[str, Any]) -> float:
     return max(float(run[way]["images_per_second"]) for way in ("end_to_end", "crew") if way in run)
 
 
-def of_long_runs(told: dict[str, Any]) -> list[Target]:
+def of_long_runs(fields: dict[str, Any]) -> list[Target]:
     """Those of many rows and many files."""
-    kinds = [kind for kind in told["start"].values() if isinstance(kind, dict) and "rows" in kind]
+    kinds = [kind for kind in fields["start"].values() if isinstance(kind, dict) and "rows" in kind]
     start = max(kind["listing_to_first_batch"] for kind in kinds)
     return [
-        Target("peak memory, many rows over few", 1.5, told["memory"]["peak_ratio"], most=True),
+        Target("peak memory, many rows over few", 1.5, fields["memory"]["peak_ratio"], most=True),
         Target("seconds from listing to the first batch", 10, start, most=True),
     ]
 
@@ -206,8 +206,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int)
     parser.add_argument("--long", action="store_true", help="memory and start-up too")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} images, once: a trial of the command")
-    told = command.parsed(parser)
-    command.tell(run(told.pop("images"), told.pop("encoder"), **told))
+    arguments = command.parsed(parser)
+    command.print_result(run(arguments.pop("images"), arguments.pop("encoder"), **arguments))
 
 
 if __name__ == "__main__":

@@ -77,10 +77,10 @@ def run(
     naive = load_naive(encoder, device)
     result: dict[str, Any] = {"machine": machine(), "images": len(paths), "encoder": encoder, "repeats": repeats}
     for name in precision.split(","):
-        named, told = EncoderSpec(encoder, device, name), options or IndexOptions(text=False)
-        result[name] = _measure(named.load(), naive, paths, few, repeats, told)
+        named, outcome = EncoderSpec(encoder, device, name), options or IndexOptions(text=False)
+        result[name] = _measure(named.load(), naive, paths, few, repeats, outcome)
         if processes > 1:
-            result[name]["crew"] = {"processes": processes, **_crew(named, paths, repeats, told, processes)}
+            result[name]["crew"] = {"processes": processes, **_crew(named, paths, repeats, outcome, processes)}
     return result
 
 

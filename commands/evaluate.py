@@ -56,9 +56,9 @@ def evaluate_command(
     if replay_by is not None:
         from ..detector.evaluation.temporal_holdout import read_dates, temporal_holdout
 
-        told = temporal_holdout(snapshot, read_dates(replay_by), seed=seed)
-        show(told.to_dict() if as_json else shown.replay_table(told))
-        written = shown.write_replay(told, out) if out else []
+        report = temporal_holdout(snapshot, read_dates(replay_by), seed=seed)
+        show(report.to_dict() if as_json else shown.replay_table(report))
+        written = shown.write_replay(report, out) if out else []
     else:
         from ..detector.evaluation.leave_one_out import leave_one_out as evaluate
 

@@ -114,8 +114,8 @@ def index_command(
 
     def images() -> int | None:
         """About how many the run will look at."""
-        told = count(found)
-        return None if told is None else min(told // (options.shard or (0, 1))[1], limit or told)
+        total = count(found)
+        return None if total is None else min(total // (options.shard or (0, 1))[1], limit or total)
 
     require_decoder(decoder)
     Store(store).require_room()  # before an encoder is waited for
@@ -129,8 +129,8 @@ def index_command(
     with hired(named, store, options, engine, processes, address, workers) as (who, go):
         notice(who)
         opened = create_store(store, who)
-        with progress_of(images) as bar, machines_told(log_json, prometheus) as told:
-            report = go(found, opened, options, all_of(*told, *([bar] if bar else [])))
+        with progress_of(images) as bar, machines_told(log_json, prometheus) as progress_writer:
+            report = go(found, opened, options, all_of(*progress_writer, *([bar] if bar else [])))
     show(report.to_dict() if as_json else index_summary(report.to_dict()))
     for lost in report.lost:
         say(lost)
@@ -182,7 +182,7 @@ def hired(
         else:
             model = encoder.load()
     if engine == "local" and processes == 1:
-        yield model, lambda folders, opened, *told: index(folders, opened, model, *told)
+        yield model, lambda folders, opened, *line: index(folders, opened, model, *line)
         return
     with crew:
         yield crew, partial(index_with, crew)
@@ -193,13 +193,13 @@ def machines_told(log: Path | None, prometheus: Path | None) -> Iterator[list[Pr
     """What tells a run to machines; the log is opened to be added to and closed at the end."""
     from ..indexer.progress import JsonLines, PrometheusFile
 
-    told: list[Progress] = [PrometheusFile(prometheus)] if prometheus else []
+    writers: list[Progress] = [PrometheusFile(prometheus)] if prometheus else []
     if log is None:
-        yield told
+        yield writers
         return
     try:
         stream = log.open("a", encoding="utf-8")
     except OSError as e:
         raise SourceError(f"the log {log} cannot be written ({e.strerror}); name another file") from e
     with stream:
-        yield [*told, JsonLines(stream)]
+        yield [*writers, JsonLines(stream)]

@@ -80,8 +80,8 @@ def create_store(folder: Path, encoder: Embeds) -> Store:
 
 def notice(encoder: Embeds) -> None:
     """Say so in one line where verdicts mean nothing beyond the sample."""
-    if said := notice_of(encoder):
-        say(said)
+    if text := notice_of(encoder):
+        say(text)
 
 
 def notice_of(encoder: Embeds) -> str:

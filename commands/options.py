@@ -107,42 +107,42 @@ def rows_of(snapshot: Snapshot, label: str, source: str, category: str) -> Mask 
     return None if which.selects_all else which.mask(snapshot)
 
 
-def share_of(told: str) -> float:
+def share_of(text: str) -> float:
     """A share as people write it.
 
     >>> share_of("1%"), share_of("0.25")
     (0.01, 0.25)
     """
     try:
-        share = float(told.removesuffix("%")) / (100 if told.endswith("%") else 1)
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError as e:
-        raise typer.BadParameter(f"{told} is no share; write 1% or 0.01") from e
+        raise typer.BadParameter(f"{text} is no share; write 1% or 0.01") from e
     if not 0 <= share <= 1:
-        raise typer.BadParameter(f"{told} is not between 0% and 100%")
+        raise typer.BadParameter(f"{text} is not between 0% and 100%")
     return share
 
 
 def share_between(low: float, high: float) -> Callable[[str], float]:
     """What reads a share of an option, and refuses one beyond these."""
 
-    def read(told: str) -> float:
-        share = share_of(str(told))  # typer hands over a default too, which is a number
+    def read(text: str) -> float:
+        share = share_of(str(text))  # typer hands over a default too, which is a number
         if not low <= share <= high:
-            raise typer.BadParameter(f"{told} is not between {low:.2%} and {high:.2%}")
+            raise typer.BadParameter(f"{text} is not between {low:.2%} and {high:.2%}")
         return share
 
     return read
 
 
-def part_of(told: str) -> tuple[int, int] | None:
+def part_of(text: str) -> tuple[int, int] | None:
     """The i-th of n parts, counted from 1 on the command line.
 
     >>> part_of("2/8"), part_of("")
     ((1, 8), None)
     """
-    if not told:
+    if not text:
         return None
-    part, _, parts = told.partition("/")
+    part, _, parts = text.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise typer.BadParameter(f"{told} is no part; write 1/8 to 8/8", param_hint="--shard")
+        raise typer.BadParameter(f"{text} is no part; write 1/8 to 8/8", param_hint="--shard")
     return int(part) - 1, int(parts)

@@ -63,14 +63,14 @@ def reproduce_command(
         except ClipfakeError as e:
             lacking |= {cell.name: str(e) for cell in cells}
             continue
-        if (said := notice_of(model)) and said not in notices:
-            notices.append(said)
+        if (notice := notice_of(model)) and notice not in notices:
+            notices.append(notice)
         for cell in cells:
-            told = outcome(snapshot, cell, options, out / "runs")
-            if isinstance(told, str):
-                lacking[cell.name] = told
+            run_result = outcome(snapshot, cell, options, out / "runs")
+            if isinstance(run_result, str):
+                lacking[cell.name] = run_result
             else:
-                runs[cell.name] = told
+                runs[cell.name] = run_result
     result = {"runs": runs, "missing": lacking, "notices": notices, "encoders": backbones}
     write_text(out / "reproduced.json", json.dumps(result) + "\n")
     written = write_tables(result, out)
@@ -104,15 +104,15 @@ def outcome(snapshot: Snapshot, cell: PaperRun, options: PaperOptions, folder: P
         return why
     path = folder / f"{cell.name}.json"
     try:
-        told: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if told["asked"] == json.loads(json.dumps(asked_of(snapshot, options))):
-            return told
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if content["asked"] == json.loads(json.dumps(asked_of(snapshot, options))):
+            return content
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not run yet, or a file of something else: it is run again
     try:
-        with status_of(cell.name) as tell:
-            told = run(snapshot, cell, options, tell).to_dict()
+        with status_of(cell.name) as show_step:
+            content = run(snapshot, cell, options, show_step).to_dict()
     except ClipfakeError as e:
         return str(e)
-    write_text(path, json.dumps(told) + "\n")
+    write_text(path, json.dumps(content) + "\n")
     return json.loads(path.read_text(encoding="utf-8"))  # type: ignore[no-any-return]

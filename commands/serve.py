@@ -66,5 +66,5 @@ def serve_command(
         notice=notice_of(model),
         degraded=degraded_by_name,
         elsewhere=elsewhere_of(search_at, timeout=ENGINE_SECONDS),
-        tell=lambda url: say(f"{url}  (Ctrl-C ends it)"),
+        on_ready=lambda url: say(f"{url}  (Ctrl-C ends it)"),
     )

@@ -33,8 +33,8 @@ def store_info_command(store: StoreOption = STORE, as_json: JsonOption = False) 
     from ..store.maintenance.info import info
     from ..store.store import Store
 
-    told = info(Store.open(store)).to_dict()
-    show(told if as_json else store_info(told))
+    report = info(Store.open(store)).to_dict()
+    show(report if as_json else store_info(report))
 
 
 @app.command("snapshots")
@@ -47,8 +47,8 @@ def store_snapshots_command(store: StoreOption = STORE, as_json: JsonOption = Fa
     from ..store.maintenance.info import history
     from ..store.store import Store
 
-    told = history(Store.open(store)).to_dict()
-    show(told if as_json else history_table(told))
+    report = history(Store.open(store)).to_dict()
+    show(report if as_json else history_table(report))
 
 
 @app.command("undo")
@@ -64,8 +64,8 @@ def store_undo_command(
     from ..store.store import Store
 
     snapshot = Store.open(store).undo(number)
-    told = {"snapshot": snapshot.number, "rows": len(snapshot)}
-    show(told if as_json else f"snapshot {snapshot.number} has the {len(snapshot):,} rows of snapshot {number}")
+    report = {"snapshot": snapshot.number, "rows": len(snapshot)}
+    show(report if as_json else f"snapshot {snapshot.number} has the {len(snapshot):,} rows of snapshot {number}")
 
 
 @app.command("index")
@@ -86,8 +86,8 @@ def store_index_command(
 
     if kind not in ("auto", "exact", "plain", "compact"):
         raise typer.BadParameter(f"{kind} is none of auto, exact, plain, compact", param_hint="--kind")
-    told = build_index(Store.open(store), kind, seed=seed, anew=anew).to_dict()  # type: ignore[arg-type]
-    show(told if as_json else built(told))
+    report = build_index(Store.open(store), kind, seed=seed, anew=anew).to_dict()  # type: ignore[arg-type]
+    show(report if as_json else built(report))
 
 
 @app.command("verify")
@@ -115,8 +115,8 @@ def store_repair_command(store: StoreOption = STORE, as_json: JsonOption = False
     from ..show.store_tables import repaired
     from ..store.maintenance.repair import repair
 
-    told = repair(store).to_dict()
-    show(told if as_json else repaired(told))
+    report = repair(store).to_dict()
+    show(report if as_json else repaired(report))
 
 
 @app.command("compact")
@@ -129,8 +129,8 @@ def store_compact_command(store: StoreOption = STORE, as_json: JsonOption = Fals
     from ..store.maintenance.compact import compact
     from ..store.store import Store
 
-    told = compact(Store.open(store)).to_dict()
-    show(told if as_json else compacted(told))
+    report = compact(Store.open(store)).to_dict()
+    show(report if as_json else compacted(report))
 
 
 @app.command("export")
@@ -156,8 +156,8 @@ def store_export_command(
 
     snapshot = Store.open(store).snapshot()
     where = rows_of(snapshot, label, source, category)
-    told = export_rows(snapshot, to, layout, where, rows_per_file).to_dict()  # type: ignore[arg-type]
-    show(told if as_json else exported(told))
+    report = export_rows(snapshot, to, layout, where, rows_per_file).to_dict()  # type: ignore[arg-type]
+    show(report if as_json else exported(report))
 
 
 @app.command("import")
@@ -198,8 +198,8 @@ def store_import_command(
     else:
         where = foreign_space(space, ImportFolder.open(folder).dim) if space else None  # type: ignore[assignment]
     meaning = ImportDefaults(source, label_of(label), columns)
-    told = import_rows(folder, store, where, meaning, normalise=normalise).to_dict()
-    show(told if as_json else imported(told))
+    report = import_rows(folder, store, where, meaning, normalise=normalise).to_dict()
+    show(report if as_json else imported(report))
 
 
 @app.command("column")
@@ -232,10 +232,10 @@ def store_column_command(
     opened = Store.open(store)
     found = expand(folders) if folders else None
     model = load_encoder(encoder, device=device, precision=precision)
-    with status_of("encoding") as tell:
-        told = add_vectors(opened, name, model, found, lambda done, rows: tell(f"{done:,} of {rows:,} rows"))
-    show(told.to_dict() if as_json else filled(told.to_dict()))
-    if told.missing and not told.added and not told.known:
+    with status_of("encoding") as show_step:
+        report = add_vectors(opened, name, model, found, lambda done, rows: show_step(f"{done:,} of {rows:,} rows"))
+    show(report.to_dict() if as_json else filled(report.to_dict()))
+    if report.missing and not report.added and not report.known:
         raise SystemExit(1)
 
 
@@ -268,12 +268,16 @@ def store_duplicates_command(
 
     snapshot = Store.open(store).snapshot()
     where = rows_of(snapshot, label, source, category)
-    with tempfile.TemporaryDirectory() as scratch, status_of("comparing") as tell:
+    with tempfile.TemporaryDirectory() as scratch, status_of("comparing") as show_step:
         pairs = all_pairs(
-            snapshot, out or Path(scratch) / "pairs", k, where, lambda done, rows: tell(f"{done:,} of {rows:,} rows")
+            snapshot,
+            out or Path(scratch) / "pairs",
+            k,
+            where,
+            lambda done, rows: show_step(f"{done:,} of {rows:,} rows"),
         )
-        told = find_duplicates(snapshot, pairs, threshold).to_dict()
-    show(told if as_json else doubled(told))
+        report = find_duplicates(snapshot, pairs, threshold).to_dict()
+    show(report if as_json else doubled(report))
 
 
 @app.command("push")
@@ -304,7 +308,7 @@ def store_push_command(
     engine = open_backend(to, collection, CollectionLayout(shards, replicas, quantised))  # type: ignore[arg-type]
     try:
         snapshot = Store.open(store).snapshot()
-        told = push(snapshot, engine, recall=recall, queries=queries, anew=anew).to_dict()
+        report = push(snapshot, engine, recall=recall, queries=queries, anew=anew).to_dict()
     finally:
         engine.close()
-    show(told if as_json else pushed(told))
+    show(report if as_json else pushed(report))

@@ -102,8 +102,8 @@ def train_command(
     options = TrainOptions(kind.value, triplet, sources=chosen, balanced=balanced, recipe=recipe, seed=seed)
     names = [name for name in columns.split(",") if name]
     opened = Store.open(store)
-    with status_of("training") as tell:
-        fitted = fit_detector(opened, head, options, vectors=names, on_progress=tell)
+    with status_of("training") as show_step:
+        fitted = fit_detector(opened, head, options, vectors=names, on_progress=show_step)
         fitted.save()
     report = fitted.to_dict()
     show(report if as_json else training_summary(report))
@@ -131,12 +131,12 @@ def report_command(
     from ..store.store import Store
 
     detector = VectorDetector.load(Store.open(store), head)
-    said = NOTICE if is_standin(detector.head.space.encoder) else ""
+    notice = NOTICE if is_standin(detector.head.space.encoder) else ""
     written = write_report(
         detector,
         head_folder(store, head),
         out,
         title=f"Head “{head}” of the store “{store.resolve().name}”",
-        notice=said,
+        notice=notice,
     )
     show({"report": str(out), "figures": [str(path) for path in written[1:]]} if as_json else f"report: {out}")

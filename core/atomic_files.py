@@ -56,12 +56,12 @@ def written_aside(path: Path) -> Iterator[Path]:
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a file of JSON; raises OSError or ValueError, whatever a stranger put there."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as e:
         raise ValueError("it is nested too deep") from e
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise ValueError("it is no JSON object")
-    return told
+    return content
 
 
 def read_array(path: Path, mode: Literal["r", "r+"] = "r") -> npt.NDArray[Any]:

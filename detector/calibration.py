@@ -165,21 +165,21 @@ class Calibration:
         }
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> Calibration:
+    def from_dict(cls, fields: dict[str, Any]) -> Calibration:
         """Raises KeyError, TypeError, ValueError or OverflowError where it is none."""
-        one, two = map(float, told["weights"])
-        arrays = {name: np.asarray(told[name], np.float64) for name in ("real", "fake", "nearest")}
+        one, two = map(float, fields["weights"])
+        arrays = {name: np.asarray(fields[name], np.float64) for name in ("real", "fake", "nearest")}
         for name, array in arrays.items():
             if array.ndim != 1 or not len(array) or not np.isfinite(array).all() or (array[1:] < array[:-1]).any():
                 raise ValueError(f"{name} of the shape {array.shape} holds no numbers in order")
-        lines = [Platt(float(told[name]["slope"]), float(told[name]["offset"])) for name in ("svm", "neighbors")]
-        offset = float(told["offset"])
+        lines = [Platt(float(fields[name]["slope"]), float(fields[name]["offset"])) for name in ("svm", "neighbors")]
+        offset = float(fields["offset"])
         if not np.isfinite(
             [one, two, offset, *(number for line in lines for number in (line.slope, line.offset))]
         ).all():
             raise ValueError("its slopes, weights or offsets are no numbers to reckon with")
         svm, neighbors = lines
-        held_out, head = str(told["held_out"]), str(told["head"])
+        held_out, head = str(fields["held_out"]), str(fields["head"])
         return cls(svm, neighbors, (one, two), offset, held_out=held_out, head=head, **arrays)
 
     def save(self, folder: Path) -> None:

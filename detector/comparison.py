@@ -25,10 +25,10 @@ class Comparison:
         """The result in one sentence."""
         points = f"{100 * self.difference:+.2f} points ({100 * self.interval[0]:+.2f} to {100 * self.interval[1]:+.2f})"
         if self.p >= 0.05:
-            said = f"{first} does not differ from {second} beyond chance"
+            claim = f"{first} does not differ from {second} beyond chance"
         else:
-            said = f"{first} {'beats' if self.difference > 0 else 'falls below'} {second} beyond chance"
-        return f"{said}: {points} of test accuracy, McNemar p = {self.p:.2g}."
+            claim = f"{first} {'beats' if self.difference > 0 else 'falls below'} {second} beyond chance"
+        return f"{claim}: {points} of test accuracy, McNemar p = {self.p:.2g}."
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

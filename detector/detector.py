@@ -202,13 +202,13 @@ class VectorDetector:
     def _read(
         self, margin: float, evidence: Evidence, question: QueryOptions
     ) -> tuple[Answer, float, dict[str, float], tuple[bool, bool], tuple[str, ...], float]:
-        told = self.calibration
+        calibration = self.calibration
         svm, near = np.array([margin]), evidence.signal
-        score = told.decision_function(svm, near)
-        signals = {"svm": float(told.svm(svm)[0]), "neighbors": float(told.neighbors(near)[0])}
-        [[real, fake]] = told.possible(score, question.error).tolist()
-        percentile = float(told.percentile(evidence.nearest)[0])
-        answer, reasons = decide(signals, (real, fake), percentile, question.error, told.least_error)
+        score = calibration.decision_function(svm, near)
+        signals = {"svm": float(calibration.svm(svm)[0]), "neighbors": float(calibration.neighbors(near)[0])}
+        [[real, fake]] = calibration.possible(score, question.error).tolist()
+        percentile = float(calibration.percentile(evidence.nearest)[0])
+        answer, reasons = decide(signals, (real, fake), percentile, question.error, calibration.least_error)
         return answer, float(score[0]), signals, (real, fake), reasons, percentile
 
     def _told(self, witnesses: Matches) -> tuple[Neighbor, ...]:
@@ -216,7 +216,7 @@ class VectorDetector:
         snapshot = self.snapshot
         rows = witnesses.rows[0][witnesses.rows[0] >= 0]
         columns = ("keys", "sources", "generators", "categories", "paths")
-        told = zip(*(snapshot.column(name)[rows].tolist() for name in columns), strict=True)
+        columns_of_rows = zip(*(snapshot.column(name)[rows].tolist() for name in columns), strict=True)
         similarity = np.minimum(
             witnesses.similarity[0, : len(rows)], 1.0
         )  # of halves, the product of equals may be a little more
@@ -224,7 +224,7 @@ class VectorDetector:
         return tuple(
             Neighbor(key, float(near), source, generator, category, path, PART_NAMES[int(split)], int(row))
             for (key, source, generator, category, path), near, split, row in zip(
-                told, similarity, splits, rows, strict=True
+                columns_of_rows, similarity, splits, rows, strict=True
             )
         )
 
@@ -232,8 +232,8 @@ class VectorDetector:
         """The rows of a file, in words."""
         rows = self.bank.find(digest, most=STORED)
         columns = (self.snapshot.column(name)[rows].tolist() for name in ("keys", "labels", "sources", "generators"))
-        told = zip(*columns, strict=True)
-        return tuple(StoredCopy(key, LABELS[label], source, generator) for key, label, source, generator in told)
+        rows_found = zip(*columns, strict=True)
+        return tuple(StoredCopy(key, LABELS[label], source, generator) for key, label, source, generator in rows_found)
 
     def _generator(self, fakes: Candidates, percentile: float) -> str:
         """By a vote of the nearest fakes, however many of one source; "unknown" without a clear winner."""

@@ -190,8 +190,8 @@ class Bank:
         vectors = np.atleast_2d(vectors)
         fetched = times * self.rules.k
         scopes = [self._classes[label] for label in labels]
-        told = zip(labels, scopes, self.snapshot.search_each(vectors, fetched, scopes, RECALL), strict=True)
-        near = {label: self._candidates(found, scope, digests) for label, scope, found in told}
+        matches_of_label = zip(labels, scopes, self.snapshot.search_each(vectors, fetched, scopes, RECALL), strict=True)
+        near = {label: self._candidates(found, scope, digests) for label, scope, found in matches_of_label}
         return {
             label: self._topped_up(near[label], vectors, digests, scope)
             for label, scope in zip(labels, scopes, strict=True)

@@ -44,8 +44,8 @@ def head_names(folder: Path) -> list[str]:
 def columns_of(folder: Path) -> tuple[str, ...]:
     """The store's columns that the head in a folder reads, its own vectors alone where there is no head (yet)."""
     try:
-        told = read_json(folder / "head.json")
-        return tuple(map(str, told["options"].get("columns") or (MAIN,)))
+        content = read_json(folder / "head.json")
+        return tuple(map(str, content["options"].get("columns") or (MAIN,)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return (MAIN,)
 
@@ -151,10 +151,10 @@ class Head:
         arrays = folder / f"head-{digest[:16]}.safetensors"
         with written_aside(arrays) as temporary:
             temporary.write_bytes(content)
-        told = {"format": FORMAT, "version": VERSION, "arrays": arrays.name, "digest": digest, **self.to_dict()}
+        fields = {"format": FORMAT, "version": VERSION, "arrays": arrays.name, "digest": digest, **self.to_dict()}
         if self.vocabulary is not None:
-            told["categories"] = self.vocabulary.categories.tolist()
-        write_text(folder / "head.json", json.dumps(told, indent=1, allow_nan=False) + "\n")
+            fields["categories"] = self.vocabulary.categories.tolist()
+        write_text(folder / "head.json", json.dumps(fields, indent=1, allow_nan=False) + "\n")
         ours = {arrays.name, f"calibration-{self.digest[:16]}.json"}
         for old in (*folder.glob("head-*.safetensors"), *folder.glob("calibration*.json")):
             if old.name not in ours:
@@ -177,21 +177,21 @@ class Head:
 
         path = folder / "head.json"
         try:
-            told = read_json(path)
-            if told["format"] != FORMAT or told["version"] != VERSION:
+            fields = read_json(path)
+            if fields["format"] != FORMAT or fields["version"] != VERSION:
                 raise HeadError(
-                    f"{path} is a {told['format']!r} of version {told['version']}; "
+                    f"{path} is a {fields['format']!r} of version {fields['version']}; "
                     f"this release reads {FORMAT!r} {VERSION}. Train the head again"
                 )
-            content = (folder / Path(told["arrays"]).name).read_bytes()
-            if hashlib.blake2b(content, digest_size=16).hexdigest() != told["digest"]:
-                raise HeadError(f"{folder / told['arrays']} was altered (checksum differs); train the head again")
-            head = _head(told, load(content))
+            content = (folder / Path(fields["arrays"]).name).read_bytes()
+            if hashlib.blake2b(content, digest_size=16).hexdigest() != fields["digest"]:
+                raise HeadError(f"{folder / fields['arrays']} was altered (checksum differs); train the head again")
+            head = _head(fields, load(content))
             _require_sense(head)
         except FileNotFoundError as e:
             there = ", ".join(head_names(folder.parent))
-            said = f"name one of those that are there with --head: {there}" if there else "run `clipfake train` first"
-            raise HeadError(f"no head at {folder}; {said}") from e
+            hint = f"name one of those that are there with --head: {there}" if there else "run `clipfake train` first"
+            raise HeadError(f"no head at {folder}; {hint}") from e
         except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, SafetensorError) as e:
             raise HeadError(f"{path} is not a readable head ({e}); train it again") from e
         if space is not None:
@@ -219,22 +219,22 @@ def _arrays(head: Head) -> dict[str, npt.NDArray[Any]]:
     return arrays
 
 
-def _head(told: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Head:
+def _head(fields: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Head:
     def under(prefix: str) -> dict[str, npt.NDArray[Any]]:
         return {name.removeprefix(prefix): a for name, a in arrays.items() if name.startswith(prefix)}
 
-    split = told["split"]
+    split = fields["split"]
     return Head(
-        space=Space.from_dict(told["space"]),
-        snapshot=int(told["snapshot"]),
+        space=Space.from_dict(fields["space"]),
+        snapshot=int(fields["snapshot"]),
         split=Split(arrays["split.hashes"], arrays["split.parts"], split["recipe"], int(split["seed"])),
-        projection=Projection(told["projection"], under("projection.")),
+        projection=Projection(fields["projection"], under("projection.")),
         classifier=Svm.of(under("classifier.")),
-        threshold=float(told["threshold"]),
-        vocabulary=Vocabulary(names(told["categories"]), arrays["vocabulary"]) if "categories" in told else None,
-        metrics=told["metrics"],
-        options=told["options"],
-        versions=told["versions"],
+        threshold=float(fields["threshold"]),
+        vocabulary=Vocabulary(names(fields["categories"]), arrays["vocabulary"]) if "categories" in fields else None,
+        metrics=fields["metrics"],
+        options=fields["options"],
+        versions=fields["versions"],
     )
 
 

@@ -251,8 +251,8 @@ def expected_calibration_error(labels: Ints, probabilities: Scores, bins: int = 
     if not len(labels):
         return None
     which = np.minimum((probabilities * bins).astype(int), bins - 1)
-    said, found = np.bincount(which, probabilities, bins), np.bincount(which, labels, bins)
-    return float(np.abs(said - found).sum() / len(labels))
+    predicted, found = np.bincount(which, probabilities, bins), np.bincount(which, labels, bins)
+    return float(np.abs(predicted - found).sum() / len(labels))
 
 
 def best_threshold(labels: Ints, scores: Scores, *, balanced: bool = False) -> tuple[float, float]:

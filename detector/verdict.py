@@ -22,9 +22,9 @@ class Neighbor:
     row: int = field(compare=False)  # its position in the snapshot, for its thumbnail
 
     def to_dict(self) -> dict[str, Any]:
-        told = {**vars(self), "similarity": round(self.similarity, 6)}
-        del told["row"]
-        return told
+        fields = {**vars(self), "similarity": round(self.similarity, 6)}
+        del fields["row"]
+        return fields
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,15 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """A plain dictionary; the stable format of `query --json` and of the service."""
-        told = {**vars(self), "known": self.known, "stored": [dict(vars(row)) for row in self.stored]}
-        told["neighbors"] = {name: [n.to_dict() for n in found] for name, found in self.neighbors.items()}
-        told["signals"] = {name: round(value, 4) for name, value in self.signals.items()}
-        told["score"], told["probability"] = round(self.score, 4), round(self.probability, 4)
-        told["percentile"] = round(self.percentile, 1)
-        told["possible"], told["reasons"] = list(self.possible), list(self.reasons)
+        fields = {**vars(self), "known": self.known, "stored": [dict(vars(row)) for row in self.stored]}
+        fields["neighbors"] = {name: [n.to_dict() for n in found] for name, found in self.neighbors.items()}
+        fields["signals"] = {name: round(value, 4) for name, value in self.signals.items()}
+        fields["score"], fields["probability"] = round(self.score, 4), round(self.probability, 4)
+        fields["percentile"] = round(self.percentile, 1)
+        fields["possible"], fields["reasons"] = list(self.possible), list(self.reasons)
         for name in ("changes", "views"):
-            told[name] = [{**vars(change), "score": round(change.score, 4)} for change in getattr(self, name)]
-        return told
+            fields[name] = [{**vars(change), "score": round(change.score, 4)} for change in getattr(self, name)]
+        return fields
 
 
 @dataclass(frozen=True)

@@ -59,12 +59,12 @@ class Vocabulary:
             return self.vectors[self.nearest(vectors)]
         if given is None or len(given) != len(vectors):
             raise HeadError(f"{len(vectors)} images need {len(vectors)} categories; say one for each, or use zero-shot")
-        asked = np.asarray(given, TEXT)
-        place = np.minimum(np.searchsorted(self.categories, asked), len(self) - 1)
-        unsaid, unknown = asked == "", self.categories[place] != asked
+        queries = np.asarray(given, TEXT)
+        place = np.minimum(np.searchsorted(self.categories, queries), len(self) - 1)
+        unsaid, unknown = queries == "", self.categories[place] != queries
         if np.any(unknown & ~unsaid):
             raise HeadError(
-                f"no text vector of category {asked[unknown & ~unsaid][0]!r} is stored; "
+                f"no text vector of category {queries[unknown & ~unsaid][0]!r} is stored; "
                 f"known are {', '.join(self.categories[:12].tolist())}{' …' if len(self) > 12 else ''}"
             )
         if unsaid.any():

@@ -1,4 +1,4 @@
-"""Embed images that are not (yet) stored: files, folders, archives, standard input, arrays. Results stream, in order."""
+"""Embed images that need not be stored: files, folders, archives, standard input, arrays. Results stream, in order."""
 
 from __future__ import annotations
 

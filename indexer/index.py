@@ -116,15 +116,15 @@ class _Local(IndexRun):
             report.unused = gpu_decoder.unused if gpu_decoder else ""
             self.note_bad()
             report.ended = True
-            self.tell()
+            self.report_progress()
         return report
 
     def _write(self, batch: EncodedBatch) -> None:
         texts = texts_of(batch, self.encoder, self._texts) if self.options.text else {}
-        told = AppendCounts()
+        counts = AppendCounts()
         if batch.images:
-            told = self.sink.append(block_of(batch, self.encoder, texts, self.options.thumbnails))
-        self.settle([found.entry.key for found in batch.images], told, batch.refused)
+            counts = self.sink.append(block_of(batch, self.encoder, texts, self.options.thumbnails))
+        self.settle([found.entry.key for found in batch.images], counts, batch.refused)
 
 
 def texts_of(batch: EncodedBatch, encoder: Encoder, known: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:

@@ -113,7 +113,7 @@ class IndexRun:
     def _worth_trying(self, entry: ImageRef, bad: QuarantinedImage) -> bool:
         return self.options.retry_quarantined or _facts(entry) != (bad.bytes, bad.time)
 
-    def settle(self, keys: list[str], told: AppendCounts, refused: Sequence[tuple[ImageRef, str]]) -> None:
+    def settle(self, keys: list[str], counts: AppendCounts, refused: Sequence[tuple[ImageRef, str]]) -> None:
         """Count rows that were appended and images that could not be read."""
         report = self.report
         for entry, reason in refused:
@@ -124,16 +124,16 @@ class IndexRun:
         if keys and len(self._before):
             places = self._before.find(keys)
             self._seen[places[places >= 0]] = True
-        report.added += told.added
-        report.known += told.known
-        report.replaced += told.replaced
+        report.added += counts.added
+        report.known += counts.known
+        report.replaced += counts.replaced
         report.tried += len(keys) + len(refused)
         report.bad += len(refused)
         if report.tried >= TRIED_AT_LEAST:
             self._check_bad()
-        self.tell()
+        self.report_progress()
 
-    def tell(self) -> None:
+    def report_progress(self) -> None:
         self.report.tick(time.monotonic() - self._began)
         if self._progress:
             self._progress(self.report)

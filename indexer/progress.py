@@ -45,14 +45,14 @@ class PrometheusFile:
             write_text(self._path, exposition(report))
 
 
-def all_of(*told: Callable[[IndexReport], None]) -> Callable[[IndexReport], None]:
+def all_of(*writers: Callable[[IndexReport], None]) -> Callable[[IndexReport], None]:
     """One progress that tells them all, in this order."""
 
-    def tell(report: IndexReport) -> None:
-        for each in told:
+    def write_all(report: IndexReport) -> None:
+        for each in writers:
             each(report)
 
-    return tell
+    return write_all
 
 
 def figures(report: IndexReport) -> dict[str, Any]:
@@ -72,14 +72,19 @@ def figures(report: IndexReport) -> dict[str, Any]:
 
 def exposition(report: IndexReport) -> str:
     """The same in Prometheus' text format, version 0.0.4."""
-    told = figures(report)
-    images = [(f'outcome="{name}"', told[name]) for name in ("added", "known", "replaced", "bad")]
-    busy = [(f'stage="{name}"', share) for name, share in told["busy"].items()]
+    values = figures(report)
+    images = [(f'outcome="{name}"', values[name]) for name in ("added", "known", "replaced", "bad")]
+    busy = [(f'stage="{name}"', share) for name, share in values["busy"].items()]
     families = (
         ("clipfake_index_images_total", "counter", "Images the run has dealt with.", images),
-        ("clipfake_index_images_per_second", "gauge", "Images stored a second.", [("", told["images_per_second_now"])]),
+        (
+            "clipfake_index_images_per_second",
+            "gauge",
+            "Images stored a second.",
+            [("", values["images_per_second_now"])],
+        ),
         ("clipfake_index_stage_busy_ratio", "gauge", "Share of the time each stage was at work.", busy),
-        ("clipfake_index_seconds", "gauge", "Seconds since the run began.", [("", told["seconds"])]),
+        ("clipfake_index_seconds", "gauge", "Seconds since the run began.", [("", values["seconds"])]),
         (
             "clipfake_index_running",
             "gauge",

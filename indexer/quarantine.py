@@ -29,10 +29,10 @@ class QuarantinedImage:
 def read_quarantine(folder: Path) -> dict[str, QuarantinedImage]:
     """key -> what is known of it; {} where there is no list, or none that can be read."""
     try:
-        told = read_json(folder / NAME)
-        if (told["format"], told["version"]) != (FORMAT, VERSION):
+        content = read_json(folder / NAME)
+        if (content["format"], content["version"]) != (FORMAT, VERSION):
             return {}
-        return {row["key"]: QuarantinedImage(**row) for row in told["rows"]}
+        return {row["key"]: QuarantinedImage(**row) for row in content["rows"]}
     except (OSError, ValueError, KeyError, TypeError):
         return {}  # they are tried again, and listed again
 

@@ -49,8 +49,8 @@ class Batcher:
         """Room for so many images, all or none; raises Problem (busy) with the time after which to try again."""
         if self._taken + images > self._limits.waiting:
             seconds = str(retry_after(self._taken + images - self._limits.waiting, self._rate))
-            said = f"{self._taken} images wait already, {images} more are too many; try again in {seconds} s"
-            raise HttpProblem("busy", said, headers={"Retry-After": seconds})
+            message = f"{self._taken} images wait already, {images} more are too many; try again in {seconds} s"
+            raise HttpProblem("busy", message, headers={"Retry-After": seconds})
         self._take(images)
         try:
             yield

@@ -72,8 +72,8 @@ class ImageDecoder:
     def open(self, content: bytes, limits: Limits, *, thumbnail: bool = False, views: bool = False) -> UploadedImage:
         """Decode one file within the limits, with its degraded copies if asked; raises ImageError or Problem."""
         if len(content) > limits.image_bytes:
-            said = f"{len(content):,} bytes are more than the {limits.image_bytes:,} allowed for an image"
-            raise HttpProblem("too-large", f"{said}; send a smaller file")
+            message = f"{len(content):,} bytes are more than the {limits.image_bytes:,} allowed for an image"
+            raise HttpProblem("too-large", f"{message}; send a smaller file")
         refuse_hostile(content, limits.pixels)
         try:
             image = self.decode(content)
@@ -153,5 +153,5 @@ def scans_of(content: bytes) -> int:
 
 
 def too_many_pixels(width: int, height: int, most: int) -> HttpProblem:
-    said = f"{width} x {height} is more than the {most:,} pixels allowed"
-    return HttpProblem("too-large", f"{said}; send a smaller copy")
+    message = f"{width} x {height} is more than the {most:,} pixels allowed"
+    return HttpProblem("too-large", f"{message}; send a smaller copy")

@@ -84,8 +84,8 @@ def without_long_texts(content: bytes | bytearray, limits: Limits) -> tuple[byte
     for begin, end in texts(content, limits.json_bytes):
         if end - begin >= LONG:
             if (end - begin) * 3 // 4 > limits.image_bytes + LONG:  # a data URL has a few words before it
-                said = f"a text of {end - begin:,} bytes; an image may have {limits.image_bytes:,}"
-                raise HttpProblem("too-large", f"{said}; send a smaller file")
+                message = f"a text of {end - begin:,} bytes; an image may have {limits.image_bytes:,}"
+                raise HttpProblem("too-large", f"{message}; send a smaller file")
             rest += content[done:begin]
             word, done = f"{mark}-{len(lifted)}", end
             rest += word.encode()
@@ -131,8 +131,8 @@ def unescaped(text: bytes | bytearray) -> str:
     plain = text.replace(b"\\/", b"/") if b"\\" in text else text
     if b"\\" not in plain and plain.isascii():
         return plain.decode("ascii")
-    said: str = json.loads(b'"' + text + b'"', strict=False)
-    return said
+    content: str = json.loads(b'"' + text + b'"', strict=False)
+    return content
 
 
 def put_back(found: Any, lifted: dict[str, str]) -> Any:
@@ -148,5 +148,5 @@ def put_back(found: Any, lifted: dict[str, str]) -> Any:
 
 
 def too_much(most: int) -> HttpProblem:
-    said = f"more than {most:,} bytes of JSON beside the images in it"
-    return HttpProblem("too-large", f"{said}; ask for less at once, or send images as a form")
+    message = f"more than {most:,} bytes of JSON beside the images in it"
+    return HttpProblem("too-large", f"{message}; ask for less at once, or send images as a form")

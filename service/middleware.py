@@ -55,8 +55,8 @@ def allow_writing(headers: Mapping[str, str], token: str) -> None:
 def require_token(headers: Mapping[str, str], token: str) -> None:
     scheme, _, given = headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), token.encode()):
-        said = "send `Authorization: Bearer TOKEN` with the service's CLIPFAKE_TOKEN"
-        raise HttpProblem("token-required", said, headers={"WWW-Authenticate": "Bearer"})
+        message = "send `Authorization: Bearer TOKEN` with the service's CLIPFAKE_TOKEN"
+        raise HttpProblem("token-required", message, headers={"WWW-Authenticate": "Bearer"})
 
 
 def host_of(header: str) -> str:
@@ -111,8 +111,8 @@ class Gate:
                 if body.refused is not None:
                     raise body.refused
                 status = message["status"]
-                told = Headers(raw=message["headers"])
-                more = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k not in told]
+                headers = Headers(raw=message["headers"])
+                more = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k not in headers]
                 message["headers"] = [*message["headers"], *more]
             await send(message)
 
@@ -144,15 +144,15 @@ class Gate:
         if body.read > self.limits.request_bytes:
             body.refused = too_large(self.limits.request_bytes)
         elif self._held > self.limits.held_bytes:
-            said = f"requests of {self._held:,} bytes are being answered; try again in a second"
-            body.refused = HttpProblem("busy", said, headers={"Retry-After": "1", **CLOSE})
+            detail = f"requests of {self._held:,} bytes are being answered; try again in a second"
+            body.refused = HttpProblem("busy", detail, headers={"Retry-After": "1", **CLOSE})
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         allow(scope["path"], headers, self.token, public=self.public)
         if self._now > self.limits.requests and scope["path"] not in OPEN:
-            said = f"{self.limits.requests} requests are being answered; try again in a second"
-            raise HttpProblem("busy", said, headers={"Retry-After": "1"})
+            message = f"{self.limits.requests} requests are being answered; try again in a second"
+            raise HttpProblem("busy", message, headers={"Retry-After": "1"})
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.limits.request_bytes:
             raise too_large(self.limits.request_bytes)
@@ -161,8 +161,8 @@ class Gate:
         if isinstance(error, ClientDisconnect):
             return None  # nobody is there to be told
         if isinstance(error, TimeoutError):
-            said = f"not done after {self.limits.seconds:g} s; send fewer images at once, or try again"
-            return HttpProblem("too-slow", said) if body.done else HttpProblem("slow-upload", said, headers=CLOSE)
+            message = f"not done after {self.limits.seconds:g} s; send fewer images at once, or try again"
+            return HttpProblem("too-slow", message) if body.done else HttpProblem("slow-upload", message, headers=CLOSE)
         problem = problem_of(error, self.folder)
         if problem.status == 500 and problem is not error:  # else it was logged where it arose
             LOG.error("a request failed", exc_info=error)
@@ -170,5 +170,5 @@ class Gate:
 
 
 def too_large(most: int) -> HttpProblem:
-    said = f"the request is larger than the {most:,} bytes allowed; send fewer or smaller images"
-    return HttpProblem("too-large", said, headers=CLOSE)
+    message = f"the request is larger than the {most:,} bytes allowed; send fewer or smaller images"
+    return HttpProblem("too-large", message, headers=CLOSE)

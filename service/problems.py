@@ -61,8 +61,8 @@ class HttpProblem(Exception):
         self.headers = dict(headers or {})
 
     def to_dict(self) -> dict[str, Any]:
-        told = {"type": f"urn:clipfake:problem:{self.kind}", "title": self.title, "status": self.status}
-        return {**told, "detail": self.detail, **self.more}
+        fields = {"type": f"urn:clipfake:problem:{self.kind}", "title": self.title, "status": self.status}
+        return {**fields, "detail": self.detail, **self.more}
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.to_dict(), self.status, self.headers, MEDIA_TYPE)
@@ -78,17 +78,17 @@ def problem_of(error: Exception, folder: Path | None = None) -> HttpProblem:
     """
     if isinstance(error, HttpProblem):
         return error
-    said = str(error).replace(str(folder), folder.name) if folder else str(error)
+    detail = str(error).replace(str(folder), folder.name) if folder else str(error)
     if isinstance(error, Locked):
-        return HttpProblem("locked", said, headers={"Retry-After": "5"})
+        return HttpProblem("locked", detail, headers={"Retry-After": "5"})
     if isinstance(error, ImageError):
-        return HttpProblem("bad-image", said)
+        return HttpProblem("bad-image", detail)
     if isinstance(error, NoStore | NotEnoughRows | HeadError | SpaceMismatch):
-        return HttpProblem("cannot-judge", said)
+        return HttpProblem("cannot-judge", detail)
     if isinstance(error, BadBlock | EncoderError):
-        return HttpProblem("invalid", said)
+        return HttpProblem("invalid", detail)
     if isinstance(error, ClipfakeError):
-        return HttpProblem("failed", said)
+        return HttpProblem("failed", detail)
     if isinstance(error, HTTPException):
         if isinstance(error.__cause__, HttpProblem):  # of body.py, which FastAPI lets through in this form alone
             return error.__cause__
@@ -101,5 +101,5 @@ def problem_of_validation(found: Sequence[Any]) -> HttpProblem:
     """What the framework found wrong in the parameters or the body."""
     kind = "bad-request" if any(one["type"] == "json_invalid" for one in found) else "invalid"
     places = [{"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in found[:TOLD]]
-    said = "; ".join(f"{one['where']}: {one['what']}" for one in places[:3])
-    return HttpProblem(kind, said or "see /openapi.json", errors=places)
+    detail = "; ".join(f"{one['where']}: {one['what']}" for one in places[:3])
+    return HttpProblem(kind, detail or "see /openapi.json", errors=places)

@@ -30,11 +30,11 @@ class GuardedBackend:
 
     def of(self, snapshot: Snapshot) -> Searcher:
         """As `Elsewhere`; raises Problem where it cannot be asked, or does not hold what it should."""
-        with self.asked(StoreError):
+        with self.guarded(StoreError):
             return GuardedSearcher(self, self._elsewhere(snapshot))
 
     @contextmanager
-    def asked(self, *failures: type[StoreError]) -> Iterator[None]:
+    def guarded(self, *failures: type[StoreError]) -> Iterator[None]:
         """Inside, these errors are the engine's and become Problems."""
         before = self._failure
         if before and (left := self._rests_until - monotonic()) > 0:
@@ -63,7 +63,7 @@ class GuardedSearcher:
     searches: Searcher
 
     def search(self, queries: Vectors, k: int, where: Mask | None = None, recall: float = 0.99) -> Matches:
-        with self.engine.asked(BackendError, Locked):  # what else may be wrong is so with the store or the question
+        with self.engine.guarded(BackendError, Locked):  # what else may be wrong is so with the store or the question
             return self.searches.search(queries, k, where, recall)
 
 
@@ -75,10 +75,10 @@ def problem_of_engine(failure: StoreError, rest: float = 0.0) -> HttpProblem:
     """
     seconds = str(max(1, math.ceil(rest)))
     if isinstance(failure, BackendTimeout):
-        said = f"the search engine behind this service did not answer in time; try again in {seconds} s"
-        return HttpProblem("engine-slow", said, headers={"Retry-After": seconds})
+        message = f"the search engine behind this service did not answer in time; try again in {seconds} s"
+        return HttpProblem("engine-slow", message, headers={"Retry-After": seconds})
     if isinstance(failure, BackendUnavailable | Locked):
-        said = f"the search engine behind this service cannot be reached; try again in {seconds} s"
-        return HttpProblem("engine-down", said, headers={"Retry-After": seconds})
-    said = "the search engine behind this service refuses, or does not hold the rows of this store"
-    return HttpProblem("engine-failed", f"{said}; whoever runs the service finds the reason in its log")
+        message = f"the search engine behind this service cannot be reached; try again in {seconds} s"
+        return HttpProblem("engine-down", message, headers={"Retry-After": seconds})
+    message = "the search engine behind this service refuses, or does not hold the rows of this store"
+    return HttpProblem("engine-failed", f"{message}; whoever runs the service finds the reason in its log")

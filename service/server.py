@@ -24,7 +24,7 @@ def serve(
     port: int = 8000,
     token: str | None = None,
     proxy: bool = False,
-    tell: Callable[[str], None] = lambda url: None,
+    on_ready: Callable[[str], None] = lambda url: None,
     **options: Any,
 ) -> None:
     """Serve until SIGINT or SIGTERM. The options are those of `clipfake.service.app.app`.
@@ -68,7 +68,7 @@ def serve(
     )
     with listening(host, port) as ours, suppress(KeyboardInterrupt):
         name = f"[{host}]" if ":" in host else host
-        tell(f"http://{name}:{ours.getsockname()[1]}")  # whoever asks before the server runs is kept waiting
+        on_ready(f"http://{name}:{ours.getsockname()[1]}")  # whoever asks before the server runs is kept waiting
         uvicorn.Server(config).run(sockets=[ours])
 
 

@@ -129,8 +129,8 @@ class AppState:
         metrics: ServiceMetrics,
         elsewhere: Elsewhere | None = None,
     ) -> None:
-        asked = space_of(store.snapshot(), columns_of(head_folder(store.folder, head)))
-        eyes.encoder.space.require(asked, f"the store {store.folder}")
+        space = space_of(store.snapshot(), columns_of(head_folder(store.folder, head)))
+        eyes.encoder.space.require(space, f"the store {store.folder}")
         self.store, self.eyes, self.limits, self.metrics = store, eyes, limits, metrics
         self._head, self.rules, self._engine = head, rules, GuardedBackend(elsewhere) if elsewhere else None
         self._loaded: LoadedDetector | None = None
@@ -237,10 +237,10 @@ class AppState:
         """The store in figures, without its path."""
         version = self._version()
         if self._figures is None or self._figures[0] != version:
-            told = info(self.store).to_dict()
-            del told["path"]
-            told["space"]["encoder"] = without_folders(told["space"]["encoder"])
-            self._figures = version, told
+            report = info(self.store).to_dict()
+            del report["path"]
+            report["space"]["encoder"] = without_folders(report["space"]["encoder"])
+            self._figures = version, report
         return self._figures[1]
 
     def text(self, words: str) -> npt.NDArray[np.float32]:

@@ -81,8 +81,8 @@ def draw_sheet(entries: Sequence[SheetEntry], thumbnail: Callable[[int], bytes])
 def _panel(entry: SheetEntry, thumbnail: Callable[[int], bytes]) -> Image.Image:
     verdict = entry.verdict
     columns = max(LEAST, *(len(found) for found in verdict.neighbors.values()))
-    asked = 2 * CELL + LABEL + GAP
-    left = MARGIN + asked + 2 * GAP
+    image_width = 2 * CELL + LABEL + GAP
+    left = MARGIN + image_width + 2 * GAP
     width = left + columns * (CELL + GAP) - GAP + MARGIN
     top = MARGIN + HEAD
     height = top + 2 * (TITLE + CELL + LABEL) + MARGIN // 2
@@ -95,20 +95,22 @@ def _panel(entry: SheetEntry, thumbnail: Callable[[int], bytes]) -> Image.Image:
     beside = MARGIN + round(_font(30, bold=True).getlength(title)) + 18
     how_sure = ", ".join(filter(None, (chance(verdict), maker(verdict))))
     draw.text((beside, MARGIN), _fitted(how_sure, _font(20), width - beside - MARGIN), INK, _font(20))
-    for line, (said, ink) in enumerate(((_why(verdict), INK), (_signals(verdict), GREY))):
+    for line, (heading_width, ink) in enumerate(((_why(verdict), INK), (_signals(verdict), GREY))):
         where = (MARGIN, MARGIN + 36 + 22 * line)
-        draw.text(where, _fitted(said, _font(14), width - 2 * MARGIN), ink, _font(14))
+        draw.text(where, _fitted(heading_width, _font(14), width - 2 * MARGIN), ink, _font(14))
 
-    _place(panel, entry.picture, (MARGIN, top + TITLE), asked)
+    _place(panel, entry.picture, (MARGIN, top + TITLE), image_width)
     edge = top + TITLE
-    draw.rectangle((MARGIN - 3, edge - 3, MARGIN + asked + 2, edge + asked + 2), outline=colour, width=3)
-    draw.text((MARGIN, edge + asked + 10), _fitted(Path(verdict.image).name, _font(14), asked), INK, _font(14))
+    draw.rectangle((MARGIN - 3, edge - 3, MARGIN + image_width + 2, edge + image_width + 2), outline=colour, width=3)
+    draw.text(
+        (MARGIN, edge + image_width + 10), _fitted(Path(verdict.image).name, _font(14), image_width), INK, _font(14)
+    )
 
     for row, name in enumerate(("real", "fake")):
         y = top + row * (TITLE + CELL + LABEL)
         draw.text((left, y), f"{SHAPES[name]} nearest {name}", COLOURS[name], _font(15, bold=True))
-        said = round(_font(15, bold=True).getlength(f"{SHAPES[name]} nearest {name}"))
-        draw.text((left + said + 10, y + 2), "cosine similarity and source", GREY, _font(12))
+        heading_width = round(_font(15, bold=True).getlength(f"{SHAPES[name]} nearest {name}"))
+        draw.text((left + heading_width + 10, y + 2), "cosine similarity and source", GREY, _font(12))
         for column, neighbor in enumerate(verdict.neighbors[name][:columns]):
             x = left + column * (CELL + GAP)
             _place(panel, picture_of(neighbor, thumbnail), (x, y + TITLE), CELL)
@@ -120,9 +122,9 @@ def _panel(entry: SheetEntry, thumbnail: Callable[[int], bytes]) -> Image.Image:
 def _why(verdict: Verdict) -> str:
     """The reasons, and what would be said otherwise."""
     changes = "; ".join(f"{change.what} it would be {change.verdict}" for change in verdict.changes)
-    told = ("; ".join(verdict.reasons), changes, kept(verdict))
-    said = ". ".join(part[:1].upper() + part[1:] for part in told if part)
-    return f"{said}."
+    parts = ("; ".join(verdict.reasons), changes, kept(verdict))
+    text = ". ".join(part[:1].upper() + part[1:] for part in parts if part)
+    return f"{text}."
 
 
 def _signals(verdict: Verdict) -> str:

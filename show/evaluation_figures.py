@@ -32,8 +32,8 @@ def heat_map(
             if np.isfinite(values[i, j]):
                 ink = ink_on(colours(values[i, j]))
                 bold = "bold" if i == len(down) - 1 or j == len(across) - 1 else "normal"
-                said = f"{values[i, j]:.2f}"
-                ax.text(j, i, said, ha="center", va="center", fontsize=8, color=ink, fontweight=bold)
+                text = f"{values[i, j]:.2f}"
+                ax.text(j, i, text, ha="center", va="center", fontsize=8, color=ink, fontweight=bold)
     ax.axhline(len(down) - 1.5, color="white", linewidth=5)
     ax.axvline(len(across) - 1.5, color="white", linewidth=5)
     ax.set_xticks(range(len(across)), map(shortened, across), rotation=35, ha="right")
@@ -78,8 +78,8 @@ def replay_lines(windows: Sequence[Mapping[str, Any]]) -> ReportFigure:
         ax.plot(place, values, color=colour, linestyle=style, marker=marker, markersize=4, label=word)
     ax.axhline(0.5, color=GREY, linewidth=0.8)
     names = [", ".join(w["sources"]) for w in windows]
-    told = [f"{w['date']}\n{shortened(n)}" for w, n in zip(windows, names, strict=True)]
-    ax.set_xticks(place, told, rotation=35, ha="right")
+    labels = [f"{w['date']}\n{shortened(n)}" for w, n in zip(windows, names, strict=True)]
+    ax.set_xticks(place, labels, rotation=35, ha="right")
     ax.set_ylim(min(0.45, *(w[name] - 0.03 for w in windows for name, *_ in lines)), 1.02)
     figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     columns = ("date", "sources", "generators", "n", "auc", "accuracy", "past_auc")

@@ -34,9 +34,9 @@ def atlas_table(atlases: Sequence[LeaveOneOut]) -> RenderableType:
 
 def atlas_json(atlases: Sequence[LeaveOneOut]) -> dict[str, Any]:
     """The first head's figures, each head's in `heads`, and the cells of all."""
-    told = {atlas.head: atlas.to_dict() for atlas in atlases}
-    cells = [cell for one in told.values() for cell in one.pop("cells")]
-    return {**next(iter(told.values())), "heads": told, "cells": cells}
+    report = {atlas.head: atlas.to_dict() for atlas in atlases}
+    cells = [cell for one in report.values() for cell in one.pop("cells")]
+    return {**next(iter(report.values())), "heads": report, "cells": cells}
 
 
 def atlas_picture(atlas: LeaveOneOut) -> ReportFigure:

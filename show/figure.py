@@ -38,8 +38,10 @@ class ReportFigure:
     def image(self, kind: str) -> bytes:
         """As "svg" or "png"."""
         out = io.BytesIO()
-        told: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 160}
-        self.figure.savefig(out, format=kind, facecolor="white", **told)  # as wide as it says: all letters are one size
+        options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 160}
+        self.figure.savefig(
+            out, format=kind, facecolor="white", **options
+        )  # as wide as it says: all letters are one size
         return out.getvalue()
 
     def draw(self, folder: Path) -> list[Path]:

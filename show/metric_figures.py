@@ -26,8 +26,8 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> ReportFigure
     """Counts at the threshold 0, per split."""
     figure, axes = new_axes(len(metrics), height=2.7, share=True)
     rows: list[tuple[Any, ...]] = []
-    for ax, (part, told) in zip(axes, metrics.items(), strict=True):
-        c = told["confusion"]
+    for ax, (part, figures) in zip(axes, metrics.items(), strict=True):
+        c = figures["confusion"]
         counts = np.array([[c["tn"], c["fp"]], [c["fn"], c["tp"]]])
         shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         ax.imshow(shares, cmap="Blues", vmin=0, vmax=1)
@@ -38,10 +38,10 @@ def confusion_matrices(metrics: Mapping[str, Mapping[str, Any]]) -> ReportFigure
         ax.set_xticks([0, 1], ["real", "fake"])
         ax.set_yticks([0, 1], ["real", "fake"], rotation=90, va="center")
         ax.set_xlabel("called")
-        ax.set_title(f"{part}: accuracy {_percent(told['accuracy'])}", fontsize=9)
+        ax.set_title(f"{part}: accuracy {_percent(figures['accuracy'])}", fontsize=9)
         ax.spines[:].set_visible(False)
         ax.tick_params(length=0)
-        rows.append((part, c["tn"], c["fp"], c["fn"], c["tp"], told["accuracy"]))
+        rows.append((part, c["tn"], c["fp"], c["fn"], c["tp"], figures["accuracy"]))
     axes[0].set_ylabel("in truth")
     columns = ("part", "tn", "fp", "fn", "tp", "accuracy")
     caption = (
@@ -84,15 +84,15 @@ def metric_bars(metrics: Mapping[str, Mapping[str, Any]]) -> ReportFigure:
     figure, (ax,) = new_axes(height=3.2)
     width, rows = 0.8 / max(len(metrics), 1), list[tuple[Any, ...]]()
     looks = {"train": ("#c9ccd1", ""), "validation": (REAL, ""), "test": (FAKE, "////")}
-    for i, (part, told) in enumerate(metrics.items()):
-        values = [told[name]["macro"] if isinstance(told[name], Mapping) else told[name] for name in METRICS]
+    for i, (part, figures) in enumerate(metrics.items()):
+        values = [figures[name]["macro"] if isinstance(figures[name], Mapping) else figures[name] for name in METRICS]
         place = np.arange(len(METRICS)) + (i - (len(metrics) - 1) / 2) * width
         colour, hatch = looks[part]
         heights = [v if v is not None else 0.0 for v in values]
         ax.bar(place, heights, width, color=colour, hatch=hatch, edgecolor="white", label=part)
         for x, value in zip(place, values, strict=True):
-            said = "–" if value is None else f"{value:.2f}"
-            ax.annotate(said, (x, value or 0), (0, 2), textcoords="offset points", fontsize=6, ha="center")
+            text = "–" if value is None else f"{value:.2f}"
+            ax.annotate(text, (x, value or 0), (0, 2), textcoords="offset points", fontsize=6, ha="center")
         rows += [(name, part, value) for name, value in zip(METRICS, values, strict=True)]
     ax.set_xticks(range(len(METRICS)), list(METRICS.values()))
     ax.set_ylim(0, 1.08)
@@ -111,8 +111,8 @@ def roc_curves(scored: Mapping[str, tuple[Array, Array]]) -> ReportFigure:
         tpr, fpr = np.cumsum(hits) / max(hits.sum(), 1), np.cumsum(~hits) / max((~hits).sum(), 1)
         colour, style = LINES[part]
         area = auc(labels, scores)
-        said = part if area is None else f"{part}, AUC {area:.3f}"
-        ax.plot([0, *fpr], [0, *tpr], color=colour, linestyle=style, label=said)
+        text = part if area is None else f"{part}, AUC {area:.3f}"
+        ax.plot([0, *fpr], [0, *tpr], color=colour, linestyle=style, label=text)
         step = max(1, len(fpr) // 200)
         rows += [(part, float(x), float(y)) for x, y in zip(fpr[::step], tpr[::step], strict=True)]
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
@@ -137,9 +137,9 @@ def reliability(labels: Array, probabilities: Array, bins: int = 10) -> ReportFi
         if span := wilson(hits, n):
             rows.append((float(probabilities[here].mean()), hits / n, *span, n))
     ax.plot([0, 1], [0, 1], color=GREY, linewidth=0.8)
-    said, true, low, high, count = (np.array(column) for column in zip(*rows, strict=True))
-    ax.vlines(said, low, high, color=FAKE, linewidth=1.2, alpha=0.8)
-    ax.scatter(said, true, s=10 + 110 * count / count.max(), color=FAKE, edgecolor="white", zorder=3)
+    predicted, true, low, high, count = (np.array(column) for column in zip(*rows, strict=True))
+    ax.vlines(predicted, low, high, color=FAKE, linewidth=1.2, alpha=0.8)
+    ax.scatter(predicted, true, s=10 + 110 * count / count.max(), color=FAKE, edgecolor="white", zorder=3)
     ax.set_aspect("equal")
     ax.set_xlim(-0.03, 1.03)
     ax.set_ylim(-0.03, 1.03)

@@ -23,8 +23,8 @@ def percent(share: float) -> str:
         return "< 0.1%"
     if share > 0.999:
         return "> 99.9%"
-    told = 100 * share
-    return f"{told:.1f}%" if told < 1 or told > 99 else f"{math.floor(told + 0.5)}%"
+    number = 100 * share
+    return f"{number:.1f}%" if number < 1 or number > 99 else f"{math.floor(number + 0.5)}%"
 
 
 def likelier(score: float) -> str:
@@ -36,8 +36,8 @@ def likelier(score: float) -> str:
     times = math.exp(abs(score))
     if times < 1.1:
         return "says next to nothing"
-    told = "> 1,000" if times >= 1000 else str(math.floor(times + 0.5)) if times >= 10 else f"{times:.1f}"
-    return f"{told}× likelier if {'fake' if score > 0 else 'real'}"
+    text = "> 1,000" if times >= 1000 else str(math.floor(times + 0.5)) if times >= 10 else f"{times:.1f}"
+    return f"{text}× likelier if {'fake' if score > 0 else 'real'}"
 
 
 def chance(verdict: Verdict) -> str:
@@ -74,8 +74,8 @@ def kept(verdict: Verdict) -> str:
     for row in verdict.stored:
         keys.setdefault(origin(row), []).append(row.key)
     more = {what: f" and {len(found) - 1} more" if len(found) > 1 else "" for what, found in keys.items()}
-    said = " and as ".join(f"{what} ({found[0]}{more[what]})" for what, found in keys.items())
-    return f"this very file is stored as {said}"
+    phrase = " and as ".join(f"{what} ({found[0]}{more[what]})" for what, found in keys.items())
+    return f"this very file is stored as {phrase}"
 
 
 def familiar(percentile: float) -> str:
@@ -94,5 +94,5 @@ def familiar(percentile: float) -> str:
         (67, "as usual"),
         (99, "more than most"),
     )
-    said = next((said for below, said in levels if percentile < below), "unusually close, perhaps a copy")
-    return f"{said}: nearer to its nearest than {rank} of 100 known images"
+    phrase = next((phrase for below, phrase in levels if percentile < below), "unusually close, perhaps a copy")
+    return f"{phrase}: nearer to its nearest than {rank} of 100 known images"

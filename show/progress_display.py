@@ -55,7 +55,7 @@ def progress_of(count: Callable[[], int | None]) -> Iterator[Callable[[Any], Non
 
         threading.Thread(target=fill, daemon=True).start()
 
-        def told(report: Any) -> None:
+        def show_report(report: Any) -> None:
             done = report.added + report.known + report.replaced + len(report.skipped)
             bad = f"{len(report.skipped):,} skipped" if report.skipped else ""
             now, average = f"{report.images_per_second_now:,.0f}", f"{report.images_per_second:,.0f}"
@@ -66,7 +66,7 @@ def progress_of(count: Callable[[], int | None]) -> Iterator[Callable[[Any], Non
             doing = "stopping after what is under way" if report.interrupted else "indexing"
             bar.update(task, description=doing, completed=done, rate=rate, busy=busy, bad=bad)
 
-        yield told
+        yield show_report
 
 
 @contextmanager
@@ -94,10 +94,12 @@ def index_summary(report: dict[str, Any], *, planned: bool = False) -> Renderabl
     parts: list[RenderableType] = [table(title, ["source", *labels], rows)]
     if not planned:
         words = {"added": "added", "known": "known already", "replaced": "replaced", "dropped": "dropped"}
-        said = ", ".join(f"{report[name]:,} {word}" for name, word in words.items() if report[name] or name == "added")
-        parts.append(Text(f"\n{said} in {report['seconds']:.1f} s"))
+        totals = ", ".join(
+            f"{report[name]:,} {word}" for name, word in words.items() if report[name] or name == "added"
+        )
+        parts.append(Text(f"\n{totals} in {report['seconds']:.1f} s"))
         if report["images_per_second"]:
-            stages = ", ".join(f"{name} {told['busy']:.0%}" for name, told in report["stages"].items())
+            stages = ", ".join(f"{name} {stage['busy']:.0%}" for name, stage in report["stages"].items())
             limit = f", limited by {report['limit']} (busy: {stages})"
             parts.append(Text(f"{report['images_per_second']:,.1f} images/s{limit}"))
         parts += [Text(sentence) for sentence in decoded(report)]

@@ -108,7 +108,7 @@ def draw_all(
     )
     yield training_figures.explained_variance(_shares(snapshot.vectors(rows["train"])), _shares(projected["train"]))
     measured = {"head + neighbours": report["detector"]["test"], "head": report["head"]["test"]}
-    measured |= {spoken(name): told["test"] for name, told in report["baselines"].items()}
+    measured |= {spoken(name): baseline["test"] for name, baseline in report["baselines"].items()}
     yield metric_figures.measure_bars(measured)
     yield metric_figures.metric_bars(report["head"])
     scored = {name: (labels[positions], score_rows(head, snapshot, positions)) for name, positions in rows.items()}
@@ -116,8 +116,8 @@ def draw_all(
     test = rows["test"]
     known = detector.bank.where(parts == PARTS["train"])
     evidence = known.evidence(snapshot.vectors(test), snapshot.column("digests")[test])
-    said = probability(detector.calibration.decision_function(scored["test"][1], evidence.signal))
-    yield metric_figures.reliability(labels[test], said)
+    probabilities = probability(detector.calibration.decision_function(scored["test"][1], evidence.signal))
+    yield metric_figures.reliability(labels[test], probabilities)
     yield from map(atlas_picture, atlases)
 
 
@@ -150,12 +150,12 @@ def page(
     sentences = [*(one.sentence for one in atlases), *report["sentences"], *report["detector"]["sentences"]]
     parts = {f"head, {part}": report["head"][part] for part in PARTS}
     measures = _table("with 95% intervals", {**parts, "head + neighbours, test": report["detector"]["test"]}, MORE)
-    by_mode = {f"category {MODES[mode]}": told for mode, told in (report.get("categories") or {}).items()}
+    by_mode = {f"category {MODES[mode]}": measures for mode, measures in (report.get("categories") or {}).items()}
     categories = _table("test rows, by where the category comes from", by_mode, MEASURES) if by_mode else ""
     baselines = ""
     if report["baselines"]:
         ours = {"head + neighbours": report["detector"]["test"], "head": report["head"]["test"]}
-        others = {spoken(name): told["test"] for name, told in report["baselines"].items()}
+        others = {spoken(name): measures["test"] for name, measures in report["baselines"].items()}
         note = html.escape(f"The baselines {learned_from(report['baselines'])}.")
         baselines = _table("test rows", {**ours, **others}, MEASURES, across=False) + f"<p class=note>{note}</p>"
     sections = {
@@ -181,11 +181,11 @@ def _anchor(name: str) -> str:
     return name.lower().replace(" ", "-")
 
 
-def _promises(told: Mapping[str, Any]) -> str:
+def _promises(report: Mapping[str, Any]) -> str:
     """What was promised beside what came of it, for generators that were seen and for ones that were not."""
     rows = ""
     for name, words in (("seen", "generators that were seen"), ("unseen", "generators never seen")):
-        if not (found := told.get(name)):
+        if not (found := report.get(name)):
             continue
         shares = [_share(found[key]) for key in ("answered", "wrong", "real_excluded", "fake_excluded")]
         worst = f"{html.escape(found['worst'])} {_share(found['worst_excluded'])}" if found.get("worst") else "–"
@@ -213,7 +213,7 @@ def _table(
     title: str, columns: Mapping[str, Mapping[str, Any]], measures: Mapping[str, str], *, across: bool = True
 ) -> str:
     """Measures down and what was measured across, or the other way round and without intervals."""
-    cells = {(name, one): _cell(told, one, spans=across) for name, told in columns.items() for one in measures}
+    cells = {(name, one): _cell(column, one, spans=across) for name, column in columns.items() for one in measures}
     words: Mapping[str, str] = {name: html.escape(name) for name in columns}
     down, top = (measures, words) if across else (words, measures)
     header = "".join(f"<th scope=col>{word}</th>" for word in top.values())
@@ -227,13 +227,13 @@ def _table(
     return f'<div class="wide"><table{shape}>{caption}{head}<tbody>{lines}</tbody></table></div>'
 
 
-def _cell(told: Mapping[str, Any], measure: str, *, spans: bool) -> str:
+def _cell(report: Mapping[str, Any], measure: str, *, spans: bool) -> str:
     """A measure, and its interval where it has one."""
     name, _, of_class = measure.partition(".")
-    value = told[name][of_class] if of_class else told[name]
-    said = "–" if value is None else f"{value:.3f}"
-    span = (told.get("intervals") or {}).get(measure.replace(".", "_")) if spans else None
-    return f"{said} <small>{span[0]:.3f}–{span[1]:.3f}</small>" if span else said
+    value = report[name][of_class] if of_class else report[name]
+    text = "–" if value is None else f"{value:.3f}"
+    span = (report.get("intervals") or {}).get(measure.replace(".", "_")) if spans else None
+    return f"{text} <small>{span[0]:.3f}–{span[1]:.3f}</small>" if span else text
 
 
 def _figures(pictures: Mapping[str, ReportFigure], *names: str) -> str:

@@ -22,24 +22,24 @@ WITHIN = "the paper's figure lies within the interval of ours"
 
 def paper_tables(result: dict[str, Any]) -> RenderableType:
     """What `clipfake reproduce --json` gives, to be read by a person: accuracies alone, the rest is in the files."""
-    parts: list[RenderableType] = [Text(f"{said}\n", style="bold") for said in result["notices"]]
+    parts: list[RenderableType] = [Text(f"{text}\n", style="bold") for text in result["notices"]]
     compared = [[*row[:3], *row[4:7]] for row in compared_rows(result) if row[3] == "accuracy"]
     if compared:
         parts += [table("accuracy in the paper and here (per cent)", [*COMPARED[:3], *COMPARED[4:7]], compared), Text()]
     runs = [[*row[:4], *row[6:]] for row in run_rows(result)]
     if runs:
         parts += [table("test accuracy of every run (per cent)", [*OTHERS[:4], *OTHERS[6:]], runs), Text()]
-    parts += [Text(f"• {said}") for said in sentences(result)]
+    parts += [Text(f"• {text}") for text in sentences(result)]
     return Group(*parts)
 
 
 def write_tables(result: dict[str, Any], folder: Path) -> list[Path]:
     """The same as `tables.md` and `tables.csv`; returns where they are."""
     compared, runs = compared_rows(result), run_rows(result)
-    lines = ["# The paper's tables, run again", "", *(f"**{said}**\n" for said in result["notices"])]
+    lines = ["# The paper's tables, run again", "", *(f"**{text}**\n" for text in result["notices"])]
     for title, columns, rows in (("Its ten tables", COMPARED, compared), ("Every run", OTHERS, runs)):
         lines += [f"## {title} (per cent)", "", _line(columns), _line(["---"] * len(columns)), *map(_line, rows), ""]
-    lines += [f"- {said}" for said in sentences(result)]
+    lines += [f"- {text}" for text in sentences(result)]
     written = io.StringIO()
     csv.writer(written).writerows([COMPARED, *compared])
     paths = [folder / "tables.md", folder / "tables.csv"]
@@ -86,7 +86,9 @@ def _run(cell: PaperRun, run: dict[str, Any]) -> list[str]:
     test = run["parts"]["test"]
     modes = [_percent(run["modes"][mode]["accuracy"]) if run["modes"] else "" for mode in ("zero-shot", "mean")]
     probe = run["baselines"].get("linear_probe")
-    others = ", ".join(f"{DATA[name].name} {_percent(told['accuracy'])}" for name, told in run["elsewhere"].items())
+    others = ", ".join(
+        f"{DATA[name].name} {_percent(metrics['accuracy'])}" for name, metrics in run["elsewhere"].items()
+    )
     return [
         ", ".join(str(one.number) for one in cell.tables) or "new",
         run_name(cell),
@@ -100,21 +102,21 @@ def _run(cell: PaperRun, run: dict[str, Any]) -> list[str]:
 
 def sentences(result: dict[str, Any]) -> list[str]:
     """What to take home, and what is missing."""
-    told = []
+    lines = []
     tests = [(one, result["runs"][one.cell]) for one in TABLES if "test" in one.parts and one.cell in result["runs"]]
     if tests:
         inside = [one for one, run in tests if _within(one, run)]
         numbers = ", ".join(str(one.number) for one in inside) or "none"
-        told.append(f"Of {len(tests)} tables with test rows, {WITHIN} in {len(inside)} ({numbers}).")
+        lines.append(f"Of {len(tests)} tables with test rows, {WITHIN} in {len(inside)} ({numbers}).")
     for name, data in DATA.items():
         used = {sum(run["rows"][p] for p in PARTS) for cell, run in result["runs"].items() if cell.endswith(f"-{name}")}
         if used:
-            told.append(f"{data.name}: {min(used):,} rows were used, in the paper {data.rows:,}.")
+            lines.append(f"{data.name}: {min(used):,} rows were used, in the paper {data.rows:,}.")
     missing: dict[str, list[str]] = {}
     for cell, why in result["missing"].items():
         missing.setdefault(why, []).append(cell)
-    told += [f"Not run: {', '.join(cells)}: {why}" for why, cells in missing.items()]
-    return told
+    lines += [f"Not run: {', '.join(cells)}: {why}" for why, cells in missing.items()]
+    return lines
 
 
 def run_name(one: PaperRun | PaperTable) -> str:

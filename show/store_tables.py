@@ -11,31 +11,33 @@ from rich.text import Text
 from .verdict_panel import table
 
 
-def store_info(told: dict[str, Any]) -> RenderableType:
+def store_info(report: dict[str, Any]) -> RenderableType:
     """What `clipfake store info --json` gives, to be read by a person."""
-    space = told["space"]
+    space = report["space"]
     facts = [
-        f"store     {told['path']}",
+        f"store     {report['path']}",
         f"encoder   {space['encoder']} ({space['dim']}-d, {space['fingerprint'][:12]})",
-        f"snapshot  {told['snapshot']} of {when(told['created'])}, {told['snapshots']} kept",
-        f"size      {count(told['rows'], 'row')}, {count(told['categories'], 'category', 'categories')}, "
-        f"{count(told['shards'], 'shard')}, {size(told['bytes'])}",
+        f"snapshot  {report['snapshot']} of {when(report['created'])}, {report['snapshots']} kept",
+        f"size      {count(report['rows'], 'row')}, {count(report['categories'], 'category', 'categories')}, "
+        f"{count(report['shards'], 'shard')}, {size(report['bytes'])}",
     ]
-    if told["deleted_rows"]:
-        facts.append(f"deleted   {count(told['deleted_rows'], 'row')}; `clipfake store compact` gives back their room")
+    if report["deleted_rows"]:
+        facts.append(
+            f"deleted   {count(report['deleted_rows'], 'row')}; `clipfake store compact` gives back their room"
+        )
     labels = ("real", "fake", "unknown")
-    rows = [[s["name"], s["rows"], *(s[label] for label in labels)] for s in told["sources"]]
-    rows.append(["in all", told["rows"], *(told["labels"][label] for label in labels)])
+    rows = [[s["name"], s["rows"], *(s[label] for label in labels)] for s in report["sources"]]
+    rows.append(["in all", report["rows"], *(report["labels"][label] for label in labels)])
     parts: list[RenderableType] = [Text("\n".join(facts) + "\n"), table("rows", ["source", "rows", *labels], rows)]
     for what in ("indexes", "heads"):
-        if told[what]:
+        if report[what]:
             made = [
                 [m["name"], m["snapshot"], "older rows only" if m["stale"] else "up to date", size(m["bytes"])]
-                for m in told[what]
+                for m in report[what]
             ]
             parts += [Text(), table(what, ["name", "snapshot", "state", "size"], made, words=["state"])]
-    if told["columns"]:
-        made = [[c["name"], c["encoder"], c["dim"], c["missing"]] for c in told["columns"]]
+    if report["columns"]:
+        made = [[c["name"], c["encoder"], c["dim"], c["missing"]] for c in report["columns"]]
         parts += [
             Text(),
             table("more columns of vectors", ["name", "encoder", "dim", "rows missing"], made, words=["encoder"]),
@@ -43,40 +45,40 @@ def store_info(told: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def history(told: dict[str, Any]) -> RenderableType:
+def history(report: dict[str, Any]) -> RenderableType:
     """The snapshots one can go back to."""
-    rows = [[str(s["number"]), s["rows"], when(s["created"]), s["note"]] for s in told["snapshots"]]
+    rows = [[str(s["number"]), s["rows"], when(s["created"]), s["note"]] for s in report["snapshots"]]
     return table("snapshots", ["number", "rows", "created", "by"], rows, words=["created", "by"])
 
 
-def built(told: dict[str, Any]) -> RenderableType:
+def built(report: dict[str, Any]) -> RenderableType:
     """What `clipfake store index --json` gives."""
-    spent = f"{size(told['bytes'])}, {sum(told['seconds'].values()):.1f} s"
-    said = f"{told['why'][:1].upper()}{told['why'][1:]} ({told['action']}, {spent})."
-    if not told["labels"]:
-        return Text(said)
+    spent = f"{size(report['bytes'])}, {sum(report['seconds'].values()):.1f} s"
+    text = f"{report['why'][:1].upper()}{report['why'][1:]} ({report['action']}, {spent})."
+    if not report["labels"]:
+        return Text(text)
     names = {0: "real", 1: "fake", -1: "unknown"}
     rows = [
         [names[one["label"]], one["kind"], one["rows"], one["cells"], min(one["recall"].values(), default=None)]
-        for one in told["labels"]
+        for one in report["labels"]
     ]
     return Group(
-        table("indexes", ["label", "kind", "rows", "cells", "lowest recall@10"], rows, words=["kind"]), Text(said)
+        table("indexes", ["label", "kind", "rows", "cells", "lowest recall@10"], rows, words=["kind"]), Text(text)
     )
 
 
-def health(told: dict[str, Any], store: str) -> RenderableType:
+def health(report: dict[str, Any], store: str) -> RenderableType:
     """What `clipfake store verify --json` gives; `store` is its folder as one types it."""
-    looked = f"{told['files']:,} files, {size(told['bytes'])}, {told['rows']:,} rows"
-    if told["sound"]:
+    looked = f"{report['files']:,} files, {size(report['bytes'])}, {report['rows']:,} rows"
+    if report["sound"]:
         parts: list[RenderableType] = [Text(f"sound: {looked}", style="green")]
     else:
-        lost = sum(problem["lost"] for problem in told["problems"])
-        said = f"damaged: {lost:,} of {told['rows']:,} rows cannot be trusted ({looked})"
-        parts = [Text(said, style="red"), *(_found(one) for one in told["problems"])]
+        lost = sum(problem["lost"] for problem in report["problems"])
+        text = f"damaged: {lost:,} of {report['rows']:,} rows cannot be trusted ({looked})"
+        parts = [Text(text, style="red"), *(_found(one) for one in report["problems"])]
         parts.append(Text(f"next: clipfake store repair --store {store}, then the same clipfake index again"))
-    if told["notes"]:
-        parts += [Text("\nno damage, but to know:"), *(_found(one) for one in told["notes"])]
+    if report["notes"]:
+        parts += [Text("\nno damage, but to know:"), *(_found(one) for one in report["notes"])]
     return Group(*parts)
 
 
@@ -86,61 +88,61 @@ def _found(problem: dict[str, Any]) -> Text:
     return Text(f"  {problem['path']}: {problem['what']}" + (f" (rows {rows}{more})" if rows else ""))
 
 
-def repaired(told: dict[str, Any]) -> RenderableType:
+def repaired(report: dict[str, Any]) -> RenderableType:
     """What `clipfake store repair --json` gives."""
-    if not told["actions"]:
-        return Text(f"nothing to repair: {told['rows']:,} rows in snapshot {told['snapshot']}")
-    parts: list[RenderableType] = [Text(f"  {one['path']}: {one['what']}") for one in told["actions"]]
-    said = f"{told['lost']:,} rows lost, {told['rows']:,} left in snapshot {told['snapshot']}"
-    again = "\nthe same clipfake index again brings lost rows back" if told["lost"] else ""
-    return Group(*parts, Text(said + again))
+    if not report["actions"]:
+        return Text(f"nothing to repair: {report['rows']:,} rows in snapshot {report['snapshot']}")
+    parts: list[RenderableType] = [Text(f"  {one['path']}: {one['what']}") for one in report["actions"]]
+    text = f"{report['lost']:,} rows lost, {report['rows']:,} left in snapshot {report['snapshot']}"
+    again = "\nthe same clipfake index again brings lost rows back" if report["lost"] else ""
+    return Group(*parts, Text(text + again))
 
 
-def compacted(told: dict[str, Any]) -> RenderableType:
+def compacted(report: dict[str, Any]) -> RenderableType:
     """What `clipfake store compact --json` gives."""
-    (shards, shards_now), (bytes_, bytes_now) = told["shards"], told["bytes"]
+    (shards, shards_now), (bytes_, bytes_now) = report["shards"], report["bytes"]
     before, now = f"{count(shards, 'shard')} of {size(bytes_)}", f"{shards_now:,} of {size(bytes_now)}"
-    held = f"; {told['held']} still being read, to go next time" if told["held"] else ""
-    given_up = f"{count(told['given_up'], 'earlier snapshot')} given up{held}"
-    return Text(f"{count(told['rows'], 'row')}: {before} became {now}\n{given_up}")
+    held = f"; {report['held']} still being read, to go next time" if report["held"] else ""
+    given_up = f"{count(report['given_up'], 'earlier snapshot')} given up{held}"
+    return Text(f"{count(report['rows'], 'row')}: {before} became {now}\n{given_up}")
 
 
-def pushed(told: dict[str, Any]) -> RenderableType:
+def pushed(report: dict[str, Any]) -> RenderableType:
     """What `clipfake store push --json` gives."""
-    said = (
-        f"{told['rows']:,} rows of snapshot {told['snapshot']} in {told['to']}: {told['pushed']:,} pushed, "
-        f"{told['kept']:,} were there, {told['dropped']:,} taken out ({sum(told['seconds'].values()):.1f} s)"
+    text = (
+        f"{report['rows']:,} rows of snapshot {report['snapshot']} in {report['to']}: {report['pushed']:,} pushed, "
+        f"{report['kept']:,} were there, {report['dropped']:,} taken out ({sum(report['seconds'].values()):.1f} s)"
     )
-    if not told["recall"]:
-        return Text(f"{said}; recall was not measured, every search is exact")
-    rows = [[name, told["recall_unplanned"][name], reached] for name, reached in told["recall"].items()]
-    return Group(Text(said), table("recall@10 against exact search", ["filter", "engine alone", "planned"], rows))
+    if not report["recall"]:
+        return Text(f"{text}; recall was not measured, every search is exact")
+    rows = [[name, report["recall_unplanned"][name], reached] for name, reached in report["recall"].items()]
+    return Group(Text(text), table("recall@10 against exact search", ["filter", "engine alone", "planned"], rows))
 
 
-def exported(told: dict[str, Any]) -> RenderableType:
+def exported(report: dict[str, Any]) -> RenderableType:
     """What `clipfake store export --json` gives."""
-    said = f"{told['rows']:,} rows of snapshot {told['snapshot']} in {told['folder']}"
-    return Text(f"{said}: {told['files']:,} files, {size(told['bytes'])}, layout {told['layout']}")
+    text = f"{report['rows']:,} rows of snapshot {report['snapshot']} in {report['folder']}"
+    return Text(f"{text}: {report['files']:,} files, {size(report['bytes'])}, layout {report['layout']}")
 
 
-def imported(told: dict[str, Any]) -> RenderableType:
+def imported(report: dict[str, Any]) -> RenderableType:
     """What `clipfake store import --json` gives."""
     return Text(
-        f"{told['rows']:,} rows read from {told['folder']}: {told['added']:,} added, {told['known']:,} were there, "
-        f"{told['replaced']:,} replaced (snapshot {told['snapshot']})"
+        f"{report['rows']:,} rows read from {report['folder']}: {report['added']:,} added, "
+        f"{report['known']:,} already stored, {report['replaced']:,} replaced (snapshot {report['snapshot']})"
     )
 
 
-def filled(told: dict[str, Any]) -> RenderableType:
+def filled(report: dict[str, Any]) -> RenderableType:
     """What `clipfake store column --json` gives."""
-    said = (
-        f"column {told['column']} ({told['encoder']}): {told['added']:,} of {told['rows']:,} rows added, "
-        f"{told['known']:,} were there, {told['missing']:,} still have none"
+    text = (
+        f"column {report['column']} ({report['encoder']}): {report['added']:,} of {report['rows']:,} rows added, "
+        f"{report['known']:,} were there, {report['missing']:,} still have none"
     )
-    parts = [Text(said), *(Text(f"  {key}: {why}") for key, why in list(told["failed"].items())[:5])]
-    if told["failures"] > 5:
-        parts.append(Text(f"  and {told['failures'] - 5:,} more (--json tells the first thousand)"))
-    if told["missing"]:
+    parts = [Text(text), *(Text(f"  {key}: {why}") for key, why in list(report["failed"].items())[:5])]
+    if report["failures"] > 5:
+        parts.append(Text(f"  and {report['failures'] - 5:,} more (--json tells the first thousand)"))
+    if report["missing"]:
         parts.append(Text("next: the same command, with --folders where the images are now"))
     return Group(*parts)
 
@@ -168,11 +170,11 @@ GROUPS_SHOWN = 10
 KEYS_SHOWN = 4
 
 
-def doubled(told: dict[str, Any]) -> RenderableType:
+def doubled(report: dict[str, Any]) -> RenderableType:
     """What `clipfake store duplicates --json` gives: the largest groups of copies."""
-    groups = told["groups"]
+    groups = report["groups"]
     if not groups:
-        return Text(f"no two of {told['rows']:,} rows are {told['threshold']:g} alike or more")
+        return Text(f"no two of {report['rows']:,} rows are {report['threshold']:g} alike or more")
     rows = [
         [
             len(one["keys"]),
@@ -182,10 +184,10 @@ def doubled(told: dict[str, Any]) -> RenderableType:
         ]
         for one in groups[:GROUPS_SHOWN]
     ]
-    said = (
-        f"{count(len(groups), 'group')} of rows that are {told['threshold']:g} alike or more; {told['extra']:,} of "
-        f"{told['rows']:,} rows are copies of another one. Across sources: {told['across_sources']:,}. "
-        f"Called both real and fake: {told['contradicting']:,}."
+    text = (
+        f"{count(len(groups), 'group')} of rows that are {report['threshold']:g} alike or more; {report['extra']:,} of "
+        f"{report['rows']:,} rows are copies of another one. Across sources: {report['across_sources']:,}. "
+        f"Called both real and fake: {report['contradicting']:,}."
     )
     more = (
         Text(f"and {len(groups) - GROUPS_SHOWN:,} smaller groups (--json tells all)")
@@ -193,7 +195,7 @@ def doubled(told: dict[str, Any]) -> RenderableType:
         else Text()
     )
     columns = ["rows", "lowest similarity", "labels", "keys"]
-    return Group(table("largest groups", columns, rows, words=columns[2:]), more, Text(said))
+    return Group(table("largest groups", columns, rows, words=columns[2:]), more, Text(text))
 
 
 def _keys(keys: list[str]) -> str:

@@ -22,10 +22,10 @@ def class_distribution(sources: Array, targets: Array, labels: Array) -> ReportF
     rows: list[tuple[Any, ...]] = []
     place = np.arange(len(names))
     shades = {-1: "#d5d8dc", 0: REAL}
-    told = np.unique(targets).tolist()
+    present = np.unique(targets).tolist()
     oranges = ["#f4c9a8", "#eda877", "#e38749", "#c8501e", "#9c3b12", "#6e270a"]
     offset = np.zeros(len(names))
-    for target in told:
+    for target in present:
         count = np.bincount(which[targets == target], minlength=len(names))
         colour = shades.get(target, oranges[(target - 1) % 6])
         left.barh(place, count, left=offset, color=colour, edgecolor="white", label=_target(target))
@@ -151,8 +151,8 @@ def explained_variance(raw: Array, projected: Array) -> ReportFigure:
             ax.plot(mark, total[mark - 1], "o", color=colour, markersize=4)
             above = (total[mark - 1], word == "projection") > (other[min(mark, len(other)) - 1], word != "projection")
             place, side = ((-5, 4), "right") if above else ((5, -10), "left")  # away from the other curve
-            said, where = f"{total[mark - 1]:.0%}", (mark, total[mark - 1])
-            ax.annotate(said, where, place, textcoords="offset points", fontsize=7.5, ha=side, color=colour)
+            text, where = f"{total[mark - 1]:.0%}", (mark, total[mark - 1])
+            ax.annotate(text, where, place, textcoords="offset points", fontsize=7.5, ha=side, color=colour)
         rows += [(word, i, float(share)) for i, share in enumerate(total, start=1)]
     ax.set_xscale("log")
     ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= max(len(raw), len(projected))]

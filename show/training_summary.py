@@ -28,11 +28,11 @@ def training_summary(report: dict[str, Any]) -> RenderableType:
     for mode, metrics in report.get("categories", {}).items():
         rows.append([f"head, test, category {MODES[mode]}", *_figures(metrics)])
     rows.append(["head + neighbours, test", *_figures(report["detector"]["test"])])
-    baselines = [[spoken(name), *_figures(told["test"])] for name, told in report["baselines"].items()]
-    categories = [[f"category {mode}", *_figures(told)] for mode, told in report.get("categories", {}).items()]
+    baselines = [[spoken(name), *_figures(measures["test"])] for name, measures in report["baselines"].items()]
+    categories = [[f"category {mode}", *_figures(measures)] for mode, measures in report.get("categories", {}).items()]
     split = report["split"]
-    said = ", ".join(f"{split[part]:,} rows {part}" for part in PARTS)
-    parts: list[RenderableType] = [table("head", ["", "rows", *TITLES], rows), Text(f"{said}\n", style="dim")]
+    text = ", ".join(f"{split[part]:,} rows {part}" for part in PARTS)
+    parts: list[RenderableType] = [table("head", ["", "rows", *TITLES], rows), Text(f"{text}\n", style="dim")]
     if categories:
         parts += [table("head, test, by where the category comes from", ["", "rows", *TITLES], categories), Text()]
     if baselines:
@@ -61,12 +61,12 @@ def learned_from(baselines: dict[str, Any]) -> str:
     >>> learned_from({"lda": {"fitted_on": 1000}, "linear_probe": {"fitted_on": 5000, "note": "measured on a few"}})
     'learned from 1,000 rows (the linear probe from 5,000), measured on a few'
     """
-    fewest = min(told["fitted_on"] for told in baselines.values())
-    said = f"learned from {fewest:,} rows"
+    fewest = min(baseline["fitted_on"] for baseline in baselines.values())
+    text = f"learned from {fewest:,} rows"
     probe = baselines.get("linear_probe", {"fitted_on": fewest})["fitted_on"]
-    said += f" (the linear probe from {probe:,})" if probe > fewest else ""
-    notes = {told["note"] for told in baselines.values() if told.get("note")}
-    return ", ".join([said, *sorted(notes)])
+    text += f" (the linear probe from {probe:,})" if probe > fewest else ""
+    notes = {baseline["note"] for baseline in baselines.values() if baseline.get("note")}
+    return ", ".join([text, *sorted(notes)])
 
 
 def _figures(metrics: dict[str, Any]) -> list[Any]:

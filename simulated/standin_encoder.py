@@ -103,11 +103,11 @@ def _write_tokenizer(out: Path) -> int:
     tokens = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     (out / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(tokens)}), encoding="utf-8")
     (out / "merges.txt").write_text("#version: 0.2\n", encoding="utf-8")
-    told = {
+    fields = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": 77,
         "bos_token": tokens[-2],
         "eos_token": tokens[-1],
     }
-    (out / "tokenizer_config.json").write_text(json.dumps({**told, "pad_token": tokens[-1], "unk_token": tokens[-1]}))
+    (out / "tokenizer_config.json").write_text(json.dumps({**fields, "pad_token": tokens[-1], "unk_token": tokens[-1]}))
     return len(tokens)

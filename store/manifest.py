@@ -84,9 +84,9 @@ def _newest(folder: Path) -> int:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Make a snapshot visible: this rename is the commit."""
-    told: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    told["digest"] = checksum(json.dumps(told, sort_keys=True).encode())
-    write_text(path_of(folder, manifest.number), json.dumps(told, indent=1) + "\n")
+    content: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
+    content["digest"] = checksum(json.dumps(content, sort_keys=True).encode())
+    write_text(path_of(folder, manifest.number), json.dumps(content, indent=1) + "\n")
 
 
 def read_manifest(folder: Path, number: int | None = None) -> Manifest:
@@ -106,19 +106,23 @@ def read_manifest(folder: Path, number: int | None = None) -> Manifest:
             return read_manifest(folder)
     path = path_of(folder, number)
     try:
-        told = read_json(path)
-        digest = told.pop("digest")
-        if told["format"] != FORMAT:
+        content = read_json(path)
+        digest = content.pop("digest")
+        if content["format"] != FORMAT:
             raise NotAStore(f"{path} is not a clipfake manifest; is {folder} a store?")
-        if digest != checksum(json.dumps(told, sort_keys=True).encode()):
+        if digest != checksum(json.dumps(content, sort_keys=True).encode()):
             raise Damaged(f"{path} was altered (checksum differs); run `clipfake store repair` to go back one snapshot")
-        if not 1 <= told["version"] <= VERSION:
-            raise NotAStore(f"{path} has format version {told['version']}, this release reads 1 to {VERSION}; upgrade")
-        if not isinstance(told["parts"], list):
+        if not 1 <= content["version"] <= VERSION:
+            raise NotAStore(
+                f"{path} has format version {content['version']}, this release reads 1 to {VERSION}; upgrade"
+            )
+        if not isinstance(content["parts"], list):
             raise ValueError("its parts are no list")
-        parts = tuple(ShardRef(**part) for part in told["parts"])
-        space = Space.from_dict(told["space"])
-        found = Manifest(told["number"], space, parts, told["next_shard"], str(told["note"]), str(told["created"]))
+        parts = tuple(ShardRef(**part) for part in content["parts"])
+        space = Space.from_dict(content["space"])
+        found = Manifest(
+            content["number"], space, parts, content["next_shard"], str(content["note"]), str(content["created"])
+        )
         _require_sense(found, number)
         return found
     except FileNotFoundError as e:

@@ -132,12 +132,12 @@ def open_named_vectors(store: Path, name: str) -> NamedVectors:
     """A column by name; raises StoreError where there is none, Damaged where it cannot be read."""
     folder = store / FOLDER / name
     try:
-        told = read_json(folder / CARD)
-        digest = told.pop("digest")
-        if (told["format"], told["version"]) != (FORMAT, VERSION) or digest != _digest(told):
+        content = read_json(folder / CARD)
+        digest = content.pop("digest")
+        if (content["format"], content["version"]) != (FORMAT, VERSION) or digest != _digest(content):
             raise Damaged(f"{folder / CARD} is not of this release, or was altered; {_AGAIN}")
-        pieces = {piece["shard"]: VectorFile(**piece) for piece in told["pieces"]}
-        return NamedVectors(folder, name, Space.from_dict(told["space"]), pieces)
+        pieces = {piece["shard"]: VectorFile(**piece) for piece in content["pieces"]}
+        return NamedVectors(folder, name, Space.from_dict(content["space"]), pieces)
     except FileNotFoundError as e:
         there = ", ".join([MAIN, *vector_names(store)])
         raise StoreError(
@@ -269,13 +269,13 @@ def write_piece(folder: Path, part: ShardRef, vectors: npt.NDArray[np.float16]) 
 
 def write_card(column: NamedVectors) -> None:
     """Make the column's files visible: this rename is the commit."""
-    told: dict[str, Any] = {
+    content: dict[str, Any] = {
         "format": FORMAT,
         "version": VERSION,
         "space": column.space.to_dict(),
         "pieces": [asdict(piece) for _, piece in sorted(column.pieces.items())],
     }
-    write_text(column.folder / CARD, json.dumps({**told, "digest": _digest(told)}, indent=1) + "\n")
+    write_text(column.folder / CARD, json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n")
 
 
 def tidy(store: Path, column: NamedVectors) -> None:
@@ -335,5 +335,5 @@ def let_go(store: Path, path: Path) -> None:
         write_card(replace(column, pieces=pieces))
 
 
-def _digest(told: dict[str, Any]) -> str:
-    return checksum(json.dumps(told, sort_keys=True).encode())
+def _digest(fields: dict[str, Any]) -> str:
+    return checksum(json.dumps(fields, sort_keys=True).encode())

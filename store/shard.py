@@ -52,8 +52,8 @@ class Header:
 
     @property
     def digest(self) -> str:
-        told = {"rows": self.rows, "space": self.space.to_dict(), "checksums": self.checksums}
-        return checksum(json.dumps(told, sort_keys=True).encode())
+        fields = {"rows": self.rows, "space": self.space.to_dict(), "checksums": self.checksums}
+        return checksum(json.dumps(fields, sort_keys=True).encode())
 
 
 def checksum(content: Any) -> str:
@@ -347,10 +347,10 @@ class Shard:
     def damaged_rows(self) -> npt.NDArray[np.int64]:
         """Rows whose vectors stand in a group of 256 that is not what was written; shape (rows,), sorted."""
         groups = digest_groups(np.asarray(self.vectors))
-        told = self._read("vector_digests")
-        if told.shape != groups.shape:
+        digests = self._read("vector_digests")
+        if digests.shape != groups.shape:
             raise self._altered("vector_digests")
-        wrong = np.flatnonzero((groups != told).any(axis=1))
+        wrong = np.flatnonzero((groups != digests).any(axis=1))
         rows = np.arange(len(self))
         return rows[np.isin(rows // ROWS_PER_DIGEST, wrong)]
 
@@ -400,10 +400,10 @@ class Shard:
         return Damaged(f"{self.path}: {name} is not what was written (checksum differs); {_REPAIR}")
 
     def _read_strings(self, name: str) -> Names:
-        blob, told = self._read(f"{name}/bytes").tobytes(), self._read(f"{name}/ends")
-        if (told[1:] < told[:-1]).any() or (told[-1] if len(told) else 0) != len(blob):
+        blob, stored_ends = self._read(f"{name}/bytes").tobytes(), self._read(f"{name}/ends")
+        if (stored_ends[1:] < stored_ends[:-1]).any() or (stored_ends[-1] if len(stored_ends) else 0) != len(blob):
             raise ValueError("its texts do not follow each other to the end of its bytes")
-        ends = told.tolist()
+        ends = stored_ends.tolist()
         if blob.isascii():  # then the ends in bytes are the ends in characters
             return np.array(_cut(blob.decode("ascii"), ends), dtype=TEXT)
         return np.array([piece.decode() for piece in _cut(blob, ends)], dtype=TEXT)

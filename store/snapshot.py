@@ -201,10 +201,10 @@ class Snapshot:
         if recall < 1 and len(queries) and len(self) and self._index:
             for i, scope in enumerate(scopes):
                 results[i], left[i] = self._index.search(self, queries, k, scope, recall)
-        asked = [i for i, positions in enumerate(left) if positions is None or len(positions)]
-        if asked:
-            exact = self._exact.search_each(self, queries, k, [left[i] for i in asked])
-            for i, found in zip(asked, exact, strict=True):
+        unanswered = [i for i, positions in enumerate(left) if positions is None or len(positions)]
+        if unanswered:
+            exact = self._exact.search_each(self, queries, k, [left[i] for i in unanswered])
+            for i, found in zip(unanswered, exact, strict=True):
                 results[i] = results[i].merge(found, k)
         return results
 

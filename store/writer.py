@@ -126,15 +126,15 @@ class Writer:
         self.space.require(shard.header.space, str(path))
         number = self._manifest.next_shard
         part = ShardRef(f"{number:06d}.h5", len(shard), shard.header.digest, shard.size)
-        told = AppendCounts(added=len(shard))
+        counts = AppendCounts(added=len(shard))
         known = self.find(shard.column("keys"), shard.column("key_hashes")) >= 0
         if known.any() or not _linked(path, self._folder / "shards" / part.name):
-            told = self.append(shard.block())
+            counts = self.append(shard.block())
             self.seal()
         else:
             self._commit(parts=(*self._manifest.parts, part), next_shard=number + 1)
         remove_leftover(path)
-        return told
+        return counts
 
     def delete(self, where: Mask) -> int:
         """Drop the rows of a mask over `snapshot`, once all is sealed; returns how many. Shards stay as they are.

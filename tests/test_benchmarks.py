@@ -53,72 +53,72 @@ def plain(result: dict[str, Any]) -> dict[str, Any]:
 
 
 def test_throughput_is_told_beside_the_naive_script(given: tuple[list[Path], str]) -> None:
-    told = plain(throughput.run(*given, precision="float32", limit=8, repeats=1))["float32"]
-    assert told["agreement"]["cosine_min"] > 0.9999
-    assert told["ratio_to_naive"].keys() == told["share_of_encoder"].keys() == {"wall", "cpu"}
+    output = plain(throughput.run(*given, precision="float32", limit=8, repeats=1))["float32"]
+    assert output["agreement"]["cosine_min"] > 0.9999
+    assert output["ratio_to_naive"].keys() == output["share_of_encoder"].keys() == {"wall", "cpu"}
 
 
 def test_throughput_by_several_processes_is_told_beside_that_of_one(given: tuple[list[Path], str]) -> None:
-    told = plain(throughput.run(*given, precision="float32", limit=8, repeats=1, processes=2))["float32"]
-    assert told["crew"]["processes"] == 2
-    assert targets.of_the_better(told) == max(told[way]["images_per_second"] for way in ("crew", "end_to_end"))
+    output = plain(throughput.run(*given, precision="float32", limit=8, repeats=1, processes=2))["float32"]
+    assert output["crew"]["processes"] == 2
+    assert targets.of_the_better(output) == max(output[way]["images_per_second"] for way in ("crew", "end_to_end"))
 
 
 def test_an_answers_whole_cost_is_told_beside_a_script_that_only_embeds(given: tuple[list[Path], str]) -> None:
-    told = plain(start.run(given[1], repeats=1))
-    assert told["ours"]["core_seconds"] > 0 and told["naive"]["core_seconds"] > 0
-    ratio = told["ours"]["core_seconds"] / told["naive"]["core_seconds"]
-    assert told["core_seconds_ours_over_naive"] == pytest.approx(ratio, abs=0.01)
+    output = plain(start.run(given[1], repeats=1))
+    assert output["ours"]["core_seconds"] > 0 and output["naive"]["core_seconds"] > 0
+    ratio = output["ours"]["core_seconds"] / output["naive"]["core_seconds"]
+    assert output["core_seconds_ours_over_naive"] == pytest.approx(ratio, abs=0.01)
 
 
 def test_decoders_are_told_beside_pillow(given: tuple[list[Path], str]) -> None:
-    told = plain(decoding.run(*given, sides=(60, 500), count=3, repeats=1))
-    assert told["60"].keys() == {"bytes", "decode"} and told["500"].keys() == {"bytes", "decode", "open", "vectors"}
-    assert told["500"]["vectors"]["simplejpeg"]["cosine_min"] > 0.9999
+    output = plain(decoding.run(*given, sides=(60, 500), count=3, repeats=1))
+    assert output["60"].keys() == {"bytes", "decode"} and output["500"].keys() == {"bytes", "decode", "open", "vectors"}
+    assert output["500"]["vectors"]["simplejpeg"]["cosine_min"] > 0.9999
     names = {"pillow", "simplejpeg", "simplejpeg, chroma repeated", "simplejpeg, fast dct"}
-    assert names <= told["500"]["decode"].keys()
-    assert told["500"]["decode"]["simplejpeg"]["most"] == 0
-    assert told["500"]["decode"]["simplejpeg, fast dct"]["resized"]["mean"] > told["allowed"]["mean"]
-    assert all(way["images_per_core_second"] > 0 for way in told["500"]["open"].values())
+    assert names <= output["500"]["decode"].keys()
+    assert output["500"]["decode"]["simplejpeg"]["most"] == 0
+    assert output["500"]["decode"]["simplejpeg, fast dct"]["resized"]["mean"] > output["allowed"]["mean"]
+    assert all(way["images_per_core_second"] > 0 for way in output["500"]["open"].values())
     if nvimagecodec.installed():
-        assert told["500"]["decode"]["nvimagecodec (cpu)"]["most"] == 0
-        assert told["500"]["open"]["nvimagecodec (cpu)"]["most"] <= 1
+        assert output["500"]["decode"]["nvimagecodec (cpu)"]["most"] == 0
+        assert output["500"]["open"]["nvimagecodec (cpu)"]["most"] <= 1
 
 
 def test_parity_is_told_for_each_precision(given: tuple[list[Path], str]) -> None:
-    told = plain(parity.run(*given, precision="float32,bf16", limit=8))
-    assert "float32" in json.dumps(told) and "bf16" in json.dumps(told)
+    output = plain(parity.run(*given, precision="float32,bf16", limit=8))
+    assert "float32" in json.dumps(output) and "bf16" in json.dumps(output)
 
 
 def test_a_verdict_is_told_beside_a_forward_pass(given: tuple[list[Path], str]) -> None:
-    told = plain(query.run(given[1], rows=2000, queries=3))
-    assert told["recall_at_10"] == 1.0
-    assert told["verdict_over_forward"] > 0
+    output = plain(query.run(given[1], rows=2000, queries=3))
+    assert output["recall_at_10"] == 1.0
+    assert output["verdict_over_forward"] > 0
 
 
 def test_a_stores_files_are_told_beside_plain_ones() -> None:
-    told = plain(file_format.run(rows=3000, metadata_rows=3000, pairs_rows=200, repeats=2))
-    assert told["order_to_memmap"] > 0 and told["random_to_memmap"] > 0
-    assert told["metadata"]["rows"] == 3000
+    output = plain(file_format.run(rows=3000, metadata_rows=3000, pairs_rows=200, repeats=2))
+    assert output["order_to_memmap"] > 0 and output["random_to_memmap"] > 0
+    assert output["metadata"]["rows"] == 3000
 
 
 @pytest.mark.slow
 def test_what_indexing_costs_is_told_part_by_part(given: tuple[list[Path], str]) -> None:
     paths = command.image_paths(given[0], 6)
     sizes: dict[str, Any] = {"list_rows": 50, "memory_rows": [20, 60], "start_rows": 70, "zip_rows": None}
-    told = plain(indexing.run(paths, given[1], indexing.PARTS, **sizes))
-    assert told["read"]["images"] == 6
+    output = plain(indexing.run(paths, given[1], indexing.PARTS, **sizes))
+    assert output["read"]["images"] == 6
     for kind in ("metadata.csv", "list.csv", "zip", "folder"):
-        assert told["list"][kind]["images"] == told["list"][kind]["counted"] == 50
-    assert told["memory"]["peak_ratio"] > 0 and told["memory"]["zip"]["60"]["peak_mib"] > 0
-    assert told["start"]["zip"]["rows"] == 70
+        assert output["list"][kind]["images"] == output["list"][kind]["counted"] == 50
+    assert output["memory"]["peak_ratio"] > 0 and output["memory"]["zip"]["60"]["peak_mib"] > 0
+    assert output["start"]["zip"]["rows"] == 70
 
 
 @pytest.mark.slow
 def test_a_service_is_told_beside_its_encoder(given: tuple[list[Path], str]) -> None:
     pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-    told = plain(service.run(given[1], images=8, concurrency=4, batch=4, repeats=1))
-    assert {"service_to_encoder", "together_to_one_by_one", "together_to_naive_one"} <= told.keys()
+    output = plain(service.run(given[1], images=8, concurrency=4, batch=4, repeats=1))
+    assert {"service_to_encoder", "together_to_one_by_one", "together_to_naive_one"} <= output.keys()
 
 
 @pytest.mark.slow
@@ -127,8 +127,8 @@ def test_the_atlas_is_told_beside_fitting_anew() -> None:
 
 
 def test_images_may_be_taken_again_and_the_naive_script_be_given_fewer(given: tuple[list[Path], str]) -> None:
-    told = throughput.run(*given, precision="float32", limit=100, repeats=1, naive_limit=3, repeated=True)
-    assert told["images"] == 100 and told["float32"]["agreement"]["cosine_min"] > 0.9999
+    output = throughput.run(*given, precision="float32", limit=100, repeats=1, naive_limit=3, repeated=True)
+    assert output["images"] == 100 and output["float32"]["agreement"]["cosine_min"] > 0.9999
 
 
 class Overlapping(PlainEncoder):
@@ -138,14 +138,14 @@ class Overlapping(PlainEncoder):
 
     def __init__(self) -> None:
         super().__init__()
-        self.told: list[str] = []
+        self.calls: list[str] = []
 
     def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
-        number = len([one for one in self.told if one.startswith("begun")])
-        self.told.append(f"begun {number}")
+        number = len([one for one in self.calls if one.startswith("begun")])
+        self.calls.append(f"begun {number}")
 
         def wait() -> Embeddings:
-            self.told.append(f"waited {number}")
+            self.calls.append(f"waited {number}")
             return self.encode(images)
 
         return wait
@@ -155,7 +155,7 @@ def test_an_encoders_own_rate_has_the_next_batch_under_way() -> None:
     encoder, rng = Overlapping(), np.random.default_rng(0)
     batches = [[rng.integers(0, 256, (9, 9, 3), np.uint8)] for _ in range(3)]
     found = throughput.encoded(encoder, batches)
-    assert encoder.told == ["begun 0", "begun 1", "waited 0", "begun 2", "waited 1", "waited 2"]
+    assert encoder.calls == ["begun 0", "begun 1", "waited 0", "begun 2", "waited 1", "waited 2"]
     assert np.array_equal(np.concatenate(found), np.concatenate(throughput.encoded(PlainEncoder(), batches)))
 
 
@@ -205,55 +205,55 @@ def test_targets_are_told_where_they_can_be() -> None:
 
 @pytest.mark.slow
 def test_the_targets_of_indexing_are_told_one_by_one(given: tuple[list[Path], str]) -> None:
-    told = plain(targets.run(*given, quick=True))
-    assert {"torch", "openvino", "openvino bf16"} == told["runs"].keys() or "ViT-B/32" in told["runs"]
-    assert told["ratio_to_naive"].keys() == {name for name, run in told["runs"].items() if "why" not in run}
+    output = plain(targets.run(*given, quick=True))
+    assert {"torch", "openvino", "openvino bf16"} == output["runs"].keys() or "ViT-B/32" in output["runs"]
+    assert output["ratio_to_naive"].keys() == {name for name, run in output["runs"].items() if "why" not in run}
 
 
 @pytest.mark.slow
 def test_a_cards_run_goes_its_whole_way_on_a_cpu_too(given: tuple[list[Path], str]) -> None:
     small = {"vision_config": {"hidden_size": 64, "intermediate_size": 128}}
     at: dict[str, Any] = {"limit": 20, "repeats": 1, "threads": 1, "quick": True}
-    told, found = targets.on_card(*given, **at, device="cpu", dimensions=small)
-    assert len(found) == 6 and told["card_tflops_bf16"] > 0
-    assert all(run["images"] == 20 and run["ratio_to_naive"]["wall"] > 0 for run in told["runs"].values())
+    result, found = targets.on_card(*given, **at, device="cpu", dimensions=small)
+    assert len(found) == 6 and result["card_tflops_bf16"] > 0
+    assert all(run["images"] == 20 and run["ratio_to_naive"]["wall"] > 0 for run in result["runs"].values())
 
 
 @pytest.mark.slow
 def test_a_sweep_tells_every_way(given: tuple[list[Path], str], monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = torch.compile  # without a C++ compiler's minutes
-    monkeypatch.setattr(torch, "compile", lambda call, **told: compiled(call, backend="eager", dynamic=False))
-    told = plain(encoder_sweep.run(given[1], device="cpu", batches=[2], precisions=["float32"], repeats=1))
-    cells = {name: cell for name, cell in told["float32"].items() if isinstance(cell, dict)}
+    monkeypatch.setattr(torch, "compile", lambda call, **fields: compiled(call, backend="eager", dynamic=False))
+    output = plain(encoder_sweep.run(given[1], device="cpu", batches=[2], precisions=["float32"], repeats=1))
+    cells = {name: cell for name, cell in output["float32"].items() if isinstance(cell, dict)}
     assert cells.keys() == {"eager 2", "compile 2", "eager 2, tower only", "compile 2, tower only"}
     assert all(cell["cosine_min"] > 0.9999 and cell["share_of_peak"] > 0 for cell in cells.values())
-    assert told["float32"]["best"] in cells
+    assert output["float32"]["best"] in cells
 
 
 def test_a_way_that_cannot_be_run_says_why(given: tuple[list[Path], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_compiler(call: object, **told: object) -> object:
+    def no_compiler(call: object, **value: object) -> object:
         raise RuntimeError("no C++ compiler\nand more")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    told = encoder_sweep.run(given[1], device="cpu", batches=[1], ways=["compile"], precisions=["float32"], repeats=1)
-    assert told["float32"]["compile 1"] == {"why": "no C++ compiler"} and told["float32"]["best"] == ""
+    output = encoder_sweep.run(given[1], device="cpu", batches=[1], ways=["compile"], precisions=["float32"], repeats=1)
+    assert output["float32"]["compile 1"] == {"why": "no C++ compiler"} and output["float32"]["best"] == ""
 
 
 @pytest.mark.slow
 def test_what_int8_costs_is_told_beside_float32(given: tuple[list[Path], str], tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
     images = write_sample(tmp_path, images_per_source=12)  # enough for a triplet in each part
-    told = plain(int8.run(images, given[1], precision="int8", limit=8, repeats=1))
-    assert told["float32"]["same_neighbours"] == 1 and 0.3 < told["int8"]["same_neighbours"] <= 1
-    assert told["int8"]["space"] != told["float32"]["space"]
-    assert told["int8"]["test"].keys() == {"head", *int8.BASELINES}
+    output = plain(int8.run(images, given[1], precision="int8", limit=8, repeats=1))
+    assert output["float32"]["same_neighbours"] == 1 and 0.3 < output["int8"]["same_neighbours"] <= 1
+    assert output["int8"]["space"] != output["float32"]["space"]
+    assert output["int8"]["test"].keys() == {"head", *int8.BASELINES}
 
 
 def test_without_the_peers_environment_one_is_told_how_to_make_it(
     given: tuple[list[Path], str], tmp_path: Path
 ) -> None:
-    told = clip_retrieval.run(*given, limit=4, peers=tmp_path)
-    assert "make peers" in told["why"]
+    output = clip_retrieval.run(*given, limit=4, peers=tmp_path)
+    assert "make peers" in output["why"]
 
 
 def test_a_peer_that_fails_says_what_it_said(given: tuple[list[Path], str], tmp_path: Path) -> None:
@@ -261,8 +261,8 @@ def test_a_peer_that_fails_says_what_it_said(given: tuple[list[Path], str], tmp_
     python.parent.mkdir()
     python.write_text("#!/bin/sh\necho no such module >&2; exit 3\n")
     python.chmod(0o755)
-    told = clip_retrieval.run(*given, limit=4, peers=tmp_path)
-    assert "ended with 3: no such module" in told["why"]
+    output = clip_retrieval.run(*given, limit=4, peers=tmp_path)
+    assert "ended with 3: no such module" in output["why"]
 
 
 @pytest.mark.slow
@@ -273,11 +273,11 @@ def test_clip_retrieval_is_told_beside_ours(given: tuple[list[Path], str], tmp_p
     place = write_architecture(
         tmp_path / "clip", given[1], {"text_config": {"vocab_size": 49_408}}
     )  # it tokenizes as CLIP
-    told = plain(clip_retrieval.run(given[0], str(place), limit=12, repeats=1, threads=1, peers=peers))
-    assert told["agreement"]["cosine_min"] > 0.999 and told["clip_retrieval"]["startup_cpu_seconds"] > 0
+    output = plain(clip_retrieval.run(given[0], str(place), limit=12, repeats=1, threads=1, peers=peers))
+    assert output["agreement"]["cosine_min"] > 0.999 and output["clip_retrieval"]["startup_cpu_seconds"] > 0
 
 
 def test_what_a_gpu_can_be_fed_is_told_by_worker_and_driver(given: tuple[list[Path], str]) -> None:
-    told = plain(feeding.run(given[0], few=40, many=200, processes=1))
-    assert told["crew"].keys() == {"processes", "worker_us", "driver_us", "images_per_second"}
-    assert told["of_cores"].keys() == {"4", "8", "16", "32"}
+    output = plain(feeding.run(given[0], few=40, many=200, processes=1))
+    assert output["crew"].keys() == {"processes", "worker_us", "driver_us", "images_per_second"}
+    assert output["of_cores"].keys() == {"4", "8", "16", "32"}

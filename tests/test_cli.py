@@ -41,8 +41,8 @@ def run(capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
             code = 0
         except SystemExit as e:
             code = int(e.code or 0)
-        told = capsys.readouterr()
-        return Ran(code, told.out, told.err)
+        output = capsys.readouterr()
+        return Ran(code, output.out, output.err)
 
     return ran
 
@@ -79,12 +79,12 @@ def test_indexing_again_does_nothing_and_says_so(sample: list[Path], store: Path
 
 
 def test_training_tells_the_three_splits_and_the_baselines(store: Path, run) -> None:  # type: ignore[no-untyped-def]
-    told = run("train", "--from-store", "--store", store, "--epochs", 2, "--head", "second", "--json")
-    assert told.code == 0
+    output = run("train", "--from-store", "--store", store, "--epochs", 2, "--head", "second", "--json")
+    assert output.code == 0
     for part in ("train", "validation", "test"):
-        assert {"n", "accuracy", "auc"} <= told.json["head"][part].keys()
-    assert "auc" in told.json["baselines"]["linear_probe"]["test"]
-    assert "auc" in told.json["detector"]["test"]
+        assert {"n", "accuracy", "auc"} <= output.json["head"][part].keys()
+    assert "auc" in output.json["baselines"]["linear_probe"]["test"]
+    assert "auc" in output.json["detector"]["test"]
     assert (store / "heads" / "second" / "head.json").exists()
 
 
@@ -97,9 +97,9 @@ def test_a_query_is_one_line_of_json_an_image(store: Path, tmp_path: Path, run) 
     (tmp_path / "a.jpg").write_bytes(simulated(0, 3, seed=5))
     (tmp_path / "b.jpg").write_bytes(b"no image at all")
     (tmp_path / "c.jpg").write_bytes(simulated(4, 3, seed=5))
-    told = run("query", tmp_path, "--store", store, "--json")
-    assert told.code == 0
-    first, bad, last = (json.loads(line) for line in told.out.splitlines())
+    output = run("query", tmp_path, "--store", store, "--json")
+    assert output.code == 0
+    first, bad, last = (json.loads(line) for line in output.out.splitlines())
     assert bad.keys() == {"image", "error"}
     for answer in (first, last):
         assert answer["verdict"] in ("real", "fake", "unsure")
@@ -113,15 +113,15 @@ def test_a_query_is_one_line_of_json_an_image(store: Path, tmp_path: Path, run) 
 
 def test_a_query_of_bad_files_only_ends_with_1(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "b.jpg").write_bytes(b"")
-    told = run("query", tmp_path / "b.jpg", "--store", store)
-    assert told.code == 1
-    assert "empty" in told.err
+    output = run("query", tmp_path / "b.jpg", "--store", store)
+    assert output.code == 1
+    assert "empty" in output.err
 
 
 def test_a_query_as_csv_can_be_read_back(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a, b.jpg").write_bytes(simulated(0, 3, seed=5))
-    told = run("query", tmp_path / "a, b.jpg", "--store", store, "--csv")
-    [row] = csv.DictReader(io.StringIO(told.out))
+    output = run("query", tmp_path / "a, b.jpg", "--store", store, "--csv")
+    [row] = csv.DictReader(io.StringIO(output.out))
     assert row["image"].endswith("a, b.jpg")
     assert row["verdict"] in ("real", "fake", "unsure")
 
@@ -157,11 +157,11 @@ def test_a_sheet_is_of_the_kind_its_name_says(store: Path, tmp_path: Path, run) 
 
 def test_a_card_names_verdict_and_witnesses(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
-    told = run("query", tmp_path / "a.jpg", "--store", store)
-    assert any(word in told.out for word in ("● REAL", "▲ FAKE", "◆ UNSURE"))
-    assert "% likely fake" in told.out
-    assert "nearest real" in told.out
-    assert "sim_camera" in told.out
+    output = run("query", tmp_path / "a.jpg", "--store", store)
+    assert any(word in output.out for word in ("● REAL", "▲ FAKE", "◆ UNSURE"))
+    assert "% likely fake" in output.out
+    assert "nearest real" in output.out
+    assert "sim_camera" in output.out
     assert scale(0.0).index("●") == scale(0.1).index("●")
 
 
@@ -186,23 +186,23 @@ def test_many_answers_are_counted_and_none_goes_without_its_caveat(store: Path, 
     for i in range(2):
         (tmp_path / f"{i}.jpg").write_bytes(simulated(4, i, seed=5))
     (tmp_path / "b.jpg").write_bytes(b"no image at all")
-    told = run("query", tmp_path, "--store", store)
-    assert "3 images: " in told.err and "1 not judged" in told.err
-    assert CAVEAT in told.err and CAVEAT not in told.out
+    output = run("query", tmp_path, "--store", store)
+    assert "3 images: " in output.err and "1 not judged" in output.err
+    assert CAVEAT in output.err and CAVEAT not in output.out
     assert CAVEAT not in run("query", tmp_path, "--store", store, "--json").err
 
 
 def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
-    told = run("report", "--store", store, "--out", tmp_path / "r.html", "--json")
-    assert told.code == 0
+    output = run("report", "--store", store, "--out", tmp_path / "r.html", "--json")
+    assert output.code == 0
     text = (tmp_path / "r.html").read_text()
     assert "http" not in text.replace("http://www.w3.org", "")
     order = ["Never seen", "Head and baselines", "How far a verdict can be trusted", "Measures", "How it was made"]
     places = [text.index(f"<h2>{section}</h2>") for section in order]
     assert places == sorted(places)
     assert CAVEAT in text and "generators never seen" in text
-    assert {Path(path).suffix for path in told.json["figures"]} == {".png", ".svg", ".csv"}
-    assert all(Path(path).stat().st_size for path in told.json["figures"])
+    assert {Path(path).suffix for path in output.json["figures"]} == {".png", ".svg", ".csv"}
+    assert all(Path(path).stat().st_size for path in output.json["figures"])
 
 
 @pytest.mark.parametrize(
@@ -221,7 +221,7 @@ def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None: 
 )
 def test_an_error_says_what_and_where_and_ends_with_1(
     arguments: list[str],
-    said: str,
+    message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     run,  # type: ignore[no-untyped-def]
@@ -231,11 +231,11 @@ def test_an_error_says_what_and_where_and_ends_with_1(
     (tmp_path / "columns").mkdir()
     (tmp_path / "columns/metadata.csv").write_text("filename,image_path\na,a\n")
     (tmp_path / "a.jpg").touch()
-    told = run(*arguments)
-    assert told.code == 1
-    assert said in told.err
-    assert told.out == ""
-    assert "Traceback" not in told.err
+    output = run(*arguments)
+    assert output.code == 1
+    assert message in output.err
+    assert output.out == ""
+    assert "Traceback" not in output.err
 
 
 def test_another_encoder_against_a_store_is_an_error(store: Path, sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
@@ -243,9 +243,9 @@ def test_another_encoder_against_a_store_is_an_error(store: Path, sample: list[P
 
     other = build_standin(tmp_path)
     for command in (["index", "--folders", sample[0]], ["query", next(sample[0].rglob("*.jpg"))]):
-        told = run(*command, "--store", store, "--encoder", other)
-        assert told.code == 1
-        assert "cannot be compared" in told.err
+        output = run(*command, "--store", store, "--encoder", other)
+        assert output.code == 1
+        assert "cannot be compared" in output.err
 
 
 def test_wrong_usage_ends_with_2(run) -> None:  # type: ignore[no-untyped-def]
@@ -266,15 +266,15 @@ def test_choices_of_training_are_those_there_are(run) -> None:  # type: ignore[n
     there |= {getattr(train, name): get_args(getattr(triplet, name)) for name in ("Anchor", "Match", "Mining")}
     for offered, known in there.items():
         assert {one.value for one in offered} == set(known)
-    told = run("train", "--kind", "circular")
-    assert told.code == 2 and "triple" in told.err
+    output = run("train", "--kind", "circular")
+    assert output.code == 2 and "triple" in output.err
 
 
 def test_a_store_of_one_class_does_not_train(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     assert run("index", "--folders", sample[0], "--encoder", "plain", "--store", tmp_path / "s", "--json").code == 0
-    told = run("train", "--from-store", "--store", tmp_path / "s")
-    assert told.code == 1
-    assert "not one fake" in told.err
+    output = run("train", "--from-store", "--store", tmp_path / "s")
+    assert output.code == 1
+    assert "not one fake" in output.err
     again = run("index", "--folders", sample[0], "--store", tmp_path / "s")
     assert "next: index fake images" in again.err  # not to train
 
@@ -283,8 +283,8 @@ def test_what_comes_next_can_be_pasted(sample: list[Path], store: Path, tmp_path
     spaced = tmp_path / "my störe"
     shutil.copytree(store, spaced)
     for command in (["index", "--folders", *sample], ["train", "--epochs", 1, "--head", "second"]):
-        told = run(*command, "--store", spaced).err.splitlines()[-1]
-        [program, *words] = shlex.split(told.removeprefix("next: "))
+        output = run(*command, "--store", spaced).err.splitlines()[-1]
+        [program, *words] = shlex.split(output.removeprefix("next: "))
         assert program == "clipfake" and words[words.index("--store") + 1] == str(spaced)
     assert words[-2:] == ["--head", "second"]
 
@@ -294,8 +294,8 @@ def test_images_without_a_label_and_what_to_do_are_told_before_and_after(tmp_pat
     folder.mkdir(parents=True)
     (folder / "a.jpg").write_bytes(simulated(0, 3, seed=5))
     command = ("index", "--folders", tmp_path / "mine", "--encoder", "plain", "--store", tmp_path / "s")
-    for told in (run(*command, "--dry-run"), run(*command)):
-        assert "1 image without a label: mine" in told.out and "metadata.csv" in told.out
+    for output in (run(*command, "--dry-run"), run(*command)):
+        assert "1 image without a label: mine" in output.out and "metadata.csv" in output.out
 
 
 def test_what_was_skipped_for_one_reason_hides_no_other(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
@@ -304,17 +304,17 @@ def test_what_was_skipped_for_one_reason_hides_no_other(tmp_path: Path, run) -> 
     (tmp_path / "set" / "metadata.csv").write_text(f"image_path,target\n{rows}zz.jpg,1\nzz.png,0\n")
     (tmp_path / "set" / "zz.jpg").write_bytes(b"")
     (tmp_path / "set" / "zz.png").write_bytes(simulated(0, 3, seed=5))
-    told = run("index", "--folders", tmp_path / "set", "--encoder", "plain", "--store", tmp_path / "s")
-    assert "100 times: cannot be read: No such file" in told.out and "zz.jpg: empty" in told.out
+    output = run("index", "--folders", tmp_path / "set", "--encoder", "plain", "--store", tmp_path / "s")
+    assert "100 times: cannot be read: No such file" in output.out and "zz.jpg: empty" in output.out
 
 
 def test_shares_are_written_as_people_write_them(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.jpg").write_bytes(simulated(0, 3, seed=5))
-    asked = ("query", tmp_path / "a.jpg", "--store", store, "--json")
-    told = run(*asked, "--error", "20%", "--prior", "1%").json
-    assert (told["error_rate"], told["prior"]) == (0.2, 0.01)
-    assert told == run(*asked, "--error", "0.2", "--prior", "0.01").json
-    assert run(*asked, "--error", "60%").code == run(*asked, "--error", "little").code == 2
+    command = ("query", tmp_path / "a.jpg", "--store", store, "--json")
+    answer = run(*command, "--error", "20%", "--prior", "1%").json
+    assert (answer["error_rate"], answer["prior"]) == (0.2, 0.01)
+    assert answer == run(*command, "--error", "0.2", "--prior", "0.01").json
+    assert run(*command, "--error", "60%").code == run(*command, "--error", "little").code == 2
 
 
 def test_what_cannot_be_asked_is_told_before_anything_is_done(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
@@ -344,9 +344,9 @@ def test_a_source_added_to_the_bank_is_known_at_once_and_removed_exactly(store: 
 
 
 def test_a_store_tells_its_figures_and_goes_back(store: Path, run) -> None:  # type: ignore[no-untyped-def]
-    told = run("store", "info", "--store", store, "--json").json
-    assert told["rows"] == COUNT * len(SOURCES)
-    assert "default" in [head["name"] for head in told["heads"]]
+    answer = run("store", "info", "--store", store, "--json").json
+    assert answer["rows"] == COUNT * len(SOURCES)
+    assert "default" in [head["name"] for head in answer["heads"]]
     assert "sim_nearest" in run("store", "info", "--store", store).out
     numbers = [s["number"] for s in run("store", "snapshots", "--store", store, "--json").json["snapshots"]]
     empty = run("store", "undo", numbers[0], "--store", store, "--json").json
@@ -356,8 +356,8 @@ def test_a_store_tells_its_figures_and_goes_back(store: Path, run) -> None:  # t
 
 
 def test_classes_are_counted_before_and_after_binarising(sample: list[Path], run) -> None:  # type: ignore[no-untyped-def]
-    told = run("index", "--folders", *sample, "--stats", "--json").json
-    rows = {row["source"]: row for row in told["distribution"]}
+    answer = run("index", "--folders", *sample, "--stats", "--json").json
+    rows = {row["source"]: row for row in answer["distribution"]}
     assert rows["sim_stacked"]["targets"] == {"6": COUNT}
     assert rows["sim_stacked"]["labels"]["fake"] == COUNT
 
@@ -382,16 +382,16 @@ def test_images_are_asked_from_an_archive_and_from_standard_input(
 
 def test_an_answer_that_does_not_survive_the_web_is_unsure(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
-    told = run("query", tmp_path / "a.jpg", "--store", store, "--steady", "--json").json
-    assert [view["what"] for view in told["views"]] == ["after JPEG quality 60", "at half its size"]
-    if any(view["verdict"] != told["verdict"] for view in told["views"]):
-        assert told["verdict"] == "unsure"
+    answer = run("query", tmp_path / "a.jpg", "--store", store, "--steady", "--json").json
+    assert [view["what"] for view in answer["views"]] == ["after JPEG quality 60", "at half its size"]
+    if any(view["verdict"] != answer["verdict"] for view in answer["views"]):
+        assert answer["verdict"] == "unsure"
 
 
 def test_a_run_is_told_to_machines_too(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     log, figures = tmp_path / "log.jsonl", tmp_path / "clipfake.prom"
-    told = ["--log-json", log, "--prometheus", figures]
-    assert run("index", "--folders", sample[0], "--encoder", "plain", "--store", tmp_path / "s", *told).code == 0
+    result = ["--log-json", log, "--prometheus", figures]
+    assert run("index", "--folders", sample[0], "--encoder", "plain", "--store", tmp_path / "s", *result).code == 0
     assert json.loads(log.read_text().splitlines()[-1])["added"] == COUNT
     assert f'clipfake_index_images_total{{outcome="added"}} {COUNT}' in figures.read_text()
     ended = run("index", "--folders", sample[0], "--store", tmp_path / "s", "--log-json", tmp_path / "no/where")
@@ -442,16 +442,16 @@ def test_words_for_a_person_are_broken_between_words_and_pass(monkeypatch: pytes
     with passing("loading"):
         pass
     say(CAVEAT)
-    asked = "there is no store at s; make one with `clipfake index --folders ...` and ask again"
-    say(asked)
+    queries = "there is no store at s; make one with `clipfake index --folders ...` and ask again"
+    say(queries)
     command = "next: clipfake query IMAGE --store a/long/path/to/a/store"
     say(command)
-    passed, told = sys.stderr.getvalue().split("\x1b[2K")  # type: ignore[attr-defined]
+    passed, result = sys.stderr.getvalue().split("\x1b[2K")  # type: ignore[attr-defined]
     assert passed == "loading\r"  # and the line is empty again
-    *lines, last = told.splitlines()
+    *lines, last = result.splitlines()
     assert all(len(line) <= 40 for line in lines)
     assert "`clipfake index --folders ...` and ask" in lines
-    assert " ".join(lines) == f"{CAVEAT} {asked}"
+    assert " ".join(lines) == f"{CAVEAT} {queries}"
     assert last == command  # whole, so that it can be pasted
 
 
@@ -462,10 +462,10 @@ def test_an_engine_that_is_none_is_wrong_usage(engine: str, sample: list[Path], 
 
 
 def test_what_was_never_seen_is_evaluated(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
-    told = run("evaluate", "--store", store, "--json", "--out", tmp_path / "atlas")
-    assert {"random_auc", "mean_auc", "optimism", "cells"} <= told.json.keys()
-    assert told.json["heads"].keys() == {"ridge", "knn"}
-    assert (tmp_path / "atlas/atlas.csv").read_text().count("\n") == len(told.json["cells"]) + 1
+    output = run("evaluate", "--store", store, "--json", "--out", tmp_path / "atlas")
+    assert {"random_auc", "mean_auc", "optimism", "cells"} <= output.json.keys()
+    assert output.json["heads"].keys() == {"ridge", "knn"}
+    assert (tmp_path / "atlas/atlas.csv").read_text().count("\n") == len(output.json["cells"]) + 1
     assert (tmp_path / "atlas/atlas.png").stat().st_size > 1000
     assert run("evaluate", "--store", store, "--leave-one-out", "sink").code == 2
 
@@ -503,10 +503,10 @@ def test_what_stands_in_an_index_s_way_is_told_before_its_encoder_is_loaded(tmp_
 
 
 def test_several_processes_index_what_one_does(sample: list[Path], store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
-    told = run(
+    answer = run(
         "index", "--folders", *sample, "--encoder", "plain", "--store", tmp_path / "s", "--processes", 2, "--json"
     ).json
-    assert (told["added"], len(told["workers"]), told["interrupted"]) == (7 * COUNT, 2, False)
+    assert (answer["added"], len(answer["workers"]), answer["interrupted"]) == (7 * COUNT, 2, False)
     keys = [Store.open(folder).snapshot().column("keys").tolist() for folder in (tmp_path / "s", store)]
     assert sorted(keys[0]) == sorted(keys[1])
 
@@ -550,28 +550,28 @@ def test_signs_that_a_terminal_lacks_end_nothing(
     names = ("großes.jpg", "bad\udcff.jpg")  # the second is a file name whose bytes are not UTF-8
     for name in names:
         (tmp_path / name).write_bytes(simulated(0, 3, seed=5))
-    asked = ("query", *(tmp_path / name for name in names), "--store", store)
+    command = ("query", *(tmp_path / name for name in names), "--store", store)
     for encoding in ("ascii", "latin-1", "utf-8"):
         for how in ((), ("--csv",), ("--json",)):
             stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
             monkeypatch.setattr("sys.stdout", stdout)
-            assert run(*asked, *how).code == 0
-            told = stdout.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
-            assert told
+            assert run(*command, *how).code == 0
+            result = stdout.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+            assert result
             if how == ("--json",):
-                assert [Path(json.loads(line)["image"]).name for line in told.splitlines()] == list(names)
+                assert [Path(json.loads(line)["image"]).name for line in result.splitlines()] == list(names)
 
 
 def test_a_head_that_could_not_be_saved_is_not_trained(store: Path, monkeypatch: pytest.MonkeyPatch, run) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
     monkeypatch.setattr("clipfake.detector.training.train.train", None)  # would end in a TypeError
-    told = run("train", "--store", store)
-    assert told.code == 1 and f"cannot write to {store / 'heads' / 'default'}" in told.err
+    output = run("train", "--store", store)
+    assert output.code == 1 and f"cannot write to {store / 'heads' / 'default'}" in output.err
 
 
 def test_a_name_that_no_row_has_is_told_rather_than_no_rows(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     for command in (("export", "--to", tmp_path / "out"), ("duplicates",)):
         for option in ("--source", "--category"):
-            told = run("store", *command, option, "nobody", "--store", store)
-            assert (told.code, "nobody; check how it is written" in told.err) == (1, True)
+            output = run("store", *command, option, "nobody", "--store", store)
+            assert (output.code, "nobody; check how it is written" in output.err) == (1, True)
     assert not (tmp_path / "out").exists()

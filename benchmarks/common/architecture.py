@@ -39,10 +39,10 @@ def write_architecture(folder: Path, like: str, dimensions: dict[str, Any]) -> P
     """
     import transformers
 
-    told = transformers.CLIPConfig.from_pretrained(like).to_dict()
+    config = transformers.CLIPConfig.from_pretrained(like).to_dict()
     for name, value in dimensions.items():
-        told[name] = {**told[name], **value} if isinstance(value, dict) else value
-    transformers.CLIPConfig.from_dict(told).save_pretrained(folder)
+        config[name] = {**config[name], **value} if isinstance(value, dict) else value
+    transformers.CLIPConfig.from_dict(config).save_pretrained(folder)
     transformers.CLIPImageProcessor.from_pretrained(like).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(like).save_pretrained(folder)
     return folder

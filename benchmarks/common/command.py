@@ -37,8 +37,8 @@ def main(run: Callable[..., dict[str, Any]], what: str, *, precisions: str = "",
     if precisions:
         parser.add_argument("--precision", default=precisions, help="comma between several")
     parser.set_defaults(**defaults)
-    told = parsed(parser)
-    tell(run(told.pop("images"), told.pop("encoder"), **told))
+    arguments = parsed(parser)
+    print_result(run(arguments.pop("images"), arguments.pop("encoder"), **arguments))
 
 
 def ask_for_images(parser: argparse.ArgumentParser) -> None:
@@ -54,13 +54,13 @@ def ask_for_encoder(parser: argparse.ArgumentParser) -> None:
 
 def parsed(parser: argparse.ArgumentParser) -> dict[str, Any]:
     """The options by name; where --untrained is given, `encoder` says so."""
-    told = vars(parser.parse_args())
-    if told.pop("untrained", False):
-        told["encoder"] = with_random_weights(told["encoder"])
-    return told
+    arguments = vars(parser.parse_args())
+    if arguments.pop("untrained", False):
+        arguments["encoder"] = with_random_weights(arguments["encoder"])
+    return arguments
 
 
-def tell(result: dict[str, Any]) -> None:
+def print_result(result: dict[str, Any]) -> None:
     """A table on stderr and one JSON object on stdout."""
     print("\n".join(table(result)), file=sys.stderr)
     print(json.dumps(result))

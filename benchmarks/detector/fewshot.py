@@ -48,26 +48,26 @@ def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
         bank = Bank.of(snapshot, EvidenceOptions(), where=everyone)
         calibration = SignalTable.read(head, bank, choosing).calibrated("rows", seed)
         test = positions["test"]
-        asked = {"own": test[own[test] | (labels[test] == REAL)], "others": test[~own[test]]}
-        vectors = {who: snapshot.vectors(rows) for who, rows in asked.items()}
+        queries = {"own": test[own[test] | (labels[test] == REAL)], "others": test[~own[test]]}
+        vectors = {who: snapshot.vectors(rows) for who, rows in queries.items()}
         margins = {who: head.decision_function(v) for who, v in vectors.items()}
         pool = np.flatnonzero((parts == PARTS["train"]) & own)
-        told: dict[str, list[float]] = {"own": [], "others": [], "own_neighbors_only": []}
+        outcome: dict[str, list[float]] = {"own": [], "others": [], "own_neighbors_only": []}
         for count in ADDED:
-            found: dict[str, list[float]] = {key: [] for key in told}
+            found: dict[str, list[float]] = {key: [] for key in outcome}
             for draw in range(DRAWS if count else 1):
                 chosen = np.random.default_rng([seed, draw, count]).permutation(pool)[:count]
                 where = everyone.copy()
                 where[chosen] = True
                 now = Bank.of(snapshot, EvidenceOptions(), where=where)
-                for who, rows in asked.items():
+                for who, rows in queries.items():
                     evidence: Evidence = now.evidence(vectors[who], snapshot.column("digests")[rows])
                     found[who].append(_auc(labels[rows], calibration.decision_function(margins[who], evidence.signal)))
                     if who == "own":
                         found["own_neighbors_only"].append(_auc(labels[rows], evidence.signal))
             for key, values in found.items():
-                told[key].append(round(float(np.mean(values)), 4))
-        result["generators"][name] = told
+                outcome[key].append(round(float(np.mean(values)), 4))
+        result["generators"][name] = outcome
     result["mean"] = {
         key: [round(float(np.mean([g[key][i] for g in result["generators"].values()])), 4) for i in range(len(ADDED))]
         for key in ("own", "others", "own_neighbors_only")
@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, required=True)
     result = run(Store.open(parser.parse_args().store))
-    command.tell(result)
+    command.print_result(result)
 
 
 if __name__ == "__main__":

@@ -94,8 +94,8 @@ def _anew(snapshot: Snapshot, head: rules.Kind, cell: rules.PairResult) -> float
         banks = [snapshot.vectors(learned & (labels == label)) for label in (REAL, FAKE)]
         for mask in classes:
             members = np.flatnonzero(mask)
-            asked = snapshot.vectors(thinned(members, labels[members], max(rules.ASKED // len(names), 1), 0))
-            real, fake = (neighbors(asked, bank, rules.K).mean_similarity() for bank in banks)
+            queries = snapshot.vectors(thinned(members, labels[members], max(rules.ASKED // len(names), 1), 0))
+            real, fake = (neighbors(queries, bank, rules.K).mean_similarity() for bank in banks)
             scores.append(fake - real)
     truth = np.repeat([REAL, FAKE], [len(part) for part in scores])
     return auc(truth, np.concatenate(scores).astype(np.float32)) or 0.0
@@ -106,8 +106,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--reals", type=int, default=8)
     parser.add_argument("--fakes", type=int, default=25)
-    told = parser.parse_args()
-    command.tell(run(told.rows, reals=told.reals, fakes=told.fakes))
+    arguments = parser.parse_args()
+    command.print_result(run(arguments.rows, reals=arguments.reals, fakes=arguments.fakes))
 
 
 if __name__ == "__main__":

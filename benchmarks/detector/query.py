@@ -65,17 +65,19 @@ def run(
         store = stored(Path(folder) / "bank", rows)
         built = build_index(store)
         snapshot = store.snapshot()
-        asked = snapshot.vectors(np.random.default_rng(1).choice(rows, queries, replace=False))
+        query_rows = snapshot.vectors(np.random.default_rng(1).choice(rows, queries, replace=False))
         detector = VectorDetector(head, Bank.of(snapshot), calibration)
         plain, full = QueryOptions(changes=False), QueryOptions()
-        detector.judge(["warm"], asked[:1])
-        verdict = _times(lambda i: detector.judge(["x"], asked[i : i + 1], options=plain)[0].to_dict(), queries)
-        with_changes = _times(lambda i: detector.judge(["x"], asked[i : i + 1], options=full)[0].to_dict(), queries)
+        detector.judge(["warm"], query_rows[:1])
+        verdict = _times(lambda i: detector.judge(["x"], query_rows[i : i + 1], options=plain)[0].to_dict(), queries)
+        with_changes = _times(
+            lambda i: detector.judge(["x"], query_rows[i : i + 1], options=full)[0].to_dict(), queries
+        )
         parts = {
-            "classifier": _times(lambda i: head.decision_function(asked[i : i + 1]), queries),
-            "evidence": _times(lambda i: detector.bank.evidence(asked[i : i + 1]), queries),
+            "classifier": _times(lambda i: head.decision_function(query_rows[i : i + 1]), queries),
+            "evidence": _times(lambda i: detector.bank.evidence(query_rows[i : i + 1]), queries),
         }
-        recall = _recall(detector.bank, asked)
+        recall = _recall(detector.bank, query_rows)
     return {
         "machine": machine(),
         "encoder": encoder,
@@ -90,12 +92,12 @@ def run(
     }
 
 
-def _recall(bank: Bank, asked: Vectors) -> float:
+def _recall(bank: Bank, queries: Vectors) -> float:
     """Mean share of the K nearest rows of each class that are among those the evidence chooses from."""
     shares = []
-    for label, candidates in bank.candidates(asked).items():
+    for label, candidates in bank.candidates(queries).items():
         found = candidates.found.rows
-        true = bank.snapshot.search(asked, K, bank.labels == label, recall=1.0).rows
+        true = bank.snapshot.search(queries, K, bank.labels == label, recall=1.0).rows
         shares += [len(set(one) & set(two)) / K for one, two in zip(found.tolist(), true.tolist(), strict=True)]
     return round(float(np.mean(shares)), 4)
 
@@ -117,8 +119,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--threads", type=int)
-    told = command.parsed(parser)
-    command.tell(run(told.pop("encoder"), **told))
+    arguments = command.parsed(parser)
+    command.print_result(run(arguments.pop("encoder"), **arguments))
 
 
 if __name__ == "__main__":

@@ -86,10 +86,10 @@ def run(
     return result
 
 
-def _apart(do: Any, *told: Any) -> dict[str, Any]:
+def _apart(do: Any, *value: Any) -> dict[str, Any]:
     """In a process of its own, whose memory is then its alone."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        found: dict[str, Any] = pool.apply(do, told)
+        found: dict[str, Any] = pool.apply(do, value)
     return found
 
 
@@ -109,8 +109,8 @@ def measured(folder: str, epochs: int, baselines: Sequence[str], calibration: bo
             watch.part("calibration")
             calibrate(snapshot, trained.head, options, progress=watch.part)
         seconds = time.perf_counter() - began
-    told = {name: one.metrics["test"] for name, one in trained.baselines.items()}
-    told["head"] = trained.metrics["test"]
+    metrics = {name: one.metrics["test"] for name, one in trained.baselines.items()}
+    metrics["head"] = trained.metrics["test"]
     return {
         "seconds": round(seconds, 2),
         "peak_mib": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
@@ -119,7 +119,7 @@ def measured(folder: str, epochs: int, baselines: Sequence[str], calibration: bo
         "parts": {name: {"seconds": round(s, 2), "mib": watch.mib.get(name)} for name, s in watch.seconds.items()},
         "machine_rows": len(trained.head.classifier.vectors),
         "epochs": len(trained.log),
-        "test": {name: {"accuracy": _round(m.accuracy), "auc": _round(m.auc), "n": m.n} for name, m in told.items()},
+        "test": {name: {"accuracy": _round(m.accuracy), "auc": _round(m.auc), "n": m.n} for name, m in metrics.items()},
     }
 
 
@@ -156,12 +156,12 @@ def against_exact(rows: int, epochs: int) -> dict[str, Any]:
             return fit_nystroem(lambda: [(points["train"], labels)], gamma=gamma, landmarks=count)
 
         machines[str(count)] = timed(near)
-    said = {name: one.decision_function(points["test"]) > 0 for name, (one, _) in machines.items()}
+    text = {name: one.decision_function(points["test"]) > 0 for name, (one, _) in machines.items()}
     result: dict[str, Any] = {"rows": len(labels), "test_rows": len(truth)}
     for name, (one, seconds) in machines.items():
-        told: dict[str, Any] = {"seconds": seconds, "machine_rows": len(one.vectors)}
-        told |= {"accuracy": _round(float((said[name] == (truth == FAKE)).mean()))}
-        result[name] = told | {"agreement": _round(float((said[name] == said["exact"]).mean()))}
+        outcome: dict[str, Any] = {"seconds": seconds, "machine_rows": len(one.vectors)}
+        outcome |= {"accuracy": _round(float((text[name] == (truth == FAKE)).mean()))}
+        result[name] = outcome | {"agreement": _round(float((text[name] == text["exact"]).mean()))}
     return result
 
 
@@ -222,15 +222,15 @@ def main() -> None:
     parser.add_argument("--baselines", default=",".join(BASELINES), help="comma between several; none for none")
     parser.add_argument("--no-calibration", action="store_true")
     parser.add_argument("--nystroem", type=int, default=0, metavar="ROWS", help="compare both machines on these many")
-    told = parser.parse_args()
+    arguments = parser.parse_args()
     result = run(
-        [int(count) for count in told.rows.split(",") if int(count)],
-        epochs=told.epochs,
-        baselines=[name for name in told.baselines.split(",") if name and name != "none"],
-        calibration=not told.no_calibration,
-        nystroem=told.nystroem,
+        [int(count) for count in arguments.rows.split(",") if int(count)],
+        epochs=arguments.epochs,
+        baselines=[name for name in arguments.baselines.split(",") if name and name != "none"],
+        calibration=not arguments.no_calibration,
+        nystroem=arguments.nystroem,
     )
-    command.tell(result)
+    command.print_result(result)
 
 
 if __name__ == "__main__":

@@ -90,12 +90,12 @@ def timed(queries: npt.NDArray[np.float32], search: Callable[[npt.NDArray[np.flo
     }
 
 
-def plain(asked: RemoteSearcher, which: Filter) -> Callable[[npt.NDArray[np.float32]], Matches]:
+def plain(searcher: RemoteSearcher, which: Filter) -> Callable[[npt.NDArray[np.float32]], Matches]:
     """The engine with its own defaults, and its own similarities."""
 
     def search(queries: npt.NDArray[np.float32]) -> Matches:
-        ids, similarity = asked.remote.engine.search(queries, K, BackendFilter(which), 0)
-        return Matches(positions_of(asked.snapshot, ids), np.asarray(similarity, np.float32))
+        ids, similarity = searcher.remote.engine.search(queries, K, BackendFilter(which), 0)
+        return Matches(positions_of(searcher.snapshot, ids), np.asarray(similarity, np.float32))
 
     return search
 
@@ -117,16 +117,16 @@ def engines(snapshot: Snapshot, edges: Mapping[Any, RemoteSearcher]) -> dict[str
     def places(which: Filter) -> Any:
         return None if which.selects_all else np.flatnonzero(mask(which))
 
-    def planned(asked: RemoteSearcher) -> Callable[[Filter], Any]:
-        return lambda which: lambda queries: asked.search(queries, K, which)
+    def planned(searcher: RemoteSearcher) -> Callable[[Filter], Any]:
+        return lambda which: lambda queries: searcher.search(queries, K, which)
 
     made: dict[str, Callable[[Filter], Any]] = {
         "exact": lambda which: lambda queries: exact.search(snapshot, queries, K, places(which)),
         "faiss": lambda which: lambda queries: snapshot.search(queries, K, mask(which)),
         "edge": lambda which: plain(edges[""], which),
     }
-    for name, asked in edges.items():
-        made[name_of(name)] = planned(asked)
+    for name, query_rows in edges.items():
+        made[name_of(name)] = planned(query_rows)
     return made
 
 
@@ -148,18 +148,18 @@ def run(folder: Path, rows: int, threads: int, layouts: list[Quantised]) -> dict
     for quantised in layouts:
         place = folder / f"edge-{quantised}"
         engine = open_backend(place, layout=CollectionLayout(quantised=quantised))
-        told = push(snapshot, engine)
+        report = push(snapshot, engine)
         edges[quantised] = remote_searcher(snapshot, engine)
         size = sum(512 * path.stat().st_blocks for path in place.rglob("*"))  # its files are sparse
         pushes[quantised or "float16"] = {
-            "rows_per_second": round(told.pushed / told.seconds["push"]),
-            "seconds": told.seconds,
+            "rows_per_second": round(report.pushed / report.seconds["push"]),
+            "seconds": report.seconds,
             "files_to_float16": round(size / halves, 2),
-            "recall": told.recall,
-            "recall_unplanned": told.recall_unplanned,
-            "margin": told.margin,
+            "recall": report.recall,
+            "recall_unplanned": report.recall_unplanned,
+            "margin": report.margin,
         }
-        print(f"{place.name}: {told.pushed} rows in {told.seconds}", flush=True)
+        print(f"{place.name}: {report.pushed} rows in {report.seconds}", flush=True)
     began = time.perf_counter()
     built = build_index(store, "plain")
     index = {"seconds": round(time.perf_counter() - began, 1), "files_to_float16": round(built.bytes / halves, 2)}
@@ -169,7 +169,7 @@ def run(folder: Path, rows: int, threads: int, layouts: list[Quantised]) -> dict
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     table = []
     snapshot = store.snapshot()
-    searches = engines(snapshot, {name: RemoteSearcher(snapshot, asked.remote) for name, asked in edges.items()})
+    searches = engines(snapshot, {name: RemoteSearcher(snapshot, queries.remote) for name, queries in edges.items()})
     for name, which in filters().items():
         count = int(which.mask(snapshot).sum())
         row: dict[str, Any] = {"filter": name, "rows": count, "share": round(count / len(snapshot), 4)}
@@ -179,8 +179,8 @@ def run(folder: Path, rows: int, threads: int, layouts: list[Quantised]) -> dict
         for by in list(searches)[1:]:
             row[by]["recall"] = round(recall(row[by].pop("found"), true), 4)
             row[by]["to_exact"] = round(row[by]["median_ms"] / row["exact"]["median_ms"], 3)
-        for quantised, asked in edges.items():
-            row[name_of(quantised)]["candidates"] = asked.remote.width(count, fetched(K)) or "all"
+        for quantised, query_rows in edges.items():
+            row[name_of(quantised)]["candidates"] = query_rows.remote.width(count, fetched(K)) or "all"
         table.append(row)
     return {
         "rows": rows,
@@ -194,17 +194,17 @@ def run(folder: Path, rows: int, threads: int, layouts: list[Quantised]) -> dict
     }
 
 
-def table(told: dict[str, Any]) -> list[str]:
+def table(fields: dict[str, Any]) -> list[str]:
     """For people: a line a push, then a line a filter with every engine's recall and median milliseconds."""
     lines = [
         f"push {name:10}{push['rows_per_second']:>8} rows/s, {push['seconds']['index']} s to build the graph, files "
         f"{push['files_to_float16']} × the float16 vectors, recall from {min(push['recall_unplanned'].values())} to "
         f"{min(push['recall'].values())} by the plan"
-        for name, push in told["push"].items()
+        for name, push in fields["push"].items()
     ]
-    by = [name for name in told["filters"][0] if name not in ("filter", "rows", "share")]
+    by = [name for name in fields["filters"][0] if name not in ("filter", "rows", "share")]
     lines += ["", f"{'recall@10, median ms':24}{'rows':>8}" + "".join(f"{name:>22}" for name in by)]
-    for row in told["filters"]:
+    for row in fields["filters"]:
         cells = [f"{row[name].get('recall', 1.0):.3f} {row[name]['median_ms']:8.2f}" for name in by]
         lines.append(f"{row['filter']:24}{row['rows']:>8}" + "".join(f"{cell:>22}" for cell in cells))
     return lines
@@ -218,10 +218,10 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="make store and engines in this empty folder and leave them there")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        told = run(given.keep or Path(scratch), given.rows, given.threads, given.layouts)
+        output = run(given.keep or Path(scratch), given.rows, given.threads, given.layouts)
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "store_engine.json").write_text(json.dumps(told, indent=1) + "\n")
-    print("\n".join(table(told)))
+    (RESULTS / "store_engine.json").write_text(json.dumps(output, indent=1) + "\n")
+    print("\n".join(table(output)))
 
 
 if __name__ == "__main__":

@@ -50,16 +50,16 @@ def stored(folder: Path, rows: int, dim: int) -> Store:
 
 def run(rows: int, metadata_rows: int, pairs_rows: int, repeats: int) -> dict[str, Any]:
     """Ratios to numpy.memmap (above 1: the store is quicker), medians, and what metadata and pairs took."""
-    told: dict[str, Any] = {"machine": machine(), "rows": rows, "dim": DIM}
+    result: dict[str, Any] = {"machine": machine(), "rows": rows, "dim": DIM}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        told |= vectors(stored(folder / "s", rows, DIM).snapshot(), folder / "plain.npy", repeats)
-        told["append_microseconds"] = appending(folder / "a", min(rows, APPENDED_ROWS))
-        told["all_pairs"] = pairs(stored(folder / "s", rows, DIM).snapshot(), folder / "pairs", pairs_rows)
+        result |= vectors(stored(folder / "s", rows, DIM).snapshot(), folder / "plain.npy", repeats)
+        result["append_microseconds"] = appending(folder / "a", min(rows, APPENDED_ROWS))
+        result["all_pairs"] = pairs(stored(folder / "s", rows, DIM).snapshot(), folder / "pairs", pairs_rows)
         stored(folder / "m", metadata_rows, 4)
         with multiprocessing.get_context("spawn").Pool(1) as other:
-            told["metadata"] = {"rows": metadata_rows, **other.apply(metadata, (str(folder / "m"),))}
-    return told
+            result["metadata"] = {"rows": metadata_rows, **other.apply(metadata, (str(folder / "m"),))}
+    return result
 
 
 def appending(folder: Path, rows: int) -> dict[str, float]:
@@ -70,16 +70,16 @@ def appending(folder: Path, rows: int) -> dict[str, float]:
         Block(block.space, block.rows, block.vectors, tuple(pictures[: len(block)]))
         for block in synthetic(rows, DIM, size=BATCH)
     ]
-    store, told = Store.create(folder, space(DIM)), {}
+    store, result = Store.create(folder, space(DIM)), {}
     for name in ("new", "known"):
         began = os.times()
         with store.writer(seconds_per_shard=1e9) as writer:
             for block in blocks:
                 writer.append(block)
         ended = os.times()
-        told[f"{name}_user"] = round((ended.user - began.user) / rows * 1e6, 2)
-        told[f"{name}_all"] = round(told[f"{name}_user"] + (ended.system - began.system) / rows * 1e6, 2)
-    return told
+        result[f"{name}_user"] = round((ended.user - began.user) / rows * 1e6, 2)
+        result[f"{name}_all"] = round(result[f"{name}_user"] + (ended.system - began.system) / rows * 1e6, 2)
+    return result
 
 
 def vectors(snapshot: Snapshot, copy: Path, repeats: int) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--pairs-rows", type=int, default=50_000)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
-    command.tell(run(given.rows, given.metadata_rows, given.pairs_rows, given.repeats))
+    command.print_result(run(given.rows, given.metadata_rows, given.pairs_rows, given.repeats))
 
 
 if __name__ == "__main__":

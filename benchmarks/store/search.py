@@ -146,7 +146,7 @@ def main() -> None:
                 for block in synthetic(given.rows, DIM):
                     writer.append(block)
         peer = read_and_kmeans(store.snapshot())
-        told = {
+        result = {
             "rows": given.rows,
             "read_and_kmeans_seconds": round(peer, 2),
             "dim": DIM,
@@ -155,9 +155,9 @@ def main() -> None:
             "kinds": [measured(store, kind, anew=True) for kind in ("plain", "compact")],
         }
     RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "store_search.json").write_text(json.dumps(told, indent=1) + "\n")
+    (RESULTS / "store_search.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"reading the same vectors and one k-means of FAISS over a sample: {peer:.1f} s")
-    for kind in told["kinds"]:
+    for kind in result["kinds"]:
         print(f"\n{kind['kind']}: built in {kind['seconds_in_all']} s {kind['seconds']}")
         print(f"{kind['bytes_to_float16']} × the float16 vectors")
         print(f"exact: {kind['exact_in_memory_ms']} ms from memory, {kind['exact_streamed_ms']} ms from the shards")

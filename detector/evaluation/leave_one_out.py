@@ -213,8 +213,8 @@ def _knn_scores(layout: SourceGroups, seed: int) -> HeldOutScores:
     own = []
     for group, (label, _) in enumerate(layout.names):
         members = np.flatnonzero(groups == group)
-        asked = thinned(members, labels[members], max(ASKED // len(layout.names), 1), seed)
-        vectors = snapshot.vectors(asked)
+        queries = thinned(members, labels[members], max(ASKED // len(layout.names), 1), seed)
+        vectors = snapshot.vectors(queries)
         rest = snapshot.scope(layout.learned & (labels == label) & (groups != group))
         same, other = snapshot.search_each(vectors, OVER * K, [rest, banks[1 - label]], recall=1)
         near = _nearest_without(layout, vectors, same, rest, [-1])

@@ -69,8 +69,8 @@ class PaperTable:
 
 def _of(precision: Sequence[float], recall: Sequence[float], f1: Sequence[float]) -> dict[str, PaperFigures]:
     """The three columns of tables 5 to 10: means over both classes, accuracy not given."""
-    told = zip(PARTS, precision, recall, f1, strict=True)
-    return {part: PaperFigures((p,), (r,), (f,)) for part, p, r, f in told}
+    per_part = zip(PARTS, precision, recall, f1, strict=True)
+    return {part: PaperFigures((p,), (r,), (f,)) for part, p, r, f in per_part}
 
 
 # Tables 8 to 10 stand under "product": what is described there is the image's, the text's and their product's 128
@@ -146,7 +146,7 @@ class RunOutcome:
     """What a cell gave, as JSON all through: it is kept in a file of its own."""
 
     cell: str
-    asked: dict[str, Any]  # what it depends on: run again only if this is another
+    queries: dict[str, Any]  # what it depends on: run again only if this is another
     rows: dict[str, int]  # real, fake, train, validation, test
     parts: dict[str, Any]  # train, validation, test -> metrics, text heads with the stored categories as in the report
     modes: dict[str, Any]  # of a text head: mode -> metrics of the test
@@ -197,7 +197,7 @@ def run(
     head, (_, parts) = trained.head, make_split(snapshot, training)
     mode: Mode = "given" if head.projection.reads_text else "zero-shot"
     labels = snapshot.column("labels")
-    told = {part: scored(head, snapshot, parts[part], mode).to_dict() for part in PARTS}
+    report = {part: scored(head, snapshot, parts[part], mode).to_dict() for part in PARTS}
     modes: dict[str, Any] = {}
     if head.projection.reads_text:
         modes = {way: scored(head, snapshot, parts["test"], way).to_dict() for way in MODES}
@@ -213,7 +213,7 @@ def run(
         cell.name,
         asked_of(snapshot, options),
         counts | {part: len(parts[part]) for part in PARTS},
-        told,
+        report,
         modes,
         elsewhere,
         {name: baseline.to_dict() for name, baseline in trained.baselines.items()},

@@ -34,8 +34,8 @@ class HoldoutWindow:
     past_auc: float  # on held-out rows of what was known
 
     def to_dict(self) -> dict[str, Any]:
-        told = asdict(self) | {"sources": list(self.sources)}
-        return told | {name: round(getattr(self, name), 4) for name in ("auc", "accuracy", "past_auc")}
+        report = asdict(self) | {"sources": list(self.sources)}
+        return report | {name: round(getattr(self, name), 4) for name in ("auc", "accuracy", "past_auc")}
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class TemporalHoldout:
         """What to take home, and what was left out."""
         after, before = (float(np.mean([getattr(w, name) for w in self.windows])) for name in ("auc", "past_auc"))
         worst = min(self.windows, key=lambda window: window.auc)
-        told = [
+        lines = [
             f"Trained on the past, a ridge head has an AUC of {after:.3f} on what came next, over {len(self.windows)} "
             f"releases, and of {before:.3f} on what it knew. Worst is {worst.date} ({', '.join(worst.sources)}): "
             f"{worst.auc:.3f}."
         ]
         if self.undated:
-            told.append(f"Left out, as no date was given: {', '.join(self.undated)}.")
+            lines.append(f"Left out, as no date was given: {', '.join(self.undated)}.")
         if self.always:
-            told.append(f"Real sources without a date, always there: {', '.join(self.always)}.")
+            lines.append(f"Real sources without a date, always there: {', '.join(self.always)}.")
         if self.unknown:
-            told.append(f"Dated, but not stored: {', '.join(self.unknown)}.")
-        return told
+            lines.append(f"Dated, but not stored: {', '.join(self.unknown)}.")
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -102,13 +102,13 @@ def read_dates(path: Path) -> dict[str, date]:
     return found
 
 
-def day_of(told: str, where: str = "") -> date:
+def day_of(text: str, where: str = "") -> date:
     """A day as people write it; of a month or a year its first.
 
     >>> day_of("2023-05").isoformat(), day_of("2022").isoformat()
     ('2023-05-01', '2022-01-01')
     """
-    parts = told.strip().split("-")
+    parts = text.strip().split("-")
     try:
         if len(parts) > 3 or len(parts[0]) != 4:
             raise ValueError
@@ -116,7 +116,7 @@ def day_of(told: str, where: str = "") -> date:
         return date(year, month, day)
     except ValueError as e:
         raise SourceError(
-            f"{where + ': ' if where else ''}{told!r} is no date; write 2023-05-17, 2023-05 or 2023"
+            f"{where + ': ' if where else ''}{text!r} is no date; write 2023-05-17, 2023-05 or 2023"
         ) from e
 
 

@@ -37,14 +37,14 @@ class BaselineResult:
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
-        told: dict[str, Any] = {name: metrics.to_dict() for name, metrics in self.metrics.items()}
-        return told | {"fitted_on": self.fitted_on} | ({"note": self.note} if self.note else {})
+        report: dict[str, Any] = {name: metrics.to_dict() for name, metrics in self.metrics.items()}
+        return report | {"fitted_on": self.fitted_on} | ({"note": self.note} if self.note else {})
 
 
 def majority(train: Examples, validation: Examples, seed: int) -> Scorer:
     """The more frequent class of the training rows, whatever the picture."""
     fake = float((train.labels == FAKE).mean())
-    return lambda asked: np.full(len(asked), fake - 0.5)
+    return lambda rows: np.full(len(rows), fake - 0.5)
 
 
 def category_only(train: Examples, validation: Examples, seed: int) -> Scorer:
@@ -54,9 +54,9 @@ def category_only(train: Examples, validation: Examples, seed: int) -> Scorer:
     real = np.bincount(which, train.labels == REAL, len(known)) + 1
     odds = np.log(fake / real)
 
-    def score(asked: Examples) -> npt.NDArray[np.float64]:
-        place = np.minimum(np.searchsorted(known, asked.categories), len(known) - 1)
-        return np.where(known[place] == asked.categories, odds[place], 0.0)
+    def score(rows: Examples) -> npt.NDArray[np.float64]:
+        place = np.minimum(np.searchsorted(known, rows.categories), len(known) - 1)
+        return np.where(known[place] == rows.categories, odds[place], 0.0)
 
     return score
 
@@ -68,7 +68,7 @@ def file_facts(train: Examples, validation: Examples, seed: int) -> Scorer:
     # no early stopping: it would hold back training rows by a split of its own
     trees = HistGradientBoostingClassifier(max_iter=100, max_leaf_nodes=15, early_stopping=False, random_state=seed)
     trees.fit(train.facts, train.labels)
-    return lambda asked: np.asarray(trees.decision_function(asked.facts), np.float64)
+    return lambda queries: np.asarray(trees.decision_function(queries.facts), np.float64)
 
 
 def linear_probe(train: Examples, validation: Examples, seed: int, everyone: Labelled | None = None) -> Scorer:
@@ -97,7 +97,7 @@ def linear_probe(train: Examples, validation: Examples, seed: int, everyone: Lab
     _, weights, intercept, strength = best
     if everyone is not None:
         weights, intercept = _taught_further(weights, intercept, strength, everyone, middle, size)
-    return lambda asked: np.asarray((asked.vectors - middle) @ (weights / size) + intercept, np.float64)
+    return lambda queries: np.asarray((queries.vectors - middle) @ (weights / size) + intercept, np.float64)
 
 
 def _taught_further(
@@ -111,9 +111,9 @@ def _taught_further(
         square, pull = np.diag(free), -free * now
         for here, vectors in pieces(rows):
             x = np.pad((vectors - middle) / np.float32(size), ((0, 0), (0, 1)), constant_values=1.0)
-            said = 1 / (1 + np.exp(-np.clip(x @ now.astype(np.float32), -50, 50)))
-            pull += x.T @ (rows.labels[here] - said).astype(np.float32)
-            x *= np.sqrt(said * (1 - said))[:, None]
+            predicted = 1 / (1 + np.exp(-np.clip(x @ now.astype(np.float32), -50, 50)))
+            pull += x.T @ (rows.labels[here] - predicted).astype(np.float32)
+            x *= np.sqrt(predicted * (1 - predicted))[:, None]
             square += x.T @ x  # a matrix with itself, of which BLAS computes one half
         step = np.linalg.solve(square, pull)
         now = now + step
@@ -126,8 +126,8 @@ def neighbor_rule(k: int) -> Fit:
     """Mean similarity to the k nearest fake rows minus that to the k nearest real ones (Ojha et al. 2023)."""
 
     def fit(train: Examples, validation: Examples, seed: int) -> Scorer:
-        def score(asked: Examples) -> npt.NDArray[np.float64]:
-            real, fake = _both(train, asked, max(k, *NEIGHBORS))
+        def score(rows: Examples) -> npt.NDArray[np.float64]:
+            real, fake = _both(train, rows, max(k, *NEIGHBORS))
             return fake.first(k).mean_similarity() - real.first(k).mean_similarity()
 
         return score
@@ -139,13 +139,13 @@ def neighbor_rule(k: int) -> Fit:
 _found: WeakKeyDictionary[Examples, WeakKeyDictionary[Examples, tuple[Matches, Matches]]] = WeakKeyDictionary()
 
 
-def _both(train: Examples, asked: Examples, k: int) -> tuple[Matches, Matches]:
+def _both(train: Examples, rows: Examples, k: int) -> tuple[Matches, Matches]:
     """The k nearest real and the k nearest fake training rows."""
     known = _found.setdefault(train, WeakKeyDictionary())
-    if asked not in known or known[asked][0].k < k:
-        real, fake = (neighbors(asked.vectors, train.vectors[train.labels == label], k) for label in (REAL, FAKE))
-        known[asked] = real, fake
-    return known[asked]
+    if rows not in known or known[rows][0].k < k:
+        real, fake = (neighbors(rows.vectors, train.vectors[train.labels == label], k) for label in (REAL, FAKE))
+        known[rows] = real, fake
+    return known[rows]
 
 
 def neighbors(queries: Vectors, bank: Vectors, k: int) -> Matches:
@@ -164,7 +164,7 @@ def lda(train: Examples, validation: Examples, seed: int) -> Scorer:
 
     model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
     model.fit(train.vectors.astype(np.float64), train.labels)
-    return lambda asked: np.asarray(model.decision_function(asked.vectors.astype(np.float64)), np.float64)
+    return lambda queries: np.asarray(model.decision_function(queries.vectors.astype(np.float64)), np.float64)
 
 
 def pca_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
@@ -174,20 +174,20 @@ def pca_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
     dim = min(128, train.vectors.shape[1], len(train))
     pca = PCA(dim, svd_solver="covariance_eigh").fit(train.vectors.astype(np.float64))
     svm = fit_svm(pca.transform(train.vectors), train.labels)
-    return lambda asked: svm.decision_function(pca.transform(asked.vectors))
+    return lambda queries: svm.decision_function(pca.transform(queries.vectors))
 
 
 def random_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
     """The head before its first training step: the same random projection, then the same SVM."""
     projection = Projection.draw("linear", train.vectors, seed=seed)
     svm = fit_svm(projection(train.vectors), train.labels)
-    return lambda asked: svm.decision_function(projection(asked.vectors))
+    return lambda queries: svm.decision_function(projection(queries.vectors))
 
 
 def rbf_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
     """An RBF machine on the stored vectors themselves."""
     svm = fit_svm(train.vectors, train.labels)
-    return lambda asked: svm.decision_function(asked.vectors)
+    return lambda queries: svm.decision_function(queries.vectors)
 
 
 BASELINES: dict[str, Fit] = {

@@ -112,11 +112,11 @@ class CoverageReport:
     def sentence(self, where: str) -> str:
         """The promise and what was measured, side by side, and whether it broke."""
         seen = {"real": self.real_excluded, "fake": self.fake_excluded}
-        told = ", ".join(f"{rate:.1%} of the {name} rows" for name, rate in seen.items() if rate is not None)
+        rates = ", ".join(f"{rate:.1%} of the {name} rows" for name, rate in seen.items() if rate is not None)
         text = f"{where}: an answer for {self.answered:.0%} of {self.n:,} rows"
         if self.wrong is not None:
             text += f", {self.wrong:.1%} of the answers wrong"
-        text += f"; the truth was ruled out for {told}"
+        text += f"; the truth was ruled out for {rates}"
         text += f" (promised {per_cent(self.nominal)})"
         if self.broken:
             text += "; the promise does not hold there"
@@ -153,16 +153,16 @@ class CalibrationReport:
 
     @property
     def sentences(self) -> list[str]:
-        told = [self.seen.sentence("Generators that were seen")]
+        lines = [self.seen.sentence("Generators that were seen")]
         if (least := self.calibration.least_error) > self.seen.nominal:
-            told.append(
+            lines.append(
                 f"{self.seen.calibrated_on} held-out rows of a class are too few to answer at an error rate of "
                 f"{per_cent(self.seen.nominal)}; index more images, or accept {per_cent(ceil(1e4 * least) / 1e4)} "
                 f"(`--error`)."
             )
         if self.unseen:
-            told.append(self.unseen.sentence("Generators never seen"))
-        return told
+            lines.append(self.unseen.sentence("Generators never seen"))
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -193,7 +193,7 @@ def calibrate(
     NotEnoughRows
         Too few held-out rows of a class.
     """
-    tell = progress or (lambda what: None)
+    on_progress = progress or (lambda what: None)
     parts = head.split.of(snapshot.column("keys"))
     train = Bank.of(snapshot, rules, where=parts == TRAIN)
     labels = snapshot.column("labels")
@@ -206,10 +206,12 @@ def calibrate(
     else:
         pieces = []
         for fold in range(int(folds.max()) + 1):
-            tell(f"calibration, without generators {fold + 1} of {int(folds.max()) + 1}")
+            on_progress(f"calibration, without generators {fold + 1} of {int(folds.max()) + 1}")
             pieces.append(_left_out(snapshot, head.split, parts, folds, fold, options, rules))
-        told = {name: np.concatenate([getattr(s, name) for s in pieces]) for name in SignalTable.__dataclass_fields__}
-        signals = SignalTable(**told)
+        columns = {
+            name: np.concatenate([getattr(s, name) for s in pieces]) for name in SignalTable.__dataclass_fields__
+        }
+        signals = SignalTable(**columns)
         calibration = signals.calibrated("generators", options.seed)
         unseen = _coverage_of_unseen(signals, error, options.seed)
     scores = calibration.decision_function(test.svm, test.neighbors)

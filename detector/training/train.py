@@ -84,22 +84,22 @@ class TrainReport:
     @property
     def sentences(self) -> list[str]:
         """What a reader should take home, one sentence each."""
-        told = []
+        lines = []
         if self.test_copies:
-            told.append(
+            lines.append(
                 f"{self.test_copies:,} of {self.metrics['test'].n:,} test rows are files that were trained with too, "
                 f"which flatters every figure; `--split grouped` keeps copies on one side."
             )
         if self.against_probe is not None:
-            told.append(self.against_probe.sentence("The head", "the linear probe"))
+            lines.append(self.against_probe.sentence("The head", "the linear probe"))
         if self.best:
             head, other = self.metrics["test"].auc, self.baselines[self.best].metrics["test"].auc
             if head is not None and other is not None and other > head:
-                told.append(
+                lines.append(
                     f"The head falls below the best baseline, {in_words(self.best)}: "
                     f"test AUC {head:.3f} against {other:.3f}."
                 )
-        return told
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -139,25 +139,25 @@ def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: 
     HeadError
         An unknown option, no triplet as asked, a collapsed projection, or no text vectors for image and text.
     """
-    tell = progress or (lambda what: None)
+    on_progress = progress or (lambda what: None)
     split, parts = make_split(snapshot, options)
     labels = snapshot.column("labels")
     learning, choosing = (StoredRows(snapshot, parts[name]) for name in ("train", "validation"))
-    head, log = fit_head(snapshot, split, learning, choosing, options, tell)
-    tell("scores")
+    head, log = fit_head(snapshot, split, learning, choosing, options, on_progress)
+    on_progress("scores")
     scores = {name: score_rows(head, snapshot, positions) for name, positions in parts.items()}
     threshold = best_threshold(labels[parts["validation"]], scores["validation"])[0]
     metrics = {name: measure(labels[parts[name]], scores[name], chosen=threshold) for name in parts}
     head = replace(head, threshold=threshold, metrics={name: m.to_dict() for name, m in metrics.items()})
     categories: dict[Mode, Metrics] = {}
     for mode in MODES if head.vocabulary is not None else ():
-        tell(f"scores with the category {mode}")
+        on_progress(f"scores with the category {mode}")
         found = scores["test"] if mode == "zero-shot" else score_rows(head, snapshot, parts["test"], mode)
         categories[mode] = measure(labels[parts["test"]], found, chosen=threshold)
 
     baselines, against_probe = {}, None
     if options.baselines:
-        tell("rows for the baselines")
+        on_progress("rows for the baselines")
         most = {"train": LEARNED, "validation": CHOSEN, "test": COMPARED}
         some = {name: thinned(parts[name], labels[parts[name]], most[name], options.seed) for name in parts}
         examples = {name: Examples.read(snapshot, positions) for name, positions in some.items()}
@@ -165,7 +165,7 @@ def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: 
         if len(some["test"]) < len(parts["test"]):
             note = f"measured on {len(some['test']):,} of {len(parts['test']):,} test rows, drawn at random"
     for name in options.baselines:
-        tell(in_words(name))
+        on_progress(in_words(name))
         known = examples["train"], examples["validation"], options.seed
         streamed = name == "linear_probe" and len(examples["train"]) < len(learning)
         scorer = linear_probe(*known, learning) if streamed else BASELINES[name](*known)
@@ -195,7 +195,7 @@ def fit_head(
     ----------
     stands_for : rows of the head whose place it takes, so that its machine is of the same kind; 0 for its own
     """
-    tell = progress or (lambda what: None)
+    on_progress = progress or (lambda what: None)
     vocabulary = Vocabulary.of(snapshot.texts) if options.kind in FUSIONS else None
     texts: Texts | None = None
     if vocabulary is not None:
@@ -207,9 +207,11 @@ def fit_head(
         options.triplet,
         texts=texts,
         seed=options.seed,
-        told=lambda e: tell(f"triplets, epoch {e.epoch}: loss {e.loss:.4f}, validation {e.validation_loss:.4f}"),
+        on_epoch=lambda e: on_progress(
+            f"triplets, epoch {e.epoch}: loss {e.loss:.4f}, validation {e.validation_loss:.4f}"
+        ),
     )
-    tell("support vector machine")
+    on_progress("support vector machine")
 
     def projected() -> Iterator[tuple[Projected, Ints]]:
         for here, points in projected_pieces(projection, learning, texts):

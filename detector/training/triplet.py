@@ -163,7 +163,7 @@ def fit_projection(
     *,
     texts: Texts | None = None,
     seed: int = 0,
-    told: Callable[[TripletEpoch], None] | None = None,
+    on_epoch: Callable[[TripletEpoch], None] | None = None,
 ) -> tuple[Projection, list[TripletEpoch]]:
     """Train until the loss over fixed validation triplets no longer falls; the best weights are given back.
 
@@ -228,8 +228,8 @@ def fit_projection(
         projected = project(now, validation, texts)
         epoch = _epoch(number, np.concatenate(seen, axis=1), projected, fixed, options.margin)
         log.append(epoch)
-        if told:
-            told(epoch)
+        if on_epoch:
+            on_epoch(epoch)
         if epoch.validation_loss < lowest:
             lowest, waited, best = epoch.validation_loss, 0, now
         else:

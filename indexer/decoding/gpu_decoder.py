@@ -114,13 +114,13 @@ class GpuDecoder:
         while self._ways:
             try:
                 decode = self._ways.pop(0)()
-                told = _disagreement(decode(made_up()), [self._here(content) for content in made_up()])
+                disagreement = _disagreement(decode(made_up()), [self._here(content) for content in made_up()])
             except Exception as e:  # noqa: BLE001 - a library or a card that is not as it should be
-                told = f"it failed ({_first_line(e)})"
-            if not told:
+                disagreement = f"it failed ({_first_line(e)})"
+            if not disagreement:
                 self._decode = decode
                 return
-            reason = told
+            reason = disagreement
         self._give_up(reason)
 
     def _proved(self, contents: Sequence[bytes], found: list[ReducedImage | None]) -> list[ReducedImage | None]:
@@ -130,8 +130,8 @@ class GpuDecoder:
         self._seconds["here"] += time.perf_counter() - began
         found = [there if mine is not None else None for there, mine in zip(found, here, strict=True)]
         both = [(there, mine) for there, mine in zip(found, here, strict=True) if there is not None]
-        if both and (told := _disagreement(*zip(*both, strict=True))):
-            self._next_way(told)
+        if both and (disagreement := _disagreement(*zip(*both, strict=True))):
+            self._next_way(disagreement)
             return [None] * len(contents)
         self._to_prove = max(self._to_prove - len(both), 0)
         if not self._to_prove and self._must_pay and self._seconds["there"] >= self._seconds["here"]:
@@ -199,7 +199,7 @@ def _disagreement(there: Sequence[ReducedImage | None], here: Sequence[ReducedIm
     apart = [difference(one, other) for one, other in zip(there, here, strict=True) if one is not None]
     if not apart:
         return "it decodes no JPEG here (on a GPU it needs nvidia-nvjpeg-cu12)"
-    worst = max(apart, key=lambda told: (not told.agreed, told.mean))
+    worst = max(apart, key=lambda difference: (not difference.agreed, difference.mean))
     if worst.agreed:
         return ""
     return (

@@ -90,7 +90,7 @@ class ProcessPool(WorkerPool):
             member.pipe.send(unit)
 
     def take(self, seconds: float) -> list[TaskResult | TaskLost]:
-        told: list[TaskResult | TaskLost] = []
+        results: list[TaskResult | TaskLost] = []
         ready = wait([member.pipe for member in self._members], seconds)
         for i, member in enumerate(self._members):
             if member.pipe not in ready:
@@ -98,14 +98,14 @@ class ProcessPool(WorkerPool):
             try:
                 receipt = member.pipe.recv()
             except (EOFError, OSError):
-                told += [TaskLost(unit) for unit in member.units]
+                results += [TaskLost(unit) for unit in member.units]
                 self._members[i] = self._replaced(i, member)
                 continue
             if isinstance(receipt, BaseException):
                 raise receipt
             member.units.remove(receipt.unit)
-            told.append(receipt)
-        return told
+            results.append(receipt)
+        return results
 
     def dismiss(self) -> None:
         for member in self._members:
@@ -125,14 +125,14 @@ class ProcessPool(WorkerPool):
     def _met(self, member: _WorkerProcess) -> tuple[str, Space]:
         """Wait for a new worker to be ready; raises what kept it from that."""
         try:
-            told = member.pipe.recv() if member.pipe.poll(STARTING) else None
+            reply = member.pipe.recv() if member.pipe.poll(STARTING) else None
         except (EOFError, OSError):
-            told = None
-        if isinstance(told, BaseException):
-            raise told
-        if told is None:
+            reply = None
+        if isinstance(reply, BaseException):
+            raise reply
+        if reply is None:
             raise SourceError("a worker died before it had its encoder; is there memory for one in each process?")
-        where, space = told
+        where, space = reply
         return str(where), space
 
     def _replaced(self, i: int, member: _WorkerProcess) -> _WorkerProcess:
@@ -157,16 +157,16 @@ def _serve(pipe: Connection[Any, Any], encoder: EncoderSpec, folder: Path, optio
     torch.set_num_threads(cores)
     lock = Lock()
 
-    def tell(what: Any) -> None:
+    def reply(what: Any) -> None:
         with lock:
             pipe.send(what)
 
     try:
         worker = Worker(encoder, folder, options)
     except ClipfakeError as e:
-        tell(e)
+        reply(e)
         return
-    tell(worker.ready())
+    reply(worker.ready())
 
     def end() -> None:
         """The driver is gone."""
@@ -175,11 +175,11 @@ def _serve(pipe: Connection[Any, Any], encoder: EncoderSpec, folder: Path, optio
 
     def work(unit: Task) -> None:
         try:
-            tell(worker.work(unit))
+            reply(worker.work(unit))
         except OSError:
             end()
         except Exception as e:  # noqa: BLE001 - raised by the driver
-            tell(e)
+            reply(e)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
         try:

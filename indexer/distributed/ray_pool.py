@@ -109,7 +109,7 @@ class RayPool(WorkerPool):
         self._look()
         hired = {hand.ready: hand for hand in self._hands if hand.ready is not None}
         ready, _ = self._ray.wait([*self._promised, *hired], num_returns=1, timeout=seconds)
-        told: list[TaskResult | TaskLost] = []
+        results: list[TaskResult | TaskLost] = []
         for promise in ready:
             if promise in hired:
                 self._welcome(hired[promise])
@@ -123,12 +123,12 @@ class RayPool(WorkerPool):
             except self._ray.exceptions.RayTaskError as e:
                 raise _of_host(hand.host, _cause(e)) from e
             except self._ray.exceptions.RayError:
-                told += [TaskLost(unit.id), *self._lose(hand)]
+                results += [TaskLost(unit.id), *self._lose(hand)]
             else:
                 self._deaths[hand.node] = 0
-                told.append(receipt)
+                results.append(receipt)
         self.room = AT_ONCE * sum(hand.ready is None for hand in self._hands)
-        return told
+        return results
 
     def leave_out(self, host: str, why: str) -> list[TaskLost]:
         nodes = {hand.node for hand in self._hands if hand.host == host}
@@ -395,8 +395,8 @@ def _of_host(host: str, error: Exception) -> ClipfakeError:
         return SourceError(f"{host} has another clipfake than this machine; install {__version__} on every host")
     if isinstance(error, ClipfakeError) and not isinstance(error, MissingExtra):  # which makes its own message
         return type(error)(f"{host}: {error}")
-    told, _, rest = str(error).partition(": ")  # "clipfake.errors.EncoderError: …" of one whose type is lost
-    kind = getattr(errors, told.rpartition(".")[2], None) if told.startswith("clipfake.") else None
+    error_name, _, rest = str(error).partition(": ")  # "clipfake.errors.EncoderError: …" of one whose type is lost
+    kind = getattr(errors, error_name.rpartition(".")[2], None) if error_name.startswith("clipfake.") else None
     if isinstance(kind, type) and issubclass(kind, ClipfakeError) and kind is not MissingExtra:
         return kind(f"{host}: {rest}")
     return SourceError(f"{host}: {rest if kind else error}")

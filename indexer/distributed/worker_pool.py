@@ -124,18 +124,18 @@ class _Driver(IndexRun):
 
     def go(self) -> IndexReport:
         try:
-            self.tell()
+            self.report_progress()
             self._spread()
             self.finish()
         except KeyboardInterrupt:
             self.report.interrupted = True
-            self.tell()
+            self.report_progress()
             while self._under_way:  # a second Ctrl-C does not wait for them
                 self._take()
         finally:
             self.note_bad()
             self.report.ended = True
-            self.tell()
+            self.report_progress()
         return self.report
 
     def _spread(self) -> None:
@@ -174,15 +174,15 @@ class _Driver(IndexRun):
 
     def _take(self) -> None:
         with uninterrupted():
-            for told in self._crew.take(WAIT):
-                unit = self._under_way.pop(told.unit, None)
+            for outcome in self._crew.take(WAIT):
+                unit = self._under_way.pop(outcome.unit, None)
                 if unit is None:  # told before the host of both was left out
                     continue
-                if isinstance(told, TaskLost):
+                if isinstance(outcome, TaskLost):
                     self._lose(unit)
                 else:
-                    self._settle_receipt(unit, told)
-            self.tell()
+                    self._settle_receipt(unit, outcome)
+            self.report_progress()
 
     def _lose(self, unit: Task) -> None:
         self._losses += 1
@@ -210,10 +210,10 @@ class _Driver(IndexRun):
             return
         self._embedded += len(unit.entries)
         self.report.batch_size = min(self.report.batch_size or receipt.batch_size, receipt.batch_size)
-        told = AppendCounts()
+        counts = AppendCounts()
         if receipt.shard:
             with self.report.stage("commit", 1).busy():
-                told = take_in_one(self._writer, self.folder / FOLDER / receipt.shard)
+                counts = take_in_one(self._writer, self.folder / FOLDER / receipt.shard)
         for name, seconds in receipt.busy.items():
             self.report.stage(name, len(self._crew.workers)).add(seconds)
         for name, images in receipt.decoded_by.items():
@@ -221,7 +221,7 @@ class _Driver(IndexRun):
         self.report.unused = self.report.unused or receipt.unused
         refused = {entry.key for entry, _ in receipt.refused}
         bad = self._told_bad(unit, receipt)
-        self.settle([entry.key for entry in unit.entries if entry.key not in refused], told, bad)
+        self.settle([entry.key for entry in unit.entries if entry.key not in refused], counts, bad)
 
     def _told_bad(self, unit: Task, receipt: TaskResult) -> list[tuple[ImageRef, str]]:
         """What was refused, without what another host is to try: images that the worker could not read and we can."""

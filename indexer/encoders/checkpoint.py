@@ -56,9 +56,9 @@ def open_checkpoint(place: str, *, weights: bool = True) -> Checkpoint:
         raise EncoderError(f"{folder} has no weights, or not all of them: neither {SAFE[0]} nor {PICKLED[0]}")
     for name in PREPROCESSING:
         if (folder / name).is_file():
-            told = _json(folder / name)
-            told = told.get("image_processor", told)
-            return Checkpoint(folder, config, Preprocess.from_config(told if isinstance(told, dict) else {}))
+            content = _json(folder / name)
+            content = content.get("image_processor", content)
+            return Checkpoint(folder, config, Preprocess.from_config(content if isinstance(content, dict) else {}))
     raise EncoderError(f"{folder} has no {PREPROCESSING[0]}")
 
 
@@ -74,9 +74,9 @@ def fingerprint_of(weights: Weights, preprocess: Preprocess) -> str:
 
 def _json(file: Path) -> dict[str, Any]:
     try:
-        told = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:
         raise EncoderError(f"{file} is not readable as JSON: {e}") from e
-    if not isinstance(told, dict):
+    if not isinstance(content, dict):
         raise EncoderError(f"{file} is no JSON object")
-    return told
+    return content

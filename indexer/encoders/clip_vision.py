@@ -57,7 +57,7 @@ class VisionConfig:
         >>> VisionConfig.from_config({"vision_config": {"patch_size": 16}}).patch
         16
         """
-        told = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
+        fields = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
         names = {
             "width": "hidden_size",
             "hidden": "intermediate_size",
@@ -70,7 +70,8 @@ class VisionConfig:
             "epsilon": "layer_norm_eps",
         }
         shape = cls(
-            **{name: told[key] for name, key in names.items() if key in told}, dim=config.get("projection_dim", cls.dim)
+            **{name: fields[key] for name, key in names.items() if key in fields},
+            dim=config.get("projection_dim", cls.dim),
         )
         if shape.activation not in ACTIVATIONS:
             raise EncoderError(f"this CLIP's activation is {shape.activation}; known are {', '.join(ACTIVATIONS)}")

@@ -66,8 +66,8 @@ def _is_pointwise(node: Any) -> bool:
     """Whether it is a convolution of single pixels, each of them: a product of (pixels, channels) with its weights."""
     if node.get_type_name() != "Convolution" or not _has_weights(node):
         return False
-    told, shape = node.get_attributes(), list(node.input_value(1).get_shape())
-    still = not any([*told["pads_begin"], *told["pads_end"]]) and set(told["strides"]) == {1}
+    attributes, shape = node.get_attributes(), list(node.input_value(1).get_shape())
+    still = not any([*attributes["pads_begin"], *attributes["pads_end"]]) and set(attributes["strides"]) == {1}
     return len(shape) == 4 and shape[2:] == [1, 1] and still
 
 

@@ -53,7 +53,7 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
     if name.startswith(DEPTH):
         return load_depth_encoder(name, device="cpu" if device == OPENVINO else device)
     name, device, precision = in_8_bits(name, device, precision)
-    first, *others = [choose_device(told) for told in device_names(device)]
+    first, *others = [choose_device(device_name) for device_name in device_names(device)]
     dtype = torch.float32 if device == OPENVINO else choose_dtype(precision, first)
     if first.type == "cpu":
         keep_memory()
@@ -97,17 +97,17 @@ def keep_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 256 * 2**20)
 
 
-def device_names(told: str) -> list[str]:
+def device_names(device: str) -> list[str]:
     """The devices of a --device.
 
     >>> device_names("cuda:0,cuda:1"), device_names("openvino")
     (['cuda:0', 'cuda:1'], ['cpu'])
     """
-    if told == OPENVINO:
+    if device == OPENVINO:
         return ["cpu"]
-    if told == "all":
+    if device == "all":
         return [f"cuda:{i}" for i in range(torch.cuda.device_count())] or ["auto"]
-    return [name.strip() for name in told.split(",")]
+    return [name.strip() for name in device.split(",")]
 
 
 def _load(name: str, device: torch.device, dtype: torch.dtype) -> TorchEncoder:
@@ -140,8 +140,12 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> TorchEncoder:
 
 def _require_side(checkpoint: Checkpoint, shape: VisionConfig) -> None:
     """Raise EncoderError where the preprocessing makes images of another side than the tower looks at."""
-    told = checkpoint.preprocess
-    height, width = (told.crop, told.crop) if told.crop else (told.height or told.short, told.width or told.short)
+    preprocess = checkpoint.preprocess
+    height, width = (
+        (preprocess.crop, preprocess.crop)
+        if preprocess.crop
+        else (preprocess.height or preprocess.short, preprocess.width or preprocess.short)
+    )
     if (height // shape.patch) * (width // shape.patch) != shape.patches:
         raise EncoderError(
             f"{checkpoint.folder}: the preprocessing makes images of {height} x {width}, config.json wants {shape.side}"

@@ -157,7 +157,9 @@ def _matrices(
 @lru_cache(maxsize=64)
 def _normalisation(preprocess: Preprocess, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """(3, 1, 1) factor and shift: (pixels * scale - mean) / std as one product and one sum."""
-    mean, std = (torch.tensor(told, dtype=torch.float64).view(3, 1, 1) for told in (preprocess.mean, preprocess.std))
+    mean, std = (
+        torch.tensor(channels, dtype=torch.float64).view(3, 1, 1) for channels in (preprocess.mean, preprocess.std)
+    )
     return (preprocess.scale / std).float().to(device), (-mean / std).float().to(device)
 
 

@@ -108,13 +108,13 @@ class TorchEncoder(Encoder):
         return features
 
 
-def choose_device(told: str) -> torch.device:
-    if told != "auto":
+def choose_device(name: str) -> torch.device:
+    if name != "auto":
         try:
-            device = torch.device(told)
+            device = torch.device(name)
             torch.zeros(1, device=device)
         except (RuntimeError, AssertionError) as e:
-            raise EncoderError(f"--device {told} is not usable here ({e}); try --device cpu") from e
+            raise EncoderError(f"--device {name} is not usable here ({e}); try --device cpu") from e
         return device
     if torch.cuda.is_available():
         return torch.device("cuda")

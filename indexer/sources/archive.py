@@ -79,11 +79,11 @@ class ZipArchive:
         return ZipArchive, (self.at,)  # another process reads the directory for itself
 
     def entries(self) -> Iterator[ImageRef]:
-        told = set[str]()
+        seen_folders = set[str]()
         for inside, start, folder in self._files():
             if folder is not None:
-                if folder not in told:
-                    told.add(folder)
+                if folder not in seen_folders:
+                    seen_folders.add(folder)
                     yield from by_table(self, folder, posixpath.join(folder, self._tables[folder]))
             elif is_image(inside):
                 yield by_name(self.name, inside, *self._placed(inside, start))
@@ -99,13 +99,13 @@ class ZipArchive:
     def count(self) -> int | None:
         if is_url(self.at):
             return None  # it would be fetched twice
-        told = set[str]()
+        seen_folders = set[str]()
         count = 0
         for inside, _, folder in self._files():
             if folder is None:
                 count += is_image(inside)
-            elif folder not in told:
-                told.add(folder)
+            elif folder not in seen_folders:
+                seen_folders.add(folder)
                 name = posixpath.join(folder, self._tables[folder])
                 with self.open(name) as file:
                     count += tables.count(f"{self.at}/{name}", file)
@@ -323,11 +323,11 @@ class TarArchive:
             source = text(posixpath.basename(folder) or self.name)
             key, generator = f"{source}/{text(inside)}", source
         path = f"tar://{name}::{self.at}"
-        told = by_row(row)
-        if isinstance(told, str):
-            return ImageRef(key, path, source=source, refused=f"{path}: {told}")
-        if told is not None:
-            label, target = told
+        label_or_reason = by_row(row)
+        if isinstance(label_or_reason, str):
+            return ImageRef(key, path, source=source, refused=f"{path}: {label_or_reason}")
+        if label_or_reason is not None:
+            label, target = label_or_reason
         generator = (text(str(row.get("generator") or "")) or generator or text(self.name)) if label == FAKE else ""
         return ImageRef(
             key, path, label, target, source, generator, text(str(row.get("category") or "").strip()), "", place
@@ -350,8 +350,10 @@ class _Header(tarfile.TarInfo):
         name, nul, _ = bytes(buf[:100]).partition(b"\0")
         if buf[156:157] == b"0" and nul and len(buf) == tarfile.BLOCKSIZE and not buf[345]:  # no prefix to the name
             try:
-                size, time, told = (int(buf[a:b].rstrip(b"\0 "), 8) for a, b in ((124, 136), (136, 148), (148, 156)))
-                if told == sum(buf) - sum(buf[148:156]) + 8 * 32 and min(size, time) >= 0:
+                size, time, checksum = (
+                    int(buf[a:b].rstrip(b"\0 "), 8) for a, b in ((124, 136), (136, 148), (148, 156))
+                )
+                if checksum == sum(buf) - sum(buf[148:156]) + 8 * 32 and min(size, time) >= 0:
                     found = cls(name.decode(encoding, errors))
                     found.size, found.mtime, found.type = size, time, tarfile.REGTYPE
                     return found
@@ -395,13 +397,13 @@ def _said(suffix: str, content: bytes) -> dict[str, Any]:
     >>> _said(".cls", b"1"), _said(".txt", b"real"), _said(".txt", b"a cat on a mat")
     ({'target': '1'}, {'label': 'real'}, {})
     """
-    told = content.decode("utf-8", "replace").strip()
+    text = content.decode("utf-8", "replace").strip()
     if suffix == ".cls":
-        return {"target": told}
+        return {"target": text}
     if suffix == ".json":
         try:
-            found = json.loads(told)
+            found = json.loads(text)
         except (ValueError, RecursionError):
             return {}
         return found if isinstance(found, dict) else {}
-    return {"label": told} if isinstance(by_row({"label": told}), tuple) and told else {}
+    return {"label": text} if isinstance(by_row({"label": text}), tuple) and text else {}

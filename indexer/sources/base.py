@@ -136,20 +136,20 @@ def by_table(tree: Tree, folder: str, name: str) -> Iterator[ImageRef]:
         for line, row in rows:
             inside = str(row[column] or "").strip()
             key = f"{source}/{text(inside)}"
-            told = by_row(row)
-            if why := _refused(inside, told, seen):
-                why = why if isinstance(told, str) else f"{column} {why}"
+            label_or_reason = by_row(row)
+            if why := _refused(inside, label_or_reason, seen):
+                why = why if isinstance(label_or_reason, str) else f"{column} {why}"
                 yield ImageRef(key, f"{told_at}/../{inside}", source=source, refused=f"line {line} of {told_at}: {why}")
             else:
-                yield _from_row(tree, before + inside, key, source, generator, row, told)
+                yield _from_row(tree, before + inside, key, source, generator, row, label_or_reason)
 
 
-def _refused(inside: str, told: tuple[int, int] | str | None, seen: HashSet) -> str:
+def _refused(inside: str, label_or_reason: tuple[int, int] | str | None, seen: HashSet) -> str:
     """Why a row of a table makes no sense, "" if it does; `seen` takes note of it."""
     if not inside or inside[0] == "/" or (".." in inside and ".." in inside.split("/")):
         return f"{inside!r} is not inside the folder"
-    if isinstance(told, str):
-        return told
+    if isinstance(label_or_reason, str):
+        return label_or_reason
     return f"{inside} was listed before" if seen.again(inside) else ""
 
 
@@ -160,11 +160,11 @@ def _from_row(
     source: str,
     generator: str,
     row: Mapping[str, Any],
-    told: tuple[int, int] | str | None,
+    label_or_reason: tuple[int, int] | str | None,
 ) -> ImageRef:
     path, place = tree.place(inside)
-    if isinstance(told, tuple):
-        label, target = told
+    if isinstance(label_or_reason, tuple):
+        label, target = label_or_reason
     else:
         (label, source, generator), target = by_folder(tree.name, inside.rpartition("/")[0]), -1
     if label == FAKE:

@@ -71,11 +71,11 @@ def open_remote(url: str) -> BinaryIO:
 def time_of(facts: dict[str, Any]) -> int:
     """Nanoseconds since the epoch, 0 where the file system tells none; file systems name it differently."""
     for name in ("mtime", "LastModified", "created", "updated"):
-        told = facts.get(name)
-        if isinstance(told, datetime):
-            return int(told.timestamp() * 10**9)
-        if isinstance(told, int | float):
-            return int(told * 10**9)
+        stamp = facts.get(name)
+        if isinstance(stamp, datetime):
+            return int(stamp.timestamp() * 10**9)
+        if isinstance(stamp, int | float):
+            return int(stamp * 10**9)
     return 0
 
 

@@ -101,13 +101,17 @@ class TableSource:
                 path = told_path if far or told_path.startswith("/") else beside + told_path
                 key = text(f"{self.name}/{told_path.lstrip('/')}")
                 source = text(str(row.get("source") or "") or self.name)
-                told = by_row(row)
-                if not told_path or isinstance(told, str) or seen.again(told_path):
-                    why = told if isinstance(told, str) else f"{told_path} was listed before"
+                label_or_reason = by_row(row)
+                if not told_path or isinstance(label_or_reason, str) or seen.again(told_path):
+                    why = label_or_reason if isinstance(label_or_reason, str) else f"{told_path} was listed before"
                     why = why if told_path else f"no {column}"
                     yield ImageRef(key, path, source=source, refused=f"line {line} of {self.at}: {why}")
                 else:
-                    label, target = told if isinstance(told, tuple) else (by_folders(path.split("/")[:-1])[0], -1)
+                    label, target = (
+                        label_or_reason
+                        if isinstance(label_or_reason, tuple)
+                        else (by_folders(path.split("/")[:-1])[0], -1)
+                    )
                     generator = text(str(row.get("generator") or "") or source) if label == FAKE else ""
                     category = text(str(row.get("category") or "").strip())
                     where = remote(path) if far else None
@@ -220,5 +224,5 @@ def count(folders: Iterable[str | Path | Source]) -> int | None:
     sources that are listed (`expand`), then a zip's directory is read once for both. Raises SourceError.
     """
     found = [source.count() if isinstance(source, CountableSource) else None for source in expand(folders)]
-    told = [number for number in found if number is not None]
-    return sum(told) if len(told) == len(found) else None
+    known_counts = [number for number in found if number is not None]
+    return sum(known_counts) if len(known_counts) == len(found) else None

@@ -25,10 +25,10 @@ def by_folders(parts: Sequence[str]) -> tuple[int, str, str]:
     >>> by_folders(["holiday", "beach"])
     (-1, 'holiday', '')
     """
-    said = [i for i, part in enumerate(parts) if part.lower() in REAL_NAMES | FAKE_NAMES]
-    if not said:
+    labelling = [i for i, part in enumerate(parts) if part.lower() in REAL_NAMES | FAKE_NAMES]
+    if not labelling:
         return UNKNOWN, parts[0], ""
-    at = said[-1]  # the name nearest to the file decides
+    at = labelling[-1]  # the name nearest to the file decides
     source = "/".join(parts[: at + 1])
     if parts[at].lower() in REAL_NAMES:
         return REAL, source, ""
@@ -51,12 +51,12 @@ def by_row(row: Mapping[str, Any]) -> tuple[int, int] | str | None:
         target = row["target"]
         if isinstance(target, str) and (known := CODES.get(target)) is not None:
             return known
-        told = str(target if target is not None else "").strip()
-        if len(told) > DIGITS or not told.isdecimal() or int(told) not in TARGETS:
-            return f"target {told[:80]!r} is not one of 0 to 6"
-        return (REAL if int(told) == 0 else FAKE), int(told)
+        word = str(target if target is not None else "").strip()
+        if len(word) > DIGITS or not word.isdecimal() or int(word) not in TARGETS:
+            return f"target {word[:80]!r} is not one of 0 to 6"
+        return (REAL if int(word) == 0 else FAKE), int(word)
     if "label" in row:
-        told = str(row["label"] if row["label"] is not None else "").strip().lower()
-        label = {"0": REAL, "1": FAKE, "-1": UNKNOWN, "": UNKNOWN}.get(told, WORDS.get(told))
-        return f"label {told[:80]!r} is neither real nor fake" if label is None else (label, -1)
+        word = str(row["label"] if row["label"] is not None else "").strip().lower()
+        label = {"0": REAL, "1": FAKE, "-1": UNKNOWN, "": UNKNOWN}.get(word, WORDS.get(word))
+        return f"label {word[:80]!r} is neither real nor fake" if label is None else (label, -1)
     return None

@@ -93,13 +93,13 @@ def _json_lines(text: io.TextIOWrapper) -> Iterator[Row]:
     number = 0
     columns: dict[str, None] = {}
     for number, line in enumerate(filter(str.strip, _lines(text)), 1):
-        told = json.loads(line)
-        if not isinstance(told, dict):
+        fields = json.loads(line)
+        if not isinstance(fields, dict):
             raise json.JSONDecodeError("a line is not an object", line, 0)
         if number == 1:
-            columns = dict.fromkeys(told)
+            columns = dict.fromkeys(fields)
             yield 0, columns
-        yield number, told if told.keys() >= columns.keys() else columns | told
+        yield number, fields if fields.keys() >= columns.keys() else columns | fields
     if not number:
         yield 0, {}
 
@@ -110,9 +110,9 @@ def _parquet(name: str, file: BinaryIO) -> Iterator[Row]:
         number = 0
         for batch in table.iter_batches(batch_size=4096):
             columns = [values_of(column) for column in batch.columns]
-            for told in zip(*columns, strict=True):
+            for row in zip(*columns, strict=True):
                 number += 1
-                yield number, dict(zip(batch.schema.names, told, strict=True))
+                yield number, dict(zip(batch.schema.names, row, strict=True))
 
 
 @contextmanager

@@ -230,7 +230,7 @@ def _end_64(file: BinaryIO, told_at: int, locator_at: int) -> tuple[int, bytes]:
     raise ValueError("its zip64 end record is missing")
 
 
-def _wide(extra: bytes, *told: int) -> list[int]:
+def _wide(extra: bytes, *count: int) -> list[int]:
     """Numbers of a record, those that do not fit taken from the zip64 extra field in the order they stand there."""
     wide: list[int] = []
     at = 0
@@ -241,7 +241,7 @@ def _wide(extra: bytes, *told: int) -> list[int]:
             wide = [int.from_bytes(extra[i : i + 8], "little") for i in range(at + 4, end - 7, 8)]
         at += 4 + length
     given = iter(wide)
-    return [next(given, number) if number == IN_EXTRA else number for number in told]
+    return [next(given, number) if number == IN_EXTRA else number for number in count]
 
 
 @lru_cache(maxsize=256)

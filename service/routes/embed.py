@@ -58,9 +58,9 @@ class EmbeddingsAsked(BaseModel):
     responses=refusals(400, 415, 422),
     dependencies=JSON_ONLY,
 )
-async def embeddings(asked: EmbeddingsAsked, at: At) -> Any:
+async def embeddings(request_json: EmbeddingsAsked, at: At) -> Any:
     """An alias of /v1/embed. One bad image and the whole request is refused: this form has no place to say so."""
-    texts = [asked.input] if isinstance(asked.input, str) else asked.input
+    texts = [request_json.input] if isinstance(request_json.input, str) else request_json.input
     counted(texts, at.limits)
     given = [await at.run(image_of, text, f"input {i}") for i, text in enumerate(texts)]
     vectors = []
@@ -68,8 +68,8 @@ async def embeddings(asked: EmbeddingsAsked, at: At) -> Any:
         if isinstance(one, RefusedUpload):
             raise HttpProblem(one.problem.kind, f"{one.name}: {one.problem.detail}", headers=one.problem.headers)
         vectors.append(one.vector)
-    told = packed if asked.encoding_format == "base64" else numbers
-    rows = [{"object": "embedding", "index": i, "embedding": told(vector)} for i, vector in enumerate(vectors)]
+    encode_values = packed if request_json.encoding_format == "base64" else numbers
+    rows = [{"object": "embedding", "index": i, "embedding": encode_values(vector)} for i, vector in enumerate(vectors)]
     model = without_folders(at.eyes.encoder.space.encoder)
     usage = {"prompt_tokens": 0, "total_tokens": 0}
     return JSONResponse({"object": "list", "data": rows, "model": model, "usage": usage})

@@ -44,26 +44,32 @@ class KnnAsked(BaseModel):
     response_model_exclude_unset=True,
     responses=refusals(400, 422),
 )
-async def knn_service(request: Request, asked: KnnAsked, at: At) -> Any:
+async def knn_service(request: Request, request_json: KnnAsked, at: At) -> Any:
     """Rows have the `id` of their place in the store, the same in every snapshot that has them."""
-    if asked.image_url:
+    if request_json.image_url:
         raise HttpProblem("invalid", "this service fetches nothing; send the image itself, in base64")
-    if asked.modality == "text":
+    if request_json.modality == "text":
         raise HttpProblem("invalid", "images are stored here, no captions; ask with the modality image")
-    if not (asked.text or asked.image or asked.embedding_input):
+    if not (request_json.text or request_json.image or request_json.embedding_input):
         raise HttpProblem("invalid", "fill one of text, image and embedding_input")
     snapshot = (await at.run(at.loaded)).snapshot
     vector = await vector_of(
-        at, snapshot, text=asked.text or "", image=asked.image or "", vector=asked.embedding_input or ()
+        at,
+        snapshot,
+        text=request_json.text or "",
+        image=request_json.image or "",
+        vector=request_json.embedding_input or (),
     )
-    found = await nearest(at, snapshot, vector, asked.num_result_ids or asked.num_images)
+    found = await nearest(at, snapshot, vector, request_json.num_result_ids or request_json.num_images)
     base = str(request.base_url)
-    return JSONResponse(await at.run(told, snapshot, found, asked, base, at.rules.duplicate))
+    return JSONResponse(await at.run(knn_rows_json, snapshot, found, request_json, base, at.rules.duplicate))
 
 
-def told(snapshot: Snapshot, found: Matches, asked: KnnAsked, base: str, duplicate: float) -> list[dict[str, Any]]:
+def knn_rows_json(
+    snapshot: Snapshot, found: Matches, request_json: KnnAsked, base: str, duplicate: float
+) -> list[dict[str, Any]]:
     """The rows as clip-retrieval tells them, with where their pictures are and what is known of them."""
-    if asked.deduplicate and found.k:
+    if request_json.deduplicate and found.k:
         vectors = snapshot.vectors(found.rows[0])
         fresh = first_of_copies(found.rows[0] >= 0, vectors @ vectors.T > duplicate)
         found = Matches(found.rows[:, fresh], found.similarity[:, fresh])
@@ -72,5 +78,5 @@ def told(snapshot: Snapshot, found: Matches, asked: KnnAsked, base: str, duplica
         short = {"id": number, "similarity": row["similarity"]}
         words = filter(None, (row["label"], row["generator"] or row["source"], row["category"]))
         full = {**row, "caption": ", ".join(words), "url": f"{base}v1/thumbnails/{quote(row['key'])}"}
-        rows.append({**full, **short} if len(rows) < asked.num_images else short)
+        rows.append({**full, **short} if len(rows) < request_json.num_images else short)
     return rows

@@ -49,12 +49,12 @@ async def query(request: Request, at: At, how: Annotated[QueryOptionsJson, Query
     is a problem.
     """
     with at.metrics.stage("read"):
-        asked = await uploads(request, at.limits)
+        received = await uploads(request, at.limits)
     await at.run(lambda: at.loaded().detector)  # a store that cannot answer says so before any work is done
-    seen = await at.see(asked, views=how.steady)
+    seen = await at.see(received, views=how.steady)
     good = usable(seen)
     verdicts, number, where = await at.run(lambda: at.judge(good, how.question, places=how.on_map))
-    told = iter(zip(verdicts, where.tolist() if where is not None else [None] * len(verdicts), strict=True))
+    judged = iter(zip(verdicts, where.tolist() if where is not None else [None] * len(verdicts), strict=True))
     answers: list[dict[str, Any]] = []
     places: list[list[float] | None] = []
     for one in seen:
@@ -62,7 +62,7 @@ async def query(request: Request, at: At, how: Annotated[QueryOptionsJson, Query
             answers.append(one.to_dict())
             places.append(None)
         else:
-            verdict, place = next(told)
+            verdict, place = next(judged)
             answers.append(verdict.to_dict())
             places.append(place)
     return JSONResponse({"snapshot": number, "answers": answers, **({"places": places} if how.on_map else {})})

@@ -76,11 +76,13 @@ class SearchRequestJson(BaseModel):
     responses=refusals(400, 404, 415, 422),
     dependencies=JSON_ONLY,
 )
-async def search(asked: SearchRequestJson, at: At) -> Any:
+async def search(request_json: SearchRequestJson, at: At) -> Any:
     """Nearest first, by cosine. It needs no head and no second class, only rows."""
     snapshot = (await at.run(at.loaded)).snapshot
-    vector = await vector_of(at, snapshot, vector=asked.vector, image=asked.image, key=asked.key, text=asked.text)
-    found = await nearest(at, snapshot, vector, asked.k, asked.filter)
+    vector = await vector_of(
+        at, snapshot, vector=request_json.vector, image=request_json.image, key=request_json.key, text=request_json.text
+    )
+    found = await nearest(at, snapshot, vector, request_json.k, request_json.filter)
     return JSONResponse({"snapshot": snapshot.number, "rows": await at.run(rows_json, snapshot, found)})
 
 

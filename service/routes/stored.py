@@ -19,8 +19,8 @@ async def store(request: Request, at: At) -> Any:
     """The store in figures, whether images can be judged, and the limits of this service."""
     figures, loaded = await at.run(lambda: (at.figures(), at.loaded()))
     state = request.app.state
-    told = {"ready": not loaded.why, "why": loaded.why, "notice": state.notice, "writes": bool(state.token)}
-    return JSONResponse({**figures, **told, "limits": at.limits.to_dict()})
+    fields = {"ready": not loaded.why, "why": loaded.why, "notice": state.notice, "writes": bool(state.token)}
+    return JSONResponse({**figures, **fields, "limits": at.limits.to_dict()})
 
 
 @router.get("/v1/map", summary="The bank as a flat picture", response_model=MapJson, responses=refusals(409))

@@ -35,9 +35,11 @@ class BackendManifest:
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> BackendManifest:
-        given = {f.name: told[f.name] for f in fields(cls)}
-        return cls(**{**given, "space": Space.from_dict(told["space"]), "plan": SearchPlan.from_dict(told["plan"])})
+    def from_dict(cls, content: dict[str, Any]) -> BackendManifest:
+        given = {f.name: content[f.name] for f in fields(cls)}
+        return cls(
+            **{**given, "space": Space.from_dict(content["space"]), "plan": SearchPlan.from_dict(content["plan"])}
+        )
 
 
 def content_of(parts: Sequence[ShardRef]) -> str:
@@ -57,10 +59,10 @@ def read_backend_manifest(engine: SearchBackend) -> BackendManifest:
     """
     if not engine.there():
         raise NoStore(f"there is nothing at {engine.name}; fill it with `clipfake store push`")
-    told = engine.rows([CARD]).get(CARD)
+    content = engine.rows([CARD]).get(CARD)
     try:
-        if told is None or (told["format"], told["version"]) != (FORMAT, VERSION):
+        if content is None or (content["format"], content["version"]) != (FORMAT, VERSION):
             raise NotAStore(f"{engine.name} was not filled by this release of clipfake; name another place")
-        return BackendManifest.from_dict(told)
+        return BackendManifest.from_dict(content)
     except (KeyError, TypeError, ValueError) as e:
         raise NotAStore(f"{engine.name} says what it holds in a way this release cannot read ({e!r})") from e

@@ -80,14 +80,14 @@ def push(
     clock: dict[str, float] = {}
     if anew and engine.there():
         engine.remove()
-    told = PushReport(engine.name, snapshot.number, len(snapshot))
+    report = PushReport(engine.name, snapshot.number, len(snapshot))
     parts = snapshot.manifest.parts
     began = time.monotonic()
     before = _begin(snapshot, engine)
-    for so_far in _filled(snapshot, engine, before, told):
-        told = so_far
+    for so_far in _filled(snapshot, engine, before, report):
+        report = so_far
         if progress:
-            progress(replace(told, seconds={"push": round(time.monotonic() - began, 2)}))
+            progress(replace(report, seconds={"push": round(time.monotonic() - began, 2)}))
     clock["push"] = time.monotonic() - began
     engine.settle()
     clock["index"] = time.monotonic() - began - clock["push"]
@@ -97,8 +97,8 @@ def push(
     clock["check"] = time.monotonic() - began - sum(clock.values())
     card = BackendManifest(snapshot.space, snapshot.number, len(snapshot), content_of(parts), True, plan, found)
     engine.note(CARD, card.to_dict())
-    told = replace(
-        told,
+    report = replace(
+        report,
         recall=found,
         recall_unplanned=measured.unplanned,
         queries=measured.count,
@@ -106,8 +106,8 @@ def push(
         seconds={name: round(seconds, 2) for name, seconds in clock.items()},
     )
     if progress:
-        progress(told)
-    return told
+        progress(report)
+    return report
 
 
 def _begin(snapshot: Snapshot, engine: SearchBackend) -> dict[int, dict[str, Any]]:
@@ -134,7 +134,7 @@ def _begin(snapshot: Snapshot, engine: SearchBackend) -> dict[int, dict[str, Any
 
 
 def _filled(
-    snapshot: Snapshot, engine: SearchBackend, receipts: dict[int, dict[str, Any]], told: PushReport
+    snapshot: Snapshot, engine: SearchBackend, receipts: dict[int, dict[str, Any]], report: PushReport
 ) -> Iterator[PushReport]:
     """Shard by shard: a shard with a receipt and the right count is not looked at again."""
     counts, start = engine.counts(), 0
@@ -142,13 +142,13 @@ def _filled(
     for number in sorted((counts.keys() | receipts.keys()) - {part.number for part in parts}):
         engine.drop_shard(number)
         engine.drop([number])
-        told = replace(told, dropped=told.dropped + counts.get(number, 0))
-        yield told
+        report = replace(report, dropped=report.dropped + counts.get(number, 0))
+        yield report
     for part in parts:
         alive = part.rows - part.deleted_rows
         receipt = {"header": part.header, "deleted": part.deleted_digest, "rows": alive}
         if receipts.get(part.number) == receipt and counts.get(part.number, 0) == alive:
-            told = replace(told, kept=told.kept + alive)
+            report = replace(report, kept=report.kept + alive)
         else:
             ids = _ids_of(snapshot, part)
             there = engine.ids_of(part.number) if counts.get(part.number) else np.zeros(0, np.int64)
@@ -156,17 +156,17 @@ def _filled(
             if len(gone):
                 engine.drop(gone.tolist())
             missing = np.flatnonzero(~np.isin(ids, there))
-            told = replace(told, kept=told.kept + alive - len(missing), dropped=told.dropped + len(gone))
+            report = replace(report, kept=report.kept + alive - len(missing), dropped=report.dropped + len(gone))
             # first whose rows these are, should the next shard of that number be another store's
             engine.note(part.number, {**receipt, "rows": UNDER_WAY})
             blocks = snapshot.blocks(BATCH_ROWS, where=start + missing) if len(missing) else iter(())
             for at, block in zip(range(0, len(missing), BATCH_ROWS), blocks, strict=True):
                 engine.put(ids[missing[at : at + BATCH_ROWS]], block.vectors, payloads_of(block, part.number))
-                told = replace(told, pushed=told.pushed + len(block))
-                yield told
+                report = replace(report, pushed=report.pushed + len(block))
+                yield report
             engine.note(part.number, receipt)
         start += alive
-        yield told
+        yield report
 
 
 def payloads_of(block: Block, shard: int) -> list[dict[str, Any]]:

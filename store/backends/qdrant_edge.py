@@ -136,7 +136,7 @@ class QdrantEdge:
         params, which = parameters(q, width, k, self._layout), conditions(q, allowed)
         answers: list[Any] = []
         for start in range(0, len(queries), QUERIES_AT_ONCE):
-            asked = [
+            requests = [
                 q.QueryRequest(
                     limit=k,
                     query=q.Query.Nearest(np.ascontiguousarray(query, np.float32), using=VECTOR),
@@ -148,7 +148,7 @@ class QdrantEdge:
                 for query in queries[start : start + QUERIES_AT_ONCE]
             ]
             with self._told():
-                answers += self._open().query_batch(q.QueryBatchRequest(asked))
+                answers += self._open().query_batch(q.QueryBatchRequest(requests))
         return as_arrays(answers, k)
 
     def rows(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:

@@ -167,7 +167,7 @@ class QdrantServer:
         params, which = parameters(m, width, k, self._layout), conditions(m, allowed)
         answers: list[Any] = []
         for start in range(0, len(queries), QUERIES_AT_ONCE):
-            asked = [
+            requests = [
                 m.QueryRequest(
                     query=np.asarray(query, np.float32).tolist(),
                     using=VECTOR,
@@ -180,7 +180,7 @@ class QdrantServer:
                 for query in queries[start : start + QUERIES_AT_ONCE]
             ]
             with self._told():
-                answers += [one.points for one in self._client.query_batch_points(self._collection, asked)]
+                answers += [one.points for one in self._client.query_batch_points(self._collection, requests)]
         return as_arrays(answers, k)
 
     def rows(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
@@ -192,12 +192,14 @@ class QdrantServer:
         status = self._m.CollectionStatus
         while True:
             with self._told():
-                told = self._client.get_collection(self._collection)
-                if told.status == status.RED:
-                    raise BackendError(f"{self.name} cannot build its indexes ({told.optimizer_status}); see its log")
-                if told.status == status.GREEN:
+                collection = self._client.get_collection(self._collection)
+                if collection.status == status.RED:
+                    raise BackendError(
+                        f"{self.name} cannot build its indexes ({collection.optimizer_status}); see its log"
+                    )
+                if collection.status == status.GREEN:
                     return
-                if told.status == status.GREY:  # waits for a change before it goes on after a restart
+                if collection.status == status.GREY:  # waits for a change before it goes on after a restart
                     self._client.update_collection(self._collection, optimizers_config=self._m.OptimizersConfigDiff())
             time.sleep(POLL)
 
@@ -214,17 +216,17 @@ class QdrantServer:
     def _failure(self, error: Exception) -> BackendError:
         """What the client's error means for whoever asked."""
         source, status = getattr(error, "source", error), getattr(error, "status_code", None)
-        said = str(error).strip()[:200] or type(source).__name__
+        detail = str(error).strip()[:200] or type(source).__name__
         if status in SLOW or (isinstance(source, self._late) and not isinstance(source, self._never_there)):
             return BackendTimeout(
-                f"{self.name} did not answer in time ({said}); try again, or see what it is busy with"
+                f"{self.name} did not answer in time ({detail}); try again, or see what it is busy with"
             )
         busy = status in DOWN or hasattr(error, "retry_after_s")
         if busy or isinstance(source, self._away):
-            return BackendUnavailable(f"{self.name} cannot be reached ({said}); is a Qdrant server running there?")
+            return BackendUnavailable(f"{self.name} cannot be reached ({detail}); is a Qdrant server running there?")
         return BackendError(
-            f"{self.name} does not answer as it should ({said}); is a Qdrant server running there, and is {KEY} set if "
-            f"it wants a key?"
+            f"{self.name} does not answer as it should ({detail}); is a Qdrant server running there, "
+            f"and is {KEY} set if it needs a key?"
         )
 
 

@@ -53,9 +53,9 @@ class SearchPlan:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> SearchPlan:
-        recalls = tuple(tuple(map(float, row)) for row in told["recalls"])
-        return cls(tuple(told["widths"]), tuple(told["shares"]), recalls, int(told["margin"]))
+    def from_dict(cls, fields: dict[str, Any]) -> SearchPlan:
+        recalls = tuple(tuple(map(float, row)) for row in fields["recalls"])
+        return cls(tuple(fields["widths"]), tuple(fields["shares"]), recalls, int(fields["margin"]))
 
 
 def fetched(k: int) -> int:

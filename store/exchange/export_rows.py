@@ -84,7 +84,7 @@ def export_rows(
         texts = _texts(snapshot, positions) if layout != "parquet" else {}
         if texts:
             np.save(aside / "texts.npy", np.stack(list(texts.values())))
-        told = {
+        content = {
             "format": FORMAT,
             "version": VERSION,
             "layout": layout,
@@ -93,7 +93,7 @@ def export_rows(
             "rows": len(positions),
             "texts": list(texts),
         }
-        (aside / CARD).write_text(json.dumps(told, indent=1) + "\n", encoding="utf-8")
+        (aside / CARD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     written = [path for path in folder.rglob("*") if path.is_file()]
     size = sum(path.stat().st_size for path in written)
     return ExportReport(str(folder), layout, len(positions), len(written), size, snapshot.number)
@@ -136,16 +136,16 @@ def _write(snapshot: Snapshot, positions: Positions, files: dict[str, Path]) -> 
             if like_clip_retrieval:  # its own two columns
                 paths = [path or key for path, key in zip(block.rows.paths, block.rows.keys, strict=True)]
                 more = {"image_path": paths, "caption": block.rows.categories.tolist()}
-            told = table_of(
+            arrow_table = table_of(
                 block.rows, block.thumbnails, **{k: pyarrow.array(v, pyarrow.string()) for k, v in more.items()}
             )
             if table is None:
                 table = stack.enter_context(
                     pyarrow.parquet.ParquetWriter(
-                        files["rows"], told.schema, compression="zstd", write_page_checksum=True
+                        files["rows"], arrow_table.schema, compression="zstd", write_page_checksum=True
                     )
                 )
-            table.write_table(told)
+            table.write_table(arrow_table)
 
 
 @contextmanager

@@ -71,8 +71,8 @@ class ImportFolder:
     def open(cls, path: Path | str) -> ImportFolder:
         """One of the layouts that hold vectors; raises SourceError where it is none, saying what is missing."""
         path = Path(path)
-        told = _card(path)
-        if told.get("layout") == "parquet":
+        content = _card(path)
+        if content.get("layout") == "parquet":
             raise SourceError(
                 f"{path} was exported without vectors (layout parquet); export it as numpy to bring it back"
             )
@@ -83,7 +83,7 @@ class ImportFolder:
                 f"the files of {path} hold vectors of {sorted(dims)} dimensions; one store takes one of them"
             )
         texts: dict[str, npt.NDArray[np.float32]] = {}
-        names = told.get("texts") or []
+        names = content.get("texts") or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise SourceError(f"{path / CARD} names no texts in its field texts; export it again")
         if names:
@@ -92,7 +92,7 @@ class ImportFolder:
                 raise SourceError(f"{path / 'texts.npy'} holds vectors of shape {vectors.shape} for {len(names)} texts")
             texts = dict(zip(names, vectors, strict=True))
         try:
-            space = Space.from_dict(told["space"]) if "space" in told else None
+            space = Space.from_dict(content["space"]) if "space" in content else None
         except (KeyError, TypeError, ValueError) as e:
             raise SourceError(f"{path / CARD} does not name its space in full ({e!r}); export it again") from e
         return cls(path, tuple(pieces), dims.pop(), space, texts)
@@ -157,11 +157,11 @@ def import_rows(
     return ImportReport(str(folder), rows, total.added, total.known, total.replaced, target.snapshot().number)
 
 
-def label_of(told: Any) -> int:
+def label_of(value: Any) -> int:
     """A label as tables write it: 0, 1, -1, real, fake or unknown; raises ValueError for another word."""
-    whole = isinstance(told, bool | float | np.floating) and float(told).is_integer()
-    word = str(int(told)) if whole else str(told)
-    word = "" if told is None or told != told else word
+    whole = isinstance(value, bool | float | np.floating) and float(value).is_integer()
+    word = str(int(value)) if whole else str(value)
+    word = "" if value is None or value != value else word
     if (label := WORDS.get(word.strip().lower())) is None:
         raise ValueError(word)
     return label
@@ -169,14 +169,14 @@ def label_of(told: Any) -> int:
 
 def _card(path: Path) -> dict[str, Any]:
     try:
-        told = read_json(path / CARD)
+        content = read_json(path / CARD)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as e:
         raise SourceError(f"{path / CARD} cannot be read ({e}); remove it to take the folder for a foreign one") from e
-    if told.get("format") != FORMAT or told.get("version") != VERSION:
+    if content.get("format") != FORMAT or content.get("version") != VERSION:
         raise SourceError(f"{path / CARD} is not of this release (expected {FORMAT} {VERSION}); export it again")
-    return told
+    return content
 
 
 def _pieces(path: Path) -> list[ImportFiles]:

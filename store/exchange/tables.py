@@ -57,8 +57,8 @@ def table_of(rows: Rows, thumbnails: tuple[bytes, ...] = (), **more: Any) -> pya
     for name, called in NAMES.items():
         values = getattr(rows, name)
         kind = kinds.get(COLUMNS[name]) or pyarrow.from_numpy_dtype(np.dtype(COLUMNS[name]))
-        told = [value.tobytes() for value in values] if name == "digests" else values.tolist()
-        columns[called] = pyarrow.array(told, kind)
+        plain_values = [value.tobytes() for value in values] if name == "digests" else values.tolist()
+        columns[called] = pyarrow.array(plain_values, kind)
     if thumbnails:
         columns["thumbnail"] = pyarrow.array(thumbnails, pyarrow.binary())
     return pyarrow.table({**columns, **more})

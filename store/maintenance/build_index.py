@@ -159,9 +159,9 @@ def _renumber(store: Path, number: int, old: npt.NDArray[np.int64], new: npt.NDA
         except (OSError, ValueError, KeyError, TypeError, StoreError):
             continue
         moved = []
-        for told, cells, ids in labels:
+        for label_info, cells, ids in labels:
             place = np.minimum(np.searchsorted(old, ids), len(old) - 1)
-            moved.append((told, cells, np.where(old[place] == ids, new[place], ids)))
+            moved.append((label_info, cells, np.where(old[place] == ids, new[place], ids)))
         _write(store, number, space, moved, _Clock())
 
 
@@ -179,24 +179,24 @@ def _open_for_adding(snapshot: Snapshot) -> list[Made] | None:
 
 def _grow(snapshot: Snapshot, label: int, old: Made, clock: _Clock) -> tuple[Made | None, tuple[str, str]]:
     """The label's index with the new rows in it, or None where it is better built anew."""
-    told, cells, ids = old
+    label_info, cells, ids = old
     here = np.flatnonzero(snapshot.column("labels") == label)
     fresh = here[~np.isin(snapshot.ids[here], ids)]
     with clock("read"):
         vectors = snapshot.vectors(fresh, np.float16)
     with clock("assign"):
         cell_of, fit = nearest_cell(vectors, cells.centres)
-    added_before = told.rows - told.trained_rows
+    added_before = label_info.rows - label_info.trained_rows
     together = added_before + len(fresh)
-    added_fit = (told.added_fit * added_before + fit * len(fresh)) / together if together else told.fit
+    added_fit = (label_info.added_fit * added_before + fit * len(fresh)) / together if together else label_info.fit
     alive = len(here) - len(fresh)
-    drift = Drift(len(here), alive, told.rows - alive, told.trained_rows, 1 - told.fit, 1 - added_fit)
+    drift = Drift(len(here), alive, label_info.rows - alive, label_info.trained_rows, 1 - label_info.fit, 1 - added_fit)
     action = drift.verdict()
     if action[0] == "rebuild":
         return None, action
     with clock("add"):
         grown = cells.add(vectors, cell_of)
-    changed = replace(told, rows=len(grown), added_fit=added_fit)
+    changed = replace(label_info, rows=len(grown), added_fit=added_fit)
     return (changed, grown, np.concatenate([ids, snapshot.ids[fresh]])), action
 
 
@@ -217,8 +217,8 @@ def _make(snapshot: Snapshot, label: int, kind: Kind, clock: _Clock, rng: np.ran
         cells = IvfIndex.empty(centres, sample, compact=kind == "compact").add(vectors, cell_of)
     with clock("measure"):
         efforts, aheads, recall = _measured(snapshot, here, vectors, cells, rng)
-    told = LabelIndexInfo(label, kind, len(here), len(here), count, fit, fit, efforts, aheads, recall, {})
-    return told, cells, snapshot.ids[here]
+    label_info = LabelIndexInfo(label, kind, len(here), len(here), count, fit, fit, efforts, aheads, recall, {})
+    return label_info, cells, snapshot.ids[here]
 
 
 def _measured(
@@ -240,14 +240,14 @@ def _measured(
     truth = GroundTruth(similarity)
     efforts = dict(zip(MEASURED_K, measure(cells, queries, truth, rng, MEASURED_K), strict=True))
     aheads = _aheads(cells, queries, truth) if cells.compact else ()
-    told = LabelIndexInfo(0, "plain", len(here), len(here), len(cells.centres), 0, 0, efforts, aheads, {}, {})
+    label_info = LabelIndexInfo(0, "plain", len(here), len(here), len(cells.centres), 0, 0, efforts, aheads, {}, {})
     recall = {}
     for share in (1.0, 0.5, 0.1, 0.01, 0.001):
         allowed = None if share == 1 else rng.random(len(cells)) < share
         count = len(cells) if allowed is None else int(allowed.sum())
         if count >= 10:
-            effort = told.effort(10, 0.99, share)
-            found = cells.search(queries, told.ahead(11, 0.99), effort, AllowedRows(cells, allowed))
+            effort = label_info.effort(10, 0.99, share)
+            found = cells.search(queries, label_info.ahead(11, 0.99), effort, AllowedRows(cells, allowed))
             recall[f"{share:g}"] = _recall(truth, found, allowed)
     return efforts, aheads, recall
 
@@ -277,15 +277,15 @@ def _write(
     try:
         with clock("write"), _emptied(aside):
             labels = tuple(_saved(aside, one) for one in made)
-            told: dict[str, Any] = {
+            content: dict[str, Any] = {
                 "format": FORMAT,
                 "version": VERSION,
                 "snapshot": number,
                 "space": space.to_dict(),
                 "labels": [one.to_dict() for one in labels],
             }
-            told = json.loads(json.dumps(told))  # keys as text and tuples as lists, as they will be read
-            write_text(aside / "index.json", json.dumps({**told, "digest": digest_of(told)}, indent=1) + "\n")
+            content = json.loads(json.dumps(content))  # keys as text and tuples as lists, as they will be read
+            write_text(aside / "index.json", json.dumps({**content, "digest": digest_of(content)}, indent=1) + "\n")
             if final.exists():  # built anew for the same snapshot
                 final.rename(_gone(final))
             aside.rename(final)
@@ -308,17 +308,17 @@ def _gone(folder: Path) -> Path:
 
 
 def _saved(folder: Path, made: Made) -> LabelIndexInfo:
-    told, cells, ids = made
-    stem = str(told.label)
+    label_info, cells, ids = made
+    stem = str(label_info.label)
     tail = cells.save(folder / f"{stem}.faiss")
     np.save(folder / f"{stem}.ids.npy", ids.astype("<i8"))
-    np.save(folder / f"{stem}.cells.npy", cells.cell_of.astype("<u2" if told.cells <= 65_536 else "<u4"))
+    np.save(folder / f"{stem}.cells.npy", cells.cell_of.astype("<u2" if label_info.cells <= 65_536 else "<u4"))
     files = {}
     for name, rows in ((f"{stem}.faiss", tail), (f"{stem}.ids.npy", 0), (f"{stem}.cells.npy", 0)):
         flush(folder / name)
         size = (folder / name).stat().st_size
         files[name] = (size, size - rows, *checksums(folder / name, size - rows))
-    return replace(told, files=files)
+    return replace(label_info, files=files)
 
 
 @contextmanager

@@ -65,13 +65,13 @@ def all_pairs(
     positions = np.arange(len(snapshot)) if where is None else np.flatnonzero(where)
     if not len(positions):
         raise StoreError(f"there are no rows to compare (of {len(snapshot)} in {snapshot.folder}); allow others")
-    asked = {
+    parameters = {
         "content": hashlib.blake2b(json.dumps([asdict(part) for part in snapshot.manifest.parts]).encode()).hexdigest(),
         "rows": len(positions),
         "which": hashlib.blake2b(positions.tobytes(), digest_size=16).hexdigest(),
         "k": k,
     }
-    done = _begun(folder, asked, (len(positions), k))
+    done = _begun(folder, parameters, (len(positions), k))
     arrays = [_opened(folder / name, (len(positions), k), "r+") for name in FILES]
     exact = ExactSearch(snapshot) if done < len(positions) else None
     while done < len(positions):
@@ -84,27 +84,27 @@ def all_pairs(
             array[part] = values
             array.flush()
         done += len(asking)
-        write_text(folder / CARD, json.dumps({**asked, "done": done}) + "\n")
+        write_text(folder / CARD, json.dumps({**parameters, "done": done}) + "\n")
         if progress:
             progress(done, len(positions))
     rows, similarity = (_opened(folder / name, (len(positions), k), "r") for name in FILES)
     return NeighborTable(snapshot.number, positions, rows, similarity)
 
 
-def _begun(folder: Path, asked: dict[str, Any], shape: tuple[int, int]) -> int:
+def _begun(folder: Path, parameters: dict[str, Any], shape: tuple[int, int]) -> int:
     """How many rows are done; the files are there afterwards."""
     try:
-        told = read_json(folder / CARD)
-        done = int(told.pop("done"))
+        content = read_json(folder / CARD)
+        done = int(content.pop("done"))
     except FileNotFoundError:
         pass
     except (OSError, ValueError, KeyError, TypeError, OverflowError) as e:
         raise StoreError(f"{folder / CARD} cannot be read ({e}); name another folder, or remove this one") from e
     else:
-        if told != asked:
+        if content != parameters:
             raise StoreError(
-                f"{folder} holds the {told.get('k')} nearest of {told.get('rows')} rows, asked are {asked['k']} of "
-                f"{asked['rows']}, or the store has changed since; name another folder, or remove this one"
+                f"{folder} holds the {content.get('k')} nearest of {content.get('rows')} rows of another snapshot or "
+                f"filter, not the {parameters['k']} nearest of {parameters['rows']}; name another folder, or remove this one"
             )
         return done
     with disk_errors(f"write {folder}"):
@@ -113,7 +113,7 @@ def _begun(folder: Path, asked: dict[str, Any], shape: tuple[int, int]) -> int:
             np.lib.format.open_memmap(folder / name, mode="w+", dtype=kind, shape=shape).flush()
             reserve(folder / name, (folder / name).stat().st_size)
             flush(folder / name)
-    write_text(folder / CARD, json.dumps({**asked, "done": 0}) + "\n")
+    write_text(folder / CARD, json.dumps({**parameters, "done": 0}) + "\n")
     return 0
 
 
@@ -220,11 +220,13 @@ def find_duplicates(snapshot: Snapshot, pairs: NeighborTable, threshold: float =
 
 
 def _group(snapshot: Snapshot, rows: Positions, similarity: float) -> DuplicateGroup:
-    def told(name: str) -> Any:
+    def column_of_rows(name: str) -> Any:
         return snapshot.column(name)[rows].tolist()
 
     sources: Names = snapshot.column("sources")[rows]
-    return DuplicateGroup(tuple(told("keys")), tuple(told("labels")), tuple(distinct(sources)[0].tolist()), similarity)
+    return DuplicateGroup(
+        tuple(column_of_rows("keys")), tuple(column_of_rows("labels")), tuple(distinct(sources)[0].tolist()), similarity
+    )
 
 
 def _same_bytes(digests: npt.NDArray[np.void]) -> tuple[Positions, Positions]:

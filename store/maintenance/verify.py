@@ -150,8 +150,8 @@ def check_shard(folder: Path, manifest: Manifest, part: ShardRef) -> list[Damage
         return spare
     cuts = np.flatnonzero(np.diff(damaged) > 1) + 1
     ranges = tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(damaged, cuts))
-    told = ", ".join(f"{first}..{last - 1}" for first, last in ranges)
-    return [*spare, Damage(name, f"vectors of rows {told}: checksum differs", ranges, len(damaged))]
+    text = ", ".join(f"{first}..{last - 1}" for first, last in ranges)
+    return [*spare, Damage(name, f"vectors of rows {text}: checksum differs", ranges, len(damaged))]
 
 
 def check_deleted(folder: Path, part: ShardRef) -> list[Damage]:

@@ -70,17 +70,17 @@ class LabelIndexInfo:
         return {**asdict(self), "efforts": {str(k): e.to_dict() for k, e in self.efforts.items()}}
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> LabelIndexInfo:
+    def from_dict(cls, fields: dict[str, Any]) -> LabelIndexInfo:
         """Raises KeyError, TypeError, ValueError or AttributeError where it is none."""
-        stem, files = f"{int(told['label'])}", told["files"]
+        stem, files = f"{int(fields['label'])}", fields["files"]
         if files.keys() != {f"{stem}.faiss", f"{stem}.ids.npy", f"{stem}.cells.npy"}:
             raise ValueError(f"the files {', '.join(files)} of label {stem}")  # one that is not named is not checked
         return cls(
             **{
-                **told,
-                "efforts": {int(k): ProbeBudget.from_dict(e) for k, e in told["efforts"].items()},
-                "aheads": tuple(told["aheads"]),
-                "files": {name: tuple(facts) for name, facts in told["files"].items()},
+                **fields,
+                "efforts": {int(k): ProbeBudget.from_dict(e) for k, e in fields["efforts"].items()},
+                "aheads": tuple(fields["aheads"]),
+                "files": {name: tuple(facts) for name, facts in fields["files"].items()},
             }
         )
 
@@ -114,14 +114,14 @@ class SnapshotIndex:
         within: IndexedFilter = scope.indexed or self._within(scope)
         scope.indexed = within
         result, exactly = Matches.none(len(queries), k), []
-        for (told, cells, _), (places, _), allowed in zip(self.labels, self._places, within.allowed, strict=True):
+        for (label_info, cells, _), (places, _), allowed in zip(self.labels, self._places, within.allowed, strict=True):
             if not allowed.count:
                 continue
-            effort = min(allowed.count, told.effort(k, recall, allowed.count / len(cells)))
+            effort = min(allowed.count, label_info.effort(k, recall, allowed.count / len(cells)))
             if exactly_is_cheaper(len(queries), allowed.count, effort):
-                exactly.append(told.label)
+                exactly.append(label_info.label)
                 continue
-            ahead = min(told.ahead(k, recall), allowed.count)
+            ahead = min(label_info.ahead(k, recall), allowed.count)
             ordinals = cells.search(queries, ahead, effort, allowed)
             found = np.where(ordinals < 0, -1, places[ordinals])
             result = result.merge(compared(snapshot, queries, found, k), k)
@@ -140,8 +140,8 @@ class SnapshotIndex:
         if not exactly:
             return within.rest
         mask = self._rest.copy()
-        for (told, _, _), (places, alive) in zip(self.labels, self._places, strict=True):
-            if told.label in exactly:
+        for (label_info, _, _), (places, alive) in zip(self.labels, self._places, strict=True):
+            if label_info.label in exactly:
                 mask[places if alive is None else places[alive]] = True
         if scope.mask is None:
             return None if mask.all() else np.flatnonzero(mask)
@@ -207,20 +207,22 @@ def open_index(folder: Path, space: Space, *, mapped: bool = True, whole: bool =
     """
     path = folder / "index.json"
     try:
-        told = read_json(path)
-        digest = told.pop("digest")
-        if (told["format"], told["version"]) != (FORMAT, VERSION) or digest != digest_of(told):
+        content = read_json(path)
+        digest = content.pop("digest")
+        if (content["format"], content["version"]) != (FORMAT, VERSION) or digest != digest_of(content):
             raise Damaged(f"{path} is not an index of this release, or was altered; {AGAIN}")
-        space.require(Space.from_dict(told["space"]), f"the index {folder}")
-        labels = [LabelIndexInfo.from_dict(one) for one in told["labels"]]
-        number = int(told["snapshot"])
+        space.require(Space.from_dict(content["space"]), f"the index {folder}")
+        labels = [LabelIndexInfo.from_dict(one) for one in content["labels"]]
+        number = int(content["snapshot"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
         raise Damaged(f"{path} is not a readable index ({e}); {AGAIN}") from e
     return SnapshotIndex(folder, [(one, *_read(folder, one, mapped=mapped, whole=whole)) for one in labels], number)
 
 
-def _read(folder: Path, told: LabelIndexInfo, *, mapped: bool, whole: bool) -> tuple[IvfIndex, npt.NDArray[np.int64]]:
-    for name, (size, tables, head, everything) in told.files.items():
+def _read(
+    folder: Path, label_info: LabelIndexInfo, *, mapped: bool, whole: bool
+) -> tuple[IvfIndex, npt.NDArray[np.int64]]:
+    for name, (size, tables, head, everything) in label_info.files.items():
         path = folder / name
         try:
             if path.stat().st_size != size:
@@ -232,12 +234,12 @@ def _read(folder: Path, told: LabelIndexInfo, *, mapped: bool, whole: bool) -> t
                     raise Damaged(f"{path} is not what was written (checksum differs); {AGAIN}")
         except OSError as e:
             raise Damaged(f"{path} cannot be read ({e.strerror}); {AGAIN}") from e
-    stem = str(told.label)
+    stem = str(label_info.label)
     try:
         ids = np.array(read_array(folder / f"{stem}.ids.npy"))
         cell_of = read_array(folder / f"{stem}.cells.npy").astype(np.int64)
-        if ids.shape != (told.rows,) or ids.dtype != np.int64:
-            raise ValueError(f"{ids.dtype} ids of shape {ids.shape} for {told.rows} rows")
+        if ids.shape != (label_info.rows,) or ids.dtype != np.int64:
+            raise ValueError(f"{ids.dtype} ids of shape {ids.shape} for {label_info.rows} rows")
         return IvfIndex.load(folder / f"{stem}.faiss", cell_of, mapped=mapped), ids
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, MemoryError) as e:
         raise Damaged(f"{folder} cannot be read ({e}); {AGAIN}") from e
@@ -257,5 +259,5 @@ def checksums(path: Path, tables: int) -> tuple[str, str]:
     return checksum(first), whole.hexdigest()
 
 
-def digest_of(told: dict[str, Any]) -> str:
-    return checksum(json.dumps(told, sort_keys=True).encode())
+def digest_of(fields: dict[str, Any]) -> str:
+    return checksum(json.dumps(fields, sort_keys=True).encode())

@@ -61,9 +61,9 @@ class ProbeBudget:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, told: dict[str, Any]) -> ProbeBudget:
-        rows = tuple(tuple(int(n) for n in row) for row in told["rows"])
-        return cls(tuple(map(float, told["shares"])), tuple(map(float, told["recalls"])), rows)
+    def from_dict(cls, fields: dict[str, Any]) -> ProbeBudget:
+        rows = tuple(tuple(int(n) for n in row) for row in fields["rows"])
+        return cls(tuple(map(float, fields["shares"])), tuple(map(float, fields["recalls"])), rows)
 
 
 def cells_for(rows: int) -> int:

@@ -50,8 +50,8 @@ def test_the_majority_says_the_class_that_there_is_more_of() -> None:
 
 def test_a_category_is_worth_the_odds_of_its_training_rows_and_an_unknown_one_nothing() -> None:
     known = Examples.make(np.zeros((7, DIM)), np.array([0, 1, 1, 1, 0, 0, 1]), categories=names([*"bbbbcc", ""]))
-    asked = Examples.make(np.zeros((5, DIM)), np.zeros(5, int), categories=names(["b", "c", "", "a", "d"]))
-    found = BASELINES["category_only"](known, known, 0)(asked)
+    queries = Examples.make(np.zeros((5, DIM)), np.zeros(5, int), categories=names(["b", "c", "", "a", "d"]))
+    found = BASELINES["category_only"](known, known, 0)(queries)
     assert found == pytest.approx(np.log([4 / 2, 1 / 3, 2 / 1, 1, 1]))
 
 
@@ -70,10 +70,10 @@ def test_the_neighbour_rule_is_that_of_sorting_all_similarities(k: int) -> None:
     kept = np.flatnonzero(labels == 0)[: 200 if k < 20 else 7]
     rows = np.sort(np.concatenate([kept, np.flatnonzero(labels == 1)]))
     known = Examples.make(vectors[rows], labels[rows])
-    asked = Examples.make(np.concatenate([ASKED.vectors, known.vectors[:10]]), np.zeros(90, int))
-    similarity = asked.vectors.astype(np.float64) @ known.vectors.astype(np.float64).T
+    queries = Examples.make(np.concatenate([ASKED.vectors, known.vectors[:10]]), np.zeros(90, int))
+    similarity = queries.vectors.astype(np.float64) @ known.vectors.astype(np.float64).T
     nearest = [np.sort(similarity[:, known.labels == label])[:, ::-1][:, :k].mean(1) for label in (0, 1)]
-    assert neighbor_rule(k)(known, known, 0)(asked) == pytest.approx(nearest[1] - nearest[0], abs=1e-6)
+    assert neighbor_rule(k)(known, known, 0)(queries) == pytest.approx(nearest[1] - nearest[0], abs=1e-6)
 
 
 def test_neighbours_are_the_same_however_few_similarities_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,15 +86,15 @@ def test_neighbours_are_the_same_however_few_similarities_fit_in_memory(monkeypa
 
 
 def theirs(name: str) -> np.ndarray:
-    x, y, asked = (a.astype(np.float64) for a in (TRAIN.vectors, TRAIN.labels, ASKED.vectors))
+    x, y, queries = (a.astype(np.float64) for a in (TRAIN.vectors, TRAIN.labels, ASKED.vectors))
     if name == "lda":
         return np.asarray(
-            LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(x, y).decision_function(asked)
+            LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(x, y).decision_function(queries)
         )
     if name == "pca_svm":
         pca = PCA(DIM).fit(x)
-        x, asked = pca.transform(x), pca.transform(asked)
-    return np.asarray(SVC(gamma="scale").fit(x, y).decision_function(asked))
+        x, queries = pca.transform(x), pca.transform(queries)
+    return np.asarray(SVC(gamma="scale").fit(x, y).decision_function(queries))
 
 
 @pytest.mark.parametrize("name", ["lda", "rbf_svm", "pca_svm"])
@@ -105,11 +105,11 @@ def test_a_baseline_of_a_known_name_is_scikit_learns(name: str) -> None:
 def test_the_probe_is_a_logistic_regression_on_centred_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipfake.detector.training.baselines.STRENGTHS", (0.3,))
     size = TRAIN.vectors.std(0).mean()
-    x, asked = ((rows.vectors - TRAIN.vectors.mean(0)) / size for rows in (TRAIN, ASKED))
+    x, queries = ((rows.vectors - TRAIN.vectors.mean(0)) / size for rows in (TRAIN, ASKED))
     model = LogisticRegression(C=0.3, max_iter=2000).fit(x, TRAIN.labels)
-    assert linear_probe(TRAIN, VALIDATION, 0)(ASKED) == pytest.approx(model.decision_function(asked), abs=1e-3)
+    assert linear_probe(TRAIN, VALIDATION, 0)(ASKED) == pytest.approx(model.decision_function(queries), abs=1e-3)
     # and one that goes on to all rows, where all are those that it had: from where it is, nowhere else
-    assert linear_probe(TRAIN, VALIDATION, 0, TRAIN)(ASKED) == pytest.approx(model.decision_function(asked), abs=1e-2)
+    assert linear_probe(TRAIN, VALIDATION, 0, TRAIN)(ASKED) == pytest.approx(model.decision_function(queries), abs=1e-2)
 
 
 def test_the_probe_does_not_care_for_the_unit_or_the_origin_of_vectors() -> None:
@@ -132,12 +132,12 @@ def test_the_probe_is_as_strong_as_validation_likes_it_best() -> None:
         vectors[:, 0] += 1.5 * labels
         return Examples.make(vectors, labels)
 
-    train, validation, asked = noisy(80), noisy(2000), noisy(2000)
-    found = auc(asked.labels, linear_probe(train, validation, 0)(asked)) or 0
+    train, validation, queries = noisy(80), noisy(2000), noisy(2000)
+    found = auc(queries.labels, linear_probe(train, validation, 0)(queries)) or 0
 
     def of_strength(c: float, monkeypatch: pytest.MonkeyPatch) -> float:
         monkeypatch.setattr("clipfake.detector.training.baselines.STRENGTHS", (c,))
-        return auc(asked.labels, linear_probe(train, validation, 0)(asked)) or 0
+        return auc(queries.labels, linear_probe(train, validation, 0)(queries)) or 0
 
     with pytest.MonkeyPatch.context() as patched:
         each = [of_strength(c, patched) for c in (1e-4, 1e-2, 1.0, 100.0)]
@@ -148,8 +148,8 @@ def test_the_probe_is_as_strong_as_validation_likes_it_best() -> None:
 def test_a_threshold_is_chosen_on_validation_and_measured_on_both(fit: Fit = BASELINES["lda"]) -> None:
     score = fit(TRAIN, VALIDATION, 0)
     found = judged(lambda rows: score(rows) + 5, VALIDATION, ASKED, 300, "a note")
-    said = score(VALIDATION) + 5 > found.threshold
-    assert (said == (VALIDATION.labels == 1)).mean() == found.metrics["validation"].accuracy_oracle
+    predicted = score(VALIDATION) + 5 > found.threshold
+    assert (predicted == (VALIDATION.labels == 1)).mean() == found.metrics["validation"].accuracy_oracle
     assert found.metrics["validation"].accuracy_at_validation == found.metrics["validation"].accuracy_oracle
     right = ((score(ASKED) + 5 > found.threshold) == (ASKED.labels == 1)).mean()
     assert found.metrics["test"].accuracy_at_validation == pytest.approx(right)

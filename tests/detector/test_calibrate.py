@@ -69,7 +69,7 @@ def test_nothing_that_judges_a_held_out_row_has_seen_it_or_its_file_or_its_gener
         learned.append({*learning.positions.tolist(), *choosing.positions.tolist()})
         return fit(snapshot, split, learning, choosing, *rest, **how)
 
-    def asked(cls: type[SignalTable], head: Any, bank: Bank, positions: Any, fold: int = 0) -> SignalTable:
+    def recorded(cls: type[SignalTable], head: Any, bank: Bank, positions: Any, fold: int = 0) -> SignalTable:
         of_head = learned[-1] if learned else set[int]()
         judged.append((of_head, set(np.flatnonzero(bank.members).tolist()), set(positions.tolist())))
         return read(cls, head, bank, positions, fold)  # type: ignore[no-any-return]
@@ -77,7 +77,7 @@ def test_nothing_that_judges_a_held_out_row_has_seen_it_or_its_file_or_its_gener
     head = train(snapshot, OPTIONS).head
     parts = head.split.of(snapshot.column("keys"))
     monkeypatch.setattr(heldout, "fit_head", fitted)
-    monkeypatch.setattr(SignalTable, "read", classmethod(asked))
+    monkeypatch.setattr(SignalTable, "read", classmethod(recorded))
     calibrated = calibrate(snapshot, head, OPTIONS)
 
     digests, makers = snapshot.column("digests"), snapshot.column("generators")
@@ -130,7 +130,7 @@ def test_with_two_generators_none_can_be_left_out(snapshot: Snapshot) -> None:
 )
 def test_what_became_of_a_promise_is_counted_row_by_row(rows: list[tuple[str, bool, bool]], nominal: float) -> None:
     labels = np.array([int(maker != "") for maker, *_ in rows])
-    possible = np.array([told[1:] for told in rows])
+    possible = np.array([value[1:] for value in rows])
     signals = SignalTable(*[np.zeros(len(rows))] * 3, labels, names([row[0] for row in rows]), np.zeros(len(rows), int))
     found = CoverageReport.of(signals, possible, nominal, 100)
 
@@ -148,9 +148,9 @@ def test_what_became_of_a_promise_is_counted_row_by_row(rows: list[tuple[str, bo
     known = {one: rate for one, rate in by_maker.items() if rate is not None}
     assert found.worst_excluded == (max(known.values()) if known else None)
     assert (found.worst in known and known[found.worst] == found.worst_excluded) if known else found.worst == ""
-    told = found.sentence("Here")
-    assert ("does not hold" in told) == found.broken
-    assert (f"worst for {found.worst}" in told) == (bool(known) and max(known.values()) > 2 * nominal)
+    result = found.sentence("Here")
+    assert ("does not hold" in result) == found.broken
+    assert (f"worst for {found.worst}" in result) == (bool(known) and max(known.values()) > 2 * nominal)
 
 
 @pytest.mark.parametrize(("missed", "broken"), [(50, False), (63, False), (66, True)])
@@ -173,7 +173,7 @@ def test_the_rate_of_error_that_is_proposed_is_one_that_gives_answers(rows: int,
         Platt(1, 0), Platt(1, 0), (1.0, 0.0), 0.0, held, held, np.linspace(0, 1, 1001), "rows", "ab" * 16
     )
     none = CoverageReport(10, 5, 5, rows, 0.05, 0.0, None, 0.0, 0.0)
-    _, told = CalibrationReport(calibration, measure(np.arange(2), np.arange(2.0)), none, None).sentences
-    proposed = float(told.partition("accept ")[2].partition("%")[0]) / 100
+    _, result = CalibrationReport(calibration, measure(np.arange(2), np.arange(2.0)), none, None).sentences
+    proposed = float(result.partition("accept ")[2].partition("%")[0]) / 100
     assert not calibration.possible(np.array([-1e9]), proposed)[0, 1]
     assert proposed == pytest.approx(1 / (rows + 1), abs=1e-4)

@@ -24,9 +24,9 @@ def test_a_class_stays_possible_while_enough_of_its_rows_look_as_little_like_it(
     real: list[float], fake: list[float], per_cent: int
 ) -> None:
     """p = (rows at least as strange + itself) / (rows + itself), counted one by one, equal scores among them."""
-    error, asked = per_cent / 100, np.arange(-5.0, 6.0)
-    found = reading(np.array(real), np.array(fake)).possible(asked, error)
-    for score, (can_be_real, can_be_fake) in zip(asked, found.tolist(), strict=True):
+    error, queries = per_cent / 100, np.arange(-5.0, 6.0)
+    found = reading(np.array(real), np.array(fake)).possible(queries, error)
+    for score, (can_be_real, can_be_fake) in zip(queries, found.tolist(), strict=True):
         stranger_real = 1 + sum(one >= score for one in real)  # a high score is strange for a real picture
         stranger_fake = 1 + sum(one <= score for one in fake)
         assert can_be_real == (stranger_real / (len(real) + 1) > error)
@@ -77,8 +77,8 @@ def test_the_promise_is_about_all_pictures_and_not_about_those_that_get_an_answe
 def test_the_more_error_is_accepted_the_less_is_possible_and_no_answer_turns_into_the_other(
     real: list[float], fake: list[float]
 ) -> None:
-    calibration, asked = reading(np.array(real), np.array(fake)), np.arange(-5.0, 6.0)
-    sets = np.stack([calibration.possible(asked, error) for error in np.linspace(0.01, 0.9, 40)])
+    calibration, queries = reading(np.array(real), np.array(fake)), np.arange(-5.0, 6.0)
+    sets = np.stack([calibration.possible(queries, error) for error in np.linspace(0.01, 0.9, 40)])
     assert (sets[1:] <= sets[:-1]).all()
     only = sets & (sets.sum(2, keepdims=True) == 1)  # where one answer is given
     assert (only.any(0).sum(1) <= 1).all()
@@ -96,20 +96,20 @@ def test_nothing_is_ruled_out_below_the_least_error_and_everything_can_be_at_it(
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(-1, 1, width=16), min_size=1, max_size=300), st.floats(-1, 1, width=16))
-def test_a_percentile_is_the_share_of_rows_that_were_less_similar(nearest: list[float], asked: float) -> None:
+def test_a_percentile_is_the_share_of_rows_that_were_less_similar(nearest: list[float], queries: float) -> None:
     labels = np.arange(40) % 2
     seen = np.resize(nearest, 40 * (1 + len(nearest) // 40))
     many = np.resize(labels, len(seen))
     calibration = Calibration.fit(many * 1.0, many * 1.0, seen, many, held_out="rows")
-    told = calibration.percentile(np.array([asked]))[0]
+    result = calibration.percentile(np.array([queries]))[0]
     room = 100 / len(seen) + 0.2  # between two rows the share runs straight, and it is kept in 1001 steps
-    assert 100 * (seen < asked).mean() - room <= told <= 100 * (seen <= asked).mean() + room
+    assert 100 * (seen < queries).mean() - room <= result <= 100 * (seen <= queries).mean() + room
 
 
 def test_what_is_nearer_than_all_rows_is_at_the_hundredth_percentile_and_what_is_farther_at_none() -> None:
     nearest = np.linspace(-1, 1, 1001)
-    told = reading(np.zeros(1), np.zeros(1), nearest).percentile(np.array([-1.1, -1.0, 0.5001, 1.1]))
-    assert told == pytest.approx([0, 0, 75, 100], abs=0.1)
+    result = reading(np.zeros(1), np.zeros(1), nearest).percentile(np.array([-1.1, -1.0, 0.5001, 1.1]))
+    assert result == pytest.approx([0, 0, 75, 100], abs=0.1)
 
 
 def two_signals(rows: int, gaps: tuple[float, float], share: float = 0.5, seed: int = 0) -> tuple[np.ndarray, ...]:
@@ -124,10 +124,10 @@ def test_two_signals_that_know_different_things_are_added_up() -> None:
     gaps = (1.5, 0.6)
     svm, near, labels = two_signals(40_000, gaps)
     calibration = Calibration.fit(svm, near, near, labels, held_out="rows")
-    asked = np.array([[-1.0, 2.0], [0.0, 0.0], [2.0, -1.0], [1.0, 1.0]])
-    assert np.allclose(calibration.decision_function(*asked.T), asked @ gaps, atol=0.12)
-    assert np.allclose(calibration.svm(asked[:, 0]), gaps[0] * asked[:, 0], atol=0.1)
-    assert np.allclose(calibration.neighbors(asked[:, 1]), gaps[1] * asked[:, 1], atol=0.1)
+    queries = np.array([[-1.0, 2.0], [0.0, 0.0], [2.0, -1.0], [1.0, 1.0]])
+    assert np.allclose(calibration.decision_function(*queries.T), queries @ gaps, atol=0.12)
+    assert np.allclose(calibration.svm(queries[:, 0]), gaps[0] * queries[:, 0], atol=0.1)
+    assert np.allclose(calibration.neighbors(queries[:, 1]), gaps[1] * queries[:, 1], atol=0.1)
 
 
 def test_the_share_of_fakes_held_out_moves_no_score() -> None:

@@ -70,14 +70,14 @@ def detector(store: Store, seed: int) -> VectorDetector:
     head = Head(SPACE, 1, split, projection, classifier, versions={})
     bank = Bank.of(store.snapshot())
     evidence, fresh = bank.evidence(known), drawn(labels, rng)
-    told = (head.decision_function(fresh), evidence.signal, evidence.nearest)
+    result = (head.decision_function(fresh), evidence.signal, evidence.nearest)
     return VectorDetector(
-        head, bank, replace(Calibration.fit(*told, labels, held_out="rows", seed=seed), head=head.digest)
+        head, bank, replace(Calibration.fit(*result, labels, held_out="rows", seed=seed), head=head.digest)
     )
 
 
 @contextmanager
-def asked(seed: int, *blocks: Block) -> Iterator[VectorDetector]:
+def random_queries(seed: int, *blocks: Block) -> Iterator[VectorDetector]:
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "s", SPACE)
         with store.writer() as writer:
@@ -100,8 +100,8 @@ def assert_same(verdicts: list[Verdict], others: list[Verdict]) -> None:
     """But for the last digit of a sum, and where in the store a witness stands."""
     for one, other in zip(verdicts, others, strict=True):
         numbers = {"score", "probability", "percentile", "signals", "neighbors", "changes"}
-        told, again = ({k: v for k, v in vars(v).items() if k not in numbers} for v in (one, other))
-        assert told == again
+        value, again = ({k: v for k, v in vars(v).items() if k not in numbers} for v in (one, other))
+        assert value == again
         for name in ("score", "probability", "percentile", "signals"):
             assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-4)
         for label in ("real", "fake"):
@@ -114,7 +114,7 @@ def assert_same(verdicts: list[Verdict], others: list[Verdict]) -> None:
 def test_a_verdict_says_what_its_score_its_possible_answers_and_its_witnesses_say(
     seed: int, error: float, prior: float
 ) -> None:
-    with asked(seed) as detector:
+    with random_queries(seed) as detector:
         scores = detector.decision_function(pictures(seed))
         possible = detector.calibration.possible(scores, error)
         for verdict, score, can_be in zip(
@@ -133,9 +133,9 @@ def test_a_verdict_says_what_its_score_its_possible_answers_and_its_witnesses_sa
             one, two = verdict.signals["svm"], verdict.signals["neighbors"]
             assert verdict.conflict == (one * two < 0 and abs(one) >= 1 and abs(two) >= 1)
             assert verdict.conflict == any("disagree" in reason for reason in verdict.reasons)
-            told = [n.similarity for found in verdict.neighbors.values() for n in found[:1]]
+            result = [n.similarity for found in verdict.neighbors.values() for n in found[:1]]
             assert verdict.percentile == pytest.approx(
-                detector.calibration.percentile(np.array([max(told)]))[0], abs=0.2
+                detector.calibration.percentile(np.array([max(result)]))[0], abs=0.2
             )
             for label, found in verdict.neighbors.items():
                 assert 1 <= len(found) <= 9
@@ -147,7 +147,7 @@ def test_a_verdict_says_what_its_score_its_possible_answers_and_its_witnesses_sa
 @settings(max_examples=8, deadline=None)
 @given(seeds)
 def test_how_many_fakes_are_expected_moves_the_probability_and_nothing_else(seed: int) -> None:
-    with asked(seed) as detector:
+    with random_queries(seed) as detector:
         rare, common = (judged(detector, seed, prior=prior) for prior in (0.01, 0.9))
         for one, other in zip(rare, common, strict=True):
             assert one.probability < other.probability
@@ -158,9 +158,9 @@ def test_how_many_fakes_are_expected_moves_the_probability_and_nothing_else(seed
 @given(seeds)
 def test_who_accepts_less_error_gets_no_answer_where_both_were_possible_and_never_the_other_one(seed: int) -> None:
     """Only what was like neither class may become an answer, for then it is like one of them after all."""
-    with asked(seed) as detector:
-        told = [judged(detector, seed, error=error, changes=False) for error in (0.5, 0.3, 0.2, 0.1, 0.05, 0.01)]
-        for of_one in zip(*told, strict=True):
+    with random_queries(seed) as detector:
+        result = [judged(detector, seed, error=error, changes=False) for error in (0.5, 0.3, 0.2, 0.1, 0.05, 0.01)]
+        for of_one in zip(*result, strict=True):
             for wider, narrower in pairwise(of_one):
                 assert set(wider.possible) <= set(narrower.possible)
                 if wider.possible:
@@ -174,7 +174,7 @@ def test_who_accepts_less_error_gets_no_answer_where_both_were_possible_and_neve
 def test_the_order_of_the_stored_rows_does_not_matter(seed: int) -> None:
     rows = block(seed)
     order = np.random.default_rng(seed).permutation(len(rows.rows))
-    with asked(seed, rows) as one, asked(seed, rows.take(order)) as other:
+    with random_queries(seed, rows) as one, random_queries(seed, rows.take(order)) as other:
         assert_same(judged(one, seed), judged(other, seed))
 
 
@@ -188,14 +188,14 @@ def test_a_copy_of_a_stored_picture_changes_nothing(seed: int, same_file: bool, 
     keys = np.array([f"copy {i}" for i in range(copies)], rows.rows.keys.dtype)
     digests = more.rows.digests if same_file else np.frombuffer(rng.bytes(16 * copies), "V16")
     more = replace(more, rows=replace(more.rows, keys=keys, digests=digests))
-    with asked(seed, rows) as one, asked(seed, rows, more) as other:
+    with random_queries(seed, rows) as one, random_queries(seed, rows, more) as other:
         assert_same(judged(one, seed), judged(other, seed))
 
 
 @settings(max_examples=8, deadline=None)
 @given(seeds)
 def test_pictures_asked_about_together_are_judged_as_each_alone(seed: int) -> None:
-    with asked(seed) as detector:
+    with random_queries(seed) as detector:
         alone = [detector.judge_one(f"{i}", vector) for i, vector in enumerate(pictures(seed))]
         assert_same(judged(detector, seed), alone)
 
@@ -207,7 +207,7 @@ def test_a_stored_file_is_judged_as_if_it_were_not_stored_and_is_named(seed: int
     own = int(np.random.default_rng(seed).integers(0, len(rows.rows)))
     left = np.flatnonzero(np.arange(len(rows.rows)) != own)
     assume({*rows.rows.labels[left].tolist()} >= {0, 1})
-    with asked(seed, rows) as one, asked(seed, rows.take(left)) as other:
+    with random_queries(seed, rows) as one, random_queries(seed, rows.take(left)) as other:
         other = replace(one, bank=other.bank)
         vector, digest = one.snapshot.vectors([own])[0], rows.rows.digests[own].tobytes()
         here, there = one.judge_one("x", vector, digest), other.judge_one("x", vector, digest)
@@ -219,7 +219,7 @@ def test_a_stored_file_is_judged_as_if_it_were_not_stored_and_is_named(seed: int
 def test_a_vector_that_is_no_number_gets_no_verdict(wrong: float) -> None:
     vectors = pictures(0)
     vectors[3, 2] = wrong
-    with asked(0) as detector:
+    with random_queries(0) as detector:
         with pytest.raises(BadBlock, match="vector 3 of 8 holds NaN or infinity"):
             detector.judge([f"{i}" for i in range(8)], vectors)
         with pytest.raises(BadBlock, match="encode its image again"):
@@ -228,11 +228,11 @@ def test_a_vector_that_is_no_number_gets_no_verdict(wrong: float) -> None:
 
 def test_a_name_without_a_vector_is_refused_rather_than_left_out() -> None:
     names, vectors, digests = [f"{i}" for i in range(8)], pictures(0), np.zeros(7, "V16")
-    with asked(0) as detector:
-        for given, known, told in (
+    with random_queries(0) as detector:
+        for given, known, value in (
             (names[:7], None, "7 names for 8 vectors; give"),
             ([*names, "one more"], None, "9 names for 8 vectors; give"),
             (names, digests, "8 names for 8 vectors and 7 digests; give"),
         ):
-            with pytest.raises(BadBlock, match=told):
+            with pytest.raises(BadBlock, match=value):
                 detector.judge(given, vectors, known)

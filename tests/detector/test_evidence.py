@@ -36,28 +36,28 @@ class Row:
 
 vectors = st.tuples(
     st.lists(st.integers(0, DIM - 1), min_size=4, max_size=4, unique=True), st.lists(st.booleans(), min_size=4)
-).map(lambda told: tuple((1 if told[1][told[0].index(i)] else -1) if i in told[0] else 0 for i in range(DIM)))
+).map(lambda rows: tuple((1 if rows[1][rows[0].index(i)] else -1) if i in rows[0] else 0 for i in range(DIM)))
 rows = st.builds(Row, vectors, st.integers(-1, 1), st.integers(0, 3), st.integers(0, 5))
 banks = st.lists(rows, min_size=2, max_size=40).filter(lambda stored: {row.label for row in stored} >= {0, 1})
 rules = st.builds(EvidenceOptions, k=st.integers(1, 6), per_source=st.integers(1, 4))
 
 
-def of_so_many(rules: EvidenceOptions, told: Sequence[Row]) -> EvidenceOptions:
+def of_so_many(rules: EvidenceOptions, rows: Sequence[Row]) -> EvidenceOptions:
     """With as many witnesses as let all rows be fetched: of equally near ones any may be left behind."""
-    most = max(sum(row.label == label for row in told) for label in (0, 1))
+    most = max(sum(row.label == label for row in rows) for label in (0, 1))
     return replace(rules, k=max(rules.k, -(-most // FETCHED)))
 
 
-def stored(told: Sequence[Row], folder: Path) -> Store:
+def stored(rows: Sequence[Row], folder: Path) -> Store:
     made = Store.create(folder, SPACE)
     columns = Rows.make(
-        keys=[f"{i}" for i in range(len(told))],
-        labels=[row.label for row in told],
-        sources=[f"source {row.source}" for row in told],
-        digests=np.frombuffer(b"".join(row.bytes for row in told), "V16"),
+        keys=[f"{i}" for i in range(len(rows))],
+        labels=[row.label for row in rows],
+        sources=[f"source {row.source}" for row in rows],
+        digests=np.frombuffer(b"".join(row.bytes for row in rows), "V16"),
     )
     with made.writer() as writer:
-        writer.append(Block(SPACE, columns, np.array([row.vector for row in told], np.float32) / 2))
+        writer.append(Block(SPACE, columns, np.array([row.vector for row in rows], np.float32) / 2))
     return made
 
 
@@ -70,15 +70,15 @@ def alike(one: Row, other: Row) -> bool:
     return one.vector == other.vector or (one.digest == other.digest != UNKNOWN)
 
 
-def plainly(told: Sequence[Row], asked: Row, label: int, rules: EvidenceOptions) -> list[int]:
+def plainly(rows: Sequence[Row], query: Row, label: int, rules: EvidenceOptions) -> list[int]:
     """Positions of the witnesses of one class, nearest first."""
-    members = [i for i, row in enumerate(told) if row.label == label]
-    members = [i for i in members if not (told[i].digest == asked.digest != UNKNOWN)]
-    members.sort(key=lambda i: (-nearness(told[i], asked), i))
-    fresh = [i for n, i in enumerate(members) if not any(alike(told[i], told[j]) for j in members[:n])]
+    members = [i for i, row in enumerate(rows) if row.label == label]
+    members = [i for i in members if not (rows[i].digest == query.digest != UNKNOWN)]
+    members.sort(key=lambda i: (-nearness(rows[i], query), i))
+    fresh = [i for n, i in enumerate(members) if not any(alike(rows[i], rows[j]) for j in members[:n])]
     witnesses: list[int] = []
     for n, i in enumerate(fresh[: 2 * rules.k]):  # no farther, whoever may not speak
-        crowd = sum(told[j].source == told[i].source for j in fresh[:n])
+        crowd = sum(rows[j].source == rows[i].source for j in fresh[:n])
         if crowd < rules.per_source and len(witnesses) < rules.k:
             witnesses.append(i)
     return witnesses
@@ -94,41 +94,43 @@ def told_of(matches: Matches, query: int) -> list[int]:
 @settings(max_examples=40, deadline=None)
 @given(banks, st.lists(rows, min_size=1, max_size=4), rules)
 def test_witnesses_are_those_of_the_rules_applied_row_by_row(
-    told: list[Row], asked: list[Row], rules: EvidenceOptions
+    stored_rows: list[Row], query_rows: list[Row], rules: EvidenceOptions
 ) -> None:
-    rules = of_so_many(rules, told)
+    rules = of_so_many(rules, stored_rows)
     with tempfile.TemporaryDirectory() as folder:
-        bank = Bank.of(stored(told, Path(folder) / "s").snapshot(), rules)
-        queries = np.array([row.vector for row in asked], np.float32) / 2
-        found = bank.evidence(queries, np.frombuffer(b"".join(row.bytes for row in asked), "V16"))
-        for query, one in enumerate(asked):
-            expected = {label: plainly(told, one, label, rules) for label in (0, 1)}
+        bank = Bank.of(stored(stored_rows, Path(folder) / "s").snapshot(), rules)
+        queries = np.array([row.vector for row in query_rows], np.float32) / 2
+        found = bank.evidence(queries, np.frombuffer(b"".join(row.bytes for row in query_rows), "V16"))
+        for query, one in enumerate(query_rows):
+            expected = {label: plainly(stored_rows, one, label, rules) for label in (0, 1)}
             assert told_of(found.real, query) == expected[0]
             assert told_of(found.fake, query) == expected[1]
             means = {
-                label: np.mean([nearness(told[i], one) / 4 for i in rows]) for label, rows in expected.items() if rows
+                label: np.mean([nearness(stored_rows[i], one) / 4 for i in rows])
+                for label, rows in expected.items()
+                if rows
             }
             signal = means[1] - means[0] if len(means) == 2 else 0.0
             assert found.signal[query] == pytest.approx(signal, abs=1e-6)
-            nearest = max((nearness(told[rows[0]], one) / 4 for rows in expected.values() if rows), default=-1.0)
+            nearest = max((nearness(stored_rows[rows[0]], one) / 4 for rows in expected.values() if rows), default=-1.0)
             assert found.nearest[query] == pytest.approx(nearest, abs=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
 @given(banks, rows, rules, st.integers(0, 3))
 def test_leaving_a_source_out_is_as_if_it_had_never_been_indexed(
-    told: list[Row], asked: Row, rules: EvidenceOptions, source: int
+    stored_rows: list[Row], query_row: Row, rules: EvidenceOptions, source: int
 ) -> None:
-    left = [row for row in told if row.source != source]
+    left = [row for row in stored_rows if row.source != source]
     if not {row.label for row in left} >= {0, 1}:
         return
-    rules = of_so_many(rules, told)
+    rules = of_so_many(rules, stored_rows)
     with tempfile.TemporaryDirectory() as folder:
-        bank = Bank.of(stored(told, Path(folder) / "s").snapshot(), rules)
-        query, digest = np.array([asked.vector], np.float32) / 2, np.frombuffer(asked.bytes, "V16")
-        keys = [i for i, row in enumerate(told) if row.source != source]
+        bank = Bank.of(stored(stored_rows, Path(folder) / "s").snapshot(), rules)
+        query, digest = np.array([query_row.vector], np.float32) / 2, np.frombuffer(query_row.bytes, "V16")
+        keys = [i for i, row in enumerate(stored_rows) if row.source != source]
         for label in (0, 1):
-            expected = [keys[i] for i in plainly(left, asked, label, rules)]
+            expected = [keys[i] for i in plainly(left, query_row, label, rules)]
             evidence = bank.without(f"source {source}").evidence(query, digest)
             assert told_of((evidence.real, evidence.fake)[label], 0) == expected
             candidates = bank.candidates(query, digest, [label])[label]  # all of so few rows are candidates
@@ -159,9 +161,9 @@ def test_among_many_rows_with_copies_the_witnesses_are_the_nearest_different_pic
             Block(space, Rows.make(keys, labels, sources=sources), unit(rng.normal(size=(pictures, 24)))[picture])
         )
     snapshot, rules = store.snapshot(), EvidenceOptions(k=9, per_source=3)
-    bank, asked = Bank.of(snapshot, rules), unit(rng.normal(size=(12, 24)))
-    found = bank.evidence(asked)
-    similarity = asked.astype(np.float64) @ snapshot.vectors().astype(np.float64).T
+    bank, queries = Bank.of(snapshot, rules), unit(rng.normal(size=(12, 24)))
+    found = bank.evidence(queries)
+    similarity = queries.astype(np.float64) @ snapshot.vectors().astype(np.float64).T
     for label, matches in ((0, found.real), (1, found.fake)):
         for query, near in enumerate(similarity):
             order = [i for i in np.argsort(-near, kind="stable") if labels[i] == label]

@@ -51,8 +51,8 @@ def test_what_a_file_says_is_told_in_numbers_and_what_it_does_not_say_is_minus_o
     )
     with store.writer() as writer:
         writer.append(Block(space, rows, np.eye(2, dtype=np.float32)[[0, 1, 0, 1]]))
-    told = file_facts(store.snapshot(), np.array([0, 1, 2, 3]))
-    assert dict(zip(FACTS, told.T.tolist(), strict=True)) == {
+    facts = file_facts(store.snapshot(), np.array([0, 1, 2, 3]))
+    assert dict(zip(FACTS, facts.T.tolist(), strict=True)) == {
         "JPEG": [1, 0, 0, 0],
         "PNG": [0, 1, 0, 0],
         "WEBP": [0, 0, 1, 0],

@@ -52,9 +52,9 @@ def test_the_machine_is_scikit_learns() -> None:
     from sklearn.svm import SVC
 
     vectors, labels = drawn(300)
-    asked, _ = drawn(50, seed=1)
-    theirs = SVC(C=1.0, kernel="rbf", gamma="scale").fit(vectors, labels).decision_function(asked)
-    assert np.allclose(fit_svm(vectors, labels).decision_function(asked), theirs, atol=1e-5)
+    queries, _ = drawn(50, seed=1)
+    theirs = SVC(C=1.0, kernel="rbf", gamma="scale").fit(vectors, labels).decision_function(queries)
+    assert np.allclose(fit_svm(vectors, labels).decision_function(queries), theirs, atol=1e-5)
 
 
 def in_blocks(vectors: np.ndarray, labels: np.ndarray, size: int):  # type: ignore[no-untyped-def]
@@ -63,11 +63,11 @@ def in_blocks(vectors: np.ndarray, labels: np.ndarray, size: int):  # type: igno
 
 def test_landmarks_that_are_all_rows_give_what_the_exact_machine_gives() -> None:
     vectors, labels = drawn(400)
-    asked, true = drawn(1000, seed=1)
-    exact = fit_svm(vectors, labels).decision_function(asked) > 0
+    queries, true = drawn(1000, seed=1)
+    exact = fit_svm(vectors, labels).decision_function(queries) > 0
     near = (
         fit_nystroem(in_blocks(vectors, labels, 400), gamma=scale_gamma(vectors), landmarks=800).decision_function(
-            asked
+            queries
         )
         > 0
     )
@@ -138,8 +138,8 @@ def test_rows_that_are_all_alike_are_an_error() -> None:
 def test_a_head_comes_back_as_it_was_saved(head: Head, tmp_path: Path) -> None:
     head.save(tmp_path)
     again = Head.load(tmp_path, SPACE)
-    asked, _ = drawn(20, seed=4)
-    assert np.array_equal(again.decision_function(asked), head.decision_function(asked))
+    queries, _ = drawn(20, seed=4)
+    assert np.array_equal(again.decision_function(queries), head.decision_function(queries))
     assert json.dumps(again.to_dict()) == json.dumps(head.to_dict())
     with pytest.raises(SpaceMismatch):
         Head.load(tmp_path, Space("other", "1" * 64, DIM))
@@ -201,11 +201,13 @@ def test_heads_that_score_alike_have_one_digest_and_others_another(head: Head) -
         ({"threshold": None}, "is not a readable head"),
     ],
 )
-def test_a_head_that_cannot_be_read_says_why(head: Head, tmp_path: Path, change: dict[str, object], said: str) -> None:
+def test_a_head_that_cannot_be_read_says_why(
+    head: Head, tmp_path: Path, change: dict[str, object], message: str
+) -> None:
     head.save(tmp_path)
-    told = json.loads((tmp_path / "head.json").read_text())
-    (tmp_path / "head.json").write_text(json.dumps(told | change))
-    with pytest.raises(HeadError, match=said):
+    content = json.loads((tmp_path / "head.json").read_text())
+    (tmp_path / "head.json").write_text(json.dumps(content | change))
+    with pytest.raises(HeadError, match=message):
         Head.load(tmp_path)
 
 

@@ -60,11 +60,11 @@ def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: 
     held = held_out(by_source(snapshot)[0], 0)
     assert (by_source(snapshot)[0] >= 0).all()
     for cell in made.cells:
-        asked = np.isin(sources, (cell.generator, cell.real))
-        learned = ~asked & ~np.isin(np.arange(len(snapshot)), held)
+        queries = np.isin(sources, (cell.generator, cell.real))
+        learned = ~queries & ~np.isin(np.arange(len(snapshot)), held)
         head = ridge(*(RidgeSums.of(snapshot.vectors(learned & (labels == label))) for label in (0, 1)))
-        scores = (extended(snapshot.vectors(asked)) @ head).astype(np.float32).astype(np.float64)
-        assert abs((auc(labels[asked], scores) or 0) - cell.auc) < 1e-6
+        scores = (extended(snapshot.vectors(queries)) @ head).astype(np.float32).astype(np.float64)
+        assert abs((auc(labels[queries], scores) or 0) - cell.auc) < 1e-6
         assert cell.n == 400
 
 
@@ -145,10 +145,10 @@ def test_every_cell_of_neighbours_is_what_a_bank_without_its_sources_says(
                 writer.append(block)
         bank = rebuilt.snapshot()
         rule = neighbor_rule(K)(Examples.read(bank, np.arange(len(bank))), Examples.read(bank, np.arange(1)), 0)
-        asked = np.flatnonzero(np.isin(sources, (cell.generator, cell.real)))
-        scores = rule(Examples.read(snapshot, asked))
-        assert abs((auc(labels[asked], scores) or 0) - cell.auc) < 1e-4  # of two equal scores either may come first
-        assert cell.n == len(asked) == 400
+        queries = np.flatnonzero(np.isin(sources, (cell.generator, cell.real)))
+        scores = rule(Examples.read(snapshot, queries))
+        assert abs((auc(labels[queries], scores) or 0) - cell.auc) < 1e-4  # of two equal scores either may come first
+        assert cell.n == len(queries) == 400
 
 
 def test_neighbours_fetched_or_searched_for_anew_give_the_same_atlas(
@@ -170,12 +170,12 @@ def test_an_unknown_head_is_refused(store: Store) -> None:
 
 def test_both_heads_stand_in_one_json_and_one_table_of_cells(store: Store, made: LeaveOneOut, tmp_path: Path) -> None:
     both = [made, leave_one_out(store.snapshot(), "knn")]
-    told = atlas_json(both)
-    assert {head: len([c for c in told["cells"] if c["head"] == head]) for head in told["heads"]} == {
+    content = atlas_json(both)
+    assert {head: len([c for c in content["cells"] if c["head"] == head]) for head in content["heads"]} == {
         "ridge": 9,
         "knn": 9,
     }
-    assert told["optimism"] == told["heads"]["ridge"]["optimism"] == round(made.optimism, 4)
+    assert content["optimism"] == content["heads"]["ridge"]["optimism"] == round(made.optimism, 4)
     written = {path.name: path for path in write_atlas(both, tmp_path)}
     assert set(written) == {"atlas.png", "atlas.svg", "atlas-knn.png", "atlas-knn.svg", "atlas.csv"}
     lines = written["atlas.csv"].read_text().splitlines()

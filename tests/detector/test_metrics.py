@@ -188,13 +188,13 @@ def test_mcnemar_counts_only_the_rows_that_tell_two_heads_apart() -> None:
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 60)), min_size=1, max_size=40))
 def test_calibration_error_is_that_of_fifteen_bins_gone_through_one_by_one(rows: list[tuple[int, int]]) -> None:
-    labels, said = np.array([r[0] for r in rows]), np.array([r[1] / 60 for r in rows])  # bin ends among them
+    labels, predicted = np.array([r[0] for r in rows]), np.array([r[1] / 60 for r in rows])  # bin ends among them
     expected = 0.0
     for k in range(15):
         inside = [i for i, (_, p) in enumerate(rows) if 4 * k <= p < 4 * (k + 1) or (k == 14 and p == 60)]
         if inside:
-            expected += len(inside) / len(rows) * abs(said[inside].mean() - labels[inside].mean())
-    found = measure(labels, said, probabilities=said)
+            expected += len(inside) / len(rows) * abs(predicted[inside].mean() - labels[inside].mean())
+    found = measure(labels, predicted, probabilities=predicted)
     assert found.ece == pytest.approx(expected)
     assert found.brier == pytest.approx(np.mean([(p / 60 - label) ** 2 for label, p in rows]))
 
@@ -254,10 +254,10 @@ def test_the_interval_of_a_difference_covers_as_often_as_it_says(only_first: flo
             )
             right, other = np.zeros((2, rows), bool)
             right[:first] = other[first : first + second] = True
-            told = mcnemar(right, other)
-            assert told.difference == (first - second) / rows
-            assert told.p == pytest.approx(exact_p(first, second))
-            low, high = told.interval
+            comparison = mcnemar(right, other)
+            assert comparison.difference == (first - second) / rows
+            assert comparison.p == pytest.approx(exact_p(first, second))
+            low, high = comparison.interval
             covered += chance * (low <= only_first - only_second <= high)
     assert covered >= 0.94
 

@@ -62,7 +62,7 @@ def store(folder: Path, sources: tuple[str, ...], texts: bool = True, rows: int 
             labels = np.arange(rows) % 2
             vectors = rng.normal(size=(rows, 16)) + 0.6 * labels[:, None] * np.eye(16)[at]
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            told = Rows.make(
+            result = Rows.make(
                 [f"{source}/{i}" for i in range(rows)],
                 labels,
                 sources=[source] * rows,
@@ -70,7 +70,7 @@ def store(folder: Path, sources: tuple[str, ...], texts: bool = True, rows: int 
                 categories=[("horse", "zebra")[i // 2 % 2] for i in range(rows)],
             )
             vectors_of = {name: rng.normal(size=16).astype(np.float32) for name in ("horse", "zebra")} if texts else {}
-            writer.append(Block(space, told, vectors.astype(np.float32), texts=vectors_of))
+            writer.append(Block(space, result, vectors.astype(np.float32), texts=vectors_of))
     return made.snapshot()
 
 
@@ -85,7 +85,7 @@ def test_a_run_is_measured_at_home_and_elsewhere(snapshot: Snapshot, kind: str) 
     tested = 17 if kind == "linear" else 16  # the paper's two pipelines rounded differently
     counts = {"train": 56, "validation": 24 - tested, "test": tested}
     assert found.rows == {"real": 40, "fake": 40, **counts}
-    assert {part: told["n"] for part, told in found.parts.items()} == counts
+    assert {part: value["n"] for part, value in found.parts.items()} == counts
     assert found.elsewhere.keys() == {"pro_gan"}
     assert found.elsewhere["pro_gan"]["n"] == tested
     assert found.modes.keys() == (set() if kind == "linear" else {"given", "zero-shot", "mean"})
@@ -152,11 +152,11 @@ def test_the_command_goes_on_where_it_was_stopped(
         assert not ended.value.code
         return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
 
-    told = ran()
+    output = ran()
     done = {cell.name for cell in CELLS if cell.data == "cycle_gan"}
-    assert told["runs"].keys() == done
-    assert told["missing"].keys() == {cell.name for cell in CELLS} - done
-    assert "stand-in" in told["notices"][0]
+    assert output["runs"].keys() == done
+    assert output["missing"].keys() == {cell.name for cell in CELLS} - done
+    assert "stand-in" in output["notices"][0]
     (tmp_path / "out/runs/b16-sum-cycle_gan.json").unlink()
     made: list[str] = []
     monkeypatch.setattr(
@@ -165,5 +165,5 @@ def test_the_command_goes_on_where_it_was_stopped(
     )
     again = ran()
     assert made == ["b16-sum-cycle_gan"]
-    assert again["runs"]["b16-sum-cycle_gan"]["parts"] == told["runs"]["b16-sum-cycle_gan"]["parts"]
+    assert again["runs"]["b16-sum-cycle_gan"]["parts"] == output["runs"]["b16-sum-cycle_gan"]["parts"]
     assert DATA["cycle_gan"].name in (tmp_path / "out/tables.md").read_text()

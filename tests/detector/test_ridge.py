@@ -63,8 +63,8 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 def test_rows_are_grouped_by_class_and_source_and_those_without_a_label_are_in_no_group(snapshot: Snapshot) -> None:
     groups, names = by_source(snapshot)
     assert names == [(0, "both"), (0, "camera"), (1, "both"), (1, "gan")]
-    told = zip(snapshot.column("labels").tolist(), snapshot.column("sources").tolist(), strict=True)
-    for group, (label, source) in zip(groups.tolist(), told, strict=True):
+    columns = zip(snapshot.column("labels").tolist(), snapshot.column("sources").tolist(), strict=True)
+    for group, (label, source) in zip(groups.tolist(), columns, strict=True):
         assert group == (-1 if label == -1 else names.index((label, source)))
 
 
@@ -82,7 +82,7 @@ def test_sums_and_scores_are_the_same_however_many_rows_are_read_at_once(
     everyone = total_of(sums)
     assert everyone.n == 43
     assert np.allclose((everyone - sums[0]).square, total_of(sums[1:]).square)
-    weights, asked = np.arange(DIM + 1.0), np.array([59, 0, 7, 7])
-    assert np.allclose(scored(snapshot, asked, weights), extended(snapshot.vectors(asked)) @ weights)
-    assert np.allclose(scored(snapshot, asked, weights), snapshot.vectors(asked) @ weights[:-1] + weights[-1])
-    assert scored(snapshot, asked[:0], weights).shape == (0,)
+    weights, queries = np.arange(DIM + 1.0), np.array([59, 0, 7, 7])
+    assert np.allclose(scored(snapshot, queries, weights), extended(snapshot.vectors(queries)) @ weights)
+    assert np.allclose(scored(snapshot, queries, weights), snapshot.vectors(queries) @ weights[:-1] + weights[-1])
+    assert scored(snapshot, queries[:0], weights).shape == (0,)

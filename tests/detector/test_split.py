@@ -91,8 +91,10 @@ def test_single_rows_make_up_for_groups_that_are_too_large_for_their_part() -> N
 def test_a_seed_gives_one_grouped_split_and_another_seed_another_whether_rows_have_copies_or_not() -> None:
     labels = np.arange(300) % 2
     for groups in (np.arange(300), np.arange(300) // 4 * 2 + labels):
-        told = [Split.make(keys(300), labels, recipe="grouped", groups=groups, seed=seed).digest for seed in (0, 0, 1)]
-        assert told[0] == told[1] != told[2]
+        result = [
+            Split.make(keys(300), labels, recipe="grouped", groups=groups, seed=seed).digest for seed in (0, 0, 1)
+        ]
+        assert result[0] == result[1] != result[2]
 
 
 def test_copies_of_too_few_files_are_not_split() -> None:
@@ -111,8 +113,8 @@ def test_copies_of_too_few_files_are_not_split() -> None:
         ([0] * 10_000 + [1], "10000 real and 1 fake rows are too few"),
     ],
 )
-def test_too_few_rows_say_what_to_do(labels: list[int], said: str) -> None:
-    with pytest.raises(NotEnoughRows, match=said) as error:
+def test_too_few_rows_say_what_to_do(labels: list[int], message: str) -> None:
+    with pytest.raises(NotEnoughRows, match=message) as error:
         Split.make(keys(len(labels)), np.array(labels, int))
     assert "index" in str(error.value)
 

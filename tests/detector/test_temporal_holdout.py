@@ -35,15 +35,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 def test_what_is_like_the_past_is_told_and_what_is_new_is_not(store: Store) -> None:
-    told = temporal_holdout(store.snapshot(), DATES)
-    assert [(w.date, w.sources, w.generators) for w in told.windows] == [
+    report = temporal_holdout(store.snapshot(), DATES)
+    assert [(w.date, w.sources, w.generators) for w in report.windows] == [
         ("2019-03-01", ("gan_b",), 1),
         ("2022-08-22", ("diffusion",), 2),
     ]
-    like, unlike = told.windows
+    like, unlike = report.windows
     assert like.auc > 0.9 and like.accuracy > 0.8
     assert unlike.auc < 0.7 < 0.9 < unlike.past_auc
-    assert "2022-08-22 (diffusion)" in told.sentences[0]
+    assert "2022-08-22 (diffusion)" in report.sentences[0]
 
 
 def test_a_window_is_what_a_head_of_the_past_says(store: Store) -> None:
@@ -53,24 +53,24 @@ def test_a_window_is_what_a_head_of_the_past_says(store: Store) -> None:
     learned = ~np.isin(np.arange(len(snapshot)), held)
     past = np.isin(sources, ("camera_a", "camera_b", "gan_a"))
     head = ridge(*(RidgeSums.of(snapshot.vectors(learned & past & (labels == label))) for label in (0, 1)))
-    asked = np.concatenate([held[(labels[held] == 0)], np.flatnonzero(sources == "gan_b")])
+    queries = np.concatenate([held[(labels[held] == 0)], np.flatnonzero(sources == "gan_b")])
     [window, _] = temporal_holdout(snapshot, DATES).windows
-    assert window.n == len(asked)
-    assert window.auc == pytest.approx(auc(labels[asked], extended(snapshot.vectors(asked)) @ head), abs=1e-10)
+    assert window.n == len(queries)
+    assert window.auc == pytest.approx(auc(labels[queries], extended(snapshot.vectors(queries)) @ head), abs=1e-10)
 
 
 def test_sources_without_a_date_are_named(store: Store) -> None:
-    told = temporal_holdout(store.snapshot(), DATES | {"nowhere": date(2020, 1, 1)})
-    assert (told.undated, told.always, told.unknown) == (("lost",), ("camera_a", "camera_b"), ("nowhere",))
-    assert all("lost" not in window.sources for window in told.windows)
+    report = temporal_holdout(store.snapshot(), DATES | {"nowhere": date(2020, 1, 1)})
+    assert (report.undated, report.always, report.unknown) == (("lost",), ("camera_a", "camera_b"), ("nowhere",))
+    assert all("lost" not in window.sources for window in report.windows)
     for name in ("lost", "camera_b", "nowhere"):
-        assert any(name in sentence for sentence in told.sentences)
+        assert any(name in sentence for sentence in report.sentences)
 
 
 def test_a_real_source_with_a_date_is_not_there_before(store: Store) -> None:
-    told = temporal_holdout(store.snapshot(), DATES | {"camera_b": date(2022, 8, 22)})
-    assert told.windows[-1].sources == ("camera_b", "diffusion")
-    assert told.windows[-1].n == 400
+    report = temporal_holdout(store.snapshot(), DATES | {"camera_b": date(2022, 8, 22)})
+    assert report.windows[-1].sources == ("camera_b", "diffusion")
+    assert report.windows[-1].n == 400
 
 
 def test_without_a_past_there_is_nothing_to_learn_from(store: Store) -> None:
@@ -81,8 +81,8 @@ def test_without_a_past_there_is_nothing_to_learn_from(store: Store) -> None:
 @pytest.mark.parametrize(
     "told, day", [("2022-08-22", "2022-08-22"), (" 2022-08 ", "2022-08-01"), ("2022", "2022-01-01")]
 )
-def test_a_date_is_read_as_people_write_it(told: str, day: str) -> None:
-    assert day_of(told).isoformat() == day
+def test_a_date_is_read_as_people_write_it(text: str, day: str) -> None:
+    assert day_of(text).isoformat() == day
 
 
 @pytest.mark.parametrize(
@@ -94,10 +94,10 @@ def test_a_date_is_read_as_people_write_it(told: str, day: str) -> None:
         ("", "none"),
     ],
 )
-def test_a_table_that_is_none_says_where(content: str, said: str, tmp_path: Path) -> None:
+def test_a_table_that_is_none_says_where(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "dates.csv"
     path.write_text(content)
-    with pytest.raises(SourceError, match=said):
+    with pytest.raises(SourceError, match=message):
         read_dates(path)
 
 
@@ -115,10 +115,10 @@ def test_the_command_prints_a_table_and_draws_it(store: Store, tmp_path: Path) -
 
     dates = tmp_path / "dates.csv"
     dates.write_text("source,date\n" + "".join(f"{name},{day}\n" for name, day in DATES.items()))
-    told = CliRunner().invoke(
+    output = CliRunner().invoke(
         app, ["evaluate", "--store", str(store.folder), "--replay", str(dates), "--out", str(tmp_path / "out")]
     )
-    assert told.exit_code == 0, told.output
-    assert "2022-08-22" in told.stdout and "lost" in told.stdout
+    assert output.exit_code == 0, output.output
+    assert "2022-08-22" in output.stdout and "lost" in output.stdout
     assert (tmp_path / "out/replay.csv").read_text().count("\n") == 3
     assert (tmp_path / "out/replay.png").stat().st_size > 1000

@@ -83,17 +83,17 @@ def test_training_never_reads_more_than_a_piece_at_once(snapshot: Snapshot, monk
         monkeypatch.setattr(f"clipfake.detector.{name}", 50)
     monkeypatch.setattr("clipfake.detector.training.triplet.READ_AHEAD", 1)
     read = Snapshot.vectors
-    asked = []
+    read_sizes = []
 
     def counted(self: Snapshot, positions: object = None, **how: object) -> object:
         vectors = read(self, positions, **how)  # type: ignore[arg-type]
-        asked.append(len(vectors))
+        read_sizes.append(len(vectors))
         return vectors
 
     monkeypatch.setattr(Snapshot, "vectors", counted)
     options = TrainOptions(triplet=TripletOptions(epochs=1, batch=16), baselines=("linear_probe", "lda"))
     trained = train(snapshot, options)
-    assert max(asked) <= 51  # 48 of a batch, 50 of a piece, and one more where a share is rounded up
+    assert max(read_sizes) <= 51  # 48 of a batch, 50 of a piece, and one more where a share is rounded up
     assert trained.metrics["train"].n == 420  # all rows all the same
     assert trained.baselines["lda"].fitted_on <= 51
     assert trained.baselines["linear_probe"].fitted_on == 420
@@ -146,13 +146,13 @@ def test_a_probe_of_some_rows_goes_on_to_what_all_rows_teach(monkeypatch: pytest
 
 
 def test_one_search_serves_every_number_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    known, asked = Examples.make(*drawn(200)), Examples.make(*drawn(50, 1))
-    true = [neighbor_rule(k)(known, asked, 0)(asked.take(slice(0, 50))) for k in NEIGHBORS]
+    known, queries = Examples.make(*drawn(200)), Examples.make(*drawn(50, 1))
+    true = [neighbor_rule(k)(known, queries, 0)(queries.take(slice(0, 50))) for k in NEIGHBORS]
     calls = []
     monkeypatch.setattr(
-        "clipfake.detector.training.baselines.neighbors", lambda *told: calls.append(told) or neighbors(*told)
+        "clipfake.detector.training.baselines.neighbors", lambda *fields: calls.append(fields) or neighbors(*fields)
     )
-    found = [neighbor_rule(k)(known, asked, 0)(asked) for k in NEIGHBORS]
+    found = [neighbor_rule(k)(known, queries, 0)(queries) for k in NEIGHBORS]
     assert len(calls) == 2  # once among real rows, once among fake ones
     assert all(np.array_equal(one, other) for one, other in zip(found, true, strict=True))
 
@@ -170,10 +170,10 @@ def test_a_head_on_text_is_measured_wherever_its_category_comes_from(snapshot: S
     assert all(f"category {mode}" in printed.getvalue() for mode in ("zero-shot", "given", "mean"))
     _, parts = make_split(snapshot, TrainOptions("sum"))
     given = score_rows(trained.head, snapshot, parts["test"], "given")
-    told = trained.head.decision_function(
+    result = trained.head.decision_function(
         snapshot.vectors(parts["test"]), mode="given", categories=snapshot.column("categories")[parts["test"]]
     )
-    assert np.allclose(given, told)
+    assert np.allclose(given, result)
     assert not np.allclose(given, score_rows(trained.head, snapshot, parts["test"], "mean"))
     assert train(snapshot, TrainOptions(triplet=TripletOptions(epochs=1), baselines=())).to_dict()["categories"] == {}
 

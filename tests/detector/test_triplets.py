@@ -106,8 +106,8 @@ def test_a_projection_computes_its_formula(kind: str) -> None:
             z = np.hstack([w["U"], w["T"], w["S"]]) @ np.concatenate([u, v, u * v]) + w["d"]
         else:
             z = u
-        told = Projection(kind, w)(x, t if kind in FUSIONS else None)[i]
-        assert np.allclose(told, z / np.linalg.norm(z), atol=1e-5)
+        result = Projection(kind, w)(x, t if kind in FUSIONS else None)[i]
+        assert np.allclose(result, z / np.linalg.norm(z), atol=1e-5)
 
 
 def test_a_projection_of_one_point_is_an_error() -> None:
@@ -152,9 +152,9 @@ def loss_of(projection: Projection, rows: Examples, options: TripletOptions, see
 )
 def test_training_lowers_the_loss_and_tells_it_as_it_is(options: TripletOptions) -> None:
     train, validation = shown(300), shown(200, 1)
-    told: list[TripletEpoch] = []
-    best, log = fit_projection("linear", train, validation, options, seed=5, told=told.append)
-    assert told == log
+    results: list[TripletEpoch] = []
+    best, log = fit_projection("linear", train, validation, options, seed=5, on_epoch=results.append)
+    assert results == log
     lowest = min(epoch.validation_loss for epoch in log)
     assert loss_of(best, validation, options, 5) == pytest.approx(lowest, abs=1e-5)
     start = Projection.draw("linear", train.vectors, seed=5)

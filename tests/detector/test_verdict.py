@@ -135,9 +135,9 @@ def test_a_file_that_is_stored_under_many_keys_has_other_rows_as_witnesses(
 ) -> None:
     monkeypatch.setattr("clipfake.detector.evidence.MOST", most)
     bank = crowded(tmp_path / "s", 200, digest=b"a" * 16)
-    asked = drawn("camera_a", 1, seed=11)
-    evidence = bank.evidence(asked, np.frombuffer(b"a" * 16, "V16"))
-    alone = crowded(tmp_path / "alone", 1, digest=b"a" * 16).evidence(asked, np.frombuffer(b"a" * 16, "V16"))
+    queries = drawn("camera_a", 1, seed=11)
+    evidence = bank.evidence(queries, np.frombuffer(b"a" * 16, "V16"))
+    alone = crowded(tmp_path / "alone", 1, digest=b"a" * 16).evidence(queries, np.frombuffer(b"a" * 16, "V16"))
     assert (evidence.real.rows >= 0).sum() == 5
     assert np.array_equal(evidence.real.rows[0, :5] - 199, alone.real.rows[0, :5])  # the same ones, 199 places farther
     assert evidence.signal == pytest.approx(alone.signal, abs=1e-6)
@@ -156,10 +156,10 @@ def test_a_class_of_one_file_has_no_witness_for_it_however_often_it_is_stored(
 
 
 def test_copies_that_fill_all_that_was_fetched_leave_room_for_other_witnesses(tmp_path: Path) -> None:
-    asked = drawn("camera_a", 1, seed=11) + 0.1 * drawn("camera_a", 2, seed=12)
-    asked /= np.linalg.norm(asked, axis=1, keepdims=True)
+    queries = drawn("camera_a", 1, seed=11) + 0.1 * drawn("camera_a", 2, seed=12)
+    queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     crowd, alone = (crowded(tmp_path / f"{n}", n) for n in (300, 1))
-    found, wanted = crowd.evidence(asked).real, alone.evidence(asked).real
+    found, wanted = crowd.evidence(queries).real, alone.evidence(queries).real
     assert (wanted.rows >= 0).sum(1).tolist() == [6, 6]  # one of the crowd, five of the next source
     assert np.allclose(found.similarity, wanted.similarity, atol=1e-6, equal_nan=True)
 
@@ -253,8 +253,8 @@ def test_no_probability_is_surer_than_the_rows_it_was_learned_from() -> None:
     assert calibration.probability(1e6, 0.5) == pytest.approx((real + 1) / (real + 2))
     assert calibration.probability(-1e6, 0.5) == pytest.approx(1 / (fake + 2))
     assert calibration.probability(1.0, 0.2) == pytest.approx(probability(1.0, 0.2))
-    told = [calibration.probability(score, 0.3) for score in np.linspace(-20, 20, 99)]
-    assert (np.diff(told) >= 0).all()
+    result = [calibration.probability(score, 0.3) for score in np.linspace(-20, 20, 99)]
+    assert (np.diff(result) >= 0).all()
 
 
 def test_a_row_without_a_digest_is_not_taken_for_another_without(detector: VectorDetector, tmp_path: Path) -> None:
@@ -287,15 +287,15 @@ def test_a_head_is_never_read_by_the_calibration_of_another(
     """However training is stopped, what answers is the head before with its calibration, or nothing."""
     copy = Store.open(Path(shutil.copytree(store.folder, tmp_path / "s")))
     folder = copy.folder / "heads" / "default"
-    asked = drawn("gan_a", 5, seed=14)
-    before = detector.decision_function(asked)
+    queries = drawn("gan_a", 5, seed=14)
+    before = detector.decision_function(queries)
     options = replace(OPTIONS, seed=1)
     head = train(copy.snapshot(), options).head
     calibration = calibrate(copy.snapshot(), head, options).calibration
     calibration.save(folder)
-    assert np.array_equal(VectorDetector.load(copy).decision_function(asked), before)
+    assert np.array_equal(VectorDetector.load(copy).decision_function(queries), before)
     head.save(folder)
-    after = VectorDetector.load(copy).decision_function(asked)
+    after = VectorDetector.load(copy).decision_function(queries)
     assert not np.allclose(after, before)
     assert sorted(path.name.partition("-")[0] for path in folder.iterdir()) == ["calibration", "head", "head.json"]
     detector.head.save(folder)
@@ -342,11 +342,11 @@ def test_more_of_a_signal_never_speaks_for_the_other_class(seed: int, a: float, 
     svm, near = (x * labels + common + rng.normal(size=60) / 3 for x in (a, b))
     calibration = Calibration.fit(svm, near, near, labels, held_out="rows")
     steps = np.linspace(-5, 5, 11)
-    for told in (
+    for value in (
         calibration.decision_function(steps, np.zeros(11)),
         calibration.decision_function(np.zeros(11), steps),
     ):
-        assert (np.diff(told) >= 0).all()
+        assert (np.diff(value) >= 0).all()
 
 
 def test_too_few_rows_do_not_calibrate() -> None:
@@ -416,10 +416,10 @@ def test_a_stored_image_is_named_and_its_evidence_is_told(detector: VectorDetect
     snapshot = detector.snapshot
     [verdict] = detector.judge(["x.jpg"], snapshot.vectors([100]), snapshot.column("digests")[[100]])
     assert verdict.known == snapshot.column("keys")[100]
-    told = verdict.to_dict()
-    assert {"image", "verdict", "score", "neighbors"} <= told.keys()
-    assert told["neighbors"]["real"][0].keys() >= {"key", "similarity", "source", "category", "path", "split"}
-    assert told["neighbors"]["fake"][0]["source"].startswith("gan")
+    report = verdict.to_dict()
+    assert {"image", "verdict", "score", "neighbors"} <= report.keys()
+    assert report["neighbors"]["real"][0].keys() >= {"key", "similarity", "source", "category", "path", "split"}
+    assert report["neighbors"]["fake"][0]["source"].startswith("gan")
 
 
 def test_what_is_said_to_change_a_verdict_does_when_the_rows_are_really_removed(
@@ -427,10 +427,10 @@ def test_what_is_said_to_change_a_verdict_does_when_the_rows_are_really_removed(
 ) -> None:
     mixed = drawn("gan_a", 200, seed=6) + drawn("camera_a", 200, seed=7)
     mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
-    told = detector.judge(["x"] * len(mixed), mixed)
-    said = [(i, change) for i, v in enumerate(told) for change in v.changes if change.what.startswith("without")]
-    assert said
-    for i, change in said[:3]:
+    result = detector.judge(["x"] * len(mixed), mixed)
+    predicted = [(i, change) for i, v in enumerate(result) for change in v.changes if change.what.startswith("without")]
+    assert predicted
+    for i, change in predicted[:3]:
         source = change.what.removeprefix("without the rows of ")
         other = Store.create(tmp_path / f"{i}-{source}", SPACE)
         with other.writer() as writer:
@@ -439,7 +439,7 @@ def test_what_is_said_to_change_a_verdict_does_when_the_rows_are_really_removed(
                     writer.append(block(kept, 80))
         bank = Bank.of(other.snapshot())
         [verdict] = VectorDetector(detector.head, bank, detector.calibration).judge(["x"], mixed[i : i + 1])
-        assert verdict.verdict == change.verdict != told[i].verdict
+        assert verdict.verdict == change.verdict != result[i].verdict
         assert np.isclose(verdict.score, change.score, atol=1e-4)
 
 
@@ -467,7 +467,7 @@ def test_a_broken_promise_is_said_to_be_broken() -> None:
 
 @pytest.mark.parametrize(("calibrated", "real", "fake"), [(40, 2000, 2000), (4000, 3000, 60)])
 def test_a_promise_that_was_kept_is_seldom_said_to_be_broken(calibrated: int, real: int, fake: int) -> None:
-    said = 0
+    predicted = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
         labels = np.repeat([0, 1], [real, fake])
@@ -477,8 +477,8 @@ def test_a_promise_that_was_kept_is_seldom_said_to_be_broken(calibrated: int, re
             *[rng.normal(labels, 1.0)] * 3, labels, np.full(real + fake, ""), np.zeros(real + fake, int)
         )
         possible = calibration.possible(calibration.decision_function(signals.svm, signals.neighbors), 0.05)
-        said += CoverageReport.of(signals, possible, 0.05, calibration.rows).broken
-    assert said <= 20
+        predicted += CoverageReport.of(signals, possible, 0.05, calibration.rows).broken
+    assert predicted <= 20
 
 
 def test_too_few_rows_to_ever_answer_are_said_to_be_too_few(tmp_path: Path) -> None:
@@ -514,10 +514,10 @@ def test_probabilities_are_tried_with_the_share_of_fakes_that_there_is(tmp_path:
 
 
 @pytest.mark.parametrize(("error", "said"), [(0.05, " 5%"), (0.005, " 0.5%"), (0.0001, " 0.01%"), (0.125, " 12.5%")])
-def test_an_error_rate_is_told_as_it_was_asked_for(error: float, said: str) -> None:
+def test_an_error_rate_is_told_as_it_was_asked_for(error: float, message: str) -> None:
     for possible in ((False, True), (True, True), (False, False)):
         _, reasons = decide({"svm": 3.0, "neighbors": 2.0}, possible, 50, error)
-        assert reasons[0].endswith(said)
+        assert reasons[0].endswith(message)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -557,9 +557,9 @@ def test_training_again_gives_the_same_verdicts(store: Store, detector: VectorDe
 def test_a_verdict_that_flips_on_a_copy_is_unsure_and_says_why(detector: VectorDetector) -> None:
     [verdict] = [v for v in detector.judge(["x"] * 20, drawn("gan_b", 20, seed=5)) if v.verdict == "fake"][:1]
     real, question = drawn("camera_a", 1, seed=5)[0], QueryOptions()
-    told = detector.check_stability(verdict, {"after JPEG": real}, b"", question)
-    assert told.verdict == "unsure"
-    assert "does not last" in told.reasons[0]
+    result = detector.check_stability(verdict, {"after JPEG": real}, b"", question)
+    assert result.verdict == "unsure"
+    assert "does not last" in result.reasons[0]
     same = detector.check_stability(verdict, {"after JPEG": drawn("gan_b", 1, seed=5)[0]}, b"", question)
     assert same.views
     assert same.verdict in ("fake", "unsure")

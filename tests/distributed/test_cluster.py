@@ -41,8 +41,8 @@ class Lan:
         self.begun: list[subprocess.Popen[str]] = []
         self.switch, self.pid = namespaces("--net", "ip link add lan type bridge && ip link set lan up")
 
-    def ip(self, *told: str) -> None:
-        subprocess.run(["nsenter", "-t", str(self.pid), "--net", "ip", *told], check=True)
+    def ip(self, *command: str) -> None:
+        subprocess.run(["nsenter", "-t", str(self.pid), "--net", "ip", *command], check=True)
 
     def host(self, setup: str = "true") -> "Host":
         self.hosts.append(Host(self, len(self.hosts) + 1, setup))
@@ -77,8 +77,8 @@ class Host:
         self.cable = f"to{number}"
         lan.ip("link", "add", self.cable, "type", "veth", "peer", "name", "eth0", "netns", str(self.pid))
         lan.ip("link", "set", self.cable, "master", "lan", "up")
-        for told in (f"addr add {self.address}/24 dev eth0", "link set eth0 up", "link set lo up"):
-            subprocess.run(["nsenter", "-t", str(self.pid), "--net", "ip", *told.split()], check=True)
+        for command in (f"addr add {self.address}/24 dev eth0", "link set eth0 up", "link set lo up"):
+            subprocess.run(["nsenter", "-t", str(self.pid), "--net", "ip", *command.split()], check=True)
 
     def begin(self, *command: str, **options: Any) -> "subprocess.Popen[str]":
         """Begin a command on this host."""
@@ -91,10 +91,10 @@ class Host:
 
     def start_ray(self, head: "Host | None" = None) -> "subprocess.Popen[str]":
         """Begin to start it, as a member of the head's cluster, or as the head, which works for the driver alone."""
-        told = [f"--address={head.address}:{PORT}"] if head else ["--head", f"--port={PORT}"]
+        result = [f"--address={head.address}:{PORT}"] if head else ["--head", f"--port={PORT}"]
         common = ["--disable-usage-stats", "--object-store-memory=80000000", f"--num-cpus={1 if head else 0}"]
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={self.address}"]
-        return self.begin(*ray, *told, *common, env={"RAY_AUTH_MODE": "token"})
+        return self.begin(*ray, *result, *common, env={"RAY_AUTH_MODE": "token"})
 
     def index(self, head: "Host", folder: Path, store: Path, *options: str) -> "Driver":
         return Driver(self, head, folder, store, *options)
@@ -126,7 +126,7 @@ class Driver:
         command = [sys.executable, "-m", "clipfake", "index", "--folders", str(folder), "--store", str(store)]
         command += ["--encoder", "plain", "--engine", "ray", "--address", f"{head.address}:{PORT}", "--threads", "1"]
         command += ["--rows-per-shard", "10", "--json", "--log-json", str(self.log)]
-        self.told = ""
+        self.printed = ""
         self.process = host.begin(*command, *options)
 
     def has_stored(self, rows: int) -> None:
@@ -143,14 +143,14 @@ class Driver:
         os.kill(int(children[0]), number)
 
     def report(self) -> dict[str, Any]:
-        out, self.told = self.process.communicate(timeout=200)
-        assert self.process.returncode == 0, self.told
+        out, self.printed = self.process.communicate(timeout=200)
+        assert self.process.returncode == 0, self.printed
         return dict(json.loads(out))
 
     def error(self) -> str:
-        _, self.told = self.process.communicate(timeout=200)
-        assert self.process.returncode == 1, self.told
-        return self.told
+        _, self.printed = self.process.communicate(timeout=200)
+        assert self.process.returncode == 1, self.printed
+        return self.printed
 
 
 def namespaces(kinds: str, setup: str) -> tuple["subprocess.Popen[str]", int]:
@@ -167,8 +167,8 @@ def namespaces(kinds: str, setup: str) -> tuple["subprocess.Popen[str]", int]:
 
 def started(process: "subprocess.Popen[str]") -> None:
     """Wait until Ray is."""
-    told = process.communicate(timeout=120)
-    assert process.returncode == 0, told
+    result = process.communicate(timeout=120)
+    assert process.returncode == 0, result
 
 
 def end(first: "subprocess.Popen[str]") -> None:
@@ -228,7 +228,7 @@ def test_three_hosts_store_what_one_process_stores(lan: Lan, folder: Path, whole
     assert sorted(worker.split()[0] for worker in report["workers"]) == ["host2", "host3", "host4"]
     assert report["lost"] == []
     assert same(tmp_path / "s", whole)
-    assert driver.told == ""
+    assert driver.printed == ""
 
 
 def test_a_host_whose_plug_is_pulled_costs_no_row(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:
@@ -254,7 +254,7 @@ def test_a_host_that_goes_silent_is_waited_for_and_given_up(
     report = driver.report()
     assert report["added"] == IMAGES
     assert [worker.split()[0] for worker in report["workers"]] == ["host2"]
-    assert any(told.startswith("host3 process ") for told in report["lost"])
+    assert any(summary.startswith("host3 process ") for summary in report["lost"])
     assert same(tmp_path / "s", whole)
 
 
@@ -325,7 +325,7 @@ def test_a_host_with_another_package_or_other_weights_is_named(lan: Lan, folder:
     (tmp_path / "absent.py").write_text("raise ModuleNotFoundError(\"No module named 'clipfake'\", name='clipfake')\n")
     package = PACKAGE / "__init__.py"
     head, _ = lan.cluster("true")
-    for setup, told in {
+    for setup, message in {
         f"mount --bind {tmp_path / 'absent.py'} {package}": "host3: clipfake is not installed there",
         f"mount --bind {tmp_path / 'older.py'} {package}": "host4 has clipfake 0.0.9",
         f"mount --bind {there} {here}": "have two encoders of one name",
@@ -334,7 +334,7 @@ def test_a_host_with_another_package_or_other_weights_is_named(lan: Lan, folder:
         host = lan.host(setup)
         started(host.start_ray(head))
         error = head.index(head, folder, tmp_path / "s", "--encoder", str(here)).error()
-        assert told in error
+        assert message in error
         assert host.name in error
         host.kill()
 
@@ -350,10 +350,10 @@ def test_ctrl_c_stores_what_is_under_way_and_leaves_no_worker(lan: Lan, folder: 
     assert json.loads(out)["added"] == len(contents(Store.open(tmp_path / "s")))
     assert not list((tmp_path / "s" / "incoming").iterdir())
     for _ in range(100):
-        if "ray::Worker" not in (told := other.begin("ps", "ax").communicate()[0]):
+        if "ray::Worker" not in (result := other.begin("ps", "ax").communicate()[0]):
             return
         threading.Event().wait(0.1)
-    pytest.fail(told)
+    pytest.fail(result)
 
 
 def test_two_hosts_with_a_part_each_fill_one_store_at_the_same_time(
@@ -361,6 +361,6 @@ def test_two_hosts_with_a_part_each_fill_one_store_at_the_same_time(
 ) -> None:
     command = [sys.executable, "-m", "clipfake", "index", "--folders", str(folder), "--store", str(tmp_path / "s")]
     command += ["--encoder", "plain", "--threads", "1", "--rows-per-shard", "100", "--json", "--shard"]
-    told = [part.communicate(timeout=100) for part in [lan.host().begin(*command, f"{i}/2") for i in (1, 2)]]
-    assert sum(json.loads(out)["added"] for out, _ in told) == IMAGES
+    result = [part.communicate(timeout=100) for part in [lan.host().begin(*command, f"{i}/2") for i in (1, 2)]]
+    assert sum(json.loads(out)["added"] for out, _ in result) == IMAGES
     assert same(tmp_path / "s", whole)

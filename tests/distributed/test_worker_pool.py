@@ -43,11 +43,11 @@ class Here(WorkerPool):
     def __init__(self, folder: Path, dies: Callable[[Task], bool] = lambda unit: False) -> None:
         self._worker, self._dies = Worker(PLAIN, folder, IndexOptions(threads=1)), dies
         self._given: list[Task] = []
-        self.asked: list[int] = []
+        self.requested: list[int] = []
 
     def give(self, unit: Task) -> None:
         assert len(self._given) < self.room
-        self.asked.append(len(unit.entries))
+        self.requested.append(len(unit.entries))
         self._given.append(unit)
 
     def take(self, seconds: float) -> list[TaskResult | TaskLost]:
@@ -135,7 +135,7 @@ def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
     crew = Here(store.folder, lambda unit: unit.id not in seen and not seen.add(unit.id))  # type: ignore[func-returns-value]
     report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=10))
     assert (report.added, report.skipped) == (30, [])
-    assert crew.asked == [10, 10, 10, 10, 10, 10]
+    assert crew.requested == [10, 10, 10, 10, 10, 10]
 
 
 def test_a_machine_on_which_every_worker_dies_ends_the_run(tmp_path: Path) -> None:
@@ -230,9 +230,9 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_the_next_goes_on(tm
     (tmp_path / "driver.py").write_text(DRIVER)
     for rows in kills:
         command = [sys.executable, str(tmp_path / "driver.py"), str(store.folder), str(folder), str(rows)]
-        told = subprocess.run(command, capture_output=True, text=True)
-        assert told.returncode == -signal.SIGKILL, told.stderr
-        for worker in map(int, told.stdout.split()):
+        output = subprocess.run(command, capture_output=True, text=True)
+        assert output.returncode == -signal.SIGKILL, output.stderr
+        for worker in map(int, output.stdout.split()):
             assert gone(worker), f"process {worker} outlived its driver"
         assert len(contents(store)) >= rows
     assert index([folder], store, PlainEncoder()).known >= sum(kills)
@@ -278,8 +278,8 @@ def test_ctrl_c_in_the_middle_of_a_receipt_loses_none(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 120), store_at(tmp_path / "s")
     (tmp_path / "driver.py").write_text(INTERRUPTED)
     command = [sys.executable, str(tmp_path / "driver.py"), str(store.folder), str(folder)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
-    interrupted, added = told[0], int(told[1])
+    output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
+    interrupted, added = output[0], int(output[1])
     assert interrupted == "True"
     assert 10 <= added == len(contents(store)) < 120
     assert waiting(store) == []
@@ -325,7 +325,7 @@ def test_on_a_real_ray_with_a_worker_killed_every_row_is_there_once(tmp_path: Pa
     with RayPool(PLAIN, store.folder, options, count=2) as crew:
         report = index_with(crew, [folder], store, options, killing(killed))
     assert killed
-    assert [f"process {killed[0]} was lost" in told for told in report.lost] == [True]
+    assert [f"process {killed[0]} was lost" in summary for summary in report.lost] == [True]
     assert (report.added, report.known, [key for key, _ in report.skipped]) == (300, 0, ["p/bad.jpg"])
     whole = store_at(tmp_path / "whole")
     index([folder], whole, PlainEncoder())

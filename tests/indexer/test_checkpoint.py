@@ -74,7 +74,7 @@ def test_what_a_configuration_leaves_out_is_what_transformers_takes() -> None:
 
 
 def test_transformers_is_imported_for_words_only(standin: Path) -> None:
-    told = f"""
+    text = f"""
 import sys, numpy
 from clipfake.indexer.encoders.load import load_encoder
 encoder = load_encoder({str(standin)!r}, device="cpu")
@@ -83,7 +83,7 @@ assert not {{"transformers", "torch._dynamo"}} & sys.modules.keys()  # each take
 assert encoder.encode_texts(["leaves", "clouds"]).shape == (2, encoder.space.dim)
 assert "transformers" in sys.modules
 """
-    subprocess.run([sys.executable, "-c", told], check=True)
+    subprocess.run([sys.executable, "-c", text], check=True)
 
 
 def in_halves(folder: Path) -> None:
@@ -116,9 +116,9 @@ def numbered(folder: Path) -> None:
 
 def one_file_for_all_processing(folder: Path) -> None:
     """As newer ones are."""
-    told = json.loads((folder / PREPROCESSING[0]).read_text())
+    content = json.loads((folder / PREPROCESSING[0]).read_text())
     (folder / PREPROCESSING[0]).unlink()
-    (folder / PREPROCESSING[1]).write_text(json.dumps({"image_processor": told, "processor_class": "CLIPProcessor"}))
+    (folder / PREPROCESSING[1]).write_text(json.dumps({"image_processor": content, "processor_class": "CLIPProcessor"}))
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_the_fingerprint_is_that_of_the_model_transformers_makes(standin: Path) 
 
     checkpoint = open_checkpoint(str(standin))
     model = transformers.CLIPModel.from_pretrained(standin)
-    told = fingerprint_of(model.state_dict(), checkpoint.preprocess)
-    assert told == fingerprint_of(checkpoint.weights(), checkpoint.preprocess)
-    assert told == load_encoder(str(standin), device="cpu").space.fingerprint
+    result = fingerprint_of(model.state_dict(), checkpoint.preprocess)
+    assert result == fingerprint_of(checkpoint.weights(), checkpoint.preprocess)
+    assert result == load_encoder(str(standin), device="cpu").space.fingerprint
 
 
 def test_without_a_tokenizer_there_are_images_and_no_words(clip: Path) -> None:
@@ -168,9 +168,9 @@ def cut(folder: Path) -> None:
 
 
 def reshape(folder: Path) -> None:
-    told = json.loads((folder / "config.json").read_text())
-    told["vision_config"]["patch_size"] = 32
-    (folder / "config.json").write_text(json.dumps(told))
+    content = json.loads((folder / "config.json").read_text())
+    content["vision_config"]["patch_size"] = 32
+    (folder / "config.json").write_text(json.dumps(content))
 
 
 def lose_a_part(folder: Path) -> None:
@@ -203,9 +203,9 @@ class Trap:
         (execute, "weights_only|[Ww]eights only"),
     ],
 )
-def test_what_is_wrong_with_a_directory_is_said(clip: Path, change: Any, told: str) -> None:
+def test_what_is_wrong_with_a_directory_is_said(clip: Path, change: Any, text: str) -> None:
     change(clip)
-    with pytest.raises(EncoderError, match=told) as raised:
+    with pytest.raises(EncoderError, match=text) as raised:
         load_encoder(str(clip), device="cpu")
     assert str(clip) in str(raised.value)
 
@@ -216,12 +216,12 @@ class Hub:
     COMMIT = "c" * 40
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.asked = folder, list[str]()
+        self.folder, self.requests = folder, list[str]()
         hub = self
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                hub.asked.append(f"{self.command} {self.path}")
+                hub.requests.append(f"{self.command} {self.path}")
                 if self.path.startswith("/api/models/someone/clip/tree"):
                     files = [
                         {"type": "file", "path": file.name, "size": file.stat().st_size, "oid": "0" * 40}
@@ -230,8 +230,8 @@ class Hub:
                     self.answer(200, json.dumps(files).encode(), "application/json")
                 elif self.path.startswith("/api/models/someone/clip"):
                     names = [{"rfilename": file.name} for file in sorted(folder.iterdir())]
-                    told = {"id": "someone/clip", "sha": hub.COMMIT, "siblings": names}
-                    self.answer(200, json.dumps(told).encode(), "application/json")
+                    fields = {"id": "someone/clip", "sha": hub.COMMIT, "siblings": names}
+                    self.answer(200, json.dumps(fields).encode(), "application/json")
                 elif (file := folder / self.path.rpartition("/")[2]).is_file():
                     self.answer(200, file.read_bytes(), "application/octet-stream")
                 else:
@@ -250,7 +250,7 @@ class Hub:
                 if self.command == "GET":
                     self.wfile.write(body)
 
-            def log_message(self, *told: object) -> None:
+            def log_message(self, *value: object) -> None:
                 pass
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
@@ -293,11 +293,11 @@ def test_a_hub_id_is_brought_once_and_then_needs_no_network(hub: Hub, clip: Path
     (clip / "flax_model.msgpack").write_bytes(b"not wanted")
     wanted = load_encoder(str(clip), device="cpu").space.fingerprint
     assert asked_of(hub, tmp_path).split()[:2] == [wanted, "someone/clip"]
-    assert any("model.safetensors" in asked for asked in hub.asked)
-    assert not any("msgpack" in asked for asked in hub.asked)
-    hub.asked.clear()
+    assert any("model.safetensors" in queries for queries in hub.requests)
+    assert not any("msgpack" in queries for queries in hub.requests)
+    hub.requests.clear()
     assert asked_of(hub, tmp_path, "words").split()[0] == wanted
-    assert hub.asked == []
+    assert hub.requests == []
     hub.server.shutdown()
     hub.server.server_close()
     assert asked_of(hub, tmp_path).split()[0] == wanted
@@ -306,8 +306,8 @@ def test_a_hub_id_is_brought_once_and_then_needs_no_network(hub: Hub, clip: Path
 def test_a_hub_that_cannot_be_reached_is_told_with_a_way_out(hub: Hub, tmp_path: Path) -> None:
     hub.server.shutdown()
     hub.server.server_close()
-    told = asked_of(hub, tmp_path)
-    assert "the encoder someone/clip cannot be loaded" in told and "Name a directory" in told
+    result = asked_of(hub, tmp_path)
+    assert "the encoder someone/clip cannot be loaded" in result and "Name a directory" in result
     assert "offline" in asked_of(hub, tmp_path, HF_HUB_OFFLINE="1").lower()
 
 

@@ -196,11 +196,11 @@ def spotted(content: bytes) -> ReducedImage:
     ],
     ids=["darker", "one pixel", "another size", "nothing"],
 )
-def test_what_disagrees_is_not_used_and_says_so(decode: Decodes, told: str) -> None:
+def test_what_disagrees_is_not_used_and_says_so(decode: Decodes, text: str) -> None:
     double = beside(lambda: decode)
     assert double.wants(LARGE) is not None
     assert double.decode([LARGE]) == [None]
-    assert double.unused.startswith("double is not used: it") and told in double.unused
+    assert double.unused.startswith("double is not used: it") and text in double.unused
     assert ("allowed" in double.unused) == (f"{AGREED_MEAN} and {AGREED_MOST}" in double.unused)
     assert double.wants(LARGE) is None
 
@@ -368,8 +368,8 @@ def test_nvimagecodec_decodes_resizes_and_reduces_as_a_core_does(name: str) -> N
     codec = NvImageCodec(CLIP, torch.device("cpu"))
     [junk, found] = codec([b"no image", content])
     assert junk is None and found is not None
-    told, mine = difference(found, here(content)), here(content)
-    assert told.most <= 1 and told.mean < 1e-3
+    result, mine = difference(found, here(content)), here(content)
+    assert result.most <= 1 and result.mean < 1e-3
     assert np.array_equal(found.reduced, mine.reduced)  # type: ignore[arg-type]
 
 
@@ -415,8 +415,8 @@ class OneWorker(WorkerPool):
 
     workers, room = ["here process 1"], 1
 
-    def __init__(self, *told: Any) -> None:
-        self._worker = Worker(*told)
+    def __init__(self, *value: Any) -> None:
+        self._worker = Worker(*value)
         self.space = self._worker.ready()[1]
 
     def give(self, unit: Task) -> None:
@@ -499,11 +499,11 @@ def test_a_decoder_that_is_not_there_is_told_before_a_store_is_made(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(nvimagecodec, "installed", lambda: False)
-    for decoder, code, told in ((NAME, 1, "clipfake[nvidia]"), ("nvjpeg", 2, "none of auto, cpu, nvimagecodec")):
+    for decoder, code, value in ((NAME, 1, "clipfake[nvidia]"), ("nvjpeg", 2, "none of auto, cpu, nvimagecodec")):
         with pytest.raises(SystemExit) as ended:
             main(["index", "--folders", str(folder), "--store", str(tmp_path / "s"), "--decoder", decoder])
         assert ended.value.code == code
-        assert told in " ".join(capsys.readouterr().err.replace("│", "").split())
+        assert value in " ".join(capsys.readouterr().err.replace("│", "").split())
     assert not (tmp_path / "s").exists()
 
 
@@ -511,8 +511,8 @@ def test_a_decoder_that_is_not_there_is_told_before_a_store_is_made(
 def test_the_command_says_who_decoded_what(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    told = ["index", "--folders", str(folder), "--store", str(tmp_path / "s"), "--encoder", encoder.space.encoder]
+    result = ["index", "--folders", str(folder), "--store", str(tmp_path / "s"), "--encoder", encoder.space.encoder]
     with pytest.raises(SystemExit) as ended:
-        main([*told, "--device", "cpu", "--decoder", NAME, "--threads", "1"])
+        main([*result, "--device", "cpu", "--decoder", NAME, "--threads", "1"])
     assert not ended.value.code
     assert f"decoded 6 by cpu, 4 by {NAME} (cpu)" in capsys.readouterr().out

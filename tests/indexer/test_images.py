@@ -99,8 +99,8 @@ def test_without_the_extra_a_heic_says_what_to_install(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("content", "said"), [(b"", "empty"), (b"hello, world", "not an image"), (saved(picture())[:300], "damaged")]
 )
-def test_what_is_no_image_is_said_to_be_so(content: bytes, said: str) -> None:
-    with pytest.raises(ImageError, match=said):
+def test_what_is_no_image_is_said_to_be_so(content: bytes, message: str) -> None:
+    with pytest.raises(ImageError, match=message):
         decode(content)
 
 
@@ -224,8 +224,8 @@ def test_trees_say_their_labels_by_folder_names(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (tmp_path / "t/loop").symlink_to(tmp_path / "t")
-    told = {e.key: (e.label, e.source, e.generator) for e in listing([tmp_path / "t"])}
-    assert told == {
+    fields = {e.key: (e.label, e.source, e.generator) for e in listing([tmp_path / "t"])}
+    assert fields == {
         "t/d.png": (-1, "t", ""),
         "t/fake/sd14/c.png": (1, "t/fake", "sd14"),
         "t/progan/0_real/a.png": (0, "t/progan/0_real", ""),

@@ -97,5 +97,5 @@ def test_int8_elsewhere_than_in_openvino_is_refused() -> None:
 
 
 def test_who_asks_for_int8_is_told_of_the_check(tmp_path: Path) -> None:
-    told = CliRunner().invoke(app, ["query", "x.jpg", "--store", str(tmp_path), "--precision", "int8"])
-    assert "your choice" in told.stderr and "clipfake bench --only int8" in told.stderr
+    output = CliRunner().invoke(app, ["query", "x.jpg", "--store", str(tmp_path), "--precision", "int8"])
+    assert "your choice" in output.stderr and "clipfake bench --only int8" in output.stderr

@@ -121,7 +121,7 @@ def test_each_batch_is_encoded_from_its_own_pixels(encoder_stream: Stream) -> No
 def test_without_one_of_its_three_safeguards_it_is_not(
     encoder_stream: Stream, monkeypatch: pytest.MonkeyPatch, kind: type, forgotten: str
 ) -> None:
-    monkeypatch.setattr(kind, forgotten, lambda *told: None)
+    monkeypatch.setattr(kind, forgotten, lambda *fields: None)
     assert what_the_encoder_sees(encoder_stream) != list(range(1, BATCHES + 1))
 
 

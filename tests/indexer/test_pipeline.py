@@ -119,8 +119,8 @@ def test_ctrl_c_finishes_the_batch_in_flight(folder: Path, tmp_path: Path) -> No
     store = store_at(tmp_path)
     # in a process of its own: only its main thread hears the signal, and a test need not be in that of its process
     command = [sys.executable, "-c", INTERRUPTED, str(folder), str(store.folder)]
-    told = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
-    interrupted, added = told[0], int(told[1])
+    output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    interrupted, added = output[0], int(output[1])
     assert interrupted == "True"
     assert len(store.snapshot()) == added
     assert 4 <= added < 20
@@ -172,10 +172,10 @@ def test_the_report_names_the_stage_that_was_the_limit(folder: Path, tmp_path: P
                 pass
             return super().encode(images)
 
-    told = index([folder], store_at(tmp_path), Slow(), IndexOptions(batch_size=4)).to_dict()
-    assert told["limit"] == "encode"
-    assert set(told["stages"]) == {"list", "decode", "encode", "write"}
-    assert all(0 <= stage["busy"] <= 1 for stage in told["stages"].values())
+    report = index([folder], store_at(tmp_path), Slow(), IndexOptions(batch_size=4)).to_dict()
+    assert report["limit"] == "encode"
+    assert set(report["stages"]) == {"list", "decode", "encode", "write"}
+    assert all(0 <= stage["busy"] <= 1 for stage in report["stages"].values())
 
 
 def test_a_stage_with_idle_workers_is_not_the_limit() -> None:

@@ -50,13 +50,13 @@ def tarred(out: Path, *members: tuple[str, bytes]) -> Path:
     kinds = {".gz": "w:gz", ".tgz": "w:gz"}
     with tarfile.open(out, kinds.get(out.suffix, "w")) as packed:
         for name, content in members:
-            told = tarfile.TarInfo(name)
-            told.size, told.mtime = len(content), 1_700_000_000
-            packed.addfile(told, io.BytesIO(content))
+            result = tarfile.TarInfo(name)
+            result.size, result.mtime = len(content), 1_700_000_000
+            packed.addfile(result, io.BytesIO(content))
     return out
 
 
-def told(*sources: object) -> list[tuple[object, ...]]:
+def rows_of(*sources: object) -> list[tuple[object, ...]]:
     return sorted(
         (e.key, e.label, e.target, e.source, e.generator, e.category)
         for e in listing(sources)  # type: ignore[arg-type]
@@ -74,7 +74,7 @@ def indexed(store: Path, *sources: object) -> list[tuple[str, bytes]]:
 def test_a_zip_gives_the_rows_of_its_folders(data: Path, tmp_path: Path, method: int) -> None:
     packed = zipped(data, tmp_path / "ArtiFact.zip", method)
     folders = sorted(data.iterdir())
-    assert told(packed) == told(*folders) == told(data)
+    assert rows_of(packed) == rows_of(*folders) == rows_of(data)
     assert indexed(tmp_path / "a", packed) == indexed(tmp_path / "b", *folders)
 
 
@@ -121,7 +121,7 @@ def test_webdataset_shards_are_read_in_place(tmp_path: Path, name: str) -> None:
         ("1_fake/003.jpg", PICTURES[3]),
     )
     source = "shard-0"
-    assert told(shard) == [
+    assert rows_of(shard) == [
         ("shard-0/000.jpg", 0, -1, source, "", "cat"),
         ("shard-0/001.jpg", 1, 1, source, "shard-0", ""),
         ("shard-0/002.jpg", -1, -1, source, "", ""),
@@ -139,9 +139,9 @@ def test_shards_are_named_by_a_range(tmp_path: Path) -> None:
 def test_a_tar_with_its_table_first_is_artifact_and_with_it_last_an_error(data: Path, tmp_path: Path) -> None:
     inside = [("data/afhq/x/0.jpg", PICTURES[0]), ("data/afhq/x/1.jpg", PICTURES[1])]
     metadata = ("data/afhq/metadata.csv", (data / "afhq/metadata.csv").read_bytes())
-    assert told(tarred(tmp_path / "first.tar", metadata, *inside)) == told(data / "afhq")
+    assert rows_of(tarred(tmp_path / "first.tar", metadata, *inside)) == rows_of(data / "afhq")
     with pytest.raises(SourceError, match="pack the table first"):
-        told(tarred(tmp_path / "last.tar", *inside, metadata))
+        rows_of(tarred(tmp_path / "last.tar", *inside, metadata))
 
 
 @pytest.mark.parametrize("kind", ["metadata.csv", "metadata.jsonl"])
@@ -160,7 +160,7 @@ def test_hugging_face_image_folders_say_the_file_name(tmp_path: Path, kind: str)
                 writer.writerows(rows)
             else:
                 file.writelines(json.dumps(row) + "\n" for row in rows)
-    assert told(folder) == [
+    assert rows_of(folder) == [
         ("hf/test/0.jpg", 0, -1, "hf/test", "", ""),
         ("hf/test/sub/1.jpg", 1, -1, "hf/test", "hf", ""),
         ("hf/train/0.jpg", 0, -1, "hf/train", "", ""),
@@ -213,7 +213,7 @@ def test_urls_are_sources_too(data: Path, tmp_path: Path) -> None:
     memory.pipe("/bucket/d.zip", zipped(data, tmp_path / "d.zip").read_bytes())
     memory.pipe("/bucket/s.tar", tarred(tmp_path / "s.tar", ("1_fake/a.jpg", PICTURES[0])).read_bytes())
     memory.pipe("/bucket/t.csv", b"path,label\nmemory://bucket/data/afhq/x/0.jpg,real\n")
-    assert told("memory://bucket/data") == told("memory://bucket/d.zip") == told(data)
+    assert rows_of("memory://bucket/data") == rows_of("memory://bucket/d.zip") == rows_of(data)
     local = indexed(tmp_path / "a", data)
     assert indexed(tmp_path / "b", "memory://bucket/data") == local
     assert indexed(tmp_path / "c", "memory://bucket/d.zip") == local
@@ -298,7 +298,7 @@ def test_images_are_counted_as_they_will_be_listed(data: Path, tmp_path: Path) -
     sources: list[Any] = [data, zipped(data, tmp_path / "d.zip"), *(tmp_path / f"t{n}" for n in (".csv", "2.jsonl"))]
     sources += [tmp_path / "t3.parquet", NamedSource(expand([data])[0], "mine", 1)]
     for source, number in zip(sources, (5, 5, 300, 5, 2, 5), strict=True):
-        assert count([source]) == number == len(told(source))
+        assert count([source]) == number == len(rows_of(source))
     assert count([data, tmp_path / "t.csv"]) == 305
 
 

@@ -20,10 +20,10 @@ def packed(at: Path, form: int = tarfile.PAX_FORMAT, mode: str = "w") -> Path:
         folder.type = tarfile.DIRTYPE
         archive.addfile(folder)
         for i, name in enumerate(NAMES):
-            told = tarfile.TarInfo(name)
-            told.size, told.mtime = i, 1_700_000_000 + i + (0.5 if form == tarfile.PAX_FORMAT else 0)
-            told.uid = 0 if form == tarfile.USTAR_FORMAT else 1 << 22  # more than octal digits hold
-            archive.addfile(told, io.BytesIO(bytes([65 + i]) * i))
+            result = tarfile.TarInfo(name)
+            result.size, result.mtime = i, 1_700_000_000 + i + (0.5 if form == tarfile.PAX_FORMAT else 0)
+            result.uid = 0 if form == tarfile.USTAR_FORMAT else 1 << 22  # more than octal digits hold
+            archive.addfile(result, io.BytesIO(bytes([65 + i]) * i))
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "a.jpg"
         archive.addfile(link)
@@ -67,10 +67,10 @@ def test_a_giant_in_a_tar_is_refused_unread(tmp_path: Path, monkeypatch: pytest.
 
 def test_sparse_files_are_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "t.tar", "w") as archive:
-        told = tarfile.TarInfo("a.jpg")
-        told.pax_headers = {"GNU.sparse.size": "9", "GNU.sparse.map": "0,1,8,1", "GNU.sparse.numblocks": "2"}
-        told.size = 2
-        archive.addfile(told, io.BytesIO(b"ab"))
+        result = tarfile.TarInfo("a.jpg")
+        result.pax_headers = {"GNU.sparse.size": "9", "GNU.sparse.map": "0,1,8,1", "GNU.sparse.numblocks": "2"}
+        result.size = 2
+        archive.addfile(result, io.BytesIO(b"ab"))
     [found] = TarArchive(str(tmp_path / "t.tar")).entries()
     with pytest.raises(ImageError, match="sparse"):
         found.place.read()

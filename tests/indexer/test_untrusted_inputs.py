@@ -48,7 +48,7 @@ def header(name: str, size: int | bytes, kind: bytes = b"0") -> bytes:
     return bytes(made)
 
 
-def said(**fields: str) -> bytes:
+def form(**fields: str) -> bytes:
     """A tar's pax header."""
     lines = b""
     for name, value in fields.items():
@@ -101,7 +101,7 @@ def read(entries: Any) -> list[ImageRef]:
 @pytest.mark.parametrize("size", ["-1536", "-1", "x"])
 def test_a_tar_with_a_size_that_leads_back_does_not_go_round_for_ever(size: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not a readable tar"):
-        read(tar_at(tmp_path, ONE + said(size=size) + TWO + END).entries())
+        read(tar_at(tmp_path, ONE + form(size=size) + TWO + END).entries())
 
 
 def test_a_tar_with_a_negative_number_in_its_header_is_refused(tmp_path: Path) -> None:
@@ -123,14 +123,14 @@ def test_images_after_a_damaged_header_are_not_left_out_unsaid(name: str, tmp_pa
 
 @pytest.mark.parametrize("time", ["nan", "inf", "1e300", "-1e300"])
 def test_a_tar_with_a_time_that_is_none_is_read(time: str, tmp_path: Path) -> None:
-    (entry,) = read(tar_at(tmp_path, said(mtime=time) + ONE + END).entries())
+    (entry,) = read(tar_at(tmp_path, form(mtime=time) + ONE + END).entries())
     assert entry.place.facts() == (3, 0)
 
 
 @pytest.mark.parametrize("fields", [{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, {"GNU.sparse.map": "1,x"}])
 def test_a_sparse_map_that_makes_no_sense_is_an_error_with_words(fields: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not a readable tar"):
-        read(tar_at(tmp_path, said(**fields) + ONE + END).entries())
+        read(tar_at(tmp_path, form(**fields) + ONE + END).entries())
 
 
 def test_a_name_as_long_as_the_memory_is_not_read(tmp_path: Path) -> None:
@@ -140,7 +140,7 @@ def test_a_name_as_long_as_the_memory_is_not_read(tmp_path: Path) -> None:
 
 def test_headers_that_speak_of_headers_have_an_end(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not a readable tar"):
-        read(tar_at(tmp_path, said(path="a.png") * 2000 + ONE + END).entries())
+        read(tar_at(tmp_path, form(path="a.png") * 2000 + ONE + END).entries())
 
 
 @pytest.mark.parametrize("content", [b"\x1f\x8b\x08", b"\x1f\x8b\x08\x04", b"BZh9", b"\xfd7zXZ\0", b"", b"\0" * 700])
@@ -233,12 +233,12 @@ def test_a_damaged_parquet_table_in_a_zip_is_a_source_error(tmp_path: Path) -> N
 )
 @pytest.mark.parametrize("packed", [False, True])
 def test_a_line_of_a_strangers_table_is_a_line_of_the_report(line: bytes, packed: bool, tmp_path: Path) -> None:
-    told = b'{"file_name": "a.png", "label": "fake"}\n' + line + b'\n{"file_name": "c.png", "label": "real"}\n'
+    result = b'{"file_name": "a.png", "label": "fake"}\n' + line + b'\n{"file_name": "c.png", "label": "real"}\n'
     if packed:
-        found = read(zip_at(tmp_path, {"metadata.jsonl": told}).entries())
+        found = read(zip_at(tmp_path, {"metadata.jsonl": result}).entries())
     else:
-        (tmp_path / "metadata.jsonl").write_bytes(told)
-        (tmp_path / "t.jsonl").write_bytes(told)
+        (tmp_path / "metadata.jsonl").write_bytes(result)
+        (tmp_path / "t.jsonl").write_bytes(result)
         assert len(read(TableSource(str(tmp_path / "t.jsonl")).entries())) == 3
         found = read(FolderSource(tmp_path).entries())
     assert len(found) == 3 and not found[0].refused and not found[2].refused
@@ -285,8 +285,8 @@ def test_a_long_text_that_every_row_says_is_in_memory_once() -> None:
 
 
 @pytest.mark.parametrize("told", [[1], {}, "1" * 5000, True, 1e999, float("nan"), None, 2**70])
-def test_a_target_that_is_none_is_told_in_few_words(told: Any) -> None:
-    answer = by_row({"target": told})
+def test_a_target_that_is_none_is_told_in_few_words(value: Any) -> None:
+    answer = by_row({"target": value})
     assert isinstance(answer, str) and len(answer) < 200
 
 
@@ -410,9 +410,9 @@ def test_a_tower_of_absurd_sizes_is_an_encoder_error(vision: dict[str, Any], sta
 
 
 @pytest.mark.parametrize("told", [b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": 1, "b": "c"}}', DEEP])
-def test_an_index_of_weights_that_is_none_is_an_encoder_error(told: bytes, standin: Path, tmp_path: Path) -> None:
+def test_an_index_of_weights_that_is_none_is_an_encoder_error(value: bytes, standin: Path, tmp_path: Path) -> None:
     place = copied(standin, tmp_path)
-    (tmp_path / "model.safetensors.index.json").write_bytes(told)
+    (tmp_path / "model.safetensors.index.json").write_bytes(value)
     with pytest.raises(EncoderError, match="which files hold the weights"):
         load_encoder(place)
 
@@ -462,8 +462,8 @@ def changed(content: bytes) -> st.SearchStrategy[bytes]:
             elif how == 1:
                 del now[at:]
             elif how == 2:
-                told = draw(number)
-                now[at : at + len(told)] = told
+                result = draw(number)
+                now[at : at + len(result)] = result
             elif how == 3:
                 start, length = draw(place), draw(st.integers(1, 600))
                 now[at:at] = now[start : start + length]
@@ -566,7 +566,7 @@ TOLD |= st.lists(st.floats(), max_size=3)
 @given(st.dictionaries(st.sampled_from([*CLIP, "resample", "rescale_factor"]), TOLD))
 def test_any_preprocessing_is_one_or_an_encoder_error(change: dict[str, Any]) -> None:
     try:
-        told = Preprocess.from_config(CLIP | change)
+        result = Preprocess.from_config(CLIP | change)
     except ClipfakeError:
         return
-    assert 0 < max(told.short, told.height) <= 8192
+    assert 0 < max(result.short, result.height) <= 8192

@@ -30,7 +30,7 @@ def packed(at: Path, members: Members, method: int = zipfile.ZIP_STORED, comment
     return at
 
 
-def told(source: object) -> list[tuple[object, ...]]:
+def rows_of(source: object) -> list[tuple[object, ...]]:
     return sorted((*entry[:1], *entry[2:7], bool(entry.refused)) for entry in listing([source]))  # type: ignore[list-item]
 
 
@@ -78,12 +78,12 @@ def test_a_zip_is_listed_as_the_folder_it_was_packed_from(tmp_path: Path, seed: 
     shuffled = {name: members[name] for name in rng.permutation(list(members))}
     at = packed(tmp_path / "p.zip", shuffled, int(rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])))
     try:
-        expected = told(tmp_path / "p")
+        expected = rows_of(tmp_path / "p")
     except SourceError:  # a table without rows at the top
         with pytest.raises(SourceError):
-            told(at)
+            rows_of(at)
         return
-    assert told(at) == expected
+    assert rows_of(at) == expected
     for entry in ZipArchive(str(at)).entries():
         if not entry.refused:
             assert entry.place.read()[0] == members[entry.path.split("::")[0].removeprefix("zip://")]
@@ -258,7 +258,7 @@ def test_a_table_in_parquet_is_read_from_its_end(tmp_path: Path) -> None:
     out = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist([{"image_path": "a.jpg", "target": 1}]), out)
     at = packed(tmp_path / "p.zip", {"a.jpg": b"a", "metadata.parquet": out.getvalue()}, zipfile.ZIP_DEFLATED)
-    assert told(at) == [("p/a.jpg", 1, 1, "p", "p", "", False)]
+    assert rows_of(at) == [("p/a.jpg", 1, 1, "p", "p", "", False)]
 
 
 def test_times_are_kept_and_impossible_ones_do_no_harm(tmp_path: Path) -> None:
@@ -295,9 +295,9 @@ def test_a_member_costs_a_few_bytes_beside_its_record(tmp_path: Path) -> None:
 
 def test_a_long_header_before_a_member_is_read_too(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
-        told = zipfile.ZipInfo("a.jpg")
-        told.extra = struct.pack("<HH", 0x9999, 3000) + bytes(3000)
-        archive.writestr(told, b"content")
+        result = zipfile.ZipInfo("a.jpg")
+        result.extra = struct.pack("<HH", 0x9999, 3000) + bytes(3000)
+        archive.writestr(result, b"content")
     assert contents(tmp_path / "p.zip") == {"p/a.jpg": b"content"}
 
 

@@ -35,51 +35,51 @@ def test_many_clients_at_once_get_what_each_would_get_alone(toy: Toy, tmp_path: 
     ]
     shown = detector.snapshot.thumbnail(7)
     key = str(detector.snapshot.column("keys")[7])
-    asked: Counter[str] = Counter()
+    queries: Counter[str] = Counter()
 
-    def as_alone(told: Any, i: int) -> None:
-        near = {kind: [row.pop("similarity") for row in told["neighbors"][kind]] for kind in ("real", "fake")}
+    def as_alone(value: Any, i: int) -> None:
+        near = {kind: [row.pop("similarity") for row in value["neighbors"][kind]] for kind in ("real", "fake")}
         expected = json.loads(json.dumps(alone[i]))
         for kind, found in near.items():
             assert found == pytest.approx([row.pop("similarity") for row in expected["neighbors"][kind]], abs=1e-5)
         for name in ("score", "probability"):  # of a batch of another size, in the last digit
-            assert told.pop(name) == pytest.approx(expected.pop(name), abs=2e-3)
-        assert told.pop("signals") == pytest.approx(expected.pop("signals"), abs=2e-3)
-        assert told.pop("percentile") == pytest.approx(expected.pop("percentile"), abs=0.5)
-        for one in (told, expected):
+            assert value.pop(name) == pytest.approx(expected.pop(name), abs=2e-3)
+        assert value.pop("signals") == pytest.approx(expected.pop("signals"), abs=2e-3)
+        assert value.pop("percentile") == pytest.approx(expected.pop("percentile"), abs=0.5)
+        for one in (value, expected):
             del one["image"], one["changes"]
-        assert told == expected
+        assert value == expected
 
     async def ask(client: httpx.AsyncClient, kind: str, i: int) -> None:
         text = base64.b64encode(images[i]).decode()
         if kind in ("query", "several"):
             some = [i] if kind == "query" else [i, (i + 3) % IMAGES, (i + 5) % IMAGES]
-            told = await client.post("/v1/query", files=[("images", (f"{j}.png", images[j])) for j in some])
-            for j, answer in zip(some, told.raise_for_status().json()["answers"], strict=True):
+            response = await client.post("/v1/query", files=[("images", (f"{j}.png", images[j])) for j in some])
+            for j, answer in zip(some, response.raise_for_status().json()["answers"], strict=True):
                 as_alone(answer, j)
         elif kind == "embed":
-            told = await client.post("/v1/embed", content=images[i], headers={"Content-Type": "image/png"})
-            assert np.allclose(told.json()["answers"][0]["vector"], vectors[i], atol=1e-5)
+            response = await client.post("/v1/embed", content=images[i], headers={"Content-Type": "image/png"})
+            assert np.allclose(response.json()["answers"][0]["vector"], vectors[i], atol=1e-5)
         elif kind == "openai":
-            told = await client.post("/v1/embeddings", json={"input": text})
-            assert np.allclose(told.json()["data"][0]["embedding"], vectors[i], atol=1e-5)
+            response = await client.post("/v1/embeddings", json={"input": text})
+            assert np.allclose(response.json()["data"][0]["embedding"], vectors[i], atol=1e-5)
         elif kind == "search":
-            told = await client.post("/v1/search", json={"image": text, "k": 5})
-            assert [row["key"] for row in told.json()["rows"]] == nearest[i]
+            response = await client.post("/v1/search", json={"image": text, "k": 5})
+            assert [row["key"] for row in response.json()["rows"]] == nearest[i]
         elif kind == "knn":
-            told = await client.post("/knn-service", json={"image": text, "num_images": 5})
-            assert [row["key"] for row in told.json()] == nearest[i]
+            response = await client.post("/knn-service", json={"image": text, "num_images": 5})
+            assert [row["key"] for row in response.json()] == nearest[i]
         elif kind == "again":  # what is there already: a writer comes and goes, and changes nothing
             form = {"source": "gan_a", "label": "fake"}
             sent = [("images", ("img 7.png", drawn("gan_a", 7)))]
-            told = await client.post("/v1/bank", headers=TOKEN, data=form, files=sent)
-            assert (told.json()["known"], told.json()["added"]) == (1, 0)
+            response = await client.post("/v1/bank", headers=TOKEN, data=form, files=sent)
+            assert (response.json()["known"], response.json()["added"]) == (1, 0)
         elif kind == "picture":
             assert (await client.get(f"/v1/thumbnails/{key}")).content == shown
         else:
-            told = await client.post("/v1/query", content=b"no image", headers={"Content-Type": "image/png"})
-            assert told.status_code == 422
-        asked[kind] += 1
+            response = await client.post("/v1/query", content=b"no image", headers={"Content-Type": "image/png"})
+            assert response.status_code == 422
+        queries[kind] += 1
 
     async def all_of_them(url: str) -> None:
         async def client(number: int) -> None:
@@ -93,7 +93,7 @@ def test_many_clients_at_once_get_what_each_would_get_alone(toy: Toy, tmp_path: 
     with toy.served(store=store, token="secret") as url:
         asyncio.run(all_of_them(url))
         figures = httpx.get(f"{url}/metrics").text
-    assert sum(asked.values()) == CLIENTS * TURNS
-    assert set(asked) == set(KINDS)
+    assert sum(queries.values()) == CLIENTS * TURNS
+    assert set(queries) == set(KINDS)
     assert 'status="5' not in figures
     assert "clipfake_waiting_images 0.0" in figures

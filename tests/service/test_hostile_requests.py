@@ -36,10 +36,10 @@ from starlette.testclient import TestClient
 
 def kind(response: Any) -> str:
     """Of the problem, after making sure that it is one."""
-    told = response.json()
+    answer = response.json()
     assert response.headers["content-type"] == "application/problem+json"
-    name: str = told["type"].removeprefix("urn:clipfake:problem:")
-    assert KINDS[name] == (response.status_code, told["title"])
+    name: str = answer["type"].removeprefix("urn:clipfake:problem:")
+    assert KINDS[name] == (response.status_code, answer["title"])
     return name
 
 
@@ -129,9 +129,9 @@ def client(toy: Any) -> Iterator[TestClient]:
     ],
 )
 def test_an_odd_image_has_the_vector_that_indexing_gives_it(toy: Any, client: TestClient, content: bytes) -> None:
-    [told] = client.post("/v1/embed", content=content).json()["answers"]
+    [answer] = client.post("/v1/embed", content=content).json()["answers"]
     indexed = toy.encoder.encode([toy.decode(content).pixels])[0]
-    np.testing.assert_allclose(told["vector"], indexed, atol=1e-7)
+    np.testing.assert_allclose(answer["vector"], indexed, atol=1e-7)
 
 
 @pytest.mark.parametrize(
@@ -149,11 +149,11 @@ def test_an_odd_image_has_the_vector_that_indexing_gives_it(toy: Any, client: Te
     ids=["text", "truncated-jpeg", "truncated-png", "hollow-png", "svg", "eps", "scans", "comments"],
 )
 def test_what_is_no_readable_image_is_a_problem_that_says_what_was_found(
-    client: TestClient, content: bytes, said: str
+    client: TestClient, content: bytes, message: str
 ) -> None:
     refused = client.post("/v1/query", content=content, headers={"content-type": "image/png"})
     assert kind(refused) == "bad-image"
-    assert said in refused.json()["detail"]
+    assert message in refused.json()["detail"]
 
 
 def test_a_bomb_is_refused_by_its_header_alone(toy: Any, client: TestClient) -> None:
@@ -161,8 +161,8 @@ def test_a_bomb_is_refused_by_its_header_alone(toy: Any, client: TestClient) -> 
         refused = client.post("/v1/query", content=bomb)
         assert kind(refused) == "too-large"
         assert "pixels" in refused.json()["detail"]
-    told = client.post("/v1/query", files=[("a", ("bomb.png", bomb)), ("b", ("good.png", toy.drawn("gan_a", 1)))])
-    assert ["error" in one for one in told.json()["answers"]] == [True, False]
+    response = client.post("/v1/query", files=[("a", ("bomb.png", bomb)), ("b", ("good.png", toy.drawn("gan_a", 1)))])
+    assert ["error" in one for one in response.json()["answers"]] == [True, False]
 
 
 def test_no_image_at_all_is_a_problem(client: TestClient) -> None:
@@ -184,26 +184,26 @@ def test_json_has_to_say_so_and_to_be_json(client: TestClient) -> None:
     for path in ("/v1/search", "/v1/embeddings"):
         for media in ("text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"):
             assert kind(client.post(path, content=b"{}", headers={"content-type": media})) == "wrong-media"
-        told = {"content-type": "application/json"}
-        assert kind(client.post(path, content=b"{", headers=told)) == "bad-request"
-        assert kind(client.post(path, content=b"[" * 200_000, headers=told)) == "bad-request"
-        assert kind(client.post(path, content=b"\xff\xfe\x00", headers=told)) == "bad-request"
-        assert kind(client.post(path, content=b"[]", headers=told)) == "invalid"
-        assert kind(client.post(path, content=b"", headers=told)) == "invalid"
+        fields = {"content-type": "application/json"}
+        assert kind(client.post(path, content=b"{", headers=fields)) == "bad-request"
+        assert kind(client.post(path, content=b"[" * 200_000, headers=fields)) == "bad-request"
+        assert kind(client.post(path, content=b"\xff\xfe\x00", headers=fields)) == "bad-request"
+        assert kind(client.post(path, content=b"[]", headers=fields)) == "invalid"
+        assert kind(client.post(path, content=b"", headers=fields)) == "invalid"
     lone = b'{"key": "\\ud800", "k": 1}'  # half of a pair, which is no text
-    assert kind(client.post("/v1/search", content=lone, headers=told)) == "invalid"
+    assert kind(client.post("/v1/search", content=lone, headers=fields)) == "invalid"
     for number in (b"NaN", b"Infinity", b"1e999", b"1" * 400):
         body = b'{"vector": [' + number + b"]}"
-        assert kind(client.post("/v1/search", content=body, headers=told)) in ("invalid", "bad-request")
+        assert kind(client.post("/v1/search", content=body, headers=fields)) in ("invalid", "bad-request")
 
 
 def test_names_are_told_as_they_came_and_can_do_no_harm(toy: Any, client: TestClient) -> None:
     content = toy.drawn("gan_a", 1, seed=4)
     for name in ("../../etc/passwd", "ä/ö ü.png", "<script>alert(1)</script>.png", "x" * 1000):
-        [told] = client.post("/v1/query", files=[("images", (name, content))], params={"changes": False}).json()[
+        [answer] = client.post("/v1/query", files=[("images", (name, content))], params={"changes": False}).json()[
             "answers"
         ]
-        assert told["image"] == name[-200:]
+        assert answer["image"] == name[-200:]
     body = b'--x\r\nContent-Disposition: form-data; name="a"; filename="\\ud800\\udfff"\r\n\r\n' + content
     for charset in ("utf-16", "unicode_escape", "rot13", "zip", "nonsense"):
         media = {"content-type": f"multipart/form-data; boundary=x; charset={charset}"}
@@ -218,10 +218,10 @@ def parse(body: bytes, media: str, pieces: int = 1) -> Any:
     chunks = [body[i : i + size] for i in range(0, len(body), size)] or [b""]
     messages = [{"type": "http.request", "body": part, "more_body": True} for part in chunks]
     messages.append({"type": "http.request", "body": b"", "more_body": False})
-    told = iter(messages)
+    result = iter(messages)
 
     async def receive() -> Any:
-        return next(told)
+        return next(result)
 
     scope = {"type": "http", "method": "POST", "headers": [(b"content-type", media.encode("latin-1", "replace"))]}
     return asyncio.run(form(Request(scope, receive), Limits()))
@@ -307,8 +307,8 @@ def test_a_damaged_image_is_judged_or_refused_and_nothing_breaks(client: TestCli
     broken = bytearray(whole[: data.draw(st.integers(1, len(whole)))])
     for _ in range(data.draw(st.integers(0, 4))):
         broken[data.draw(st.integers(0, min(len(broken), 400) - 1))] = data.draw(st.integers(0, 255))
-    told = client.post("/v1/embed", content=bytes(broken))
-    assert told.status_code == 200 or kind(told) in ("bad-image", "too-large")
+    response = client.post("/v1/embed", content=bytes(broken))
+    assert response.status_code == 200 or kind(response) in ("bad-image", "too-large")
 
 
 # --- too much
@@ -377,10 +377,10 @@ def test_requests_that_come_together_are_encoded_together(toy: Any) -> None:
         async with asking(toy.app(encoder=counting, limits=Limits(batch=8, linger=20))) as client:
             return await asyncio.gather(*(client.post("/v1/embed", content=content) for content in contents))
 
-    told = [answer.json()["answers"][0]["vector"] for answer in asyncio.run(all_at_once())]
+    body = [answer.json()["answers"][0]["vector"] for answer in asyncio.run(all_at_once())]
     assert counting.batches == [8, 8]
     alone = toy.encoder.encode([toy.decode(content).pixels for content in contents])
-    np.testing.assert_allclose(told, alone, atol=1e-6)  # everyone has their own
+    np.testing.assert_allclose(body, alone, atol=1e-6)  # everyone has their own
 
 
 def test_one_image_does_not_wait_for_a_full_batch(toy: Any) -> None:
@@ -475,12 +475,12 @@ def test_an_encoder_that_fails_on_one_image_fails_for_that_one_alone(toy: Any) -
 
     files = [("images", ("good.png", toy.drawn("gan_a", 1))), ("images", ("bad.png", saved("RGB", "PNG")))]
     with TestClient(toy.app(encoder=Fails(toy.encoder)), base_url="http://127.0.0.1") as client:
-        told = client.post("/v1/query", files=files).json()["answers"]
+        answer = client.post("/v1/query", files=files).json()["answers"]
         refused = client.post("/v1/query", files=files[1:])
         assert client.post("/v1/query", files=files[:1]).status_code == 200
-    assert (told[0]["verdict"], told[1].keys()) == ("fake", {"image", "error"})
+    assert (answer[0]["verdict"], answer[1].keys()) == ("fake", {"image", "error"})
     assert kind(refused) == "failed"
-    assert "secret" not in refused.text + json.dumps(told)
+    assert "secret" not in refused.text + json.dumps(answer)
 
 
 def test_an_encoder_that_loses_a_vector_is_asked_for_each_image_alone(toy: Any) -> None:
@@ -493,8 +493,8 @@ def test_an_encoder_that_loses_a_vector_is_asked_for_each_image_alone(toy: Any) 
     files = [("images", (f"{i}.png", toy.drawn("gan_a", i))) for i in range(3)]
     limits = Limits(seconds=5.0, linger=0.2)
     with TestClient(toy.app(encoder=Loses(toy.encoder), limits=limits), base_url="http://127.0.0.1") as client:
-        told = client.post("/v1/query", files=files)
-    assert [one["verdict"] for one in told.json()["answers"]] == ["fake"] * 3
+        response = client.post("/v1/query", files=files)
+    assert [one["verdict"] for one in response.json()["answers"]] == ["fake"] * 3
 
 
 def test_an_image_without_a_usable_vector_is_refused(toy: Any) -> None:
@@ -577,18 +577,18 @@ def test_a_request_is_answered_although_the_server_was_told_to_stop(toy: Any, tm
 
 def test_an_answer_is_sent_at_once() -> None:
     async def connected() -> bool:
-        told: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        result: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
             option = writer.get_extra_info("socket").getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
-            told.set_result(bool(option))
+            result.set_result(bool(option))
             writer.close()
 
         with listening("127.0.0.1", 0) as ours:
             async with await asyncio.start_server(accepted, sock=ours):
                 _, writer = await asyncio.open_connection(*ours.getsockname())
                 writer.close()
-                return await told
+                return await result
 
     assert asyncio.run(connected())  # with Nagle's algorithm each waits 40 ms for the client's kernel
 

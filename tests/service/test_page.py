@@ -101,7 +101,7 @@ def give(page: Any, *files: dict[str, Any]) -> None:
     expect(page.locator(".card[data-state=waiting]")).to_have_count(0)
 
 
-def asked(address: str, content: bytes) -> Any:
+def answer_of(address: str, content: bytes) -> Any:
     """What the service itself answers for an image."""
     request = urllib.request.Request(f"{address}/v1/query", content, {"Content-Type": "image/png"})
     with urllib.request.urlopen(request, timeout=10) as response:
@@ -110,47 +110,47 @@ def asked(address: str, content: bytes) -> Any:
 
 @pytest.mark.parametrize("image", [FAKE, REAL], ids=["fake", "real"])
 def test_an_image_gets_the_services_answer_with_its_evidence(visit: Open, address: str, image: dict[str, Any]) -> None:
-    page, told = visit(address), asked(address, image["buffer"])
+    page, answer = visit(address), answer_of(address, image["buffer"])
     give(page, image)
     card = page.locator(".card")
-    expect(card).to_have_attribute("data-state", told["verdict"])
-    expect(card.locator(".word")).to_have_text(told["verdict"].capitalize())
-    expect(card.locator(".by")).to_contain_text(told["generator"])
+    expect(card).to_have_attribute("data-state", answer["verdict"])
+    expect(card.locator(".word")).to_have_text(answer["verdict"].capitalize())
+    expect(card.locator(".by")).to_contain_text(answer["generator"])
     # in the words of the terminal
-    numbers = [*told["signals"].values(), told["score"]]
+    numbers = [*answer["signals"].values(), answer["score"]]
     expect(card.locator(".bar-words")).to_contain_text([likelier(number) for number in numbers])
     bars = [float(words.replace("−", "-")) for words in card.locator(".bar-words b").all_inner_texts()]
     assert bars == pytest.approx(numbers, abs=0.0051)
-    expect(card.locator(".chance-number")).to_have_text(f"{percent(told['probability'])} likely fake")
+    expect(card.locator(".chance-number")).to_have_text(f"{percent(answer['probability'])} likely fake")
     expect(page.locator("#results")).to_contain_text(CAVEAT)
-    expect(card.locator(".made")).to_be_visible(visible=told["verdict"] == "fake")
-    for why in told["reasons"]:
+    expect(card.locator(".made")).to_be_visible(visible=answer["verdict"] == "fake")
+    for why in answer["reasons"]:
         expect(card.locator(".reasons")).to_contain_text(why[1:])
-    for kind, neighbors in told["neighbors"].items():
+    for kind, neighbors in answer["neighbors"].items():
         nearest = card.locator(f".nearest-{kind}")
         expect(nearest).to_contain_text(f"similarity {neighbors[0]['similarity']:.3f}")
         expect(nearest).to_contain_text(neighbors[0]["source"])
         expect(card.locator(f".strip-{kind} li")).to_have_count(len(neighbors) - 1)
     shown = card.locator("img")
-    expect(shown).to_have_count(2 + sum(map(len, told["neighbors"].values())))  # and the image itself twice
+    expect(shown).to_have_count(2 + sum(map(len, answer["neighbors"].values())))  # and the image itself twice
     assert all(shown.evaluate_all(SIZES))
 
 
 def test_an_image_that_is_stored_is_told_with_what_it_was_called(visit: Open, address: str) -> None:
     page, content = visit(address), drawn("gan_a", 7)
-    row = StoredCopy(**asked(address, content)["stored"][0])
+    row = StoredCopy(**answer_of(address, content)["stored"][0])
     give(page, file("mine.png", content))
-    told = f"his very file is stored as fake of gan_a ({row.key})"
-    expect(page.locator(".card .known")).to_have_text(f"T{told}. It did not testify.")
-    assert f"t{told}" == f"this very file is stored as {origin(row)} ({row.key})"  # as in the terminal
+    text = f"his very file is stored as fake of gan_a ({row.key})"
+    expect(page.locator(".card .known")).to_have_text(f"T{text}. It did not testify.")
+    assert f"t{text}" == f"this very file is stored as {origin(row)} ({row.key})"  # as in the terminal
 
 
 def test_the_nearest_images_come_before_the_numbers(visit: Open, address: str) -> None:
     page = visit(address)
     give(page, FAKE)
     order = ["The nearest known images", "Why", "What would change", "What the two signals say", "Its place"]
-    said = page.locator(".card").inner_text()
-    places = [said.index(part) for part in order]
+    text = page.locator(".card").inner_text()
+    places = [text.index(part) for part in order]
     assert places == sorted(places)
 
 
@@ -194,7 +194,7 @@ def test_a_bad_image_does_not_hold_up_the_others(visit: Open, address: str) -> N
     give(page, *several)
     expect(page.locator(".name")).to_have_text([one["name"] for one in several])
     states = [card.get_attribute("data-state") for card in page.locator(".card").all()]
-    good = [asked(address, one["buffer"])["verdict"] for one in (FAKE, REAL)]
+    good = [answer_of(address, one["buffer"])["verdict"] for one in (FAKE, REAL)]
     assert states == [good[0], "refused", good[1], "refused"]
     expect(page.locator("#summary")).to_contain_text("4 images")
     expect(page.locator("#summary")).to_contain_text("2 not judged")
@@ -283,7 +283,7 @@ def test_a_service_that_is_busy_or_gone_is_asked_again(visit: Open, address: str
     expect(page.locator("#choose")).to_be_enabled()
     page.set_input_files("#files", [FAKE])
     expect(page.locator("#trouble")).to_contain_text(words)
-    expect(page.locator(".card")).to_have_attribute("data-state", asked(address, FAKE["buffer"])["verdict"])
+    expect(page.locator(".card")).to_have_attribute("data-state", answer_of(address, FAKE["buffer"])["verdict"])
     expect(page.locator("#trouble")).to_be_hidden()
 
 
@@ -314,7 +314,7 @@ def test_waiting_can_be_stopped_and_taken_up_again(visit: Open, address: str) ->
     expect(page.locator(".card")).to_have_attribute("data-state", "refused")
     expect(page.locator("#trouble")).to_be_hidden()
     page.get_by_role("button", name="Try again").click()
-    expect(page.locator(".card")).to_have_attribute("data-state", asked(address, FAKE["buffer"])["verdict"])
+    expect(page.locator(".card")).to_have_attribute("data-state", answer_of(address, FAKE["buffer"])["verdict"])
 
 
 def test_an_image_can_be_removed_while_it_waits(visit: Open, address: str) -> None:
@@ -361,7 +361,7 @@ def test_everything_can_be_done_by_keyboard(visit: Open, address: str) -> None:
     chooser.value.set_files([FAKE])
     card = page.locator(".card")
     expect(card).to_be_focused()  # the answer has come
-    verdict = asked(address, FAKE["buffer"])["verdict"].capitalize()
+    verdict = answer_of(address, FAKE["buffer"])["verdict"].capitalize()
     expect(page.get_by_role("status")).to_contain_text(f"suspicious.png: {verdict}")
     page.keyboard.press("Tab")
     expect(card.locator(".toggle")).to_be_focused()
@@ -403,8 +403,8 @@ def test_answers_are_saved_as_json_lines(visit: Open, address: str) -> None:
     give(page, FAKE, BAD)
     with page.expect_download() as saved:
         page.get_by_role("button", name="Save answers").click()
-    told, refused = map(json.loads, saved.value.path().read_text().splitlines())
-    assert told == asked(address, FAKE["buffer"]) | {"image": FAKE["name"]}
+    content, refused = map(json.loads, saved.value.path().read_text().splitlines())
+    assert content == answer_of(address, FAKE["buffer"]) | {"image": FAKE["name"]}
     assert refused == {"image": BAD["name"], "error": "not an image (11 bytes starting with b'hello wo')"}
 
 
@@ -448,7 +448,7 @@ def test_all_text_stands_out_from_its_ground(visit: Open, address: str, scheme: 
     page.get_by_text("What this store knows").click()
     found = page.evaluate(CONTRASTS)
     assert len(found) > 100
-    assert [said for contrast, said in found if contrast < 4.5] == []
+    assert [text for contrast, text in found if contrast < 4.5] == []
 
 
 NAMELESS = """() => {

@@ -35,14 +35,14 @@ AS_PNG = {"Content-Type": "image/png"}
 
 
 @contextmanager
-def asked(toy: Any, **options: Any) -> Iterator[TestClient]:
+def client_of(toy: Any, **options: Any) -> Iterator[TestClient]:
     with TestClient(toy.app(**options), base_url="http://127.0.0.1") as client:
         yield client
 
 
 @pytest.fixture(scope="module")
 def client(toy: Any) -> Iterator[TestClient]:
-    with asked(toy) as client:
+    with client_of(toy) as client:
         yield client
 
 
@@ -52,12 +52,12 @@ def files(*images: bytes) -> list[Any]:
 
 def problem(response: Any) -> tuple[int, str]:
     """Status and kind, after making sure that it is a problem as RFC 9457 has it."""
-    told = response.json()
+    answer = response.json()
     assert response.headers["content-type"] == "application/problem+json"
-    assert {"type", "title", "status", "detail"} <= told.keys()
-    assert told["status"] == response.status_code
-    kind = told["type"].removeprefix("urn:clipfake:problem:")
-    assert KINDS[kind] == (response.status_code, told["title"])
+    assert {"type", "title", "status", "detail"} <= answer.keys()
+    assert answer["status"] == response.status_code
+    kind = answer["type"].removeprefix("urn:clipfake:problem:")
+    assert KINDS[kind] == (response.status_code, answer["title"])
     return response.status_code, kind
 
 
@@ -74,8 +74,8 @@ def test_a_query_answers_with_the_very_json_of_the_command_line(toy: Any, client
     verdict = VectorDetector.load(toy.store).judge_one(
         "0.png", toy.encoder.encode([image.pixels])[0], image.digest, QueryOptions(prior=0.1, error=0.2)
     )
-    told = client.post("/v1/query", files=files(content), params={"prior": 0.1, "error": 0.2}).json()
-    assert told == {"snapshot": toy.store.snapshot().number, "answers": [json.loads(json.dumps(verdict.to_dict()))]}
+    answer = client.post("/v1/query", files=files(content), params={"prior": 0.1, "error": 0.2}).json()
+    assert answer == {"snapshot": toy.store.snapshot().number, "answers": [json.loads(json.dumps(verdict.to_dict()))]}
     assert verdict.verdict == "fake"
     assert verdict.to_dict().keys() == VerdictJson.model_fields.keys()
     VerdictJson.model_validate(verdict.to_dict(), extra="forbid")
@@ -85,20 +85,20 @@ def test_one_image_may_be_the_body_itself(toy: Any, client: TestClient) -> None:
     content = toy.drawn("camera_a", 3, seed=1)
     [in_form] = client.post("/v1/query", files=files(content)).json()["answers"]
     for kind in ("image/png", "application/octet-stream", "image/jpeg; charset=x"):
-        [told] = client.post("/v1/query", content=content, headers={"content-type": kind}).json()["answers"]
-        assert {**told, "image": ""} == {**in_form, "image": ""}
+        [answer] = client.post("/v1/query", content=content, headers={"content-type": kind}).json()["answers"]
+        assert {**answer, "image": ""} == {**in_form, "image": ""}
     [unnamed] = client.post("/v1/query", content=content).json()["answers"]
     assert unnamed["verdict"] == "real"
 
 
 def test_a_bad_image_is_told_in_its_place_and_the_others_are_judged(toy: Any, client: TestClient) -> None:
     good = [toy.drawn("camera_a", 1, seed=2), toy.drawn("gan_a", 1, seed=2)]
-    told = client.post("/v1/query", files=files(good[0], b"no image", good[1]), params={"map": True}).json()
-    assert [one.get("verdict") for one in told["answers"]] == ["real", None, "fake"]
-    assert told["answers"][1].keys() == {"image", "error"}
-    assert [place is None for place in told["places"]] == [False, True, False]
+    answer = client.post("/v1/query", files=files(good[0], b"no image", good[1]), params={"map": True}).json()
+    assert [one.get("verdict") for one in answer["answers"]] == ["real", None, "fake"]
+    assert answer["answers"][1].keys() == {"image", "error"}
+    assert [place is None for place in answer["places"]] == [False, True, False]
     alone = client.post("/v1/query", files=files(good[1])).json()
-    assert {**alone["answers"][0], "image": "2.png"} == told["answers"][2]
+    assert {**alone["answers"][0], "image": "2.png"} == answer["answers"][2]
 
 
 @pytest.mark.parametrize(
@@ -117,18 +117,18 @@ def test_if_no_image_can_be_read_that_is_a_problem_that_names_all(client: TestCl
 
 
 def test_a_stored_image_is_recognised_and_does_not_testify_for_itself(toy: Any, client: TestClient) -> None:
-    [told] = client.post("/v1/query", files=files(toy.drawn("gan_a", 7))).json()["answers"]
-    assert told["known"] == "gan_a/img 7.png"
-    assert told["stored"] == [{"key": "gan_a/img 7.png", "label": "fake", "source": "gan_a", "generator": "gan_a"}]
-    assert "gan_a/img 7.png" not in [one["key"] for one in told["neighbors"]["fake"]]
+    [answer] = client.post("/v1/query", files=files(toy.drawn("gan_a", 7))).json()["answers"]
+    assert answer["known"] == "gan_a/img 7.png"
+    assert answer["stored"] == [{"key": "gan_a/img 7.png", "label": "fake", "source": "gan_a", "generator": "gan_a"}]
+    assert "gan_a/img 7.png" not in [one["key"] for one in answer["neighbors"]["fake"]]
 
 
 def test_the_map_has_the_query_among_its_own_kind(toy: Any, client: TestClient) -> None:
     flat = client.get("/v1/map").json()
     points, labels = np.array(flat["points"]), np.array(flat["labels"])
     assert len(points) == len(labels) == len(flat["sources"]) == 300
-    told = client.post("/v1/query", files=files(toy.drawn("gan_c", 1, seed=3)), params={"map": True}).json()
-    distance = np.linalg.norm(points - told["places"][0], axis=1)
+    answer = client.post("/v1/query", files=files(toy.drawn("gan_c", 1, seed=3)), params={"map": True}).json()
+    distance = np.linalg.norm(points - answer["places"][0], axis=1)
     assert flat["names"][flat["sources"][int(distance.argmin())]] == "gan_c"
     assert client.get("/v1/map").json() == flat
 
@@ -138,14 +138,14 @@ def test_the_map_has_the_query_among_its_own_kind(toy: Any, client: TestClient) 
 
 def test_embed_gives_the_vectors_that_are_stored(toy: Any, client: TestClient) -> None:
     content = toy.drawn("gan_a", 7)
-    told = client.post("/v1/embed", files=files(content, b"no image")).json()
-    assert told["space"] == toy.encoder.space.to_dict()
-    assert told["answers"][1].keys() == {"image", "error"}
+    answer = client.post("/v1/embed", files=files(content, b"no image")).json()
+    assert answer["space"] == toy.encoder.space.to_dict()
+    assert answer["answers"][1].keys() == {"image", "error"}
     [position] = toy.store.snapshot().find(["gan_a/img 7.png"])
     stored = toy.store.snapshot().vectors([position])[0]
-    np.testing.assert_allclose(told["answers"][0]["vector"], stored, atol=5e-4)  # stored as float16
+    np.testing.assert_allclose(answer["answers"][0]["vector"], stored, atol=5e-4)  # stored as float16
     np.testing.assert_allclose(
-        told["answers"][0]["vector"], toy.encoder.encode([toy.decode(content).pixels])[0], atol=1e-7
+        answer["answers"][0]["vector"], toy.encoder.encode([toy.decode(content).pixels])[0], atol=1e-7
     )
 
 
@@ -153,10 +153,12 @@ def test_openai_clients_get_the_same_vectors_as_numbers_or_packed(toy: Any, clie
     content = toy.drawn("gan_a", 7)
     [one] = client.post("/v1/embed", content=content).json()["answers"]
     bare = base64.b64encode(content).decode()
-    told = client.post("/v1/embeddings", json={"input": [data_url(content), bare], "model": "any", "user": "me"}).json()
-    assert (told["object"], told["model"], told["usage"]["total_tokens"]) == ("list", "plain", 0)
-    assert [(row["object"], row["index"]) for row in told["data"]] == [("embedding", 0), ("embedding", 1)]
-    assert told["data"][0]["embedding"] == told["data"][1]["embedding"] == one["vector"]
+    answer = client.post(
+        "/v1/embeddings", json={"input": [data_url(content), bare], "model": "any", "user": "me"}
+    ).json()
+    assert (answer["object"], answer["model"], answer["usage"]["total_tokens"]) == ("list", "plain", 0)
+    assert [(row["object"], row["index"]) for row in answer["data"]] == [("embedding", 0), ("embedding", 1)]
+    assert answer["data"][0]["embedding"] == answer["data"][1]["embedding"] == one["vector"]
     packed = client.post("/v1/embeddings", json={"input": bare, "encoding_format": "base64"}).json()
     unpacked = np.frombuffer(base64.b64decode(packed["data"][0]["embedding"]), "<f4")
     np.testing.assert_allclose(unpacked, one["vector"], atol=1e-7)
@@ -229,7 +231,7 @@ def test_words_search_where_the_encoder_has_a_text_side(toy: Any, client: TestCl
             assert list(texts) == ["a dog"]
             return toy.store.snapshot().vectors([42])
 
-    with asked(toy, encoder=Reads()) as reading:
+    with client_of(toy, encoder=Reads()) as reading:
         [row] = reading.post("/v1/search", json={"text": "a dog", "k": 1}).json()["rows"]
         [same] = reading.post("/knn-service", json={"text": "a dog", "num_images": 1}).json()
     assert row["key"] == same["key"] == str(toy.store.snapshot().column("keys")[42])
@@ -303,7 +305,7 @@ def test_knn_leaves_out_copies_and_tells_the_rest_by_number(toy: Any, tmp_path: 
         rows = Rows.make(["copy/1", "copy/2"], [1, 1], sources=["copy"] * 2)
         writer.append(Block(store.snapshot().space, rows, snapshot.vectors([127, 127])))
     ask = {"embedding_input": snapshot.vectors([127])[0].tolist(), "num_images": 2, "num_result_ids": 4}
-    with asked(toy, store=store) as client:
+    with client_of(toy, store=store) as client:
         all_of_them = client.post("/knn-service", content=json.dumps({**ask, "deduplicate": False})).json()
         fresh = client.post("/knn-service", content=json.dumps({**ask, "deduplicate": True})).json()
         assert problem(client.post("/knn-service", json={**ask, "modality": "text"})) == (422, "invalid")
@@ -317,11 +319,11 @@ def test_knn_leaves_out_copies_and_tells_the_rest_by_number(toy: Any, tmp_path: 
 
 
 def test_the_store_is_told_in_figures_but_not_where_it_lies(toy: Any, client: TestClient) -> None:
-    told = client.get("/v1/store").json()
-    assert (told["rows"], told["labels"]) == (300, {"real": 120, "fake": 180, "unknown": 0})
-    assert (told["ready"], told["why"], told["writes"], told["limits"]["images"]) == (True, "", False, 64)
-    assert str(toy.store.folder.parent) not in json.dumps(told)
-    with asked(toy, token="secret", notice="a stand-in") as other:
+    answer = client.get("/v1/store").json()
+    assert (answer["rows"], answer["labels"]) == (300, {"real": 120, "fake": 180, "unknown": 0})
+    assert (answer["ready"], answer["why"], answer["writes"], answer["limits"]["images"]) == (True, "", False, 64)
+    assert str(toy.store.folder.parent) not in json.dumps(answer)
+    with client_of(toy, token="secret", notice="a stand-in") as other:
         assert other.get("/v1/store").json() | {"writes": True, "notice": "a stand-in"} == other.get("/v1/store").json()
 
 
@@ -347,7 +349,7 @@ def test_thumbnails_are_found_by_key_and_nothing_is_found_by_path(toy: Any, clie
 
 
 def test_metrics_count_requests_stages_batches_verdicts_and_refusals(toy: Any) -> None:
-    with asked(toy) as client:
+    with client_of(toy) as client:
         client.post("/v1/query", files=files(toy.drawn("gan_a", 1, seed=4), b"no image"))
         client.get("/v1/thumbnails/none")
         client.request("BREW", "/coffee")
@@ -379,7 +381,7 @@ def test_added_images_are_known_to_the_next_query_and_removing_them_undoes_it(to
     def query(client: TestClient) -> Any:
         return client.post("/v1/query", files=files(content, saved_anew.getvalue())).json()
 
-    with asked(toy, store=store, token="secret") as client:
+    with client_of(toy, store=store, token="secret") as client:
         before = query(client)
         form = {"source": "new", "label": "fake"}
         added = client.post("/v1/bank", files=files(content, other, b"no image"), data=form, headers=TOKEN).json()
@@ -418,7 +420,7 @@ def test_added_images_are_known_to_the_next_query_and_removing_them_undoes_it(to
 )
 def test_what_cannot_be_stored_is_refused_and_nothing_changes(toy: Any, form: Any, images: Any) -> None:
     before = toy.store.snapshot().number
-    with asked(toy, token="secret") as client:
+    with client_of(toy, token="secret") as client:
         assert client.post("/v1/bank", files=files(*images), data=form, headers=TOKEN).status_code == 422
         twice = [("images", ("a.png", toy.drawn("gan_a", n, seed=9))) for n in (1, 2)]
         refused = client.post("/v1/bank", files=twice, data={"source": "new", "label": "real"}, headers=TOKEN)
@@ -430,7 +432,7 @@ def test_what_cannot_be_stored_is_refused_and_nothing_changes(toy: Any, form: An
 def test_another_writer_is_waited_for_by_the_caller(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     form = {"source": "new", "label": "fake"}
-    with asked(toy, store=store, token="secret") as client, store.writer():
+    with client_of(toy, store=store, token="secret") as client, store.writer():
         refused = client.post("/v1/bank", files=files(toy.drawn("gan_a", 1, seed=9)), data=form, headers=TOKEN)
     assert problem(refused) == (503, "locked")
     assert refused.headers["retry-after"] == "5"
@@ -440,7 +442,7 @@ def test_another_writer_is_waited_for_by_the_caller(toy: Any, tmp_path: Path) ->
 def test_rows_that_another_process_adds_are_used_from_the_next_query(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     content = toy.drawn("gan_a", 7)
-    with asked(toy, store=store) as client:
+    with client_of(toy, store=store) as client:
         first = client.post("/v1/query", content=content).json()
         delete(store, Filter(key=["gan_a/img 7.png"]))
         second = client.post("/v1/query", content=content).json()
@@ -453,20 +455,20 @@ def test_a_head_that_is_trained_while_it_serves_is_used_from_the_next_query(toy:
     heads, aside = store.folder / "heads", tmp_path / "heads"
     heads.rename(aside)
     content = toy.drawn("gan_a", 7)
-    with asked(toy, store=store) as client:
+    with client_of(toy, store=store) as client:
         assert problem(client.post("/v1/query", content=content)) == (409, "cannot-judge")
         assert problem(client.get("/readyz")) == (503, "not-ready")
         assert client.post("/v1/embed", content=content).status_code == 200
         assert client.post("/v1/search", json={"key": "gan_a/img 7.png"}).status_code == 200
         shutil.copytree(aside, heads)
         assert client.get("/readyz").json() == {"status": "ready"}
-        told = client.post("/v1/query", content=content).json()["answers"][0]
+        answer = client.post("/v1/query", content=content).json()["answers"][0]
         [calibration] = (heads / "default").glob("calibration-*.json")
         fitted = calibration.read_text()
         calibration.unlink()
         assert problem(client.post("/v1/query", content=content)) == (409, "cannot-judge")
         calibration.write_text(fitted)
-        assert client.post("/v1/query", content=content).json()["answers"][0] == told
+        assert client.post("/v1/query", content=content).json()["answers"][0] == answer
 
 
 class Away:
@@ -481,10 +483,10 @@ class Away:
         self.snapshot = snapshot
         return self
 
-    def search(self, *asked: Any) -> Any:
+    def search(self, *queries: Any) -> Any:
         if self.fails["searching"]:
             raise self.fails["searching"]
-        return self.snapshot.search(*asked)
+        return self.snapshot.search(*queries)
 
 
 INSIDE = "the collection clipfake at http://node1:6333 or in /srv/edge"
@@ -506,20 +508,20 @@ def test_an_engine_that_fails_is_a_problem_without_its_address_and_is_asked_agai
     toy: Any,
     when: str,
     failure: Exception,
-    told: tuple[int, str],
+    status_and_kind: tuple[int, str],
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(search_backend, "REST", 0.0)
     away, content = Away(), toy.drawn("gan_a", 7)
     away.fails[when] = failure
-    with asked(toy, elsewhere=away) as client:
+    with client_of(toy, elsewhere=away) as client:
         answers = [client.post("/v1/query", content=content) for _ in range(2)]
-        assert [problem(one) for one in answers] == [told, told]
-        assert all(("Retry-After" in one.headers) == (told[0] != 502) for one in answers)
+        assert [problem(one) for one in answers] == [status_and_kind, status_and_kind]
+        assert all(("Retry-After" in one.headers) == (status_and_kind[0] != 502) for one in answers)
         if when == "searching":
             answers += [client.post("/v1/search", json={"key": "gan_a/img 7.png"})]
-            assert problem(answers[-1]) == told
+            assert problem(answers[-1]) == status_and_kind
         else:  # nothing to judge by, but what is in the shards can be searched
             answers += [client.get("/readyz"), client.get("/v1/store")]
             assert problem(answers[-2]) == (503, "not-ready")
@@ -538,7 +540,7 @@ def test_an_engine_that_is_down_is_left_alone_for_a_while(toy: Any, monkeypatch:
     now = 100.0
     monkeypatch.setattr(search_backend, "monotonic", lambda: now)
     away, content = Away(), toy.drawn("gan_a", 7)
-    with asked(toy, elsewhere=away) as client:
+    with client_of(toy, elsewhere=away) as client:
         assert client.post("/v1/query", content=content).status_code == 200
         away.fails["searching"] = BackendTimeout("60 s")
         refused = client.post("/v1/query", content=content)
@@ -553,7 +555,7 @@ def test_an_engine_that_is_down_is_left_alone_for_a_while(toy: Any, monkeypatch:
 
 def test_a_steady_question_for_more_than_can_ever_wait_is_refused_for_good(toy: Any) -> None:
     limits = Limits(images=4, waiting=8)
-    with asked(toy, limits=limits, degraded=lambda pixels: {"a": pixels, "b": pixels}) as client:
+    with client_of(toy, limits=limits, degraded=lambda pixels: {"a": pixels, "b": pixels}) as client:
         asking = files(*[toy.drawn("gan_a", i) for i in range(3)])
         assert problem(client.post("/v1/query", files=asking, params={"steady": True})) == (413, "too-many")
         assert client.post("/v1/query", files=asking[:2], params={"steady": True}).status_code == 200
@@ -561,7 +563,7 @@ def test_a_steady_question_for_more_than_can_ever_wait_is_refused_for_good(toy: 
 
 def test_a_source_is_not_taken_out_under_another_name(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
-    with asked(toy, store=store, token="secret") as client:
+    with client_of(toy, store=store, token="secret") as client:
         assert problem(client.delete("/v1/bank/gan_a%00", headers=TOKEN)) == (404, "not-found")
         found = client.post("/v1/search", json={"key": "gan_a/img 7.png", "sources": ["gan_a\0"]})
         assert found.json()["rows"] == []
@@ -573,10 +575,10 @@ def test_a_source_with_a_folder_in_its_name_can_be_taken_out(toy: Any, tmp_path:
     with store.writer() as writer:
         rows = Rows.make(["tree/a/1"], [1], sources=["tree/a"])
         writer.append(Block(store.snapshot().space, rows, store.snapshot().vectors([0])))
-    with asked(toy, store=store, token="secret") as client:
+    with client_of(toy, store=store, token="secret") as client:
         for name in ("tree/a", "tree%2Fa"):
-            told = client.delete(f"/v1/bank/{name}", headers=TOKEN)
-            assert told.status_code == (200 if name == "tree/a" else 404), told.text
+            response = client.delete(f"/v1/bank/{name}", headers=TOKEN)
+            assert response.status_code == (200 if name == "tree/a" else 404), response.text
     assert len(store.snapshot()) == 300
 
 
@@ -597,7 +599,7 @@ def test_no_similarity_is_beyond_one(toy: Any, client: TestClient) -> None:
 def test_an_empty_store_says_what_to_do_and_can_be_filled(toy: Any, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "private" / "store", toy.encoder.space)
     content = toy.drawn("gan_a", 7)
-    with asked(toy, store=store, token="secret") as client:
+    with client_of(toy, store=store, token="secret") as client:
         refused = client.post("/v1/query", content=content)
         assert problem(refused) == (409, "cannot-judge")
         assert "clipfake train" in refused.json()["detail"]
@@ -605,9 +607,9 @@ def test_an_empty_store_says_what_to_do_and_can_be_filled(toy: Any, tmp_path: Pa
         [one] = client.post("/v1/embed", content=content).json()["answers"]
         assert client.post("/v1/search", json={"vector": one["vector"]}).json()["rows"] == []
         assert client.post("/knn-service", json={"embedding_input": one["vector"], "deduplicate": True}).json() == []
-        told = client.get("/v1/store").json()
-        assert (told["rows"], told["ready"]) == (0, False)
-        assert "private" not in refused.text + json.dumps(told) + client.get("/readyz").text
+        answer = client.get("/v1/store").json()
+        assert (answer["rows"], answer["ready"]) == (0, False)
+        assert "private" not in refused.text + json.dumps(answer) + client.get("/readyz").text
         added = client.post("/v1/bank", files=files(content), data={"source": "s", "label": "real"}, headers=TOKEN)
         assert added.json()["added"] == 1
         assert len(client.post("/v1/search", json={"vector": one["vector"]}).json()["rows"]) == 1
@@ -616,7 +618,7 @@ def test_an_empty_store_says_what_to_do_and_can_be_filled(toy: Any, tmp_path: Pa
 def test_a_store_of_one_class_says_which_is_missing(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     delete(store, Filter(label=[1]))
-    with asked(toy, store=store) as client:
+    with client_of(toy, store=store) as client:
         refused = client.post("/v1/query", content=toy.drawn("gan_a", 7))
         assert problem(refused) == (409, "cannot-judge")
         assert "no fake rows" in refused.json()["detail"]
@@ -637,9 +639,9 @@ def test_a_store_of_another_encoder_is_refused_before_anything_is_served(toy: An
 
 def test_nothing_is_written_without_the_token(toy: Any) -> None:
     for path, method in (("/v1/bank", "POST"), ("/v1/bank/gan_a", "DELETE")):
-        with asked(toy) as client:
+        with client_of(toy) as client:
             assert problem(client.request(method, path, headers=TOKEN)) == (403, "writes-off")
-        with asked(toy, token="secret") as client:
+        with client_of(toy, token="secret") as client:
             for wrong in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "Basic secret"}):
                 refused = client.request(method, path, headers=wrong)
                 assert problem(refused) == (401, "token-required")
@@ -683,10 +685,10 @@ def test_a_local_service_answers_to_local_names_only(toy: Any) -> None:
 
 
 def test_no_answer_can_be_read_by_a_page_from_elsewhere(client: TestClient) -> None:
-    told = client.get("/v1/store", headers={"Origin": "https://evil.example"})
-    assert "access-control-allow-origin" not in told.headers
-    assert told.headers["cross-origin-resource-policy"] == "same-origin"
-    assert told.headers["x-content-type-options"] == "nosniff"
+    response = client.get("/v1/store", headers={"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in response.headers
+    assert response.headers["cross-origin-resource-policy"] == "same-origin"
+    assert response.headers["x-content-type-options"] == "nosniff"
     assert problem(client.options("/v1/bank", headers={"Origin": "https://evil.example"})) == (405, "wrong-method")
 
 
@@ -701,17 +703,17 @@ def operations(client: TestClient) -> set[tuple[str, str]]:
 
 def test_the_page_for_engineers_names_every_route_and_no_other(operations: set[tuple[str, str]]) -> None:
     rows = [line.split("|")[1].strip(" `") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
-    told = {tuple(row.split(" ")) for row in rows if row.split(" ")[0] in ("GET", "POST", "DELETE")}
-    assert told == operations | {("GET", "/")}
+    fields = {tuple(row.split(" ")) for row in rows if row.split(" ")[0] in ("GET", "POST", "DELETE")}
+    assert fields == operations | {("GET", "/")}
 
 
 def test_the_page_for_engineers_tells_every_refusal_limit_and_metric(toy: Any, client: TestClient) -> None:
     text = PAGE.read_text()
-    told = {line.split("|")[1].strip(" `"): line.split("|")[2].strip() for line in text.splitlines() if "|" in line}
+    fields = {line.split("|")[1].strip(" `"): line.split("|")[2].strip() for line in text.splitlines() if "|" in line}
     for kind, (status, _) in KINDS.items():
-        assert told.get(kind) == str(status)
+        assert fields.get(kind) == str(status)
     for limit in client.get("/v1/store").json()["limits"]:
-        assert limit in told
+        assert limit in fields
     for line in client.get("/metrics").text.splitlines():
         if line.startswith("# HELP") and not line.split()[2].endswith("_created"):
             assert line.split()[2].removesuffix("_total") in text
@@ -721,7 +723,7 @@ def test_a_verdict_that_does_not_survive_the_web_is_unsure(toy: Any) -> None:
     from clipfake.indexer.embedding import AFTER, degraded_by_name
 
     image = toy.drawn("gan_a", 80)
-    with asked(toy, degraded=degraded_by_name) as client:
+    with client_of(toy, degraded=degraded_by_name) as client:
         plain = client.post("/v1/query", content=image, headers=AS_PNG).json()["answers"][0]
         steady = client.post("/v1/query?steady=true", content=image, headers=AS_PNG).json()["answers"][0]
         copies = [
@@ -733,7 +735,7 @@ def test_a_verdict_that_does_not_survive_the_web_is_unsure(toy: Any) -> None:
     assert [view["verdict"] for view in steady["views"]] == [copy["verdict"] for copy in copies]
     survives = all(view["verdict"] == plain["verdict"] for view in steady["views"])
     assert steady["verdict"] == (plain["verdict"] if survives else "unsure")
-    with asked(toy) as client:
+    with client_of(toy) as client:
         assert problem(client.post("/v1/query?steady=true", content=image, headers=AS_PNG)) == (422, "invalid")
 
 

@@ -77,8 +77,8 @@ def test_a_curve_at_every_threshold_starts_and_ends_in_a_corner() -> None:
 
 
 def test_figures_say_over_how_many_rows_they_are() -> None:
-    said = {picture.name: picture.caption for picture in _pictures(SHORT)}
-    assert "9 train, 9 validation and 9 test triplets" in said["distances"]
-    assert "4 train, 4 validation and 4 test rows" in said["roc"]
-    assert said["measures"].startswith("Over 1,171 test rows")
-    assert said["reliability"].startswith("4 test rows")
+    text = {picture.name: picture.caption for picture in _pictures(SHORT)}
+    assert "9 train, 9 validation and 9 test triplets" in text["distances"]
+    assert "4 train, 4 validation and 4 test rows" in text["roc"]
+    assert text["measures"].startswith("Over 1,171 test rows")
+    assert text["reliability"].startswith("4 test rows")

@@ -274,11 +274,11 @@ def test_killed_while_it_is_filled_and_filled_again_it_holds_the_same(kind: str,
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment)
     assert child.stdout is not None
-    told = [line for line, _ in zip(child.stdout, range(1 if kind == "faiss" else after), strict=False)]
+    result = [line for line, _ in zip(child.stdout, range(1 if kind == "faiss" else after), strict=False)]
     child.kill()
     child.wait()
     child.stdout.close()
-    assert told
+    assert result
     if kind == "exact":
         with store.writer() as writer:
             for block in blocks(ROWS):
@@ -353,9 +353,9 @@ def test_without_the_shards_answers_are_ids_with_what_the_rows_are(small: Store,
 def test_masks_that_are_labels_or_few_rows_can_be_asked_with(small: Store, edge: QdrantEdge) -> None:
     push(small.snapshot(), edge, queries=20)
     snapshot = small.snapshot()
-    asked, queries = remote_searcher(snapshot, edge), snapshot.vectors(slice(0, 5))
+    query_rows, queries = remote_searcher(snapshot, edge), snapshot.vectors(slice(0, 5))
     for mask in (snapshot.column("labels") == 0, np.ones(1000, bool), np.arange(1000) % 3 == 0, np.zeros(1000, bool)):
-        assert (asked.search(queries, 5, mask).rows == snapshot.search(queries, 5, mask, recall=1).rows).all()
+        assert (query_rows.search(queries, 5, mask).rows == snapshot.search(queries, 5, mask, recall=1).rows).all()
 
 
 def test_a_mask_that_cannot_be_told_is_refused(small: Store, edge: QdrantEdge, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -555,7 +555,7 @@ class Wire:
         from qdrant_client import QdrantClient
 
         self.local = QdrantClient(":memory:")
-        self.asked: list[tuple[str, Any]] = []
+        self.requests: list[tuple[str, Any]] = []
 
     def client(self) -> Any:
         import httpx
@@ -582,12 +582,12 @@ class Wire:
             "POST facet": m.FacetRequest,
         }.get(call)
         body = TypeAdapter(kind).validate_json(request.content) if kind else None
-        self.asked.append((call, body))
+        self.requests.append((call, body))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # local mode says what it does not do
             result = self.done(call, collection, body)
-        told = TypeAdapter(Any).dump_python(result, mode="json")
-        return httpx.Response(200, json={"result": told, "status": "ok", "time": 0.0})
+        outcome = TypeAdapter(Any).dump_python(result, mode="json")
+        return httpx.Response(200, json={"result": outcome, "status": "ok", "time": 0.0})
 
     def done(self, call: str, name: str, body: Any) -> Any:
         local = self.local
@@ -607,8 +607,8 @@ class Wire:
         }
         return does[call]()
 
-    def page(self, told: tuple[Any, Any]) -> dict[str, Any]:
-        return {"points": told[0], "next_page_offset": told[1]}
+    def page(self, value: tuple[Any, Any]) -> dict[str, Any]:
+        return {"points": value[0], "next_page_offset": value[1]}
 
 
 def test_requests_to_a_server_are_well_formed(tmp_path: Path) -> None:
@@ -616,10 +616,10 @@ def test_requests_to_a_server_are_well_formed(tmp_path: Path) -> None:
     engine = QdrantServer("http://qdrant", layout=replace(GRAPH, shards=6, replicas=2), client=wire.client())
     store = filled(tmp_path / "s", 200)
     assert push(store.snapshot(), engine, queries=10).pushed == 200
-    calls = [call for call, _ in wire.asked]
+    calls = [call for call, _ in wire.requests]
     assert calls.count("PUT index") == 5
     assert max(i for i, call in enumerate(calls) if call == "PUT index") < calls.index("PUT points")
-    [made] = [body for call, body in wire.asked if call == "PUT"]
+    [made] = [body for call, body in wire.requests if call == "PUT"]
     assert (made.shard_number, made.replication_factor, made.vectors["image"].datatype) == (6, 2, "float16")
     delete(store, Filter(source=("source-03",)))
     assert push(store.snapshot(), engine, queries=10).dropped > 0
@@ -628,7 +628,7 @@ def test_requests_to_a_server_are_well_formed(tmp_path: Path) -> None:
     for which in (Filter(), Filter(label=(0,), exclude_source=("source-01",)), Filter(key=("x/y",))):
         found, true = remote_searcher(snapshot, engine).search(queries, 5, which), truth(snapshot, queries, 5, which)
         assert (found.rows == true.rows).all()
-    widths = {one.params.hnsw_ef for call, body in wire.asked if call.endswith("batch") for one in body.searches}
+    widths = {one.params.hnsw_ef for call, body in wire.requests if call.endswith("batch") for one in body.searches}
     assert {None, 64} <= widths  # the engine's own, and what was measured
     assert RemoteStore(engine).describe([int(snapshot.ids[0])])[int(snapshot.ids[0])]["shard"] == 1
     engine.remove()
@@ -653,9 +653,9 @@ def test_a_collection_of_someone_else_is_left_alone(small: Store) -> None:
 def test_numbers_in_few_digits_are_the_same_numbers() -> None:
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     finite = halves[np.isfinite(halves)][None]
-    told = json.dumps(in_few_digits(finite))
-    assert np.array_equal(np.array(json.loads(told), np.float32).astype(np.float16), finite)
-    assert len(told) < 0.6 * len(json.dumps(finite.astype(np.float32).tolist()))
+    result = json.dumps(in_few_digits(finite))
+    assert np.array_equal(np.array(json.loads(result), np.float32).astype(np.float16), finite)
+    assert len(result) < 0.6 * len(json.dumps(finite.astype(np.float32).tolist()))
 
 
 def test_a_server_that_is_not_there_is_named() -> None:
@@ -701,14 +701,14 @@ def test_a_detector_asks_the_engine_and_says_the_same(toy: Any, tmp_path: Path, 
 
     push(toy.store.snapshot(), edge, queries=0)
     own = VectorDetector.load(toy.store)
-    asked: list[int] = []
+    results: list[int] = []
 
     def elsewhere(snapshot: Snapshot) -> Any:
         engine = remote_searcher(snapshot, edge)
 
         class Counted:
             def search(self, queries: Any, k: int, where: Any = None, recall: float = 0.99) -> Matches:
-                asked.append(len(queries))
+                results.append(len(queries))
                 return engine.search(queries, k, where, recall)
 
         return Counted()
@@ -719,7 +719,7 @@ def test_a_detector_asks_the_engine_and_says_the_same(toy: Any, tmp_path: Path, 
     for one, two in zip(own.judge(called, vectors), other.judge(called, vectors), strict=True):
         assert (one.verdict, round(one.score, 4)) == (two.verdict, round(two.score, 4))
         assert [n.key for n in one.neighbors["fake"]] == [n.key for n in two.neighbors["fake"]]
-    assert asked
+    assert results
 
 
 def test_a_label_without_some_sources_can_be_told_to_an_engine(

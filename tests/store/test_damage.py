@@ -67,8 +67,8 @@ def everything(folder: Path) -> dict[str, Any]:
     rows, vectors = snapshot.rows, snapshot.vectors()
     columns = [getattr(rows, f.name).tolist() for f in fields(Rows)]
     pictures = [snapshot.thumbnail(i) if i % 60 == 0 else b"" for i in range(len(snapshot))]
-    told = zip(*columns, vectors.tolist(), pictures, strict=True)
-    return dict(zip(rows.keys.tolist(), told, strict=True)) | {"": {k: v.tolist() for k, v in snapshot.texts.items()}}
+    values = zip(*columns, vectors.tolist(), pictures, strict=True)
+    return dict(zip(rows.keys.tolist(), values, strict=True)) | {"": {k: v.tolist() for k, v in snapshot.texts.items()}}
 
 
 def read_right_or_named(folder: Path, path: str, true: dict[str, Any]) -> bool:
@@ -143,23 +143,23 @@ def test_missing_files_are_named_and_repaired(folder: Path, path: str) -> None:
 
 def repaired_without_harm(folder: Path, path: str, true: dict[str, Any]) -> None:
     """After a repair the store is sound, and only what lay in the damaged file may be gone."""
-    told = repair(folder)
-    assert told.actions
+    report = repair(folder)
+    assert report.actions
     assert verify(folder).problems == ()
     left = everything(folder)
     gone = {key for key in true if key not in left}
     if path == "shards/000002.h5":
-        assert told.lost == 300
+        assert report.lost == 300
         assert gone == {key for key in true if key and int(key[-13:-4]) >= 400}
     elif path == "shards/000001.h5":
-        assert told.lost == 350
+        assert report.lost == 350
         assert gone == {key for key in true if key and int(key[-13:-4]) < 400}
     else:
-        assert (told.lost, gone) == (0, set())
+        assert (report.lost, gone) == (0, set())
     extra = {key for key in left if key not in true}
     if path.startswith("deleted/"):
         assert len(extra) == 50  # what was deleted has come back, and is told of
-        assert any("50 deleted rows" in action.what for action in told.actions)
+        assert any("50 deleted rows" in action.what for action in report.actions)
     else:
         assert extra == set()
     assert all(left[key][:-1] == true[key][:-1] for key in left if key in true and key)
@@ -183,8 +183,8 @@ def test_damaged_vectors_are_named_to_their_rows_and_only_they_are_dropped(folde
     overwritten(folder, "vectors", 290 * DIM * 2)
     [problem] = verify(folder).problems
     assert (problem.path, problem.rows, problem.lost) == ("shards/000002.h5", ((256, 300),), 44)
-    told = repair(folder)
-    assert (told.lost, told.rows) == (44, ROWS - 50 - 44)
+    report = repair(folder)
+    assert (report.lost, report.rows) == (44, ROWS - 50 - 44)
     assert verify(folder).sound
     assert len(everything(folder)) == ROWS - 50 - 44 + 1
 
@@ -194,8 +194,8 @@ def test_damaged_pictures_and_texts_cost_no_row(folder: Path, dataset: str) -> N
     overwritten(folder, dataset, 5)
     [problem] = verify(folder).problems
     assert (problem.path, problem.lost) == ("shards/000002.h5", 0)
-    told = repair(folder)
-    assert (told.lost, told.rows) == (0, ROWS - 50)
+    report = repair(folder)
+    assert (report.lost, report.rows) == (0, ROWS - 50)
     assert verify(folder).sound
 
 
@@ -205,8 +205,8 @@ def test_damaged_vectors_beside_a_damaged_picture_are_not_sealed_in_as_sound(fol
     overwritten(folder, "vectors", 290 * DIM * 2)
     problems = verify(folder).problems
     assert [(problem.path, problem.lost) for problem in problems] == [("shards/000002.h5", 0), ("shards/000002.h5", 44)]
-    told = repair(folder)
-    assert (told.lost, told.rows) == (44, ROWS - 50 - 44)
+    report = repair(folder)
+    assert (report.lost, report.rows) == (44, ROWS - 50 - 44)
     assert verify(folder).sound
     left = everything(folder)
     assert all(left[key][:-1] == true[key][:-1] for key in left if key)
@@ -222,8 +222,8 @@ def test_a_store_without_any_manifest_is_put_together_from_its_shards(folder: Pa
     true = everything(folder)
     for path in (folder / "snapshots").iterdir():
         path.write_text("{")
-    told = repair(folder)
-    assert (told.rows, told.lost) == (ROWS - 50, 0)
+    report = repair(folder)
+    assert (report.rows, report.lost) == (ROWS - 50, 0)
     assert everything(folder) == true
 
 

@@ -54,8 +54,8 @@ def test_a_store_exported_and_imported_is_equal(
 ) -> None:
     monkeypatch.setattr("clipfake.store.exchange.export_rows.BLOCK_ROWS", 64)
     monkeypatch.setattr("clipfake.store.exchange.import_rows.BLOCK_ROWS", 50)
-    told = export_rows(snapshot, tmp_path / "out", layout, rows_per_file=250)
-    assert (told.rows, told.layout) == (len(snapshot), layout)
+    report = export_rows(snapshot, tmp_path / "out", layout, rows_per_file=250)
+    assert (report.rows, report.layout) == (len(snapshot), layout)
     back = import_rows(tmp_path / "out", tmp_path / "back")
     assert (back.rows, back.added) == (len(snapshot), len(snapshot))
     same(snapshot, Store.open(tmp_path / "back").snapshot())
@@ -110,12 +110,12 @@ def foreign(folder: Path, rows: int = 6, scale: float = 1.0, **columns: Any) -> 
     """What clip-retrieval itself writes, in two files."""
     vectors = np.random.default_rng(1).normal(size=(rows, 4))
     vectors *= scale / np.linalg.norm(vectors, axis=1, keepdims=True)
-    told = {"image_path": [f"/data/{i}.jpg" for i in range(rows)], "caption": ["a cat"] * rows, **columns}
+    fields = {"image_path": [f"/data/{i}.jpg" for i in range(rows)], "caption": ["a cat"] * rows, **columns}
     for number, part in enumerate((slice(0, 4), slice(4, rows))):
         for kind in ("img_emb", "metadata"):
             (folder / kind).mkdir(parents=True, exist_ok=True)
         np.save(folder / f"img_emb/img_emb_{number}.npy", vectors[part].astype(np.float16))
-        table = pyarrow.table({name: values[part] for name, values in told.items()})
+        table = pyarrow.table({name: values[part] for name, values in fields.items()})
         parquet.write_table(table, folder / f"metadata/metadata_{number}.parquet")
     return folder
 
@@ -178,10 +178,10 @@ def not_a_number(vectors: np.ndarray) -> np.ndarray:
         (lambda f: [p.unlink() for p in f.rglob("*.npy")], SourceError, "neither vectors.npy"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, error: type[Exception], said: str) -> None:
+def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, error: type[Exception], message: str) -> None:
     folder = foreign(tmp_path / "theirs")
     damage(folder)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         import_rows(folder, tmp_path / "s", FOREIGN, ImportDefaults("x"))
 
 
@@ -197,10 +197,10 @@ def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, error: type[Exc
     ],
 )
 def test_a_foreign_table_that_says_too_little_is_named(
-    tmp_path: Path, columns: dict[str, Any], meaning: ImportDefaults, error: type[Exception], said: str
+    tmp_path: Path, columns: dict[str, Any], meaning: ImportDefaults, error: type[Exception], message: str
 ) -> None:
     folder = foreign(tmp_path / "theirs", **columns)
-    with pytest.raises(error, match=said):
+    with pytest.raises(error, match=message):
         import_rows(folder, tmp_path / "s", FOREIGN, meaning)
 
 
@@ -214,20 +214,20 @@ def test_a_foreign_table_that_says_too_little_is_named(
         (lambda f: set_column(f, "width", ["wide"] * 40), "width"),
     ],
 )
-def test_an_export_that_was_altered_is_named(tmp_path: Path, damage: Any, said: str) -> None:
+def test_an_export_that_was_altered_is_named(tmp_path: Path, damage: Any, message: str) -> None:
     [block] = synthetic(40, 4, size=40)
     texts = {name: np.ones(4, np.float32) for name in block.rows.categories.tolist()}
     with Store.create(tmp_path / "s", block.space).writer() as writer:
         writer.append(Block(block.space, block.rows, block.vectors, (), texts))
     export_rows(Store.open(tmp_path / "s").snapshot(), tmp_path / "out", "numpy")
     damage(tmp_path / "out")
-    with pytest.raises(SourceError, match=said):
+    with pytest.raises(SourceError, match=message):
         import_rows(tmp_path / "out", tmp_path / "again")
 
 
 def set_card(folder: Path, **changes: Any) -> None:
-    told = json.loads((folder / "clipfake.json").read_text())
-    (folder / "clipfake.json").write_text(json.dumps({**told, **changes}))
+    content = json.loads((folder / "clipfake.json").read_text())
+    (folder / "clipfake.json").write_text(json.dumps({**content, **changes}))
 
 
 def set_column(folder: Path, name: str, values: list[Any]) -> None:
@@ -238,7 +238,7 @@ def set_column(folder: Path, name: str, values: list[Any]) -> None:
 
 def test_a_table_with_flipped_bytes_is_named_or_read_as_it_was(snapshot: Snapshot, tmp_path: Path) -> None:
     export_rows(snapshot, tmp_path / "out", "numpy")
-    path, told = tmp_path / "out/rows.parquet", 0
+    path, named_errors = tmp_path / "out/rows.parquet", 0
     content = path.read_bytes()
     for place in np.linspace(4, len(content) - 5, 60).astype(int):
         altered = bytearray(content)
@@ -248,8 +248,8 @@ def test_a_table_with_flipped_bytes_is_named_or_read_as_it_was(snapshot: Snapsho
             rows = import_rows(tmp_path / "out", tmp_path / f"{place}").rows
             assert rows == len(snapshot)
         except (SourceError, BadBlock):
-            told += 1
-    assert told > 20
+            named_errors += 1
+    assert named_errors > 20
 
 
 def test_vectors_of_an_unknown_or_other_encoder_are_refused(snapshot: Snapshot, tmp_path: Path) -> None:
@@ -268,8 +268,8 @@ def test_vectors_of_an_unknown_or_other_encoder_are_refused(snapshot: Snapshot, 
 @pytest.mark.parametrize(
     ("told", "label"), [("real", 0), (" Fake ", 1), (True, 1), (0.0, 0), (None, -1), (float("nan"), -1), (-1, -1)]
 )
-def test_labels_are_read_as_people_write_them(told: Any, label: int) -> None:
-    assert label_of(told) == label
+def test_labels_are_read_as_people_write_them(value: Any, label: int) -> None:
+    assert label_of(value) == label
 
 
 def test_the_commands_export_and_import(snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -282,9 +282,9 @@ def test_the_commands_export_and_import(snapshot: Snapshot, tmp_path: Path, caps
         assert not ended.value.code
         return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
 
-    told = ran("export", "--to", tmp_path / "out", "--label", "fake", "--store", snapshot.folder)
-    assert told["rows"] == (snapshot.column("labels") == 1).sum()
-    assert ran("import", tmp_path / "out", "--store", tmp_path / "s")["added"] == told["rows"]
+    output = ran("export", "--to", tmp_path / "out", "--label", "fake", "--store", snapshot.folder)
+    assert output["rows"] == (snapshot.column("labels") == 1).sum()
+    assert ran("import", tmp_path / "out", "--store", tmp_path / "s")["added"] == output["rows"]
     foreign(tmp_path / "theirs", who=list("aabbcc"))
     words = ("import", tmp_path / "theirs", "--space", "theirs", "--column", "source=who", "--label", "real")
     assert ran(*words, "--store", tmp_path / "t")["added"] == 6
@@ -300,11 +300,11 @@ def test_the_commands_export_and_import(snapshot: Snapshot, tmp_path: Path, caps
     ],
 )
 def test_what_the_commands_cannot_take_is_wrong_usage(
-    snapshot: Snapshot, capsys: pytest.CaptureFixture[str], words: list[str], told: str
+    snapshot: Snapshot, capsys: pytest.CaptureFixture[str], words: list[str], text: str
 ) -> None:
     from clipfake.cli import main
 
     with pytest.raises(SystemExit) as ended:
         main(["store", *words, "--store", str(snapshot.folder)])
     assert ended.value.code == 2
-    assert told in capsys.readouterr().err
+    assert text in capsys.readouterr().err

@@ -52,12 +52,12 @@ def test_the_pages_reader_reads_what_we_write(store: Store) -> None:
 
 
 def test_the_page_names_every_dataset_of_a_shard(store: Store) -> None:
-    told = set(re.findall(r"`([a-z_/…]+)`", PAGE))
+    names = set(re.findall(r"`([a-z_/…]+)`", PAGE))
     with h5py.File(store.folder / "shards/000001.h5") as file:
         datasets: list[str] = []
         file.visititems(lambda name, node: datasets.append(name) if isinstance(node, h5py.Dataset) else None)
         unmappable = [name for name in datasets if file[name].id.get_offset() is None]
-    assert {name for name in datasets if name not in told and f"{name.split('/')[0]}/…" not in told} == set()
+    assert {name for name in datasets if name not in names and f"{name.split('/')[0]}/…" not in names} == set()
     assert unmappable == []
 
 
@@ -82,10 +82,10 @@ def test_a_copy_of_the_first_releases_store_is_added_to_and_compacted(tmp_path: 
         texts[name] = np.ones(before.space.dim, np.float32)
     replaced = Rows.make(before.rows.keys[:3], before.rows.labels[:3], digests=np.full(3, b"n" * 16, "V16"))
     with store.writer() as writer:
-        told = writer.append(Block(before.space, given.rows, given.vectors, pictures, texts))
-        assert (told.added, told.replaced) == (20, 0)
-        told = writer.append(Block(before.space, replaced, -before.vectors(slice(0, 3))))
-        assert (told.added, told.replaced) == (0, 3)
+        counts = writer.append(Block(before.space, given.rows, given.vectors, pictures, texts))
+        assert (counts.added, counts.replaced) == (20, 0)
+        counts = writer.append(Block(before.space, replaced, -before.vectors(slice(0, 3))))
+        assert (counts.added, counts.replaced) == (0, 3)
     expected = old | dict(zip(given.rows.keys.tolist(), given.vectors.astype(np.float16).tolist(), strict=True))
     expected |= {key: (-np.array(old[key])).tolist() for key in replaced.keys.tolist()}
     for change in (lambda: None, lambda: compact(store)):

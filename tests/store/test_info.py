@@ -26,25 +26,25 @@ def test_the_figures_of_a_store_add_up(tmp_path: Path) -> None:
     store = made(tmp_path / "s")
     (tmp_path / "s/heads/default").mkdir(parents=True)
     (tmp_path / "s/heads/default/head.json").write_text('{"snapshot": 1}')
-    told = info(store)
+    report = info(store)
     rows = store.snapshot().rows
-    assert (told.rows, told.deleted_rows, told.shards) == (550, 50, 1)
-    assert told.labels == {"real": int((rows.labels == 0).sum()), "fake": int((rows.labels == 1).sum()), "unknown": 0}
-    assert sum(s.rows for s in told.sources) == 550
-    assert {s.name: s.fake for s in told.sources if s.real} == {f"source-{i:02d}": 0 for i in range(10)}
-    assert told.bytes == (tmp_path / "s/shards/000001.h5").stat().st_size
-    assert [(h.name, h.snapshot, h.stale) for h in told.heads] == [("default", 1, True)]
-    assert json.loads(json.dumps(told.to_dict()))["space"]["encoder"] == "synthetic"
+    assert (report.rows, report.deleted_rows, report.shards) == (550, 50, 1)
+    assert report.labels == {"real": int((rows.labels == 0).sum()), "fake": int((rows.labels == 1).sum()), "unknown": 0}
+    assert sum(s.rows for s in report.sources) == 550
+    assert {s.name: s.fake for s in report.sources if s.real} == {f"source-{i:02d}": 0 for i in range(10)}
+    assert report.bytes == (tmp_path / "s/shards/000001.h5").stat().st_size
+    assert [(h.name, h.snapshot, h.stale) for h in report.heads] == [("default", 1, True)]
+    assert json.loads(json.dumps(report.to_dict()))["space"]["encoder"] == "synthetic"
 
 
 def test_an_empty_store_has_figures_too(tmp_path: Path) -> None:
-    told = info(Store.create(tmp_path / "s", space(8)))
-    assert (told.rows, told.sources, told.categories) == (0, (), 0)
+    report = info(Store.create(tmp_path / "s", space(8)))
+    assert (report.rows, report.sources, report.categories) == (0, (), 0)
 
 
 def test_the_history_tells_every_snapshot(tmp_path: Path) -> None:
-    told = history(made(tmp_path / "s"))
-    assert [(s.rows, s.note) for s in told.snapshots] == [(0, "created"), (550, "first")]
+    report = history(made(tmp_path / "s"))
+    assert [(s.rows, s.note) for s in report.snapshots] == [(0, "created"), (550, "first")]
 
 
 @given(st.lists(st.sampled_from(["", "cat", "dog", "Zebra", "ä", "日本", "\U0001f600"])), st.sampled_from([1, 3, 100]))

@@ -208,8 +208,8 @@ def depth_model(tmp_path: Path) -> Path:
     )
     torch.manual_seed(0)
     transformers.DPTForDepthEstimation(config).save_pretrained(tmp_path / "dpt")
-    told = {"size": {"height": 32, "width": 32}, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-    (tmp_path / "dpt/preprocessor_config.json").write_text(json.dumps({**told, "do_normalize": True}))
+    fields = {"size": {"height": 32, "width": 32}, "resample": 3, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    (tmp_path / "dpt/preprocessor_config.json").write_text(json.dumps({**fields, "do_normalize": True}))
     return tmp_path / "dpt"
 
 
@@ -237,10 +237,10 @@ def test_the_rows_of_changed_or_missing_files_get_none(toy: Any, tmp_path: Path)
     index([folder], store, encoder)
     (folder / "1.png").write_bytes(toy.drawn("camera_a", 50))
     (folder / "2.png").unlink()
-    told = add_vectors(store, "again", encoder)
-    assert (told.added, told.missing) == (4, 2)
-    assert "has changed since" in told.failed["camera_a/1.png"]
-    assert "camera_a/2.png" in told.failed
+    report = add_vectors(store, "again", encoder)
+    assert (report.added, report.missing) == (4, 2)
+    assert "has changed since" in report.failed["camera_a/1.png"]
+    assert "camera_a/2.png" in report.failed
     moved = folder.rename(tmp_path / "moved").joinpath("camera_a")
     moved.mkdir()
     for number in range(6):
@@ -271,8 +271,8 @@ def test_a_head_on_two_columns_is_trained_and_asked(
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
     ran("index", "--folders", *folders, "--encoder", "plain")
-    [told] = ran("store", "column", "depth", "--encoder", f"depth:{depth_model}")
-    assert (told["added"], told["missing"]) == (220, 0)
+    [output] = ran("store", "column", "depth", "--encoder", f"depth:{depth_model}")
+    assert (output["added"], output["missing"]) == (220, 0)
     [trained] = ran("train", "--columns", "main,depth", "--epochs", "2", "--head", "guided")
     assert trained["head"]["test"]["n"] > 0
     assert columns_of(head_folder(tmp_path / "s", "guided")) == ("main", "depth")
@@ -372,6 +372,6 @@ def test_a_snapshot_that_cannot_be_read_keeps_no_column_from_being_filled(store:
         (np.full((2, 5), 1e-9, np.float32), "zero or not finite"),
     ],
 )
-def test_a_vector_that_cannot_be_stored_is_refused(store: Store, vectors: Any, told: str) -> None:
-    with named_vectors_writer(store, "depth", OTHER) as writer, pytest.raises(BadBlock, match=told):
+def test_a_vector_that_cannot_be_stored_is_refused(store: Store, vectors: Any, text: str) -> None:
+    with named_vectors_writer(store, "depth", OTHER) as writer, pytest.raises(BadBlock, match=text):
         writer.put(np.array([3, 4]), vectors)

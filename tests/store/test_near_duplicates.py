@@ -44,10 +44,10 @@ def test_the_nearest_others_are_those_of_a_plain_product(
     assert np.allclose(pairs.similarity, truth(snapshot, 6, positions), atol=1e-5)
     assert np.isin(pairs.rows, positions).all()
     assert not (pairs.rows == positions[:, None]).any()
-    told = (
+    result = (
         snapshot.vectors(pairs.rows.ravel()).reshape(*pairs.rows.shape, DIM) * snapshot.vectors(positions)[:, None]
     ).sum(-1)
-    assert np.allclose(told, pairs.similarity, atol=1e-5)
+    assert np.allclose(result, pairs.similarity, atol=1e-5)
 
 
 def test_more_neighbours_than_rows_are_said_to_be_missing(snapshot: Snapshot, tmp_path: Path) -> None:

@@ -47,10 +47,10 @@ def test_exact_search_is_the_plain_matrix_product(
     monkeypatch.setattr("clipfake.store.search.exact.PIECE_CELLS", 700 * 256)  # several pieces
     snapshot = store.snapshot()
     where = None if share is None else np.random.default_rng(3).random(ROWS) < share
-    asked = snapshot.vectors(slice(0, queries))
+    query_rows = snapshot.vectors(slice(0, queries))
     exact = ExactSearch(snapshot, "cpu", kept_bytes)
-    found = exact.search(snapshot, asked, 10, None if where is None else where.nonzero()[0])
-    true = truth(snapshot, asked, 10, where)
+    found = exact.search(snapshot, query_rows, 10, None if where is None else where.nonzero()[0])
+    true = truth(snapshot, query_rows, 10, where)
     assert np.allclose(found.similarity, true.similarity, atol=1e-5, equal_nan=True)
     assert recall(found, true) > 0.999  # rows that are equally near may change places
 
@@ -64,10 +64,10 @@ def test_several_filters_at_once_find_what_each_finds_alone(
     snapshot = store.snapshot()
     lots = np.random.default_rng(3).random(ROWS)
     wheres = [lots < shares[0], lots >= 1 - shares[1]]
-    asked = snapshot.vectors(slice(0, queries))
-    found = ExactSearch(snapshot, "cpu").search_each(snapshot, asked, 10, [where.nonzero()[0] for where in wheres])
+    query_rows = snapshot.vectors(slice(0, queries))
+    found = ExactSearch(snapshot, "cpu").search_each(snapshot, query_rows, 10, [where.nonzero()[0] for where in wheres])
     for one, where in zip(found, wheres, strict=True):
-        true = truth(snapshot, asked, 10, where)
+        true = truth(snapshot, query_rows, 10, where)
         assert np.allclose(one.similarity, true.similarity, atol=1e-5, equal_nan=True)
         assert recall(one, true) > 0.999
 
@@ -119,8 +119,8 @@ def filters(snapshot: Snapshot) -> dict[str, np.ndarray | None]:
 @pytest.mark.usefixtures("always_indexed")
 def test_filters_of_every_selectivity_keep_their_recall(indexed: Store) -> None:
     snapshot = indexed.snapshot()
-    asked = np.random.default_rng(6).choice(len(snapshot), 60, replace=False)
-    vectors = snapshot.vectors(asked)
+    queries = np.random.default_rng(6).choice(len(snapshot), 60, replace=False)
+    vectors = snapshot.vectors(queries)
     for name, where in filters(snapshot).items():
         if where is not None and not where.any():
             continue

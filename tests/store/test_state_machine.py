@@ -41,8 +41,8 @@ def row(number: int, version: int) -> tuple[str, Row]:
     vector = np.random.default_rng([number, version]).normal(size=DIM)
     vector = (vector / np.linalg.norm(vector)).astype(np.float16)
     digest = np.random.default_rng([9, number, version]).bytes(16)
-    told = (int(source != "camera"), source, CATEGORIES[number % 2], digest, tuple(vector.tolist()), bytes([number]))
-    return f"{source}/{number}", told
+    result = (int(source != "camera"), source, CATEGORIES[number % 2], digest, tuple(vector.tolist()), bytes([number]))
+    return f"{source}/{number}", result
 
 
 def block(numbers: list[int], version: int) -> Block:
@@ -66,8 +66,8 @@ def held(snapshot: Snapshot) -> Model:
     columns = [rows.labels, rows.sources, rows.categories]
     digests = [digest.tobytes() for digest in rows.digests]
     vectors = [tuple(vector) for vector in snapshot.vectors().tolist()]
-    told = zip(*(column.tolist() for column in columns), digests, vectors, pictures, strict=True)
-    return dict(zip(rows.keys.tolist(), told, strict=True))
+    values = zip(*(column.tolist() for column in columns), digests, vectors, pictures, strict=True)
+    return dict(zip(rows.keys.tolist(), values, strict=True))
 
 
 class StoreModel(RuleBasedStateMachine):
@@ -98,26 +98,30 @@ class StoreModel(RuleBasedStateMachine):
     def append(self, numbers: list[int], version: int, rows_per_shard: int) -> None:
         new = dict(row(number, version) for number in numbers)
         with self.store.writer(rows_per_shard=rows_per_shard) as writer:
-            told = writer.append(block(numbers, version))
+            counts = writer.append(block(numbers, version))
         known = {key for key in new if self.model.get(key) == new[key]}
         replaced = {key for key in new if key in self.model} - known
-        assert (told.known, told.replaced, told.added) == (len(known), len(replaced), len(new) - len(known | replaced))
+        assert (counts.known, counts.replaced, counts.added) == (
+            len(known),
+            len(replaced),
+            len(new) - len(known | replaced),
+        )
         self.model |= new
         self.now()
 
     @rule(by=st.sampled_from([*SOURCES, *CATEGORIES, 0, 1]))
     def delete_some(self, by: str | int) -> None:
         which = Filter(label=[by]) if isinstance(by, int) else Filter(**{_column(by): [by]})  # type: ignore[arg-type]
-        gone = {key for key, told in self.model.items() if by in told[:3]}
+        gone = {key for key, row in self.model.items() if by in row[:3]}
         assert delete(self.store, which).rows == len(gone)
-        self.model = {key: told for key, told in self.model.items() if key not in gone}
+        self.model = {key: row for key, row in self.model.items() if key not in gone}
         self.now()
 
     @rule(numbers=st.lists(st.integers(0, 39), min_size=1, max_size=5))
     def delete_keys(self, numbers: list[int]) -> None:
         keys = {row(number, 0)[0] for number in numbers}
         assert delete(self.store, Filter(key=sorted(keys))).rows == len(keys & self.model.keys())
-        self.model = {key: told for key, told in self.model.items() if key not in keys}
+        self.model = {key: row for key, row in self.model.items() if key not in keys}
         self.now()
 
     @rule(back=st.integers(0, 10))
@@ -164,7 +168,7 @@ class StoreModel(RuleBasedStateMachine):
                 with self.store.writer() as writer:
                     writer.append(block(numbers, 3))
             elif what == "delete":
-                after = {key: told for key, told in after.items() if told[1] != "gan"}
+                after = {key: row for key, row in after.items() if row[1] != "gan"}
                 delete(self.store, Filter(source=["gan"]))
             elif what == "undo":
                 after = dict(self.history[back])
@@ -218,7 +222,7 @@ class StoreModel(RuleBasedStateMachine):
         keys = [f"{source}/{number}" for number in range(0, 40, 7) for source in SOURCES]
         where = {key: place for place, key in enumerate(snapshot.column("keys").tolist())}
         assert snapshot.find(keys).tolist() == [where.get(key, -1) for key in keys]
-        assert snapshot.texts.keys() >= {told[2] for told in self.model.values()}
+        assert snapshot.texts.keys() >= {row[2] for row in self.model.values()}
 
     @invariant()
     def every_byte_is_as_it_was_written(self) -> None:

@@ -204,9 +204,9 @@ def test_damage_to_a_shard_is_named(tmp_path: Path, damage: str) -> None:
 def test_an_altered_manifest_is_noticed(tmp_path: Path) -> None:
     store = stored(tmp_path / "s", block("a/1"))
     path = max((tmp_path / "s/snapshots").glob("*.json"))
-    told = json.loads(path.read_text())
-    told["parts"][0]["rows"] = 7
-    path.write_text(json.dumps(told))
+    content = json.loads(path.read_text())
+    content["parts"][0]["rows"] = 7
+    path.write_text(json.dumps(content))
     with pytest.raises(Damaged, match="altered"):
         store.snapshot()
 

@@ -79,16 +79,16 @@ def everything(folder: Path) -> None:
 def told_otherwise(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
     """The newest manifest with a change in it, and the checksum that is right."""
     path = path_of(folder, read_manifest(folder).number)
-    told = json.loads(path.read_text())
-    told.pop("digest")
-    change(told)
-    told["digest"] = checksum(json.dumps(told, sort_keys=True).encode())
-    path.write_text(json.dumps(told))
+    content = json.loads(path.read_text())
+    content.pop("digest")
+    change(content)
+    content["digest"] = checksum(json.dumps(content, sort_keys=True).encode())
+    path.write_text(json.dumps(content))
 
 
 def test_a_store_that_nobody_changed_answers(store: Path) -> None:
     everything(store)
-    told_otherwise(store, lambda told: None)
+    told_otherwise(store, lambda fields: None)
     everything(store)
 
 
@@ -120,7 +120,7 @@ PART: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("change", PART)
 def test_a_part_that_makes_no_sense_is_damaged(change: dict[str, Any], store: Path) -> None:
-    told_otherwise(store, lambda told: told["parts"][0].update(change))
+    told_otherwise(store, lambda fields: fields["parts"][0].update(change))
     with pytest.raises(Damaged):
         everything(store)
 
@@ -147,13 +147,13 @@ def test_a_part_that_makes_no_sense_is_damaged(change: dict[str, Any], store: Pa
     ],
 )
 def test_a_manifest_that_makes_no_sense_is_damaged(change: dict[str, Any], store: Path) -> None:
-    told_otherwise(store, lambda told: told.update(change))
+    told_otherwise(store, lambda fields: fields.update(change))
     with pytest.raises(StoreError):
         everything(store)
 
 
 def test_a_shard_that_is_named_twice_does_not_count_twice(store: Path) -> None:
-    told_otherwise(store, lambda told: told["parts"].append(told["parts"][0]))
+    told_otherwise(store, lambda fields: fields["parts"].append(fields["parts"][0]))
     with pytest.raises(Damaged, match="their numbers grow"):
         everything(store)
 
@@ -177,8 +177,8 @@ def test_json_that_no_parser_reads_is_damaged(content: str, store: Path) -> None
 def test_a_list_of_deleted_rows_that_are_not_there_is_damaged(rows: list[int], store: Path) -> None:
     content = np.array(rows, "<u4").tobytes()
 
-    def change(told: dict[str, Any]) -> None:
-        part = told["parts"][0]
+    def change(fields: dict[str, Any]) -> None:
+        part = fields["parts"][0]
         part.update(deleted_rows=max(len(rows), 1), deleted_digest=checksum(content))
         (store / "deleted" / part["deleted"]).write_bytes(content)
 
@@ -205,7 +205,7 @@ def shard_otherwise(folder: Path, change: Callable[[h5py.File], Any]) -> None:
         header = Shard(path).header
         told_otherwise(
             folder,
-            lambda told: told["parts"][0].update(header=header.digest, size=path.stat().st_size, rows=header.rows),
+            lambda fields: fields["parts"][0].update(header=header.digest, size=path.stat().st_size, rows=header.rows),
         )
 
 
@@ -314,33 +314,33 @@ def test_words_whose_length_leads_back_do_not_have_hdf5_go_round_for_ever(size: 
 
 def test_a_column_does_not_read_files_out_of_its_folder(store: Path) -> None:
     card = store / "columns/depth/column.json"
-    told = json.loads(card.read_text())
-    told.pop("digest")
-    told["pieces"][0]["file"] = "../../../../dev/zero"
-    card.write_text(json.dumps({**told, "digest": checksum(json.dumps(told, sort_keys=True).encode())}))
+    content = json.loads(card.read_text())
+    content.pop("digest")
+    content["pieces"][0]["file"] = "../../../../dev/zero"
+    card.write_text(json.dumps({**content, "digest": checksum(json.dumps(content, sort_keys=True).encode())}))
     with pytest.raises(Damaged, match="no name of ours"):
         open_named_vectors(store, "depth")
 
 
 INDEX: dict[str, Callable[[dict[str, Any]], Any]] = {
-    "label": lambda told: told["labels"][0].update(label="../0"),
-    "rows": lambda told: told["labels"][0].update(rows=10**9),
-    "files": lambda told: told["labels"][0].update(files={"../../x": [0, 0, "", ""]}),
-    "none": lambda told: told["labels"][0].update(files={}),
-    "efforts": lambda told: told["labels"][0].update(efforts={"x": 1}),
-    "labels": lambda told: told.update(labels=[[]]),
-    "snapshot": lambda told: told.update(snapshot=1e999),
-    "space": lambda told: told["space"].update(dim=-1),
+    "label": lambda fields: fields["labels"][0].update(label="../0"),
+    "rows": lambda fields: fields["labels"][0].update(rows=10**9),
+    "files": lambda fields: fields["labels"][0].update(files={"../../x": [0, 0, "", ""]}),
+    "none": lambda fields: fields["labels"][0].update(files={}),
+    "efforts": lambda fields: fields["labels"][0].update(efforts={"x": 1}),
+    "labels": lambda fields: fields.update(labels=[[]]),
+    "snapshot": lambda fields: fields.update(snapshot=1e999),
+    "space": lambda fields: fields["space"].update(dim=-1),
 }
 
 
 @pytest.mark.parametrize("what", INDEX)
 def test_an_index_that_makes_no_sense_is_damaged_and_searches_do_without(what: str, store: Path) -> None:
     folder = folders(store)[0]
-    told = json.loads((folder / "index.json").read_text())
-    told.pop("digest")
-    INDEX[what](told)
-    (folder / "index.json").write_text(json.dumps({**told, "digest": digest_of(told)}))
+    content = json.loads((folder / "index.json").read_text())
+    content.pop("digest")
+    INDEX[what](content)
+    (folder / "index.json").write_text(json.dumps({**content, "digest": digest_of(content)}))
     with pytest.raises(Damaged):
         open_index(folder, SPACE)
     everything(store)
@@ -350,12 +350,12 @@ def test_an_index_that_makes_no_sense_is_damaged_and_searches_do_without(what: s
 def test_arrays_of_an_index_that_do_not_fit_it_are_damaged(name: str, values: Any, store: Path) -> None:
     folder = folders(store)[0]
     np.save(folder / name, values)
-    told = json.loads((folder / "index.json").read_text())
-    told.pop("digest")
+    fields = json.loads((folder / "index.json").read_text())
+    fields.pop("digest")
     content = (folder / name).read_bytes()
-    one = next(one for one in told["labels"] if name in one["files"])
+    one = next(one for one in fields["labels"] if name in one["files"])
     one["files"][name] = [len(content), len(content), checksum(content), checksum(content)]
-    (folder / "index.json").write_text(json.dumps({**told, "digest": digest_of(told)}))
+    (folder / "index.json").write_text(json.dumps({**fields, "digest": digest_of(fields)}))
     with pytest.raises(Damaged, match="cannot be read"):
         open_index(folder, SPACE)
     everything(store)
@@ -411,13 +411,13 @@ def test_a_heads_arrays_that_make_no_sense_are_a_head_error(what: str, tmp_path:
 
     head().save(tmp_path)
     assert np.isfinite(Head.load(tmp_path, SPACE).decision_function(unit(3))).all()
-    told = json.loads((tmp_path / "head.json").read_text())
-    arrays = {name: array.copy() for name, array in load((tmp_path / told["arrays"]).read_bytes()).items()}
+    fields = json.loads((tmp_path / "head.json").read_text())
+    arrays = {name: array.copy() for name, array in load((tmp_path / fields["arrays"]).read_bytes()).items()}
     HEADS[what](arrays)
     content = save(arrays)
-    (tmp_path / told["arrays"]).write_bytes(content)
-    told["digest"] = hashlib.blake2b(content, digest_size=16).hexdigest()
-    (tmp_path / "head.json").write_text(json.dumps(told))
+    (tmp_path / fields["arrays"]).write_bytes(content)
+    fields["digest"] = hashlib.blake2b(content, digest_size=16).hexdigest()
+    (tmp_path / "head.json").write_text(json.dumps(fields))
     with pytest.raises(HeadError):
         Head.load(tmp_path)
 
@@ -425,8 +425,8 @@ def test_a_heads_arrays_that_make_no_sense_are_a_head_error(what: str, tmp_path:
 @pytest.mark.parametrize("change", TOLD)
 def test_a_heads_words_that_make_no_sense_are_a_head_error(change: dict[str, Any], tmp_path: Path) -> None:
     head().save(tmp_path)
-    told = json.loads((tmp_path / "head.json").read_text())
-    (tmp_path / "head.json").write_text(json.dumps(told | change))
+    content = json.loads((tmp_path / "head.json").read_text())
+    (tmp_path / "head.json").write_text(json.dumps(content | change))
     with pytest.raises(HeadError):
         Head.load(tmp_path)
     (tmp_path / "head.json").write_text(DEEP)
@@ -552,15 +552,15 @@ def test_any_value_in_a_manifest_gives_the_rows_or_a_store_error(where: str, mad
     whole = path.read_text()
     right = Store.open(here).snapshot().column("keys").tolist()
 
-    def place(told: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {"manifest": told, "part": told["parts"][0], "space": told["space"]}[where]
+    def place(fields: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {"manifest": fields, "part": fields["parts"][0], "space": fields["space"]}[where]
         return found
 
     @ANY
     @given(st.sampled_from(sorted(place(json.loads(whole)))), ANYTHING)
     def holds(name: str, value: Any) -> None:
         path.write_text(whole)
-        told_otherwise(here, lambda told: place(told).update({name: value}))
+        told_otherwise(here, lambda fields: place(fields).update({name: value}))
         with suppress(StoreError):
             snapshot = Store.open(here).snapshot()
             assert snapshot.column("keys").tolist() == right[: len(snapshot)]

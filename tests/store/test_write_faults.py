@@ -179,7 +179,7 @@ def test_an_index_that_could_not_be_written_changes_no_answer(tmp_path: Path) ->
 
 @pytest.mark.parametrize("change", EVERY, ids=lambda change: change.__name__)
 def test_a_full_disk_is_a_store_error(tmp_path: Path, change: Callable[[Store], None]) -> None:
-    start, told = prepared(tmp_path / "start").folder, 0
+    start, failures = prepared(tmp_path / "start").folder, 0
     calls = calls_of(lambda: change(Store(shutil.copytree(start, tmp_path / "model"))))
     for fail_at in range(1, calls + 1, 3):
         store = Store(shutil.copytree(start, tmp_path / f"{fail_at}"))
@@ -187,8 +187,8 @@ def test_a_full_disk_is_a_store_error(tmp_path: Path, change: Callable[[Store], 
             try:
                 change(store)
             except StoreError as e:
-                told += "No space left on device" in str(e)
-    assert told > 0
+                failures += "No space left on device" in str(e)
+    assert failures > 0
 
 
 def test_a_full_disk_is_a_store_error_for_a_repair_too(tmp_path: Path) -> None:
@@ -215,18 +215,18 @@ def test_an_export_that_fails_is_whole_or_absent(tmp_path: Path, layout: Layout)
     def files(folder: Path) -> list[Path]:
         return sorted(path.relative_to(folder) for path in folder.rglob("*"))
 
-    snapshot, out, told = prepared(tmp_path / "s").snapshot(), tmp_path / "out", 0
+    snapshot, out, failures = prepared(tmp_path / "s").snapshot(), tmp_path / "out", 0
     calls = calls_of(lambda: export_rows(snapshot, tmp_path / "model", layout))
     for fail_at in range(1, calls + 1):
         with failing(fail_at, kill=False):
             try:
                 export_rows(snapshot, out, layout)
             except StoreError:
-                told += 1
+                failures += 1
         if out.exists():
             assert files(out) == files(tmp_path / "model"), f"call {fail_at} failed"
             shutil.rmtree(out)
-    assert told > 3
+    assert failures > 3
     export_rows(snapshot, out, layout)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out", "s"]
 
@@ -243,17 +243,17 @@ def little_room() -> Iterator[Callable[[int], None]]:
 def test_a_file_that_cannot_grow_is_a_store_error(
     tmp_path: Path, change: Callable[[Store], None], little_room: Callable[[int], None]
 ) -> None:
-    store, told = prepared(tmp_path / "s"), 0
+    store, failures = prepared(tmp_path / "s"), 0
     before = state(store)
     for size in (0, 100, 1000, 3000, 5000):
         little_room(size)
         try:
             change(store)
         except StoreError as e:
-            told += "File too large" in str(e) or "write" in str(e)
+            failures += "File too large" in str(e) or "write" in str(e)
             assert state(store) == before
             assert verify(store.folder).problems == ()
-    assert told > 0
+    assert failures > 0
 
 
 def test_nothing_is_committed_before_all_it_needs_is_on_the_disk(
@@ -265,11 +265,11 @@ def test_nothing_is_committed_before_all_it_needs_is_on_the_disk(
     commits: list[str] = []
     needs = {"snapshots": ("shards/*.h5", "deleted/*.u4"), "other": ("columns/other/*.f2",)}
 
-    def told(found: os.stat_result) -> tuple[int, int, int]:
+    def identity(found: os.stat_result) -> tuple[int, int, int]:
         return found.st_ino, found.st_mtime_ns, found.st_size
 
     def fsync(handle: int) -> None:
-        flushed.add(told(os.fstat(handle)))
+        flushed.add(identity(os.fstat(handle)))
         waiting.difference_update({path for path in waiting if path.stat().st_ino == os.fstat(handle).st_ino})
 
     def mkdir(path: Path, mode: int = 0o777, real: Any = os.mkdir) -> None:
@@ -280,12 +280,12 @@ def test_nothing_is_committed_before_all_it_needs_is_on_the_disk(
         def move(source: Path, target: Path) -> None:
             source, target = Path(source), Path(target)
             if source.is_file():
-                assert told(source.stat()) in flushed, target.name
+                assert identity(source.stat()) in flushed, target.name
             if target.suffix == ".json" and target.parent.name in needs:
                 commits.append(target.name)
                 assert not waiting - {target.parent}
                 for pattern in needs[target.parent.name]:
-                    assert {told(path.stat()) for path in (tmp_path / "s").glob(pattern)} <= flushed, pattern
+                    assert {identity(path.stat()) for path in (tmp_path / "s").glob(pattern)} <= flushed, pattern
             real(source, target)
             waiting.update({target.parent, source.parent})
 
