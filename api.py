@@ -13,7 +13,8 @@ from .detector.training.fit import FitReport, fit_detector
 from .detector.training.train import TrainOptions
 from .detector.verdict import Refusal, Verdict
 from .errors import NoStore
-from .indexer.encoders.encoder_spec import DEFAULT_ENCODER, EncoderSpec
+from .indexer.encoder_spec import EncoderSpec
+from .indexer.encoders.encoder_name import DEFAULT_ENCODER
 from .indexer.index_run import IndexOptions
 from .indexer.report import IndexReport
 from .session import Session

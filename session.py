@@ -15,7 +15,8 @@ from .detector.detector import QueryOptions, VectorDetector
 from .detector.evidence import EvidenceOptions
 from .detector.head import DEFAULT, Head
 from .detector.verdict import Refusal, Verdict
-from .indexer.encoders.encoder_spec import INT8, EncoderSpec, seed_of
+from .indexer.encoder_spec import EncoderSpec
+from .indexer.encoders.encoder_name import INT8, seed_of
 from .simulated.notice import NOTICE, is_standin
 from .store.named_vectors import MAIN, open_named_vectors
 from .store.search.matches import Searcher

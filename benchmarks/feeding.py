@@ -22,8 +22,8 @@ from typing import Any
 
 from ..indexer.distributed.process_pool import ProcessPool
 from ..indexer.distributed.worker_pool import index_with
+from ..indexer.encoder_spec import EncoderSpec
 from ..indexer.encoders.base import Encoder
-from ..indexer.encoders.encoder_spec import EncoderSpec
 from ..indexer.index import IndexOptions, index
 from ..indexer.sources.folders import listing
 from ..indexer.sources.image_ref import ImageRef

@@ -38,7 +38,7 @@ from PIL import Image as Pillow
 
 from ..indexer.decoding.image import Pixels, decode, thumbnail
 from ..indexer.encoders.base import Embeddings, Encoder, unit
-from ..indexer.encoders.encoder_spec import place_of, seed_of
+from ..indexer.encoders.encoder_name import place_of, seed_of
 from ..indexer.encoders.load import load_encoder
 from ..indexer.index import IndexOptions, index
 from ..indexer.report import IndexReport

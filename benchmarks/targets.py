@@ -25,7 +25,7 @@ from ..errors import ClipfakeError
 from ..indexer.distributed.process_pool import WORTH, processes_for
 from ..indexer.encoders.checkpoint import open_checkpoint
 from ..indexer.encoders.clip_vision import VisionConfig
-from ..indexer.encoders.encoder_spec import place_of, with_random_weights
+from ..indexer.encoders.encoder_name import place_of, with_random_weights
 from ..indexer.index import IndexOptions
 from . import indexing, throughput
 from .common import command

@@ -27,8 +27,8 @@ import torch
 from ..indexer.decoding.image import Pixels, decode
 from ..indexer.distributed.process_pool import ProcessPool
 from ..indexer.distributed.worker_pool import index_with
+from ..indexer.encoder_spec import EncoderSpec
 from ..indexer.encoders.base import Embeddings, Encoder
-from ..indexer.encoders.encoder_spec import EncoderSpec
 from ..indexer.index import IndexOptions, index
 from ..store.records import Block, Rows
 from ..store.store import Store

@@ -40,7 +40,7 @@ def bench_command(
     from ..benchmarks import int8, parity, throughput
     from ..benchmarks.common import command
     from ..benchmarks.detector import query, training
-    from ..indexer.encoders.encoder_spec import with_random_weights
+    from ..indexer.encoders.encoder_name import with_random_weights
 
     name = with_random_weights(encoder) if untrained else encoder
     result: dict[str, Any] = {}

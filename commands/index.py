@@ -28,7 +28,7 @@ from .terminal import quoted, say, show
 
 if TYPE_CHECKING:
     from ..indexer.distributed.worker_pool import WorkerPool
-    from ..indexer.encoders.encoder_spec import EncoderSpec
+    from ..indexer.encoder_spec import EncoderSpec
     from ..indexer.index_run import Folders, IndexOptions, Progress
     from ..indexer.report import IndexReport
     from ..store.records import Ints
@@ -80,7 +80,7 @@ def index_command(
     """
     from ..indexer.decoding.nvimagecodec import DECODERS, require_decoder
     from ..indexer.distributed.process_pool import processes_for
-    from ..indexer.encoders.encoder_spec import EncoderSpec
+    from ..indexer.encoder_spec import EncoderSpec
     from ..indexer.encoders.hub import bring
     from ..indexer.index import IndexOptions, plan
     from ..indexer.progress import all_of

@@ -44,7 +44,7 @@ def open_encoder(
 def encoder_name(store: Path, encoder: str | None, *, untrained: bool = False) -> str:
     """What `load_encoder` is to load: the encoder that was named, else the store's own, else the default."""
     from ..errors import NoStore
-    from ..indexer.encoders.encoder_spec import with_random_weights
+    from ..indexer.encoders.encoder_name import with_random_weights
     from ..store.store import Store
 
     if encoder is None:
@@ -86,7 +86,7 @@ def notice(encoder: Embeds) -> None:
 
 def notice_of(encoder: Embeds) -> str:
     """What must be known of an encoder to read its verdicts; "" for a real one."""
-    from ..indexer.encoders.encoder_spec import INT8, seed_of
+    from ..indexer.encoders.encoder_name import INT8, seed_of
     from ..simulated.notice import NOTICE, is_standin
 
     name = encoder.space.encoder.removeprefix(INT8)

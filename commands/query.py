@@ -71,7 +71,7 @@ def query_command(
     from ..detector.detector import QueryOptions
     from ..detector.evidence import EvidenceOptions
     from ..detector.verdict import Refusal
-    from ..indexer.encoders.encoder_spec import EncoderSpec
+    from ..indexer.encoder_spec import EncoderSpec
     from ..indexer.encoders.hub import bring
     from ..session import Session
     from ..show.contact_sheet import SheetEntry, write_sheet

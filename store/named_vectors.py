@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -27,8 +27,10 @@ from .search.matches import Positions
 from .shard import checksum
 from .snapshot import Snapshot
 from .space import Space
-from .store import Store
 from .writer import SECONDS_PER_SHARD
+
+if TYPE_CHECKING:
+    from .store import Store
 
 FOLDER, CARD = "columns", "column.json"
 FORMAT, VERSION = "clipfake-column", 1

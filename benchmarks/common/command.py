@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from ...indexer.encoders.encoder_spec import with_random_weights
+from ...indexer.encoders.encoder_name import with_random_weights
 from ...indexer.sources.folders import expand, listing
 
 

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ...indexer.encoders.encoder_spec import place_of, seed_of
+from ...indexer.encoders.encoder_name import place_of, seed_of
 from ...indexer.encoders.load import device_names
 from ...indexer.encoders.torch_encoder import choose_device
 from . import command

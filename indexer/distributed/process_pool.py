@@ -22,7 +22,7 @@ import torch
 
 from ...errors import ClipfakeError, SourceError
 from ...store.space import Space
-from ..encoders.encoder_spec import EncoderSpec
+from ..encoder_spec import EncoderSpec
 from ..encoders.load import device_names
 from ..encoders.torch_encoder import choose_device
 from ..index_run import IndexOptions

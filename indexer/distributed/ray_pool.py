@@ -21,7 +21,7 @@ from typing import Any
 from ... import __version__, errors
 from ...errors import ClipfakeError, MissingExtra, SourceError, SpaceMismatch
 from ...store.space import Space
-from ..encoders.encoder_spec import EncoderSpec
+from ..encoder_spec import EncoderSpec
 from ..index_run import IndexOptions
 from .task import Task, TaskLost, TaskResult
 from .worker import AT_ONCE, STARTING, Worker

@@ -22,7 +22,7 @@ from ...store.shard import write_shard
 from ...store.space import Space
 from ..decoding.nvimagecodec import gpu_decoder_for
 from ..decoding.reader import ImageReader
-from ..encoders.encoder_spec import EncoderSpec
+from ..encoder_spec import EncoderSpec
 from ..index import block_of, texts_of
 from ..index_run import IndexOptions
 from ..pipeline import EncodedBatch, Pipeline, batched

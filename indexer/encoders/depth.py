@@ -18,7 +18,7 @@ from ...store.space import Space
 from ..decoding.image import Pixels
 from .base import Embeddings, Encoder, unit
 from .checkpoint import fingerprint_of, open_checkpoint
-from .encoder_spec import DEPTH, cannot_load
+from .encoder_name import DEPTH, cannot_load
 from .onednn_linear import use_onednn_linear
 from .preprocess import Preprocess
 from .torch_encoder import choose_device

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from .encoder_spec import PLAIN, cannot_load, place_of
+from .encoder_name import PLAIN, cannot_load, place_of
 
 CONFIG = "config.json"
 PREPROCESSING = ("preprocessor_config.json", "processor_config.json")

@@ -19,7 +19,7 @@ from .base import Encoder, PlainEncoder, Replicas
 from .checkpoint import Checkpoint, fingerprint_of, open_checkpoint
 from .clip_vision import ClipVision, VisionConfig
 from .depth import load_depth_encoder
-from .encoder_spec import DEPTH, INT8, PLAIN, cannot_load, place_of, seed_of, with_random_weights
+from .encoder_name import DEPTH, INT8, PLAIN, cannot_load, place_of, seed_of, with_random_weights
 from .openvino import OpenVinoEncoder
 from .preprocess import Preprocess
 from .text_encoder import TextEncoder

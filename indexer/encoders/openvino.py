@@ -13,7 +13,7 @@ import torch
 from ...errors import EncoderError, MissingExtra
 from ...store.space import Space
 from ..decoding.image import Pixels
-from . import encoder_spec, int8
+from . import encoder_name, int8
 from .base import Embeddings, Encoder, unit
 from .torch_encoder import TorchEncoder
 
@@ -70,7 +70,7 @@ class OpenVinoEncoder(Encoder):
 def space_in_8_bits(space: Space) -> Space:
     """The space of the same encoder in 8 bits: near, but not to be mixed with it."""
     digest = hashlib.sha256(f"{int8.SCHEME}: {space.fingerprint}".encode())
-    return Space(f"{encoder_spec.INT8}{space.encoder}", digest.hexdigest(), space.dim)
+    return Space(f"{encoder_name.INT8}{space.encoder}", digest.hexdigest(), space.dim)
 
 
 def _compiler(plain: TorchEncoder, precision: str) -> Callable[[int], Any]:

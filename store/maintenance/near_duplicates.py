@@ -104,7 +104,7 @@ def _begun(folder: Path, parameters: dict[str, Any], shape: tuple[int, int]) -> 
         if content != parameters:
             raise StoreError(
                 f"{folder} holds the {content.get('k')} nearest of {content.get('rows')} rows of another snapshot or "
-                f"filter, not the {parameters['k']} nearest of {parameters['rows']}; name another folder, or remove this one"
+                f"filter, not those asked for; name another folder, or remove this one"
             )
         return done
     with disk_errors(f"write {folder}"):

@@ -15,8 +15,8 @@ from clipfake.indexer.distributed.ray_pool import RayPool
 from clipfake.indexer.distributed.task import Task, TaskLost, TaskResult, task_size
 from clipfake.indexer.distributed.worker import Worker
 from clipfake.indexer.distributed.worker_pool import LOSSES, WorkerPool, index_with
+from clipfake.indexer.encoder_spec import EncoderSpec
 from clipfake.indexer.encoders.base import PlainEncoder
-from clipfake.indexer.encoders.encoder_spec import EncoderSpec
 from clipfake.indexer.index import IndexOptions, index
 from clipfake.indexer.quarantine import read_quarantine
 from clipfake.indexer.report import IndexReport
@@ -208,7 +208,7 @@ import os, signal, sys
 from clipfake.indexer.distributed.worker_pool import index_with
 from clipfake.indexer.index import IndexOptions
 from clipfake.indexer.distributed.process_pool import ProcessPool
-from clipfake.indexer.encoders.encoder_spec import EncoderSpec
+from clipfake.indexer.encoder_spec import EncoderSpec
 from clipfake.store.store import Store
 
 def kill(report):
@@ -248,7 +248,7 @@ import os, signal, sys
 from clipfake.indexer.distributed.worker_pool import index_with
 from clipfake.indexer.index import IndexOptions
 from clipfake.indexer.distributed.process_pool import ProcessPool
-from clipfake.indexer.encoders.encoder_spec import EncoderSpec
+from clipfake.indexer.encoder_spec import EncoderSpec
 from clipfake.store.store import Store
 
 class Together(ProcessPool):

@@ -38,8 +38,8 @@ from clipfake.indexer.decoding.nvimagecodec import NAME, NvImageCodec, box_mean,
 from clipfake.indexer.distributed.task import Task, TaskLost, TaskResult
 from clipfake.indexer.distributed.worker import Worker
 from clipfake.indexer.distributed.worker_pool import WorkerPool, index_with
+from clipfake.indexer.encoder_spec import EncoderSpec
 from clipfake.indexer.encoders.base import PlainEncoder
-from clipfake.indexer.encoders.encoder_spec import EncoderSpec
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.preprocess import Preprocess
 from clipfake.indexer.encoders.torch_encoder import TorchEncoder

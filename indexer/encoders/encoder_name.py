@@ -1,4 +1,4 @@
-"""How an encoder is named and loaded. Needs no torch until it is loaded.
+"""How an encoder is named. Needs no torch.
 
 NAME is a hub id or a directory. "untrained:SEED:NAME" is its architecture with random weights, "depth:NAME" a depth
 model, "int8:NAME" the same model in OpenVINO with 8-bit arithmetic.
@@ -6,13 +6,7 @@ model, "int8:NAME" the same model in OpenVINO with 8-bit arithmetic.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
 from ...errors import EncoderError
-
-if TYPE_CHECKING:
-    from .base import Encoder
 
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
 
@@ -20,21 +14,6 @@ PLAIN = "plain"
 UNTRAINED = "untrained:"
 DEPTH = "depth:"
 INT8 = "int8:"
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """Which encoder to load and where: the arguments of `load_encoder`, small enough to send to another process."""
-
-    name: str = ""  # "" for a store's own, where there is a store to ask
-    device: str = "auto"
-    precision: str = "auto"
-
-    def load(self) -> Encoder:
-        """Load the encoder; raises EncoderError or MissingExtra."""
-        from .load import load_encoder
-
-        return load_encoder(self.name, device=self.device, precision=self.precision)
 
 
 def place_of(name: str) -> tuple[str, bool]:
