@@ -1,4 +1,4 @@
-"""The command line: which commands there are, and how a run of one ends. The commands are in commands/."""
+"""The command line: the list of commands, and how each ends. The commands are in commands/."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from . import __version__
+from .commands.aliases import current_spelling
 from .commands.bank import app as bank
 from .commands.bench import bench_command
 from .commands.demo import demo_command
@@ -55,21 +56,21 @@ def _version(queries: bool) -> None:
 @app.callback()
 def about(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say which release this is.")
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
     ] = False,
 ) -> None:
-    """Index millions of images once; ask for ever after: is this one fake, and which known images say so?"""
+    """Find AI-generated images, and show which known images say so."""
 
 
-# Options that take several values: the shell turns `--folders data/*` into `--folders a b c`.
+# Options that take several values, since the shell turns `--folders data/*` into `--folders a b c`.
 SPREADING = ("--folders",)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run a command. Exit 0: done; 1: an error of ours, told on stderr; 2: wrong usage."""
+    """Run a command. Exit code 0: done; 1: an error, explained on stderr; 2: wrong usage."""
     prepare()
     try:
-        app(args=spread(sys.argv[1:] if arguments is None else arguments), prog_name="clipfake")
+        app(args=spread(current_spelling(sys.argv[1:] if arguments is None else arguments)), prog_name="clipfake")
     except ClipfakeError as e:
         say(f"clipfake: {e}")
         raise SystemExit(1) from e
@@ -81,7 +82,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def spread(arguments: Sequence[str]) -> list[str]:
-    """Repeat an option that takes several values before each of them.
+    """Repeat an option that takes several values before each value.
 
     >>> spread(["index", "--folders", "a", "b", "--store", "s"])
     ['index', '--folders', 'a', '--folders', 'b', '--store', 's']

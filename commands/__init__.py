@@ -1,8 +1,7 @@
-"""The commands: each parses its options, calls the rooms below and prints. The root's cli puts them together.
+"""The commands: each parses its options, calls the packages below and prints. The root's cli.py puts them together.
 
-One file a command, or a few that belong together:
-
-    jobs    index.py, train.py (with report), query.py, serve.py, evaluate.py, reproduce.py, bench.py, demo.py
-    upkeep  store.py, bank.py
-    shared  options.py that several take, opening.py for a store and its encoder, terminal.py for where words go
+jobs      index.py, train.py (with report), query.py, serve.py, evaluate.py, reproduce.py, bench.py, demo.py
+upkeep    store.py, bank.py
+shared    options.py that several take; choices.py are fixed sets of words; aliases.py accepts earlier spellings;
+          opening.py names encoders; terminal.py prints
 """

@@ -1,4 +1,4 @@
-"""`clipfake bank …`: the rows that evidence is drawn from."""
+"""`clipfake bank …`: the labelled rows that evidence is drawn from."""
 
 from __future__ import annotations
 
@@ -7,44 +7,46 @@ from typing import Annotated
 import typer
 
 from ..errors import SourceError
-from .opening import encoder_name, notice, open_encoder
+from .choices import KnownLabel
 from .options import STORE, DeviceOption, JsonOption, StoreOption
-from .terminal import LOADING, passing, show
+from .terminal import LOADING, passing, say, show
 
-app = typer.Typer(no_args_is_help=True, help="The rows that evidence is drawn from: add and remove a source.")
+app = typer.Typer(no_args_is_help=True, help="Add a source to the bank of labelled images, or remove one.")
 
 
 @app.command("add")
 def bank_add_command(
-    folder: Annotated[str, typer.Argument(help="Folder, zip or tar of images.")],
-    source: Annotated[str, typer.Option("--source", help="What to call them, such as the generator's name.")],
-    label: Annotated[str, typer.Option("--label", help="What they are: real or fake.")],
+    folder: Annotated[str, typer.Argument(help="Folder, zip or tar archive of images.")],
+    source: Annotated[
+        str, typer.Option("--source", metavar="NAME", help="Name of their source, such as the generator's.")
+    ],
+    label: Annotated[KnownLabel, typer.Option("--label", help="Label of the images.")],
     store: StoreOption = STORE,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Make the next query know these images, without training.
+    """Add images to the bank, so that the next query knows them. Nothing is trained.
 
     clipfake bank add new-generator/ --source new-generator --label fake --store mystore
     """
+    from ..indexer.encoder_spec import EncoderSpec
     from ..indexer.encoders.hub import bring
+    from ..session import Session
     from ..show.progress_display import index_summary
-    from ..store.records import FAKE, REAL
-    from ..store.store import Store
+    from ..store.records import LABEL_NUMBERS
 
-    labels = {"real": REAL, "fake": FAKE}
-    if label not in labels:
-        raise typer.BadParameter(f"{label} is neither real nor fake", param_hint="--label")
-    opened = Store.open(store)
-    bring(encoder_name(store, None))
+    session = Session(store, encoder=EncoderSpec(device=device))
+    bring(session.encoder_spec.name)
     with passing(LOADING):
         from ..indexer.index import index
         from ..indexer.sources.folders import expand
         from ..indexer.sources.named_source import NamedSource
 
-        model = open_encoder(store, None, device=device)
-    notice(model)
-    report = index([NamedSource(one, source, labels[label]) for one in expand([folder])], opened, model)
+        encoder = session.main_encoder
+    if session.notice:
+        say(session.notice)
+    sources = [NamedSource(one, source, LABEL_NUMBERS[label.value]) for one in expand([folder])]
+    report = index(sources, session.store, encoder)
     show(report.to_dict() if as_json else index_summary(report.to_dict()))
 
 
@@ -54,16 +56,15 @@ def bank_remove_command(
     store: StoreOption = STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Take a source's rows out of the bank; `clipfake store undo` brings them back.
+    """Remove the rows of a source from the bank; `clipfake store undo` brings them back.
 
     clipfake bank remove newgan --store mystore
     """
     from ..show.store_tables import count
+    from ..store.filter import Filter, delete
     from ..store.store import Store
 
-    with Store.open(store).writer(f"bank remove {source}") as writer:
-        where = writer.snapshot.column("sources") == source
-        if not where.any():
-            raise SourceError(f"the store {store} has no source {source}; `clipfake store info` lists them")
-        removed = writer.delete(where)
+    removed = delete(Store.open(store), Filter(source=source), f"bank remove {source}").rows
+    if not removed:
+        raise SourceError(f"the store {store} has no source {source}; `clipfake store info` lists them")
     show({"source": source, "removed": removed} if as_json else f"{count(removed, 'row')} of {source} removed")

@@ -10,7 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from ..core.atomic_files import write_text
-from .options import DEFAULT_ENCODER, DeviceOption, JsonOption
+from ..indexer.encoders.encoder_name import DEFAULT_ENCODER
+from .options import MODEL, OUTPUT, DeviceOption, JsonOption, UntrainedOption
 from .terminal import say, say_out, show
 
 SUITES = "throughput,parity,query,training"
@@ -18,20 +19,39 @@ ON_REQUEST = "int8"
 
 
 def bench_command(
-    encoder: Annotated[str, typer.Option("--encoder", help="Hub id or directory of a CLIP.")] = DEFAULT_ENCODER,
-    untrained: Annotated[bool, typer.Option("--untrained", help="Random weights from a seed.")] = False,
-    folders: Annotated[list[str] | None, typer.Option("--folders", help="Images.  [default: simulated ones]")] = None,
-    only: Annotated[str, typer.Option(help=f"Some of: {SUITES}; or {ON_REQUEST}.")] = SUITES,
-    precision: Annotated[str, typer.Option(help="One or several, separated by commas.")] = "auto",
-    limit: Annotated[int, typer.Option(min=8, help="Images.")] = 256,
-    rows: Annotated[int, typer.Option(min=1000, help="Of the synthetic bank that is queried.")] = 100_000,
-    repeats: Annotated[int, typer.Option(min=1)] = 3,
-    threads: Annotated[int | None, typer.Option(min=1, help="Of torch.")] = None,
+    encoder: Annotated[
+        str,
+        typer.Option("--encoder", metavar="NAME", help="Hub id or directory of a CLIP encoder.", rich_help_panel=MODEL),
+    ] = DEFAULT_ENCODER,
+    folders: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--folders", metavar="PATH...", help="Folders of images to measure with (default: simulated ones)."
+        ),
+    ] = None,
+    only: Annotated[
+        str, typer.Option(metavar="NAMES", help=f"Benchmarks to run (comma-separated): {SUITES}, {ON_REQUEST}.")
+    ] = SUITES,
+    limit: Annotated[int, typer.Option(min=8, metavar="N", help="Number of images.")] = 256,
+    rows: Annotated[
+        int, typer.Option(min=1000, metavar="N", help="Number of rows in the synthetic bank that is searched.")
+    ] = 100_000,
+    repeats: Annotated[int, typer.Option(min=1, metavar="N", help="Number of repeats; medians are reported.")] = 3,
+    untrained: UntrainedOption = False,
     device: DeviceOption = "auto",
-    out: Annotated[Path | None, typer.Option(help="Write the JSON here too.")] = None,
+    precision: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="Precisions to measure (comma-separated).", rich_help_panel=MODEL),
+    ] = "auto",
+    threads: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of torch threads (default: torch's own choice).")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the JSON to this file too.", rich_help_panel=OUTPUT)
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure this machine: images/s by stage against a naive script, agreement of embeddings, query and training time.
+    """Measure this machine: images/s by stage beside a naive script, agreement of embeddings, query and training time.
 
     clipfake bench --encoder openai/clip-vit-base-patch32 --out bench.json
     """

@@ -12,10 +12,14 @@ from .terminal import say
 
 def demo_command(
     context: typer.Context,
-    folder: Annotated[Path, typer.Argument(help="Where to put it; it may be deleted afterwards.")] = Path("demo"),
-    images_per_source: Annotated[int, typer.Option(min=40, help="Of each of the seven simulated sources.")] = 90,
+    folder: Annotated[
+        Path, typer.Argument(help="Folder for everything it writes; it may be deleted afterwards.")
+    ] = Path("demo"),
+    images_per_source: Annotated[
+        int, typer.Option(min=40, metavar="N", help="Number of images of each of the seven simulated sources.")
+    ] = 90,
 ) -> None:
-    """The whole job on a small simulated data set, offline: index, train, query two images.
+    """Run the whole job on a small simulated data set, offline: index, train, query two images.
 
     clipfake demo demo
     """

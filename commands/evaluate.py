@@ -2,67 +2,64 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import STORE, JsonOption, StoreOption
+from .choices import EvaluationHead, LeftOut
+from .options import OUTPUT, STORE, JsonOption, SeedOption, StoreOption
 from .terminal import say, show
-
-
-class Heads(StrEnum):
-    """Which heads are asked."""
-
-    ridge = "ridge"
-    knn = "knn"
-    both = "both"
 
 
 def evaluate_command(
     store: StoreOption = STORE,
-    leave_one_out: Annotated[str, typer.Option("--leave-one-out", help="What is left out: source.")] = "source",
+    leave_one_out: Annotated[
+        LeftOut, typer.Option("--leave-one-out", help="Attribute whose values are left out in turn.")
+    ] = LeftOut.source,
     head: Annotated[
-        Heads, typer.Option("--head", help="A ridge head (LDA but for its shrinkage), the neighbour rule, or both.")
-    ] = (Heads.both),
-    replay_by: Annotated[
+        EvaluationHead,
+        typer.Option("--head", help="Head to evaluate: a ridge classifier, nearest neighbours, or both."),
+    ] = EvaluationHead.both,
+    temporal: Annotated[
         Path | None,
         typer.Option(
-            "--replay",
-            help="Instead: a CSV with the columns source and date, to train on the past.",
+            "--temporal",
+            metavar="CSV",
+            help="Train on the past and test on later sources instead, by a CSV with columns source and date.",
             exists=True,
             dir_okay=False,
         ),
     ] = None,
+    seed: SeedOption = 0,
     out: Annotated[
-        Path | None, typer.Option(help="Folder for the figures (PNG, SVG) and the CSV.", file_okay=False)
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Folder for figures (PNG, SVG) and CSV.", file_okay=False, rich_help_panel=OUTPUT
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """How a head does on every generator and every real source it has never seen, from stored vectors alone.
+    """Measure a head on every generator and every real source it has not seen, from stored vectors alone.
 
-    With --replay, how one trained on the past does on what was released next.
+    With --temporal, measure a head trained on the past on what was released next.
 
-    clipfake evaluate --leave-one-out source --store mystore --out atlas
+    clipfake evaluate --leave-one-out source --store mystore --out figures
     """
     from ..show import evaluation_tables as shown
     from ..store.store import Store
 
-    if leave_one_out != "source":
-        raise typer.BadParameter(f"{leave_one_out} cannot be left out; only source", param_hint="--leave-one-out")
     snapshot = Store.open(store).snapshot()
-    if replay_by is not None:
+    if temporal is not None:
         from ..detector.evaluation.temporal_holdout import read_dates, temporal_holdout
 
-        report = temporal_holdout(snapshot, read_dates(replay_by), seed=seed)
+        report = temporal_holdout(snapshot, read_dates(temporal), seed=seed)
         show(report.to_dict() if as_json else shown.replay_table(report))
         written = shown.write_replay(report, out) if out else []
     else:
         from ..detector.evaluation.leave_one_out import leave_one_out as evaluate
 
-        atlases = [evaluate(snapshot, one, seed=seed) for one in ("ridge", "knn") if head in (one, Heads.both)]
+        atlases = [evaluate(snapshot, one, seed=seed) for one in ("ridge", "knn") if head in (one, EvaluationHead.both)]
         show(shown.atlas_json(atlases) if as_json else shown.atlas_table(atlases))
         written = shown.write_atlas(atlases, out) if out else []
     for path in written:

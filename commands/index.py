@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,16 +12,25 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import SourceError
-from .opening import Embeds, create_store, encoder_name, notice
+from .choices import Decoder, Engine, Precision
+from .opening import encoder_name, say_notice
 from .options import (
+    MACHINES,
+    MODEL,
+    OUTPUT,
+    ROBUSTNESS,
+    SPEED,
     STORE,
     DecoderOption,
     DeviceOption,
     EncoderOption,
+    FoldersArgument,
     FoldersOption,
     JsonOption,
     PrecisionOption,
     StoreOption,
+    UntrainedOption,
+    chosen_folders,
     part_of,
     share_of,
 )
@@ -32,53 +42,139 @@ if TYPE_CHECKING:
     from ..indexer.index_run import Folders, IndexOptions, Progress
     from ..indexer.report import IndexReport
     from ..store.records import Ints
+    from ..store.space import Space
     from ..store.store import Store
 
 
 def index_command(
-    folders: FoldersOption,
+    arguments: FoldersArgument = None,
+    folders: FoldersOption = None,
     store: StoreOption = STORE,
+    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Maximum number of images.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", metavar="", help="Only report what would be indexed, without opening an image.")
+    ] = False,
+    stats: Annotated[
+        bool,
+        typer.Option(
+            "--stats", metavar="", help="Only count the classes, before and after reducing them to real and fake."
+        ),
+    ] = False,
     encoder: EncoderOption = None,
-    untrained: Annotated[bool, typer.Option("--untrained", help="Random weights from a seed: for speed only.")] = False,
-    text: Annotated[
-        bool, typer.Option(help="Embed each distinct category, where the encoder has a text tower.")
-    ] = True,
-    thumbnails: Annotated[bool, typer.Option(help="Keep a small picture of each image.")] = True,
+    untrained: UntrainedOption = False,
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = Precision.auto,
+    no_text: Annotated[
+        bool,
+        typer.Option("--no-text", metavar="", help="Do not embed the names of categories.", rich_help_panel=MODEL),
+    ] = False,
     batch_size: Annotated[
-        int | None, typer.Option(min=1, help="Images the encoder sees at once.  [default: 64, on a GPU 1024]")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of images encoded at once (default: 64, or 1024 on a GPU).",
+            rich_help_panel=SPEED,
+        ),
     ] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="That decode.  [default: one a core]")] = None,
-    decoder: DecoderOption = "auto",
-    limit: Annotated[int | None, typer.Option(min=1, help="Images at most.")] = None,
-    max_bad: Annotated[str, typer.Option(help="End the run if more images than this cannot be read.")] = "100%",
-    retry_quarantined: Annotated[bool, typer.Option("--retry-quarantined", help="Try bad ones again.")] = False,
-    sync: Annotated[bool, typer.Option("--sync", help="Drop rows of these folders whose file is gone.")] = False,
-    shard: Annotated[str, typer.Option(help="i/n: only the i-th of n equal parts, for many machines.")] = "",
-    rows_per_shard: Annotated[
-        int | None, typer.Option(min=1, help="Of a file of the store, more for a billion images.  [default: 16384]")
+    threads: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Number of decoding threads (default: one per core).", rich_help_panel=SPEED
+        ),
     ] = None,
     processes: Annotated[
-        int | None, typer.Option(min=1, help="Of this machine.  [default: one, several for a GPU and many images]")
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of processes (default: one; several for a GPU).",
+            rich_help_panel=SPEED,
+        ),
     ] = None,
-    engine: Annotated[str, typer.Option(help="local, or ray: embedding by Ray's workers.")] = "local",
-    address: Annotated[str | None, typer.Option(help="Of a Ray cluster.  [default: one on this machine]")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, help="Of Ray.  [default: one a GPU, or one a machine]")] = None,
-    log_json: Annotated[Path | None, typer.Option("--log-json", help="Tell the run here as JSON lines.")] = None,
-    prometheus: Annotated[Path | None, typer.Option(help="Keep the run's figures in this .prom file.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be done.")] = False,
-    stats: Annotated[bool, typer.Option("--stats", help="Only count classes, before and after binarising.")] = False,
+    decoder: DecoderOption = Decoder.auto,
+    no_thumbnails: Annotated[
+        bool,
+        typer.Option(
+            "--no-thumbnails", metavar="", help="Do not store a small JPEG of each image.", rich_help_panel=SPEED
+        ),
+    ] = False,
+    rows_per_shard: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="N", help="Number of rows in one file of the store (default: 16384).", rich_help_panel=SPEED
+        ),
+    ] = None,
+    max_bad: Annotated[
+        str,
+        typer.Option(
+            metavar="SHARE",
+            help="Share of unreadable images that ends the run, as 1% or 0.01.",
+            rich_help_panel=ROBUSTNESS,
+        ),
+    ] = "100%",
+    retry_quarantined: Annotated[
+        bool,
+        typer.Option(
+            "--retry-quarantined",
+            metavar="",
+            help="Retry images that an earlier run could not read.",
+            rich_help_panel=ROBUSTNESS,
+        ),
+    ] = False,
+    sync: Annotated[
+        bool,
+        typer.Option(
+            "--sync", metavar="", help="Delete rows of these folders whose file is gone.", rich_help_panel=ROBUSTNESS
+        ),
+    ] = False,
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="I/N", help="Index only the I-th of N equal parts, one on each machine.", rich_help_panel=MACHINES
+        ),
+    ] = "",
+    engine: Annotated[
+        Engine, typer.Option(help="Run workers on this machine or on a Ray cluster.", rich_help_panel=MACHINES)
+    ] = Engine.local,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDR", help="Address of a Ray cluster (default: start a local one).", rich_help_panel=MACHINES
+        ),
+    ] = None,
+    ray_workers: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            metavar="N",
+            help="Number of Ray workers (default: one per GPU, or one per machine).",
+            rich_help_panel=MACHINES,
+        ),
+    ] = None,
+    log_json: Annotated[
+        Path | None,
+        typer.Option(
+            "--log-json", metavar="FILE", help="Append progress as JSON lines to this file.", rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    prometheus: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Write metrics to this .prom file for Prometheus' node exporter.",
+            rich_help_panel=OUTPUT,
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring every image of some folders into a store.
+    """Index every image of some folders into a store. Resumable; running it again adds only what is new.
 
-    Understands ArtiFact's folders (metadata.csv), real/ and fake/ trees, and folders without labels. Running it again
-    does nothing; after an interruption it goes on.
+    Reads ArtiFact's folders (metadata.csv), real/ and fake/ trees, zip and tar archives, and folders without labels.
 
     clipfake index --folders data/* --store mystore
     """
-    from ..indexer.decoding.nvimagecodec import DECODERS, require_decoder
+    from ..indexer.decoding.nvimagecodec import require_decoder
     from ..indexer.distributed.process_pool import processes_for
     from ..indexer.encoder_spec import EncoderSpec
     from ..indexer.encoders.hub import bring
@@ -88,61 +184,58 @@ def index_command(
     from ..show.progress_display import class_table, index_summary, progress_of
     from ..store.store import Store
 
-    found = expand(folders)
+    sources = expand(chosen_folders(arguments, folders))
     if dry_run or stats:
-        planned = {"dry_run": True, **plan(found, limit).to_dict()}
-        drawn = class_table(planned) if stats else index_summary(planned, planned=True)
-        show(planned if as_json else drawn)
+        planned = {"dry_run": True, **plan(sources, limit).to_dict()}
+        table = class_table(planned) if stats else index_summary(planned, planned=True)
+        show(planned if as_json else table)
         return
     options = IndexOptions(
         batch_size=batch_size,
         threads=threads or IndexOptions.threads,
-        text=text,
-        thumbnails=thumbnails,
+        text=not no_text,
+        thumbnails=not no_thumbnails,
         limit=limit,
         max_bad=share_of(max_bad),
         retry_quarantined=retry_quarantined,
         sync=sync,
-        shard=part_of(shard),
+        part=part_of(part),
         rows_per_shard=rows_per_shard or IndexOptions.rows_per_shard,
-        decoder=decoder,
+        decoder=decoder.value,
     )
-    if engine not in ("local", "ray"):
-        raise typer.BadParameter(f"{engine} is neither local nor ray", param_hint="--engine")
-    if decoder not in DECODERS:
-        raise typer.BadParameter(f"{decoder} is none of {', '.join(DECODERS)}", param_hint="--decoder")
 
-    def images() -> int | None:
-        """About how many the run will look at."""
-        total = count(found)
-        return None if total is None else min(total // (options.shard or (0, 1))[1], limit or total)
+    def expected_images() -> int | None:
+        """About how many images the run will look at."""
+        total = count(sources)
+        return None if total is None else min(total // (options.part or (0, 1))[1], limit or total)
 
-    require_decoder(decoder)
+    require_decoder(options.decoder)
     Store(store).require_room()  # before an encoder is waited for
-    if options.shard is None:
+    if options.part is None:
         Store(store).require_free()
-    named = EncoderSpec(encoder_name(store, encoder, untrained=untrained), device, precision)
+    spec = EncoderSpec(encoder_name(store, encoder, untrained=untrained), device, precision.value)
     if processes is None:
-        processes = 1 if options.shard else processes_for(device, images, options.threads)
-    if engine == "local":
-        bring(named.name)  # once, before several workers look for it; those of Ray have it where they are
-    with hired(named, store, options, engine, processes, address, workers) as (who, go):
-        notice(who)
-        opened = create_store(store, who)
-        with progress_of(images) as bar, machines_told(log_json, prometheus) as progress_writer:
-            report = go(found, opened, options, all_of(*progress_writer, *([bar] if bar else [])))
+        processes = 1 if options.part else processes_for(device, expected_images, options.threads)
+    if engine is Engine.local:
+        bring(spec.name)  # once, before several workers look for it; Ray's workers have their own copy
+    placement = Placement(engine, processes, ray_address, ray_workers)
+    with indexer_of(spec, store, options, placement) as (space, run):
+        say_notice(space.encoder)
+        opened = Store.create(store, space)
+        with progress_of(expected_images) as bar, progress_writers(log_json, prometheus) as writers:
+            report = run(sources, opened, options, all_of(*writers, *([bar] if bar else [])))
     show(report.to_dict() if as_json else index_summary(report.to_dict()))
     for lost in report.lost:
         say(lost)
     if report.interrupted:
-        say(f"stopped; {report.added + report.replaced} images of this run are stored. Run the same command to go on.")
+        say(f"stopped; {report.added + report.replaced} images of this run are stored. Run the same command to resume.")
         raise SystemExit(130)
     if not as_json:
         say(next_step(opened.snapshot().column("labels"), quoted(store)))
 
 
 def next_step(labels: Ints, store: str) -> str:
-    """What comes after indexing: training, as soon as there are two classes to tell apart.
+    """What to run after indexing: training, as soon as both classes are there.
 
     >>> import numpy as np
     >>> next_step(np.array([0, 1]), "mystore")
@@ -150,47 +243,52 @@ def next_step(labels: Ints, store: str) -> str:
     """
     from ..store.records import FAKE, REAL
 
-    lacking = [word for word, label in (("real", REAL), ("fake", FAKE)) if not (labels == label).any()]
-    if lacking:
-        return f"next: index {' and '.join(lacking)} images into this store too; a head tells real from fake"
+    missing = [word for word, label in (("real", REAL), ("fake", FAKE)) if not (labels == label).any()]
+    if missing:
+        return f"next: index {' and '.join(missing)} images into this store too; training needs both classes"
     return f"next: clipfake train --from-store --store {store}"
 
 
+@dataclass(frozen=True)
+class Placement:
+    """Where images are embedded."""
+
+    engine: Engine
+    processes: int
+    ray_address: str | None
+    ray_workers: int | None
+
+
 @contextmanager
-def hired(
-    encoder: EncoderSpec,
-    store: Path,
-    options: IndexOptions,
-    engine: str,
-    processes: int,
-    address: str | None,
-    workers: int | None,
-) -> Iterator[tuple[Embeds, Callable[[Folders, Store, IndexOptions, Progress], IndexReport]]]:
-    """Who embeds the images, ready to, and the function that has them do it."""
+def indexer_of(
+    spec: EncoderSpec, store: Path, options: IndexOptions, placement: Placement
+) -> Iterator[tuple[Space, Callable[[Folders, Store, IndexOptions, Progress], IndexReport]]]:
+    """Load the encoder, here or in workers; yields the space of its vectors and the function that indexes with it."""
     from ..indexer.distributed.process_pool import ProcessPool
     from ..indexer.distributed.worker_pool import index_with
     from ..indexer.index import index
     from ..show.progress_display import status_of
 
+    pool: WorkerPool | None = None
     with status_of("loading the encoder"):
-        if engine == "ray":
+        if placement.engine is Engine.ray:
             from ..indexer.distributed.ray_pool import RayPool
 
-            crew: WorkerPool = RayPool(encoder, store, options, address=address, count=workers)
-        elif processes > 1:
-            crew = ProcessPool(encoder, store, options, processes)
+            pool = RayPool(spec, store, options, address=placement.ray_address, count=placement.ray_workers)
+        elif placement.processes > 1:
+            pool = ProcessPool(spec, store, options, placement.processes)
         else:
-            model = encoder.load()
-    if engine == "local" and processes == 1:
-        yield model, lambda folders, opened, *line: index(folders, opened, model, *line)
+            encoder = spec.load()
+    if pool is None:
+        yield encoder.space, lambda sources, opened, *more: index(sources, opened, encoder, *more)
         return
-    with crew:
-        yield crew, partial(index_with, crew)
+    with pool:
+        yield pool.space, partial(index_with, pool)
 
 
 @contextmanager
-def machines_told(log: Path | None, prometheus: Path | None) -> Iterator[list[Progress]]:
-    """What tells a run to machines; the log is opened to be added to and closed at the end."""
+def progress_writers(log: Path | None, prometheus: Path | None) -> Iterator[list[Progress]]:
+    """What writes progress to files; the log is appended to, and closed at the end."""
     from ..indexer.progress import JsonLines, PrometheusFile
 
     writers: list[Progress] = [PrometheusFile(prometheus)] if prometheus else []

@@ -1,4 +1,4 @@
-"""Options that several commands take, and how their words are read."""
+"""Options that several commands share, and how their values are parsed."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import SourceError
+from .choices import Decoder, Precision
 from .terminal import say
 
 if TYPE_CHECKING:
@@ -18,9 +19,9 @@ if TYPE_CHECKING:
     from ..store.snapshot import Snapshot
 
 
-def told_of_int8(precision: str) -> str:
-    """The precision as it was given; what int8 costs is never found out later."""
-    if precision == "int8":
+def warn_of_int8(precision: Precision) -> Precision:
+    """Say what int8 may cost, when it is chosen: nobody finds out later."""
+    if precision is Precision.int8:
         from ..indexer.encoders.int8 import CHECK
 
         say(CHECK)
@@ -29,58 +30,135 @@ def told_of_int8(precision: str) -> str:
 
 STORE = Path("clipfake-store")
 DEFAULT_HEAD = "default"
-DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
-StoreOption = Annotated[Path, typer.Option("--store", envvar="CLIPFAKE_STORE", help="Folder of the store.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, everything else on stderr.")]
+
+# Panels of help, the same in every command
+MODEL, SPEED, ROBUSTNESS, MACHINES, OUTPUT = "Model", "Speed", "Robustness", "Several machines", "Output"
+ROWS, TRAINING = "Rows", "Training"
+
+StoreOption = Annotated[
+    Path, typer.Option("--store", metavar="DIR", envvar="CLIPFAKE_STORE", help="Folder of the store.")
+]
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json", metavar="", help="Print one JSON object on stdout, everything else on stderr.", rich_help_panel=OUTPUT
+    ),
+]
 FoldersOption = Annotated[
-    list[str], typer.Option("--folders", help="Folders, or a quoted pattern; as many as you like.")
+    list[str] | None,
+    typer.Option("--folders", metavar="PATH...", help="Folders, archives, tables, URLs or quoted patterns."),
+]
+FoldersArgument = Annotated[
+    list[str] | None,
+    typer.Argument(
+        metavar="[FOLDERS]...", help="Folders, archives, tables, URLs or quoted patterns.", show_default=False
+    ),
 ]
 EncoderOption = Annotated[
     str | None,
     typer.Option(
-        "--encoder", help=f"Hub id or directory.  [default: the store's own, for a new store {DEFAULT_ENCODER}]"
+        "--encoder",
+        metavar="NAME",
+        help="Hub id or directory (default: the store's own, or CLIP ViT-B/32).",
+        rich_help_panel=MODEL,
+        show_default=False,
     ),
 ]
 DeviceOption = Annotated[
-    str, typer.Option("--device", help="auto, cpu, mps, openvino, cuda, cuda:0,cuda:1 or all (GPUs).")
-]
-PrecisionOption = Annotated[
     str,
     typer.Option(
-        "--precision",
-        callback=told_of_int8,
-        help="auto (float32 on a CPU, half on a GPU), float32, bf16, fp16; int8 with openvino, as a space of its own.",
+        "--device",
+        metavar="NAME",
+        help="Device: auto, cpu, mps, openvino, cuda, cuda:0,cuda:1 or all GPUs (all).",
+        rich_help_panel=MODEL,
     ),
 ]
+PrecisionOption = Annotated[
+    Precision,
+    typer.Option(
+        "--precision",
+        callback=warn_of_int8,
+        metavar="NAME",
+        help="Precision: auto, float32, bf16, fp16, or int8 with openvino. auto uses float32 on a CPU.",
+        rich_help_panel=MODEL,
+    ),
+]
+UntrainedOption = Annotated[
+    bool,
+    typer.Option("--untrained", metavar="", help="Use random weights, to measure speed only.", rich_help_panel=MODEL),
+]
 DecoderOption = Annotated[
-    str,
-    typer.Option("--decoder", help="Of large JPEGs: auto (nvimagecodec on a GPU, if it pays), cpu or nvimagecodec."),
+    Decoder,
+    typer.Option(
+        "--decoder",
+        metavar="NAME",
+        help="Decoder of large JPEGs: auto, cpu or nvimagecodec. auto uses a GPU where it pays.",
+        rich_help_panel=SPEED,
+    ),
 ]
-NameOption = Annotated[str, typer.Option("--head", help="Name of the head, where a store has several.")]
+NameOption = Annotated[
+    str, typer.Option("--head", metavar="NAME", help="Name of the trained head.", rich_help_panel=MODEL)
+]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, metavar="N", help="Random seed.")]
 
-LabelOption = Annotated[str, typer.Option("--label", help="Only these: real, fake or unknown, commas between.")]
-SourcesOption = Annotated[str, typer.Option("--source", help="Only these sources, commas between.")]
-CategoriesOption = Annotated[str, typer.Option("--category", help="Only these categories, commas between.")]
-
-SearchAtOption = Annotated[
+LabelOption = Annotated[
     str,
-    typer.Option("--search-at", help="Ask the engine of `store push` for the nearest rows: its URL or folder."),
+    typer.Option(
+        "--label",
+        metavar="WORDS",
+        help="Only rows with these labels: real, fake, unknown (comma-separated).",
+        rich_help_panel=ROWS,
+    ),
+]
+SourcesOption = Annotated[
+    str,
+    typer.Option(
+        "--source", metavar="NAMES", help="Only rows of these sources (comma-separated).", rich_help_panel=ROWS
+    ),
+]
+CategoriesOption = Annotated[
+    str,
+    typer.Option(
+        "--category", metavar="NAMES", help="Only rows of these categories (comma-separated).", rich_help_panel=ROWS
+    ),
+]
+SearchBackendOption = Annotated[
+    str,
+    typer.Option(
+        "--search-backend",
+        metavar="URL|DIR",
+        help="Search the back end that `store push` filled instead of the store.",
+        rich_help_panel=MODEL,
+    ),
 ]
 
 
-def elsewhere_of(place: str, timeout: float | None = None) -> Callable[[Snapshot], Searcher] | None:
-    """Who is asked for the nearest rows with --search-at; None without it. An answer may take so many seconds."""
+def chosen_folders(arguments: list[str] | None, option: list[str] | None) -> list[str]:
+    """The folders given as arguments and with --folders; a usage error where there are none."""
+    folders = [*(arguments or ()), *(option or ())]
+    if not folders:
+        raise typer.BadParameter("name at least one folder", param_hint="FOLDERS or --folders")
+    return folders
+
+
+def searcher_for(place: str, timeout: float | None = None) -> Callable[[Snapshot], Searcher] | None:
+    """What makes a searcher of the back end at a URL or in a folder; None for no place.
+
+    Parameters
+    ----------
+    timeout : seconds that one answer may take
+    """
     if not place:
         return None
     from ..store.backends.qdrant import open_backend
     from ..store.backends.remote_search import remote_searcher
 
-    engine = open_backend(place, timeout=timeout)
-    return lambda snapshot: remote_searcher(snapshot, engine)
+    backend = open_backend(place, timeout=timeout)
+    return lambda snapshot: remote_searcher(snapshot, backend)
 
 
 def filter_of(label: str, source: str, category: str) -> Filter:
-    """The rows that people name with --label, --source and --category.
+    """The filter that --label, --source and --category describe.
 
     >>> filter_of("fake", "pro_gan,cycle_gan", "")
     Filter(label=('fake',), source=('pro_gan', 'cycle_gan'))
@@ -96,19 +174,19 @@ def filter_of(label: str, source: str, category: str) -> Filter:
 
 
 def rows_of(snapshot: Snapshot, label: str, source: str, category: str) -> Mask | None:
-    """(rows,) True for those that people name with --label, --source and --category; None where they name none.
+    """(rows,) True for the rows that --label, --source and --category select; None for all rows.
 
-    Raises SourceError for a source or category that no row has: a slip of the pen is not "no rows".
+    Raises SourceError for a source or category that no row has: a misspelled name does not mean "no rows".
     """
     which = filter_of(label, source, category)
     for what, column, names in (("source", "sources", which.source), ("category", "categories", which.category)):
         if unknown := [name for name in names if not (snapshot.column(column) == name).any()]:
-            raise SourceError(f"no row of {snapshot.folder} has the {what} {unknown[0]}; check how it is written")
+            raise SourceError(f"no row of {snapshot.folder} has the {what} {unknown[0]}; check its spelling")
     return None if which.selects_all else which.mask(snapshot)
 
 
 def share_of(text: str) -> float:
-    """A share as people write it.
+    """Parse a share.
 
     >>> share_of("1%"), share_of("0.25")
     (0.01, 0.25)
@@ -116,17 +194,17 @@ def share_of(text: str) -> float:
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError as e:
-        raise typer.BadParameter(f"{text} is no share; write 1% or 0.01") from e
+        raise typer.BadParameter(f"{text} is not a share; write 1% or 0.01") from e
     if not 0 <= share <= 1:
         raise typer.BadParameter(f"{text} is not between 0% and 100%")
     return share
 
 
 def share_between(low: float, high: float) -> Callable[[str], float]:
-    """What reads a share of an option, and refuses one beyond these."""
+    """A parser of shares that refuses those outside these bounds."""
 
     def read(text: str) -> float:
-        share = share_of(str(text))  # typer hands over a default too, which is a number
+        share = share_of(str(text))  # typer passes a default too, which is a number
         if not low <= share <= high:
             raise typer.BadParameter(f"{text} is not between {low:.2%} and {high:.2%}")
         return share
@@ -135,7 +213,7 @@ def share_between(low: float, high: float) -> Callable[[str], float]:
 
 
 def part_of(text: str) -> tuple[int, int] | None:
-    """The i-th of n parts, counted from 1 on the command line.
+    """Parse i/n, where i counts from 1.
 
     >>> part_of("2/8"), part_of("")
     ((1, 8), None)
@@ -144,5 +222,5 @@ def part_of(text: str) -> tuple[int, int] | None:
         return None
     part, _, parts = text.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise typer.BadParameter(f"{text} is no part; write 1/8 to 8/8", param_hint="--shard")
+        raise typer.BadParameter(f"{text} is not a part; write 1/8 to 8/8", param_hint="--part")
     return int(part) - 1, int(parts)

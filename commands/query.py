@@ -8,16 +8,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from .choices import Precision
 from .options import (
     DEFAULT_HEAD,
+    OUTPUT,
     STORE,
     DeviceOption,
     EncoderOption,
     NameOption,
     PrecisionOption,
-    SearchAtOption,
+    SearchBackendOption,
     StoreOption,
-    elsewhere_of,
+    searcher_for,
     share_between,
 )
 from .terminal import LOADING, passing, say, say_out, show
@@ -35,13 +37,15 @@ def query_command(
     ],
     store: StoreOption = STORE,
     head: NameOption = DEFAULT_HEAD,
-    k: Annotated[int, typer.Option("-k", min=1, max=50, help="Nearest known images of each class, at most.")] = 9,
+    k: Annotated[
+        int, typer.Option("-k", min=1, max=50, metavar="N", help="Maximum number of neighbours of each class.")
+    ] = 9,
     prior: Annotated[
         float,
         typer.Option(
             parser=share_between(0.0001, 0.9999),
             metavar="SHARE",
-            help="Share of fakes you expect, as 1% or 0.01; changes the probability, never the answer.",
+            help="Expected share of fakes, as 1% or 0.01; it changes the probability, not the answer.",
         ),
     ] = 0.5,
     error: Annotated[
@@ -49,22 +53,34 @@ def query_command(
         typer.Option(
             parser=share_between(0.0001, 0.5),
             metavar="SHARE",
-            help="How often the truth may be ruled out, of real and of fake images alike, as 5% or 0.05; the smaller, "
-            "the more unsure.",
+            help="Accepted share of real and of fake images whose true class is excluded, as 5% or 0.05.",
         ),
     ] = 0.05,
-    steady: Annotated[bool, typer.Option("--steady", help="Unsure if JPEG or half size changes the answer.")] = False,
-    sheet: Annotated[
-        Path | None, typer.Option(help="Write a contact sheet here, as PNG or JPEG.", dir_okay=False)
-    ] = None,
-    search_at: SearchAtOption = "",
+    check_stability: Annotated[
+        bool,
+        typer.Option(
+            "--check-stability", metavar="", help="Answer unsure if JPEG compression or half size changes the answer."
+        ),
+    ] = False,
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
-    as_csv: Annotated[bool, typer.Option("--csv", help="One line of CSV an image.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line, one line an image.")] = False,
+    precision: PrecisionOption = Precision.auto,
+    search_backend: SearchBackendOption = "",
+    sheet: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Write a contact sheet to this PNG or JPEG.", dir_okay=False, rich_help_panel=OUTPUT
+        ),
+    ] = None,
+    as_csv: Annotated[
+        bool, typer.Option("--csv", metavar="", help="Print one CSV line per image.", rich_help_panel=OUTPUT)
+    ] = False,
+    as_json: Annotated[
+        bool,
+        typer.Option("--json", metavar="", help="Print one JSON object per image and line.", rich_help_panel=OUTPUT),
+    ] = False,
 ) -> None:
-    """Real, fake or unsure, and the nearest known images that say so.
+    """Judge images: real, fake or unsure, with the nearest known images as evidence.
 
     clipfake query suspicious.jpg --store mystore --sheet evidence.png
     """
@@ -77,13 +93,13 @@ def query_command(
     from ..show.contact_sheet import SheetEntry, write_sheet
 
     if sheet and sheet.suffix.lower() not in SHEETS:
-        raise typer.BadParameter(f"{sheet} is neither .png nor .jpg", param_hint="--sheet")
+        raise typer.BadParameter(f"{sheet} is neither a .png nor a .jpg", param_hint="--sheet")
     session = Session(
         store,
         head,
-        encoder=EncoderSpec(encoder or "", device, precision),
+        encoder=EncoderSpec(encoder or "", device, precision.value),
         evidence=EvidenceOptions(k=k),
-        searcher_for=elsewhere_of(search_at),
+        searcher_for=searcher_for(search_backend),
     )
     _ = session.detector  # a missing store or head is reported before torch is imported
     bring(session.encoder_spec.name)
@@ -95,7 +111,7 @@ def query_command(
     tally = dict.fromkeys(("fake", "real", "unsure", "not judged"), 0)
     entries: list[SheetEntry] = []
     options = QueryOptions(prior=prior, error=error)
-    for image, answer in session.judge(images, options, check_stability=steady):
+    for image, answer in session.judge(images, options, check_stability=check_stability):
         if isinstance(answer, Refusal):
             tally["not judged"] += 1
         else:

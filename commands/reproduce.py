@@ -10,8 +10,19 @@ import typer
 
 from ..core.atomic_files import write_text
 from ..errors import ClipfakeError, SourceError
-from .opening import create_store, notice_of, open_encoder
-from .options import DeviceOption, FoldersOption, JsonOption, PrecisionOption
+from .choices import Precision
+from .opening import encoder_name
+from .options import (
+    MODEL,
+    DeviceOption,
+    FoldersArgument,
+    FoldersOption,
+    JsonOption,
+    PrecisionOption,
+    SeedOption,
+    UntrainedOption,
+    chosen_folders,
+)
 from .terminal import say, show
 
 if TYPE_CHECKING:
@@ -21,29 +32,52 @@ if TYPE_CHECKING:
 
 
 def reproduce_command(
-    folders: FoldersOption,
-    out: Annotated[Path, typer.Option(help="For the stores, a file a run, and the tables.")] = Path("reproduce"),
-    b32: Annotated[str, typer.Option(help="The encoder ViT-B/32.")] = "openai/clip-vit-base-patch32",
-    b16: Annotated[str, typer.Option(help="The encoder ViT-B/16.")] = "openai/clip-vit-base-patch16",
-    epochs: Annotated[int, typer.Option(min=1, max=500, help="Of triplets, at most; stops early.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
-    untrained: Annotated[bool, typer.Option("--untrained", help="Random weights: for trials of this command.")] = False,
+    arguments: FoldersArgument = None,
+    folders: FoldersOption = None,
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder for the stores, the result of each run, and the tables.")
+    ] = Path("reproduce"),
+    b32: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Hub id or directory of the ViT-B/32 encoder.",
+            show_default="CLIP's",
+            rich_help_panel=MODEL,
+        ),
+    ] = "openai/clip-vit-base-patch32",
+    b16: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME",
+            help="Hub id or directory of the ViT-B/16 encoder.",
+            show_default="CLIP's",
+            rich_help_panel=MODEL,
+        ),
+    ] = "openai/clip-vit-base-patch16",
+    untrained: UntrainedOption = False,
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = Precision.auto,
+    epochs: Annotated[
+        int, typer.Option(min=1, max=500, metavar="N", help="Maximum number of epochs; training stops early.")
+    ] = 20,
+    seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """The source paper's ten tables again, beside its own figures, and the runs it leaves out.
+    """Repeat the source paper: its ten tables beside figures measured here, and the runs it leaves out.
 
     Indexes ArtiFact's cycle_gan and pro_gan twice (ViT-B/32; ViT-B/16 with its texts) and trains every head. What is
-    done is kept: stopped, the same command goes on. What cannot be done is told, and the rest is done.
+    done is kept: after an interruption, run the same command again. Runs that are impossible are reported and skipped.
 
     clipfake reproduce --folders ARTIFACT/cycle_gan ARTIFACT/pro_gan --out reproduce
     """
     from ..detector.evaluation.reproduce import CELLS, SOURCES, PaperOptions
+    from ..indexer.encoders.load import load_encoder
     from ..indexer.sources.folders import expand
+    from ..session import encoder_notice
     from ..show.reproduce_tables import paper_tables, write_tables
 
-    found = [source for source in expand(folders) if source.name in SOURCES]
+    found = [source for source in expand(chosen_folders(arguments, folders)) if source.name in SOURCES]
     if not found:
         raise SourceError(
             f"none of these folders is {' or '.join(SOURCES)}, which the paper used; name ArtiFact's own folders"
@@ -56,14 +90,15 @@ def reproduce_command(
     for backbone, encoder in backbones.items():
         cells = [cell for cell in CELLS if cell.backbone == backbone]
         try:
-            model = open_encoder(out / backbone, encoder, untrained=untrained, device=device, precision=precision)
+            name = encoder_name(out / backbone, encoder, untrained=untrained)
+            model = load_encoder(name, device=device, precision=precision.value)
             snapshot = indexed(found, out / backbone, model)
         except SourceError:
             raise
         except ClipfakeError as e:
             lacking |= {cell.name: str(e) for cell in cells}
             continue
-        if (notice := notice_of(model)) and notice not in notices:
+        if (notice := encoder_notice(model.space.encoder)) and notice not in notices:
             notices.append(notice)
         for cell in cells:
             run_result = outcome(snapshot, cell, options, out / "runs")
@@ -82,12 +117,13 @@ def reproduce_command(
 
 
 def indexed(folders: Folders, store: Path, encoder: Any) -> Snapshot:
-    """These folders in a store of their own; there already, it is only looked through."""
+    """Index these folders into a store of their own; what it has already is left alone."""
     from ..indexer.index import IndexOptions, index
     from ..indexer.sources.folders import count, expand
     from ..show.progress_display import progress_of
+    from ..store.store import Store
 
-    opened, sources = create_store(store, encoder), expand(folders)
+    opened, sources = Store.create(store, encoder.space), expand(folders)
     with progress_of(lambda: count(sources)) as bar:
         report = index(sources, opened, encoder, IndexOptions(thumbnails=False), bar)
     if report.interrupted:
@@ -96,7 +132,7 @@ def indexed(folders: Folders, store: Path, encoder: Any) -> Snapshot:
 
 
 def outcome(snapshot: Snapshot, cell: PaperRun, options: PaperOptions, folder: Path) -> dict[str, Any] | str:
-    """A cell's outcome, from its file where it was run before on the same rows; or why there is none."""
+    """The outcome of a run, read from its file if it ran before on the same rows; or why it cannot run."""
     from ..detector.evaluation.reproduce import asked_of, missing, run
     from ..show.progress_display import status_of
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .opening import encoder_name, notice, notice_of, open_encoder
+from .choices import Precision
 from .options import (
     DEFAULT_HEAD,
     STORE,
@@ -14,48 +14,55 @@ from .options import (
     EncoderOption,
     NameOption,
     PrecisionOption,
-    SearchAtOption,
+    SearchBackendOption,
     StoreOption,
-    elsewhere_of,
+    searcher_for,
 )
 from .terminal import LOADING, passing, say
 
-ENGINE_SECONDS = 15.0  # an engine has for a search; well below what the service gives a request
+BACKEND_SECONDS = 15.0  # timeout of one search of a back end; well below that of a request
 
 
 def serve_command(
     store: StoreOption = STORE,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; any but this machine's own wants CLIPFAKE_TOKEN set.")
+        str,
+        typer.Option(metavar="ADDR", help="Address to listen on; any but this machine's own needs CLIPFAKE_TOKEN set."),
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes any that is free.")] = 8000,
+    port: Annotated[
+        int, typer.Option(min=0, max=65535, metavar="PORT", help="Port to listen on; 0 takes any free one.")
+    ] = 8000,
     proxy: Annotated[
-        bool, typer.Option("--proxy", help="A proxy on this machine lets others in: everything takes the token.")
+        bool,
+        typer.Option("--proxy", metavar="", help="Require the token for everything, because a proxy lets others in."),
     ] = False,
     head: NameOption = DEFAULT_HEAD,
-    search_at: SearchAtOption = "",
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = Precision.auto,
+    search_backend: SearchBackendOption = "",
 ) -> None:
-    """Answer over HTTP, and show a page at /. Nothing leaves this machine, and no image is kept.
+    """Serve answers over HTTP, and a page at /. No image is kept, and nothing leaves this machine.
 
     clipfake serve --store mystore
     """
+    from ..indexer.encoder_spec import EncoderSpec
     from ..indexer.encoders.hub import bring
-    from ..store.store import Store
+    from ..session import Session
 
-    opened = Store.open(store)
-    bring(encoder_name(store, encoder))
+    session = Session(store, head, encoder=EncoderSpec(encoder or "", device, precision.value))
+    bring(session.encoder_spec.name)
     with passing(LOADING):
+        from ..indexer.batch_encoder import BatchEncoder
         from ..indexer.decoding.image import decode, thumbnail
-        from ..indexer.embedding import degraded_by_name  # which brings torch: a wrong store is told before it
+        from ..indexer.embedding import degraded_by_name
         from ..service.server import serve
 
-        model = open_encoder(store, encoder, head=head, device=device, precision=precision)
-    notice(model)
+        model = BatchEncoder(session.encoder)
+    if session.notice:
+        say(session.notice)
     serve(
-        opened,
+        session.store,
         model,
         decode,
         thumbnail,
@@ -63,8 +70,8 @@ def serve_command(
         port=port,
         proxy=proxy,
         head=head,
-        notice=notice_of(model),
+        notice=session.notice,
         degraded=degraded_by_name,
-        elsewhere=elsewhere_of(search_at, timeout=ENGINE_SECONDS),
+        elsewhere=searcher_for(search_backend, timeout=BACKEND_SECONDS),
         on_ready=lambda url: say(f"{url}  (Ctrl-C ends it)"),
     )

@@ -1,4 +1,4 @@
-"""`clipfake store …`: look after a store."""
+"""`clipfake store …`: inspect, maintain, import and export a store."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from .choices import ExportLayout, IndexKind, Precision, Quantization, RowLabel
 from .options import (
     STORE,
     CategoriesOption,
@@ -14,18 +15,19 @@ from .options import (
     JsonOption,
     LabelOption,
     PrecisionOption,
+    SeedOption,
     SourcesOption,
     StoreOption,
     rows_of,
 )
 from .terminal import quoted, show
 
-app = typer.Typer(no_args_is_help=True, help="Look after a store.")
+app = typer.Typer(no_args_is_help=True, help="Inspect, maintain, import and export a store.")
 
 
 @app.command("info")
 def store_info_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """What a store holds: sizes, labels, sources, encoder, indexes, heads.
+    """Show what a store holds: sizes, labels, sources, encoder, indexes, heads.
 
     clipfake store info --store mystore
     """
@@ -39,7 +41,7 @@ def store_info_command(store: StoreOption = STORE, as_json: JsonOption = False) 
 
 @app.command("snapshots")
 def store_snapshots_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """The snapshots one can go back to.
+    """List the snapshots that `undo` can return to.
 
     clipfake store snapshots --store mystore
     """
@@ -53,11 +55,11 @@ def store_snapshots_command(store: StoreOption = STORE, as_json: JsonOption = Fa
 
 @app.command("undo")
 def store_undo_command(
-    number: Annotated[int, typer.Argument(help="Of the snapshot to go back to.")],
+    number: Annotated[int, typer.Argument(help="Number of the snapshot to return to.")],
     store: StoreOption = STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Go back to the rows of an earlier snapshot. Nothing is lost: this too can be undone.
+    """Return to the rows of an earlier snapshot. Nothing is lost: this can be undone too.
 
     clipfake store undo 3 --store mystore
     """
@@ -71,12 +73,16 @@ def store_undo_command(
 @app.command("index")
 def store_index_command(
     store: StoreOption = STORE,
-    kind: Annotated[str, typer.Option(help="plain, compact, exact, or auto: by the number of rows.")] = "auto",
-    anew: Annotated[bool, typer.Option("--anew", help="Build it again even if it could be added to.")] = False,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    kind: Annotated[
+        IndexKind, typer.Option(help="Kind of index; auto chooses by the number of rows.")
+    ] = IndexKind.auto,
+    anew: Annotated[
+        bool, typer.Option("--anew", metavar="", help="Build from scratch, even if rows could be added to an index.")
+    ] = False,
+    seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Build or add to the k-NN indexes, one a label. Search is right without them, and quicker with them.
+    """Build the k-NN indexes, one per label, or add new rows to them. Searches work without them, but slower.
 
     clipfake store index --store mystore
     """
@@ -84,15 +90,13 @@ def store_index_command(
     from ..store.maintenance.build_index import build_index
     from ..store.store import Store
 
-    if kind not in ("auto", "exact", "plain", "compact"):
-        raise typer.BadParameter(f"{kind} is none of auto, exact, plain, compact", param_hint="--kind")
-    report = build_index(Store.open(store), kind, seed=seed, anew=anew).to_dict()  # type: ignore[arg-type]
+    report = build_index(Store.open(store), kind.value, seed=seed, anew=anew).to_dict()
     show(report if as_json else built(report))
 
 
 @app.command("verify")
 def store_verify_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """Look at every byte: checksums, counts, leftovers, indexes. Exit 1 where something is damaged.
+    """Verify every byte: checksums, counts, leftovers, indexes. Exits with 1 if something is damaged.
 
     clipfake store verify --store mystore
     """
@@ -107,8 +111,9 @@ def store_verify_command(store: StoreOption = STORE, as_json: JsonOption = False
 
 @app.command("repair")
 def store_repair_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """Take out what is damaged, and never more; it is kept in the store's quarantine/ folder. Earlier snapshots that
-    need it are set aside too.
+    """Remove what is damaged, and nothing else, into the store's quarantine/ folder.
+
+    Earlier snapshots that need a damaged file are set aside too.
 
     clipfake store repair --store mystore
     """
@@ -121,7 +126,7 @@ def store_repair_command(store: StoreOption = STORE, as_json: JsonOption = False
 
 @app.command("compact")
 def store_compact_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """Give back the room of deleted rows and join small shards. Earlier snapshots cannot be gone back to after it.
+    """Reclaim the space of deleted rows and merge small shards. Earlier snapshots are given up.
 
     clipfake store compact --store mystore
     """
@@ -135,18 +140,20 @@ def store_compact_command(store: StoreOption = STORE, as_json: JsonOption = Fals
 
 @app.command("export")
 def store_export_command(
-    to: Annotated[Path, typer.Option("--to", help="A new folder.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write, new or empty.")],
     store: StoreOption = STORE,
     layout: Annotated[
-        str, typer.Option(help="clip-retrieval, numpy, or parquet (without vectors).")
-    ] = "clip-retrieval",
+        ExportLayout, typer.Option(help="Layout of the files; parquet has no vectors.")
+    ] = ExportLayout.clip_retrieval,
     label: LabelOption = "",
     source: SourcesOption = "",
     category: CategoriesOption = "",
-    rows_per_file: Annotated[int, typer.Option(min=1, help="Of the layout clip-retrieval.")] = 1_000_000,
+    rows_per_file: Annotated[
+        int, typer.Option(min=1, metavar="N", help="Number of rows in a file of the layout clip-retrieval.")
+    ] = 1_000_000,
     as_json: JsonOption = False,
 ) -> None:
-    """Write rows as numpy and parquet files that other tools read; `store import` makes the same store of them again.
+    """Export rows as numpy and parquet files that other tools read. `store import` restores the same store from them.
 
     clipfake store export --to embeddings --layout clip-retrieval --store mystore
     """
@@ -156,28 +163,36 @@ def store_export_command(
 
     snapshot = Store.open(store).snapshot()
     where = rows_of(snapshot, label, source, category)
-    report = export_rows(snapshot, to, layout, where, rows_per_file).to_dict()  # type: ignore[arg-type]
+    report = export_rows(snapshot, to, layout.value, where, rows_per_file).to_dict()
     show(report if as_json else exported(report))
 
 
 @app.command("import")
 def store_import_command(
-    folder: Annotated[Path, typer.Argument(help="What `store export` or clip-retrieval wrote.")],
+    folder: Annotated[Path, typer.Argument(help="Folder that `store export` or clip-retrieval wrote.")],
     store: StoreOption = STORE,
     encoder: Annotated[
         str | None,
-        typer.Option(help="Hub id or directory of the encoder that made the vectors, where the folder does not say."),
+        typer.Option(
+            metavar="NAME", help="Hub id or directory of the encoder that made the vectors, if the folder does not say."
+        ),
     ] = None,
-    space: Annotated[str, typer.Option(help="Or a name for their space: they can be searched, not asked.")] = "",
-    label: Annotated[str, typer.Option(help="real, fake or unknown, of rows that have none.")] = "unknown",
-    source: Annotated[str, typer.Option(help="Of rows that have none.")] = "",
+    space: Annotated[
+        str,
+        typer.Option(metavar="NAME", help="Name for the embedding space when the encoder is unknown (search only)."),
+    ] = "",
+    label: Annotated[RowLabel, typer.Option(help="Label for rows that have none.")] = RowLabel.unknown,
+    source: Annotated[str, typer.Option(metavar="NAME", help="Source for rows that have none.")] = "",
     column: Annotated[
-        list[str] | None, typer.Option(help="label=theirs, also source, category and generator; several times.")
+        list[str] | None,
+        typer.Option(
+            metavar="OURS=THEIRS", help="Column of theirs for label, source, category or generator; repeatable."
+        ),
     ] = None,
-    normalise: Annotated[bool, typer.Option("--normalise", help="Bring vectors to unit length.")] = False,
+    normalize: Annotated[bool, typer.Option("--normalize", metavar="", help="Scale vectors to unit length.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Take rows with their vectors into a store, new or not. Doing it twice changes nothing.
+    """Import rows with their vectors into a store, new or existing. Importing twice changes nothing.
 
     clipfake store import embeddings --store mystore
     """
@@ -186,41 +201,43 @@ def store_import_command(
 
     columns = dict(one.partition("=")[::2] for one in column or ())
     if wrong := [name for name, theirs in columns.items() if not theirs]:
-        raise typer.BadParameter(f"{wrong[0]} names no column of theirs; write label=theirs", param_hint="--column")
+        raise typer.BadParameter(f"{wrong[0]} names no column; write label=THEIRS", param_hint="--column")
     if wrong := [name for name in columns if name not in ("label", "source", "category", "generator")]:
         raise typer.BadParameter(f"{wrong[0]} is none of label, source, category, generator", param_hint="--column")
-    if label not in ("real", "fake", "unknown"):
-        raise typer.BadParameter(f"{label} is none of real, fake, unknown", param_hint="--label")
     if encoder:
         from ..indexer.encoders.load import load_encoder
 
         where = load_encoder(encoder).space
     else:
         where = foreign_space(space, ImportFolder.open(folder).dim) if space else None  # type: ignore[assignment]
-    meaning = ImportDefaults(source, label_of(label), columns)
-    report = import_rows(folder, store, where, meaning, normalise=normalise).to_dict()
+    meaning = ImportDefaults(source, label_of(label.value), columns)
+    report = import_rows(folder, store, where, meaning, normalise=normalize).to_dict()
     show(report if as_json else imported(report))
 
 
-@app.command("column")
-def store_column_command(
-    name: Annotated[str, typer.Argument(help="Of the column, new or to be filled further.")],
+@app.command("add-vectors")
+def store_add_vectors_command(
+    name: Annotated[str, typer.Argument(help="Name of the vectors, new or to be completed.")],
     encoder: Annotated[
-        str, typer.Option("--encoder", help="Hub id or directory; depth:NAME for a depth model of transformers.")
+        str,
+        typer.Option(
+            "--encoder", metavar="NAME", help="Hub id or directory of the encoder; depth:NAME for a depth model."
+        ),
     ],
     folders: Annotated[
-        list[str] | None, typer.Option("--folders", help="Where the images are now, if not where they were.")
+        list[str] | None,
+        typer.Option("--folders", metavar="PATH...", help="Folders of the images, if they have moved since indexing."),
     ] = None,
     store: StoreOption = STORE,
     device: DeviceOption = "auto",
-    precision: PrecisionOption = "auto",
+    precision: PrecisionOption = Precision.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Give the rows a second vector: another encoder's. Their images are read again; what is stored stays.
+    """Add another encoder's vectors to the rows, beside those stored. Their images are read again. Resumable.
 
-    Heads learn from it with `clipfake train --columns main,NAME`. Stopped, the same command goes on.
+    `clipfake train --vectors main,NAME` trains on both.
 
-    clipfake store column depth --encoder depth:Intel/dpt-large --store mystore
+    clipfake store add-vectors depth --encoder depth:Intel/dpt-large --store mystore
     """
     from ..indexer.add_vectors import add_vectors
     from ..indexer.encoders.load import load_encoder
@@ -231,7 +248,7 @@ def store_column_command(
 
     opened = Store.open(store)
     found = expand(folders) if folders else None
-    model = load_encoder(encoder, device=device, precision=precision)
+    model = load_encoder(encoder, device=device, precision=precision.value)
     with status_of("encoding") as show_step:
         report = add_vectors(opened, name, model, found, lambda done, rows: show_step(f"{done:,} of {rows:,} rows"))
     show(report.to_dict() if as_json else filled(report.to_dict()))
@@ -242,20 +259,25 @@ def store_column_command(
 @app.command("duplicates")
 def store_duplicates_command(
     store: StoreOption = STORE,
-    threshold: Annotated[float, typer.Option(min=0, max=1, help="Cosine similarity from which two are one.")] = 0.98,
-    k: Annotated[int, typer.Option("-k", min=1, max=100, help="Nearest rows looked at of each row.")] = 10,
+    threshold: Annotated[
+        float, typer.Option(min=0, max=1, metavar="X", help="Cosine similarity from which two rows are copies.")
+    ] = 0.98,
+    k: Annotated[
+        int, typer.Option("-k", min=1, max=100, metavar="N", help="Number of neighbours compared per row.")
+    ] = 10,
     label: LabelOption = "",
     source: SourcesOption = "",
     category: CategoriesOption = "",
     out: Annotated[
-        Path | None, typer.Option(help="Keep the nearest rows of all in this folder; stopped, it goes on from there.")
+        Path | None,
+        typer.Option(metavar="DIR", help="Folder that keeps every row's neighbours, so that the command is resumable."),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Find copies: compare every row with every other, exactly, and group those that are alike.
+    """Find copies: compare every row with every other, exactly, and group the similar ones.
 
-    Copies on both sides of a split, or called real here and fake there, make a data set's figures look better than they
-    are. Time grows with the square of the rows.
+    Copies on both sides of a split, or labelled both real and fake, make a data set's figures look better than they
+    are. Time grows with the square of the number of rows.
 
     clipfake store duplicates --threshold 0.98 --store mystore
     """
@@ -282,18 +304,29 @@ def store_duplicates_command(
 
 @app.command("push")
 def store_push_command(
-    to: Annotated[str, typer.Option("--to", help="URL of a Qdrant server, or a folder for Qdrant Edge, without one.")],
+    to: Annotated[
+        str, typer.Option("--to", metavar="URL|DIR", help="URL of a Qdrant server, or folder for Qdrant Edge.")
+    ],
     store: StoreOption = STORE,
-    collection: Annotated[str, typer.Option(help="Its name on the server.")] = "clipfake",
-    shards: Annotated[int | None, typer.Option(min=1, help="Parts of a new collection, spread over the nodes.")] = None,
-    replicas: Annotated[int | None, typer.Option(min=1, help="Copies of each part of a new collection.")] = None,
-    quantised: Annotated[str, typer.Option(help="int8 or binary: a small copy in memory to search with.")] = "",
-    recall: Annotated[float, typer.Option(min=0.5, max=1, help="Searches are planned for this recall@10.")] = 0.99,
-    queries: Annotated[int, typer.Option(min=0, help="To measure recall with; 0: not at all, all exact.")] = 100,
-    anew: Annotated[bool, typer.Option("--anew", help="Drop what is there first.")] = False,
+    collection: Annotated[str, typer.Option(metavar="NAME", help="Name of the collection on the server.")] = "clipfake",
+    qdrant_shards: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of Qdrant shards of a new collection.")
+    ] = None,
+    replicas: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Number of replicas of each shard of a new collection.")
+    ] = None,
+    quantized: Annotated[
+        Quantization | None, typer.Option(help="Compression of the copy in memory that searches use.")
+    ] = None,
+    recall: Annotated[float, typer.Option(min=0.5, max=1, metavar="X", help="Target recall@10 of searches.")] = 0.99,
+    queries: Annotated[
+        int,
+        typer.Option(min=0, metavar="N", help="Number of queries that measure recall; 0 searches exactly instead."),
+    ] = 100,
+    anew: Annotated[bool, typer.Option("--anew", metavar="", help="Delete the collection first.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Bring the rows into a search engine beyond this machine. Killed and run again, it goes on. Counts, then asks it.
+    """Copy the rows to a search back end. Resumable. Verifies row counts, then measures recall.
 
     clipfake store push --to http://node1:6333 --store mystore
     """
@@ -303,12 +336,11 @@ def store_push_command(
     from ..store.backends.qdrant_protocol import CollectionLayout
     from ..store.store import Store
 
-    if quantised not in ("", "int8", "binary"):
-        raise typer.BadParameter(f"{quantised} is neither int8 nor binary", param_hint="--quantised")
-    engine = open_backend(to, collection, CollectionLayout(shards, replicas, quantised))  # type: ignore[arg-type]
+    layout = CollectionLayout(qdrant_shards, replicas, quantized.value if quantized else "")
+    backend = open_backend(to, collection, layout)
     try:
         snapshot = Store.open(store).snapshot()
-        report = push(snapshot, engine, recall=recall, queries=queries, anew=anew).to_dict()
+        report = push(snapshot, backend, recall=recall, queries=queries, anew=anew).to_dict()
     finally:
-        engine.close()
+        backend.close()
     show(report if as_json else pushed(report))

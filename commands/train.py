@@ -2,90 +2,76 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from .options import DEFAULT_HEAD, STORE, JsonOption, NameOption, StoreOption
+from .choices import Anchor, Match, Mining, ProjectionKind, SplitRecipe
+from .options import DEFAULT_HEAD, ROWS, STORE, TRAINING, JsonOption, NameOption, SeedOption, StoreOption
 from .terminal import quoted, say, show
-
-
-class Kind(StrEnum):
-    """Of the projection."""
-
-    linear = "linear"
-    mlp = "mlp"
-    sum = "sum"
-    product = "product"
-    concat = "concat"
-    triple = "triple"
-
-
-class Anchor(StrEnum):
-    """Class of the triplets' anchors."""
-
-    real = "real"
-    fake = "fake"
-    both = "both"
-
-
-class Match(StrEnum):
-    """What a triplet's rows share."""
-
-    none = "none"
-    category = "category"
-    source = "source"
-
-
-class Mining(StrEnum):
-    """How triplets are chosen."""
-
-    random = "random"
-    semihard = "semihard"
-    batch_hard = "batch-hard"
-
-
-class Recipe(StrEnum):
-    """How rows are dealt to train, validation and test."""
-
-    paper = "paper"
-    paper_text = "paper-text"
-    grouped = "grouped"
 
 
 def train_command(
     store: StoreOption = STORE,
     from_store: Annotated[
-        bool, typer.Option("--from-store", help="Train from the stored vectors: always so, and said for clearness.")
+        bool, typer.Option("--from-store", metavar="", help="Train from the stored vectors; this is always so.")
     ] = True,
     head: NameOption = DEFAULT_HEAD,
-    kind: Annotated[
-        Kind, typer.Option(help="Projection: of the image's vector alone (linear, mlp) or with its category's text.")
-    ] = Kind.linear,
-    anchor: Annotated[Anchor, typer.Option(help="Class of the triplets' anchors.")] = Anchor.real,
-    match: Annotated[Match, typer.Option(help="What a triplet's rows share.")] = Match.none,
-    mining: Annotated[Mining, typer.Option(help="How triplets are chosen.")] = Mining.random,
-    epochs: Annotated[int, typer.Option(min=1, max=500, help="Passes over the triplets, at most; stops early.")] = 20,
-    sources: Annotated[str, typer.Option(help="Only the rows of these sources, separated by commas.")] = "",
-    balanced: Annotated[bool, typer.Option("--balanced", help="As many real as fake rows.")] = False,
+    sources: Annotated[
+        str, typer.Option(metavar="NAMES", help="Only rows of these sources (comma-separated).", rich_help_panel=ROWS)
+    ] = "",
+    balanced: Annotated[
+        bool, typer.Option("--balanced", metavar="", help="Use as many real as fake rows.", rich_help_panel=ROWS)
+    ] = False,
     split: Annotated[
-        Recipe | None,
+        SplitRecipe | None,
         typer.Option(
-            help="How rows are dealt to train, validation and test; grouped keeps copies on one side.",
-            show_default="paper; with text paper-text",
+            help="Recipe of the train/validation/test split; grouped keeps copies on one side.",
+            show_default="paper, or paper-text for a head on text",
+            rich_help_panel=ROWS,
         ),
     ] = None,
-    columns: Annotated[
-        str, typer.Option(help="Vectors to learn from, joined: main (the store's own) and those of `store column`.")
+    vectors: Annotated[
+        str,
+        typer.Option(
+            metavar="NAMES",
+            help="Stored vectors to learn from: main, and any of `store add-vectors` (comma-separated).",
+            rich_help_panel=ROWS,
+        ),
     ] = "main",
-    seed: Annotated[int, typer.Option(min=0, help="Of all that is drawn at random.")] = 0,
+    kind: Annotated[
+        ProjectionKind,
+        typer.Option(
+            help="Projection: linear and mlp read the image's vector, the others its category's text too.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = ProjectionKind.linear,
+    anchor: Annotated[
+        Anchor, typer.Option(help="Class of the anchors of triplets.", rich_help_panel=TRAINING)
+    ] = Anchor.real,
+    match: Annotated[
+        Match, typer.Option(help="Attribute that the rows of a triplet share.", rich_help_panel=TRAINING)
+    ] = Match.none,
+    mining: Annotated[
+        Mining, typer.Option(help="Strategy for choosing triplets.", rich_help_panel=TRAINING)
+    ] = Mining.random,
+    epochs: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            max=500,
+            metavar="N",
+            help="Maximum number of epochs; training stops early.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = 20,
+    seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a head from the stored vectors, with its baselines beside it, and calibrate its verdicts.
+    """Train a head on the stored vectors, compare it with baselines and calibrate its verdicts. No image is read.
 
-    The source paper's pipeline: a triplet projection to 128 dimensions, then an SVM, split 70/20/10. No image is read.
+    The pipeline is the source paper's: a triplet projection to 128 dimensions, then an SVM, split 70/20/10.
 
     clipfake train --from-store --store mystore
     """
@@ -100,7 +86,7 @@ def train_command(
     chosen = tuple(filter(None, sources.split(",")))
     recipe = split.value if split else ""
     options = TrainOptions(kind.value, triplet, sources=chosen, balanced=balanced, recipe=recipe, seed=seed)
-    names = [name for name in columns.split(",") if name]
+    names = [name for name in vectors.split(",") if name]
     opened = Store.open(store)
     with status_of("training") as show_step:
         fitted = fit_detector(opened, head, options, vectors=names, on_progress=show_step)
@@ -115,12 +101,12 @@ def train_command(
 def report_command(
     store: StoreOption = STORE,
     head: NameOption = DEFAULT_HEAD,
-    out: Annotated[Path, typer.Option(help="The page; figures go to a folder beside it.", dir_okay=False)] = Path(
-        "report.html"
-    ),
+    out: Annotated[
+        Path, typer.Option(metavar="FILE", help="File of the page; figures go to a folder beside it.", dir_okay=False)
+    ] = Path("report.html"),
     as_json: JsonOption = False,
 ) -> None:
-    """Write the report of a head: one page that needs nothing else, and PNG, SVG and CSV of each figure.
+    """Write a report on a head: one self-contained HTML page, and each figure as PNG, SVG and CSV.
 
     clipfake report --store mystore --out report.html
     """

@@ -8,24 +8,42 @@ import numpy as np
 import torch
 
 from ..errors import EncoderError
+from ..store.space import Space
 from .decoding.image import Pixels
 from .encoders.base import Embeddings, Encoder
 
 
-class BatchEncoder:
+class BatchEncoder(Encoder):
     """An encoder with a batch size that is halved, for good, whenever the device runs out of memory."""
 
     def __init__(self, encoder: Encoder, batch_size: int | None = None) -> None:
         """`batch_size` is the number of images at once (default: `encoder.batch_size`)."""
         self.encoder = encoder
-        self.batch_size = batch_size or encoder.batch_size
+        self.has_text, self.overlaps, self.device = encoder.has_text, encoder.overlaps, encoder.device
+        self.preprocess = encoder.preprocess
+        self._size = batch_size or encoder.batch_size
+
+    @property
+    def space(self) -> Space:
+        return self.encoder.space
+
+    @property
+    def batch_size(self) -> int:
+        """Images encoded at once by now."""
+        return self._size
+
+    def shrink(self, pixels: Pixels) -> Pixels:
+        return self.encoder.shrink(pixels)
+
+    def encode_texts(self, texts: Sequence[str]) -> Embeddings:
+        return self.encoder.encode_texts(texts)
 
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
         """(n, dim) unit vectors of n images; raises EncoderError where there is no memory for even one image."""
         vectors = [np.zeros((0, self.encoder.space.dim), np.float32)]
         first = 0
         while first < len(images):
-            batch = images[first : first + self.batch_size]
+            batch = images[first : first + self._size]
             try:
                 vectors.append(self.encoder.encode(batch))
                 first += len(batch)
@@ -37,7 +55,7 @@ class BatchEncoder:
 
     def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
         """Start encoding; the function returned waits for the vectors."""
-        if 0 < len(images) <= self.batch_size:
+        if 0 < len(images) <= self._size:
             try:
                 return self.encoder.begin(images)
             except torch.OutOfMemoryError:
@@ -49,6 +67,6 @@ class BatchEncoder:
     def _halve(self, images: int) -> None:
         if images == 1:
             raise EncoderError("the device has no memory for even one image; free some, or use --device cpu")
-        self.batch_size = max(min(self.batch_size, images // 2), 1)
+        self._size = max(min(self._size, images // 2), 1)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -64,7 +64,7 @@ def index(
         The store cannot be written. Whatever ends a run, what was stored stays.
     """
     encoder.space.require(store.snapshot().space, f"the store {store.folder}")
-    if options.shard is not None:
+    if options.part is not None:
         return _index_part(folders, store, encoder, options, progress)
     with store.writer("index", rows_per_shard=options.rows_per_shard) as writer:
         take_in(writer, store.folder)

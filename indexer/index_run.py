@@ -40,7 +40,7 @@ class IndexOptions:
     max_bad: float = 1.0  # share of bad images that ends the run: 0.01 is 1 %
     retry_quarantined: bool = False  # try again what could not be read before
     sync: bool = False  # drop rows of these sources whose file is gone; read again what cannot be compared by time
-    shard: tuple[int, int] | None = None  # (i, n): only the i-th (from 0) of n equal parts, by key
+    part: tuple[int, int] | None = None  # (i, n): only the i-th (from 0) of n equal parts, by key
     rows_per_shard: int = ROWS_PER_SHARD
     decoder: str = "auto"  # of large JPEGs: "cpu", "nvimagecodec", or the latter on a GPU where it pays
 
@@ -86,8 +86,8 @@ class IndexRun:
     def fresh(self) -> Iterator[ImageRef]:
         """What is to be read: neither stored as it is nor known to be bad."""
         entries = accepted_images(islice(listing(self.sources), self.options.limit), self.report)
-        if self.options.shard is not None:
-            part, parts = self.options.shard
+        if self.options.part is not None:
+            part, parts = self.options.part
             entries = (entry for entry in entries if part_of(entry.key, parts) == part)
         for chunk in batched(entries, CHUNK):
             places = self._before.find([entry.key for entry in chunk]) if len(self._before) else np.full(len(chunk), -1)
@@ -151,7 +151,7 @@ class IndexRun:
 
     def _drop_gone(self) -> None:
         """Delete the rows of this run's sources that the run did not meet: their files are gone or unreadable."""
-        if self.options.limit is not None or self.options.shard is not None:
+        if self.options.limit is not None or self.options.part is not None:
             raise SourceError("sync needs the whole listing; leave out the limit and the shard")
         keys, mine = self._before.column("keys"), np.zeros(len(self._before), bool)
         for root in {source.name for source in self.sources} | {s.split("/")[0] for s, _ in self.report.sources}:

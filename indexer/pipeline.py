@@ -179,7 +179,7 @@ class Pipeline:
                     pixels += [view for image in decoded.images for view in image.views]
                     done, ahead = ahead, InFlightBatch(pending.number, decoded, encoder.begin(pixels))
                 self._finish(done)
-                if not encoder.encoder.overlaps or not len(self._decoded):  # nothing to overlap with
+                if not encoder.overlaps or not len(self._decoded):  # nothing to overlap with
                     done, ahead = ahead, None
                     self._finish(done)
         except ChannelStopped:

@@ -37,6 +37,8 @@ class ImageEncoder(Protocol):
     @property
     def has_text(self) -> bool: ...
 
+    def shrink(self, pixels: Pixels) -> Pixels: ...
+
     def encode(self, images: Sequence[Pixels]) -> Embeddings: ...
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings: ...
@@ -85,10 +87,9 @@ class ImageDecoder:
         if height * width > limits.pixels:  # a format that only the decoder can read the size of
             raise too_many_pixels(width, height, limits.pixels)
         small = self.thumbnail(image.pixels) if thumbnail else b""
-        shrink = getattr(self.encoder, "shrink", None) or (lambda pixels: pixels)
         copies = self.degraded(image.pixels) if views and self.degraded else {}
         return UploadedImage(
-            shrink(image.pixels),
+            self.encoder.shrink(image.pixels),
             width,
             height,
             image.format,
@@ -96,7 +97,7 @@ class ImageDecoder:
             len(content),
             image.digest,
             small,
-            {what: shrink(copy) for what, copy in copies.items()},
+            {what: self.encoder.shrink(copy) for what, copy in copies.items()},
         )
 
 

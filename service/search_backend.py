@@ -70,7 +70,7 @@ class GuardedSearcher:
 def problem_of_engine(failure: StoreError, rest: float = 0.0) -> HttpProblem:
     """A failure in words that tell nothing of where the engine is.
 
-    >>> problem_of_engine(EngineDown("http://10.0.0.7:6333 cannot be reached")).status
+    >>> problem_of_engine(BackendUnavailable("http://10.0.0.7:6333 cannot be reached")).status
     503
     """
     seconds = str(max(1, math.ceil(rest)))

@@ -206,7 +206,7 @@ def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None: 
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["index", "--folders", "nowhere", "--store", "s"], "does not exist"),
         (["index", "--folders", "empty", "--encoder", "plain", "--store", "s"], "holds no images"),

@@ -152,7 +152,7 @@ def main() -> None:
             "dim": DIM,
             "threads": given.threads,
             "load": os.getloadavg()[0],
-            "kinds": [measured(store, kind, anew=True) for kind in ("plain", "compact")],
+            "kinds": [measured(store, kind, anew=True) for kind in ("plain", "quantized")],
         }
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "store_search.json").write_text(json.dumps(result, indent=1) + "\n")

@@ -93,8 +93,8 @@ def index_with(
     SourceError, SpaceMismatch, StoreError
         What was stored stays.
     """
-    if options.shard is not None:
-        raise SourceError("--shard splits the work of several commands; leave it out where one command has workers")
+    if options.part is not None:
+        raise SourceError("--part splits the work of several commands; leave it out where one command has workers")
     crew.space.require(store.snapshot().space, f"the store {store.folder}")
     with store.writer("index", rows_per_shard=options.rows_per_shard) as writer:
         take_in(writer, store.folder)

@@ -62,7 +62,7 @@ def kind_for(rows: int, kind: Kind = "auto") -> Kind:
     """How to search so many rows of one label."""
     if kind != "auto":
         return kind
-    return "exact" if rows <= EXACT_ROWS else "plain" if rows <= PLAIN_ROWS else "compact"
+    return "exact" if rows <= EXACT_ROWS else "plain" if rows <= PLAIN_ROWS else "quantized"
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ def _make(snapshot: Snapshot, label: int, kind: Kind, clock: _Clock, rng: np.ran
         cell_of, _ = nearest_cell(vectors, centres)
         _, fit = nearest_cell(vectors[np.sort(shuffled[drawn:][:PIECE_ROWS])], centres)
     with clock("add"):
-        cells = IvfIndex.empty(centres, sample, compact=kind == "compact").add(vectors, cell_of)
+        cells = IvfIndex.empty(centres, sample, quantized=kind == "quantized").add(vectors, cell_of)
     with clock("measure"):
         efforts, aheads, recall = _measured(snapshot, here, vectors, cells, rng)
     label_info = LabelIndexInfo(label, kind, len(here), len(here), count, fit, fit, efforts, aheads, recall, {})
@@ -239,7 +239,7 @@ def _measured(
     similarity[is_own, own[is_own]] = -np.inf  # a row is no neighbour of its own
     truth = GroundTruth(similarity)
     efforts = dict(zip(MEASURED_K, measure(cells, queries, truth, rng, MEASURED_K), strict=True))
-    aheads = _aheads(cells, queries, truth) if cells.compact else ()
+    aheads = _aheads(cells, queries, truth) if cells.quantized else ()
     label_info = LabelIndexInfo(0, "plain", len(here), len(here), len(cells.centres), 0, 0, efforts, aheads, {}, {})
     recall = {}
     for share in (1.0, 0.5, 0.1, 0.01, 0.001):

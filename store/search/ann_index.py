@@ -32,7 +32,8 @@ NAME = "knn"
 AHEADS = (50, 100, 200, 400, 800, 1600, 3200)  # quantised rows compared exactly
 RESCORED_ROWS = 65_536  # vectors fetched at a time to compare exactly
 
-Kind = Literal["auto", "exact", "plain", "compact"]
+Kind = Literal["auto", "exact", "plain", "quantized"]
+QUANTIZED_ON_DISK = "compact"  # what index.json calls the kind "quantized"
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class LabelIndexInfo:
     """What is known of one label's index, in index.json."""
 
     label: int
-    kind: Kind  # "plain" or "compact"
+    kind: Kind  # "plain" or "quantized"
     rows: int
     trained_rows: int  # when the cells were made
     cells: int
@@ -67,7 +68,8 @@ class LabelIndexInfo:
         return max(k, round(enough * max(1.0, k / 10)))
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "efforts": {str(k): e.to_dict() for k, e in self.efforts.items()}}
+        kind = QUANTIZED_ON_DISK if self.kind == "quantized" else self.kind
+        return {**asdict(self), "kind": kind, "efforts": {str(k): e.to_dict() for k, e in self.efforts.items()}}
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> LabelIndexInfo:
@@ -78,6 +80,7 @@ class LabelIndexInfo:
         return cls(
             **{
                 **fields,
+                "kind": "quantized" if fields["kind"] == QUANTIZED_ON_DISK else fields["kind"],
                 "efforts": {int(k): ProbeBudget.from_dict(e) for k, e in fields["efforts"].items()},
                 "aheads": tuple(fields["aheads"]),
                 "files": {name: tuple(facts) for name, facts in fields["files"].items()},

@@ -113,18 +113,18 @@ class IvfIndex:
         return len(self.cell_of)
 
     @property
-    def compact(self) -> bool:
+    def quantized(self) -> bool:
         """Whether rows are quantised, so that what a search finds wants exact comparing."""
         return isinstance(self._ivf, faiss.IndexIVFRaBitQ)
 
     @classmethod
-    def empty(cls, centres: Vectors, sample: Vectors, *, compact: bool) -> IvfIndex:
+    def empty(cls, centres: Vectors, sample: Vectors, *, quantized: bool) -> IvfIndex:
         """No rows yet, in cells around these centres; `sample` is what quantisation is fitted to."""
         cells, dim = centres.shape
         quantiser: Any = faiss.IndexFlatIP(dim)
         quantiser.add(np.ascontiguousarray(centres, np.float32))
         ivf: Any
-        if compact:
+        if quantized:
             ivf = faiss.IndexIVFRaBitQ(quantiser, dim, cells, faiss.METRIC_INNER_PRODUCT, True, COMPACT_BITS)
             ivf.qb = 8
             ivf.train(np.ascontiguousarray(sample, np.float32))
@@ -157,10 +157,10 @@ class IvfIndex:
         Compact cells give candidates: ask for more than are wanted and compare them exactly.
         """
         allowed = allowed or AllowedRows(self, None)
-        if allowed.mask is None or self.compact or allowed.count < MOST_ALLOWED * len(self):
+        if allowed.mask is None or self.quantized or allowed.count < MOST_ALLOWED * len(self):
             return self._search(queries, k, rows, allowed, allowed.selector)
         # Looking at every row of a cell and leaving some out afterwards is quicker than asking for each row first;
-        # not where many candidates are wanted, as of compact cells.
+        # not where many candidates are wanted, as of a quantized index.
         more = min(int(WIDER * k * len(self) / allowed.count) + WIDER, len(self))
         found = self._search(queries, more, rows, allowed, None)
         kept = (found >= 0) & allowed.mask[np.maximum(found, 0)]

@@ -103,7 +103,7 @@ def test_copies_of_too_few_files_are_not_split() -> None:
 
 
 @pytest.mark.parametrize(
-    ("labels", "said"),
+    ("labels", "message"),
     [
         ([], "^no row to"),
         ([-1, -1], "^no labelled row to"),

@@ -79,14 +79,14 @@ def test_without_a_past_there_is_nothing_to_learn_from(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    "told, day", [("2022-08-22", "2022-08-22"), (" 2022-08 ", "2022-08-01"), ("2022", "2022-01-01")]
+    "text, day", [("2022-08-22", "2022-08-22"), (" 2022-08 ", "2022-08-01"), ("2022", "2022-01-01")]
 )
 def test_a_date_is_read_as_people_write_it(text: str, day: str) -> None:
     assert day_of(text).isoformat() == day
 
 
 @pytest.mark.parametrize(
-    "content, said",
+    "content, message",
     [
         ("name,date\na,2020\n", "must name source and date"),
         ("source,date\na,2020\nb,soon\n", "line 3"),

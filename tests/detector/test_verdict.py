@@ -513,7 +513,7 @@ def test_probabilities_are_tried_with_the_share_of_fakes_that_there_is(tmp_path:
     assert found.ece is not None and found.ece < 0.1
 
 
-@pytest.mark.parametrize(("error", "said"), [(0.05, " 5%"), (0.005, " 0.5%"), (0.0001, " 0.01%"), (0.125, " 12.5%")])
+@pytest.mark.parametrize(("error", "message"), [(0.05, " 5%"), (0.005, " 0.5%"), (0.0001, " 0.01%"), (0.125, " 12.5%")])
 def test_an_error_rate_is_told_as_it_was_asked_for(error: float, message: str) -> None:
     for possible in ((False, True), (True, True), (False, False)):
         _, reasons = decide({"svm": 3.0, "neighbors": 2.0}, possible, 50, error)

@@ -360,7 +360,7 @@ def test_two_hosts_with_a_part_each_fill_one_store_at_the_same_time(
     lan: Lan, folder: Path, whole: Store, tmp_path: Path
 ) -> None:
     command = [sys.executable, "-m", "clipfake", "index", "--folders", str(folder), "--store", str(tmp_path / "s")]
-    command += ["--encoder", "plain", "--threads", "1", "--rows-per-shard", "100", "--json", "--shard"]
+    command += ["--encoder", "plain", "--threads", "1", "--rows-per-shard", "100", "--json", "--part"]
     result = [part.communicate(timeout=100) for part in [lan.host().begin(*command, f"{i}/2") for i in (1, 2)]]
     assert sum(json.loads(out)["added"] for out, _ in result) == IMAGES
     assert same(tmp_path / "s", whole)

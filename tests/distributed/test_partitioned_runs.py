@@ -43,7 +43,7 @@ def test_keys_spread_evenly_over_the_parts(parts: int) -> None:
 
 def test_parts_together_are_the_whole(folder: Path, tmp_path: Path) -> None:
     store, whole = store_at(tmp_path / "s"), store_at(tmp_path / "whole")
-    added = [index([folder], store, PlainEncoder(), IndexOptions(shard=(i, 3))).added for i in range(3)]
+    added = [index([folder], store, PlainEncoder(), IndexOptions(part=(i, 3))).added for i in range(3)]
     index([folder], whole, PlainEncoder())
     assert keys_of(store) == keys_of(whole)
     assert sum(added) == 24
@@ -58,7 +58,7 @@ def test_a_part_that_cannot_commit_leaves_its_rows_for_the_next(
     monkeypatch.setattr("clipfake.indexer.index.PATIENCE", 0.0)
     store = store_at(tmp_path / "s")
     with store.writer():  # someone else is writing
-        report = index([folder], store, PlainEncoder(), IndexOptions(shard=(0, 2), batch_size=4, rows_per_shard=4))
+        report = index([folder], store, PlainEncoder(), IndexOptions(part=(0, 2), batch_size=4, rows_per_shard=4))
     assert (len(store.snapshot()), len(waiting(store))) == (0, -(-report.added // 4))
     rest = index([folder], store, PlainEncoder())
     assert (rest.known, rest.added) == (report.added, 24 - report.added)
@@ -88,7 +88,7 @@ def test_what_is_taken_in_twice_is_there_once_and_changed_rows_are_replaced(tmp_
 
 def test_a_part_cannot_say_what_is_gone(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="whole listing"):
-        index([folder], store_at(tmp_path / "s"), PlainEncoder(), IndexOptions(shard=(0, 2), sync=True))
+        index([folder], store_at(tmp_path / "s"), PlainEncoder(), IndexOptions(part=(0, 2), sync=True))
 
 
 def test_a_shard_that_was_never_finished_is_removed_after_a_day(tmp_path: Path) -> None:

@@ -172,8 +172,8 @@ def test_ctrl_c_takes_in_what_is_under_way(tmp_path: Path) -> None:
 
 def test_parts_are_not_split_again(tmp_path: Path) -> None:
     store = store_at(tmp_path / "s")
-    with pytest.raises(SourceError, match="--shard"):
-        index_with(Here(store.folder), [tmp_path], store, IndexOptions(shard=(0, 2)))
+    with pytest.raises(SourceError, match="--part"):
+        index_with(Here(store.folder), [tmp_path], store, IndexOptions(part=(0, 2)))
 
 
 def killing(killed: list[int]) -> Callable[[IndexReport], None]:

@@ -190,7 +190,7 @@ class Trap:
 
 
 @pytest.mark.parametrize(
-    "change, told",
+    "change, clip",
     [
         (partial(remove, "config.json"), "config.json"),
         (partial(remove, "preprocessor_config.json"), "preprocessor_config.json"),

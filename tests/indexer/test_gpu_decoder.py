@@ -187,7 +187,7 @@ def spotted(content: bytes) -> ReducedImage:
 
 
 @pytest.mark.parametrize(
-    ("decode", "told"),
+    ("decode", "text"),
     [
         (shifted(1), "1.00 levels in the mean and 1 at most"),
         (lambda contents: [spotted(content) for content in contents], "0.00 levels in the mean and 16 at most"),

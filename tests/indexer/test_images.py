@@ -97,7 +97,7 @@ def test_without_the_extra_a_heic_says_what_to_install(monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"", "empty"), (b"hello, world", "not an image"), (saved(picture())[:300], "damaged")]
+    ("content", "message"), [(b"", "empty"), (b"hello, world", "not an image"), (saved(picture())[:300], "damaged")]
 )
 def test_what_is_no_image_is_said_to_be_so(content: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):

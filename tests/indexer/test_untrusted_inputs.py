@@ -284,7 +284,7 @@ def test_a_long_text_that_every_row_says_is_in_memory_once() -> None:
     assert found == [word] * 300 and len(set(map(id, found))) == 1
 
 
-@pytest.mark.parametrize("told", [[1], {}, "1" * 5000, True, 1e999, float("nan"), None, 2**70])
+@pytest.mark.parametrize("value", [[1], {}, "1" * 5000, True, 1e999, float("nan"), None, 2**70])
 def test_a_target_that_is_none_is_told_in_few_words(value: Any) -> None:
     answer = by_row({"target": value})
     assert isinstance(answer, str) and len(answer) < 200
@@ -409,7 +409,7 @@ def test_a_tower_of_absurd_sizes_is_an_encoder_error(vision: dict[str, Any], sta
         load_encoder(copied(standin, tmp_path, config=json.dumps(config).encode()))
 
 
-@pytest.mark.parametrize("told", [b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": 1, "b": "c"}}', DEEP])
+@pytest.mark.parametrize("value", [b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": 1, "b": "c"}}', DEEP])
 def test_an_index_of_weights_that_is_none_is_an_encoder_error(value: bytes, standin: Path, tmp_path: Path) -> None:
     place = copied(standin, tmp_path)
     (tmp_path / "model.safetensors.index.json").write_bytes(value)

@@ -494,7 +494,7 @@ INSIDE = "the collection clipfake at http://node1:6333 or in /srv/edge"
 
 @pytest.mark.parametrize("when", ["opening", "searching"])
 @pytest.mark.parametrize(
-    ("failure", "told"),
+    ("failure", "status_and_kind"),
     [
         (BackendUnavailable(INSIDE), (503, "engine-down")),
         (BackendTimeout(INSIDE), (504, "engine-slow")),

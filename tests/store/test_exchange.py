@@ -164,7 +164,7 @@ def not_a_number(vectors: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("damage", "error", "said"),
+    ("damage", "error", "message"),
     [
         (lambda f: (f / "metadata/metadata_1.parquet").unlink(), SourceError, "number 1 is in one of them only"),
         (spoil("img_emb/img_emb_1.npy", lambda v: v[:1]), SourceError, "1 vectors"),
@@ -186,7 +186,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, error: type[Exc
 
 
 @pytest.mark.parametrize(
-    ("columns", "meaning", "error", "said"),
+    ("columns", "meaning", "error", "message"),
     [
         ({}, ImportDefaults(), SourceError, "does not say where its rows come from"),
         ({"label": ["perhaps"] * 6}, ImportDefaults("x"), SourceError, "the label perhaps"),
@@ -205,7 +205,7 @@ def test_a_foreign_table_that_says_too_little_is_named(
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "message"),
     [
         (lambda f: set_card(f, space={"encoder": "x"}), "does not name its space"),
         (lambda f: set_card(f, texts=["only one"]), "texts"),
@@ -266,7 +266,7 @@ def test_vectors_of_an_unknown_or_other_encoder_are_refused(snapshot: Snapshot, 
 
 
 @pytest.mark.parametrize(
-    ("told", "label"), [("real", 0), (" Fake ", 1), (True, 1), (0.0, 0), (None, -1), (float("nan"), -1), (-1, -1)]
+    ("value", "label"), [("real", 0), (" Fake ", 1), (True, 1), (0.0, 0), (None, -1), (float("nan"), -1), (-1, -1)]
 )
 def test_labels_are_read_as_people_write_them(value: Any, label: int) -> None:
     assert label_of(value) == label
@@ -292,7 +292,7 @@ def test_the_commands_export_and_import(snapshot: Snapshot, tmp_path: Path, caps
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "text"),
     [
         (["index", "--kind", "quick"], "quick is none of auto"),
         (["import", ".", "--column", "label"], "label names no column"),

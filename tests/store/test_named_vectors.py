@@ -364,7 +364,7 @@ def test_a_snapshot_that_cannot_be_read_keeps_no_column_from_being_filled(store:
 
 
 @pytest.mark.parametrize(
-    ("vectors", "told"),
+    ("vectors", "text"),
     [
         (np.ones((2, 1), np.float32), r"shape \(2, 1\)"),
         (np.ones((1, 5), np.float32), r"shape \(1, 5\)"),

@@ -86,7 +86,7 @@ def made(folder: Path, rows: int = 6000, first: int = 0) -> Store:
     return store
 
 
-@pytest.fixture(scope="module", params=["plain", "compact"])
+@pytest.fixture(scope="module", params=["plain", "quantized"])
 def indexed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = made(tmp_path_factory.mktemp(request.param) / "s")
     built = build_index(store, request.param)
@@ -150,7 +150,7 @@ def test_a_recall_of_one_is_exact(indexed: Store) -> None:
 
 
 @pytest.mark.usefixtures("always_indexed")
-@pytest.mark.parametrize("kind", ["plain", "compact"])
+@pytest.mark.parametrize("kind", ["plain", "quantized"])
 def test_a_stale_index_is_topped_up_and_then_added_to(tmp_path: Path, kind: Kind) -> None:
     store = made(tmp_path / "s", 4000)
     first = build_index(store, kind)
@@ -191,8 +191,8 @@ def test_an_index_is_built_anew_where_it_has_drifted(facts: dict[str, int], want
 
 
 def test_the_kind_of_index_follows_from_the_number_of_rows() -> None:
-    assert [kind_for(n) for n in (100, 100_000, 100_000_000)] == ["exact", "plain", "compact"]
-    assert kind_for(100, "compact") == "compact"
+    assert [kind_for(n) for n in (100, 100_000, 100_000_000)] == ["exact", "plain", "quantized"]
+    assert kind_for(100, "quantized") == "quantized"
 
 
 def test_many_queries_over_few_rows_are_cheaper_exactly() -> None:
