@@ -190,7 +190,7 @@ def test_heads_that_score_alike_have_one_digest_and_others_another(head: Head) -
 
 
 @pytest.mark.parametrize(
-    ("change", "head"),
+    ("change", "message"),
     [
         ({"version": 2}, "of version 2; this release reads"),
         ({"format": "another"}, "is a 'another' of version 1"),

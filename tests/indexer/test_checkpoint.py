@@ -190,7 +190,7 @@ class Trap:
 
 
 @pytest.mark.parametrize(
-    "change, clip",
+    "change, text",
     [
         (partial(remove, "config.json"), "config.json"),
         (partial(remove, "preprocessor_config.json"), "preprocessor_config.json"),

@@ -135,7 +135,7 @@ def test_an_odd_image_has_the_vector_that_indexing_gives_it(toy: Any, client: Te
 
 
 @pytest.mark.parametrize(
-    ("content", "client"),
+    ("content", "message"),
     [
         (b"just text", "not an image"),
         (saved("RGB", "JPEG")[:300], "damaged"),
