@@ -56,8 +56,10 @@ def maker(verdict: Verdict) -> str:
 def origin(row: StoredCopy) -> str:
     """What was said of a row when it was indexed.
 
-    >>> origin(StoredCopy("a/1.png", "fake", "stylegan2-cats", "stylegan2")), origin(StoredCopy("b/1.png", "real", "ffhq", ""))
-    ('fake of stylegan2', 'real of ffhq')
+    >>> origin(StoredCopy("a/1.png", "fake", "stylegan2-cats", "stylegan2"))
+    'fake of stylegan2'
+    >>> origin(StoredCopy("b/1.png", "real", "ffhq", ""))
+    'real of ffhq'
     >>> origin(StoredCopy("c/1.png", "unknown", "inbox", ""))
     'of unknown origin in inbox'
     """

@@ -130,7 +130,7 @@ def beside(*ways: Callable[[], Decodes], must_pay: bool = False) -> GpuDecoder:
 def indexed(
     folder: Path, to: Path, encoder: Any, monkeypatch: pytest.MonkeyPatch, with_: GpuDecoder | None, threads: int = 2
 ) -> tuple[Store, IndexReport]:
-    monkeypatch.setattr(indexing, "offload_for", lambda *_, **__: with_)
+    monkeypatch.setattr(indexing, "gpu_decoder_for", lambda *_, **__: with_)
     store = Store.create(to, encoder.space)
     return store, index([folder], store, encoder, IndexOptions(threads=threads, batch_size=8))
 
@@ -499,7 +499,10 @@ def test_a_decoder_that_is_not_there_is_told_before_a_store_is_made(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(nvimagecodec, "installed", lambda: False)
-    for decoder, code, value in ((NAME, 1, "clipfake[nvidia]"), ("nvjpeg", 2, "none of auto, cpu, nvimagecodec")):
+    for decoder, code, value in (
+        (NAME, 1, "clipfake[nvidia]"),
+        ("nvjpeg", 2, "is not one of 'auto', 'cpu', 'nvimagecodec'"),
+    ):
         with pytest.raises(SystemExit) as ended:
             main(["index", "--folders", str(folder), "--store", str(tmp_path / "s"), "--decoder", decoder])
         assert ended.value.code == code

@@ -546,7 +546,7 @@ class Held:
         return np.full((len(images), 2), 0.5 ** 0.5, np.float32)
 
 store = Store.create(Path(sys.argv[1]), Held.space)
-serve(store, Held(), decode, thumbnail, port=0, tell=lambda url: print(url, flush=True))
+serve(store, Held(), decode, thumbnail, port=0, on_ready=lambda url: print(url, flush=True))
 """
 
 

@@ -720,7 +720,7 @@ def test_the_page_for_engineers_tells_every_refusal_limit_and_metric(toy: Any, c
 
 
 def test_a_verdict_that_does_not_survive_the_web_is_unsure(toy: Any) -> None:
-    from clipfake.indexer.embedding import AFTER, degraded_by_name
+    from clipfake.indexer.embedding import DEGRADATIONS, degraded_by_name
 
     image = toy.drawn("gan_a", 80)
     with client_of(toy, degraded=degraded_by_name) as client:
@@ -731,7 +731,7 @@ def test_a_verdict_that_does_not_survive_the_web_is_unsure(toy: Any) -> None:
             for copy in degraded_by_name(toy.decode(image).pixels).values()
         ]
     assert plain["views"] == []
-    assert [view["what"] for view in steady["views"]] == list(AFTER)
+    assert [view["what"] for view in steady["views"]] == list(DEGRADATIONS)
     assert [view["verdict"] for view in steady["views"]] == [copy["verdict"] for copy in copies]
     survives = all(view["verdict"] == plain["verdict"] for view in steady["views"])
     assert steady["verdict"] == (plain["verdict"] if survives else "unsure")

@@ -242,7 +242,7 @@ def test_what_is_deleted_or_added_is_followed(kind: str, tmp_path: Path) -> None
 FILLS_FOR_EVER = """
 import sys
 from pathlib import Path
-from clipfake.store import push as pushing
+from clipfake.store.backends import push as pushing
 from clipfake.store.store import Store
 sys.path.insert(0, str(Path({tests!r})))
 import {module} as tests
@@ -258,7 +258,7 @@ elif {kind!r} == "faiss":
     tests.build_index(store, "plain")
 else:
     to = tests.BACK_ENDS[{kind!r}](Path({folder!r})).engine
-    pushing.push(store.snapshot(), to, progress=lambda told: print("under way", told.pushed, flush=True))
+    pushing.push(store.snapshot(), to, progress=lambda report: print("under way", report.pushed, flush=True))
 """
 
 
@@ -530,11 +530,11 @@ def some(values: list[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
 
 
 @given(
-    labels=some([0, 1, -1]),
-    sources=some(["source-00", "source-12", "source-24", "elsewhere"]),
-    generators=some(["", "generator-12", "generator-24"]),
-    categories=some(["0", "17", "999"]),
-    but_sources=some(["source-12", "source-01"]),
+    label=some([0, 1, -1]),
+    source=some(["source-00", "source-12", "source-24", "elsewhere"]),
+    generator=some(["", "generator-12", "generator-24"]),
+    category=some(["0", "17", "999"]),
+    exclude_source=some(["source-12", "source-01"]),
 )
 @settings(deadline=None, max_examples=60)
 def test_a_filter_allows_the_same_rows_in_the_engine(held: tuple[QdrantEdge, Snapshot], **columns: Any) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.errors import Locked, StoreError
-from clipfake.store import store as snapshots
+from clipfake.store import snapshot as snapshots
 from clipfake.store.maintenance import verify as checking
 from clipfake.store.maintenance.compact import compact
 from clipfake.store.maintenance.verify import verify

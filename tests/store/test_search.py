@@ -218,7 +218,7 @@ def test_more_recall_takes_no_less_effort() -> None:
     assert effort.for_recall(0.9999, 10**-0.5) == pytest.approx(1.25 * (400 * 300) ** 0.5, abs=1)  # halfway between
 
 
-@pytest.mark.parametrize("where", ["ann_index.json", "0.faiss", "1.ids.npy", "0.cells.npy"])
+@pytest.mark.parametrize("where", ["index.json", "0.faiss", "1.ids.npy", "0.cells.npy"])
 @pytest.mark.parametrize("how", ["gone", "short", "flipped"])
 def test_a_damaged_index_is_passed_over(tmp_path: Path, where: str, how: str) -> None:
     store = made(tmp_path / "s", 1000)

@@ -245,7 +245,7 @@ class StoreModel(RuleBasedStateMachine):
 
 
 def _column(value: str) -> str:
-    return "sources" if value in SOURCES else "categories"
+    return "source" if value in SOURCES else "category"
 
 
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
