@@ -349,6 +349,9 @@ class Counting:
         self.begun, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
 
+    def shrink(self, pixels: Any) -> Any:
+        return pixels
+
     def encode(self, images: Sequence[Any]) -> Any:
         self.batches.append(len(images))
         self.begun.set()
@@ -468,6 +471,9 @@ def test_what_takes_too_long_is_answered_in_time(toy: Any) -> None:
 
 def test_an_encoder_that_fails_on_one_image_fails_for_that_one_alone(toy: Any) -> None:
     class Fails(Counting):
+        def shrink(self, pixels: Any) -> Any:
+            return pixels
+
         def encode(self, images: Sequence[Any]) -> Any:
             if any(image.shape[0] == 40 for image in images):
                 raise RuntimeError("secret insides")
@@ -487,6 +493,9 @@ def test_an_encoder_that_loses_a_vector_is_asked_for_each_image_alone(toy: Any) 
     """Nobody waits for an answer that never comes."""
 
     class Loses(Counting):
+        def shrink(self, pixels: Any) -> Any:
+            return pixels
+
         def encode(self, images: Sequence[Any]) -> Any:
             return super().encode(images)[: 1 if len(images) > 1 else None]
 
@@ -499,6 +508,9 @@ def test_an_encoder_that_loses_a_vector_is_asked_for_each_image_alone(toy: Any) 
 
 def test_an_image_without_a_usable_vector_is_refused(toy: Any) -> None:
     class Blind(Counting):
+        def shrink(self, pixels: Any) -> Any:
+            return pixels
+
         def encode(self, images: Sequence[Any]) -> Any:
             return np.full((len(images), 192), np.nan, np.float32)
 
@@ -539,6 +551,9 @@ from clipfake.store.store import Store
 
 class Held:
     space, has_text = Space("held", "0" * 64, 2), False
+
+    def shrink(self, pixels):
+        return pixels
 
     def encode(self, images):
         print("encoding", flush=True)
