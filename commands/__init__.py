@@ -1,4 +1,4 @@
-"""The commands: each parses its options, calls the packages below and prints. The root's cli.py puts them together.
+"""The commands: each parses its options, calls the packages below and prints. The root's cli puts them together.
 
 jobs      index.py, train.py (with report), query.py, serve.py, evaluate.py, reproduce.py, bench.py, demo.py
 upkeep    store.py, bank.py

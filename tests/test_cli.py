@@ -258,12 +258,12 @@ def test_wrong_usage_ends_with_2(run) -> None:  # type: ignore[no-untyped-def]
 def test_choices_of_training_are_those_there_are(run) -> None:  # type: ignore[no-untyped-def]
     from typing import get_args
 
-    from clipfake.commands import train
+    from clipfake.commands import choices
     from clipfake.detector import projection, split
     from clipfake.detector.training import triplet
 
-    there = {train.Kind: projection.KINDS, train.Recipe: split.RECIPES}
-    there |= {getattr(train, name): get_args(getattr(triplet, name)) for name in ("Anchor", "Match", "Mining")}
+    there = {choices.ProjectionKind: projection.KINDS, choices.SplitRecipe: split.RECIPES}
+    there |= {getattr(choices, name): get_args(getattr(triplet, name)) for name in ("Anchor", "Match", "Mining")}
     for offered, known in there.items():
         assert {one.value for one in offered} == set(known)
     output = run("train", "--kind", "circular")
@@ -573,5 +573,5 @@ def test_a_name_that_no_row_has_is_told_rather_than_no_rows(store: Path, tmp_pat
     for command in (("export", "--to", tmp_path / "out"), ("duplicates",)):
         for option in ("--source", "--category"):
             output = run("store", *command, option, "nobody", "--store", store)
-            assert (output.code, "nobody; check how it is written" in output.err) == (1, True)
+            assert (output.code, "nobody; check its spelling" in output.err) == (1, True)
     assert not (tmp_path / "out").exists()

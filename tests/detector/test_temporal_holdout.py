@@ -116,7 +116,7 @@ def test_the_command_prints_a_table_and_draws_it(store: Store, tmp_path: Path) -
     dates = tmp_path / "dates.csv"
     dates.write_text("source,date\n" + "".join(f"{name},{day}\n" for name, day in DATES.items()))
     output = CliRunner().invoke(
-        app, ["evaluate", "--store", str(store.folder), "--replay", str(dates), "--out", str(tmp_path / "out")]
+        app, ["evaluate", "--store", str(store.folder), "--temporal", str(dates), "--out", str(tmp_path / "out")]
     )
     assert output.exit_code == 0, output.output
     assert "2022-08-22" in output.stdout and "lost" in output.stdout

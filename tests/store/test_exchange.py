@@ -294,7 +294,7 @@ def test_the_commands_export_and_import(snapshot: Snapshot, tmp_path: Path, caps
 @pytest.mark.parametrize(
     ("words", "text"),
     [
-        (["index", "--kind", "quick"], "quick is none of auto"),
+        (["index", "--kind", "quick"], "'quick' is not one of 'auto'"),
         (["import", ".", "--column", "label"], "label names no column"),
         (["import", ".", "--column", "colour=red"], "colour is none of label"),
     ],
