@@ -182,7 +182,7 @@ def main() -> None:
     parser.add_argument("--peers", type=Path, default=PEERS, help="the environment of `make peers`")
     told = vars(parser.parse_args())
     result = run(told.pop("images"), told.pop("encoder"), **told)
-    command.tell(result)
+    command.print_result(result)
     sys.exit(1 if "why" in result else 0)
 
 

@@ -221,7 +221,7 @@ def version_of(package: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.ask_for_images(parser)
+    command.add_images_option(parser)
     parser.add_argument("--encoder", default="", help="hub id or directory: compare vectors too")
     parser.add_argument("--device", default="auto", help="of the encoder")
     parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES), help="pixels")
@@ -232,7 +232,7 @@ def main() -> None:
     out = told.pop("out")
     result = run(told.pop("images"), told.pop("encoder"), **told)
     out.write_text(json.dumps(result, indent=1) + "\n")
-    command.tell(result)
+    command.print_result(result)
 
 
 if __name__ == "__main__":

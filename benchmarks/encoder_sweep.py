@@ -181,17 +181,17 @@ def _captured(plain: Call, given: torch.Tensor) -> Call:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.ask_for_encoder(parser)
+    command.add_encoder_options(parser)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)), help="sizes, commas between")
     parser.add_argument("--ways", default="", help=f"some of {','.join(WAYS)} [default: all the device has]")
     parser.add_argument("--precisions", default=",".join(PRECISIONS), help="commas between")
     parser.add_argument("--repeats", type=int, default=3)
-    told = command.parsed(parser)
+    told = command.parse_options(parser)
     told["batches"] = [int(size) for size in told["batches"].split(",")]
     for key in ("ways", "precisions"):
         told[key] = [word for word in told[key].split(",") if word]
-    command.tell(run(told.pop("encoder"), **told))
+    command.print_result(run(told.pop("encoder"), **told))
 
 
 if __name__ == "__main__":

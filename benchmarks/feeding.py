@@ -141,7 +141,7 @@ def _children() -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.ask_for_images(parser)
+    command.add_images_option(parser)
     parser.add_argument("--few", type=int, default=10_000, help="images of the run that is subtracted")
     parser.add_argument("--many", type=int, default=40_000, help="images")
     parser.add_argument("--processes", type=int, default=2)
@@ -151,7 +151,7 @@ def main() -> None:
     out = told.pop("out")
     result = run(told.pop("images"), **told)
     out.write_text(json.dumps(result, indent=1) + "\n")
-    command.tell(result)
+    command.print_result(result)
 
 
 if __name__ == "__main__":

@@ -336,22 +336,22 @@ def run(paths: Sequence[Path], encoder: str, only: Sequence[str], **told: Any) -
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.ask_for_images(parser)
-    command.ask_for_encoder(parser)
+    command.add_images_option(parser)
+    command.add_encoder_options(parser)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--list-rows", type=int, default=LIST_ROWS)
     parser.add_argument("--memory-rows", nargs="+", type=int, default=list(MEMORY_ROWS))
     parser.add_argument("--start-rows", type=int, default=START_ROWS)
     parser.add_argument("--zip-rows", type=int, help="default: as many as --start-rows")
     parser.add_argument("--out", type=Path, default=RESULTS / "indexing.json")
-    told = command.parsed(parser)
+    told = command.parse_options(parser)
     paths = command.image_paths(told.pop("images"), 64)
     out = told.pop("out")
     result = run(paths, told.pop("encoder"), told.pop("only"), **told)
     before = json.loads(out.read_text()) if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**before, **result}, indent=1) + "\n")
-    command.tell(result)
+    command.print_result(result)
 
 
 if __name__ == "__main__":

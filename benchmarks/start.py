@@ -82,7 +82,7 @@ def main() -> None:
     parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved; medians are printed")
     told = vars(parser.parse_args())
-    command.tell(run(told.pop("encoder"), **told))
+    command.print_result(run(told.pop("encoder"), **told))
 
 
 if __name__ == "__main__":

@@ -199,15 +199,15 @@ def of_long_runs(told: dict[str, Any]) -> list[Target]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.ask_for_images(parser)
-    command.ask_for_encoder(parser)
+    command.add_images_option(parser)
+    command.add_encoder_options(parser)
     parser.add_argument("--limit", type=int, help=f"images [default: {CPU_IMAGES}, on a GPU {CARD_IMAGES}]")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int)
     parser.add_argument("--long", action="store_true", help="memory and start-up too")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} images, once: a trial of the command")
-    told = command.parsed(parser)
-    command.tell(run(told.pop("images"), told.pop("encoder"), **told))
+    told = command.parse_options(parser)
+    command.print_result(run(told.pop("images"), told.pop("encoder"), **told))
 
 
 if __name__ == "__main__":

@@ -57,13 +57,13 @@ def evaluate_command(
         from ..detector.evaluation.temporal_holdout import read_dates, temporal_holdout
 
         told = temporal_holdout(snapshot, read_dates(replay_by), seed=seed)
-        show(told.to_dict() if as_json else shown.replay_table(told))
-        written = shown.write_replay(told, out) if out else []
+        show(told.to_dict() if as_json else shown.temporal_holdout_table(told))
+        written = shown.write_temporal_holdout(told, out) if out else []
     else:
         from ..detector.evaluation.leave_one_out import leave_one_out as evaluate
 
         atlases = [evaluate(snapshot, one, seed=seed) for one in ("ridge", "knn") if head in (one, Heads.both)]
-        show(shown.atlas_json(atlases) if as_json else shown.atlas_table(atlases))
-        written = shown.write_atlas(atlases, out) if out else []
+        show(shown.leave_one_out_json(atlases) if as_json else shown.leave_one_out_table(atlases))
+        written = shown.write_leave_one_out(atlases, out) if out else []
     for path in written:
         say(str(path))

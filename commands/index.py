@@ -85,7 +85,7 @@ def index_command(
     from ..indexer.index import IndexOptions, plan
     from ..indexer.progress import all_of
     from ..indexer.sources.folders import count, expand
-    from ..show.progress_display import class_table, index_summary, progress_of
+    from ..show.progress_display import class_table, index_progress, index_summary
     from ..store.store import Store
 
     found = expand(folders)
@@ -129,7 +129,7 @@ def index_command(
     with hired(named, store, options, engine, processes, address, workers) as (who, go):
         notice(who)
         opened = create_store(store, who)
-        with progress_of(images) as bar, machines_told(log_json, prometheus) as told:
+        with index_progress(images) as bar, machines_told(log_json, prometheus) as told:
             report = go(found, opened, options, all_of(*told, *([bar] if bar else [])))
     show(report.to_dict() if as_json else index_summary(report.to_dict()))
     for lost in report.lost:
@@ -170,9 +170,9 @@ def hired(
     from ..indexer.distributed.process_pool import ProcessPool
     from ..indexer.distributed.worker_pool import index_with
     from ..indexer.index import index
-    from ..show.progress_display import status_of
+    from ..show.progress_display import status_line
 
-    with status_of("loading the encoder"):
+    with status_line("loading the encoder"):
         if engine == "ray":
             from ..indexer.distributed.ray_pool import RayPool
 

@@ -85,10 +85,10 @@ def indexed(folders: Folders, store: Path, encoder: Any) -> Snapshot:
     """These folders in a store of their own; there already, it is only looked through."""
     from ..indexer.index import IndexOptions, index
     from ..indexer.sources.folders import count, expand
-    from ..show.progress_display import progress_of
+    from ..show.progress_display import index_progress
 
     opened, sources = create_store(store, encoder), expand(folders)
-    with progress_of(lambda: count(sources)) as bar:
+    with index_progress(lambda: count(sources)) as bar:
         report = index(sources, opened, encoder, IndexOptions(thumbnails=False), bar)
     if report.interrupted:
         raise KeyboardInterrupt
@@ -98,7 +98,7 @@ def indexed(folders: Folders, store: Path, encoder: Any) -> Snapshot:
 def outcome(snapshot: Snapshot, cell: PaperRun, options: PaperOptions, folder: Path) -> dict[str, Any] | str:
     """A cell's outcome, from its file where it was run before on the same rows; or why there is none."""
     from ..detector.evaluation.reproduce import asked_of, missing, run
-    from ..show.progress_display import status_of
+    from ..show.progress_display import status_line
 
     if why := missing(snapshot, cell):
         return why
@@ -110,7 +110,7 @@ def outcome(snapshot: Snapshot, cell: PaperRun, options: PaperOptions, folder: P
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not run yet, or a file of something else: it is run again
     try:
-        with status_of(cell.name) as tell:
+        with status_line(cell.name) as tell:
             told = run(snapshot, cell, options, tell).to_dict()
     except ClipfakeError as e:
         return str(e)

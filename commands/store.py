@@ -225,14 +225,14 @@ def store_column_command(
     from ..indexer.add_vectors import add_vectors
     from ..indexer.encoders.load import load_encoder
     from ..indexer.sources.folders import expand
-    from ..show.progress_display import status_of
+    from ..show.progress_display import status_line
     from ..show.store_tables import filled
     from ..store.store import Store
 
     opened = Store.open(store)
     found = expand(folders) if folders else None
     model = load_encoder(encoder, device=device, precision=precision)
-    with status_of("encoding") as tell:
+    with status_line("encoding") as tell:
         told = add_vectors(opened, name, model, found, lambda done, rows: tell(f"{done:,} of {rows:,} rows"))
     show(told.to_dict() if as_json else filled(told.to_dict()))
     if told.missing and not told.added and not told.known:
@@ -261,14 +261,14 @@ def store_duplicates_command(
     """
     import tempfile
 
-    from ..show.progress_display import status_of
+    from ..show.progress_display import status_line
     from ..show.store_tables import doubled
     from ..store.maintenance.near_duplicates import all_pairs, find_duplicates
     from ..store.store import Store
 
     snapshot = Store.open(store).snapshot()
     where = rows_of(snapshot, label, source, category)
-    with tempfile.TemporaryDirectory() as scratch, status_of("comparing") as tell:
+    with tempfile.TemporaryDirectory() as scratch, status_line("comparing") as tell:
         pairs = all_pairs(
             snapshot, out or Path(scratch) / "pairs", k, where, lambda done, rows: tell(f"{done:,} of {rows:,} rows")
         )

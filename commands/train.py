@@ -92,7 +92,7 @@ def train_command(
     from ..detector.training.fit import fit_detector
     from ..detector.training.train import TrainOptions
     from ..detector.training.triplet import TripletOptions
-    from ..show.progress_display import status_of
+    from ..show.progress_display import status_line
     from ..show.training_summary import training_summary
     from ..store.store import Store
 
@@ -102,7 +102,7 @@ def train_command(
     options = TrainOptions(kind.value, triplet, sources=chosen, balanced=balanced, recipe=recipe, seed=seed)
     names = [name for name in columns.split(",") if name]
     opened = Store.open(store)
-    with status_of("training") as tell:
+    with status_line("training") as tell:
         report = fit_detector(opened, head, options, columns=names, progress=tell).to_dict()
     show(report if as_json else training_summary(report))
     if not as_json:

@@ -305,7 +305,7 @@ def test_what_was_skipped_for_one_reason_hides_no_other(tmp_path: Path, run) -> 
     (tmp_path / "set" / "zz.jpg").write_bytes(b"")
     (tmp_path / "set" / "zz.png").write_bytes(simulated(0, 3, seed=5))
     told = run("index", "--folders", tmp_path / "set", "--encoder", "plain", "--store", tmp_path / "s")
-    assert "100 times: cannot be read: No such file" in told.out and "zz.jpg: empty" in told.out
+    assert "100 images: cannot be read: No such file" in told.out and "zz.jpg: empty" in told.out
 
 
 def test_shares_are_written_as_people_write_them(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
@@ -416,13 +416,13 @@ def test_a_store_is_verified_repaired_and_compacted(sample: list[Path], tmp_path
 
 @pytest.mark.parametrize("width", [50, 80, 200])
 def test_no_number_of_a_wide_table_is_broken(width: int) -> None:
-    from clipfake.show.verdict_panel import SideBySide
+    from clipfake.show.tables import WrappedTable
     from rich.console import Console
 
     reals = ["afhq", "celebahq", "coco", "ffhq", "imagenet", "landscape", "lsun", "metfaces"]
     rows = [[name, *(i / 1000 for i in range(500, 508))] for name in ("big_gan", "diffusion_projected_gan")]
     screen = io.StringIO()
-    Console(width=width, file=screen).print(SideBySide("AUC", ["", *reals], rows))
+    Console(width=width, file=screen).print(WrappedTable("AUC", ["", *reals], rows))
     words = screen.getvalue().split()
     assert all(words.count(f"{i / 1000:.3f}") == len(rows) for i in range(500, 508))
     assert all(real in words for real in reals)

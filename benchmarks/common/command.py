@@ -28,8 +28,8 @@ def main(run: Callable[..., dict[str, Any]], what: str, *, precisions: str = "",
     defaults : of options, where they are not those of most benchmarks
     """
     parser = argparse.ArgumentParser(description=what)
-    ask_for_images(parser)
-    ask_for_encoder(parser)
+    add_images_option(parser)
+    add_encoder_options(parser)
     parser.add_argument("--limit", type=int, default=256, help="images")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved; medians are printed")
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
@@ -37,22 +37,22 @@ def main(run: Callable[..., dict[str, Any]], what: str, *, precisions: str = "",
     if precisions:
         parser.add_argument("--precision", default=precisions, help="comma between several")
     parser.set_defaults(**defaults)
-    told = parsed(parser)
-    tell(run(told.pop("images"), told.pop("encoder"), **told))
+    told = parse_options(parser)
+    print_result(run(told.pop("images"), told.pop("encoder"), **told))
 
 
-def ask_for_images(parser: argparse.ArgumentParser) -> None:
+def add_images_option(parser: argparse.ArgumentParser) -> None:
     """Add --images."""
     parser.add_argument("--images", nargs="+", required=True, metavar="FOLDERS", help="folders of images")
 
 
-def ask_for_encoder(parser: argparse.ArgumentParser) -> None:
+def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     """Add --encoder and --untrained."""
     parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
     parser.add_argument("--untrained", action="store_true", help="random weights of seed 0: speed, not accuracy")
 
 
-def parsed(parser: argparse.ArgumentParser) -> dict[str, Any]:
+def parse_options(parser: argparse.ArgumentParser) -> dict[str, Any]:
     """The options by name; where --untrained is given, `encoder` says so."""
     told = vars(parser.parse_args())
     if told.pop("untrained", False):
@@ -60,7 +60,7 @@ def parsed(parser: argparse.ArgumentParser) -> dict[str, Any]:
     return told
 
 
-def tell(result: dict[str, Any]) -> None:
+def print_result(result: dict[str, Any]) -> None:
     """A table on stderr and one JSON object on stdout."""
     print("\n".join(table(result)), file=sys.stderr)
     print(json.dumps(result))

@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, required=True)
     result = run(Store.open(parser.parse_args().store))
-    command.tell(result)
+    command.print_result(result)
 
 
 if __name__ == "__main__":

@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--reals", type=int, default=8)
     parser.add_argument("--fakes", type=int, default=25)
     told = parser.parse_args()
-    command.tell(run(told.rows, reals=told.reals, fakes=told.fakes))
+    command.print_result(run(told.rows, reals=told.reals, fakes=told.fakes))
 
 
 if __name__ == "__main__":

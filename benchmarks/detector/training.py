@@ -230,7 +230,7 @@ def main() -> None:
         calibration=not told.no_calibration,
         nystroem=told.nystroem,
     )
-    command.tell(result)
+    command.print_result(result)
 
 
 if __name__ == "__main__":

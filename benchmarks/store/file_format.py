@@ -171,7 +171,7 @@ def main() -> None:
     parser.add_argument("--pairs-rows", type=int, default=50_000)
     parser.add_argument("--repeats", type=int, default=5)
     given = parser.parse_args()
-    command.tell(run(given.rows, given.metadata_rows, given.pairs_rows, given.repeats))
+    command.print_result(run(given.rows, given.metadata_rows, given.pairs_rows, given.repeats))
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from clipfake.detector.split import PARTS
 from clipfake.show import evaluation_figures, metric_figures, training_figures
-from clipfake.show.figure import FULL, HALF, NAME, ReportFigure, shortened
+from clipfake.show.figure import FULL, HALF, NAME_LENGTH, ReportFigure, shorten_middle
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 LONG = [f"{'a_very_long_name_of_a_generator_' * 2}{i}" for i in range(9)]
@@ -42,7 +42,7 @@ def _pictures(names: list[str]) -> list[ReportFigure]:
         metric_figures.roc_curves(dict.fromkeys(PARTS, (labels, scores))),
         metric_figures.reliability(labels, rng.random(len(labels))),
         evaluation_figures.heat_map("atlas", "Atlas", "words", names, names, rng.random((len(names), len(names)))),
-        evaluation_figures.replay_lines([{**window, "sources": [name, "and", "others"]} for name in names]),
+        evaluation_figures.temporal_holdout_lines([{**window, "sources": [name, "and", "others"]} for name in names]),
     ]
 
 
@@ -63,8 +63,8 @@ def test_figures_fit_the_report_side_by_side() -> None:
 
 def test_equal_names_of_a_figure_are_equal_names_of_the_data() -> None:
     names = ["short", *(f"{'x' * 40}{i}" for i in range(5)), *(f"{i}{'y' * 40}" for i in range(5))]
-    assert len({shortened(name) for name in names}) == len(names)
-    assert all(len(shortened(name)) <= NAME for name in names)
+    assert len({shorten_middle(name) for name in names}) == len(names)
+    assert all(len(shorten_middle(name)) <= NAME_LENGTH for name in names)
 
 
 def test_a_curve_at_every_threshold_starts_and_ends_in_a_corner() -> None:
