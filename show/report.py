@@ -42,7 +42,7 @@ MEASURES = {
     "tpr_at_fpr_1": "TPR at 1% FPR",
     "tpr_at_fpr_5": "TPR at 5% FPR",
     "accuracy_at_validation": "accuracy at the validation threshold",
-    "accuracy_oracle": "accuracy at the oracle threshold (a bound, not a result)",
+    "accuracy_oracle": "accuracy at the oracle threshold (an upper bound, not a result)",
 }
 DETAILED_MEASURES = {  # name.class: a measure of one class
     **MEASURES,
@@ -256,7 +256,7 @@ def page_sections(training: Mapping[str, Any], figures: Mapping[str, ReportFigur
     def select(*names: str) -> list[PageFigure]:
         return [PageFigure.of(figures[name]) for name in names if name in figures]
 
-    yield Section("Never seen", select("leave_one_out", "leave_one_out_knn"))
+    yield Section("Unseen generators and sources", select("leave_one_out", "leave_one_out_knn"))
     baselines = []
     if training["baselines"]:
         tests = {**_own_tests(training), **_baseline_tests(training)}
@@ -265,21 +265,21 @@ def page_sections(training: Mapping[str, Any], figures: Mapping[str, ReportFigur
         baselines = [ReportTable(list(MEASURES.values()), rows, "test rows", note, dense=True)]
     yield Section("Head and baselines", select("measures"), baselines)
     promises = list(_calibration_table(training["detector"]))
-    yield Section("How far a verdict can be trusted", (), promises, select("reliability", "roc"))
+    yield Section("Reliability of verdicts", (), promises, select("reliability", "roc"))
     parts = {f"head, {part}": training["head"][part] for part in PARTS}
     parts["head + neighbours, test"] = training["detector"]["test"]
     tables = [_measures_table("with 95% intervals", parts, DETAILED_MEASURES)]
     if modes := training.get("categories"):
         by_mode = {f"category {MODES[mode]}": values for mode, values in modes.items()}
-        tables.append(_measures_table("test rows, by where the category comes from", by_mode, MEASURES))
+        tables.append(_measures_table("test rows, by source of the category", by_mode, MEASURES))
     yield Section("Measures", (), tables, select("metrics", "confusion"))
-    yield Section("How it was made", select("classes", "loss", "distances", "pca", "variance"))
+    yield Section("Data and training", select("classes", "loss", "distances", "pca", "variance"))
 
 
 def _calibration_table(result: Mapping[str, Any]) -> Iterator[ReportTable]:
     """The nominal error rate beside the measured ones, for seen and for unseen generators."""
     rows = []
-    for name, title in (("seen", "generators that were seen"), ("unseen", "generators never seen")):
+    for name, title in (("seen", "seen generators"), ("unseen", "unseen generators")):
         if not (measured := result.get(name)):
             continue
         answered, wrong, *excluded = (
@@ -291,11 +291,11 @@ def _calibration_table(result: Mapping[str, Any]) -> Iterator[ReportTable]:
     header = (
         "rows",
         "answered real or fake",
-        "of these wrong",
-        "promised: truth ruled out at most",
-        "truth ruled out, real rows",
-        "truth ruled out, fake rows",
-        "of the worst generator",
+        "wrong answers",
+        "nominal error rate",
+        "real rows with real excluded",
+        "fake rows with fake excluded",
+        "the same for the worst generator",
     )
     if rows:
         yield ReportTable(header, rows, dense=True)

@@ -197,10 +197,10 @@ def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None: 
     assert told.code == 0
     text = (tmp_path / "r.html").read_text()
     assert "http" not in text.replace("http://www.w3.org", "")
-    order = ["Never seen", "Head and baselines", "How far a verdict can be trusted", "Measures", "How it was made"]
+    order = ["Unseen generators and sources", "Head and baselines", "Reliability of verdicts", "Measures", "Data and training"]
     places = [text.index(f"<h2>{section}</h2>") for section in order]
     assert places == sorted(places)
-    assert CAVEAT in text and "generators never seen" in text
+    assert CAVEAT in text and "unseen generators" in text
     assert {Path(path).suffix for path in told.json["figures"]} == {".png", ".svg", ".csv"}
     assert all(Path(path).stat().st_size for path in told.json["figures"])
 
@@ -465,8 +465,8 @@ def test_what_was_never_seen_is_evaluated(store: Path, tmp_path: Path, run) -> N
     told = run("evaluate", "--store", store, "--json", "--out", tmp_path / "atlas")
     assert {"random_auc", "mean_auc", "optimism", "cells"} <= told.json.keys()
     assert told.json["heads"].keys() == {"ridge", "knn"}
-    assert (tmp_path / "atlas/atlas.csv").read_text().count("\n") == len(told.json["cells"]) + 1
-    assert (tmp_path / "atlas/atlas.png").stat().st_size > 1000
+    assert (tmp_path / "atlas/leave_one_out.csv").read_text().count("\n") == len(told.json["cells"]) + 1
+    assert (tmp_path / "atlas/leave_one_out.png").stat().st_size > 1000
     assert run("evaluate", "--store", store, "--leave-one-out", "sink").code == 2
 
 
