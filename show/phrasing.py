@@ -94,7 +94,7 @@ def describe_familiarity(percentile: float) -> str:
     Examples
     --------
     >>> describe_familiarity(25.2)
-    'less than most: closer to its nearest neighbour than 25 of 100 known images'
+    'below average: closer to its nearest neighbour than 25 of 100 known images'
     >>> describe_familiarity(100.0)
     'unusually close, perhaps a copy: closer to its nearest neighbour than over 99 of 100 known images'
     """
@@ -102,9 +102,9 @@ def describe_familiarity(percentile: float) -> str:
     levels = (
         (1, "no similar image is known, do not rely on the score"),
         (10, "few similar images are known, read the score with care"),
-        (33, "less than most"),
-        (67, "as usual"),
-        (99, "more than most"),
+        (33, "below average"),
+        (67, "average"),
+        (99, "above average"),
     )
     level = next((text for below, text in levels if percentile < below), "unusually close, perhaps a copy")
     return f"{level}: closer to its nearest neighbour than {rank} of 100 known images"

@@ -53,7 +53,7 @@ def reasons_table(verdict: Verdict) -> Table:
     signals = {"classifier": verdict.signals["svm"], "neighbours": verdict.signals["neighbors"], "score": verdict.score}
     for name, value in signals.items():
         result.add_row(name, f"{value:+.2f}  {scale(value)}  {describe_ratio(value)}")
-    result.add_row("familiar", describe_familiarity(verdict.percentile))
+    result.add_row("familiarity", describe_familiarity(verdict.percentile))
     for i, change in enumerate(verdict.changes):
         result.add_row("" if i else "what if", f"{change.what}: {change.verdict} ({change.score:+.2f})")
     for i, view in enumerate(verdict.views):
