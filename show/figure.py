@@ -102,7 +102,7 @@ def shorten_middle(name: str) -> str:
 def describe_counts(by_part: Mapping[str, int], what: str) -> str:
     """Counts by part of the split, in words.
 
-    >>> counted({"train": 4000, "test": 1171}, "rows")
+    >>> describe_counts({"train": 4000, "test": 1171}, "rows")
     '4,000 train and 1,171 test rows'
     """
     *first, last = [f"{number:,} {part}" for part, number in by_part.items()]

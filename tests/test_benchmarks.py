@@ -61,7 +61,7 @@ def test_throughput_is_told_beside_the_naive_script(given: tuple[list[Path], str
 def test_throughput_by_several_processes_is_told_beside_that_of_one(given: tuple[list[Path], str]) -> None:
     told = plain(throughput.run(*given, precision="float32", limit=8, repeats=1, processes=2))["float32"]
     assert told["crew"]["processes"] == 2
-    assert targets.of_the_better(told) == max(told[way]["images_per_second"] for way in ("crew", "end_to_end"))
+    assert targets.best_rate(told) == max(told[way]["images_per_second"] for way in ("crew", "end_to_end"))
 
 
 def test_an_answers_whole_cost_is_told_beside_a_script_that_only_embeds(given: tuple[list[Path], str]) -> None:
@@ -154,9 +154,9 @@ class Overlapping(PlainEncoder):
 def test_an_encoders_own_rate_has_the_next_batch_under_way() -> None:
     encoder, rng = Overlapping(), np.random.default_rng(0)
     batches = [[rng.integers(0, 256, (9, 9, 3), np.uint8)] for _ in range(3)]
-    found = throughput.encoded(encoder, batches)
+    found = throughput.encode_batches(encoder, batches)
     assert encoder.told == ["begun 0", "begun 1", "waited 0", "begun 2", "waited 1", "waited 2"]
-    assert np.array_equal(np.concatenate(found), np.concatenate(throughput.encoded(PlainEncoder(), batches)))
+    assert np.array_equal(np.concatenate(found), np.concatenate(throughput.encode_batches(PlainEncoder(), batches)))
 
 
 def test_arithmetic_is_what_the_tower_does(given: tuple[list[Path], str]) -> None:
@@ -187,19 +187,19 @@ def test_an_architecture_is_written_as_a_model_of_its_dimensions(given: tuple[li
 def test_targets_are_told_where_they_can_be() -> None:
     rates = {"decode": 60_000.0, "encode": 40_000.0, "end_to_end": 36_000.0}
     base: dict[str, Any] = {name: {"images_per_second": rate} for name, rate in rates.items()}
-    found = targets.of_card({"ViT-B/32": base, "ViT-L/14": {"why": "no memory"}})
+    found = targets.gpu_targets({"ViT-B/32": base, "ViT-L/14": {"why": "no memory"}})
     assert [(target.found, target.met, target.stretch) for target in found] == [
         (36_000, True, False),
         (36_000, False, True),
         (0.9, True, False),
     ]
     large = {**base, "encoder_over_card": 0.4}
-    assert [target.met for target in targets.of_card({"ViT-B/32": {"why": "?"}, "ViT-L/14": large})] == [
+    assert [target.met for target in targets.gpu_targets({"ViT-B/32": {"why": "?"}, "ViT-L/14": large})] == [
         True,
         True,
         False,
     ]
-    assert targets.of_cores({"openvino": {"why": "not installed"}, "openvino bf16": {"why": "not installed"}}) == []
+    assert targets.cpu_targets({"openvino": {"why": "not installed"}, "openvino bf16": {"why": "not installed"}}) == []
     assert targets.Target("seconds", 10, 9.0, most=True).met and not targets.Target("seconds", 10, 11.0, most=True).met
 
 
@@ -214,7 +214,7 @@ def test_the_targets_of_indexing_are_told_one_by_one(given: tuple[list[Path], st
 def test_a_cards_run_goes_its_whole_way_on_a_cpu_too(given: tuple[list[Path], str]) -> None:
     small = {"vision_config": {"hidden_size": 64, "intermediate_size": 128}}
     at: dict[str, Any] = {"limit": 20, "repeats": 1, "threads": 1, "quick": True}
-    told, found = targets.on_card(*given, **at, device="cpu", dimensions=small)
+    told, found = targets.run_on_gpu(*given, **at, device="cpu", dimensions=small)
     assert len(found) == 6 and told["card_tflops_bf16"] > 0
     assert all(run["images"] == 20 and run["ratio_to_naive"]["wall"] > 0 for run in told["runs"].values())
 

@@ -1,4 +1,4 @@
-"""CLIP's architectures as directories, for speed: ViT-L/14 by its published dimensions, any with random weights."""
+"""CLIP architectures as directories without trained weights, for measuring speed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VIT_L_14: dict[str, Any] = {
 
 
 def write_architecture(folder: Path, like: str, dimensions: dict[str, Any]) -> Path:
-    """A directory that `untrained:SEED:` takes: `like`, but for these dimensions and without weights.
+    """Write a directory for `untrained:SEED:`, with the configuration of `like` but other dimensions, without weights.
 
     Parameters
     ----------
@@ -39,17 +39,17 @@ def write_architecture(folder: Path, like: str, dimensions: dict[str, Any]) -> P
     """
     import transformers
 
-    told = transformers.CLIPConfig.from_pretrained(like).to_dict()
+    config = transformers.CLIPConfig.from_pretrained(like).to_dict()
     for name, value in dimensions.items():
-        told[name] = {**told[name], **value} if isinstance(value, dict) else value
-    transformers.CLIPConfig.from_dict(told).save_pretrained(folder)
+        config[name] = {**config[name], **value} if isinstance(value, dict) else value
+    transformers.CLIPConfig.from_dict(config).save_pretrained(folder)
     transformers.CLIPImageProcessor.from_pretrained(like).save_pretrained(folder)
     transformers.AutoTokenizer.from_pretrained(like).save_pretrained(folder)
     return folder
 
 
 def write_checkpoint(folder: Path, like: str, *, seed: int = 0) -> Path:
-    """A directory as those of trained models are, with `like`'s architecture and random weights in a file."""
+    """Write a checkpoint directory with the architecture of `like` and random weights."""
     shutil.copytree(folder_of(like, weights=False), folder, copy_function=shutil.copyfile)
     folder.chmod(0o755)
     random_model(folder, seed).save_pretrained(folder)
