@@ -54,8 +54,8 @@ def draw_all(names: list[str]) -> list[ReportFigure]:
 def test_no_text_of_a_figure_is_cut_off(names: list[str]) -> None:
     for figure in draw_all(names):
         canvas = FigureCanvasAgg(figure.figure)
-        canvas.draw()
-        drawn = figure.figure.get_tightbbox(canvas.get_renderer())  # inches
+        canvas.draw()  # type: ignore[no-untyped-call]
+        drawn = figure.figure.get_tightbbox(canvas.get_renderer())  # type: ignore[no-untyped-call]  # inches
         width, height = figure.figure.get_size_inches()
         assert drawn.x0 > -EDGE and drawn.x1 < width + EDGE, (figure.name, drawn)
         assert drawn.y0 > -EDGE and drawn.y1 < height + EDGE, (figure.name, drawn)

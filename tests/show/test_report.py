@@ -46,9 +46,21 @@ class Page(HTMLParser):
 def training_report(baselines: dict[str, Any]) -> dict[str, Any]:
     classes = {"real": 0.5, "fake": 0.5, "macro": 0.5}
     names = ("accuracy", "balanced_accuracy", "auc", "ap", "eer", "tpr_at_fpr_1", "tpr_at_fpr_5", "brier", "ece")
-    metrics = {**dict.fromkeys(names, 0.5), "accuracy_at_validation": None, "accuracy_oracle": 0.5, "n": 9}
+    metrics: dict[str, Any] = {
+        **dict.fromkeys(names, 0.5),
+        "accuracy_at_validation": None,
+        "accuracy_oracle": 0.5,
+        "n": 9,
+    }
     metrics |= dict.fromkeys(("precision", "recall", "f1"), classes) | {"intervals": {"accuracy": (0.25, 0.75)}}
-    measured = {"n": 9, "answered": 0.5, "wrong": 0.1, "real_excluded": 0.1, "fake_excluded": 0.1, "nominal": 0.05}
+    measured: dict[str, Any] = {
+        "n": 9,
+        "answered": 0.5,
+        "wrong": 0.1,
+        "real_excluded": 0.1,
+        "fake_excluded": 0.1,
+        "nominal": 0.05,
+    }
     measured |= {"worst": MARKUP, "worst_excluded": 0.5}
     return {
         "head": dict.fromkeys(PARTS, metrics),
