@@ -25,11 +25,11 @@ MODES = {"zero-shot": "nearest by text", "given": "as stored", "mean": "unknown 
 def training_summary(report: dict[str, Any]) -> RenderableType:
     """Tables and sentences from the report that `clipfake train --json` prints."""
     rows = [[f"head, {part}", *_figures(report["head"][part])] for part in PARTS]
-    for mode, metrics in report.get("categories", {}).items():
-        rows.append([f"head, test, category {MODES[mode]}", *_figures(metrics)])
     rows.append(["head + neighbours, test", *_figures(report["detector"]["test"])])
     baselines = [[baseline_title(name), *_figures(result["test"])] for name, result in report["baselines"].items()]
-    categories = [[f"category {mode}", *_figures(metrics)] for mode, metrics in report.get("categories", {}).items()]
+    categories = [
+        [f"{mode}: {MODES[mode]}", *_figures(metrics)] for mode, metrics in report.get("categories", {}).items()
+    ]
     split = report["split"]
     counts = ", ".join(f"{split[part]:,} {part}" for part in PARTS)
     parts: list[RenderableType] = [table("head", ["", "rows", *TITLES], rows), Text(f"{counts} rows\n", style="dim")]
