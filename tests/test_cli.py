@@ -197,7 +197,13 @@ def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None: 
     assert told.code == 0
     text = (tmp_path / "r.html").read_text()
     assert "http" not in text.replace("http://www.w3.org", "")
-    order = ["Unseen generators and sources", "Head and baselines", "Reliability of verdicts", "Measures", "Data and training"]
+    order = [
+        "Unseen generators and sources",
+        "Head and baselines",
+        "Reliability of verdicts",
+        "Measures",
+        "Data and training",
+    ]
     places = [text.index(f"<h2>{section}</h2>") for section in order]
     assert places == sorted(places)
     assert CAVEAT in text and "unseen generators" in text
