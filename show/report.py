@@ -291,7 +291,7 @@ def _calibration_table(result: Mapping[str, Any]) -> Iterator[ReportTable]:
     header = (
         "rows",
         "answered real or fake",
-        "wrong answers",
+        "answers that are wrong",
         "nominal error rate",
         "real rows with real excluded",
         "fake rows with fake excluded",
