@@ -265,7 +265,7 @@ def test_failed_peer_gives_its_error(inputs: tuple[list[Path], str], tmp_path: P
     python.write_text("#!/bin/sh\necho no such module >&2; exit 3\n")
     python.chmod(0o755)
     result = clip_retrieval.run(*inputs, limit=4, peers=tmp_path)
-    assert "ended with 3: no such module" in result["why"]
+    assert "exited with 3: no such module" in result["why"]
 
 
 @pytest.mark.slow
