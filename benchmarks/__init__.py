@@ -1,10 +1,12 @@
-"""What clipfake measures of itself: throughput, latency, training time, as tables and JSON, beside a peer.
+"""Benchmarks of throughput, latency and training time, beside a reference: tables and JSON.
 
-Each runs by itself: `python -m clipfake.benchmarks.NAME --help`.
+Each is a program: `python -m clipfake.benchmarks.NAME --help`.
 
-    indexing   targets.py has every target in one run; throughput.py each stage, decoding.py, encoder_sweep.py,
-               feeding.py and indexing.py one of them closely; parity.py and int8.py compare embeddings
+    indexing   targets.py measures every target in one run; throughput.py measures each stage, and decoding.py,
+               encoder_sweep.py, feeding.py and indexing.py one of them in detail; parity.py and int8.py compare
+               embeddings
     service    service.py, and start.py for the command line
     peers      clip_retrieval.py
-    packages   store/, detector/, and common/ for what they share
+    source     house.py checks the structure of the source tree
+    packages   store/, detector/, and common/ for shared helpers
 """

@@ -1,18 +1,18 @@
-"""JPEGs of several sizes through each decoder there is: images a core-second, and how far their pixels are apart.
+"""JPEG decoders compared by image size: images per core-second, and differences between their pixels.
 
 Photographs are enlarged to squares of each size, with grain, and saved as JPEG (quality 90, chroma halved both ways).
-`decode` is from bytes to pixels. `open` is what the indexer needs of a large image: decoded, resized for a CLIP encoder
-and reduced to its thumbnail; on a GPU that is done where it was decoded, and only the small pixels come back. The core
-time of nvImageCodec is that of its own threads too; images a second are one caller's, who waits for a call of several
-images. Differences are in levels of 255 from Pillow's pixels, `resized` ones after resizing; with `--encoder`, vectors
-of the resized images are compared too. Beside the decoders stand three that are off in a known way, to read the
-tolerance of `indexer/decoding/gpu_decoder.py` by: libjpeg-turbo with chroma repeated rather than interpolated, with its
-fast DCT, and with a fifth of the values one level off, up or down, as another careful DCT rounds.
+`decode` measures bytes to pixels. `open` measures what the indexer needs of a large image: decode, resize for a CLIP
+encoder and make its thumbnail; a GPU does all of it and returns only the small images. The core time of nvImageCodec
+includes its own threads; images per second are those of one caller that waits for each call of several images.
+Differences are in levels (0 to 255) from Pillow's pixels, those named `resized` after resizing; with `--encoder` the
+vectors of the resized images are compared too. Three decoders with a known error put the tolerance of
+`indexer/decoding/gpu_decoder.py` into perspective: libjpeg-turbo with chroma repeated instead of interpolated, with its
+fast DCT, and with a fifth of the values one level off, up or down, as the rounding of another exact DCT.
 
     python -m clipfake.benchmarks.decoding --images ../shared/data/minifact/* \\
         --encoder ../shared/encoders/mobilenet-v1-imagenet
 
-On a machine with a GPU and the extra `nvidia` its decoders are there as well: with the card's JPEG engine and without.
+With a GPU and the extra `nvidia`, its decoders are measured too: with and without the GPU's JPEG engine.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ from .throughput import machine
 
 RESULTS = Path(__file__).parent / "results" / "decoding.json"
 SIDES = (200, 512, 1024, 2048)
-TOGETHER = 8  # images of a call
+IMAGES_PER_CALL = 8
 QUALITY = 90
-GRAIN = 6.0  # levels, standard deviation: an enlarged image has too little to decode
+GRAIN = 6.0  # levels, standard deviation: an enlarged image has too little detail to be a realistic JPEG
 CLIP = Preprocess(
     height=0,
     width=0,
@@ -58,8 +58,8 @@ CLIP = Preprocess(
     std=(0.26862954, 0.26130258, 0.27577711),
 )
 
-Whole = Callable[[Sequence[bytes]], Sequence[Pixels | None]]
-Opens = Callable[[Sequence[bytes]], Sequence[ReducedImage | None]]
+Decode = Callable[[Sequence[bytes]], Sequence[Pixels | None]]
+DecodeReduced = Callable[[Sequence[bytes]], Sequence[ReducedImage | None]]
 
 
 def run(
@@ -71,25 +71,28 @@ def run(
     repeats: int = 3,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Rates and differences, by side.
+    """Rates and differences by side length.
 
     Returns
     -------
     dict
-        `machine`, `versions`, `allowed`; for each side `bytes` (mean of a file), `decode` and, of large images, `open`:
-        for each decoder `images_per_core_second`, `images_per_second` and its difference `mean` and `most`; with an
-        encoder `vectors`, their agreement with those of Pillow's pixels.
+        `machine`, `versions`, `allowed`; for each side `bytes` (mean file size), `decode` and, for large images, `open`
+        with `images_per_core_second`, `images_per_second` and the differences `mean` and `most` of each decoder; with
+        an encoder `vectors`, the agreement of the vectors with those of Pillow's pixels.
     """
-    codecs, missing = there()
-    plain: dict[str, Whole] = {"pillow": partial(each, by_pillow), "simplejpeg": partial(each, by_simplejpeg)}
+    codecs, missing = available_decoders()
+    plain: dict[str, Decode] = {
+        "pillow": partial(decode_each, decode_with_pillow),
+        "simplejpeg": partial(decode_each, decode_with_simplejpeg),
+    }
     plain |= {name: codec.whole for name, codec in codecs.items()}
-    plain["simplejpeg, chroma repeated"] = partial(each, partial(by_simplejpeg, fastupsample=True))
-    plain["simplejpeg, fast dct"] = partial(each, partial(by_simplejpeg, fastdct=True))
-    plain["a fifth one level off"] = partial(each, one_level_off)
-    opened: dict[str, Opens] = {"cores": partial(each, partial(on_a_core, CLIP, True)), **codecs}
+    plain["simplejpeg, chroma repeated"] = partial(decode_each, partial(decode_with_simplejpeg, fastupsample=True))
+    plain["simplejpeg, fast dct"] = partial(decode_each, partial(decode_with_simplejpeg, fastdct=True))
+    plain["a fifth one level off"] = partial(decode_each, decode_with_noise)
+    opened: dict[str, DecodeReduced] = {"cores": partial(decode_each, partial(on_a_core, CLIP, True)), **codecs}
     result: dict[str, Any] = {
         "machine": machine(),
-        "versions": {name: version_of(name) for name in ("pillow", "simplejpeg", "nvidia-nvimgcodec-cu12")},
+        "versions": {name: package_version(name) for name in ("pillow", "simplejpeg", "nvidia-nvimgcodec-cu12")},
         "images": count,
         "allowed": {"mean": AGREED_MEAN, "most": AGREED_MOST},
         **missing,
@@ -97,119 +100,121 @@ def run(
     loaded = load_encoder(encoder, device=device) if encoder else None
     paths = command.image_paths(images, count)
     for side in sides:
-        contents = [enlarged(paths[i % len(paths)], side, i) for i in range(count)]
-        outcome: dict[str, Any] = {"bytes": round(sum(map(len, contents)) / count)}
-        outcome["decode"] = rates(plain, contents, repeats)
+        contents = [enlarge_photo(paths[i % len(paths)], side, i) for i in range(count)]
+        figures: dict[str, Any] = {"bytes": round(sum(map(len, contents)) / count)}
+        figures["decode"] = measure_rates(plain, contents, repeats)
         exact = plain["pillow"](contents)
         for name, decode in plain.items():
-            found = decode(contents)
-            outcome["decode"][name] |= apart(list(map(as_it_is, found)), list(map(as_it_is, exact)))
+            decoded = decode(contents)
+            figures["decode"][name] |= compare_pixels(list(map(unreduced, decoded)), list(map(unreduced, exact)))
             if side * side > LARGE:
-                outcome["decode"][name]["resized"] = apart(list(map(resized, found)), list(map(resized, exact)))
+                small = list(map(reduced, decoded))
+                figures["decode"][name]["resized"] = compare_pixels(small, list(map(reduced, exact)))
         if side * side > LARGE:
-            outcome["open"] = rates(opened, contents, repeats)
-            for name, small in opened.items():
-                outcome["open"][name] |= apart(small(contents), opened["cores"](contents))
+            figures["open"] = measure_rates(opened, contents, repeats)
+            for name, decode_reduced in opened.items():
+                figures["open"][name] |= compare_pixels(decode_reduced(contents), opened["cores"](contents))
             if loaded is not None:
-                outcome["vectors"] = vectors_apart(loaded, {name: decode(contents) for name, decode in plain.items()})
-        result[str(side)] = outcome
+                pixels = {name: decode(contents) for name, decode in plain.items()}
+                figures["vectors"] = compare_vectors(loaded, pixels)
+        result[str(side)] = figures
     return result
 
 
-def there() -> tuple[dict[str, NvImageCodec], dict[str, Any]]:
-    """nvImageCodec's decoders on this machine by name, and why there is one missing."""
+def available_decoders() -> tuple[dict[str, NvImageCodec], dict[str, Any]]:
+    """The nvImageCodec decoders of this machine by name, and the reason for each one that cannot be used."""
     ways = {f"{NAME} (cpu)": partial(NvImageCodec, CLIP, torch.device("cpu"))}
     if torch.cuda.is_available():
         ways[f"{NAME} (cuda, engine)"] = partial(NvImageCodec, CLIP, torch.device("cuda"))
         ways[f"{NAME} (cuda)"] = partial(NvImageCodec, CLIP, torch.device("cuda"), engine=False)
     if not installed():
         return {}, {NAME: {"why": "the extra nvidia is not installed"}}
-    found, missing = {}, {}
+    codecs, missing = {}, {}
     for name, make in ways.items():
         try:
-            found[name] = make()
-        except RuntimeError as e:  # the driver or a library of it is not as it should be
+            codecs[name] = make()
+        except RuntimeError as e:  # the driver or one of its libraries is missing or too old
             missing[name] = {"why": str(e)}
-    return found, missing
+    return codecs, missing
 
 
-def rates(
+def measure_rates(
     ways: Mapping[str, Callable[[Sequence[bytes]], object]], contents: Sequence[bytes], repeats: int
 ) -> dict[str, dict[str, Any]]:
-    """Of each way, in calls of several images; the ways take turns, and medians are told."""
-    calls = [contents[i : i + TOGETHER] for i in range(0, len(contents), TOGETHER)]
-    found: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    """Median rates of each decoder, in interleaved repeats of calls of several images."""
+    calls = [contents[i : i + IMAGES_PER_CALL] for i in range(0, len(contents), IMAGES_PER_CALL)]
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
     for turn in range(repeats + 1):
         for name, do in ways.items():
             core, wall = time.process_time(), time.perf_counter()
-            for some in calls:
-                do(some)
+            for call in calls:
+                do(call)
             core, wall = time.process_time() - core, time.perf_counter() - wall
             if turn:  # the first warms up
-                found[name].append((len(contents) / max(core, 1e-9), len(contents) / wall))
-    metrics = {name: np.median(np.array(pairs), axis=0) for name, pairs in found.items()}
+                samples[name].append((len(contents) / max(core, 1e-9), len(contents) / wall))
+    medians = {name: np.median(np.array(pairs), axis=0) for name, pairs in samples.items()}
     return {
         name: {"images_per_core_second": round(float(core), 1), "images_per_second": round(float(wall), 1)}
-        for name, (core, wall) in metrics.items()
+        for name, (core, wall) in medians.items()
     }
 
 
-def apart(some: Sequence[ReducedImage | None], exact: Sequence[ReducedImage | None]) -> dict[str, Any]:
-    """The difference of the images that were decoded both ways, the mean over all, and how many were not."""
-    pairs = [difference(one, other) for one, other in zip(some, exact, strict=True) if one and other]
-    if not pairs:
-        return {"left": len(some)}
-    mean = sum(value.mean for value in pairs) / len(pairs)
-    worst = max(value.mean for value in pairs)
-    left = {"left": len(some) - len(pairs)} if len(pairs) < len(some) else {}
+def compare_pixels(decoded: Sequence[ReducedImage | None], exact: Sequence[ReducedImage | None]) -> dict[str, Any]:
+    """Pixel differences of the images that both decoders can decode, and the number of the others (`left`)."""
+    differences = [difference(ours, theirs) for ours, theirs in zip(decoded, exact, strict=True) if ours and theirs]
+    if not differences:
+        return {"left": len(decoded)}
+    means = [each.mean for each in differences]
+    undecoded = len(decoded) - len(differences)
     return {
-        "mean": round(mean, 4),
-        "mean_of_worst": round(worst, 4),
-        "most": max(value.most for value in pairs),
-        **left,
+        "mean": round(sum(means) / len(means), 4),
+        "mean_of_worst": round(max(means), 4),
+        "most": max(each.most for each in differences),
+        **({"left": undecoded} if undecoded else {}),
     }
 
 
-def vectors_apart(encoder: Encoder, pixels: Mapping[str, Sequence[Pixels | None]]) -> dict[str, Any]:
-    """Cosines of the vectors of what each decoder saw with those of what Pillow saw."""
-    seen = {
-        name: encoder.encode([CLIP.shrink(one) for one in some if one is not None]) for name, some in pixels.items()
+def compare_vectors(encoder: Encoder, pixels: Mapping[str, Sequence[Pixels | None]]) -> dict[str, Any]:
+    """Cosines of the vectors of each decoder's pixels with those of Pillow's pixels."""
+    vectors = {
+        name: encoder.encode([CLIP.shrink(image) for image in images if image is not None])
+        for name, images in pixels.items()
     }
-    exact = seen.pop("pillow")
-    return {name: agreement(vectors, exact) for name, vectors in seen.items() if vectors.shape == exact.shape}
+    exact = vectors.pop("pillow")
+    return {name: agreement(ours, exact) for name, ours in vectors.items() if ours.shape == exact.shape}
 
 
-def as_it_is(pixels: Pixels | None) -> ReducedImage | None:
+def unreduced(pixels: Pixels | None) -> ReducedImage | None:
     return None if pixels is None else ReducedImage(pixels, None)
 
 
-def resized(pixels: Pixels | None) -> ReducedImage | None:
+def reduced(pixels: Pixels | None) -> ReducedImage | None:
     return None if pixels is None else ReducedImage(CLIP.shrink(pixels), None)
 
 
-def each(decode: Callable[[bytes], Any], contents: Sequence[bytes]) -> list[Any]:
+def decode_each(decode: Callable[[bytes], Any], contents: Sequence[bytes]) -> list[Any]:
     return [decode(content) for content in contents]
 
 
-def by_pillow(content: bytes) -> Pixels:
+def decode_with_pillow(content: bytes) -> Pixels:
     return np.asarray(Pillow.open(io.BytesIO(content)))
 
 
-def by_simplejpeg(content: bytes, *, fastdct: bool = False, fastupsample: bool = False) -> Pixels:
+def decode_with_simplejpeg(content: bytes, *, fastdct: bool = False, fastupsample: bool = False) -> Pixels:
     pixels: Pixels = simplejpeg.decode_jpeg(content, "RGB", fastdct=fastdct, fastupsample=fastupsample)
     return pixels
 
 
-def one_level_off(content: bytes) -> Pixels:
-    pixels = by_simplejpeg(content)
+def decode_with_noise(content: bytes) -> Pixels:
+    pixels = decode_with_simplejpeg(content)
     drawn = np.random.default_rng(len(content)).integers(0, 10, pixels.shape, np.int8)
     off = (drawn == 0).astype(np.int16) - (drawn == 1)
     noisy: Pixels = np.clip(pixels + off, 0, 255).astype(np.uint8)
     return noisy
 
 
-def enlarged(path: Path, side: int, seed: int) -> bytes:
-    """A photograph as a square JPEG of that side."""
+def enlarge_photo(path: Path, side: int, seed: int) -> bytes:
+    """A photograph resized to a square of `side` pixels, with grain, as JPEG."""
     with Pillow.open(path) as photograph:
         square = photograph.convert("RGB").resize((side, side), Pillow.Resampling.BICUBIC)
     grain = np.random.default_rng(seed).normal(0, GRAIN, (side, side, 3))
@@ -217,7 +222,7 @@ def enlarged(path: Path, side: int, seed: int) -> bytes:
     return bytes(simplejpeg.encode_jpeg(pixels, QUALITY, colorsubsampling="420"))
 
 
-def version_of(package: str) -> str:
+def package_version(package: str) -> str:
     try:
         return version(package)
     except PackageNotFoundError:
@@ -226,16 +231,16 @@ def version_of(package: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.ask_for_images(parser)
-    parser.add_argument("--encoder", default="", help="hub id or directory: compare vectors too")
-    parser.add_argument("--device", default="auto", help="of the encoder")
-    parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES), help="pixels")
-    parser.add_argument("--count", type=int, default=32, help="images of each side")
+    command.add_images_option(parser)
+    parser.add_argument("--encoder", default="", help="hub id or directory of an encoder; compares vectors too")
+    parser.add_argument("--device", default="auto", help="device of the encoder")
+    parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES), help="side lengths in pixels")
+    parser.add_argument("--count", type=int, default=32, help="number of images of each side length")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = vars(parser.parse_args())
-    out = arguments.pop("out")
-    result = run(arguments.pop("images"), arguments.pop("encoder"), **arguments)
+    options = vars(parser.parse_args())
+    out = options.pop("out")
+    result = run(options.pop("images"), options.pop("encoder"), **options)
     out.write_text(json.dumps(result, indent=1) + "\n")
     command.print_result(result)
 

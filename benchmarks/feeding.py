@@ -1,9 +1,9 @@
-"""What an image costs this machine beside the encoder: reading, decoding, a thumbnail, storing. What a GPU can be fed.
+"""Cost of an image apart from the encoder (read, decode, thumbnail, store), and how many images a GPU can be fed.
 
-The encoder gives the same numbers for every image and takes no time. One process is measured, and a driver with
-workers: core time an image, from the difference between many images and few, so that starting does not count. From
-these follow the most images a second that so many cores can feed (`of_cores`): the workers' cores over their core time,
-or what the one core of the driver can list and commit, whichever is less. That is arithmetic, not a measurement.
+The encoder takes no time. One process is measured, and a driver with worker processes: core time per image, as the
+difference between a large and a small run, so that start-up does not count. The maximum rate of a number of cores
+(`of_cores`) follows from these: the workers' cores divided by their core time per image, or what the driver's one core
+can list and commit, whichever is lower. That is arithmetic, not a measurement.
 
     python -m clipfake.benchmarks.feeding --images ../shared/data/minifact/* --few 10000 --many 40000
 """
@@ -29,7 +29,7 @@ from ..indexer.sources.folders import listing
 from ..indexer.sources.image_ref import ImageRef
 from ..store.store import Store
 from .common import command
-from .indexing import Trivial
+from .indexing import TrivialEncoder
 from .throughput import machine
 
 RESULTS = Path(__file__).parent / "results" / "feeding.json"
@@ -38,24 +38,24 @@ BATCH = 1024  # as on a GPU
 
 
 @dataclass(frozen=True)
-class TrivialName(EncoderSpec):
-    """The encoder that takes no time, for workers."""
+class TrivialEncoderSpec(EncoderSpec):
+    """The trivial encoder, for workers."""
 
     def load(self) -> Encoder:
-        return Trivial()
+        return TrivialEncoder()
 
 
 @dataclass(frozen=True)
-class OverAndOver:
-    """So many images: the files of a listing again and again, under new keys."""
+class RepeatedImages:
+    """A source of `rows` images: the files of a listing again and again, under new keys."""
 
-    entries_there: tuple[ImageRef, ...]
+    files: tuple[ImageRef, ...]
     rows: int
     name = at = "repeated"
 
     def entries(self) -> Iterator[ImageRef]:
         for i in range(self.rows):
-            entry = self.entries_there[i % len(self.entries_there)]
+            entry = self.files[i % len(self.files)]
             yield entry._replace(key=f"repeated/{i // 1000:05d}/{i:09d}.jpg", source="repeated")
 
 
@@ -67,20 +67,20 @@ def run(
     processes: int = 2,
     thumbnails: bool = True,
 ) -> dict[str, Any]:
-    """Core microseconds an image, and what follows from them.
+    """Core microseconds per image, and the maximum rates that follow from them.
 
     Returns
     -------
     dict
-        `one_process`: `core_us`, `images_per_second` (as it was seen, with this machine's cores); `crew`: `worker_us`,
-        `driver_us`, `images_per_second`; `of_cores`: by number of cores, images a second and which part is the limit.
+        `one_process`: `core_us`, `images_per_second` (measured with this machine's cores); `crew` (the worker pool):
+        `worker_us`, `driver_us`, `images_per_second`; `of_cores`: by number of cores, images per second and its limit.
     """
-    there = tuple(entry for entry in listing(images) if not entry.refused)
+    files = tuple(entry for entry in listing(images) if not entry.refused)
     options = IndexOptions(text=False, thumbnails=thumbnails, batch_size=BATCH)
-    alone = [_alone(OverAndOver(there, rows), options) for rows in (few, many)]
-    crew = [_crew(OverAndOver(there, rows), options, processes) for rows in (few, many)]
+    alone = [_measure_one_process(RepeatedImages(files, rows), options) for rows in (few, many)]
+    pool = [_measure_pool(RepeatedImages(files, rows), options, processes) for rows in (few, many)]
     more = many - few
-    worker, driver = ((crew[1][part] - crew[0][part]) / more * 1e6 for part in ("workers", "driver"))
+    worker, driver = ((pool[1][part] - pool[0][part]) / more * 1e6 for part in ("workers", "driver"))
     result: dict[str, Any] = {
         "machine": machine(),
         "images": many,
@@ -93,17 +93,17 @@ def run(
             "processes": processes,
             "worker_us": round(worker, 1),
             "driver_us": round(driver, 1),
-            "images_per_second": round(more / max(crew[1]["wall"] - crew[0]["wall"], 1e-9)),
+            "images_per_second": round(more / max(pool[1]["wall"] - pool[0]["wall"], 1e-9)),
         },
     }
-    result["of_cores"] = {str(cores): ceiling(cores, worker, driver) for cores in CORES}
+    result["of_cores"] = {str(cores): max_rate(cores, worker, driver) for cores in CORES}
     return result
 
 
-def ceiling(cores: int, worker_us: float, driver_us: float) -> dict[str, Any]:
-    """What so many cores can feed, one of them the driver's.
+def max_rate(cores: int, worker_us: float, driver_us: float) -> dict[str, Any]:
+    """Maximum rate of a number of cores, one of them the driver's.
 
-    >>> ceiling(17, 400.0, 20.0), ceiling(65, 400.0, 20.0)
+    >>> max_rate(17, 400.0, 20.0), max_rate(65, 400.0, 20.0)
     ({'images_per_second': 40000, 'limit': 'workers'}, {'images_per_second': 50000, 'limit': 'driver'})
     """
     rates = {"workers": (cores - 1) * 1e6 / max(worker_us, 0.1), "driver": 1e6 / max(driver_us, 0.1)}
@@ -111,9 +111,9 @@ def ceiling(cores: int, worker_us: float, driver_us: float) -> dict[str, Any]:
     return {"images_per_second": round(rates[limit]), "limit": limit}
 
 
-def _alone(source: OverAndOver, options: IndexOptions) -> dict[str, float]:
+def _measure_one_process(source: RepeatedImages, options: IndexOptions) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        encoder = Trivial()
+        encoder = TrivialEncoder()
         store = Store.create(Path(folder) / "s", encoder.space)
         core, wall = time.process_time(), time.perf_counter()
         report = index([source], store, encoder, options)
@@ -122,34 +122,34 @@ def _alone(source: OverAndOver, options: IndexOptions) -> dict[str, float]:
     return {"core": core, "wall": wall}
 
 
-def _crew(source: OverAndOver, options: IndexOptions, processes: int) -> dict[str, float]:
+def _measure_pool(source: RepeatedImages, options: IndexOptions, processes: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
-        store = Store.create(Path(folder) / "s", Trivial().space)
+        store = Store.create(Path(folder) / "s", TrivialEncoder().space)
         before, core, wall = _children(), time.process_time(), time.perf_counter()
-        with ProcessPool(TrivialName("trivial"), store.folder, options, processes) as crew:
-            report = index_with(crew, [source], store, options)
+        with ProcessPool(TrivialEncoderSpec("trivial"), store.folder, options, processes) as pool:
+            report = index_with(pool, [source], store, options)
         workers, core, wall = _children() - before, time.process_time() - core, time.perf_counter() - wall
     assert report.added == source.rows, report.skipped[:3]
     return {"workers": workers, "driver": core, "wall": wall}
 
 
 def _children() -> float:
-    """Core seconds of the processes that have ended."""
+    """Core seconds of the child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.ask_for_images(parser)
-    parser.add_argument("--few", type=int, default=10_000, help="images of the run that is subtracted")
-    parser.add_argument("--many", type=int, default=40_000, help="images")
+    command.add_images_option(parser)
+    parser.add_argument("--few", type=int, default=10_000, help="images of the small run")
+    parser.add_argument("--many", type=int, default=40_000, help="images of the large run")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--no-thumbnails", dest="thumbnails", action="store_false")
     parser.add_argument("--out", type=Path, default=RESULTS)
-    arguments = vars(parser.parse_args())
-    out = arguments.pop("out")
-    result = run(arguments.pop("images"), **arguments)
+    options = vars(parser.parse_args())
+    out = options.pop("out")
+    result = run(options.pop("images"), **options)
     out.write_text(json.dumps(result, indent=1) + "\n")
     command.print_result(result)
 

@@ -1,19 +1,18 @@
-"""What indexing costs besides the encoder: reading, listing, memory that does not grow, and a start without a wait.
+"""Cost of indexing apart from the encoder: reading, listing, peak memory and time to the first batch.
 
     python -m clipfake.benchmarks.indexing --images ../shared/data/minifact/* \\
         --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained
 
-`--only read list memory start` chooses parts. Prints a table and one JSON object, and writes
-benchmarks/results/indexing.json; parts that were not run keep the figures the file has.
+`--only read list memory start` selects parts. Prints a table and one JSON object, and writes
+benchmarks/results/indexing.json; parts that are not run keep their figures in that file.
 
-read    core microseconds an image: opening and reading its file plainly and as we do, decoding, the thumbnail.
-list    core microseconds an image listed, and to count them, by kind of source: a table in a folder, a table of paths,
-        a zip, a folder without subfolders; with the time to the first image and the peak of memory (Linux).
-memory  peak of the resident memory for 10,000 to 1,000,000 rows of a table, or members of a zip, through the pipeline
-        into a store (Linux).
-start   seconds to the first encoded batch of 2.5 million listed images; only the first of them are there.
+read    core microseconds per image: reading its file plainly and with all checks, decoding, the thumbnail.
+list    core microseconds per image to list and to count a source, by kind: a table in a folder, a table of paths, a
+        zip, a folder without subfolders; with the time to the first image and the peak memory (Linux).
+memory  peak resident memory of the whole pipeline for 10,000 to 1,000,000 rows of a table or members of a zip (Linux).
+start   seconds to the first encoded batch of 2.5 million listed images; only the files of the first batch exist.
 
-Other people's programs count in all times of a shared machine, and less in core time.
+On a shared machine other programs slow down wall-clock times; core times are affected less.
 """
 
 from __future__ import annotations
@@ -49,19 +48,20 @@ from ..store.space import Space
 from ..store.store import Store
 from .common import command
 from .common.architecture import write_checkpoint
-from .throughput import linked, machine
+from .throughput import link_images, machine
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = ("read", "list", "memory", "start")
 LIST_ROWS = 1_000_000
 MEMORY_ROWS = (10_000, 100_000, 1_000_000)
 START_ROWS = 2_500_000
-NAME = "data/{:09d}.jpg"  # of a member of a zip that we make
+NAME = "data/{:09d}.jpg"  # of a member of a generated zip
 REPEATS = 5
+PROGRAM = "import json, sys; from clipfake.benchmarks import indexing; print(json.dumps(indexing.{}))"
 
 
-class Trivial(Encoder):
-    """An encoder that does no work: 512 numbers an image, from a list of random ones."""
+class TrivialEncoder(Encoder):
+    """An encoder that does no work: each image gets one of 1024 random 512-d vectors."""
 
     def __init__(self) -> None:
         self._space = Space("trivial", "7e" * 32, 512)
@@ -72,8 +72,8 @@ class Trivial(Encoder):
 
 
 @dataclass(frozen=True)
-class OnePicture(FolderSource):
-    """A folder whose table names as many files as it likes: each has the bytes of one."""
+class RepeatedImageFolder(FolderSource):
+    """A folder whose table may name any number of files: all have the bytes of one image."""
 
     content: bytes = b""
 
@@ -81,21 +81,21 @@ class OnePicture(FolderSource):
         return f"{self.at}/{inside}", InMemory(self.content, 0)
 
 
-def tiny() -> bytes:
+def tiny_jpeg() -> bytes:
     """A JPEG of 16 x 16 pixels."""
     out = io.BytesIO()
     Pillow.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).save(out, "JPEG")
     return out.getvalue()
 
 
-def resident(what: str) -> float:
-    """MiB of this process by a line of Linux's /proc/self/status: VmHWM (the peak), VmRSS or RssAnon."""
+def memory_mib(field: str) -> float:
+    """Memory of this process in MiB, from a field of /proc/self/status: VmHWM (the peak), VmRSS or RssAnon."""
     lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{what}:"))
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
 def core_microseconds(do: Callable[[Any], object], values: Sequence[Any]) -> float:
-    """Core time for one of these values, the best of a few rounds."""
+    """Core microseconds per call, the best of a few rounds over all values."""
     best = float("inf")
     for _ in range(REPEATS):
         began = time.process_time()
@@ -105,40 +105,40 @@ def core_microseconds(do: Callable[[Any], object], values: Sequence[Any]) -> flo
     return round(best / len(values) * 1e6, 2)
 
 
-def read(paths: Sequence[Path]) -> dict[str, float]:
-    """Core microseconds an image.
+def measure_reading(paths: Sequence[Path]) -> dict[str, float]:
+    """Core microseconds per image for reading and decoding.
 
     Returns
     -------
     dict
-        `plain_read` (open and read), `read` (with all that is checked), `decode` (with its digest and the header's
-        facts), `thumbnail`, and `images`.
+        `plain_read` (open and read), `read` (with all checks), `decode` (with digest and header), `thumbnail`, and
+        `images`.
     """
     names = [str(path) for path in paths]
     contents = [path.read_bytes() for path in paths]
     return {
         "images": len(paths),
-        "plain_read": core_microseconds(_plainly, names),
+        "plain_read": core_microseconds(_read_plainly, names),
         "read": core_microseconds(lambda name: LocalFile(name).read(), names),
         "decode": core_microseconds(decode, contents),
         "thumbnail": core_microseconds(thumbnail, [decode(content).pixels for content in contents]),
     }
 
 
-def _plainly(name: str) -> bytes:
-    with open(name, "rb") as file:  # noqa: PTH123 - what it is measured against
+def _read_plainly(name: str) -> bytes:
+    with open(name, "rb") as file:  # noqa: PTH123 - the baseline of the comparison
         return file.read()
 
 
-def cost(at: str) -> dict[str, float]:
-    """What listing a source costs this process."""
-    [source], before = expand([at]), resident("VmRSS")
+def measure_listing(at: str) -> dict[str, float]:
+    """Cost of listing and of counting a source in this process."""
+    [source], before = expand([at]), memory_mib("VmRSS")
     began, wall = time.process_time(), time.perf_counter()
     entries = listing([source])
     next(entries)
     first = time.perf_counter() - wall
     images = 1 + sum(1 for _ in entries)
-    spent, peak = time.process_time() - began, resident("VmHWM")
+    spent, peak = time.process_time() - began, memory_mib("VmHWM")
     began = time.process_time()
     counted = count([at])
     return {
@@ -151,8 +151,8 @@ def cost(at: str) -> dict[str, float]:
     }
 
 
-def list_all(paths: Sequence[Path], rows: int = LIST_ROWS) -> dict[str, Any]:
-    """What listing costs by kind of source, each in a new process.
+def measure_all_listings(paths: Sequence[Path], rows: int = LIST_ROWS) -> dict[str, Any]:
+    """Cost of listing by kind of source, each in a new process.
 
     Returns
     -------
@@ -161,59 +161,59 @@ def list_all(paths: Sequence[Path], rows: int = LIST_ROWS) -> dict[str, Any]:
         `microseconds_an_image` (core), `peak_mib` (growth of the resident memory), `counted` and
         `count_microseconds_an_image` (core).
     """
-    program = "import json, sys; from clipfake.benchmarks.indexing import cost; print(json.dumps(cost(sys.argv[1])))"
+    program = PROGRAM.format("measure_listing(sys.argv[1])")
     result: dict[str, Any] = {}
     for kind in ("metadata.csv", "list.csv", "zip", "folder"):
         with tempfile.TemporaryDirectory() as folder:
-            result[kind] = json.loads(_said(program, str(listed(kind, Path(folder), paths, rows))))
+            source = make_source(kind, Path(folder), paths, rows)
+            result[kind] = json.loads(_run_python(program, str(source)))
     return result
 
 
-def filled(rows: int, kind: str) -> dict[str, float]:
-    """What indexing so many images of a kind of source holds in this process' memory."""
-    before, own = resident("VmRSS"), 0.0
+def measure_peak_memory(rows: int, kind: str) -> dict[str, float]:
+    """Peak memory of this process while it indexes `rows` images of a kind of source."""
+    before, own = memory_mib("VmRSS"), 0.0
 
-    def look(report: IndexReport) -> None:
+    def on_progress(report: IndexReport) -> None:
         nonlocal own
-        own = max(own, resident("RssAnon"))
+        own = max(own, memory_mib("RssAnon"))
 
     with tempfile.TemporaryDirectory() as folder:
-        encoder, at = Trivial(), listed(kind, Path(folder), [], rows)
-        source = OnePicture(at, tiny()) if kind == "metadata.csv" else at
+        encoder, at = TrivialEncoder(), make_source(kind, Path(folder), [], rows)
+        source = RepeatedImageFolder(at, tiny_jpeg()) if kind == "metadata.csv" else at
         options = IndexOptions(text=False, thumbnails=False, batch_size=1024)
-        report = index([source], Store.create(Path(folder) / "s", encoder.space), encoder, options, look)
+        report = index([source], Store.create(Path(folder) / "s", encoder.space), encoder, options, on_progress)
     assert report.added == rows
-    figures = {"before_mib": before, "peak_mib": resident("VmHWM"), "peak_without_files_mib": own}
+    figures = {"before_mib": before, "peak_mib": memory_mib("VmHWM"), "peak_without_files_mib": own}
     return {**{k: round(v, 1) for k, v in figures.items()}, "rows_per_second": round(rows / report.seconds)}
 
 
-def memory(rows: Sequence[int] = MEMORY_ROWS) -> dict[str, Any]:
-    """Peaks by kind of source and number of rows, each in a new process, and the last over the first.
+def measure_memory(rows: Sequence[int] = MEMORY_ROWS) -> dict[str, Any]:
+    """Peak memory by kind of source and number of rows, each in a new process.
 
     Returns
     -------
     dict
         By kind (`metadata.csv`, `zip`): by rows, `before_mib` (with all imports), `peak_mib`, `peak_without_files_mib`
-        (without pages of files that the system takes back when it needs them), `rows_per_second`; and `peak_ratio`,
-        `bytes_per_row` (of growth). Beside the kinds, the table's `peak_ratio`.
+        (without file pages, which the system can reclaim), `rows_per_second`; and `peak_ratio` (most rows over fewest)
+        and `bytes_per_row` of growth. Beside the kinds, the `peak_ratio` of `metadata.csv`.
     """
-    call = "import json, sys; from clipfake.benchmarks import indexing; "
-    program = call + "print(json.dumps(indexing.filled(int(sys.argv[1]), sys.argv[2])))"
+    program = PROGRAM.format("measure_peak_memory(int(sys.argv[1]), sys.argv[2])")
     result: dict[str, Any] = {}
     for kind in ("metadata.csv", "zip"):
-        by_rows = {str(number): json.loads(_said(program, str(number), kind)) for number in rows}
+        by_rows = {str(number): json.loads(_run_python(program, str(number), kind)) for number in rows}
         few, many = (by_rows[str(number)]["peak_mib"] for number in (rows[0], rows[-1]))
         grown = round(2**20 * (many - few) / max(rows[-1] - rows[0], 1))
         result[kind] = {**by_rows, "peak_ratio": round(many / few, 3), "bytes_per_row": grown}
     return {**result, "peak_ratio": result["metadata.csv"]["peak_ratio"]}
 
 
-class Begun(Exception):
-    """The first batch is encoded."""
+class FirstBatchEncoded(Exception):
+    """Raised when the first batch has been encoded."""
 
 
-class First(Encoder):
-    """An encoder that ends the run once it has encoded a batch."""
+class StopAfterFirstBatch(Encoder):
+    """An encoder that stops the run after its first batch."""
 
     def __init__(self, inner: Any) -> None:
         self._inner = inner
@@ -221,23 +221,23 @@ class First(Encoder):
 
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
         self._inner.encode(images)
-        raise Begun
+        raise FirstBatchEncoded
 
 
-def listed(kind: str, folder: Path, paths: Sequence[Path], rows: int) -> Path:
-    """A source of so many images, of which the first are `paths`."""
+def make_source(kind: str, folder: Path, paths: Sequence[Path], rows: int) -> Path:
+    """Create a source that lists `rows` images; the first ones are `paths`, the others do not exist."""
     if kind == "zip":
-        return zipped(folder / "images.zip", rows, paths[0].read_bytes() if paths else tiny())
+        return make_zip(folder / "images.zip", rows, paths[0].read_bytes() if paths else tiny_jpeg())
     if kind == "folder":
         (folder / "images").mkdir()
         for i in range(rows):
             path = folder / f"images/{i:07d}.jpg"
-            if i % 50_000 == 0:  # a file may have 65,000 names
+            if i % 50_000 == 0:  # ext4 allows 65,000 hard links to a file
                 (first := path).touch()
             else:
                 os.link(first, path)
         return folder / "images"
-    linked(folder / "images", paths)
+    link_images(folder / "images", paths)
     names = sorted(path.name for path in (folder / "images").iterdir())
     at, inside = (folder / "images", "") if kind == "metadata.csv" else (folder, "images/")
     with (at / kind).open("w") as table:
@@ -248,8 +248,8 @@ def listed(kind: str, folder: Path, paths: Sequence[Path], rows: int) -> Path:
     return at if kind == "metadata.csv" else at / kind
 
 
-def zipped(at: Path, rows: int, content: bytes) -> Path:
-    """A zip that names one image so many times: a true directory without a disk full of copies."""
+def make_zip(at: Path, rows: int, content: bytes) -> Path:
+    """Create a zip whose directory lists one image `rows` times, without storing copies of it."""
     with zipfile.ZipFile(at, "w") as archive:
         archive.writestr(NAME.format(0), content)
     whole = at.read_bytes()
@@ -258,65 +258,72 @@ def zipped(at: Path, rows: int, content: bytes) -> Path:
     with at.open("wb") as file:
         file.write(whole[:start])
         file.writelines(before + NAME.format(i).encode() + after for i in range(rows))
-        ends = file.tell()
-        file.write(END_64.pack(b"PK\6\6", END_64.size - 12, 45, 45, 0, 0, rows, rows, ends - start, start))
-        file.write(LOCATOR_64.pack(b"PK\6\7", 0, ends, 1))
+        directory_end = file.tell()
+        file.write(END_64.pack(b"PK\6\6", END_64.size - 12, 45, 45, 0, 0, rows, rows, directory_end - start, start))
+        file.write(LOCATOR_64.pack(b"PK\6\7", 0, directory_end, 1))
         file.write(END.pack(b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, IN_EXTRA, IN_EXTRA, 0))
     return at
 
 
-def begun(at: str, encoder: str) -> dict[str, float]:
-    """Seconds of this process until a source's first batch is encoded."""
-    start = time.perf_counter()
-    result = load_encoder(encoder)
+def measure_first_batch(at: str, encoder_name: str) -> dict[str, float]:
+    """Seconds in this process until the first batch of a source is encoded."""
+    started = time.perf_counter()
+    encoder = load_encoder(encoder_name)
     loaded, core = time.perf_counter(), time.process_time()
     with tempfile.TemporaryDirectory() as folder:
-        store = Store.create(Path(folder) / "s", result.space)
-        with suppress(Begun):
-            index([at], store, First(result), IndexOptions(text=False, batch_size=result.batch_size))
+        store = Store.create(Path(folder) / "s", encoder.space)
+        options = IndexOptions(text=False, batch_size=encoder.batch_size)
+        with suppress(FirstBatchEncoded):
+            index([at], store, StopAfterFirstBatch(encoder), options)
     now, core = time.perf_counter(), time.process_time() - core
-    spent = {"encoder": loaded - start, "listing_to_first_batch": now - loaded, "listing_to_first_batch_core": core}
+    spent = {"encoder": loaded - started, "listing_to_first_batch": now - loaded, "listing_to_first_batch_core": core}
     return {name: round(seconds, 2) for name, seconds in spent.items()}
 
 
-def start(paths: Sequence[Path], encoder: str, *, rows: int = START_ROWS, zipped: int | None = None) -> dict[str, Any]:
-    """Start-up by kind of source, each in a new process.
+def measure_start(
+    paths: Sequence[Path], encoder: str, *, rows: int = START_ROWS, zip_rows: int | None = None
+) -> dict[str, Any]:
+    """Start-up time by kind of source, each in a new process.
 
     Returns
     -------
     dict
-        By kind (`metadata.csv`, `list.csv`, `zip`): `rows`, `seconds` (the whole process to the end of the first
-        batch), and of them `encoder` (loading it) and `listing_to_first_batch` (with encoding that batch; also in
-        seconds of core time, which others' programs do not disturb).
+        By kind (`metadata.csv`, `list.csv`, `zip`): `rows`, `seconds` (the whole process until the first batch is
+        encoded), and its parts `encoder` (loading it) and `listing_to_first_batch` (with encoding that batch), the
+        latter in core seconds too, which other programs do not disturb.
     """
-    if seed_of(encoder) is not None:  # drawing random weights takes longer than reading them
+    if seed_of(encoder) is not None:  # drawing random weights would take longer than reading them
         with tempfile.TemporaryDirectory() as folder:
             made = write_checkpoint(Path(folder) / "clip", place_of(encoder)[0])
-            return start(paths, str(made), rows=rows, zipped=zipped)
+            return measure_start(paths, str(made), rows=rows, zip_rows=zip_rows)
     result: dict[str, Any] = {}
-    program = (
-        "import json, sys; from clipfake.benchmarks.indexing import begun; print(json.dumps(begun(*sys.argv[1:])))"
-    )
-    for kind, number in {"metadata.csv": rows, "list.csv": rows, "zip": rows if zipped is None else zipped}.items():
+    program = PROGRAM.format("measure_first_batch(*sys.argv[1:])")
+    for kind, number in {"metadata.csv": rows, "list.csv": rows, "zip": rows if zip_rows is None else zip_rows}.items():
         with tempfile.TemporaryDirectory() as folder:
-            at = listed(kind, Path(folder), paths, number)
+            at = make_source(kind, Path(folder), paths, number)
             began = time.perf_counter()
-            found = json.loads(_said(program, str(at), encoder))
-            result[kind] = {"rows": number, "seconds": round(time.perf_counter() - began, 2), **found}
+            spent = json.loads(_run_python(program, str(at), encoder))
+            result[kind] = {"rows": number, "seconds": round(time.perf_counter() - began, 2), **spent}
     return result
 
 
-def _said(program: str, *text: str) -> str:
-    return subprocess.run([sys.executable, "-c", program, *text], check=True, capture_output=True, text=True).stdout
+def _run_python(program: str, *arguments: str) -> str:
+    command_line = [sys.executable, "-c", program, *arguments]
+    return subprocess.run(command_line, check=True, capture_output=True, text=True).stdout
 
 
-def run(paths: Sequence[Path], encoder: str, only: Sequence[str], **value: Any) -> dict[str, Any]:
-    """The parts that were asked for, each with the machine it ran on."""
+def run(paths: Sequence[Path], encoder: str, only: Sequence[str], **sizes: Any) -> dict[str, Any]:
+    """Run the selected parts; each result names its machine.
+
+    Parameters
+    ----------
+    sizes : `list_rows`, `memory_rows`, `start_rows` and `zip_rows` (None: as many as `start_rows`)
+    """
     work: dict[str, Callable[[], dict[str, Any]]] = {
-        "read": lambda: read(paths),
-        "list": lambda: list_all(paths, value["list_rows"]),
-        "memory": lambda: memory(value["memory_rows"]),
-        "start": lambda: start(paths, encoder, rows=value["start_rows"], zipped=value["zip_rows"]),
+        "read": lambda: measure_reading(paths),
+        "list": lambda: measure_all_listings(paths, sizes["list_rows"]),
+        "memory": lambda: measure_memory(sizes["memory_rows"]),
+        "start": lambda: measure_start(paths, encoder, rows=sizes["start_rows"], zip_rows=sizes["zip_rows"]),
     }
     result: dict[str, Any] = {}
     for part in only:
@@ -327,18 +334,18 @@ def run(paths: Sequence[Path], encoder: str, only: Sequence[str], **value: Any) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.ask_for_images(parser)
-    command.ask_for_encoder(parser)
+    command.add_images_option(parser)
+    command.add_encoder_options(parser)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--list-rows", type=int, default=LIST_ROWS)
     parser.add_argument("--memory-rows", nargs="+", type=int, default=list(MEMORY_ROWS))
     parser.add_argument("--start-rows", type=int, default=START_ROWS)
     parser.add_argument("--zip-rows", type=int, help="default: as many as --start-rows")
     parser.add_argument("--out", type=Path, default=RESULTS / "indexing.json")
-    arguments = command.parsed(parser)
-    paths = command.image_paths(arguments.pop("images"), 64)
-    out = arguments.pop("out")
-    result = run(paths, arguments.pop("encoder"), arguments.pop("only"), **arguments)
+    options = command.parse_options(parser)
+    paths = command.image_paths(options.pop("images"), 64)
+    out = options.pop("out")
+    result = run(paths, options.pop("encoder"), options.pop("only"), **options)
     before = json.loads(out.read_text()) if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps({**before, **result}, indent=1) + "\n")

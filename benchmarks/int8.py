@@ -1,9 +1,9 @@
-"""What rounding costs: the same images embedded in float32, bf16 and int8, and the same heads trained on each.
+"""Cost of reduced precision: the same images embedded in float32, bf16 and int8, and the same heads trained on each.
 
-Rounded vectors are a space of their own, so each precision gets a store, heads and neighbours of its own. Told of each:
-images a core-second of the encoder, cosines with float32, test accuracy and AUC of the head and of the baselines (the
-split is the same), and how many of an image's nine nearest training rows are the nine of float32. Give it the encoder
-and the kind of images you mean to use: what it says holds for those.
+Quantized vectors are an embedding space of their own, so each precision has its own store, heads and neighbours. The
+results of each: images per core-second of the encoder, cosines with float32, test accuracy and AUC of the head and of
+the baselines (same split), and how many of an image's nine nearest training rows are the same as in float32. Use the
+encoder and the kind of images you intend to work with: the results hold for those.
 
     python -m clipfake.benchmarks.int8 --images ../shared/data/minifact/* \\
         --encoder ../shared/encoders/mobilenet-v1-imagenet
@@ -50,7 +50,7 @@ def run(
 
     Parameters
     ----------
-    limit : of the images whose encoding is timed; heads learn from all
+    limit : number of images whose encoding is timed; heads are trained on all images
     """
     if threads:
         torch.set_num_threads(threads)
@@ -75,7 +75,7 @@ def run(
         )
         order = np.argsort(plain.column("keys"))
         for name, snapshot in stored.items():
-            same = np.argsort(snapshot.column("keys"))  # rows of one image, whatever order they were stored in
+            same = np.argsort(snapshot.column("keys"))  # match rows by key: each store has its own order
             result[name] = {
                 "space": snapshot.space.fingerprint[:12],
                 "images_per_core_second": round(rates[name], 1),
@@ -88,35 +88,35 @@ def run(
 
 
 def _rates(loaded: dict[str, Any], pixels: Sequence[Any], repeats: int) -> dict[str, float]:
-    """Images a core-second of each encoder, medians of interleaved repeats."""
-    found: dict[str, list[float]] = {name: [] for name in loaded}
+    """Images per core-second of each encoder, medians of interleaved repeats."""
+    samples: dict[str, list[float]] = {name: [] for name in loaded}
     for turn in range(repeats + 1):
         for name, encoder in loaded.items():
             began = time.process_time()
             encoder.encode(pixels)
             if turn:  # the first one compiles
-                found[name].append(len(pixels) / (time.process_time() - began))
-    return {name: float(np.median(rates)) for name, rates in found.items()}
+                samples[name].append(len(pixels) / (time.process_time() - began))
+    return {name: float(np.median(rates)) for name, rates in samples.items()}
 
 
 def _heads(snapshot: Snapshot) -> dict[str, dict[str, float | None]]:
-    """Accuracy and AUC on the test rows, of the head and of each baseline."""
+    """Accuracy and AUC of the head and of each baseline on the test rows."""
     trained = train(snapshot, TrainOptions(baselines=BASELINES))
     tests = {"head": trained.metrics["test"], **{name: b.metrics["test"] for name, b in trained.baselines.items()}}
     return {name: {"accuracy": metrics.accuracy, "auc": metrics.auc} for name, metrics in tests.items()}
 
 
 def _same_neighbours(plain: Snapshot, order: Positions, other: Snapshot, same: Positions) -> float:
-    """The share of a test image's nearest training images in `plain` that are among its nearest in `other`."""
+    """Mean share of a test image's nearest training images in `plain` that are among its nearest in `other`."""
     _, parts = make_split(plain, TrainOptions())
     where = np.argsort(order)  # position in `plain` -> the same image's place in both orders
-    queries, known = where[parts["test"]], where[parts["train"]]
-    found = []
+    test, train_rows = where[parts["test"]], where[parts["train"]]
+    neighbors = []
     for snapshot, rows in ((plain, order), (other, same)):
         vectors = snapshot.vectors(rows)
-        found.append(nearest(vectors[queries], vectors[known], known, NEIGHBOURS).rows)
+        neighbors.append(nearest(vectors[test], vectors[train_rows], train_rows, NEIGHBOURS).rows)
     shared = [
-        len(np.intersect1d(a[a >= 0], b[b >= 0])) / max(int((a >= 0).sum()), 1) for a, b in zip(*found, strict=True)
+        len(np.intersect1d(a[a >= 0], b[b >= 0])) / max(int((a >= 0).sum()), 1) for a, b in zip(*neighbors, strict=True)
     ]
     return float(np.mean(shared))
 

@@ -1,7 +1,7 @@
-"""Do our embeddings agree with CLIPImageProcessor + CLIPModel in float32? Cosines over all the images given.
+"""Agreement of the embeddings with CLIPImageProcessor + CLIPModel in float32: cosines over all images.
 
-With random weights all images lie in one corner (cosine 0.96 between different ones), so the cosine after the mean is
-taken off is printed as well: that is the honest one.
+With random weights even different images have a cosine of 0.96, so the cosine after subtracting the mean is printed
+too: it is the meaningful one.
 
     python -m clipfake.benchmarks.parity --images ../shared/data/minifact/* \\
         --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained --limit 256
@@ -35,7 +35,7 @@ def run(
     threads: int | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Smallest and mean cosine for each precision, plain and centred."""
+    """Smallest and mean cosine for each precision, plain and centred on the mean."""
     if threads:
         torch.set_num_threads(threads)
     paths = command.image_paths(images, limit)
@@ -49,7 +49,7 @@ def run(
 
 
 def agreement(ours: Rows, reference: Rows) -> dict[str, float]:
-    """Cosines of corresponding rows, plain and after the reference's mean is taken off both."""
+    """Cosines of corresponding rows, plain and after subtracting the mean of the reference from both."""
     plain = cosines(ours, reference)
     centred = cosines(ours - reference.mean(0), reference - reference.mean(0))
     return {
@@ -61,7 +61,7 @@ def agreement(ours: Rows, reference: Rows) -> dict[str, float]:
 
 
 def cosines(a: Rows, b: Rows) -> Rows:
-    """(n,) cosine of each row of a with the row of b at its place."""
+    """(n,) cosines of corresponding rows of `a` and `b`, both (n, dim)."""
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return np.asarray((a * b).sum(1) / lengths, np.float32)

@@ -210,7 +210,7 @@ def main() -> None:
     from .common import command
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    command.ask_for_encoder(parser)
+    command.add_encoder_options(parser)
     parser.add_argument("--images", type=int, default=128, help="a repeat")
     parser.add_argument("--concurrency", type=int, default=32, help="clients")
     parser.add_argument("--batch", type=int, default=16, help="images the encoder sees at once")
@@ -218,8 +218,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    arguments = command.parsed(parser)
-    command.print_result(run(arguments.pop("encoder"), **arguments))
+    told = command.parse_options(parser)
+    command.print_result(run(told.pop("encoder"), **told))
 
 
 if __name__ == "__main__":

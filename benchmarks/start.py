@@ -1,7 +1,7 @@
-"""What one answer costs from the shell, whole processes: `clipfake query` beside a script that only embeds the image.
+"""Cost of one query from the shell, as whole processes: `clipfake query` beside a script that only embeds the image.
 
-The naive script imports torch and transformers, loads CLIP and embeds one image, as most people write it; it judges
-nothing. Ours opens a store of 6,000 rows, embeds, searches and judges. The weights are random, in a checkpoint's file.
+The naive script imports torch and transformers, loads CLIP and embeds one image in the usual way, without a verdict.
+`clipfake query` opens a store of 6,000 rows, embeds, searches and judges. The weights are random, in a checkpoint file.
 
     python -m clipfake.benchmarks.start --encoder ../shared/encoders/clip-vit-base-patch32-untrained
 """
@@ -42,29 +42,29 @@ with torch.no_grad():
 
 
 def run(encoder: str, *, repeats: int = 5) -> dict[str, Any]:
-    """Seconds by the clock and core seconds of each, medians of interleaved processes, and their ratios."""
+    """Wall-clock and core seconds of each, medians of interleaved processes, and their ratios."""
     with tempfile.TemporaryDirectory() as made:
         clip, image = write_checkpoint(Path(made) / "clip", encoder), Path(made) / "image.jpg"
         image.write_bytes(simulated(0, 0, seed=9))
         store = bank(Path(made) / "bank", load_encoder(str(clip), device="cpu").space)
-        asking = ["-m", "clipfake", "query", str(image), "--store", str(store.folder), "--device", "cpu", "--json"]
-        ways = {"ours": asking, "naive": ["-c", NAIVE, str(clip), str(image)]}
-        outcome: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+        query = ["-m", "clipfake", "query", str(image), "--store", str(store.folder), "--device", "cpu", "--json"]
+        ways = {"ours": query, "naive": ["-c", NAIVE, str(clip), str(image)]}
+        costs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
         for _ in range(repeats):
             for name, arguments in ways.items():
-                outcome[name].append(cost([sys.executable, *arguments]))
+                costs[name].append(process_cost([sys.executable, *arguments]))
     result: dict[str, Any] = {"machine": machine(), "encoder": encoder, "repeats": repeats}
-    for name, costs in outcome.items():
-        result[name] = {key: round(float(np.median([one[key] for one in costs])), 3) for key in costs[0]}
-    pairs = list(zip(outcome["ours"], outcome["naive"], strict=True))
+    for name, samples in costs.items():
+        result[name] = {key: round(float(np.median([sample[key] for sample in samples])), 3) for key in samples[0]}
+    pairs = list(zip(costs["ours"], costs["naive"], strict=True))
     for key in ("seconds", "core_seconds"):
         ratios = [ours[key] / naive[key] for ours, naive in pairs]
         result[f"{key}_ours_over_naive"] = round(float(np.median(ratios)), 3)
     return result
 
 
-def cost(arguments: Sequence[str]) -> dict[str, float]:
-    """What a process took from its start to its end; raises CalledProcessError where it fails."""
+def process_cost(arguments: Sequence[str]) -> dict[str, float]:
+    """Wall-clock and core seconds of a process; raises CalledProcessError if it fails."""
     began = time.perf_counter()
     process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     _, status, used = os.wait4(process.pid, 0)
@@ -81,8 +81,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
     parser.add_argument("--repeats", type=int, default=5, help="interleaved; medians are printed")
-    arguments = vars(parser.parse_args())
-    command.print_result(run(arguments.pop("encoder"), **arguments))
+    options = vars(parser.parse_args())
+    command.print_result(run(options.pop("encoder"), **options))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Images a second, end to end and stage by stage, beside the naive script in the same run.
+"""Images per second, end to end and by stage, beside the naive script in the same run.
 
-Rates on a shared machine cannot be trusted, ratios within one run can: the repeats of the stages are interleaved and
-medians are given, of rates and of each repeat's ratios. Rates a core-second (`per_cpu_second`) do not count what
-other people's programs took.
+Absolute rates on a shared machine are unreliable; ratios within one run are not. The repeats of the stages are
+interleaved, and medians of the rates and of each repeat's ratios are reported. Rates per core-second (`per_cpu_second`)
+are not affected by other programs.
 
     python -m clipfake.benchmarks.throughput --images ../shared/data/minifact/* \\
         --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained --precision float32,bf16 --limit 128
@@ -36,7 +36,7 @@ from .common import command
 from .common.naive import load_naive
 from .parity import agreement
 
-Rate = tuple[float, float]  # images a second, images a core-second
+Rate = tuple[float, float]  # images per second, images per core-second
 
 
 def run(
@@ -53,13 +53,14 @@ def run(
     repeated: bool = False,
     processes: int = 1,
 ) -> dict[str, Any]:
-    """Rates of every stage, of the whole and of the naive script, for each precision.
+    """Rates of every stage, of the whole pipeline and of the naive script, for each precision.
 
     Parameters
     ----------
-    naive_limit : images that the naive script sees, where it would take too long for all
-    repeated : take the images again and again until there are `limit`: a GPU is through with a few at once
-    processes : where there are several, the whole is measured with so many too (`crew`), once they have their encoders
+    naive_limit : number of images for the naive script, if it would take too long for all
+    repeated : repeat the images until there are `limit`: a GPU is done with a few in an instant
+    processes : if more than one, measure the whole pipeline with that many worker processes too (`crew`), after they
+        have loaded their encoders
 
     Returns
     -------
@@ -77,15 +78,16 @@ def run(
     naive = load_naive(encoder, device)
     result: dict[str, Any] = {"machine": machine(), "images": len(paths), "encoder": encoder, "repeats": repeats}
     for name in precision.split(","):
-        named, outcome = EncoderSpec(encoder, device, name), options or IndexOptions(text=False)
-        result[name] = _measure(named.load(), naive, paths, few, repeats, outcome)
+        spec, index_options = EncoderSpec(encoder, device, name), options or IndexOptions(text=False)
+        result[name] = _measure(spec.load(), naive, paths, few, repeats, index_options)
         if processes > 1:
-            result[name]["crew"] = {"processes": processes, **_crew(named, paths, repeats, outcome, processes)}
+            rate = _measure_pool(spec, paths, repeats, index_options, processes)
+            result[name]["crew"] = {"processes": processes, **rate}
     return result
 
 
 def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
+    """Description of the machine that is measured."""
     return {
         "cpu": platform.processor() or platform.machine(),
         "vector_instructions": torch.backends.cpu.get_cpu_capability(),
@@ -108,7 +110,7 @@ def _measure(
     pixels = [decoded[path] for path in paths]
     size = options.batch_size or encoder.batch_size
     batches = [pixels[i : i + size] for i in range(0, len(pixels), size)]
-    vectors = np.concatenate(encoded(encoder, batches))
+    vectors = np.concatenate(encode_batches(encoder, batches))
     rows = Rows.make([f"{i} {path}" for i, path in enumerate(paths)], [0] * len(paths))
     block = Block(encoder.space, rows, vectors)
 
@@ -119,9 +121,9 @@ def _measure(
         with ThreadPoolExecutor(options.threads) as pool:
             list(pool.map(decode_one, paths))
 
-    with tempfile.TemporaryDirectory() as made:  # of all repeats: neither links nor clearing away are anyone's work
+    with tempfile.TemporaryDirectory() as made:  # for all repeats, so that creating and deleting it is not timed
         folder, numbers = Path(made), count()
-        data = linked(folder / "images", paths)
+        data = link_images(folder / "images", paths)
 
         def new_store() -> Store:
             return Store.create(folder / f"store-{next(numbers)}", encoder.space)
@@ -136,7 +138,7 @@ def _measure(
         reference, place = naive(few), {path: i for i, path in enumerate(paths)}
         work: dict[str, Callable[[], object]] = {
             "decode": decode_all,
-            "encode": lambda: encoded(encoder, batches),
+            "encode": lambda: encode_batches(encoder, batches),
             "write": write,
             "end_to_end": end_to_end,
         }
@@ -146,39 +148,40 @@ def _measure(
                 rates[name].append(_rate(do, len(paths)))
             rates["naive"].append(_rate(lambda: naive(few), len(few)))
     return {
-        **{name: _median(found) for name, found in rates.items()},
+        **{name: _median(samples) for name, samples in rates.items()},
         "share_of_encoder": _ratio(rates["end_to_end"], rates["encode"]),
         "ratio_to_naive": _ratio(rates["end_to_end"], rates["naive"]),
         "agreement": agreement(vectors[[place[path] for path in few]], reference),
     }
 
 
-def _crew(
+def _measure_pool(
     encoder: EncoderSpec, paths: Sequence[Path], repeats: int, options: IndexOptions, processes: int
 ) -> dict[str, float]:
-    """The whole by several processes, started before; the first run, in which they warm up, is not counted."""
-    with tempfile.TemporaryDirectory() as made, ProcessPool(encoder, Path(made) / "store", options, processes) as crew:
-        store = Store.create(Path(made) / "store", crew.space)
+    """Rate of the whole pipeline with several worker processes, without their start and a warm-up run."""
+    with tempfile.TemporaryDirectory() as made, ProcessPool(encoder, Path(made) / "store", options, processes) as pool:
+        store = Store.create(Path(made) / "store", pool.space)
         rates = []
         for number in range(repeats + 1):
-            data = linked(Path(made) / f"images-{number}", paths)
-            rates.append(_rate(lambda data=data: index_with(crew, [data], store, options), len(paths)))  # type: ignore[misc]
+            data = link_images(Path(made) / f"images-{number}", paths)
+            rates.append(_rate(lambda data=data: index_with(pool, [data], store, options), len(paths)))  # type: ignore[misc]
     return {"images_per_second": _median(rates[1:])["images_per_second"]}
 
 
-def encoded(encoder: Encoder, batches: Sequence[Sequence[Pixels]]) -> list[Embeddings]:
-    """The vectors of each batch, with the next batch under way meanwhile, as the indexer has it."""
-    if not encoder.overlaps:
+def encode_batches(encoder: Encoder, batches: Sequence[Sequence[Pixels]]) -> list[Embeddings]:
+    """The vectors of each batch; launches batch n+1 before waiting for batch n, like the indexer."""
+    begin = getattr(encoder, "begin", None)
+    if begin is None or not getattr(encoder, "overlaps", False):
         return [encoder.encode(batch) for batch in batches]
-    found, ahead = [], encoder.begin(batches[0])
+    vectors, pending = [], begin(batches[0])
     for batch in batches[1:]:
-        ahead, done = encoder.begin(batch), ahead
-        found.append(done())
-    return [*found, ahead()]
+        pending, wait = begin(batch), pending
+        vectors.append(wait())
+    return [*vectors, pending()]
 
 
-def linked(folder: Path, paths: Sequence[Path]) -> Path:
-    """A folder that holds just these images, as links."""
+def link_images(folder: Path, paths: Sequence[Path]) -> Path:
+    """Create a folder with links to these images only."""
     folder.mkdir()
     for i, path in enumerate(paths):
         (folder / f"{i:07d}{path.suffix}").symlink_to(path.resolve())
@@ -197,7 +200,7 @@ def _median(rates: Sequence[Rate]) -> dict[str, float]:
 
 
 def _ratio(ours: Sequence[Rate], theirs: Sequence[Rate]) -> dict[str, float]:
-    """Medians of the ratios within each repeat, by the clock and by core time."""
+    """Medians of the ratios within each repeat, of wall-clock and of core time."""
     wall, cpu = np.median(np.array(ours) / np.array(theirs), axis=0)
     return {"wall": round(float(wall), 3), "cpu": round(float(cpu), 3)}
 

@@ -54,13 +54,13 @@ def evaluate_command(
         from ..detector.evaluation.temporal_holdout import read_dates, temporal_holdout
 
         report = temporal_holdout(snapshot, read_dates(temporal), seed=seed)
-        show(report.to_dict() if as_json else shown.replay_table(report))
-        written = shown.write_replay(report, out) if out else []
+        show(report.to_dict() if as_json else shown.temporal_holdout_table(report))
+        written = shown.write_temporal_holdout(report, out) if out else []
     else:
         from ..detector.evaluation.leave_one_out import leave_one_out as evaluate
 
-        atlases = [evaluate(snapshot, one, seed=seed) for one in ("ridge", "knn") if head in (one, EvaluationHead.both)]
-        show(shown.atlas_json(atlases) if as_json else shown.atlas_table(atlases))
-        written = shown.write_atlas(atlases, out) if out else []
+        results = [evaluate(snapshot, one, seed=seed) for one in ("ridge", "knn") if head in (one, EvaluationHead.both)]
+        show(shown.leave_one_out_json(results) if as_json else shown.leave_one_out_table(results))
+        written = shown.write_leave_one_out(results, out) if out else []
     for path in written:
         say(str(path))

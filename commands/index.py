@@ -181,7 +181,7 @@ def index_command(
     from ..indexer.index import IndexOptions, plan
     from ..indexer.progress import all_of
     from ..indexer.sources.folders import count, expand
-    from ..show.progress_display import class_table, index_summary, progress_of
+    from ..show.progress_display import class_table, index_progress, index_summary
     from ..store.store import Store
 
     sources = expand(chosen_folders(arguments, folders))
@@ -222,7 +222,7 @@ def index_command(
     with indexer_of(spec, store, options, placement) as (space, run):
         say_notice(space.encoder)
         opened = Store.create(store, space)
-        with progress_of(expected_images) as bar, progress_writers(log_json, prometheus) as writers:
+        with index_progress(expected_images) as bar, progress_writers(log_json, prometheus) as writers:
             report = run(sources, opened, options, all_of(*writers, *([bar] if bar else [])))
     show(report.to_dict() if as_json else index_summary(report.to_dict()))
     for lost in report.lost:
@@ -267,10 +267,10 @@ def indexer_of(
     from ..indexer.distributed.process_pool import ProcessPool
     from ..indexer.distributed.worker_pool import index_with
     from ..indexer.index import index
-    from ..show.progress_display import status_of
+    from ..show.progress_display import status_line
 
     pool: WorkerPool | None = None
-    with status_of("loading the encoder"):
+    with status_line("loading the encoder"):
         if placement.engine is Engine.ray:
             from ..indexer.distributed.ray_pool import RayPool
 

@@ -120,11 +120,11 @@ def indexed(folders: Folders, store: Path, encoder: Any) -> Snapshot:
     """Index these folders into a store of their own; what it has already is left alone."""
     from ..indexer.index import IndexOptions, index
     from ..indexer.sources.folders import count, expand
-    from ..show.progress_display import progress_of
+    from ..show.progress_display import index_progress
     from ..store.store import Store
 
     opened, sources = Store.create(store, encoder.space), expand(folders)
-    with progress_of(lambda: count(sources)) as bar:
+    with index_progress(lambda: count(sources)) as bar:
         report = index(sources, opened, encoder, IndexOptions(thumbnails=False), bar)
     if report.interrupted:
         raise KeyboardInterrupt
@@ -134,7 +134,7 @@ def indexed(folders: Folders, store: Path, encoder: Any) -> Snapshot:
 def outcome(snapshot: Snapshot, cell: PaperRun, options: PaperOptions, folder: Path) -> dict[str, Any] | str:
     """The outcome of a run, read from its file if it ran before on the same rows; or why it cannot run."""
     from ..detector.evaluation.reproduce import asked_of, missing, run
-    from ..show.progress_display import status_of
+    from ..show.progress_display import status_line
 
     if why := missing(snapshot, cell):
         return why
@@ -146,7 +146,7 @@ def outcome(snapshot: Snapshot, cell: PaperRun, options: PaperOptions, folder: P
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not run yet, or a file of something else: it is run again
     try:
-        with status_of(cell.name) as show_step:
+        with status_line(cell.name) as show_step:
             content = run(snapshot, cell, options, show_step).to_dict()
     except ClipfakeError as e:
         return str(e)

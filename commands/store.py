@@ -242,14 +242,14 @@ def store_add_vectors_command(
     from ..indexer.add_vectors import add_vectors
     from ..indexer.encoders.load import load_encoder
     from ..indexer.sources.folders import expand
-    from ..show.progress_display import status_of
+    from ..show.progress_display import status_line
     from ..show.store_tables import filled
     from ..store.store import Store
 
     opened = Store.open(store)
     found = expand(folders) if folders else None
     model = load_encoder(encoder, device=device, precision=precision.value)
-    with status_of("encoding") as show_step:
+    with status_line("encoding") as show_step:
         report = add_vectors(opened, name, model, found, lambda done, rows: show_step(f"{done:,} of {rows:,} rows"))
     show(report.to_dict() if as_json else filled(report.to_dict()))
     if report.missing and not report.added and not report.known:
@@ -283,14 +283,14 @@ def store_duplicates_command(
     """
     import tempfile
 
-    from ..show.progress_display import status_of
+    from ..show.progress_display import status_line
     from ..show.store_tables import doubled
     from ..store.maintenance.near_duplicates import all_pairs, find_duplicates
     from ..store.store import Store
 
     snapshot = Store.open(store).snapshot()
     where = rows_of(snapshot, label, source, category)
-    with tempfile.TemporaryDirectory() as scratch, status_of("comparing") as show_step:
+    with tempfile.TemporaryDirectory() as scratch, status_line("comparing") as show_step:
         pairs = all_pairs(
             snapshot,
             out or Path(scratch) / "pairs",

@@ -78,7 +78,7 @@ def train_command(
     from ..detector.training.fit import fit_detector
     from ..detector.training.train import TrainOptions
     from ..detector.training.triplet import TripletOptions
-    from ..show.progress_display import status_of
+    from ..show.progress_display import status_line
     from ..show.training_summary import training_summary
     from ..store.store import Store
 
@@ -88,7 +88,7 @@ def train_command(
     options = TrainOptions(kind.value, triplet, sources=chosen, balanced=balanced, recipe=recipe, seed=seed)
     names = [name for name in vectors.split(",") if name]
     opened = Store.open(store)
-    with status_of("training") as show_step:
+    with status_line("training") as show_step:
         fitted = fit_detector(opened, head, options, vectors=names, on_progress=show_step)
         fitted.save()
     report = fitted.to_dict()

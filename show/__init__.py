@@ -1,8 +1,9 @@
-"""What people look at: tables on a terminal, contact sheets, figures and reports.
+"""Everything that people look at: tables on the terminal, contact sheets, figures and reports.
 
-text       phrasing.py, shared by the terminal, the sheet and the service's page
-terminal   verdict_panel.py; training_summary.py, evaluation_tables.py, reproduce_tables.py and store_tables.py show
-           results; progress_display.py shows work in progress
-pictures   contact_sheet.py; report.py is the page of a head, with each figure.py of training_figures.py,
+style      verdict_style.py has the colours and signs of verdicts, phrasing.py a verdict in words
+terminal   verdict_panel.py shows a verdict; training_summary.py, evaluation_tables.py, reproduce_tables.py and
+           store_tables.py show results with the helpers of tables.py; progress_display.py shows running work
+images     contact_sheet.py
+report     report.py renders the page of a head from templates/, with each figure.py of training_figures.py,
            metric_figures.py and evaluation_figures.py
 """

@@ -1,4 +1,4 @@
-"""A contact sheet: the image asked about, its nearest real and its nearest fake rows, as one picture."""
+"""A contact sheet: each queried image with its nearest real and its nearest fake rows, as one picture."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..core.atomic_files import written_aside
 from ..detector.verdict import Neighbor, Verdict
-from .phrasing import CAVEAT, SHAPES, chance, kept, likelier, maker
+from .phrasing import CAVEAT, describe_likelihood, describe_ratio, describe_source, describe_stored_copies
+from .verdict_style import VERDICT_STYLES
 
 INK, GREY, PAPER, EMPTY = "#1c2026", "#69717d", "#ffffff", "#eceff3"
-COLOURS = {"real": "#1f6fb2", "fake": "#c8501e", "unsure": "#505b67"}  # apart for colour-blind eyes, and always named
 CELL, GAP, MARGIN, LABEL = 132, 14, 36, 52
-HEAD, TITLE = 96, 26  # above the pictures: the answer; of a row: its name
-LEAST = 6  # columns, so that the words have room beside few witnesses
+HEAD, TITLE = 96, 26  # pixels above the pictures for the answer, and above each row for its title
+MIN_COLUMNS = 6  # so that the text has room when there are few neighbours
 JPEG = (".jpg", ".jpeg")
 
 
 @dataclass(frozen=True)
 class SheetEntry:
-    """One image asked about, with its verdict."""
+    """A queried image with its verdict."""
 
     verdict: Verdict
     picture: Image.Image
 
     @classmethod
     def of(cls, verdict: Verdict, pixels: Any) -> SheetEntry:
-        """From (height, width, 3) uint8 pixels; they are shrunk, so that many entries can wait."""
+        """Make an entry from (height, width, 3) uint8 pixels, shrunk so that many entries fit in memory."""
         picture = Image.fromarray(pixels)
         picture.thumbnail((3 * CELL, 3 * CELL), Image.Resampling.LANCZOS)
         return cls(verdict, picture)
 
 
-def picture_of(neighbor: Neighbor, thumbnail: Callable[[int], bytes]) -> Image.Image | None:
-    """A witness's file if it is still where it was, else the thumbnail that was stored, else None."""
+def open_neighbor(neighbor: Neighbor, thumbnail: Callable[[int], bytes]) -> Image.Image | None:
+    """The neighbour's image: its file if that still exists, else its stored thumbnail, else None."""
     try:
         with Image.open(neighbor.path) as image:
             image.draft("RGB", (2 * CELL, 2 * CELL))
@@ -51,9 +51,9 @@ def picture_of(neighbor: Neighbor, thumbnail: Callable[[int], bytes]) -> Image.I
 
 
 def write_sheet(path: Path, entries: Sequence[SheetEntry], thumbnail: Callable[[int], bytes]) -> None:
-    """Write the sheet of some verdicts, whole or not at all, as the JPEG its name says or as a PNG.
+    """Write the contact sheet atomically: a JPEG if the name ends in .jpg or .jpeg, else a PNG.
 
-    Raises StoreError for a full disk.
+    Raises StoreError if the disk is full.
     """
     sheet = draw_sheet(entries, thumbnail)
     with written_aside(path) as temporary:
@@ -64,7 +64,7 @@ def write_sheet(path: Path, entries: Sequence[SheetEntry], thumbnail: Callable[[
 
 
 def draw_sheet(entries: Sequence[SheetEntry], thumbnail: Callable[[int], bytes]) -> Image.Image:
-    """The sheet of some verdicts, one below the other."""
+    """The contact sheet, one verdict below the other."""
     panels = [_panel(entry, thumbnail) for entry in entries]
     width = max(panel.width for panel in panels)
     sheet = Image.new("RGB", (width, sum(panel.height for panel in panels) + 2 * MARGIN), PAPER)
@@ -80,73 +80,73 @@ def draw_sheet(entries: Sequence[SheetEntry], thumbnail: Callable[[int], bytes])
 
 def _panel(entry: SheetEntry, thumbnail: Callable[[int], bytes]) -> Image.Image:
     verdict = entry.verdict
-    columns = max(LEAST, *(len(found) for found in verdict.neighbors.values()))
-    image_width = 2 * CELL + LABEL + GAP
-    left = MARGIN + image_width + 2 * GAP
+    columns = max(MIN_COLUMNS, *(len(neighbors) for neighbors in verdict.neighbors.values()))
+    side = 2 * CELL + LABEL + GAP  # of the queried image
+    left = MARGIN + side + 2 * GAP
     width = left + columns * (CELL + GAP) - GAP + MARGIN
     top = MARGIN + HEAD
     height = top + 2 * (TITLE + CELL + LABEL) + MARGIN // 2
     panel = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(panel)
-    colour = COLOURS[verdict.verdict]
+    style = VERDICT_STYLES[verdict.verdict]
 
-    title = f"{SHAPES[verdict.verdict]} {verdict.verdict.upper()}"
-    draw.text((MARGIN, MARGIN - 10), title, colour, _font(30, bold=True))
+    title = f"{style.sign} {verdict.verdict.upper()}"
+    draw.text((MARGIN, MARGIN - 10), title, style.print_color, _font(30, bold=True))
     beside = MARGIN + round(_font(30, bold=True).getlength(title)) + 18
-    how_sure = ", ".join(filter(None, (chance(verdict), maker(verdict))))
-    draw.text((beside, MARGIN), _fitted(how_sure, _font(20), width - beside - MARGIN), INK, _font(20))
-    for line, (heading_width, ink) in enumerate(((_why(verdict), INK), (_signals(verdict), GREY))):
-        where = (MARGIN, MARGIN + 36 + 22 * line)
-        draw.text(where, _fitted(heading_width, _font(14), width - 2 * MARGIN), ink, _font(14))
+    answer = ", ".join(filter(None, (describe_likelihood(verdict), describe_source(verdict))))
+    draw.text((beside, MARGIN), _fitted(answer, _font(20), width - beside - MARGIN), INK, _font(20))
+    for line, (text, ink) in enumerate(((_reasons(verdict), INK), (_signals(verdict), GREY))):
+        corner = (MARGIN, MARGIN + 36 + 22 * line)
+        draw.text(corner, _fitted(text, _font(14), width - 2 * MARGIN), ink, _font(14))
 
-    _place(panel, entry.picture, (MARGIN, top + TITLE), image_width)
+    _paste(panel, entry.picture, (MARGIN, top + TITLE), side)
     edge = top + TITLE
-    draw.rectangle((MARGIN - 3, edge - 3, MARGIN + image_width + 2, edge + image_width + 2), outline=colour, width=3)
-    draw.text(
-        (MARGIN, edge + image_width + 10), _fitted(Path(verdict.image).name, _font(14), image_width), INK, _font(14)
-    )
+    draw.rectangle((MARGIN - 3, edge - 3, MARGIN + side + 2, edge + side + 2), outline=style.print_color, width=3)
+    draw.text((MARGIN, edge + side + 10), _fitted(Path(verdict.image).name, _font(14), side), INK, _font(14))
 
     for row, name in enumerate(("real", "fake")):
         y = top + row * (TITLE + CELL + LABEL)
-        draw.text((left, y), f"{SHAPES[name]} nearest {name}", COLOURS[name], _font(15, bold=True))
-        heading_width = round(_font(15, bold=True).getlength(f"{SHAPES[name]} nearest {name}"))
-        draw.text((left + heading_width + 10, y + 2), "cosine similarity and source", GREY, _font(12))
+        title, font = f"{VERDICT_STYLES[name].sign} nearest {name}", _font(15, bold=True)
+        draw.text((left, y), title, VERDICT_STYLES[name].print_color, font)
+        draw.text((left + round(font.getlength(title)) + 10, y + 2), "cosine similarity and source", GREY, _font(12))
         for column, neighbor in enumerate(verdict.neighbors[name][:columns]):
             x = left + column * (CELL + GAP)
-            _place(panel, picture_of(neighbor, thumbnail), (x, y + TITLE), CELL)
+            _paste(panel, open_neighbor(neighbor, thumbnail), (x, y + TITLE), CELL)
             draw.text((x, y + TITLE + CELL + 4), f"{neighbor.similarity:.3f}", INK, _font(13, bold=True))
             draw.text((x, y + TITLE + CELL + 20), _fitted(neighbor.source, _font(12), CELL), GREY, _font(12))
     return panel
 
 
-def _why(verdict: Verdict) -> str:
-    """The reasons, and what would be said otherwise."""
+def _reasons(verdict: Verdict) -> str:
+    """The reasons, what would change the verdict, and where the same file is stored."""
     changes = "; ".join(f"{change.what} it would be {change.verdict}" for change in verdict.changes)
-    parts = ("; ".join(verdict.reasons), changes, kept(verdict))
-    text = ". ".join(part[:1].upper() + part[1:] for part in parts if part)
+    sentences = ("; ".join(verdict.reasons), changes, describe_stored_copies(verdict))
+    text = ". ".join(sentence[:1].upper() + sentence[1:] for sentence in sentences if sentence)
     return f"{text}."
 
 
 def _signals(verdict: Verdict) -> str:
-    """The numbers behind the answer."""
+    """The signals behind the verdict, in numbers and words."""
     numbers = {"classifier": verdict.signals["svm"], "neighbours": verdict.signals["neighbors"], "score": verdict.score}
-    return "   ".join(f"{name} {value:+.2f} ({likelier(value)})" for name, value in numbers.items()).replace("-", "−")
+    return "   ".join(f"{name} {value:+.2f} ({describe_ratio(value)})" for name, value in numbers.items()).replace(
+        "-", "−"
+    )
 
 
-def _place(sheet: Image.Image, picture: Image.Image | None, corner: tuple[int, int], side: int) -> None:
-    """A picture whole within a square, or the words that there is none."""
+def _paste(sheet: Image.Image, picture: Image.Image | None, corner: tuple[int, int], side: int) -> None:
+    """Fit a whole picture into a square, or write that there is none."""
     x, y = corner
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((x, y, x + side - 1, y + side - 1), fill=EMPTY)
     if picture is None:
-        draw.text((x + side // 2, y + side // 2), "no picture kept", GREY, _font(12), anchor="mm")
+        draw.text((x + side // 2, y + side // 2), "no picture stored", GREY, _font(12), anchor="mm")
         return
     small = ImageOps.contain(picture, (side, side), Image.Resampling.LANCZOS)
     sheet.paste(small, (x + (side - small.width) // 2, y + (side - small.height) // 2))
 
 
 def _fitted(text: str, font: Any, width: int) -> str:
-    """The text, cut to a width in pixels."""
+    """The text, cut to a width in pixels with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:
@@ -156,9 +156,9 @@ def _fitted(text: str, font: Any, width: int) -> str:
 
 @lru_cache
 def _font(size: int, bold: bool = False) -> Any:
-    """DejaVu Sans as matplotlib brings it along, so that a sheet looks alike everywhere."""
-    found = find_spec("matplotlib")
-    folder = Path(found.origin).parent if found and found.origin else Path()
+    """DejaVu Sans from matplotlib's files, so that a sheet looks the same on every machine."""
+    spec = find_spec("matplotlib")
+    folder = Path(spec.origin).parent if spec and spec.origin else Path()
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     try:
         return ImageFont.truetype(folder / "mpl-data/fonts/ttf" / name, size)

@@ -1,4 +1,4 @@
-"""The atlas and the replay: tables for the terminal, pictures and CSV."""
+"""Results of the leave-one-out evaluation and the temporal holdout: tables, figures and CSV."""
 
 from __future__ import annotations
 
@@ -14,72 +14,71 @@ from rich.text import Text
 from ..core.atomic_files import write_text
 from ..detector.evaluation.leave_one_out import TITLES, LeaveOneOut
 from ..detector.evaluation.temporal_holdout import TemporalHoldout
-from .verdict_panel import SideBySide, table
+from .tables import WrappedTable, table
 
 if TYPE_CHECKING:
     from .figure import ReportFigure
 
 
-def atlas_table(atlases: Sequence[LeaveOneOut]) -> RenderableType:
-    """AUC of every generator left out, against every real source left out with it; a table for each head."""
+def leave_one_out_table(results: Sequence[LeaveOneOut]) -> RenderableType:
+    """AUC of each left-out generator against each left-out real source, a table per head."""
     parts: list[RenderableType] = []
-    for atlas in atlases:
-        values = atlas.table()
-        rows = [[name, *map(float, row), float(row.mean())] for name, row in zip(atlas.generators, values, strict=True)]
-        rows.append(["mean", *map(float, values.mean(0)), atlas.mean_auc])
-        title = f"{TITLES[atlas.head]}: AUC on a generator (down) and a real source (across) it has never seen"
-        parts += [SideBySide(title, ["", *atlas.reals, "mean"], rows), Text(f"\n{atlas.sentence}\n")]
+    for result in results:
+        values = result.table()
+        named = zip(result.generators, values, strict=True)
+        rows = [[name, *map(float, row), float(row.mean())] for name, row in named]
+        rows.append(["mean", *map(float, values.mean(0)), result.mean_auc])
+        title = f"{TITLES[result.head]}: AUC on an unseen generator (rows) and an unseen real source (columns)"
+        parts += [WrappedTable(title, ["", *result.reals, "mean"], rows), Text(f"\n{result.sentence}\n")]
     return Group(*parts)
 
 
-def atlas_json(atlases: Sequence[LeaveOneOut]) -> dict[str, Any]:
-    """The first head's figures, each head's in `heads`, and the cells of all."""
-    report = {atlas.head: atlas.to_dict() for atlas in atlases}
-    cells = [cell for one in report.values() for cell in one.pop("cells")]
-    return {**next(iter(report.values())), "heads": report, "cells": cells}
+def leave_one_out_json(results: Sequence[LeaveOneOut]) -> dict[str, Any]:
+    """The first head's figures at the top level, each head's in `heads`, and the cells of all heads in `cells`."""
+    heads = {result.head: result.to_dict() for result in results}
+    cells = [cell for head in heads.values() for cell in head.pop("cells")]
+    return {**next(iter(heads.values())), "heads": heads, "cells": cells}
 
 
-def atlas_picture(atlas: LeaveOneOut) -> ReportFigure:
-    """The heat map of one head."""
+def leave_one_out_figure(result: LeaveOneOut) -> ReportFigure:
+    """Heat map of one head's AUCs."""
     from .evaluation_figures import heat_map
 
-    name = "atlas" if atlas.head == "ridge" else f"atlas-{atlas.head}"
+    name = "leave_one_out" if result.head == "ridge" else f"leave_one_out_{result.head}"
+    title = TITLES[result.head]
     caption = (
-        "AUC on a generator (down) and a real source (across) that the head has never seen: 1 tells them apart, 0.5 is "
-        f"a coin; below it, what was learned of the others misleads. Of {atlas.rows:,} rows. {atlas.sentence}"
+        "AUC on an unseen generator (rows) and an unseen real source (columns): 1 is perfect separation, 0.5 is "
+        "chance, and below 0.5 what the head learned from the other sources misleads it. "
+        f"{result.rows:,} rows. {result.sentence}"
     )
-    return heat_map(name, f"Leave one out: {_lower(atlas)}", caption, atlas.reals, atlas.generators, atlas.table())
+    title = f"Leave one out: {title[0].lower()}{title[1:]}"
+    return heat_map(name, title, caption, result.reals, result.generators, result.table())
 
 
-def write_atlas(atlases: Sequence[LeaveOneOut], folder: Path) -> list[Path]:
-    """atlas.png, atlas.svg and atlas.csv, and the pictures of further heads; returns where they are."""
+def write_leave_one_out(results: Sequence[LeaveOneOut], folder: Path) -> list[Path]:
+    """Write leave_one_out.csv and a PNG and SVG for each head; returns their paths."""
     written = []
-    for atlas in atlases:
-        written += atlas_picture(atlas).draw(folder)
+    for result in results:
+        written += leave_one_out_figure(result).draw(folder)
     columns = ("head", "generator", "real", "n", "auc", "accuracy", "oracle")
     out = io.StringIO()
-    cells = atlas_json(atlases)["cells"]
+    cells = leave_one_out_json(results)["cells"]
     csv.writer(out, lineterminator="\n").writerows([columns, *([cell[c] for c in columns] for cell in cells)])
-    written.append(folder / "atlas.csv")
+    written.append(folder / "leave_one_out.csv")
     write_text(written[-1], out.getvalue())
     return written
 
 
-def replay_table(replay: TemporalHoldout) -> RenderableType:
-    """What was released, judged by what there was before."""
-    columns = ["released", "sources", "generators before", "rows", "AUC", "accuracy", "AUC on the past"]
-    rows = [[w.date, ", ".join(w.sources), w.generators, w.n, w.auc, w.accuracy, w.past_auc] for w in replay.windows]
-    made = table("trained on the past, asked about what came next", columns, rows, folded=True, words=["sources"])
-    return Group(made, Text(), *(Text(f"• {sentence}") for sentence in replay.sentences))
+def temporal_holdout_table(result: TemporalHoldout) -> RenderableType:
+    """Each release window, judged by a head trained on the sources released before it."""
+    columns = ["released", "sources", "generators before", "rows", "AUC", "accuracy", "AUC on older sources"]
+    rows = [[w.date, ", ".join(w.sources), w.generators, w.n, w.auc, w.accuracy, w.past_auc] for w in result.windows]
+    windows = table("trained on older sources, tested on newer ones", columns, rows, folded=True, words=["sources"])
+    return Group(windows, Text(), *(Text(f"• {sentence}") for sentence in result.sentences))
 
 
-def write_replay(replay: TemporalHoldout, folder: Path) -> list[Path]:
-    """replay.png, replay.svg and replay.csv; returns where they are."""
-    from .evaluation_figures import replay_lines
+def write_temporal_holdout(result: TemporalHoldout, folder: Path) -> list[Path]:
+    """Write temporal_holdout.png, .svg and .csv; returns their paths."""
+    from .evaluation_figures import temporal_holdout_lines
 
-    return replay_lines([window.to_dict() for window in replay.windows]).save(folder)
-
-
-def _lower(atlas: LeaveOneOut) -> str:
-    title = TITLES[atlas.head]
-    return title[0].lower() + title[1:]
+    return temporal_holdout_lines([window.to_dict() for window in result.windows]).save(folder)

@@ -1,4 +1,4 @@
-"""A figure with its words and its numbers, and the look that all share: read in print and by colour-blind eyes."""
+"""A figure with its caption and its data, in one style that is legible in print and to colour-blind readers."""
 
 from __future__ import annotations
 
@@ -15,20 +15,22 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..core.atomic_files import write_text, written_aside
+from .verdict_style import VERDICT_STYLES
 
-REAL, FAKE, GREY, INK = "#1f6fb2", "#c8501e", "#8a8f98", "#22262c"
-FAINT = "#b9bec5"  # axes and other lines that only hold things up
-FULL, HALF = 7.2, 3.5  # inches: across the report, and of two side by side
-COLOURS = {"real": REAL, "fake": FAKE, "unknown": GREY}
-NAME = 24  # letters of a name beside or below a figure
+REAL, FAKE = VERDICT_STYLES["real"].print_color, VERDICT_STYLES["fake"].print_color
+GREY, INK = "#8a8f98", "#22262c"
+FAINT = "#b9bec5"  # axes and other auxiliary lines
+FULL, HALF = 7.2, 3.5  # inches: width of the report, and of two figures side by side
+LABEL_COLORS = {"real": REAL, "fake": FAKE, "unknown": GREY}
+NAME_LENGTH = 24  # characters of a name beside or below a figure
 Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class ReportFigure:
-    """A figure with its words and its numbers."""
+    """A figure with its title, its caption and its data."""
 
-    name: str  # of its files
+    name: str  # of its files, without an ending
     title: str
     caption: str
     figure: Figure
@@ -36,16 +38,15 @@ class ReportFigure:
     rows: tuple[tuple[Any, ...], ...]
 
     def image(self, kind: str) -> bytes:
-        """As "svg" or "png"."""
+        """The figure as the bytes of an "svg" or a "png"."""
         out = io.BytesIO()
         options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 160}
-        self.figure.savefig(
-            out, format=kind, facecolor="white", **options
-        )  # as wide as it says: all letters are one size
+        # saved at its full size, not cropped to its content: so text is equally large in all figures
+        self.figure.savefig(out, format=kind, facecolor="white", **options)
         return out.getvalue()
 
     def draw(self, folder: Path) -> list[Path]:
-        """Write its PNG and SVG into a folder; returns where they are."""
+        """Write the PNG and SVG to a folder; returns their paths."""
         written = []
         for kind in ("png", "svg"):
             written.append(folder / f"{self.name}.{kind}")
@@ -54,14 +55,14 @@ class ReportFigure:
         return written
 
     def save(self, folder: Path) -> list[Path]:
-        """Write its PNG, SVG and CSV into a folder; returns where they are."""
+        """Write the PNG, SVG and CSV to a folder; returns their paths."""
         table = folder / f"{self.name}.csv"
         drawn = self.draw(folder)
         write_text(table, self.csv())
         return [*drawn, table]
 
     def csv(self) -> str:
-        """Its numbers, under the names of their columns."""
+        """The figure's data as CSV with a header."""
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([self.columns, *self.rows])
         return out.getvalue()
@@ -70,6 +71,7 @@ class ReportFigure:
 def new_axes(
     count: int = 1, *, width: float = FULL, height: float = 3.4, share: bool = False
 ) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes side by side; width and height in inches."""
     figure = Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
     axes = figure.subplots(1, count, squeeze=False, sharey=share)[0].tolist()
     for ax in axes:
@@ -81,26 +83,26 @@ def new_axes(
     return figure, axes
 
 
-def legend_below(figure: Figure, ax: Axes, place: Literal["outside lower left", "outside lower right"]) -> None:
-    """The legend of one of two axes under the figure, where it can hide nothing."""
-    handles, words = ax.get_legend_handles_labels()
-    tight: dict[str, Any] = {"handlelength": 1.2, "handletextpad": 0.4, "columnspacing": 0.9, "fontsize": 7.5}
-    figure.legend(handles, words, loc=place, ncols=len(words), frameon=False, **tight)
+def add_legend_below(figure: Figure, ax: Axes, place: Literal["outside lower left", "outside lower right"]) -> None:
+    """Put the legend of one of two axes below the figure, where it covers no data."""
+    handles, labels = ax.get_legend_handles_labels()
+    compact: dict[str, Any] = {"handlelength": 1.2, "handletextpad": 0.4, "columnspacing": 0.9, "fontsize": 7.5}
+    figure.legend(handles, labels, loc=place, ncols=len(labels), frameon=False, **compact)
 
 
-def shortened(name: str) -> str:
-    """A name that leaves room for what it names; both its ends are kept, for either may tell it from others.
+def shorten_middle(name: str) -> str:
+    """Shorten a long name in its middle: names may differ at either end.
 
-    >>> shortened("stylegan2"), shortened("stable_diffusion_xl_base_1_0_refined")
+    >>> shorten_middle("stylegan2"), shorten_middle("stable_diffusion_xl_base_1_0_refined")
     ('stylegan2', 'stable_diffu…_0_refined')
     """
-    return name if len(name) <= NAME else f"{name[: NAME // 2]}…{name[-(NAME // 2 - 2) :]}"
+    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH // 2]}…{name[-(NAME_LENGTH // 2 - 2) :]}"
 
 
-def counted(by_part: Mapping[str, int], what: str) -> str:
-    """How many each part has.
+def describe_counts(by_part: Mapping[str, int], what: str) -> str:
+    """Counts by part of the split, in words.
 
-    >>> counted({"train": 4000, "test": 1171}, "rows")
+    >>> describe_counts({"train": 4000, "test": 1171}, "rows")
     '4,000 train and 1,171 test rows'
     """
     *first, last = [f"{number:,} {part}" for part, number in by_part.items()]

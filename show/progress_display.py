@@ -1,4 +1,4 @@
-"""What a command shows while it works, and its summary when it is done."""
+"""Progress lines of a running command, and the summary of an indexing run."""
 
 from __future__ import annotations
 
@@ -12,22 +12,24 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.text import Text
 
 from .store_tables import count
-from .verdict_panel import table
+from .tables import table
 
-SKIPPED_SHOWN = 20  # lines
-SAME_SHOWN = 3  # keys of one reason
+MAX_SKIPPED_LINES = 20
+MAX_KEYS = 3  # per reason
 UNLABELLED = (
-    "No head learns from them, and no verdict rests on them. A folder named real or fake says what they are, or a "
-    "metadata.csv with a column target or label."
+    "They are used neither for training nor as evidence. To label images, put them in a folder named real or fake, or "
+    "add a metadata.csv with a column target or label."
 )
-NARROW = 110  # columns of a terminal below which the progress line uses fewer words
+NARROW = 110  # terminal columns below which the progress line is abbreviated
 
 
 @contextmanager
-def progress_of(count: Callable[[], int | None]) -> Iterator[Callable[[Any], None] | None]:
-    """A progress line on stderr for an indexing run, or None where stderr is no terminal.
+def index_progress(count: Callable[[], int | None]) -> Iterator[Callable[[Any], None] | None]:
+    """A progress line on stderr for an indexing run; yields its callback, or None if stderr is not a terminal.
 
-    `count` says about how many images there are, None for nobody knows; it may take long and runs beside the work.
+    Parameters
+    ----------
+    count : estimates the number of images, None if unknown; it may be slow and runs in a thread of its own
     """
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -50,12 +52,12 @@ def progress_of(count: Callable[[], int | None]) -> Iterator[Callable[[Any], Non
         def fill() -> None:
             try:
                 bar.update(task, total=count())
-            except Exception:  # noqa: BLE001  the run itself will say what is wrong
+            except Exception:  # noqa: BLE001  the run itself reports the error
                 return
 
         threading.Thread(target=fill, daemon=True).start()
 
-        def show_report(report: Any) -> None:
+        def on_progress(report: Any) -> None:
             done = report.added + report.known + report.replaced + len(report.skipped)
             bad = f"{len(report.skipped):,} skipped" if report.skipped else ""
             now, average = f"{report.images_per_second_now:,.0f}", f"{report.images_per_second:,.0f}"
@@ -63,25 +65,25 @@ def progress_of(count: Callable[[], int | None]) -> Iterator[Callable[[Any], Non
             rate = rate if report.done else ""
             encode = report.stages.get("encode")
             busy = f"encoder {encode.share(report.seconds):.0%}{'' if narrow else ' busy'}" if encode else ""
-            doing = "stopping after what is under way" if report.interrupted else "indexing"
-            bar.update(task, description=doing, completed=done, rate=rate, busy=busy, bad=bad)
+            description = "stopping after the current batches" if report.interrupted else "indexing"
+            bar.update(task, description=description, completed=done, rate=rate, busy=busy, bad=bad)
 
-        yield show_report
+        yield on_progress
 
 
 @contextmanager
-def status_of(what: str) -> Iterator[Callable[[str], None]]:
-    """A line on stderr that says what is being done, silent where stderr is no terminal."""
+def status_line(title: str) -> Iterator[Callable[[str], None]]:
+    """A status line on stderr; yields a callback that sets its text. Silent if stderr is not a terminal."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield lambda doing: None
+        yield lambda step: None
         return
-    with console.status(what) as line:
-        yield lambda doing: line.update(f"{what}: {doing}")
+    with console.status(title) as line:
+        yield lambda step: line.update(f"{title}: {step}")
 
 
 def index_summary(report: dict[str, Any], *, planned: bool = False) -> RenderableType:
-    """Counts by source and label, throughput, and what was skipped and why."""
+    """Counts by source and label, throughput, and the skipped images with their reasons."""
     by_source: dict[str, dict[str, int]] = {}
     for row in report["sources"]:
         by_source.setdefault(row["source"], {})[row["label"]] = row["rows"]
@@ -89,31 +91,33 @@ def index_summary(report: dict[str, Any], *, planned: bool = False) -> Renderabl
     rows: list[list[Any]] = [
         [source, *(counts.get(label, 0) for label in labels)] for source, counts in sorted(by_source.items())
     ]
-    rows.append(["in all", *(sum(row[i] for row in rows) for i in (1, 2, 3))])
-    title = "found" if planned else "listed"  # planned: what the store has already is not taken off
+    rows.append(["total", *(sum(row[i] for row in rows) for i in (1, 2, 3))])
+    title = "found" if planned else "listed"  # a plan counts images that the store has already too
     parts: list[RenderableType] = [table(title, ["source", *labels], rows)]
     if not planned:
-        words = {"added": "added", "known": "known already", "replaced": "replaced", "dropped": "dropped"}
-        totals = ", ".join(
-            f"{report[name]:,} {word}" for name, word in words.items() if report[name] or name == "added"
+        states = {"added": "added", "known": "already stored", "replaced": "replaced", "dropped": "dropped"}
+        counts = ", ".join(
+            f"{report[name]:,} {word}" for name, word in states.items() if report[name] or name == "added"
         )
-        parts.append(Text(f"\n{totals} in {report['seconds']:.1f} s"))
+        parts.append(Text(f"\n{counts} in {report['seconds']:.1f} s"))
         if report["images_per_second"]:
             stages = ", ".join(f"{name} {stage['busy']:.0%}" for name, stage in report["stages"].items())
             limit = f", limited by {report['limit']} (busy: {stages})"
             parts.append(Text(f"{report['images_per_second']:,.1f} images/s{limit}"))
-        parts += [Text(sentence) for sentence in decoded(report)]
+        parts += [Text(sentence) for sentence in describe_decoders(report)]
     if unknown := rows[-1][3]:
-        parts.append(Text(f"\n{count(unknown, 'image')} without a label: {_few([r[0] for r in rows[:-1] if r[3]])}"))
+        parts.append(
+            Text(f"\n{count(unknown, 'image')} without a label: {_first_names([r[0] for r in rows[:-1] if r[3]])}")
+        )
         parts.append(Text(UNLABELLED))
     if skipped := report["skipped"]:
         parts.append(Text(f"\n{len(skipped):,} skipped:", style="yellow"))
-        parts += [Text(line) for line in by_reason(skipped)]
+        parts += [Text(line) for line in group_skipped(skipped)]
     return Group(*parts)
 
 
-def decoded(report: dict[str, Any]) -> Iterator[str]:
-    """Who decoded how many images, where it was not the cores alone, and why a decoder was not used."""
+def describe_decoders(report: dict[str, Any]) -> Iterator[str]:
+    """Number of images by decoder, where there were several, and why a decoder was not used."""
     by = [f"{images:,} by {name}" for name, images in report["decoded_by"].items() if images]
     if by and len(report["decoded_by"]) > 1:
         yield f"decoded {', '.join(by)}"
@@ -121,42 +125,42 @@ def decoded(report: dict[str, Any]) -> Iterator[str]:
         yield report["decoder_unused"]
 
 
-def _few(names: list[str]) -> str:
-    more = f" and {len(names) - SAME_SHOWN:,} more" if len(names) > SAME_SHOWN else ""
-    return ", ".join(names[:SAME_SHOWN]) + more
+def _first_names(names: list[str]) -> str:
+    more = f" and {len(names) - MAX_KEYS:,} more" if len(names) > MAX_KEYS else ""
+    return ", ".join(names[:MAX_KEYS]) + more
 
 
-def by_reason(skipped: list[dict[str, str]]) -> list[str]:
-    """What was skipped as lines, those with one reason together: a thousand missing files hide no broken one.
+def group_skipped(skipped: list[dict[str, str]]) -> list[str]:
+    """Lines for the skipped images, grouped by reason so that many missing files do not hide a corrupt one.
 
-    >>> by_reason([{"key": "a.jpg", "reason": "empty file"}])
+    >>> group_skipped([{"key": "a.jpg", "reason": "empty file"}])
     ['  a.jpg: empty file']
-    >>> by_reason([{"key": f"{i}.jpg", "reason": "empty file"} for i in range(1200)])
-    ['  1,200 times: empty file', '    0.jpg', '    1.jpg', '    2.jpg', '    … and 1,197 more (--json lists all)']
+    >>> group_skipped([{"key": f"{i}.jpg", "reason": "empty file"} for i in range(1200)])
+    ['  1,200 images: empty file', '    0.jpg', '    1.jpg', '    2.jpg', '    … and 1,197 more (--json lists all)']
     """
     keys: dict[str, list[str]] = {}
     for row in skipped:
         keys.setdefault(row["reason"], []).append(row["key"])
     lines = []
-    for reason, of in sorted(keys.items(), key=lambda one: -len(one[1])):
-        if len(of) <= SAME_SHOWN:
-            lines += [f"  {key}: {reason}" for key in of]
+    for reason, images in sorted(keys.items(), key=lambda item: -len(item[1])):
+        if len(images) <= MAX_KEYS:
+            lines += [f"  {key}: {reason}" for key in images]
             continue
-        lines += [f"  {len(of):,} times: {reason}", *(f"    {key}" for key in of[:SAME_SHOWN])]
-        lines.append(f"    … and {len(of) - SAME_SHOWN:,} more (--json lists all)")
-    if len(lines) > SKIPPED_SHOWN:
-        lines = [*lines[:SKIPPED_SHOWN], "  … and more (--json lists all)"]
+        lines += [f"  {len(images):,} images: {reason}", *(f"    {key}" for key in images[:MAX_KEYS])]
+        lines.append(f"    … and {len(images) - MAX_KEYS:,} more (--json lists all)")
+    if len(lines) > MAX_SKIPPED_LINES:
+        lines = [*lines[:MAX_SKIPPED_LINES], "  … and more (--json lists all)"]
     return lines
 
 
 def class_table(report: dict[str, Any]) -> RenderableType:
-    """Rows of each raw target and of each label, source by source: what binarising does to a data set."""
+    """Rows by raw target and by label for each source: how the targets were mapped to two classes."""
     targets = sorted({int(target) for row in report["distribution"] for target in row["targets"]})
     labels = ("real", "fake", "unknown")
     rows = [
         [row["source"], *(row["targets"].get(str(t), 0) for t in targets), *(row["labels"][label] for label in labels)]
         for row in report["distribution"]
     ]
-    rows.append(["in all", *(sum(row[i] for row in rows) for i in range(1, len(targets) + len(labels) + 1))])
+    rows.append(["total", *(sum(row[i] for row in rows) for i in range(1, len(targets) + len(labels) + 1))])
     titles = ["none" if t < 0 else str(t) for t in targets]
-    return table("rows by target as the data set says, then by label", ["source", *titles, *labels], rows)
+    return table("rows by raw target and by label", ["source", *titles, *labels], rows)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from .verdict_panel import table
+from .tables import table
 
 
 def store_info(report: dict[str, Any]) -> RenderableType:

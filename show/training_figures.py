@@ -1,4 +1,4 @@
-"""Figures of how a head was made: its rows, its training, and where the rows lie before and after it."""
+"""Figures of a head's training: its rows, its loss, and the rows before and after the projection."""
 
 from __future__ import annotations
 
@@ -9,26 +9,36 @@ import numpy as np
 from matplotlib.ticker import MaxNLocator
 
 from ..store.records import distinct
-from .figure import COLOURS, FAKE, INK, REAL, Array, ReportFigure, counted, legend_below, new_axes, shortened
+from .figure import (
+    FAKE,
+    INK,
+    LABEL_COLORS,
+    REAL,
+    Array,
+    ReportFigure,
+    add_legend_below,
+    describe_counts,
+    new_axes,
+    shorten_middle,
+)
 
-HATCHES = {"real": "", "fake": "////", "unknown": ".."}  # told apart without colour
+HATCHES = {"real": "", "fake": "////", "unknown": ".."}  # so that classes differ in more than colour
 
 
 def class_distribution(sources: Array, targets: Array, labels: Array) -> ReportFigure:
-    """Rows per source by raw target, and by label."""
-    found, which, _ = distinct(sources)
-    names = found.tolist()
+    """Rows of each source by raw target and by label."""
+    unique, which, _ = distinct(sources)
+    names = unique.tolist()
     figure, (left, right) = new_axes(2, height=max(2.2, 0.26 * len(names) + 1.0), share=True)
     rows: list[tuple[Any, ...]] = []
     place = np.arange(len(names))
     shades = {-1: "#d5d8dc", 0: REAL}
-    present = np.unique(targets).tolist()
     oranges = ["#f4c9a8", "#eda877", "#e38749", "#c8501e", "#9c3b12", "#6e270a"]
     offset = np.zeros(len(names))
-    for target in present:
+    for target in np.unique(targets).tolist():
         count = np.bincount(which[targets == target], minlength=len(names))
-        colour = shades.get(target, oranges[(target - 1) % 6])
-        left.barh(place, count, left=offset, color=colour, edgecolor="white", label=_target(target))
+        color = shades.get(target, oranges[(target - 1) % 6])
+        left.barh(place, count, left=offset, color=color, edgecolor="white", label=_target(target))
         offset += count
         rows += [(name, "target", _target(target), int(c)) for name, c in zip(names, count, strict=True)]
     offset = np.zeros(len(names))
@@ -37,27 +47,27 @@ def class_distribution(sources: Array, targets: Array, labels: Array) -> ReportF
         rows += [(name, "label", word, int(c)) for name, c in zip(names, count, strict=True)]
         if count.any():
             right.barh(
-                place, count, left=offset, color=COLOURS[word], hatch=HATCHES[word], edgecolor="white", label=word
+                place, count, left=offset, color=LABEL_COLORS[word], hatch=HATCHES[word], edgecolor="white", label=word
             )
             offset += count
-    left.set_yticks(place, map(shortened, names))
+    left.set_yticks(place, map(shorten_middle, names))
     left.invert_yaxis()
-    for ax, title in ((left, "as the data set says (target)"), (right, "as it is learned (label)")):
+    for ax, title in ((left, "raw target of the data set"), (right, "label used for training")):
         ax.set_title(title, fontsize=9)
         ax.set_xlabel("rows")
         ax.tick_params(axis="y", length=0)
-    legend_below(figure, left, "outside lower left")
-    legend_below(figure, right, "outside lower right")
+    add_legend_below(figure, left, "outside lower left")
+    add_legend_below(figure, right, "outside lower right")
     caption = "Rows of each source before and after the raw target (0 real, 1 to 6 fake) became a label."
     return ReportFigure("classes", "Classes", caption, figure, ("source", "by", "value", "rows"), tuple(rows))
 
 
 def _target(target: int) -> str:
-    return "not said" if target < 0 else f"{target}{' real' if target == 0 else ''}"
+    return "none" if target < 0 else f"{target}{' real' if target == 0 else ''}"
 
 
 def loss_curves(epochs: Sequence[Mapping[str, Any]]) -> ReportFigure:
-    """Training and validation loss, and the two mean distances, epoch by epoch."""
+    """Training and validation loss and the two mean distances, by epoch."""
     figure, (left, right) = new_axes(2)
     number = [e["epoch"] for e in epochs]
     left.plot(number, [e["loss"] for e in epochs], color=INK, linestyle=":", marker=".", label="training triplets")
@@ -79,7 +89,7 @@ def loss_curves(epochs: Sequence[Mapping[str, Any]]) -> ReportFigure:
 
 
 def distance_histograms(distances: Mapping[str, tuple[Array, Array]]) -> ReportFigure:
-    """d(anchor, positive) and d(anchor, negative) per split, with the share they have in common."""
+    """Histograms of d(anchor, positive) and d(anchor, negative) with their overlap, for each part of the split."""
     figure, axes = new_axes(len(distances), share=True)
     edges = np.linspace(0, 2, 41)
     rows: list[tuple[Any, ...]] = []
@@ -94,37 +104,37 @@ def distance_histograms(distances: Mapping[str, tuple[Array, Array]]) -> ReportF
     axes[0].set_ylabel("share of triplets")
     figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8, frameon=False)
     columns = ("part", "from", "to", "positive", "negative")
-    drawn = counted({part: len(positive) for part, (positive, _) in distances.items()}, "triplets")
-    caption = f"How far an anchor's own class and the other class lie from it after the projection ({drawn})."
+    drawn = describe_counts({part: len(positive) for part, (positive, _) in distances.items()}, "triplets")
+    caption = f"Distances of an anchor to its own class and to the other class after the projection ({drawn})."
     return ReportFigure("distances", "Distances", caption, figure, columns, tuple(rows))
 
 
 def pca_scatter(points: Mapping[str, tuple[Array, Array]]) -> ReportFigure:
-    """Two principal components of the projected rows, fitted on the training rows; (n, 2) points and (n,) labels."""
+    """Scatter plots of the projected rows on two principal components; (n, 2) points and (n,) labels for each part."""
     figure, axes = new_axes(len(points), height=3.2, share=True)
     rows: list[tuple[Any, ...]] = []
-    every = np.concatenate([where for where, _ in points.values()])
+    every = np.concatenate([places for places, _ in points.values()])
     low, high = every.min(0), every.max(0)
     edge = 0.04 * (high - low)
-    for ax, (part, (where, labels)) in zip(axes, points.items(), strict=True):
+    for ax, (part, (places, labels)) in zip(axes, points.items(), strict=True):
         for label, word, marker in ((0, "real", "o"), (1, "fake", "x")):
-            chosen = where[labels == label]
+            chosen = places[labels == label]
             ax.scatter(
                 chosen[:, 0],
                 chosen[:, 1],
                 s=7,
-                c=COLOURS[word],
+                c=LABEL_COLORS[word],
                 marker=marker,
                 alpha=0.45,
                 lw=0.7,
                 label=word,
                 rasterized=True,
             )
-        ax.set_title(f"{part} ({len(where):,})", fontsize=9)
+        ax.set_title(f"{part} ({len(places):,})", fontsize=9)
         ax.set_xlabel("first component")
         ax.set_xlim(low[0] - edge[0], high[0] + edge[0])
         ax.set_ylim(low[1] - edge[1], high[1] + edge[1])
-        rows += [(part, int(n), float(x), float(y)) for n, (x, y) in zip(labels, where, strict=True)]
+        rows += [(part, int(n), float(x), float(y)) for n, (x, y) in zip(labels, places, strict=True)]
     axes[0].set_ylabel("second component")
     shown = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     shown.set_frame_on(False)
@@ -133,26 +143,37 @@ def pca_scatter(points: Mapping[str, tuple[Array, Array]]) -> ReportFigure:
             handle.set_alpha(1)
     columns = ("part", "label", "first", "second")
     return ReportFigure(
-        "pca", "Map", "Projected rows; the axes come from training rows alone.", figure, columns, tuple(rows)
+        "pca",
+        "Principal components",
+        "Projected rows; the axes are fitted on the training rows only.",
+        figure,
+        columns,
+        tuple(rows),
     )
 
 
 def explained_variance(raw: Array, projected: Array) -> ReportFigure:
-    """Cumulative share of variance of the raw and of the projected rows, marked at 1, 10, 20 and 50 components."""
+    """Cumulative explained variance of the raw and of the projected rows, marked at 1, 10, 20 and 50 components.
+
+    Parameters
+    ----------
+    raw, projected : (dim,) share of variance of each component, largest first
+    """
     figure, (ax,) = new_axes()
     rows: list[tuple[Any, ...]] = []
     totals = {"stored vectors": np.cumsum(raw), "projection": np.cumsum(projected)}
     looks = {"stored vectors": (REAL, "--"), "projection": (FAKE, "-")}
     for word, total in totals.items():
         [other] = (t for name, t in totals.items() if name != word)
-        colour, style = looks[word]
-        ax.plot(np.arange(1, len(total) + 1), total, color=colour, linestyle=style, label=word)
+        color, style = looks[word]
+        ax.plot(np.arange(1, len(total) + 1), total, color=color, linestyle=style, label=word)
         for mark in (m for m in (1, 10, 20, 50) if m <= len(total)):
-            ax.plot(mark, total[mark - 1], "o", color=colour, markersize=4)
+            ax.plot(mark, total[mark - 1], "o", color=color, markersize=4)
             above = (total[mark - 1], word == "projection") > (other[min(mark, len(other)) - 1], word != "projection")
             place, side = ((-5, 4), "right") if above else ((5, -10), "left")  # away from the other curve
-            text, where = f"{total[mark - 1]:.0%}", (mark, total[mark - 1])
-            ax.annotate(text, where, place, textcoords="offset points", fontsize=7.5, ha=side, color=colour)
+            value = f"{total[mark - 1]:.0%}"
+            at = (mark, total[mark - 1])
+            ax.annotate(value, at, place, textcoords="offset points", fontsize=7.5, ha=side, color=color)
         rows += [(word, i, float(share)) for i, share in enumerate(total, start=1)]
     ax.set_xscale("log")
     ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= max(len(raw), len(projected))]
@@ -165,6 +186,7 @@ def explained_variance(raw: Array, projected: Array) -> ReportFigure:
     ax.legend(fontsize=8, frameon=False, loc="lower right")
     columns = ("of", "components", "cumulative")
     caption = (
-        "How many directions the training rows really use: the share of their variance in the first 1, 10, 20, 50."
+        "Share of the training rows' variance in their first 1, 10, 20 and 50 principal components: how many "
+        "directions they use."
     )
     return ReportFigure("variance", "Explained variance", caption, figure, columns, tuple(rows))

@@ -1,4 +1,4 @@
-"""What training says on a terminal: the head, the detector and the baselines in one table, then in words."""
+"""Summary of a training run on the terminal: tables of the head, the detector and the baselines, then sentences."""
 
 from __future__ import annotations
 
@@ -8,66 +8,66 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..detector.split import PARTS
-from .verdict_panel import table
+from .tables import table
 
-SHOWN = ("accuracy", "balanced_accuracy", "auc", "eer", "tpr_at_fpr_5")
+MEASURES = ("accuracy", "balanced_accuracy", "auc", "eer", "tpr_at_fpr_5")
 TITLES = (
     "accuracy",
     "balanced",
     "AUC",
     "EER",
     "TPR at\n5% FPR",
-)  # in two lines: with millions of rows it still fits 80 columns
+)  # the last in two lines, so that the table fits 80 columns even with millions of rows
 
-MODES = {"zero-shot": "nearest by text", "given": "as stored", "mean": "unknown (mean text)"}
+MODES = {"zero-shot": "nearest by text", "given": "as stored", "mean": "unknown (mean text)"}  # of the category
 
 
 def training_summary(report: dict[str, Any]) -> RenderableType:
-    """The report of `clipfake train` as `--json` gives it, to be read by a person."""
+    """Tables and sentences from the report that `clipfake train --json` prints."""
     rows = [[f"head, {part}", *_figures(report["head"][part])] for part in PARTS]
-    for mode, metrics in report.get("categories", {}).items():
-        rows.append([f"head, test, category {MODES[mode]}", *_figures(metrics)])
     rows.append(["head + neighbours, test", *_figures(report["detector"]["test"])])
-    baselines = [[spoken(name), *_figures(measures["test"])] for name, measures in report["baselines"].items()]
-    categories = [[f"category {mode}", *_figures(measures)] for mode, measures in report.get("categories", {}).items()]
+    baselines = [[baseline_title(name), *_figures(result["test"])] for name, result in report["baselines"].items()]
+    categories = [
+        [f"{mode}: {MODES[mode]}", *_figures(metrics)] for mode, metrics in report.get("categories", {}).items()
+    ]
     split = report["split"]
-    text = ", ".join(f"{split[part]:,} rows {part}" for part in PARTS)
-    parts: list[RenderableType] = [table("head", ["", "rows", *TITLES], rows), Text(f"{text}\n", style="dim")]
+    counts = ", ".join(f"{split[part]:,} {part}" for part in PARTS)
+    parts: list[RenderableType] = [table("head", ["", "rows", *TITLES], rows), Text(f"{counts} rows\n", style="dim")]
     if categories:
-        parts += [table("head, test, by where the category comes from", ["", "rows", *TITLES], categories), Text()]
+        parts += [table("head, test, by source of the category", ["", "rows", *TITLES], categories), Text()]
     if baselines:
-        note = learned_from(report["baselines"])
+        note = describe_training_rows(report["baselines"])
         parts += [table("baselines, test", ["", "rows", *TITLES], baselines), Text(f"{note}\n", style="dim")]
     sentences = [*report["sentences"], *report["detector"]["sentences"]]
-    # the last is the one to read first: how it does on what it has never seen, where that could be measured
-    parts += [Text(f"• {one}", style="bold" if one == sentences[-1] else "") for one in sentences]
+    # the last sentence matters most: the results on unseen generators, where they could be measured
+    parts += [Text(f"• {sentence}", style="bold" if sentence == sentences[-1] else "") for sentence in sentences]
     parts.append(Text(f"\nsaved to {report['saved']}"))
     return Group(*parts)
 
 
-def spoken(baseline: str) -> str:
-    """A baseline's name in a table.
+def baseline_title(baseline: str) -> str:
+    """The title of a baseline in tables.
 
-    >>> spoken("nearest_9"), spoken("pca_svm"), spoken("file_facts")
+    >>> baseline_title("nearest_9"), baseline_title("pca_svm"), baseline_title("file_facts")
     ('nearest 9', 'PCA + SVM', 'file facts')
     """
     short = {"lda": "LDA", "pca_svm": "PCA + SVM", "random_svm": "random + SVM", "rbf_svm": "SVM on vectors"}
     return short.get(baseline, baseline.replace("_", " "))
 
 
-def learned_from(baselines: dict[str, Any]) -> str:
-    """How many rows the baselines know, and how many they were asked about.
+def describe_training_rows(baselines: dict[str, Any]) -> str:
+    """The number of rows that the baselines were trained on, and notes on their evaluation.
 
-    >>> learned_from({"lda": {"fitted_on": 1000}, "linear_probe": {"fitted_on": 5000, "note": "measured on a few"}})
-    'learned from 1,000 rows (the linear probe from 5,000), measured on a few'
+    >>> few = {"fitted_on": 5000, "note": "measured on a few"}
+    >>> describe_training_rows({"lda": {"fitted_on": 1000}, "linear_probe": few})
+    'trained on 1,000 rows (the linear probe on 5,000), measured on a few'
     """
     fewest = min(baseline["fitted_on"] for baseline in baselines.values())
-    text = f"learned from {fewest:,} rows"
     probe = baselines.get("linear_probe", {"fitted_on": fewest})["fitted_on"]
-    text += f" (the linear probe from {probe:,})" if probe > fewest else ""
+    more = f" (the linear probe on {probe:,})" if probe > fewest else ""
     notes = {baseline["note"] for baseline in baselines.values() if baseline.get("note")}
-    return ", ".join([text, *sorted(notes)])
+    return ", ".join([f"trained on {fewest:,} rows{more}", *sorted(notes)])
 
 
 def _figures(metrics: dict[str, Any]) -> list[Any]:
-    return [metrics["n"], *(metrics[name] for name in SHOWN)]
+    return [metrics["n"], *(metrics[name] for name in MEASURES)]

@@ -1,11 +1,10 @@
-"""A verdict as a card for the terminal."""
+"""A verdict on the terminal: a panel for a person, a line of CSV for a program."""
 
 from __future__ import annotations
 
 import csv
 import io
-import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,53 +15,56 @@ from rich.table import Table
 from rich.text import Text
 
 from ..detector.verdict import Neighbor, Refusal, Verdict
-from .phrasing import SHAPES, STRONGEST, chance, familiar, kept, likelier, maker
-
-# as on the page and in the figures: blue and orange are apart for every eye, and every colour is named in words too
-COLOURS = {"real": "#2f86d0", "fake": "#d9622b", "unsure": "#8e99a5"}
-
-
-NARROW = 12  # letters in a line of a column's folded title
+from .phrasing import (
+    STRONGEST,
+    describe_familiarity,
+    describe_likelihood,
+    describe_ratio,
+    describe_source,
+    describe_stored_copies,
+)
+from .verdict_style import VERDICT_STYLES
 
 
 @dataclass(frozen=True)
 class VerdictPanel:
-    """Everything there is to say of one image: the answer and how sure it is first, then why, then the witnesses."""
+    """A verdict for a person: the answer and its probability first, then the reasons, then the nearest images."""
 
     verdict: Verdict
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        verdict, colour = self.verdict, COLOURS[self.verdict.verdict]
-        head = Text(f"{SHAPES[verdict.verdict]} {verdict.verdict.upper()}", style=f"bold {colour}")
-        head.append("   ").append(", ".join(filter(None, (chance(verdict), maker(verdict)))), style="default")
-        body = Group(head, facts(verdict), Text(), witnesses(verdict.neighbors))
-        title = Text(ending(verdict.image, options.max_width - 6))
-        yield Panel(body, title=title, title_align="left", border_style=colour, padding=(0, 1))
+        verdict, style = self.verdict, VERDICT_STYLES[self.verdict.verdict]
+        head = Text(f"{style.sign} {verdict.verdict.upper()}", style=f"bold {style.terminal_color}")
+        answer = ", ".join(filter(None, (describe_likelihood(verdict), describe_source(verdict))))
+        head.append("   ").append(answer, style="default")
+        body = Group(head, reasons_table(verdict), Text(), neighbors_table(verdict.neighbors))
+        title = Text(shorten_start(verdict.image, options.max_width - 6))
+        yield Panel(body, title=title, title_align="left", border_style=style.terminal_color, padding=(0, 1))
 
 
-def facts(verdict: Verdict) -> Table:
-    """Why, each signal by itself and both together, and what would be said otherwise."""
-    made = Table.grid(padding=(0, 2))
-    made.add_column(style="dim", no_wrap=True)
-    made.add_column()
-    made.add_row("because", "; ".join(verdict.reasons))
+def reasons_table(verdict: Verdict) -> Table:
+    """The reasons, each signal alone and both combined, and what would change the verdict."""
+    result = Table.grid(padding=(0, 2))
+    result.add_column(style="dim", no_wrap=True)
+    result.add_column()
+    result.add_row("reasons", "; ".join(verdict.reasons))
     if verdict.stored:
-        made.add_row("known", f"{kept(verdict)}; it did not testify")
+        result.add_row("stored", f"{describe_stored_copies(verdict)}; it is not part of the evidence")
     signals = {"classifier": verdict.signals["svm"], "neighbours": verdict.signals["neighbors"], "score": verdict.score}
     for name, value in signals.items():
-        made.add_row(name, f"{value:+.2f}  {scale(value)}  {likelier(value)}")
-    made.add_row("familiar", familiar(verdict.percentile))
+        result.add_row(name, f"{value:+.2f}  {scale(value)}  {describe_ratio(value)}")
+    result.add_row("familiarity", describe_familiarity(verdict.percentile))
     for i, change in enumerate(verdict.changes):
-        made.add_row("" if i else "what if", f"{change.what}: {change.verdict} ({change.score:+.2f})")
+        result.add_row("" if i else "what if", f"{change.what}: {change.verdict} ({change.score:+.2f})")
     for i, view in enumerate(verdict.views):
-        made.add_row("" if i else "copies", f"{view.what}: {view.verdict} ({view.score:+.2f})")
-    return made
+        result.add_row("" if i else "degraded", f"{view.what}: {view.verdict} ({view.score:+.2f})")
+    return result
 
 
-def ending(text: str, width: int) -> str:
-    """The end of a text that is too long: of a path, the end is what tells it from others.
+def shorten_start(text: str, width: int) -> str:
+    """The end of a text that is too long: paths differ most at their end.
 
-    >>> ending("photos/2024/a.jpg", 10), ending("a.jpg", 10)
+    >>> shorten_start("photos/2024/a.jpg", 10), shorten_start("a.jpg", 10)
     ('…024/a.jpg', 'a.jpg')
     """
     if cell_len(text) <= width:
@@ -72,31 +74,33 @@ def ending(text: str, width: int) -> str:
     return f"…{text}"
 
 
-def witnesses(neighbors: dict[str, tuple[Neighbor, ...]]) -> Table:
-    """The nearest real and the nearest fake rows, side by side by rank."""
-    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
+def neighbors_table(neighbors: dict[str, tuple[Neighbor, ...]]) -> Table:
+    """The nearest real and the nearest fake rows side by side, by rank."""
+    result = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False)
     for name in ("real", "fake"):
-        if table.columns:
-            table.add_column(width=1)  # between the two
-        table.add_column(SHAPES[name], style=COLOURS[name], header_style=COLOURS[name], no_wrap=True, min_width=5)
-        table.add_column(f"nearest {name}", no_wrap=True, min_width=12, overflow="ellipsis")
-        table.add_column("image", overflow="ellipsis", no_wrap=True, style="dim")
+        if result.columns:
+            result.add_column(width=1)  # space between the two classes
+        style = VERDICT_STYLES[name]
+        color = style.terminal_color
+        result.add_column(style.sign, style=color, header_style=color, no_wrap=True, min_width=5)
+        result.add_column(f"nearest {name}", no_wrap=True, min_width=12, overflow="ellipsis")
+        result.add_column("image", overflow="ellipsis", no_wrap=True, style="dim")
     real, fake = neighbors["real"], neighbors["fake"]
     for rank in range(max(len(real), len(fake))):
-        table.add_row(*_cells(real, rank), "", *_cells(fake, rank))
-    return table
+        result.add_row(*_neighbor_cells(real, rank), "", *_neighbor_cells(fake, rank))
+    return result
 
 
-def _cells(found: Sequence[Neighbor], rank: int) -> tuple[str, str, str]:
-    if rank >= len(found):
+def _neighbor_cells(neighbors: Sequence[Neighbor], rank: int) -> tuple[str, str, str]:
+    if rank >= len(neighbors):
         return "", "", ""
-    neighbor = found[rank]
+    neighbor = neighbors[rank]
     inside = neighbor.key.removeprefix(f"{neighbor.source}/")
     return f"{neighbor.similarity:.3f}", neighbor.source, inside.rsplit("/", 1)[-1]
 
 
 def scale(score: float) -> str:
-    """Where a score lies between real and fake, drawn.
+    """A log-likelihood ratio as a mark on a line from real to fake.
 
     >>> scale(-8.0), scale(0.0)
     ('real ●━━━━━━━┿━━━━━━━━ fake', 'real ━━━━━━━━●━━━━━━━━ fake')
@@ -109,110 +113,33 @@ def scale(score: float) -> str:
     return f"real {''.join(line)} fake"
 
 
-def table(
-    title: str,
-    columns: Sequence[str],
-    rows: Sequence[Sequence[Any]],
-    *,
-    folded: bool = False,
-    words: Collection[str] = (),
-) -> Table:
-    """A plain table: the first column and those of words left, numbers right; long titles of columns may be folded."""
-    made = Table(title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False)
-    for i, column in enumerate(columns):
-        name = "\n".join(parts(column)) if folded and i else column
-        made.add_column(
-            name, justify="left" if i == 0 or column in words else "right", no_wrap=not (folded and i), overflow="fold"
-        )
-    for row in rows:
-        made.add_row(*(_cell(value) for value in row))
-    return made
-
-
-@dataclass(frozen=True)
-class SideBySide:
-    """A wide table: columns for which there is no room go on below, and no number is ever broken."""
-
-    title: str
-    columns: Sequence[str]
-    rows: Sequence[Sequence[Any]]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        every = [
-            max(len(part) for part in [*parts(column), *(_cell(row[i]) for row in self.rows)])
-            for i, column in enumerate(self.columns)
-        ]
-        title = self.title
-        for block in side_by_side(every, options.max_width):
-            shown = [[row[i] for i in block] for row in self.rows]
-            yield table(title, [self.columns[i] for i in block], shown, folded=True)
-            title = ""
-            if block[-1] < len(every) - 1:
-                yield Text()
-
-
-def side_by_side(widths: Sequence[int], room: int, between: int = 2) -> list[list[int]]:
-    """Which columns stand beside each other, the first one always among them.
-
-    >>> side_by_side([9, 5, 5, 5], 80), side_by_side([9, 5, 5, 5], 23)
-    ([[0, 1, 2, 3]], [[0, 1, 2], [0, 3]])
-    """
-    blocks, left = [[0]], room - widths[0]
-    for i, width in enumerate(widths[1:], start=1):
-        if between + width > left and len(blocks[-1]) > 1:
-            blocks.append([0])
-            left = room - widths[0]
-        blocks[-1].append(i)
-        left -= between + width
-    return blocks
-
-
-def parts(name: str) -> list[str]:
-    """A long name in lines, broken where its words end.
-
-    >>> parts("imagenet_sample"), parts("stable_diffusion_xl"), parts("sd14")
-    (['imagenet_', 'sample'], ['stable_', 'diffusion_xl'], ['sd14'])
-    """
-    lines = [""]
-    for word in re.findall(r"[^_\- ]*[_\- ]?", name):
-        if lines[-1] and len(lines[-1]) + len(word) > NARROW:
-            lines.append("")
-        lines[-1] += word
-    return [line.rstrip(" ") for line in lines]
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.3f}"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
-
-
-COLUMNS = ("image", "verdict", "score", "probability", "generator", "nearest_real", "nearest_fake", "error")
+CSV_COLUMNS = ("image", "verdict", "score", "probability", "generator", "nearest_real", "nearest_fake", "error")
 
 
 def csv_header() -> str:
-    return ",".join(COLUMNS)
+    """The column names of `csv_line`."""
+    return ",".join(CSV_COLUMNS)
 
 
 def csv_line(answer: Verdict | Refusal) -> str:
-    """One image as a line of CSV; the keys of its nearest rows, or the reason why it could not be judged."""
+    """One image as a line of CSV: the verdict with the keys of its nearest rows, or why it could not be judged."""
     if isinstance(answer, Refusal):
-        values: list[Any] = [_inert(answer.image), "", "", "", "", "", "", _inert(answer.error)]
+        values: list[Any] = [_escape_formula(answer.image), "", "", "", "", "", "", _escape_formula(answer.error)]
     else:
-        near = [_inert(found[0].key) if found else "" for found in (answer.neighbors["real"], answer.neighbors["fake"])]
+        classes = (answer.neighbors["real"], answer.neighbors["fake"])
+        nearest = [_escape_formula(neighbors[0].key) if neighbors else "" for neighbors in classes]
         numbers = [f"{answer.score:.4f}", f"{answer.probability:.4f}"]
-        values = [_inert(answer.image), answer.verdict, *numbers, _inert(answer.generator), *near, ""]
+        generator = _escape_formula(answer.generator)
+        values = [_escape_formula(answer.image), answer.verdict, *numbers, generator, *nearest, ""]
     line = io.StringIO()
     csv.writer(line, lineterminator="").writerow(values)
     return line.getvalue()
 
 
-def _inert(name: str) -> str:
-    """A name as a spreadsheet shows it: one that begins like a formula gets a quote before it, and is not run.
+def _escape_formula(name: str) -> str:
+    """Prefix a name that a spreadsheet would evaluate as a formula with a quote.
 
-    >>> _inert("=1+1.png"), _inert("a=1.png")
+    >>> _escape_formula("=1+1.png"), _escape_formula("a=1.png")
     ("'=1+1.png", 'a=1.png')
     """
     return f"'{name}" if name[:1] in tuple("=+-@\t\r") else name

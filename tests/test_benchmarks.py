@@ -1,4 +1,4 @@
-"""Every benchmark runs, at a size that says nothing, and its JSON has the ratios it is run for."""
+"""Every benchmark runs at a tiny size, and its JSON has the ratios that it is run for."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -14,6 +14,7 @@ from clipfake.benchmarks import (
     decoding,
     encoder_sweep,
     feeding,
+    house,
     indexing,
     int8,
     parity,
@@ -41,243 +42,288 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 @pytest.fixture(scope="module")
-def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], str]:
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[Path], str]:
     folder = tmp_path_factory.mktemp("bench")
     return write_sample(folder / "sample", images_per_source=3), str(build_standin(folder))
 
 
-def plain(result: dict[str, Any]) -> dict[str, Any]:
-    """As it is printed: a table, and JSON without NaN."""
+def printed(result: dict[str, Any]) -> dict[str, Any]:
+    """The result as it is printed: a table, and JSON without NaN."""
     assert len(command.table(result)) > 3
-    return json.loads(json.dumps(result, allow_nan=False))  # type: ignore[no-any-return]
+    return dict(json.loads(json.dumps(result, allow_nan=False)))
 
 
-def test_throughput_is_told_beside_the_naive_script(given: tuple[list[Path], str]) -> None:
-    output = plain(throughput.run(*given, precision="float32", limit=8, repeats=1))["float32"]
-    assert output["agreement"]["cosine_min"] > 0.9999
-    assert output["ratio_to_naive"].keys() == output["share_of_encoder"].keys() == {"wall", "cpu"}
+def test_throughput_beside_naive_script(inputs: tuple[list[Path], str]) -> None:
+    result = printed(throughput.run(*inputs, precision="float32", limit=8, repeats=1))["float32"]
+    assert result["agreement"]["cosine_min"] > 0.9999
+    assert result["ratio_to_naive"].keys() == result["share_of_encoder"].keys() == {"wall", "cpu"}
 
 
-def test_throughput_by_several_processes_is_told_beside_that_of_one(given: tuple[list[Path], str]) -> None:
-    output = plain(throughput.run(*given, precision="float32", limit=8, repeats=1, processes=2))["float32"]
-    assert output["crew"]["processes"] == 2
-    assert targets.of_the_better(output) == max(output[way]["images_per_second"] for way in ("crew", "end_to_end"))
+def test_throughput_of_several_processes(inputs: tuple[list[Path], str]) -> None:
+    result = printed(throughput.run(*inputs, precision="float32", limit=8, repeats=1, processes=2))["float32"]
+    assert result["crew"]["processes"] == 2
+    assert targets.best_rate(result) == max(result[way]["images_per_second"] for way in ("crew", "end_to_end"))
 
 
-def test_an_answers_whole_cost_is_told_beside_a_script_that_only_embeds(given: tuple[list[Path], str]) -> None:
-    output = plain(start.run(given[1], repeats=1))
-    assert output["ours"]["core_seconds"] > 0 and output["naive"]["core_seconds"] > 0
-    ratio = output["ours"]["core_seconds"] / output["naive"]["core_seconds"]
-    assert output["core_seconds_ours_over_naive"] == pytest.approx(ratio, abs=0.01)
+def test_query_process_beside_naive_script(inputs: tuple[list[Path], str]) -> None:
+    result = printed(start.run(inputs[1], repeats=1))
+    assert result["ours"]["core_seconds"] > 0 and result["naive"]["core_seconds"] > 0
+    ratio = result["ours"]["core_seconds"] / result["naive"]["core_seconds"]
+    assert result["core_seconds_ours_over_naive"] == pytest.approx(ratio, abs=0.01)
 
 
-def test_decoders_are_told_beside_pillow(given: tuple[list[Path], str]) -> None:
-    output = plain(decoding.run(*given, sides=(60, 500), count=3, repeats=1))
-    assert output["60"].keys() == {"bytes", "decode"} and output["500"].keys() == {"bytes", "decode", "open", "vectors"}
-    assert output["500"]["vectors"]["simplejpeg"]["cosine_min"] > 0.9999
+def test_decoders_beside_pillow(inputs: tuple[list[Path], str]) -> None:
+    result = printed(decoding.run(*inputs, sides=(60, 500), count=3, repeats=1))
+    assert result["60"].keys() == {"bytes", "decode"} and result["500"].keys() == {"bytes", "decode", "open", "vectors"}
+    assert result["500"]["vectors"]["simplejpeg"]["cosine_min"] > 0.9999
     names = {"pillow", "simplejpeg", "simplejpeg, chroma repeated", "simplejpeg, fast dct"}
-    assert names <= output["500"]["decode"].keys()
-    assert output["500"]["decode"]["simplejpeg"]["most"] == 0
-    assert output["500"]["decode"]["simplejpeg, fast dct"]["resized"]["mean"] > output["allowed"]["mean"]
-    assert all(way["images_per_core_second"] > 0 for way in output["500"]["open"].values())
+    assert names <= result["500"]["decode"].keys()
+    assert result["500"]["decode"]["simplejpeg"]["most"] == 0
+    assert result["500"]["decode"]["simplejpeg, fast dct"]["resized"]["mean"] > result["allowed"]["mean"]
+    assert all(way["images_per_core_second"] > 0 for way in result["500"]["open"].values())
     if nvimagecodec.installed():
-        assert output["500"]["decode"]["nvimagecodec (cpu)"]["most"] == 0
-        assert output["500"]["open"]["nvimagecodec (cpu)"]["most"] <= 1
+        assert result["500"]["decode"]["nvimagecodec (cpu)"]["most"] == 0
+        assert result["500"]["open"]["nvimagecodec (cpu)"]["most"] <= 1
 
 
-def test_parity_is_told_for_each_precision(given: tuple[list[Path], str]) -> None:
-    output = plain(parity.run(*given, precision="float32,bf16", limit=8))
-    assert "float32" in json.dumps(output) and "bf16" in json.dumps(output)
+def test_parity_by_precision(inputs: tuple[list[Path], str]) -> None:
+    result = printed(parity.run(*inputs, precision="float32,bf16", limit=8))
+    assert "float32" in json.dumps(result) and "bf16" in json.dumps(result)
 
 
-def test_a_verdict_is_told_beside_a_forward_pass(given: tuple[list[Path], str]) -> None:
-    output = plain(query.run(given[1], rows=2000, queries=3))
-    assert output["recall_at_10"] == 1.0
-    assert output["verdict_over_forward"] > 0
+def test_verdict_beside_forward_pass(inputs: tuple[list[Path], str]) -> None:
+    result = printed(query.run(inputs[1], rows=2000, queries=3))
+    assert result["recall_at_10"] == 1.0
+    assert result["verdict_over_forward"] > 0
 
 
-def test_a_stores_files_are_told_beside_plain_ones() -> None:
-    output = plain(file_format.run(rows=3000, metadata_rows=3000, pairs_rows=200, repeats=2))
-    assert output["order_to_memmap"] > 0 and output["random_to_memmap"] > 0
-    assert output["metadata"]["rows"] == 3000
+def test_store_files_beside_plain_files() -> None:
+    result = printed(file_format.run(rows=3000, metadata_rows=3000, pairs_rows=200, repeats=2))
+    assert result["order_to_memmap"] > 0 and result["random_to_memmap"] > 0
+    assert result["metadata"]["rows"] == 3000
 
 
 @pytest.mark.slow
-def test_what_indexing_costs_is_told_part_by_part(given: tuple[list[Path], str]) -> None:
-    paths = command.image_paths(given[0], 6)
+def test_indexing_cost_by_part(inputs: tuple[list[Path], str]) -> None:
+    paths = command.image_paths(inputs[0], 6)
     sizes: dict[str, Any] = {"list_rows": 50, "memory_rows": [20, 60], "start_rows": 70, "zip_rows": None}
-    output = plain(indexing.run(paths, given[1], indexing.PARTS, **sizes))
-    assert output["read"]["images"] == 6
+    result = printed(indexing.run(paths, inputs[1], indexing.PARTS, **sizes))
+    assert result["read"]["images"] == 6
     for kind in ("metadata.csv", "list.csv", "zip", "folder"):
-        assert output["list"][kind]["images"] == output["list"][kind]["counted"] == 50
-    assert output["memory"]["peak_ratio"] > 0 and output["memory"]["zip"]["60"]["peak_mib"] > 0
-    assert output["start"]["zip"]["rows"] == 70
+        assert result["list"][kind]["images"] == result["list"][kind]["counted"] == 50
+    assert result["memory"]["peak_ratio"] > 0 and result["memory"]["zip"]["60"]["peak_mib"] > 0
+    assert result["start"]["zip"]["rows"] == 70
 
 
 @pytest.mark.slow
-def test_a_service_is_told_beside_its_encoder(given: tuple[list[Path], str]) -> None:
+def test_service_beside_its_encoder(inputs: tuple[list[Path], str]) -> None:
     pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
-    output = plain(service.run(given[1], images=8, concurrency=4, batch=4, repeats=1))
-    assert {"service_to_encoder", "together_to_one_by_one", "together_to_naive_one"} <= output.keys()
+    result = printed(service.run(inputs[1], images=8, concurrency=4, batch=4, repeats=1))
+    assert {"service_to_encoder", "together_to_one_by_one", "together_to_naive_one"} <= result.keys()
 
 
 @pytest.mark.slow
-def test_the_atlas_is_told_beside_fitting_anew() -> None:
-    assert plain(leave_one_out.run(rows=2000, reals=3, fakes=4))["rows"] == 2000
+def test_leave_one_out_beside_refitting() -> None:
+    assert printed(leave_one_out.run(rows=2000, reals=3, fakes=4))["rows"] == 2000
 
 
-def test_images_may_be_taken_again_and_the_naive_script_be_given_fewer(given: tuple[list[Path], str]) -> None:
-    output = throughput.run(*given, precision="float32", limit=100, repeats=1, naive_limit=3, repeated=True)
-    assert output["images"] == 100 and output["float32"]["agreement"]["cosine_min"] > 0.9999
+def test_throughput_with_repeated_images_and_naive_limit(inputs: tuple[list[Path], str]) -> None:
+    result = throughput.run(*inputs, precision="float32", limit=100, repeats=1, naive_limit=3, repeated=True)
+    assert result["images"] == 100 and result["float32"]["agreement"]["cosine_min"] > 0.9999
 
 
 class Overlapping(PlainEncoder):
-    """Tells what was begun and what was waited for."""
+    """Records when batches are begun and waited for."""
 
     overlaps = True
 
     def __init__(self) -> None:
         super().__init__()
-        self.calls: list[str] = []
+        self.events: list[str] = []
 
     def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
-        number = len([one for one in self.calls if one.startswith("begun")])
-        self.calls.append(f"begun {number}")
+        number = sum(event.startswith("begun") for event in self.events)
+        self.events.append(f"begun {number}")
 
         def wait() -> Embeddings:
-            self.calls.append(f"waited {number}")
+            self.events.append(f"waited {number}")
             return self.encode(images)
 
         return wait
 
 
-def test_an_encoders_own_rate_has_the_next_batch_under_way() -> None:
+def test_encoder_rate_overlaps_batches() -> None:
     encoder, rng = Overlapping(), np.random.default_rng(0)
     batches = [[rng.integers(0, 256, (9, 9, 3), np.uint8)] for _ in range(3)]
-    found = throughput.encoded(encoder, batches)
-    assert encoder.calls == ["begun 0", "begun 1", "waited 0", "begun 2", "waited 1", "waited 2"]
-    assert np.array_equal(np.concatenate(found), np.concatenate(throughput.encoded(PlainEncoder(), batches)))
+    vectors = throughput.encode_batches(encoder, batches)
+    assert encoder.events == ["begun 0", "begun 1", "waited 0", "begun 2", "waited 1", "waited 2"]
+    assert np.array_equal(np.concatenate(vectors), np.concatenate(throughput.encode_batches(PlainEncoder(), batches)))
 
 
-def test_arithmetic_is_what_the_tower_does(given: tuple[list[Path], str]) -> None:
-    encoder: Any = load_encoder(given[1], device="cpu")
+def test_flops_match_the_model(inputs: tuple[list[Path], str]) -> None:
+    encoder: Any = load_encoder(inputs[1], device="cpu")
     use_plain_linear(encoder.tower)
     pixels = torch.zeros(3, 3, 224, 224)
-    theirs = random_model(Path(given[1]), 0)
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+    reference = random_model(Path(inputs[1]), 0)
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         encoder.tower(pixels)
-    assert flops_per_image(encoder.tower.shape) == pytest.approx(counted.get_total_flops() / 3, rel=1e-6)
-    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
-        theirs.get_image_features(pixel_values=pixels)
-    assert flops_per_image(encoder.tower.shape, whole=True) == pytest.approx(counted.get_total_flops() / 3, rel=1e-6)
+    assert flops_per_image(encoder.tower.shape) == pytest.approx(counter.get_total_flops() / 3, rel=1e-6)
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        reference.get_image_features(pixel_values=pixels)
+    assert flops_per_image(encoder.tower.shape, whole=True) == pytest.approx(counter.get_total_flops() / 3, rel=1e-6)
     assert matrix_rate("cpu", torch.float32, 64, rounds=1) > 0
 
 
-def test_an_architecture_is_written_as_a_model_of_its_dimensions(given: tuple[list[Path], str], tmp_path: Path) -> None:
-    place = write_architecture(tmp_path / "large", given[1], VIT_L_14)
+def test_written_architecture_has_its_dimensions(inputs: tuple[list[Path], str], tmp_path: Path) -> None:
+    place = write_architecture(tmp_path / "large", inputs[1], VIT_L_14)
     config = transformers.CLIPConfig.from_pretrained(place)
     assert (config.vision_config.num_hidden_layers, config.vision_config.patch_size) == (24, 14)
-    assert config.text_config.vocab_size == transformers.CLIPConfig.from_pretrained(given[1]).text_config.vocab_size
+    assert config.text_config.vocab_size == transformers.CLIPConfig.from_pretrained(inputs[1]).text_config.vocab_size
     assert flops_per_image(VisionConfig.from_config(config.to_dict()), whole=True) / 1e9 == pytest.approx(162, rel=0.01)
     small = {"projection_dim": 32, "vision_config": {"hidden_size": 64, "projection_dim": 32}}
-    place = write_architecture(tmp_path / "small", given[1], small)
+    place = write_architecture(tmp_path / "small", inputs[1], small)
     assert load_encoder(f"untrained:0:{place}", device="cpu").space.dim == 32
 
 
-def test_targets_are_told_where_they_can_be() -> None:
+def test_targets_of_the_runs_that_succeeded() -> None:
     rates = {"decode": 60_000.0, "encode": 40_000.0, "end_to_end": 36_000.0}
     base: dict[str, Any] = {name: {"images_per_second": rate} for name, rate in rates.items()}
-    found = targets.of_card({"ViT-B/32": base, "ViT-L/14": {"why": "no memory"}})
-    assert [(target.found, target.met, target.stretch) for target in found] == [
+    measured = targets.gpu_targets({"ViT-B/32": base, "ViT-L/14": {"why": "no memory"}})
+    assert [(target.found, target.met, target.stretch) for target in measured] == [
         (36_000, True, False),
         (36_000, False, True),
         (0.9, True, False),
     ]
     large = {**base, "encoder_over_card": 0.4}
-    assert [target.met for target in targets.of_card({"ViT-B/32": {"why": "?"}, "ViT-L/14": large})] == [
+    assert [target.met for target in targets.gpu_targets({"ViT-B/32": {"why": "?"}, "ViT-L/14": large})] == [
         True,
         True,
         False,
     ]
-    assert targets.of_cores({"openvino": {"why": "not installed"}, "openvino bf16": {"why": "not installed"}}) == []
+    assert targets.cpu_targets({"openvino": {"why": "not installed"}, "openvino bf16": {"why": "not installed"}}) == []
     assert targets.Target("seconds", 10, 9.0, most=True).met and not targets.Target("seconds", 10, 11.0, most=True).met
 
 
 @pytest.mark.slow
-def test_the_targets_of_indexing_are_told_one_by_one(given: tuple[list[Path], str]) -> None:
-    output = plain(targets.run(*given, quick=True))
-    assert {"torch", "openvino", "openvino bf16"} == output["runs"].keys() or "ViT-B/32" in output["runs"]
-    assert output["ratio_to_naive"].keys() == {name for name, run in output["runs"].items() if "why" not in run}
+def test_targets_of_this_machine(inputs: tuple[list[Path], str]) -> None:
+    result = printed(targets.run(*inputs, quick=True))
+    assert {"torch", "openvino", "openvino bf16"} == result["runs"].keys() or "ViT-B/32" in result["runs"]
+    assert result["ratio_to_naive"].keys() == {name for name, run in result["runs"].items() if "why" not in run}
 
 
 @pytest.mark.slow
-def test_a_cards_run_goes_its_whole_way_on_a_cpu_too(given: tuple[list[Path], str]) -> None:
+def test_gpu_run_works_on_a_cpu(inputs: tuple[list[Path], str]) -> None:
     small = {"vision_config": {"hidden_size": 64, "intermediate_size": 128}}
     at: dict[str, Any] = {"limit": 20, "repeats": 1, "threads": 1, "quick": True}
-    result, found = targets.on_card(*given, **at, device="cpu", dimensions=small)
-    assert len(found) == 6 and result["card_tflops_bf16"] > 0
+    result, measured = targets.run_on_gpu(*inputs, **at, device="cpu", dimensions=small)
+    assert len(measured) == 6 and result["card_tflops_bf16"] > 0
     assert all(run["images"] == 20 and run["ratio_to_naive"]["wall"] > 0 for run in result["runs"].values())
 
 
 @pytest.mark.slow
-def test_a_sweep_tells_every_way(given: tuple[list[Path], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    compiled = torch.compile  # without a C++ compiler's minutes
-    monkeypatch.setattr(torch, "compile", lambda call, **fields: compiled(call, backend="eager", dynamic=False))
-    output = plain(encoder_sweep.run(given[1], device="cpu", batches=[2], precisions=["float32"], repeats=1))
-    cells = {name: cell for name, cell in output["float32"].items() if isinstance(cell, dict)}
+def test_sweep_measures_every_configuration(inputs: tuple[list[Path], str], monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled = torch.compile  # the eager back end needs no C++ compiler
+    monkeypatch.setattr(torch, "compile", lambda call, **options: compiled(call, backend="eager", dynamic=False))
+    result = printed(encoder_sweep.run(inputs[1], device="cpu", batches=[2], precisions=["float32"], repeats=1))
+    cells = {name: cell for name, cell in result["float32"].items() if isinstance(cell, dict)}
     assert cells.keys() == {"eager 2", "compile 2", "eager 2, tower only", "compile 2, tower only"}
     assert all(cell["cosine_min"] > 0.9999 and cell["share_of_peak"] > 0 for cell in cells.values())
-    assert output["float32"]["best"] in cells
+    assert result["float32"]["best"] in cells
 
 
-def test_a_way_that_cannot_be_run_says_why(given: tuple[list[Path], str], monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_compiler(call: object, **value: object) -> object:
+def test_configuration_that_fails_gives_its_reason(
+    inputs: tuple[list[Path], str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_compiler(call: object, **options: object) -> object:
         raise RuntimeError("no C++ compiler\nand more")
 
     monkeypatch.setattr(torch, "compile", no_compiler)
-    output = encoder_sweep.run(given[1], device="cpu", batches=[1], ways=["compile"], precisions=["float32"], repeats=1)
-    assert output["float32"]["compile 1"] == {"why": "no C++ compiler"} and output["float32"]["best"] == ""
+    result = encoder_sweep.run(
+        inputs[1], device="cpu", batches=[1], ways=["compile"], precisions=["float32"], repeats=1
+    )
+    assert result["float32"]["compile 1"] == {"why": "no C++ compiler"} and result["float32"]["best"] == ""
 
 
 @pytest.mark.slow
-def test_what_int8_costs_is_told_beside_float32(given: tuple[list[Path], str], tmp_path: Path) -> None:
+def test_int8_beside_float32(inputs: tuple[list[Path], str], tmp_path: Path) -> None:
     pytest.importorskip("openvino", reason="the extra `cpu` is not installed")
-    images = write_sample(tmp_path, images_per_source=12)  # enough for a triplet in each part
-    output = plain(int8.run(images, given[1], precision="int8", limit=8, repeats=1))
-    assert output["float32"]["same_neighbours"] == 1 and 0.3 < output["int8"]["same_neighbours"] <= 1
-    assert output["int8"]["space"] != output["float32"]["space"]
-    assert output["int8"]["test"].keys() == {"head", *int8.BASELINES}
+    images = write_sample(tmp_path, images_per_source=12)  # enough for a triplet in each part of the split
+    result = printed(int8.run(images, inputs[1], precision="int8", limit=8, repeats=1))
+    assert result["float32"]["same_neighbours"] == 1 and 0.3 < result["int8"]["same_neighbours"] <= 1
+    assert result["int8"]["space"] != result["float32"]["space"]
+    assert result["int8"]["test"].keys() == {"head", *int8.BASELINES}
 
 
-def test_without_the_peers_environment_one_is_told_how_to_make_it(
-    given: tuple[list[Path], str], tmp_path: Path
-) -> None:
-    output = clip_retrieval.run(*given, limit=4, peers=tmp_path)
-    assert "make peers" in output["why"]
+def test_missing_peers_environment_names_make_peers(inputs: tuple[list[Path], str], tmp_path: Path) -> None:
+    result = clip_retrieval.run(*inputs, limit=4, peers=tmp_path)
+    assert "make peers" in result["why"]
 
 
-def test_a_peer_that_fails_says_what_it_said(given: tuple[list[Path], str], tmp_path: Path) -> None:
+def test_failed_peer_gives_its_error(inputs: tuple[list[Path], str], tmp_path: Path) -> None:
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text("#!/bin/sh\necho no such module >&2; exit 3\n")
     python.chmod(0o755)
-    output = clip_retrieval.run(*given, limit=4, peers=tmp_path)
-    assert "ended with 3: no such module" in output["why"]
+    result = clip_retrieval.run(*inputs, limit=4, peers=tmp_path)
+    assert "exited with 3: no such module" in result["why"]
 
 
 @pytest.mark.slow
-def test_clip_retrieval_is_told_beside_ours(given: tuple[list[Path], str], tmp_path: Path) -> None:
+def test_clip_retrieval_beside_clipfake(inputs: tuple[list[Path], str], tmp_path: Path) -> None:
     peers = Path(__file__).parent.parent / ".peers"
     if not list(peers.glob("lib/python3*/site-packages/all_clip")):
         pytest.skip("`make peers` has not been run")
     place = write_architecture(
-        tmp_path / "clip", given[1], {"text_config": {"vocab_size": 49_408}}
-    )  # it tokenizes as CLIP
-    output = plain(clip_retrieval.run(given[0], str(place), limit=12, repeats=1, threads=1, peers=peers))
-    assert output["agreement"]["cosine_min"] > 0.999 and output["clip_retrieval"]["startup_cpu_seconds"] > 0
+        tmp_path / "clip", inputs[1], {"text_config": {"vocab_size": 49_408}}
+    )  # the size of CLIP's vocabulary
+    result = printed(clip_retrieval.run(inputs[0], str(place), limit=12, repeats=1, threads=1, peers=peers))
+    assert result["agreement"]["cosine_min"] > 0.999 and result["clip_retrieval"]["startup_cpu_seconds"] > 0
 
 
-def test_what_a_gpu_can_be_fed_is_told_by_worker_and_driver(given: tuple[list[Path], str]) -> None:
-    output = plain(feeding.run(given[0], few=40, many=200, processes=1))
-    assert output["crew"].keys() == {"processes", "worker_us", "driver_us", "images_per_second"}
-    assert output["of_cores"].keys() == {"4", "8", "16", "32"}
+def test_feeding_by_worker_and_driver(inputs: tuple[list[Path], str]) -> None:
+    result = printed(feeding.run(inputs[0], few=40, many=200, processes=1))
+    assert result["crew"].keys() == {"processes", "worker_us", "driver_us", "images_per_second"}
+    assert result["of_cores"].keys() == {"4", "8", "16", "32"}
+
+
+def write_tree(folder: Path, files: dict[str, str]) -> Path:
+    for name, content in files.items():
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    return folder
+
+
+def test_structure_of_a_source_tree(tmp_path: Path) -> None:
+    body = "".join(f"    x = {i}\n" for i in range(60))
+    files = {
+        "__init__.py": '"""A package."""\n',
+        "store/__init__.py": "",
+        "store/block.py": "class Block:\n    def f(self, a, b, c, d, e, f, *, g): ...\n",
+        "store/shard.py": f"from .block import Block\n\n\ndef long():\n{body}",
+        "store/store.py": "from . import shard\n\n\nclass Block: ...\n",
+        "detector/__init__.py": "",
+        "detector/head.py": (
+            "from typing import TYPE_CHECKING\n\nfrom ..store.store import Block\n\nif TYPE_CHECKING:\n"
+            "    from .fit import fit\n"
+        ),
+        "detector/fit.py": "def fit(told):\n    from . import head\n    return told\n",
+        "tests/test_block.py": "asked = 1\n",
+        "docs/example.py": "told = 1  # no part of the package\n",
+    }
+    result = printed(house.run(write_tree(tmp_path, files), names=True))
+    assert result["modules"] == {"(root)": 1, "detector": 3, "store": 4}
+    assert result["import_floors"] == {"detector": 2, "store": 3}
+    assert (result["shared_names"], result["classes_with_shared_names"]) == (1, 2)
+    assert result["names"] == {
+        "shared_names": {"Block": ["store.block", "store.store"]},
+        "parameters": ["store.block.Block.f"],
+        "long": ["store.shard.long"],
+    }
+    assert result["identifiers"] == {"told": 2, "said": 0, "asked": 1, "tell": 0}
+    assert result["lines"] == 2 + 62 + 2 + 4 + 3
+
+
+def test_circular_imports_have_a_depth(tmp_path: Path) -> None:
+    files = {"__init__.py": "", "a/__init__.py": "", "a/b.py": "from . import c\n", "a/c.py": "from . import b\n"}
+    assert house.run(write_tree(tmp_path, files))["import_floors"] == {"a": 2}

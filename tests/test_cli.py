@@ -197,7 +197,13 @@ def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None: 
     assert output.code == 0
     text = (tmp_path / "r.html").read_text()
     assert "http" not in text.replace("http://www.w3.org", "")
-    order = ["Never seen", "Head and baselines", "How far a verdict can be trusted", "Measures", "How it was made"]
+    order = [
+        "Unseen generators and sources",
+        "Head and baselines",
+        "Reliability of verdicts",
+        "Measures",
+        "Data and training",
+    ]
     places = [text.index(f"<h2>{section}</h2>") for section in order]
     assert places == sorted(places)
     assert CAVEAT in text and "generators never seen" in text
@@ -416,13 +422,13 @@ def test_a_store_is_verified_repaired_and_compacted(sample: list[Path], tmp_path
 
 @pytest.mark.parametrize("width", [50, 80, 200])
 def test_no_number_of_a_wide_table_is_broken(width: int) -> None:
-    from clipfake.show.verdict_panel import SideBySide
+    from clipfake.show.tables import WrappedTable
     from rich.console import Console
 
     reals = ["afhq", "celebahq", "coco", "ffhq", "imagenet", "landscape", "lsun", "metfaces"]
     rows = [[name, *(i / 1000 for i in range(500, 508))] for name in ("big_gan", "diffusion_projected_gan")]
     screen = io.StringIO()
-    Console(width=width, file=screen).print(SideBySide("AUC", ["", *reals], rows))
+    Console(width=width, file=screen).print(WrappedTable("AUC", ["", *reals], rows))
     words = screen.getvalue().split()
     assert all(words.count(f"{i / 1000:.3f}") == len(rows) for i in range(500, 508))
     assert all(real in words for real in reals)

@@ -1,5 +1,5 @@
-"""What several benchmarks share.
+"""Helpers that several benchmarks share.
 
-command.py parses and prints; naive.py is the reference script; architecture.py writes CLIP architectures; flops.py
-counts arithmetic; synthetic_rows.py draws rows
+command.py parses options and prints results; naive.py is the reference script; architecture.py writes CLIP
+architectures; flops.py counts operations; synthetic_rows.py draws rows
 """

@@ -1,4 +1,4 @@
-"""CLIP's architectures as directories, for speed: ViT-L/14 by its published dimensions, any with random weights."""
+"""CLIP architectures as directories without trained weights, for measuring speed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ VIT_L_14: dict[str, Any] = {
 
 
 def write_architecture(folder: Path, like: str, dimensions: dict[str, Any]) -> Path:
-    """A directory that `untrained:SEED:` takes: `like`, but for these dimensions and without weights.
+    """Write a directory for `untrained:SEED:`, with the configuration of `like` but other dimensions, without weights.
 
     Parameters
     ----------
@@ -49,7 +49,7 @@ def write_architecture(folder: Path, like: str, dimensions: dict[str, Any]) -> P
 
 
 def write_checkpoint(folder: Path, like: str, *, seed: int = 0) -> Path:
-    """A directory as those of trained models are, with `like`'s architecture and random weights in a file."""
+    """Write a checkpoint directory with the architecture of `like` and random weights."""
     shutil.copytree(folder_of(like, weights=False), folder, copy_function=shutil.copyfile)
     folder.chmod(0o755)
     random_model(folder, seed).save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""What the benchmarks' command lines share: which images, which encoder, and a table with its JSON."""
+"""Command line of the benchmarks: options for images and encoder, output as a table and JSON."""
 
 from __future__ import annotations
 
@@ -15,59 +15,60 @@ from ...indexer.sources.folders import expand, listing
 
 
 def image_paths(folders: Iterable[str | Path], limit: int | None) -> list[Path]:
-    """Image files of these folders, an equal share of the list apart, so that a few stand for all."""
+    """Up to `limit` image files of these folders, evenly spaced so that they represent all of them."""
     paths = [Path(entry.path) for entry in listing(expand(folders)) if not entry.refused]
     return paths if limit is None else list(islice(paths[:: max(len(paths) // limit, 1)], limit))
 
 
-def main(run: Callable[..., dict[str, Any]], what: str, *, precisions: str = "", **defaults: Any) -> None:
-    """Parse, measure, print: a table on stderr and one JSON object on stdout.
+def main(run: Callable[..., dict[str, Any]], description: str, *, precisions: str = "", **defaults: Any) -> None:
+    """Run a benchmark from the command line and print its result.
 
     Parameters
     ----------
-    defaults : of options, where they are not those of most benchmarks
+    precisions : default of --precision; without it there is no such option
+    defaults : defaults of other options
     """
-    parser = argparse.ArgumentParser(description=what)
-    ask_for_images(parser)
-    ask_for_encoder(parser)
-    parser.add_argument("--limit", type=int, default=256, help="images")
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved; medians are printed")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
+    parser = argparse.ArgumentParser(description=description)
+    add_images_option(parser)
+    add_encoder_options(parser)
+    parser.add_argument("--limit", type=int, default=256, help="number of images")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats; medians are printed")
+    parser.add_argument("--threads", type=int, help="torch threads (default: chosen by torch)")
     parser.add_argument("--device", default="auto")
     if precisions:
-        parser.add_argument("--precision", default=precisions, help="comma between several")
+        parser.add_argument("--precision", default=precisions, help="one or several, separated by commas")
     parser.set_defaults(**defaults)
-    arguments = parsed(parser)
-    print_result(run(arguments.pop("images"), arguments.pop("encoder"), **arguments))
+    options = parse_options(parser)
+    print_result(run(options.pop("images"), options.pop("encoder"), **options))
 
 
-def ask_for_images(parser: argparse.ArgumentParser) -> None:
+def add_images_option(parser: argparse.ArgumentParser) -> None:
     """Add --images."""
     parser.add_argument("--images", nargs="+", required=True, metavar="FOLDERS", help="folders of images")
 
 
-def ask_for_encoder(parser: argparse.ArgumentParser) -> None:
+def add_encoder_options(parser: argparse.ArgumentParser) -> None:
     """Add --encoder and --untrained."""
     parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
-    parser.add_argument("--untrained", action="store_true", help="random weights of seed 0: speed, not accuracy")
+    parser.add_argument("--untrained", action="store_true", help="random weights with seed 0: for speed, not accuracy")
 
 
-def parsed(parser: argparse.ArgumentParser) -> dict[str, Any]:
-    """The options by name; where --untrained is given, `encoder` says so."""
-    arguments = vars(parser.parse_args())
-    if arguments.pop("untrained", False):
-        arguments["encoder"] = with_random_weights(arguments["encoder"])
-    return arguments
+def parse_options(parser: argparse.ArgumentParser) -> dict[str, Any]:
+    """The options by name; --untrained becomes part of `encoder`."""
+    options = vars(parser.parse_args())
+    if options.pop("untrained", False):
+        options["encoder"] = with_random_weights(options["encoder"])
+    return options
 
 
 def print_result(result: dict[str, Any]) -> None:
-    """A table on stderr and one JSON object on stdout."""
+    """Print a table on stderr and one JSON object on stdout."""
     print("\n".join(table(result)), file=sys.stderr)
     print(json.dumps(result))
 
 
 def table(result: dict[str, Any], prefix: str = "") -> list[str]:
-    """One line a figure, names of nested ones joined by a space.
+    """Lines of a table, one per value; the names of nested values are joined by a space.
 
     >>> table({"a": 1, "b": {"c": 0.25}})
     ['a                                        1', 'b c                                      0.25']

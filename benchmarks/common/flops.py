@@ -1,6 +1,6 @@
-"""How much arithmetic an embedding is, from the encoder's configuration, and how much this machine can do.
+"""Floating-point operations of an embedding, and the measured matrix rate of a device.
 
-A share of the machine's own matrix rate tells more of an encoder than images a second: it holds on the next card too.
+The share of the matrix rate that an encoder reaches carries over to other devices; images per second do not.
 """
 
 from __future__ import annotations
@@ -12,30 +12,30 @@ import torch
 
 from ...indexer.encoders.clip_vision import VisionConfig
 
-MATRIX = 8192  # side of the square matrices that tell what a card does
-SMALL = 2048  # and a CPU
+MATRIX = 8192  # side of the square matrices on a GPU
+SMALL = 2048  # and on a CPU
 
 
 def flops_per_image(shape: VisionConfig, *, whole: bool = False) -> float:
-    """Floating-point operations of CLIP's image tower for one image; a multiplication and an addition are two.
+    """Floating-point operations of CLIP's vision model for one image; a multiply-add counts as two.
 
-    Products only: what is beside them is less than a hundredth.
+    Matrix products only; everything else is less than 1%.
 
     Parameters
     ----------
-    whole : as `transformers` does it; else as `ClipTower` does it, the last layer for the class token alone
+    whole : as in `transformers`; else as in `ClipVision`, the last layer for the class token only
 
     Examples
     --------
-    >>> round(flops_per_image(Shape(), whole=True) / 1e9, 2)  # ViT-B/32
+    >>> round(flops_per_image(VisionConfig(), whole=True) / 1e9, 2)  # ViT-B/32
     8.82
     """
     width, tokens = shape.width, shape.patches + 1
 
-    def layer(asking: int) -> float:
-        projections: float = 2 * width * width * (2 * asking + 2 * tokens)  # query and output; key and value
-        attention: float = 2 * 2 * asking * tokens * width
-        mlp: float = 2 * 2 * asking * width * shape.hidden
+    def layer(queries: int) -> float:
+        projections: float = 2 * width * width * (2 * queries + 2 * tokens)  # query and output; key and value
+        attention: float = 2 * 2 * queries * tokens * width
+        mlp: float = 2 * 2 * queries * width * shape.hidden
         return projections + attention + mlp
 
     embedding = 2 * shape.patches * shape.channels * shape.patch**2 * width
@@ -44,25 +44,25 @@ def flops_per_image(shape: VisionConfig, *, whole: bool = False) -> float:
 
 
 def matrix_rate(device: str, dtype: torch.dtype, side: int = 0, *, rounds: int = 10) -> float:
-    """What the device does in products of square matrices, in 10¹² operations a second: the best of some rounds.
+    """Rate of square matrix products in 10¹² operations per second, the best of several rounds.
 
-    On a CPU by core time, so that other programs do not count.
+    On a CPU it is measured in core time, which other programs do not affect.
     """
     cuda = device.startswith("cuda")
     side = side or (MATRIX if cuda else SMALL)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     products = 10 if cuda else 1
 
-    def some() -> None:
+    def multiply() -> None:
         for _ in range(products):
             a @ b
 
-    best = min(seconds(some, device) for _ in range(rounds + 1))
+    best = min(seconds(multiply, device) for _ in range(rounds + 1))
     return products * 2 * side**3 / best / 1e12
 
 
 def seconds(do: Callable[[], object], device: str) -> float:
-    """How long it takes: on a card by the clock until it has finished, on a CPU in core time."""
+    """Duration of a call in seconds: wall-clock time until a GPU has finished, core time on a CPU."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
         began = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The peer: Pillow, CLIPImageProcessor and CLIPModel in a loop, as most people write it. It shares no code with us.
+"""Naive reference script: Pillow, CLIPImageProcessor and CLIPModel in a loop. It shares no code with the indexer.
 
     python -m clipfake.benchmarks.common.naive --images ../shared/data/minifact/* \\
         --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained --limit 64
@@ -25,7 +25,12 @@ BATCH = 32
 
 
 def load_naive(name: str, device: str = "auto") -> Callable[[Sequence[Path]], npt.NDArray[np.float32]]:
-    """A function from image paths to (n, dim) float32 unit vectors; `name` as `load_encoder` takes it."""
+    """A function from image paths to (n, dim) float32 unit vectors.
+
+    Parameters
+    ----------
+    name : hub id or directory of a CLIP, as for `load_encoder`
+    """
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -40,15 +45,15 @@ def load_naive(name: str, device: str = "auto") -> Callable[[Sequence[Path]], np
     processor = transformers.CLIPImageProcessor.from_pretrained(name)
 
     def embed(paths: Sequence[Path]) -> npt.NDArray[np.float32]:
-        found = []
+        vectors = []
         for first in range(0, len(paths), BATCH):
             images = [Image.open(path).convert("RGB") for path in paths[first : first + BATCH]]
             inputs = processor(images=images, return_tensors="pt").to(where)
             with torch.no_grad():
                 features = model.get_image_features(**inputs)
             features = getattr(features, "pooler_output", features)  # transformers 5 wraps it
-            found.append((features / features.norm(dim=-1, keepdim=True)).cpu().numpy())
-        return np.concatenate(found)
+            vectors.append((features / features.norm(dim=-1, keepdim=True)).cpu().numpy())
+        return np.concatenate(vectors)
 
     return embed
 
@@ -62,7 +67,7 @@ def run(
     threads: int | None = None,
     device: str = "auto",
 ) -> dict[str, Any]:
-    """Images a second of the naive script, median of `repeats`."""
+    """Images per second of the naive script, median of `repeats`."""
     if threads:
         torch.set_num_threads(threads)
     paths = command.image_paths(images, limit)
@@ -77,4 +82,4 @@ def run(
 
 
 if __name__ == "__main__":
-    command.main(run, "The naive script's images a second.")
+    command.main(run, "Images per second of the naive script.")

@@ -1,7 +1,7 @@
-"""Made-up rows that lie like image embeddings do: one cone, crowded categories of unequal size, a shift per source.
+"""Synthetic rows distributed like image embeddings: one cone, overlapping categories of unequal size, source shifts.
 
-Nearest-neighbour indexes look far better on well-parted balls than on real embeddings, so these are not that: the
-spectrum falls slowly, clusters overlap, and rows of one source sit together.
+Nearest-neighbour indexes look far better on well-separated clusters than on real embeddings. Here the spectrum decays
+slowly, clusters overlap, and rows of one source lie close together.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ CATEGORIES = 400
 
 
 def space(dim: int) -> Space:
+    """The embedding space of the synthetic rows."""
     return Space("synthetic", "5e" * 32, dim)
 
 
 def synthetic(rows: int, dim: int = 512, seed: int = 0, size: int = 16_384) -> Iterator[Block]:
-    """`rows` rows in blocks of `size`; 10 real sources, 15 fake ones, 400 categories. The same for the same seed."""
+    """Draw `rows` rows in blocks of `size`, of 10 real and 15 fake sources and 400 categories; reproducible by seed."""
     rng = np.random.default_rng(seed)
     spectrum = np.arange(1, dim + 1) ** -0.5
     mean = _directions(rng, 1, np.ones(dim))[0]
@@ -58,6 +59,6 @@ def synthetic(rows: int, dim: int = 512, seed: int = 0, size: int = 16_384) -> I
 
 
 def _directions(rng: np.random.Generator, n: int, spectrum: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
-    """(n, dim) float32 unit vectors whose coordinates vary as `spectrum` says."""
+    """(n, dim) float32 unit vectors, normal with the standard deviations `spectrum` before normalisation."""
     drawn = rng.standard_normal((n, len(spectrum)), dtype=np.float32) * spectrum.astype(np.float32)
     return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))

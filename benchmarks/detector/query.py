@@ -115,12 +115,12 @@ def _times(do: Callable[[int], object], repeats: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    command.ask_for_encoder(parser)
+    command.add_encoder_options(parser)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--threads", type=int)
-    arguments = command.parsed(parser)
-    command.print_result(run(arguments.pop("encoder"), **arguments))
+    told = command.parse_options(parser)
+    command.print_result(run(told.pop("encoder"), **told))
 
 
 if __name__ == "__main__":

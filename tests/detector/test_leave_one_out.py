@@ -11,7 +11,7 @@ from clipfake.detector.metrics import auc
 from clipfake.detector.training.baselines import neighbor_rule
 from clipfake.detector.training.examples import Examples
 from clipfake.errors import HeadError, NotEnoughRows
-from clipfake.show.evaluation_tables import atlas_json, atlas_picture, write_atlas
+from clipfake.show.evaluation_tables import leave_one_out_figure, leave_one_out_json, write_leave_one_out
 from clipfake.store.records import Block, Rows
 from clipfake.store.space import Space
 from clipfake.store.store import Store
@@ -170,13 +170,13 @@ def test_an_unknown_head_is_refused(store: Store) -> None:
 
 def test_both_heads_stand_in_one_json_and_one_table_of_cells(store: Store, made: LeaveOneOut, tmp_path: Path) -> None:
     both = [made, leave_one_out(store.snapshot(), "knn")]
-    content = atlas_json(both)
+    content = leave_one_out_json(both)
     assert {head: len([c for c in content["cells"] if c["head"] == head]) for head in content["heads"]} == {
         "ridge": 9,
         "knn": 9,
     }
     assert content["optimism"] == content["heads"]["ridge"]["optimism"] == round(made.optimism, 4)
-    written = {path.name: path for path in write_atlas(both, tmp_path)}
+    written = {path.name: path for path in write_leave_one_out(both, tmp_path)}
     assert set(written) == {"atlas.png", "atlas.svg", "atlas-knn.png", "atlas-knn.svg", "atlas.csv"}
     lines = written["atlas.csv"].read_text().splitlines()
     assert len(lines) == 1 + 18
@@ -184,6 +184,6 @@ def test_both_heads_stand_in_one_json_and_one_table_of_cells(store: Store, made:
 
 
 def test_the_heat_map_says_how_much_a_random_split_promised_too_much(made: LeaveOneOut) -> None:
-    picture = atlas_picture(made)
+    picture = leave_one_out_figure(made)
     assert made.sentence in picture.caption
     assert {row[:2] for row in picture.rows} == {(cell.generator, cell.real) for cell in made.cells}

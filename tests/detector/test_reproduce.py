@@ -10,7 +10,7 @@ import pytest
 from clipfake.detector.evaluation.reproduce import CELLS, DATA, TABLES, PaperOptions, PaperRun, missing, run
 from clipfake.detector.metrics import Confusion
 from clipfake.errors import NotEnoughRows
-from clipfake.show.reproduce_tables import compared_rows, paper_tables, sentences, write_tables
+from clipfake.show.reproduce_tables import compared_rows, paper_tables, summary_sentences, write_tables
 from clipfake.simulated.images import simulated
 from clipfake.simulated.standin_encoder import build_standin
 from clipfake.store.records import Block, Rows
@@ -117,7 +117,7 @@ def test_the_tables_put_the_papers_figures_beside_ours(snapshot: Snapshot, tmp_p
     [test] = [row for row in rows if row[:4] == ["2", "B/32 image, CycleGAN", "test", "accuracy"]]
     assert (test[4], test[7]) == ("94.00", "80 (15,210)")
     assert test[5] == f"{100 * runs['b32-linear-cycle_gan']['parts']['test']['accuracy']:.2f}"
-    assert "Not run: b16-sum-combined: no encoder" in sentences(result)
+    assert "Not run: b16-sum-combined: no encoder" in summary_sentences(result)
     console = Console(width=80, record=True, file=io.StringIO())
     console.print(paper_tables(result))
     shown = console.export_text()

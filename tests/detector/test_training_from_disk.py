@@ -167,7 +167,7 @@ def test_a_head_on_text_is_measured_wherever_its_category_comes_from(snapshot: S
     }
     printed = io.StringIO()
     Console(file=printed, width=120).print(training_summary(report))
-    assert all(f"category {mode}" in printed.getvalue() for mode in ("zero-shot", "given", "mean"))
+    assert all(f"{mode}: " in printed.getvalue() for mode in ("zero-shot", "given", "mean"))
     _, parts = make_split(snapshot, TrainOptions("sum"))
     given = score_rows(trained.head, snapshot, parts["test"], "given")
     result = trained.head.decision_function(

@@ -14,7 +14,7 @@ from clipfake.detector.training.train import TrainOptions, train
 from clipfake.detector.training.triplet import TripletOptions
 from clipfake.detector.verdict import decide, in_conflict
 from clipfake.errors import HeadError, NotEnoughRows
-from clipfake.show.phrasing import kept
+from clipfake.show.phrasing import describe_stored_copies
 from clipfake.store.records import Block, Rows, names
 from clipfake.store.search.matches import Matches
 from clipfake.store.space import Space
@@ -404,7 +404,7 @@ def test_a_file_that_is_stored_as_real_here_and_fake_there_is_told_with_all_its_
         ("gan_a/0-2", "fake", "gan_a"),
     ]
     assert len(verdict.stored) == 9
-    assert kept(verdict) == (
+    assert describe_stored_copies(verdict) == (
         "this very file is stored as real of camera_a (camera_a/0-1 and 1 more) and as fake of gan_a "
         "(gan_a/0-0 and 2 more) and as real of camera_b (camera_b/0-1 and 3 more)"
     )

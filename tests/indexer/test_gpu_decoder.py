@@ -45,7 +45,7 @@ from clipfake.indexer.encoders.preprocess import Preprocess
 from clipfake.indexer.encoders.torch_encoder import TorchEncoder
 from clipfake.indexer.index import IndexOptions, index
 from clipfake.indexer.report import IndexReport
-from clipfake.show.progress_display import decoded
+from clipfake.show.progress_display import describe_decoders
 from clipfake.simulated.standin_encoder import build_standin
 from clipfake.store.store import Store
 from PIL import Image as Pillow
@@ -233,7 +233,7 @@ def test_a_decoder_is_proved_on_real_images_before_any_of_its_pixels_is_used(
     store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double)
     assert np.array_equal(store.snapshot().vectors(), plain.snapshot().vectors())
     assert report.decoded_by == {"cpu": 10, "double": 0}
-    assert list(decoded(report.to_dict())) == ["decoded 10 by cpu", double.unused]
+    assert list(describe_decoders(report.to_dict())) == ["decoded 10 by cpu", double.unused]
     assert "2.00 levels in the mean" in report.unused
 
 

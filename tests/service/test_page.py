@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from clipfake.detector.verdict import StoredCopy
-from clipfake.show.phrasing import CAVEAT, likelier, origin, percent
+from clipfake.show.phrasing import CAVEAT, describe_origin, describe_ratio, percent
 from conftest import SOURCES, Toy, drawn
 from PIL import Image
 
@@ -118,7 +118,7 @@ def test_an_image_gets_the_services_answer_with_its_evidence(visit: Open, addres
     expect(card.locator(".by")).to_contain_text(answer["generator"])
     # in the words of the terminal
     numbers = [*answer["signals"].values(), answer["score"]]
-    expect(card.locator(".bar-words")).to_contain_text([likelier(number) for number in numbers])
+    expect(card.locator(".bar-words")).to_contain_text([describe_ratio(number) for number in numbers])
     bars = [float(words.replace("−", "-")) for words in card.locator(".bar-words b").all_inner_texts()]
     assert bars == pytest.approx(numbers, abs=0.0051)
     expect(card.locator(".chance-number")).to_have_text(f"{percent(answer['probability'])} likely fake")
@@ -142,7 +142,7 @@ def test_an_image_that_is_stored_is_told_with_what_it_was_called(visit: Open, ad
     give(page, file("mine.png", content))
     text = f"his very file is stored as fake of gan_a ({row.key})"
     expect(page.locator(".card .known")).to_have_text(f"T{text}. It did not testify.")
-    assert f"t{text}" == f"this very file is stored as {origin(row)} ({row.key})"  # as in the terminal
+    assert f"t{text}" == f"this very file is stored as {describe_origin(row)} ({row.key})"  # as in the terminal
 
 
 def test_the_nearest_images_come_before_the_numbers(visit: Open, address: str) -> None:

@@ -1,10 +1,12 @@
-"""The report's figures: every word whole and inside, whatever a data set calls its sources."""
+"""The report's figures: no text is cut off, however long the names of a data set's sources are."""
+
+from typing import Any
 
 import numpy as np
 import pytest
 from clipfake.detector.split import PARTS
 from clipfake.show import evaluation_figures, metric_figures, training_figures
-from clipfake.show.figure import FULL, HALF, NAME, ReportFigure, shortened
+from clipfake.show.figure import FULL, HALF, NAME_LENGTH, ReportFigure, shorten_middle
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 LONG = [f"{'a_very_long_name_of_a_generator_' * 2}{i}" for i in range(9)]
@@ -12,11 +14,12 @@ SHORT = ["pro_gan", "sd"]
 EDGE = 0.03  # inches that a line may be thick
 
 
-def _pictures(names: list[str]) -> list[ReportFigure]:
+def draw_all(names: list[str]) -> list[ReportFigure]:
+    """Every figure of the report, of made-up results for these sources."""
     rng = np.random.default_rng(0)
     sources = np.array([*names, *names])
     labels = rng.permutation(np.tile([0, 1], len(names)))
-    metrics = {
+    metrics: dict[str, Any] = {
         "n": 1171,
         "accuracy": 0.5,
         "balanced_accuracy": 0.5,
@@ -30,6 +33,7 @@ def _pictures(names: list[str]) -> list[ReportFigure]:
     window = {"auc": 0.4, "past_auc": 1.0, "accuracy": 0.5, "date": "2024-01-01", "generators": 3, "n": 9}
     scores = rng.normal(size=len(labels))
     epoch = ("loss", "active_loss", "active_share", "validation_loss", "positive_distance", "negative_distance")
+    values = rng.random((len(names), len(names)))
     return [
         training_figures.class_distribution(sources, np.where(labels == 1, np.arange(len(labels)) % 6 + 1, 0), labels),
         training_figures.loss_curves([{"epoch": 1, "effective_rank": 2.0, **dict.fromkeys(epoch, 0.1)}]),
@@ -41,44 +45,44 @@ def _pictures(names: list[str]) -> list[ReportFigure]:
         metric_figures.metric_bars(parts),
         metric_figures.roc_curves(dict.fromkeys(PARTS, (labels, scores))),
         metric_figures.reliability(labels, rng.random(len(labels))),
-        evaluation_figures.heat_map("atlas", "Atlas", "words", names, names, rng.random((len(names), len(names)))),
-        evaluation_figures.replay_lines([{**window, "sources": [name, "and", "others"]} for name in names]),
+        evaluation_figures.heat_map("leave_one_out", "Leave one out", "caption", names, names, values),
+        evaluation_figures.temporal_holdout_lines([{**window, "sources": [name, "and", "others"]} for name in names]),
     ]
 
 
 @pytest.mark.parametrize("names", [LONG, SHORT], ids=["long", "short"])
-def test_no_word_of_a_figure_is_cut_off(names: list[str]) -> None:
-    for picture in _pictures(names):
-        canvas = FigureCanvasAgg(picture.figure)
-        canvas.draw()
-        drawn = picture.figure.get_tightbbox(canvas.get_renderer())  # inches
-        width, height = picture.figure.get_size_inches()
-        assert drawn.x0 > -EDGE and drawn.x1 < width + EDGE, (picture.name, drawn)
-        assert drawn.y0 > -EDGE and drawn.y1 < height + EDGE, (picture.name, drawn)
+def test_no_text_of_a_figure_is_cut_off(names: list[str]) -> None:
+    for figure in draw_all(names):
+        canvas = FigureCanvasAgg(figure.figure)
+        canvas.draw()  # type: ignore[no-untyped-call]
+        drawn = figure.figure.get_tightbbox(canvas.get_renderer())  # type: ignore[no-untyped-call]  # inches
+        width, height = figure.figure.get_size_inches()
+        assert drawn.x0 > -EDGE and drawn.x1 < width + EDGE, (figure.name, drawn)
+        assert drawn.y0 > -EDGE and drawn.y1 < height + EDGE, (figure.name, drawn)
 
 
 def test_figures_fit_the_report_side_by_side() -> None:
-    assert all(p.figure.get_figwidth() in (FULL, HALF) for p in _pictures(SHORT)[:-2])
+    assert all(figure.figure.get_figwidth() in (FULL, HALF) for figure in draw_all(SHORT)[:-2])
 
 
-def test_equal_names_of_a_figure_are_equal_names_of_the_data() -> None:
+def test_shortened_names_stay_distinct() -> None:
     names = ["short", *(f"{'x' * 40}{i}" for i in range(5)), *(f"{i}{'y' * 40}" for i in range(5))]
-    assert len({shortened(name) for name in names}) == len(names)
-    assert all(len(shortened(name)) <= NAME for name in names)
+    assert len({shorten_middle(name) for name in names}) == len(names)
+    assert all(len(shorten_middle(name)) <= NAME_LENGTH for name in names)
 
 
-def test_a_curve_at_every_threshold_starts_and_ends_in_a_corner() -> None:
+def test_roc_curve_starts_and_ends_in_a_corner() -> None:
     labels, scores = np.array([0, 1, 1, 0]), np.array([0.1, 0.9, 0.4, 0.6])
-    picture = metric_figures.roc_curves({"test": (labels, scores)})
-    [line, _] = picture.figure.axes[0].get_lines()
-    x, y = line.get_data()
-    assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
+    figure = metric_figures.roc_curves({"test": (labels, scores)})
+    [line, _] = figure.figure.axes[0].get_lines()
+    xy = np.asarray(line.get_xydata())
+    assert (*xy[0], *xy[-1]) == (0, 0, 1, 1)
     assert line.get_label() == "test, AUC 0.750"
 
 
-def test_figures_say_over_how_many_rows_they_are() -> None:
-    text = {picture.name: picture.caption for picture in _pictures(SHORT)}
-    assert "9 train, 9 validation and 9 test triplets" in text["distances"]
-    assert "4 train, 4 validation and 4 test rows" in text["roc"]
-    assert text["measures"].startswith("Over 1,171 test rows")
-    assert text["reliability"].startswith("4 test rows")
+def test_captions_give_the_number_of_rows() -> None:
+    captions = {figure.name: figure.caption for figure in draw_all(SHORT)}
+    assert "9 train, 9 validation and 9 test triplets" in captions["distances"]
+    assert "4 train, 4 validation and 4 test rows" in captions["roc"]
+    assert captions["measures"].startswith("Over 1,171 test rows")
+    assert captions["reliability"].startswith("4 test rows")
