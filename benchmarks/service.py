@@ -218,8 +218,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--precision", default="auto")
-    told = command.parse_options(parser)
-    command.print_result(run(told.pop("encoder"), **told))
+    arguments = command.parse_options(parser)
+    command.print_result(run(arguments.pop("encoder"), **arguments))
 
 
 if __name__ == "__main__":

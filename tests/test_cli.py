@@ -206,7 +206,7 @@ def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None: 
     ]
     places = [text.index(f"<h2>{section}</h2>") for section in order]
     assert places == sorted(places)
-    assert CAVEAT in text and "generators never seen" in text
+    assert CAVEAT in text and "unseen generators" in text
     assert {Path(path).suffix for path in output.json["figures"]} == {".png", ".svg", ".csv"}
     assert all(Path(path).stat().st_size for path in output.json["figures"])
 
@@ -311,7 +311,7 @@ def test_what_was_skipped_for_one_reason_hides_no_other(tmp_path: Path, run) -> 
     (tmp_path / "set" / "zz.jpg").write_bytes(b"")
     (tmp_path / "set" / "zz.png").write_bytes(simulated(0, 3, seed=5))
     output = run("index", "--folders", tmp_path / "set", "--encoder", "plain", "--store", tmp_path / "s")
-    assert "100 times: cannot be read: No such file" in output.out and "zz.jpg: empty" in output.out
+    assert "100 images: cannot be read: No such file" in output.out and "zz.jpg: empty" in output.out
 
 
 def test_shares_are_written_as_people_write_them(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
@@ -471,8 +471,8 @@ def test_what_was_never_seen_is_evaluated(store: Path, tmp_path: Path, run) -> N
     output = run("evaluate", "--store", store, "--json", "--out", tmp_path / "atlas")
     assert {"random_auc", "mean_auc", "optimism", "cells"} <= output.json.keys()
     assert output.json["heads"].keys() == {"ridge", "knn"}
-    assert (tmp_path / "atlas/atlas.csv").read_text().count("\n") == len(output.json["cells"]) + 1
-    assert (tmp_path / "atlas/atlas.png").stat().st_size > 1000
+    assert (tmp_path / "atlas/leave_one_out.csv").read_text().count("\n") == len(output.json["cells"]) + 1
+    assert (tmp_path / "atlas/leave_one_out.png").stat().st_size > 1000
     assert run("evaluate", "--store", store, "--leave-one-out", "sink").code == 2
 
 

@@ -106,8 +106,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--reals", type=int, default=8)
     parser.add_argument("--fakes", type=int, default=25)
-    told = parser.parse_args()
-    command.print_result(run(told.rows, reals=told.reals, fakes=told.fakes))
+    arguments = parser.parse_args()
+    command.print_result(run(arguments.rows, reals=arguments.reals, fakes=arguments.fakes))
 
 
 if __name__ == "__main__":

@@ -119,8 +119,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--queries", type=int, default=50)
     parser.add_argument("--threads", type=int)
-    told = command.parse_options(parser)
-    command.print_result(run(told.pop("encoder"), **told))
+    arguments = command.parse_options(parser)
+    command.print_result(run(arguments.pop("encoder"), **arguments))
 
 
 if __name__ == "__main__":

@@ -177,8 +177,8 @@ def test_both_heads_stand_in_one_json_and_one_table_of_cells(store: Store, made:
     }
     assert content["optimism"] == content["heads"]["ridge"]["optimism"] == round(made.optimism, 4)
     written = {path.name: path for path in write_leave_one_out(both, tmp_path)}
-    assert set(written) == {"atlas.png", "atlas.svg", "atlas-knn.png", "atlas-knn.svg", "atlas.csv"}
-    lines = written["atlas.csv"].read_text().splitlines()
+    assert set(written) == {f"leave_one_out{name}" for name in (".png", ".svg", "_knn.png", "_knn.svg", ".csv")}
+    lines = written["leave_one_out.csv"].read_text().splitlines()
     assert len(lines) == 1 + 18
     assert lines[0].startswith("head,generator,real")
 

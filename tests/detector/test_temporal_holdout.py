@@ -120,5 +120,5 @@ def test_the_command_prints_a_table_and_draws_it(store: Store, tmp_path: Path) -
     )
     assert output.exit_code == 0, output.output
     assert "2022-08-22" in output.stdout and "lost" in output.stdout
-    assert (tmp_path / "out/replay.csv").read_text().count("\n") == 3
-    assert (tmp_path / "out/replay.png").stat().st_size > 1000
+    assert (tmp_path / "out/temporal_holdout.csv").read_text().count("\n") == 3
+    assert (tmp_path / "out/temporal_holdout.png").stat().st_size > 1000
