@@ -126,11 +126,11 @@ def test_a_query_as_csv_can_be_read_back(store: Path, tmp_path: Path, run) -> No
     assert row["verdict"] in ("real", "fake", "unsure")
 
 
-def test_a_contact_sheet_shows_stored_thumbnails_where_files_have_gone(
+def test_a_contact_sheet_shows_stored_thumbnails_where_files_have_gone(  # type: ignore[no-untyped-def]
     sample: list[Path],
     store: Path,
     tmp_path: Path,
-    run,  # type: ignore[no-untyped-def]
+    run,
 ) -> None:
     (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
     sheets = [tmp_path / "with.png", tmp_path / "without.png"]
@@ -225,12 +225,12 @@ def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None: 
         (["report", "--store", "nowhere"], "there is no store"),
     ],
 )
-def test_an_error_says_what_and_where_and_ends_with_1(
+def test_an_error_says_what_and_where_and_ends_with_1(  # type: ignore[no-untyped-def]
     arguments: list[str],
     message: str,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    run,  # type: ignore[no-untyped-def]
+    run,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
@@ -271,7 +271,7 @@ def test_choices_of_training_are_those_there_are(run) -> None:  # type: ignore[n
     there = {choices.ProjectionKind: projection.KINDS, choices.SplitRecipe: split.RECIPES}
     there |= {getattr(choices, name): get_args(getattr(triplet, name)) for name in ("Anchor", "Match", "Mining")}
     for offered, known in there.items():
-        assert {one.value for one in offered} == set(known)
+        assert {one.value for one in offered} == set(known)  # type: ignore[call-overload]
     output = run("train", "--kind", "circular")
     assert output.code == 2 and "triple" in output.err
 
@@ -368,11 +368,11 @@ def test_classes_are_counted_before_and_after_binarising(sample: list[Path], run
     assert rows["sim_stacked"]["labels"]["fake"] == COUNT
 
 
-def test_images_are_asked_from_an_archive_and_from_standard_input(
+def test_images_are_asked_from_an_archive_and_from_standard_input(  # type: ignore[no-untyped-def]
     store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    run,  # type: ignore[no-untyped-def]
+    run,
 ) -> None:
     import zipfile
 
@@ -452,7 +452,7 @@ def test_words_for_a_person_are_broken_between_words_and_pass(monkeypatch: pytes
     say(queries)
     command = "next: clipfake query IMAGE --store a/long/path/to/a/store"
     say(command)
-    passed, result = sys.stderr.getvalue().split("\x1b[2K")  # type: ignore[attr-defined]
+    passed, result = sys.stderr.getvalue().split("\x1b[2K")  # type: ignore[union-attr]
     assert passed == "loading\r"  # and the line is empty again
     *lines, last = result.splitlines()
     assert all(len(line) <= 40 for line in lines)
@@ -531,11 +531,11 @@ class Full(io.TextIOWrapper):
 
 
 @pytest.mark.parametrize("command", [("store", "info"), ("store", "info", "--json")], ids=["table", "json"])
-def test_an_output_that_cannot_be_written_is_told_and_a_reader_that_has_gone_is_no_error(
+def test_an_output_that_cannot_be_written_is_told_and_a_reader_that_has_gone_is_no_error(  # type: ignore[no-untyped-def]
     command: tuple[str, ...],
     store: Path,
     monkeypatch: pytest.MonkeyPatch,
-    run,  # type: ignore[no-untyped-def]
+    run,
 ) -> None:
     monkeypatch.setattr("sys.stdout", Full(OSError(errno.ENOSPC, "No space left on device")))
     full = run(*command, "--store", store)
@@ -547,11 +547,11 @@ def test_an_output_that_cannot_be_written_is_told_and_a_reader_that_has_gone_is_
     assert (run(*command, "--store", store).code, full.out) == (0, "")
 
 
-def test_signs_that_a_terminal_lacks_end_nothing(
+def test_signs_that_a_terminal_lacks_end_nothing(  # type: ignore[no-untyped-def]
     store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-    run,  # type: ignore[no-untyped-def]
+    run,
 ) -> None:
     names = ("großes.jpg", "bad\udcff.jpg")  # the second is a file name whose bytes are not UTF-8
     for name in names:
@@ -562,7 +562,7 @@ def test_signs_that_a_terminal_lacks_end_nothing(
             stdout = io.TextIOWrapper(io.BytesIO(), encoding=encoding)
             monkeypatch.setattr("sys.stdout", stdout)
             assert run(*command, *how).code == 0
-            result = stdout.buffer.getvalue().decode(encoding)  # type: ignore[attr-defined]
+            result = stdout.buffer.getvalue().decode(encoding)
             assert result
             if how == ("--json",):
                 assert [Path(json.loads(line)["image"]).name for line in result.splitlines()] == list(names)

@@ -2,8 +2,8 @@
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
-import click
 import pytest
 import typer
 from clipfake.cli import app
@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 FRAGMENTS = ("Of ", "That ", "Or ", "To ", "Whether ")
 
 
-def commands(command: click.Command, *path: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+def commands(command: Any, *path: str) -> Iterator[tuple[tuple[str, ...], Any]]:
     yield path, command
     for name, sub in getattr(command, "commands", {}).items():
         yield from commands(sub, *path, name)
@@ -24,7 +24,7 @@ IDS = [" ".join(path) or "clipfake" for path, _ in COMMANDS]
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS, ids=IDS)
-def test_help_is_in_sentences(path: tuple[str, ...], command: click.Command) -> None:
+def test_help_is_in_sentences(path: tuple[str, ...], command: Any) -> None:
     texts = {param.name: getattr(param, "help", "") for param in command.params if param.name != "help"}
     texts["the command"] = (command.help or "").split("\n")[0]
     for name, text in texts.items():
@@ -34,9 +34,7 @@ def test_help_is_in_sentences(path: tuple[str, ...], command: click.Command) -> 
 
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS, ids=IDS)
-def test_help_is_whole_at_80_columns(
-    path: tuple[str, ...], command: click.Command, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_help_is_whole_at_80_columns(path: tuple[str, ...], command: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     monkeypatch.setenv("TERMINAL_WIDTH", "80")
     result = CliRunner().invoke(app, [*path, "--help"])

@@ -22,7 +22,7 @@ def test_a_product_is_the_plain_one(shape: tuple[int, int, int], small: int, mon
 def test_a_product_that_is_learned_from_has_its_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipfake.core.matrix_product.SMALL", 0)
     weights = torch.ones(3, 4, requires_grad=True)
-    product(torch.ones(2, 4), weights).sum().backward()
+    product(torch.ones(2, 4), weights).sum().backward()  # type: ignore[no-untyped-call]
     assert weights.grad is not None and torch.equal(weights.grad, torch.full((3, 4), 2.0))
 
 

@@ -39,7 +39,7 @@ def test_a_new_row_is_wronged_in_no_more_places_than_promised(rows: int, error: 
     """If it is one of them, it is as likely to stand in any of the n + 1 places among n rows: so count the places."""
     places = np.arange(rows + 1) - 0.5  # below all, between any two, above all
     held = np.arange(rows, dtype=float)
-    possible = reading(held, held).possible(places, error)
+    possible = reading(held, held).possible(places, error)  # type: ignore[arg-type]
     promised = int(error * (rows + 1) + 1e-9)
     assert (~possible).sum(0).tolist() == [promised, promised]
 
@@ -100,7 +100,7 @@ def test_a_percentile_is_the_share_of_rows_that_were_less_similar(nearest: list[
     labels = np.arange(40) % 2
     seen = np.resize(nearest, 40 * (1 + len(nearest) // 40))
     many = np.resize(labels, len(seen))
-    calibration = Calibration.fit(many * 1.0, many * 1.0, seen, many, held_out="rows")
+    calibration = Calibration.fit(many * 1.0, many * 1.0, seen, many, held_out="rows")  # type: ignore[arg-type]
     result = calibration.percentile(np.array([queries]))[0]
     room = 100 / len(seen) + 0.2  # between two rows the share runs straight, and it is kept in 1001 steps
     assert 100 * (seen < queries).mean() - room <= result <= 100 * (seen <= queries).mean() + room
@@ -167,7 +167,7 @@ def test_a_signal_that_never_changes_says_nothing() -> None:
 def test_a_class_of_hardly_any_rows_is_named_and_not_calibrated(real: int, fake: int) -> None:
     labels = np.repeat([0, 1], [real, fake])
     with pytest.raises(NotEnoughRows, match=f"{real} real and {fake} fake rows"):
-        Calibration.fit(*[np.zeros(len(labels))] * 3, labels, held_out="rows")
+        Calibration.fit(*[np.zeros(len(labels))] * 3, labels, held_out="rows")  # type: ignore[arg-type, misc]
 
 
 def test_ten_of_a_class_among_ten_thousand_of_the_other_are_enough() -> None:

@@ -32,7 +32,7 @@ errors = st.sampled_from([0.001, 0.03, 0.05, 0.1, 0.2, 0.35, 0.5])
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def drawn(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -140,7 +140,7 @@ def test_leaving_a_source_out_is_as_if_it_had_never_been_indexed(
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("copies", [1, 4, 30])

@@ -159,7 +159,7 @@ def test_a_head_that_reads_text_comes_back_with_its_categories(head: Head, tmp_p
     assert again.vocabulary is not None and again.vocabulary.categories.tolist() == ["cat", "dog", "ship"]
     assert again.digest == made.digest != head.digest
     for how in ({}, {"mode": "mean"}, {"mode": "given", "categories": ["dog", ""] * 30}):
-        assert np.array_equal(again.decision_function(vectors, **how), made.decision_function(vectors, **how))  # type: ignore[arg-type]
+        assert np.array_equal(again.decision_function(vectors, **how), made.decision_function(vectors, **how))
     nearest = vocabulary.vectors[np.argmax(vectors @ vocabulary.vectors.T, axis=1)]
     assert np.array_equal(made.transform(vectors), projection(vectors, nearest))
     with pytest.raises(HeadError, match="text vectors of its categories"):

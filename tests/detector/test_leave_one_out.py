@@ -26,7 +26,7 @@ def drawn(source: str, number: int) -> np.ndarray:
     vectors = rng.standard_normal((number, 10))
     vectors[:, 3 if source == "strange" else 0] += 3.0 * SOURCES[source]
     vectors[:, 5 + list(SOURCES).index(source) % 4] += 0.5
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def stored(folder: Path, sources: list[str]) -> Store:

@@ -178,7 +178,7 @@ def test_newcombes_interval_holds_every_area_near_enough_to_the_one_found(area: 
 def test_mcnemar_counts_only_the_rows_that_tell_two_heads_apart() -> None:
     right = np.array([True] * 90 + [False] * 10)
     better = mcnemar(right, np.array([True] * 70 + [False] * 30))
-    assert (better.only_first, better.only_second, better.difference) == (20, 0, pytest.approx(0.2))
+    assert (better.only_first, better.only_second, better.difference) == (20, 0, pytest.approx(0.2))  # type: ignore[comparison-overlap]
     assert better.p == pytest.approx(2 * 0.5**20)
     assert better.sentence("the head", "the linear probe").startswith("the head beats the linear probe beyond chance")
     same = mcnemar(right, right)

@@ -161,7 +161,7 @@ def test_the_command_goes_on_where_it_was_stopped(
     made: list[str] = []
     monkeypatch.setattr(
         "clipfake.detector.evaluation.reproduce.run",
-        lambda snapshot, cell, *rest: made.append(cell.name) or run(snapshot, cell, *rest),
+        lambda snapshot, cell, *rest: made.append(cell.name) or run(snapshot, cell, *rest),  # type: ignore[func-returns-value]
     )
     again = ran()
     assert made == ["b16-sum-cycle_gan"]

@@ -26,7 +26,7 @@ SPACE = Space("toy", "0" * 64, dim=DIM)
 def drawn(count: int, label: int, seed: int = 0) -> np.ndarray:
     vectors = np.random.default_rng([seed, label]).standard_normal((count, DIM)) * np.arange(1, DIM + 1)
     vectors[:, :2] += label
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize(("reals", "fakes"), [(300, 300), (40, 900), (1000, 1), (1, 2)])

@@ -150,7 +150,8 @@ def test_one_search_serves_every_number_of_neighbours(monkeypatch: pytest.Monkey
     true = [neighbor_rule(k)(known, queries, 0)(queries.take(slice(0, 50))) for k in NEIGHBORS]
     calls = []
     monkeypatch.setattr(
-        "clipfake.detector.training.baselines.neighbors", lambda *fields: calls.append(fields) or neighbors(*fields)
+        "clipfake.detector.training.baselines.neighbors",
+        lambda *fields: calls.append(fields) or neighbors(*fields),  # type: ignore[func-returns-value]
     )
     found = [neighbor_rule(k)(known, queries, 0)(queries) for k in NEIGHBORS]
     assert len(calls) == 2  # once among real rows, once among fake ones
@@ -192,7 +193,7 @@ def test_verdicts_are_calibrated_on_the_kind_of_machine_that_gives_them(
     fitted = []
     monkeypatch.setattr(
         "clipfake.detector.training.svm_training.fit_nystroem",
-        lambda *a, **k: fitted.append(k) or fit_nystroem(*a, **k),
+        lambda *a, **k: fitted.append(k) or fit_nystroem(*a, **k),  # type: ignore[func-returns-value]
     )
     calibrate(store.snapshot(), head, options)
     assert not fitted

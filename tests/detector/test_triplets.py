@@ -112,7 +112,7 @@ def test_a_projection_computes_its_formula(kind: str) -> None:
 
 def test_a_projection_of_one_point_is_an_error() -> None:
     triplets = draw(np.array([0, 0, 1, 1]), np.zeros(4, np.int64), "both", np.random.default_rng(0))
-    point = np.tile(np.float32([0.6, 0.8]), (4, 1))
+    point = np.tile(np.float32([0.6, 0.8]), (4, 1))  # type: ignore[arg-type]
     with pytest.raises(HeadError, match="collapsed"):
         reject_collapsed(point, triplets)
     reject_collapsed(np.eye(4, dtype=np.float32), triplets)

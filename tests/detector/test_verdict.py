@@ -33,7 +33,7 @@ def drawn(source: str, number: int, seed: int = 0) -> np.ndarray:
     centre = np.random.default_rng([9, list(SOURCES).index(source)]).standard_normal(16)
     centre[0] = 5 * SOURCES[source]
     vectors = centre + rng.standard_normal((number, 16))
-    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)  # type: ignore[no-any-return]
 
 
 def block(source: str, number: int, seed: int = 0) -> Block:
@@ -455,7 +455,7 @@ def test_the_more_error_is_accepted_the_more_is_ruled_out(detector: VectorDetect
 def test_a_broken_promise_is_said_to_be_broken() -> None:
     n = 400
     labels = np.arange(n) % 2
-    signals = SignalTable(*[np.zeros(n)] * 3, labels, np.array(["", "g"] * (n // 2)), np.zeros(n, int))
+    signals = SignalTable(*[np.zeros(n)] * 3, labels, np.array(["", "g"] * (n // 2)), np.zeros(n, int))  # type: ignore[arg-type, call-arg]
     possible = np.ones((n, 2), bool)
     assert not CoverageReport.of(signals, possible, 0.05, 400).broken
     possible[labels == 1, 1] = False
@@ -472,9 +472,12 @@ def test_a_promise_that_was_kept_is_seldom_said_to_be_broken(calibrated: int, re
         rng = np.random.default_rng(seed)
         labels = np.repeat([0, 1], [real, fake])
         known = np.repeat([0, 1], [calibrated, calibrated])
-        calibration = Calibration.fit(*[rng.normal(known, 1.0)] * 3, known, held_out="rows")
-        signals = SignalTable(
-            *[rng.normal(labels, 1.0)] * 3, labels, np.full(real + fake, ""), np.zeros(real + fake, int)
+        calibration = Calibration.fit(*[rng.normal(known, 1.0)] * 3, known, held_out="rows")  # type: ignore[arg-type, misc]
+        signals = SignalTable(  # type: ignore[call-arg]
+            *[rng.normal(labels, 1.0)] * 3,  # type: ignore[arg-type]
+            labels,
+            np.full(real + fake, ""),
+            np.zeros(real + fake, int),
         )
         possible = calibration.possible(calibration.decision_function(signals.svm, signals.neighbors), 0.05)
         predicted += CoverageReport.of(signals, possible, 0.05, calibration.rows).broken

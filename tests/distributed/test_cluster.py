@@ -86,7 +86,7 @@ class Host:
         own = {"HOME": str(self.lan.home), "PYTHONPATH": os.pathsep.join(sys.path), **options.pop("env", {})}
         env = {**os.environ, **own}
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        self.lan.begun.append(subprocess.Popen([*inside, *command], text=True, env=env, **pipes, **options))
+        self.lan.begun.append(subprocess.Popen([*inside, *command], text=True, env=env, **pipes, **options))  # type: ignore[call-overload]
         return self.lan.begun[-1]
 
     def start_ray(self, head: "Host | None" = None) -> "subprocess.Popen[str]":
@@ -176,7 +176,7 @@ def end(first: "subprocess.Popen[str]") -> None:
     if first.poll() is not None:
         return
     for number in [*Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split(), first.pid]:
-        os.kill(int(number), signal.SIGKILL)
+        os.kill(int(number), signal.SIGKILL)  # type: ignore[call-overload]
     first.communicate()
 
 
@@ -217,7 +217,7 @@ def same(store: Path, whole: Store) -> bool:
 
 def pictures_of(store: Store) -> dict[str, bytes]:
     snapshot = store.snapshot()
-    return dict(zip(snapshot.rows.keys.tolist(), snapshot.thumbnails(range(len(snapshot))), strict=True))
+    return dict(zip(snapshot.rows.keys.tolist(), snapshot.thumbnails(range(len(snapshot))), strict=True))  # type: ignore[arg-type]
 
 
 def test_three_hosts_store_what_one_process_stores(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:

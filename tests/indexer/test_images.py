@@ -36,7 +36,7 @@ def saved(image: Pillow.Image, kind: str = "JPEG", **options: object) -> bytes:
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 12}])
 def test_jpeg_pixels_are_pillows(options: dict[str, object]) -> None:
-    content = saved(picture(), **options)
+    content = saved(picture(), **options)  # type: ignore[arg-type]
     assert np.array_equal(decode(content).pixels, np.asarray(Pillow.open(io.BytesIO(content))))
 
 

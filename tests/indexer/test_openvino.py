@@ -75,7 +75,7 @@ def test_a_pointwise_convolution_is_rounded_as_a_product() -> None:
 @given(arrays(np.int16, (3, 5)))
 def test_rounded_weights_are_off_by_half_a_step_at_most(whole: npt.NDArray[np.int16]) -> None:
     weights = whole.astype(np.float32) / 64
-    values, zero, scale = rounded(weights)
+    values, zero, scale = rounded(weights)  # type: ignore[arg-type]
     back = (values.astype(np.float64) - zero) * scale
     assert (np.abs(back - weights) <= 0.501 * scale).all()
     assert (back[weights == 0] == 0).all()

@@ -105,7 +105,8 @@ def what_the_encoder_sees(stream: Stream) -> list[int]:
     for i in range(BATCHES):
         there = uploads.upload([np.full((2, 2, 3), i + 1, np.uint8)] * 3)
         place = there.place  # type: ignore[attr-defined]
-        stream.pending.append(lambda place=place: see(place))  # a kernel holds no reference to the tensor
+        # a kernel holds no reference to the tensor
+        stream.pending.append(lambda place=place: see(place))  # type: ignore[misc]
         del there
     stream.run()
     return seen

@@ -48,7 +48,7 @@ def zipped(folder: Path, out: Path, method: int = zipfile.ZIP_DEFLATED) -> Path:
 
 def tarred(out: Path, *members: tuple[str, bytes]) -> Path:
     kinds = {".gz": "w:gz", ".tgz": "w:gz"}
-    with tarfile.open(out, kinds.get(out.suffix, "w")) as packed:
+    with tarfile.open(out, kinds.get(out.suffix, "w")) as packed:  # type: ignore[call-overload]
         for name, content in members:
             result = tarfile.TarInfo(name)
             result.size, result.mtime = len(content), 1_700_000_000

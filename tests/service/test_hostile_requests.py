@@ -337,7 +337,7 @@ def test_each_limit_is_told_when_it_is_passed(toy: Any) -> None:
 def test_limits_that_allow_nothing_are_no_limits() -> None:
     for wrong in ({"batch": 0}, {"seconds": -1.0}, {"images": 300, "waiting": 200}):
         with pytest.raises(ValueError, match=r"image|answered"):
-            Limits(**wrong)  # type: ignore[arg-type]
+            Limits(**wrong)
 
 
 class Counting:
@@ -612,6 +612,6 @@ def test_serving_where_others_may_come_needs_a_token(toy: Any, monkeypatch: pyte
     monkeypatch.delenv("CLIPFAKE_TOKEN", raising=False)
     for open_to_others in ({"host": "0.0.0.0"}, {"proxy": True}):
         with pytest.raises(ClipfakeError, match="CLIPFAKE_TOKEN"):
-            serve(toy.store, toy.encoder, toy.decode, toy.thumbnail, **open_to_others)  # type: ignore[arg-type]
+            serve(toy.store, toy.encoder, toy.decode, toy.thumbnail, **open_to_others)
     with listening("127.0.0.1", 0) as taken, pytest.raises(ClipfakeError, match="choose another --port"):
         serve(toy.store, toy.encoder, toy.decode, toy.thumbnail, port=taken.getsockname()[1])

@@ -81,7 +81,7 @@ def test_backslashes_are_counted_however_many_there_are(many: int, before: int) 
 )
 def test_much_that_is_no_image_is_refused_before_it_is_parsed(content: bytes, monkeypatch: Any) -> None:
     monkeypatch.setattr(json_body, "LONG", 100)
-    monkeypatch.setattr(json_body.json, "loads", lambda *_, **__: pytest.fail("it is parsed"))
+    monkeypatch.setattr(json_body.json, "loads", lambda *_, **__: pytest.fail("it is parsed"))  # type: ignore[attr-defined]
     with pytest.raises(HttpProblem, match="more than 1,000 bytes of JSON") as refused:
         parsed(content, Limits(json_bytes=1000))
     assert refused.value.kind == "too-large"

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
+from clipfake.core import locking
 from clipfake.errors import Locked, StoreError
 from clipfake.store import snapshot as snapshots
 from clipfake.store.maintenance import verify as checking
@@ -119,10 +120,10 @@ def test_a_snapshot_is_given_up_with_nobody_coming_in_between(store: Store, monk
 def test_a_reader_whose_snapshot_is_given_up_meanwhile_goes_on_to_the_next(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def writer_comes(manifest: Path, holder: object, real: Any = snapshots.lease) -> bool:
+    def writer_comes(manifest: Path, holder: object, real: Any = locking.lease) -> bool:
         monkeypatch.undo()
         with store.writer() as writer:
-            writer.delete([True] + [False] * 59)
+            writer.delete([True] + [False] * 59)  # type: ignore[arg-type]
         compact(store)
         return bool(real(manifest, holder))
 

@@ -80,7 +80,7 @@ def test_pairs_of_other_rows_are_not_mixed_in(snapshot: Snapshot, tmp_path: Path
     all_pairs(snapshot, tmp_path / "p", 4)
     for other in ({"k": 5}, {"where": np.arange(ROWS) < 9}):
         with pytest.raises(StoreError, match="name another folder"):
-            all_pairs(snapshot, tmp_path / "p", **{"k": 4, **other})
+            all_pairs(snapshot, tmp_path / "p", **{"k": 4, **other})  # type: ignore[arg-type]
     (tmp_path / "p/pairs.json").write_text("{")
     with pytest.raises(StoreError, match="cannot be read"):
         all_pairs(snapshot, tmp_path / "p", 4)

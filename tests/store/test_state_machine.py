@@ -111,7 +111,7 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(by=st.sampled_from([*SOURCES, *CATEGORIES, 0, 1]))
     def delete_some(self, by: str | int) -> None:
-        which = Filter(label=[by]) if isinstance(by, int) else Filter(**{_column(by): [by]})  # type: ignore[arg-type]
+        which = Filter(label=[by]) if isinstance(by, int) else Filter(**{_column(by): [by]})
         gone = {key for key, row in self.model.items() if by in row[:3]}
         assert delete(self.store, which).rows == len(gone)
         self.model = {key: row for key, row in self.model.items() if key not in gone}
@@ -204,7 +204,7 @@ class StoreModel(RuleBasedStateMachine):
         snapshot = self.store.snapshot()
         queries = np.random.default_rng(seed).normal(size=(2, DIM)).astype(np.float32)
         queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-        where = None if by is None else Filter(**{_column(by): [by]}).mask(snapshot)  # type: ignore[arg-type]
+        where = None if by is None else Filter(**{_column(by): [by]}).mask(snapshot)
         positions = np.arange(len(snapshot)) if where is None else np.flatnonzero(where)
         true = nearest(queries, snapshot.vectors(positions), positions, k)
         exact = snapshot.search(queries, k, where, recall=1)
@@ -251,7 +251,7 @@ def _column(value: str) -> str:
 QUIET = [HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large]
 
 
-class TestStoreModel(StoreModel.TestCase):  # type: ignore[misc]
+class TestStoreModel(StoreModel.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(
         max_examples=8, stateful_step_count=15, deadline=None, derandomize=True, suppress_health_check=QUIET
     )
@@ -259,5 +259,5 @@ class TestStoreModel(StoreModel.TestCase):  # type: ignore[misc]
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)  # minutes, and more of them beside other tests
-class TestStoreModelAtLength(StoreModel.TestCase):  # type: ignore[misc]
+class TestStoreModelAtLength(StoreModel.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(max_examples=45, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)

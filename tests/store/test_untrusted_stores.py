@@ -169,7 +169,7 @@ def test_json_that_no_parser_reads_is_damaged(content: str, store: Path) -> None
     ]:
         path.write_text(content)
         with pytest.raises(Damaged):
-            opened()
+            opened()  # type: ignore[no-untyped-call]
         newest.write_text(kept)
 
 
@@ -542,7 +542,7 @@ ANY = settings(
     derandomize=True, deadline=None, max_examples=200, suppress_health_check=list(HealthCheck), database=None
 )
 ANYTHING = st.none() | st.booleans() | st.integers(-(2**70), 2**70) | st.floats() | st.text(max_size=4)
-ANYTHING |= st.lists(st.integers(), max_size=2) | st.dictionaries(st.text(max_size=2), st.integers(), max_size=1)
+ANYTHING |= st.lists(st.integers(), max_size=2) | st.dictionaries(st.text(max_size=2), st.integers(), max_size=1)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("where", ["manifest", "part", "space"])
