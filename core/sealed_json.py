@@ -47,9 +47,11 @@ class SealedJson:
     def write(self, path: Path, content: Mapping[str, Any]) -> None:
         """Write `content` as a whole or not at all; raises StoreError where the disk refuses."""
         fields = {"format": self.format, "version": self.version, **content}
+        # Keys as text and tuples as lists, as they will be read: the digest depends on them.
+        fields = json.loads(json.dumps(fields, allow_nan=False))
         if self.sealed:
             fields["digest"] = digest_of(fields)
-        write_text(path, json.dumps(fields, indent=1, allow_nan=False) + "\n")
+        write_text(path, json.dumps(fields, indent=1) + "\n")
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[dict[str, Any]]:

@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.atomic_files import read_json, write_text
+from ..core.sealed_json import PARSE_ERRORS
 from ..errors import HeadError, NotEnoughRows
 from ..store.records import FAKE, REAL
 
@@ -177,7 +178,7 @@ class Calibration:
         if not np.isfinite(
             [one, two, offset, *(number for line in lines for number in (line.slope, line.offset))]
         ).all():
-            raise ValueError("its slopes, weights or offsets are no numbers to reckon with")
+            raise ValueError("its slopes, weights or offsets must be finite numbers")
         svm, neighbors = lines
         held_out, head = str(fields["held_out"]), str(fields["head"])
         return cls(svm, neighbors, (one, two), offset, held_out=held_out, head=head, **arrays)
@@ -203,7 +204,7 @@ class Calibration:
                 f"{folder} has no calibration of its head ({path.name}), as if training had been stopped; "
                 f"train again with `clipfake train --from-store`"
             ) from e
-        except (OSError, ValueError, KeyError, TypeError, OverflowError) as e:
+        except PARSE_ERRORS as e:
             raise HeadError(f"{path} cannot be read ({e}); train again with `clipfake train --from-store`") from e
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -15,7 +14,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..core.atomic_files import read_json, write_text, written_aside
+from ..core.atomic_files import read_json, written_aside
+from ..core.sealed_json import PARSE_ERRORS, SealedJson
 from ..errors import BadBlock, HeadError, SpaceMismatch
 from ..store.named_vectors import MAIN
 from ..store.records import Names, Vectors, names
@@ -25,7 +25,7 @@ from .split import Split
 from .svm import Svm
 from .vocabulary import Mode, Vocabulary
 
-FORMAT, VERSION = "clipfake head", 1
+FILE = SealedJson("clipfake head", 1, "head", HeadError, "train the head again", sealed=False)
 DEFAULT = "default"
 
 
@@ -46,7 +46,7 @@ def columns_of(folder: Path) -> tuple[str, ...]:
     try:
         content = read_json(folder / "head.json")
         return tuple(map(str, content["options"].get("columns") or (MAIN,)))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except PARSE_ERRORS:
         return (MAIN,)
 
 
@@ -151,10 +151,10 @@ class Head:
         arrays = folder / f"head-{digest[:16]}.safetensors"
         with written_aside(arrays) as temporary:
             temporary.write_bytes(content)
-        fields = {"format": FORMAT, "version": VERSION, "arrays": arrays.name, "digest": digest, **self.to_dict()}
+        fields = {"arrays": arrays.name, "digest": digest, **self.to_dict()}
         if self.vocabulary is not None:
             fields["categories"] = self.vocabulary.categories.tolist()
-        write_text(folder / "head.json", json.dumps(fields, indent=1, allow_nan=False) + "\n")
+        FILE.write(folder / "head.json", fields)
         ours = {arrays.name, f"calibration-{self.digest[:16]}.json"}
         for old in (*folder.glob("head-*.safetensors"), *folder.glob("calibration*.json")):
             if old.name not in ours:
@@ -175,25 +175,20 @@ class Head:
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
-        path = folder / "head.json"
         try:
-            fields = read_json(path)
-            if fields["format"] != FORMAT or fields["version"] != VERSION:
-                raise HeadError(
-                    f"{path} is a {fields['format']!r} of version {fields['version']}; "
-                    f"this release reads {FORMAT!r} {VERSION}. Train the head again"
-                )
-            content = (folder / Path(fields["arrays"]).name).read_bytes()
-            if hashlib.blake2b(content, digest_size=16).hexdigest() != fields["digest"]:
-                raise HeadError(f"{folder / fields['arrays']} was altered (checksum differs); train the head again")
-            head = _head(fields, load(content))
-            _require_sense(head)
+            with FILE.reading(folder / "head.json") as fields:
+                content = (folder / Path(fields["arrays"]).name).read_bytes()
+                if hashlib.blake2b(content, digest_size=16).hexdigest() != fields["digest"]:
+                    raise HeadError(f"{folder / fields['arrays']} was altered (checksum differs); {FILE.advice}")
+                try:
+                    head = _head(fields, load(content))
+                except SafetensorError as e:
+                    raise ValueError(str(e)) from e
+                _require_sense(head)
         except FileNotFoundError as e:
-            there = ", ".join(head_names(folder.parent))
-            hint = f"name one of those that are there with --head: {there}" if there else "run `clipfake train` first"
+            names = ", ".join(head_names(folder.parent))
+            hint = f"name one of these with --head: {names}" if names else "run `clipfake train` first"
             raise HeadError(f"no head at {folder}; {hint}") from e
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, SafetensorError) as e:
-            raise HeadError(f"{path} is not a readable head ({e}); train it again") from e
         if space is not None:
             head.space.require(space, "this question")
         return head
@@ -263,7 +258,7 @@ def _require_sense(head: Head) -> None:
     numbers = {"threshold": np.array(head.threshold), **_arrays(head)}
     for name, array in numbers.items():
         if not name.startswith("split.") and (array.dtype.kind != "f" or not np.isfinite(array).all()):
-            raise ValueError(f"{name} holds {array.dtype} that are no numbers to reckon with")
+            raise ValueError(f"{name} must hold finite floats, found {array.dtype}")
     if not head.classifier.gamma > 0:
         raise ValueError(f"a kernel of gamma {head.classifier.gamma}")
     if not all(isinstance(words, dict) for words in (head.metrics, head.options, head.versions)):

@@ -5,14 +5,14 @@ A small JSON file beside the store's snapshots, of no weight to them: without it
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..core.atomic_files import read_json, write_text
+from ..core.sealed_json import SealedJson
+from ..errors import Damaged, StoreError
 
 NAME = "quarantine.json"
-FORMAT, VERSION = "clipfake-quarantine", 1
+FILE = SealedJson("clipfake-quarantine", 1, "quarantine list", Damaged, "remove it", sealed=False)
 
 
 @dataclass(frozen=True)
@@ -29,15 +29,12 @@ class QuarantinedImage:
 def read_quarantine(folder: Path) -> dict[str, QuarantinedImage]:
     """key -> what is known of it; {} where there is no list, or none that can be read."""
     try:
-        content = read_json(folder / NAME)
-        if (content["format"], content["version"]) != (FORMAT, VERSION):
-            return {}
-        return {row["key"]: QuarantinedImage(**row) for row in content["rows"]}
-    except (OSError, ValueError, KeyError, TypeError):
+        with FILE.reading(folder / NAME) as content:
+            return {row["key"]: QuarantinedImage(**row) for row in content["rows"]}
+    except (FileNotFoundError, StoreError):
         return {}  # they are tried again, and listed again
 
 
-def write_quarantine(folder: Path, bad: dict[str, QuarantinedImage]) -> None:
-    """Whole or not at all; raises StoreError."""
-    rows = [asdict(row) for _, row in sorted(bad.items())]
-    write_text(folder / NAME, json.dumps({"format": FORMAT, "version": VERSION, "rows": rows}, indent=1) + "\n")
+def write_quarantine(folder: Path, images: dict[str, QuarantinedImage]) -> None:
+    """Write the list as a whole or not at all; raises StoreError."""
+    FILE.write(folder / NAME, {"rows": [asdict(image) for _, image in sorted(images.items())]})

@@ -1,21 +1,19 @@
-"""Which shards, and which of their rows, make up a snapshot: one small JSON file each, the newest is the store."""
+"""The manifest of a snapshot: which shards, and which of their rows, make it up. The newest snapshot is the store."""
 
 from __future__ import annotations
 
-import json
 import re
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ..core.atomic_files import read_json, write_text
+from ..core.sealed_json import SealedJson
 from ..errors import Damaged, NoStore, NotAStore
-from .shard import checksum
 from .space import Space
 
-FORMAT = "clipfake-store"
-VERSION = 1  # raised like shard.VERSION
+REPAIR = "run `clipfake store repair` to return to an earlier one"
+FILE = SealedJson("clipfake-store", 1, "manifest", Damaged, REPAIR, foreign=NotAStore)  # versioned like shard.VERSION
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,9 @@ class ShardRef:
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\d{6,9}\.h5", self.name) or not re.fullmatch(r"(\d{6,9}-\d{6,}\.u4)?", self.deleted):
-            raise ValueError(f"{self.name!r} with {self.deleted!r} are no names of ours")  # a path out of the store?
+            raise ValueError(
+                f"{self.name!r} with {self.deleted!r} are not names of files in a store"
+            )  # a path out of the store?
         counts = (self.rows, self.size, self.deleted_rows)
         if not all(isinstance(count, int) and 0 <= count < 1 << 63 for count in counts):
             raise ValueError(f"{self.name} has {counts} rows, bytes and deleted rows")
@@ -84,9 +84,7 @@ def _newest(folder: Path) -> int:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Make a snapshot visible: this rename is the commit."""
-    content: dict[str, Any] = {"format": FORMAT, "version": VERSION, **asdict(manifest)}
-    content["digest"] = checksum(json.dumps(content, sort_keys=True).encode())
-    write_text(path_of(folder, manifest.number), json.dumps(content, indent=1) + "\n")
+    FILE.write(path_of(folder, manifest.number), asdict(manifest))
 
 
 def read_manifest(folder: Path, number: int | None = None) -> Manifest:
@@ -106,29 +104,17 @@ def read_manifest(folder: Path, number: int | None = None) -> Manifest:
             return read_manifest(folder)
     path = path_of(folder, number)
     try:
-        content = read_json(path)
-        digest = content.pop("digest")
-        if content["format"] != FORMAT:
-            raise NotAStore(f"{path} is not a clipfake manifest; is {folder} a store?")
-        if digest != checksum(json.dumps(content, sort_keys=True).encode()):
-            raise Damaged(f"{path} was altered (checksum differs); run `clipfake store repair` to go back one snapshot")
-        if not 1 <= content["version"] <= VERSION:
-            raise NotAStore(
-                f"{path} has format version {content['version']}, this release reads 1 to {VERSION}; upgrade"
-            )
-        if not isinstance(content["parts"], list):
-            raise ValueError("its parts are no list")
-        parts = tuple(ShardRef(**part) for part in content["parts"])
-        space = Space.from_dict(content["space"])
-        found = Manifest(
-            content["number"], space, parts, content["next_shard"], str(content["note"]), str(content["created"])
-        )
-        _require_sense(found, number)
-        return found
+        with FILE.reading(path) as content:
+            if not isinstance(content["parts"], list):
+                raise ValueError("its parts are not a list")
+            parts = tuple(ShardRef(**part) for part in content["parts"])
+            space = Space.from_dict(content["space"])
+            note, created = str(content["note"]), str(content["created"])
+            manifest = Manifest(content["number"], space, parts, content["next_shard"], note, created)
+            _require_sense(manifest, number)
+            return manifest
     except FileNotFoundError as e:
         raise NoStore(f"{folder} has no snapshot {number}; `clipfake store snapshots` lists those there are") from e
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        raise Damaged(f"{path} is not a readable manifest ({e}); run `clipfake store repair`") from e
 
 
 def _require_sense(manifest: Manifest, number: int) -> None:

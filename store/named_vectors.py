@@ -6,25 +6,24 @@ each row of its shard, NaN where there is no vector yet. docs/FORMAT.md has it i
 
 from __future__ import annotations
 
-import json
 import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
-from ..core.atomic_files import TEMPORARY, read_json, remove_leftover, write_text, written_aside
+from ..core.atomic_files import TEMPORARY, remove_leftover, written_aside
 from ..core.locking import writer_lock
+from ..core.sealed_json import SealedJson, checksum
 from ..errors import BadBlock, Damaged, StoreError
 from .manifest import Manifest, ShardRef, numbers, read_manifest
 from .records import Ids, Vectors, invalid_rows, to_float16
 from .search.matches import Positions
-from .shard import checksum
 from .snapshot import Snapshot
 from .space import Space
 from .writer import SECONDS_PER_SHARD
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
     from .store import Store
 
 FOLDER, CARD = "columns", "column.json"
-FORMAT, VERSION = "clipfake-column", 1
+_AGAIN = "remove their folder and add them again with `clipfake store add-vectors`; the store itself is whole"
+FILE = SealedJson("clipfake-column", 1, "list of named vectors", Damaged, _AGAIN)
 MAIN = "main"  # what the store's own vectors are called where columns are named
 ROWS_HELD = 65_536  # that a writer keeps before it writes them
 
@@ -122,9 +122,6 @@ class NamedVectors:
         return content
 
 
-_AGAIN = "remove the column's folder and fill it again with `clipfake store column`; the store itself is whole"
-
-
 def vector_names(store: Path) -> list[str]:
     """The columns a store has beside its own vectors."""
     return sorted(path.parent.name for path in (store / FOLDER).glob(f"*/{CARD}"))
@@ -134,20 +131,15 @@ def open_named_vectors(store: Path, name: str) -> NamedVectors:
     """A column by name; raises StoreError where there is none, Damaged where it cannot be read."""
     folder = store / FOLDER / name
     try:
-        content = read_json(folder / CARD)
-        digest = content.pop("digest")
-        if (content["format"], content["version"]) != (FORMAT, VERSION) or digest != _digest(content):
-            raise Damaged(f"{folder / CARD} is not of this release, or was altered; {_AGAIN}")
-        pieces = {piece["shard"]: VectorFile(**piece) for piece in content["pieces"]}
-        return NamedVectors(folder, name, Space.from_dict(content["space"]), pieces)
+        with FILE.reading(folder / CARD) as content:
+            pieces = {piece["shard"]: VectorFile(**piece) for piece in content["pieces"]}
+            return NamedVectors(folder, name, Space.from_dict(content["space"]), pieces)
     except FileNotFoundError as e:
-        there = ", ".join([MAIN, *vector_names(store)])
+        names = ", ".join([MAIN, *vector_names(store)])
         raise StoreError(
-            f"the store {store} has no column {name} (it has {there}); "
-            f"add it with `clipfake store column {name} --encoder ...`"
+            f"the store {store} has no vectors {name} (it has {names}); "
+            f"add them with `clipfake store add-vectors {name} --encoder ...`"
         ) from e
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise Damaged(f"{folder / CARD} is not a readable column ({e}); {_AGAIN}") from e
 
 
 class NamedVectorsWriter:
@@ -270,14 +262,9 @@ def write_piece(folder: Path, part: ShardRef, vectors: npt.NDArray[np.float16]) 
 
 
 def write_card(column: NamedVectors) -> None:
-    """Make the column's files visible: this rename is the commit."""
-    content: dict[str, Any] = {
-        "format": FORMAT,
-        "version": VERSION,
-        "space": column.space.to_dict(),
-        "pieces": [asdict(piece) for _, piece in sorted(column.pieces.items())],
-    }
-    write_text(column.folder / CARD, json.dumps({**content, "digest": _digest(content)}, indent=1) + "\n")
+    """Make the files of the vectors visible: this rename is the commit."""
+    pieces = [asdict(piece) for _, piece in sorted(column.pieces.items())]
+    FILE.write(column.folder / CARD, {"space": column.space.to_dict(), "pieces": pieces})
 
 
 def tidy(store: Path, column: NamedVectors) -> None:
@@ -335,7 +322,3 @@ def let_go(store: Path, path: Path) -> None:
         column = open_named_vectors(store, path.parent.name)
         pieces = {shard: piece for shard, piece in column.pieces.items() if piece.file != path.name}
         write_card(replace(column, pieces=pieces))
-
-
-def _digest(fields: dict[str, Any]) -> str:
-    return checksum(json.dumps(fields, sort_keys=True).encode())

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.atomic_files import reserve, written_aside
+from ..core.sealed_json import checksum
 from ..errors import BadBlock, Damaged, NotAStore
 from .key_index import Hashes
 from .records import COLUMNS, TEXT, Block, Names, Rows, Vectors, distinct, invalid_rows, names, to_float16
@@ -54,11 +55,6 @@ class Header:
     def digest(self) -> str:
         fields = {"rows": self.rows, "space": self.space.to_dict(), "checksums": self.checksums}
         return checksum(json.dumps(fields, sort_keys=True).encode())
-
-
-def checksum(content: Any) -> str:
-    """Hex BLAKE2b-128 of bytes or of a contiguous array."""
-    return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def hash_keys(keys: Sequence[str] | Names) -> Hashes:

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.atomic_files import written_aside
+from ..core.sealed_json import checksum
 from ..errors import Damaged
 from .manifest import ShardRef
-from .shard import checksum
 
 
 def read_tombstones(folder: Path, part: ShardRef) -> npt.NDArray[np.uint32]:

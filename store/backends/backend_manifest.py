@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from ...core.sealed_json import checksum
 from ...errors import NoStore, NotAStore
 from ..manifest import ShardRef
-from ..shard import checksum
 from ..space import Space
 from .base import SearchBackend
 from .search_plan import SearchPlan

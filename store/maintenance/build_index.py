@@ -5,7 +5,6 @@ An index is added to while its cells fit, and built anew where they have drifted
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Iterator
@@ -17,19 +16,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, read_json, write_text
+from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, read_json
 from ...core.locking import writer_lock
 from ...errors import Locked, StoreError
 from ..records import Mask, Vectors
 from ..search.ann_index import (
     AHEADS,
-    FORMAT,
+    FILE,
     NAME,
-    VERSION,
     Kind,
     LabelIndexInfo,
     checksums,
-    digest_of,
     folders,
     open_index,
 )
@@ -277,15 +274,12 @@ def _write(
     try:
         with clock("write"), _emptied(aside):
             labels = tuple(_saved(aside, one) for one in made)
-            content: dict[str, Any] = {
-                "format": FORMAT,
-                "version": VERSION,
+            content = {
                 "snapshot": number,
                 "space": space.to_dict(),
-                "labels": [one.to_dict() for one in labels],
+                "labels": [label.to_dict() for label in labels],
             }
-            content = json.loads(json.dumps(content))  # keys as text and tuples as lists, as they will be read
-            write_text(aside / "index.json", json.dumps({**content, "digest": digest_of(content)}, indent=1) + "\n")
+            FILE.write(aside / "index.json", content)
             if final.exists():  # built anew for the same snapshot
                 final.rename(_gone(final))
             aside.rename(final)

@@ -14,11 +14,12 @@ import numpy.typing as npt
 
 from ...core.atomic_files import disk_errors, flush, make_folder
 from ...core.locking import writer_lock
+from ...core.sealed_json import checksum
 from ...errors import ClipfakeError, Damaged
 from ..manifest import Manifest, ShardRef, path_of, read_manifest, write_manifest
 from ..named_vectors import let_go
 from ..records import Block
-from ..shard import Shard, checksum, write_shard
+from ..shard import Shard, write_shard
 from ..snapshot import Snapshot
 from ..tombstones import read_tombstones, write_tombstones
 from .verify import VerifyReport, check_shard, require_store, verify

@@ -8,7 +8,6 @@ them.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,17 +15,17 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ...core.atomic_files import TEMPORARY, read_array, read_json
+from ...core.atomic_files import TEMPORARY, read_array
+from ...core.sealed_json import SealedJson, checksum
 from ...errors import Damaged, StoreError
 from ..records import Mask, Vectors
-from ..shard import checksum
 from ..space import Space
 from .ivf import AllowedRows, IvfIndex, ProbeBudget
 from .matches import Matches, Positions, SearchableRows
 from .prepared_filter import PreparedFilter
 
-FORMAT = "clipfake-index"
-VERSION = 1
+AGAIN = "searches stay right without it; run `clipfake store index` to build it again"
+FILE = SealedJson("clipfake-index", 1, "index", Damaged, AGAIN)
 NAME = "knn"
 
 AHEADS = (50, 100, 200, 400, 800, 1600, 3200)  # quantised rows compared exactly
@@ -208,17 +207,13 @@ def open_index(folder: Path, space: Space, *, mapped: bool = True, whole: bool =
     ------
     Damaged, SpaceMismatch
     """
-    path = folder / "index.json"
     try:
-        content = read_json(path)
-        digest = content.pop("digest")
-        if (content["format"], content["version"]) != (FORMAT, VERSION) or digest != digest_of(content):
-            raise Damaged(f"{path} is not an index of this release, or was altered; {AGAIN}")
-        space.require(Space.from_dict(content["space"]), f"the index {folder}")
-        labels = [LabelIndexInfo.from_dict(one) for one in content["labels"]]
-        number = int(content["snapshot"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError) as e:
-        raise Damaged(f"{path} is not a readable index ({e}); {AGAIN}") from e
+        with FILE.reading(folder / "index.json") as content:
+            space.require(Space.from_dict(content["space"]), f"the index {folder}")
+            labels = [LabelIndexInfo.from_dict(one) for one in content["labels"]]
+            number = int(content["snapshot"])
+    except FileNotFoundError as e:
+        raise Damaged(f"{folder / 'index.json'} is missing; {AGAIN}") from e
     return SnapshotIndex(folder, [(one, *_read(folder, one, mapped=mapped, whole=whole)) for one in labels], number)
 
 
@@ -248,9 +243,6 @@ def _read(
         raise Damaged(f"{folder} cannot be read ({e}); {AGAIN}") from e
 
 
-AGAIN = "searches stay right without it; run `clipfake store index` to build it again"
-
-
 def checksums(path: Path, tables: int) -> tuple[str, str]:
     """Of a file's first bytes and of all."""
     whole = hashlib.blake2b(digest_size=16)
@@ -260,7 +252,3 @@ def checksums(path: Path, tables: int) -> tuple[str, str]:
         while piece := file.read(2**22):
             whole.update(piece)
     return checksum(first), whole.hexdigest()
-
-
-def digest_of(fields: dict[str, Any]) -> str:
-    return checksum(json.dumps(fields, sort_keys=True).encode())

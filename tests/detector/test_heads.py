@@ -192,8 +192,8 @@ def test_heads_that_score_alike_have_one_digest_and_others_another(head: Head) -
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"version": 2}, "of version 2; this release reads"),
-        ({"format": "another"}, "is a 'another' of version 1"),
+        ({"version": 2}, "has format version 2, this release reads"),
+        ({"format": "another"}, "is not a clipfake head \\(format 'another'\\)"),
         ({"arrays": "../elsewhere.safetensors"}, "no head at"),
         ({"digest": "0" * 32}, "was altered"),
         ({"projection": "cubic"}, "'cubic' with weights W, b is none"),

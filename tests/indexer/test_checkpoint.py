@@ -281,8 +281,9 @@ except EncoderError as e:
 
 
 def asked_of(hub: Hub, tmp_path: Path, *arguments: str, **environment: str) -> str:
-    """What a process of its own says, as the hub's library reads its settings once."""
-    settings = {**os.environ, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache"), **environment}
+    """What a process of its own prints, since the hub's library reads its settings once."""
+    inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
+    settings = {**inherited, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache"), **environment}
     done = subprocess.run(
         [sys.executable, "-c", CODE, *arguments], env=settings, capture_output=True, text=True, check=True
     )

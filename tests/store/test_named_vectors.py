@@ -162,7 +162,7 @@ def test_what_does_not_belong_is_refused(store: Store) -> None:
             pass
     with named_vectors_writer(store, "depth", OTHER) as writer, pytest.raises(BadBlock, match="zero or not finite"):
         writer.put(np.array([3]), np.zeros((1, 5), np.float32))
-    with pytest.raises(StoreError, match="has no column colour"):
+    with pytest.raises(StoreError, match="has no vectors colour"):
         open_named_vectors(store.folder, "colour")
 
 

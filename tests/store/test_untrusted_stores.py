@@ -12,6 +12,7 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
+from clipfake.core.sealed_json import checksum, digest_of
 from clipfake.detector.calibration import Calibration, Platt
 from clipfake.detector.head import Head
 from clipfake.detector.projection import Projection
@@ -25,8 +26,8 @@ from clipfake.store.maintenance.build_index import build_index
 from clipfake.store.manifest import path_of, read_manifest
 from clipfake.store.named_vectors import named_vectors_writer, open_named_vectors
 from clipfake.store.records import Block, Rows
-from clipfake.store.search.ann_index import digest_of, folders, open_index
-from clipfake.store.shard import Shard, checksum
+from clipfake.store.search.ann_index import folders, open_index
+from clipfake.store.shard import Shard
 from clipfake.store.space import Space
 from clipfake.store.store import Store
 from hypothesis import HealthCheck, given, settings
