@@ -129,7 +129,7 @@ class Detector:
 
     @property
     def report(self) -> FitReport:
-        """How it was trained and what it is worth; only of a detector from `fit`."""
+        """Report on how the detector was trained and how good it is; only a detector from `fit` has one."""
         if self._report is None:
             raise AttributeError("a loaded detector has no training report; see detector.head.metrics")
         return self._report

@@ -30,7 +30,7 @@ class StoreError(ClipfakeError):
 
 
 class NoStore(StoreError):
-    """There is no store where one was named."""
+    """No store exists where one was named."""
 
 
 class NotAStore(StoreError):

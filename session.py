@@ -81,7 +81,7 @@ class Session:
 
     @cached_property
     def encoder_spec(self) -> EncoderSpec:
-        """How the encoder of the store's own vectors is loaded."""
+        """Specification of the encoder of the store's own vectors."""
         spec = self._encoder if isinstance(self._encoder, EncoderSpec) else EncoderSpec()
         return spec if spec.name else replace(spec, name=self.snapshot.space.encoder)
 
@@ -119,7 +119,7 @@ class Session:
 
     @property
     def notice(self) -> str:
-        """What limits the meaning of the encoder's verdicts; empty for a real encoder."""
+        """Notice that limits the meaning of the encoder's verdicts; empty for a real encoder."""
         return encoder_notice(self.snapshot.space.encoder)
 
     def embed(self, images: Iterable[ImageInput]) -> Iterator[EmbeddedImage]:
@@ -165,7 +165,7 @@ class Session:
 
 
 def encoder_notice(encoder: str) -> str:
-    """What to say of the verdicts of an encoder that is no real one; empty for a real one."""
+    """Return what to say of the verdicts of an encoder that is no real one; empty for a real one."""
     name = encoder.removeprefix(INT8)
     if is_standin(name):
         return NOTICE

@@ -46,7 +46,7 @@ def run(
     threads: int | None = None,
     device: str = OPENVINO,
 ) -> dict[str, Any]:
-    """For each precision: `images_per_core_second`, `agreement`, `test` (head and baselines) and `same_neighbours`.
+    """Measure each precision: `images_per_core_second`, `agreement`, `test` (head, baselines), `same_neighbours`.
 
     Parameters
     ----------

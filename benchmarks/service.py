@@ -187,7 +187,7 @@ def ask(port: int, files: Sequence[bytes], at_once: int) -> float:
 
 
 async def _ask(port: int, files: Sequence[bytes], at_once: int) -> float:
-    """With a client that costs next to nothing: it must not be what is measured."""
+    """Send requests with a client that costs next to nothing, so that it is not what is measured."""
     waiting = iter(files)
     head = "POST /v1/query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
 

@@ -24,7 +24,7 @@ class Decoder(StrEnum):
 
 
 class Engine(StrEnum):
-    """Where images are embedded."""
+    """Place where images are embedded."""
 
     local = "local"
     ray = "ray"
@@ -58,7 +58,7 @@ class Match(StrEnum):
 
 
 class Mining(StrEnum):
-    """How triplets are chosen."""
+    """Strategy for choosing triplets."""
 
     random = "random"
     semihard = "semihard"
@@ -66,7 +66,7 @@ class Mining(StrEnum):
 
 
 class SplitRecipe(StrEnum):
-    """How rows are assigned to train, validation and test."""
+    """Recipe for assigning rows to train, validation and test."""
 
     paper = "paper"
     paper_text = "paper-text"
@@ -82,7 +82,7 @@ class EvaluationHead(StrEnum):
 
 
 class LeftOut(StrEnum):
-    """What is left out in turn."""
+    """Attribute whose values are left out in turn."""
 
     source = "source"
 

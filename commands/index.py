@@ -235,7 +235,7 @@ def index_command(
 
 
 def next_step(labels: Ints, store: str) -> str:
-    """What to run after indexing: training, as soon as both classes are there.
+    """Return the command to run after indexing: training, as soon as both classes are there.
 
     >>> import numpy as np
     >>> next_step(np.array([0, 1]), "mystore")
@@ -251,7 +251,7 @@ def next_step(labels: Ints, store: str) -> str:
 
 @dataclass(frozen=True)
 class Placement:
-    """Where images are embedded."""
+    """Place where images are embedded: engine, processes and workers."""
 
     engine: Engine
     processes: int
@@ -288,7 +288,7 @@ def indexer_of(
 
 @contextmanager
 def progress_writers(log: Path | None, prometheus: Path | None) -> Iterator[list[Progress]]:
-    """What writes progress to files; the log is appended to, and closed at the end."""
+    """Open the files that progress is written to; the log is appended to and closed at the end."""
     from ..indexer.progress import JsonLines, PrometheusFile
 
     writers: list[Progress] = [PrometheusFile(prometheus)] if prometheus else []

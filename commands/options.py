@@ -142,7 +142,7 @@ def chosen_folders(arguments: list[str] | None, option: list[str] | None) -> lis
 
 
 def searcher_for(place: str, timeout: float | None = None) -> Callable[[Snapshot], Searcher] | None:
-    """What makes a searcher of the back end at a URL or in a folder; None for no place.
+    """Return a function that makes a searcher for the back end at a URL or in a folder; None for no place.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Where results and words go: stdout is for the result alone, everything else is on stderr."""
+"""Print results to stdout and everything else to stderr."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class ReaderGone(Exception):
 
 @contextmanager
 def writing() -> Iterator[None]:
-    """Where stdout is written to: raises ReaderGone, or ClipfakeError for what cannot be written."""
+    """Guard writes to stdout: raises ReaderGone, or ClipfakeError for what cannot be written."""
     try:
         yield
     except BrokenPipeError as e:
@@ -66,14 +66,14 @@ def writing() -> Iterator[None]:
 
 
 def prepare() -> None:
-    """Have no sign of a name or a card end a command where the terminal's encoding lacks it."""
+    """Make sure that a character the terminal's encoding lacks ends no command."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # of UTF-8 only file names that are none are lacking
             stream.reconfigure(errors="backslashreplace" if _has_every_sign(stream) else "replace")
 
 
 def _hush() -> None:
-    """Let go of an output that cannot be written, or Python will try once more as it ends."""
+    """Detach an output that cannot be written, or Python will try once more as it exits."""
     with suppress(OSError, ValueError, AttributeError):  # a stream of tests is no file
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 

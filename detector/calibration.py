@@ -1,4 +1,4 @@
-"""What a signal is worth: scores to log-likelihood ratios, and to the set of answers that cannot be ruled out.
+"""Calibrate signals: scores to log-likelihood ratios, and to the set of answers that cannot be excluded.
 
 A log-likelihood ratio (natural logarithm, above 0 leans fake) is what a score says by itself, whatever the share of
 fakes among the pictures asked about; `probability` brings that share in. Conformal prediction says which of the two
@@ -68,7 +68,7 @@ def logistic(signals: npt.NDArray[np.float64], labels: Labels) -> tuple[Scores, 
 
 @dataclass(frozen=True)
 class Calibration:
-    """How the two signals are read together. Fitted on one half of the held-out rows, measured on the other."""
+    """Calibration of the two signals. Fitted on one half of the held-out rows, measured on the other."""
 
     svm: Platt
     neighbors: Platt
@@ -84,7 +84,7 @@ class Calibration:
     def fit(
         cls, svm: Scores, neighbors: Scores, nearest: Scores, labels: Labels, *, held_out: str, seed: int = 0
     ) -> Calibration:
-        """From the two signals of held-out rows; raises NotEnoughRows with fewer than ten of a class."""
+        """Fit on the two signals of held-out rows; raises NotEnoughRows with fewer than ten rows of a class."""
         counts = {name: int((labels == label).sum()) for label, name in ((REAL, "real"), (FAKE, "fake"))}
         if min(counts.values()) < 2 * LEAST:
             raise NotEnoughRows(
@@ -184,7 +184,7 @@ class Calibration:
         return cls(svm, neighbors, (one, two), offset, held_out=held_out, head=head, **arrays)
 
     def save(self, folder: Path) -> None:
-        """Into its head's folder, beside that of an earlier head until `Head.save` puts the new one in place.
+        """Save into the head's folder, beside an earlier head's calibration until `Head.save` replaces that head.
 
         Save it before the head: then whoever asks has at any moment a head and the calibration of that very head.
         """
@@ -192,7 +192,7 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: Path, head: str) -> Calibration:
-        """From a head's folder, that of the head with this digest; raises HeadError."""
+        """Load the calibration of the head with this digest from its folder; raises HeadError."""
         path = folder / NAME.format(head[:16])
         try:
             found = cls.from_dict(read_json(path))

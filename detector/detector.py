@@ -33,7 +33,7 @@ UNSEEN = 5.0  # percentile below which the generator is called unknown
 
 @dataclass(frozen=True)
 class QueryOptions:
-    """How one asks."""
+    """Options of a query."""
 
     prior: float = 0.5  # share of fakes among the images one asks about
     error: float = 0.05  # of real and of fake images alike, the share whose truth may be ruled out; not of the answers
@@ -236,7 +236,7 @@ class VectorDetector:
         return tuple(StoredCopy(key, LABELS[label], source, generator) for key, label, source, generator in rows_found)
 
     def _generator(self, fakes: Candidates, percentile: float) -> str:
-        """By a vote of the nearest fakes, however many of one source; "unknown" without a clear winner."""
+        """Vote among the nearest fakes, however many of one source; "unknown" without a clear winner."""
         near = fakes.witnesses(EvidenceOptions(k=NEAR, per_source=NEAR)).rows[0]
         votes = Counter(self.snapshot.column("generators")[near[near >= 0]].tolist())
         if not votes:  # no fake but the asked file itself is stored
@@ -248,7 +248,7 @@ class VectorDetector:
     def _changes(
         self, case: _Case, neighbors: dict[str, tuple[Neighbor, ...]], answer: Answer, question: QueryOptions
     ) -> tuple[VerdictChange, ...]:
-        """What would change the answer: leaving out one source of the witnesses, or asking fewer of them."""
+        """Find what would change the answer: leaving out one source of the neighbours, or using fewer of them."""
         others: list[tuple[str, Evidence]] = []
         rules = self.bank.rules
         if rules.k > FEWER:

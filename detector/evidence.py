@@ -1,4 +1,4 @@
-"""Which labelled rows speak for real and which for fake: as many of each, no picture twice, none for itself."""
+"""Evidence: which labelled rows count for real and which for fake. As many of each, and no picture twice."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ CELLS = 2**22  # such comparisons at a time, where more rows are fetched
 
 @dataclass(frozen=True)
 class EvidenceOptions:
-    """Who may testify."""
+    """Options that decide which rows are evidence."""
 
     k: int = 9  # witnesses of each class, at most; calibrations are of nine: fewer are read a little too boldly
     per_source: int = 5  # of them from one source
@@ -71,7 +71,7 @@ class Candidates:
     complete: bool  # the class has no other row
 
     def of(self, queries: Sequence[int] | npt.NDArray[np.int64]) -> Candidates:
-        """Those of some of the queries."""
+        """Select the candidates of some of the queries."""
         copies = {place: self.copies[query] for place, query in enumerate(queries) if query in self.copies}
         rows = np.asarray(queries, np.int64)
         found = Matches(self.found.rows[rows], self.found.similarity[rows])
@@ -97,11 +97,11 @@ class Candidates:
         return result
 
     def without(self, source: int) -> Candidates:
-        """The same without one source's rows, as if they had never been there."""
+        """Return the candidates without one source's rows, as if these had never been stored."""
         return replace(self, present=self.present & (self.sources != source))
 
     def refilled(self, queries: npt.NDArray[np.int64], more: Candidates) -> Candidates:
-        """With the nearest of some queries' `more` candidates that are no copies instead of what there was of them."""
+        """Replace some queries' candidates by the nearest of `more` that are not copies."""
         fresh = more.fresh
         order = np.argsort(~fresh, axis=1, kind="stable")[:, : self.found.k]
         kept, width = np.take_along_axis(fresh, order, 1), order.shape[1]
@@ -158,7 +158,7 @@ class Bank:
         return {label: self.snapshot.scope(self.members & (self.labels == label)) for label in (REAL, FAKE)}
 
     def without(self, source: str) -> Bank:
-        """The same bank with a source removed; the last ones asked for are kept."""
+        """Return the bank without one source; the most recent results are cached."""
         with self._lock:
             if source not in self._reduced:
                 if len(self._reduced) >= KEPT:
@@ -221,7 +221,7 @@ class Bank:
         return near
 
     def _candidates(self, found: Matches, scope: PreparedFilter, digests: npt.NDArray[np.void] | None) -> Candidates:
-        """Those of one class, whose rows are the scope's."""
+        """Return the candidates of one class, whose rows are the filter's."""
         found = found.first(min(found.k, len(scope)))
         present, copies = np.zeros(found.rows.shape, bool), dict[int, Mask]()
         for start in range(0, len(found), CHUNK):
@@ -265,7 +265,7 @@ class Bank:
 
 
 def first_of_copies(present: Mask, copies: Mask) -> Mask:
-    """Which candidates of a query are there and no copy of a nearer one.
+    """Mask of a query's candidates that are present and no copy of a nearer one.
 
     Parameters
     ----------
@@ -277,7 +277,7 @@ def first_of_copies(present: Mask, copies: Mask) -> Mask:
 
 
 def admitted(fresh: Mask, sources: npt.NDArray[np.int64], rules: EvidenceOptions) -> Mask:
-    """Which candidates testify.
+    """Mask of the candidates that count as evidence.
 
     Parameters
     ----------

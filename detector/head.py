@@ -30,7 +30,7 @@ DEFAULT = "default"
 
 
 def head_folder(store: Path, name: str = DEFAULT) -> Path:
-    """Where a store keeps the head of this name."""
+    """Return the folder in which a store keeps the head of this name."""
     if not name or name.startswith(".") or Path(name).name != name:
         raise HeadError(f"{name!r} is no name for a head; use letters, digits and dashes")
     return store / "heads" / name
@@ -52,7 +52,7 @@ def columns_of(folder: Path) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class Head:
-    """What training leaves behind. `decision_function` is above 0 where it leans fake."""
+    """Trained head. `decision_function` is above 0 where it leans fake."""
 
     space: Space  # of the vectors it was trained on; it refuses others
     snapshot: int  # number of the store's snapshot it was trained on
@@ -85,7 +85,7 @@ class Head:
 
     @property
     def name(self) -> str:
-        """In a word: what kind of head this is."""
+        """Name of the kind of head."""
         return f"{self.projection.kind} triplet head"
 
     def texts(self, vectors: Vectors, mode: Mode = "zero-shot", categories: Sequence[str] | Names | None = None) -> Any:

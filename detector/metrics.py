@@ -1,4 +1,4 @@
-"""How well scores tell fake from real, in the field's measures; what is undefined is None, never NaN."""
+"""Metrics of binary classifiers, in the field's definitions; what is undefined is None, never NaN."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ class Curve:
 
     @property
     def equal_error_rate(self) -> float | None:
-        """Where as many real rows are called fake as fake rows are missed, between two points of the curve."""
+        """Equal error rate: the share at which as many real rows are called fake as fake rows are missed."""
         if not len(self.fpr):
             return None
         gap = self.fpr - (1 - self.tpr)  # rises from -1 to 1

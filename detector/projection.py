@@ -1,4 +1,4 @@
-"""From a stored vector, and the text of what it shows, to 128 dimensions: one formula to train and to ask with."""
+"""Projection of a stored vector, and the text of its category, to 128 dimensions; one formula for all uses."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Projection:
 
 
 def effective_rank(vectors: Vectors) -> float:
-    """How many directions (n, d) vectors use: exp of the entropy of their principal variances (Roy & Vetterli 2007).
+    """Number of directions that (n, d) vectors use: exp of the entropy of their variances (Roy & Vetterli 2007).
 
     >>> round(effective_rank(np.array([[1.0, 0], [-1, 0], [0, 1], [0, -1]])), 6)
     2.0

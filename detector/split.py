@@ -1,4 +1,4 @@
-"""Which rows train, which choose, which test: made once, before any fitting, and saved with the head."""
+"""Split of rows into train, validation and test: made once, before any fitting, and saved with the head."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class Svm:
         return result
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
-        """What to keep of it, by name."""
+        """Return the arrays to save, by name."""
         numbers = np.array([self.intercept, self.gamma], np.float64)
         return {"vectors": self.vectors, "weights": self.weights, "intercept_gamma": numbers}
 

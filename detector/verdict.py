@@ -1,4 +1,4 @@
-"""What a person is told: real, fake or unsure, how sure, why, and which known images say so."""
+"""Verdict: real, fake or unsure, how sure, why, and which known images support it."""
 
 from __future__ import annotations
 
@@ -159,6 +159,6 @@ def steadied(verdict: Verdict, views: tuple[VerdictChange, ...]) -> Verdict:
 
 
 def in_conflict(signals: dict[str, float]) -> bool:
-    """Whether the two signals speak clearly against each other."""
+    """True if the two signals clearly contradict each other."""
     one, two = signals["svm"], signals["neighbors"]
     return one * two < 0 and min(abs(one), abs(two)) >= CLEAR

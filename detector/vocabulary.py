@@ -1,4 +1,4 @@
-"""Which text vector stands beside an image: that of a given category, of the nearest one, or the mean."""
+"""Text vectors beside an image's: that of a given category, of the nearest one, or the mean."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Vocabulary:
 
     @classmethod
     def of(cls, texts: dict[str, npt.NDArray[np.float32]]) -> Vocabulary:
-        """From a snapshot's texts, in alphabetical order."""
+        """Read the texts of a snapshot, in alphabetical order."""
         chosen = sorted(texts)
         if not chosen:
             raise HeadError(

@@ -29,7 +29,7 @@ Progress = Callable[[int, int], None]  # rows done, rows to do
 
 @dataclass
 class AddVectorsReport:
-    """What `add_vectors` did."""
+    """Report of `add_vectors`."""
 
     column: str
     encoder: str

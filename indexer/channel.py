@@ -40,11 +40,11 @@ class Channel(Generic[T]):
             self._changed.notify_all()
 
     def __len__(self) -> int:
-        """How many wait to be taken."""
+        """Number of values waiting to be taken."""
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[T]:
-        """What is put, until `close` and nothing waits, or `stop`."""
+        """Iterate over the values, until `close` and nothing waits, or `stop`."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or self._closed or bool(self._waiting))

@@ -122,7 +122,7 @@ def embed_batches(
     batch_size: int | None = None,
     threads: int | None = None,
 ) -> Iterator[list[EmbeddedImage]]:
-    """As `embed_images`, for images that were listed already; the results of each batch come together."""
+    """Embed images that were listed already, as `embed_images` does; the results of each batch come together."""
     reader = ImageReader(encoder.shrink, make_views=make_views)
     size = batch_size or encoder.batch_size
     pipeline = Pipeline(encoder, reader, size, threads or len(os.sched_getaffinity(0)))
@@ -207,7 +207,7 @@ def degraded_by_name(pixels: Pixels) -> dict[str, Pixels]:
 
 
 def image_refs(images: Iterable[ImageInput]) -> Iterator[ImageRef]:
-    """Where the bytes of each image are; folders and archives are listed."""
+    """List the images as references to their bytes; folders and archives are expanded."""
     for number, image in enumerate(images):
         where: Any
         if isinstance(image, np.ndarray | Pillow.Image):

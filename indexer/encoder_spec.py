@@ -1,4 +1,4 @@
-"""Which encoder to load and where. Needs no torch until it is loaded."""
+"""Specification of an encoder: which one to load and where. Needs no torch until it is loaded."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Which encoder to load and where: the arguments of `load_encoder`, small enough to send to another process."""
+    """Specification of an encoder: the arguments of `load_encoder`, small enough to send to another process."""
 
     name: str = ""  # "" for a store's own, where there is a store to ask
     device: str = "auto"

@@ -28,7 +28,7 @@ PATIENCE = 60.0  # seconds that a part waits for another to commit
 
 
 def plan(folders: Folders, limit: int | None = None) -> IndexReport:
-    """What would be indexed, without opening an image (`--dry-run`, `--stats`); raises SourceError."""
+    """List what would be indexed, without opening an image (`--dry-run`, `--stats`); raises SourceError."""
     report = IndexReport()
     for _ in accepted_images(islice(listing(folders), limit), report):
         pass
@@ -142,7 +142,7 @@ def block_of(batch: EncodedBatch, encoder: Encoder, texts: dict[str, npt.NDArray
 
 
 def rows_of(images: Sequence[DecodedImage]) -> Rows:
-    """What is known of these images, a row each."""
+    """Make rows of metadata, one for each image."""
     return Rows(
         keys=np.array([i.entry.key for i in images], TEXT),
         labels=np.array([i.entry.label for i in images], np.int8),

@@ -1,4 +1,4 @@
-"""What a run has to read and what became of it: new, known, changed, bad and vanished images, whoever encodes them."""
+"""Run over some sources: new, known, changed, unreadable and vanished images, whoever encodes them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ CHUNK = 1024  # keys looked up at once
 
 @dataclass(frozen=True)
 class IndexOptions:
-    """How to index."""
+    """Options of an indexing run."""
 
     batch_size: int | None = None  # None: 64 on a CPU, 1024 on a GPU; halved when its memory runs out
     threads: int = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 4, 32)
@@ -50,7 +50,7 @@ Folders = Sequence[str | Path | Source]
 
 
 class IndexRun:
-    """What a run over some sources has to read, and what became of it; who encodes is another's business."""
+    """Bookkeeping of a run over some sources: what has to be read, and what became of it."""
 
     def __init__(
         self,
@@ -71,7 +71,7 @@ class IndexRun:
         self._began = time.monotonic()
 
     def finish(self) -> None:
-        """What can be said and done only after the last image."""
+        """Do what is possible only after the last image."""
         self._check_bad()
         if self.options.sync:
             self._drop_gone()
@@ -84,7 +84,7 @@ class IndexRun:
             write_quarantine(self.folder, now | self._bad)
 
     def fresh(self) -> Iterator[ImageRef]:
-        """What is to be read: neither stored as it is nor known to be bad."""
+        """Iterate over the images to read: neither stored unchanged nor known to be unreadable."""
         entries = accepted_images(islice(listing(self.sources), self.options.limit), self.report)
         if self.options.part is not None:
             part, parts = self.options.part
@@ -152,7 +152,7 @@ class IndexRun:
     def _drop_gone(self) -> None:
         """Delete the rows of this run's sources that the run did not meet: their files are gone or unreadable."""
         if self.options.limit is not None or self.options.part is not None:
-            raise SourceError("sync needs the whole listing; leave out the limit and the shard")
+            raise SourceError("sync needs the whole listing; leave out the limit and the part")
         keys, mine = self._before.column("keys"), np.zeros(len(self._before), bool)
         for root in {source.name for source in self.sources} | {s.split("/")[0] for s, _ in self.report.sources}:
             mine |= np.strings.startswith(keys, np.array(f"{root}/", TEXT))
@@ -166,7 +166,7 @@ class IndexRun:
 
 
 def part_of(key: str, parts: int) -> int:
-    """Which of so many equal parts a key belongs to: the same on every machine, whatever else is listed.
+    """Return which of `parts` equal parts a key belongs to: the same on every machine, whatever else is listed.
 
     >>> [part_of(key, 3) for key in ("a/6.jpg", "a/7.jpg", "a/9.jpg", "b/1.jpg")]
     [0, 1, 0, 0]

@@ -1,4 +1,4 @@
-"""What machines are told while a run goes on: JSON lines, and a text file for Prometheus' node exporter.
+"""Progress for machines: JSON lines, and a text file for Prometheus' node exporter.
 
 Each is a `progress` for `index`; `all_of` makes one of several.
 """
@@ -56,7 +56,7 @@ def all_of(*writers: Callable[[IndexReport], None]) -> Callable[[IndexReport], N
 
 
 def figures(report: IndexReport) -> dict[str, Any]:
-    """What a run has come to, as plain numbers."""
+    """Return the state of a run as plain numbers."""
     return {
         "seconds": round(report.seconds, 3),
         "added": report.added,
@@ -71,7 +71,7 @@ def figures(report: IndexReport) -> dict[str, Any]:
 
 
 def exposition(report: IndexReport) -> str:
-    """The same in Prometheus' text format, version 0.0.4."""
+    """Format the state of a run in Prometheus' text format, version 0.0.4."""
     values = figures(report)
     images = [(f'outcome="{name}"', values[name]) for name in ("added", "known", "replaced", "bad")]
     busy = [(f'stage="{name}"', share) for name, share in values["busy"].items()]
@@ -100,7 +100,7 @@ def exposition(report: IndexReport) -> str:
 
 
 class _Due:
-    """Whether enough time has passed since the last time it was; the end of a run is always told."""
+    """True whenever enough time has passed since the last True, and at the end of a run."""
 
     def __init__(self, every: float, clock: Clock) -> None:
         self._every, self._clock, self._next = every, clock, float("-inf")

@@ -1,4 +1,4 @@
-"""What an indexing run did, growing while it runs: counts, reasons, speed, and which stage was the limit."""
+"""Report of an indexing run, updated while it runs: counts, reasons, speed, and the limiting stage."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RECENT = 30.0  # seconds that "now" spans
 
 @dataclass
 class IndexReport:
-    """What an indexing run did; grows while it runs."""
+    """Report of an indexing run; updated while it runs."""
 
     added: int = 0
     known: int = 0

@@ -26,7 +26,7 @@ ABANDONED = 86_400.0  # seconds after which a shard that is not finished never w
 
 
 class Sink(Protocol):
-    """What a run appends to: the store's writer, or `StagedWriter`."""
+    """Interface of what a run appends to: the store's writer, or `StagedWriter`."""
 
     @property
     def snapshot(self) -> Snapshot: ...

@@ -1,4 +1,4 @@
-"""How busy the stages of a run are, and so which of them is the limit."""
+"""Utilisation of the stages of a run, and which of them is the limit."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from threading import Lock
 
 @dataclass
 class Stage:
-    """How busy one of the stages is."""
+    """Utilisation of one stage."""
 
     workers: int = 1
     seconds: float = 0.0  # of work, all workers together
@@ -30,7 +30,7 @@ class Stage:
             self.seconds += seconds
 
     def share(self, seconds: float) -> float:
-        """Of the run's seconds, 0 to 1: a stage near 1 is the limit."""
+        """Share of the run's seconds, 0 to 1: a stage near 1 is the limit."""
         return min(self.seconds / (seconds * self.workers), 1.0) if seconds else 0.0
 
 

@@ -1,4 +1,4 @@
-"""What the operations ask for before they begin: the desk, a token, a body of JSON."""
+"""Dependencies of the routes: the state, a token, a JSON body."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the service is handed to see with, and one upload's bytes to an image small enough to wait in a queue."""
+"""Decode uploads: the functions the service is given, and one upload's bytes to an image small enough to queue."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
 
 class ImageEncoder(Protocol):
-    """What turns pixels into vectors of one space; it may also have `shrink(pixels) -> pixels`."""
+    """Interface of an encoder, as far as the service uses it."""
 
     @property
     def space(self) -> Space: ...
@@ -137,7 +137,7 @@ def refuse_hostile(content: bytes, most: int) -> None:
 
 
 def scans_of(content: bytes) -> int:
-    """How many scans a JPEG is drawn in; `MARKERS` where it has so many of any kind.
+    """Count the scans of a JPEG; `MARKERS` if it has that many of any kind.
 
     What is in its segments or comes after its end is no part of it: a preview, or the film that phones put there.
     """

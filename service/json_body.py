@@ -58,7 +58,7 @@ class JsonRequest(Request):
 
 
 def parsed(content: bytes | bytearray, limits: Limits) -> Any:
-    """What `json.loads` makes of it, and raises; raises Problem for more than `json_bytes` beside long texts.
+    """Parse JSON as `json.loads` does; raises HttpProblem for more than `json_bytes` beside long strings.
 
     Long texts are put back where our operations have them, as a field or in a field's list; elsewhere a word stands
     for them.
@@ -98,7 +98,7 @@ def without_long_texts(content: bytes | bytearray, limits: Limits) -> tuple[byte
 
 
 def texts(content: bytes | bytearray, most: int) -> Iterator[tuple[int, int]]:
-    """Where each text of some JSON begins and ends, without its quotes; one that does not end is left out.
+    """Find where each string of some JSON begins and ends, without quotes; an unterminated one is left out.
 
     Raises Problem for more than `most` quotes, which is when it would begin to take long.
     """
@@ -116,7 +116,7 @@ def texts(content: bytes | bytearray, most: int) -> Iterator[tuple[int, int]]:
 
 
 def backslashes(content: bytes | bytearray, begin: int, end: int) -> int:
-    """How many stand at the end of this part."""
+    """Count the backslashes at the end of this part."""
     wide = 16
     while True:
         last = content[max(begin, end - wide) : end]
@@ -127,7 +127,7 @@ def backslashes(content: bytes | bytearray, begin: int, end: int) -> int:
 
 
 def unescaped(text: bytes | bytearray) -> str:
-    """What a JSON text says; of an image's, only the slash is ever escaped."""
+    """Unescape a JSON string; in an image's, only the slash is ever escaped."""
     plain = text.replace(b"\\/", b"/") if b"\\" in text else text
     if b"\\" not in plain and plain.isascii():
         return plain.decode("ascii")
@@ -136,7 +136,7 @@ def unescaped(text: bytes | bytearray) -> str:
 
 
 def put_back(found: Any, lifted: dict[str, str]) -> Any:
-    """The same with its long texts, in fields and in their lists."""
+    """Return the object with its long strings put back, in fields and in lists."""
     if not lifted or not isinstance(found, dict):
         return found
     for name, value in found.items():

@@ -1,4 +1,4 @@
-"""How much one client may ask for, and how much may wait."""
+"""Limits on what one client may send, and on what may wait."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the service counts and times, for Prometheus."""
+"""Prometheus metrics of the service."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every request passes: names, tokens, sizes and time first, then the figures on its way out."""
+"""Middleware of every request: checks host, token, size and time, and records metrics on the way out."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def host_of(header: str) -> str:
 
 @dataclass
 class Body:
-    """What has come of a request's body so far."""
+    """Body of a request as received so far."""
 
     read: int = 0
     done: bool = False

@@ -98,7 +98,7 @@ def problem_of(error: Exception, folder: Path | None = None) -> HttpProblem:
 
 
 def problem_of_validation(found: Sequence[Any]) -> HttpProblem:
-    """What the framework found wrong in the parameters or the body."""
+    """Convert the framework's validation errors in parameters or body."""
     kind = "bad-request" if any(one["type"] == "json_invalid" for one in found) else "invalid"
     places = [{"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in found[:TOLD]]
     detail = "; ".join(f"{one['where']}: {one['what']}" for one in places[:3])

@@ -48,7 +48,7 @@ class SignalsJson(BaseModel):
 
 
 class ChangeJson(BaseModel):
-    """The same image asked about in another way, and what it would be then."""
+    """Verdict for the same image under a changed condition."""
 
     what: str = Field(examples=["without the rows of sim_nearest"])
     verdict: Literal["real", "fake", "unsure"]
@@ -190,7 +190,7 @@ class KnnRowJson(BaseModel):
 
 
 class AddedJson(BaseModel):
-    """What became of the images of a request."""
+    """Outcome for the images of a request."""
 
     source: str
     label: Literal["real", "fake"]
@@ -210,7 +210,7 @@ class RemovedJson(BaseModel):
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What an operation may answer beside its result, for the documentation."""
+    """Describe the error responses of an operation for the documentation."""
     schema = {"schema": ProblemDetails.model_json_schema()}
     everywhere = (401, 408, 413, 421, 500, 502, 503, 504)
     return {

@@ -21,7 +21,7 @@ LOG = logging.getLogger("clipfake.service")
 
 
 class GuardedBackend:
-    """Who is asked instead of the store itself. All its failures are Problems; the log has them in full."""
+    """Search back end behind the service. All its failures become HttpProblems; the log has the details."""
 
     def __init__(self, elsewhere: Elsewhere) -> None:
         self._elsewhere = elsewhere
@@ -29,7 +29,7 @@ class GuardedBackend:
         self._rests_until = 0.0
 
     def of(self, snapshot: Snapshot) -> Searcher:
-        """As `Elsewhere`; raises Problem where it cannot be asked, or does not hold what it should."""
+        """Return a guarded searcher for a snapshot; raises HttpProblem if the back end fails or holds other rows."""
         with self.guarded(StoreError):
             return GuardedSearcher(self, self._elsewhere(snapshot))
 

@@ -1,4 +1,4 @@
-"""What all requests share: the encoder and its queue, the store, and the detector of its newest rows."""
+"""Shared state of all requests: the encoder and its queue, the store, and the detector of its newest rows."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ class LoadedDetector:
 
     @property
     def why(self) -> str:
-        """There is no detector, and what to do; empty if there is one."""
+        """Reason why there is no detector, and what to do; empty if there is one."""
         return self.refused.detail if self.refused else ""
 
     @property
@@ -105,7 +105,7 @@ class LoadedDetector:
 
 
 def usable(seen: Sequence[EmbeddedUpload | RefusedUpload]) -> list[EmbeddedUpload]:
-    """Those with a vector; raises the first one's Problem if there are none."""
+    """Return the uploads that have a vector; raises the first one's HttpProblem if there are none."""
     good = [one for one in seen if isinstance(one, EmbeddedUpload)]
     bad = [one for one in seen if isinstance(one, RefusedUpload)]
     if not good:

@@ -32,14 +32,14 @@ class Upload:
 
 @dataclass(frozen=True)
 class Form:
-    """What came in a multipart form."""
+    """Parsed multipart form."""
 
     uploads: list[Upload] = field(default_factory=list)
     fields: dict[str, str] = field(default_factory=dict)
 
 
 def request_body(**fields: Any) -> dict[str, Any]:
-    """What FastAPI cannot see of an operation that reads the request itself: a form of images and these fields."""
+    """Describe the body of an operation that parses the request itself, for OpenAPI: images and these fields."""
     binary = {"type": "string", "format": "binary"}
     schema = {
         "type": "object",
@@ -114,7 +114,7 @@ def image_of(text: str, name: str = "image") -> Upload:
 
 
 def decoded(text: str) -> bytes:
-    """What some base64 says; raises ValueError for what is none. Piece by piece, as others can go on between two."""
+    """Decode base64 piece by piece, so that other requests run in between; raises ValueError."""
     pieces = [base64.b64decode(text[i : i + PIECE], validate=True) for i in range(0, len(text), PIECE)]
     if any(len(piece) < PIECE // 4 * 3 for piece in pieces[:-1]):
         raise binascii.Error("Excess data after padding")

@@ -1,4 +1,4 @@
-"""What a first run needs: images and an encoder that can be made offline.
+"""Simulated images and a stand-in encoder, for a first run that needs no download.
 
 images.py draws a small data set; standin_encoder.py builds a small CLIP from a seed;
     notice.py says what its verdicts are worth

@@ -1,4 +1,4 @@
-"""How the stand-in encoder is recognised, and what to say of its verdicts. Needs no torch."""
+"""Recognise the stand-in encoder, and say what its verdicts are worth. Needs no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOTICE = (
 
 
 def is_standin(encoder: str) -> bool:
-    """Whether this is the name or directory of the stand-in encoder.
+    """True if this is the name or directory of the stand-in encoder.
 
     >>> is_standin("demo/clipfake-standin-clip"), is_standin("openai/clip-vit-base-patch32")
     (True, False)

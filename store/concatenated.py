@@ -83,7 +83,7 @@ def concatenated_snapshot(snapshot: Snapshot, columns: Sequence[str]) -> Snapsho
 
 
 def space_of(snapshot: Snapshot, columns: Sequence[str]) -> Space:
-    """Where the joined vectors live; raises StoreError where there is no such column. No vector is read."""
+    """Space of the concatenated vectors; raises StoreError for unknown names. No vector is read."""
     spaces = [snapshot.space if name == MAIN else open_named_vectors(snapshot.folder, name).space for name in columns]
     return spaces[0] if tuple(columns) == (MAIN,) else concatenated_space(spaces)
 

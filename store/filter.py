@@ -67,7 +67,7 @@ class Filter:
 
     @property
     def selects_all(self) -> bool:
-        """Whether every row passes."""
+        """True if every row passes."""
         return not any(getattr(self, f.name) for f in fields(self))
 
     @property
@@ -114,7 +114,7 @@ def _label(label: str | int) -> str:
 
 @dataclass(frozen=True)
 class DeleteReport:
-    """What `delete` did."""
+    """Report of `delete`."""
 
     rows: int
     snapshot: int
@@ -141,7 +141,7 @@ def delete(store: Store, which: Filter, note: str = "deleted") -> DeleteReport:
 
 
 def _one_of(values: Any, wanted: list[Any]) -> Mask:
-    """Whether each value is one of a few; numpy's own test sorts millions of texts for that."""
+    """Mask of the values that are in a short list; numpy's own test sorts millions of texts for that."""
     result = np.zeros(len(values), bool)
     for one in wanted:
         with suppress(UnicodeEncodeError):  # half a character, which no store can hold
@@ -150,7 +150,7 @@ def _one_of(values: Any, wanted: list[Any]) -> Mask:
 
 
 def _equal(values: Names, text: str) -> Mask:
-    """Which of them are this text, for numpy a hard question (2.4.6): it forgets zeros at the end of a plain string,
+    """Mask of the values equal to a text. numpy (2.4.6) gets this wrong: it drops zeros at the end of a plain string,
     and of two texts of one length looks no further than a zero in both."""
     result: Mask = values == np.array(text, TEXT)
     if "\0" in text:

@@ -1,4 +1,4 @@
-"""Where a key may be among millions: hashes in sorted runs, sixteen bytes a row, grown without starting over."""
+"""Index of keys, for millions: hashes in sorted runs, sixteen bytes a row, extended without a rebuild."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ class LiveShard:
 
     @cached_property
     def file(self) -> Shard:
-        """All of it; raises Damaged where it is not the one that the manifest means."""
+        """Open shard file; raises Damaged if it is not the one in the manifest."""
         if self._before:
             return self._before
         shard = Shard(self._folder / "shards" / self.part.name)
@@ -61,11 +61,11 @@ class LiveShard:
         return self.take(self.file.column("key_hashes"))
 
     def place(self, live: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """From the n-th live row to the row in the file."""
+        """Convert positions of live rows to rows of the file."""
         return live if self.alive is None else self.alive[live]
 
     def live(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """From the row in the file to which live row it is, -1 for none."""
+        """Convert rows of the file to positions of live rows, -1 for none."""
         if self.alive is None:
             return np.where(rows < self.part.rows, rows, -1)
         if not len(self.alive):

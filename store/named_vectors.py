@@ -285,7 +285,7 @@ def tidy(store: Path, column: NamedVectors) -> None:
 
 
 def tidy_all(store: Path) -> None:
-    """The same for every column that can be read."""
+    """Tidy all named vectors that can be read."""
     for name in vector_names(store):
         with suppress(StoreError):
             tidy(store, open_named_vectors(store, name))
@@ -317,7 +317,7 @@ def _now(store: Path, name: str, part: ShardRef) -> VectorFile | None:
 
 
 def let_go(store: Path, path: Path) -> None:
-    """Have a column no longer name a damaged file; of a column whose card is damaged nothing is left to name."""
+    """Drop a damaged file from the list of named vectors; if the list itself is damaged there is nothing to do."""
     with suppress(StoreError):
         column = open_named_vectors(store, path.parent.name)
         pieces = {shard: piece for shard, piece in column.pieces.items() if piece.file != path.name}

@@ -42,7 +42,7 @@ def to_float16(vectors: Vectors, *, copied: bool = False) -> npt.NDArray[np.floa
 
 
 def invalid_rows(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.int64]:
-    """Which rows may not be stored: zero vectors, and what is not finite, can be compared with nothing."""
+    """Return the rows that may not be stored: vectors that are zero or not finite cannot be compared."""
     # by the bits, which without the sign grow as the number does: ten times quicker than by the lengths
     largest = (vectors.view(np.uint16) & 0x7FFF).max(axis=1)
     return np.flatnonzero((largest == 0) | (largest >= INFINITE))
@@ -72,7 +72,7 @@ def distinct(texts: Names) -> tuple[Names, Ints, Ints]:
 
 @dataclass(frozen=True)
 class Rows:
-    """Who the rows are, without their vectors. All columns have the same length.
+    """Metadata of rows, without vectors. All columns have the same length.
 
     A row is named by its key, `source/path inside the source`, unique in a store.
     """

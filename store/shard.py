@@ -45,7 +45,7 @@ TEXTUAL = ("keys", "paths")  # nearly all distinct: bytes end to end, and where 
 
 @dataclass(frozen=True)
 class Header:
-    """What a shard says of itself; its digest stands in the manifest, so that neither can change unnoticed."""
+    """Header of a shard; its digest is in the manifest, so that neither can change unnoticed."""
 
     rows: int
     space: Space
@@ -259,7 +259,7 @@ class Shard:
         return Rows(**{f.name: self.column(f.name) for f in fields(Rows)})
 
     def block(self) -> Block:
-        """All rows with what belongs to them, each part checked but the vectors."""
+        """Read all rows with everything that belongs to them; each part but the vectors is verified."""
         return Block(self.header.space, self.rows(), self.vectors, self.thumbnails(), self.texts)
 
     @cached_property
@@ -312,11 +312,11 @@ class Shard:
 
     @property
     def has_thumbnails(self) -> bool:
-        """Whether any were kept."""
+        """True if any thumbnail was kept."""
         return "thumbnails/ends" in self.header.checksums
 
     def thumbnails(self) -> tuple[bytes, ...]:
-        """All of them, one a row; () where none were kept."""
+        """All thumbnails, one a row; () if none were kept."""
         if not self.has_thumbnails:
             return ()
         return tuple(_cut(self._read("thumbnails/bytes").tobytes(), self._ends("thumbnails").tolist()))
@@ -378,14 +378,14 @@ class Shard:
 
     @contextmanager
     def _sense(self, name: str) -> Iterator[None]:
-        """What a column holds may have its checksum and make no sense all the same: then it is Damaged."""
+        """Check the values of a column: they may have the right checksum and make no sense; raises Damaged."""
         try:
             yield
         except _SENSELESS as e:
             raise Damaged(f"{self.path}: {name} makes no sense ({e}); {_REPAIR}") from e
 
     def _ends(self, name: str) -> npt.NDArray[np.uint64]:
-        """Where the pieces of each row end; raises Damaged for other than one a row, one after the other."""
+        """Read where the pieces of each row end; raises Damaged unless there is one per row, in order."""
         ends = self._read(f"{name}/ends")
         with self._sense(name):
             if ends.shape != (len(self),) or ends.dtype.kind != "u" or (ends[1:] < ends[:-1]).any():

@@ -1,4 +1,4 @@
-"""What a reader sees: the live rows of one moment, unchanged whatever a writer does meanwhile."""
+"""Snapshot of a store: the live rows at one moment, unchanged whatever a writer does meanwhile."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Snapshot:
 
     @cached_property
     def rows(self) -> Rows:
-        """All live rows. To load only what is needed of millions, ask for `column(name)`."""
+        """Metadata of all live rows. For single columns of millions of rows use `column(name)`."""
         return Rows(**{f.name: self.column(f.name) for f in fields(Rows)})
 
     def whole(self) -> Snapshot:
@@ -143,7 +143,7 @@ class Snapshot:
         return result
 
     def blocks(self, size: int = 65_536, where: Any = None) -> Iterator[Block]:
-        """All rows (or those of a mask over the rows, or at some positions) in blocks of `size` rows, the last shorter.
+        """Iterate over all rows (or those of a mask, or at some positions) in blocks of `size`.
 
         Read as they are asked for: what is in memory is a block and a shard.
         """
@@ -213,7 +213,7 @@ class Snapshot:
         return PreparedFilter(mask, len(self), self.manifest)
 
     def searched_by(self, other: Searcher) -> Snapshot:
-        """The same rows, searched by `other` (see `clipfake.store.backends`) unless `recall` is 1."""
+        """Return the same rows, searched by `other` (see `clipfake.store.backends`) unless `recall` is 1."""
         result = copy(self)
         result._elsewhere, result._held = other, self  # its files stay as long as the one that was opened
         return result
@@ -239,7 +239,7 @@ class Snapshot:
 
     @property
     def has_thumbnails(self) -> bool:
-        """Whether any row has one."""
+        """True if any row has one."""
         return any(shard.file.has_thumbnails for shard in self._shards)
 
     def thumbnails(self, positions: Positions) -> tuple[bytes, ...]:

@@ -1,4 +1,4 @@
-"""Which vectors may be compared with which."""
+"""Embedding spaces: which vectors may be compared."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DIM_LIMIT = 1 << 20  # no encoder we know of gives a hundredth of it
 
 @dataclass(frozen=True)
 class Space:
-    """Where vectors live. It travels with every block, shard, index and head.
+    """Embedding space of vectors. It travels with every block, shard, index and head.
 
     Two vectors may be compared if and only if their spaces have the same fingerprint and dimension; the name is
     for people (the same weights may lie in two folders).
@@ -27,7 +27,7 @@ class Space:
         return f"{self.encoder} ({self.dim}-d, {self.fingerprint[:12]})"
 
     def same(self, other: Space) -> bool:
-        """Whether vectors of the two spaces may be compared."""
+        """True if vectors of the two spaces may be compared."""
         return (self.fingerprint, self.dim, self.normalised) == (
             other.fingerprint,
             other.dim,

@@ -135,7 +135,7 @@ class Store:
         return open_snapshot(self.folder, number)
 
     def snapshots(self) -> list[Manifest]:
-        """All snapshots there are, oldest first."""
+        """Manifests of all snapshots, oldest first."""
         found = []
         for number in numbers(self.folder):
             with suppress(NoStore):  # a writer gave it up meanwhile
@@ -187,7 +187,7 @@ class Store:
 
 
 def _unused(folder: Path) -> bool:
-    """Whether a folder holds nothing, or only what is left of a store whose making was stopped."""
+    """True for a folder that is empty, or holds only leftovers of a store whose creation was interrupted."""
     room = folder / "snapshots"
     return folder.is_dir() and all(
         path.suffix == TEMPORARY and path.parent == room for path in folder.rglob("*") if path != room

@@ -1,4 +1,4 @@
-"""Which rows of a shard a snapshot no longer has: one small file of row numbers, since shards are never changed."""
+"""Tombstones: the deleted rows of a shard, in one small file of row numbers, since shards never change."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ SECONDS_PER_SHARD = 30.0  # a slow encoder's rows are safe after this long
 
 @dataclass(frozen=True)
 class AppendCounts:
-    """What became of the rows given to a writer."""
+    """Counts of what became of appended rows."""
 
     added: int = 0
     known: int = 0  # were there already, unchanged
@@ -72,7 +72,7 @@ class Writer:
 
     @property
     def snapshot(self) -> Snapshot:
-        """What is sealed so far."""
+        """Snapshot of the rows sealed so far."""
         return self._snapshot
 
     def find(self, keys: list[str] | Names, hashes: Hashes | None = None) -> Positions:

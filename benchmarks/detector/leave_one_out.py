@@ -1,4 +1,4 @@
-"""What the leave-one-out atlas costs: seconds and memory of both heads, and some of its cells fitted anew beside it.
+"""Cost of leave-one-out: time and memory of both heads, with some pairs refitted for comparison.
 
 python -m clipfake.benchmarks.detector.leave_one_out --rows 200000 --reals 8 --fakes 25
 """

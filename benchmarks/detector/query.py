@@ -1,4 +1,4 @@
-"""What a verdict costs beside the encoder: search, evidence, calibration and JSON against one forward pass.
+"""Cost of a verdict beside the encoder: search, evidence, calibration and JSON against one forward pass.
 
     python -m clipfake.benchmarks.detector.query --rows 100000 \\
         --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained

@@ -1,4 +1,4 @@
-"""What training costs from stored vectors: seconds and memory of each part, at several sizes, and Nyström's accuracy.
+"""Cost of training from stored vectors: time and memory of each part at several sizes, and Nyström's accuracy.
 
 Each size is trained in a process of its own, on made-up rows that no head tells apart without errors. Memory is what
 the process itself holds (`mib`) and that with the pages of the store's files which it has mapped and which the system
@@ -87,7 +87,7 @@ def run(
 
 
 def _apart(do: Any, *value: Any) -> dict[str, Any]:
-    """In a process of its own, whose memory is then its alone."""
+    """Run in a process of its own, so that its memory can be measured."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found: dict[str, Any] = pool.apply(do, value)
     return found
@@ -196,7 +196,7 @@ class Watch:
         self._thread.join()
 
     def part(self, what: str) -> None:
-        """From now on this is being done; what stands behind a comma is a detail."""
+        """Start timing a part; text after a comma is a detail."""
         now = time.perf_counter()
         if self._doing:
             self.seconds[self._doing] = self.seconds.get(self._doing, 0.0) + now - self.since

@@ -54,7 +54,7 @@ def blocks(rows: int) -> Iterator[Block]:
 
 
 def filters() -> dict[str, Filter]:
-    """From all rows to 0.2 %: scattered over the space, and of columns that lie together in it."""
+    """Filters from all rows to 0.2 %: scattered over the space, and by columns whose rows lie together."""
     scattered = {
         f"{share / 10:g} % scattered": Filter(generator=tuple(f"{i:03d}" for i in range(share)))
         for share in (500, 100, 50, 10, 2)
@@ -195,7 +195,7 @@ def run(folder: Path, rows: int, threads: int, layouts: list[Quantised]) -> dict
 
 
 def table(fields: dict[str, Any]) -> list[str]:
-    """For people: a line a push, then a line a filter with every engine's recall and median milliseconds."""
+    """Format for reading: a line per push, then one per filter with each back end's recall and median latency."""
     lines = [
         f"push {name:10}{push['rows_per_second']:>8} rows/s, {push['seconds']['index']} s to build the graph, files "
         f"{push['files_to_float16']} × the float16 vectors, recall from {min(push['recall_unplanned'].values())} to "

@@ -1,4 +1,4 @@
-"""What the store's files cost to read beside plain numpy: vectors in order and at random, and the rows' metadata.
+"""Cost of reading a store's files beside plain numpy: vectors in order and at random, and the rows' metadata.
 
     python -m clipfake.benchmarks.store.file_format --rows 1000000 --metadata-rows 2500000
 

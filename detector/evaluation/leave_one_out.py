@@ -50,7 +50,7 @@ class PairResult:
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """All cells, and what a random split would have promised."""
+    """Results for all pairs, and what a random split would have promised."""
 
     cells: tuple[PairResult, ...]
     generators: tuple[str, ...]
@@ -62,7 +62,7 @@ class LeaveOneOut:
 
     @property
     def mean_auc(self) -> float:
-        """Each generator, each real source as much as another."""
+        """Mean AUC in which each generator and each real source has the same weight."""
         return float(np.mean([cell.auc for cell in self.cells]))
 
     @property
@@ -71,7 +71,7 @@ class LeaveOneOut:
 
     @property
     def sentence(self) -> str:
-        """What to take home."""
+        """Summary in one sentence."""
         worst = min(self.cells, key=lambda cell: cell.auc)
         return (
             f"{TITLES[self.head]}: a random split promises an AUC of {self.random_auc:.3f}; on sources never seen it "
@@ -147,7 +147,7 @@ def held_out(groups: npt.NDArray[np.int64], seed: int) -> Positions:
 
 @dataclass(frozen=True)
 class SourceGroups:
-    """What is left out of what."""
+    """Assignment of rows to the pairs that are left out."""
 
     snapshot: Snapshot
     groups: npt.NDArray[np.int64]  # (rows,) which (label, source) a row is of, -1 for rows without a label
@@ -163,7 +163,7 @@ class SourceGroups:
 
 @dataclass(frozen=True)
 class HeldOutScores:
-    """What heads say that were fitted without the pairs."""
+    """Scores by heads that were fitted without the pairs."""
 
     # of each group, which is left out: (rows, groups of the other class) by which of them is left out with it
     own: Sequence[npt.NDArray[Any]]

@@ -115,7 +115,7 @@ class PaperRun:
 
     @property
     def tables(self) -> tuple[PaperTable, ...]:
-        """Those of the report that it answers to; () for a run that the report left out."""
+        """Tables of the paper that the run answers; () for a run that the paper left out."""
         return tuple(table for table in TABLES if table.cell == self.name)
 
 
@@ -125,7 +125,7 @@ CELLS = tuple(PaperRun(backbone, kind, data) for backbone, kinds in KINDS.items(
 
 @dataclass(frozen=True)
 class PaperOptions:
-    """How the cells are run; as the report had it."""
+    """Options of the paper's runs; the defaults are the paper's."""
 
     epochs: int = 20
     seed: int = 0
@@ -143,7 +143,7 @@ class PaperOptions:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """What a cell gave, as JSON all through: it is kept in a file of its own."""
+    """Outcome of a run, JSON throughout, since it is kept in a file of its own."""
 
     cell: str
     queries: dict[str, Any]  # what it depends on: run again only if this is another
@@ -159,7 +159,7 @@ class RunOutcome:
 
 
 def asked_of(snapshot: Snapshot, options: PaperOptions) -> dict[str, Any]:
-    """What a cell's outcome depends on."""
+    """Return everything that the outcome of a run depends on."""
     parts = [[part.name, part.header, part.deleted_digest] for part in snapshot.manifest.parts]
     return {"space": snapshot.space.to_dict(), "rows": parts, "options": {**asdict(options), "baselines": None}}
 

@@ -23,7 +23,7 @@ ROWS_AT_ONCE = 8192
 
 @dataclass(frozen=True)
 class RidgeSums:
-    """What a ridge head needs to know of some rows; the last coordinate of each is a constant 1."""
+    """Sums over some rows that a ridge head needs; the last coordinate of each row is a constant 1."""
 
     n: int
     square: npt.NDArray[np.float64]  # (dim + 1, dim + 1) Σxxᵀ
@@ -36,7 +36,7 @@ class RidgeSums:
 
     @classmethod
     def of(cls, vectors: npt.NDArray[Any]) -> RidgeSums:
-        """Of (rows, dim) vectors."""
+        """Compute the sums of (rows, dim) vectors."""
         x = extended(vectors)
         return cls(len(x), x.T @ x)
 

@@ -40,7 +40,7 @@ class HoldoutWindow:
 
 @dataclass(frozen=True)
 class TemporalHoldout:
-    """All windows, oldest first."""
+    """Results of all windows, oldest first."""
 
     windows: tuple[HoldoutWindow, ...]
     undated: tuple[str, ...]  # generators left out, as no date was given
@@ -50,7 +50,7 @@ class TemporalHoldout:
 
     @property
     def sentences(self) -> list[str]:
-        """What to take home, and what was left out."""
+        """Summary sentences, and what was left out."""
         after, before = (float(np.mean([getattr(w, name) for w in self.windows])) for name in ("auc", "past_auc"))
         worst = min(self.windows, key=lambda window: window.auc)
         lines = [
@@ -121,7 +121,7 @@ def day_of(text: str, where: str = "") -> date:
 
 
 def temporal_holdout(snapshot: Snapshot, dates: Mapping[str, date], *, seed: int = 0) -> TemporalHoldout:
-    """For every day of release: learn from all that was there before, score what was released.
+    """For every release date, train on everything released before and score what was released then.
 
     Raises
     ------

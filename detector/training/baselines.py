@@ -1,4 +1,4 @@
-"""What a head must beat to be worth having: from the majority class to an RBF machine on the raw vectors."""
+"""Baselines that a head must beat to be worth having, from the majority class to an RBF SVM on raw vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a verdict is worth on something new: both signals of rows whose generator neither head nor bank had seen."""
+"""Calibrate on unseen data: both signals of rows whose generator neither head nor bank has seen."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ JUDGED = 8_000  # rows to calibrate with, at most
 
 @dataclass(frozen=True)
 class SignalTable:
-    """What a head and a bank say of rows they had not seen."""
+    """Signals that a head and a bank give to rows they have not seen."""
 
     svm: Scores  # (rows,) the classifier's decision values
     neighbors: Scores  # (rows,) the evidence's signal
@@ -43,7 +43,7 @@ class SignalTable:
     folds: npt.NDArray[np.int64]  # (rows,) judged together, by one head and bank
 
     def take(self, rows: Any) -> SignalTable:
-        """Those of some rows."""
+        """Select some of the rows."""
         return SignalTable(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def calibrated(self, held_out: str, seed: int = 0) -> Calibration:
@@ -51,7 +51,7 @@ class SignalTable:
 
     @classmethod
     def read(cls, head: Head, bank: Bank, positions: Positions, fold: int = 0) -> SignalTable:
-        """Of rows that are in neither the head's training nor the bank."""
+        """Compute the signals of rows that are in neither the head's training set nor the bank."""
         snapshot = bank.snapshot
         vectors = snapshot.vectors(positions)
         evidence = bank.evidence(vectors, snapshot.column("digests")[positions])
@@ -67,7 +67,7 @@ class SignalTable:
 
 @dataclass(frozen=True)
 class CoverageReport:
-    """What became of the promise to be wrong at most so often."""
+    """Measured error rates beside the nominal one."""
 
     n: int
     real: int  # of these rows
@@ -126,7 +126,7 @@ class CoverageReport:
 
     @property
     def broken(self) -> bool:
-        """Whether the measured rate is above the promised one beyond chance (one-sided, 97.5 %, of each class).
+        """True if the measured rate exceeds the nominal one beyond chance (one-sided, 97.5 %, for each class).
 
         By chance it differs with the rows that are measured and, as the promise holds on average over calibrations,
         with those that were calibrated on.
@@ -272,7 +272,7 @@ def _left_out(
 
 
 def _coverage_of_unseen(signals: SignalTable, error: float, seed: int) -> CoverageReport | None:
-    """Each fold read with a calibration from the other folds: its generators are new to everything."""
+    """Read each fold with a calibration fitted on the other folds, so that its generators are new to everything."""
     possible, fewest = np.zeros((len(signals.labels), 2), bool), len(signals.labels)
     for fold in np.unique(signals.folds):
         here = signals.folds == fold

@@ -40,7 +40,7 @@ class Labelled(Protocol):
 
 
 def pieces(rows: Labelled) -> Iterator[tuple[slice, Vectors]]:
-    """All rows in order, `ROWS_AT_ONCE` at a time: which they are, and their vectors."""
+    """Iterate over all rows in order, `ROWS_AT_ONCE` at a time: their positions and vectors."""
     for start in range(0, len(rows), ROWS_AT_ONCE):
         here = slice(start, min(start + ROWS_AT_ONCE, len(rows)))
         yield here, rows.vectors_of(here)

@@ -22,7 +22,7 @@ from .train import TrainOptions, TrainReport, train
 
 @dataclass(frozen=True)
 class FitReport:
-    """How a detector was trained and calibrated, and where it was saved."""
+    """Report of a fit: how the detector was trained and calibrated, and where it is saved."""
 
     trained: TrainReport
     calibrated: CalibrationReport
@@ -36,7 +36,7 @@ class FitReport:
 
     @property
     def sentences(self) -> list[str]:
-        """What training and calibration found, in sentences."""
+        """Results of training and calibration, in sentences."""
         return [*self.trained.sentences, *self.calibrated.sentences]
 
     def save(self) -> None:

@@ -1,4 +1,4 @@
-"""Which support vector machine for how many rows: scikit-learn's exact one, or Nyström's, which streams them."""
+"""Fit a support vector machine: scikit-learn's exact one for few rows, Nyström's, which streams them, for many."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def fit_svm(vectors: Vectors, labels: Ints, *, c: float = 1.0, seed: int = 0) ->
 
 
 def fit_stream(blocks: Blocks, rows: int, *, c: float = 1.0, seed: int = 0) -> Svm:
-    """The same machine as `fit_svm` gives, of `rows` rows in blocks. Above `EXACT` rows only a block is in memory."""
+    """Fit as `fit_svm` does, from `rows` rows in blocks. Above `EXACT` rows only one block is in memory."""
     gamma = _scale_gamma(blocks)
     if rows > EXACT:
         return fit_nystroem(blocks, gamma=gamma, c=c, seed=seed)

@@ -1,4 +1,4 @@
-"""From a snapshot of the store to a trained head with its figures, and the baselines beside it."""
+"""Train a head with its metrics on a snapshot of the store, and the baselines beside it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ WORDS = {
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """What to train, on which rows."""
+    """Options of training: what to train, and on which rows."""
 
     kind: str = "linear"  # of projection: linear or mlp on the image; sum, product, concat or triple on image and text
     triplet: TripletOptions = field(default_factory=TripletOptions)
@@ -83,7 +83,7 @@ class TrainReport:
 
     @property
     def sentences(self) -> list[str]:
-        """What a reader should take home, one sentence each."""
+        """Summary, one sentence for each finding."""
         lines = []
         if self.test_copies:
             lines.append(
@@ -248,7 +248,7 @@ def make_split(snapshot: Snapshot, options: TrainOptions) -> tuple[Split, dict[s
 
 
 def test_copies(snapshot: Snapshot, parts: Mapping[str, Positions]) -> int:
-    """How many test rows are of a file that another part has too."""
+    """Count the test rows whose file is in another part too."""
     files = same_bytes(snapshot.column("digests"))
     known = np.concatenate([files[parts[name]] for name in ("train", "validation")])
     return int(np.isin(files[parts["test"]], known).sum())

@@ -67,7 +67,7 @@ class Triplets:
 
 @dataclass(frozen=True)
 class TripletEpoch:
-    """What one pass over the anchors gave."""
+    """Statistics of one pass over the anchors."""
 
     epoch: int
     loss: float  # mean over all triplets, while training
@@ -257,7 +257,7 @@ def reject_alike(rows: Labelled, mean: npt.NDArray[np.float32]) -> None:
 
 
 def projected_pieces(projection: Projection, rows: Labelled, texts: Texts | None) -> Iterator[tuple[slice, Projected]]:
-    """What all rows are projected to, a piece at a time, with which rows a piece is."""
+    """Iterate over the projected vectors of all rows, a piece at a time, with the positions of the rows."""
     for here, vectors in pieces(rows):
         yield here, projection(vectors, texts(vectors, rows.categories[here]) if texts else None)
 

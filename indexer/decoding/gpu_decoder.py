@@ -38,7 +38,7 @@ ENDING = 64  # bytes in which a whole JPEG has its end marker
 
 @dataclass(frozen=True)
 class ReducedImage:
-    """What the pipeline needs of a large image."""
+    """Part of a large image that the pipeline needs."""
 
     pixels: Pixels  # (height, width, 3) of the size the encoder sees
     reduced: Pixels | None  # (height, width, 3) of its thumbnail's size, where thumbnails are wanted
@@ -87,7 +87,7 @@ class GpuDecoder:
         return None if self.unused else large_and_plain(content)
 
     def decode(self, contents: Sequence[bytes]) -> Sequence[ReducedImage | None] | None:
-        """Each image, None for those that the cores are to do; None at once while another thread has the decoder."""
+        """Decode each image; None for those left to the CPU, and None at once while another thread has the decoder."""
         if not self._taken.acquire(blocking=False):
             return None
         try:
@@ -124,7 +124,7 @@ class GpuDecoder:
         self._give_up(reason)
 
     def _proved(self, contents: Sequence[bytes], found: list[ReducedImage | None]) -> list[ReducedImage | None]:
-        """Those of its images that may be used: what a core refuses is refused, and all where one disagrees."""
+        """Return the images that may be used: one that the CPU refuses is refused, and all are if one disagrees."""
         began = time.perf_counter()
         here = [self._here_or_none(content) for content in contents]
         self._seconds["here"] += time.perf_counter() - began
@@ -162,7 +162,7 @@ def large_and_plain(content: bytes) -> JpegHeader | None:
 
 
 def difference(one: ReducedImage, other: ReducedImage) -> PixelDifference:
-    """How far two versions of an image are apart: of their pixels and thumbnails, whichever are further."""
+    """Difference between two versions of an image: of their pixels or thumbnails, whichever is larger."""
     pairs = [(one.pixels, other.pixels)]
     if one.reduced is not None and other.reduced is not None:
         pairs.append((one.reduced, other.reduced))

@@ -106,7 +106,7 @@ def reduced(pixels: Pixels, side: int = THUMBNAIL_SIDE) -> Pixels:
 
 
 def thumbnail_factor(height: int, width: int, side: int = THUMBNAIL_SIDE) -> int:
-    """How many pixels of an image, across and down, make one of its thumbnail."""
+    """Number of pixels, across and down, that make one pixel of the thumbnail."""
     return -(-max(height, width) // side)
 
 
@@ -143,13 +143,13 @@ def _decode_with_pillow(content: bytes) -> tuple[Pixels, str]:
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """Those that this Pillow has."""
+    """Return the formats that this Pillow supports."""
     Pillow.init()
     return tuple(name for name in FORMATS if name in Pillow.OPEN)
 
 
 def _is_heic(content: bytes) -> bool:
-    """Whether a file is of HEIF's family, as an iPhone's photos are; AVIF is too, and Pillow's own."""
+    """True for a file of the HEIF family, such as an iPhone's photos; AVIF, which Pillow decodes, belongs to it too."""
     brands = content[8 : min(int.from_bytes(content[:4], "big"), 256)]
     return content[4:8] == b"ftyp" and b"avif" not in brands and any(brand in brands for brand in HEIC)
 
@@ -205,7 +205,7 @@ class JpegHeader:
 
 
 def jpeg_header(content: bytes) -> JpegHeader | None:
-    """What a JPEG says before its first scan; None for anything else."""
+    """Read the header of a JPEG up to its first scan; None for anything else."""
     if content[:2] != SOI:
         return None
     at, quality, turned = 2, -1, False

@@ -49,7 +49,7 @@ def installed() -> bool:
 
 
 def gpu_decoder_for(decoder: str, encoder: Encoder, *, thumbnails: bool) -> GpuDecoder | None:
-    """What decodes large images beside the cores; None where the cores do all.
+    """Return the decoder of large images beside the CPU; None where the CPU decodes everything.
 
     "auto" takes it for an encoder on a card where it is installed, and drops it where it does not pay; asked for by its
     name it is used wherever its pixels agree. Of an encoder on several cards, the first one decodes.
@@ -75,13 +75,13 @@ def gpu_decoder_for(decoder: str, encoder: Encoder, *, thumbnails: bool) -> GpuD
 
 
 def on_a_core(preprocess: Preprocess, thumbnails: bool, content: bytes) -> ReducedImage:
-    """What the decoder below is measured by."""
+    """Decode on the CPU, as the reference for the decoder below."""
     pixels = decode(content).pixels
     return ReducedImage(preprocess.shrink(pixels), reduced(pixels) if thumbnails else None)
 
 
 class NvImageCodec:
-    """Not for several threads at a time: one decoder's buffers are used again from call to call."""
+    """Decoder on a GPU. Not thread-safe: its buffers are reused from call to call."""
 
     def __init__(
         self, preprocess: Preprocess, device: torch.device, *, thumbnails: bool = True, engine: bool = True
@@ -116,7 +116,7 @@ class NvImageCodec:
 
     @torch.inference_mode()
     def whole(self, contents: Sequence[bytes]) -> list[Pixels | None]:
-        """Each image as it is, brought to the host: for comparing."""
+        """Decode each image at full size and copy it to the host, for comparison."""
         with self._on_stream() as stream:
             decoded = self._decoder.decode(list(contents), params=self._params, cuda_stream=stream)
             return [None if image is None else self._pixels(image).cpu().numpy().copy() for image in decoded]

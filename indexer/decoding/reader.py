@@ -101,7 +101,7 @@ class ImageReader:
         return opened
 
     def _decode_large(self, large: list[LargeJpeg], found: dict[int, DecodedImage | ImageError]) -> None:
-        """All of them at once, or while another thread has that decoder one after the other here; none is left."""
+        """Decode the images together, or one by one here while another thread has the decoder; none is left."""
         while large and self._offload is not None:
             here, large[:] = large[:], []
             given = self._offload.decode([one.content for one in here])

@@ -37,7 +37,7 @@ WORTH = 100_000  # images from which several processes save more time than they 
 
 
 def processes_for(device: str, images: Callable[[], int | None], cores: int) -> int:
-    """How many processes pay: one, but for a GPU and many images; how many these are is asked for a GPU only.
+    """Number of processes that pay off: one, or several for a GPU and many images, which are then counted.
 
     >>> processes_for("cpu", lambda: 10**7, 16)
     1

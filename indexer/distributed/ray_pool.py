@@ -247,7 +247,7 @@ class RayPool(WorkerPool):
         return [TaskLost(unit) for unit in hand.units]
 
     def _look(self) -> None:
-        """From time to time: is the head there, and has a host joined?"""
+        """Check from time to time that the head node is alive, and whether a host has joined."""
         if time.monotonic() - self._looked < LOOK:
             return
         self._mind_the_head()
@@ -299,7 +299,7 @@ def _ray() -> Any:
 
 
 def _show_token() -> None:
-    """Have Ray show its token where there is one; for a named address it would not by itself."""
+    """Make Ray use its token where there is one; for a named address it does not by itself."""
     token = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
     if "RAY_AUTH_MODE" in os.environ or not ("RAY_AUTH_TOKEN" in os.environ or token.is_file()):
         return
@@ -348,7 +348,7 @@ def _leave() -> None:
 
 
 def _answers(address: str) -> bool:
-    """Whether anybody takes a connection there."""
+    """True if something accepts a connection there."""
     host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host.strip("[]"), int(port)), CONNECT).close()
@@ -362,7 +362,7 @@ def _gpus(node: dict[str, Any]) -> int:
 
 
 def _places(nodes: Sequence[dict[str, Any]], on_gpu: bool, count: int | None) -> list[dict[str, Any]]:
-    """Whose each worker is: one a GPU, or one a host; or so many of them, hosts in turn.
+    """Assign each worker to a node: one per GPU, or one per host, or a given number in turn.
 
     >>> here, there = {"Resources": {"GPU": 2.0}}, {"Resources": {"CPU": 1.0}}
     >>> [node is here for node in _places([here, there], True, None)]
@@ -378,13 +378,13 @@ def _places(nodes: Sequence[dict[str, Any]], on_gpu: bool, count: int | None) ->
 
 
 def _cause(error: Any) -> Exception:
-    """What a worker raised, as it raised it."""
+    """Unwrap the error that a worker raised."""
     cause = getattr(error, "cause", None)
     return cause if isinstance(cause, Exception) else error
 
 
 def _of_host(host: str, error: Exception) -> ClipfakeError:
-    """The same error with the host it happened on."""
+    """Return the same error with the host on which it happened."""
     if isinstance(error, ModuleNotFoundError) or "ModuleNotFoundError" in str(error) or "No module named" in str(error):
         name = getattr(error, "name", None) or "clipfake"
         return SourceError(

@@ -1,4 +1,4 @@
-"""What is embedded together elsewhere: images by name on the way there, a receipt on the way back, never pixels."""
+"""Tasks for workers: references to images on the way out, a result on the way back, never pixels."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What became of a unit."""
+    """Result of a task."""
 
     unit: str
     shard: str  # its file name in the store's `incoming` folder, "" where no image of the unit could be read

@@ -60,7 +60,7 @@ class Worker:
         Thread(target=self._run, daemon=True).start()
 
     def ready(self) -> tuple[str, Space]:
-        """Its host and process, and of which space its vectors are."""
+        """Return host and process, and the space of the encoder's vectors."""
         return f"{socket.gethostname()} process {os.getpid()}", self._encoder.space
 
     def version(self) -> str:
@@ -87,7 +87,7 @@ class Worker:
         return TaskResult(unit.id, shard, refused, self._busy(), size, decoded_by, unused, host, unread)
 
     def close(self) -> None:
-        """There will be no more units."""
+        """Accept no further tasks."""
         self._given.put(None)
 
     def stop(self) -> None:
@@ -146,7 +146,7 @@ class Worker:
 
 
 def readable(entry: ImageRef) -> bool:
-    """Whether its bytes can be had on this machine, whatever they are."""
+    """True if its bytes can be read on this machine, whatever they are."""
     try:
         entry.place.read()
     except ImageError:

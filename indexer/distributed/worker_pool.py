@@ -46,15 +46,15 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def give(self, unit: Task) -> None:
-        """Have a unit embedded; never more than there is room for."""
+        """Submit a task; never more than there is room for."""
 
     def give_elsewhere(self, unit: Task, host: str) -> None:
-        """Have a unit embedded, by another host than this if one is free."""
+        """Submit a task to another host than this, if one is free."""
         self.give(unit)
 
     @abstractmethod
     def take(self, seconds: float) -> list[TaskResult | TaskLost]:
-        """What became of units, as soon as there is any, [] after so many seconds; raises what a worker raised."""
+        """Wait for results of tasks and return them; [] after so many seconds. Raises what a worker raised."""
 
     def leave_out(self, host: str, why: str) -> list[TaskLost]:
         """Give a host nothing more, and tell what it was at; raises SourceError where no other is left."""
@@ -62,7 +62,7 @@ class WorkerPool(ABC):
 
     @abstractmethod
     def dismiss(self) -> None:
-        """Let the workers go, whatever they are at."""
+        """Stop the workers, whatever they are doing."""
 
     def __enter__(self) -> Self:
         return self
@@ -224,7 +224,7 @@ class _Driver(IndexRun):
         self.settle([entry.key for entry in unit.entries if entry.key not in refused], counts, bad)
 
     def _told_bad(self, unit: Task, receipt: TaskResult) -> list[tuple[ImageRef, str]]:
-        """What was refused, without what another host is to try: images that the worker could not read and we can."""
+        """Return the refused images, without those that another host should try because it may see their files."""
         if not self._crew.elsewhere or not receipt.unread:
             return list(receipt.refused)
         unread = set(receipt.unread)
@@ -239,7 +239,7 @@ class _Driver(IndexRun):
         return [(entry, reason + where if entry.key in ours else reason) for entry, reason in receipt.refused]
 
     def _out_of_sight(self, unit: Task, receipt: TaskResult) -> bool:
-        """Whether its host sees neither the unit's images nor our store: it is left out, and another does the unit."""
+        """True if the worker's host sees neither the task's images nor the store; then it is excluded."""
         folder = self.folder / FOLDER
         unread = unit.id not in self._unread and len(unit.entries) == len(receipt.unread) > 1
         if receipt.shard and not any(folder.glob(receipt.shard)):

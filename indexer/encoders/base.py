@@ -1,4 +1,4 @@
-"""What every encoder does: images and texts to unit vectors of one space."""
+"""Base class of encoders: images and texts to unit vectors of one space."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Encoder(ABC):
 
     @property
     def space(self) -> Space:
-        """Which vectors its own may be compared with."""
+        """Space of its vectors, which says what they may be compared with."""
         return self._space
 
     @abstractmethod
@@ -56,7 +56,7 @@ class Encoder(ABC):
 
     @property
     def replicas(self) -> Sequence[Encoder]:
-        """The same encoder on each of its devices."""
+        """Copies of the encoder, one for each of its devices."""
         return (self,)
 
     @property

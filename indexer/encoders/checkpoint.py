@@ -1,4 +1,4 @@
-"""What is in the directory of an encoder: its configuration, its preprocessing, its weights."""
+"""Checkpoint directories: configuration, preprocessing and weights of an encoder."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Checkpoint:
 
     @property
     def has_safetensors(self) -> bool:
-        """Whether `weights` can be read. torch's pickled ones are left to `transformers`, which guards against code."""
+        """True if `weights` can read them. Pickled ones are left to `transformers`, which guards against code."""
         return all(file.is_file() for file in weight_files(self.folder, SAFE))
 
     def weights(self) -> Weights:

@@ -52,7 +52,7 @@ class VisionConfig:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> VisionConfig:
-        """From the `config.json` of a `CLIPModel`, what it leaves out by CLIP's defaults; raises EncoderError.
+        """Parse the `config.json` of a `CLIPModel`, with CLIP's defaults for missing fields; raises EncoderError.
 
         >>> VisionConfig.from_config({"vision_config": {"patch_size": 16}}).patch
         16
@@ -96,7 +96,7 @@ class ClipVision(nn.Module):
 
     @classmethod
     def of(cls, shape: VisionConfig, weights: Mapping[str, torch.Tensor]) -> ClipVision:
-        """With these weights, in float32, and none of its own; raises EncoderError where they do not fit."""
+        """Build the model with these weights, in float32; raises EncoderError where they do not fit."""
         with torch.device("meta"):
             tower = cls(shape)
         own = {name: weight.float() for name, weight in weights.items() if name.startswith(PARTS)}
@@ -166,7 +166,7 @@ class _Layer(nn.Module):
         self.layer_norm2 = nn.LayerNorm(shape.width, shape.epsilon)
 
     def forward(self, tokens: torch.Tensor, asking: torch.Tensor) -> torch.Tensor:
-        """What becomes of the tokens that ask, the first of all `tokens`."""
+        """Attend from the query tokens, the first of all `tokens`, to all tokens."""
         known = self.layer_norm1(tokens)
         asking = asking + self.self_attn(known, known if asking is tokens else known[:, : asking.shape[1]])
         through: torch.Tensor = asking + self.mlp(self.layer_norm2(asking))

@@ -1,4 +1,4 @@
-"""How far away things are, as a vector: the depth map of a monocular depth model, small and of zero mean.
+"""Depth as a vector: the depth map of a monocular depth model, small and of zero mean.
 
 Liang et al. (2023), cited by the source paper, guide a triplet head by depth: generated scenes have implausible ones.
 A column of these vectors beside CLIP's, with triplets matched by content, is that idea from stored vectors alone.

@@ -1,4 +1,4 @@
-"""How an encoder is named. Needs no torch.
+"""Names of encoders. Needs no torch.
 
 NAME is a hub id or a directory. "untrained:SEED:NAME" is its architecture with random weights, "depth:NAME" a depth
 model, "int8:NAME" the same model in OpenVINO with 8-bit arithmetic.

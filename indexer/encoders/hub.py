@@ -22,7 +22,7 @@ PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
 def bring(name: str) -> None:
-    """Have the files of an encoder here before anything waits for them; a download shows its own progress on stderr.
+    """Download an encoder's files if they are not here yet; a download shows its progress on stderr.
 
     Raises
     ------
@@ -60,7 +60,7 @@ def folder_of(place: str, *, weights: bool = True) -> Path:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether every weight is there."""
+    """True if every weight is there."""
     return any(all(file.is_file() for file in weight_files(folder, kind)) for kind in (SAFE, PICKLED))
 
 

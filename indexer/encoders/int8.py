@@ -63,7 +63,7 @@ def _has_weights(node: Any) -> bool:
 
 
 def _is_pointwise(node: Any) -> bool:
-    """Whether it is a convolution of single pixels, each of them: a product of (pixels, channels) with its weights."""
+    """True for a convolution of single pixels: a product of (pixels, channels) with its weights."""
     if node.get_type_name() != "Convolution" or not _has_weights(node):
         return False
     attributes, shape = node.get_attributes(), list(node.input_value(1).get_shape())

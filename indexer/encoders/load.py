@@ -87,7 +87,7 @@ def in_8_bits(name: str, device: str, precision: str) -> tuple[str, str, str]:
 
 
 def keep_memory() -> None:
-    """Have glibc keep what is freed: giving each layer's memory back and taking it anew can cost more than the layer.
+    """Make glibc keep freed memory: returning each layer's memory and taking it anew can cost more than the layer.
 
     Elsewhere than on glibc nothing is changed.
     """

@@ -54,7 +54,7 @@ def use_plain_linear(model: Any) -> None:
 
 
 def packable(weight: torch.Tensor) -> bool:
-    """Whether oneDNN can take products with these weights here."""
+    """True if oneDNN can multiply with these weights here."""
     onednn, mkl = torch.backends.mkldnn.is_available(), torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     if not (onednn and mkl):  # without MKL it is no x86 CPU, and products there go another way
         return False

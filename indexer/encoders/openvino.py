@@ -74,7 +74,7 @@ def space_in_8_bits(space: Space) -> Space:
 
 
 def _compiler(plain: TorchEncoder, precision: str) -> Callable[[int], Any]:
-    """From a number of images at once to a queue of requests for as many."""
+    """Return a function from a batch size to a queue of inference requests of that size."""
     try:
         import openvino
     except ImportError as e:

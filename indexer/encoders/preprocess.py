@@ -26,7 +26,7 @@ LARGE = 448 * 448  # pixels; beyond it, an image waits for the encoder resized
 
 @dataclass(frozen=True)
 class Preprocess:
-    """What an encoder wants done to an image before it sees it; part of the encoder's fingerprint."""
+    """Preprocessing of an encoder: what is done to an image before it is encoded. Part of the encoder's fingerprint."""
 
     height: int  # after resizing, where `short` is 0
     width: int
@@ -53,7 +53,7 @@ class Preprocess:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Preprocess:
-        """From a `preprocessor_config.json`; raises EncoderError for what we cannot do."""
+        """Parse a `preprocessor_config.json`; raises EncoderError for what is not supported."""
         try:
             return cls._told(config)
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as e:
@@ -145,7 +145,7 @@ class Preprocess:
 def _matrices(
     preprocess: Preprocess, height: int, width: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What to multiply planes of (height, width) with, from the left and from the right."""
+    """Return the matrices that planes of (height, width) are multiplied with, from the left and from the right."""
     new_height, new_width = preprocess._size(height, width)
     seen_height, seen_width = preprocess.crop or new_height, preprocess.crop or new_width
     down = resize_matrix(height, new_height, preprocess.filter, seen_height)
@@ -164,7 +164,7 @@ def _normalisation(preprocess: Preprocess, device: torch.device) -> tuple[torch.
 
 
 def _down_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
-    """Whether Pillow makes an image of this height and width lower before it makes it narrower; it rounds in between.
+    """True if Pillow reduces the height of this image before its width; it rounds in between.
 
     Since Pillow 13 where the height loses more than twice what the width does: of a tall image seen as a square, one
     pixel in seven is another by a level or two.

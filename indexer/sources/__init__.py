@@ -1,4 +1,4 @@
-"""Where images come from: folders, archives, tables and URLs.
+"""Sources of images: folders, archives, tables and URLs.
 
 listing    folders.py lists any source as base.py describes it, by a table in tables.py or by the folder names that
            labels.py reads; named_source.py has a name and label given by the user; hash_set.py drops repeats

@@ -89,7 +89,7 @@ class ZipArchive:
                 yield by_name(self.name, inside, *self._placed(inside, start))
 
     def _files(self) -> Iterator[tuple[str, int, str | None]]:
-        """Each file's path, its place in the directory, and the uppermost folder around it that has a table."""
+        """Iterate over the files: path, place in the directory, and the topmost enclosing folder that has a table."""
         speaking = lru_cache(1024)(lambda folder: next((f for f in _downwards(folder) if f in self._tables), None))
         with READING:
             directory = self._directory
@@ -392,7 +392,7 @@ def _above(name: str) -> Iterator[str]:
 
 
 def _said(suffix: str, content: bytes) -> dict[str, Any]:
-    """What a sidecar says: a JSON object's fields, a class code (0 is real), or a label word.
+    """Parse a sidecar file: a JSON object's fields, a class code (0 is real), or a label word.
 
     >>> _said(".cls", b"1"), _said(".txt", b"real"), _said(".txt", b"a cat on a mat")
     ({'target': '1'}, {'label': 'real'}, {})

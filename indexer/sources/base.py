@@ -1,4 +1,4 @@
-"""What any heap of images with folders in it can be asked: its images, by a metadata table or by the folders' names."""
+"""Base of sources with folders in them: their images, by a metadata table or by the folders' names."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ class Source(Protocol):
 
     @property
     def name(self) -> str:
-        """What its keys begin with, unless a metadata table inside stands for a source of its own."""
+        """Prefix of its keys, unless a metadata table inside stands for a source of its own."""
         ...
 
     @property
     def at(self) -> str:
-        """Where it is: a path or URL."""
+        """Path or URL."""
         ...
 
     def entries(self) -> Iterator[ImageRef]:
-        """Its images, as they are read; raises SourceError."""
+        """Iterate over its images as they are read; raises SourceError."""
         ...
 
 
 @runtime_checkable
 class CountableSource(Protocol):
-    """What a source may be beside: able to say about how many images it holds, far sooner than it lists them."""
+    """Interface of a source that can count its images far faster than list them."""
 
     def count(self) -> int | None:
         """None where it would take as long as listing; an estimate, for rows are not looked at; raises SourceError."""
@@ -102,7 +102,7 @@ def tree_count(tree: ListableTree) -> int:
 
 
 def is_image(name: str) -> bool:
-    """Whether a file's name says that it is an image."""
+    """True if a file's name looks like an image's."""
     return name.lower().endswith(SUFFIXES)
 
 
@@ -191,5 +191,5 @@ def text(name: str) -> str:
 
 
 def missing(archive: str, inside: str) -> tuple[str, ByteSource]:
-    """For a file that a table names and an archive lacks."""
+    """Describe a file that a table names and an archive lacks."""
     return f"{archive}/{inside}", MissingFile(f"cannot be read: {archive} holds no {inside}")

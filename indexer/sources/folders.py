@@ -71,7 +71,7 @@ class FolderSource:
 
 
 def _leads_up(link: str) -> bool:
-    """Whether a link goes to a folder that was passed through on the way to it, or above one: a loop."""
+    """True if a link leads to a folder on the way to it, or above one: a loop."""
     real, here = os.path.realpath(link).rstrip("/") + "/", posixpath.dirname(link)
     while here and here != posixpath.dirname(here):
         if (os.path.realpath(here) + "/").startswith(real):
@@ -153,7 +153,7 @@ def expand(folders: Iterable[str | Path | Source]) -> list[Source]:
 
 
 def source_at(at: str) -> Source | None:
-    """What lies at a path or URL; None for a metadata table, which speaks of the folder it lies in."""
+    """Return the source at a path or URL; None for a metadata table, which describes the folder it is in."""
     name = at.lower()
     if posixpath.basename(name) in tables.METADATA:  # `data/*` may well hold a stray one
         return None

@@ -18,7 +18,7 @@ HEADER = 512  # bytes that a zip's header before a file seldom exceeds: 30, its 
 
 
 class ByteSource(Protocol):
-    """Where an image's bytes are. Small and picklable, so that it can be sent to another machine."""
+    """Interface of a place that an image's bytes are read from. Small and picklable, for other machines."""
 
     def facts(self) -> tuple[int, int]:
         """Size in bytes and time in nanoseconds since the epoch, without reading the content; raises ImageError."""
@@ -46,7 +46,7 @@ class ImageRef(NamedTuple):
     where: ByteSource | None = None  # None: the file at `path`
 
     def refuse(self, why: str) -> ImageRef:
-        """The same image, left out."""
+        """Return the image marked as refused."""
         return ImageRef(self.key, self.path, source=self.source, refused=why)
 
     @property
@@ -140,7 +140,7 @@ class ArchiveSpan(NamedTuple):
 
 
 def header_length(header: bytes, archive: str) -> int:
-    """How many bytes lie before a file in a zip, by the first 30 of them; raises ImageError."""
+    """Number of bytes before a file in a zip, from the first 30 of them; raises ImageError."""
     if header[:4] != b"PK\x03\x04":
         raise ImageError(f"{archive} has no member where its directory says so; it was changed or damaged")
     return 30 + int.from_bytes(header[26:28], "little") + int.from_bytes(header[28:30], "little")

@@ -1,4 +1,4 @@
-"""What folder names and table rows say of an image: real or fake, by which generator, showing what."""
+"""Labels from folder names and table rows: real or fake, which generator, which category."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a zip archive holds, by the directory at its end: kept as the bytes it is, for it may name millions.
+"""Directory of a zip archive, read from its end and kept as raw bytes, since it may list millions of files.
 
 On top of these bytes a member costs 12, to be found by its name; zipfile makes an object of each before the first can
 be read. Only the directory is read here, nothing of the members.
@@ -99,7 +99,7 @@ class ZipDirectory:
         return start
 
     def _is_at(self, start: int, raw: bytes) -> bool:
-        """Whether the record here is of this name, byte for byte: tables mostly name files in the archive's order."""
+        """True if the record here has this name, byte for byte: tables mostly list files in the archive's order."""
         length = self._bytes[start + 28 : start + 30]
         same = self._bytes.startswith(raw, start + RECORD_BYTES) and int.from_bytes(length, "little") == len(raw)
         return same and start not in self._replaced
@@ -114,7 +114,7 @@ class ZipDirectory:
         return None
 
     def member(self, start: int) -> ZipMember:
-        """What the record at a place in the directory says."""
+        """Parse the record at a place in the directory."""
         flags, method, time, day, crc, packed, size, name, extra, _, _, _, _, offset = RECORD.unpack_from(
             self._bytes, start
         )
@@ -163,12 +163,12 @@ class ZipDirectory:
 
 
 def _is_odd(raw: bytes) -> bool:
-    """Whether a name needs a closer look: a plain one is a path in ASCII and as short as it can be."""
+    """True if a name needs a closer look: a plain one is a normalised ASCII path."""
     return not raw.isascii() or raw[:1] in b"./" or b"/." in raw or b"//" in raw or b"\0" in raw
 
 
 def _is_macos(raw: bytes) -> bool:
-    """Whether macOS put it there beside the files it packed."""
+    """True for files that macOS adds to archives."""
     return b"__MACOSX" in raw.split(b"/")[:-1]
 
 
@@ -209,7 +209,7 @@ def _directory_of(file: BinaryIO) -> tuple[bytes, int]:
 
 
 def _end(tail: bytes) -> int:
-    """Where in the last bytes of an archive the end record is, -1 if there is none; its comment may look like one."""
+    """Find the end record in the last bytes of an archive, -1 if there is none; its comment may look like one."""
     last = at = tail.rfind(b"PK\x05\x06", 0, max(len(tail) - END.size + 4, 0))
     while at >= 0:
         if at + END.size + END.unpack_from(tail, at)[-1] == len(tail):

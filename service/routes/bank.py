@@ -27,7 +27,7 @@ NAME = r"^[^/\x00-\x1f\x7f]+$"  # of a source that is added
 
 
 class BankSourceJson(BaseModel):
-    """What someone says of the images they add."""
+    """Metadata that the client gives for the images to add."""
 
     source: str = Field(min_length=1, max_length=100, pattern=NAME)
     label: Literal["real", "fake"]
@@ -80,7 +80,7 @@ async def add(request: Request, at: At) -> Any:
     "/v1/bank/{source:path}", summary="Take a source out", response_model=RemovedJson, responses=refusals(403, 404, 422)
 )
 async def remove(source: Annotated[str, Path(min_length=1)], at: At) -> Any:
-    """All rows of a source, however they came in. `clipfake store undo` with the number `before` brings them back."""
+    """Remove all rows of a source. `clipfake store undo` with the number `before` restores them."""
 
     def drop() -> dict[str, Any]:
         with at.writing:

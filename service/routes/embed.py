@@ -76,7 +76,7 @@ async def embeddings(request_json: EmbeddingsAsked, at: At) -> Any:
 
 
 def numbers(vector: Vector) -> list[float]:
-    """To eight decimals, which a float32 of a unit vector does not exceed by much."""
+    """Round to eight decimals, about the precision of a float32 of a unit vector."""
     return [round(value, 8) for value in vector.tolist()]
 
 

@@ -1,4 +1,4 @@
-"""How the service is, for those who run it."""
+"""Health checks, for operators."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ router = APIRouter(tags=["search"], route_class=JsonRoute, strict_content_type=F
 
 
 class KnnAsked(BaseModel):
-    """What ClipClient sends; the rest of it (safety, aesthetics, mclip, the name of the index) has no meaning here."""
+    """Request of clip-retrieval's ClipClient; its other fields (safety, aesthetics, mclip, index name) are ignored."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"image": "iVBORw0KGgo=", "num_images": 5}]})
 

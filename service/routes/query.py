@@ -1,4 +1,4 @@
-"""Is this one fake, and which known images say so?"""
+"""Judge images: real, fake or unsure, with the nearest known images."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ router = APIRouter(tags=["query"])
 
 
 class QueryOptionsJson(BaseModel):
-    """How one asks. A parameter of another name is refused: a slip must not quietly get another answer."""
+    """Options of a query. Unknown parameters are refused, since a misspelled one must not change the answer."""
 
     model_config = ConfigDict(extra="forbid")
 

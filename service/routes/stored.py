@@ -1,4 +1,4 @@
-"""What is stored, as others may see it: figures, a map, and the small picture of a row."""
+"""Public view of the store: figures, a map, and the thumbnail of a row."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an engine says of itself: whose vectors it holds, of which snapshot, and how wide it has to be searched."""
+"""Manifest of a search back end: whose vectors it holds, of which snapshot, and how wide to search."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ CARD = 0  # id of the note that says what the engine holds; note n is the receip
 
 @dataclass(frozen=True)
 class BackendManifest:
-    """What an engine holds, as it says itself."""
+    """Contents of a search back end, as recorded in it."""
 
     space: Space
     snapshot: int
@@ -48,7 +48,7 @@ def content_of(parts: Sequence[ShardRef]) -> str:
 
 
 def read_backend_manifest(engine: SearchBackend) -> BackendManifest:
-    """What the engine says it holds.
+    """Read the manifest of a search back end.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""What a search engine beyond this process has to do to stand in for the store's own search. qdrant.py has two of them.
+"""Interface of a search back end beyond this process. qdrant.py has two of them.
 
 The shards stay the source of truth; an engine's rows can be thrown away and pushed again (push.py). It is asked
 through remote.py, as wide as plan.py says, and says itself what it holds (card.py).
@@ -17,22 +17,22 @@ from ..space import Space
 
 @dataclass(frozen=True)
 class BackendFilter:
-    """Which rows an engine may answer with."""
+    """Rows that a search back end may return."""
 
     which: Filter  # of label, source, generator and category; its keys are told as ids
     ids: tuple[int, ...] | None = None
 
 
 class SearchBackend(Protocol):
-    """What an engine has to do. A row's id there is its id in the store; notes are points without a vector."""
+    """Interface of a search back end. A row's id is its id in the store; notes are points without a vector."""
 
     @property
     def name(self) -> str:
-        """Where it is, for people."""
+        """Place of the back end, for messages."""
         ...
 
     def there(self) -> bool:
-        """Whether there is anything at that place."""
+        """True if there is anything at that place."""
         ...
 
     def create(self, space: Space) -> None:
@@ -56,7 +56,7 @@ class SearchBackend(Protocol):
         ...
 
     def drop_shard(self, number: int) -> None:
-        """All rows of one shard out."""
+        """Delete all rows of one shard."""
         ...
 
     def ids_of(self, number: int) -> Ids:
@@ -76,7 +76,7 @@ class SearchBackend(Protocol):
         ...
 
     def rows(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """What is told of these rows (key, label, source, …) or notes; those that are there."""
+        """Return the payloads of these rows (key, label, source, …) or notes, as far as they exist."""
         ...
 
     def settle(self) -> None:

@@ -26,7 +26,7 @@ QUERIES = 100  # of the store's own vectors, half to plan with and half to check
 
 @dataclass(frozen=True)
 class PushReport:
-    """What `push` did, or has done so far."""
+    """Report of `push`, updated while it runs."""
 
     to: str
     snapshot: int
@@ -170,7 +170,7 @@ def _filled(
 
 
 def payloads_of(block: Block, shard: int) -> list[dict[str, Any]]:
-    """What an engine knows of each row beside its vector."""
+    """Return what a back end stores of each row beside its vector."""
     rows = block.rows
     columns = (rows.keys, rows.labels, rows.sources, rows.generators, rows.categories)
     names = ("key", "label", "source", "generator", "category")

@@ -178,7 +178,7 @@ class QdrantEdge:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Its errors have no type; all come as Exception."""
+        """Translate its errors, which have no type: all come as Exception."""
         try:
             yield
         except StoreError:

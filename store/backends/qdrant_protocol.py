@@ -1,4 +1,4 @@
-"""What is said to Qdrant, in a folder or at a server, and what it answers: the layout, filters, parameters, points.
+"""Requests to Qdrant, in a folder or at a server, and its answers: layout, filters, parameters, points.
 
 Both get the same collection: float16 vectors under the name `image`, compared by inner product as the store does it;
 a point's id is the row's id; `label`, `source`, `generator`, `category` and `shard` are indexed before the first vector
@@ -28,7 +28,7 @@ Quantised = Literal["", "int8", "binary"]
 
 @dataclass(frozen=True)
 class CollectionLayout:
-    """How a new collection is laid out; one that is there stays as it is."""
+    """Layout of a new collection; an existing one stays as it is."""
 
     shards: int | None = None  # a server's own parts, spread over its machines; None is its default
     replicas: int | None = None  # copies of each
@@ -65,7 +65,7 @@ def of_shard(models: Any, number: int) -> Any:
 
 
 def parameters(models: Any, width: int | None, k: int, layout: CollectionLayout) -> Any:
-    """How to search: among `width` candidates, 0 the engine's own number, None exactly."""
+    """Search parameters for `width` candidates; 0 is the back end's own number, None searches exactly."""
     quantisation = None
     if layout.quantised:  # all candidates are ranked again by the float16 vectors; a wider search would not help else
         further = width / k if width and width > k else None

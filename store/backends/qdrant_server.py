@@ -214,7 +214,7 @@ class QdrantServer:
             raise self._failure(e) from e
 
     def _failure(self, error: Exception) -> BackendError:
-        """What the client's error means for whoever asked."""
+        """Translate the client's error."""
         source, status = getattr(error, "source", error), getattr(error, "status_code", None)
         detail = str(error).strip()[:200] or type(source).__name__
         if status in SLOW or (isinstance(source, self._late) and not isinstance(source, self._never_there)):

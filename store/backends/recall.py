@@ -1,4 +1,4 @@
-"""How many of the nearest rows an engine finds, measured with the store's own vectors: what its plan is made from."""
+"""Recall of a search back end, measured with the store's own vectors: the basis of its search plan."""
 
 from __future__ import annotations
 
@@ -102,7 +102,7 @@ def filters_of(snapshot: Snapshot, rng: np.random.Generator) -> dict[str, Filter
 
 
 def _values(snapshot: Snapshot, column: str, rng: np.random.Generator) -> tuple[list[str], npt.NDArray[np.float64]]:
-    """What stands in a column, and the share of the rows that each has, in a mixed order."""
+    """Return the values of a column with the share of the rows that each has, in random order."""
     values, _, counts = distinct(snapshot.column(column))
     mixed = rng.permutation(len(values))
     return values[mixed].tolist(), counts[mixed] / max(len(snapshot), 1)

@@ -81,7 +81,7 @@ class RemoteStore:
         return self.engine.rows(ids)
 
     def count(self, allowed: BackendFilter) -> int:
-        """How many rows are allowed; asked of the engine once a filter."""
+        """Count the allowed rows; the back end is asked once per filter."""
         which = allowed.which
         if allowed.ids is not None:
             return self.engine.count(allowed)
@@ -101,7 +101,7 @@ class RemoteSearcher:
         self.snapshot, self.remote = snapshot, remote
 
     def search(self, queries: Vectors, k: int, where: Filter | Mask | None = None, recall: float = 0.99) -> Matches:
-        """As `Snapshot.search`: the k nearest rows of each query, ranked by the vectors as the shards have them.
+        """Search as `Snapshot.search` does; results are ranked by the vectors in the shards.
 
         A mask is allowed where it is all rows, the rows of one label with or without some sources, or of few rows.
         """

@@ -1,4 +1,4 @@
-"""How wide an engine has to search for a recall, as it was measured. Knows no engine."""
+"""Search width of a back end for a given recall, as measured. Independent of any back end."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ EXACT_ROWS = 20_000  # a filter for no more rows is searched exactly: a few mill
 
 @dataclass(frozen=True)
 class SearchPlan:
-    """How many candidates a search has to keep for a recall@10: measured with the store's own vectors and filters."""
+    """Number of candidates a search must keep for a recall@10, measured with the store's own vectors and filters."""
 
     widths: tuple[int, ...] = ()  # rising
     shares: tuple[float, ...] = ()  # of the rows, that each measured filter allowed
@@ -64,5 +64,5 @@ def fetched(k: int) -> int:
 
 
 def exactly(rows: int) -> bool:
-    """Whether a filter for so many rows is searched exactly, whatever the plan says."""
+    """True if a filter for this many rows is searched exactly, whatever the plan."""
     return rows <= EXACT_ROWS

@@ -30,7 +30,7 @@ BLOCK_ROWS = 16_384  # in memory at a time
 
 @dataclass(frozen=True)
 class ExportReport:
-    """What `export_rows` wrote."""
+    """Report of `export_rows`."""
 
     folder: str
     layout: Layout
@@ -100,7 +100,7 @@ def export_rows(
 
 
 def _files(folder: Path, layout: Layout, number: str) -> dict[str, Path]:
-    """Where the vectors, rows and texts of one piece go."""
+    """Files for the vectors, rows and texts of one piece."""
     if layout == "parquet":
         return {"rows": folder / "rows.parquet"}
     if layout == "numpy":

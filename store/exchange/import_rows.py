@@ -1,4 +1,4 @@
-"""Into a store: what `export` wrote, or the embeddings and metadata that clip-retrieval and its like left behind."""
+"""Import rows: what `export_rows` wrote, or the embeddings and metadata of clip-retrieval and similar tools."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOLERANCE = 0.02  # how far from 1 the length of a vector of a normalised space 
 
 @dataclass(frozen=True)
 class ImportDefaults:
-    """What a table that is not ours does not say of its rows."""
+    """Values for what a foreign table does not say of its rows."""
 
     source: str = ""  # of all rows, or where the named column has none
     label: int = UNKNOWN
@@ -36,7 +36,7 @@ class ImportDefaults:
 
 @dataclass(frozen=True)
 class ImportReport:
-    """What `import_rows` took in."""
+    """Report of `import_rows`."""
 
     folder: str
     rows: int  # read
@@ -229,7 +229,7 @@ def _batches(parquet: Any, path: Path) -> Iterator[Any]:
 
 
 def _readable(batch: Any, meaning: ImportDefaults, path: Path, *, ours: bool) -> tuple[Rows, tuple[bytes, ...]]:
-    """The same as `_rows`; what Arrow makes no Python of, such as text that is none, is a SourceError."""
+    """Parse as `_rows` does; values that Arrow cannot convert, such as invalid text, are a SourceError."""
     try:
         return _rows(batch, meaning, path, ours=ours)
     except (ValueError, TypeError, OverflowError, arrow("reading parquet").ArrowException) as e:

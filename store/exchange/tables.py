@@ -86,7 +86,7 @@ def parquet_file(source: Any, **options: Any) -> Any:
 
 
 def values_of(column: Any) -> list[Any]:
-    """What an Arrow column holds; of texts with their words apart, each word is made once."""
+    """Return the values of an Arrow column; in dictionary-encoded text each word is made once."""
     if not hasattr(column, "indices"):
         return list(column.to_pylist())
     words = column.dictionary.to_pylist()

@@ -56,7 +56,7 @@ MEASURED_K = (10, 100)
 
 
 def kind_for(rows: int, kind: Kind = "auto") -> Kind:
-    """How to search so many rows of one label."""
+    """Choose the kind of index for this many rows of one label."""
     if kind != "auto":
         return kind
     return "exact" if rows <= EXACT_ROWS else "plain" if rows <= PLAIN_ROWS else "quantized"
@@ -64,7 +64,7 @@ def kind_for(rows: int, kind: Kind = "auto") -> Kind:
 
 @dataclass(frozen=True)
 class BuildReport:
-    """What `build_index` did."""
+    """Report of `build_index`."""
 
     action: Literal["fresh", "added", "built"]
     why: str
@@ -79,7 +79,7 @@ class BuildReport:
 
 @dataclass(frozen=True)
 class Drift:
-    """How an index stands to the rows of a newer snapshot."""
+    """Age of an index compared with a newer snapshot."""
 
     rows: int  # of the label now
     indexed: int  # of these
@@ -89,7 +89,7 @@ class Drift:
     added_misfit: float  # of all rows that were or would be added since the cells were made
 
     def verdict(self) -> tuple[Literal["fresh", "add", "rebuild"], str]:
-        """What to do, and why."""
+        """Recommended action, and why."""
         if self.dead > 0.2 * (self.indexed + self.dead):
             return "rebuild", f"{self.dead} of {self.indexed + self.dead} indexed rows are gone"
         if self.rows > 2 * self.trained_rows:
@@ -295,7 +295,7 @@ def _write(
 
 
 def _gone(folder: Path) -> Path:
-    """Where an index goes to be removed; what a killed process left there is removed first."""
+    """Path to which an index is moved before removal; leftovers of a killed process are removed first."""
     gone = folder.with_suffix(GONE)
     shutil.rmtree(gone, ignore_errors=True)
     return gone

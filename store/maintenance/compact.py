@@ -23,7 +23,7 @@ from .build_index import renumber
 
 @dataclass(frozen=True)
 class CompactReport:
-    """What `compact` did."""
+    """Report of `compact`."""
 
     snapshot: int
     rows: int
@@ -77,7 +77,7 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> CompactRep
 
 
 def plan(parts: tuple[ShardRef, ...], rows_per_shard: int) -> tuple[list[ShardRef], list[ShardRef]]:
-    """Which parts stay as they are, and which are rewritten: those with deleted rows, and small ones if there are two.
+    """Decide which shards stay and which are rewritten: those with deleted rows, and small ones if there are two.
 
     >>> whole, small = Part("000001.h5", 100, "", 0), Part("000002.h5", 10, "", 0)
     >>> plan((whole, small), 100) == ([whole, small], [])
@@ -104,7 +104,7 @@ def _live_blocks(folder: Path, parts: list[ShardRef]) -> Iterator[tuple[Block, I
 
 
 def _full(pieces: Iterator[tuple[Block, Ids]], size: int) -> Iterator[tuple[Block, Ids]]:
-    """The same rows in blocks of `size`, the last one shorter."""
+    """Regroup the rows into blocks of `size`; the last one is shorter."""
     waiting: list[tuple[Block, Ids]] = []
     for piece in pieces:
         waiting.append(piece)

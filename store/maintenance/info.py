@@ -1,4 +1,4 @@
-"""What a store holds, in figures: for people who want to know before they use it."""
+"""Describe a store in figures."""
 
 from __future__ import annotations
 

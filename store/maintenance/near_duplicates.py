@@ -92,7 +92,7 @@ def all_pairs(
 
 
 def _begun(folder: Path, parameters: dict[str, Any], shape: tuple[int, int]) -> int:
-    """How many rows are done; the files are there afterwards."""
+    """Return how many rows are done, and create the files if there are none."""
     try:
         content = read_json(folder / CARD)
         done = int(content.pop("done"))
@@ -149,7 +149,7 @@ class DuplicateGroup:
 
     @property
     def contradicts(self) -> bool:
-        """Whether one picture is called both real and fake."""
+        """True if one picture is labelled both real and fake."""
         return {REAL, FAKE} <= set(self.labels)
 
     def to_dict(self) -> dict[str, Any]:

@@ -38,7 +38,7 @@ class RepairAction:
 
 @dataclass(frozen=True)
 class RepairReport:
-    """What `repair` did; no actions where there was nothing to do."""
+    """Report of `repair`; it has no actions if nothing was damaged."""
 
     path: str
     snapshot: int
@@ -80,7 +80,7 @@ def repair(folder: Path | str) -> RepairReport:
 
 
 def _told_numbers(folder: Path) -> list[int]:
-    """Of all manifests there are, readable or not."""
+    """Numbers of all manifests, readable or not."""
     return [int(path.stem) for path in (folder / "snapshots").glob("*.json") if path.stem.isdigit()]
 
 

@@ -1,4 +1,4 @@
-"""Is every byte what was written? Reads a whole store and names what is wrong, to the file and the rows."""
+"""Verify every byte of a store, and name what is damaged, to the file and the rows."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Damage:
 
 @dataclass(frozen=True)
 class VerifyReport:
-    """What `verify` found."""
+    """Report of `verify`."""
 
     path: str
     snapshot: int | None  # the newest that can be read
@@ -104,7 +104,7 @@ def require_store(folder: Path) -> None:
 
 
 def read_manifests(folder: Path) -> tuple[list[Manifest], list[Damage]]:
-    """Those that can be read, oldest first, and what is wrong with the others."""
+    """Read the readable manifests, oldest first, and describe what is wrong with the others."""
     manifests, problems = [], []
     for path in sorted((folder / "snapshots").glob("*.json")):
         try:
@@ -123,7 +123,7 @@ def read_manifests(folder: Path) -> tuple[list[Manifest], list[Damage]]:
 
 
 def check_shard(folder: Path, manifest: Manifest, part: ShardRef) -> list[Damage]:
-    """What is wrong with one shard; [] if every byte that counts is as it was written.
+    """Describe the damage of one shard; [] if every byte is as it was written.
 
     One problem that costs all rows, or one that costs none (pictures, texts), one of some rows' vectors, or both.
     """
@@ -155,7 +155,7 @@ def check_shard(folder: Path, manifest: Manifest, part: ShardRef) -> list[Damage
 
 
 def check_deleted(folder: Path, part: ShardRef) -> list[Damage]:
-    """What is wrong with the list of a shard's deleted rows."""
+    """Describe the damage of a shard's list of deleted rows."""
     try:
         deleted = read_tombstones(folder, part)
     except ClipfakeError as e:
@@ -210,7 +210,7 @@ def _check_index(folder: Path, index: Path, now: Manifest) -> tuple[list[Damage]
 
 
 def _sizes(folder: Path) -> Iterator[int]:
-    """Of every file there is; a writer may take one away meanwhile."""
+    """Sizes of all files; a writer may remove one meanwhile."""
     for path in folder.rglob("*"):
         with suppress(OSError):
             if path.is_file():

@@ -37,7 +37,7 @@ QUANTIZED_ON_DISK = "compact"  # what index.json calls the kind "quantized"
 
 @dataclass(frozen=True)
 class LabelIndexInfo:
-    """What is known of one label's index, in index.json."""
+    """Statistics of one label's index, as in index.json."""
 
     label: int
     kind: Kind  # "plain" or "quantized"
@@ -112,7 +112,7 @@ class SnapshotIndex:
     def search(
         self, snapshot: SearchableRows, queries: Vectors, k: int, scope: PreparedFilter, recall: float
     ) -> tuple[Matches, Positions | None]:
-        """What the indexes find, and the positions that are left to search exactly."""
+        """Search the indexes; returns matches, and the positions left to search exactly."""
         within: IndexedFilter = scope.indexed or self._within(scope)
         scope.indexed = within
         result, exactly = Matches.none(len(queries), k), []
@@ -130,7 +130,7 @@ class SnapshotIndex:
         return result, self._left(scope, within, exactly)
 
     def _within(self, scope: PreparedFilter) -> IndexedFilter:
-        """What a scope is to each label's index."""
+        """Restrict a filter to each label's index."""
         allowed = []
         for (_, cells, _), (places, alive) in zip(self.labels, self._places, strict=True):
             mask = alive if scope.mask is None else scope.mask[places] if alive is None else scope.mask[places] & alive
@@ -152,14 +152,14 @@ class SnapshotIndex:
 
 @dataclass(frozen=True)
 class IndexedFilter:
-    """What an index keeps of a scope."""
+    """Per-filter state that an index caches."""
 
     allowed: list[AllowedRows]  # by label
     rest: Positions  # that no index has
 
 
 def exactly_is_cheaper(queries: int, rows: int, effort: int) -> bool:
-    """Whether a matrix product over `rows` rows costs less than reading `effort` rows of an index for each query.
+    """True if a matrix product over `rows` rows costs less than reading `effort` rows of an index for each query.
 
     Read from benchmarks/store/search.py: converting a stored value costs as much as scanning one in FAISS, and a
     product over many queries is some fifteen times quicker a query.
@@ -244,7 +244,7 @@ def _read(
 
 
 def checksums(path: Path, tables: int) -> tuple[str, str]:
-    """Of a file's first bytes and of all."""
+    """Checksums of a file's first bytes and of the whole file."""
     whole = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
         first = file.read(tables)

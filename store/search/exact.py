@@ -47,7 +47,7 @@ class ExactSearch:
     def search_each(
         self, snapshot: SearchableRows, queries: Vectors, k: int, wheres: Sequence[Positions | None]
     ) -> list[Matches]:
-        """The same for several sets of rows in one pass: what they share is read and multiplied once."""
+        """Search several sets of rows in one pass: what they share is read and multiplied once."""
         wanted = max((len(snapshot) if where is None else len(where) for where in wheres), default=0)
         with cores_for(len(queries) * wanted * snapshot.space.dim):
             return self._search_each(snapshot, queries, k, wheres)

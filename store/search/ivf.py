@@ -67,7 +67,7 @@ class ProbeBudget:
 
 
 def cells_for(rows: int) -> int:
-    """How many cells to part rows into: about the square root of their number, doubled, as a power of two."""
+    """Number of IVF lists for this many rows: about twice the square root, as a power of two."""
     return int(2 ** np.clip(np.round(np.log2(1.5 * np.sqrt(max(rows, 1)))), 2, 16))
 
 
@@ -114,7 +114,7 @@ class IvfIndex:
 
     @property
     def quantized(self) -> bool:
-        """Whether rows are quantised, so that what a search finds wants exact comparing."""
+        """True if vectors are quantised, so that results need exact comparison."""
         return isinstance(self._ivf, faiss.IndexIVFRaBitQ)
 
     @classmethod
@@ -137,7 +137,7 @@ class IvfIndex:
         return cls(ivf, centres, np.zeros(0, np.int64))
 
     def add(self, vectors: Vectors, cell_of: npt.NDArray[np.int64]) -> IvfIndex:
-        """The same with more rows at the end; nothing is trained anew."""
+        """Return the index with more rows at the end; nothing is trained again."""
         for start in range(0, len(vectors), PIECE_ROWS):
             piece = np.ascontiguousarray(vectors[start : start + PIECE_ROWS], np.float32)
             cells = np.ascontiguousarray(cell_of[start : start + PIECE_ROWS], np.int64)
@@ -193,7 +193,7 @@ class IvfIndex:
 
     @classmethod
     def load(cls, path: Path, cell_of: npt.NDArray[np.int64], *, mapped: bool = True) -> IvfIndex:
-        """What was saved, mapped into memory; to add to it, read it whole. Raises what FAISS does, and ValueError."""
+        """Load an index, mapped into memory; to add to it, read it whole. Raises what FAISS raises, and ValueError."""
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
         ivf: Any = faiss.read_index(str(path), flags)
         flat: Any = faiss.downcast_index(ivf.quantizer)
@@ -206,7 +206,7 @@ class IvfIndex:
 
 
 class AllowedRows:
-    """Which rows of an index a search may find: the filter by ordinal, and what FAISS wants to know of it."""
+    """Rows that a search of an index may return: the filter by ordinal, and FAISS's selector for it."""
 
     def __init__(self, cells: IvfIndex, mask: Mask | None) -> None:
         """`mask` is (rows,) bool by ordinal, None for all rows."""
@@ -220,7 +220,7 @@ class AllowedRows:
 
 
 def probes(near: npt.NDArray[np.floating[Any]], counts: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:
-    """Which cells to read for each query: the nearest that hold allowed rows, until they held `rows` of them.
+    """Choose the lists to read for each query: the nearest ones, until they hold `rows` allowed rows.
 
     Parameters
     ----------
@@ -253,7 +253,7 @@ class GroundTruth:
         self._nearest = _top(similarity, min(kept, similarity.shape[1]))
 
     def __getitem__(self, queries: slice) -> GroundTruth:
-        """Of some of the queries."""
+        """Select some of the queries."""
         some = copy(self)
         some._similarity, some._nearest = self._similarity[queries], self._nearest[queries]
         return some
@@ -288,7 +288,7 @@ def _top(similarity: npt.NDArray[np.float32], k: int) -> Ordinals:
 def measure(
     cells: IvfIndex, queries: Vectors, truth: GroundTruth, rng: np.random.Generator, ks: Sequence[int]
 ) -> list[ProbeBudget]:
-    """How many allowed rows must be read for each recall and each share of allowed rows, for each k.
+    """Measure how many allowed rows must be read for each recall and each share of allowed rows, for each k.
 
     Filters are of two kinds, and the dearer one counts: scattered rows, and whole cells (a source or a category is more
     like that). A neighbour is found if and only if its cell is read, so one look at the true neighbours gives the
@@ -317,7 +317,7 @@ def _whole_cells(cells: IvfIndex, share: float, rng: np.random.Generator) -> Mas
 def _efforts(
     cells: IvfIndex, near: npt.NDArray[Any], truth: GroundTruth, allowed: Mask | None, ks: Sequence[int]
 ) -> list[npt.NDArray[np.int64]]:
-    """For each k: (true neighbours of all queries,) the allowed rows to read until each is found."""
+    """Return for each k how many allowed rows must be read until each true neighbour is found."""
     if allowed is not None and not allowed.any():
         return [np.zeros(1, np.int64) for _ in ks]
     counts = cells.counts(allowed)

@@ -61,10 +61,10 @@ class Matches:
 
 
 class Searcher(Protocol):
-    """Who can be asked for the nearest rows of a snapshot instead of the snapshot itself."""
+    """Interface of a searcher that replaces the snapshot's own search."""
 
     def search(self, queries: Vectors, k: int, where: Mask | None = None, recall: float = 0.99) -> Matches:
-        """As `Snapshot.search`."""
+        """Search as `Snapshot.search` does."""
 
 
 class SearchableRows(Protocol):

@@ -1,4 +1,4 @@
-"""Which rows a search may answer with, made ready to be asked again and again: what a filter costs is paid once."""
+"""Filter prepared for repeated searches: its cost is paid once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search of a store returns: matches, and the rows they are."""
+"""Results of a search of a store: matches, and the rows they are."""
 
 from __future__ import annotations
 
