@@ -58,15 +58,11 @@ class Session:
         evidence: EvidenceOptions = EvidenceOptions(),
         searcher_for: Callable[[Snapshot], Searcher] | None = None,
     ) -> None:
-        self.store = store if isinstance(store, Store) else Store.open(store)
+        self.store = store if isinstance(store, Store) else Store(Path(store))
+        self.snapshot = self.store.snapshot()  # the rows as they were when the session began
         self.head_name = head
         self._encoder = encoder
         self._evidence, self._searcher_for = evidence, searcher_for
-
-    @cached_property
-    def snapshot(self) -> Snapshot:
-        """The rows of the store when the session first used them."""
-        return self.store.snapshot()
 
     @cached_property
     def detector(self) -> VectorDetector:

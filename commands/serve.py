@@ -59,10 +59,12 @@ def serve_command(
         from ..service.server import serve
 
         model = BatchEncoder(session.encoder)
-    if session.notice:
-        say(session.notice)
+    opened, notice = session.store, session.notice
+    del session  # it holds a snapshot, whose files would be kept for as long as the service runs
+    if notice:
+        say(notice)
     serve(
-        session.store,
+        opened,
         model,
         decode,
         thumbnail,
@@ -70,7 +72,7 @@ def serve_command(
         port=port,
         proxy=proxy,
         head=head,
-        notice=session.notice,
+        notice=notice,
         degraded=degraded_by_name,
         elsewhere=searcher_for(search_backend, timeout=BACKEND_SECONDS),
         on_ready=lambda url: say(f"{url}  (Ctrl-C ends it)"),
