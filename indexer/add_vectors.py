@@ -101,8 +101,8 @@ def _refs(
 ) -> Iterator[ImageRef]:
     """The images of rows that have no vector; each one's position is noted by its key before it is yielded."""
     if folders is None:
-        for position in missing.tolist():
-            key, path = str(snapshot.column("keys")[position]), str(snapshot.column("paths")[position])
+        keys, paths = snapshot.column("keys")[missing].tolist(), snapshot.column("paths")[missing].tolist()
+        for position, key, path in zip(missing.tolist(), keys, paths, strict=True):
             position_of[key] = position
             yield ImageRef(key, path)
         return
