@@ -27,7 +27,7 @@ from .torch_encoder import TorchEncoder, choose_device, choose_dtype
 from .vision_backbone import VisionBackbone, load_model, random_model, words_of
 
 OPENVINO = "openvino"  # as a --device
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of malloc.h
 
 
 def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") -> Encoder:
@@ -95,6 +95,7 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the most it takes
         libc.mallopt(M_TRIM_THRESHOLD, 256 * 2**20)
+        libc.mallopt(M_ARENA_MAX, 1)  # other arenas hold 64 MiB at most, and the encoder runs in a thread of its own
 
 
 def device_names(device: str) -> list[str]:
