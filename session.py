@@ -13,7 +13,7 @@ import numpy as np
 from .detector.calibration import Calibration
 from .detector.detector import QueryOptions, VectorDetector
 from .detector.evidence import EvidenceOptions
-from .detector.head import DEFAULT, Head, columns_of, head_folder
+from .detector.head import DEFAULT, Head, head_folder, vector_names_of
 from .detector.verdict import Refusal, Verdict
 from .indexer.encoder_spec import EncoderSpec
 from .indexer.encoders.encoder_name import INT8, seed_of
@@ -97,7 +97,7 @@ class Session:
         if "detector" in vars(self):
             names = self.detector.head.vectors
         else:  # a service may start before there is a head
-            names = columns_of(head_folder(self.store.folder, self.head_name))
+            names = vector_names_of(head_folder(self.store.folder, self.head_name))
         if names == (MAIN,):
             return self.main_encoder
         from .indexer.add_vectors import ConcatenatedEncoder

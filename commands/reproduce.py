@@ -71,7 +71,7 @@ def reproduce_command(
 
     clipfake reproduce --folders ARTIFACT/cycle_gan ARTIFACT/pro_gan --out reproduce
     """
-    from ..detector.evaluation.reproduce import CELLS, SOURCES, PaperOptions
+    from ..detector.evaluation.reproduce import PAPER_RUNS, SOURCES, PaperOptions
     from ..indexer.encoders.load import load_encoder
     from ..indexer.sources.folders import expand
     from ..session import encoder_notice
@@ -88,7 +88,7 @@ def reproduce_command(
     notices: list[str] = []
     backbones: dict[Backbone, str] = {"b32": b32, "b16": b16}
     for backbone, encoder in backbones.items():
-        cells = [cell for cell in CELLS if cell.backbone == backbone]
+        cells = [cell for cell in PAPER_RUNS if cell.backbone == backbone]
         try:
             name = encoder_name(out / backbone, encoder, untrained=untrained)
             model = load_encoder(name, device=device, precision=precision.value)
@@ -133,15 +133,15 @@ def indexed(folders: Folders, store: Path, encoder: Any) -> Snapshot:
 
 def outcome(snapshot: Snapshot, cell: PaperRun, options: PaperOptions, folder: Path) -> dict[str, Any] | str:
     """The outcome of a run, read from its file if it ran before on the same rows; or why it cannot run."""
-    from ..detector.evaluation.reproduce import asked_of, missing, run
+    from ..detector.evaluation.reproduce import missing_data, run, run_inputs
     from ..show.progress_display import status_line
 
-    if why := missing(snapshot, cell):
+    if why := missing_data(snapshot, cell):
         return why
     path = folder / f"{cell.name}.json"
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        if content["asked"] == json.loads(json.dumps(asked_of(snapshot, options))):
+        if content["asked"] == json.loads(json.dumps(run_inputs(snapshot, options))):
             return content
     except (OSError, ValueError, KeyError, TypeError):
         pass  # not run yet, or a file of something else: it is run again

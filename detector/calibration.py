@@ -116,7 +116,7 @@ class Calibration:
         """(rows,) log-likelihood ratio of both signals together."""
         return np.asarray(self.weights[0] * self.svm(svm) + self.weights[1] * self.neighbors(neighbors) + self.offset)
 
-    def possible(self, scores: Scores, error: float) -> npt.NDArray[np.bool_]:
+    def prediction_sets(self, scores: Scores, error: float) -> npt.NDArray[np.bool_]:
         """(rows, 2) whether real and whether fake cannot be ruled out at this rate of error.
 
         A class is ruled out where no more than `error` of its held-out rows, and the row itself, look as little like
@@ -129,7 +129,7 @@ class Calibration:
         p_fake = (beyond_fake + 1) / (len(self.fake) + 1)
         return np.column_stack([p_real, p_fake]) > error
 
-    def probability(self, score: Any, prior: float) -> Any:
+    def fake_probability(self, score: Any, prior: float) -> Any:
         """P(fake) at a score, no surer than so many held-out rows can tell, whatever the score.
 
         That something is rarer than one in n + 1 cannot be learned from n rows. The score goes on beyond, by the

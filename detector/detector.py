@@ -22,7 +22,7 @@ from .calibration import Calibration
 from .evidence import FETCHED, FETCHED_MORE, Bank, Candidates, Evidence, EvidenceOptions
 from .head import DEFAULT, Head, head_folder
 from .split import PART_NAMES
-from .verdict import Answer, Neighbor, StoredCopy, Verdict, VerdictChange, decide, in_conflict, steadied
+from .verdict import Answer, Neighbor, StoredCopy, Verdict, VerdictChange, decide, in_conflict, require_stable
 
 FEWER = 5  # witnesses, to see whether the answer hangs on the rest
 NEAR = 15  # nearest fakes that vote on the generator
@@ -90,7 +90,7 @@ class VectorDetector:
         if searcher_for:
             snapshot = snapshot.searched_by(searcher_for(snapshot))
         head.space.require(snapshot.space, f"the store {snapshot.folder}")
-        return cls(head, Bank.of(snapshot, evidence), calibration)
+        return cls(head, Bank.from_snapshot(snapshot, evidence), calibration)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -114,7 +114,7 @@ class VectorDetector:
         self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None, *, prior: float = 0.5
     ) -> npt.NDArray[np.float64]:
         """(n, 2) probabilities of real and fake of (n, dim) unit vectors, where `prior` is the share of fakes."""
-        fake = np.asarray(self.calibration.probability(self.decision_function(vectors, digests), prior))
+        fake = np.asarray(self.calibration.fake_probability(self.decision_function(vectors, digests), prior))
         return np.column_stack([1 - fake, fake])
 
     def judge(
@@ -148,7 +148,7 @@ class VectorDetector:
             candidates = self.bank.candidates(vectors, digests, times=times)
             verdicts = []
             for i, name in enumerate(names):
-                own = {label: nearest.of([i]) for label, nearest in candidates.items()}
+                own = {label: nearest.take([i]) for label, nearest in candidates.items()}
                 case = _Case(
                     vectors[i : i + 1],
                     None if digests is None else digests[i : i + 1],
@@ -175,7 +175,7 @@ class VectorDetector:
         for degradation, vector in views.items():
             view = self.judge_one(verdict.image, vector, digest, plain)
             changes.append(VerdictChange(degradation, view.verdict, view.score))
-        return steadied(verdict, tuple(changes))
+        return require_stable(verdict, tuple(changes))
 
     def _verdict(self, image: str, case: _Case, question: QueryOptions) -> Verdict:
         evidence = Evidence(case.witnesses[REAL], case.witnesses[FAKE])
@@ -185,7 +185,7 @@ class VectorDetector:
             image=image,
             verdict=answer,
             score=score,
-            probability=float(self.calibration.probability(score, question.prior)),
+            probability=float(self.calibration.fake_probability(score, question.prior)),
             prior=question.prior,
             signals=signals,
             conflict=in_conflict(signals),
@@ -206,7 +206,7 @@ class VectorDetector:
         svm, near = np.array([margin]), evidence.signal
         score = calibration.decision_function(svm, near)
         signals = {"svm": float(calibration.svm(svm)[0]), "neighbors": float(calibration.neighbors(near)[0])}
-        [[real, fake]] = calibration.possible(score, question.error).tolist()
+        [[real, fake]] = calibration.prediction_sets(score, question.error).tolist()
         percentile = float(calibration.percentile(evidence.nearest)[0])
         answer, reasons = decide(signals, (real, fake), percentile, question.error, calibration.least_error)
         return answer, float(score[0]), signals, (real, fake), reasons, percentile
@@ -220,7 +220,7 @@ class VectorDetector:
         similarity = np.minimum(
             witnesses.similarity[0, : len(rows)], 1.0
         )  # of halves, the product of equals may be a little more
-        splits = self.head.split.of(snapshot.column("keys")[rows])
+        splits = self.head.split.parts_of(snapshot.column("keys")[rows])
         return tuple(
             Neighbor(key, float(near), source, generator, category, path, PART_NAMES[int(split)], int(row))
             for (key, source, generator, category, path), near, split, row in zip(

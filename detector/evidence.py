@@ -70,7 +70,7 @@ class Candidates:
     sources: npt.NDArray[np.int64]  # (queries, candidates) equal for rows of one source
     complete: bool  # the class has no other row
 
-    def of(self, queries: Sequence[int] | npt.NDArray[np.int64]) -> Candidates:
+    def take(self, queries: Sequence[int] | npt.NDArray[np.int64]) -> Candidates:
         """Select the candidates of some of the queries."""
         copies = {place: self.copies[query] for place, query in enumerate(queries) if query in self.copies}
         rows = np.asarray(queries, np.int64)
@@ -82,12 +82,12 @@ class Candidates:
         """(queries, candidates) present, and no copy of a nearer one."""
         fresh = self.present.copy()
         for query, copies in self.copies.items():
-            fresh[query] = first_of_copies(self.present[query], copies)
+            fresh[query] = without_copies(self.present[query], copies)
         return fresh
 
     def witnesses(self, rules: EvidenceOptions) -> Matches:
         """(queries, k) who testifies."""
-        kept = admitted(self.fresh, self.sources, rules)
+        kept = select_neighbors(self.fresh, self.sources, rules)
         first = np.argsort(~kept, axis=1, kind="stable")[:, : rules.k]
         chosen, width = np.take_along_axis(kept, first, 1), first.shape[1]
         result = Matches.none(len(kept), rules.k)
@@ -122,7 +122,7 @@ class Candidates:
 
 @dataclass(frozen=True)
 class Bank:
-    """The labelled rows of a snapshot that evidence is drawn from. Make it with `Bank.of`."""
+    """The labelled rows of a snapshot that evidence is drawn from. Make it with `Bank.from_snapshot`."""
 
     snapshot: Snapshot
     rules: EvidenceOptions
@@ -133,7 +133,9 @@ class Bank:
     _lock: Lock = field(default_factory=Lock, init=False, repr=False)  # a service judges in several threads
 
     @classmethod
-    def of(cls, snapshot: Snapshot, rules: EvidenceOptions = EvidenceOptions(), *, where: Mask | None = None) -> Bank:
+    def from_snapshot(
+        cls, snapshot: Snapshot, rules: EvidenceOptions = EvidenceOptions(), *, where: Mask | None = None
+    ) -> Bank:
         """The labelled rows of a snapshot, or those of a mask; raises NotEnoughRows unless both classes are there."""
         names, codes, _ = distinct(snapshot.column("sources"))
         members = np.ones(len(snapshot), bool) if where is None else where
@@ -208,7 +210,7 @@ class Bank:
                 own = None if digests is None else digests[part]
                 more = self._candidates(self.snapshot.search(vectors[part], wide, scope, RECALL), scope, own)
                 gained = more.fresh.sum(1) > near.fresh[part].sum(1)
-                near = near.refilled(part[gained], more.of(np.flatnonzero(gained)))
+                near = near.refilled(part[gained], more.take(np.flatnonzero(gained)))
                 left.append(part[~more.enough(self.rules)])
             short = np.concatenate(left)
         if digests is not None:  # as many rows as may be fetched, and all of them the asked file
@@ -264,7 +266,7 @@ class Bank:
         return order, first[order]
 
 
-def first_of_copies(present: Mask, copies: Mask) -> Mask:
+def without_copies(present: Mask, copies: Mask) -> Mask:
     """Mask of a query's candidates that are present and no copy of a nearer one.
 
     Parameters
@@ -276,7 +278,7 @@ def first_of_copies(present: Mask, copies: Mask) -> Mask:
     return np.asarray(present & ~(copies & nearer & present).any(1))
 
 
-def admitted(fresh: Mask, sources: npt.NDArray[np.int64], rules: EvidenceOptions) -> Mask:
+def select_neighbors(fresh: Mask, sources: npt.NDArray[np.int64], rules: EvidenceOptions) -> Mask:
     """Mask of the candidates that count as evidence.
 
     Parameters

@@ -41,7 +41,7 @@ def head_names(folder: Path) -> list[str]:
     return sorted(path.parent.name for path in folder.glob("*/head.json"))
 
 
-def columns_of(folder: Path) -> tuple[str, ...]:
+def vector_names_of(folder: Path) -> tuple[str, ...]:
     """The store's columns that the head in a folder reads, its own vectors alone where there is no head (yet)."""
     try:
         content = read_json(folder / "head.json")
@@ -92,7 +92,7 @@ class Head:
         """(n, dim) the text vector beside each image for a head that reads text, else None."""
         if not self.projection.reads_text or self.vocabulary is None:
             return None
-        return self.vocabulary.beside(vectors, mode, categories)
+        return self.vocabulary.text_vectors(vectors, mode, categories)
 
     def transform(
         self, vectors: Vectors, *, mode: Mode = "zero-shot", categories: Sequence[str] | Names | None = None
@@ -184,7 +184,7 @@ class Head:
                     head = _head(fields, load(content))
                 except SafetensorError as e:
                     raise ValueError(str(e)) from e
-                _require_sense(head)
+                _validate(head)
         except FileNotFoundError as e:
             names = ", ".join(head_names(folder.parent))
             hint = f"name one of these with --head: {names}" if names else "run `clipfake train` first"
@@ -224,7 +224,7 @@ def _head(fields: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Head:
         snapshot=int(fields["snapshot"]),
         split=Split(arrays["split.hashes"], arrays["split.parts"], split["recipe"], int(split["seed"])),
         projection=Projection(fields["projection"], under("projection.")),
-        classifier=Svm.of(under("classifier.")),
+        classifier=Svm.from_arrays(under("classifier.")),
         threshold=float(fields["threshold"]),
         vocabulary=Vocabulary(names(fields["categories"]), arrays["vocabulary"]) if "categories" in fields else None,
         metrics=fields["metrics"],
@@ -233,7 +233,7 @@ def _head(fields: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Head:
     )
 
 
-def _require_sense(head: Head) -> None:
+def _validate(head: Head) -> None:
     """Raise ValueError for arrays that do not fit each other, or numbers that would make every score NaN.
 
     Whoever alters a head can give it a right checksum.

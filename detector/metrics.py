@@ -31,7 +31,7 @@ class Confusion:
     tp: int
 
     @classmethod
-    def of(cls, labels: Ints, said_fake: npt.NDArray[np.bool_]) -> Confusion:
+    def from_predictions(cls, labels: Ints, said_fake: npt.NDArray[np.bool_]) -> Confusion:
         fake = labels == FAKE
         return cls(
             tn=int((~fake & ~said_fake).sum()),
@@ -124,8 +124,8 @@ def measure(
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
     if unknown := int(np.isnan(scores).sum()):
         raise ValueError(f"{unknown} of {len(scores)} scores are not numbers; look at the vectors they were made from")
-    confusion = Confusion.of(labels, scores > threshold)
-    curve = Curve.of(labels, scores)
+    confusion = Confusion.from_predictions(labels, scores > threshold)
+    curve = RocCurve.from_predictions(labels, scores)
     recall = confusion.recall
     return Metrics(
         n=confusion.n,
@@ -145,7 +145,7 @@ def measure(
         tpr_at_fpr_5=curve.tpr_at(0.05),
         brier=None if probabilities is None or not len(labels) else float(np.mean((probabilities - labels) ** 2)),
         ece=None if probabilities is None else expected_calibration_error(labels, probabilities),
-        accuracy_at_validation=None if chosen is None else Confusion.of(labels, scores > chosen).accuracy,
+        accuracy_at_validation=None if chosen is None else Confusion.from_predictions(labels, scores > chosen).accuracy,
         accuracy_oracle=best_threshold(labels, scores)[1] if len(labels) else None,
         intervals={
             "accuracy": wilson(confusion.tn + confusion.tp, confusion.n),
@@ -157,14 +157,14 @@ def measure(
 
 
 @dataclass(frozen=True)
-class Curve:
+class RocCurve:
     """The receiver operating characteristic: what each threshold costs and finds, strictest first."""
 
     fpr: Scores  # (points,) share of real rows called fake, from none to all; empty where a class is absent
     tpr: Scores  # (points,) share of fake rows called fake
 
     @classmethod
-    def of(cls, labels: Ints, scores: Scores) -> Curve:
+    def from_predictions(cls, labels: Ints, scores: Scores) -> RocCurve:
         real, fake = int((labels == REAL).sum()), int((labels == FAKE).sum())
         if not real or not fake:
             return cls(np.zeros(0), np.zeros(0))
@@ -238,7 +238,7 @@ def newcombe(area: float, m: int, n: int) -> Interval:
 
 def average_precision(labels: Ints, scores: Scores) -> float | None:
     """Precision averaged over the recall steps of the fake class; None with one class."""
-    curve = Curve.of(labels, scores)
+    curve = RocCurve.from_predictions(labels, scores)
     if not len(curve.tpr):
         return None
     real, fake = int((labels == REAL).sum()), int((labels == FAKE).sum())

@@ -84,7 +84,7 @@ class Projection:
         return np.asarray(forward(self.kind, self.weights, x, t), np.float32)
 
     @classmethod
-    def draw(cls, kind: str, vectors: Vectors, *, dim: int = 128, seed: int = 0) -> Projection:
+    def initialize(cls, kind: str, vectors: Vectors, *, dim: int = 128, seed: int = 0) -> Projection:
         """Random weights to start from, uniform within 1/√fan-in as torch's Linear has them.
 
         The bias of the image side starts at -W·mean: encoders put their vectors into a narrow cone, and from its

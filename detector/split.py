@@ -73,7 +73,7 @@ class Split:
         order = np.argsort(hashes)
         return cls(hashes[order], parts[order], recipe, seed)
 
-    def of(self, keys: Sequence[str] | Names) -> Parts:
+    def parts_of(self, keys: Sequence[str] | Names) -> Parts:
         """(n,) int8 the part of each key: 0 train, 1 validation, 2 test, -1 where the split does not know it."""
         wanted = hash_keys(keys)
         place = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)

@@ -32,7 +32,7 @@ class Svm:
         result = np.empty(len(vectors), np.float64)
         for start in range(0, len(vectors), ROWS_AT_ONCE):
             here = slice(start, start + ROWS_AT_ONCE)
-            result[here] = kernel(vectors[here], self.vectors, self.gamma) @ self.weights + self.intercept
+            result[here] = rbf_kernel(vectors[here], self.vectors, self.gamma) @ self.weights + self.intercept
         return result
 
     def arrays(self) -> dict[str, npt.NDArray[Any]]:
@@ -41,12 +41,12 @@ class Svm:
         return {"vectors": self.vectors, "weights": self.weights, "intercept_gamma": numbers}
 
     @classmethod
-    def of(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Svm:
+    def from_arrays(cls, arrays: Mapping[str, npt.NDArray[Any]]) -> Svm:
         intercept, gamma = arrays["intercept_gamma"].tolist()
         return cls(arrays["vectors"], arrays["weights"], intercept, gamma)
 
 
-def kernel(x: Vectors, y: Vectors, gamma: float, dtype: type[np.floating[Any]] = np.float64) -> npt.NDArray[Any]:
+def rbf_kernel(x: Vectors, y: Vectors, gamma: float, dtype: type[np.floating[Any]] = np.float64) -> npt.NDArray[Any]:
     """(n, m) exp(-gamma |x - y|²)."""
     x, y = np.asarray(x, dtype), np.asarray(y, dtype)
     result = np.empty((len(x), len(y)), dtype)

@@ -117,14 +117,14 @@ def decide(
     least_error : of the calibration, which rules out nothing below it
     """
     real, fake = possible
-    rate = per_cent(error)
+    rate = format_percent(error)
     reasons = []
     if percentile < UNLIKE:
         reasons.append(f"it is unlike anything indexed: {100 - percentile:.1f}% of known images have nearer neighbours")
     if real and fake:
         reasons.append(f"neither real nor fake can be ruled out at an error rate of {rate}")
         if error < least_error:
-            reasons.append(f"so few rows were held out that one of them never is below {per_cent(least_error)}")
+            reasons.append(f"so few rows were held out that one of them never is below {format_percent(least_error)}")
     if not real and not fake:
         reasons.append(f"it looks like neither the real nor the fake images known, at an error rate of {rate}")
     if reasons:
@@ -139,16 +139,16 @@ def decide(
     return answer, tuple(reasons)
 
 
-def per_cent(share: float) -> str:
+def format_percent(share: float) -> str:
     """A rate as a person reads it; never rounded to a promise that was not made.
 
-    >>> per_cent(0.05), per_cent(0.005), per_cent(0.0001)
+    >>> format_percent(0.05), format_percent(0.005), format_percent(0.0001)
     ('5%', '0.5%', '0.01%')
     """
     return f"{100 * share:.4g}%"
 
 
-def steadied(verdict: Verdict, views: tuple[VerdictChange, ...]) -> Verdict:
+def require_stable(verdict: Verdict, views: tuple[VerdictChange, ...]) -> Verdict:
     """The verdict with those on degraded copies beside it; unsure, and why, if it does not survive them."""
     flipped = [view for view in views if view.verdict != verdict.verdict]
     if verdict.verdict == "unsure" or not flipped:

@@ -27,7 +27,7 @@ class Vocabulary:
         return len(self.categories)
 
     @classmethod
-    def of(cls, texts: dict[str, npt.NDArray[np.float32]]) -> Vocabulary:
+    def from_texts(cls, texts: dict[str, npt.NDArray[np.float32]]) -> Vocabulary:
         """Read the texts of a snapshot, in alphabetical order."""
         chosen = sorted(texts)
         if not chosen:
@@ -41,7 +41,9 @@ class Vocabulary:
         """(n,) zero-shot: which category's text has the largest inner product with each of (n, dim) vectors."""
         return np.asarray(np.argmax(np.asarray(vectors, np.float32) @ self.vectors.T, axis=1), np.int64)
 
-    def beside(self, vectors: Vectors, mode: Mode = "zero-shot", given: Sequence[str] | Names | None = None) -> Vectors:
+    def text_vectors(
+        self, vectors: Vectors, mode: Mode = "zero-shot", given: Sequence[str] | Names | None = None
+    ) -> Vectors:
         """(n, dim) a text vector for each of (n, dim) image vectors.
 
         Parameters

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..detector.detector import QueryOptions, VectorDetector
 from ..detector.evidence import EvidenceOptions
-from ..detector.head import columns_of, head_folder
+from ..detector.head import head_folder, vector_names_of
 from ..detector.verdict import Refusal, Verdict
 from ..errors import HeadError, NotEnoughRows, SpaceMismatch, StoreError
 from ..store.concatenated import space_of
@@ -129,7 +129,7 @@ class AppState:
         metrics: ServiceMetrics,
         elsewhere: Elsewhere | None = None,
     ) -> None:
-        space = space_of(store.snapshot(), columns_of(head_folder(store.folder, head)))
+        space = space_of(store.snapshot(), vector_names_of(head_folder(store.folder, head)))
         eyes.encoder.space.require(space, f"the store {store.folder}")
         self.store, self.eyes, self.limits, self.metrics = store, eyes, limits, metrics
         self._head, self.rules, self._engine = head, rules, GuardedBackend(elsewhere) if elsewhere else None

@@ -21,8 +21,8 @@ from ..detector.detector import VectorDetector
 from ..detector.evaluation.leave_one_out import Kind as HeadKind
 from ..detector.evaluation.leave_one_out import LeaveOneOut, leave_one_out
 from ..detector.split import PARTS
-from ..detector.training.examples import thinned
-from ..detector.training.train import score_rows
+from ..detector.training.examples import subsample
+from ..detector.training.train import decision_values
 from ..detector.training.triplet import distances, draw
 from ..errors import HeadError, NotEnoughRows
 from . import metric_figures, training_figures
@@ -161,11 +161,11 @@ def draw_figures(results: HeadResults) -> Iterator[ReportFigure]:
     training, snapshot, head = results.training, results.detector.snapshot, results.detector.head
     yield training_figures.class_distribution(*(snapshot.column(name) for name in ("sources", "targets", "labels")))
     yield training_figures.loss_curves(training["epochs"])
-    labels, parts = snapshot.column("labels"), head.split.of(snapshot.column("keys"))
+    labels, parts = snapshot.column("labels"), head.split.parts_of(snapshot.column("keys"))
     rows = {}
     for name, part in PARTS.items():
         positions = np.flatnonzero(parts == part)
-        rows[name] = thinned(positions, labels[positions], MAX_DRAWN, 0)
+        rows[name] = subsample(positions, labels[positions], MAX_DRAWN, 0)
     projected = {name: head.transform(snapshot.vectors(positions)) for name, positions in rows.items()}
     triplet_distances = {}
     for name, points in projected.items():
@@ -182,7 +182,7 @@ def draw_figures(results: HeadResults) -> Iterator[ReportFigure]:
     yield training_figures.explained_variance(_variance_shares(raw), _variance_shares(projected["train"]))
     yield metric_figures.measure_bars({**_own_tests(training), **_baseline_tests(training)})
     yield metric_figures.metric_bars(training["head"])
-    scored = {name: (labels[positions], score_rows(head, snapshot, positions)) for name, positions in rows.items()}
+    scored = {name: (labels[positions], decision_values(head, snapshot, positions)) for name, positions in rows.items()}
     yield metric_figures.roc_curves(scored)
     test = rows["test"]
     bank = results.detector.bank.where(parts == PARTS["train"])

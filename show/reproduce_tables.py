@@ -11,7 +11,15 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..core.atomic_files import write_text
-from ..detector.evaluation.reproduce import CELLS, DATA, NAMES, TABLES, PaperFigures, PaperRun, PaperTable
+from ..detector.evaluation.reproduce import (
+    BACKBONES,
+    PAPER_DATA,
+    PAPER_RUNS,
+    PAPER_TABLES,
+    PaperFigures,
+    PaperRun,
+    PaperTable,
+)
 from ..detector.split import PARTS
 from .tables import table
 
@@ -53,12 +61,17 @@ def write_tables(result: dict[str, Any], folder: Path) -> list[Path]:
 
 def compared_rows(result: dict[str, Any]) -> list[list[str]]:
     """A row for each figure of the paper that was reproduced."""
-    return [row for each in TABLES if each.cell in result["runs"] for row in _compared(each, result["runs"][each.cell])]
+    return [
+        row
+        for each in PAPER_TABLES
+        if each.cell in result["runs"]
+        for row in _compared(each, result["runs"][each.cell])
+    ]
 
 
 def _compared(paper_table: PaperTable, run: dict[str, Any]) -> list[list[str]]:
     rows = []
-    counts = f"{sum(run['rows'][part] for part in PARTS):,} ({DATA[paper_table.data].rows:,})"
+    counts = f"{sum(run['rows'][part] for part in PARTS):,} ({PAPER_DATA[paper_table.data].rows:,})"
     label = [str(paper_table.number), run_name(paper_table)]
     for part, figures in paper_table.parts.items():
         ours = run["parts"][part]
@@ -83,7 +96,7 @@ def _figures(paper: PaperFigures, ours: dict[str, Any]) -> list[tuple[str, float
 
 def run_rows(result: dict[str, Any]) -> list[list[str]]:
     """A row for each run, including those that the paper does not have."""
-    return [_run(cell, result["runs"][cell.name]) for cell in CELLS if cell.name in result["runs"]]
+    return [_run(cell, result["runs"][cell.name]) for cell in PAPER_RUNS if cell.name in result["runs"]]
 
 
 def _run(cell: PaperRun, run: dict[str, Any]) -> list[str]:
@@ -91,7 +104,7 @@ def _run(cell: PaperRun, run: dict[str, Any]) -> list[str]:
     modes = [_percent(run["modes"][mode]["accuracy"]) if run["modes"] else "" for mode in ("zero-shot", "mean")]
     probe = run["baselines"].get("linear_probe")
     others = ", ".join(
-        f"{DATA[name].name} {_percent(metrics['accuracy'])}" for name, metrics in run["elsewhere"].items()
+        f"{PAPER_DATA[name].name} {_percent(metrics['accuracy'])}" for name, metrics in run["elsewhere"].items()
     )
     return [
         ", ".join(str(paper_table.number) for paper_table in cell.tables) or "new",
@@ -107,13 +120,13 @@ def _run(cell: PaperRun, run: dict[str, Any]) -> list[str]:
 def summary_sentences(result: dict[str, Any]) -> list[str]:
     """The main results in words, and the runs that are missing."""
     sentences = []
-    done = [each for each in TABLES if "test" in each.parts and each.cell in result["runs"]]
+    done = [each for each in PAPER_TABLES if "test" in each.parts and each.cell in result["runs"]]
     tests = [(each, result["runs"][each.cell]) for each in done]
     if tests:
         inside = [each for each, run in tests if _within(each, run)]
         numbers = ", ".join(str(each.number) for each in inside) or "none"
         sentences.append(f"In {len(inside)} of {len(tests)} tables with test rows ({numbers}), {WITHIN}.")
-    for name, data in DATA.items():
+    for name, data in PAPER_DATA.items():
         used = {sum(run["rows"][p] for p in PARTS) for cell, run in result["runs"].items() if cell.endswith(f"-{name}")}
         if used:
             sentences.append(f"{data.name}: {min(used):,} rows here, {data.rows:,} in the paper.")
@@ -131,7 +144,7 @@ def run_name(run: PaperRun | PaperTable) -> str:
     'B/32 image, CycleGAN'
     """
     kind = "image" if run.kind == "linear" else run.kind
-    return f"{NAMES[run.backbone].removeprefix('ViT-')} {kind}, {DATA[run.data].name}"
+    return f"{BACKBONES[run.backbone].removeprefix('ViT-')} {kind}, {PAPER_DATA[run.data].name}"
 
 
 def _within(paper_table: PaperTable, run: dict[str, Any]) -> bool:

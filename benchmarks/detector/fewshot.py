@@ -18,7 +18,7 @@ from ...detector.evidence import Bank, Evidence, EvidenceOptions
 from ...detector.metrics import auc
 from ...detector.split import PARTS
 from ...detector.training.calibrate import FITTED_ON, SignalTable
-from ...detector.training.examples import Examples, thinned
+from ...detector.training.examples import Examples, subsample
 from ...detector.training.train import TrainOptions, fit_head, make_split
 from ...store.records import FAKE, REAL
 from ...store.store import Store
@@ -33,19 +33,23 @@ def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
     snapshot = store.snapshot()
     options = TrainOptions(seed=seed, baselines=())
     split, positions = make_split(snapshot, options)
-    parts = split.of(snapshot.column("keys"))
+    parts = split.parts_of(snapshot.column("keys"))
     labels, generators = snapshot.column("labels"), snapshot.column("generators")
     names = sorted(set(generators[labels == FAKE].tolist()))
     result: dict[str, Any] = {"store": store.folder.name, "rows": len(snapshot), "added": list(ADDED), "generators": {}}
     for name in names:
         own = generators == name
         train, choosing = (np.flatnonzero((parts == PARTS[part]) & ~own) for part in ("train", "validation"))
-        learning = thinned(train, labels[train], FITTED_ON, seed)
+        learning = subsample(train, labels[train], FITTED_ON, seed)
         head, _ = fit_head(
-            snapshot, split, Examples.read(snapshot, learning), Examples.read(snapshot, choosing), options
+            snapshot,
+            split,
+            Examples.from_snapshot(snapshot, learning),
+            Examples.from_snapshot(snapshot, choosing),
+            options,
         )
         everyone = (parts == PARTS["train"]) & ~own
-        bank = Bank.of(snapshot, EvidenceOptions(), where=everyone)
+        bank = Bank.from_snapshot(snapshot, EvidenceOptions(), where=everyone)
         calibration = SignalTable.read(head, bank, choosing).calibrated("rows", seed)
         test = positions["test"]
         queries = {"own": test[own[test] | (labels[test] == REAL)], "others": test[~own[test]]}
@@ -59,7 +63,7 @@ def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
                 chosen = np.random.default_rng([seed, draw, count]).permutation(pool)[:count]
                 where = everyone.copy()
                 where[chosen] = True
-                now = Bank.of(snapshot, EvidenceOptions(), where=where)
+                now = Bank.from_snapshot(snapshot, EvidenceOptions(), where=where)
                 for who, rows in queries.items():
                     evidence: Evidence = now.evidence(vectors[who], snapshot.column("digests")[rows])
                     found[who].append(_auc(labels[rows], calibration.decision_function(margins[who], evidence.signal)))

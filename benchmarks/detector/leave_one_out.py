@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from ...detector.evaluation import leave_one_out as rules
-from ...detector.evaluation.ridge import RidgeSums, by_source, extended, ridge
+from ...detector.evaluation.ridge import RidgeSums, by_source, ridge, with_constant
 from ...detector.metrics import auc
 from ...detector.training.baselines import neighbors
-from ...detector.training.examples import thinned
+from ...detector.training.examples import subsample
 from ...store.records import FAKE, REAL, Block, Rows
 from ...store.snapshot import Snapshot
 from ...store.store import Store
@@ -87,14 +87,14 @@ def _anew(snapshot: Snapshot, head: rules.Kind, cell: rules.PairResult) -> float
     learned &= ~(classes[0] | classes[1])
     scores = []
     if head == "ridge":
-        sums = [RidgeSums.of(snapshot.vectors(learned & (labels == label))) for label in (REAL, FAKE)]
+        sums = [RidgeSums.from_vectors(snapshot.vectors(learned & (labels == label))) for label in (REAL, FAKE)]
         weights = ridge(*sums)
-        scores = [extended(snapshot.vectors(mask)) @ weights for mask in classes]
+        scores = [with_constant(snapshot.vectors(mask)) @ weights for mask in classes]
     else:
         banks = [snapshot.vectors(learned & (labels == label)) for label in (REAL, FAKE)]
         for mask in classes:
             members = np.flatnonzero(mask)
-            queries = snapshot.vectors(thinned(members, labels[members], max(rules.ASKED // len(names), 1), 0))
+            queries = snapshot.vectors(subsample(members, labels[members], max(rules.ASKED // len(names), 1), 0))
             real, fake = (neighbors(queries, bank, rules.K).mean_similarity() for bank in banks)
             scores.append(fake - real)
     truth = np.repeat([REAL, FAKE], [len(part) for part in scores])

@@ -66,7 +66,7 @@ def run(
         built = build_index(store)
         snapshot = store.snapshot()
         query_rows = snapshot.vectors(np.random.default_rng(1).choice(rows, queries, replace=False))
-        detector = VectorDetector(head, Bank.of(snapshot), calibration)
+        detector = VectorDetector(head, Bank.from_snapshot(snapshot), calibration)
         plain, full = QueryOptions(changes=False), QueryOptions()
         detector.judge(["warm"], query_rows[:1])
         verdict = _times(lambda i: detector.judge(["x"], query_rows[i : i + 1], options=plain)[0].to_dict(), queries)

@@ -20,9 +20,9 @@ from ...store.search.matches import Matches, Positions
 from ...store.search.prepared_filter import PreparedFilter
 from ...store.snapshot import Snapshot
 from ..metrics import auc, best_threshold
-from ..training.examples import thinned
-from ..training.triplet import require_known
-from .ridge import by_source, extended, group_sums, pieces, ridge, total_of
+from ..training.examples import subsample
+from ..training.triplet import require_choice
+from .ridge import batches, by_source, group_sums, ridge, total_of, with_constant
 
 VALIDATION = 4000  # rows, at most and a tenth: they choose thresholds and are in no sum
 K = 9  # neighbours of each class
@@ -112,7 +112,7 @@ def leave_one_out(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) ->
     NotEnoughRows
         Fewer than two generators or two real sources: with one left out there is nothing to learn from.
     """
-    require_known(head, "head", get_args(Kind))
+    require_choice(head, "head", get_args(Kind))
     groups, names = by_source(snapshot)
     reals, fakes = ([name for name in names if name[0] == label] for label in (REAL, FAKE))
     if min(len(reals), len(fakes)) < 2:
@@ -142,7 +142,7 @@ def held_out(groups: npt.NDArray[np.int64], seed: int) -> Positions:
     """Positions of the rows that choose thresholds: some of every group, but not the only row of one."""
     known = np.flatnonzero(groups >= 0)
     several = known[np.bincount(groups[known])[groups[known]] > 1]
-    return thinned(several, groups[several], min(VALIDATION, len(known) // 10), seed)
+    return subsample(several, groups[several], min(VALIDATION, len(known) // 10), seed)
 
 
 @dataclass(frozen=True)
@@ -193,11 +193,11 @@ def _ridge_scores(layout: SourceGroups) -> HeldOutScores:
     heads = np.stack([ridge(total[REAL] - sums[r], total[FAKE] - sums[f]) for f, r in pairs])
     found: list[list[npt.NDArray[np.float32]]] = [[] for _ in layout.names]
     of_group = [[i for i, pair in enumerate(pairs) if group in pair] for group in range(len(layout.names))]
-    for positions, vectors in pieces(snapshot, np.flatnonzero(groups >= 0)):
+    for positions, vectors in batches(snapshot, np.flatnonzero(groups >= 0)):
         for group in np.unique(groups[positions]):
-            x = extended(vectors[groups[positions] == group])
+            x = with_constant(vectors[groups[positions] == group])
             found[group].append((x @ heads[of_group[group]].T).astype(np.float32))
-    validation = extended(snapshot.vectors(layout.held)) @ np.vstack([heads, ridge(total[REAL], total[FAKE])]).T
+    validation = with_constant(snapshot.vectors(layout.held)) @ np.vstack([heads, ridge(total[REAL], total[FAKE])]).T
     return HeldOutScores([np.concatenate(parts) for parts in found], layout.held, validation)
 
 
@@ -213,14 +213,14 @@ def _knn_scores(layout: SourceGroups, seed: int) -> HeldOutScores:
     own = []
     for group, (label, _) in enumerate(layout.names):
         members = np.flatnonzero(groups == group)
-        queries = thinned(members, labels[members], max(ASKED // len(layout.names), 1), seed)
+        queries = subsample(members, labels[members], max(ASKED // len(layout.names), 1), seed)
         vectors = snapshot.vectors(queries)
         rest = snapshot.scope(layout.learned & (labels == label) & (groups != group))
         same, other = snapshot.search_each(vectors, OVER * K, [rest, banks[1 - label]], recall=1)
         near = _nearest_without(layout, vectors, same, rest, [-1])
         far = _nearest_without(layout, vectors, other, banks[1 - label], fakes if label == REAL else reals)
         own.append(near - far if label == FAKE else far - near)
-    held = thinned(layout.held, groups[layout.held], ASKED // 4, seed)
+    held = subsample(layout.held, groups[layout.held], ASKED // 4, seed)
     vectors = snapshot.vectors(held)
     found = snapshot.search_each(vectors, OVER * K, [banks[REAL], banks[FAKE]], recall=1)
     real = _nearest_without(layout, vectors, found[0], banks[REAL], [*reals, -1])

@@ -17,12 +17,12 @@ from ..head import Head
 from ..metrics import Metrics, measure
 from ..projection import FUSIONS
 from ..split import PARTS
-from ..training.train import TrainOptions, make_split, score_rows, train
+from ..training.train import TrainOptions, decision_values, make_split, train
 from ..training.triplet import TripletOptions
 from ..vocabulary import MODES, Mode
 
 Backbone = Literal["b32", "b16"]
-NAMES: dict[Backbone, str] = {"b32": "ViT-B/32", "b16": "ViT-B/16"}
+BACKBONES: dict[Backbone, str] = {"b32": "ViT-B/32", "b16": "ViT-B/16"}
 
 
 @dataclass(frozen=True)
@@ -34,12 +34,12 @@ class PaperData:
     rows: int  # half of them real
 
 
-DATA = {
+PAPER_DATA = {
     "cycle_gan": PaperData("CycleGAN", ("cycle_gan",), 15_210),
     "pro_gan": PaperData("ProGAN", ("pro_gan",), 40_000),
     "combined": PaperData("combined", ("cycle_gan", "pro_gan"), 55_210),
 }
-SOURCES = DATA["combined"].sources
+SOURCES = PAPER_DATA["combined"].sources
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def _of(precision: Sequence[float], recall: Sequence[float], f1: Sequence[float]
 
 # Tables 8 to 10 stand under "product": what is described there is the image's, the text's and their product's 128
 # dimensions side by side, brought back to 128, which is `triple` here.
-TABLES = (
+PAPER_TABLES = (
     PaperTable(
         1, "b32", "linear", "cycle_gan", {"train": PaperFigures((95.79, 94.87), (94.81, 95.83), (95.30, 95.35), 95.3)}
     ),
@@ -116,11 +116,13 @@ class PaperRun:
     @property
     def tables(self) -> tuple[PaperTable, ...]:
         """Tables of the paper that the run answers; () for a run that the paper left out."""
-        return tuple(table for table in TABLES if table.cell == self.name)
+        return tuple(table for table in PAPER_TABLES if table.cell == self.name)
 
 
 KINDS: dict[Backbone, tuple[str, ...]] = {"b32": ("linear",), "b16": ("linear", *FUSIONS)}
-CELLS = tuple(PaperRun(backbone, kind, data) for backbone, kinds in KINDS.items() for kind in kinds for data in DATA)
+PAPER_RUNS = tuple(
+    PaperRun(backbone, kind, data) for backbone, kinds in KINDS.items() for kind in kinds for data in PAPER_DATA
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ class PaperOptions:
         return TrainOptions(
             kind,
             TripletOptions(epochs=self.epochs),
-            sources=DATA[data].sources,
+            sources=PAPER_DATA[data].sources,
             seed=self.seed,
             baselines=self.baselines,
         )
@@ -158,20 +160,20 @@ class RunOutcome:
         return asdict(self)
 
 
-def asked_of(snapshot: Snapshot, options: PaperOptions) -> dict[str, Any]:
+def run_inputs(snapshot: Snapshot, options: PaperOptions) -> dict[str, Any]:
     """Return everything that the outcome of a run depends on."""
     parts = [[part.name, part.header, part.deleted_digest] for part in snapshot.manifest.parts]
     return {"space": snapshot.space.to_dict(), "rows": parts, "options": {**asdict(options), "baselines": None}}
 
 
-def missing(snapshot: Snapshot, cell: PaperRun) -> str:
+def missing_data(snapshot: Snapshot, cell: PaperRun) -> str:
     """Why a cell cannot be run on these rows, "" if it can."""
     there = set(snapshot.column("sources").tolist())
-    if lacking := [source for source in DATA[cell.data].sources if source not in there]:
+    if lacking := [source for source in PAPER_DATA[cell.data].sources if source not in there]:
         return f"no rows of {' and '.join(lacking)}; name that folder of ArtiFact"
-    of_these = Filter(source=DATA[cell.data].sources).mask(snapshot)
+    of_these = Filter(source=PAPER_DATA[cell.data].sources).mask(snapshot)
     if not {REAL, FAKE} <= set(snapshot.column("labels")[of_these].tolist()):
-        return f"{DATA[cell.data].name} has one class only"
+        return f"{PAPER_DATA[cell.data].name} has one class only"
     if cell.kind in FUSIONS and not snapshot.texts:
         return "its encoder has no text side"
     return ""
@@ -188,30 +190,30 @@ def run(
     Raises
     ------
     NotEnoughRows
-        `missing` says why.
+        `missing_data` says why.
     """
-    if why := missing(snapshot, cell):
+    if why := missing_data(snapshot, cell):
         raise NotEnoughRows(f"{cell.name}: {why}")
     training = options.training(cell.kind, cell.data)
     trained = train(snapshot, training, progress)
     head, (_, parts) = trained.head, make_split(snapshot, training)
     mode: Mode = "given" if head.projection.reads_text else "zero-shot"
     labels = snapshot.column("labels")
-    report = {part: scored(head, snapshot, parts[part], mode).to_dict() for part in PARTS}
+    report = {part: evaluate_head(head, snapshot, parts[part], mode).to_dict() for part in PARTS}
     modes: dict[str, Any] = {}
     if head.projection.reads_text:
-        modes = {way: scored(head, snapshot, parts["test"], way).to_dict() for way in MODES}
+        modes = {way: evaluate_head(head, snapshot, parts["test"], way).to_dict() for way in MODES}
     elsewhere = {}
-    for other in DATA:
-        foreign = not set(DATA[other].sources) & set(DATA[cell.data].sources)
-        if foreign and not missing(snapshot, PaperRun(cell.backbone, cell.kind, other)):
+    for other in PAPER_DATA:
+        foreign = not set(PAPER_DATA[other].sources) & set(PAPER_DATA[cell.data].sources)
+        if foreign and not missing_data(snapshot, PaperRun(cell.backbone, cell.kind, other)):
             tested = make_split(snapshot, options.training(cell.kind, other))[1]["test"]
-            elsewhere[other] = scored(head, snapshot, tested).to_dict()
+            elsewhere[other] = evaluate_head(head, snapshot, tested).to_dict()
     used = np.concatenate([parts[part] for part in PARTS])
     counts = {name: int((labels[used] == label).sum()) for name, label in (("real", REAL), ("fake", FAKE))}
     return RunOutcome(
         cell.name,
-        asked_of(snapshot, options),
+        run_inputs(snapshot, options),
         counts | {part: len(parts[part]) for part in PARTS},
         report,
         modes,
@@ -221,6 +223,6 @@ def run(
     )
 
 
-def scored(head: Head, snapshot: Snapshot, positions: Positions, mode: Mode = "zero-shot") -> Metrics:
+def evaluate_head(head: Head, snapshot: Snapshot, positions: Positions, mode: Mode = "zero-shot") -> Metrics:
     """A head's figures on some rows, with the categories of a text head taken from where `mode` says."""
-    return measure(snapshot.column("labels")[positions], score_rows(head, snapshot, positions, mode))
+    return measure(snapshot.column("labels")[positions], decision_values(head, snapshot, positions, mode))

@@ -35,13 +35,13 @@ class RidgeSums:
         return RidgeSums(self.n - other.n, self.square - other.square)
 
     @classmethod
-    def of(cls, vectors: npt.NDArray[Any]) -> RidgeSums:
+    def from_vectors(cls, vectors: npt.NDArray[Any]) -> RidgeSums:
         """Compute the sums of (rows, dim) vectors."""
-        x = extended(vectors)
+        x = with_constant(vectors)
         return cls(len(x), x.T @ x)
 
 
-def extended(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+def with_constant(vectors: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
     """(rows, dim + 1) with the constant."""
     return np.pad(np.asarray(vectors, np.float64), ((0, 0), (0, 1)), constant_values=1.0)
 
@@ -55,18 +55,20 @@ def ridge(real: RidgeSums, fake: RidgeSums) -> npt.NDArray[np.float64]:
     return np.asarray(np.linalg.solve(square, pull), np.float64)
 
 
-def scored(snapshot: Snapshot, positions: Positions, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+def decision_values(
+    snapshot: Snapshot, positions: Positions, weights: npt.NDArray[np.float64]
+) -> npt.NDArray[np.float64]:
     """(n,) what a head says of some rows, read a piece at a time."""
-    found = [extended(vectors) @ weights for _, vectors in pieces(snapshot, positions)]
+    found = [with_constant(vectors) @ weights for _, vectors in batches(snapshot, positions)]
     return np.concatenate(found) if found else np.zeros(0)
 
 
 def group_sums(snapshot: Snapshot, groups: npt.NDArray[np.int64], number: int) -> list[RidgeSums]:
     """The sums of each of so many groups of rows; rows of group -1 are in none."""
     sums = [RidgeSums(0, np.zeros((snapshot.space.dim + 1,) * 2)) for _ in range(number)]
-    for positions, vectors in pieces(snapshot, np.flatnonzero(groups >= 0)):
+    for positions, vectors in batches(snapshot, np.flatnonzero(groups >= 0)):
         for group in np.unique(groups[positions]):
-            sums[group] = sums[group] + RidgeSums.of(vectors[groups[positions] == group])
+            sums[group] = sums[group] + RidgeSums.from_vectors(vectors[groups[positions] == group])
     return sums
 
 
@@ -87,7 +89,7 @@ def by_source(snapshot: Snapshot) -> tuple[npt.NDArray[np.int64], list[tuple[int
     return np.where(code >= 0, np.searchsorted(found, code), -1), names
 
 
-def pieces(
+def batches(
     snapshot: Snapshot, positions: npt.NDArray[np.int64]
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.float32]]]:
     """Some rows in order, `ROWS_AT_ONCE` at a time: which they are, and their vectors."""

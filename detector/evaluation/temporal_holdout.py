@@ -15,8 +15,8 @@ from ...errors import NotEnoughRows, SourceError
 from ...store.records import FAKE, REAL
 from ...store.snapshot import Snapshot
 from ..metrics import auc, best_threshold
-from ..training.examples import thinned
-from .ridge import by_source, group_sums, ridge, scored, total_of
+from ..training.examples import subsample
+from .ridge import by_source, decision_values, group_sums, ridge, total_of
 
 HELD = 20_000  # rows of all sources, at most and a tenth: in no sum, they choose thresholds and stand for the past
 
@@ -134,7 +134,7 @@ def temporal_holdout(snapshot: Snapshot, dates: Mapping[str, date], *, seed: int
     always = tuple(name for label, name in names if label == REAL and name not in dates)
     unknown = tuple(sorted(dates.keys() - {name for _, name in names}))
     known = np.flatnonzero(groups >= 0)
-    held = thinned(known, groups[known], min(HELD, len(known) // 10), seed)
+    held = subsample(known, groups[known], min(HELD, len(known) // 10), seed)
     learned = groups.copy()
     learned[held] = -1
     sums = group_sums(snapshot, learned, len(names))
@@ -148,13 +148,13 @@ def temporal_holdout(snapshot: Snapshot, dates: Mapping[str, date], *, seed: int
             continue
         weights = ridge(*(total_of([sums[g] for g in by_class[label]]) for label in (REAL, FAKE)))
         before = held[np.isin(groups[held], past)]
-        seen = scored(snapshot, before, weights)
+        seen = decision_values(snapshot, before, weights)
         threshold = best_threshold(labels[before], seen, balanced=True)[0]
         parts = []
         for label in (REAL, FAKE):
             new = np.flatnonzero(np.isin(groups, [g for g in now if names[g][0] == label]))
             parts.append(new if len(new) else before[labels[before] == label])
-        real, fake = (scored(snapshot, positions, weights) for positions in parts)
+        real, fake = (decision_values(snapshot, positions, weights) for positions in parts)
         truth = np.repeat([REAL, FAKE], [len(real), len(fake)])
         windows.append(
             HoldoutWindow(

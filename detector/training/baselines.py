@@ -14,7 +14,7 @@ from ...store.records import FAKE, REAL, Vectors, distinct
 from ...store.search.matches import Matches, nearest
 from ..metrics import Metrics, auc, best_threshold, measure
 from ..projection import Projection
-from .examples import Examples, Labelled, pieces
+from .examples import Examples, Labelled, batches
 from .svm_training import fit_svm
 
 Scorer = Callable[[Examples], npt.NDArray[np.float64]]  # (rows,) scores, above 0 leans fake
@@ -96,11 +96,11 @@ def linear_probe(train: Examples, validation: Examples, seed: int, everyone: Lab
             break
     _, weights, intercept, strength = best
     if everyone is not None:
-        weights, intercept = _taught_further(weights, intercept, strength, everyone, middle, size)
+        weights, intercept = _refine(weights, intercept, strength, everyone, middle, size)
     return lambda queries: np.asarray((queries.vectors - middle) @ (weights / size) + intercept, np.float64)
 
 
-def _taught_further(
+def _refine(
     weights: npt.NDArray[np.float64], intercept: float, strength: float, rows: Labelled, middle: Vectors, size: float
 ) -> tuple[npt.NDArray[np.float64], float]:
     """Newton's method for a logistic regression over any number of rows, from where fewer rows had led."""
@@ -109,7 +109,7 @@ def _taught_further(
     free = np.append(np.full(dim, 1 / strength), 0.0)  # the intercept costs nothing
     for _ in range(STEPS):
         square, pull = np.diag(free), -free * now
-        for here, vectors in pieces(rows):
+        for here, vectors in batches(rows):
             x = np.pad((vectors - middle) / np.float32(size), ((0, 0), (0, 1)), constant_values=1.0)
             predicted = 1 / (1 + np.exp(-np.clip(x @ now.astype(np.float32), -50, 50)))
             pull += x.T @ (rows.labels[here] - predicted).astype(np.float32)
@@ -127,7 +127,7 @@ def neighbor_rule(k: int) -> Fit:
 
     def fit(train: Examples, validation: Examples, seed: int) -> Scorer:
         def score(rows: Examples) -> npt.NDArray[np.float64]:
-            real, fake = _both(train, rows, max(k, *NEIGHBORS))
+            real, fake = _nearest_of_both_classes(train, rows, max(k, *NEIGHBORS))
             return fake.first(k).mean_similarity() - real.first(k).mean_similarity()
 
         return score
@@ -139,7 +139,7 @@ def neighbor_rule(k: int) -> Fit:
 _found: WeakKeyDictionary[Examples, WeakKeyDictionary[Examples, tuple[Matches, Matches]]] = WeakKeyDictionary()
 
 
-def _both(train: Examples, rows: Examples, k: int) -> tuple[Matches, Matches]:
+def _nearest_of_both_classes(train: Examples, rows: Examples, k: int) -> tuple[Matches, Matches]:
     """The k nearest real and the k nearest fake training rows."""
     known = _found.setdefault(train, WeakKeyDictionary())
     if rows not in known or known[rows][0].k < k:
@@ -179,7 +179,7 @@ def pca_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
 
 def random_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
     """The head before its first training step: the same random projection, then the same SVM."""
-    projection = Projection.draw("linear", train.vectors, seed=seed)
+    projection = Projection.initialize("linear", train.vectors, seed=seed)
     svm = fit_svm(projection(train.vectors), train.labels)
     return lambda queries: svm.decision_function(projection(queries.vectors))
 
@@ -203,7 +203,9 @@ BASELINES: dict[str, Fit] = {
 }
 
 
-def judged(scorer: Scorer, validation: Examples, test: Examples, fitted_on: int, note: str = "") -> BaselineResult:
+def evaluate_baseline(
+    scorer: Scorer, validation: Examples, test: Examples, fitted_on: int, note: str = ""
+) -> BaselineResult:
     """Measure a fitted baseline: its threshold from validation, its figures on both."""
     scores = {"validation": scorer(validation), "test": scorer(test)}
     threshold = best_threshold(validation.labels, scores["validation"])[0]

@@ -19,10 +19,10 @@ from ..evidence import Bank, EvidenceOptions
 from ..head import Head
 from ..metrics import Metrics, measure
 from ..split import TEST, TRAIN, VALIDATION, Split
-from ..verdict import per_cent
-from .examples import StoredRows, thinned
+from ..verdict import format_percent
+from .examples import StoredRows, subsample
 from .svm_training import EXACT
-from .train import TrainOptions, fit_head, same_bytes
+from .train import TrainOptions, file_groups, fit_head
 
 FOLDS = 4
 LEAST_GENERATORS = 3
@@ -82,7 +82,7 @@ class CoverageReport:
     worst_excluded: float | None = None
 
     @classmethod
-    def of(
+    def measure(
         cls, signals: SignalTable, possible: npt.NDArray[np.bool_], nominal: float, calibrated_on: int
     ) -> CoverageReport:
         labels = signals.labels
@@ -117,7 +117,7 @@ class CoverageReport:
         if self.wrong is not None:
             text += f", {self.wrong:.1%} of the answers wrong"
         text += f"; the truth was ruled out for {rates}"
-        text += f" (promised {per_cent(self.nominal)})"
+        text += f" (promised {format_percent(self.nominal)})"
         if self.broken:
             text += "; the promise does not hold there"
         if self.worst and self.worst_excluded is not None and self.worst_excluded > 2 * self.nominal:
@@ -157,8 +157,8 @@ class CalibrationReport:
         if (least := self.calibration.least_error) > self.seen.nominal:
             lines.append(
                 f"{self.seen.calibrated_on} held-out rows of a class are too few to answer at an error rate of "
-                f"{per_cent(self.seen.nominal)}; index more images, or accept {per_cent(ceil(1e4 * least) / 1e4)} "
-                f"(`--error`)."
+                f"{format_percent(self.seen.nominal)}; index more images, or accept "
+                f"{format_percent(ceil(1e4 * least) / 1e4)} (`--error`)."
             )
         if self.unseen:
             lines.append(self.unseen.sentence("Generators never seen"))
@@ -194,20 +194,20 @@ def calibrate(
         Too few held-out rows of a class.
     """
     on_progress = progress or (lambda what: None)
-    parts = head.split.of(snapshot.column("keys"))
-    train = Bank.of(snapshot, rules, where=parts == TRAIN)
+    parts = head.split.parts_of(snapshot.column("keys"))
+    train = Bank.from_snapshot(snapshot, rules, where=parts == TRAIN)
     labels = snapshot.column("labels")
-    test = SignalTable.read(head, train, _some(labels, parts == TEST, options.seed))
+    test = SignalTable.read(head, train, _sample(labels, parts == TEST, options.seed))
     folds = generator_folds(snapshot, parts, options.seed)
     unseen = None
     if folds is None:
-        validation = SignalTable.read(head, train, _some(labels, parts == VALIDATION, options.seed))
+        validation = SignalTable.read(head, train, _sample(labels, parts == VALIDATION, options.seed))
         calibration = validation.calibrated("rows", options.seed)
     else:
         pieces = []
         for fold in range(int(folds.max()) + 1):
             on_progress(f"calibration, without generators {fold + 1} of {int(folds.max()) + 1}")
-            pieces.append(_left_out(snapshot, head.split, parts, folds, fold, options, rules))
+            pieces.append(_signals_of_fold(snapshot, head.split, parts, folds, fold, options, rules))
         columns = {
             name: np.concatenate([getattr(s, name) for s in pieces]) for name in SignalTable.__dataclass_fields__
         }
@@ -215,10 +215,10 @@ def calibrate(
         calibration = signals.calibrated("generators", options.seed)
         unseen = _coverage_of_unseen(signals, error, options.seed)
     scores = calibration.decision_function(test.svm, test.neighbors)
-    seen = CoverageReport.of(test, calibration.possible(scores, error), error, calibration.rows)
+    seen = CoverageReport.measure(test, calibration.prediction_sets(scores, error), error, calibration.rows)
     # A probability is true for one share of fakes; that of the test rows, for it is on them that it is tried.
     share = float((test.labels == FAKE).mean())
-    metrics = measure(test.labels, scores, probabilities=calibration.probability(scores, share))
+    metrics = measure(test.labels, scores, probabilities=calibration.fake_probability(scores, share))
     return CalibrationReport(replace(calibration, head=head.digest), metrics, seen, unseen)
 
 
@@ -235,7 +235,7 @@ def generator_folds(snapshot: Snapshot, parts: npt.NDArray[np.int8], seed: int) 
         return None
     number = min(FOLDS, len(names))
     rng = np.random.default_rng([seed, 4])
-    _, first, file = np.unique(same_bytes(snapshot.column("digests")), return_index=True, return_inverse=True)
+    _, first, file = np.unique(file_groups(snapshot.column("digests")), return_index=True, return_inverse=True)
     folds = np.where(pool, rng.integers(0, number, len(pool))[first[file]], -1)
     load = np.zeros(number, np.int64)
     for i in np.argsort(-counts, kind="stable"):
@@ -245,7 +245,7 @@ def generator_folds(snapshot: Snapshot, parts: npt.NDArray[np.int8], seed: int) 
     return folds
 
 
-def _left_out(
+def _signals_of_fold(
     snapshot: Snapshot,
     split: Split,
     parts: npt.NDArray[np.int8],
@@ -257,17 +257,17 @@ def _left_out(
     """The signals of one fold's rows by a head and a bank made of the others."""
     labels = snapshot.column("labels")
     inside = (folds >= 0) & (folds != fold)
-    bank = Bank.of(snapshot, rules, where=inside & (parts == TRAIN))
+    bank = Bank.from_snapshot(snapshot, rules, where=inside & (parts == TRAIN))
     learning = np.flatnonzero(inside & (parts == TRAIN))
     rows = split.counts["train"]
-    learning = thinned(learning, labels[learning], FITTED_ON if rows <= EXACT else FITTED_ON_STREAMED, options.seed)
-    choosing = _some(labels, inside & (parts == VALIDATION), options.seed)
+    learning = subsample(learning, labels[learning], FITTED_ON if rows <= EXACT else FITTED_ON_STREAMED, options.seed)
+    choosing = _sample(labels, inside & (parts == VALIDATION), options.seed)
     if min(np.count_nonzero(labels[choosing] == label) for label in (REAL, FAKE)) < 2:
         choosing = learning  # too few rows to choose by; the fold's own must not choose, they are to be new to it
     # A machine of the other kind would speak on another scale than the head whose verdicts are calibrated.
     held = StoredRows(snapshot, learning), StoredRows(snapshot, choosing)
     head, _ = fit_head(snapshot, split, *held, options, stands_for=rows)
-    judged = _some(labels, folds == fold, options.seed, JUDGED // int(folds.max() + 1))
+    judged = _sample(labels, folds == fold, options.seed, JUDGED // int(folds.max() + 1))
     return SignalTable.read(head, bank, judged, fold)
 
 
@@ -281,11 +281,11 @@ def _coverage_of_unseen(signals: SignalTable, error: float, seed: int) -> Covera
         except NotEnoughRows:
             return None
         scores = other.decision_function(signals.svm[here], signals.neighbors[here])
-        possible[here] = other.possible(scores, error)
+        possible[here] = other.prediction_sets(scores, error)
         fewest = min(fewest, other.rows)
-    return CoverageReport.of(signals, possible, error, fewest)
+    return CoverageReport.measure(signals, possible, error, fewest)
 
 
-def _some(labels: Labels, where: npt.NDArray[np.bool_], seed: int, most: int = JUDGED) -> Positions:
+def _sample(labels: Labels, where: npt.NDArray[np.bool_], seed: int, most: int = JUDGED) -> Positions:
     positions = np.flatnonzero(where & ((labels == REAL) | (labels == FAKE)))
-    return thinned(positions, labels[positions], most, seed)
+    return subsample(positions, labels[positions], most, seed)

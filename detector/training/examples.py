@@ -39,7 +39,7 @@ class Labelled(Protocol):
         """(n, dim) float32 of some rows (integers or a slice)."""
 
 
-def pieces(rows: Labelled) -> Iterator[tuple[slice, Vectors]]:
+def batches(rows: Labelled) -> Iterator[tuple[slice, Vectors]]:
     """Iterate over all rows in order, `ROWS_AT_ONCE` at a time: their positions and vectors."""
     for start in range(0, len(rows), ROWS_AT_ONCE):
         here = slice(start, min(start + ROWS_AT_ONCE, len(rows)))
@@ -96,7 +96,7 @@ class Examples:
         return replace(self, **{name: column[rows] for name, column in vars(self).items()})
 
     @classmethod
-    def make(cls, vectors: Vectors, labels: Ints, **columns: Any) -> Examples:
+    def from_arrays(cls, vectors: Vectors, labels: Ints, **columns: Any) -> Examples:
         """Examples from what is known of them."""
         n = len(labels)
         blank = np.full(n, "", TEXT)
@@ -104,7 +104,7 @@ class Examples:
         return cls(np.asarray(vectors, np.float32), np.asarray(labels), **{**unknown, **columns})
 
     @classmethod
-    def read(cls, snapshot: Snapshot, positions: Positions) -> Examples:
+    def from_snapshot(cls, snapshot: Snapshot, positions: Positions) -> Examples:
         """These rows of a snapshot, at 4 bytes a dimension: choose how many first."""
         return cls(
             vectors=snapshot.vectors(positions),
@@ -127,7 +127,7 @@ def file_facts(snapshot: Snapshot, positions: Positions) -> npt.NDArray[np.float
     return np.stack([*known, ~np.any(known, axis=0), width, height, quality, density], axis=1).astype(np.float32)
 
 
-def thinned(positions: Positions, labels: Ints, most: int, seed: int) -> Positions:
+def subsample(positions: Positions, labels: Ints, most: int, seed: int) -> Positions:
     """About `most` of these positions, ascending, each class in its share but at least one; all where they are fewer.
 
     Parameters

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from ...core.matrix_product import product
 from ...errors import NotEnoughRows
 from ...store.records import FAKE, REAL, Ints, Vectors
-from ..svm import Svm, kernel
+from ..svm import Svm, rbf_kernel
 
 Blocks = Callable[[], Iterable[tuple[Vectors, Ints]]]  # (n, dim) rows with their (n,) labels, anew at every call
 
@@ -45,11 +45,11 @@ def fit_nystroem(blocks: Blocks, *, gamma: float, c: float = 1.0, landmarks: int
         The rows are of one class.
     """
     chosen, sample, rows = _drawn(blocks, landmarks, seed)
-    values, directions = np.linalg.eigh(kernel(chosen, chosen, gamma))
+    values, directions = np.linalg.eigh(rbf_kernel(chosen, chosen, gamma))
     kept = values > FAINT * values[-1]
     whitened = (directions[:, kept] / np.sqrt(values[kept])).astype(np.float32)  # (landmarks, m)
 
-    landmarks_kernel = partial(kernel, y=chosen, gamma=gamma, dtype=np.float32)
+    landmarks_kernel = partial(rbf_kernel, y=chosen, gamma=gamma, dtype=np.float32)
 
     def kernels(some: Blocks = blocks) -> Iterable[tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]]:
         """(n, landmarks) kernels of all rows with the landmarks, and signs."""

@@ -19,10 +19,10 @@ from ..metrics import Metrics, best_threshold, measure
 from ..projection import FUSIONS, KINDS, Projected
 from ..split import PARTS, RECIPES, Split, choose
 from ..vocabulary import MODES, Mode, Vocabulary
-from .baselines import BASELINES, BaselineResult, judged, linear_probe
-from .examples import Examples, Labelled, StoredRows, thinned
+from .baselines import BASELINES, BaselineResult, evaluate_baseline, linear_probe
+from .examples import Examples, Labelled, StoredRows, subsample
 from .svm_training import fit_stream
-from .triplet import Texts, TripletEpoch, TripletOptions, fit_projection, projected_pieces, require_known
+from .triplet import Texts, TripletEpoch, TripletOptions, fit_projection, projected_batches, require_choice
 
 ROWS_AT_ONCE = 16_384  # scored in one go
 LEARNED = 100_000  # rows a baseline learns from, at most; the linear probe ends with all
@@ -54,10 +54,10 @@ class TrainOptions:
     baselines: Sequence[str] = field(default_factory=lambda: tuple(BASELINES))
 
     def __post_init__(self) -> None:
-        require_known(self.kind, "kind", KINDS)
-        require_known(self.recipe or "paper", "recipe", RECIPES)
+        require_choice(self.kind, "kind", KINDS)
+        require_choice(self.recipe or "paper", "recipe", RECIPES)
         for name in self.baselines:
-            require_known(name, "baseline", BASELINES)
+            require_choice(name, "baseline", BASELINES)
 
     @property
     def split_recipe(self) -> str:
@@ -96,7 +96,7 @@ class TrainReport:
             head, other = self.metrics["test"].auc, self.baselines[self.best].metrics["test"].auc
             if head is not None and other is not None and other > head:
                 lines.append(
-                    f"The head falls below the best baseline, {in_words(self.best)}: "
+                    f"The head falls below the best baseline, {describe_baseline(self.best)}: "
                     f"test AUC {head:.3f} against {other:.3f}."
                 )
         return lines
@@ -145,38 +145,40 @@ def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: 
     learning, choosing = (StoredRows(snapshot, parts[name]) for name in ("train", "validation"))
     head, log = fit_head(snapshot, split, learning, choosing, options, on_progress)
     on_progress("scores")
-    scores = {name: score_rows(head, snapshot, positions) for name, positions in parts.items()}
+    scores = {name: decision_values(head, snapshot, positions) for name, positions in parts.items()}
     threshold = best_threshold(labels[parts["validation"]], scores["validation"])[0]
     metrics = {name: measure(labels[parts[name]], scores[name], chosen=threshold) for name in parts}
     head = replace(head, threshold=threshold, metrics={name: m.to_dict() for name, m in metrics.items()})
     categories: dict[Mode, Metrics] = {}
     for mode in MODES if head.vocabulary is not None else ():
         on_progress(f"scores with the category {mode}")
-        found = scores["test"] if mode == "zero-shot" else score_rows(head, snapshot, parts["test"], mode)
+        found = scores["test"] if mode == "zero-shot" else decision_values(head, snapshot, parts["test"], mode)
         categories[mode] = measure(labels[parts["test"]], found, chosen=threshold)
 
     baselines, against_probe = {}, None
     if options.baselines:
         on_progress("rows for the baselines")
         most = {"train": LEARNED, "validation": CHOSEN, "test": COMPARED}
-        some = {name: thinned(parts[name], labels[parts[name]], most[name], options.seed) for name in parts}
-        examples = {name: Examples.read(snapshot, positions) for name, positions in some.items()}
+        some = {name: subsample(parts[name], labels[parts[name]], most[name], options.seed) for name in parts}
+        examples = {name: Examples.from_snapshot(snapshot, positions) for name, positions in some.items()}
         note = ""
         if len(some["test"]) < len(parts["test"]):
             note = f"measured on {len(some['test']):,} of {len(parts['test']):,} test rows, drawn at random"
     for name in options.baselines:
-        on_progress(in_words(name))
+        on_progress(describe_baseline(name))
         known = examples["train"], examples["validation"], options.seed
         streamed = name == "linear_probe" and len(examples["train"]) < len(learning)
         scorer = linear_probe(*known, learning) if streamed else BASELINES[name](*known)
         fitted_on = len(learning) if streamed else len(examples["train"])
-        baselines[name] = judged(scorer, examples["validation"], examples["test"], fitted_on, note)
+        baselines[name] = evaluate_baseline(scorer, examples["validation"], examples["test"], fitted_on, note)
     best = max(baselines, key=lambda name: baselines[name].metrics["validation"].auc or 0.0, default="")
     if "linear_probe" in baselines:
         test = examples["test"].labels
         heads = scores["test"][np.searchsorted(parts["test"], some["test"])]
         against_probe = mcnemar((heads > 0) == test, (baselines["linear_probe"].test_scores > 0) == test)
-    return TrainReport(head, metrics, baselines, log, against_probe, best, categories, test_copies(snapshot, parts))
+    return TrainReport(
+        head, metrics, baselines, log, against_probe, best, categories, count_test_copies(snapshot, parts)
+    )
 
 
 def fit_head(
@@ -196,7 +198,7 @@ def fit_head(
     stands_for : rows of the head whose place it takes, so that its machine is of the same kind; 0 for its own
     """
     on_progress = progress or (lambda what: None)
-    vocabulary = Vocabulary.of(snapshot.texts) if options.kind in FUSIONS else None
+    vocabulary = Vocabulary.from_texts(snapshot.texts) if options.kind in FUSIONS else None
     texts: Texts | None = None
     if vocabulary is not None:
         texts = partial(_given, vocabulary)
@@ -214,7 +216,7 @@ def fit_head(
     on_progress("support vector machine")
 
     def projected() -> Iterator[tuple[Projected, Ints]]:
-        for here, points in projected_pieces(projection, learning, texts):
+        for here, points in projected_batches(projection, learning, texts):
             yield points, learning.labels[here]
 
     classifier = fit_stream(projected, stands_for or len(learning), c=options.c, seed=options.seed)
@@ -231,7 +233,7 @@ def fit_head(
 
 
 def _given(vocabulary: Vocabulary, vectors: Vectors, categories: Names) -> Vectors:
-    return vocabulary.beside(vectors, "given", categories)
+    return vocabulary.text_vectors(vectors, "given", categories)
 
 
 def make_split(snapshot: Snapshot, options: TrainOptions) -> tuple[Split, dict[str, Positions]]:
@@ -240,21 +242,21 @@ def make_split(snapshot: Snapshot, options: TrainOptions) -> tuple[Split, dict[s
     chosen = choose(
         labels, snapshot.column("sources"), only=options.sources, balanced=options.balanced, seed=options.seed
     )
-    groups = same_bytes(snapshot.column("digests")[chosen]) if options.split_recipe == "grouped" else None
+    groups = file_groups(snapshot.column("digests")[chosen]) if options.split_recipe == "grouped" else None
     keys = snapshot.column("keys")[chosen]
     split = Split.make(keys, labels[chosen], recipe=options.split_recipe, seed=options.seed, groups=groups)
-    parts = split.of(keys)
+    parts = split.parts_of(keys)
     return split, {name: chosen[parts == part] for name, part in PARTS.items()}
 
 
-def test_copies(snapshot: Snapshot, parts: Mapping[str, Positions]) -> int:
+def count_test_copies(snapshot: Snapshot, parts: Mapping[str, Positions]) -> int:
     """Count the test rows whose file is in another part too."""
-    files = same_bytes(snapshot.column("digests"))
+    files = file_groups(snapshot.column("digests"))
     known = np.concatenate([files[parts[name]] for name in ("train", "validation")])
     return int(np.isin(files[parts["test"]], known).sum())
 
 
-def same_bytes(digests: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
+def file_groups(digests: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
     """(rows,) numbers that are equal for files of the same bytes; a row without a digest stands alone.
 
     Parameters
@@ -268,7 +270,7 @@ def same_bytes(digests: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
     return groups
 
 
-def score_rows(
+def decision_values(
     head: Head, snapshot: Snapshot, positions: Positions, mode: Mode = "zero-shot"
 ) -> npt.NDArray[np.float64]:
     """(n,) the head's scores of rows of a snapshot, read a piece at a time."""
@@ -281,10 +283,10 @@ def score_rows(
     return np.concatenate(found)
 
 
-def in_words(baseline: str) -> str:
+def describe_baseline(baseline: str) -> str:
     """A baseline's name as a reader would say it.
 
-    >>> in_words("nearest_9")
+    >>> describe_baseline("nearest_9")
     'the nearest-neighbour rule (k = 9)'
     """
     name, _, k = baseline.partition("nearest_")

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from ...errors import HeadError
 from ...store.records import FAKE, REAL, Ints, Names, Vectors, distinct
 from ..projection import Projected, Projection, effective_rank, forward
-from .examples import Labelled, pieces
+from .examples import Labelled, batches
 
 Anchor = Literal["real", "fake", "both"]
 Match = Literal["none", "category", "source"]
@@ -39,12 +39,12 @@ class TripletOptions:
     dim: int = 128  # of the projection
 
     def __post_init__(self) -> None:
-        require_known(self.anchor, "anchor", ANCHORS)
-        require_known(self.match, "match", get_args(Match))
-        require_known(self.mining, "mining", get_args(Mining))
+        require_choice(self.anchor, "anchor", ANCHORS)
+        require_choice(self.match, "match", get_args(Match))
+        require_choice(self.mining, "mining", get_args(Mining))
 
 
-def require_known(name: str, what: str, names: Collection[str]) -> None:
+def require_choice(name: str, what: str, names: Collection[str]) -> None:
     """Raise HeadError unless `name` is one of `names`."""
     if name not in names:
         raise HeadError(f"{what} {name!r} is unknown; choose one of {', '.join(names)}")
@@ -201,7 +201,7 @@ def fit_projection(
         )
     mean = _mean(train)
     reject_alike(train, mean)
-    best = Projection.draw(kind, mean[None], dim=options.dim, seed=seed)
+    best = Projection.initialize(kind, mean[None], dim=options.dim, seed=seed)
     weights = {name: torch.from_numpy(w.copy()).requires_grad_() for name, w in best.weights.items()}
     adam = torch.optim.Adam(list(weights.values()), lr=options.learning_rate)
     log: list[TripletEpoch] = []
@@ -252,20 +252,20 @@ def reject_collapsed(projected: Vectors, triplets: Triplets) -> None:
 
 def reject_alike(rows: Labelled, mean: npt.NDArray[np.float32]) -> None:
     """Raise HeadError if all vectors are the (dim,) mean: a projection would spread their rounding over the sphere."""
-    if all(float(np.abs(vectors - mean).max(initial=0)) < ALIKE for _, vectors in pieces(rows)):
+    if all(float(np.abs(vectors - mean).max(initial=0)) < ALIKE for _, vectors in batches(rows)):
         raise HeadError(f"the vectors of all {len(rows)} training rows are alike; index with another encoder")
 
 
-def projected_pieces(projection: Projection, rows: Labelled, texts: Texts | None) -> Iterator[tuple[slice, Projected]]:
+def projected_batches(projection: Projection, rows: Labelled, texts: Texts | None) -> Iterator[tuple[slice, Projected]]:
     """Iterate over the projected vectors of all rows, a piece at a time, with the positions of the rows."""
-    for here, vectors in pieces(rows):
+    for here, vectors in batches(rows):
         yield here, projection(vectors, texts(vectors, rows.categories[here]) if texts else None)
 
 
 def project(projection: Projection, rows: Labelled, texts: Texts | None) -> Projected:
     """(rows, 128) what all rows are projected to."""
     result = np.empty((len(rows), projection.dim), np.float32)
-    for here, projected in projected_pieces(projection, rows, texts):
+    for here, projected in projected_batches(projection, rows, texts):
         result[here] = projected
     return result
 
@@ -287,7 +287,7 @@ def _batches(
 
 def _mean(rows: Labelled) -> npt.NDArray[np.float32]:
     """(dim,) of all rows' vectors."""
-    return np.asarray(sum(v.sum(0, dtype=np.float64) for _, v in pieces(rows)) / len(rows), np.float32)
+    return np.asarray(sum(v.sum(0, dtype=np.float64) for _, v in batches(rows)) / len(rows), np.float32)
 
 
 def _epoch(

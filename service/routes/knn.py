@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from ...detector.evidence import first_of_copies
+from ...detector.evidence import without_copies
 from ...store.search.matches import Matches
 from ...store.snapshot import Snapshot
 from ..dependencies import At
@@ -71,7 +71,7 @@ def knn_rows_json(
     """The rows as clip-retrieval tells them, with where their pictures are and what is known of them."""
     if request_json.deduplicate and found.k:
         vectors = snapshot.vectors(found.rows[0])
-        fresh = first_of_copies(found.rows[0] >= 0, vectors @ vectors.T > duplicate)
+        fresh = without_copies(found.rows[0] >= 0, vectors @ vectors.T > duplicate)
         found = Matches(found.rows[:, fresh], found.similarity[:, fresh])
     rows: list[dict[str, Any]] = []
     for row, number in zip(rows_json(snapshot, found), snapshot.ids[found.rows[0]].tolist(), strict=True):

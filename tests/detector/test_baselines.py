@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 from clipfake.detector.metrics import auc
-from clipfake.detector.training.baselines import BASELINES, Fit, judged, linear_probe, neighbor_rule, neighbors
+from clipfake.detector.training.baselines import (
+    BASELINES,
+    Fit,
+    evaluate_baseline,
+    linear_probe,
+    neighbor_rule,
+    neighbors,
+)
 from clipfake.detector.training.examples import FACTS, Examples
 from clipfake.store.records import names
 from sklearn.decomposition import PCA
@@ -23,7 +30,7 @@ def drawn(count: int, seed: int = 0, gap: float = 1.5) -> Examples:
     shown = np.where(rng.random(count) < 0.3 + 0.4 * labels, "dog", "cat")
     facts = rng.standard_normal((count, len(FACTS))).astype(np.float32)
     facts[:, FACTS.index("bytes per pixel")] -= 3 * labels
-    return Examples.make(
+    return Examples.from_arrays(
         vectors / np.linalg.norm(vectors, axis=1, keepdims=True), labels, categories=names(shown.tolist()), facts=facts
     )
 
@@ -44,22 +51,24 @@ def test_every_baseline_gives_a_finite_score_for_every_row_and_the_same_again(na
 
 def test_the_majority_says_the_class_that_there_is_more_of() -> None:
     for labels, fake in ((np.array([0, 0, 1]), False), (np.array([1, 0, 1]), True)):
-        few = Examples.make(np.zeros((3, DIM)), labels)
+        few = Examples.from_arrays(np.zeros((3, DIM)), labels)
         assert (BASELINES["majority"](few, few, 0)(ASKED) > 0).tolist() == [fake] * 80
 
 
 def test_a_category_is_worth_the_odds_of_its_training_rows_and_an_unknown_one_nothing() -> None:
-    known = Examples.make(np.zeros((7, DIM)), np.array([0, 1, 1, 1, 0, 0, 1]), categories=names([*"bbbbcc", ""]))
-    queries = Examples.make(np.zeros((5, DIM)), np.zeros(5, int), categories=names(["b", "c", "", "a", "d"]))
+    known = Examples.from_arrays(np.zeros((7, DIM)), np.array([0, 1, 1, 1, 0, 0, 1]), categories=names([*"bbbbcc", ""]))
+    queries = Examples.from_arrays(np.zeros((5, DIM)), np.zeros(5, int), categories=names(["b", "c", "", "a", "d"]))
     found = BASELINES["category_only"](known, known, 0)(queries)
     assert found == pytest.approx(np.log([4 / 2, 1 / 3, 2 / 1, 1, 1]))
 
 
 def test_a_files_facts_are_read_and_its_picture_is_not() -> None:
-    blind = Examples.make(np.zeros((300, DIM)), TRAIN.labels, facts=TRAIN.facts)
+    blind = Examples.from_arrays(np.zeros((300, DIM)), TRAIN.labels, facts=TRAIN.facts)
     score = BASELINES["file_facts"](blind, VALIDATION, 0)
     assert (auc(ASKED.labels, score(ASKED)) or 0) > 0.9
-    assert np.array_equal(score(ASKED), score(Examples.make(np.zeros((80, DIM)), ASKED.labels, facts=ASKED.facts)))
+    assert np.array_equal(
+        score(ASKED), score(Examples.from_arrays(np.zeros((80, DIM)), ASKED.labels, facts=ASKED.facts))
+    )
 
 
 @pytest.mark.parametrize("k", [1, 3, 9, 20])
@@ -69,8 +78,8 @@ def test_the_neighbour_rule_is_that_of_sorting_all_similarities(k: int) -> None:
     labels = np.concatenate([TRAIN.labels, TRAIN.labels[:50]])
     kept = np.flatnonzero(labels == 0)[: 200 if k < 20 else 7]
     rows = np.sort(np.concatenate([kept, np.flatnonzero(labels == 1)]))
-    known = Examples.make(vectors[rows], labels[rows])
-    queries = Examples.make(np.concatenate([ASKED.vectors, known.vectors[:10]]), np.zeros(90, int))
+    known = Examples.from_arrays(vectors[rows], labels[rows])
+    queries = Examples.from_arrays(np.concatenate([ASKED.vectors, known.vectors[:10]]), np.zeros(90, int))
     similarity = queries.vectors.astype(np.float64) @ known.vectors.astype(np.float64).T
     nearest = [np.sort(similarity[:, known.labels == label])[:, ::-1][:, :k].mean(1) for label in (0, 1)]
     assert neighbor_rule(k)(known, known, 0)(queries) == pytest.approx(nearest[1] - nearest[0], abs=1e-6)
@@ -114,7 +123,7 @@ def test_the_probe_is_a_logistic_regression_on_centred_vectors(monkeypatch: pyte
 
 def test_the_probe_does_not_care_for_the_unit_or_the_origin_of_vectors() -> None:
     def moved(rows: Examples) -> Examples:
-        return Examples.make(100 * rows.vectors + 7, rows.labels)
+        return Examples.from_arrays(100 * rows.vectors + 7, rows.labels)
 
     one = linear_probe(TRAIN, VALIDATION, 0)(ASKED)
     other = linear_probe(moved(TRAIN), moved(VALIDATION), 0)(moved(ASKED))
@@ -130,7 +139,7 @@ def test_the_probe_is_as_strong_as_validation_likes_it_best() -> None:
         labels = np.arange(count) % 2
         vectors = rng.standard_normal((count, 60))
         vectors[:, 0] += 1.5 * labels
-        return Examples.make(vectors, labels)
+        return Examples.from_arrays(vectors, labels)
 
     train, validation, queries = noisy(80), noisy(2000), noisy(2000)
     found = auc(queries.labels, linear_probe(train, validation, 0)(queries)) or 0
@@ -147,7 +156,7 @@ def test_the_probe_is_as_strong_as_validation_likes_it_best() -> None:
 
 def test_a_threshold_is_chosen_on_validation_and_measured_on_both(fit: Fit = BASELINES["lda"]) -> None:
     score = fit(TRAIN, VALIDATION, 0)
-    found = judged(lambda rows: score(rows) + 5, VALIDATION, ASKED, 300, "a note")
+    found = evaluate_baseline(lambda rows: score(rows) + 5, VALIDATION, ASKED, 300, "a note")
     predicted = score(VALIDATION) + 5 > found.threshold
     assert (predicted == (VALIDATION.labels == 1)).mean() == found.metrics["validation"].accuracy_oracle
     assert found.metrics["validation"].accuracy_at_validation == found.metrics["validation"].accuracy_oracle

@@ -75,7 +75,7 @@ def test_nothing_that_judges_a_held_out_row_has_seen_it_or_its_file_or_its_gener
         return read(cls, head, bank, positions, fold)  # type: ignore[no-any-return]
 
     head = train(snapshot, OPTIONS).head
-    parts = head.split.of(snapshot.column("keys"))
+    parts = head.split.parts_of(snapshot.column("keys"))
     monkeypatch.setattr(heldout, "fit_head", fitted)
     monkeypatch.setattr(SignalTable, "read", classmethod(recorded))
     calibrated = calibrate(snapshot, head, OPTIONS)
@@ -132,7 +132,7 @@ def test_what_became_of_a_promise_is_counted_row_by_row(rows: list[tuple[str, bo
     labels = np.array([int(maker != "") for maker, *_ in rows])
     possible = np.array([value[1:] for value in rows])
     signals = SignalTable(*[np.zeros(len(rows))] * 3, labels, names([row[0] for row in rows]), np.zeros(len(rows), int))  # type: ignore[arg-type, call-arg]
-    found = CoverageReport.of(signals, possible, nominal, 100)
+    found = CoverageReport.measure(signals, possible, nominal, 100)
 
     def share(of: list[bool]) -> float | None:
         return sum(of) / len(of) if of else None
@@ -161,8 +161,8 @@ def test_a_promise_is_broken_by_more_than_chance_explains(missed: int, broken: b
         possible = np.ones((2000, 2), bool)
         possible[np.flatnonzero(labels == label)[:missed], label] = False
         signals = SignalTable(*[np.zeros(2000)] * 3, labels, names([""] * 2000), np.zeros(2000, int))  # type: ignore[arg-type, call-arg]
-        assert CoverageReport.of(signals, possible, 0.05, 10**9).broken == broken
-        assert not CoverageReport.of(signals, possible, 0.05, 10).broken  # a calibration on ten may be off by more
+        assert CoverageReport.measure(signals, possible, 0.05, 10**9).broken == broken
+        assert not CoverageReport.measure(signals, possible, 0.05, 10).broken  # a calibration on ten may be off by more
         assert possible[:, others].all()
 
 
@@ -175,5 +175,5 @@ def test_the_rate_of_error_that_is_proposed_is_one_that_gives_answers(rows: int,
     none = CoverageReport(10, 5, 5, rows, 0.05, 0.0, None, 0.0, 0.0)
     _, result = CalibrationReport(calibration, measure(np.arange(2), np.arange(2.0)), none, None).sentences
     proposed = float(result.partition("accept ")[2].partition("%")[0]) / 100
-    assert not calibration.possible(np.array([-1e9]), proposed)[0, 1]
+    assert not calibration.prediction_sets(np.array([-1e9]), proposed)[0, 1]
     assert proposed == pytest.approx(1 / (rows + 1), abs=1e-4)

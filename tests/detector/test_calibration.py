@@ -25,7 +25,7 @@ def test_a_class_stays_possible_while_enough_of_its_rows_look_as_little_like_it(
 ) -> None:
     """p = (rows at least as strange + itself) / (rows + itself), counted one by one, equal scores among them."""
     error, queries = per_cent / 100, np.arange(-5.0, 6.0)
-    found = reading(np.array(real), np.array(fake)).possible(queries, error)
+    found = reading(np.array(real), np.array(fake)).prediction_sets(queries, error)
     for score, (can_be_real, can_be_fake) in zip(queries, found.tolist(), strict=True):
         stranger_real = 1 + sum(one >= score for one in real)  # a high score is strange for a real picture
         stranger_fake = 1 + sum(one <= score for one in fake)
@@ -39,7 +39,7 @@ def test_a_new_row_is_wronged_in_no_more_places_than_promised(rows: int, error: 
     """If it is one of them, it is as likely to stand in any of the n + 1 places among n rows: so count the places."""
     places = np.arange(rows + 1) - 0.5  # below all, between any two, above all
     held = np.arange(rows, dtype=float)
-    possible = reading(held, held).possible(places, error)  # type: ignore[arg-type]
+    possible = reading(held, held).prediction_sets(places, error)  # type: ignore[arg-type]
     promised = int(error * (rows + 1) + 1e-9)
     assert (~possible).sum(0).tolist() == [promised, promised]
 
@@ -52,7 +52,7 @@ def test_the_truth_is_ruled_out_as_often_as_promised_over_many_trainings() -> No
         svm, near = (labels * gap + rng.standard_normal(len(labels)) for gap in (1.5, 0.7))
         calibration = Calibration.fit(svm, near, near, labels, held_out="rows", seed=int(rng.integers(1000)))
         new = [gap * np.arange(2) + rng.standard_normal(2) for gap in (1.5, 0.7)]  # a real row and a fake one
-        wronged += ~np.diagonal(calibration.possible(calibration.decision_function(*new), error))
+        wronged += ~np.diagonal(calibration.prediction_sets(calibration.decision_function(*new), error))
     for times, rows in zip(wronged.tolist(), (39, 20), strict=True):
         exactly = int(error * (rows + 1) + 1e-9) / (rows + 1)
         assert binomtest(times, repeated, exactly).pvalue > 0.001
@@ -64,7 +64,7 @@ def test_the_promise_is_about_all_pictures_and_not_about_those_that_get_an_answe
     rng = np.random.default_rng(0)
     calibration = reading(rng.standard_normal(5000), rng.standard_normal(5000))
     labels = np.arange(20_000) % 2
-    possible = calibration.possible(rng.standard_normal(20_000), 0.05)
+    possible = calibration.prediction_sets(rng.standard_normal(20_000), 0.05)
     missed = ~possible[np.arange(20_000), labels]
     assert missed[labels == 0].mean() == pytest.approx(0.05, abs=0.012)
     assert missed[labels == 1].mean() == pytest.approx(0.05, abs=0.012)
@@ -78,7 +78,7 @@ def test_the_more_error_is_accepted_the_less_is_possible_and_no_answer_turns_int
     real: list[float], fake: list[float]
 ) -> None:
     calibration, queries = reading(np.array(real), np.array(fake)), np.arange(-5.0, 6.0)
-    sets = np.stack([calibration.possible(queries, error) for error in np.linspace(0.01, 0.9, 40)])
+    sets = np.stack([calibration.prediction_sets(queries, error) for error in np.linspace(0.01, 0.9, 40)])
     assert (sets[1:] <= sets[:-1]).all()
     only = sets & (sets.sum(2, keepdims=True) == 1)  # where one answer is given
     assert (only.any(0).sum(1) <= 1).all()
@@ -90,8 +90,8 @@ def test_nothing_is_ruled_out_below_the_least_error_and_everything_can_be_at_it(
         assert calibration.rows == rows
         far_away = np.array([-1e9])
         least = calibration.least_error
-        assert not calibration.possible(far_away, least)[0, 1]
-        assert calibration.possible(far_away, least * 0.999)[0, 1]
+        assert not calibration.prediction_sets(far_away, least)[0, 1]
+        assert calibration.prediction_sets(far_away, least * 0.999)[0, 1]
 
 
 @settings(max_examples=20, deadline=None)
@@ -177,8 +177,8 @@ def test_ten_of_a_class_among_ten_thousand_of_the_other_are_enough() -> None:
     assert (len(calibration.real), len(calibration.fake)) == (5000, 5)
     assert calibration.least_error == pytest.approx(1 / 6)
     # one of five thousand is learned of real rows, and no more than one in six of fake ones
-    assert calibration.probability(50.0, 0.5) == pytest.approx(5001 / 5002)
-    assert calibration.probability(-50.0, 0.5) == pytest.approx(1 / 7)
+    assert calibration.fake_probability(50.0, 0.5) == pytest.approx(5001 / 5002)
+    assert calibration.fake_probability(-50.0, 0.5) == pytest.approx(1 / 7)
     assert (np.diff(calibration.decision_function(np.linspace(-5, 5, 9), np.zeros(9))) > 0).all()
 
 

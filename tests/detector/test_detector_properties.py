@@ -64,11 +64,11 @@ def detector(store: Store, seed: int) -> VectorDetector:
     rng = np.random.default_rng([seed, 1])
     labels = np.repeat([0, 1], rng.integers(10, 60, 2))
     known = drawn(labels, rng)
-    projection = Projection.draw("linear", known, dim=DIM, seed=seed)
+    projection = Projection.initialize("linear", known, dim=DIM, seed=seed)
     classifier = Svm(projection(known[:: len(known) // 9]), 2.0 * labels[:: len(known) // 9] - 1, 0.1, 1.0)
     split = Split.make([f"{i}" for i in range(40)], np.arange(40) % 2)
     head = Head(SPACE, 1, split, projection, classifier, versions={})
-    bank = Bank.of(store.snapshot())
+    bank = Bank.from_snapshot(store.snapshot())
     evidence, fresh = bank.evidence(known), drawn(labels, rng)
     result = (head.decision_function(fresh), evidence.signal, evidence.nearest)
     return VectorDetector(
@@ -116,7 +116,7 @@ def test_a_verdict_says_what_its_score_its_possible_answers_and_its_witnesses_sa
 ) -> None:
     with random_queries(seed) as detector:
         scores = detector.decision_function(pictures(seed))
-        possible = detector.calibration.possible(scores, error)
+        possible = detector.calibration.prediction_sets(scores, error)
         for verdict, score, can_be in zip(
             judged(detector, seed, error=error, prior=prior), scores, possible, strict=True
         ):
@@ -125,7 +125,7 @@ def test_a_verdict_says_what_its_score_its_possible_answers_and_its_witnesses_sa
             assert verdict.possible == names
             known = verdict.percentile >= 1
             assert verdict.verdict == (names[0] if len(names) == 1 and known else "unsure")
-            assert verdict.probability == pytest.approx(detector.calibration.probability(score, prior))
+            assert verdict.probability == pytest.approx(detector.calibration.fake_probability(score, prior))
             assert (verdict.generator != "") == (verdict.verdict == "fake")
             if verdict.verdict != "unsure":
                 other = {"fake": "real", "real": "fake"}[verdict.verdict]

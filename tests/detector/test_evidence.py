@@ -98,7 +98,7 @@ def test_witnesses_are_those_of_the_rules_applied_row_by_row(
 ) -> None:
     rules = of_so_many(rules, stored_rows)
     with tempfile.TemporaryDirectory() as folder:
-        bank = Bank.of(stored(stored_rows, Path(folder) / "s").snapshot(), rules)
+        bank = Bank.from_snapshot(stored(stored_rows, Path(folder) / "s").snapshot(), rules)
         queries = np.array([row.vector for row in query_rows], np.float32) / 2
         found = bank.evidence(queries, np.frombuffer(b"".join(row.bytes for row in query_rows), "V16"))
         for query, one in enumerate(query_rows):
@@ -126,7 +126,7 @@ def test_leaving_a_source_out_is_as_if_it_had_never_been_indexed(
         return
     rules = of_so_many(rules, stored_rows)
     with tempfile.TemporaryDirectory() as folder:
-        bank = Bank.of(stored(stored_rows, Path(folder) / "s").snapshot(), rules)
+        bank = Bank.from_snapshot(stored(stored_rows, Path(folder) / "s").snapshot(), rules)
         query, digest = np.array([query_row.vector], np.float32) / 2, np.frombuffer(query_row.bytes, "V16")
         keys = [i for i, row in enumerate(stored_rows) if row.source != source]
         for label in (0, 1):
@@ -161,7 +161,7 @@ def test_among_many_rows_with_copies_the_witnesses_are_the_nearest_different_pic
             Block(space, Rows.make(keys, labels, sources=sources), unit(rng.normal(size=(pictures, 24)))[picture])
         )
     snapshot, rules = store.snapshot(), EvidenceOptions(k=9, per_source=3)
-    bank, queries = Bank.of(snapshot, rules), unit(rng.normal(size=(12, 24)))
+    bank, queries = Bank.from_snapshot(snapshot, rules), unit(rng.normal(size=(12, 24)))
     found = bank.evidence(queries)
     similarity = queries.astype(np.float64) @ snapshot.vectors().astype(np.float64).T
     for label, matches in ((0, found.real), (1, found.fake)):
@@ -182,7 +182,7 @@ def test_one_fake_among_ten_thousand_real_rows_speaks_alone_for_its_class(tmp_pa
     rows = Rows.make([f"{i}" for i in range(10_001)], [0] * 10_000 + [1], sources=["s"] * 10_001)
     with store.writer() as writer:
         writer.append(Block(space, rows, vectors))
-    evidence = Bank.of(store.snapshot()).evidence(vectors[-1:])
+    evidence = Bank.from_snapshot(store.snapshot()).evidence(vectors[-1:])
     assert told_of(evidence.fake, 0) == [10_000]
     assert len(told_of(evidence.real, 0)) == 5  # of one source
     assert evidence.signal[0] > 0
@@ -197,7 +197,7 @@ def test_a_file_is_found_by_its_digest_also_where_others_begin_alike(tmp_path: P
     )
     with store.writer() as writer:
         writer.append(Block(SPACE, columns, unit(np.random.default_rng(0).normal(size=(22, DIM)))))
-    bank = Bank.of(store.snapshot())
+    bank = Bank.from_snapshot(store.snapshot())
     assert [bank.find(digest).tolist() for digest in digests] == [*([i] for i in range(21)), []]  # zeros: unknown
     for absent in (b"a" * 8 + b"c" * 8, b"a" * 16, b"z" * 16, b"\0" * 8 + b"a" * 8):
         assert len(bank.find(absent)) == 0

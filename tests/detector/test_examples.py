@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipfake.detector.training.examples import FACTS, Examples, file_facts, thinned
+from clipfake.detector.training.examples import FACTS, Examples, file_facts, subsample
 from clipfake.store.records import Block, Rows
 from clipfake.store.space import Space
 from clipfake.store.store import Store
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=200), st.integers(1, 250), st.integers(0, 3))
 def test_of_too_many_rows_each_class_keeps_its_share_and_never_none(groups: list[int], most: int, seed: int) -> None:
     labels, positions = np.array(groups), 10 + 3 * np.arange(len(groups))
-    kept = thinned(positions, labels, most, seed)
+    kept = subsample(positions, labels, most, seed)
     if len(groups) <= most:
         assert kept.tolist() == positions.tolist()
         return
@@ -25,12 +25,12 @@ def test_of_too_many_rows_each_class_keeps_its_share_and_never_none(groups: list
         found = int((labels[(kept - 10) // 3] == label).sum())
         assert found >= 1
         assert abs(found - most * groups.count(label) / len(groups)) <= 1
-    assert thinned(positions, labels, most, seed).tolist() == kept.tolist()
+    assert subsample(positions, labels, most, seed).tolist() == kept.tolist()
 
 
 def test_one_fake_among_ten_thousand_is_kept_and_rows_are_drawn_from_everywhere() -> None:
     labels = np.append(np.zeros(10_000, int), 1)
-    kept = [thinned(np.arange(10_001), labels, 100, seed) for seed in (0, 1)]
+    kept = [subsample(np.arange(10_001), labels, 100, seed) for seed in (0, 1)]
     for rows in kept:
         assert len(rows) == 101 and rows[-1] == 10_000
         assert np.histogram(rows, 4, (0, 10_000))[0].min() > 10
@@ -65,7 +65,7 @@ def test_what_a_file_says_is_told_in_numbers_and_what_it_does_not_say_is_minus_o
 
 
 def test_rows_that_are_taken_keep_all_that_is_said_of_them() -> None:
-    made = Examples.make(np.eye(3), np.array([0, 1, 1]), facts=np.arange(24.0).reshape(3, 8))
+    made = Examples.from_arrays(np.eye(3), np.array([0, 1, 1]), facts=np.arange(24.0).reshape(3, 8))
     taken = made.take(np.array([2, 0]))
     assert taken.vectors.tolist() == [[0, 0, 1], [1, 0, 0]]
     assert taken.labels.tolist() == [1, 0] and len(taken) == 2

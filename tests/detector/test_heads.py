@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipfake.detector.head import Head, columns_of, head_folder
+from clipfake.detector.head import Head, head_folder, vector_names_of
 from clipfake.detector.projection import FUSIONS, KINDS, Projection
 from clipfake.detector.training.examples import Examples
 from clipfake.detector.training.nystroem import fit_nystroem
@@ -102,7 +102,7 @@ def test_above_the_limit_the_machine_has_landmarks(monkeypatch: pytest.MonkeyPat
 def test_every_projection_gives_128_numbers_of_unit_length(kind: str) -> None:
     vectors, _ = drawn(7)
     texts = drawn(7, seed=2)[0]
-    projection = Projection.draw(kind, vectors, seed=3)
+    projection = Projection.initialize(kind, vectors, seed=3)
     found = projection(vectors, texts if projection.reads_text else None)
     assert found.shape == (7, 128)
     assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
@@ -124,13 +124,13 @@ def test_a_triplet_is_an_anchor_its_mate_and_its_opposite(anchor: str) -> None:
 
 def test_too_few_rows_for_a_triplet_are_said_to_be_too_few() -> None:
     vectors, _ = drawn(2)
-    few = Examples.make(vectors, np.array([0, 1]))
+    few = Examples.from_arrays(vectors, np.array([0, 1]))
     with pytest.raises(HeadError, match="index more images"):
         fit_projection("linear", few, few)
 
 
 def test_rows_that_are_all_alike_are_an_error() -> None:
-    alike = Examples.make(np.tile(drawn(1)[0], (40, 1)), np.arange(40) % 2)
+    alike = Examples.from_arrays(np.tile(drawn(1)[0], (40, 1)), np.arange(40) % 2)
     with pytest.raises(HeadError, match="alike"):
         fit_projection("linear", alike, alike, TripletOptions(epochs=1))
 
@@ -149,10 +149,10 @@ def test_a_head_comes_back_as_it_was_saved(head: Head, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", FUSIONS)
 def test_a_head_that_reads_text_comes_back_with_its_categories(head: Head, tmp_path: Path, kind: str) -> None:
-    vocabulary = Vocabulary.of(dict(zip(("dog", "cat", "ship"), drawn(3, seed=7)[0], strict=True)))
+    vocabulary = Vocabulary.from_texts(dict(zip(("dog", "cat", "ship"), drawn(3, seed=7)[0], strict=True)))
     vectors, labels = drawn(60)
-    projection = Projection.draw(kind, vectors, seed=1)
-    classifier = fit_svm(projection(vectors, vocabulary.beside(vectors)), labels)
+    projection = Projection.initialize(kind, vectors, seed=1)
+    classifier = fit_svm(projection(vectors, vocabulary.text_vectors(vectors)), labels)
     made = replace(head, projection=projection, classifier=classifier, vocabulary=vocabulary)
     made.save(tmp_path)
     again = Head.load(tmp_path)
@@ -218,14 +218,14 @@ def test_a_file_that_is_no_head_is_said_to_be_none(tmp_path: Path, content: str)
     (tmp_path / "head.json").write_text(content)
     with pytest.raises(HeadError, match="not a readable head"):
         Head.load(tmp_path)
-    assert columns_of(tmp_path) == ("main",)
+    assert vector_names_of(tmp_path) == ("main",)
 
 
 def test_the_columns_a_head_reads_are_told_before_it_is_loaded(head: Head, tmp_path: Path) -> None:
-    assert columns_of(tmp_path) == ("main",)
+    assert vector_names_of(tmp_path) == ("main",)
     for options, columns in (({}, ("main",)), ({"columns": ["main", "other"]}, ("main", "other"))):
         replace(head, options=options).save(tmp_path)
-        assert columns_of(tmp_path) == columns
+        assert vector_names_of(tmp_path) == columns
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/etc", "a/", "../up"])
@@ -270,7 +270,7 @@ def test_test_rows_whose_file_was_trained_with_are_counted_and_a_grouped_split_h
             writer.append(Block(SPACE, rows, vectors))
     snapshot, options = made.snapshot(), TrainOptions(triplet=TripletOptions(epochs=1), baselines=())
     trained = train(snapshot, options)
-    parts = trained.head.split.of(snapshot.column("keys"))
+    parts = trained.head.split.parts_of(snapshot.column("keys"))
     twins = np.concatenate([parts[200:], parts[:200]])
     assert trained.test_copies == int(((parts == 2) & (twins != 2)).sum()) > 50
     assert f"{trained.test_copies} of 81 test rows are files that were trained with" in trained.sentences[0]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clipfake.detector.evaluation.leave_one_out import K, LeaveOneOut, held_out, leave_one_out
-from clipfake.detector.evaluation.ridge import RidgeSums, by_source, extended, ridge
+from clipfake.detector.evaluation.ridge import RidgeSums, by_source, ridge, with_constant
 from clipfake.detector.metrics import auc
 from clipfake.detector.training.baselines import neighbor_rule
 from clipfake.detector.training.examples import Examples
@@ -50,8 +50,11 @@ def made(store: Store) -> LeaveOneOut:
 
 def test_sums_taken_off_are_sums_without() -> None:
     real, fake, more = drawn("camera_a", 300), drawn("gan_a", 300), drawn("gan_b", 200)
-    taken_off = ridge(RidgeSums.of(real), RidgeSums.of(np.concatenate([fake, more])) - RidgeSums.of(more))
-    assert np.allclose(taken_off, ridge(RidgeSums.of(real), RidgeSums.of(fake)), atol=1e-10)
+    taken_off = ridge(
+        RidgeSums.from_vectors(real),
+        RidgeSums.from_vectors(np.concatenate([fake, more])) - RidgeSums.from_vectors(more),
+    )
+    assert np.allclose(taken_off, ridge(RidgeSums.from_vectors(real), RidgeSums.from_vectors(fake)), atol=1e-10)
 
 
 def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: LeaveOneOut) -> None:
@@ -62,8 +65,8 @@ def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: 
     for cell in made.cells:
         queries = np.isin(sources, (cell.generator, cell.real))
         learned = ~queries & ~np.isin(np.arange(len(snapshot)), held)
-        head = ridge(*(RidgeSums.of(snapshot.vectors(learned & (labels == label))) for label in (0, 1)))
-        scores = (extended(snapshot.vectors(queries)) @ head).astype(np.float32).astype(np.float64)
+        head = ridge(*(RidgeSums.from_vectors(snapshot.vectors(learned & (labels == label))) for label in (0, 1)))
+        scores = (with_constant(snapshot.vectors(queries)) @ head).astype(np.float32).astype(np.float64)
         assert abs((auc(labels[queries], scores) or 0) - cell.auc) < 1e-6
         assert cell.n == 400
 
@@ -144,9 +147,11 @@ def test_every_cell_of_neighbours_is_what_a_bank_without_its_sources_says(
             for block in snapshot.blocks(where=left):
                 writer.append(block)
         bank = rebuilt.snapshot()
-        rule = neighbor_rule(K)(Examples.read(bank, np.arange(len(bank))), Examples.read(bank, np.arange(1)), 0)
+        rule = neighbor_rule(K)(
+            Examples.from_snapshot(bank, np.arange(len(bank))), Examples.from_snapshot(bank, np.arange(1)), 0
+        )
         queries = np.flatnonzero(np.isin(sources, (cell.generator, cell.real)))
-        scores = rule(Examples.read(snapshot, queries))
+        scores = rule(Examples.from_snapshot(snapshot, queries))
         assert abs((auc(labels[queries], scores) or 0) - cell.auc) < 1e-4  # of two equal scores either may come first
         assert cell.n == len(queries) == 400
 

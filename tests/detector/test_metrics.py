@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 from clipfake.detector.comparison import mcnemar
-from clipfake.detector.metrics import Confusion, Curve, auc, auc_interval, best_threshold, measure, newcombe, wilson
+from clipfake.detector.metrics import Confusion, RocCurve, auc, auc_interval, best_threshold, measure, newcombe, wilson
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest, multinomial
@@ -55,7 +55,7 @@ def test_measures_equal_the_reference(rows: list[tuple[int, int]]) -> None:
     assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, scores > 0))
     assert (found.n, found.real, found.fake) == (len(rows), int((labels == 0).sum()), int((labels == 1).sum()))
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
-    curve = Curve.of(labels, scores)
+    curve = RocCurve.from_predictions(labels, scores)
     assert np.allclose(curve.fpr, fpr) and np.allclose(curve.tpr, tpr)
     assert found.tpr_at_fpr_1 == pytest.approx(tpr[fpr <= 0.01].max())
     assert found.tpr_at_fpr_5 == pytest.approx(tpr[fpr <= 0.05].max())

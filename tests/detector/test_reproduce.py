@@ -7,7 +7,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipfake.detector.evaluation.reproduce import CELLS, DATA, TABLES, PaperOptions, PaperRun, missing, run
+from clipfake.detector.evaluation.reproduce import (
+    PAPER_DATA,
+    PAPER_RUNS,
+    PAPER_TABLES,
+    PaperOptions,
+    PaperRun,
+    missing_data,
+    run,
+)
 from clipfake.detector.metrics import Confusion
 from clipfake.errors import NotEnoughRows
 from clipfake.show.reproduce_tables import compared_rows, paper_tables, summary_sentences, write_tables
@@ -29,14 +37,14 @@ CONFUSIONS = {
 
 
 def test_there_are_ten_tables_of_eighteen_runs() -> None:
-    assert [table.number for table in TABLES] == list(range(1, 11))
-    assert len(CELLS) == 18
-    assert {table.number for cell in CELLS for table in cell.tables} == set(range(1, 11))
+    assert [table.number for table in PAPER_TABLES] == list(range(1, 11))
+    assert len(PAPER_RUNS) == 18
+    assert {table.number for cell in PAPER_RUNS for table in cell.tables} == set(range(1, 11))
 
 
 @pytest.mark.parametrize("number", CONFUSIONS)
 def test_the_papers_figures_follow_from_its_counts(number: int) -> None:
-    table, counts = TABLES[number - 1], CONFUSIONS[number]
+    table, counts = PAPER_TABLES[number - 1], CONFUSIONS[number]
     [(_, figures)] = table.parts.items()
     assert figures.accuracy is not None and counts.accuracy is not None
     assert 100 * counts.accuracy == pytest.approx(figures.accuracy, abs=0.06)  # some are given to one place
@@ -45,7 +53,7 @@ def test_the_papers_figures_follow_from_its_counts(number: int) -> None:
         assert [100 * ours[which] for which in ("real", "fake")] == pytest.approx(getattr(figures, name), abs=0.011)
 
 
-@pytest.mark.parametrize("table", TABLES, ids=lambda table: f"table {table.number}")
+@pytest.mark.parametrize("table", PAPER_TABLES, ids=lambda table: f"table {table.number}")
 def test_f1_follows_from_precision_and_recall(table: Any) -> None:
     for figures in table.parts.values():
         for precision, recall, f1 in zip(figures.precision, figures.recall, figures.f1, strict=True):
@@ -99,9 +107,9 @@ def test_a_run_is_measured_at_home_and_elsewhere(snapshot: Snapshot, kind: str) 
 
 def test_what_cannot_be_run_says_why(tmp_path: Path) -> None:
     only = store(tmp_path / "s", ("cycle_gan",), texts=False)
-    assert missing(only, PaperRun("b32", "linear", "cycle_gan")) == ""
-    assert "no rows of pro_gan" in missing(only, PaperRun("b32", "linear", "combined"))
-    assert "no text side" in missing(only, PaperRun("b16", "sum", "cycle_gan"))
+    assert missing_data(only, PaperRun("b32", "linear", "cycle_gan")) == ""
+    assert "no rows of pro_gan" in missing_data(only, PaperRun("b32", "linear", "combined"))
+    assert "no text side" in missing_data(only, PaperRun("b16", "sum", "cycle_gan"))
     with pytest.raises(NotEnoughRows, match="no rows of pro_gan"):
         run(only, PaperRun("b32", "linear", "pro_gan"))
 
@@ -153,9 +161,9 @@ def test_the_command_goes_on_where_it_was_stopped(
         return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
 
     output = ran()
-    done = {cell.name for cell in CELLS if cell.data == "cycle_gan"}
+    done = {cell.name for cell in PAPER_RUNS if cell.data == "cycle_gan"}
     assert output["runs"].keys() == done
-    assert output["missing"].keys() == {cell.name for cell in CELLS} - done
+    assert output["missing"].keys() == {cell.name for cell in PAPER_RUNS} - done
     assert "stand-in" in output["notices"][0]
     (tmp_path / "out/runs/b16-sum-cycle_gan.json").unlink()
     made: list[str] = []
@@ -166,4 +174,4 @@ def test_the_command_goes_on_where_it_was_stopped(
     again = ran()
     assert made == ["b16-sum-cycle_gan"]
     assert again["runs"]["b16-sum-cycle_gan"]["parts"] == output["runs"]["b16-sum-cycle_gan"]["parts"]
-    assert DATA["cycle_gan"].name in (tmp_path / "out/tables.md").read_text()
+    assert PAPER_DATA["cycle_gan"].name in (tmp_path / "out/tables.md").read_text()

@@ -6,11 +6,11 @@ from clipfake.detector.evaluation.ridge import (
     RIDGE,
     RidgeSums,
     by_source,
-    extended,
+    decision_values,
     group_sums,
     ridge,
-    scored,
     total_of,
+    with_constant,
 )
 from clipfake.store.records import Block, Rows
 from clipfake.store.snapshot import Snapshot
@@ -36,7 +36,7 @@ def test_the_ridge_head_is_scikit_learns_with_both_classes_weighing_alike(reals:
     weight = np.repeat([1 / reals, 1 / fakes], [reals, fakes])
     strength = RIDGE * (weight[:, None] * x**2).sum() / DIM
     theirs = Ridge(alpha=strength, solver="cholesky").fit(x, y, sample_weight=weight)
-    weights = ridge(RidgeSums.of(real), RidgeSums.of(fake))
+    weights = ridge(RidgeSums.from_vectors(real), RidgeSums.from_vectors(fake))
     assert np.allclose(weights, [*theirs.coef_, theirs.intercept_], atol=1e-8)
 
 
@@ -44,7 +44,7 @@ def test_its_direction_is_fishers() -> None:
     real, fake = drawn(4000, 0), drawn(500, 1)
     lda = LinearDiscriminantAnalysis(solver="lsqr", priors=[0.5, 0.5])
     lda.fit(np.concatenate([real, fake]).astype(np.float64), np.repeat([0, 1], [4000, 500]))
-    ours = ridge(RidgeSums.of(real), RidgeSums.of(fake))[:-1]
+    ours = ridge(RidgeSums.from_vectors(real), RidgeSums.from_vectors(fake))[:-1]
     assert ours @ lda.coef_[0] / np.linalg.norm(ours) / np.linalg.norm(lda.coef_) > 0.99
 
 
@@ -76,13 +76,15 @@ def test_sums_and_scores_are_the_same_however_many_rows_are_read_at_once(
     groups, names = by_source(snapshot)
     sums = group_sums(snapshot, groups, len(names))
     for group, found in enumerate(sums):
-        whole = RidgeSums.of(snapshot.vectors(np.flatnonzero(groups == group)))
+        whole = RidgeSums.from_vectors(snapshot.vectors(np.flatnonzero(groups == group)))
         assert found.n == whole.n == (groups == group).sum()
         assert np.allclose(found.square, whole.square)
     everyone = total_of(sums)
     assert everyone.n == 43
     assert np.allclose((everyone - sums[0]).square, total_of(sums[1:]).square)
     weights, queries = np.arange(DIM + 1.0), np.array([59, 0, 7, 7])
-    assert np.allclose(scored(snapshot, queries, weights), extended(snapshot.vectors(queries)) @ weights)
-    assert np.allclose(scored(snapshot, queries, weights), snapshot.vectors(queries) @ weights[:-1] + weights[-1])
-    assert scored(snapshot, queries[:0], weights).shape == (0,)
+    assert np.allclose(decision_values(snapshot, queries, weights), with_constant(snapshot.vectors(queries)) @ weights)
+    assert np.allclose(
+        decision_values(snapshot, queries, weights), snapshot.vectors(queries) @ weights[:-1] + weights[-1]
+    )
+    assert decision_values(snapshot, queries[:0], weights).shape == (0,)

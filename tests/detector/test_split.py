@@ -28,17 +28,17 @@ def test_the_split_has_the_papers_counts(rows: int, recipe: str, counts: tuple[i
     labels = np.arange(rows) % 2
     split = Split.make(keys(rows), labels, recipe=recipe)
     assert tuple(split.counts.values()) == counts
-    test = split.of(keys(rows)) == PARTS["test"]
+    test = split.parts_of(keys(rows)) == PARTS["test"]
     assert abs(int(labels[test].sum()) - counts[2] / 2) <= 1  # stratified by label
 
 
 def test_the_part_of_a_row_follows_its_key_into_any_order_and_any_snapshot() -> None:
     split = Split.make(keys(100), np.arange(100) % 2)
-    before = dict(zip(keys(100), split.of(keys(100)).tolist(), strict=True))
+    before = dict(zip(keys(100), split.parts_of(keys(100)).tolist(), strict=True))
     shuffled = list(np.random.default_rng(1).permutation(keys(100)))
-    assert [before[k] for k in shuffled] == split.of(shuffled).tolist()
-    assert set(split.of([f"new/{i}.jpg" for i in range(500)]).tolist()) == {NONE}
-    assert split.of([]).tolist() == []
+    assert [before[k] for k in shuffled] == split.parts_of(shuffled).tolist()
+    assert set(split.parts_of([f"new/{i}.jpg" for i in range(500)]).tolist()) == {NONE}
+    assert split.parts_of([]).tolist() == []
 
 
 def test_a_seed_gives_one_split_and_another_seed_another() -> None:
@@ -53,7 +53,7 @@ def test_no_group_stands_on_two_sides(seed: int, groups: list[int]) -> None:
     groups = [*groups, *range(100, 160)]  # and some rows alone
     labels = np.arange(len(groups)) % 2
     split = Split.make(keys(len(groups)), labels, recipe="grouped", groups=np.array(groups), seed=seed)
-    parts = split.of(keys(len(groups)))
+    parts = split.parts_of(keys(len(groups)))
     assert all(len({*parts[np.array(groups) == g].tolist()}) == 1 for g in set(groups))
     assert abs((parts == PARTS["train"]).mean() - 0.7) < 0.15
 
@@ -62,7 +62,7 @@ def test_a_grouped_split_of_single_rows_is_seventy_ten_twenty() -> None:
     labels = (np.arange(1000) < 300).astype(int)
     split = Split.make(keys(1000), labels, recipe="grouped", groups=np.arange(1000))
     assert split.counts == {"train": 700, "validation": 100, "test": 200}
-    assert [labels[split.of(keys(1000)) == part].sum() for part in PARTS.values()] == [210, 30, 60]
+    assert [labels[split.parts_of(keys(1000)) == part].sum() for part in PARTS.values()] == [210, 30, 60]
     assert split.digest == Split.make(keys(1000), labels, recipe="grouped").digest  # no groups: each row by itself
 
 
@@ -71,7 +71,7 @@ def test_a_grouped_split_of_copies_is_seventy_ten_twenty_of_each_class(size: int
     """However rare a class is, and however many copies each file has."""
     groups = np.random.default_rng(0).permutation(np.repeat(np.arange(200), size))
     labels = (groups < 40).astype(int)
-    parts = Split.make(keys(len(groups)), labels, recipe="grouped", groups=groups).of(keys(len(groups)))
+    parts = Split.make(keys(len(groups)), labels, recipe="grouped", groups=groups).parts_of(keys(len(groups)))
     for label, files in ((0, 160), (1, 40)):
         counts = np.bincount(parts[labels == label], minlength=3) / size
         assert np.abs(counts - [0.7 * files, 0.1 * files, 0.2 * files]).max() <= 1
@@ -83,7 +83,7 @@ def test_single_rows_make_up_for_groups_that_are_too_large_for_their_part() -> N
     for seed in range(5):
         split = Split.make(keys(1000), labels, recipe="grouped", groups=groups, seed=seed)
         assert split.counts == {"train": 700, "validation": 100, "test": 200}
-        parts = split.of(keys(1000))
+        parts = split.parts_of(keys(1000))
         assert (parts[:300] == PARTS["train"]).all()  # no other part has room for so many
         assert [labels[parts == part].sum() for part in PARTS.values()] == [203, 29, 58]  # of 290
 

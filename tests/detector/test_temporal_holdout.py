@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipfake.detector.evaluation.ridge import RidgeSums, by_source, extended, ridge
+from clipfake.detector.evaluation.ridge import RidgeSums, by_source, ridge, with_constant
 from clipfake.detector.evaluation.temporal_holdout import HELD, day_of, read_dates, temporal_holdout
 from clipfake.detector.metrics import auc
-from clipfake.detector.training.examples import thinned
+from clipfake.detector.training.examples import subsample
 from clipfake.errors import NotEnoughRows, SourceError
 from clipfake.store.records import Block, Rows
 from clipfake.store.space import Space
@@ -49,14 +49,14 @@ def test_what_is_like_the_past_is_told_and_what_is_new_is_not(store: Store) -> N
 def test_a_window_is_what_a_head_of_the_past_says(store: Store) -> None:
     snapshot = store.snapshot()
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
-    held = thinned(np.arange(len(snapshot)), by_source(snapshot)[0], min(HELD, len(snapshot) // 10), 0)
+    held = subsample(np.arange(len(snapshot)), by_source(snapshot)[0], min(HELD, len(snapshot) // 10), 0)
     learned = ~np.isin(np.arange(len(snapshot)), held)
     past = np.isin(sources, ("camera_a", "camera_b", "gan_a"))
-    head = ridge(*(RidgeSums.of(snapshot.vectors(learned & past & (labels == label))) for label in (0, 1)))
+    head = ridge(*(RidgeSums.from_vectors(snapshot.vectors(learned & past & (labels == label))) for label in (0, 1)))
     queries = np.concatenate([held[(labels[held] == 0)], np.flatnonzero(sources == "gan_b")])
     [window, _] = temporal_holdout(snapshot, DATES).windows
     assert window.n == len(queries)
-    assert window.auc == pytest.approx(auc(labels[queries], extended(snapshot.vectors(queries)) @ head), abs=1e-10)
+    assert window.auc == pytest.approx(auc(labels[queries], with_constant(snapshot.vectors(queries)) @ head), abs=1e-10)
 
 
 def test_sources_without_a_date_are_named(store: Store) -> None:

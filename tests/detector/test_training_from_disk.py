@@ -11,7 +11,7 @@ from clipfake.detector.training.calibrate import calibrate
 from clipfake.detector.training.examples import Examples, StoredRows
 from clipfake.detector.training.nystroem import fit_nystroem
 from clipfake.detector.training.svm_training import fit_stream, fit_svm, scale_gamma
-from clipfake.detector.training.train import TrainOptions, fit_head, make_split, score_rows, train
+from clipfake.detector.training.train import TrainOptions, decision_values, fit_head, make_split, train
 from clipfake.detector.training.triplet import TripletOptions
 from clipfake.show.training_summary import training_summary
 from clipfake.store.records import Block, Rows
@@ -62,7 +62,7 @@ def test_streamed_and_in_memory_training_give_the_same_machine(
     split, parts = make_split(snapshot, options)
     heads = [
         fit_head(snapshot, split, held(snapshot, parts["train"]), held(snapshot, parts["validation"]), options)[0]
-        for held in (StoredRows, Examples.read)
+        for held in (StoredRows, Examples.from_snapshot)
     ]
     streamed, whole = heads
     assert all(np.array_equal(w, whole.projection.weights[n]) for n, w in streamed.projection.weights.items())
@@ -133,8 +133,12 @@ def test_the_scale_of_the_kernel_is_that_of_all_blocks_together() -> None:
 
 def test_a_probe_of_some_rows_goes_on_to_what_all_rows_teach(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, labels = drawn(4000)
-    everyone = Examples.make(vectors, labels)
-    some, validation, test = everyone.take(slice(0, 400)), Examples.make(*drawn(200, 1)), Examples.make(*drawn(300, 2))
+    everyone = Examples.from_arrays(vectors, labels)
+    some, validation, test = (
+        everyone.take(slice(0, 400)),
+        Examples.from_arrays(*drawn(200, 1)),
+        Examples.from_arrays(*drawn(300, 2)),
+    )
     monkeypatch.setattr("clipfake.detector.training.baselines.STRENGTHS", (1.0,))
     monkeypatch.setattr("clipfake.detector.training.examples.ROWS_AT_ONCE", 700)
     further, few, whole = (
@@ -146,7 +150,7 @@ def test_a_probe_of_some_rows_goes_on_to_what_all_rows_teach(monkeypatch: pytest
 
 
 def test_one_search_serves_every_number_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    known, queries = Examples.make(*drawn(200)), Examples.make(*drawn(50, 1))
+    known, queries = Examples.from_arrays(*drawn(200)), Examples.from_arrays(*drawn(50, 1))
     true = [neighbor_rule(k)(known, queries, 0)(queries.take(slice(0, 50))) for k in NEIGHBORS]
     calls = []
     monkeypatch.setattr(
@@ -170,12 +174,12 @@ def test_a_head_on_text_is_measured_wherever_its_category_comes_from(snapshot: S
     Console(file=printed, width=120).print(training_summary(report))
     assert all(f"{mode}: " in printed.getvalue() for mode in ("zero-shot", "given", "mean"))
     _, parts = make_split(snapshot, TrainOptions("sum"))
-    given = score_rows(trained.head, snapshot, parts["test"], "given")
+    given = decision_values(trained.head, snapshot, parts["test"], "given")
     result = trained.head.decision_function(
         snapshot.vectors(parts["test"]), mode="given", categories=snapshot.column("categories")[parts["test"]]
     )
     assert np.allclose(given, result)
-    assert not np.allclose(given, score_rows(trained.head, snapshot, parts["test"], "mean"))
+    assert not np.allclose(given, decision_values(trained.head, snapshot, parts["test"], "mean"))
     assert train(snapshot, TrainOptions(triplet=TripletOptions(epochs=1), baselines=())).to_dict()["categories"] == {}
 
 
@@ -205,7 +209,7 @@ def test_verdicts_are_calibrated_on_the_kind_of_machine_that_gives_them(
 
 def test_the_rows_of_a_store_are_read_as_they_lie_there(snapshot: Snapshot, tmp_path: Path) -> None:
     positions = np.array([599, 3, 301])
-    stored, whole = StoredRows(snapshot, positions), Examples.read(snapshot, positions)
+    stored, whole = StoredRows(snapshot, positions), Examples.from_snapshot(snapshot, positions)
     for name in ("labels", "categories", "sources"):
         assert getattr(stored, name).tolist() == getattr(whole, name).tolist()
     assert np.array_equal(stored.vectors_of([2, 0]), whole.vectors_of([2, 0]))

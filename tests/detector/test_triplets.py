@@ -89,7 +89,7 @@ def test_distances_are_euclidean() -> None:
 def test_a_projection_computes_its_formula(kind: str) -> None:
     rng = np.random.default_rng(1)
     x, t = rng.normal(size=(5, 12)), rng.normal(size=(5, 12))
-    drawn = Projection.draw(kind, x, dim=7, seed=2)
+    drawn = Projection.initialize(kind, x, dim=7, seed=2)
     w = {name: rng.normal(size=array.shape).astype(np.float32) for name, array in drawn.weights.items()}
     for i, (image, text) in enumerate(zip(x, t, strict=True)):
         u = w["W"] @ image + w["b"]
@@ -127,7 +127,9 @@ def shown(count: int, seed: int = 0) -> Examples:
     vectors[np.arange(count), 3 + category] += 2
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     categories = names([f"category {one}" for one in category])
-    return Examples.make(vectors, labels, categories=categories, sources=names([f"source {one}" for one in labels]))
+    return Examples.from_arrays(
+        vectors, labels, categories=categories, sources=names([f"source {one}" for one in labels])
+    )
 
 
 def loss_of(projection: Projection, rows: Examples, options: TripletOptions, seed: int) -> float:
@@ -157,7 +159,7 @@ def test_training_lowers_the_loss_and_tells_it_as_it_is(options: TripletOptions)
     assert results == log
     lowest = min(epoch.validation_loss for epoch in log)
     assert loss_of(best, validation, options, 5) == pytest.approx(lowest, abs=1e-5)
-    start = Projection.draw("linear", train.vectors, seed=5)
+    start = Projection.initialize("linear", train.vectors, seed=5)
     assert lowest < 0.9 * loss_of(start, validation, options, 5)
     for epoch in log:
         assert 0 < epoch.active_share <= 1 and epoch.active_loss is not None
@@ -170,7 +172,8 @@ def test_training_stops_when_nothing_is_gained_and_gives_the_best_weights_back()
     """Of labels that were thrown for, what is learned by heart is of no use to others."""
     rng = np.random.default_rng(0)
     train, validation = (
-        Examples.make(shown(count, seed).vectors, rng.integers(0, 2, count)) for seed, count in enumerate((100, 150))
+        Examples.from_arrays(shown(count, seed).vectors, rng.integers(0, 2, count))
+        for seed, count in enumerate((100, 150))
     )
     options = TripletOptions(epochs=40, patience=2, batch=16, learning_rate=0.02)
     best, log = fit_projection("linear", train, validation, options, seed=3)

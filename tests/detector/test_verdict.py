@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from clipfake.detector.calibration import Calibration, probability
 from clipfake.detector.detector import QueryOptions, VectorDetector
-from clipfake.detector.evidence import Bank, Evidence, EvidenceOptions, admitted, first_of_copies
+from clipfake.detector.evidence import Bank, Evidence, EvidenceOptions, select_neighbors, without_copies
 from clipfake.detector.training.calibrate import CoverageReport, SignalTable, calibrate, generator_folds
 from clipfake.detector.training.train import TrainOptions, train
 from clipfake.detector.training.triplet import TripletOptions
@@ -70,7 +70,7 @@ def detector(store: Store) -> VectorDetector:
 def test_witnesses_are_the_nearest_rows_of_their_class(store: Store) -> None:
     snapshot = store.snapshot()
     queries = drawn("gan_a", 5, seed=3)
-    evidence = Bank.of(snapshot, EvidenceOptions(k=4, per_source=99)).evidence(queries)
+    evidence = Bank.from_snapshot(snapshot, EvidenceOptions(k=4, per_source=99)).evidence(queries)
     for label, found in ((0, evidence.real), (1, evidence.fake)):
         members = np.flatnonzero(snapshot.column("labels") == label)
         similarity = queries @ snapshot.vectors(members).T
@@ -78,7 +78,11 @@ def test_witnesses_are_the_nearest_rows_of_their_class(store: Store) -> None:
 
 
 def test_no_source_has_more_than_its_share_of_witnesses(store: Store) -> None:
-    found = Bank.of(store.snapshot(), EvidenceOptions(k=9, per_source=2)).evidence(drawn("gan_a", 3, seed=4)).fake
+    found = (
+        Bank.from_snapshot(store.snapshot(), EvidenceOptions(k=9, per_source=2))
+        .evidence(drawn("gan_a", 3, seed=4))
+        .fake
+    )
     for rows in found.rows:
         sources = store.snapshot().column("sources")[rows[rows >= 0]].tolist()
         assert max(map(sources.count, sources)) <= 2
@@ -88,7 +92,7 @@ def test_a_row_does_not_testify_for_itself(store: Store) -> None:
     snapshot = store.snapshot()
     for position in (0, 200):
         vector, digest = snapshot.vectors([position]), snapshot.column("digests")[[position]]
-        with_itself, without = (Bank.of(snapshot).evidence(vector, d) for d in (None, digest))
+        with_itself, without = (Bank.from_snapshot(snapshot).evidence(vector, d) for d in (None, digest))
         both = (with_itself.real, with_itself.fake)
         assert any(position in matches.rows for matches in both)
         assert position not in without.real.rows
@@ -98,19 +102,19 @@ def test_a_row_does_not_testify_for_itself(store: Store) -> None:
 def test_copies_count_once() -> None:
     copies = np.zeros((4, 4), bool)
     copies[2, 0] = copies[0, 2] = True
-    assert first_of_copies(np.ones(4, bool), copies).tolist() == [True, True, False, True]
-    assert first_of_copies(np.array([False, True, True, True]), copies).tolist() == [False, True, True, True]
+    assert without_copies(np.ones(4, bool), copies).tolist() == [True, True, False, True]
+    assert without_copies(np.array([False, True, True, True]), copies).tolist() == [False, True, True, True]
 
 
 def test_a_copy_testifies_when_the_source_of_its_twin_is_left_out(store: Store) -> None:
     snapshot = store.snapshot()
-    bank = Bank.of(
+    bank = Bank.from_snapshot(
         snapshot, EvidenceOptions(k=50, per_source=99, duplicate=-1.0)
     )  # any two rows pass for copies of each other
     candidates = bank.candidates(drawn("gan_a", 3, seed=6))[1]
     assert candidates.fresh.sum(1).tolist() == [1, 1, 1]
     first = int(candidates.witnesses(bank.rules).rows[0, 0])
-    left = candidates.of([0]).without(int(bank.sources[first])).witnesses(bank.rules).rows[0]
+    left = candidates.take([0]).without(int(bank.sources[first])).witnesses(bank.rules).rows[0]
     sources = bank.sources[candidates.found.rows[0]]
     others = candidates.found.rows[0][sources != bank.sources[first]]
     assert left[:2].tolist() == [others[0], -1]
@@ -126,7 +130,7 @@ def crowded(folder: Path, copies: int, digest: bytes = b"") -> Bank:
         writer.append(Block(SPACE, rows, np.repeat(drawn("camera_a", 1, seed=11), copies, axis=0)))
         for source in ("camera_a", "camera_b", "gan_a"):
             writer.append(block(source, 40))
-    return Bank.of(store.snapshot())
+    return Bank.from_snapshot(store.snapshot())
 
 
 @pytest.mark.parametrize("most", [2048, 50])
@@ -169,7 +173,7 @@ def test_a_class_without_a_witness_does_not_lose_by_it(detector: VectorDetector,
     with store.writer() as writer:
         writer.append(block("camera_a", 40))
         writer.append(block("gan_a", 1))
-    other = VectorDetector(detector.head, Bank.of(store.snapshot()), detector.calibration)
+    other = VectorDetector(detector.head, Bank.from_snapshot(store.snapshot()), detector.calibration)
     digest = block("gan_a", 1).rows.digests
     [verdict] = other.judge(["x"], drawn("gan_a", 1), digest)
     assert verdict.known == "gan_a/0-0"
@@ -177,7 +181,7 @@ def test_a_class_without_a_witness_does_not_lose_by_it(detector: VectorDetector,
     assert verdict.signals["neighbors"] == pytest.approx(detector.calibration.neighbors.offset)
     assert verdict.generator in ("", "unknown")
     # nothing of either class: unlike anything that is known
-    assert Bank.of(store.snapshot()).evidence(drawn("gan_a", 1), digest).nearest > 0
+    assert Bank.from_snapshot(store.snapshot()).evidence(drawn("gan_a", 1), digest).nearest > 0
     nobody = Evidence(Matches.none(2, 9), Matches.none(2, 9))
     assert nobody.signal.tolist() == [0, 0]
     assert detector.calibration.percentile(nobody.nearest).tolist() == [0, 0]
@@ -191,12 +195,12 @@ def test_copies_of_few_dimensions_are_copies_although_stored_in_half_precision(t
             keys = [f"{copy}/{i}" for i in range(30)]
             writer.append(Block(SPACE, Rows.make(keys, [0] * 30, sources=["s"] * 30), vectors))
         writer.append(block("gan_a", 3))
-    candidates = Bank.of(store.snapshot(), EvidenceOptions(k=15)).candidates(vectors)[0]
+    candidates = Bank.from_snapshot(store.snapshot(), EvidenceOptions(k=15)).candidates(vectors)[0]
     assert candidates.fresh.sum(1).tolist() == [30] * 30
 
 
 def test_a_far_row_does_not_replace_one_of_a_crowded_source() -> None:
-    kept = admitted(
+    kept = select_neighbors(
         np.ones((1, 6), bool),
         np.array([[0, 0, 0, 0, 0, 1]]),
         EvidenceOptions(k=2, per_source=1),  # four are looked at; the sixth is too far
@@ -207,11 +211,11 @@ def test_a_far_row_does_not_replace_one_of_a_crowded_source() -> None:
 def test_a_bank_of_one_class_is_refused(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with pytest.raises(NotEnoughRows, match="no real rows"):
-        Bank.of(store.snapshot())
+        Bank.from_snapshot(store.snapshot())
     with store.writer() as writer:
         writer.append(block("camera_a", 3))
     with pytest.raises(NotEnoughRows, match="no fake rows"):
-        Bank.of(store.snapshot())
+        Bank.from_snapshot(store.snapshot())
 
 
 def scores(seed: int, n: int = 2000) -> tuple[np.ndarray, np.ndarray]:
@@ -234,7 +238,7 @@ def test_the_truth_is_ruled_out_no_more_often_than_promised(error: float) -> Non
     one, labels = scores(1, 8000)
     calibration = Calibration.fit(one, one, one, labels, held_out="rows")
     fresh, true = scores(2, 8000)
-    possible = calibration.possible(calibration.decision_function(fresh, fresh), error)
+    possible = calibration.prediction_sets(calibration.decision_function(fresh, fresh), error)
     for label in (0, 1):
         missed = 1 - possible[true == label, label].mean()
         assert missed <= error + 4 * np.sqrt(error / 2000)
@@ -250,10 +254,10 @@ def test_no_probability_is_surer_than_the_rows_it_was_learned_from() -> None:
     one, labels = scores(0, 400)
     calibration = Calibration.fit(one, one, one, labels, held_out="rows")
     real, fake = len(calibration.real), len(calibration.fake)
-    assert calibration.probability(1e6, 0.5) == pytest.approx((real + 1) / (real + 2))
-    assert calibration.probability(-1e6, 0.5) == pytest.approx(1 / (fake + 2))
-    assert calibration.probability(1.0, 0.2) == pytest.approx(probability(1.0, 0.2))
-    result = [calibration.probability(score, 0.3) for score in np.linspace(-20, 20, 99)]
+    assert calibration.fake_probability(1e6, 0.5) == pytest.approx((real + 1) / (real + 2))
+    assert calibration.fake_probability(-1e6, 0.5) == pytest.approx(1 / (fake + 2))
+    assert calibration.fake_probability(1.0, 0.2) == pytest.approx(probability(1.0, 0.2))
+    result = [calibration.fake_probability(score, 0.3) for score in np.linspace(-20, 20, 99)]
     assert (np.diff(result) >= 0).all()
 
 
@@ -264,7 +268,7 @@ def test_a_row_without_a_digest_is_not_taken_for_another_without(detector: Vecto
             rows = Rows.make([f"{source}/{i}" for i in range(20)], [SOURCES[source]] * 20, sources=[source] * 20)
             writer.append(Block(SPACE, rows, drawn(source, 20)))
     snapshot = store.snapshot()
-    other = VectorDetector(detector.head, Bank.of(snapshot), detector.calibration)
+    other = VectorDetector(detector.head, Bank.from_snapshot(snapshot), detector.calibration)
     [verdict] = other.judge(["x"], snapshot.vectors([25]), snapshot.column("digests")[[25]])
     assert verdict.known == ""
 
@@ -330,7 +334,7 @@ def test_a_signal_that_misleads_is_worth_nothing_and_is_not_turned_round() -> No
     assert (np.diff(calibration.decision_function(steps, np.zeros(7))) > 0).all()
     nothing = Calibration.fit(misled, misled, one, labels, held_out="rows")
     assert nothing.decision_function(steps, steps).tolist() == [0] * 7
-    assert nothing.possible(np.zeros(1), 0.05).tolist() == [[True, True]]
+    assert nothing.prediction_sets(np.zeros(1), 0.05).tolist() == [[True, True]]
 
 
 @settings(max_examples=25, deadline=None)
@@ -369,7 +373,7 @@ def test_an_answer_is_given_only_if_the_other_is_ruled_out() -> None:
 
 def test_a_generator_is_in_one_fold_only(store: Store, detector: VectorDetector) -> None:
     snapshot = store.snapshot()
-    folds = generator_folds(snapshot, detector.head.split.of(snapshot.column("keys")), seed=0)
+    folds = generator_folds(snapshot, detector.head.split.parts_of(snapshot.column("keys")), seed=0)
     assert folds is not None
     for generator in ("gan_a", "gan_b", "gan_c"):
         assert len(set(folds[(snapshot.column("generators") == generator) & (folds >= 0)].tolist())) == 1
@@ -394,7 +398,7 @@ def test_a_file_that_is_stored_as_real_here_and_fake_there_is_told_with_all_its_
             made = block(source, rows)
             same = np.concatenate([made.rows.digests[:1], np.repeat(digest, rows - 1)])  # all but the first one
             writer.append(replace(made, rows=replace(made.rows, digests=same)))
-    bank = Bank.of(store.snapshot())
+    bank = Bank.from_snapshot(store.snapshot())
     [verdict] = VectorDetector(detector.head, bank, detector.calibration).judge(["x"], drawn("gan_a", 1), digest)
     assert [(row.key, row.label, row.source) for row in verdict.stored][:5] == [
         ("camera_a/0-1", "real", "camera_a"),
@@ -437,7 +441,7 @@ def test_what_is_said_to_change_a_verdict_does_when_the_rows_are_really_removed(
             for kept in SOURCES:
                 if kept != source:
                     writer.append(block(kept, 80))
-        bank = Bank.of(other.snapshot())
+        bank = Bank.from_snapshot(other.snapshot())
         [verdict] = VectorDetector(detector.head, bank, detector.calibration).judge(["x"], mixed[i : i + 1])
         assert verdict.verdict == change.verdict != result[i].verdict
         assert np.isclose(verdict.score, change.score, atol=1e-4)
@@ -457,9 +461,9 @@ def test_a_broken_promise_is_said_to_be_broken() -> None:
     labels = np.arange(n) % 2
     signals = SignalTable(*[np.zeros(n)] * 3, labels, np.array(["", "g"] * (n // 2)), np.zeros(n, int))  # type: ignore[arg-type, call-arg]
     possible = np.ones((n, 2), bool)
-    assert not CoverageReport.of(signals, possible, 0.05, 400).broken
+    assert not CoverageReport.measure(signals, possible, 0.05, 400).broken
     possible[labels == 1, 1] = False
-    broken = CoverageReport.of(signals, possible, 0.05, 400)
+    broken = CoverageReport.measure(signals, possible, 0.05, 400)
     assert broken.broken
     assert broken.worst == "g"
     assert "does not hold" in broken.sentence("Here")
@@ -479,8 +483,8 @@ def test_a_promise_that_was_kept_is_seldom_said_to_be_broken(calibrated: int, re
             np.full(real + fake, ""),
             np.zeros(real + fake, int),
         )
-        possible = calibration.possible(calibration.decision_function(signals.svm, signals.neighbors), 0.05)
-        predicted += CoverageReport.of(signals, possible, 0.05, calibration.rows).broken
+        possible = calibration.prediction_sets(calibration.decision_function(signals.svm, signals.neighbors), 0.05)
+        predicted += CoverageReport.measure(signals, possible, 0.05, calibration.rows).broken
     assert predicted <= 20
 
 

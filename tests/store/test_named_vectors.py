@@ -10,7 +10,7 @@ import pytest
 import torch
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.detector.detector import VectorDetector
-from clipfake.detector.head import columns_of, head_folder
+from clipfake.detector.head import head_folder, vector_names_of
 from clipfake.errors import BadBlock, Damaged, EncoderError, NotEnoughRows, SpaceMismatch, StoreError
 from clipfake.indexer.add_vectors import ConcatenatedEncoder, add_vectors
 from clipfake.indexer.encoders.base import PlainEncoder
@@ -275,7 +275,7 @@ def test_a_head_on_two_columns_is_trained_and_asked(
     assert (output["added"], output["missing"]) == (220, 0)
     [trained] = ran("train", "--columns", "main,depth", "--epochs", "2", "--head", "guided")
     assert trained["head"]["test"]["n"] > 0
-    assert columns_of(head_folder(tmp_path / "s", "guided")) == ("main", "depth")
+    assert vector_names_of(head_folder(tmp_path / "s", "guided")) == ("main", "depth")
     detector = VectorDetector.load(Store.open(tmp_path / "s"), "guided")
     assert isinstance(detector.snapshot, ConcatenatedSnapshot)
     picture = tmp_path / "asked.png"
@@ -284,7 +284,7 @@ def test_a_head_on_two_columns_is_trained_and_asked(
     assert verdict["neighbors"]["fake"]
     [plain] = ran("train", "--epochs", "2")
     assert plain["options"]["columns"] == ["main"]
-    assert columns_of(head_folder(tmp_path / "s", "default")) == ("main",)
+    assert vector_names_of(head_folder(tmp_path / "s", "default")) == ("main",)
 
 
 def test_the_service_asks_all_encoders_of_a_head(toy: Any, tmp_path: Path) -> None:
