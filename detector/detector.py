@@ -19,30 +19,30 @@ from ..store.search.matches import Matches, Searcher
 from ..store.snapshot import Snapshot
 from ..store.store import Store
 from .calibration import Calibration
-from .evidence import FETCHED, FETCHED_MORE, Bank, Candidates, Evidence, EvidenceOptions
+from .evidence import OVERSAMPLING, OVERSAMPLING_WITH_CHANGES, Bank, Candidates, Evidence, EvidenceOptions
 from .head import DEFAULT, Head, head_folder
 from .split import PART_NAMES
 from .verdict import Answer, Neighbor, StoredCopy, Verdict, VerdictChange, decide, in_conflict, require_stable
 
-FEWER = 5  # witnesses, to see whether the answer hangs on the rest
-NEAR = 15  # nearest fakes that vote on the generator
-SHARE = 0.5  # of their votes it must have
-STORED = 9  # rows of the very file that is asked about, at most: a blank one may be there a thousand times
-UNSEEN = 5.0  # percentile below which the generator is called unknown
+FEWER_NEIGHBORS = 5  # of each class, to see whether the verdict depends on the others
+VOTERS = 15  # nearest fakes that vote on the generator
+MAJORITY = 0.5  # share of the votes that a generator needs
+STORED_COPIES = 9  # rows of the queried file that are named, at most: a blank image may be stored a thousand times
+UNKNOWN_BELOW = 5.0  # percentile of the nearest similarity below which the generator is called unknown
 
 
 @dataclass(frozen=True)
 class QueryOptions:
     """Options of a query."""
 
-    prior: float = 0.5  # share of fakes among the images one asks about
-    error: float = 0.05  # of real and of fake images alike, the share whose truth may be ruled out; not of the answers
-    changes: bool = True  # look for what would change the verdict
+    prior: float = 0.5  # expected share of fakes among the queried images
+    error: float = 0.05  # nominal rate at which the true class is excluded, of real and of fake images; not of answers
+    changes: bool = True  # search for what would change the verdict
 
 
 @dataclass(frozen=True)
 class VectorDetector:
-    """Judges vectors of one space. Make it with `VectorDetector.load`."""
+    """A head, a bank of labelled rows and their calibration: vectors in, verdicts out. Make it with `load`."""
 
     head: Head
     bank: Bank
@@ -61,12 +61,14 @@ class VectorDetector:
         Parameters
         ----------
         store : a store, or the snapshot of one whose rows are to be the bank
+        name : name of the head
+        evidence : how many stored neighbours are evidence, and which
         searcher_for : makes a searcher for the snapshot, see `clipfake.store.backends.remote_search`
 
         Raises
         ------
         HeadError, SpaceMismatch, NotEnoughRows
-            There is no such head, it is of another encoder, or the bank has one class only.
+            There is no such head, it was trained on another encoder's vectors, or the bank has one class only.
         """
         folder = head_folder(store.folder, name)
         try:
@@ -85,7 +87,7 @@ class VectorDetector:
         evidence: EvidenceOptions = EvidenceOptions(),
         searcher_for: Callable[[Snapshot], Searcher] | None = None,
     ) -> VectorDetector:
-        """A detector of a head and calibration in memory, with the rows of a snapshot as the bank; see `load`."""
+        """Make a detector of a head and calibration in memory, with the rows of a snapshot as the bank; see `load`."""
         snapshot = concatenated_snapshot(snapshot, head.vectors)
         if searcher_for:
             snapshot = snapshot.searched_by(searcher_for(snapshot))
@@ -104,7 +106,7 @@ class VectorDetector:
 
         Parameters
         ----------
-        digests : (n,) V16 of the files, if known: a stored row of the same bytes is no evidence
+        digests : (n,) V16 of the files, if known: stored rows of the same bytes are not evidence
         """
         vectors = np.atleast_2d(vectors)
         margins = self.head.decision_function(vectors)
@@ -124,28 +126,28 @@ class VectorDetector:
         digests: npt.NDArray[np.void] | None = None,
         options: QueryOptions = QueryOptions(),
     ) -> list[Verdict]:
-        """A verdict for each of (n, dim) unit vectors.
+        """Judge (n, dim) unit vectors: one verdict each, in order.
 
         Parameters
         ----------
-        names : (n,) repeated in the answers
-        digests : (n,) V16 of the files, zeros for unknown: a stored row of the same bytes is named, but no evidence
+        names : (n,) names of the images, repeated in the verdicts
+        digests : (n,) V16 of the files, zeros for unknown: stored rows of the same bytes are named, but not evidence
 
         Raises
         ------
         BadBlock
-            There are not as many names, vectors and digests, or a vector is not finite.
+            The numbers of names, vectors and digests differ, or a vector is not finite.
         SpaceMismatch
-            Vectors of another dimension.
+            The vectors have another dimension than the head's.
         """
         vectors = np.atleast_2d(vectors)
         if len({len(names), len(vectors), len(vectors if digests is None else digests)}) > 1:
             and_digests = "" if digests is None else f" and {len(digests)} digests"
-            raise BadBlock(f"{len(names)} names for {len(vectors)} vectors{and_digests}; give one of each an image")
+            raise BadBlock(f"{len(names)} names for {len(vectors)} vectors{and_digests}; give one of each per image")
         with one_core():
             margins = self.head.decision_function(vectors)
-            times = FETCHED_MORE if options.changes else FETCHED
-            candidates = self.bank.candidates(vectors, digests, times=times)
+            oversampling = OVERSAMPLING_WITH_CHANGES if options.changes else OVERSAMPLING
+            candidates = self.bank.candidates(vectors, digests, oversampling=oversampling)
             verdicts = []
             for i, name in enumerate(names):
                 own = {label: nearest.take([i]) for label, nearest in candidates.items()}
@@ -154,7 +156,7 @@ class VectorDetector:
                     None if digests is None else digests[i : i + 1],
                     float(margins[i]),
                     own,
-                    {label: nearest.witnesses(self.bank.rules) for label, nearest in own.items()},
+                    {label: nearest.select(self.bank.options) for label, nearest in own.items()},
                 )
                 verdicts.append(self._verdict(name, case, options))
         return verdicts
@@ -162,14 +164,19 @@ class VectorDetector:
     def judge_one(
         self, name: str, vector: Vectors, digest: bytes = b"", options: QueryOptions = QueryOptions()
     ) -> Verdict:
-        """A verdict for one (dim,) vector of a file with this BLAKE2b-128 digest."""
+        """Judge one (dim,) unit vector of a file with this BLAKE2b-128 digest, empty if unknown."""
         digests = np.frombuffer(digest, "V16") if digest else None
         return self.judge([name], vector[None], digests, options)[0]
 
     def check_stability(
         self, verdict: Verdict, views: dict[str, Vectors], digest: bytes, options: QueryOptions
     ) -> Verdict:
-        """The verdict, or "unsure" if the (dim,) vector of one of the degraded copies gets another one."""
+        """Return the verdict, or "unsure" if a degraded copy of the image gets another one.
+
+        Parameters
+        ----------
+        views : name of each degradation -> (dim,) unit vector of the degraded image
+        """
         plain = replace(options, changes=False)
         changes = []
         for degradation, vector in views.items():
@@ -177,108 +184,109 @@ class VectorDetector:
             changes.append(VerdictChange(degradation, view.verdict, view.score))
         return require_stable(verdict, tuple(changes))
 
-    def _verdict(self, image: str, case: _Case, question: QueryOptions) -> Verdict:
-        evidence = Evidence(case.witnesses[REAL], case.witnesses[FAKE])
-        answer, score, signals, possible, reasons, percentile = self._read(case.margin, evidence, question)
-        neighbors = {"real": self._told(evidence.real), "fake": self._told(evidence.fake)}
+    def _verdict(self, image: str, case: _Case, options: QueryOptions) -> Verdict:
+        evidence = Evidence(case.neighbors[REAL], case.neighbors[FAKE])
+        reading = self._read(case.margin, evidence, options)
+        neighbors = {"real": self._neighbors(evidence.real), "fake": self._neighbors(evidence.fake)}
         return Verdict(
             image=image,
-            verdict=answer,
-            score=score,
-            probability=float(self.calibration.fake_probability(score, question.prior)),
-            prior=question.prior,
-            signals=signals,
-            conflict=in_conflict(signals),
-            possible=tuple(name for name, can in zip(("real", "fake"), possible, strict=True) if can),
-            error_rate=question.error,
-            reasons=reasons,
-            percentile=percentile,
-            generator=self._generator(case.candidates[FAKE], percentile) if answer == "fake" else "",
-            stored=() if case.digest is None else self._stored(case.digest[0].tobytes()),
+            verdict=reading.answer,
+            score=reading.score,
+            probability=float(self.calibration.fake_probability(reading.score, options.prior)),
+            prior=options.prior,
+            signals=reading.signals,
+            conflict=in_conflict(reading.signals),
+            possible=reading.possible,
+            error_rate=options.error,
+            reasons=reading.reasons,
+            percentile=reading.percentile,
+            generator=self._generator(case.candidates[FAKE], reading.percentile) if reading.answer == "fake" else "",
+            stored=() if case.digest is None else self._stored_copies(case.digest[0].tobytes()),
             neighbors=neighbors,
-            changes=self._changes(case, neighbors, answer, question) if question.changes else (),
+            changes=self._changes(case, neighbors, reading.answer, options) if options.changes else (),
         )
 
-    def _read(
-        self, margin: float, evidence: Evidence, question: QueryOptions
-    ) -> tuple[Answer, float, dict[str, float], tuple[bool, bool], tuple[str, ...], float]:
+    def _read(self, margin: float, evidence: Evidence, options: QueryOptions) -> _Reading:
+        """Calibrate both signals of one image and decide."""
         calibration = self.calibration
-        svm, near = np.array([margin]), evidence.signal
-        score = calibration.decision_function(svm, near)
-        signals = {"svm": float(calibration.svm(svm)[0]), "neighbors": float(calibration.neighbors(near)[0])}
-        [[real, fake]] = calibration.prediction_sets(score, question.error).tolist()
+        svm, nearest = np.array([margin]), evidence.signal
+        score = calibration.decision_function(svm, nearest)
+        signals = {"svm": float(calibration.svm(svm)[0]), "neighbors": float(calibration.neighbors(nearest)[0])}
+        [[real, fake]] = calibration.prediction_sets(score, options.error).tolist()
         percentile = float(calibration.percentile(evidence.nearest)[0])
-        answer, reasons = decide(signals, (real, fake), percentile, question.error, calibration.least_error)
-        return answer, float(score[0]), signals, (real, fake), reasons, percentile
+        answer, reasons = decide(signals, (real, fake), percentile, options.error, calibration.least_error)
+        possible = tuple(name for name, included in (("real", real), ("fake", fake)) if included)
+        return _Reading(answer, float(score[0]), signals, possible, reasons, percentile)
 
-    def _told(self, witnesses: Matches) -> tuple[Neighbor, ...]:
-        """The rows of one query's witnesses, in words."""
+    def _neighbors(self, matches: Matches) -> tuple[Neighbor, ...]:
+        """The neighbours of one query, described for people."""
         snapshot = self.snapshot
-        rows = witnesses.rows[0][witnesses.rows[0] >= 0]
+        rows = matches.rows[0][matches.rows[0] >= 0]
         columns = ("keys", "sources", "generators", "categories", "paths")
-        columns_of_rows = zip(*(snapshot.column(name)[rows].tolist() for name in columns), strict=True)
-        similarity = np.minimum(
-            witnesses.similarity[0, : len(rows)], 1.0
-        )  # of halves, the product of equals may be a little more
+        described = zip(*(snapshot.column(name)[rows].tolist() for name in columns), strict=True)
+        # the product of two equal half-precision vectors may be slightly above 1
+        similarity = np.minimum(matches.similarity[0, : len(rows)], 1.0)
         splits = self.head.split.parts_of(snapshot.column("keys")[rows])
         return tuple(
             Neighbor(key, float(near), source, generator, category, path, PART_NAMES[int(split)], int(row))
             for (key, source, generator, category, path), near, split, row in zip(
-                columns_of_rows, similarity, splits, rows, strict=True
+                described, similarity, splits, rows, strict=True
             )
         )
 
-    def _stored(self, digest: bytes) -> tuple[StoredCopy, ...]:
-        """The rows of a file, in words."""
-        rows = self.bank.find(digest, most=STORED)
+    def _stored_copies(self, digest: bytes) -> tuple[StoredCopy, ...]:
+        """The stored rows of the queried file, described for people."""
+        rows = self.bank.find(digest, most=STORED_COPIES)
         columns = (self.snapshot.column(name)[rows].tolist() for name in ("keys", "labels", "sources", "generators"))
-        rows_found = zip(*columns, strict=True)
-        return tuple(StoredCopy(key, LABELS[label], source, generator) for key, label, source, generator in rows_found)
+        described = zip(*columns, strict=True)
+        return tuple(StoredCopy(key, LABELS[label], source, generator) for key, label, source, generator in described)
 
     def _generator(self, fakes: Candidates, percentile: float) -> str:
         """Vote among the nearest fakes, however many of one source; "unknown" without a clear winner."""
-        near = fakes.witnesses(EvidenceOptions(k=NEAR, per_source=NEAR)).rows[0]
-        votes = Counter(self.snapshot.column("generators")[near[near >= 0]].tolist())
-        if not votes:  # no fake but the asked file itself is stored
+        nearest = fakes.select(EvidenceOptions(k=VOTERS, per_source=VOTERS)).rows[0]
+        votes = Counter(self.snapshot.column("generators")[nearest[nearest >= 0]].tolist())
+        if not votes:  # the only stored fake is the queried file itself
             return "unknown"
         [(name, count)] = votes.most_common(1)
-        clear = count >= SHARE * votes.total() and percentile >= UNSEEN
+        clear = count >= MAJORITY * votes.total() and percentile >= UNKNOWN_BELOW
         return str(name) if clear and name else "unknown"
 
     def _changes(
-        self, case: _Case, neighbors: dict[str, tuple[Neighbor, ...]], answer: Answer, question: QueryOptions
+        self, case: _Case, neighbors: dict[str, tuple[Neighbor, ...]], answer: Answer, options: QueryOptions
     ) -> tuple[VerdictChange, ...]:
         """Find what would change the answer: leaving out one source of the neighbours, or using fewer of them."""
-        others: list[tuple[str, Evidence]] = []
-        rules = self.bank.rules
-        if rules.k > FEWER:
-            others.append((f"with {FEWER} neighbours of each class", case.evidence(replace(rules, k=FEWER))))
-        for source in dict.fromkeys(n.source for found in neighbors.values() for n in found):
-            with suppress(NotEnoughRows):  # it is all there is of its class
-                others.append((f"without the rows of {source}", self._without(case, source)))
+        variants: list[tuple[str, Evidence]] = []
+        evidence_options = self.bank.options
+        if evidence_options.k > FEWER_NEIGHBORS:
+            fewer = case.evidence(replace(evidence_options, k=FEWER_NEIGHBORS))
+            variants.append((f"with {FEWER_NEIGHBORS} neighbours of each class", fewer))
+        for source in dict.fromkeys(n.source for of_class in neighbors.values() for n in of_class):
+            with suppress(NotEnoughRows):  # the source holds all rows of its class
+                variants.append((f"without the rows of {source}", self._without(case, source)))
         changes = []
-        for what, evidence in others:
-            then, score, *_ = self._read(case.margin, evidence, question)
-            if then != answer:
-                changes.append(VerdictChange(what, then, score))
+        for what, evidence in variants:
+            reading = self._read(case.margin, evidence, options)
+            if reading.answer != answer:
+                changes.append(VerdictChange(what, reading.answer, reading.score))
         return tuple(changes)
 
     def _without(self, case: _Case, source: str) -> Evidence:
-        """The evidence if a source's rows were removed; searched anew only where the candidates at hand do not do."""
-        code, rules = self.bank.names.index(source), self.bank.rules
-        witnesses = {}
+        """The evidence without the rows of one source; it is searched again only if the candidates do not suffice."""
+        code, options = self.bank.source_names.index(source), self.bank.options
+        neighbors = {}
         for label, candidates in case.candidates.items():
-            left = candidates
-            if (candidates.sources == code).any():
-                left = candidates.without(code)
-                if not left.enough(rules).all():
-                    left = self.bank.without(source).candidates(case.vector, case.digest, [label])[label]
-            witnesses[label] = case.witnesses[label] if left is candidates else left.witnesses(rules)
-        return Evidence(witnesses[REAL], witnesses[FAKE])
+            if not (candidates.sources == code).any():
+                neighbors[label] = case.neighbors[label]
+                continue
+            remaining = candidates.without(code)
+            if not remaining.sufficient(options).all():
+                remaining = self.bank.without(source).candidates(case.vector, case.digest, [label])[label]
+            neighbors[label] = remaining.select(options)
+        return Evidence(neighbors[REAL], neighbors[FAKE])
 
 
 def load_trained(folder: Path) -> tuple[Head, Calibration]:
-    """A head and its own calibration; raises HeadError."""
+    """Load a head and its own calibration; raises HeadError."""
     head = Head.load(folder)
     return head, Calibration.load(folder, head.digest)
 
@@ -289,10 +297,22 @@ class _Case:
 
     vector: Vectors  # (1, dim)
     digest: npt.NDArray[np.void] | None  # (1,)
-    margin: float  # of the classifier
-    candidates: dict[int, Candidates]  # of each class
-    witnesses: dict[int, Matches]  # of each class, by the bank's own rules
+    margin: float  # decision value of the head
+    candidates: dict[int, Candidates]  # by label
+    neighbors: dict[int, Matches]  # by label, selected by the bank's own options
 
-    def evidence(self, rules: EvidenceOptions) -> Evidence:
-        """Under other rules."""
-        return Evidence(self.candidates[REAL].witnesses(rules), self.candidates[FAKE].witnesses(rules))
+    def evidence(self, options: EvidenceOptions) -> Evidence:
+        """Select the evidence by other options."""
+        return Evidence(self.candidates[REAL].select(options), self.candidates[FAKE].select(options))
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """The answer for one image and what it follows from."""
+
+    answer: Answer
+    score: float  # log-likelihood ratio
+    signals: dict[str, float]
+    possible: tuple[str, ...]  # the prediction set
+    reasons: tuple[str, ...]
+    percentile: float

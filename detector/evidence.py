@@ -1,4 +1,7 @@
-"""Evidence: which labelled rows count for real and which for fake. As many of each, and no picture twice."""
+"""Evidence: the labelled rows nearest to a query, equally many of each class, without copies.
+
+Copies of a picture count once, and the queried file itself never counts.
+"""
 
 from __future__ import annotations
 
@@ -16,83 +19,84 @@ from ..store.search.matches import Matches
 from ..store.search.prepared_filter import PreparedFilter
 from ..store.snapshot import Snapshot
 
-FETCHED = 4  # times k rows are fetched: some are copies
-FETCHED_MORE = 8  # the same where one will ask what would be without a source
-WINDOW = 2  # times k rows are looked at, so that no far row testifies only because near ones have had their say
-WIDER = 4  # times as many rows are fetched anew where so many are copies, or the asked file itself, that some lack
-MOST = 2048  # rows fetched for a query, at most: all are compared with each other
-RECALL = 0.98  # of the rows fetched; of the nearest ten, more than 0.99 (benchmarks/detector/query.py measures it)
-KEPT = 32  # banks without a source, ready to be asked again
-CHUNK = 256  # queries whose neighbours are compared with each other at a time
-CELLS = 2**22  # such comparisons at a time, where more rows are fetched
+OVERSAMPLING = 4  # candidates fetched for each neighbour wanted, since some of them are copies
+OVERSAMPLING_WITH_CHANGES = 8  # the same if the neighbours without one of the sources will be wanted too
+WINDOW = 2  # only the nearest 2k candidates count, so that the per-source cap cannot pull in distant neighbours
+REFILL_FACTOR = 4  # factor by which the search is widened while copies leave too few candidates
+RECALL = 0.98  # of all candidates; above 0.99 for the ten nearest (measured by benchmarks/detector/query.py)
+CACHED_BANKS = 32  # banks without a source that are kept for the next query
+CHUNK = 256  # queries whose candidates are compared with each other at a time
+PAIRS_IN_MEMORY = 2**22  # pairs of candidates compared at a time when the search is widened
 
 
 @dataclass(frozen=True)
 class EvidenceOptions:
     """Options that decide which rows are evidence."""
 
-    k: int = 9  # witnesses of each class, at most; calibrations are of nine: fewer are read a little too boldly
-    per_source: int = 5  # of them from one source
-    duplicate: float = 0.9999  # rows more similar than this to each other are one picture
+    k: int = 9  # neighbours of each class, at most; calibrations assume nine, with fewer a verdict is slightly too sure
+    per_source: int = 5  # neighbours of one source, at most
+    duplicate: float = 0.9999  # cosine similarity above which two rows are copies of one picture
+    max_candidates: int = 2048  # rows fetched for a query, at most: all pairs of them are compared
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """The witnesses of some queries, nearest first."""
+    """The neighbours of each class for a batch of queries, nearest first."""
 
     real: Matches  # (queries, k)
     fake: Matches  # (queries, k)
 
     @property
     def signal(self) -> npt.NDArray[np.float64]:
-        """(queries,) mean similarity of the fake witnesses less that of the real ones; above 0 leans fake.
+        """(queries,) mean similarity of the fake neighbours minus that of the real ones; above 0 leans fake.
 
-        The nearest-neighbour rule of Ojha et al. (CVPR 2023) with cosine similarity. 0 where a class has no witness at
-        all: as if its similarity were 0, the other class would win by what it would never get from witnesses.
+        The nearest-neighbour rule of Ojha et al. (CVPR 2023) with cosine similarity. It is 0 if a class has no
+        neighbour at all: counted as similarity 0, the missing class would lose by more than any neighbours could
+        account for.
         """
         compared = (self.real.rows >= 0).any(1) & (self.fake.rows >= 0).any(1)
         return np.where(compared, self.fake.mean_similarity() - self.real.mean_similarity(), 0.0)
 
     @property
     def nearest(self) -> npt.NDArray[np.float64]:
-        """(queries,) similarity of the nearest witness of either class; -1, unlike anything, without any."""
+        """(queries,) similarity of the nearest neighbour of either class; -1, the lowest, if there is none."""
         either = np.fmax(self.real.similarity[:, 0], self.fake.similarity[:, 0])
         return np.fmax(either.astype(np.float64), -1.0)
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """The nearest rows of one class for some queries: who testifies, and who would under other rules."""
+    """The nearest rows of one class for a batch of queries, from which `EvidenceOptions` select the neighbours."""
 
-    found: Matches  # (queries, candidates), nearest first
-    present: Mask  # (queries, candidates) there, and not the query itself
-    copies: dict[int, Mask]  # (candidates, candidates) which are one picture, of the queries that have such
-    sources: npt.NDArray[np.int64]  # (queries, candidates) equal for rows of one source
-    complete: bool  # the class has no other row
+    matches: Matches  # (queries, candidates), nearest first
+    present: Mask  # (queries, candidates) True for a row that is not the queried file itself
+    copies: dict[int, Mask]  # query -> (candidates, candidates) which are copies, for queries with copies
+    sources: npt.NDArray[np.int64]  # (queries, candidates) codes of their sources
+    complete: bool  # these are all rows of the class
 
     def take(self, queries: Sequence[int] | npt.NDArray[np.int64]) -> Candidates:
         """Select the candidates of some of the queries."""
         copies = {place: self.copies[query] for place, query in enumerate(queries) if query in self.copies}
         rows = np.asarray(queries, np.int64)
-        found = Matches(self.found.rows[rows], self.found.similarity[rows])
+        found = Matches(self.matches.rows[rows], self.matches.similarity[rows])
         return Candidates(found, self.present[rows], copies, self.sources[rows], self.complete)
 
     @cached_property
-    def fresh(self) -> Mask:
-        """(queries, candidates) present, and no copy of a nearer one."""
-        fresh = self.present.copy()
+    def unique(self) -> Mask:
+        """(queries, candidates) True for a candidate that is present and not a copy of a nearer one."""
+        unique = self.present.copy()
         for query, copies in self.copies.items():
-            fresh[query] = without_copies(self.present[query], copies)
-        return fresh
+            unique[query] = without_copies(self.present[query], copies)
+        return unique
 
-    def witnesses(self, rules: EvidenceOptions) -> Matches:
-        """(queries, k) who testifies."""
-        kept = select_neighbors(self.fresh, self.sources, rules)
-        first = np.argsort(~kept, axis=1, kind="stable")[:, : rules.k]
+    def select(self, options: EvidenceOptions) -> Matches:
+        """Select the neighbours: (queries, k) matches, nearest first."""
+        kept = select_neighbors(self.unique, self.sources, options)
+        first = np.argsort(~kept, axis=1, kind="stable")[:, : options.k]
         chosen, width = np.take_along_axis(kept, first, 1), first.shape[1]
-        result = Matches.none(len(kept), rules.k)
-        result.rows[:, :width] = np.where(chosen, np.take_along_axis(self.found.rows, first, 1), -1)
-        similarity = np.take_along_axis(self.found.similarity, first, 1)
+        result = Matches.none(len(kept), options.k)
+        result.rows[:, :width] = np.where(chosen, np.take_along_axis(self.matches.rows, first, 1), -1)
+        similarity = np.take_along_axis(self.matches.similarity, first, 1)
         result.similarity[:, :width] = np.where(chosen, similarity, np.nan)
         return result
 
@@ -102,22 +106,22 @@ class Candidates:
 
     def refilled(self, queries: npt.NDArray[np.int64], more: Candidates) -> Candidates:
         """Replace some queries' candidates by the nearest of `more` that are not copies."""
-        fresh = more.fresh
-        order = np.argsort(~fresh, axis=1, kind="stable")[:, : self.found.k]
-        kept, width = np.take_along_axis(fresh, order, 1), order.shape[1]
+        unique = more.unique
+        order = np.argsort(~unique, axis=1, kind="stable")[:, : self.matches.k]
+        kept, width = np.take_along_axis(unique, order, 1), order.shape[1]
         copies = {query: self.copies[query] for query in self.copies.keys() - set(queries.tolist())}
-        found = Matches(self.found.rows.copy(), self.found.similarity.copy())
+        found = Matches(self.matches.rows.copy(), self.matches.similarity.copy())
         result = Candidates(found, self.present.copy(), copies, self.sources.copy(), self.complete)
         result.present[queries] = False
         result.present[queries, :width] = kept
-        result.found.rows[queries, :width] = np.take_along_axis(more.found.rows, order, 1)
-        result.found.similarity[queries, :width] = np.take_along_axis(more.found.similarity, order, 1)
+        result.matches.rows[queries, :width] = np.take_along_axis(more.matches.rows, order, 1)
+        result.matches.similarity[queries, :width] = np.take_along_axis(more.matches.similarity, order, 1)
         result.sources[queries, :width] = np.take_along_axis(more.sources, order, 1)
         return result
 
-    def enough(self, rules: EvidenceOptions) -> Mask:
-        """(queries,) whether a search for more rows could not change the witnesses."""
-        return np.asarray((self.fresh.sum(1) >= WINDOW * rules.k) | self.complete)
+    def sufficient(self, options: EvidenceOptions) -> Mask:
+        """(queries,) True if a search for more rows could not change the neighbours."""
+        return np.asarray((self.unique.sum(1) >= WINDOW * options.k) | self.complete)
 
 
 @dataclass(frozen=True)
@@ -125,21 +129,21 @@ class Bank:
     """The labelled rows of a snapshot that evidence is drawn from. Make it with `Bank.from_snapshot`."""
 
     snapshot: Snapshot
-    rules: EvidenceOptions
-    members: Mask  # (rows,) who may testify
-    sources: npt.NDArray[np.int64]  # (rows,) equal for rows of one source
-    names: tuple[str, ...]  # of the sources
+    options: EvidenceOptions
+    members: Mask  # (rows,) True for a row that may be evidence
+    sources: npt.NDArray[np.int64]  # (rows,) codes of their sources
+    source_names: tuple[str, ...]  # by code
     _reduced: dict[str, Bank] = field(default_factory=dict, init=False, repr=False)  # source -> the bank without it
     _lock: Lock = field(default_factory=Lock, init=False, repr=False)  # a service judges in several threads
 
     @classmethod
     def from_snapshot(
-        cls, snapshot: Snapshot, rules: EvidenceOptions = EvidenceOptions(), *, where: Mask | None = None
+        cls, snapshot: Snapshot, options: EvidenceOptions = EvidenceOptions(), *, where: Mask | None = None
     ) -> Bank:
-        """The labelled rows of a snapshot, or those of a mask; raises NotEnoughRows unless both classes are there."""
+        """The labelled rows of a snapshot, or of a (rows,) mask of it; raises NotEnoughRows if a class is empty."""
         names, codes, _ = distinct(snapshot.column("sources"))
         members = np.ones(len(snapshot), bool) if where is None else where
-        return cls(snapshot, rules, members, codes.astype(np.int64), tuple(names.tolist()))
+        return cls(snapshot, options, members, codes.astype(np.int64), tuple(names.tolist()))
 
     def __post_init__(self) -> None:
         for label, name in ((REAL, "real"), (FAKE, "fake")):
@@ -156,147 +160,152 @@ class Bank:
 
     @cached_property
     def _classes(self) -> dict[int, PreparedFilter]:
-        """The rows of each class."""
+        """The rows of each class, by label."""
         return {label: self.snapshot.scope(self.members & (self.labels == label)) for label in (REAL, FAKE)}
 
     def without(self, source: str) -> Bank:
         """Return the bank without one source; the most recent results are cached."""
         with self._lock:
             if source not in self._reduced:
-                if len(self._reduced) >= KEPT:
+                if len(self._reduced) >= CACHED_BANKS:
                     del self._reduced[next(iter(self._reduced))]
-                code = self.names.index(source) if source in self.names else -1
+                code = self.source_names.index(source) if source in self.source_names else -1
                 self._reduced[source] = self.where(self.sources != code)
             return self._reduced[source]
 
     def where(self, rows: Mask) -> Bank:
-        """Only the rows of a mask, of those that are members."""
+        """Return the bank with only those of its members that are in a (rows,) mask."""
         return replace(self, members=self.members & rows)
 
     def evidence(self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None) -> Evidence:
-        """The witnesses for each of (queries, dim) unit vectors; rows of the same file digest do not testify."""
-        found = self.candidates(vectors, digests)
-        return Evidence(found[REAL].witnesses(self.rules), found[FAKE].witnesses(self.rules))
+        """The neighbours of (queries, dim) unit vectors; stored rows of the same file digest do not count."""
+        candidates = self.candidates(vectors, digests)
+        return Evidence(candidates[REAL].select(self.options), candidates[FAKE].select(self.options))
 
     def candidates(
         self,
         vectors: Vectors,
         digests: npt.NDArray[np.void] | None = None,
         labels: Sequence[int] = (REAL, FAKE),
-        times: int = FETCHED,
+        oversampling: int = OVERSAMPLING,
     ) -> dict[int, Candidates]:
-        """The nearest `times` k rows of each class, from which the rules choose.
+        """The `oversampling` k nearest rows of each class, by label.
 
-        Where copies or the query's own file leave too few of them, farther rows that are neither take their places.
+        If copies or the queried file itself leave too few neighbours, the search is widened.
+
+        Parameters
+        ----------
+        vectors : (queries, dim) unit vectors
+        digests : (queries,) V16 of the queried files, if known
         """
         vectors = np.atleast_2d(vectors)
-        fetched = times * self.rules.k
-        scopes = [self._classes[label] for label in labels]
-        matches_of_label = zip(labels, scopes, self.snapshot.search_each(vectors, fetched, scopes, RECALL), strict=True)
-        near = {label: self._candidates(found, scope, digests) for label, scope, found in matches_of_label}
-        return {
-            label: self._topped_up(near[label], vectors, digests, scope)
-            for label, scope in zip(labels, scopes, strict=True)
-        }
+        classes = [self._classes[label] for label in labels]
+        matches = self.snapshot.search_each(vectors, oversampling * self.options.k, classes, RECALL)
+        candidates = {}
+        for label, of_class, nearest in zip(labels, classes, matches, strict=True):
+            near = self._candidates(nearest, of_class, digests)
+            candidates[label] = self._widen(near, vectors, digests, of_class)
+        return candidates
 
-    def _topped_up(
-        self, near: Candidates, vectors: Vectors, digests: npt.NDArray[np.void] | None, scope: PreparedFilter
+    def _widen(
+        self, near: Candidates, vectors: Vectors, digests: npt.NDArray[np.void] | None, of_class: PreparedFilter
     ) -> Candidates:
-        """The same, with farther rows where those at hand do not settle who testifies."""
-        short, wide, fetched = np.flatnonzero(~near.enough(self.rules)), near.found.k, near.found.k
-        while len(short) and wide < min(len(scope), MOST):
-            wide, left = min(wide * WIDER, MOST), []
-            for part in np.array_split(short, min(len(short), -(-len(short) * wide**2 // CELLS))):
+        """Search for more rows of the class where the candidates do not settle the neighbours."""
+        options = self.options
+        short, k = np.flatnonzero(~near.sufficient(options)), near.matches.k
+        while len(short) and k < min(len(of_class), options.max_candidates):
+            k, still_short = min(k * REFILL_FACTOR, options.max_candidates), []
+            for part in np.array_split(short, min(len(short), -(-len(short) * k**2 // PAIRS_IN_MEMORY))):
                 own = None if digests is None else digests[part]
-                more = self._candidates(self.snapshot.search(vectors[part], wide, scope, RECALL), scope, own)
-                gained = more.fresh.sum(1) > near.fresh[part].sum(1)
+                more = self._candidates(self.snapshot.search(vectors[part], k, of_class, RECALL), of_class, own)
+                gained = more.unique.sum(1) > near.unique[part].sum(1)
                 near = near.refilled(part[gained], more.take(np.flatnonzero(gained)))
-                left.append(part[~more.enough(self.rules)])
-            short = np.concatenate(left)
-        if digests is not None:  # as many rows as may be fetched, and all of them the asked file
+                still_short.append(part[~more.sufficient(options)])
+            short = np.concatenate(still_short)
+        if digests is not None:  # all rows that may be fetched can be copies of the queried file
             for query in short[~near.present[short].any(1)]:
                 other = (_halves(self.snapshot.column("digests")) != _halves(digests[[query]])).any(1)
-                rest = self.snapshot.scope(other if scope.mask is None else scope.mask & other)
+                rest = self.snapshot.scope(other if of_class.mask is None else of_class.mask & other)
                 if len(rest):
-                    found = self.snapshot.search(vectors[[query]], fetched, rest, RECALL)
-                    near = near.refilled(np.array([query]), self._candidates(found, rest, None))
+                    matches = self.snapshot.search(vectors[[query]], near.matches.k, rest, RECALL)
+                    near = near.refilled(np.array([query]), self._candidates(matches, rest, None))
         return near
 
-    def _candidates(self, found: Matches, scope: PreparedFilter, digests: npt.NDArray[np.void] | None) -> Candidates:
-        """Return the candidates of one class, whose rows are the filter's."""
-        found = found.first(min(found.k, len(scope)))
-        present, copies = np.zeros(found.rows.shape, bool), dict[int, Mask]()
-        for start in range(0, len(found), CHUNK):
+    def _candidates(
+        self, matches: Matches, of_class: PreparedFilter, digests: npt.NDArray[np.void] | None
+    ) -> Candidates:
+        """Find the copies among the matches of a search in one class."""
+        matches = matches.first(min(matches.k, len(of_class)))
+        present, copies = np.zeros(matches.rows.shape, bool), dict[int, Mask]()
+        for start in range(0, len(matches), CHUNK):
             part = slice(start, start + CHUNK)
-            present[part], alike = self._seen(found[part], None if digests is None else digests[part])
-            copies |= {start + int(query): alike[query] for query in np.flatnonzero(alike.any((1, 2)))}
-        return Candidates(found, present, copies, self.sources[np.maximum(found.rows, 0)], found.k == len(scope))
+            present[part], pairs = self._compare(matches[part], None if digests is None else digests[part])
+            copies |= {start + int(query): pairs[query] for query in np.flatnonzero(pairs.any((1, 2)))}
+        sources = self.sources[np.maximum(matches.rows, 0)]
+        return Candidates(matches, present, copies, sources, matches.k == len(of_class))
 
-    def _seen(self, found: Matches, own: npt.NDArray[np.void] | None) -> tuple[Mask, Mask]:
-        """(queries, n) which candidates are there and not the query; (queries, n, n) which two are one picture."""
-        rows = np.maximum(found.rows, 0)
+    def _compare(self, matches: Matches, own: npt.NDArray[np.void] | None) -> tuple[Mask, Mask]:
+        """(queries, n) which matches exist and are not the query; (queries, n, n) which pairs of them are copies."""
+        rows = np.maximum(matches.rows, 0)
         digests = _halves(self.snapshot.column("digests")[rows])  # (queries, n, 2)
-        known: Mask = np.asarray(digests.any(2))
-        present: Mask = np.asarray(found.rows >= 0)
+        has_digest: Mask = np.asarray(digests.any(2))
+        present: Mask = np.asarray(matches.rows >= 0)
         if own is not None:
-            mine = _halves(own)
-            present &= ~((digests == mine[:, None]).all(2) & np.asarray(mine.any(1))[:, None])
-        copies: Mask = (digests[:, :, None] == digests[:, None, :]).all(3) & known[:, :, None]
+            queried = _halves(own)
+            present &= ~((digests == queried[:, None]).all(2) & np.asarray(queried.any(1))[:, None])
+        copies: Mask = (digests[:, :, None] == digests[:, None, :]).all(3) & has_digest[:, :, None]
         vectors = self.snapshot.vectors(rows.reshape(-1)).reshape(*rows.shape, -1)
-        alike = vectors @ vectors.transpose(0, 2, 1)
+        similarity = vectors @ vectors.transpose(0, 2, 1)
         # stored in half precision, a vector of few dimensions is not quite of unit length
-        length = np.sqrt(np.diagonal(alike, axis1=1, axis2=2))
-        copies |= alike > self.rules.duplicate * (length[:, :, None] * length[:, None, :])
-        copies &= present[:, :, None] & present[:, None, :] & ~np.eye(found.k, dtype=bool)
+        length = np.sqrt(np.diagonal(similarity, axis1=1, axis2=2))
+        copies |= similarity > self.options.duplicate * (length[:, :, None] * length[:, None, :])
+        copies &= present[:, :, None] & present[:, None, :] & ~np.eye(matches.k, dtype=bool)
         return present, copies
 
     def find(self, digest: bytes, most: int = 1) -> npt.NDArray[np.int64]:
-        """(n,) positions of the first rows whose file has this digest; none if it is all zero: that says unknown."""
+        """(n,) positions of the first `most` rows whose file has this digest; none for all zeros (unknown)."""
         order, first = self._by_digest
         wanted = np.frombuffer(digest, np.uint64)
         begin, end = (int(np.searchsorted(first, wanted[0], side)) for side in ("left", "right"))
-        alike = order[begin:end] if wanted.any() else order[:0]
-        same = (_halves(self.snapshot.column("digests")[alike]) == wanted).all(1)
-        return np.asarray(alike[same][:most])
+        rows = order[begin:end] if wanted.any() else order[:0]
+        same = (_halves(self.snapshot.column("digests")[rows]) == wanted).all(1)
+        return np.asarray(rows[same][:most])
 
     @cached_property
     def _by_digest(self) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.uint64]]:
+        """(rows,) positions in the order of the first half of their digests, and these halves."""
         first = _halves(self.snapshot.column("digests"))[:, 0]
         order = np.argsort(first, kind="stable")
         return order, first[order]
 
 
 def without_copies(present: Mask, copies: Mask) -> Mask:
-    """Mask of a query's candidates that are present and no copy of a nearer one.
+    """(candidates,) True for a candidate of one query that is present and not a copy of a nearer one.
 
     Parameters
     ----------
     present : (candidates,) bool, candidates nearest first
-    copies : (candidates, candidates) bool, which are one picture
+    copies : (candidates, candidates) bool, which pairs are copies of one picture
     """
     nearer = np.tri(len(present), k=-1, dtype=bool)
     return np.asarray(present & ~(copies & nearer & present).any(1))
 
 
-def select_neighbors(fresh: Mask, sources: npt.NDArray[np.int64], rules: EvidenceOptions) -> Mask:
-    """Mask of the candidates that count as evidence.
+def select_neighbors(unique: Mask, sources: npt.NDArray[np.int64], options: EvidenceOptions) -> Mask:
+    """(queries, candidates) True for the candidates that are evidence.
 
     Parameters
     ----------
-    fresh : (queries, candidates) bool, candidates nearest first
-    sources : (queries, candidates) int, equal for one source
+    unique : (queries, candidates) bool, not a copy of a nearer one, candidates nearest first
+    sources : (queries, candidates) int codes of their sources
     """
-    near = fresh & (np.cumsum(fresh, axis=1) <= WINDOW * rules.k)
-    crowd = ((sources[:, :, None] == sources[:, None, :]) & _before(fresh) & near[:, None, :]).sum(2)
-    kept = near & (crowd < rules.per_source)
-    return np.asarray(kept & (np.cumsum(kept, axis=1) <= rules.k))
-
-
-def _before(candidates: Mask) -> Mask:
-    """[i, j]: j is nearer than i."""
-    return np.tri(candidates.shape[1], k=-1, dtype=bool)
+    near = unique & (np.cumsum(unique, axis=1) <= WINDOW * options.k)
+    nearer = np.tri(unique.shape[1], k=-1, dtype=bool)  # [i, j]: j is nearer than i
+    nearer_of_source = ((sources[:, :, None] == sources[:, None, :]) & nearer & near[:, None, :]).sum(2)
+    kept = near & (nearer_of_source < options.per_source)
+    return np.asarray(kept & (np.cumsum(kept, axis=1) <= options.k))
 
 
 def _halves(digests: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:
-    """(..., 2) uint64 of V16: numbers can be compared in bulk; all zero means unknown."""
+    """(..., 2) uint64 of (...,) V16, which numpy compares in bulk; zeros for unknown."""
     return np.ascontiguousarray(digests).view(np.uint64).reshape(*digests.shape, 2)

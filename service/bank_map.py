@@ -46,7 +46,7 @@ class BankMap:
         points = (projected - centre) @ flat
         shown = bank.sources[positions]
         codes, sources = np.unique(shown, return_inverse=True)
-        names = tuple(bank.names[code] for code in codes)
+        names = tuple(bank.source_names[code] for code in codes)
         explained = (float(shares[0]), float(shares[1]))
         return cls(points, bank.labels[positions], sources, names, centre, flat, explained)
 

@@ -96,7 +96,7 @@ def _recall(bank: Bank, queries: Vectors) -> float:
     """Mean share of the K nearest rows of each class that are among those the evidence chooses from."""
     shares = []
     for label, candidates in bank.candidates(queries).items():
-        found = candidates.found.rows
+        found = candidates.matches.rows
         true = bank.snapshot.search(queries, K, bank.labels == label, recall=1.0).rows
         shares += [len(set(one) & set(two)) / K for one, two in zip(found.tolist(), true.tolist(), strict=True)]
     return round(float(np.mean(shares)), 4)

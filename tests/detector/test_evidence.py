@@ -1,4 +1,4 @@
-"""Who testifies, against the rules gone through one row after another in whole numbers."""
+"""Evidence, compared with its options applied to one row after another in integer arithmetic."""
 
 import tempfile
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipfake.detector.evidence import FETCHED, Bank, EvidenceOptions
+from clipfake.detector.evidence import OVERSAMPLING, Bank, EvidenceOptions
 from clipfake.store.records import Block, Rows
 from clipfake.store.search.matches import Matches
 from clipfake.store.space import Space
@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 DIM = 6
 SPACE = Space("toy", "0" * 64, dim=DIM)
-UNKNOWN = 0  # the digest of a file that nobody has read
+UNKNOWN = 0  # the digest of a file whose bytes are unknown
 
 
 @dataclass(frozen=True)
 class Row:
-    """One stored row, or a question."""
+    """One stored row or query."""
 
     vector: tuple[int, ...]  # in halves: four of ±1, so that every product is exact and many are equal
     label: int
@@ -39,104 +39,106 @@ vectors = st.tuples(
 ).map(lambda rows: tuple((1 if rows[1][rows[0].index(i)] else -1) if i in rows[0] else 0 for i in range(DIM)))
 rows = st.builds(Row, vectors, st.integers(-1, 1), st.integers(0, 3), st.integers(0, 5))
 banks = st.lists(rows, min_size=2, max_size=40).filter(lambda stored: {row.label for row in stored} >= {0, 1})
-rules = st.builds(EvidenceOptions, k=st.integers(1, 6), per_source=st.integers(1, 4))
+evidence_options = st.builds(EvidenceOptions, k=st.integers(1, 6), per_source=st.integers(1, 4))
 
 
-def of_so_many(rules: EvidenceOptions, rows: Sequence[Row]) -> EvidenceOptions:
-    """With as many witnesses as let all rows be fetched: of equally near ones any may be left behind."""
+def fetching_all(options: EvidenceOptions, rows: Sequence[Row]) -> EvidenceOptions:
+    """The options with a k that makes all rows candidates: of equally near rows, any may be left out otherwise."""
     most = max(sum(row.label == label for row in rows) for label in (0, 1))
-    return replace(rules, k=max(rules.k, -(-most // FETCHED)))
+    return replace(options, k=max(options.k, -(-most // OVERSAMPLING)))
 
 
 def stored(rows: Sequence[Row], folder: Path) -> Store:
-    made = Store.create(folder, SPACE)
+    store = Store.create(folder, SPACE)
     columns = Rows.make(
         keys=[f"{i}" for i in range(len(rows))],
         labels=[row.label for row in rows],
         sources=[f"source {row.source}" for row in rows],
         digests=np.frombuffer(b"".join(row.bytes for row in rows), "V16"),
     )
-    with made.writer() as writer:
+    with store.writer() as writer:
         writer.append(Block(SPACE, columns, np.array([row.vector for row in rows], np.float32) / 2))
-    return made
+    return store
 
 
-def nearness(one: Row, other: Row) -> int:
-    """Their cosine, in quarters."""
-    return sum(a * b for a, b in zip(one.vector, other.vector, strict=True))
+def similarity(row: Row, other: Row) -> int:
+    """Cosine similarity, in quarters."""
+    return sum(a * b for a, b in zip(row.vector, other.vector, strict=True))
 
 
-def alike(one: Row, other: Row) -> bool:
-    return one.vector == other.vector or (one.digest == other.digest != UNKNOWN)
+def is_copy(row: Row, other: Row) -> bool:
+    return row.vector == other.vector or (row.digest == other.digest != UNKNOWN)
 
 
-def plainly(rows: Sequence[Row], query: Row, label: int, rules: EvidenceOptions) -> list[int]:
-    """Positions of the witnesses of one class, nearest first."""
+def expected_neighbors(rows: Sequence[Row], query: Row, label: int, options: EvidenceOptions) -> list[int]:
+    """Positions of the neighbours of one class, nearest first."""
     members = [i for i, row in enumerate(rows) if row.label == label]
     members = [i for i in members if not (rows[i].digest == query.digest != UNKNOWN)]
-    members.sort(key=lambda i: (-nearness(rows[i], query), i))
-    fresh = [i for n, i in enumerate(members) if not any(alike(rows[i], rows[j]) for j in members[:n])]
-    witnesses: list[int] = []
-    for n, i in enumerate(fresh[: 2 * rules.k]):  # no farther, whoever may not speak
-        crowd = sum(rows[j].source == rows[i].source for j in fresh[:n])
-        if crowd < rules.per_source and len(witnesses) < rules.k:
-            witnesses.append(i)
-    return witnesses
+    members.sort(key=lambda i: (-similarity(rows[i], query), i))
+    unique = [i for n, i in enumerate(members) if not any(is_copy(rows[i], rows[j]) for j in members[:n])]
+    neighbors: list[int] = []
+    for n, i in enumerate(unique[: 2 * options.k]):  # farther rows never count
+        of_source = sum(rows[j].source == rows[i].source for j in unique[:n])
+        if of_source < options.per_source and len(neighbors) < options.k:
+            neighbors.append(i)
+    return neighbors
 
 
-def told_of(matches: Matches, query: int) -> list[int]:
-    there = matches.rows[query] >= 0
-    assert (np.isnan(matches.similarity[query]) == ~there).all()
-    assert not there[there.sum() :].any(), "a gap among the witnesses"
-    return [int(row) for row in matches.rows[query][there]]
+def positions(matches: Matches, query: int) -> list[int]:
+    present = matches.rows[query] >= 0
+    assert (np.isnan(matches.similarity[query]) == ~present).all()
+    assert not present[present.sum() :].any(), "a gap among the neighbours"
+    return [int(row) for row in matches.rows[query][present]]
 
 
 @settings(max_examples=40, deadline=None)
-@given(banks, st.lists(rows, min_size=1, max_size=4), rules)
+@given(banks, st.lists(rows, min_size=1, max_size=4), evidence_options)
 def test_witnesses_are_those_of_the_rules_applied_row_by_row(
-    stored_rows: list[Row], query_rows: list[Row], rules: EvidenceOptions
+    stored_rows: list[Row], query_rows: list[Row], options: EvidenceOptions
 ) -> None:
-    rules = of_so_many(rules, stored_rows)
+    options = fetching_all(options, stored_rows)
     with tempfile.TemporaryDirectory() as folder:
-        bank = Bank.from_snapshot(stored(stored_rows, Path(folder) / "s").snapshot(), rules)
+        bank = Bank.from_snapshot(stored(stored_rows, Path(folder) / "s").snapshot(), options)
         queries = np.array([row.vector for row in query_rows], np.float32) / 2
-        found = bank.evidence(queries, np.frombuffer(b"".join(row.bytes for row in query_rows), "V16"))
-        for query, one in enumerate(query_rows):
-            expected = {label: plainly(stored_rows, one, label, rules) for label in (0, 1)}
-            assert told_of(found.real, query) == expected[0]
-            assert told_of(found.fake, query) == expected[1]
+        evidence = bank.evidence(queries, np.frombuffer(b"".join(row.bytes for row in query_rows), "V16"))
+        for query, query_row in enumerate(query_rows):
+            expected = {label: expected_neighbors(stored_rows, query_row, label, options) for label in (0, 1)}
+            assert positions(evidence.real, query) == expected[0]
+            assert positions(evidence.fake, query) == expected[1]
             means = {
-                label: np.mean([nearness(stored_rows[i], one) / 4 for i in rows])
+                label: np.mean([similarity(stored_rows[i], query_row) / 4 for i in rows])
                 for label, rows in expected.items()
                 if rows
             }
             signal = means[1] - means[0] if len(means) == 2 else 0.0
-            assert found.signal[query] == pytest.approx(signal, abs=1e-6)
-            nearest = max((nearness(stored_rows[rows[0]], one) / 4 for rows in expected.values() if rows), default=-1.0)
-            assert found.nearest[query] == pytest.approx(nearest, abs=1e-6)
+            assert evidence.signal[query] == pytest.approx(signal, abs=1e-6)
+            nearest = max(
+                (similarity(stored_rows[rows[0]], query_row) / 4 for rows in expected.values() if rows), default=-1.0
+            )
+            assert evidence.nearest[query] == pytest.approx(nearest, abs=1e-6)
 
 
 @settings(max_examples=20, deadline=None)
-@given(banks, rows, rules, st.integers(0, 3))
+@given(banks, rows, evidence_options, st.integers(0, 3))
 def test_leaving_a_source_out_is_as_if_it_had_never_been_indexed(
-    stored_rows: list[Row], query_row: Row, rules: EvidenceOptions, source: int
+    stored_rows: list[Row], query_row: Row, options: EvidenceOptions, source: int
 ) -> None:
     left = [row for row in stored_rows if row.source != source]
     if not {row.label for row in left} >= {0, 1}:
         return
-    rules = of_so_many(rules, stored_rows)
+    options = fetching_all(options, stored_rows)
     with tempfile.TemporaryDirectory() as folder:
-        bank = Bank.from_snapshot(stored(stored_rows, Path(folder) / "s").snapshot(), rules)
+        bank = Bank.from_snapshot(stored(stored_rows, Path(folder) / "s").snapshot(), options)
         query, digest = np.array([query_row.vector], np.float32) / 2, np.frombuffer(query_row.bytes, "V16")
         keys = [i for i, row in enumerate(stored_rows) if row.source != source]
         for label in (0, 1):
-            expected = [keys[i] for i in plainly(left, query_row, label, rules)]
+            expected = [keys[i] for i in expected_neighbors(left, query_row, label, options)]
             evidence = bank.without(f"source {source}").evidence(query, digest)
-            assert told_of((evidence.real, evidence.fake)[label], 0) == expected
+            assert positions((evidence.real, evidence.fake)[label], 0) == expected
             candidates = bank.candidates(query, digest, [label])[label]  # all of so few rows are candidates
-            if f"source {source}" in bank.names:
-                candidates = candidates.without(bank.names.index(f"source {source}"))
-            assert told_of(candidates.witnesses(rules), 0) == expected
+            if f"source {source}" in bank.source_names:
+                candidates = candidates.without(bank.source_names.index(f"source {source}"))
+            assert positions(candidates.select(options), 0) == expected
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -147,7 +149,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 def test_among_many_rows_with_copies_the_witnesses_are_the_nearest_different_pictures(
     copies: int, tmp_path: Path
 ) -> None:
-    """Where more rows are copies than are fetched at first, against a float64 product of all with all."""
+    """Compared with a float64 product of all rows with all, where more rows are copies than are fetched at first."""
     rng = np.random.default_rng(copies)
     pictures = 1200 // copies
     picture = rng.permutation(np.repeat(np.arange(pictures), copies))
@@ -160,16 +162,16 @@ def test_among_many_rows_with_copies_the_witnesses_are_the_nearest_different_pic
         writer.append(
             Block(space, Rows.make(keys, labels, sources=sources), unit(rng.normal(size=(pictures, 24)))[picture])
         )
-    snapshot, rules = store.snapshot(), EvidenceOptions(k=9, per_source=3)
-    bank, queries = Bank.from_snapshot(snapshot, rules), unit(rng.normal(size=(12, 24)))
-    found = bank.evidence(queries)
-    similarity = queries.astype(np.float64) @ snapshot.vectors().astype(np.float64).T
-    for label, matches in ((0, found.real), (1, found.fake)):
-        for query, near in enumerate(similarity):
+    snapshot, options = store.snapshot(), EvidenceOptions(k=9, per_source=3)
+    bank, queries = Bank.from_snapshot(snapshot, options), unit(rng.normal(size=(12, 24)))
+    evidence = bank.evidence(queries)
+    similarities = queries.astype(np.float64) @ snapshot.vectors().astype(np.float64).T
+    for label, matches in ((0, evidence.real), (1, evidence.fake)):
+        for query, near in enumerate(similarities):
             order = [i for i in np.argsort(-near, kind="stable") if labels[i] == label]
-            fresh = list(dict.fromkeys(int(picture[i]) for i in order))[:18]
-            kept = [p for n, p in enumerate(fresh) if sum(q % 7 == p % 7 for q in fresh[:n]) < 3][:9]
-            rows = told_of(matches, query)
+            unique = list(dict.fromkeys(int(picture[i]) for i in order))[:18]
+            kept = [p for n, p in enumerate(unique) if sum(q % 7 == p % 7 for q in unique[:n]) < 3][:9]
+            rows = positions(matches, query)
             assert [int(picture[row]) for row in rows] == kept
             assert np.allclose(matches.similarity[query][: len(rows)], near[rows], atol=1e-5)
 
@@ -183,8 +185,8 @@ def test_one_fake_among_ten_thousand_real_rows_speaks_alone_for_its_class(tmp_pa
     with store.writer() as writer:
         writer.append(Block(space, rows, vectors))
     evidence = Bank.from_snapshot(store.snapshot()).evidence(vectors[-1:])
-    assert told_of(evidence.fake, 0) == [10_000]
-    assert len(told_of(evidence.real, 0)) == 5  # of one source
+    assert positions(evidence.fake, 0) == [10_000]
+    assert len(positions(evidence.real, 0)) == 5  # of one source
     assert evidence.signal[0] > 0
     assert evidence.nearest[0] == pytest.approx(1, abs=1e-3)
 

@@ -112,16 +112,16 @@ def test_a_copy_testifies_when_the_source_of_its_twin_is_left_out(store: Store) 
         snapshot, EvidenceOptions(k=50, per_source=99, duplicate=-1.0)
     )  # any two rows pass for copies of each other
     candidates = bank.candidates(drawn("gan_a", 3, seed=6))[1]
-    assert candidates.fresh.sum(1).tolist() == [1, 1, 1]
-    first = int(candidates.witnesses(bank.rules).rows[0, 0])
-    left = candidates.take([0]).without(int(bank.sources[first])).witnesses(bank.rules).rows[0]
-    sources = bank.sources[candidates.found.rows[0]]
-    others = candidates.found.rows[0][sources != bank.sources[first]]
+    assert candidates.unique.sum(1).tolist() == [1, 1, 1]
+    first = int(candidates.select(bank.options).rows[0, 0])
+    left = candidates.take([0]).without(int(bank.sources[first])).select(bank.options).rows[0]
+    sources = bank.sources[candidates.matches.rows[0]]
+    others = candidates.matches.rows[0][sources != bank.sources[first]]
     assert left[:2].tolist() == [others[0], -1]
 
 
-def crowded(folder: Path, copies: int, digest: bytes = b"") -> Bank:
-    """Real rows of which so many are one picture (of one file, if it has a digest), and fake ones."""
+def crowded(folder: Path, copies: int, digest: bytes = b"", most: int = 2048) -> Bank:
+    """A bank with real rows that are copies of one picture (of one file, if it has a digest), and others of each class."""
     store = Store.create(folder, SPACE)
     many = [f"crowd/{i}" for i in range(copies)]
     digests = {"digests": np.frombuffer(digest * copies, "V16")} if digest else {}
@@ -130,15 +130,12 @@ def crowded(folder: Path, copies: int, digest: bytes = b"") -> Bank:
         writer.append(Block(SPACE, rows, np.repeat(drawn("camera_a", 1, seed=11), copies, axis=0)))
         for source in ("camera_a", "camera_b", "gan_a"):
             writer.append(block(source, 40))
-    return Bank.from_snapshot(store.snapshot())
+    return Bank.from_snapshot(store.snapshot(), EvidenceOptions(max_candidates=most))
 
 
 @pytest.mark.parametrize("most", [2048, 50])
-def test_a_file_that_is_stored_under_many_keys_has_other_rows_as_witnesses(
-    tmp_path: Path, most: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("clipfake.detector.evidence.MOST", most)
-    bank = crowded(tmp_path / "s", 200, digest=b"a" * 16)
+def test_a_file_that_is_stored_under_many_keys_has_other_rows_as_witnesses(tmp_path: Path, most: int) -> None:
+    bank = crowded(tmp_path / "s", 200, digest=b"a" * 16, most=most)
     queries = drawn("camera_a", 1, seed=11)
     evidence = bank.evidence(queries, np.frombuffer(b"a" * 16, "V16"))
     alone = crowded(tmp_path / "alone", 1, digest=b"a" * 16).evidence(queries, np.frombuffer(b"a" * 16, "V16"))
@@ -149,10 +146,9 @@ def test_a_file_that_is_stored_under_many_keys_has_other_rows_as_witnesses(
 
 
 def test_a_class_of_one_file_has_no_witness_for_it_however_often_it_is_stored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
 ) -> None:
-    monkeypatch.setattr("clipfake.detector.evidence.MOST", 50)
-    bank = crowded(tmp_path / "s", 200, digest=b"a" * 16)
+    bank = crowded(tmp_path / "s", 200, digest=b"a" * 16, most=50)
     only = bank.where((bank.labels == 1) | (bank.snapshot.column("sources") == "crowd"))
     evidence = only.evidence(drawn("camera_a", 2, seed=11), np.frombuffer(b"a" * 16 + b"b" * 16, "V16"))
     assert (evidence.real.rows >= 0).sum(1).tolist() == [0, 1]
@@ -196,7 +192,7 @@ def test_copies_of_few_dimensions_are_copies_although_stored_in_half_precision(t
             writer.append(Block(SPACE, Rows.make(keys, [0] * 30, sources=["s"] * 30), vectors))
         writer.append(block("gan_a", 3))
     candidates = Bank.from_snapshot(store.snapshot(), EvidenceOptions(k=15)).candidates(vectors)[0]
-    assert candidates.fresh.sum(1).tolist() == [30] * 30
+    assert candidates.unique.sum(1).tolist() == [30] * 30
 
 
 def test_a_far_row_does_not_replace_one_of_a_crowded_source() -> None:
