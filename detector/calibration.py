@@ -1,8 +1,9 @@
-"""Calibrate signals: scores to log-likelihood ratios, and to the set of answers that cannot be excluded.
+"""Calibration: scores to log-likelihood ratios, probabilities and conformal prediction sets.
 
-A log-likelihood ratio (natural logarithm, above 0 leans fake) is what a score says by itself, whatever the share of
-fakes among the pictures asked about; `probability` brings that share in. Conformal prediction says which of the two
-answers are still possible at a chosen rate of error (Vovk, Gammerman & Shafer 2005; class-conditional: Vovk 2012).
+A log-likelihood ratio (natural logarithm, above 0 leans fake) is the weight of evidence of a score, independent of the
+share of fakes among the queried images; `fake_probability` takes that share into account. Conformal prediction gives
+the set of classes that cannot be ruled out at a nominal error rate (Vovk, Gammerman & Shafer 2005; class-conditional:
+Vovk 2012).
 """
 
 from __future__ import annotations
@@ -23,14 +24,14 @@ from ..store.records import FAKE, REAL
 Scores = npt.NDArray[np.float64]  # (rows,)
 Labels = npt.NDArray[np.integer[Any]]  # (rows,)
 
-LEAST = 5  # rows of each class to calibrate with
+MIN_ROWS = 5  # of each class, in each half of the held-out rows
 QUANTILES = 1001
-NAME = "calibration-{}.json"  # in a head's folder, after the head's digest
+NAME = "calibration-{}.json"  # name of the file in the head's folder, with the start of the head's digest
 
 
 @dataclass(frozen=True)
 class Platt:
-    """A score as a log-likelihood ratio: slope · score + offset (Platt 1999, with both classes weighted alike)."""
+    """Log-likelihood ratio of a score: slope · score + offset (Platt 1999, with both classes weighted equally)."""
 
     slope: float
     offset: float
@@ -45,10 +46,10 @@ class Platt:
 
 
 def logistic(signals: npt.NDArray[np.float64], labels: Labels) -> tuple[Scores, float]:
-    """Weights and offset of a class-balanced logistic regression on (rows, signals): its logit is an LLR.
+    """Weights and offset of a class-balanced logistic regression on (rows, signals); its logit is an LLR.
 
-    No weight is below 0. A signal that misleads about the held-out generators is worth nothing, not its opposite:
-    turned round it would be wrong about all generators that are known, and speak against the evidence that is shown.
+    Negative weights are set to 0. A signal that misleads on the held-out generators is ignored rather than inverted:
+    inverted, it would be wrong on every known generator and contradict the evidence that is shown.
     """
     from sklearn.linear_model import LogisticRegression
 
@@ -58,70 +59,86 @@ def logistic(signals: npt.NDArray[np.float64], labels: Labels) -> tuple[Scores, 
     while len(used):
         model = LogisticRegression(class_weight="balanced", C=10.0, max_iter=1000)
         model.fit(signals[:, used] / spread[used], labels)
-        found = model.coef_[0]
-        if (found >= 0).all():
-            weights[used] = found / spread[used]
+        coefficients = model.coef_[0]
+        if (coefficients >= 0).all():
+            weights[used] = coefficients / spread[used]
             return weights, float(model.intercept_[0])
-        used = np.delete(used, found.argmin())
+        used = np.delete(used, coefficients.argmin())
     return weights, 0.0
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Calibration of the two signals. Fitted on one half of the held-out rows, measured on the other."""
+    """Calibration of the two signals, the head's margin and the neighbours' similarity.
+
+    Slopes and weights are fitted on one half of the held-out rows, the scores of the other half are kept.
+    """
 
     svm: Platt
     neighbors: Platt
     weights: tuple[float, float]  # of the two log-likelihood ratios
     offset: float
-    real: Scores  # sorted scores of held-out real rows
-    fake: Scores  # sorted scores of held-out fake rows
-    nearest: Scores  # (1001,) quantiles of how similar a held-out row is to its nearest witness
-    held_out: str  # "generators" that bank and head had not seen, or "rows" of generators they had
-    head: str = ""  # digest of the head whose scores are read; another's would be read wrongly
+    real: Scores  # scores of held-out real rows, ascending
+    fake: Scores  # scores of held-out fake rows, ascending
+    nearest: Scores  # (1001,) quantiles of the similarity of a held-out row to its nearest neighbour
+    held_out: str  # "generators" that neither bank nor head had seen, or "rows" of generators they had
+    head: str = ""  # digest of the calibrated head; the calibration does not apply to any other
 
     @classmethod
     def fit(
         cls, svm: Scores, neighbors: Scores, nearest: Scores, labels: Labels, *, held_out: str, seed: int = 0
     ) -> Calibration:
-        """Fit on the two signals of held-out rows; raises NotEnoughRows with fewer than ten rows of a class."""
+        """Fit on the two signals of held-out rows.
+
+        Parameters
+        ----------
+        svm, neighbors : (rows,) the signals
+        nearest : (rows,) similarity of the nearest neighbour
+        labels : (rows,) 0 real, 1 fake
+        held_out : what was held out, "generators" or "rows"
+
+        Raises
+        ------
+        NotEnoughRows
+            A class has fewer than ten rows.
+        """
         counts = {name: int((labels == label).sum()) for label, name in ((REAL, "real"), (FAKE, "fake"))}
-        if min(counts.values()) < 2 * LEAST:
+        if min(counts.values()) < 2 * MIN_ROWS:
             raise NotEnoughRows(
-                f"{counts['real']} real and {counts['fake']} fake rows to calibrate with; at least {2 * LEAST} of each "
-                f"are needed: index more images"
+                f"calibration needs at least {2 * MIN_ROWS} held-out rows of each class, found {counts['real']} real "
+                f"and {counts['fake']} fake; index more images"
             )
-        half = np.zeros(len(labels), bool)
+        fitted = np.zeros(len(labels), bool)
         rng = np.random.default_rng(seed)
         for label in (REAL, FAKE):
             members = rng.permutation(np.flatnonzero(labels == label))
-            half[members[: len(members) // 2]] = True
-        one = Platt.fit(svm[half], labels[half])
-        two = Platt.fit(neighbors[half], labels[half])
-        both = np.column_stack([one(svm), two(neighbors)])
-        weights, offset = logistic(both[half], labels[half])
-        scores, rest = both @ weights + offset, ~half
+            fitted[members[: len(members) // 2]] = True
+        svm_llr = Platt.fit(svm[fitted], labels[fitted])
+        neighbors_llr = Platt.fit(neighbors[fitted], labels[fitted])
+        both = np.column_stack([svm_llr(svm), neighbors_llr(neighbors)])
+        weights, offset = logistic(both[fitted], labels[fitted])
+        scores, kept = both @ weights + offset, ~fitted
         return cls(
-            one,
-            two,
+            svm_llr,
+            neighbors_llr,
             (float(weights[0]), float(weights[1])),
             offset,
-            np.sort(scores[rest & (labels == REAL)]),
-            np.sort(scores[rest & (labels == FAKE)]),
+            np.sort(scores[kept & (labels == REAL)]),
+            np.sort(scores[kept & (labels == FAKE)]),
             np.quantile(nearest, np.linspace(0, 1, QUANTILES)),
             held_out,
         )
 
     def decision_function(self, svm: Scores, neighbors: Scores) -> Scores:
-        """(rows,) log-likelihood ratio of both signals together."""
+        """(rows,) log-likelihood ratios of the two (rows,) signals combined."""
         return np.asarray(self.weights[0] * self.svm(svm) + self.weights[1] * self.neighbors(neighbors) + self.offset)
 
     def prediction_sets(self, scores: Scores, error: float) -> npt.NDArray[np.bool_]:
-        """(rows, 2) whether real and whether fake cannot be ruled out at this rate of error.
+        """(rows, 2) whether real and whether fake cannot be ruled out at a nominal error rate.
 
-        A class is ruled out where no more than `error` of its held-out rows, and the row itself, look as little like
-        it. So the truth is ruled out for `error` of the rows of each class, which is no share of the answers: where
-        the scores tell little, few answers are given, and many of these are wrong.
+        A class is ruled out if at most `error` of its held-out rows, counting the row itself, conform as little to it.
+        The true class is therefore ruled out for `error` of the rows of each class. This is not a share of the
+        answers: where the scores separate the classes poorly, few answers are given and more of them are wrong.
         """
         beyond_real = len(self.real) - np.searchsorted(self.real, scores, side="left")
         beyond_fake = np.searchsorted(self.fake, scores, side="right")
@@ -130,26 +147,26 @@ class Calibration:
         return np.column_stack([p_real, p_fake]) > error
 
     def fake_probability(self, score: Any, prior: float) -> Any:
-        """P(fake) at a score, no surer than so many held-out rows can tell, whatever the score.
+        """P(fake) at a score, limited to what the number of held-out rows can support.
 
-        That something is rarer than one in n + 1 cannot be learned from n rows. The score goes on beyond, by the
-        straight line that was fitted: it still orders images, and is what `possible` reads.
+        n rows cannot show that something is rarer than one in n + 1. The score itself is not limited: it goes on by
+        the fitted line, still orders images, and decides the prediction sets.
         """
-        surest = np.log(len(self.fake) + 1), np.log(len(self.real) + 1)
-        return probability(np.clip(score, -surest[0], surest[1]), prior)
+        limits = np.log(len(self.fake) + 1), np.log(len(self.real) + 1)
+        return probability(np.clip(score, -limits[0], limits[1]), prior)
 
     @property
     def rows(self) -> int:
-        """Rows of the class that fewer scores are kept of."""
+        """Number of kept scores of the smaller class."""
         return min(len(self.real), len(self.fake))
 
     @property
     def least_error(self) -> float:
-        """The rate of error below which one class is never ruled out: so few rows cannot promise more."""
+        """Smallest nominal error rate at which either class can be ruled out, given the number of held-out rows."""
         return 1 / (self.rows + 1)
 
     def percentile(self, nearest: Scores) -> Scores:
-        """(rows,) share of held-out rows, in per cent, that were less similar to their nearest witness."""
+        """(rows,) percentage of held-out rows that were less similar to their nearest neighbour."""
         return np.searchsorted(self.nearest, nearest) / len(self.nearest) * 100
 
     def to_dict(self) -> dict[str, Any]:
@@ -167,26 +184,26 @@ class Calibration:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Calibration:
-        """Raises KeyError, TypeError, ValueError or OverflowError where it is none."""
-        one, two = map(float, fields["weights"])
+        """Convert back; raises KeyError, TypeError, ValueError or OverflowError for fields of the wrong kind."""
+        svm_weight, neighbors_weight = map(float, fields["weights"])
         arrays = {name: np.asarray(fields[name], np.float64) for name in ("real", "fake", "nearest")}
         for name, array in arrays.items():
             if array.ndim != 1 or not len(array) or not np.isfinite(array).all() or (array[1:] < array[:-1]).any():
-                raise ValueError(f"{name} of the shape {array.shape} holds no numbers in order")
+                raise ValueError(f"{name} must hold finite numbers in ascending order, found shape {array.shape}")
         lines = [Platt(float(fields[name]["slope"]), float(fields[name]["offset"])) for name in ("svm", "neighbors")]
         offset = float(fields["offset"])
         if not np.isfinite(
-            [one, two, offset, *(number for line in lines for number in (line.slope, line.offset))]
+            [svm_weight, neighbors_weight, offset, *(number for line in lines for number in (line.slope, line.offset))]
         ).all():
-            raise ValueError("its slopes, weights or offsets must be finite numbers")
+            raise ValueError("slopes, weights and offsets must be finite numbers")
         svm, neighbors = lines
         held_out, head = str(fields["held_out"]), str(fields["head"])
-        return cls(svm, neighbors, (one, two), offset, held_out=held_out, head=head, **arrays)
+        return cls(svm, neighbors, (svm_weight, neighbors_weight), offset, held_out=held_out, head=head, **arrays)
 
     def save(self, folder: Path) -> None:
         """Save into the head's folder, beside an earlier head's calibration until `Head.save` replaces that head.
 
-        Save it before the head: then whoever asks has at any moment a head and the calibration of that very head.
+        Save it before the head, so that at any moment there is a head with its own calibration.
         """
         write_text(folder / NAME.format(self.head[:16]), json.dumps(self.to_dict()) + "\n")
 
@@ -195,20 +212,23 @@ class Calibration:
         """Load the calibration of the head with this digest from its folder; raises HeadError."""
         path = folder / NAME.format(head[:16])
         try:
-            found = cls.from_dict(read_json(path))
-            if found.head != head:
-                raise ValueError(f"it is that of the head {found.head[:16]}")
-            return found
+            calibration = cls.from_dict(read_json(path))
+            if calibration.head != head:
+                raise ValueError(f"it belongs to the head {calibration.head[:16]}")
+            return calibration
         except FileNotFoundError as e:
             raise HeadError(
-                f"{folder} has no calibration of its head ({path.name}), as if training had been stopped; "
-                f"train again with `clipfake train --from-store`"
+                f"{folder} has no calibration of its head ({path.name}), perhaps because training was interrupted; "
+                f"train the head again with `clipfake train`"
             ) from e
         except PARSE_ERRORS as e:
-            raise HeadError(f"{path} cannot be read ({e}); train again with `clipfake train --from-store`") from e
+            why = f"no field {e}" if isinstance(e, KeyError) else e
+            raise HeadError(
+                f"{path} is not a readable calibration ({why}); train the head again with `clipfake train`"
+            ) from e
 
 
 def probability(score: Any, prior: float = 0.5) -> Any:
-    """P(fake) from a log-likelihood ratio and the share of fakes one expects."""
+    """P(fake) from a log-likelihood ratio and the expected share of fakes."""
     logit = np.clip(score + np.log(prior) - np.log1p(-prior), -500, 500)
     return 1 / (1 + np.exp(-logit))

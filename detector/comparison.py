@@ -1,4 +1,4 @@
-"""Two classifiers on the same rows: does one do better than the other beyond chance?"""
+"""Comparison of two classifiers on the same rows: is their difference statistically significant?"""
 
 from __future__ import annotations
 
@@ -13,36 +13,38 @@ from .metrics import Z95, Interval
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two classifiers on the same rows (McNemar 1947, exact): do they differ beyond chance?"""
+    """Result of an exact McNemar test (1947) of two classifiers on the same rows."""
 
-    only_first: int  # rows that only the first gets right
+    only_first: int  # rows that only the first classifies correctly
     only_second: int
     difference: float  # accuracy of the first minus that of the second
-    interval: Interval  # 95 % of the difference over pairs (Bonett and Price 2012)
-    p: float  # two-sided
+    interval: Interval  # 95 % confidence interval for paired rows (Bonett and Price 2012)
+    p: float  # two-sided p-value
 
     def sentence(self, first: str, second: str) -> str:
-        """The result in one sentence."""
+        """Report the result in one sentence."""
         points = f"{100 * self.difference:+.2f} points ({100 * self.interval[0]:+.2f} to {100 * self.interval[1]:+.2f})"
         if self.p >= 0.05:
-            claim = f"{first} does not differ from {second} beyond chance"
+            claim = f"{first} does not differ significantly from {second}"
         else:
-            claim = f"{first} {'beats' if self.difference > 0 else 'falls below'} {second} beyond chance"
+            claim = f"{first} is significantly {'better' if self.difference > 0 else 'worse'} than {second}"
         return f"{claim}: {points} of test accuracy, McNemar p = {self.p:.2g}."
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def mcnemar(right: npt.NDArray[np.bool_], other_right: npt.NDArray[np.bool_]) -> Comparison:
-    """Compare which of the same rows two classifiers get right, each (rows,) bool."""
+def mcnemar(correct: npt.NDArray[np.bool_], other_correct: npt.NDArray[np.bool_]) -> Comparison:
+    """Compare two classifiers by which of the same rows they classify correctly, each (rows,) bool."""
     from scipy.stats import binomtest
 
-    first, second = int((right & ~other_right).sum()), int((~right & other_right).sum())
-    n = len(right)
-    # as if either were right alone on one row more, and both alike on none: rows that agree are no proof of sameness
-    one, other = (first + 1) / (n + 2), (second + 1) / (n + 2)
-    half = Z95 * float(np.sqrt((one + other - (one - other) ** 2) / (n + 2)))
-    interval = max(-1.0, one - other - half), min(1.0, one - other + half)
+    first, second = int((correct & ~other_correct).sum()), int((~correct & other_correct).sum())
+    n = len(correct)
+    # one more row that only the first gets right and one that only the second does: without a disagreement the
+    # interval would have no width, although rows that agree do not prove the classifiers to be equal
+    share, other_share = (first + 1) / (n + 2), (second + 1) / (n + 2)
+    shift = share - other_share
+    half = Z95 * float(np.sqrt((share + other_share - shift**2) / (n + 2)))
+    interval = max(-1.0, shift - half), min(1.0, shift + half)
     p = float(binomtest(first, first + second).pvalue) if first + second else 1.0
     return Comparison(first, second, (first - second) / max(n, 1), interval, p)

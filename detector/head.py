@@ -1,4 +1,7 @@
-"""A trained head: stored vectors to 128 dimensions and to a score. Arrays and JSON on disk, bound to one space."""
+"""A trained head: stored vectors to 128 dimensions and to a margin.
+
+It is saved as arrays and a JSON file, and bound to the embedding space it was trained in.
+"""
 
 from __future__ import annotations
 
@@ -30,19 +33,19 @@ DEFAULT = "default"
 
 
 def head_folder(store: Path, name: str = DEFAULT) -> Path:
-    """Return the folder in which a store keeps the head of this name."""
+    """Return the folder in which a store keeps the head of this name; raises HeadError for an invalid name."""
     if not name or name.startswith(".") or Path(name).name != name:
-        raise HeadError(f"{name!r} is no name for a head; use letters, digits and dashes")
+        raise HeadError(f"{name!r} is not a valid name for a head; use letters, digits and dashes")
     return store / "heads" / name
 
 
 def head_names(folder: Path) -> list[str]:
-    """The heads in a folder of heads."""
+    """Names of the heads in a folder of heads, sorted."""
     return sorted(path.parent.name for path in folder.glob("*/head.json"))
 
 
 def vector_names_of(folder: Path) -> tuple[str, ...]:
-    """The store's columns that the head in a folder reads, its own vectors alone where there is no head (yet)."""
+    """Names of the stored vectors that the head in a folder reads; the main ones if there is no head yet."""
     try:
         content = read_json(folder / "head.json")
         return tuple(map(str, content["options"].get("columns") or (MAIN,)))
@@ -54,24 +57,24 @@ def vector_names_of(folder: Path) -> tuple[str, ...]:
 class Head:
     """Trained head. `decision_function` is above 0 where it leans fake."""
 
-    space: Space  # of the vectors it was trained on; it refuses others
+    space: Space  # of the vectors it was trained on; others are rejected
     snapshot: int  # number of the store's snapshot it was trained on
     split: Split
     projection: Projection
     classifier: Svm
-    threshold: float = 0.0  # of the score, chosen on validation
-    vocabulary: Vocabulary | None = None  # of a head that reads text
+    threshold: float = 0.0  # of the decision function, chosen on the validation rows
+    vocabulary: Vocabulary | None = None  # text vectors, of a head that reads text
     metrics: Mapping[str, Any] = field(default_factory=dict)  # per part, as JSON
     options: Mapping[str, Any] = field(default_factory=dict)  # how it was trained
     versions: Mapping[str, str] = field(default_factory=lambda: versions())
 
     def __post_init__(self) -> None:
         if self.projection.reads_text and self.vocabulary is None:
-            raise HeadError("a head on image and text needs the text vectors of its categories")
+            raise HeadError("a head that reads text needs the text vectors of its categories; train it again")
 
     @cached_property
     def digest(self) -> str:
-        """Hex BLAKE2b-128 over its arrays: equal if and only if it scores alike."""
+        """Hex BLAKE2b-128 over its arrays: two heads with the same digest give the same decision values."""
         digest = hashlib.blake2b(digest_size=16)
         for name, array in sorted(_arrays(self).items()):
             digest.update(f"{name} {array.dtype.str} {array.shape}".encode())
@@ -80,7 +83,7 @@ class Head:
 
     @property
     def vectors(self) -> tuple[str, ...]:
-        """Names of the store's vectors it reads, its own alone unless it was trained on several."""
+        """Names of the stored vectors that it reads, concatenated; the main ones unless it was trained on several."""
         return tuple(map(str, self.options.get("columns") or (MAIN,)))
 
     @property
@@ -88,8 +91,10 @@ class Head:
         """Name of the kind of head."""
         return f"{self.projection.kind} triplet head"
 
-    def texts(self, vectors: Vectors, mode: Mode = "zero-shot", categories: Sequence[str] | Names | None = None) -> Any:
-        """(n, dim) the text vector beside each image for a head that reads text, else None."""
+    def text_vectors(
+        self, vectors: Vectors, mode: Mode = "zero-shot", categories: Sequence[str] | Names | None = None
+    ) -> Any:
+        """(n, dim) text vectors of (n, dim) images for a head that reads text, else None."""
         if not self.projection.reads_text or self.vocabulary is None:
             return None
         return self.vocabulary.text_vectors(vectors, mode, categories)
@@ -102,34 +107,34 @@ class Head:
         Parameters
         ----------
         mode, categories
-            For a head that reads text: where an image's category comes from. "zero-shot" takes the stored category
-            whose text is nearest, "given" the caller's `categories` (n,), "mean" the mean text.
+            Where the category of an image comes from, for a head that reads text: "zero-shot" takes the stored category
+            whose text is nearest, "given" the (n,) `categories`, "mean" the mean text vector.
 
         Raises
         ------
         SpaceMismatch
-            Vectors of another dimension.
+            The vectors have another dimension than the head's.
         BadBlock
-            A vector with NaN or infinity in it: every comparison with it would look like an answer.
+            A vector holds NaN or infinity, with which every comparison would give a plausible answer.
         """
         vectors = np.atleast_2d(vectors)
         if vectors.shape[1] != self.space.dim:
-            raise SpaceMismatch(f"vectors of {vectors.shape[1]} dimensions for a head on {self.space}")
+            raise SpaceMismatch(f"found vectors of {vectors.shape[1]} dimensions, the head reads {self.space}")
         if len(wrong := np.flatnonzero(~np.isfinite(vectors).all(1))):
             raise BadBlock(
-                f"vector {wrong[0]} of {len(vectors)} holds NaN or infinity, which is like nothing that is known; "
-                f"encode its image again, with `--precision float32` if it was another"
+                f"vector {wrong[0]} of {len(vectors)} holds NaN or infinity; "
+                f"encode its image again, with `--precision float32` if it was another precision"
             )
-        return self.projection(vectors, self.texts(vectors, mode, categories))
+        return self.projection(vectors, self.text_vectors(vectors, mode, categories))
 
     def decision_function(
         self, vectors: Vectors, *, mode: Mode = "zero-shot", categories: Sequence[str] | Names | None = None
     ) -> npt.NDArray[np.float64]:
-        """(n,) scores of (n, dim) stored vectors, above 0 leans fake; the rest as for `transform`."""
+        """(n,) margins of (n, dim) stored vectors, above 0 leans fake; see `transform` for parameters and errors."""
         return self.classifier.decision_function(self.transform(vectors, mode=mode, categories=categories))
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the arrays."""
+        """Convert everything but the arrays to plain types."""
         return {
             "space": self.space.to_dict(),
             "snapshot": self.snapshot,
@@ -142,12 +147,12 @@ class Head:
         }
 
     def save(self, folder: Path) -> None:
-        """Write the head into a folder: `head.json` and the arrays it names. Whole, or as it was before."""
+        """Write `head.json` and the arrays it names into a folder; if that fails, an earlier head stays."""
         from safetensors.numpy import save
 
         content = save({name: np.ascontiguousarray(array) for name, array in _arrays(self).items()})
         digest = hashlib.blake2b(content, digest_size=16).hexdigest()
-        # The name follows the content and head.json is renamed last, so an interrupted save leaves the old head.
+        # The name depends on the content and head.json is replaced last, so an interrupted save leaves the old head.
         arrays = folder / f"head-{digest[:16]}.safetensors"
         with written_aside(arrays) as temporary:
             temporary.write_bytes(content)
@@ -155,22 +160,22 @@ class Head:
         if self.vocabulary is not None:
             fields["categories"] = self.vocabulary.categories.tolist()
         FILE.write(folder / "head.json", fields)
-        ours = {arrays.name, f"calibration-{self.digest[:16]}.json"}
+        current = {arrays.name, f"calibration-{self.digest[:16]}.json"}
         for old in (*folder.glob("head-*.safetensors"), *folder.glob("calibration*.json")):
-            if old.name not in ours:
+            if old.name not in current:
                 with suppress(OSError):
                     old.unlink()
 
     @classmethod
     def load(cls, folder: Path, space: Space | None = None) -> Head:
-        """Read a head, and refuse it where it is not of this space.
+        """Load a head, and check that it was trained in `space`, if one is given.
 
         Raises
         ------
         HeadError
-            There is none, it is damaged, or this release does not know its format.
+            There is no head, it is damaged, or this release does not know its format.
         SpaceMismatch
-            It was trained on another encoder's vectors.
+            It was trained on the vectors of another encoder.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load
@@ -190,17 +195,17 @@ class Head:
             hint = f"name one of these with --head: {names}" if names else "run `clipfake train` first"
             raise HeadError(f"no head at {folder}; {hint}") from e
         if space is not None:
-            head.space.require(space, "this question")
+            head.space.require(space, "the queried vectors")
         return head
 
 
 def versions() -> dict[str, str]:
-    """The libraries that a head's numbers depend on."""
-    found = {}
+    """Versions of the libraries that a head depends on."""
+    installed = {}
     for name in ("clipfake", "numpy", "scikit-learn", "torch"):
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            installed[name] = version(name)
+    return installed
 
 
 def _arrays(head: Head) -> dict[str, npt.NDArray[Any]]:
@@ -234,32 +239,33 @@ def _head(fields: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Head:
 
 
 def _validate(head: Head) -> None:
-    """Raise ValueError for arrays that do not fit each other, or numbers that would make every score NaN.
+    """Raise ValueError for arrays whose shapes do not agree, or numbers that would make every margin NaN.
 
-    Whoever alters a head can give it a right checksum.
+    The checksum does not rule these out: a head that somebody altered may have a correct one.
     """
     sizes = {"D": head.space.dim}
     for name, letters in KINDS[head.projection.kind].items():
         shape = head.projection.weights[name].shape
         if len(shape) != len(letters) or any(sizes.setdefault(a, n) != n for a, n in zip(letters, shape, strict=True)):
-            raise ValueError(f"projection.{name} has the shape {shape}; it should be {' x '.join(letters)} of {sizes}")
+            raise ValueError(f"projection.{name} has the shape {shape}, expected {' x '.join(letters)} with {sizes}")
     rows, vectors = len(head.classifier.weights), head.classifier.vectors
     if head.classifier.weights.ndim != 1 or vectors.shape != (rows, sizes["P"]) or not rows:
         raise ValueError(
-            f"{vectors.shape} vectors with {head.classifier.weights.shape} weights of {sizes['P']} numbers"
+            f"classifier has vectors of shape {vectors.shape} and weights of shape {head.classifier.weights.shape}, "
+            f"expected (m, {sizes['P']}) and (m,)"
         )
     parts, hashes = head.split.parts, head.split.hashes
     if hashes.ndim != 1 or hashes.shape != parts.shape or not len(hashes) or hashes.dtype != np.uint64:
-        raise ValueError(f"a split of {hashes.shape} {hashes.dtype} keys and {parts.shape} parts")
+        raise ValueError(f"split has {hashes.dtype} hashes of shape {hashes.shape} and parts of shape {parts.shape}")
     if (hashes[1:] < hashes[:-1]).any() or not np.isin(parts, (-1, 0, 1, 2)).all():
-        raise ValueError("a split in no order, or with other parts than there are")
-    if (known := head.vocabulary) is not None and known.vectors.shape != (len(known), head.space.dim):
-        raise ValueError(f"{known.vectors.shape} text vectors for {len(known)} categories")
+        raise ValueError("split is not sorted, or has unknown parts")
+    if (texts := head.vocabulary) is not None and texts.vectors.shape != (len(texts), head.space.dim):
+        raise ValueError(f"text vectors have the shape {texts.vectors.shape}, expected {(len(texts), head.space.dim)}")
     numbers = {"threshold": np.array(head.threshold), **_arrays(head)}
     for name, array in numbers.items():
         if not name.startswith("split.") and (array.dtype.kind != "f" or not np.isfinite(array).all()):
             raise ValueError(f"{name} must hold finite floats, found {array.dtype}")
     if not head.classifier.gamma > 0:
-        raise ValueError(f"a kernel of gamma {head.classifier.gamma}")
-    if not all(isinstance(words, dict) for words in (head.metrics, head.options, head.versions)):
-        raise ValueError("its metrics, options and versions are no objects")
+        raise ValueError(f"gamma must be above 0, found {head.classifier.gamma}")
+    if not all(isinstance(fields, dict) for fields in (head.metrics, head.options, head.versions)):
+        raise ValueError("metrics, options and versions must be JSON objects")

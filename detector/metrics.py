@@ -1,4 +1,10 @@
-"""Metrics of binary classifiers, in the field's definitions; what is undefined is None, never NaN."""
+"""Metrics of a binary classifier, fake being the positive class. An undefined metric is None, never NaN.
+
+AUC, ROC curve and average precision are scikit-learn's. Accuracy, precision, recall and F1 are computed here from the
+four counts of the confusion matrix: they are the same numbers, in a twentieth of the time for millions of rows, and
+undefined where scikit-learn returns 0 with a warning. scikit-learn has no intervals, equal error rate or calibration
+error.
+"""
 
 from __future__ import annotations
 
@@ -10,16 +16,16 @@ import numpy.typing as npt
 
 from ..store.records import FAKE, REAL, Ints
 
-Scores = npt.NDArray[np.floating[Any]]  # (rows,) above 0 leans fake
+Scores = npt.NDArray[np.floating[Any]]  # (rows,) decision values, above 0 leans fake
 Interval = tuple[float, float]
 
-Z95 = 1.959963984540054  # two-sided 95 % of the normal distribution
+Z95 = 1.959963984540054  # quantile of the normal distribution for a two-sided 95 % interval
 ECE_BINS = 15
 
 
 @dataclass(frozen=True)
 class Confusion:
-    """Counts at one threshold; fake is the positive class.
+    """Confusion matrix at one threshold; fake is the positive class.
 
     >>> Confusion(tn=3686, fp=315, fn=337, tp=3663).accuracy
     0.9185101862267216
@@ -31,13 +37,14 @@ class Confusion:
     tp: int
 
     @classmethod
-    def from_predictions(cls, labels: Ints, said_fake: npt.NDArray[np.bool_]) -> Confusion:
+    def from_predictions(cls, labels: Ints, predicted_fake: npt.NDArray[np.bool_]) -> Confusion:
+        """Count the (rows,) labels by predicted class."""
         fake = labels == FAKE
         return cls(
-            tn=int((~fake & ~said_fake).sum()),
-            fp=int((~fake & said_fake).sum()),
-            fn=int((fake & ~said_fake).sum()),
-            tp=int((fake & said_fake).sum()),
+            tn=int((~fake & ~predicted_fake).sum()),
+            fp=int((~fake & predicted_fake).sum()),
+            fn=int((fake & ~predicted_fake).sum()),
+            tp=int((fake & predicted_fake).sum()),
         )
 
     @property
@@ -69,15 +76,15 @@ class Confusion:
 
 @dataclass(frozen=True)
 class Metrics:
-    """Scores of one split against its labels.
+    """Metrics of the decision values of one part of a split.
 
-    A measure that is undefined (a class is absent, no probability was given) is None.
+    A metric that is undefined (a class is absent, no probabilities were given) is None.
     """
 
     n: int
     real: int
     fake: int
-    threshold: float  # said fake where the score is above it
+    threshold: float  # a row is predicted fake if its score is above
     confusion: Confusion
     accuracy: float | None
     balanced_accuracy: float | None
@@ -87,13 +94,13 @@ class Metrics:
     auc: float | None
     ap: float | None
     eer: float | None
-    tpr_at_fpr_1: float | None  # true-positive rate where at most 1 % of the real rows are called fake
+    tpr_at_fpr_1: float | None  # true-positive rate at a false-positive rate of at most 1 %
     tpr_at_fpr_5: float | None
     brier: float | None
     ece: float | None
     accuracy_at_validation: float | None  # at the threshold chosen on validation
-    accuracy_oracle: float | None  # at the best threshold for these very rows: a bound, not a result
-    intervals: dict[str, Interval | None]  # 95 %
+    accuracy_oracle: float | None  # at the best threshold for these rows: an upper bound, not a result
+    intervals: dict[str, Interval | None]  # 95 % confidence
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -107,23 +114,24 @@ def measure(
     chosen: float | None = None,
     probabilities: Scores | None = None,
 ) -> Metrics:
-    """Every measure of a split.
+    """Compute every metric.
 
     Parameters
     ----------
     labels : (rows,) 0 or 1
     scores : (rows,) above 0 leans fake
-    chosen : the threshold that validation chose, if it has
+    threshold : a row is predicted fake if its score is above
+    chosen : threshold chosen on the validation rows, if any
     probabilities : (rows,) of being fake, for Brier score and calibration error
 
     Raises
     ------
     ValueError
-        A score is NaN: whatever was measured of it would look like a result.
+        A score is NaN or infinite, with which every metric would still look like a result.
     """
     labels, scores = np.asarray(labels), np.asarray(scores, np.float64)
-    if unknown := int(np.isnan(scores).sum()):
-        raise ValueError(f"{unknown} of {len(scores)} scores are not numbers; look at the vectors they were made from")
+    if wrong := int((~np.isfinite(scores)).sum()):
+        raise ValueError(f"{wrong} of {len(scores)} scores are NaN or infinite; check the vectors they come from")
     confusion = Confusion.from_predictions(labels, scores > threshold)
     curve = RocCurve.from_predictions(labels, scores)
     recall = confusion.recall
@@ -158,24 +166,24 @@ def measure(
 
 @dataclass(frozen=True)
 class RocCurve:
-    """The receiver operating characteristic: what each threshold costs and finds, strictest first."""
+    """Receiver operating characteristic, strictest threshold first; empty if a class is absent."""
 
-    fpr: Scores  # (points,) share of real rows called fake, from none to all; empty where a class is absent
-    tpr: Scores  # (points,) share of fake rows called fake
+    fpr: Scores  # (points,) share of real rows predicted fake, ascending from 0 to 1
+    tpr: Scores  # (points,) share of fake rows predicted fake
 
     @classmethod
     def from_predictions(cls, labels: Ints, scores: Scores) -> RocCurve:
-        real, fake = int((labels == REAL).sum()), int((labels == FAKE).sum())
-        if not real or not fake:
+        """Compute the curve of (rows,) scores."""
+        from sklearn.metrics import roc_curve
+
+        if not _has_both_classes(labels):
             return cls(np.zeros(0), np.zeros(0))
-        order = np.argsort(-scores, kind="stable")
-        ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # equal scores are one point
-        hits = np.cumsum(labels[order] == FAKE)[ends]
-        return cls(np.concatenate([[0.0], (ends + 1 - hits) / real]), np.concatenate([[0.0], hits / fake]))
+        fpr, tpr, _ = roc_curve(_is_fake(labels), scores, drop_intermediate=False)
+        return cls(fpr, tpr)
 
     @property
     def equal_error_rate(self) -> float | None:
-        """Equal error rate: the share at which as many real rows are called fake as fake rows are missed."""
+        """Rate at which the false-positive and the false-negative rate are equal, interpolated on the curve."""
         if not len(self.fpr):
             return None
         gap = self.fpr - (1 - self.tpr)  # rises from -1 to 1
@@ -184,26 +192,23 @@ class RocCurve:
         return float(self.fpr[after - 1] + share * (self.fpr[after] - self.fpr[after - 1]))
 
     def tpr_at(self, fpr: float) -> float | None:
-        """The largest true-positive rate with a false-positive rate of at most this."""
+        """Largest true-positive rate at a false-positive rate of at most `fpr`."""
         return float(self.tpr[self.fpr <= fpr].max()) if len(self.fpr) else None
 
 
 def auc(labels: Ints, scores: Scores) -> float | None:
-    """The chance that a fake row scores above a real one, ties counting half; None with one class."""
-    from scipy.stats import rankdata
+    """Area under the ROC curve: the chance that a fake row scores above a real one, ties counting half."""
+    from sklearn.metrics import roc_auc_score
 
-    fake = labels == FAKE
-    m, n = int(fake.sum()), int((~fake).sum())
-    if not m or not n:
-        return None
-    return float((rankdata(scores)[fake].sum() - m * (m + 1) / 2) / (m * n))
+    return float(roc_auc_score(_is_fake(labels), scores)) if _has_both_classes(labels) else None
 
 
 def auc_interval(labels: Ints, scores: Scores) -> Interval | None:
-    """95 % interval of the AUC; None under two rows of a class.
+    """95 % confidence interval of the AUC; None with fewer than two rows of a class.
 
-    As wide as either of two: DeLong et al. (1988), by ranks (Sun and Xu 2014), is right for many rows whatever their
-    scores are like, but far too sure of few, and wholly sure of an AUC of 1; Newcombe (2006) is right for few.
+    It covers two intervals. That of DeLong et al. (1988), computed from ranks (Sun and Xu 2014), is accurate for many
+    rows and any distribution of scores, but far too narrow for few, and has no width at an AUC of 1. That of Newcombe
+    (2006) is accurate for few rows.
     """
     from scipy.stats import rankdata
 
@@ -221,9 +226,10 @@ def auc_interval(labels: Ints, scores: Scores) -> Interval | None:
 
 
 def newcombe(area: float, m: int, n: int) -> Interval:
-    """95 % interval of an AUC from `m` and `n` rows: Newcombe 2006, part 2, method 5.
+    """95 % confidence interval of an AUC measured on `m` and `n` rows: Newcombe 2006, part 2, method 5.
 
-    The areas that are no farther from the one found than their own variance allows, scores being exponential.
+    It holds the true areas from which the measured one differs by at most 1.96 standard deviations, where the variance
+    is that of exponentially distributed scores.
     """
     from scipy.optimize import brentq
 
@@ -232,35 +238,33 @@ def newcombe(area: float, m: int, n: int) -> Interval:
         spread = true * (1 - true) / (m * n) * (1 + others * ((1 - true) / (2 - true) + true / (1 + true)))
         return (true - area) ** 2 - Z95**2 * spread
 
-    inside = min(max(area, 1e-9), 1 - 1e-9)  # at 0 and 1 nothing varies: no end of the interval, though it solves it
+    # at 0 and 1 the variance is 0: they solve the equation, but are not ends of the interval
+    inside = min(max(area, 1e-9), 1 - 1e-9)
     return float(brentq(beyond, 0, inside)), float(brentq(beyond, inside, 1))
 
 
 def average_precision(labels: Ints, scores: Scores) -> float | None:
-    """Precision averaged over the recall steps of the fake class; None with one class."""
-    curve = RocCurve.from_predictions(labels, scores)
-    if not len(curve.tpr):
-        return None
-    real, fake = int((labels == REAL).sum()), int((labels == FAKE).sum())
-    found, wrong = curve.tpr[1:] * fake, curve.fpr[1:] * real
-    return float(np.sum(np.diff(curve.tpr) * found / (found + wrong)))
+    """Mean precision over the recall steps of the fake class; None with one class."""
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(_is_fake(labels), scores)) if _has_both_classes(labels) else None
 
 
 def expected_calibration_error(labels: Ints, probabilities: Scores, bins: int = ECE_BINS) -> float | None:
-    """Mean gap between the probability said and the share found, over equal-width bins weighted by their rows."""
+    """Mean gap between predicted probability and share of fakes, over equal-width bins weighted by their rows."""
     if not len(labels):
         return None
-    which = np.minimum((probabilities * bins).astype(int), bins - 1)
-    predicted, found = np.bincount(which, probabilities, bins), np.bincount(which, labels, bins)
-    return float(np.abs(predicted - found).sum() / len(labels))
+    bin_of = np.minimum((probabilities * bins).astype(int), bins - 1)
+    predicted, observed = np.bincount(bin_of, probabilities, bins), np.bincount(bin_of, labels, bins)
+    return float(np.abs(predicted - observed).sum() / len(labels))
 
 
 def best_threshold(labels: Ints, scores: Scores, *, balanced: bool = False) -> tuple[float, float]:
-    """The threshold with the most rows right (said fake above it) and that share; midway between two scores.
+    """The threshold, midway between two scores, that classifies most rows correctly, and their share.
 
     Parameters
     ----------
-    balanced : take the mean of both classes' shares instead, so that the larger class does not decide alone
+    balanced : maximize the balanced accuracy instead, so that the larger class does not decide alone
 
     >>> best_threshold(np.array([0, 0, 1]), np.array([0.0, 1.0, 3.0]))
     (2.0, 1.0)
@@ -269,24 +273,25 @@ def best_threshold(labels: Ints, scores: Scores, *, balanced: bool = False) -> t
     ordered, fake = scores[order], labels[order] == FAKE
     fakes = int(fake.sum())
     reals = len(fake) - fakes
-    each = (max(fakes, 1), max(reals, 1)) if balanced else (1, 1)  # what a real and a fake row count, in whole numbers
-    # cut i says real of the i lowest; a cut between equal scores is no cut
-    found_real, found_fake = (np.concatenate([[0], np.cumsum(which)]) for which in (~fake, fake))
-    right = each[0] * found_real + each[1] * (fakes - found_fake)
+    # weights of a real and a fake row, in integers
+    each = (max(fakes, 1), max(reals, 1)) if balanced else (1, 1)
+    # cut i predicts real for the i lowest scores; equal scores cannot be separated
+    reals_below, fakes_below = (np.concatenate([[0], np.cumsum(mask)]) for mask in (~fake, fake))
+    correct = each[0] * reals_below + each[1] * (fakes - fakes_below)
     cuts = np.concatenate([[True], np.diff(ordered) != 0, [True]])
-    best = int(np.argmax(np.where(cuts, right, -1)))
-    share = float(right[best] / (each[0] * reals + each[1] * fakes))
+    best = int(np.argmax(np.where(cuts, correct, -1)))
+    share = float(correct[best] / (each[0] * reals + each[1] * fakes))
     if best == 0:
         return float(np.nextafter(ordered[0], -np.inf)), share
     if best == len(ordered):
         return float(ordered[-1]), share
-    # half of each, for the sum of two large scores may overflow; never rounded up to the upper one
+    # halved first, as the sum of two large scores may overflow; it must not be rounded up to the upper score
     middle = float(ordered[best - 1] / 2 + ordered[best] / 2)
     return (middle if middle < ordered[best] else float(ordered[best - 1])), share
 
 
 def wilson(hits: int, n: int) -> Interval | None:
-    """Wilson's 95 % interval of a share; None of no rows."""
+    """95 % confidence interval of a share (Wilson 1927); None without rows."""
     if n == 0:
         return None
     p = hits / n
@@ -294,6 +299,15 @@ def wilson(hits: int, n: int) -> Interval | None:
     middle = (p + Z95**2 / (2 * n)) * scale
     half = Z95 * scale * float(np.sqrt(p * (1 - p) / n + Z95**2 / (4 * n**2)))
     return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _has_both_classes(labels: Ints) -> bool:
+    return bool((labels == REAL).any() and (labels == FAKE).any())
+
+
+def _is_fake(labels: Ints) -> npt.NDArray[np.int8]:
+    """(rows,) 1 for a fake row, as int8, which scikit-learn handles in half the time of other types."""
+    return np.asarray(labels == FAKE, np.int8)
 
 
 def _share(part: int, whole: int) -> float | None:

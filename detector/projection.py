@@ -14,7 +14,8 @@ from ..store.records import Vectors
 Weights = dict[str, npt.NDArray[np.float32]]
 Projected = npt.NDArray[np.float32]  # (rows, 128), unit length
 
-# Each kind with its weights; D is the dimension of the vectors, P that of the projection, H of the hidden layer.
+# The weights of each kind and their shapes: D is the dimension of the vectors, P of the projection, H of the hidden
+# layer.
 KINDS: dict[str, dict[str, str]] = {
     "linear": {"W": "PD", "b": "P"},
     "mlp": {"W": "HD", "b": "H", "U": "PH", "c": "P"},
@@ -23,12 +24,12 @@ KINDS: dict[str, dict[str, str]] = {
     "concat": {"W": "PD", "b": "P", "V": "PD"},
     "triple": {"W": "PD", "b": "P", "V": "PD", "c": "P", "U": "PP", "T": "PP", "S": "PP", "d": "P"},
 }
-FUSIONS = ("sum", "product", "concat", "triple")  # the kinds that read a text vector too
+FUSIONS = ("sum", "product", "concat", "triple")  # the kinds that also read a text vector
 HIDDEN = 256
 
 
 def forward(kind: str, w: dict[str, Any], x: Any, t: Any = None) -> Any:
-    """The projection of x (n, D), with texts t (n, D), to unit rows (n, P), by numpy arrays or torch tensors alike.
+    """Project x (n, D), with texts t (n, D), to unit rows (n, P); for numpy arrays and torch tensors.
 
     u = Wx + b and v = Vt + c are the projected image and text. "sum" is u + v and "product" u ⊙ v; "concat" is
     W[x; t], one matrix over both; "triple" is W'[u; v; u ⊙ v] with W' = [U T S].
@@ -52,47 +53,48 @@ def forward(kind: str, w: dict[str, Any], x: Any, t: Any = None) -> Any:
 
 @dataclass(frozen=True)
 class Projection:
-    """A trained (or random) map of stored vectors to unit vectors of fewer dimensions."""
+    """A trained or random projection of stored vectors to unit vectors of fewer dimensions."""
 
     kind: str  # one of KINDS
     weights: Weights
 
     def __post_init__(self) -> None:
-        wanted = KINDS.get(self.kind)
-        if wanted is None or wanted.keys() != self.weights.keys():
+        expected = KINDS.get(self.kind)
+        if expected is None or expected.keys() != self.weights.keys():
             raise HeadError(
-                f"a projection {self.kind!r} with weights {', '.join(sorted(self.weights))} is none of this release's "
-                f"({', '.join(KINDS)}); train the head again"
+                f"unknown projection {self.kind!r} with weights {', '.join(sorted(self.weights))}; this release reads "
+                f"{', '.join(KINDS)}; train the head again"
             )
 
     @property
     def dim(self) -> int:
-        """Dimensions of what it gives."""
+        """Dimension of the projected vectors."""
         last = self.weights["U"] if "U" in self.weights else self.weights["W"]
         return int(last.shape[0])
 
     @property
     def reads_text(self) -> bool:
+        """True if it needs the text vector of each image."""
         return self.kind in FUSIONS
 
     def __call__(self, vectors: Vectors, texts: Vectors | None = None) -> Projected:
-        """(n, 128) float32 unit rows of (n, dim) vectors and, for a fusion, their (n, dim) text vectors."""
+        """(n, 128) float32 unit vectors of (n, dim) vectors and, for a fusion, their (n, dim) text vectors."""
         if self.reads_text and texts is None:
-            raise HeadError(f"a {self.kind} projection reads a text vector beside each image's; none was given")
+            raise HeadError(f"a {self.kind} projection needs a text vector for each image, none was given")
         x = np.asarray(vectors, np.float32)
         t = None if texts is None else np.asarray(texts, np.float32)
         return np.asarray(forward(self.kind, self.weights, x, t), np.float32)
 
     @classmethod
     def initialize(cls, kind: str, vectors: Vectors, *, dim: int = 128, seed: int = 0) -> Projection:
-        """Random weights to start from, uniform within 1/√fan-in as torch's Linear has them.
+        """Draw random initial weights, uniform within 1/√fan-in as in torch's Linear.
 
-        The bias of the image side starts at -W·mean: encoders put their vectors into a narrow cone, and from its
-        centre all directions are seen.
+        The bias of the image side starts at -W·mean: encoders put their vectors into a narrow cone, and centred they
+        spread over all directions.
 
         Parameters
         ----------
-        vectors : (rows, dim) of the training rows, for their mean
+        vectors : (rows, dim) training rows, for their mean
         """
         rng = np.random.default_rng(seed)
         sizes = {"D": vectors.shape[1], "P": dim, "H": HIDDEN}

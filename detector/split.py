@@ -20,14 +20,14 @@ PARTS = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
 PART_NAMES = {part: name for name, part in PARTS.items()} | {NONE: ""}
 Parts = npt.NDArray[np.int8]  # (rows,) 0 train, 1 validation, 2 test, -1 none of them
 
-# The share kept out of training, then the share of that which tests. The source paper's counts show both: its
-# image-only pipeline rounded 2/3, its image + text pipeline did not.
+# The share held out of training, then the share of it that is the test part. Both follow from the source paper's
+# counts: its image-only pipeline rounded 2/3, its image + text pipeline did not.
 RECIPES = {"paper": (0.3, 0.6667), "paper-text": (0.3, 2 / 3), "grouped": (0.3, 2 / 3)}
 
 
 @dataclass(frozen=True)
 class Split:
-    """The part of every row, by key, so that it holds in any snapshot.
+    """The part of every row, by key, so that it applies to any snapshot.
 
     >>> split = Split.make([f"{i}" for i in range(40)], np.arange(40) % 2)
     >>> split.counts
@@ -54,38 +54,39 @@ class Split:
         Parameters
         ----------
         keys, labels : (rows,), labels 0 or 1
-        recipe : "paper" or "paper-text" (stratified; they differ in one row), or "grouped"
-        groups : (rows,) for "grouped": rows of equal group stay on one side
+        recipe : "paper" or "paper-text" (stratified; they differ by one row), or "grouped"
+        groups : (rows,) for "grouped": rows of equal group stay in one part
 
         Raises
         ------
         NotEnoughRows
-            One class only, or too few rows of one to have some in each part.
+            There is one class only, or a class has too few rows for all parts.
         """
         labels = np.asarray(labels)
         require_both_classes(labels)
-        held, tested = RECIPES[recipe]
+        held_out, tested = RECIPES[recipe]
         if recipe == "grouped":
-            parts = grouped(labels, np.arange(len(labels)) if groups is None else groups, held, tested, seed)
+            parts = grouped(labels, np.arange(len(labels)) if groups is None else groups, held_out, tested, seed)
         else:
-            parts = stratified(labels, held, tested, seed)
+            parts = stratified(labels, held_out, tested, seed)
         hashes = hash_keys(keys)
         order = np.argsort(hashes)
         return cls(hashes[order], parts[order], recipe, seed)
 
     def parts_of(self, keys: Sequence[str] | Names) -> Parts:
-        """(n,) int8 the part of each key: 0 train, 1 validation, 2 test, -1 where the split does not know it."""
-        wanted = hash_keys(keys)
-        place = np.minimum(np.searchsorted(self.hashes, wanted), len(self.hashes) - 1)
-        return np.where(self.hashes[place] == wanted, self.parts[place], NONE).astype(np.int8)
+        """(n,) int8 part of each key: 0 train, 1 validation, 2 test, -1 for a key that is not in the split."""
+        hashes = hash_keys(keys)
+        place = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        return np.where(self.hashes[place] == hashes, self.parts[place], NONE).astype(np.int8)
 
     @property
     def counts(self) -> dict[str, int]:
+        """Number of rows of each part."""
         return {name: int((self.parts == part).sum()) for name, part in PARTS.items()}
 
     @cached_property
     def digest(self) -> str:
-        """Hex BLAKE2b-128 over keys and parts: equal if and only if the split is."""
+        """Hex BLAKE2b-128 over keys and parts: two splits with the same digest are equal."""
         digest = hashlib.blake2b(self.hashes.astype("<u8").tobytes(), digest_size=16)
         digest.update(self.parts.astype(np.int8).tobytes())
         return digest.hexdigest()
@@ -100,44 +101,45 @@ def require_both_classes(labels: Ints) -> None:
     if real and fake:
         return
     if not real and not fake:
-        found = "no labelled row" if len(labels) else "no row"
-        raise NotEnoughRows(f"{found} to learn from; index folders of real and of fake images into this store first")
-    have, lack = ("real", "fake") if real else ("fake", "real")
+        rows = "no labelled rows" if len(labels) else "no rows"
+        raise NotEnoughRows(f"there are {rows} to train on; index folders of real and of fake images into this store")
+    present, missing = ("real", "fake") if real else ("fake", "real")
     raise NotEnoughRows(
-        f"{real + fake} {have} rows and not one {lack}: a head tells two classes apart; "
-        f"index {lack} images into this store, or choose sources that hold both"
+        f"training needs real and fake rows, found {real + fake} {present} and no {missing} ones; "
+        f"index {missing} images into this store, or select sources that hold both"
     )
 
 
-def stratified(labels: Ints, held: float, tested: float, seed: int) -> Parts:
-    """(rows,) parts: `held` of the rows out of training, `tested` of those for the test, each class alike."""
+def stratified(labels: Ints, held_out: float, tested: float, seed: int) -> Parts:
+    """(rows,) parts: a share `held_out` of training, `tested` of that for the test, the same in each class."""
     from sklearn.model_selection import train_test_split
 
     parts = np.full(len(labels), TRAIN, np.int8)
     everything = np.arange(len(labels))
     try:
-        _, out = train_test_split(everything, test_size=held, stratify=labels, random_state=seed)
-        chosen, test = train_test_split(out, test_size=tested, stratify=labels[out], random_state=seed)
+        _, rest = train_test_split(everything, test_size=held_out, stratify=labels, random_state=seed)
+        validation, test = train_test_split(rest, test_size=tested, stratify=labels[rest], random_state=seed)
     except ValueError as e:
         raise NotEnoughRows(
             f"{int((labels == REAL).sum())} real and {int((labels == FAKE).sum())} fake rows are too few for "
             f"training, validation and test; index at least ten images of each class"
         ) from e
-    parts[chosen], parts[test] = VALIDATION, TEST
+    parts[validation], parts[test] = VALIDATION, TEST
     return parts
 
 
-def grouped(labels: Ints, groups: npt.NDArray[Any], held: float, tested: float, seed: int) -> Parts:
-    """(rows,) parts as `stratified` has them, as nearly as whole groups allow; no group on two sides.
+def grouped(labels: Ints, groups: npt.NDArray[Any], held_out: float, tested: float, seed: int) -> Parts:
+    """(rows,) parts as in `stratified`, as nearly as whole groups allow; no group is in two parts.
 
-    Groups of several rows are dealt first, the largest first, each to the part that lacks most of its rows; single
-    rows then fill what each part still lacks.
+    Groups of several rows are assigned first, the largest first, each to the part that lacks the most rows of its
+    classes; single rows then fill up the parts.
     """
     rng = np.random.default_rng(seed)
     _, group = np.unique(groups, return_inverse=True)
     size = np.bincount(group)
     totals = np.array([(labels == REAL).sum(), (labels == FAKE).sum()])
-    shares = np.round([1 - held, held * (1 - tested), held * tested], 9)  # 0.2 as it is written, lest a tie fall anew
+    # rounded, so that 0.2 is exactly 0.2 and ties are always broken the same way
+    shares = np.round([1 - held_out, held_out * (1 - tested), held_out * tested], 9)
     quota = np.outer(shares, totals)  # (parts, classes)
     lacking = quota.copy()
     parts = np.full(len(labels), TRAIN, np.int8)
@@ -146,10 +148,10 @@ def grouped(labels: Ints, groups: npt.NDArray[Any], held: float, tested: float, 
     several = several[np.lexsort((rng.random(len(several)), -size[several]))]
     order = np.argsort(group, kind="stable")
     starts = np.concatenate([[0], np.cumsum(size)])
-    for one in several:
-        members = order[starts[one] : starts[one + 1]]
+    for number in several:
+        members = order[starts[number] : starts[number + 1]]
         count = np.bincount(labels[members], minlength=2)
-        # to the part that would still lack the largest share of such rows
+        # the part that would still lack the largest share of such rows
         part = int(np.argmax(((lacking - count) / quota) @ (count > 0)))
         parts[members] = part
         lacking[part] -= count
@@ -164,8 +166,8 @@ def grouped(labels: Ints, groups: npt.NDArray[Any], held: float, tested: float, 
     for part in PARTS.values():
         if len(np.unique(labels[parts == part])) < 2:
             raise NotEnoughRows(
-                f"{len(size)} groups of duplicates are too few to give every part real and fake rows; "
-                f"index more images, or split with recipe 'paper'"
+                f"{len(size)} groups of copies are too few to give every part real and fake rows; "
+                f"index more images, or use the recipe 'paper'"
             )
     return parts
 
@@ -173,16 +175,17 @@ def grouped(labels: Ints, groups: npt.NDArray[Any], held: float, tested: float, 
 def choose(
     labels: Ints, sources: Names, *, only: Sequence[str] = (), balanced: bool = False, seed: int = 0
 ) -> npt.NDArray[np.int64]:
-    """Positions of the rows to learn from, ascending: labelled, of `only` these sources (all for none).
+    """Positions of the labelled rows to train on, ascending.
 
     Parameters
     ----------
-    balanced : as many real as fake rows, the larger class drawn by `seed`
+    only : sources whose rows are used, empty for all
+    balanced : use equally many real and fake rows, drawn by `seed` from the larger class
 
     Raises
     ------
     NotEnoughRows
-        A source that is not stored.
+        A source is not stored.
     """
     wanted = (labels == REAL) | (labels == FAKE)
     if only:
@@ -190,7 +193,8 @@ def choose(
         missing = [name for name in only if name not in stored]
         if missing:
             raise NotEnoughRows(
-                f"no row of {', '.join(missing)} is stored; the sources here are {', '.join(sorted(stored)) or 'none'}"
+                f"no row of {', '.join(missing)} is stored; "
+                f"the stored sources are {', '.join(sorted(stored)) or 'none'}"
             )
         wanted &= np.isin(sources, np.asarray(only, sources.dtype))
     if balanced:

@@ -10,7 +10,7 @@ Answer = Literal["real", "fake", "unsure"]
 
 @dataclass(frozen=True)
 class Neighbor:
-    """A witness: one stored row."""
+    """A stored row that is evidence for one class."""
 
     key: str
     similarity: float  # cosine, higher is nearer
@@ -18,7 +18,7 @@ class Neighbor:
     generator: str
     category: str
     path: str  # where the file was when it was indexed
-    split: str  # "train", "validation" or "test" of the head's training, "" if it was in none
+    split: str  # part of the head's split: "train", "validation", "test", or "" if in none
     row: int = field(compare=False)  # its position in the snapshot, for its thumbnail
 
     def to_dict(self) -> dict[str, Any]:
@@ -29,7 +29,7 @@ class Neighbor:
 
 @dataclass(frozen=True)
 class StoredCopy:
-    """A stored row with the very bytes that are asked about: what was said of them when they were indexed."""
+    """A stored row of the queried file itself, byte for byte, with the labels it was indexed with."""
 
     key: str
     label: str  # "real", "fake" or "unknown"
@@ -39,43 +39,43 @@ class StoredCopy:
 
 @dataclass(frozen=True)
 class VerdictChange:
-    """A different question with a different answer, found by really asking it."""
+    """A different answer that was found by judging the image again, with other evidence or after a degradation."""
 
-    what: str  # "without the source stylegan2", "with 5 neighbours of each class"
+    what: str  # "without the rows of stylegan2", "with 5 neighbours of each class"
     verdict: Answer
     score: float
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The answer for one image, with its evidence. One object for terminal, JSON, HTTP and page."""
+    """The answer for one image, with its evidence: the same object for terminal, JSON, HTTP and page."""
 
     image: str
     verdict: Answer
     score: float  # natural log-likelihood ratio, above 0 leans fake
-    probability: float  # of fake, for `prior`; no surer than the rows calibrated on allow, whatever the score
-    prior: float
-    signals: dict[str, float]  # "svm" and "neighbors", each a log-likelihood ratio by itself
-    conflict: bool  # the two signals speak clearly against each other
-    possible: tuple[str, ...]  # what conformal prediction cannot rule out: real, fake, both or neither
-    error_rate: float  # at this rate
-    reasons: tuple[str, ...]  # why, in words
-    percentile: float  # per cent of known images that are less near to their nearest than this one
-    generator: str  # what probably made it: a generator's name, "unknown" or "" for a real or unsure one
-    stored: tuple[StoredCopy, ...]  # the rows with the very same bytes, of many the first few; they do not testify
+    probability: float  # of fake, given `prior`; limited by the number of rows that were calibrated on
+    prior: float  # expected share of fakes among the queried images
+    signals: dict[str, float]  # "svm" and "neighbors", the log-likelihood ratio of each signal alone
+    conflict: bool  # the two signals clearly contradict each other
+    possible: tuple[str, ...]  # conformal prediction set: real, fake, both or neither
+    error_rate: float  # its nominal error rate
+    reasons: tuple[str, ...]  # sentences that explain the answer
+    percentile: float  # percentage of held-out images that are farther from their nearest neighbour than this one
+    generator: str  # the probable generator, "unknown", or "" for a real or unsure image
+    stored: tuple[StoredCopy, ...]  # the first rows with the same bytes; they are not evidence
     neighbors: dict[str, tuple[Neighbor, ...]]  # "real" and "fake", nearest first
     changes: tuple[VerdictChange, ...] = ()
-    views: tuple[VerdictChange, ...] = ()  # what degraded copies of the image would have been told, if one asked
+    views: tuple[VerdictChange, ...] = ()  # the answers for degraded copies of the image, if they were judged
 
     @property
     def known(self) -> str:
-        """Key of the first stored row with the very same bytes, "" if there is none."""
+        """Key of the first stored row with the same bytes, "" if there is none."""
         return self.stored[0].key if self.stored else ""
 
     def to_dict(self) -> dict[str, Any]:
-        """A plain dictionary; the stable format of `query --json` and of the service."""
+        """Convert to plain types: the stable format of `query --json` and of the service."""
         fields = {**vars(self), "known": self.known, "stored": [dict(vars(row)) for row in self.stored]}
-        fields["neighbors"] = {name: [n.to_dict() for n in found] for name, found in self.neighbors.items()}
+        fields["neighbors"] = {name: [n.to_dict() for n in of_class] for name, of_class in self.neighbors.items()}
         fields["signals"] = {name: round(value, 4) for name, value in self.signals.items()}
         fields["score"], fields["probability"] = round(self.score, 4), round(self.probability, 4)
         fields["percentile"] = round(self.percentile, 1)
@@ -87,7 +87,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Refusal:
-    """An image that could not be judged, and why: one line of the output, never the end of the run."""
+    """An image that could not be judged, and why. It is one line of the output and does not end the run."""
 
     image: str
     error: str
@@ -96,8 +96,8 @@ class Refusal:
         return {"image": self.image, "error": self.error}
 
 
-CLEAR = 1.0  # log-likelihood ratio (a factor of 2.7) from which a signal by itself says something
-UNLIKE = 1.0  # percentile below which an image is unlike anything indexed
+CLEAR = 1.0  # absolute log-likelihood ratio (a factor of 2.7) from which a single signal counts in a conflict
+UNLIKE_BELOW = 1.0  # percentile of the nearest similarity below which an image is unlike anything indexed
 
 
 def decide(
@@ -107,40 +107,43 @@ def decide(
     error: float,
     least_error: float = 0.0,
 ) -> tuple[Answer, tuple[str, ...]]:
-    """The answer and the reasons for it, from numbers alone.
+    """Decide the answer and its reasons from numbers alone.
 
-    Real or fake is said only if the other can be ruled out at the chosen rate of error and the image is like something
-    that is indexed.
+    The answer is real or fake only if the other can be ruled out at the accepted error rate and the image resembles
+    something that is indexed.
 
     Parameters
     ----------
-    least_error : of the calibration, which rules out nothing below it
+    signals : log-likelihood ratios of "svm" and "neighbors"
+    possible : whether real and whether fake are in the prediction set
+    percentile : of the similarity to the nearest neighbour, among held-out rows
+    error : nominal error rate of the prediction set
+    least_error : error rate below which the calibration cannot rule out a class
     """
     real, fake = possible
     rate = format_percent(error)
     reasons = []
-    if percentile < UNLIKE:
-        reasons.append(f"it is unlike anything indexed: {100 - percentile:.1f}% of known images have nearer neighbours")
+    if percentile < UNLIKE_BELOW:
+        nearer = f"{100 - percentile:.1f}% of known images"
+        reasons.append(f"it is unlike anything indexed: {nearer} have a nearer neighbour")
     if real and fake:
         reasons.append(f"neither real nor fake can be ruled out at an error rate of {rate}")
         if error < least_error:
-            reasons.append(f"so few rows were held out that one of them never is below {format_percent(least_error)}")
+            limit = format_percent(least_error)
+            reasons.append(f"too few rows were held out to rule out either class at an error rate below {limit}")
     if not real and not fake:
-        reasons.append(f"it looks like neither the real nor the fake images known, at an error rate of {rate}")
-    if reasons:
-        if in_conflict(signals):
-            reasons.append("the classifier and the nearest neighbours disagree")
-        return "unsure", tuple(reasons)
-    answer: Answer = "fake" if fake else "real"
-    other = "real" if fake else "fake"
-    reasons.append(f"{other} is ruled out at an error rate of {rate}")
+        reasons.append(f"it resembles neither the known real nor the known fake images, at an error rate of {rate}")
+    answer: Answer = "unsure"
+    if not reasons:
+        answer, other = ("fake", "real") if fake else ("real", "fake")
+        reasons.append(f"{other} is ruled out at an error rate of {rate}")
     if in_conflict(signals):
         reasons.append("the classifier and the nearest neighbours disagree")
     return answer, tuple(reasons)
 
 
 def format_percent(share: float) -> str:
-    """A rate as a person reads it; never rounded to a promise that was not made.
+    """Format a rate in per cent, without rounding it to a rate that was not asked for.
 
     >>> format_percent(0.05), format_percent(0.005), format_percent(0.0001)
     ('5%', '0.5%', '0.01%')
@@ -149,16 +152,16 @@ def format_percent(share: float) -> str:
 
 
 def require_stable(verdict: Verdict, views: tuple[VerdictChange, ...]) -> Verdict:
-    """The verdict with those on degraded copies beside it; unsure, and why, if it does not survive them."""
+    """Add the answers for degraded copies to a verdict; it becomes "unsure" if one of them differs."""
     flipped = [view for view in views if view.verdict != verdict.verdict]
     if verdict.verdict == "unsure" or not flipped:
         return replace(verdict, views=views)
-    why = ", ".join(f"{view.what} it is {view.verdict}" for view in flipped)
-    reasons = (f"the answer {verdict.verdict} does not last: {why}", *verdict.reasons)
+    changes = ", ".join(f"{view.what} it is {view.verdict}" for view in flipped)
+    reasons = (f"the answer {verdict.verdict} is not stable: {changes}", *verdict.reasons)
     return replace(verdict, verdict="unsure", generator="", reasons=reasons, views=views)
 
 
 def in_conflict(signals: dict[str, float]) -> bool:
     """True if the two signals clearly contradict each other."""
-    one, two = signals["svm"], signals["neighbors"]
-    return one * two < 0 and min(abs(one), abs(two)) >= CLEAR
+    svm, neighbors = signals["svm"], signals["neighbors"]
+    return svm * neighbors < 0 and min(abs(svm), abs(neighbors)) >= CLEAR

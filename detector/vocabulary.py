@@ -18,7 +18,7 @@ MODES: tuple[Mode, ...] = ("zero-shot", "given", "mean")
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The categories of a store with their text vectors."""
+    """The categories of a store and their text vectors."""
 
     categories: Names  # (categories,)
     vectors: npt.NDArray[np.float32]  # (categories, dim), unit length
@@ -28,47 +28,52 @@ class Vocabulary:
 
     @classmethod
     def from_texts(cls, texts: dict[str, npt.NDArray[np.float32]]) -> Vocabulary:
-        """Read the texts of a snapshot, in alphabetical order."""
-        chosen = sorted(texts)
-        if not chosen:
+        """Make a vocabulary of a snapshot's text vectors by category; raises HeadError if there are none."""
+        categories = sorted(texts)
+        if not categories:
             raise HeadError(
-                "this store holds no text vectors, which a head on image and text needs; "
+                "this store holds no text vectors, which a head that reads text needs; "
                 "index it with --text and an encoder with a text side (CLIP), or train an image-only head"
             )
-        return cls(np.array(chosen, TEXT), np.stack([np.asarray(texts[c], np.float32) for c in chosen]))
+        return cls(np.array(categories, TEXT), np.stack([np.asarray(texts[c], np.float32) for c in categories]))
 
     def nearest(self, vectors: Vectors) -> npt.NDArray[np.int64]:
-        """(n,) zero-shot: which category's text has the largest inner product with each of (n, dim) vectors."""
+        """(n,) positions of the categories whose text has the largest inner product with each of (n, dim) vectors."""
         return np.asarray(np.argmax(np.asarray(vectors, np.float32) @ self.vectors.T, axis=1), np.int64)
 
     def text_vectors(
         self, vectors: Vectors, mode: Mode = "zero-shot", given: Sequence[str] | Names | None = None
     ) -> Vectors:
-        """(n, dim) a text vector for each of (n, dim) image vectors.
+        """(n, dim) text vectors, one for each of (n, dim) image vectors.
 
         Parameters
         ----------
-        given : (n,) categories for mode "given"; where one is "" the nearest is taken
+        mode : where the category of an image comes from: the nearest text, `given`, or the mean of all texts
+        given : (n,) categories for mode "given"; "" stands for the nearest one
 
         Raises
         ------
         HeadError
-            A given category without a text vector here.
+            A given category has no text vector.
         """
         if mode == "mean":
             return np.broadcast_to(self.vectors.mean(0), (len(vectors), self.vectors.shape[1]))
         if mode == "zero-shot":
             return self.vectors[self.nearest(vectors)]
         if given is None or len(given) != len(vectors):
-            raise HeadError(f"{len(vectors)} images need {len(vectors)} categories; say one for each, or use zero-shot")
-        queries = np.asarray(given, TEXT)
-        place = np.minimum(np.searchsorted(self.categories, queries), len(self) - 1)
-        unsaid, unknown = queries == "", self.categories[place] != queries
-        if np.any(unknown & ~unsaid):
             raise HeadError(
-                f"no text vector of category {queries[unknown & ~unsaid][0]!r} is stored; "
-                f"known are {', '.join(self.categories[:12].tolist())}{' …' if len(self) > 12 else ''}"
+                f"{len(vectors)} images need {len(vectors)} categories, found {0 if given is None else len(given)}; "
+                f"give one for each image, or use mode 'zero-shot'"
             )
-        if unsaid.any():
-            place[unsaid] = self.nearest(np.asarray(vectors)[unsaid])
+        wanted = np.asarray(given, TEXT)
+        place = np.minimum(np.searchsorted(self.categories, wanted), len(self) - 1)
+        empty = wanted == ""
+        missing = (self.categories[place] != wanted) & ~empty
+        if missing.any():
+            raise HeadError(
+                f"no text vector of category {wanted[missing][0]!r} is stored; the stored ones are"
+                f" {', '.join(self.categories[:12].tolist())}{' …' if len(self) > 12 else ''}"
+            )
+        if empty.any():
+            place[empty] = self.nearest(np.asarray(vectors)[empty])
         return self.vectors[place]

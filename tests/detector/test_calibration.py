@@ -166,7 +166,7 @@ def test_a_signal_that_never_changes_says_nothing() -> None:
 @pytest.mark.parametrize(("real", "fake"), [(10_000, 1), (9, 10_000), (10_000, 9), (0, 50), (50, 0), (0, 0)])
 def test_a_class_of_hardly_any_rows_is_named_and_not_calibrated(real: int, fake: int) -> None:
     labels = np.repeat([0, 1], [real, fake])
-    with pytest.raises(NotEnoughRows, match=f"{real} real and {fake} fake rows"):
+    with pytest.raises(NotEnoughRows, match=f"found {real} real and {fake} fake;"):
         Calibration.fit(*[np.zeros(len(labels))] * 3, labels, held_out="rows")  # type: ignore[arg-type, misc]
 
 

@@ -196,7 +196,7 @@ def test_heads_that_score_alike_have_one_digest_and_others_another(head: Head) -
         ({"format": "another"}, "is not a clipfake head \\(format 'another'\\)"),
         ({"arrays": "../elsewhere.safetensors"}, "no head at"),
         ({"digest": "0" * 32}, "was altered"),
-        ({"projection": "cubic"}, "'cubic' with weights W, b is none"),
+        ({"projection": "cubic"}, "unknown projection 'cubic' with weights W, b"),
         ({"split": {}}, "is not a readable head"),
         ({"threshold": None}, "is not a readable head"),
     ],
@@ -230,7 +230,7 @@ def test_the_columns_a_head_reads_are_told_before_it_is_loaded(head: Head, tmp_p
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/etc", "a/", "../up"])
 def test_a_name_that_leads_out_of_the_folder_of_heads_is_refused(tmp_path: Path, name: str) -> None:
-    with pytest.raises(HeadError, match="is no name for a head"):
+    with pytest.raises(HeadError, match="is not a valid name for a head"):
         head_folder(tmp_path, name)
     assert head_folder(tmp_path, "mine-2") == tmp_path / "heads" / "mine-2"
 

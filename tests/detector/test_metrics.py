@@ -180,7 +180,9 @@ def test_mcnemar_counts_only_the_rows_that_tell_two_heads_apart() -> None:
     better = mcnemar(right, np.array([True] * 70 + [False] * 30))
     assert (better.only_first, better.only_second, better.difference) == (20, 0, pytest.approx(0.2))  # type: ignore[comparison-overlap]
     assert better.p == pytest.approx(2 * 0.5**20)
-    assert better.sentence("the head", "the linear probe").startswith("the head beats the linear probe beyond chance")
+    assert better.sentence("the head", "the linear probe").startswith(
+        "the head is significantly better than the linear probe: "
+    )
     same = mcnemar(right, right)
     assert same.p == 1 and "does not differ" in same.sentence("the head", "the probe")
 
@@ -227,7 +229,7 @@ def test_one_fake_among_ten_thousand_does_not_decide_alone_and_is_not_overlooked
 
 
 def test_scores_that_are_no_numbers_are_refused() -> None:
-    with pytest.raises(ValueError, match="1 of 3 scores are not numbers"):
+    with pytest.raises(ValueError, match="1 of 3 scores are NaN or infinite"):
         measure(np.array([0, 1, 1]), np.array([0.0, np.nan, 1.0]))
 
 

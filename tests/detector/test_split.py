@@ -98,17 +98,17 @@ def test_a_seed_gives_one_grouped_split_and_another_seed_another_whether_rows_ha
 
 
 def test_copies_of_too_few_files_are_not_split() -> None:
-    with pytest.raises(NotEnoughRows, match="4 groups of duplicates are too few"):
+    with pytest.raises(NotEnoughRows, match="4 groups of copies are too few"):
         Split.make(keys(80), np.repeat([0, 1], 40), recipe="grouped", groups=np.repeat(np.arange(4), 20))
 
 
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        ([], "^no row to"),
-        ([-1, -1], "^no labelled row to"),
-        ([0, 0, 0], "3 real rows and not one fake"),
-        ([1], "1 fake rows and not one real"),
+        ([], "^there are no rows to train on"),
+        ([-1, -1], "^there are no labelled rows to train on"),
+        ([0, 0, 0], "found 3 real and no fake ones"),
+        ([1], "found 1 fake and no real ones"),
         ([0, 1, 0, 1, 0], "3 real and 2 fake rows are too few"),
         ([0] * 10_000 + [1], "10000 real and 1 fake rows are too few"),
     ],
@@ -126,7 +126,7 @@ def test_rows_are_chosen_by_source_and_balanced() -> None:
     assert choose(labels, sources, only=["b", "c"]).tolist() == [2, 3, 5, 6]
     balanced = choose(labels, sources, balanced=True, seed=3)
     assert labels[balanced].sum() == 2 and len(balanced) == 4
-    with pytest.raises(NotEnoughRows, match="no row of zzz is stored; the sources here are a, b, c"):
+    with pytest.raises(NotEnoughRows, match="no row of zzz is stored; the stored sources are a, b, c"):
         choose(labels, sources, only=["zzz"])
 
 
