@@ -277,7 +277,7 @@ def test_a_calibration_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     assert np.array_equal(again.decision_function(one, one), calibration.decision_function(one, one))
     [path] = tmp_path.iterdir()
     path.write_text("{}")
-    with pytest.raises(HeadError, match="not a readable calibration .no field .*; train the head again"):
+    with pytest.raises(HeadError, match=r"not a readable calibration .no field .*; train the head again"):
         Calibration.load(tmp_path, "ab" * 16)
 
 
