@@ -20,7 +20,7 @@ class BatchEncoder(Encoder):
         """`batch_size` is the number of images at once (default: `encoder.batch_size`)."""
         self.encoder = encoder
         self.has_text, self.overlaps, self.device = encoder.has_text, encoder.overlaps, encoder.device
-        self.preprocess = encoder.preprocess
+        self.preprocess, self.reduces = encoder.preprocess, encoder.reduces
         self._size = batch_size or encoder.batch_size
 
     @property
@@ -63,6 +63,16 @@ class BatchEncoder(Encoder):
             self._halve(len(images))
         vectors = self.encode(images)
         return lambda: vectors
+
+    def begin_reduced(self, images: Sequence[Pixels]) -> Callable[[], tuple[Embeddings, Sequence[Pixels]]]:
+        """Start encoding; the function returned waits for the vectors and the images reduced for thumbnails."""
+        if 0 < len(images) <= self._size:
+            try:
+                return self.encoder.begin_reduced(images)
+            except torch.OutOfMemoryError:
+                pass
+            self._halve(len(images))
+        return super().begin_reduced(images)
 
     def _halve(self, images: int) -> None:
         if images == 1:

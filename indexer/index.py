@@ -104,7 +104,12 @@ class _Local(IndexRun):
     def go(self) -> IndexReport:
         report, options = self.report, self.options
         gpu_decoder = gpu_decoder_for(options.decoder, self.encoder, thumbnails=options.thumbnails)
-        reader = ImageReader(self.encoder.shrink, thumbnails=options.thumbnails, gpu_decoder=gpu_decoder)
+        reader = ImageReader(
+            self.encoder.shrink,
+            thumbnails=options.thumbnails,
+            encoder_reduces=self.encoder.reduces,
+            gpu_decoder=gpu_decoder,
+        )
         pipeline = Pipeline(self.encoder, reader, report.batch_size, options.threads)
         report.stages, report.decoded_by = pipeline.stages, pipeline.decoded_by
         try:
@@ -137,7 +142,7 @@ def texts_of(batch: EncodedBatch, encoder: Encoder, known: dict[str, npt.NDArray
 
 def block_of(batch: EncodedBatch, encoder: Encoder, texts: dict[str, npt.NDArray[Any]], thumbnails: bool) -> Block:
     """A batch as the store takes it."""
-    small = tuple(found.thumbnail for found in batch.images) if thumbnails else ()
+    small = tuple(image.thumbnail_jpeg() for image in batch.images) if thumbnails else ()
     return Block(encoder.space, rows_of(batch.images), batch.vectors, small, texts)
 
 

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from ..store.records import invalid_rows, to_float16
 from .batch_encoder import BatchEncoder
 from .channel import Channel, ChannelStopped
+from .decoding.image import Pixels
 from .decoding.reader import DecodedBatch, DecodedImage, ImageReader
 from .encoders.base import Embeddings, Encoder
 from .sources.image_ref import ImageRef
@@ -53,7 +54,7 @@ class InFlightBatch:
 
     number: int
     decoded: DecodedBatch
-    wait: Callable[[], Embeddings]
+    wait: Callable[[], tuple[Embeddings, Sequence[Pixels]]]  # vectors, and images reduced where thumbnails need them
 
 
 @dataclass(frozen=True)
@@ -177,7 +178,7 @@ class Pipeline:
                 with self.stages["encode"].busy():
                     pixels = [image.image.pixels for image in decoded.images]
                     pixels += [view for image in decoded.images for view in image.views]
-                    done, ahead = ahead, InFlightBatch(pending.number, decoded, encoder.begin(pixels))
+                    done, ahead = ahead, InFlightBatch(pending.number, decoded, self._begin(encoder, pixels))
                 self._finish(done)
                 if not encoder.overlaps or not len(self._decoded):  # nothing to overlap with
                     done, ahead = ahead, None
@@ -198,11 +199,21 @@ class Pipeline:
                 if self._left == 0:
                     self._encoded.close()
 
+    def _begin(
+        self, encoder: BatchEncoder, pixels: Sequence[Pixels]
+    ) -> Callable[[], tuple[Embeddings, Sequence[Pixels]]]:
+        if self._reader.leaves_thumbnails:
+            return encoder.begin_reduced(pixels)
+        wait = encoder.begin(pixels)
+        return lambda: (wait(), ())
+
     def _finish(self, batch: InFlightBatch | None) -> None:
         if batch is not None:
             with self.stages["encode"].busy():
-                vectors = batch.wait()
+                vectors, small = batch.wait()
             images = batch.decoded.images
+            if small:
+                images = [replace(image, reduced=pixels) for image, pixels in zip(images, small, strict=False)]
             count = (len(vectors) - len(images)) // max(len(images), 1)  # views of each image
             views = vectors[len(images) :].reshape(len(images), count, vectors.shape[1])
             encoded = EncodedBatch(batch.number, images, vectors[: len(images)], batch.decoded.refused, views)

@@ -12,7 +12,7 @@ from threading import Lock
 from ...errors import ImageError
 from ..sources.image_ref import ImageRef
 from .gpu_decoder import TOGETHER_PIXELS, GpuDecoder, ReducedImage
-from .image import Image, JpegHeader, Pixels, decode, digest_of, thumbnail, thumbnail_of
+from .image import Image, JpegHeader, Pixels, decode, digest_of, reduced, thumbnail, thumbnail_of
 
 CORES = "cpu"  # the decoder that is always there
 
@@ -26,8 +26,15 @@ class DecodedImage:
     width: int
     height: int
     time: int  # of the file, nanoseconds
-    thumbnail: bytes
+    thumbnail: bytes | None  # None: to be made of `reduced`, which comes from the encoder
     views: Sequence[Pixels] = ()  # further images made of it, to be encoded with it
+    reduced: Pixels | None = None
+
+    def thumbnail_jpeg(self) -> bytes:
+        """The thumbnail, b"" where none was wanted."""
+        if self.thumbnail is None:
+            return thumbnail_of(reduced(self.image.pixels) if self.reduced is None else self.reduced)
+        return self.thumbnail
 
 
 @dataclass(frozen=True)
@@ -57,6 +64,7 @@ class ImageReader:
         shrink: Callable[[Pixels], Pixels] = lambda pixels: pixels,
         *,
         thumbnails: bool = False,
+        encoder_reduces: bool = False,
         gpu_decoder: GpuDecoder | None = None,
         make_views: Callable[[Pixels], Sequence[Pixels]] | None = None,
     ) -> None:
@@ -66,11 +74,13 @@ class ImageReader:
         ----------
         shrink : resizes pixels to what the encoder sees, see `Encoder.shrink`
         thumbnails : make a small JPEG of each image
+        encoder_reduces : leave the thumbnail of an image that `shrink` does not change to the encoder
         gpu_decoder : decodes large JPEGs beside the CPU
         make_views : makes further images of each, from its full size; not with `gpu_decoder`
         """
         self._shrink, self._thumbnails, self._offload = shrink, thumbnails, gpu_decoder
         self._make_views = make_views
+        self.leaves_thumbnails = thumbnails and encoder_reduces
         self._lock = Lock()
         self.counts = {CORES: 0} | ({gpu_decoder.name: 0} if gpu_decoder else {})  # images by what decoded them
 
@@ -126,9 +136,12 @@ class ImageReader:
     def _decode(self, entry: ImageRef, content: bytes, when: int) -> DecodedImage:
         image = decode(content)
         height, width = image.height, image.width
-        small = thumbnail(image.pixels) if self._thumbnails else b""
         views = [self._shrink(view) for view in self._make_views(image.pixels)] if self._make_views else ()
-        image = replace(image, pixels=self._shrink(image.pixels))
+        shrunk = self._shrink(image.pixels)
+        small: bytes | None = None
+        if not (self.leaves_thumbnails and shrunk is image.pixels):
+            small = thumbnail(image.pixels) if self._thumbnails else b""
+        image = replace(image, pixels=shrunk)
         self._count(CORES)
         return DecodedImage(entry, image, width, height, when, small, views)
 

@@ -46,7 +46,12 @@ class Worker:
         self._folder, self._options = folder, options
         self._size = options.batch_size or self._encoder.batch_size
         self._gpu_decoder = gpu_decoder_for(options.decoder, self._encoder, thumbnails=options.thumbnails)
-        reader = ImageReader(self._encoder.shrink, thumbnails=options.thumbnails, gpu_decoder=self._gpu_decoder)
+        reader = ImageReader(
+            self._encoder.shrink,
+            thumbnails=options.thumbnails,
+            encoder_reduces=self._encoder.reduces,
+            gpu_decoder=self._gpu_decoder,
+        )
         self._pipeline = Pipeline(self._encoder, reader, self._size, options.threads)
         self._told = dict.fromkeys(self._pipeline.stages, 0.0)  # seconds of each stage that stand in receipts
         self._counted = dict.fromkeys(self._pipeline.decoded_by, 0)  # images of each decoder that do

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from ...errors import EncoderError
 from ...store.space import Space
-from ..decoding.image import Pixels
+from ..decoding.image import Pixels, reduced
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +27,7 @@ class Encoder(ABC):
 
     has_text = False  # whether `encode_texts` works
     overlaps = False  # whether `begin` returns before the work is done
+    reduces = False  # whether `begin_reduced` reduces images on the device, which saves the CPU that work
     device: torch.device | None = None  # None where it is no device of torch
     preprocess: Preprocess | None = None  # how images are resized and normalised, where a GPU decoder may do it
 
@@ -45,6 +46,11 @@ class Encoder(ABC):
         """Start encoding; the function returned waits for the vectors."""
         vectors = self.encode(images)
         return lambda: vectors
+
+    def begin_reduced(self, images: Sequence[Pixels]) -> Callable[[], tuple[Embeddings, Sequence[Pixels]]]:
+        """Start encoding; the function returned waits for the vectors and the images reduced for thumbnails."""
+        wait = self.begin(images)
+        return lambda: (wait(), [reduced(pixels) for pixels in images])
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         """(n, dim) unit vectors of n texts; raises EncoderError unless `has_text`."""
@@ -90,10 +96,15 @@ class Replicas(Encoder):
         self._replicas = tuple(replicas)
         first = self._replicas[0]
         self.has_text, self.device, self.preprocess = first.has_text, first.device, first.preprocess
+        self.reduces = first.reduces
 
     @property
     def space(self) -> Space:
         return self._replicas[0].space
+
+    @property
+    def batch_size(self) -> int:
+        return self._replicas[0].batch_size
 
     @property
     def replicas(self) -> Sequence[Encoder]:

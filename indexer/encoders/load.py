@@ -54,11 +54,12 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
         return load_depth_encoder(name, device="cpu" if device == OPENVINO else device)
     name, device, precision = in_8_bits(name, device, precision)
     first, *others = [choose_device(device_name) for device_name in device_names(device)]
-    dtype = torch.float32 if device == OPENVINO else choose_dtype(precision, first)
+    torch_precision = "float32" if device == OPENVINO else precision
+    choose_dtype(torch_precision, first)  # an unknown precision is not the encoder's fault
     if first.type == "cpu":
         keep_memory()
     try:
-        encoder = _load(name, first, dtype)
+        encoder = _load(name, first, torch_precision)
     except MissingExtra:
         raise
     except Exception as e:  # transformers checks little of a stranger's config.json
@@ -111,7 +112,7 @@ def device_names(device: str) -> list[str]:
     return [name.strip() for name in device.split(",")]
 
 
-def _load(name: str, device: torch.device, dtype: torch.dtype) -> TorchEncoder:
+def _load(name: str, device: torch.device, precision: str) -> TorchEncoder:
     place, trained = place_of(name)
     seed = seed_of(name)
     checkpoint = open_checkpoint(place, weights=trained)
@@ -119,7 +120,8 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> TorchEncoder:
         place = str(checkpoint.folder)
     model: Callable[[Path], Any] = load_model if seed is None else partial(random_model, seed=seed)
     tower: torch.nn.Module
-    if checkpoint.config.get("model_type") == "clip":
+    is_clip = checkpoint.config.get("model_type") == "clip"
+    if is_clip:
         shape = VisionConfig.from_config(checkpoint.config)
         own = seed is None and checkpoint.has_safetensors
         weights = checkpoint.weights() if own else model(checkpoint.folder).state_dict()
@@ -136,7 +138,9 @@ def _load(name: str, device: torch.device, dtype: torch.dtype) -> TorchEncoder:
     hashing = ThreadPoolExecutor(1)
     space = hashing.submit(lambda: Space(full, fingerprint_of(weights, checkpoint.preprocess), dim))
     hashing.shutdown(wait=False)
-    return TorchEncoder(space, tower, checkpoint.preprocess, words, device, dtype)
+    return TorchEncoder(
+        space, tower, checkpoint.preprocess, words, device, choose_dtype(precision, device, clip=is_clip)
+    )
 
 
 def _require_side(checkpoint: Checkpoint, shape: VisionConfig) -> None:

@@ -12,14 +12,13 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from PIL import Image as Pillow
 
 from ...errors import EncoderError
 from ..decoding.image import Pixels
+from .resize import height_first, resize_matrix
 
-PILLOW = int(PIL.__version__.partition(".")[0])
 SIDE = 8192  # pixels of what an encoder sees, at most: a number of a configuration is what memory is taken by
 LARGE = 448 * 448  # pixels; beyond it, an image waits for the encoder resized
 
@@ -111,7 +110,7 @@ class Preprocess:
         height, width = batch.shape[1:3]
         down, across = _matrices(self, height, width, batch.device)
         planes = batch.permute(0, 3, 1, 2).float()
-        if _down_first((height, width), self._size(height, width)):
+        if height_first((height, width), self.resized_size(height, width)):
             return _rounded(_rounded(down @ planes) @ across)
         return _rounded(down @ _rounded(planes @ across))
 
@@ -122,7 +121,7 @@ class Preprocess:
         """
         if pixels.shape[0] * pixels.shape[1] <= LARGE:
             return pixels
-        height, width = self._size(*pixels.shape[:2])
+        height, width = self.resized_size(*pixels.shape[:2])
         filter_ = Pillow.Resampling[self.filter.upper()]
         resized = np.asarray(Pillow.fromarray(pixels).resize((width, height), filter_))
         if not self.crop:
@@ -130,7 +129,7 @@ class Preprocess:
         top, left = (height - self.crop) // 2, (width - self.crop) // 2
         return np.ascontiguousarray(resized[top : top + self.crop, left : left + self.crop])
 
-    def _size(self, height: int, width: int) -> tuple[int, int]:
+    def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after resizing, before the crop; raises EncoderError where the crop is larger."""
         new_height, new_width = self.height, self.width
         if self.short:
@@ -140,14 +139,18 @@ class Preprocess:
             raise EncoderError(f"a crop of {self.crop} from {new_height} x {new_width} would pad with black")
         return new_height, new_width
 
+    def seen_size(self, height: int, width: int) -> tuple[int, int]:
+        """Height and width of the encoder's input."""
+        return (self.crop, self.crop) if self.crop else self.resized_size(height, width)
+
 
 @lru_cache(maxsize=64)
 def _matrices(
     preprocess: Preprocess, height: int, width: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the matrices that planes of (height, width) are multiplied with, from the left and from the right."""
-    new_height, new_width = preprocess._size(height, width)
-    seen_height, seen_width = preprocess.crop or new_height, preprocess.crop or new_width
+    new_height, new_width = preprocess.resized_size(height, width)
+    seen_height, seen_width = preprocess.seen_size(height, width)
     down = resize_matrix(height, new_height, preprocess.filter, seen_height)
     across = resize_matrix(width, new_width, preprocess.filter, seen_width)
     right = torch.from_numpy(np.ascontiguousarray(across.T))
@@ -163,53 +166,5 @@ def _normalisation(preprocess: Preprocess, device: torch.device) -> tuple[torch.
     return (preprocess.scale / std).float().to(device), (-mean / std).float().to(device)
 
 
-def _down_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
-    """True if Pillow reduces the height of this image before its width; it rounds in between.
-
-    Since Pillow 13 where the height loses more than twice what the width does: of a tall image seen as a square, one
-    pixel in seven is another by a level or two.
-    """
-    lower, narrower = old[0] - new[0], old[1] - new[1]
-    return PILLOW >= 13 and lower > max(2 * narrower, 0)
-
-
 def _rounded(planes: torch.Tensor) -> torch.Tensor:
     return torch.floor(planes + 0.5).clamp_(0, 255)
-
-
-@lru_cache(maxsize=64)
-def resize_matrix(length: int, new: int, filter_: str, seen: int = 0) -> Any:
-    """(new, length) float32: Pillow's antialiased resampling of one axis as a matrix (Pillow's Resample.c).
-
-    (seen, length), the rows in its middle, where fewer are asked for: of a long image most are cropped away.
-    """
-    seen = seen or new
-    kernel, reach = _KERNELS[filter_]
-    scale = length / new
-    stretch = max(scale, 1.0)  # when shrinking, the kernel widens: antialiasing
-    centre = (np.arange((new - seen) // 2, (new - seen) // 2 + seen)[:, None] + 0.5) * scale
-    first = np.maximum((centre - reach * stretch + 0.5).astype(int), 0)
-    last = np.minimum((centre + reach * stretch + 0.5).astype(int), length)
-    at = first + np.arange((last - first).max())  # (new, taps) which places each new one is made of
-    weights = np.where(at < last, kernel((at - centre + 0.5) / stretch), 0.0)
-    matrix = np.zeros((seen, length + at.shape[1]), np.float32)  # taps beyond the end, of no weight, are cut off
-    np.put_along_axis(matrix, at, weights / weights.sum(1, keepdims=True), axis=1)
-    return np.ascontiguousarray(matrix[:, :length])
-
-
-def _bicubic(x: Any, a: float = -0.5) -> Any:
-    x = np.abs(x)
-    near = ((a + 2) * x - (a + 3)) * x * x + 1
-    far = (((x - 5) * x + 8) * x - 4) * a
-    return np.where(x < 1, near, np.where(x < 2, far, 0.0))
-
-
-def _bilinear(x: Any) -> Any:
-    return np.maximum(1 - np.abs(x), 0.0)
-
-
-def _lanczos(x: Any) -> Any:
-    return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
-
-
-_KERNELS = {"bicubic": (_bicubic, 2.0), "bilinear": (_bilinear, 1.0), "lanczos": (_lanczos, 3.0)}

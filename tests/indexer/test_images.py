@@ -12,7 +12,8 @@ from clipfake.indexer.decoding import image
 from clipfake.indexer.decoding.image import decode, jpeg_header, thumbnail
 from clipfake.indexer.encoders.base import Encoder, PlainEncoder
 from clipfake.indexer.encoders.load import load_encoder
-from clipfake.indexer.encoders.preprocess import Preprocess, resize_matrix
+from clipfake.indexer.encoders.preprocess import Preprocess
+from clipfake.indexer.encoders.resize import resize_matrix
 from clipfake.indexer.encoders.vision_backbone import random_model
 from clipfake.indexer.sources.folders import expand, listing
 from clipfake.indexer.sources.image_ref import ImageRef

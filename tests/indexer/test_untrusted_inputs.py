@@ -17,7 +17,8 @@ from clipfake.indexer.decoding.image import decode, thumbnail
 from clipfake.indexer.encoders.checkpoint import open_checkpoint
 from clipfake.indexer.encoders.clip_vision import VisionConfig
 from clipfake.indexer.encoders.load import load_encoder
-from clipfake.indexer.encoders.preprocess import Preprocess, resize_matrix
+from clipfake.indexer.encoders.preprocess import Preprocess
+from clipfake.indexer.encoders.resize import resize_matrix
 from clipfake.indexer.sources import archive, tables
 from clipfake.indexer.sources.archive import TarArchive, ZipArchive
 from clipfake.indexer.sources.folders import FolderSource, TableSource
