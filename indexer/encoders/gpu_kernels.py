@@ -6,7 +6,6 @@ imported only where it is installed. `gpu_input.py` packs the batches and lists 
 
 from __future__ import annotations
 
-from typing import Any
 
 import torch
 import triton
@@ -21,13 +20,13 @@ ALIGN = tl.constexpr(16)  # bytes, as in gpu_input.py
 
 @triton.jit(do_not_specialize=["height", "width"])  # type: ignore[untyped-decorator]
 def _resize(
-    bytes_ptr: Any,
-    meta_ptr: Any,
-    tables_ptr: Any,
-    scale_ptr: Any,
-    out_ptr: Any,
-    height: Any,
-    width: Any,
+    bytes_ptr,
+    meta_ptr,
+    tables_ptr,
+    scale_ptr,
+    out_ptr,
+    height,
+    width,
     BLOCK: tl.constexpr,
 ) -> None:
     image = tl.program_id(0)
@@ -82,7 +81,7 @@ def _resize(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _reduce(bytes_ptr: Any, meta_ptr: Any, out_ptr: Any, BLOCK: tl.constexpr) -> None:
+def _reduce(bytes_ptr, meta_ptr, out_ptr, BLOCK: tl.constexpr) -> None:
     image = tl.program_id(0)
     index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = meta_ptr + image * 8
