@@ -269,7 +269,7 @@ def test_without_its_head_the_run_ends_and_goes_on_with_another(
         os.kill(worker, signal.SIGSTOP)  # else they might be done before the loss is seen
     getattr(head, how)()
     error = driver.error()
-    assert f"the head of Ray at {head.address}:{PORT} does not answer any more" in error
+    assert f"the Ray head node at {head.address}:{PORT} no longer answers" in error
     assert "Traceback" not in error
     assert 100 <= len(contents(Store.open(tmp_path / "s"))) < IMAGES
     new, _ = lan.cluster("true")
@@ -299,7 +299,7 @@ def test_a_host_that_does_not_see_the_images_is_left_out(lan: Lan, folder: Path,
     assert [bad["key"] for bad in report["skipped"]] == ["p/bad.jpg"]
     assert [worker.split()[0] for worker in report["workers"]] == ["host2"]
     assert len(report["lost"]) == 1
-    assert report["lost"][0].startswith("host3 was left out: it could read none of the ")
+    assert report["lost"][0].startswith("host3 was excluded: it could read none of the ")
     assert same(tmp_path / "s", whole)
 
 
@@ -308,14 +308,14 @@ def test_a_host_that_does_not_see_the_store_is_left_out(lan: Lan, folder: Path, 
     head, *_ = lan.cluster("true", f"mount -t tmpfs none {tmp_path / 'shared'}")
     report = head.index(head, folder, tmp_path / "shared" / "s").report()
     assert [worker.split()[0] for worker in report["workers"]] == ["host2"]
-    assert report["lost"][0].startswith("host3 was left out: what it sealed is not in ")
+    assert report["lost"][0].startswith("host3 was excluded: its shard is not in ")
     assert same(tmp_path / "shared" / "s", whole)
 
 
 def test_where_no_host_sees_the_images_the_run_ends(lan: Lan, folder: Path, tmp_path: Path) -> None:
     head, *_ = lan.cluster(f"mount -t tmpfs none {folder}")
     error = head.index(head, folder, tmp_path / "s").error()
-    assert "no host is left that can work: host2 was left out: it could read none of the " in error
+    assert "no usable host remains: host2 was excluded: it could read none of the " in error
     assert not (tmp_path / "s" / "quarantine.tsv").exists()
 
 
@@ -328,7 +328,7 @@ def test_a_host_with_another_package_or_other_weights_is_named(lan: Lan, folder:
     for setup, message in {
         f"mount --bind {tmp_path / 'absent.py'} {package}": "host3: clipfake is not installed there",
         f"mount --bind {tmp_path / 'older.py'} {package}": "host4 has clipfake 0.0.9",
-        f"mount --bind {there} {here}": "have two encoders of one name",
+        f"mount --bind {there} {here}": "have different encoders of the same name",
         f"mount -t tmpfs none {here}": f"host6: the encoder {here} cannot be loaded",
     }.items():
         host = lan.host(setup)

@@ -55,7 +55,7 @@ def test_parts_together_are_the_whole(folder: Path, tmp_path: Path) -> None:
 def test_a_part_that_cannot_commit_leaves_its_rows_for_the_next(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipfake.indexer.index.PATIENCE", 0.0)
+    monkeypatch.setattr("clipfake.indexer.index.COMMIT_TIMEOUT", 0.0)
     store = store_at(tmp_path / "s")
     with store.writer():  # someone else is writing
         report = index([folder], store, PlainEncoder(), IndexOptions(part=(0, 2), batch_size=4, rows_per_shard=4))

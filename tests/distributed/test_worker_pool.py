@@ -34,35 +34,35 @@ def waiting(store: Store) -> list[Path]:
 
 
 class Here(WorkerPool):
-    """A crew of one worker in this process, that dies where it is told to."""
+    """A pool of one worker in this process, that dies where it is told to."""
 
     space = PlainEncoder().space
     workers = ["here process 1"]  # noqa: RUF012
-    room = 2
+    capacity = 2
 
-    def __init__(self, folder: Path, dies: Callable[[Task], bool] = lambda unit: False) -> None:
+    def __init__(self, folder: Path, dies: Callable[[Task], bool] = lambda task: False) -> None:
         self._worker, self._dies = Worker(PLAIN, folder, IndexOptions(threads=1)), dies
         self._given: list[Task] = []
         self.requested: list[int] = []
 
-    def give(self, unit: Task) -> None:
-        assert len(self._given) < self.room
-        self.requested.append(len(unit.entries))
-        self._given.append(unit)
+    def submit(self, task: Task) -> None:
+        assert len(self._given) < self.capacity
+        self.requested.append(len(task.images))
+        self._given.append(task)
 
-    def take(self, seconds: float) -> list[TaskResult | TaskLost]:
-        unit = self._given.pop(0)
-        return [TaskLost(unit.id) if self._dies(unit) else self._worker.work(unit)]
+    def collect(self, seconds: float) -> list[TaskResult | TaskLost]:
+        task = self._given.pop(0)
+        return [TaskLost(task.id) if self._dies(task) else self._worker.work(task)]
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         self._worker.close()
 
 
 def test_a_unit_is_named_by_what_is_in_it() -> None:
-    entries = [ImageRef("a/1", "/x"), ImageRef("a/2", "/y")]
-    assert Task.of(entries).id == Task.of([ImageRef("a/1", "/moved"), ImageRef("a/2", "/too")]).id
-    assert Task.of(entries).id != Task.of(entries[:1]).id
-    assert sum((half.entries for half in Task.of(entries * 3).halves()), ()) == tuple(entries * 3)
+    images = [ImageRef("a/1", "/x"), ImageRef("a/2", "/y")]
+    assert Task.of(images).id == Task.of([ImageRef("a/1", "/moved"), ImageRef("a/2", "/too")]).id
+    assert Task.of(images).id != Task.of(images[:1]).id
+    assert sum((half.images for half in Task.of(images * 3).halves()), ()) == tuple(images * 3)
 
 
 def test_a_unit_takes_its_worker_some_seconds_and_is_never_empty() -> None:
@@ -75,21 +75,21 @@ def test_a_unit_that_is_done_twice_is_there_once(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 4), store_at(tmp_path / "s")
     (folder / "bad.jpg").write_text("no image")
     worker = Worker(PLAIN, store.folder, IndexOptions(threads=1))
-    unit = Task.of([ImageRef(f"p/{path.name}", str(path)) for path in sorted(folder.iterdir())])
-    first, second = worker.work(unit), worker.work(unit)
+    task = Task.of([ImageRef(f"p/{path.name}", str(path)) for path in sorted(folder.iterdir())])
+    first, second = worker.work(task), worker.work(task)
     worker.close()
-    assert first.shard == second.shard == f"{unit.id}.h5"
-    assert [entry.key for entry, _ in first.refused] == ["p/bad.jpg"]
+    assert first.shard == second.shard == f"{task.id}.h5"
+    assert [ref.key for ref, _ in first.refused] == ["p/bad.jpg"]
     assert commit(store)
     assert len(contents(store)) == 4
 
 
 def test_a_unit_of_bad_images_alone_has_no_shard(tmp_path: Path) -> None:
     worker = Worker(PLAIN, tmp_path, IndexOptions(threads=1))
-    receipt = worker.work(Task.of([ImageRef("a", str(tmp_path / "nowhere.jpg"))]))
+    result = worker.work(Task.of([ImageRef("a", str(tmp_path / "nowhere.jpg"))]))
     worker.close()
-    assert receipt.shard == ""
-    assert len(receipt.refused) == 1
+    assert result.shard == ""
+    assert len(result.refused) == 1
 
 
 def test_a_worker_whose_encoder_fails_says_so_for_every_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -122,8 +122,8 @@ def test_rows_by_workers_are_those_of_one_process(tmp_path: Path) -> None:
 
 def test_an_image_that_kills_every_worker_is_found_and_costs_only_itself(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 40), store_at(tmp_path / "s")
-    crew = Here(store.folder, lambda unit: any(entry.key == "p/0013.png" for entry in unit.entries))
-    report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=20))
+    pool = Here(store.folder, lambda task: any(ref.key == "p/0013.png" for ref in task.images))
+    report = index_with(pool, [folder], store, IndexOptions(rows_per_shard=20))
     assert [key for key, _ in report.skipped] == ["p/0013.png"]
     assert "died" in read_quarantine(store.folder)["p/0013.png"].reason
     assert len(contents(store)) == report.added == 39
@@ -132,16 +132,16 @@ def test_an_image_that_kills_every_worker_is_found_and_costs_only_itself(tmp_pat
 def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 30), store_at(tmp_path / "s")
     seen: set[str] = set()
-    crew = Here(store.folder, lambda unit: unit.id not in seen and not seen.add(unit.id))  # type: ignore[func-returns-value]
-    report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=10))
+    pool = Here(store.folder, lambda task: task.id not in seen and not seen.add(task.id))  # type: ignore[func-returns-value]
+    report = index_with(pool, [folder], store, IndexOptions(rows_per_shard=10))
     assert (report.added, report.skipped) == (30, [])
-    assert crew.requested == [10, 10, 10, 10, 10, 10]
+    assert pool.requested == [10, 10, 10, 10, 10, 10]
 
 
 def test_a_machine_on_which_every_worker_dies_ends_the_run(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", LOSSES), store_at(tmp_path / "s")
     with pytest.raises(SourceError, match="workers died"):
-        index_with(Here(store.folder, lambda unit: True), [folder], store)
+        index_with(Here(store.folder, lambda task: True), [folder], store)
 
 
 def test_what_was_listed_before_the_listing_fails_is_stored(tmp_path: Path) -> None:
@@ -158,11 +158,11 @@ def test_ctrl_c_takes_in_what_is_under_way(tmp_path: Path) -> None:
     class Stopped(Here):
         calls = 0
 
-        def take(self, seconds: float) -> list[TaskResult | TaskLost]:
+        def collect(self, seconds: float) -> list[TaskResult | TaskLost]:
             self.calls += 1
             if self.calls == 2:
                 raise KeyboardInterrupt
-            return super().take(seconds)
+            return super().collect(seconds)
 
     report = index_with(Stopped(store.folder), [folder], store, IndexOptions(rows_per_shard=10))
     assert (report.interrupted, report.added) == (True, 30)
@@ -192,8 +192,8 @@ def test_in_processes_with_one_killed_every_row_is_there_once(tmp_path: Path) ->
     (folder / "bad.jpg").write_text("no image")
     killed: list[int] = []
     options = IndexOptions(rows_per_shard=10, threads=2)
-    with ProcessPool(PLAIN, store.folder, options, 2) as crew:
-        report = index_with(crew, [folder], store, options, killing(killed))
+    with ProcessPool(PLAIN, store.folder, options, 2) as pool:
+        report = index_with(pool, [folder], store, options, killing(killed))
     assert killed
     assert (report.added, report.known, [key for key, _ in report.skipped]) == (120, 0, ["p/bad.jpg"])
     assert len(set(report.workers)) == 2
@@ -219,8 +219,8 @@ def kill(report):
 if __name__ == "__main__":
     options = IndexOptions(rows_per_shard=10, threads=2)
     store = Store.open(sys.argv[1])
-    with ProcessPool(EncoderSpec("plain"), store.folder, options) as crew:
-        index_with(crew, [sys.argv[2]], store, options, kill)
+    with ProcessPool(EncoderSpec("plain"), store.folder, options) as pool:
+        index_with(pool, [sys.argv[2]], store, options, kill)
 """
 
 
@@ -242,7 +242,7 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_the_next_goes_on(tm
     assert waiting(store) == []
 
 
-# Hears Ctrl-C while it settles a receipt. Arguments: store, folder.
+# Hears Ctrl-C while it settles a result. Arguments: store, folder.
 INTERRUPTED = """
 import os, signal, sys
 from clipfake.indexer.distributed.worker_pool import index_with
@@ -252,10 +252,10 @@ from clipfake.indexer.encoder_spec import EncoderSpec
 from clipfake.store.store import Store
 
 class Together(ProcessPool):
-    def take(self, seconds):  # two receipts, where there is more than one to come
+    def collect(self, seconds):  # two results, where there is more than one to come
         told = []
-        while len(told) < 2 and (not told or any(member.units for member in self._members)):
-            told += super().take(seconds)
+        while len(told) < 2 and (not told or any(member.tasks for member in self._members)):
+            told += super().collect(seconds)
         return told
 
 def interrupt(report):
@@ -268,8 +268,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may have had it ignored
     options = IndexOptions(rows_per_shard=10, threads=2)
     store = Store.open(sys.argv[1])
-    with Together(EncoderSpec("plain"), store.folder, options) as crew:
-        report = index_with(crew, [sys.argv[2]], store, options, interrupt)
+    with Together(EncoderSpec("plain"), store.folder, options) as pool:
+        report = index_with(pool, [sys.argv[2]], store, options, interrupt)
     print(report.interrupted, report.added)
 """
 
@@ -322,8 +322,8 @@ def test_on_a_real_ray_with_a_worker_killed_every_row_is_there_once(tmp_path: Pa
     (folder / "bad.jpg").write_text("no image")
     killed: list[int] = []
     options = IndexOptions(rows_per_shard=10, threads=1)
-    with RayPool(PLAIN, store.folder, options, count=2) as crew:
-        report = index_with(crew, [folder], store, options, killing(killed))
+    with RayPool(PLAIN, store.folder, options, count=2) as pool:
+        report = index_with(pool, [folder], store, options, killing(killed))
     assert killed
     assert [f"process {killed[0]} was lost" in summary for summary in report.lost] == [True]
     assert (report.added, report.known, [key for key, _ in report.skipped]) == (300, 0, ["p/bad.jpg"])

@@ -18,13 +18,13 @@ class Crowded(str):
 def test_a_name_is_again_there_exactly_if_it_came_before(kind: type[str]) -> None:
     seen, before = HashSet(), set[int]()
     for number in np.random.default_rng(0).integers(0, 1500, 4000).tolist():
-        assert seen.again(kind(number)) == (number in before)
+        assert seen.contains_or_add(kind(number)) == (number in before)
         before.add(number)
     assert len(seen) == len(before) > 1300
 
 
 def test_a_name_costs_a_few_bytes() -> None:
     seen = HashSet()
-    assert not any(seen.again(f"coco2017/train2017/img{i:06d}.jpg") for i in range(100_000))
+    assert not any(seen.contains_or_add(f"coco2017/train2017/img{i:06d}.jpg") for i in range(100_000))
     held = sum(sys.getsizeof(value) for value in vars(seen).values())
     assert 100_000 * 8 < held < 100_000 * 27

@@ -91,7 +91,7 @@ def test_the_photos_of_an_iphone_are_read_upright() -> None:
 
 def test_without_the_extra_a_heic_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    image._learn_heic.cache_clear()
+    image._register_heic.cache_clear()
     with pytest.raises(ImageError, match=r"reading HEIC needs .*clipfake\[heic\]"):
         decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
 

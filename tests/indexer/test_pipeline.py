@@ -131,7 +131,7 @@ def test_listing_never_runs_far_ahead(folder: Path) -> None:
     listed = encoded = 0
     most = 0
 
-    def entries():  # type: ignore[no-untyped-def]
+    def images():  # type: ignore[no-untyped-def]
         nonlocal listed
         for i in range(400):
             listed += 1
@@ -142,7 +142,7 @@ def test_listing_never_runs_far_ahead(folder: Path) -> None:
         most = max(most, listed - encoded)
         encoded += len(batch.images)
 
-    Pipeline(PlainEncoder(), ImageReader(), 4, 2).run(batched(entries(), 4), write)  # type: ignore[no-untyped-call]
+    Pipeline(PlainEncoder(), ImageReader(), 4, 2).run(batched(images(), 4), write)  # type: ignore[no-untyped-call]
     assert encoded == 400
     assert most <= 4 * (AHEAD + UNWRITTEN + 4)
 

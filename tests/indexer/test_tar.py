@@ -36,10 +36,10 @@ def test_every_member_is_listed_with_its_content_and_time(tmp_path: Path, form: 
     at = packed(tmp_path / name, form, "w:gz" if name.endswith("gz") else "w")
     with tarfile.open(at) as archive:
         wanted = [(m.size, int(m.mtime * 10**9)) for m in archive if m.isfile()]
-    found = list(TarArchive(str(at)).entries())
+    found = list(TarArchive(str(at)).images())
     assert [e.key for e in found] == [f"t/{n.removeprefix('./')}".replace("\udcff", "\\xff") for n in NAMES]
-    assert [e.place.facts() for e in found] == wanted
-    assert [e.place.read()[0] for e in found] == [bytes([65 + i]) * i for i in range(len(NAMES))]
+    assert [e.byte_source.stat() for e in found] == wanted
+    assert [e.byte_source.read()[0] for e in found] == [bytes([65 + i]) * i for i in range(len(NAMES))]
 
 
 def test_every_damage_is_named_and_no_other_error_comes_of_a_tar(tmp_path: Path) -> None:
@@ -49,7 +49,7 @@ def test_every_damage_is_named_and_no_other_error_comes_of_a_tar(tmp_path: Path)
     for content in tries:
         at.write_bytes(content)
         try:
-            spoilt += sum(1 for found in listing([at]) if found.place.read()) != len(NAMES)
+            spoilt += sum(1 for found in listing([at]) if found.byte_source.read()) != len(NAMES)
         except (SourceError, ImageError):
             spoilt += 1
     assert spoilt > len(tries) / 4
@@ -59,10 +59,10 @@ def test_every_damage_is_named_and_no_other_error_comes_of_a_tar(tmp_path: Path)
 def test_a_giant_in_a_tar_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     at = packed(tmp_path / name, mode="w:gz" if name.endswith("gz") else "w")
     monkeypatch.setattr(image_ref, "BYTES_LIMIT", 3)
-    small, large = list(TarArchive(str(at)).entries())[3:5]
-    assert small.place.read()[0] == b"DDD"
+    small, large = list(TarArchive(str(at)).images())[3:5]
+    assert small.byte_source.read()[0] == b"DDD"
     with pytest.raises(ImageError, match="too large for an image"):
-        large.place.read()
+        large.byte_source.read()
 
 
 def test_sparse_files_are_refused(tmp_path: Path) -> None:
@@ -71,6 +71,6 @@ def test_sparse_files_are_refused(tmp_path: Path) -> None:
         result.pax_headers = {"GNU.sparse.size": "9", "GNU.sparse.map": "0,1,8,1", "GNU.sparse.numblocks": "2"}
         result.size = 2
         archive.addfile(result, io.BytesIO(b"ab"))
-    [found] = TarArchive(str(tmp_path / "t.tar")).entries()
+    [found] = TarArchive(str(tmp_path / "t.tar")).images()
     with pytest.raises(ImageError, match="sparse"):
-        found.place.read()
+        found.byte_source.read()

@@ -22,7 +22,7 @@ from clipfake.indexer.sources import archive, tables
 from clipfake.indexer.sources.archive import TarArchive, ZipArchive
 from clipfake.indexer.sources.folders import FolderSource, TableSource
 from clipfake.indexer.sources.image_ref import ImageRef
-from clipfake.indexer.sources.labels import by_row
+from clipfake.indexer.sources.labels import label_from_row
 from clipfake.simulated.standin_encoder import build_standin
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -78,18 +78,18 @@ def zip_at(folder: Path, files: dict[str, bytes], change: Callable[[bytes], byte
     return ZipArchive(str(folder / "z.zip"))
 
 
-def read(entries: Any) -> list[ImageRef]:
+def read(images: Any) -> list[ImageRef]:
     """Entries that a store could keep, their bytes asked for."""
     found = []
-    for entry in entries:
-        for text in (entry.key, entry.source, entry.generator, entry.category, entry.refused):
+    for ref in images:
+        for text in (ref.key, ref.source, ref.generator, ref.category, ref.refused):
             assert text.isascii() or text.encode("utf-8", "surrogateescape")
-        entry.key.encode()
-        found.append(entry)
+        ref.key.encode()
+        found.append(ref)
         try:
-            size, time = entry.place.facts()
+            size, time = ref.byte_source.stat()
             assert size >= -1 and abs(time) < 1 << 63
-            entry.place.read()
+            ref.byte_source.read()
         except ImageError:
             pass
     return found
@@ -101,13 +101,13 @@ def read(entries: Any) -> list[ImageRef]:
 @pytest.mark.parametrize("size", ["-1536", "-1", "x"])
 def test_a_tar_with_a_size_that_leads_back_does_not_go_round_for_ever(size: str, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not a readable tar"):
-        read(tar_at(tmp_path, ONE + form(size=size) + TWO + END).entries())
+        read(tar_at(tmp_path, ONE + form(size=size) + TWO + END).images())
 
 
 def test_a_tar_with_a_negative_number_in_its_header_is_refused(tmp_path: Path) -> None:
     negative = b"\xff" * 8 + (-1024).to_bytes(4, "big", signed=True)
     with pytest.raises(SourceError, match="-1024 bytes"):
-        read(tar_at(tmp_path, ONE + header("b.png", negative) + END).entries())
+        read(tar_at(tmp_path, ONE + header("b.png", negative) + END).images())
 
 
 @pytest.mark.parametrize("name", ["t.tar", "t.tar.gz"])
@@ -118,39 +118,39 @@ def test_images_after_a_damaged_header_are_not_left_out_unsaid(name: str, tmp_pa
 
         content = gzip.compress(content)
     with pytest.raises(SourceError, match="it is damaged"):
-        read(tar_at(tmp_path, content, name).entries())
+        read(tar_at(tmp_path, content, name).images())
 
 
 @pytest.mark.parametrize("time", ["nan", "inf", "1e300", "-1e300"])
 def test_a_tar_with_a_time_that_is_none_is_read(time: str, tmp_path: Path) -> None:
-    (entry,) = read(tar_at(tmp_path, form(mtime=time) + ONE + END).entries())
-    assert entry.place.facts() == (3, 0)
+    (ref,) = read(tar_at(tmp_path, form(mtime=time) + ONE + END).images())
+    assert ref.byte_source.stat() == (3, 0)
 
 
 @pytest.mark.parametrize("fields", [{"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}, {"GNU.sparse.map": "1,x"}])
 def test_a_sparse_map_that_makes_no_sense_is_an_error_with_words(fields: dict[str, str], tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not a readable tar"):
-        read(tar_at(tmp_path, form(**fields) + ONE + END).entries())
+        read(tar_at(tmp_path, form(**fields) + ONE + END).images())
 
 
 def test_a_name_as_long_as_the_memory_is_not_read(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="other words of 8,589,934,591 bytes"):
-        read(tar_at(tmp_path, header("pax", 8**11 - 1, b"x")).entries())
+    with pytest.raises(SourceError, match="extended header of 8,589,934,591 bytes"):
+        read(tar_at(tmp_path, header("pax", 8**11 - 1, b"x")).images())
 
 
 def test_headers_that_speak_of_headers_have_an_end(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="not a readable tar"):
-        read(tar_at(tmp_path, form(path="a.png") * 2000 + ONE + END).entries())
+        read(tar_at(tmp_path, form(path="a.png") * 2000 + ONE + END).images())
 
 
 @pytest.mark.parametrize("content", [b"\x1f\x8b\x08", b"\x1f\x8b\x08\x04", b"BZh9", b"\xfd7zXZ\0", b"", b"\0" * 700])
 def test_a_packed_tar_that_ends_at_once_is_refused(content: bytes, tmp_path: Path) -> None:
     tar = tar_at(tmp_path, content, "t.tar.gz")
     if content == b"\0" * 700:  # an archive that has ended
-        assert read(tar.entries()) == []
+        assert read(tar.images()) == []
     else:
         with pytest.raises(SourceError, match="not a readable tar"):
-            read(tar.entries())
+            read(tar.images())
 
 
 def test_files_of_one_name_do_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -159,8 +159,8 @@ def test_files_of_one_name_do_not_fill_the_memory(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(archive, "HELD_LIMIT", 5)
     many = b"".join(header(f"a.{i}.png", 3) + b"abc".ljust(512, b"\0") for i in range(3))
     with pytest.raises(SourceError, match="over 5 bytes named a"):
-        read(tar_at(tmp_path, gzip.compress(many + END), "t.tar.gz").entries())
-    assert len(read(tar_at(tmp_path, many + END).entries())) == 3  # read in place: nothing is held
+        read(tar_at(tmp_path, gzip.compress(many + END), "t.tar.gz").images())
+    assert len(read(tar_at(tmp_path, many + END).images())) == 3  # read in place: nothing is held
 
 
 @pytest.mark.parametrize(
@@ -168,7 +168,7 @@ def test_files_of_one_name_do_not_fill_the_memory(tmp_path: Path, monkeypatch: p
 )
 def test_a_sidecar_of_a_stranger_does_not_end_the_run(said_beside: bytes, tmp_path: Path) -> None:
     beside = header("a/1.json", len(said_beside)) + said_beside.ljust(-(-len(said_beside) // 512) * 512, b"\0")
-    assert len(read(tar_at(tmp_path, beside + ONE + TWO + END).entries())) == 2
+    assert len(read(tar_at(tmp_path, beside + ONE + TWO + END).images())) == 2
 
 
 # Zip
@@ -183,9 +183,9 @@ def test_a_zip_with_an_offset_beyond_any_file_has_one_unreadable_image(tmp_path:
         record += wide
         return content[:at] + record + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, len(record), at, 0)
 
-    (entry,) = read(zip_at(tmp_path, {"a.png": b"abc"}, far).entries())
+    (ref,) = read(zip_at(tmp_path, {"a.png": b"abc"}, far).images())
     with pytest.raises(ImageError):
-        entry.place.read()
+        ref.byte_source.read()
 
 
 def test_a_table_that_claims_to_go_on_beyond_the_archive_ends_with_it(tmp_path: Path) -> None:
@@ -198,7 +198,7 @@ def test_a_table_that_claims_to_go_on_beyond_the_archive_ends_with_it(tmp_path: 
         return content[:at] + record + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 1, 1, len(record), at, 0)
 
     with pytest.raises(SourceError, match="not a readable table"):
-        read(zip_at(tmp_path, {"metadata.csv": b"file_name,label\na.png,fake\n"}, endless).entries())
+        read(zip_at(tmp_path, {"metadata.csv": b"file_name,label\na.png,fake\n"}, endless).images())
 
 
 def test_a_name_that_goes_on_after_its_end_is_no_table(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_a_name_that_goes_on_after_its_end_is_no_table(tmp_path: Path) -> None:
         return content.replace(b"d-metadata.csv", b"d\0metadata.csv").replace(b"e-/metadata.csv", b"e\0/metadata.csv")
 
     made = zip_at(tmp_path, {"d-metadata.csv": b"", "e-/metadata.csv": b"", "e-.png": b""}, cut)
-    assert made.count() == 1 and len(read(made.entries())) == 1
+    assert made.count() == 1 and len(read(made.images())) == 1
 
 
 def test_a_damaged_parquet_table_in_a_zip_is_a_source_error(tmp_path: Path) -> None:
@@ -214,7 +214,7 @@ def test_a_damaged_parquet_table_in_a_zip_is_a_source_error(tmp_path: Path) -> N
     with pytest.raises(SourceError, match="size and checksum"):
         made.count()
     with pytest.raises(SourceError, match="size and checksum"):
-        read(made.entries())
+        read(made.images())
 
 
 # Tables
@@ -235,12 +235,12 @@ def test_a_damaged_parquet_table_in_a_zip_is_a_source_error(tmp_path: Path) -> N
 def test_a_line_of_a_strangers_table_is_a_line_of_the_report(line: bytes, packed: bool, tmp_path: Path) -> None:
     result = b'{"file_name": "a.png", "label": "fake"}\n' + line + b'\n{"file_name": "c.png", "label": "real"}\n'
     if packed:
-        found = read(zip_at(tmp_path, {"metadata.jsonl": result}).entries())
+        found = read(zip_at(tmp_path, {"metadata.jsonl": result}).images())
     else:
         (tmp_path / "metadata.jsonl").write_bytes(result)
         (tmp_path / "t.jsonl").write_bytes(result)
-        assert len(read(TableSource(str(tmp_path / "t.jsonl")).entries())) == 3
-        found = read(FolderSource(tmp_path).entries())
+        assert len(read(TableSource(str(tmp_path / "t.jsonl")).images())) == 3
+        found = read(FolderSource(tmp_path).images())
     assert len(found) == 3 and not found[0].refused and not found[2].refused
 
 
@@ -252,8 +252,8 @@ def test_a_line_that_no_parser_reads_is_a_source_error(line: bytes) -> None:
 
 @pytest.mark.parametrize("name", ["t.csv", "t.jsonl"])
 def test_a_line_without_an_end_does_not_fill_the_memory(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tables, "LINE", 1000)
-    with pytest.raises(SourceError, match="a line of 1,000 letters or more"):
+    monkeypatch.setattr(tables, "MAX_LINE", 1000)
+    with pytest.raises(SourceError, match="a line of 1,000 characters or more"):
         list(tables.rows(name, io.BytesIO(b"a," * 10_000)))
 
 
@@ -286,7 +286,7 @@ def test_a_long_text_that_every_row_says_is_in_memory_once() -> None:
 
 @pytest.mark.parametrize("value", [[1], {}, "1" * 5000, True, 1e999, float("nan"), None, 2**70])
 def test_a_target_that_is_none_is_told_in_few_words(value: Any) -> None:
-    answer = by_row({"target": value})
+    answer = label_from_row({"target": value})
     assert isinstance(answer, str) and len(answer) < 200
 
 
@@ -504,7 +504,7 @@ def readable(images: Iterable[ImageRef]) -> list[str]:
     keys = []
     for image in images:
         if not image.refused:
-            decode(image.place.read()[0])
+            decode(image.byte_source.read()[0])
             keys.append(image.key)
     return keys
 
@@ -522,13 +522,13 @@ def test_a_changed_tar_is_read_or_a_source_error(kind: int, mode: Any, name: str
             member = tarfile.TarInfo(inside)
             member.size, member.mtime = len(content), 1.5
             made.addfile(member, io.BytesIO(content))
-    assert len(readable(tar_at(tmp_path, out.getvalue(), name).entries())) == 2  # what is not changed is read
+    assert len(readable(tar_at(tmp_path, out.getvalue(), name).images())) == 2  # what is not changed is read
 
     @ANY
     @given(changed(out.getvalue()))
     def holds(content: bytes) -> None:
         with suppress(SourceError):
-            read(tar_at(tmp_path, content, name).entries())
+            read(tar_at(tmp_path, content, name).images())
 
     holds()
 
@@ -542,7 +542,7 @@ def test_a_changed_zip_is_read_or_a_source_error(suffix: str, method: int, tmp_p
         made.writestr("d/1.png", PICTURE)
         with made.open("é/2.png", "w", force_zip64=True) as file:
             file.write(PICTURE)
-    assert len(readable(zip_at(tmp_path, {}, lambda _: out.getvalue()).entries())) == 2
+    assert len(readable(zip_at(tmp_path, {}, lambda _: out.getvalue()).images())) == 2
 
     @ANY
     @given(changed(out.getvalue()))
@@ -550,7 +550,7 @@ def test_a_changed_zip_is_read_or_a_source_error(suffix: str, method: int, tmp_p
         source = zip_at(tmp_path, {}, lambda _: content)
         try:
             assert (source.count() or 0) >= 0
-            read(source.entries())
+            read(source.images())
         except SourceError:
             pass
 
@@ -561,14 +561,14 @@ def test_a_changed_zip_is_read_or_a_source_error(suffix: str, method: int, tmp_p
 def test_a_changed_table_is_read_or_a_source_error(suffix: str, tmp_path: Path) -> None:
     (tmp_path / f"metadata.{suffix}").write_bytes(TABLES[suffix])
     (tmp_path / "1.png").write_bytes(PICTURE)
-    assert readable(FolderSource(tmp_path).entries())
+    assert readable(FolderSource(tmp_path).images())
 
     @ANY
     @given(changed(TABLES[suffix] * 3))
     def holds(content: bytes) -> None:
         (tmp_path / f"metadata.{suffix}").write_bytes(content)
         with suppress(SourceError):
-            read(FolderSource(tmp_path).entries())
+            read(FolderSource(tmp_path).images())
 
     holds()
 

@@ -31,16 +31,16 @@ def packed(at: Path, members: Members, method: int = zipfile.ZIP_STORED, comment
 
 
 def rows_of(source: object) -> list[tuple[object, ...]]:
-    return sorted((*entry[:1], *entry[2:7], bool(entry.refused)) for entry in listing([source]))  # type: ignore[list-item]
+    return sorted((*ref[:1], *ref[2:7], bool(ref.refused)) for ref in listing([source]))  # type: ignore[list-item]
 
 
 def contents(at: Path) -> Members:
-    return {entry.key: entry.place.read()[0] for entry in ZipArchive(str(at)).entries()}
+    return {ref.key: ref.byte_source.read()[0] for ref in ZipArchive(str(at)).images()}
 
 
 def entry_of(at: Path) -> ImageRef:
-    [entry] = ZipArchive(str(at)).entries()
-    return entry
+    [ref] = ZipArchive(str(at)).images()
+    return ref
 
 
 def patched(at: Path, where: int, content: bytes) -> Path:
@@ -84,9 +84,9 @@ def test_a_zip_is_listed_as_the_folder_it_was_packed_from(tmp_path: Path, seed: 
             rows_of(at)
         return
     assert rows_of(at) == expected
-    for entry in ZipArchive(str(at)).entries():
-        if not entry.refused:
-            assert entry.place.read()[0] == members[entry.path.split("::")[0].removeprefix("zip://")]
+    for ref in ZipArchive(str(at)).images():
+        if not ref.refused:
+            assert ref.byte_source.read()[0] == members[ref.path.split("::")[0].removeprefix("zip://")]
 
 
 def test_images_come_in_the_archives_order_and_a_table_where_its_folder_begins(tmp_path: Path) -> None:
@@ -97,15 +97,15 @@ def test_images_come_in_the_archives_order_and_a_table_where_its_folder_begins(t
         "t/a.jpg": b"",
         "t/metadata.csv": TABLE + b"b.jpg,0\na.jpg,1\n",
     }
-    found = ZipArchive(str(packed(tmp_path / "p.zip", members))).entries()
-    assert [entry.key for entry in found] == ["p/z.jpg", "t/b.jpg", "t/a.jpg", "p/y.jpg"]
+    found = ZipArchive(str(packed(tmp_path / "p.zip", members))).images()
+    assert [ref.key for ref in found] == ["p/z.jpg", "t/b.jpg", "t/a.jpg", "p/y.jpg"]
 
 
 def test_more_members_than_sixteen_bits_count(tmp_path: Path) -> None:
     at = packed(tmp_path / "p.zip", {f"{i}.jpg": str(i).encode() for i in range(65_537)})
-    found = list(ZipArchive(str(at)).entries())
-    assert [entry.key for entry in found] == [f"p/{i}.jpg" for i in range(65_537)]
-    assert found[-1].place.read()[0] == b"65536"
+    found = list(ZipArchive(str(at)).images())
+    assert [ref.key for ref in found] == [f"p/{i}.jpg" for i in range(65_537)]
+    assert found[-1].byte_source.read()[0] == b"65536"
 
 
 @pytest.mark.parametrize("before", [b"", b"#!/bin/sh\n" * 9])
@@ -157,16 +157,16 @@ def renamed(at: Path, name: bytes, flags: int) -> Path:
 )
 def test_names_are_what_they_would_be_unpacked(tmp_path: Path, raw: bytes, flags: int, key: str) -> None:
     at = renamed(packed(tmp_path / "p.zip", {"N" * len(raw): b"a"}), raw, flags)
-    entry = entry_of(at)
-    assert entry.key == key
-    assert entry.place.read()[0] == b"a"
-    assert ZipDirectory(str(at)).find(entry.path.split("::")[0].removeprefix("zip://")) == 0
+    ref = entry_of(at)
+    assert ref.key == key
+    assert ref.byte_source.read()[0] == b"a"
+    assert ZipDirectory(str(at)).find(ref.path.split("::")[0].removeprefix("zip://")) == 0
 
 
 def test_a_name_that_leads_out_of_the_archive_is_refused(tmp_path: Path) -> None:
     at = packed(tmp_path / "p.zip", {"x/../../a.jpg": b"a"})
     with pytest.raises(ImageError, match="outside of the archive"):
-        entry_of(at).place.read()
+        entry_of(at).byte_source.read()
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -190,27 +190,27 @@ def test_what_macos_adds_for_itself_is_no_image(tmp_path: Path) -> None:
 def test_what_cannot_be_read_in_place_is_refused_by_name(tmp_path: Path, where: int, content: bytes, why: str) -> None:
     at = patched(packed(tmp_path / "p.zip", {"a.jpg": b"a"}), where, content)
     with pytest.raises(ImageError, match=why):
-        entry_of(at).place.read()
+        entry_of(at).byte_source.read()
     table = patched(packed(tmp_path / "t.zip", {"metadata.csv": TABLE + b"a.jpg,0\n"}), where, content)
     with pytest.raises(SourceError, match=why):
-        list(ZipArchive(str(table)).entries())
+        list(ZipArchive(str(table)).images())
 
 
 def test_a_bomb_is_refused_before_it_is_unpacked_whole(tmp_path: Path) -> None:
     at = packed(tmp_path / "p.zip", {"a.jpg": bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
     patched(at, 24, (1000).to_bytes(4, "little"))  # it says that it is small
-    with pytest.raises(ImageError, match="1,001 bytes where the archive promises 1,000"):
-        entry_of(at).place.read()
+    with pytest.raises(ImageError, match="1,001 bytes, where the archive's directory says 1,000"):
+        entry_of(at).byte_source.read()
     table = packed(tmp_path / "t.zip", {"metadata.csv": TABLE + bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
     with pytest.raises(SourceError, match="does not unpack"):
-        list(ZipArchive(str(patched(table, 24, (1000).to_bytes(4, "little")))).entries())
+        list(ZipArchive(str(patched(table, 24, (1000).to_bytes(4, "little")))).images())
 
 
 @pytest.mark.parametrize("where", [20, 24])
 def test_what_is_declared_huge_is_refused_unread(tmp_path: Path, where: int) -> None:
     at = patched(packed(tmp_path / "p.zip", {"a.jpg": b"a"}), where, b"\xfe\xff\xff\xff")
     with pytest.raises(ImageError, match="too large for an image"):
-        entry_of(at).place.read()
+        entry_of(at).byte_source.read()
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
@@ -220,7 +220,7 @@ def test_a_byte_that_turned_is_found_by_the_checksum(tmp_path: Path, method: int
     )
     patched(at, 16, b"0123")
     with pytest.raises(ImageError, match="checksum"):
-        next(ZipArchive(str(at)).entries()).place.read()
+        next(ZipArchive(str(at)).images()).byte_source.read()
 
 
 @pytest.mark.parametrize(("damage", "noticed"), [("disk", 1), ("cut", 0.9), ("turned", 0.4)])  # not all bytes matter
@@ -238,8 +238,8 @@ def test_every_damage_is_named_and_no_other_error_comes(tmp_path: Path, damage: 
     for content in tries:
         at.write_bytes(content)
         try:
-            for entry in listing([at]):
-                entry.place.read()
+            for ref in listing([at]):
+                ref.byte_source.read()
         except (SourceError, ImageError):
             spoilt += 1
     assert spoilt >= len(tries) * noticed
@@ -248,7 +248,7 @@ def test_every_damage_is_named_and_no_other_error_comes(tmp_path: Path, damage: 
 def test_a_large_table_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
     lines = "".join(f"{i:07d}.jpg,{i % 7}\n" for i in range(80_000)).encode()
     at = packed(tmp_path / "p.zip", {"metadata.csv": TABLE + lines}, zipfile.ZIP_DEFLATED)
-    found = list(ZipArchive(str(at)).entries())
+    found = list(ZipArchive(str(at)).images())
     assert (len(found), found[-1].key, found[-1].target) == (80_000, "p/0079999.jpg", 79_999 % 7)
 
 
@@ -264,10 +264,10 @@ def test_a_table_in_parquet_is_read_from_its_end(tmp_path: Path) -> None:
 def test_times_are_kept_and_impossible_ones_do_no_harm(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
         archive.writestr(zipfile.ZipInfo("a.jpg", (2024, 2, 29, 13, 59, 58)), b"a")
-    crc = entry_of(tmp_path / "p.zip").place.facts()[1] % 10**9
-    assert entry_of(tmp_path / "p.zip").place.facts() == (1, 1_709_215_198 * 10**9 + crc)
+    crc = entry_of(tmp_path / "p.zip").byte_source.stat()[1] % 10**9
+    assert entry_of(tmp_path / "p.zip").byte_source.stat() == (1, 1_709_215_198 * 10**9 + crc)
     for day in (b"\0\0", b"\xff\xff"):
-        assert entry_of(patched(tmp_path / "p.zip", 14, day)).place.read()[0] == b"a"
+        assert entry_of(patched(tmp_path / "p.zip", 14, day)).byte_source.read()[0] == b"a"
 
 
 def test_of_an_archive_far_away_only_the_directory_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +282,7 @@ def test_of_an_archive_far_away_only_the_directory_is_fetched(tmp_path: Path, mo
             return found
 
     monkeypatch.setattr(zip_directory, "open_binary", lambda at: Counting(at))
-    assert len(list(ZipArchive(str(at)).entries())) == 100
+    assert len(list(ZipArchive(str(at)).images())) == 100
     assert fetched < 90_000  # 64 KiB where the end may be, and the directory
 
 
@@ -303,9 +303,9 @@ def test_a_long_header_before_a_member_is_read_too(tmp_path: Path) -> None:
 
 def test_another_process_reads_the_directory_for_itself(tmp_path: Path) -> None:
     source = ZipArchive(str(packed(tmp_path / "p.zip", {"a.jpg": b"a"})))
-    before = list(source.entries())
+    before = list(source.images())
     made: tuple[Callable[..., ZipArchive], tuple[str]] = source.__reduce__()
     assert made[0](*made[1]) == source
     shutil.move(source.at, tmp_path / "q.zip")
-    assert [entry.key for entry in ZipArchive(str(tmp_path / "q.zip")).entries()] == ["q/a.jpg"]
-    assert all(isinstance(entry.where, ArchiveSpan) for entry in before)
+    assert [ref.key for ref in ZipArchive(str(tmp_path / "q.zip")).images()] == ["q/a.jpg"]
+    assert all(isinstance(ref.location, ArchiveSpan) for ref in before)
