@@ -144,17 +144,17 @@ def columns(store: Store) -> dict[str, list[Any]]:
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_only_large_plain_whole_jpegs_are_for_it(name: str) -> None:
+def test_accepts_only_large_plain_complete_jpegs(name: str) -> None:
     content, wanted = KINDS[name]
     assert (large_and_plain(content) is not None) == wanted
 
 
-def test_an_image_that_is_too_much_at_once_is_for_the_cores() -> None:
+def test_images_above_the_batch_limit_go_to_the_cpu() -> None:
     assert large_and_plain(of_size(LARGE, 5000, 5000)) is not None
     assert BATCH_PIXELS < 6000 * 6000 and large_and_plain(of_size(LARGE, 6000, 6000)) is None
 
 
-def test_an_image_that_may_be_rgb_is_for_the_cores() -> None:
+def test_images_that_may_be_rgb_go_to_the_cpu() -> None:
     at = LARGE.index(b"\xff\xc0") + 10
     named = bytearray(LARGE)
     named[at : at + 9 : 3] = b"RGB"
@@ -163,7 +163,7 @@ def test_an_image_that_may_be_rgb_is_for_the_cores() -> None:
     assert large_and_plain(bytes(named)) is None
 
 
-def test_what_agrees_is_used_and_the_store_is_the_same(
+def test_agreeing_decoder_is_used_and_store_is_the_same(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference = partial(decode_on_cpu, encoder.preprocess, True)
@@ -201,7 +201,7 @@ def spotted(content: bytes) -> ReducedImage:
     ],
     ids=["darker", "one pixel", "another size", "nothing"],
 )
-def test_what_disagrees_is_not_used_and_says_so(decode: DecodeFunction, text: str) -> None:
+def test_disagreeing_decoder_is_not_used_and_reported(decode: DecodeFunction, text: str) -> None:
     double = gpu_decoder_of(lambda: decode)
     assert double.accepts(LARGE) is not None
     assert double.decode([LARGE]) == [None]
@@ -210,7 +210,7 @@ def test_what_disagrees_is_not_used_and_says_so(decode: DecodeFunction, text: st
     assert double.accepts(LARGE) is None
 
 
-def test_another_way_is_tried_where_one_disagrees() -> None:
+def test_next_factory_is_tried_after_disagreement() -> None:
     made: list[str] = []
 
     def factory(name: str, levels: int) -> Callable[[], DecodeFunction]:
@@ -222,7 +222,7 @@ def test_another_way_is_tried_where_one_disagrees() -> None:
     assert (made, double.unused) == (["engine", "cuda"], "")
 
 
-def test_a_decoder_is_proved_on_real_images_before_any_of_its_pixels_is_used(
+def test_decoder_is_verified_on_real_images_before_use(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference = partial(decode_on_cpu, encoder.preprocess, True)
@@ -243,7 +243,7 @@ def test_a_decoder_is_proved_on_real_images_before_any_of_its_pixels_is_used(
 
 
 @pytest.mark.parametrize("when", ["made", "tried", "used"])
-def test_a_decoder_that_fails_is_off_for_the_run_and_loses_no_image(
+def test_failing_decoder_is_disabled_and_loses_no_image(
     when: str, folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference, calls = partial(decode_on_cpu, encoder.preprocess, True), []
@@ -266,7 +266,7 @@ def test_a_decoder_that_fails_is_off_for_the_run_and_loses_no_image(
     assert len(calls) == {"made": 0, "tried": 1, "used": 2}[when]
 
 
-def test_an_image_it_leaves_is_decoded_by_a_core(
+def test_images_left_by_gpu_are_decoded_on_cpu(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference = partial(decode_on_cpu, encoder.preprocess, True)
@@ -280,7 +280,7 @@ def test_an_image_it_leaves_is_decoded_by_a_core(
     assert len(store.snapshot()) == 10 and report.decoder_unused == ""
 
 
-def test_what_a_core_refuses_is_refused_while_it_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_refused_by_cpu_is_refused_during_verification(monkeypatch: pytest.MonkeyPatch) -> None:
     double = gpu_decoder_of(lambda: lambda contents: [cpu_decode(LARGE)] * len(contents))
 
     def refuses(content: bytes) -> ReducedImage:
@@ -294,7 +294,7 @@ def test_what_a_core_refuses_is_refused_while_it_is_proved(monkeypatch: pytest.M
     assert double.unused == ""
 
 
-def test_a_thread_that_finds_it_taken_does_the_work_itself(
+def test_thread_decodes_on_cpu_while_decoder_is_busy(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The decoder returns only once another thread has decoded a large image; without sharing, it never does."""
@@ -320,7 +320,7 @@ def test_a_thread_that_finds_it_taken_does_the_work_itself(
     assert sum(report.decoded_by.values()) == len(store.snapshot()) == 22
 
 
-def test_no_more_is_given_at_once_than_there_is_room_for(
+def test_batches_stay_below_the_pixel_limit(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference, pixels = partial(decode_on_cpu, encoder.preprocess, True), list[list[int]]()
@@ -339,7 +339,7 @@ def test_no_more_is_given_at_once_than_there_is_room_for(
 
 
 @pytest.mark.parametrize(("must_be_faster", "gpu_seconds"), [(True, 2.0), (True, 0.1), (False, 2.0)])
-def test_where_it_must_pay_it_is_dropped_if_a_core_is_as_quick(
+def test_slow_decoder_is_dropped_if_it_must_be_faster(
     must_be_faster: bool, gpu_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now, small = [0.0], cpu_decode(LARGE)
@@ -358,7 +358,7 @@ def test_where_it_must_pay_it_is_dropped_if_a_core_is_as_quick(
 
 
 @pytest.mark.parametrize("size", [(640, 480), (1001, 777), (777, 1001), (129, 2000), (600, 3), (256, 128), (60, 90)])
-def test_a_mean_of_boxes_is_pillows(size: tuple[int, int]) -> None:
+def test_box_mean_equals_pillow_reduce(size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     for factor in (1, 2, 3, 5, 8, 17):
         want = np.asarray(Pillow.fromarray(pixels).reduce(factor))
@@ -367,7 +367,7 @@ def test_a_mean_of_boxes_is_pillows(size: tuple[int, int]) -> None:
 
 @needs_library
 @pytest.mark.parametrize("name", [name for name, (_, wanted) in KINDS.items() if wanted])
-def test_nvimagecodec_decodes_resizes_and_reduces_as_a_core_does(name: str) -> None:
+def test_nvimagecodec_on_cpu_agrees_with_reference(name: str) -> None:
     content = KINDS[name][0]
     codec = NvImageCodec(CLIP, torch.device("cpu"))
     [junk, image] = codec([b"no image", content])
@@ -381,7 +381,7 @@ def test_nvimagecodec_decodes_resizes_and_reduces_as_a_core_does(name: str) -> N
 @needs_library
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 @pytest.mark.parametrize("engine", [True, False])
-def test_a_card_decodes_resizes_and_reduces_as_a_core_does(engine: bool) -> None:
+def test_nvimagecodec_on_gpu_agrees_with_reference(engine: bool) -> None:
     codec = NvImageCodec(CLIP, torch.device("cuda"), engine=engine)
     contents = [content for content, wanted in KINDS.values() if wanted] * 20
     pairs = [(image, content) for image, content in zip(codec(contents), contents, strict=True) if image is not None]
@@ -390,7 +390,7 @@ def test_a_card_decodes_resizes_and_reduces_as_a_core_does(engine: bool) -> None
 
 
 @needs_library
-def test_a_store_is_the_same_with_nvimagecodec(folder: Path, tmp_path: Path, encoder: TorchEncoder) -> None:
+def test_store_is_the_same_with_nvimagecodec(folder: Path, tmp_path: Path, encoder: TorchEncoder) -> None:
     stores = [Store.create(tmp_path / name, encoder.space) for name in ("cpu", NAME)]
     reports = [
         index([folder], store, encoder, IndexOptions(threads=1, decoder=name))
@@ -435,9 +435,7 @@ class OneWorker(WorkerPool):
 
 
 @needs_library
-def test_workers_take_the_option_with_them_and_tell_who_decoded(
-    tmp_path: Path, folder: Path, encoder: TorchEncoder
-) -> None:
+def test_workers_use_the_decoder_option_and_report_it(tmp_path: Path, folder: Path, encoder: TorchEncoder) -> None:
     store, options = Store.create(tmp_path / "s", encoder.space), IndexOptions(threads=1, decoder=NAME)
     with OneWorker(EncoderSpec(encoder.space.encoder, "cpu"), store.folder, options) as pool:
         report = index_with(pool, [folder], store, IndexOptions(rows_per_shard=5))
@@ -445,7 +443,7 @@ def test_workers_take_the_option_with_them_and_tell_who_decoded(
 
 
 @needs_library
-def test_nvimagecodec_writes_nothing_where_people_read() -> None:
+def test_nvimagecodec_writes_nothing_to_stderr() -> None:
     program = (
         "import torch; from clipfake.indexer.decoding.nvimagecodec import NvImageCodec, library\n"
         "from clipfake.indexer.decoding.gpu_decoder import probe_jpegs\n"
@@ -460,13 +458,13 @@ def test_nvimagecodec_writes_nothing_where_people_read() -> None:
     assert ran.stderr.split() == ["before", "after"]
 
 
-def test_it_is_taken_by_itself_only_for_a_card(encoder: TorchEncoder) -> None:
+def test_auto_uses_gpu_decoder_only_on_gpu(encoder: TorchEncoder) -> None:
     assert gpu_decoder_for("auto", encoder, thumbnails=True) is None
     assert gpu_decoder_for("cpu", encoder, thumbnails=True) is None
 
 
 @pytest.mark.parametrize("decoder", ["auto", NAME])
-def test_on_a_card_it_is_tried_with_the_engine_and_without(
+def test_gpu_decoder_is_tried_with_and_without_engine(
     decoder: str, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class OnGpu(PlainEncoder):
@@ -489,7 +487,7 @@ def test_on_a_card_it_is_tried_with_the_engine_and_without(
         assert gpu_decoder_for(decoder, OnGpu(), thumbnails=True) is None
 
 
-def test_an_encoder_that_does_not_say_how_it_resizes_cannot_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_decoder_needs_preprocessing_of_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvimagecodec, "installed", lambda: True)
     with pytest.raises(EncoderError, match="omit --decoder"):
         gpu_decoder_for(NAME, PlainEncoder(), thumbnails=True)
@@ -500,7 +498,7 @@ def test_an_encoder_that_does_not_say_how_it_resizes_cannot_have_it(monkeypatch:
         gpu_decoder_for(NAME, PlainEncoder(), thumbnails=True)
 
 
-def test_a_decoder_that_is_not_there_is_told_before_a_store_is_made(
+def test_missing_decoder_is_reported_before_store_is_created(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(nvimagecodec, "installed", lambda: False)
@@ -516,7 +514,7 @@ def test_a_decoder_that_is_not_there_is_told_before_a_store_is_made(
 
 
 @needs_library
-def test_the_command_says_who_decoded_what(
+def test_index_command_prints_decoder_counts(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = ["index", "--folders", str(folder), "--store", str(tmp_path / "s"), "--encoder", encoder.space.encoder]
