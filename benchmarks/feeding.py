@@ -51,7 +51,7 @@ class RepeatedImages:
 
     files: tuple[ImageRef, ...]
     rows: int
-    name = at = "repeated"
+    name = path = "repeated"
 
     def images(self) -> Iterator[ImageRef]:
         for i in range(self.rows):

@@ -107,11 +107,11 @@ def _refs(
             position_of[key] = position
             yield ImageRef(key, path)
         return
-    wanted = set(missing.tolist())
+    remaining = set(missing.tolist())
     for batch in batched((ref for ref in listing(folders) if not ref.refused), KEYS_PER_LOOKUP):
         for ref, position in zip(batch, snapshot.find([ref.key for ref in batch]).tolist(), strict=True):
-            if position in wanted:
-                wanted.remove(position)
+            if position in remaining:
+                remaining.remove(position)
                 position_of[ref.key] = position
                 yield ref
 

@@ -186,9 +186,9 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _check_scans(content: bytes, pixels: int) -> None:
-    most = max(SCANS_LIMIT, SCANS_LIMIT * PIXEL_LIMIT // (10 * max(pixels, 1)))  # scans of small images cost less
-    if len(content) > most * SCAN_BYTES and (scans := content.count(b"\xff\xda")) > most:
-        raise ImageError(f"a JPEG of {scans:,} scans, more than {most:,}: it would take too long to decode")
+    limit = max(SCANS_LIMIT, SCANS_LIMIT * PIXEL_LIMIT // (10 * max(pixels, 1)))  # scans of small images cost less
+    if len(content) > limit * SCAN_BYTES and (scans := content.count(b"\xff\xda")) > limit:
+        raise ImageError(f"a JPEG of {scans:,} scans, more than {limit:,}: it would take too long to decode")
 
 
 @dataclass(frozen=True)

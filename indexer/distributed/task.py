@@ -54,12 +54,12 @@ class TaskLost:
     task_id: str
 
 
-def task_size(images: int, seconds: float, workers: int, most: int) -> int:
-    """Number of images in the next task, given that `images` were embedded in `seconds`; at most `most`.
+def task_size(images: int, seconds: float, workers: int, limit: int) -> int:
+    """Number of images in the next task, given that `images` were embedded in `seconds`; at most `limit`.
 
     >>> task_size(0, 0.0, 4, 16_384), task_size(60_000, 2.0, 4, 16_384), task_size(100, 10.0, 2, 16_384)
     (64, 16384, 50)
     """
     if not images:
-        return min(FIRST, most)
-    return max(1, min(round(images / seconds / workers * SECONDS), most))
+        return min(FIRST, limit)
+    return max(1, min(round(images / seconds / workers * SECONDS), limit))

@@ -113,7 +113,7 @@ class _Driver(IndexRun):
     ) -> None:
         super().__init__(folders, writer, folder, options, progress)
         self._pool, self._writer = pool, writer
-        self._again: deque[Task] = deque()
+        self._resubmit: deque[Task] = deque()
         self._under_way: dict[str, Task] = {}
         self._times_lost: Counter[str] = Counter()  # by task id
         self._losses = 0  # consecutive losses since a task was finished
@@ -142,28 +142,28 @@ class _Driver(IndexRun):
         """Keep the pool busy and record its results; a listing error is raised after the images listed before it."""
         tasks = self._tasks()
         more = True
-        while more or self._again or self._under_way:
+        while more or self._resubmit or self._under_way:
             while len(self._under_way) < self._pool.capacity:
-                task = self._again.popleft() if self._again else next(tasks, None)
+                task = self._resubmit.popleft() if self._resubmit else next(tasks, None)
                 if task is None:
                     more = False
                     break
                 with uninterrupted():
                     self._under_way[task.id] = task
                     self._pool.submit_avoiding(task, self._unread.get(task.id, ""))
-            if self._under_way or more or self._again:
+            if self._under_way or more or self._resubmit:
                 self._collect()
         if self._listing_error is not None:
             raise self._listing_error
 
     def _tasks(self) -> Iterator[Task]:
         refs = self.images_to_read()
-        most, workers = self.options.rows_per_shard, len(self._pool.workers)
+        limit, workers = self.options.rows_per_shard, len(self._pool.workers)
         while self._listing_error is None:
             images: list[ImageRef] = []
             try:
                 with self.report.stage("list", 1).busy():
-                    for ref in islice(refs, task_size(self._embedded, self.report.seconds, workers, most)):
+                    for ref in islice(refs, task_size(self._embedded, self.report.seconds, workers, limit)):
                         images.append(ref)  # noqa: PERF402 - kept if the listing fails
             except Exception as e:  # noqa: BLE001 - raised when these images are done
                 self._listing_error = e
@@ -195,11 +195,11 @@ class _Driver(IndexRun):
             )
         self._times_lost[task.id] += 1
         if self._times_lost[task.id] < TRIES:
-            self._again.append(task)
+            self._resubmit.append(task)
         elif len(task.images) > 1:
             for half in task.halves():
                 self._times_lost[half.id] = TRIES - 1
-                self._again.append(half)
+                self._resubmit.append(half)
         else:
             self._embedded += 1
             self.record([], AppendCounts(), [(task.images[0], KILLS)])
@@ -230,13 +230,13 @@ class _Driver(IndexRun):
         unread = set(result.unread)
         readable_here = {ref.key for ref, _ in result.refused if ref.key in unread and readable(ref)}
         if readable_here and task.id not in self._unread:
-            again = Task.of([ref for ref, _ in result.refused if ref.key in readable_here])
-            self._unread[again.id] = result.host
-            self._again.append(again)
-            self._embedded -= len(again.images)
+            task_again = Task.of([ref for ref, _ in result.refused if ref.key in readable_here])
+            self._unread[task_again.id] = result.host
+            self._resubmit.append(task_again)
+            self._embedded -= len(task_again.images)
             return [(ref, reason) for ref, reason in result.refused if ref.key not in readable_here]
-        where = f" on {result.host}; this machine can read it"
-        return [(ref, reason + where if ref.key in readable_here else reason) for ref, reason in result.refused]
+        suffix = f" on {result.host}; this machine can read it"
+        return [(ref, reason + suffix if ref.key in readable_here else reason) for ref, reason in result.refused]
 
     def _exclude_blind_host(self, task: Task, result: TaskResult) -> bool:
         """Exclude the worker's host if it cannot see the task's images or the store; True if it was excluded."""
@@ -252,9 +252,9 @@ class _Driver(IndexRun):
             )
         else:
             return False
-        self._again.append(task)
+        self._resubmit.append(task)
         for lost in self._pool.exclude_host(result.host, why):
-            self._again.append(self._under_way.pop(lost.task_id))
+            self._resubmit.append(self._under_way.pop(lost.task_id))
         return True
 
 

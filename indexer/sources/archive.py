@@ -59,15 +59,15 @@ HELD_LIMIT = 1 << 30  # bytes held in memory: a table that is read as a whole, o
 class ZipArchive:
     """Zip archive; its images are listed in the archive's order, by the metadata tables inside if there are any."""
 
-    at: str
+    path: str  # or URL
 
     @property
     def name(self) -> str:
-        return posixpath.basename(self.at)[: -len(".zip")]
+        return posixpath.basename(self.path)[: -len(".zip")]
 
     @cached_property
     def _directory(self) -> ZipDirectory:
-        return ZipDirectory(self.at)
+        return ZipDirectory(self.path)
 
     @cached_property
     def _tables(self) -> dict[str, str]:
@@ -79,10 +79,10 @@ class ZipArchive:
 
     @cached_property
     def _stamp(self) -> int:
-        return 0 if is_url(self.at) else Path(self.at).stat().st_mtime_ns
+        return 0 if is_url(self.path) else Path(self.path).stat().st_mtime_ns
 
     def __reduce__(self) -> tuple[type[ZipArchive], tuple[str]]:
-        return ZipArchive, (self.at,)  # another process reads the directory itself
+        return ZipArchive, (self.path,)  # another process reads the directory itself
 
     def images(self) -> Iterator[ImageRef]:
         seen_folders = set[str]()
@@ -103,7 +103,7 @@ class ZipArchive:
             yield inside, start, table_folder(inside.rpartition("/")[0]) if self._tables else None
 
     def count(self) -> int | None:
-        if is_url(self.at):
+        if is_url(self.path):
             return None  # the directory would be fetched twice
         seen_folders = set[str]()
         count = 0
@@ -114,23 +114,23 @@ class ZipArchive:
                 seen_folders.add(folder)
                 name = posixpath.join(folder, self._tables[folder])
                 with self.open(name) as file:
-                    count += tables.count(f"{self.at}/{name}", file)
+                    count += tables.count(f"{self.path}/{name}", file)
         return count
 
     def locate(self, inside: str) -> tuple[str, ByteSource]:
         start = self._directory.find(inside)
-        return missing(self.at, inside) if start is None else self._locate(inside, start)
+        return missing(self.path, inside) if start is None else self._locate(inside, start)
 
     def _locate(self, inside: str, start: int) -> tuple[str, ByteSource]:
         member = self._directory.member(start)
         if member.encrypted or member.method not in (STORED, DEFLATED) or inside.startswith("../"):
             why = "encrypted" if member.encrypted else f"packed by method {member.method}"
             why = "outside of the archive" if inside.startswith("../") else why
-            return f"{self.at}/{inside}", MissingFile(f"cannot be read in place: it is {why}")
+            return f"{self.path}/{inside}", MissingFile(f"cannot be read in place: it is {why}")
         # The archive's times are whole seconds; the CRC is stored in place of the nanoseconds to reveal other changes.
         time = member.time + member.crc % 10**9
-        return f"zip://{inside}::{self.at}", ArchiveSpan(
-            self.at,
+        return f"zip://{inside}::{self.path}", ArchiveSpan(
+            self.path,
             self._stamp,
             member.offset,
             member.packed,
@@ -145,18 +145,18 @@ class ZipArchive:
         _, location = self.locate(inside)
         if not isinstance(location, ArchiveSpan):
             reason = location.reason if isinstance(location, MissingFile) else "cannot be read"
-            raise SourceError(f"{self.at}/{inside}: {reason}")
+            raise SourceError(f"{self.path}/{inside}: {reason}")
         unpacked = io.BufferedReader(_Unpacked(location))
         if not inside.endswith(".parquet"):
             return unpacked
         if location.size > HELD_LIMIT:
             raise SourceError(
-                f"{self.at}/{inside} has {location.size:,} bytes, too many to unpack in memory; unpack the archive"
+                f"{self.path}/{inside} has {location.size:,} bytes, too many to unpack in memory; unpack the archive"
             )
         try:
             return io.BytesIO(unpacked.read())  # reading parquet starts at its end
         except OSError as e:
-            raise SourceError(f"{self.at}/{inside} is not a readable table: {e}") from e
+            raise SourceError(f"{self.path}/{inside} is not a readable table: {e}") from e
 
 
 class _Unpacked(io.RawIOBase):
@@ -229,19 +229,19 @@ class TarArchive:
     the archive is listed.
     """
 
-    at: str
+    path: str  # or URL
 
     @cached_property
     def name(self) -> str:
-        base = posixpath.basename(self.at)
+        base = posixpath.basename(self.path)
         return next(base[: -len(end)] for end in sorted(TARS, key=len, reverse=True) if base.lower().endswith(end))
 
     def images(self) -> Iterator[ImageRef]:
-        in_place = self.at.lower().endswith(".tar") and not is_url(self.at)
-        stamp = Path(self.at).stat().st_mtime_ns if in_place else 0
+        in_place = self.path.lower().endswith(".tar") and not is_url(self.path)
+        stamp = Path(self.path).stat().st_mtime_ns if in_place else 0
         try:
             with (
-                open_binary(self.at) as file,
+                open_binary(self.path) as file,
                 tarfile.open(fileobj=file, mode="r:" if in_place else "r|*", tarinfo=_Header) as archive,
             ):
                 members = self._members(archive, stamp if in_place else None)
@@ -252,7 +252,7 @@ class TarArchive:
         except ClipfakeError:
             raise
         except Exception as e:  # a damaged archive can make tarfile raise almost anything
-            raise SourceError(f"{self.at} is not a readable tar archive ({e}); download it again") from e
+            raise SourceError(f"{self.path} is not a readable tar archive ({e}); download it again") from e
 
     def _members(self, archive: tarfile.TarFile, stamp: int | None) -> Iterator[tuple[str, ByteSource | bytes]]:
         """Iterate over names, with the location of an image or the content of a sidecar or metadata table."""
@@ -264,7 +264,7 @@ class TarArchive:
                 continue
             if (suffix in SIDECARS and member.size <= PIECE) or posixpath.basename(name) in tables.METADATA:
                 if member.size > HELD_LIMIT:
-                    raise SourceError(f"{self.at} holds {name} with {member.size:,} bytes, too many for a table")
+                    raise SourceError(f"{self.path} holds {name} with {member.size:,} bytes, too many for a table")
                 file = archive.extractfile(member)
                 yield name, file.read() if file else b""
             elif suffix in SUFFIXES:
@@ -272,7 +272,7 @@ class TarArchive:
                 if why := "it is sparse" if member.issparse() else too_large(member.size):
                     yield name, MissingFile(why)
                 elif stamp is not None:
-                    yield name, ArchiveSpan(self.at, stamp, member.offset_data, member.size, member.size, time)
+                    yield name, ArchiveSpan(self.path, stamp, member.offset_data, member.size, member.size, time)
                 else:
                     file = archive.extractfile(member)
                     yield name, InMemory(file.read() if file else b"", time)
@@ -285,7 +285,7 @@ class TarArchive:
             size += len(held) if isinstance(held, bytes) else 0
             if size > HELD_LIMIT:
                 raise SourceError(
-                    f"{self.at} holds over {HELD_LIMIT:,} bytes named {stem}; unpack it, and name the folder"
+                    f"{self.path} holds over {HELD_LIMIT:,} bytes named {stem}; unpack it, and name the folder"
                 )
             files.append((name, content))
         return files
@@ -306,7 +306,7 @@ class TarArchive:
                 folder = posixpath.dirname(name)
                 if any(f"{before}/".startswith(f"{folder}/" if folder else "") for before in passed):
                     raise SourceError(
-                        f"{self.at} holds {name} after images that it describes, and a tar is read only once; "
+                        f"{self.path} holds {name} after images that it describes, and a tar is read only once; "
                         f"pack the table first, or use a zip or a folder"
                     )
                 rows_by_folder[folder] = self._table(name, content)
@@ -334,7 +334,7 @@ class TarArchive:
         if folder is not None and "image_path" in row:  # the same keys as of the unpacked archive
             source = to_text(posixpath.basename(folder) or self.name)
             key, generator = f"{source}/{to_text(inside)}", source
-        path = f"tar://{name}::{self.at}"
+        path = f"tar://{name}::{self.path}"
         label_or_reason = label_from_row(row)
         if isinstance(label_or_reason, str):
             return ImageRef(key, path, source=source, refused=f"{path}: {label_or_reason}")
@@ -347,8 +347,8 @@ class TarArchive:
         return ImageRef(key, path, label, target, source, generator, category, "", location)
 
     def _table(self, name: str, content: bytes) -> dict[str, dict[str, Any]]:
-        with closing(tables.rows(f"{self.at}/{name}", io.BytesIO(content))) as rows:
-            column = tables.path_column(list(next(rows)[1]), f"{self.at}/{name}", target=True)
+        with closing(tables.rows(f"{self.path}/{name}", io.BytesIO(content))) as rows:
+            column = tables.path_column(list(next(rows)[1]), f"{self.path}/{name}", target=True)
             return {posixpath.normpath(str(row[column])): row for _, row in rows}
 
 

@@ -32,7 +32,7 @@ class Source(Protocol):
         ...
 
     @property
-    def at(self) -> str:
+    def path(self) -> str:
         """Path or URL."""
         ...
 
@@ -95,7 +95,7 @@ def tree_count(tree: ListableTree) -> int:
         if table := next((name for name in tables.METADATA if name in files), None):
             name = posixpath.join(folder, table)
             with tree.open(name) as file:
-                count += tables.count(f"{tree.at}/{name}", file)
+                count += tables.count(f"{tree.path}/{name}", file)
             continue
         count += sum(map(is_image, files))
         waiting += [posixpath.join(folder, name) for name in folders]
@@ -125,7 +125,7 @@ def images_from_table(tree: Tree, folder: str, name: str) -> Iterator[ImageRef]:
 
     An ArtiFact folder is a source of its own at any depth: its name is the first part of the keys.
     """
-    table = f"{tree.at}/{name}"
+    table = f"{tree.path}/{name}"
     with tree.open(name) as file, closing(tables.rows(table, file)) as rows:
         column = tables.path_column(list(next(rows)[1]), table, target=True)
         folder_name = posixpath.basename(folder) or tree.name

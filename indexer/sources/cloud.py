@@ -18,23 +18,23 @@ from .image_ref import ByteSource, ImageRef, RemoteFile, file_system, is_url
 class CloudFolder:
     """Folder at a URL."""
 
-    at: str
+    path: str  # or URL
     # files of the folder that is being listed, by path inside
     _files: dict[str, RemoteFile] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
-        return posixpath.basename(self.at)
+        return posixpath.basename(self.path)
 
     def images(self) -> Iterator[ImageRef]:
         return tree_images(self)
 
     def list(self, inside: str) -> tuple[list[str], list[str]]:
-        system, path = file_system(posixpath.join(self.at, inside) if inside else self.at)
+        system, path = file_system(posixpath.join(self.path, inside) if inside else self.path)
         try:
             infos = system.ls(path, detail=True)
         except (OSError, ValueError) as e:
-            raise SourceError(f"{self.at}/{inside} cannot be listed: {e}") from e
+            raise SourceError(f"{self.path}/{inside} cannot be listed: {e}") from e
         self._files.clear()
         folders, files = [], []
         for info in infos:
@@ -44,14 +44,14 @@ class CloudFolder:
             elif name:
                 files.append(name)
                 file = posixpath.join(inside, name)
-                self._files[file] = RemoteFile(f"{self.at}/{file}", int(info.get("size") or -1), time_of(info))
+                self._files[file] = RemoteFile(f"{self.path}/{file}", int(info.get("size") or -1), time_of(info))
         return sorted(folders), sorted(files)
 
     def locate(self, inside: str) -> tuple[str, ByteSource]:
-        return f"{self.at}/{inside}", self._files.get(inside) or remote(f"{self.at}/{inside}")
+        return f"{self.path}/{inside}", self._files.get(inside) or remote(f"{self.path}/{inside}")
 
     def open(self, inside: str) -> BinaryIO:
-        return open_remote(f"{self.at}/{inside}")
+        return open_remote(f"{self.path}/{inside}")
 
 
 def remote(url: str) -> RemoteFile:
@@ -80,11 +80,11 @@ def time_of(info: dict[str, Any]) -> int:
     return 0
 
 
-def open_binary(at: str) -> BinaryIO:
+def open_binary(path: str) -> BinaryIO:
     """Open a local or remote file for reading; raises SourceError."""
     try:
-        if is_url(at):
-            return open_remote(at)
-        return Path(at).open("rb")
+        if is_url(path):
+            return open_remote(path)
+        return Path(path).open("rb")
     except OSError as e:
-        raise SourceError(f"{at} cannot be opened: {e.strerror or e}") from e
+        raise SourceError(f"{path} cannot be opened: {e.strerror or e}") from e

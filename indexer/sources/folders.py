@@ -39,7 +39,7 @@ class FolderSource:
         return self.root.name
 
     @cached_property
-    def at(self) -> str:
+    def path(self) -> str:
         return str(self.root)
 
     def images(self) -> Iterator[ImageRef]:
@@ -64,7 +64,7 @@ class FolderSource:
         return sorted(folders), sorted(files)
 
     def locate(self, inside: str) -> tuple[str, ByteSource | None]:
-        return f"{self.at}/{inside}", None
+        return f"{self.path}/{inside}", None
 
     def open(self, inside: str) -> BinaryIO:
         return (self.root / inside).open("rb")
@@ -84,16 +84,16 @@ def _is_loop(link: str) -> bool:
 class TableSource:
     """CSV, JSON lines or parquet file with labels and paths (absolute, URLs, or relative to the table)."""
 
-    at: str
+    path: str  # or URL
 
     @property
     def name(self) -> str:
-        return posixpath.splitext(posixpath.basename(self.at))[0]
+        return posixpath.splitext(posixpath.basename(self.path))[0]
 
     def images(self) -> Iterator[ImageRef]:
-        folder = posixpath.dirname(self.at).rstrip("/") + "/"
-        with open_binary(self.at) as file, closing(tables.rows(self.at, file)) as rows:
-            column = tables.path_column(list(next(rows)[1]), self.at, target=False)
+        folder = posixpath.dirname(self.path).rstrip("/") + "/"
+        with open_binary(self.path) as file, closing(tables.rows(self.path, file)) as rows:
+            column = tables.path_column(list(next(rows)[1]), self.path, target=False)
             seen = HashSet()
             for line, row in rows:
                 given_path = str(row[column] or "").strip()
@@ -105,7 +105,7 @@ class TableSource:
                 if not given_path or isinstance(label_or_reason, str) or seen.contains_or_add(given_path):
                     why = label_or_reason if isinstance(label_or_reason, str) else f"{given_path} was listed before"
                     why = why if given_path else f"no {column}"
-                    yield ImageRef(key, path, source=source, refused=f"line {line} of {self.at}: {why}")
+                    yield ImageRef(key, path, source=source, refused=f"line {line} of {self.path}: {why}")
                 else:
                     label, target = (
                         label_or_reason
@@ -118,10 +118,10 @@ class TableSource:
                     yield ImageRef(key, path, label, target, source, generator, category, "", location)
 
     def count(self) -> int | None:
-        if is_url(self.at):
+        if is_url(self.path):
             return None  # the table would be fetched twice
-        with open_binary(self.at) as file:
-            return tables.count(self.at, file)
+        with open_binary(self.path) as file:
+            return tables.count(self.path, file)
 
 
 def expand(folders: Iterable[str | Path | Source]) -> list[Source]:
@@ -136,12 +136,12 @@ def expand(folders: Iterable[str | Path | Source]) -> list[Source]:
     folder_tables: list[str] = []  # metadata tables, which describe their own folder
     for folder in folders:
         if not isinstance(folder, str | Path):
-            sources.setdefault(folder.at, folder)
+            sources.setdefault(folder.path, folder)
             continue
         for pattern in _braces(str(folder)):
             for path in _matches(pattern):
                 if source := source_at(path):
-                    sources.setdefault(source.at, source)
+                    sources.setdefault(source.path, source)
                 else:
                     folder_tables.append(path)
     if folder_tables and not sources:
@@ -150,34 +150,34 @@ def expand(folders: Iterable[str | Path | Source]) -> list[Source]:
     for source in sources.values():
         if (other := by_name.setdefault(source.name, source)) is not source:
             raise SourceError(
-                f"{other.at} and {source.at} have one name, so their images would have the same keys; rename one"
+                f"{other.path} and {source.path} have one name, so their images would have the same keys; rename one"
             )
     return list(sources.values())
 
 
-def source_at(at: str) -> Source | None:
+def source_at(path: str) -> Source | None:
     """Return the source at a path or URL; None for a metadata table, which describes the folder it is in."""
-    name = at.lower()
+    name = path.lower()
     if posixpath.basename(name) in tables.METADATA:  # a pattern such as `data/*` may match one
         return None
-    if not is_url(at):
-        path = Path(at)
-        if not path.exists():
-            raise SourceError(f"the folder {at} does not exist; check the path")
-        at = str(path.resolve())
-        if path.is_dir():
-            return FolderSource(Path(at))
+    if not is_url(path):
+        local = Path(path)
+        if not local.exists():
+            raise SourceError(f"the folder {path} does not exist; check the path")
+        path = str(local.resolve())
+        if local.is_dir():
+            return FolderSource(Path(path))
     if name.endswith(".zip"):
-        return archive.ZipArchive(at)
+        return archive.ZipArchive(path)
     if name.endswith(archive.TARS):
-        return archive.TarArchive(at)
+        return archive.TarArchive(path)
     if name.endswith(tables.SUFFIXES):
-        return TableSource(at)
-    if is_url(at):
-        return cloud.CloudFolder(at.rstrip("/"))
-    if is_image(at):
-        raise SourceError(f"{at} is a single image; name the folder it is in, or judge it with `clipfake query`")
-    raise SourceError(f"{at} is not a folder; name folders of images, zip or tar archives, or a CSV or parquet table")
+        return TableSource(path)
+    if is_url(path):
+        return cloud.CloudFolder(path.rstrip("/"))
+    if is_image(path):
+        raise SourceError(f"{path} is a single image; name the folder it is in, or judge it with `clipfake query`")
+    raise SourceError(f"{path} is not a folder; name folders of images, zip or tar archives, or a CSV or parquet table")
 
 
 def _matches(pattern: str) -> list[str]:
@@ -217,7 +217,7 @@ def listing(folders: Sequence[str | Path | Source]) -> Iterator[ImageRef]:
             yield ref
         if not count:
             raise SourceError(
-                f"{source.at} holds no images (looked for {', '.join(sorted(SUFFIXES))} and {tables.METADATA[0]})"
+                f"{source.path} holds no images (looked for {', '.join(sorted(SUFFIXES))} and {tables.METADATA[0]})"
             )
 
 

@@ -90,10 +90,10 @@ class LocalFile:
         return content, time
 
 
-def _read_to(handle: int, most: int) -> bytes:
-    """Read at most `most` bytes of a file, fewer if it ends before."""
-    content = os.read(handle, most)
-    while len(content) < most - 1 and (more := os.read(handle, most - len(content))):
+def _read_to(handle: int, limit: int) -> bytes:
+    """Read at most `limit` bytes of a file, fewer if it ends before."""
+    content = os.read(handle, limit)
+    while len(content) < limit - 1 and (more := os.read(handle, limit - len(content))):
         content += more  # a network file system may return fewer bytes than requested
     return content
 

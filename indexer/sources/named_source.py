@@ -24,8 +24,8 @@ class NamedSource:
             raise SourceError(f"{self.name!r} is not a valid source name; use letters, digits and dashes, no slash")
 
     @property
-    def at(self) -> str:
-        return self.inner.at
+    def path(self) -> str:
+        return self.inner.path
 
     def images(self) -> Iterator[ImageRef]:
         for ref in self.inner.images():

@@ -54,10 +54,10 @@ class ZipDirectory:
     If a name occurs twice, the last file counts, as if all were unpacked.
     """
 
-    def __init__(self, at: str) -> None:
-        self._at = at
+    def __init__(self, path: str) -> None:
+        self._archive = path
         try:
-            with open_binary(at) as file:
+            with open_binary(path) as file:
                 # read, not mapped: truncating a mapped file would crash the process
                 self._bytes, self._shift = _directory_of(file)
         except (OSError, ValueError) as e:
@@ -159,7 +159,7 @@ class ZipDirectory:
         return frozenset(earlier for earlier, later in pairs if self._path_at(earlier) == self._path_at(later))
 
     def _unreadable(self, why: str) -> SourceError:
-        return SourceError(f"{self._at} is not a readable zip archive ({why}); download it again")
+        return SourceError(f"{self._archive} is not a readable zip archive ({why}); download it again")
 
 
 def _is_odd(raw: bytes) -> bool:

@@ -65,7 +65,7 @@ class Lan:
 
 
 class Host:
-    """Simulated machine. Its first process reads its input to the end, so it ends with ours and takes all others along."""
+    """Simulated machine. Its first process reads its input to the end, so it and all others end with ours."""
 
     def __init__(self, lan: Lan, number: int, setup: str) -> None:
         self.lan, self.name, self.address = lan, f"host{number}", f"10.213.77.{number}"

@@ -145,8 +145,8 @@ def columns(store: Store) -> dict[str, list[Any]]:
 
 @pytest.mark.parametrize("name", KINDS)
 def test_accepts_only_large_plain_complete_jpegs(name: str) -> None:
-    content, wanted = KINDS[name]
-    assert (large_and_plain(content) is not None) == wanted
+    content, accepted = KINDS[name]
+    assert (large_and_plain(content) is not None) == accepted
 
 
 def test_images_above_the_batch_limit_go_to_the_cpu() -> None:
@@ -175,7 +175,7 @@ def test_agreeing_decoder_is_used_and_store_is_the_same(
     assert columns(store) == columns(plain)
     assert np.array_equal(store.snapshot().vectors(), plain.snapshot().vectors())
     assert sorted(report.skipped) == sorted(before.skipped) and len(report.skipped) == 4
-    large = sum(wanted for _, wanted in KINDS.values())
+    large = sum(accepted for _, accepted in KINDS.values())
     assert report.decoded_by == {"cpu": 10 - large, "double": large}
     assert report.to_dict()["decoded_by"] == report.decoded_by
 
@@ -242,20 +242,20 @@ def test_decoder_is_verified_on_real_images_before_use(
     assert "2.00 levels on average" in report.decoder_unused
 
 
-@pytest.mark.parametrize("when", ["made", "tried", "used"])
+@pytest.mark.parametrize("stage", ["made", "tried", "used"])
 def test_failing_decoder_is_disabled_and_loses_no_image(
-    when: str, folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
+    stage: str, folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reference, calls = partial(decode_on_cpu, encoder.preprocess, True), []
 
     def fails(contents: Sequence[bytes]) -> Sequence[ReducedImage | None]:
         calls.append(len(contents))
-        if when == "tried" or len(calls) > 1:
+        if stage == "tried" or len(calls) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
         return [reference(content) for content in contents]
 
     def factory() -> DecodeFunction:
-        if when == "made":
+        if stage == "made":
             raise RuntimeError("no CUDA-capable device is detected")
         return fails
 
@@ -263,7 +263,7 @@ def test_failing_decoder_is_disabled_and_loses_no_image(
     store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double)
     assert report.decoded_by == {"cpu": 10, "double": 0} and len(store.snapshot()) == 10
     assert report.decoder_unused.startswith("double is not used: it failed (") and "\n" not in report.decoder_unused
-    assert len(calls) == {"made": 0, "tried": 1, "used": 2}[when]
+    assert len(calls) == {"made": 0, "tried": 1, "used": 2}[stage]
 
 
 def test_images_left_by_gpu_are_decoded_on_cpu(
@@ -366,7 +366,7 @@ def test_box_mean_equals_pillow_reduce(size: tuple[int, int]) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("name", [name for name, (_, wanted) in KINDS.items() if wanted])
+@pytest.mark.parametrize("name", [name for name, (_, accepted) in KINDS.items() if accepted])
 def test_nvimagecodec_on_cpu_agrees_with_reference(name: str) -> None:
     content = KINDS[name][0]
     codec = NvImageCodec(CLIP, torch.device("cpu"))
@@ -383,7 +383,7 @@ def test_nvimagecodec_on_cpu_agrees_with_reference(name: str) -> None:
 @pytest.mark.parametrize("engine", [True, False])
 def test_nvimagecodec_on_gpu_agrees_with_reference(engine: bool) -> None:
     codec = NvImageCodec(CLIP, torch.device("cuda"), engine=engine)
-    contents = [content for content, wanted in KINDS.values() if wanted] * 20
+    contents = [content for content, accepted in KINDS.values() if accepted] * 20
     pairs = [(image, content) for image, content in zip(codec(contents), contents, strict=True) if image is not None]
     assert len(pairs) >= 40
     assert all(difference(image, cpu_decode(content)).within_tolerance for image, content in pairs)
@@ -398,10 +398,10 @@ def test_store_is_the_same_with_nvimagecodec(folder: Path, tmp_path: Path, encod
     ]
     assert columns(stores[0]) == columns(stores[1])
     assert reports[0].skipped == reports[1].skipped
-    one, other = (store.snapshot().vectors().astype(np.float32) for store in stores)
-    assert np.abs(one - other).max() < 1e-3  # the store keeps half precision
+    cpu, gpu = (store.snapshot().vectors().astype(np.float32) for store in stores)
+    assert np.abs(cpu - gpu).max() < 1e-3  # the store keeps half precision
     on_gpu = [KINDS[key.removeprefix("pictures/").removesuffix(".jpg")][1] for key in columns(stores[0])["keys"]]
-    assert np.array_equal(one[~np.array(on_gpu)], other[~np.array(on_gpu)])
+    assert np.array_equal(cpu[~np.array(on_gpu)], gpu[~np.array(on_gpu)])
     assert reports[1].decoded_by == {"cpu": 6, f"{NAME} (cpu)": 4} and reports[1].decoder_unused == ""
 
 

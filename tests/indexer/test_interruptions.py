@@ -129,17 +129,17 @@ def test_too_many_bad_images_end_the_run(tmp_path: Path) -> None:
 
 
 def test_sync_deletes_only_missing_rows_of_its_sources(tmp_path: Path) -> None:
-    one, other = pictures(tmp_path / "one", 4), pictures(tmp_path / "other", 2)
+    first, second = pictures(tmp_path / "one", 4), pictures(tmp_path / "other", 2)
     store = store_at(tmp_path / "s")
-    index([one, other], store, PlainEncoder())
-    (one / "0001.png").unlink()
-    (one / "0002.png").write_text("no image any more")
-    (one / "0003.png").write_bytes((other / "0000.png").read_bytes())
-    assert index([one], store, PlainEncoder()).dropped == 0
-    report = index([one], store, PlainEncoder(), IndexOptions(sync=True))
+    index([first, second], store, PlainEncoder())
+    (first / "0001.png").unlink()
+    (first / "0002.png").write_text("no image any more")
+    (first / "0003.png").write_bytes((second / "0000.png").read_bytes())
+    assert index([first], store, PlainEncoder()).dropped == 0
+    report = index([first], store, PlainEncoder(), IndexOptions(sync=True))
     assert report.dropped == 2
     assert sorted(contents(store)) == ["one/0000.png", "one/0003.png", "other/0000.png", "other/0001.png"]
-    assert index([one], store, PlainEncoder(), IndexOptions(sync=True)).dropped == 0
+    assert index([first], store, PlainEncoder(), IndexOptions(sync=True)).dropped == 0
 
 
 def test_sync_of_an_empty_folder_deletes_nothing(tmp_path: Path) -> None:

@@ -314,9 +314,9 @@ def test_counted_and_listed_zip_is_read_once(data: Path, tmp_path: Path, monkeyp
     read = []
 
     class Noted(ZipDirectory):
-        def __init__(self, at: str) -> None:
-            read.append(at)
-            super().__init__(at)
+        def __init__(self, path: str) -> None:
+            read.append(path)
+            super().__init__(path)
 
     monkeypatch.setattr(archive, "ZipDirectory", Noted)
     sources = expand([zipped(data, tmp_path / "d.zip")])
@@ -327,4 +327,4 @@ def test_counted_and_listed_zip_is_read_once(data: Path, tmp_path: Path, monkeyp
 def test_brackets_in_a_folder_name_are_literal(tmp_path: Path) -> None:
     folder = tmp_path / "br[ab]ck"
     folder.mkdir()
-    assert [source.at for source in expand([folder])] == [str(folder)]
+    assert [source.path for source in expand([folder])] == [str(folder)]

@@ -22,34 +22,34 @@ Members = dict[str, bytes]
 TABLE = b"image_path,target\n"
 
 
-def packed(at: Path, members: Members, method: int = zipfile.ZIP_STORED, comment: bytes = b"") -> Path:
-    with zipfile.ZipFile(at, "w", method) as archive:
+def packed(path: Path, members: Members, method: int = zipfile.ZIP_STORED, comment: bytes = b"") -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
         archive.comment = comment
         for name, content in members.items():
             archive.writestr(name, content)
-    return at
+    return path
 
 
 def rows_of(source: object) -> list[tuple[object, ...]]:
     return sorted((*ref[:1], *ref[2:7], bool(ref.refused)) for ref in listing([source]))  # type: ignore[list-item]
 
 
-def contents(at: Path) -> Members:
-    return {ref.key: ref.byte_source.read()[0] for ref in ZipArchive(str(at)).images()}
+def contents(path: Path) -> Members:
+    return {ref.key: ref.byte_source.read()[0] for ref in ZipArchive(str(path)).images()}
 
 
-def only_image(at: Path) -> ImageRef:
-    [ref] = ZipArchive(str(at)).images()
+def only_image(path: Path) -> ImageRef:
+    [ref] = ZipArchive(str(path)).images()
     return ref
 
 
-def patched(at: Path, offset: int, content: bytes) -> Path:
+def patched(path: Path, offset: int, content: bytes) -> Path:
     """Change bytes of the first record in an archive's directory."""
-    archive = bytearray(at.read_bytes())
+    archive = bytearray(path.read_bytes())
     start = archive.index(b"PK\x01\x02") + offset
     archive[start : start + len(content)] = content
-    at.write_bytes(archive)
-    return at
+    path.write_bytes(archive)
+    return path
 
 
 def random_tree(rng: np.random.Generator) -> Members:
@@ -76,15 +76,15 @@ def test_zip_is_listed_like_its_folder(tmp_path: Path, seed: int) -> None:
         (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "p" / name).write_bytes(content)
     shuffled = {name: members[name] for name in rng.permutation(list(members))}
-    at = packed(tmp_path / "p.zip", shuffled, int(rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])))
+    path = packed(tmp_path / "p.zip", shuffled, int(rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])))
     try:
         expected = rows_of(tmp_path / "p")
     except SourceError:  # a table without rows at the top
         with pytest.raises(SourceError):
-            rows_of(at)
+            rows_of(path)
         return
-    assert rows_of(at) == expected
-    for ref in ZipArchive(str(at)).images():
+    assert rows_of(path) == expected
+    for ref in ZipArchive(str(path)).images():
         if not ref.refused:
             assert ref.byte_source.read()[0] == members[ref.path.split("::")[0].removeprefix("zip://")]
 
@@ -102,8 +102,8 @@ def test_images_are_listed_in_archive_order(tmp_path: Path) -> None:
 
 
 def test_more_than_65535_members(tmp_path: Path) -> None:
-    at = packed(tmp_path / "p.zip", {f"{i}.jpg": str(i).encode() for i in range(65_537)})
-    images = list(ZipArchive(str(at)).images())
+    path = packed(tmp_path / "p.zip", {f"{i}.jpg": str(i).encode() for i in range(65_537)})
+    images = list(ZipArchive(str(path)).images())
     assert [ref.key for ref in images] == [f"p/{i}.jpg" for i in range(65_537)]
     assert images[-1].byte_source.read()[0] == b"65536"
 
@@ -115,30 +115,30 @@ def test_zip64_and_data_before_the_archive(
 ) -> None:
     monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)  # sizes, offsets and the end record in their zip64 form
     members = {f"{i}.jpg": bytes([i]) * (7 * i) for i in range(9)}
-    at = packed(tmp_path / "p.zip", members, zipfile.ZIP_DEFLATED)
-    assert (b"PK\x06\x06" in at.read_bytes()) == (limit == 10)
-    at.write_bytes(before + at.read_bytes())
-    assert contents(at) == {f"p/{name}": content for name, content in members.items()}
+    path = packed(tmp_path / "p.zip", members, zipfile.ZIP_DEFLATED)
+    assert (b"PK\x06\x06" in path.read_bytes()) == (limit == 10)
+    path.write_bytes(before + path.read_bytes())
+    assert contents(path) == {f"p/{name}": content for name, content in members.items()}
 
 
 @pytest.mark.parametrize("comment", [b"made by us", b"PK\x05\x06" * 9, b"x" * 0xFFFF])
 def test_comment_does_not_hide_the_directory(tmp_path: Path, comment: bytes) -> None:
-    at = packed(tmp_path / "p.zip", {"a.jpg": b"a"}, comment=comment)
-    assert contents(at) == {"p/a.jpg": b"a"}
+    path = packed(tmp_path / "p.zip", {"a.jpg": b"a"}, comment=comment)
+    assert contents(path) == {"p/a.jpg": b"a"}
 
 
 def test_data_after_the_archive_is_ignored(tmp_path: Path) -> None:
-    at = packed(tmp_path / "p.zip", {"a.jpg": b"a"})
-    at.write_bytes(at.read_bytes() + b"appended")
-    assert contents(at) == {"p/a.jpg": b"a"}
+    path = packed(tmp_path / "p.zip", {"a.jpg": b"a"})
+    path.write_bytes(path.read_bytes() + b"appended")
+    assert contents(path) == {"p/a.jpg": b"a"}
 
 
-def renamed(at: Path, name: bytes, flags: int) -> Path:
+def renamed(path: Path, name: bytes, flags: int) -> Path:
     """Replace the name of an archive's only member by one of the same length."""
-    content = at.read_bytes().replace(b"N" * len(name), name)
+    content = path.read_bytes().replace(b"N" * len(name), name)
     start = content.index(b"PK\x01\x02") + 8
-    at.write_bytes(content[:start] + flags.to_bytes(2, "little") + content[start + 2 :])
-    return at
+    path.write_bytes(content[:start] + flags.to_bytes(2, "little") + content[start + 2 :])
+    return path
 
 
 @pytest.mark.parametrize(
@@ -156,17 +156,17 @@ def renamed(at: Path, name: bytes, flags: int) -> Path:
     ],
 )
 def test_names_equal_the_unpacked_paths(tmp_path: Path, raw: bytes, flags: int, key: str) -> None:
-    at = renamed(packed(tmp_path / "p.zip", {"N" * len(raw): b"a"}), raw, flags)
-    ref = only_image(at)
+    path = renamed(packed(tmp_path / "p.zip", {"N" * len(raw): b"a"}), raw, flags)
+    ref = only_image(path)
     assert ref.key == key
     assert ref.byte_source.read()[0] == b"a"
-    assert ZipDirectory(str(at)).find(ref.path.split("::")[0].removeprefix("zip://")) == 0
+    assert ZipDirectory(str(path)).find(ref.path.split("::")[0].removeprefix("zip://")) == 0
 
 
 def test_name_outside_of_the_archive_is_refused(tmp_path: Path) -> None:
-    at = packed(tmp_path / "p.zip", {"x/../../a.jpg": b"a"})
+    path = packed(tmp_path / "p.zip", {"x/../../a.jpg": b"a"})
     with pytest.raises(ImageError, match="outside of the archive"):
-        only_image(at).byte_source.read()
+        only_image(path).byte_source.read()
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
@@ -188,19 +188,19 @@ def test_macos_files_are_ignored(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("offset", "content", "why"), [(8, b"\1", "encrypted"), (10, b"\x0c", "packed by method 12")])
 def test_unsupported_members_are_refused(tmp_path: Path, offset: int, content: bytes, why: str) -> None:
-    at = patched(packed(tmp_path / "p.zip", {"a.jpg": b"a"}), offset, content)
+    path = patched(packed(tmp_path / "p.zip", {"a.jpg": b"a"}), offset, content)
     with pytest.raises(ImageError, match=why):
-        only_image(at).byte_source.read()
+        only_image(path).byte_source.read()
     table = patched(packed(tmp_path / "t.zip", {"metadata.csv": TABLE + b"a.jpg,0\n"}), offset, content)
     with pytest.raises(SourceError, match=why):
         list(ZipArchive(str(table)).images())
 
 
 def test_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
-    at = packed(tmp_path / "p.zip", {"a.jpg": bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
-    patched(at, 24, (1000).to_bytes(4, "little"))  # the directory states a small size
+    path = packed(tmp_path / "p.zip", {"a.jpg": bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
+    patched(path, 24, (1000).to_bytes(4, "little"))  # the directory states a small size
     with pytest.raises(ImageError, match="1,001 bytes, where the archive's directory says 1,000"):
-        only_image(at).byte_source.read()
+        only_image(path).byte_source.read()
     table = packed(tmp_path / "t.zip", {"metadata.csv": TABLE + bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
     with pytest.raises(SourceError, match="does not unpack"):
         list(ZipArchive(str(patched(table, 24, (1000).to_bytes(4, "little")))).images())
@@ -208,26 +208,26 @@ def test_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("offset", [20, 24])
 def test_member_declared_huge_is_refused_unread(tmp_path: Path, offset: int) -> None:
-    at = patched(packed(tmp_path / "p.zip", {"a.jpg": b"a"}), offset, b"\xfe\xff\xff\xff")
+    path = patched(packed(tmp_path / "p.zip", {"a.jpg": b"a"}), offset, b"\xfe\xff\xff\xff")
     with pytest.raises(ImageError, match="too large for an image"):
-        only_image(at).byte_source.read()
+        only_image(path).byte_source.read()
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_wrong_checksum_is_detected(tmp_path: Path, method: int) -> None:
-    at = packed(
+    path = packed(
         tmp_path / "p.zip", {"a.jpg": b"0123456789" * 9, "t/metadata.csv": TABLE + b"0123456789.jpg,0\n"}, method
     )
-    patched(at, 16, b"0123")
+    patched(path, 16, b"0123")
     with pytest.raises(ImageError, match="checksum"):
-        next(ZipArchive(str(at)).images()).byte_source.read()
+        next(ZipArchive(str(path)).images()).byte_source.read()
 
 
 @pytest.mark.parametrize(("damage", "noticed"), [("disk", 1), ("cut", 0.9), ("turned", 0.4)])  # not all bytes matter
 def test_damaged_zip_raises_only_own_errors(tmp_path: Path, damage: str, noticed: float) -> None:
     members = {"a.jpg": b"aaaa", "ü.jpg": b"bbbb", "t/metadata.csv": TABLE + b"x.jpg,0\n", "t/x.jpg": b"cccc"}
     whole = packed(tmp_path / "whole.zip", members, zipfile.ZIP_DEFLATED, b"comment").read_bytes()
-    at, damaged = tmp_path / "p.zip", 0
+    path, damaged = tmp_path / "p.zip", 0
     if damage == "disk":
         end = whole.rindex(b"PK\x05\x06")
         tries = [whole[: end + 4] + b"\1\0" + whole[end + 6 :], whole[: end + 8] + b"\1\0" + whole[end + 10 :]]
@@ -236,9 +236,9 @@ def test_damaged_zip_raises_only_own_errors(tmp_path: Path, damage: str, noticed
     else:
         tries = [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in range(len(whole))]
     for content in tries:
-        at.write_bytes(content)
+        path.write_bytes(content)
         try:
-            for ref in listing([at]):
+            for ref in listing([path]):
                 ref.byte_source.read()
         except (SourceError, ImageError):
             damaged += 1
@@ -247,8 +247,8 @@ def test_damaged_zip_raises_only_own_errors(tmp_path: Path, damage: str, noticed
 
 def test_large_table_is_streamed(tmp_path: Path) -> None:
     lines = "".join(f"{i:07d}.jpg,{i % 7}\n" for i in range(80_000)).encode()
-    at = packed(tmp_path / "p.zip", {"metadata.csv": TABLE + lines}, zipfile.ZIP_DEFLATED)
-    images = list(ZipArchive(str(at)).images())
+    path = packed(tmp_path / "p.zip", {"metadata.csv": TABLE + lines}, zipfile.ZIP_DEFLATED)
+    images = list(ZipArchive(str(path)).images())
     assert (len(images), images[-1].key, images[-1].target) == (80_000, "p/0079999.jpg", 79_999 % 7)
 
 
@@ -257,8 +257,8 @@ def test_parquet_table_in_a_zip_is_read(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     out = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist([{"image_path": "a.jpg", "target": 1}]), out)
-    at = packed(tmp_path / "p.zip", {"a.jpg": b"a", "metadata.parquet": out.getvalue()}, zipfile.ZIP_DEFLATED)
-    assert rows_of(at) == [("p/a.jpg", 1, 1, "p", "p", "", False)]
+    path = packed(tmp_path / "p.zip", {"a.jpg": b"a", "metadata.parquet": out.getvalue()}, zipfile.ZIP_DEFLATED)
+    assert rows_of(path) == [("p/a.jpg", 1, 1, "p", "p", "", False)]
 
 
 def test_times_are_kept_and_invalid_ones_accepted(tmp_path: Path) -> None:
@@ -271,7 +271,7 @@ def test_times_are_kept_and_invalid_ones_accepted(tmp_path: Path) -> None:
 
 
 def test_only_the_directory_of_a_remote_zip_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    at = packed(tmp_path / "p.zip", {f"{i}.jpg": bytes(10_000) for i in range(100)})
+    path = packed(tmp_path / "p.zip", {f"{i}.jpg": bytes(10_000) for i in range(100)})
     fetched = 0
 
     class Counting(io.FileIO):
@@ -281,8 +281,8 @@ def test_only_the_directory_of_a_remote_zip_is_fetched(tmp_path: Path, monkeypat
             fetched += len(content or b"")
             return content
 
-    monkeypatch.setattr(zip_directory, "open_binary", lambda at: Counting(at))
-    assert len(list(ZipArchive(str(at)).images())) == 100
+    monkeypatch.setattr(zip_directory, "open_binary", lambda path: Counting(path))
+    assert len(list(ZipArchive(str(path)).images())) == 100
     assert fetched < 90_000  # 64 KiB that may contain the end record, and the directory
 
 
@@ -306,6 +306,6 @@ def test_pickled_zip_reads_its_directory_again(tmp_path: Path) -> None:
     before = list(source.images())
     made: tuple[Callable[..., ZipArchive], tuple[str]] = source.__reduce__()
     assert made[0](*made[1]) == source
-    shutil.move(source.at, tmp_path / "q.zip")
+    shutil.move(source.path, tmp_path / "q.zip")
     assert [ref.key for ref in ZipArchive(str(tmp_path / "q.zip")).images()] == ["q/a.jpg"]
     assert all(isinstance(ref.location, ArchiveSpan) for ref in before)
