@@ -73,7 +73,7 @@ def index(
         return _index_part(folders, store, encoder, options, progress)
     with store.writer("index", rows_per_shard=options.rows_per_shard) as writer:
         adopt_shards(writer, store.folder)
-        return _LocalRun(folders, writer, store.folder, encoder, options, progress).go()
+        return _LocalRun(folders, writer, store.folder, encoder, options, progress).run()
 
 
 def _index_part(
@@ -83,7 +83,7 @@ def _index_part(
     commit(store)
     writer = StagedWriter(store, options.rows_per_shard)
     try:
-        return _LocalRun(folders, writer, store.folder, encoder, options, progress).go()
+        return _LocalRun(folders, writer, store.folder, encoder, options, progress).run()
     finally:
         writer.seal()
         commit(store, timeout=COMMIT_TIMEOUT)
@@ -106,7 +106,8 @@ class _LocalRun(IndexRun):
         self.report.batch_size = options.batch_size or encoder.batch_size
         self._texts = dict(sink.snapshot.texts)
 
-    def go(self) -> IndexReport:
+    def run(self) -> IndexReport:
+        """Run and return the report."""
         report, options = self.report, self.options
         gpu_decoder = gpu_decoder_for(options.decoder, self.encoder, thumbnails=options.thumbnails)
         reader = ImageReader(self.encoder.shrink, thumbnails=options.thumbnails, gpu_decoder=gpu_decoder)

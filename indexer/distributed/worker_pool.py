@@ -98,7 +98,7 @@ def index_with(
     pool.space.require(store.snapshot().space, f"the store {store.folder}")
     with store.writer("index", rows_per_shard=options.rows_per_shard) as writer:
         adopt_shards(writer, store.folder)
-        return _Driver(pool, folders, writer, store.folder, options, progress).go()
+        return _Driver(pool, folders, writer, store.folder, options, progress).run()
 
 
 class _Driver(IndexRun):
@@ -122,7 +122,8 @@ class _Driver(IndexRun):
         self._unread: dict[str, str] = {}  # id of a resubmitted task -> host that could not read its images
         self.report.workers, self.report.lost = pool.workers, pool.lost
 
-    def go(self) -> IndexReport:
+    def run(self) -> IndexReport:
+        """Run and return the report."""
         try:
             self.report_progress()
             self._run_tasks()
