@@ -34,7 +34,7 @@ MAX_TOLERANCE = 8
 
 VERIFIED_IMAGES = 32  # real images that are decoded by both decoders before the GPU's is trusted
 BATCH_PIXELS = 2**25  # pixels decoded at once, also of a single image: 100 MB as bytes, four times that while resizing
-MAX_ASPECT_RATIO = 4  # of a longer image, resizing by matrices does not pay
+MAX_ASPECT_RATIO = 4  # beyond it, resizing by matrices does not pay
 END_BYTES = 64  # last bytes of the file, in which a complete JPEG has its end marker
 
 

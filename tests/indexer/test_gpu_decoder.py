@@ -92,7 +92,7 @@ KINDS = {  # content of a file, and whether the GPU decoder accepts it
     "png": (saved(picture(700, 500, 9), "PNG"), False),
     "cut off": (LARGE[:-500], False),
     "end lost": (LARGE[:-2], False),
-    "not one": (b"no image", False),
+    "not an image": (b"no image", False),
     "empty": (b"", False),
 }
 
