@@ -32,9 +32,9 @@ import simplejpeg
 import torch
 from PIL import Image as Pillow
 
-from ..indexer.decoding.gpu_decoder import AGREED_MEAN, AGREED_MOST, ReducedImage, difference
+from ..indexer.decoding.gpu_decoder import MAX_TOLERANCE, MEAN_TOLERANCE, ReducedImage, difference
 from ..indexer.decoding.image import Pixels
-from ..indexer.decoding.nvimagecodec import NAME, NvImageCodec, installed, on_a_core
+from ..indexer.decoding.nvimagecodec import NAME, NvImageCodec, decode_on_cpu, installed
 from ..indexer.encoders.base import Encoder
 from ..indexer.encoders.load import load_encoder
 from ..indexer.encoders.preprocess import LARGE, Preprocess
@@ -85,16 +85,16 @@ def run(
         "pillow": partial(decode_each, decode_with_pillow),
         "simplejpeg": partial(decode_each, decode_with_simplejpeg),
     }
-    plain |= {name: codec.whole for name, codec in codecs.items()}
+    plain |= {name: codec.decode_full_size for name, codec in codecs.items()}
     plain["simplejpeg, chroma repeated"] = partial(decode_each, partial(decode_with_simplejpeg, fastupsample=True))
     plain["simplejpeg, fast dct"] = partial(decode_each, partial(decode_with_simplejpeg, fastdct=True))
     plain["a fifth one level off"] = partial(decode_each, decode_with_noise)
-    opened: dict[str, DecodeReduced] = {"cores": partial(decode_each, partial(on_a_core, CLIP, True)), **codecs}
+    opened: dict[str, DecodeReduced] = {"cores": partial(decode_each, partial(decode_on_cpu, CLIP, True)), **codecs}
     result: dict[str, Any] = {
         "machine": machine(),
         "versions": {name: package_version(name) for name in ("pillow", "simplejpeg", "nvidia-nvimgcodec-cu12")},
         "images": count,
-        "allowed": {"mean": AGREED_MEAN, "most": AGREED_MOST},
+        "allowed": {"mean": MEAN_TOLERANCE, "most": MAX_TOLERANCE},
         **missing,
     }
     loaded = load_encoder(encoder, device=device) if encoder else None
@@ -169,7 +169,7 @@ def compare_pixels(decoded: Sequence[ReducedImage | None], exact: Sequence[Reduc
     return {
         "mean": round(sum(means) / len(means), 4),
         "mean_of_worst": round(max(means), 4),
-        "most": max(each.most for each in differences),
+        "most": max(each.maximum for each in differences),
         **({"left": undecoded} if undecoded else {}),
     }
 

@@ -51,9 +51,9 @@ class RepeatedImages:
 
     files: tuple[ImageRef, ...]
     rows: int
-    name = at = "repeated"
+    name = path = "repeated"
 
-    def entries(self) -> Iterator[ImageRef]:
+    def images(self) -> Iterator[ImageRef]:
         for i in range(self.rows):
             entry = self.files[i % len(self.files)]
             yield entry._replace(key=f"repeated/{i // 1000:05d}/{i:09d}.jpg", source="repeated")

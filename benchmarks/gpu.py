@@ -32,7 +32,7 @@ import torch
 from PIL import Image as Pillow
 
 from ..indexer.decoding.image import Pixels, decode
-from ..indexer.distributed.process_pool import WORTH, ProcessPool, processes_for
+from ..indexer.distributed.process_pool import MIN_IMAGES, ProcessPool, processes_for
 from ..indexer.distributed.worker_pool import index_with
 from ..indexer.encoder_spec import EncoderSpec
 from ..indexer.encoders.base import Encoder
@@ -75,7 +75,7 @@ class Setup:
         return [ref for ref in listing(expand(self.images)) if not ref.refused]
 
     def pixels(self, count: int) -> list[Pixels]:
-        return [decode(ref.place.read()[0]).pixels for ref in self.refs[:count]]
+        return [decode(ref.byte_source.read()[0]).pixels for ref in self.refs[:count]]
 
     @property
     def b32(self) -> str:
@@ -107,10 +107,10 @@ class RenamedImages:
     name: str
 
     @property
-    def at(self) -> str:
+    def path(self) -> str:
         return self.name
 
-    def entries(self) -> Iterator[ImageRef]:
+    def images(self) -> Iterator[ImageRef]:
         for i in range(self.rows):
             key = f"{self.name}/{i // 1000:05d}/{i:09d}.jpg"
             yield self.files[i % len(self.files)]._replace(key=key, source=self.name)
@@ -180,7 +180,7 @@ def index_images(
     """Files to shards by several processes, after a first run that is not counted."""
     if setup.dry:
         rows, processes = DRY_IMAGES, 2
-    processes = processes or processes_for(setup.device, lambda: WORTH, CORES)
+    processes = processes or processes_for(setup.device, lambda: MIN_IMAGES, CORES)
     options = IndexOptions(text=False, thumbnails=thumbnails, threads=CORES, batch_size=batch_size)
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as made, ProcessPool(encoder, Path(made) / "store", options, processes) as pool:

@@ -77,8 +77,8 @@ class RepeatedImageFolder(FolderSource):
 
     content: bytes = b""
 
-    def place(self, inside: str) -> tuple[str, ByteSource | None]:
-        return f"{self.at}/{inside}", InMemory(self.content, 0)
+    def locate(self, inside: str) -> tuple[str, ByteSource | None]:
+        return f"{self.path}/{inside}", InMemory(self.content, 0)
 
 
 def tiny_jpeg() -> bytes:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from ..errors import ClipfakeError
-from ..indexer.distributed.process_pool import WORTH, processes_for
+from ..indexer.distributed.process_pool import MIN_IMAGES, processes_for
 from ..indexer.encoders.checkpoint import open_checkpoint
 from ..indexer.encoders.clip_vision import VisionConfig
 from ..indexer.encoders.encoder_name import place_of, with_random_weights
@@ -143,7 +143,7 @@ def run_on_gpu(
 ) -> tuple[dict[str, Any], list[Target]]:
     """Runs on a GPU, each beside the naive script and the GPU's matrix rate, and their targets."""
     place, _ = place_of(encoder)
-    processes = processes_for(device, lambda: WORTH, IndexOptions.threads)
+    processes = processes_for(device, lambda: MIN_IMAGES, IndexOptions.threads)
     peak = matrix_rate(device, torch.bfloat16, QUICK * 16 if quick else 0)
     runs: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as made:

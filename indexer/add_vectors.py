@@ -1,4 +1,4 @@
-"""Add another encoder's vectors to the rows of a store. Their images are read once more; nothing stored changes."""
+"""Add another encoder's vectors to the rows of a store. The images are read again; existing data is not changed."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from .pipeline import batched
 from .sources.folders import listing
 from .sources.image_ref import ImageRef
 
-FAILURES_KEPT = 1000  # rows that failed, reported by key
-KEYS_A_LOOKUP = 1024
+FAILURES_KEPT = 1000  # failed rows reported by key
+KEYS_PER_LOOKUP = 1024
 
 Progress = Callable[[int, int], None]  # rows done, rows to do
 
@@ -33,19 +33,19 @@ class AddVectorsReport:
 
     column: str
     encoder: str
-    rows: int = 0  # of the store
-    known: int = 0  # had a vector already
+    rows: int = 0  # rows of the store
+    known: int = 0  # rows that already had a vector
     added: int = 0
-    failed: dict[str, str] = field(default_factory=dict)  # key -> why, of the first thousand
+    failed: dict[str, str] = field(default_factory=dict)  # key -> reason, for the first `FAILURES_KEPT`
     failures: int = 0
 
     @property
     def missing(self) -> int:
-        """Rows that still have none."""
+        """Number of rows that still have no vector."""
         return self.rows - self.known - self.added
 
     def add_failure(self, key: str, reason: str) -> None:
-        """Count a row that could not be embedded; the first thousand are kept by key."""
+        """Count a row that could not be embedded; the first `FAILURES_KEPT` are kept by key."""
         self.failures += 1
         if len(self.failed) < FAILURES_KEPT:
             self.failed[key] = reason
@@ -57,23 +57,24 @@ class AddVectorsReport:
 def add_vectors(
     store: Store, name: str, encoder: Encoder, folders: Folders | None = None, on_progress: Progress | None = None
 ) -> AddVectorsReport:
-    """Embed the images of a store once more, for rows that have no vector of this name yet. Resumable.
+    """Embed the images of the rows that have no vector named `name` yet. Resumable.
 
     Parameters
     ----------
-    folders : where the images are now, as they were indexed (default: where they were when they were indexed)
-    on_progress : called with the rows done and the rows to do
+    name : name of the vectors
+    folders : current location of the images, as passed to `index` (default: the paths stored when they were indexed)
+    on_progress : called with the number of rows done and the number of rows to do
 
     Raises
     ------
     StoreError, SpaceMismatch, SourceError
-        The vectors of this name are another encoder's, or a folder is not there.
+        The vectors of this name belong to another encoder, or a folder does not exist.
     """
     with named_vectors_writer(store, name, encoder.space) as writer:
         snapshot = writer.snapshot
         missing = np.flatnonzero(writer.column.missing(snapshot))
         report = AddVectorsReport(name, encoder.space.encoder, len(snapshot), len(snapshot) - len(missing))
-        position_of: dict[str, int] = {}  # of images that are being embedded, by key
+        position_of: dict[str, int] = {}  # key -> position, of the images being embedded
         refs = _refs(snapshot, missing, folders, position_of)
         for results in embed_batches(encoder, refs):
             positions = np.array([position_of.pop(result.ref.key) for result in results])
@@ -99,24 +100,24 @@ def add_vectors(
 def _refs(
     snapshot: Snapshot, missing: Positions, folders: Folders | None, position_of: dict[str, int]
 ) -> Iterator[ImageRef]:
-    """The images of rows that have no vector; each one's position is noted by its key before it is yielded."""
+    """Iterate over the images without a vector; the position of each is added to `position_of` first."""
     if folders is None:
         keys, paths = snapshot.column("keys")[missing].tolist(), snapshot.column("paths")[missing].tolist()
         for position, key, path in zip(missing.tolist(), keys, paths, strict=True):
             position_of[key] = position
             yield ImageRef(key, path)
         return
-    wanted = set(missing.tolist())
-    for batch in batched((ref for ref in listing(folders) if not ref.refused), KEYS_A_LOOKUP):
+    remaining = set(missing.tolist())
+    for batch in batched((ref for ref in listing(folders) if not ref.refused), KEYS_PER_LOOKUP):
         for ref, position in zip(batch, snapshot.find([ref.key for ref in batch]).tolist(), strict=True):
-            if position in wanted:
-                wanted.remove(position)
+            if position in remaining:
+                remaining.remove(position)
                 position_of[ref.key] = position
                 yield ref
 
 
 class ConcatenatedEncoder(Encoder):
-    """Several encoders as one, for a head that was trained on several columns."""
+    """Encoder that concatenates the vectors of several encoders, for a head trained on several columns."""
 
     def __init__(self, encoders: Sequence[Encoder]) -> None:
         self._encoders = tuple(encoders)

@@ -1,4 +1,4 @@
-"""Encode any number of images in batches that the device's memory can hold."""
+"""Encode any number of images in batches that fit into the device's memory."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .encoders.base import Embeddings, Encoder
 
 
 class BatchEncoder(Encoder):
-    """An encoder with a batch size that is halved, for good, whenever the device runs out of memory."""
+    """Encoder whose batch size is permanently halved whenever the device runs out of memory."""
 
     def __init__(self, encoder: Encoder, batch_size: int | None = None) -> None:
-        """`batch_size` is the number of images at once (default: `encoder.batch_size`)."""
+        """Wrap an encoder; `batch_size` is the number of images per batch (default: `encoder.batch_size`)."""
         self.encoder = encoder
         self.has_text, self.overlaps, self.device = encoder.has_text, encoder.overlaps, encoder.device
         self.preprocess, self.reduces = encoder.preprocess, encoder.reduces
@@ -29,7 +29,7 @@ class BatchEncoder(Encoder):
 
     @property
     def batch_size(self) -> int:
-        """Images encoded at once by now."""
+        """Current number of images per batch."""
         return self._size
 
     def shrink(self, pixels: Pixels) -> Pixels:
@@ -39,7 +39,7 @@ class BatchEncoder(Encoder):
         return self.encoder.encode_texts(texts)
 
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
-        """(n, dim) unit vectors of n images; raises EncoderError where there is no memory for even one image."""
+        """Encode n images to (n, dim) unit vectors; raises EncoderError if memory does not suffice for one image."""
         vectors = [np.zeros((0, self.encoder.space.dim), np.float32)]
         first = 0
         while first < len(images):
@@ -49,12 +49,12 @@ class BatchEncoder(Encoder):
                 first += len(batch)
                 continue
             except torch.OutOfMemoryError:
-                pass  # leave the handler first: the error keeps the tensors that are to be freed
+                pass  # halve outside the handler, as the exception keeps the tensors that should be freed
             self._halve(len(batch))
         return np.concatenate(vectors)
 
     def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
-        """Start encoding; the function returned waits for the vectors."""
+        """Start encoding; the returned function waits for the vectors."""
         if 0 < len(images) <= self._size:
             try:
                 return self.encoder.begin(images)
@@ -76,7 +76,7 @@ class BatchEncoder(Encoder):
 
     def _halve(self, images: int) -> None:
         if images == 1:
-            raise EncoderError("the device has no memory for even one image; free some, or use --device cpu")
+            raise EncoderError("the device has too little memory for even one image; free some, or use --device cpu")
         self._size = max(min(self._size, images // 2), 1)
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

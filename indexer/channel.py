@@ -1,4 +1,4 @@
-"""A short queue between two stages: whoever is ahead waits, and either side can end it."""
+"""Bounded queue between two stages: the faster stage waits, and either stage can end it."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ T = TypeVar("T")
 
 
 class ChannelStopped(Exception):
-    """Nobody takes what is put here any more."""
+    """Raised by `Channel.put` after the consumer has stopped the channel."""
 
 
 class Channel(Generic[T]):
-    """A bounded first-in, first-out queue for threads.
+    """Bounded first-in, first-out queue for threads.
 
     >>> channel = Channel[int](2)
     >>> channel.put(1), channel.put(2), channel.close()
@@ -31,7 +31,7 @@ class Channel(Generic[T]):
         self._closed = self._stopped = False
 
     def put(self, value: T) -> None:
-        """Wait for room; raises Stopped after `stop`."""
+        """Wait until there is room and add a value; raises ChannelStopped after `stop`."""
         with self._changed:
             self._changed.wait_for(lambda: self._stopped or len(self._waiting) < self._size)
             if self._stopped:
@@ -44,7 +44,7 @@ class Channel(Generic[T]):
         return len(self._waiting)
 
     def __iter__(self) -> Iterator[T]:
-        """Iterate over the values, until `close` and nothing waits, or `stop`."""
+        """Iterate over the values until the channel is closed and empty, or stopped."""
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._stopped or self._closed or bool(self._waiting))
@@ -55,13 +55,13 @@ class Channel(Generic[T]):
             yield value
 
     def close(self) -> None:
-        """Nothing more will be put; what waits is still taken."""
+        """Mark the end of the values; those waiting are still delivered."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
 
     def stop(self) -> None:
-        """Drop what waits and let both sides go."""
+        """Discard the waiting values and release both stages."""
         with self._changed:
             self._stopped = True
             self._waiting.clear()

@@ -1,4 +1,4 @@
-"""Embed images that need not be stored: files, folders, archives, standard input, arrays. Results stream, in order."""
+"""Embed images without storing them: files, folders, archives, standard input, arrays. Results stream in order."""
 
 from __future__ import annotations
 
@@ -27,43 +27,43 @@ from .sources.archive import TARS
 from .sources.folders import expand, listing
 from .sources.image_ref import ImageRef, InMemory, is_url
 
-FIRST_BATCH = 16  # images in the first batch, so that the first results come soon
+FIRST_BATCH = 16  # images in the first batch, so that the first results arrive early
 ARCHIVES = (".zip", *TARS)
-DEGRADATIONS = ("after JPEG quality 60", "at half its size")  # the views that `degraded` makes, in order
+DEGRADATIONS = ("after JPEG quality 60", "at half its size")  # the views made by `degraded`, in order
 
 ImageInput = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8] | Pillow.Image
 
 
 @dataclass(frozen=True)
 class EmbeddedImage:
-    """One image with its vector, or the reason why it has none."""
+    """An image with its vector, or the reason why it has none."""
 
     name: str
     ref: ImageRef
-    image: Image | None = None  # its pixels may have been resized to what the encoder sees
+    image: Image | None = None  # its pixels may have been resized to the encoder's input size
     vector: npt.NDArray[np.float32] | None = None  # (dim,)
     views: npt.NDArray[np.float32] | None = None  # (views, dim), see DEGRADATIONS
     error: str = ""
 
     @property
     def digest(self) -> bytes:
-        """BLAKE2b-128 of the file's bytes; zeros, which say unknown, for pixels that came without a file."""
-        return bytes(16) if self.image is None or isinstance(self.ref.where, PixelSource) else self.image.digest
+        """BLAKE2b-128 of the file's content; zeros, which mean unknown, for pixels without a file."""
+        return bytes(16) if self.image is None or isinstance(self.ref.location, PixelSource) else self.image.digest
 
 
 @dataclass(frozen=True)
 class PixelSource:
-    """Pixels that came without a file, as the bytes of an uncompressed or lossless one."""
+    """Pixels without a file, read as the content of a lossless file."""
 
     pixels: npt.NDArray[np.uint8] | Pillow.Image
 
-    def facts(self) -> tuple[int, int]:
+    def stat(self) -> tuple[int, int]:
         return -1, 0
 
     def read(self) -> tuple[bytes, int]:
-        """A file of the same pixels; raises ImageError for an array that is no image."""
+        """Encode the pixels losslessly; raises ImageError for an array that is not an image."""
         if isinstance(self.pixels, Pillow.Image):
-            picture = ImageOps.exif_transpose(self.pixels)
+            image = ImageOps.exif_transpose(self.pixels)
         else:
             array = np.asarray(self.pixels)
             if (
@@ -72,13 +72,13 @@ class PixelSource:
                 or (array.ndim == 3 and array.shape[2] not in (3, 4))
             ):
                 raise ImageError(
-                    f"an array of {array.dtype} {array.shape} is no image; give (height, width, 3) uint8, RGB"
+                    f"an array of {array.dtype} {array.shape} is not an image; give (height, width, 3) uint8, RGB"
                 )
             if not array.size:
                 raise ImageError(f"an array of shape {array.shape} has no pixels")
-            picture = Pillow.fromarray(array)
+            image = Pillow.fromarray(array)
         content = io.BytesIO()
-        picture.save(content, "PPM" if picture.mode == "RGB" else "PNG")
+        image.save(content, "PPM" if image.mode == "RGB" else "PNG")
         return content.getvalue(), 0
 
 
@@ -90,22 +90,22 @@ def embed_images(
     batch_size: int | None = None,
     threads: int | None = None,
 ) -> Iterator[EmbeddedImage]:
-    """Embed images while they stream by, one result for each, in order; a few batches are in memory.
+    """Embed a stream of images and yield one result for each, in order; only a few batches are kept in memory.
 
     Parameters
     ----------
     images : files, folders, zip or tar archives, "-" for one image on standard input, bytes of a file,
         (height, width, 3) uint8 RGB arrays, Pillow images
-    degraded_views : embed two degraded copies of each image too, see `degraded`
-    batch_size : images encoded at once (default: 64 on a CPU, 1024 on a GPU)
+    degraded_views : also embed two degraded copies of each image, see `degraded`
+    batch_size : number of images per batch (default: 64 on a CPU, 1024 on a GPU)
     threads : number of decoding threads (default: one per core)
 
     Raises
     ------
     SourceError
-        A folder or archive is not there. A file that cannot be read is a result with an `error`.
+        A folder or archive does not exist. An unreadable file gives a result with an `error` instead.
     EncoderError
-        The device has no memory for even one image.
+        The device has too little memory for even one image.
     """
     make_views = degraded if degraded_views else None
     for batch in embed_batches(
@@ -122,7 +122,7 @@ def embed_batches(
     batch_size: int | None = None,
     threads: int | None = None,
 ) -> Iterator[list[EmbeddedImage]]:
-    """Embed images that were listed already, as `embed_images` does; the results of each batch come together."""
+    """Embed listed images as `embed_images` does, and yield the results of each batch together."""
     reader = ImageReader(encoder.shrink, make_views=make_views)
     size = batch_size or encoder.batch_size
     pipeline = Pipeline(encoder, reader, size, threads or len(os.sched_getaffinity(0)))
@@ -136,7 +136,7 @@ def embed_batches(
             batch: list[ImageRef] = []
             try:
                 batch.extend(islice(remaining, length))
-            finally:  # images listed before an error are embedded
+            finally:  # images listed before an error are still embedded
                 batches[number] = batch
                 if batch:
                     yield batch
@@ -171,7 +171,7 @@ def embed_batches(
 
 
 def _batch_lengths(size: int) -> Iterator[int]:
-    """Batches grow to `size`, so that the first results come soon."""
+    """Yield lengths that grow to `size`, so that the first results arrive early."""
     length = min(FIRST_BATCH, size)
     while True:
         yield length
@@ -179,9 +179,9 @@ def _batch_lengths(size: int) -> Iterator[int]:
 
 
 def _results(batch: Sequence[ImageRef], encoded: EncodedBatch) -> list[EmbeddedImage]:
-    """The results of a batch in the order of its images."""
+    """Results of a batch in the order of its images."""
     results = []
-    position = {id(image.entry): i for i, image in enumerate(encoded.images)}
+    position = {id(image.ref): i for i, image in enumerate(encoded.images)}
     reasons = {id(ref): reason for ref, reason in encoded.refused}
     for ref in batch:
         if (i := position.get(id(ref))) is None:
@@ -193,35 +193,35 @@ def _results(batch: Sequence[ImageRef], encoded: EncodedBatch) -> list[EmbeddedI
 
 
 def degraded(pixels: Pixels) -> Sequence[Pixels]:
-    """Degrade an image as the web would: as a JPEG of quality 60, and at half its width and height."""
-    picture = Pillow.fromarray(pixels)
+    """Degrade an image as websites do: as a JPEG of quality 60, and at half its width and height."""
+    image = Pillow.fromarray(pixels)
     jpeg = io.BytesIO()
-    picture.save(jpeg, "JPEG", quality=60)
-    half = picture.resize((max(picture.width // 2, 1), max(picture.height // 2, 1)), Pillow.Resampling.LANCZOS)
+    image.save(jpeg, "JPEG", quality=60)
+    half = image.resize((max(image.width // 2, 1), max(image.height // 2, 1)), Pillow.Resampling.LANCZOS)
     return [np.asarray(Pillow.open(jpeg).convert("RGB")), np.asarray(half)]
 
 
 def degraded_by_name(pixels: Pixels) -> dict[str, Pixels]:
-    """The degraded copies of an image by what was done to it."""
+    """Degraded copies of an image, by the names in `DEGRADATIONS`."""
     return dict(zip(DEGRADATIONS, degraded(pixels), strict=True))
 
 
 def image_refs(images: Iterable[ImageInput]) -> Iterator[ImageRef]:
     """List the images as references to their bytes; folders and archives are expanded."""
     for number, image in enumerate(images):
-        where: Any
+        location: Any
         if isinstance(image, np.ndarray | Pillow.Image):
-            where, path = PixelSource(image), f"image {number}"
+            location, path = PixelSource(image), f"image {number}"
         elif isinstance(image, bytes):
-            where, path = InMemory(image, 0), f"image {number}"
+            location, path = InMemory(image, 0), f"image {number}"
         elif (path := os.fspath(image)) == "-":
-            where = InMemory(sys.stdin.buffer.read(), 0)
+            location = InMemory(sys.stdin.buffer.read(), 0)
         elif Path(path).is_dir() or path.lower().endswith(ARCHIVES):
             yield from listing(expand([path]))
             continue
         elif is_url(path):
             yield ImageRef(path, path, refused="not on this machine; save the image and name the file")
             continue
-        else:  # if it is not there or no image, that is its result
-            where = None
-        yield ImageRef(path, path, where=where)
+        else:  # a missing file or one that is not an image gives a result with an error
+            location = None
+        yield ImageRef(path, path, location=location)

@@ -1,4 +1,4 @@
-"""Specification of an encoder: which one to load and where. Needs no torch until it is loaded."""
+"""Specification of an encoder: which one to load, and on which device. Imports torch only when it is loaded."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EncoderSpec:
-    """Specification of an encoder: the arguments of `load_encoder`, small enough to send to another process."""
+    """Arguments of `load_encoder`, small enough to send to another process."""
 
-    name: str = ""  # "" for a store's own, where there is a store to ask
+    name: str = ""  # "": the encoder of the store
     device: str = "auto"
     precision: str = "auto"
 

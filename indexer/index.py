@@ -1,4 +1,4 @@
-"""The job: every image of some folders into a store, once, whatever happened before. Running it again does nothing."""
+"""Index the images of folders into a store. Resumable: images already stored are skipped."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .decoding.nvimagecodec import gpu_decoder_for
 from .decoding.reader import DecodedImage, ImageReader
 from .encoders.base import Encoder
 from .index_run import Folders, IndexRun, Progress, accepted_images
-from .index_run import IndexOptions as IndexOptions  # of this file's interface too
+from .index_run import IndexOptions as IndexOptions  # re-exported
 from .pipeline import EncodedBatch, Pipeline, batched
 from .report import IndexReport
-from .shard_inbox import Sink, StagedWriter, commit, take_in
-from .sources.base import text
+from .shard_inbox import Sink, StagedWriter, adopt_shards, commit
+from .sources.base import to_text
 from .sources.folders import listing
 
-PATIENCE = 60.0  # seconds that a part waits for another to commit
+COMMIT_TIMEOUT = 60.0  # seconds that a part waits for another process to commit
 
 
 def plan(folders: Folders, limit: int | None = None) -> IndexReport:
@@ -42,50 +42,55 @@ def index(
     options: IndexOptions = IndexOptions(),
     progress: Progress | None = None,
 ) -> IndexReport:
-    """Bring every image of these folders into the store; what is there already is left alone.
+    """Add every image of the folders to the store; unchanged images that are already stored are skipped.
 
-    One bad image is a row of the report's `skipped`. Ctrl-C finishes the batches in flight and seals them; the same
-    call goes on from there.
+    A bad image is listed in the report's `skipped`. Ctrl-C finishes the batches in flight and stores them; the same
+    call resumes from there.
 
     Parameters
     ----------
     folders : folders, archives, tables of paths, URLs, or quoted patterns of these
-    progress : shown the report while it grows
+    progress : called with the report while the run goes on
+
+    Returns
+    -------
+    IndexReport
+        Counts, skipped images and speed of the run.
 
     Raises
     ------
     SourceError
-        One of the folders cannot be read, or more images were bad than `options.max_bad` allows.
+        A folder cannot be read, or the share of bad images exceeds `options.max_bad`.
     SpaceMismatch, Locked
-        The store is of another encoder, or another process is writing.
+        The store belongs to another encoder, or another process is writing to it.
     EncoderError
-        The device has no memory for even one image.
+        The device has too little memory for even one image.
     StoreError
-        The store cannot be written. Whatever ends a run, what was stored stays.
+        The store cannot be written. Rows stored before an error are kept.
     """
     encoder.space.require(store.snapshot().space, f"the store {store.folder}")
     if options.part is not None:
         return _index_part(folders, store, encoder, options, progress)
     with store.writer("index", rows_per_shard=options.rows_per_shard) as writer:
-        take_in(writer, store.folder)
-        return _Local(folders, writer, store.folder, encoder, options, progress).go()
+        adopt_shards(writer, store.folder)
+        return _LocalRun(folders, writer, store.folder, encoder, options, progress).run()
 
 
 def _index_part(
     folders: Folders, store: Store, encoder: Encoder, options: IndexOptions, progress: Progress | None
 ) -> IndexReport:
-    """One of several processes: the lock is held only to commit, at the start and at the end."""
+    """Index one of several parts; the store's lock is held only to commit, at the start and at the end."""
     commit(store)
-    aside = StagedWriter(store, options.rows_per_shard)
+    writer = StagedWriter(store, options.rows_per_shard)
     try:
-        return _Local(folders, aside, store.folder, encoder, options, progress).go()
+        return _LocalRun(folders, writer, store.folder, encoder, options, progress).run()
     finally:
-        aside.seal()
-        commit(store, patience=PATIENCE)
+        writer.seal()
+        commit(store, timeout=COMMIT_TIMEOUT)
 
 
-class _Local(IndexRun):
-    """A run whose images are read and encoded in this process."""
+class _LocalRun(IndexRun):
+    """Run that reads and encodes the images in this process."""
 
     def __init__(
         self,
@@ -101,7 +106,8 @@ class _Local(IndexRun):
         self.report.batch_size = options.batch_size or encoder.batch_size
         self._texts = dict(sink.snapshot.texts)
 
-    def go(self) -> IndexReport:
+    def run(self) -> IndexReport:
+        """Run and return the report."""
         report, options = self.report, self.options
         gpu_decoder = gpu_decoder_for(options.decoder, self.encoder, thumbnails=options.thumbnails)
         reader = ImageReader(
@@ -113,13 +119,13 @@ class _Local(IndexRun):
         pipeline = Pipeline(self.encoder, reader, report.batch_size, options.threads)
         report.stages, report.decoded_by = pipeline.stages, pipeline.decoded_by
         try:
-            report.interrupted = not pipeline.run(batched(self.fresh(), report.batch_size), self._write)
+            report.interrupted = not pipeline.run(batched(self.images_to_read(), report.batch_size), self._write)
             report.batch_size = pipeline.batch_size
             if not report.interrupted:
                 self.finish()
         finally:
-            report.unused = gpu_decoder.unused if gpu_decoder else ""
-            self.note_bad()
+            report.decoder_unused = gpu_decoder.unused if gpu_decoder else ""
+            self.update_quarantine()
             report.ended = True
             self.report_progress()
         return report
@@ -129,33 +135,33 @@ class _Local(IndexRun):
         counts = AppendCounts()
         if batch.images:
             counts = self.sink.append(block_of(batch, self.encoder, texts, self.options.thumbnails))
-        self.settle([found.entry.key for found in batch.images], counts, batch.refused)
+        self.record([image.ref.key for image in batch.images], counts, batch.refused)
 
 
 def texts_of(batch: EncodedBatch, encoder: Encoder, known: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-    """Text vectors of the batch's categories; each category is embedded once and then `known`."""
-    categories = {found.entry.category for found in batch.images} - {""}
+    """Text vectors of the batch's categories; new ones are embedded and added to `known`."""
+    categories = {image.ref.category for image in batch.images} - {""}
     if encoder.has_text and (new := sorted(categories - known.keys())):
         known.update(zip(new, encoder.encode_texts(new), strict=True))
     return {category: known[category] for category in categories & known.keys()}
 
 
 def block_of(batch: EncodedBatch, encoder: Encoder, texts: dict[str, npt.NDArray[Any]], thumbnails: bool) -> Block:
-    """A batch as the store takes it."""
+    """Convert a batch to a block of the store."""
     small = tuple(image.thumbnail_jpeg() for image in batch.images) if thumbnails else ()
     return Block(encoder.space, rows_of(batch.images), batch.vectors, small, texts)
 
 
 def rows_of(images: Sequence[DecodedImage]) -> Rows:
-    """Make rows of metadata, one for each image."""
+    """Make rows of metadata, one per image."""
     return Rows(
-        keys=np.array([i.entry.key for i in images], TEXT),
-        labels=np.array([i.entry.label for i in images], np.int8),
-        targets=np.array([i.entry.target for i in images], np.int16),
-        sources=np.array([i.entry.source for i in images], TEXT),
-        generators=np.array([i.entry.generator for i in images], TEXT),
-        categories=np.array([i.entry.category for i in images], TEXT),
-        paths=np.array([text(i.entry.path) for i in images], TEXT),
+        keys=np.array([i.ref.key for i in images], TEXT),
+        labels=np.array([i.ref.label for i in images], np.int8),
+        targets=np.array([i.ref.target for i in images], np.int16),
+        sources=np.array([i.ref.source for i in images], TEXT),
+        generators=np.array([i.ref.generator for i in images], TEXT),
+        categories=np.array([i.ref.category for i in images], TEXT),
+        paths=np.array([to_text(i.ref.path) for i in images], TEXT),
         digests=np.frombuffer(b"".join(i.image.digest for i in images), "V16"),
         bytes=np.array([i.image.size for i in images], np.int64),
         widths=np.array([i.width for i in images], np.int32),

@@ -1,7 +1,7 @@
-"""List, decode, encode, write: four stages that run at the same time, with short queues between them.
+"""Pipeline of four concurrent stages (list, decode, encode, write) with short queues between them.
 
-Listing and writing have one thread each, decoding has several, encoding has one a device. Memory holds a few batches,
-however many images there are. Where one process cannot keep a GPU busy, `distributed/` runs several.
+Listing and writing have one thread each, decoding has several, and encoding has one per device. Only a few batches are
+in memory, however many images there are. If one process cannot keep a GPU busy, `distributed/` runs several.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from .stage import Stage
 
 T = TypeVar("T")
 
-AHEAD = 3  # batches decoded before an encoder asks for them
-UNWRITTEN = 4  # batches encoded before the writer asks for them
-TOGETHER = 16  # images a thread opens at a time, at most: handing over each alone costs a tenth of decoding it
+AHEAD = 3  # decoded batches that may wait for each encoder
+UNWRITTEN = 4  # encoded batches that may wait for the writer
+MAX_PART = 16  # images that a thread opens at a time; handing over single images costs a tenth of decoding them
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PendingBatch:
     parts: Sequence[Future[DecodedBatch]]
 
     def wait(self) -> DecodedBatch:
-        """The images decoded so far and to come; parts that were cancelled are left out."""
+        """Wait until all parts are decoded; cancelled parts are omitted."""
         images, refused = [], []
         for part in self.parts:
             with suppress(CancelledError):
@@ -59,23 +59,23 @@ class InFlightBatch:
 
 @dataclass(frozen=True)
 class EncodedBatch:
-    """The vectors of a batch."""
+    """A batch with its vectors."""
 
-    number: int  # of the batch, counted from 0 in the order they were given
+    number: int  # number of the batch, from 0 in the order of listing
     images: Sequence[DecodedImage]
     vectors: Embeddings  # (images, dim)
-    refused: Sequence[tuple[ImageRef, str]]  # images that have no vector, and why
-    views: Embeddings  # (images, views, dim) of the views that the reader made of each image
+    refused: Sequence[tuple[ImageRef, str]]  # images without a vector, and why
+    views: Embeddings  # (images, views, dim), vectors of the views that the reader made of each image
 
 
 class Pipeline:
-    """One run: make it, then call `run` once.
+    """Pipeline of one run; `run` may be called once.
 
     Parameters
     ----------
-    encoder : each of its replicas encodes its own batches
+    encoder : encoder; each of its replicas encodes its own batches
     reader : decodes images
-    batch_size : images encoded at once; halved for good where the device's memory runs out
+    batch_size : number of images per batch; permanently halved if the device's memory runs out
     threads : number of decoding threads
     """
 
@@ -87,15 +87,20 @@ class Pipeline:
         self._decoded = Channel[PendingBatch](AHEAD * len(self._encoders))
         self._encoded = Channel[EncodedBatch](UNWRITTEN)
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
-        self._left = len(self._encoders)
+        self._running_encoders = len(self._encoders)
         self._lock = Lock()
         self._error: BaseException | None = None
         self._failed: Callable[[], None] = lambda: None
-        self.stages = {"list": Stage(), "decode": Stage(threads), "encode": Stage(self._left), "write": Stage()}
+        self.stages = {
+            "list": Stage(),
+            "decode": Stage(threads),
+            "encode": Stage(len(self._encoders)),
+            "write": Stage(),
+        }
 
     @property
     def batch_size(self) -> int:
-        """Images encoded at once; it may have become smaller than the batches given."""
+        """Current number of images per batch; smaller than requested if memory ran out."""
         return min(encoder.batch_size for encoder in self._encoders)
 
     def run(
@@ -104,19 +109,23 @@ class Pipeline:
         write: Callable[[EncodedBatch], None],
         failed: Callable[[], None] = lambda: None,
     ) -> bool:
-        """Take every batch through to `write`, which is called from one thread; False if Ctrl-C cut it short.
+        """Pass every batch through the stages to `write`; False if Ctrl-C ended the run early.
 
-        `failed` is called where a later stage fails: `batches` that wait for something are then to end.
+        If the run ends early, batches that are being encoded are still finished and written. A second Ctrl-C does not
+        wait for them.
 
-        Whatever ends the run early, batches that are with an encoder are finished and written. A second Ctrl-C does
-        not wait for them.
+        Parameters
+        ----------
+        batches : images of each batch
+        write : called with each encoded batch, always from the same thread
+        failed : called if a later stage fails; a `batches` that is blocked must then end
 
         Raises
         ------
         EncoderError
-            The device has no memory for even one image.
+            The device has too little memory for even one image.
         Exception
-            What `batches`, the encoder or `write` raised, the first of it.
+            The first error raised by `batches`, the encoder or `write`.
         """
         work: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(self._list, (batches,)), (self._write, (write,))]
         work += [(self._encode, (encoder,)) for encoder in self._encoders]
@@ -129,14 +138,14 @@ class Pipeline:
                 _join(threads)
             except KeyboardInterrupt as e:
                 self._fail(e)
-                if any(thread.ident is None for thread in threads):  # it came while they were being started
+                if any(thread.ident is None for thread in threads):  # Ctrl-C came while the threads were started
                     self._encoded.stop()
                 _join(threads)
         finally:
             self._decoded.stop()
             self._encoded.stop()
             self._pool.shutdown(wait=False, cancel_futures=True)
-            _join(threads[1:2])  # a shard that is being written is soon done, and its store is about to be left
+            _join(threads[1:2])  # let the writer finish its shard before the caller leaves the store
         if self._error is not None and not isinstance(self._error, KeyboardInterrupt):
             raise self._error
         return self._error is None
@@ -155,12 +164,12 @@ class Pipeline:
                     batch = next(remaining, None)
                 if batch is None:
                     return
-                size = min(TOGETHER, -(-len(batch) // (2 * self._threads)))
+                size = min(MAX_PART, -(-len(batch) // (2 * self._threads)))
                 parts = [self._pool.submit(self._open, part) for part in batched(batch, max(size, 1))]
                 self._decoded.put(PendingBatch(number, parts))
         except ChannelStopped:
             pass
-        except BaseException as e:  # noqa: BLE001 - raised again by run(); what was listed before is finished first
+        except BaseException as e:  # noqa: BLE001 - raised again by run() after the images listed before it
             self._error = self._error or e
         finally:
             self._decoded.close()
@@ -195,8 +204,8 @@ class Pipeline:
             except BaseException as e:  # noqa: BLE001 - raised again by run()
                 self._fail(e)
             with self._lock:
-                self._left -= 1
-                if self._left == 0:
+                self._running_encoders -= 1
+                if self._running_encoders == 0:
                     self._encoded.close()
 
     def _begin(
@@ -214,7 +223,7 @@ class Pipeline:
             images = batch.decoded.images
             if small:
                 images = [replace(image, reduced=pixels) for image, pixels in zip(images, small, strict=False)]
-            count = (len(vectors) - len(images)) // max(len(images), 1)  # views of each image
+            count = (len(vectors) - len(images)) // max(len(images), 1)  # number of views per image
             views = vectors[len(images) :].reshape(len(images), count, vectors.shape[1])
             encoded = EncodedBatch(batch.number, images, vectors[: len(images)], batch.decoded.refused, views)
             self._encoded.put(storable(encoded))
@@ -230,14 +239,14 @@ class Pipeline:
 
 
 def storable(batch: EncodedBatch) -> EncodedBatch:
-    """The batch without images whose vectors cannot be stored or compared; these are added to the refused."""
+    """Refuse the images of a batch whose vectors cannot be stored or compared."""
     invalid = set(invalid_rows(to_float16(batch.vectors)).tolist())
     for view in range(batch.views.shape[1]):
         invalid |= set(invalid_rows(to_float16(batch.views[:, view])).tolist())
     if not invalid:
         return batch
     keep = [i for i in range(len(batch.images)) if i not in invalid]
-    refused = [(batch.images[i].entry, "the encoder gave it a vector that is zero or not finite") for i in invalid]
+    refused = [(batch.images[i].ref, "the encoder returned a vector that is zero or not finite") for i in invalid]
     return replace(
         batch,
         images=[batch.images[i] for i in keep],
@@ -248,7 +257,7 @@ def storable(batch: EncodedBatch) -> EncodedBatch:
 
 
 def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` values; the last may be shorter. If iterating raises, the values before come first.
+    """Split values into lists of `size`; the last may be shorter. Values before an error are yielded first.
 
     >>> list(batched("abcde", 2))
     [['a', 'b'], ['c', 'd'], ['e']]
@@ -270,7 +279,7 @@ def batched(values: Iterable[T], size: int) -> Iterator[list[T]]:
 
 
 def _join(threads: Sequence[Thread]) -> None:
-    """Wait for those that were started."""
+    """Wait for the threads that were started."""
     for thread in threads:
         if thread.ident is not None:
             thread.join()

@@ -1,6 +1,6 @@
-"""Progress for machines: JSON lines, and a text file for Prometheus' node exporter.
+"""Machine-readable progress: JSON lines, and a text file for Prometheus' node exporter.
 
-Each is a `progress` for `index`; `all_of` makes one of several.
+Each class is a `progress` callback for `index`; `all_of` combines several.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ Clock = Callable[[], float]  # seconds
 
 
 class JsonLines:
-    """One JSON object a line, at most one every so many seconds, and one at the end with `"event": "end"`.
+    """Write one JSON object per line, at most one every `every` seconds, and a last one with `"event": "end"`.
 
     Fields: event, seconds, added, known, replaced, bad, images_per_second (of the whole run), images_per_second_now,
     busy (share of each stage) and limit (the busiest stage).
@@ -35,7 +35,7 @@ class JsonLines:
 
 
 class PrometheusFile:
-    """The run's figures as a `.prom` file, whole at any moment; its counters start from 0 with each run."""
+    """Write the figures of a run to a `.prom` file, atomically; its counters start from 0 with each run."""
 
     def __init__(self, path: Path, *, every: float = 15.0, clock: Clock = time.monotonic) -> None:
         self._path, self._due = path, _Due(every, clock)
@@ -46,17 +46,17 @@ class PrometheusFile:
 
 
 def all_of(*writers: Callable[[IndexReport], None]) -> Callable[[IndexReport], None]:
-    """One progress that tells them all, in this order."""
+    """Return a callback that calls the given ones in order."""
 
     def write_all(report: IndexReport) -> None:
-        for each in writers:
-            each(report)
+        for writer in writers:
+            writer(report)
 
     return write_all
 
 
 def figures(report: IndexReport) -> dict[str, Any]:
-    """Return the state of a run as plain numbers."""
+    """State of a run as plain numbers."""
     return {
         "seconds": round(report.seconds, 3),
         "added": report.added,
@@ -76,31 +76,31 @@ def exposition(report: IndexReport) -> str:
     images = [(f'outcome="{name}"', values[name]) for name in ("added", "known", "replaced", "bad")]
     busy = [(f'stage="{name}"', share) for name, share in values["busy"].items()]
     families = (
-        ("clipfake_index_images_total", "counter", "Images the run has dealt with.", images),
+        ("clipfake_index_images_total", "counter", "Images processed by the run.", images),
         (
             "clipfake_index_images_per_second",
             "gauge",
-            "Images stored a second.",
+            "Images stored per second.",
             [("", values["images_per_second_now"])],
         ),
-        ("clipfake_index_stage_busy_ratio", "gauge", "Share of the time each stage was at work.", busy),
+        ("clipfake_index_stage_busy_ratio", "gauge", "Share of the time that each stage was busy.", busy),
         ("clipfake_index_seconds", "gauge", "Seconds since the run began.", [("", values["seconds"])]),
         (
             "clipfake_index_running",
             "gauge",
-            "1 while the run goes on, 0 when it has ended.",
+            "1 while the run is going on, 0 when it has ended.",
             [("", int(not report.ended))],
         ),
     )
     lines = []
-    for name, kind, what, samples in families:
-        lines += [f"# HELP {name} {what}", f"# TYPE {name} {kind}"]
+    for name, kind, description, samples in families:
+        lines += [f"# HELP {name} {description}", f"# TYPE {name} {kind}"]
         lines += [f"{name}{{{labels}}} {value}" if labels else f"{name} {value}" for labels, value in samples]
     return "\n".join(lines) + "\n"
 
 
 class _Due:
-    """True whenever enough time has passed since the last True, and at the end of a run."""
+    """Limit of updates: True at most once every `every` seconds, and at the end of a run."""
 
     def __init__(self, every: float, clock: Clock) -> None:
         self._every, self._clock, self._next = every, clock, float("-inf")

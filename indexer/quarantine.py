@@ -1,6 +1,6 @@
-"""Images that could not be read, with the reason, so that they are not tried again on every run.
+"""List of images that could not be read, with the reason, so that runs do not try them again.
 
-A small JSON file beside the store's snapshots, of no weight to them: without it, bad files are tried once more.
+It is a small JSON file beside the store's snapshots. If it is lost, bad files are tried once more.
 """
 
 from __future__ import annotations
@@ -17,24 +17,24 @@ FILE = SealedJson("clipfake-quarantine", 1, "quarantine list", Damaged, "remove 
 
 @dataclass(frozen=True)
 class QuarantinedImage:
-    """One file that could not be read, as it was then."""
+    """A file that could not be read, with its size and time at that moment."""
 
     key: str
     path: str
     reason: str
-    bytes: int  # -1 where it was not even there
-    time: int  # nanoseconds since the epoch, -1 where it was not even there
+    bytes: int  # -1 if the file was missing
+    time: int  # nanoseconds since the epoch, -1 if the file was missing
 
 
 def read_quarantine(folder: Path) -> dict[str, QuarantinedImage]:
-    """key -> what is known of it; {} where there is no list, or none that can be read."""
+    """Read the list, by key; {} if there is no list or it is unreadable."""
     try:
         with FILE.reading(folder / NAME) as content:
             return {row["key"]: QuarantinedImage(**row) for row in content["rows"]}
     except (FileNotFoundError, StoreError):
-        return {}  # they are tried again, and listed again
+        return {}  # the bad files are tried again, and listed again
 
 
 def write_quarantine(folder: Path, images: dict[str, QuarantinedImage]) -> None:
-    """Write the list as a whole or not at all; raises StoreError."""
+    """Write the list atomically; raises StoreError."""
     FILE.write(folder / NAME, {"rows": [asdict(image) for _, image in sorted(images.items())]})

@@ -11,12 +11,12 @@ from ..store.records import LABELS
 from .sources.image_ref import ImageRef
 from .stage import Stage, limit_of
 
-RECENT = 30.0  # seconds that "now" spans
+RECENT = 30.0  # seconds over which the current speed is averaged
 
 
 @dataclass
 class IndexReport:
-    """Report of an indexing run; updated while it runs."""
+    """Report of an indexing run, updated while it runs."""
 
     added: int = 0
     known: int = 0
@@ -26,16 +26,16 @@ class IndexReport:
     sources: Counter[tuple[str, str]] = field(default_factory=Counter)  # (source, label) -> rows listed
     targets: Counter[tuple[str, int]] = field(default_factory=Counter)  # (source, raw target) -> rows listed
     tried: int = 0  # images read, good or bad
-    bad: int = 0  # of them
+    bad: int = 0  # images read that were bad
     seconds: float = 0.0
     interrupted: bool = False
-    ended: bool = False  # this is the last that is told of the run
-    batch_size: int = 0  # at the end: smaller than asked for where memory ran out
+    ended: bool = False  # True in the last update
+    batch_size: int = 0  # at the end of the run; smaller than the requested size if memory ran out
     stages: dict[str, Stage] = field(default_factory=dict)
     decoded_by: dict[str, int] = field(default_factory=dict)  # decoder -> images
-    unused: str = ""  # why a decoder beside the cores' own is not used
-    workers: list[str] = field(default_factory=list)  # host and process of each, where there are several machines
-    lost: list[str] = field(default_factory=list)  # workers and hosts that were lost or left out, and why
+    decoder_unused: str = ""  # why the GPU decoder is not used, "" if it is
+    workers: list[str] = field(default_factory=list)  # host and process of each worker of a pool
+    lost: list[str] = field(default_factory=list)  # workers and hosts that were lost or excluded, and why
     _ticks: deque[tuple[float, int]] = field(default_factory=deque, repr=False)
 
     @property
@@ -49,38 +49,39 @@ class IndexReport:
 
     @property
     def images_per_second(self) -> float:
-        """Images stored a second of the whole run."""
+        """Images stored per second, averaged over the whole run."""
         return self.done / self.seconds if self.seconds else 0.0
 
     @property
     def images_per_second_now(self) -> float:
-        """Over the last seconds."""
+        """Images stored per second, averaged over the last `RECENT` seconds."""
         (first, before), (last, now) = (self._ticks[0], self._ticks[-1]) if self._ticks else ((0.0, 0), (0.0, 0))
         return (now - before) / (last - first) if last > first else self.images_per_second
 
     @property
     def limit(self) -> str:
-        """The stage the others waited for: "list", "decode", "encode" or "write"."""
+        """Stage that the others waited for: "list", "decode", "encode", "write" or "commit"."""
         return limit_of(self.stages, self.seconds)
 
     def stage(self, name: str, workers: int) -> Stage:
-        """A stage of that name, made where there is none yet."""
+        """Return the stage of this name, created if it does not exist."""
         return self.stages.setdefault(name, Stage(workers))
 
     def tick(self, seconds: float) -> None:
-        """Note how far the run has come after so many seconds."""
+        """Record the progress of the run after `seconds`."""
         self.seconds = seconds
         now = time.monotonic()
         self._ticks.append((now, self.done))
         while len(self._ticks) > 2 and now - self._ticks[0][0] > RECENT:
             self._ticks.popleft()
 
-    def listed_one(self, entry: ImageRef) -> None:
-        self.sources[entry.source, LABELS[entry.label]] += 1
-        self.targets[entry.source, entry.target] += 1
+    def count_listed(self, ref: ImageRef) -> None:
+        """Count a listed image by source, label and target."""
+        self.sources[ref.source, LABELS[ref.label]] += 1
+        self.targets[ref.source, ref.target] += 1
 
     def distribution(self) -> list[dict[str, Any]]:
-        """Per source: rows of each raw target (the data set's codes) and of each label (what they become)."""
+        """Listed rows of each source by target (the data set's class code) and by label."""
         return [
             {
                 "source": source,
@@ -104,7 +105,7 @@ class IndexReport:
             "distribution": self.distribution(),
             "images_per_second": round(self.images_per_second, 2),
             "seconds": round(self.seconds, 3),
-            # with several processes a run that found everything known has no such stage
+            # with several processes, a run in which every image is known has no such stage
             "encoder_busy": round(self.stages["encode"].share(self.seconds), 4) if "encode" in self.stages else 0.0,
             "stages": {
                 name: {"busy": round(stage.share(self.seconds), 4), "workers": stage.workers}
@@ -112,7 +113,7 @@ class IndexReport:
             },
             "limit": self.limit,
             "decoded_by": dict(self.decoded_by),
-            "decoder_unused": self.unused,
+            "decoder_unused": self.decoder_unused,
             "batch_size": self.batch_size,
             "workers": self.workers,
             "lost": self.lost,

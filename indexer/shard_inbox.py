@@ -1,7 +1,7 @@
-"""Shards that workers seal beside the store without its lock, and that whoever holds the lock takes in.
+"""Shards that workers write beside the store without its lock, and that the lock's holder adopts into the store.
 
-So any number of processes and machines can embed parts of one data set at a time: each works on its own rows, and a
-shard is whole or absent. A shard that is taken in twice adds nothing the second time.
+Any number of processes and machines can embed parts of one data set at the same time: each works on its own rows, and a
+shard is complete or absent. Adopting a shard a second time adds nothing.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from pathlib import Path
 from typing import Protocol
 
 from ..core.atomic_files import TEMPORARY, remove_leftover
-from ..errors import Damaged, Locked
-from ..store.records import Block
+from ..errors import Damaged, Locked, StoreError
+from ..store.records import Block, Mask
 from ..store.shard import write_shard
 from ..store.snapshot import Snapshot
 from ..store.store import Store
 from ..store.writer import SECONDS_PER_SHARD, AppendCounts, Writer
 
 FOLDER = "incoming"
-ABANDONED = 86_400.0  # seconds after which a shard that is not finished never will be
+ABANDONED = 86_400.0  # seconds after which an unfinished shard is removed
 
 
 class Sink(Protocol):
-    """Interface of what a run appends to: the store's writer, or `StagedWriter`."""
+    """Interface of the writer that a run appends to: the store's `Writer`, or `StagedWriter`."""
 
     @property
     def snapshot(self) -> Snapshot: ...
@@ -35,9 +35,11 @@ class Sink(Protocol):
 
     def seal(self) -> None: ...
 
+    def delete(self, where: Mask) -> int: ...
+
 
 class StagedWriter:
-    """Takes blocks as a `Writer` does, and seals them for another to take in."""
+    """Writer of shards that another process adopts into the store."""
 
     def __init__(self, store: Store, rows_per_shard: int) -> None:
         self.snapshot = store.snapshot()
@@ -48,10 +50,10 @@ class StagedWriter:
         self._count = 0
 
     def append(self, block: Block) -> AppendCounts:
-        places = self.snapshot.find(block.rows.keys)
-        stored = places >= 0
+        positions = self.snapshot.find(block.rows.keys)
+        stored = positions >= 0
         same = stored.copy()
-        same[stored] = self.snapshot.digests(places[stored]) == block.rows.digests[stored]
+        same[stored] = self.snapshot.digests(positions[stored]) == block.rows.digests[stored]
         self._waiting.append(block.take(~same))
         late = time.monotonic() - self._sealed_at > SECONDS_PER_SHARD
         if late or sum(map(len, self._waiting)) >= self._rows_per_shard:
@@ -67,40 +69,47 @@ class StagedWriter:
             write_shard(self._folder / FOLDER / f"{name}.h5", block)
         self._waiting, self._sealed_at = [], time.monotonic()
 
+    def delete(self, where: Mask) -> int:
+        """Raise StoreError, as deleting rows needs the store's lock."""
+        raise StoreError("rows can be deleted only by the writer that holds the store's lock")
 
-def take_in(writer: Writer, folder: Path) -> AppendCounts:
-    """Append what waits in the store's `incoming` folder and remove it there, and what was never finished."""
-    for torn in (folder / FOLDER).glob(f"*{TEMPORARY}"):
+
+def adopt_shards(writer: Writer, folder: Path) -> AppendCounts:
+    """Append the shards in the store's `incoming` folder and remove them; abandoned unfinished ones are removed too."""
+    for unfinished in (folder / FOLDER).glob(f"*{TEMPORARY}"):
         with suppress(OSError):  # another process may just have finished it
-            if time.time() - torn.stat().st_mtime > ABANDONED:
-                torn.unlink()
+            if time.time() - unfinished.stat().st_mtime > ABANDONED:
+                unfinished.unlink()
     total = AppendCounts()
     for path in sorted((folder / FOLDER).glob("*.h5")):
-        total += take_in_one(writer, path)
+        total += adopt_shard(writer, path)
     return total
 
 
-def remove_torn(folder: Path, process: int) -> None:
-    """Remove what a process of this machine that has died was writing into the `incoming` folder."""
-    for torn in (folder / FOLDER).glob(f"*.{process}{TEMPORARY}"):
-        remove_leftover(torn)
+def remove_unfinished(folder: Path, process: int) -> None:
+    """Remove the unfinished shards of a dead process of this machine from the `incoming` folder."""
+    for unfinished in (folder / FOLDER).glob(f"*.{process}{TEMPORARY}"):
+        remove_leftover(unfinished)
 
 
-def take_in_one(writer: Writer, path: Path) -> AppendCounts:
-    """Append one sealed shard and remove it; raises Damaged."""
+def adopt_shard(writer: Writer, path: Path) -> AppendCounts:
+    """Append one shard and remove it from the `incoming` folder; raises Damaged."""
     try:
         return writer.adopt(path)
     except Damaged as e:
-        raise Damaged(f"{e}. It was not taken in yet: remove it and run the same command again") from e
+        raise Damaged(f"{e}. It is not part of the store yet: remove it and run the same command again") from e
 
 
-def commit(store: Store, *, patience: float = 0.0) -> bool:
-    """Take in what waits; False if another process held the lock for so many seconds (it, or the next, will)."""
-    until = time.monotonic() + patience
+def commit(store: Store, *, timeout: float = 0.0) -> bool:
+    """Adopt all waiting shards; False if another process holds the lock for `timeout` seconds.
+
+    Shards left behind are adopted by the next process that opens the store for writing.
+    """
+    until = time.monotonic() + timeout
     while True:
         try:
             with store.writer("incoming") as writer:
-                take_in(writer, store.folder)
+                adopt_shards(writer, store.folder)
                 return True
         except Locked:
             if time.monotonic() >= until:

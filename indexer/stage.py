@@ -1,4 +1,4 @@
-"""Utilisation of the stages of a run, and which of them is the limit."""
+"""Utilisation of the stages of a run, and which of them limits its speed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ class Stage:
     """Utilisation of one stage."""
 
     workers: int = 1
-    seconds: float = 0.0  # of work, all workers together
+    seconds: float = 0.0  # seconds of work, summed over the workers
     _lock: Lock = field(default_factory=Lock, repr=False)
 
     @contextmanager
     def busy(self) -> Iterator[None]:
+        """Count the time spent inside the `with` block as work."""
         began = time.perf_counter()
         try:
             yield
@@ -30,12 +31,12 @@ class Stage:
             self.seconds += seconds
 
     def share(self, seconds: float) -> float:
-        """Share of the run's seconds, 0 to 1: a stage near 1 is the limit."""
+        """Share of `seconds` spent on work, 0 to 1; a stage near 1 limits the run."""
         return min(self.seconds / (seconds * self.workers), 1.0) if seconds else 0.0
 
 
 def limit_of(stages: dict[str, Stage], seconds: float) -> str:
-    """The stage that the others wait for: the busiest.
+    """Name of the busiest stage, which the others wait for.
 
     >>> limit_of({"decode": Stage(4, 20.0), "encode": Stage(1, 9.0)}, 10.0)
     'encode'

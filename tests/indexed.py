@@ -1,4 +1,4 @@
-"""Pictures to index, and what a store then holds of them."""
+"""Images to index, and the contents of the resulting store."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from PIL import Image as Pillow
 
 
 def pictures(folder: Path, count: int) -> Path:
-    """A new folder of so many small images, each another."""
+    """Create a folder of `count` small, distinct images."""
     folder.mkdir(parents=True)
     for i in range(count):
         noise = np.random.default_rng(i).integers(0, 256, (6, 6, 3), np.uint8)
@@ -22,9 +22,9 @@ def store_at(folder: Path) -> Store:
 
 
 def contents(store: Store) -> dict[str, bytes]:
-    """Key to the file's digest and its vector."""
+    """Map each key to the file's digest and vector."""
     snapshot = store.snapshot()
     rows, vectors = snapshot.rows, snapshot.vectors()
-    found = {key: rows.digests[i].tobytes() + vectors[i].tobytes() for i, key in enumerate(rows.keys.tolist())}
-    assert len(found) == len(snapshot), "a key stands twice"
-    return found
+    by_key = {key: rows.digests[i].tobytes() + vectors[i].tobytes() for i, key in enumerate(rows.keys.tolist())}
+    assert len(by_key) == len(snapshot), "a key occurs twice"
+    return by_key

@@ -217,7 +217,7 @@ def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None: 
         (["index", "--folders", "nowhere", "--store", "s"], "does not exist"),
         (["index", "--folders", "empty", "--encoder", "plain", "--store", "s"], "holds no images"),
         (["index", "--folders", "columns/metadata.csv", "--store", "s"], "name that folder"),
-        (["index", "--folders", "a.jpg", "--store", "s"], "is one image"),
+        (["index", "--folders", "a.jpg", "--store", "s"], "is a single image"),
         (["index", "--folders", "columns", "--encoder", "plain", "--store", "s"], "no column target"),
         (["index", "--folders", "empty", "--encoder", "./nothing", "--store", "s"], "cannot be loaded"),
         (["train", "--from-store", "--store", "nowhere"], "there is no store"),

@@ -1,5 +1,5 @@
 """Bytes to pixels.
 
-image.py decodes one image; reader.py several; gpu_decoder.py decides which go to the GPU, where nvimagecodec.py
-decodes them
+image.py decodes one image, reader.py several. gpu_decoder.py chooses the images for the GPU, which nvimagecodec.py
+decodes.
 """

@@ -1,8 +1,9 @@
-"""Large JPEGs decoded elsewhere than on the cores, where that gives the same pixels sooner. Who decodes them is given.
+"""Decode large JPEGs on a GPU, if that gives the same pixels faster than the CPU. The decoder itself is a parameter.
 
-Threads share it: one has it at a time, and one that finds it taken decodes an image itself, so that both rates add up.
-Agreement is checked, not believed: on a few images made on the spot, then on the first real ones, each decoded both
-ways. What disagrees, fails or is slower than a core is not used for the rest of the run, and `unused` says so.
+Threads share a GPU decoder: one uses it at a time, and a thread that finds it busy decodes an image on the CPU, so that
+both rates add up. That the pixels agree is verified: on a few generated images, then on the first real ones, each of
+them decoded on both. A decoder that disagrees, fails or is slower than a core is not used for the rest of the run, and
+`unused` says why.
 """
 
 from __future__ import annotations
@@ -21,101 +22,108 @@ from ...errors import ImageError
 from ..encoders.preprocess import LARGE
 from .image import JpegHeader, Pixels, jpeg_header
 
-# Levels of 255 between an image decoded and resized both ways. Decoders that follow the standard carefully differ by a
-# level here and there, which resizing mostly averages away: a fifth of an image's values off by one leaves 0.17 in the
-# mean of 512 x 512 pixels, 0.12 of 1024 x 1024, and centred cosines of vectors from 0.998 on. What is off to one side,
-# as libjpeg-turbo's fast DCT is, does not average out (0.86 to 0.94) and is refused. So is chroma that is repeated and
-# not interpolated, where an image is colourful (up to 0.43). `benchmarks.decoding` prints all of these. At most: tests
-# of nvImageCodec's own allow 6 levels before resizing, whose negative weights can enlarge one.
-AGREED_MEAN = 0.25
-AGREED_MOST = 8
+# Allowed difference, in levels of 255, between an image decoded and resized by both decoders. Decoders that follow the
+# standard closely differ by one level in some values, which resizing mostly averages away: a fifth of an image's values
+# off by one leaves a mean difference of 0.17 for 512 x 512 pixels and of 0.12 for 1024 x 1024, and centred cosines of
+# the vectors of at least 0.998. A one-sided difference, as of libjpeg-turbo's fast DCT, does not average out (0.86 to
+# 0.94) and is refused. So is chroma that is repeated instead of interpolated, in colourful images (up to 0.43).
+# `benchmarks.decoding` prints all of these. The maximum: nvImageCodec's own tests allow 6 levels before resizing, whose
+# negative weights can enlarge a difference.
+MEAN_TOLERANCE = 0.25
+MAX_TOLERANCE = 8
 
-PROVED = 32  # real images that are decoded both ways before it is trusted
-TOGETHER_PIXELS = 2**25  # that are decoded at once, or of one image: 100 MB as bytes, four times that while resizing
-ELONGATED = 4  # times as long as wide, at most: beyond it, resizing by matrices is no bargain
-ENDING = 64  # bytes in which a whole JPEG has its end marker
+VERIFIED_IMAGES = 32  # real images that are decoded by both decoders before the GPU's is trusted
+BATCH_PIXELS = 2**25  # pixels decoded at once, also of a single image: 100 MB as bytes, four times that while resizing
+MAX_ASPECT_RATIO = 4  # beyond it, resizing by matrices does not pay
+END_BYTES = 64  # last bytes of the file, in which a complete JPEG has its end marker
 
 
 @dataclass(frozen=True)
 class ReducedImage:
-    """Part of a large image that the pipeline needs."""
+    """A large image at the sizes that the pipeline needs."""
 
-    pixels: Pixels  # (height, width, 3) of the size the encoder sees
-    reduced: Pixels | None  # (height, width, 3) of its thumbnail's size, where thumbnails are wanted
+    pixels: Pixels  # (height, width, 3), at the encoder's input size
+    thumbnail: Pixels | None  # (height, width, 3), None if no thumbnails are wanted
 
 
-Decodes = Callable[[Sequence[bytes]], Sequence[ReducedImage | None]]  # None: this one is the cores' to do
+DecodeFunction = Callable[[Sequence[bytes]], Sequence[ReducedImage | None]]  # None: the CPU has to decode this image
 
 
 @dataclass(frozen=True)
 class PixelDifference:
-    """Levels of 255 between two versions of an image."""
+    """Difference between two versions of an image, in levels of 255."""
 
     mean: float
-    most: int
+    maximum: int
 
     @property
-    def agreed(self) -> bool:
-        return self.mean <= AGREED_MEAN and self.most <= AGREED_MOST
+    def within_tolerance(self) -> bool:
+        return self.mean <= MEAN_TOLERANCE and self.maximum <= MAX_TOLERANCE
 
 
 class GpuDecoder:
-    """A decoder beside the cores'."""
+    """Decoder of large JPEGs beside the CPU's, verified against it while it runs."""
 
     def __init__(
-        self, name: str, ways: Sequence[Callable[[], Decodes]], here: Callable[[bytes], ReducedImage], *, must_pay: bool
+        self,
+        name: str,
+        factories: Sequence[Callable[[], DecodeFunction]],
+        cpu_decode: Callable[[bytes], ReducedImage],
+        *,
+        must_be_faster: bool,
     ) -> None:
-        """Nothing is made before the first large image.
+        """Set how to make the decoder; it is made for the first large image.
 
         Parameters
         ----------
-        name : in reports
-        ways : of making it; the first whose pixels agree is used
-        here : how a core does the same, raising ImageError for what it cannot read
-        must_pay : not to be used where a core is as quick
+        name : name in reports
+        factories : make the decoder in different ways; the first whose pixels agree is used
+        cpu_decode : decodes one image on the CPU; raises ImageError
+        must_be_faster : drop the decoder if a CPU core is as fast
         """
         self.name = name
-        self.unused = ""  # why it is not used (any more)
-        self._ways, self._here, self._must_pay = list(ways), here, must_pay
-        self._decode: Decodes | None = None
-        self._to_prove = PROVED
-        self._seconds = {"there": 0.0, "here": 0.0}  # that the images decoded both ways took
-        self._taken = Lock()
+        self.unused = ""  # why it is not or no longer used, "" if it is
+        self._factories, self._cpu_decode, self._must_be_faster = list(factories), cpu_decode, must_be_faster
+        self._decode: DecodeFunction | None = None
+        self._to_verify = VERIFIED_IMAGES
+        self._gpu_seconds = self._cpu_seconds = 0.0  # spent on the images decoded by both
+        self._in_use = Lock()
 
-    def wants(self, content: bytes) -> JpegHeader | None:
-        """The header of an image that it may be given."""
+    def accepts(self, content: bytes) -> JpegHeader | None:
+        """Header of an image that `decode` takes, None for any other."""
         return None if self.unused else large_and_plain(content)
 
     def decode(self, contents: Sequence[bytes]) -> Sequence[ReducedImage | None] | None:
         """Decode each image; None for those left to the CPU, and None at once while another thread has the decoder."""
-        if not self._taken.acquire(blocking=False):
+        if not self._in_use.acquire(blocking=False):
             return None
         try:
             if self._decode is None and not self.unused:
-                self._next_way("it was not made")
+                self._make_next("it was not made")
             if self._decode is None:
                 return [None] * len(contents)
             began = time.perf_counter()
-            found = list(self._decode(contents))
-            if self._to_prove:
-                self._seconds["there"] += time.perf_counter() - began
-                found = self._proved(contents, found)
-            return found
-        except Exception as e:  # noqa: BLE001 - whatever a driver raises: the cores can do its work
+            decoded = list(self._decode(contents))
+            if self._to_verify:
+                self._gpu_seconds += time.perf_counter() - began
+                decoded = self._verify(contents, decoded)
+            return decoded
+        except Exception as e:  # noqa: BLE001 - a driver may raise anything, and the CPU can decode instead
             self._give_up(f"it failed ({_first_line(e)})")
             return [None] * len(contents)
         finally:
-            self._taken.release()
+            self._in_use.release()
 
-    def _next_way(self, reason: str) -> None:
-        """Make it in the next way whose pixels agree on images made on the spot."""
+    def _make_next(self, reason: str) -> None:
+        """Make the decoder with the next factory whose pixels agree on the generated images; give up if none does."""
         self._decode = None
-        self._to_prove, self._seconds = PROVED, dict.fromkeys(self._seconds, 0.0)
-        while self._ways:
+        self._to_verify, self._gpu_seconds, self._cpu_seconds = VERIFIED_IMAGES, 0.0, 0.0
+        while self._factories:
             try:
-                decode = self._ways.pop(0)()
-                disagreement = _disagreement(decode(made_up()), [self._here(content) for content in made_up()])
-            except Exception as e:  # noqa: BLE001 - a library or a card that is not as it should be
+                decode = self._factories.pop(0)()
+                references = [self._cpu_decode(content) for content in probe_jpegs()]
+                disagreement = _disagreement(decode(probe_jpegs()), references)
+            except Exception as e:  # noqa: BLE001 - a faulty library or GPU may raise anything
                 disagreement = f"it failed ({_first_line(e)})"
             if not disagreement:
                 self._decode = decode
@@ -123,88 +131,92 @@ class GpuDecoder:
             reason = disagreement
         self._give_up(reason)
 
-    def _proved(self, contents: Sequence[bytes], found: list[ReducedImage | None]) -> list[ReducedImage | None]:
-        """Return the images that may be used: one that the CPU refuses is refused, and all are if one disagrees."""
+    def _verify(self, contents: Sequence[bytes], decoded: list[ReducedImage | None]) -> list[ReducedImage | None]:
+        """Return the images that may be used: none that the CPU refuses, and none at all if one disagrees."""
         began = time.perf_counter()
-        here = [self._here_or_none(content) for content in contents]
-        self._seconds["here"] += time.perf_counter() - began
-        found = [there if mine is not None else None for there, mine in zip(found, here, strict=True)]
-        both = [(there, mine) for there, mine in zip(found, here, strict=True) if there is not None]
-        if both and (disagreement := _disagreement(*zip(*both, strict=True))):
-            self._next_way(disagreement)
+        references = [self._cpu_decode_or_none(content) for content in contents]
+        self._cpu_seconds += time.perf_counter() - began
+        decoded = [
+            image if reference is not None else None for image, reference in zip(decoded, references, strict=True)
+        ]
+        pairs = [(image, reference) for image, reference in zip(decoded, references, strict=True) if image is not None]
+        if pairs and (disagreement := _disagreement(*zip(*pairs, strict=True))):
+            self._make_next(disagreement)
             return [None] * len(contents)
-        self._to_prove = max(self._to_prove - len(both), 0)
-        if not self._to_prove and self._must_pay and self._seconds["there"] >= self._seconds["here"]:
-            there, mine = (1000 * seconds / PROVED for seconds in self._seconds.values())
-            self._give_up(f"it takes {there:.1f} ms an image, a core {mine:.1f}")
-        return found
+        self._to_verify = max(self._to_verify - len(pairs), 0)
+        if not self._to_verify and self._must_be_faster and self._gpu_seconds >= self._cpu_seconds:
+            gpu, cpu = 1000 * self._gpu_seconds / VERIFIED_IMAGES, 1000 * self._cpu_seconds / VERIFIED_IMAGES
+            self._give_up(f"it takes {gpu:.1f} ms per image, a CPU core {cpu:.1f}")
+        return decoded
 
-    def _here_or_none(self, content: bytes) -> ReducedImage | None:
+    def _cpu_decode_or_none(self, content: bytes) -> ReducedImage | None:
         try:
-            return self._here(content)
+            return self._cpu_decode(content)
         except ImageError:
             return None
 
     def _give_up(self, reason: str) -> None:
-        self._decode, self._ways = None, []
+        self._decode, self._factories = None, []
         self.unused = f"{self.name} is not used: {reason}"
 
 
 def large_and_plain(content: bytes) -> JpegHeader | None:
-    """The header of a JPEG that is worth it, and that every decoder reads alike: upright, grey or YCbCr, whole."""
+    """Header of a large JPEG that all decoders read alike (upright, grey or YCbCr, complete); None for any other."""
     header = jpeg_header(content)
     if header is None or not header.plain or header.components == b"RGB":
         return None
     short, long = sorted((header.width, header.height))
-    fits = LARGE < header.pixels <= TOGETHER_PIXELS and long <= ELONGATED * short
-    # a card may fill up what is missing of a file that was cut off; a core says that it is
-    return header if fits and b"\xff\xd9" in content[-ENDING:] else None
+    fits = LARGE < header.pixels <= BATCH_PIXELS and long <= MAX_ASPECT_RATIO * short
+    # a GPU may fill in the missing part of a truncated file, where the CPU raises an error
+    return header if fits and b"\xff\xd9" in content[-END_BYTES:] else None
 
 
-def difference(one: ReducedImage, other: ReducedImage) -> PixelDifference:
+def difference(first: ReducedImage, second: ReducedImage) -> PixelDifference:
     """Difference between two versions of an image: of their pixels or thumbnails, whichever is larger."""
-    pairs = [(one.pixels, other.pixels)]
-    if one.reduced is not None and other.reduced is not None:
-        pairs.append((one.reduced, other.reduced))
+    pairs = [(first.pixels, second.pixels)]
+    if first.thumbnail is not None and second.thumbnail is not None:
+        pairs.append((first.thumbnail, second.thumbnail))
     if any(a.shape != b.shape for a, b in pairs):
         return PixelDifference(255.0, 255)
     levels = [np.abs(a.astype(np.int16) - b) for a, b in pairs]
-    return PixelDifference(max(float(some.mean()) for some in levels), max(int(some.max()) for some in levels))
+    return PixelDifference(max(float(delta.mean()) for delta in levels), max(int(delta.max()) for delta in levels))
 
 
 @cache
-def made_up() -> tuple[bytes, ...]:
-    """A JPEG of each kind that a decoder has its own way with: chroma in full and in part, grey, progressive."""
+def probe_jpegs() -> tuple[bytes, ...]:
+    """Generate JPEGs that decoders may treat differently: full and subsampled chroma, grey, progressive."""
     rng = np.random.default_rng(0)
     shapes = rng.integers(0, 256, (9, 12, 3), np.uint8)
     smooth = np.asarray(Pillow.fromarray(shapes).resize((640, 480), Pillow.Resampling.BICUBIC), np.int16)
     grain = rng.integers(-8, 9, smooth.shape, np.int16)
-    picture = Pillow.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
+    image = Pillow.fromarray(np.clip(smooth + grain, 0, 255).astype(np.uint8))
     return (
-        _jpeg(picture, subsampling="4:2:0"),
-        _jpeg(picture, subsampling="4:4:4"),
-        _jpeg(picture.convert("L")),
-        _jpeg(picture, subsampling="4:2:0", progressive=True),
+        _jpeg(image, subsampling="4:2:0"),
+        _jpeg(image, subsampling="4:4:4"),
+        _jpeg(image.convert("L")),
+        _jpeg(image, subsampling="4:2:0", progressive=True),
     )
 
 
-def _jpeg(picture: Pillow.Image, **how: object) -> bytes:
+def _jpeg(image: Pillow.Image, **options: object) -> bytes:
     out = io.BytesIO()
-    picture.save(out, "JPEG", quality=90, **how)
+    image.save(out, "JPEG", quality=90, **options)
     return out.getvalue()
 
 
-def _disagreement(there: Sequence[ReducedImage | None], here: Sequence[ReducedImage]) -> str:
-    """Why these pixels are not to be used, "" where they agree; an image that was left to the cores is no reason."""
-    apart = [difference(one, other) for one, other in zip(there, here, strict=True) if one is not None]
-    if not apart:
-        return "it decodes no JPEG here (on a GPU it needs nvidia-nvjpeg-cu12)"
-    worst = max(apart, key=lambda difference: (not difference.agreed, difference.mean))
-    if worst.agreed:
+def _disagreement(decoded: Sequence[ReducedImage | None], references: Sequence[ReducedImage]) -> str:
+    """Why the decoded images cannot be used, "" if they can; images left to the CPU do not count."""
+    differences = [
+        difference(image, reference) for image, reference in zip(decoded, references, strict=True) if image is not None
+    ]
+    if not differences:
+        return "it decodes no JPEG on this machine (on a GPU it needs nvidia-nvjpeg-cu12)"
+    worst = max(differences, key=lambda difference: (not difference.within_tolerance, difference.mean))
+    if worst.within_tolerance:
         return ""
     return (
-        f"its pixels differ from a core's by {worst.mean:.2f} levels in the mean and {worst.most} at most, "
-        f"where {AGREED_MEAN} and {AGREED_MOST} are allowed"
+        f"its pixels differ from the CPU's by {worst.mean:.2f} levels on average and {worst.maximum} at most, "
+        f"where {MEAN_TOLERANCE} and {MAX_TOLERANCE} are allowed"
     )
 
 

@@ -1,6 +1,6 @@
-"""Read and decode images, several at a time, on the CPU or where it costs less.
+"""Read and decode images, several at a time, on the CPU or, for large JPEGs, on the GPU.
 
-Several threads may use one reader. Large images are resized to what the encoder sees as soon as they are decoded.
+Several threads may share one reader. Each image is resized to the encoder's input size as soon as it is decoded.
 """
 
 from __future__ import annotations
@@ -11,21 +11,22 @@ from threading import Lock
 
 from ...errors import ImageError
 from ..sources.image_ref import ImageRef
-from .gpu_decoder import TOGETHER_PIXELS, GpuDecoder, ReducedImage
-from .image import Image, JpegHeader, Pixels, decode, digest_of, reduced, thumbnail, thumbnail_of
+from .gpu_decoder import BATCH_PIXELS, GpuDecoder, ReducedImage
+from .image import Image, JpegHeader, Pixels, decode, digest_of, thumbnail, thumbnail_of
+from .image import reduced as reduce_pixels
 
-CORES = "cpu"  # the decoder that is always there
+CPU = "cpu"  # name of the CPU decoder in reports
 
 
 @dataclass(frozen=True)
 class DecodedImage:
-    """An image on its way to the encoder."""
+    """A decoded image, ready for the encoder."""
 
-    entry: ImageRef
+    ref: ImageRef
     image: Image  # its pixels may have been resized; width and height below are the file's
     width: int
     height: int
-    time: int  # of the file, nanoseconds
+    time: int  # modification time of the file, nanoseconds since the epoch
     thumbnail: bytes | None  # None: to be made of `reduced`, which comes from the encoder
     views: Sequence[Pixels] = ()  # further images made of it, to be encoded with it
     reduced: Pixels | None = None
@@ -33,7 +34,7 @@ class DecodedImage:
     def thumbnail_jpeg(self) -> bytes:
         """The thumbnail, b"" where none was wanted."""
         if self.thumbnail is None:
-            return thumbnail_of(reduced(self.image.pixels) if self.reduced is None else self.reduced)
+            return thumbnail_of(reduce_pixels(self.image.pixels) if self.reduced is None else self.reduced)
         return self.thumbnail
 
 
@@ -41,19 +42,19 @@ class DecodedImage:
 class LargeJpeg:
     """A large JPEG that was read and is not yet decoded."""
 
-    at: int  # among the entries opened together
-    entry: ImageRef
+    index: int  # among the images opened together
+    ref: ImageRef
     content: bytes
-    time: int  # of the file, nanoseconds
+    time: int  # modification time of the file, nanoseconds since the epoch
     header: JpegHeader
 
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """Some images that were read together."""
+    """Images that were read together."""
 
     images: list[DecodedImage]
-    refused: list[tuple[ImageRef, str]]  # those that could not be read, and why
+    refused: list[tuple[ImageRef, str]]  # images that could not be read, and why
 
 
 class ImageReader:
@@ -72,68 +73,71 @@ class ImageReader:
 
         Parameters
         ----------
-        shrink : resizes pixels to what the encoder sees, see `Encoder.shrink`
+        shrink : resizes pixels to the encoder's input size, see `Encoder.shrink`
         thumbnails : make a small JPEG of each image
         encoder_reduces : leave the thumbnail of an image that `shrink` does not change to the encoder
         gpu_decoder : decodes large JPEGs beside the CPU
-        make_views : makes further images of each, from its full size; not with `gpu_decoder`
+        make_views : makes further images of each one, from its full size; not with `gpu_decoder`
         """
-        self._shrink, self._thumbnails, self._offload = shrink, thumbnails, gpu_decoder
+        self._shrink, self._thumbnails, self._gpu_decoder = shrink, thumbnails, gpu_decoder
         self._make_views = make_views
         self.leaves_thumbnails = thumbnails and encoder_reduces
         self._lock = Lock()
-        self.counts = {CORES: 0} | ({gpu_decoder.name: 0} if gpu_decoder else {})  # images by what decoded them
+        self.counts = {CPU: 0} | ({gpu_decoder.name: 0} if gpu_decoder else {})  # decoder -> images
 
-    def open(self, entries: Sequence[ImageRef]) -> DecodedBatch:
-        """Decode these images, in their order; those that cannot be read are among the refused."""
-        found: dict[int, DecodedImage | ImageError] = {}  # by place among the entries
+    def open(self, refs: Sequence[ImageRef]) -> DecodedBatch:
+        """Decode images, in order; those that cannot be read are returned as refused."""
+        outcomes: dict[int, DecodedImage | ImageError] = {}  # by index into `refs`
         large: list[LargeJpeg] = []
-        for i, entry in enumerate(entries):
+        for i, ref in enumerate(refs):
             try:
-                if entry.refused:
-                    raise ImageError(entry.refused)
-                content, when = entry.place.read()
-                if self._offload is not None and (header := self._offload.wants(content)):
-                    if header.pixels + sum(one.header.pixels for one in large) > TOGETHER_PIXELS:
-                        self._decode_large(large, found)
-                    large.append(LargeJpeg(i, entry, content, when, header))
+                if ref.refused:
+                    raise ImageError(ref.refused)
+                content, time = ref.byte_source.read()
+                if self._gpu_decoder is not None and (header := self._gpu_decoder.accepts(content)):
+                    if header.pixels + sum(jpeg.header.pixels for jpeg in large) > BATCH_PIXELS:
+                        self._decode_large(large, outcomes)
+                    large.append(LargeJpeg(i, ref, content, time, header))
                 else:
-                    found[i] = self._decode(entry, content, when)
+                    outcomes[i] = self._decode(ref, content, time)
             except ImageError as e:
-                found[i] = e
-        self._decode_large(large, found)
-        opened = DecodedBatch([], [])
-        for i, entry in enumerate(entries):
-            if isinstance(one := found[i], ImageError):
-                opened.refused.append((entry, str(one)))
+                outcomes[i] = e
+        self._decode_large(large, outcomes)
+        batch = DecodedBatch([], [])
+        for i, ref in enumerate(refs):
+            if isinstance(outcome := outcomes[i], ImageError):
+                batch.refused.append((ref, str(outcome)))
             else:
-                opened.images.append(one)
-        return opened
+                batch.images.append(outcome)
+        return batch
 
-    def _decode_large(self, large: list[LargeJpeg], found: dict[int, DecodedImage | ImageError]) -> None:
-        """Decode the images together, or one by one here while another thread has the decoder; none is left."""
-        while large and self._offload is not None:
-            here, large[:] = large[:], []
-            given = self._offload.decode([one.content for one in here])
-            if given is None:
-                here, large[:] = here[:1], here[1:]
-            for one, small in zip(here, given or [None], strict=True):
-                if small is not None:
-                    found[one.at] = self._offloaded(one, small)
+    def _decode_large(self, large: list[LargeJpeg], outcomes: dict[int, DecodedImage | ImageError]) -> None:
+        """Decode the images together on the GPU, or one by one on the CPU while another thread uses the GPU.
+
+        `large` is empty afterwards.
+        """
+        while large and self._gpu_decoder is not None:
+            jpegs, large[:] = large[:], []
+            decoded = self._gpu_decoder.decode([jpeg.content for jpeg in jpegs])
+            if decoded is None:
+                jpegs, large[:] = jpegs[:1], jpegs[1:]
+            for jpeg, reduced in zip(jpegs, decoded or [None], strict=True):
+                if reduced is not None:
+                    outcomes[jpeg.index] = self._from_gpu(jpeg, reduced)
                     continue
                 try:
-                    found[one.at] = self._decode(one.entry, one.content, one.time)
+                    outcomes[jpeg.index] = self._decode(jpeg.ref, jpeg.content, jpeg.time)
                 except ImageError as e:
-                    found[one.at] = e
+                    outcomes[jpeg.index] = e
 
-    def _offloaded(self, large: LargeJpeg, small: ReducedImage) -> DecodedImage:
-        content, header = large.content, large.header
-        image = Image(small.pixels, "JPEG", header.quality, len(content), digest_of(content))
-        picture = b"" if small.reduced is None else thumbnail_of(small.reduced)
-        self._count(self._offload.name if self._offload else CORES)
-        return DecodedImage(large.entry, image, header.width, header.height, large.time, picture)
+    def _from_gpu(self, jpeg: LargeJpeg, reduced: ReducedImage) -> DecodedImage:
+        content, header = jpeg.content, jpeg.header
+        image = Image(reduced.pixels, "JPEG", header.quality, len(content), digest_of(content))
+        small = b"" if reduced.thumbnail is None else thumbnail_of(reduced.thumbnail)
+        self._count(self._gpu_decoder.name if self._gpu_decoder else CPU)
+        return DecodedImage(jpeg.ref, image, header.width, header.height, jpeg.time, small)
 
-    def _decode(self, entry: ImageRef, content: bytes, when: int) -> DecodedImage:
+    def _decode(self, ref: ImageRef, content: bytes, time: int) -> DecodedImage:
         image = decode(content)
         height, width = image.height, image.width
         views = [self._shrink(view) for view in self._make_views(image.pixels)] if self._make_views else ()
@@ -142,8 +146,8 @@ class ImageReader:
         if not (self.leaves_thumbnails and shrunk is image.pixels):
             small = thumbnail(image.pixels) if self._thumbnails else b""
         image = replace(image, pixels=shrunk)
-        self._count(CORES)
-        return DecodedImage(entry, image, width, height, when, small, views)
+        self._count(CPU)
+        return DecodedImage(ref, image, width, height, time, small, views)
 
     def _count(self, decoder: str) -> None:
         with self._lock:

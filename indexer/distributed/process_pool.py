@@ -1,7 +1,7 @@
-"""A crew of processes on this machine: several for a GPU that one could not keep busy, or one for each of several GPUs.
+"""Worker processes on this machine: several per GPU when one cannot keep it busy, or one for each of several GPUs.
 
-A process has one lock for all its Python, so that part of the work runs on one core however many threads decode beside
-it. `benchmarks.feeding` tells what an image costs a worker and what it costs the driver.
+Each process has its own GIL, so the part of the work that runs in Python uses one core per process, however many
+decoding threads it has. `benchmarks.feeding` measures what an image costs a worker and what it costs the driver.
 """
 
 from __future__ import annotations
@@ -25,21 +25,23 @@ from ...store.space import Space
 from ..encoder_spec import EncoderSpec
 from ..encoders.load import device_names
 from ..index_run import IndexOptions
-from ..shard_inbox import remove_torn
+from ..shard_inbox import remove_unfinished
 from .task import Task, TaskLost, TaskResult
-from .worker import AT_ONCE, STARTING, Worker
+from .worker import START_TIMEOUT, TASKS_PER_WORKER, Worker
 from .worker_pool import WorkerPool
 
 # On an H100 with 16 cores, 8 processes of 2 decoding threads fed 1.4 times as many images as 4 of 4: one lock holds all
 # Python of a process.
-CORES = 2  # of a process at a GPU
-MOST = 8  # processes at one GPU
-GPU_BYTES = 8 * 2**30  # of a GPU's memory for a process: CUDA, the weights, a batch under way and the next
-WORTH = 100_000  # images from which several processes save more time than they take to start
+CORES_PER_PROCESS = 2  # cores that the decoding threads of one GPU process keep busy
+MAX_PROCESSES = 8  # per GPU
+BYTES_PER_PROCESS = 8 * 2**30  # of a GPU's memory: CUDA itself, the weights, a batch under way and the next
+MIN_IMAGES = 100_000  # number of images from which several processes save more time than they take to start
 
 
 def processes_for(device: str, images: Callable[[], int | None], cores: int) -> int:
-    """Number of processes that pay off: one, or several for a GPU and many images, which are then counted.
+    """Number of processes that pay off: several for a GPU and many images, otherwise one.
+
+    `images` counts the images and is only called for a GPU.
 
     This process opens no context on the GPU, which would take 500 MB of its memory.
 
@@ -48,108 +50,115 @@ def processes_for(device: str, images: Callable[[], int | None], cores: int) -> 
     """
     names = device_names(device)
     first = names[0] if names[0] != "auto" else "cuda"
-    if not first.startswith("cuda") or not torch.cuda.is_available() or (images() or 0) < WORTH:
+    if not first.startswith("cuda") or not torch.cuda.is_available() or (images() or 0) < MIN_IMAGES:
         return 1
     if (torch.device(first).index or 0) >= torch.cuda.device_count():
-        return 1  # loading the encoder says that it is not there
+        return 1  # loading the encoder reports that there is no such device
     memory = torch.cuda.get_device_properties(torch.device(first)).total_memory
-    each = min(MOST, cores // (CORES * len(names)), memory // GPU_BYTES)
+    each = min(MAX_PROCESSES, cores // (CORES_PER_PROCESS * len(names)), memory // BYTES_PER_PROCESS)
     return len(names) * max(1, each)
 
 
 class ProcessPool(WorkerPool):
-    """Workers in processes of their own that share this machine's devices and cores."""
+    """Workers in separate processes that share this machine's devices and cores."""
 
     def __init__(
         self, encoder: EncoderSpec, folder: Path, options: IndexOptions = IndexOptions(), count: int = 2
     ) -> None:
-        """Start them and wait until each has its encoder.
+        """Start the processes and wait until each has loaded its encoder.
 
         Parameters
         ----------
-        folder : of the store, which need not be there yet
-        options : `threads` are shared by all
+        folder : folder of the store; it need not exist yet
+        options : `threads` is divided among the processes
+        count : number of processes
 
         Raises
         ------
         EncoderError, MissingExtra
         """
-        # spawned: a process that was forked has no CUDA, and may hold locks of threads it does not have
+        # spawn: a forked process cannot use CUDA, and may inherit locks held by threads that it does not have
         self._context = multiprocessing.get_context("spawn")
         devices = device_names(encoder.device)
         cores = max(1, torch.get_num_threads() // count)
-        each = replace(options, threads=max(1, options.threads // count))
-        self._plans = [
-            (replace(encoder, device=devices[i % len(devices)]), folder.resolve(), each, cores) for i in range(count)
+        worker_options = replace(options, threads=max(1, options.threads // count))
+        self._worker_args = [
+            (replace(encoder, device=devices[i % len(devices)]), folder.resolve(), worker_options, cores)
+            for i in range(count)
         ]
-        self._members: list[_WorkerProcess] = []
+        self._workers: list[_WorkerProcess] = []
         try:
-            self._members = [self._start(i) for i in range(count)]
-            met = [self._met(member) for member in self._members]
+            self._workers = [self._start(i) for i in range(count)]
+            replies = [self._wait_ready(worker) for worker in self._workers]
         except BaseException:
-            self.dismiss()
+            self.close()
             raise
-        self.workers, self.space = [where for where, _ in met], met[0][1]
-        self.room = AT_ONCE * count
+        self.workers, self.space = [name for name, _ in replies], replies[0][1]
+        self.capacity = TASKS_PER_WORKER * count
 
-    def give(self, unit: Task) -> None:
-        member = min(self._members, key=lambda member: len(member.units))
-        member.units.append(unit.id)
-        with suppress(OSError):  # where it has died, `take` tells
-            member.pipe.send(unit)
+    def submit(self, task: Task) -> None:
+        worker = min(self._workers, key=lambda worker: len(worker.task_ids))
+        worker.task_ids.append(task.id)
+        with suppress(OSError):  # if the worker has died, `collect` reports it
+            worker.pipe.send(task)
 
-    def take(self, seconds: float) -> list[TaskResult | TaskLost]:
+    def collect(self, seconds: float) -> list[TaskResult | TaskLost]:
         results: list[TaskResult | TaskLost] = []
-        ready = wait([member.pipe for member in self._members], seconds)
-        for i, member in enumerate(self._members):
-            if member.pipe not in ready:
+        ready = wait([worker.pipe for worker in self._workers], seconds)
+        for i, worker in enumerate(self._workers):
+            if worker.pipe not in ready:
                 continue
             try:
-                receipt = member.pipe.recv()
+                result = worker.pipe.recv()
             except (EOFError, OSError):
-                results += [TaskLost(unit) for unit in member.units]
-                self._members[i] = self._replaced(i, member)
+                results += [TaskLost(task_id) for task_id in worker.task_ids]
+                self._workers[i] = self._replace(i, worker)
                 continue
-            if isinstance(receipt, BaseException):
-                raise receipt
-            member.units.remove(receipt.unit)
-            results.append(receipt)
+            if isinstance(result, BaseException):
+                raise result
+            worker.task_ids.remove(result.task_id)
+            results.append(result)
         return results
 
-    def dismiss(self) -> None:
-        for member in self._members:
-            member.process.kill()
-            member.pipe.close()
-        for member in self._members:
-            member.process.join()
-            remove_torn(self._plans[0][1], member.process.pid)
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.process.kill()
+            worker.pipe.close()
+        for worker in self._workers:
+            worker.process.join()
+            remove_unfinished(self._worker_args[0][1], worker.process.pid)
 
     def _start(self, i: int) -> _WorkerProcess:
-        here, there = self._context.Pipe()
-        process = self._context.Process(target=_serve, args=(there, *self._plans[i]), name=f"clipfake {i}", daemon=True)
+        driver_end, worker_end = self._context.Pipe()
+        process = self._context.Process(
+            target=_serve, args=(worker_end, *self._worker_args[i]), name=f"clipfake {i}", daemon=True
+        )
         process.start()
-        there.close()  # so that its end is seen when the process dies
-        return _WorkerProcess(process, here)
+        worker_end.close()  # so that reading from the pipe fails when the process dies
+        return _WorkerProcess(process, driver_end)
 
-    def _met(self, member: _WorkerProcess) -> tuple[str, Space]:
-        """Wait for a new worker to be ready; raises what kept it from that."""
+    def _wait_ready(self, worker: _WorkerProcess) -> tuple[str, Space]:
+        """Wait until a new worker has loaded its encoder; raises the error that prevented it."""
         try:
-            reply = member.pipe.recv() if member.pipe.poll(STARTING) else None
+            reply = worker.pipe.recv() if worker.pipe.poll(START_TIMEOUT) else None
         except (EOFError, OSError):
             reply = None
         if isinstance(reply, BaseException):
             raise reply
         if reply is None:
-            raise SourceError("a worker died before it had its encoder; is there memory for one in each process?")
-        where, space = reply
-        return str(where), space
+            raise SourceError(
+                "a worker process died before it had loaded its encoder; check that memory suffices for one encoder "
+                "per process"
+            )
+        name, space = reply
+        return str(name), space
 
-    def _replaced(self, i: int, member: _WorkerProcess) -> _WorkerProcess:
-        member.process.join()
-        member.pipe.close()
+    def _replace(self, i: int, worker: _WorkerProcess) -> _WorkerProcess:
+        worker.process.join()
+        worker.pipe.close()
         new = self._start(i)
-        self._members[i] = new
-        self.workers[i] = self._met(new)[0]
+        self._workers[i] = new
+        self.workers[i] = self._wait_ready(new)[0]
         return new
 
 
@@ -157,18 +166,18 @@ class ProcessPool(WorkerPool):
 class _WorkerProcess:
     process: Any
     pipe: Connection[Any, Any]
-    units: list[str] = field(default_factory=list)  # that it was given and has not told of
+    task_ids: list[str] = field(default_factory=list)  # submitted, without a result yet
 
 
 def _serve(pipe: Connection[Any, Any], encoder: EncoderSpec, folder: Path, options: IndexOptions, cores: int) -> None:
-    """A worker's process: that it is ready, then a receipt for each unit, or the error that ends it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the driver's to hear
+    """Run a worker process: send that it is ready, then a result for each task, or the error that ended it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the driver handles Ctrl-C
     torch.set_num_threads(cores)
     lock = Lock()
 
-    def reply(what: Any) -> None:
+    def reply(message: Any) -> None:
         with lock:
-            pipe.send(what)
+            pipe.send(message)
 
     try:
         worker = Worker(encoder, folder, options)
@@ -178,19 +187,19 @@ def _serve(pipe: Connection[Any, Any], encoder: EncoderSpec, folder: Path, optio
     reply(worker.ready())
 
     def end() -> None:
-        """The driver is gone."""
+        """End this process because the driver has ended."""
         worker.stop()
         os._exit(0)
 
-    def work(unit: Task) -> None:
+    def work(task: Task) -> None:
         try:
-            reply(worker.work(unit))
+            reply(worker.work(task))
         except OSError:
             end()
         except Exception as e:  # noqa: BLE001 - raised by the driver
             reply(e)
 
-    with ThreadPoolExecutor(AT_ONCE) as pool:
+    with ThreadPoolExecutor(TASKS_PER_WORKER) as pool:
         try:
             while True:
                 pool.submit(work, pipe.recv())

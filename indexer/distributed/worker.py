@@ -1,4 +1,4 @@
-"""One device's part of a run whose images are embedded elsewhere: units in, sealed shards and receipts out."""
+"""Worker of a pool: embeds the images of tasks on one device, writes them as shards and returns results."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ from ..shard_inbox import FOLDER
 from ..sources.image_ref import ImageRef
 from .task import Task, TaskResult
 
-STARTING = 300.0  # seconds, at most, until a worker has its encoder
-AT_ONCE = 2  # units a worker has: one is read and decoded while the other is encoded
+START_TIMEOUT = 300.0  # seconds that a worker may take to load its encoder
+TASKS_PER_WORKER = 2  # one task is read and decoded while the other is encoded
 
 
 class Worker:
-    """Plain Python: in whose process it is, is another's business.
+    """Worker that embeds tasks in the current process; a `WorkerPool` decides which process that is.
 
-    `work` may be called from several threads at a time: their units follow each other through one pipeline, and the
-    device has the images of the next one as soon as it is done with the last.
+    `work` may be called from several threads: their tasks pass through one pipeline one after another, so the device
+    goes from one task to the next without waiting.
     """
 
     def __init__(self, encoder: EncoderSpec, folder: Path, options: IndexOptions) -> None:
@@ -53,12 +53,12 @@ class Worker:
             gpu_decoder=self._gpu_decoder,
         )
         self._pipeline = Pipeline(self._encoder, reader, self._size, options.threads)
-        self._told = dict.fromkeys(self._pipeline.stages, 0.0)  # seconds of each stage that stand in receipts
-        self._counted = dict.fromkeys(self._pipeline.decoded_by, 0)  # images of each decoder that do
+        self._reported_seconds = dict.fromkeys(self._pipeline.stages, 0.0)  # stage -> seconds in earlier results
+        self._reported_images = dict.fromkeys(self._pipeline.decoded_by, 0)  # decoder -> images in earlier results
         self._texts: dict[str, npt.NDArray[Any]] = {}
-        self._given: SimpleQueue[_Work | None] = SimpleQueue()  # None: there will be no more
-        self._under_way: dict[int, _Work] = {}  # by the number of each of their batches
-        self._numbers = count()  # of batches, as the pipeline counts them
+        self._queue: SimpleQueue[_Work | None] = SimpleQueue()  # None: no more tasks
+        self._under_way: dict[int, _Work] = {}  # batch number -> its task
+        self._numbers = count()  # batch numbers, as the pipeline counts them
         self._error: BaseException | None = None
         self._lock = Lock()
         self._sealing = Lock()
@@ -69,91 +69,91 @@ class Worker:
         return f"{socket.gethostname()} process {os.getpid()}", self._encoder.space
 
     def version(self) -> str:
-        """The version of clipfake that does the work."""
+        """Version of clipfake in the worker's process."""
         return __version__
 
-    def work(self, unit: Task) -> TaskResult:
-        """Embed a unit and seal it. Doing it again writes the same file again."""
-        work = _Work(unit)
+    def work(self, task: Task) -> TaskResult:
+        """Embed a task and write its shard. Repeating a task writes the same file again."""
+        work = _Work(task)
         with self._lock:
             if self._error is not None:
                 raise self._error
-            self._given.put(work)
+            self._queue.put(work)
         work.done.result()
-        shard = f"{unit.id}.h5" if work.blocks else ""
+        shard = f"{task.id}.h5" if work.blocks else ""
         if work.blocks:
             with self._sealing, self._pipeline.stages["write"].busy():
                 write_shard(self._folder / FOLDER / shard, Block.concat(work.blocks))
         unused = self._gpu_decoder.unused if self._gpu_decoder else ""
         size = self._pipeline.batch_size
         refused = tuple(work.refused)
-        unread = tuple(entry.key for entry, _ in refused if not readable(entry))
+        unread = tuple(ref.key for ref, _ in refused if not readable(ref))
         decoded_by, host = self._decoded_by(), socket.gethostname()
-        return TaskResult(unit.id, shard, refused, self._busy(), size, decoded_by, unused, host, unread)
+        return TaskResult(task.id, shard, refused, self._busy(), size, decoded_by, unused, host, unread)
 
     def close(self) -> None:
         """Accept no further tasks."""
-        self._given.put(None)
+        self._queue.put(None)
 
     def stop(self) -> None:
-        """Wait for the shard that is being sealed, and seal no more: its process is about to end."""
+        """Wait until the shard being written is complete and write no more, before the process ends."""
         self._sealing.acquire()
 
     def _run(self) -> None:
         try:
-            self._pipeline.run(self._batches(), self._take, self.close)
+            self._pipeline.run(self._batches(), self._keep, self.close)
         except BaseException as e:  # noqa: BLE001 - raised by `work`
             with self._lock:
                 self._error = e
-                left = {id(work): work for work in self._under_way.values()}
-                while not self._given.empty():
-                    if (work := self._given.get()) is not None:
-                        left[id(work)] = work
-            for work in left.values():
+                unfinished = {id(work): work for work in self._under_way.values()}
+                while not self._queue.empty():
+                    if (work := self._queue.get()) is not None:
+                        unfinished[id(work)] = work
+            for work in unfinished.values():
                 work.done.set_exception(e)
 
     def _batches(self) -> Iterator[Sequence[ImageRef]]:
-        while (work := self._given.get()) is not None:
-            batches = list(batched(work.unit.entries, self._size))
-            work.left = len(batches)
-            with self._lock:  # all of them: a run that fails between two batches has to find the task
+        while (work := self._queue.get()) is not None:
+            batches = list(batched(work.task.images, self._size))
+            work.batches_left = len(batches)
+            with self._lock:  # register all batches first, so that a failure between two of them fails the task
                 self._under_way |= {next(self._numbers): work for _ in batches}
             yield from batches
 
-    def _take(self, encoded: EncodedBatch) -> None:
-        """Keep a batch without its pixels."""
+    def _keep(self, encoded: EncodedBatch) -> None:
+        """Keep a batch, without its pixels, until its task is done."""
         with self._lock:
             work = self._under_way.pop(encoded.number)
         if encoded.images:
             texts = texts_of(encoded, self._encoder, self._texts) if self._options.text else {}
             work.blocks.append(block_of(encoded, self._encoder, texts, self._options.thumbnails))
         work.refused += encoded.refused
-        work.left -= 1
-        if not work.left:
+        work.batches_left -= 1
+        if not work.batches_left:
             work.done.set_result(None)
 
     def _busy(self) -> dict[str, float]:
-        """Seconds of work a stage since the last receipt; reading and decoding as if one thread did it all."""
+        """Seconds of work per stage and thread since the last result."""
         with self._lock:
             now = {name: stage.seconds / stage.workers for name, stage in self._pipeline.stages.items()}
-            since = {name: seconds - self._told[name] for name, seconds in now.items()}
-            self._told = now
-        del since["list"]  # a worker's list stage waits for units; listing is the driver's
+            since = {name: seconds - self._reported_seconds[name] for name, seconds in now.items()}
+            self._reported_seconds = now
+        del since["list"]  # a worker's list stage only waits for tasks; the driver lists the images
         return since
 
     def _decoded_by(self) -> dict[str, int]:
-        """Images each decoder did since the last receipt."""
+        """Number of images decoded by each decoder since the last result."""
         with self._lock:
             now = dict(self._pipeline.decoded_by)
-            since = {name: images - self._counted[name] for name, images in now.items()}
-            self._counted = now
+            since = {name: images - self._reported_images[name] for name, images in now.items()}
+            self._reported_images = now
         return since
 
 
-def readable(entry: ImageRef) -> bool:
-    """True if its bytes can be read on this machine, whatever they are."""
+def readable(ref: ImageRef) -> bool:
+    """True if the file can be read on this machine, whether or not it is an image."""
     try:
-        entry.place.read()
+        ref.byte_source.read()
     except ImageError:
         return False
     return True
@@ -161,10 +161,10 @@ def readable(entry: ImageRef) -> bool:
 
 @dataclass
 class _Work:
-    """A unit under way."""
+    """A task in progress."""
 
-    unit: Task
-    left: int = 0  # batches
+    task: Task
+    batches_left: int = 0
     blocks: list[Block] = field(default_factory=list)
     refused: list[tuple[ImageRef, str]] = field(default_factory=list)
     done: Future[None] = field(default_factory=Future)

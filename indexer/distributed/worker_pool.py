@@ -1,9 +1,9 @@
-"""A run whose images are embedded by a crew: the driver lists, hands out units and commits what workers have sealed.
+"""Indexing with a pool of workers: the driver lists images, submits tasks and commits the shards of the workers.
 
-The driver holds the store's lock. Units (names of images, about 100 bytes each) go out; a worker reads, decodes,
-embeds and seals its unit as a shard in the store's `incoming` folder, and the driver takes that file in as it is. A
-worker that dies costs the units it was at: they are done again. A unit over which workers die again and again is halved
-until the image is found that kills them; that one is refused.
+The driver holds the store's lock. A task holds references to images, about 100 bytes each. A worker reads, decodes and
+embeds them and writes a shard into the store's `incoming` folder, and the driver adopts that file unchanged. The tasks
+of a worker that dies are submitted again. A task that repeatedly kills its worker is halved until the image that does
+it is found; that image is refused.
 """
 
 from __future__ import annotations
@@ -24,87 +24,87 @@ from ...store.space import Space
 from ...store.store import AppendCounts, Store, Writer
 from ..index_run import Folders, IndexOptions, IndexRun, Progress
 from ..report import IndexReport
-from ..shard_inbox import FOLDER, take_in, take_in_one
+from ..shard_inbox import FOLDER, adopt_shard, adopt_shards
 from ..sources.image_ref import ImageRef
 from .task import Task, TaskLost, TaskResult, task_size
 from .worker import readable
 
-WAIT = 1.0  # seconds without a receipt before Ctrl-C is looked for
-TRIES = 2  # of a unit, before the worker's death is laid at its door
-LOSSES = 64  # workers that may die in a row without one unit done between: then the machine is at fault
-KILLS = "whatever process read it died; the file may crash its decoder"
+WAIT = 1.0  # seconds to wait for a result before checking for Ctrl-C
+TRIES = 2  # attempts before a task is blamed for killing its worker
+LOSSES = 64  # consecutive worker deaths, without a finished task, that end the run: the machine is at fault
+KILLS = "every process that read it died; the file may crash its decoder"
 
 
 class WorkerPool(ABC):
-    """Workers that embed units, wherever they are. One that dies is replaced, and what it was at is told as lost."""
+    """Interface of a pool of workers. A worker that dies is replaced, and its tasks are reported as lost."""
 
-    space: Space  # that the workers embed into
-    workers: list[str]  # host and process of each that is there now
-    lost: list[str] = []  # noqa: RUF012 - workers and hosts that were lost or left out, and why; none is, of this machine
-    elsewhere = False  # on machines that may not see the disks the driver sees
-    room: int  # units that can be with the workers at a time, under way or next
-
-    @abstractmethod
-    def give(self, unit: Task) -> None:
-        """Submit a task; never more than there is room for."""
-
-    def give_elsewhere(self, unit: Task, host: str) -> None:
-        """Submit a task to another host than this, if one is free."""
-        self.give(unit)
+    space: Space  # space of the workers' encoder
+    workers: list[str]  # host and process of each worker that is alive
+    lost: list[str] = []  # noqa: RUF012 - workers and hosts that were lost or excluded, and why; empty for local pools
+    remote = False  # True if workers run on machines that may not see the driver's disks
+    capacity: int  # number of tasks that may be submitted and unfinished at the same time
 
     @abstractmethod
-    def take(self, seconds: float) -> list[TaskResult | TaskLost]:
-        """Wait for results of tasks and return them; [] after so many seconds. Raises what a worker raised."""
+    def submit(self, task: Task) -> None:
+        """Submit a task; the number of unfinished tasks must not exceed `capacity`."""
 
-    def leave_out(self, host: str, why: str) -> list[TaskLost]:
-        """Give a host nothing more, and tell what it was at; raises SourceError where no other is left."""
+    def submit_avoiding(self, task: Task, host: str) -> None:
+        """Submit a task, if possible to a host other than `host`."""
+        self.submit(task)
+
+    @abstractmethod
+    def collect(self, seconds: float) -> list[TaskResult | TaskLost]:
+        """Wait for results and return them; [] after `seconds`. Raises the error that a worker raised."""
+
+    def exclude_host(self, host: str, why: str) -> list[TaskLost]:
+        """Submit nothing more to a host and return its lost tasks; raises SourceError if no other host remains."""
         raise SourceError(f"{host}: {why}")
 
     @abstractmethod
-    def dismiss(self) -> None:
-        """Stop the workers, whatever they are doing."""
+    def close(self) -> None:
+        """Stop the workers at once."""
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.dismiss()
+        self.close()
 
 
 def index_with(
-    crew: WorkerPool,
+    pool: WorkerPool,
     folders: Folders,
     store: Store,
     options: IndexOptions = IndexOptions(),
     progress: Progress | None = None,
 ) -> IndexReport:
-    """`index` with the embedding done by a crew; the same rows come out.
+    """Index as `index` does, with the images embedded by a pool of workers; the rows are the same.
 
-    >>> with Processes(EncoderName("openai/clip-vit-base-patch32"), store.folder) as crew:  # doctest: +SKIP
-    ...     index_with(crew, ["data/cycle_gan"], store)
+    >>> with ProcessPool(EncoderSpec("openai/clip-vit-base-patch32"), store.folder) as pool:  # doctest: +SKIP
+    ...     index_with(pool, ["data/cycle_gan"], store)
 
     Parameters
     ----------
     options
-        `rows_per_shard` is the size of the largest units.
+        `rows_per_shard` is the largest size of a task.
 
     Raises
     ------
     SourceError, SpaceMismatch, StoreError
-        What was stored stays.
+        The run failed; rows stored until then are kept.
     """
     if options.part is not None:
-        raise SourceError("--part splits the work of several commands; leave it out where one command has workers")
-    crew.space.require(store.snapshot().space, f"the store {store.folder}")
+        raise SourceError("--part splits the work among several commands; omit it when one command has workers")
+    pool.space.require(store.snapshot().space, f"the store {store.folder}")
     with store.writer("index", rows_per_shard=options.rows_per_shard) as writer:
-        take_in(writer, store.folder)
-        return _Driver(crew, folders, writer, store.folder, options, progress).go()
+        adopt_shards(writer, store.folder)
+        return _Driver(pool, folders, writer, store.folder, options, progress).run()
 
 
 class _Driver(IndexRun):
     def __init__(
         self,
-        crew: WorkerPool,
+        pool: WorkerPool,
         folders: Folders,
         writer: Writer,
         folder: Path,
@@ -112,163 +112,164 @@ class _Driver(IndexRun):
         progress: Progress | None,
     ) -> None:
         super().__init__(folders, writer, folder, options, progress)
-        self._crew, self._writer = crew, writer
-        self._again: deque[Task] = deque()
+        self._pool, self._writer = pool, writer
+        self._resubmit: deque[Task] = deque()
         self._under_way: dict[str, Task] = {}
-        self._lost: Counter[str] = Counter()  # by unit
-        self._losses = 0  # since a unit was done
+        self._times_lost: Counter[str] = Counter()  # by task id
+        self._losses = 0  # consecutive losses since a task was finished
         self._embedded = 0  # images, good or bad
-        self._listing: Exception | None = None  # what ended it early
-        self._unread: dict[str, str] = {}  # by unit that was asked for again: the host that could not read it
-        self.report.workers, self.report.lost = crew.workers, crew.lost
+        self._listing_error: Exception | None = None
+        self._unread: dict[str, str] = {}  # id of a resubmitted task -> host that could not read its images
+        self.report.workers, self.report.lost = pool.workers, pool.lost
 
-    def go(self) -> IndexReport:
+    def run(self) -> IndexReport:
+        """Run and return the report."""
         try:
             self.report_progress()
-            self._spread()
+            self._run_tasks()
             self.finish()
         except KeyboardInterrupt:
             self.report.interrupted = True
             self.report_progress()
             while self._under_way:  # a second Ctrl-C does not wait for them
-                self._take()
+                self._collect()
         finally:
-            self.note_bad()
+            self.update_quarantine()
             self.report.ended = True
             self.report_progress()
         return self.report
 
-    def _spread(self) -> None:
-        """Keep the crew's room filled, and settle what comes back; what was listed before an error is done first."""
-        units = self._units()
+    def _run_tasks(self) -> None:
+        """Keep the pool busy and record its results; a listing error is raised after the images listed before it."""
+        tasks = self._tasks()
         more = True
-        while more or self._again or self._under_way:
-            while len(self._under_way) < self._crew.room:
-                unit = self._again.popleft() if self._again else next(units, None)
-                if unit is None:
+        while more or self._resubmit or self._under_way:
+            while len(self._under_way) < self._pool.capacity:
+                task = self._resubmit.popleft() if self._resubmit else next(tasks, None)
+                if task is None:
                     more = False
                     break
                 with uninterrupted():
-                    self._under_way[unit.id] = unit
-                    self._crew.give_elsewhere(unit, self._unread.get(unit.id, ""))
-            if self._under_way or more or self._again:
-                self._take()
-        if self._listing is not None:
-            raise self._listing
+                    self._under_way[task.id] = task
+                    self._pool.submit_avoiding(task, self._unread.get(task.id, ""))
+            if self._under_way or more or self._resubmit:
+                self._collect()
+        if self._listing_error is not None:
+            raise self._listing_error
 
-    def _units(self) -> Iterator[Task]:
-        entries = self.fresh()
-        most, crew = self.options.rows_per_shard, len(self._crew.workers)
-        while self._listing is None:
-            found: list[ImageRef] = []
+    def _tasks(self) -> Iterator[Task]:
+        refs = self.images_to_read()
+        limit, workers = self.options.rows_per_shard, len(self._pool.workers)
+        while self._listing_error is None:
+            images: list[ImageRef] = []
             try:
                 with self.report.stage("list", 1).busy():
-                    for entry in islice(entries, task_size(self._embedded, self.report.seconds, crew, most)):
-                        found.append(entry)  # noqa: PERF402 - kept where the listing fails
-            except Exception as e:  # noqa: BLE001 - raised when these are done
-                self._listing = e
-            if found:
-                yield Task.of(found)
+                    for ref in islice(refs, task_size(self._embedded, self.report.seconds, workers, limit)):
+                        images.append(ref)  # noqa: PERF402 - kept if the listing fails
+            except Exception as e:  # noqa: BLE001 - raised when these images are done
+                self._listing_error = e
+            if images:
+                yield Task.of(images)
             else:
                 return
 
-    def _take(self) -> None:
+    def _collect(self) -> None:
         with uninterrupted():
-            for outcome in self._crew.take(WAIT):
-                unit = self._under_way.pop(outcome.unit, None)
-                if unit is None:  # told before the host of both was left out
+            for outcome in self._pool.collect(WAIT):
+                task = self._under_way.pop(outcome.task_id, None)
+                if task is None:  # resubmitted already, when its host was excluded
                     continue
                 if isinstance(outcome, TaskLost):
-                    self._lose(unit)
+                    self._record_loss(task)
                 else:
-                    self._settle_receipt(unit, outcome)
+                    self._record_result(task, outcome)
             self.report_progress()
 
-    def _lose(self, unit: Task) -> None:
+    def _record_loss(self, task: Task) -> None:
         self._losses += 1
-        for torn in (self.folder / FOLDER).glob(f"{unit.id}.h5.*"):  # what its worker was writing
-            torn.unlink(missing_ok=True)
+        for unfinished in (self.folder / FOLDER).glob(f"{task.id}.h5.*"):
+            unfinished.unlink(missing_ok=True)
         if self._losses > LOSSES:
             raise SourceError(
-                f"{LOSSES} workers died one after the other and nothing was done in between (the last over "
-                f"{unit.entries[0].key}); look for what kills them (memory?), then run the same command again"
+                f"{LOSSES} workers died in a row without finishing a task (the last at {task.images[0].key}); find "
+                f"out what kills them (too little memory?), then run the same command again"
             )
-        self._lost[unit.id] += 1
-        if self._lost[unit.id] < TRIES:
-            self._again.append(unit)
-        elif len(unit.entries) > 1:
-            for half in unit.halves():
-                self._lost[half.id] = TRIES - 1
-                self._again.append(half)
+        self._times_lost[task.id] += 1
+        if self._times_lost[task.id] < TRIES:
+            self._resubmit.append(task)
+        elif len(task.images) > 1:
+            for half in task.halves():
+                self._times_lost[half.id] = TRIES - 1
+                self._resubmit.append(half)
         else:
             self._embedded += 1
-            self.settle([], AppendCounts(), [(unit.entries[0], KILLS)])
+            self.record([], AppendCounts(), [(task.images[0], KILLS)])
 
-    def _settle_receipt(self, unit: Task, receipt: TaskResult) -> None:
+    def _record_result(self, task: Task, result: TaskResult) -> None:
         self._losses = 0
-        if self._crew.elsewhere and self._out_of_sight(unit, receipt):
+        if self._pool.remote and self._exclude_blind_host(task, result):
             return
-        self._embedded += len(unit.entries)
-        self.report.batch_size = min(self.report.batch_size or receipt.batch_size, receipt.batch_size)
+        self._embedded += len(task.images)
+        self.report.batch_size = min(self.report.batch_size or result.batch_size, result.batch_size)
         counts = AppendCounts()
-        if receipt.shard:
+        if result.shard:
             with self.report.stage("commit", 1).busy():
-                counts = take_in_one(self._writer, self.folder / FOLDER / receipt.shard)
-        for name, seconds in receipt.busy.items():
-            self.report.stage(name, len(self._crew.workers)).add(seconds)
-        for name, images in receipt.decoded_by.items():
+                counts = adopt_shard(self._writer, self.folder / FOLDER / result.shard)
+        for name, seconds in result.busy.items():
+            self.report.stage(name, len(self._pool.workers)).add(seconds)
+        for name, images in result.decoded_by.items():
             self.report.decoded_by[name] = self.report.decoded_by.get(name, 0) + images
-        self.report.unused = self.report.unused or receipt.unused
-        refused = {entry.key for entry, _ in receipt.refused}
-        bad = self._told_bad(unit, receipt)
-        self.settle([entry.key for entry in unit.entries if entry.key not in refused], counts, bad)
+        self.report.decoder_unused = self.report.decoder_unused or result.decoder_unused
+        refused = {ref.key for ref, _ in result.refused}
+        bad = self._final_refusals(task, result)
+        self.record([ref.key for ref in task.images if ref.key not in refused], counts, bad)
 
-    def _told_bad(self, unit: Task, receipt: TaskResult) -> list[tuple[ImageRef, str]]:
-        """Return the refused images, without those that another host should try because it may see their files."""
-        if not self._crew.elsewhere or not receipt.unread:
-            return list(receipt.refused)
-        unread = set(receipt.unread)
-        ours = {entry.key for entry, _ in receipt.refused if entry.key in unread and readable(entry)}
-        if ours and unit.id not in self._unread:
-            again = Task.of([entry for entry, _ in receipt.refused if entry.key in ours])
-            self._unread[again.id] = receipt.host
-            self._again.append(again)
-            self._embedded -= len(again.entries)
-            return [(entry, reason) for entry, reason in receipt.refused if entry.key not in ours]
-        where = f" on {receipt.host}; this machine can read it"
-        return [(entry, reason + where if entry.key in ours else reason) for entry, reason in receipt.refused]
+    def _final_refusals(self, task: Task, result: TaskResult) -> list[tuple[ImageRef, str]]:
+        """Return the refused images, except those resubmitted because this machine can read their files."""
+        if not self._pool.remote or not result.unread:
+            return list(result.refused)
+        unread = set(result.unread)
+        readable_here = {ref.key for ref, _ in result.refused if ref.key in unread and readable(ref)}
+        if readable_here and task.id not in self._unread:
+            task_again = Task.of([ref for ref, _ in result.refused if ref.key in readable_here])
+            self._unread[task_again.id] = result.host
+            self._resubmit.append(task_again)
+            self._embedded -= len(task_again.images)
+            return [(ref, reason) for ref, reason in result.refused if ref.key not in readable_here]
+        suffix = f" on {result.host}; this machine can read it"
+        return [(ref, reason + suffix if ref.key in readable_here else reason) for ref, reason in result.refused]
 
-    def _out_of_sight(self, unit: Task, receipt: TaskResult) -> bool:
-        """True if the worker's host sees neither the task's images nor the store; then it is excluded."""
+    def _exclude_blind_host(self, task: Task, result: TaskResult) -> bool:
+        """Exclude the worker's host if it cannot see the task's images or the store; True if it was excluded."""
         folder = self.folder / FOLDER
-        unread = unit.id not in self._unread and len(unit.entries) == len(receipt.unread) > 1
-        if receipt.shard and not any(folder.glob(receipt.shard)):
-            why = f"what it sealed is not in {folder} here; is the store's disk mounted there?"
-        elif unread and any(map(readable, unit.entries)):
-            first, reason = receipt.refused[0]
+        unread = task.id not in self._unread and len(task.images) == len(result.unread) > 1
+        if result.shard and not any(folder.glob(result.shard)):
+            why = f"its shard is not in {folder} on this machine; check that the store's disk is mounted on that host"
+        elif unread and any(map(readable, task.images)):
+            first, reason = result.refused[0]
             why = (
-                f"it could read none of the {len(unit.entries)} images of a unit and this machine can (the first: "
-                f"{first.path}: {reason}); is their disk mounted there?"
+                f"it could read none of the {len(task.images)} images of a task, and this machine can (the first: "
+                f"{first.path}: {reason}); check that their disk is mounted on that host"
             )
         else:
             return False
-        self._again.append(unit)
-        for lost in self._crew.leave_out(receipt.host, why):
-            self._again.append(self._under_way.pop(lost.unit))
+        self._resubmit.append(task)
+        for lost in self._pool.exclude_host(result.host, why):
+            self._resubmit.append(self._under_way.pop(lost.task_id))
         return True
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
-    """Ctrl-C is heard at the end of the block: a half message, or a receipt nobody settles, would be waited for."""
-    if threading.current_thread() is not threading.main_thread():  # no other hears it
+    """Defer Ctrl-C to the end of the block, so that no message is half sent and no result is left unrecorded."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
         yield
         return
-    heard: list[tuple[int, FrameType | None]] = []
-    before = signal.signal(signal.SIGINT, lambda number, frame: heard.append((number, frame)))
+    signals: list[tuple[int, FrameType | None]] = []
+    before = signal.signal(signal.SIGINT, lambda number, frame: signals.append((number, frame)))
     try:
         yield
     finally:
         signal.signal(signal.SIGINT, before)
-    if heard and callable(before):
-        before(*heard[0])
+    if signals and callable(before):
+        before(*signals[0])

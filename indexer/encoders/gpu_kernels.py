@@ -6,7 +6,6 @@ imported only where it is installed. `gpu_input.py` packs the batches and lists 
 
 from __future__ import annotations
 
-
 import torch
 import triton
 import triton.language as tl
@@ -19,7 +18,7 @@ ALIGN = tl.constexpr(16)  # bytes, as in gpu_input.py
 
 
 @triton.jit(do_not_specialize=["height", "width"])  # type: ignore[untyped-decorator]
-def _resize(
+def _resize(  # type: ignore[no-untyped-def]  # the compiler takes the names of types for globals
     bytes_ptr,
     meta_ptr,
     tables_ptr,
@@ -81,7 +80,7 @@ def _resize(
 
 
 @triton.jit  # type: ignore[untyped-decorator]
-def _reduce(bytes_ptr, meta_ptr, out_ptr, BLOCK: tl.constexpr) -> None:
+def _reduce(bytes_ptr, meta_ptr, out_ptr, BLOCK: tl.constexpr) -> None:  # type: ignore[no-untyped-def]
     image = tl.program_id(0)
     index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     row = meta_ptr + image * 8

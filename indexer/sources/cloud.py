@@ -1,4 +1,4 @@
-"""Files behind URLs (s3://, gs://, https://, memory://), through fsspec."""
+"""Files at URLs (s3://, gs://, https://, memory://), read with fsspec."""
 
 from __future__ import annotations
 
@@ -10,56 +10,57 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...errors import SourceError
-from .base import tree_entries
+from .base import tree_images
 from .image_ref import ByteSource, ImageRef, RemoteFile, file_system, is_url
 
 
 @dataclass(frozen=True)
 class CloudFolder:
-    """A folder behind a URL, as a tree."""
+    """Folder at a URL."""
 
-    at: str
-    _facts: dict[str, RemoteFile] = field(default_factory=dict, compare=False, repr=False)  # of the folder being listed
+    path: str  # or URL
+    # files of the folder that is being listed, by path inside
+    _files: dict[str, RemoteFile] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def name(self) -> str:
-        return posixpath.basename(self.at)
+        return posixpath.basename(self.path)
 
-    def entries(self) -> Iterator[ImageRef]:
-        return tree_entries(self)
+    def images(self) -> Iterator[ImageRef]:
+        return tree_images(self)
 
     def list(self, inside: str) -> tuple[list[str], list[str]]:
-        system, path = file_system(posixpath.join(self.at, inside) if inside else self.at)
+        system, path = file_system(posixpath.join(self.path, inside) if inside else self.path)
         try:
-            found = system.ls(path, detail=True)
+            infos = system.ls(path, detail=True)
         except (OSError, ValueError) as e:
-            raise SourceError(f"{self.at}/{inside} cannot be listed: {e}") from e
-        self._facts.clear()
+            raise SourceError(f"{self.path}/{inside} cannot be listed: {e}") from e
+        self._files.clear()
         folders, files = [], []
-        for facts in found:
-            name = posixpath.basename(str(facts["name"]).rstrip("/"))
-            if facts["type"] == "directory":
+        for info in infos:
+            name = posixpath.basename(str(info["name"]).rstrip("/"))
+            if info["type"] == "directory":
                 folders.append(name)
             elif name:
                 files.append(name)
-                place = posixpath.join(inside, name)
-                self._facts[place] = RemoteFile(f"{self.at}/{place}", int(facts.get("size") or -1), time_of(facts))
+                file = posixpath.join(inside, name)
+                self._files[file] = RemoteFile(f"{self.path}/{file}", int(info.get("size") or -1), time_of(info))
         return sorted(folders), sorted(files)
 
-    def place(self, inside: str) -> tuple[str, ByteSource]:
-        return f"{self.at}/{inside}", self._facts.get(inside) or remote(f"{self.at}/{inside}")
+    def locate(self, inside: str) -> tuple[str, ByteSource]:
+        return f"{self.path}/{inside}", self._files.get(inside) or remote(f"{self.path}/{inside}")
 
     def open(self, inside: str) -> BinaryIO:
-        return open_remote(f"{self.at}/{inside}")
+        return open_remote(f"{self.path}/{inside}")
 
 
 def remote(url: str) -> RemoteFile:
-    """One file; its size and time are not asked for, that would be a request each."""
+    """File at a URL; its size and time are unknown, as they would take another request."""
     return RemoteFile(url)
 
 
 def open_remote(url: str) -> BinaryIO:
-    """A remote file, to be read from its start; raises SourceError."""
+    """Open a remote file for reading; raises SourceError."""
     system, path = file_system(url)
     try:
         opened: BinaryIO = system.open(path, "rb")
@@ -68,10 +69,10 @@ def open_remote(url: str) -> BinaryIO:
     return opened
 
 
-def time_of(facts: dict[str, Any]) -> int:
-    """Nanoseconds since the epoch, 0 where the file system tells none; file systems name it differently."""
+def time_of(info: dict[str, Any]) -> int:
+    """Modification time in nanoseconds since the epoch, 0 if unknown; its key depends on the file system."""
     for name in ("mtime", "LastModified", "created", "updated"):
-        stamp = facts.get(name)
+        stamp = info.get(name)
         if isinstance(stamp, datetime):
             return int(stamp.timestamp() * 10**9)
         if isinstance(stamp, int | float):
@@ -79,11 +80,11 @@ def time_of(facts: dict[str, Any]) -> int:
     return 0
 
 
-def open_binary(at: str) -> BinaryIO:
-    """A local or remote file, to be read from its start; raises SourceError."""
+def open_binary(path: str) -> BinaryIO:
+    """Open a local or remote file for reading; raises SourceError."""
     try:
-        if is_url(at):
-            return open_remote(at)
-        return Path(at).open("rb")
+        if is_url(path):
+            return open_remote(path)
+        return Path(path).open("rb")
     except OSError as e:
-        raise SourceError(f"{at} cannot be opened: {e.strerror or e}") from e
+        raise SourceError(f"{path} cannot be opened: {e.strerror or e}") from e

@@ -1,9 +1,9 @@
-"""Images as they are found in the wild, listed one at a time with what is known of each, whatever holds them.
+"""List the images of any supported source, one at a time, with the metadata of each.
 
-Understood: ArtiFact (a metadata.csv with image_path and target), Hugging Face image folders (metadata.csv or .jsonl
-with file_name), trees whose folders say the label (real/fake, 0_real/1_fake, nature/ai, nested per generator) and
-folders that say nothing (label unknown); each as a folder, inside a zip, or behind a URL. Also tar files (WebDataset)
-and tables of paths and labels.
+Supported layouts: ArtiFact (a metadata.csv with image_path and target), Hugging Face image folders (metadata.csv or
+.jsonl with file_name), folders named by label (real/fake, 0_real/1_fake, nature/ai, nested per generator) and other
+folders (label unknown); each as a folder, inside a zip, or at a URL. Also tar files (WebDataset) and tables of paths
+and labels.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from typing import BinaryIO
 from ...errors import SourceError
 from ...store.records import FAKE
 from . import archive, cloud, tables
-from .base import SUFFIXES, CountableSource, Source, is_image, text, tree_count, tree_entries
+from .base import SUFFIXES, CountableSource, Source, is_image, to_text, tree_count, tree_images
 from .cloud import open_binary, remote
 from .hash_set import HashSet
 from .image_ref import ByteSource, ImageRef, is_url
-from .labels import by_folders, by_row
+from .labels import label_from_row, labels_from_folders
 
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A folder of this machine."""
+    """Folder on this machine."""
 
     root: Path
 
@@ -39,190 +39,194 @@ class FolderSource:
         return self.root.name
 
     @cached_property
-    def at(self) -> str:
+    def path(self) -> str:
         return str(self.root)
 
-    def entries(self) -> Iterator[ImageRef]:
-        return tree_entries(self)
+    def images(self) -> Iterator[ImageRef]:
+        return tree_images(self)
 
     def count(self) -> int:
         return tree_count(self)
 
     def list(self, inside: str) -> tuple[list[str], list[str]]:
-        here = os.path.join(self.root, inside)  # noqa: PTH118 - a Path would cost more than the listing
+        path = os.path.join(self.root, inside)  # noqa: PTH118 - a Path would cost more than the listing
         folders, files = [], []
         try:
-            with os.scandir(here) as found:
-                for entry in found:  # names only: a folder may hold a million
+            with os.scandir(path) as entries:
+                for entry in entries:  # keep only the names: a folder may hold a million files
                     if entry.is_dir():
-                        if not (entry.is_symlink() and _leads_up(entry.path)):
+                        if not (entry.is_symlink() and _is_loop(entry.path)):
                             folders.append(entry.name)
                     else:
                         files.append(entry.name)
         except OSError as e:
-            raise SourceError(f"{here} cannot be listed: {e.strerror}; give read access or leave it out") from e
+            raise SourceError(f"{path} cannot be listed: {e.strerror}; give read access or exclude it") from e
         return sorted(folders), sorted(files)
 
-    def place(self, inside: str) -> tuple[str, ByteSource | None]:
-        return f"{self.at}/{inside}", None
+    def locate(self, inside: str) -> tuple[str, ByteSource | None]:
+        return f"{self.path}/{inside}", None
 
     def open(self, inside: str) -> BinaryIO:
         return (self.root / inside).open("rb")
 
 
-def _leads_up(link: str) -> bool:
-    """True if a link leads to a folder on the way to it, or above one: a loop."""
-    real, here = os.path.realpath(link).rstrip("/") + "/", posixpath.dirname(link)
-    while here and here != posixpath.dirname(here):
-        if (os.path.realpath(here) + "/").startswith(real):
+def _is_loop(link: str) -> bool:
+    """True if a symbolic link points to a folder that contains it."""
+    target, folder = os.path.realpath(link).rstrip("/") + "/", posixpath.dirname(link)
+    while folder and folder != posixpath.dirname(folder):
+        if (os.path.realpath(folder) + "/").startswith(target):
             return True
-        here = posixpath.dirname(here)
+        folder = posixpath.dirname(folder)
     return False
 
 
 @dataclass(frozen=True)
 class TableSource:
-    """A CSV, JSON lines or parquet file of paths (absolute, URLs, or relative to it) and labels."""
+    """CSV, JSON lines or parquet file with labels and paths (absolute, URLs, or relative to the table)."""
 
-    at: str
+    path: str  # or URL
 
     @property
     def name(self) -> str:
-        return posixpath.splitext(posixpath.basename(self.at))[0]
+        return posixpath.splitext(posixpath.basename(self.path))[0]
 
-    def entries(self) -> Iterator[ImageRef]:
-        beside = posixpath.dirname(self.at).rstrip("/") + "/"
-        with open_binary(self.at) as file, closing(tables.rows(self.at, file)) as rows:
-            column = tables.path_column(list(next(rows)[1]), self.at, target=False)
+    def images(self) -> Iterator[ImageRef]:
+        folder = posixpath.dirname(self.path).rstrip("/") + "/"
+        with open_binary(self.path) as file, closing(tables.rows(self.path, file)) as rows:
+            column = tables.path_column(list(next(rows)[1]), self.path, target=False)
             seen = HashSet()
             for line, row in rows:
-                told_path = str(row[column] or "").strip()
-                far = is_url(told_path)
-                path = told_path if far or told_path.startswith("/") else beside + told_path
-                key = text(f"{self.name}/{told_path.lstrip('/')}")
-                source = text(str(row.get("source") or "") or self.name)
-                label_or_reason = by_row(row)
-                if not told_path or isinstance(label_or_reason, str) or seen.again(told_path):
-                    why = label_or_reason if isinstance(label_or_reason, str) else f"{told_path} was listed before"
-                    why = why if told_path else f"no {column}"
-                    yield ImageRef(key, path, source=source, refused=f"line {line} of {self.at}: {why}")
+                given_path = str(row[column] or "").strip()
+                remote_file = is_url(given_path)
+                path = given_path if remote_file or given_path.startswith("/") else folder + given_path
+                key = to_text(f"{self.name}/{given_path.lstrip('/')}")
+                source = to_text(str(row.get("source") or "") or self.name)
+                label_or_reason = label_from_row(row)
+                if not given_path or isinstance(label_or_reason, str) or seen.contains_or_add(given_path):
+                    why = label_or_reason if isinstance(label_or_reason, str) else f"{given_path} was listed before"
+                    why = why if given_path else f"no {column}"
+                    yield ImageRef(key, path, source=source, refused=f"line {line} of {self.path}: {why}")
                 else:
                     label, target = (
                         label_or_reason
                         if isinstance(label_or_reason, tuple)
-                        else (by_folders(path.split("/")[:-1])[0], -1)
+                        else (labels_from_folders(path.split("/")[:-1])[0], -1)
                     )
-                    generator = text(str(row.get("generator") or "") or source) if label == FAKE else ""
-                    category = text(str(row.get("category") or "").strip())
-                    where = remote(path) if far else None
-                    yield ImageRef(key, path, label, target, source, generator, category, "", where)
+                    generator = to_text(str(row.get("generator") or "") or source) if label == FAKE else ""
+                    category = to_text(str(row.get("category") or "").strip())
+                    location = remote(path) if remote_file else None
+                    yield ImageRef(key, path, label, target, source, generator, category, "", location)
 
     def count(self) -> int | None:
-        if is_url(self.at):
-            return None  # it would be fetched twice
-        with open_binary(self.at) as file:
-            return tables.count(self.at, file)
+        if is_url(self.path):
+            return None  # the table would be fetched twice
+        with open_binary(self.path) as file:
+            return tables.count(self.path, file)
 
 
 def expand(folders: Iterable[str | Path | Source]) -> list[Source]:
-    """Sources from names, quoted patterns and URLs, each once, in order; raises SourceError for one that is not there.
+    """Expand paths, quoted patterns and URLs to sources, each one once, in order.
 
-    Two different sources of one name would give two images one key: that is a SourceError too.
+    Raises
+    ------
+    SourceError
+        A source does not exist, or two sources have the same name, so that their images would have the same keys.
     """
-    found: dict[str, Source] = {}
-    inner_tables: list[str] = []  # that speak of the folder they lie in
-    for given in folders:
-        if not isinstance(given, str | Path):
-            found.setdefault(given.at, given)
+    sources: dict[str, Source] = {}  # by path or URL
+    folder_tables: list[str] = []  # metadata tables, which describe their own folder
+    for folder in folders:
+        if not isinstance(folder, str | Path):
+            sources.setdefault(folder.path, folder)
             continue
-        for place in _braces(str(given)):
-            for at in _matches(place):
-                if source := source_at(at):
-                    found.setdefault(source.at, source)
+        for pattern in _braces(str(folder)):
+            for path in _matches(pattern):
+                if source := source_at(path):
+                    sources.setdefault(source.path, source)
                 else:
-                    inner_tables.append(at)
-    if inner_tables and not found:
-        raise SourceError(f"{inner_tables[0]} speaks of the folder it lies in; name that folder")
+                    folder_tables.append(path)
+    if folder_tables and not sources:
+        raise SourceError(f"{folder_tables[0]} describes the folder it is in; name that folder instead")
     by_name: dict[str, Source] = {}
-    for source in found.values():
+    for source in sources.values():
         if (other := by_name.setdefault(source.name, source)) is not source:
             raise SourceError(
-                f"{other.at} and {source.at} have one name, and so their images would have one key; rename one"
+                f"{other.path} and {source.path} have one name, so their images would have the same keys; rename one"
             )
-    return list(found.values())
+    return list(sources.values())
 
 
-def source_at(at: str) -> Source | None:
+def source_at(path: str) -> Source | None:
     """Return the source at a path or URL; None for a metadata table, which describes the folder it is in."""
-    name = at.lower()
-    if posixpath.basename(name) in tables.METADATA:  # `data/*` may well hold a stray one
+    name = path.lower()
+    if posixpath.basename(name) in tables.METADATA:  # a pattern such as `data/*` may match one
         return None
-    if not is_url(at):
-        path = Path(at)
-        if not path.exists():
-            raise SourceError(f"the folder {at} does not exist; check the path")
-        at = str(path.resolve())
-        if path.is_dir():
-            return FolderSource(Path(at))
+    if not is_url(path):
+        local = Path(path)
+        if not local.exists():
+            raise SourceError(f"the folder {path} does not exist; check the path")
+        path = str(local.resolve())
+        if local.is_dir():
+            return FolderSource(Path(path))
     if name.endswith(".zip"):
-        return archive.ZipArchive(at)
+        return archive.ZipArchive(path)
     if name.endswith(archive.TARS):
-        return archive.TarArchive(at)
+        return archive.TarArchive(path)
     if name.endswith(tables.SUFFIXES):
-        return TableSource(at)
-    if is_url(at):
-        return cloud.CloudFolder(at.rstrip("/"))
-    if is_image(at):
-        raise SourceError(f"{at} is one image; name the folder it lies in, or ask about it with `clipfake query`")
-    raise SourceError(f"{at} is not a folder; name folders of images, zip or tar archives, or a CSV or parquet table")
+        return TableSource(path)
+    if is_url(path):
+        return cloud.CloudFolder(path.rstrip("/"))
+    if is_image(path):
+        raise SourceError(f"{path} is a single image; name the folder it is in, or judge it with `clipfake query`")
+    raise SourceError(f"{path} is not a folder; name folders of images, zip or tar archives, or a CSV or parquet table")
 
 
-def _matches(place: str) -> list[str]:
-    if is_url(place) or not any(sign in place for sign in "*?[") or Path(place).exists():
-        return [place]
-    base = Path(place).anchor or "."
-    wanted = (*tables.SUFFIXES, ".zip", ".tar", ".tgz", ".gz")
-    matches = [p for p in Path(base).glob(place.removeprefix(base)) if p.is_dir() or p.name.lower().endswith(wanted)]
+def _matches(pattern: str) -> list[str]:
+    if is_url(pattern) or not any(wildcard in pattern for wildcard in "*?[") or Path(pattern).exists():
+        return [pattern]
+    base = Path(pattern).anchor or "."
+    suffixes = (*tables.SUFFIXES, ".zip", ".tar", ".tgz", ".gz")
+    paths = Path(base).glob(pattern.removeprefix(base))
+    matches = [path for path in paths if path.is_dir() or path.name.lower().endswith(suffixes)]
     if not matches:
-        raise SourceError(f"no folder matches {place}")
+        raise SourceError(f"no folder matches {pattern}; check the pattern")
     return sorted(map(str, matches))
 
 
-def _braces(place: str) -> list[str]:
-    """WebDataset's ranges.
+def _braces(pattern: str) -> list[str]:
+    """Expand WebDataset's numeric ranges.
 
     >>> _braces("data/{08..11}.tar")
     ['data/08.tar', 'data/09.tar', 'data/10.tar', 'data/11.tar']
     """
-    if not (found := re.search(r"\{(\d+)\.\.(\d+)\}", place)):
-        return [place]
-    first, last = found.groups()
+    if not (match := re.search(r"\{(\d+)\.\.(\d+)\}", pattern)):
+        return [pattern]
+    first, last = match.groups()
     return [
-        made
+        path
         for number in range(int(first), int(last) + 1)
-        for made in _braces(f"{place[: found.start()]}{number:0{len(first)}d}{place[found.end() :]}")
+        for path in _braces(f"{pattern[: match.start()]}{number:0{len(first)}d}{pattern[match.end() :]}")
     ]
 
 
 def listing(folders: Sequence[str | Path | Source]) -> Iterator[ImageRef]:
-    """Every image of these sources, as they are read; raises SourceError for a source without any."""
+    """Iterate over the images of these sources; raises SourceError for a source without images."""
     for source in expand(folders):
         count = 0
-        for entry in source.entries():
+        for ref in source.images():
             count += 1
-            yield entry
+            yield ref
         if not count:
             raise SourceError(
-                f"{source.at} holds no images (looked for {', '.join(sorted(SUFFIXES))} and {tables.METADATA[0]})"
+                f"{source.path} holds no images (looked for {', '.join(sorted(SUFFIXES))} and {tables.METADATA[0]})"
             )
 
 
 def count(folders: Iterable[str | Path | Source]) -> int | None:
-    """About how many images these sources hold, at a small part of what listing costs; None where one cannot tell.
+    """Estimate the number of images, far faster than by listing; None if a source cannot be counted.
 
-    For a progress bar: rows of tables are counted by lines, whatever they say, and files by their names. Hand over the
-    sources that are listed (`expand`), then a zip's directory is read once for both. Raises SourceError.
+    It serves a progress bar: tables are counted by lines and files by their names. Pass the same expanded sources
+    (`expand`) as to `listing`, so that the directory of a zip is read only once. Raises SourceError.
     """
-    found = [source.count() if isinstance(source, CountableSource) else None for source in expand(folders)]
-    known_counts = [number for number in found if number is not None]
-    return sum(known_counts) if len(known_counts) == len(found) else None
+    counts = [source.count() if isinstance(source, CountableSource) else None for source in expand(folders)]
+    known_counts = [number for number in counts if number is not None]
+    return sum(known_counts) if len(known_counts) == len(counts) else None

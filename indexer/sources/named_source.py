@@ -1,4 +1,4 @@
-"""A source under a name and a label that someone gave it: what `clipfake bank add` says of a folder."""
+"""Source with a name and a label set by the user, as with `clipfake bank add`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from .image_ref import ImageRef
 
 @dataclass(frozen=True)
 class NamedSource:
-    """Another source's images, all of one label and one source name."""
+    """Images of another source, under one source name and one label."""
 
     inner: Source
     name: str
@@ -21,16 +21,16 @@ class NamedSource:
 
     def __post_init__(self) -> None:
         if not self.name or "/" in self.name:
-            raise SourceError(f"{self.name!r} is no name for a source; use letters, digits and dashes, no slash")
+            raise SourceError(f"{self.name!r} is not a valid source name; use letters, digits and dashes, no slash")
 
     @property
-    def at(self) -> str:
-        return self.inner.at
+    def path(self) -> str:
+        return self.inner.path
 
-    def entries(self) -> Iterator[ImageRef]:
-        for entry in self.inner.entries():
-            yield entry._replace(
-                key=f"{self.name}/{entry.key.partition('/')[2]}",
+    def images(self) -> Iterator[ImageRef]:
+        for ref in self.inner.images():
+            yield ref._replace(
+                key=f"{self.name}/{ref.key.partition('/')[2]}",
                 source=self.name,
                 label=self.label,
                 target=-1,

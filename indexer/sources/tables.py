@@ -1,4 +1,4 @@
-"""Tables that name images, one row each: CSV, JSON lines and parquet, read as they stream."""
+"""Tables with one row per image: CSV, JSON lines and parquet, read as streams."""
 
 from __future__ import annotations
 
@@ -13,17 +13,20 @@ from ...errors import MissingExtra, SourceError
 from ...store.exchange.tables import parquet_file, values_of
 
 SUFFIXES = (".csv", ".jsonl", ".parquet")
-METADATA = tuple(f"metadata{suffix}" for suffix in SUFFIXES)  # beside the images it speaks of
-LINE = 1 << 20  # letters of a line; one without an end would fill the memory
-COLUMNS = 1000  # of a CSV
-BLOCK = 1 << 20  # bytes that are looked through at once for their lines
-PATHS = ("image_path", "file_name", "path", "image")  # the column that names the file, the first there is
+METADATA = tuple(f"metadata{suffix}" for suffix in SUFFIXES)  # tables that describe the folder they are in
+MAX_LINE = 1 << 20  # characters; a longer line could fill the memory
+MAX_COLUMNS = 1000  # columns of a CSV
+BLOCK = 1 << 20  # bytes read at once when counting lines
+PATHS = ("image_path", "file_name", "path", "image")  # columns that name the file, by priority
 
 Row = tuple[int, dict[str, Any]]  # line (or row) number, column -> value
 
 
 def rows(name: str, file: BinaryIO) -> Generator[Row, None, None]:
-    """The rows of a table, by the suffix of its name; raises SourceError where it is not one."""
+    """Iterate over the rows of a table, whose format is given by its suffix; raises SourceError.
+
+    Row 0 comes first and holds the column names.
+    """
     try:
         if name.endswith(".parquet"):
             yield from _parquet(name, file)
@@ -32,15 +35,15 @@ def rows(name: str, file: BinaryIO) -> Generator[Row, None, None]:
         try:
             yield from _csv(text) if name.endswith(".csv") else _json_lines(text)
         finally:
-            text.detach()  # the file is closed by whoever opened it
-    except (csv.Error, ValueError, RecursionError, OSError) as e:  # JSON: too deep, or a number of too many digits
+            text.detach()  # leave the file open for the caller
+    except (csv.Error, ValueError, RecursionError, OSError) as e:  # JSON may nest too deeply or have huge numbers
         raise SourceError(f"{name} is not a readable table: {e}") from e
 
 
 def count(name: str, file: BinaryIO) -> int:
-    """About how many rows a table has, without reading them as such: a line break inside quotes counts as one.
+    """Estimate the number of rows by counting lines; line breaks inside quotes are counted too.
 
-    Raises SourceError where it is no table.
+    Raises SourceError if the table cannot be read.
     """
     try:
         if name.endswith(".parquet"):
@@ -56,24 +59,27 @@ def count(name: str, file: BinaryIO) -> int:
 
 
 def path_column(columns: list[str], name: str, *, target: bool) -> str:
-    """The column that names the files; raises SourceError where there is none, or no target beside image_path."""
-    found = next((column for column in PATHS if column in columns), None)
-    missing = [] if found else [PATHS[0]]
-    if target and (found is None or found == "image_path") and not {"target", "label"} & set(columns):
+    """Return the column that names the files.
+
+    Raises SourceError if there is none, or if `target` is true and image_path is not accompanied by target or label.
+    """
+    column = next((name for name in PATHS if name in columns), None)
+    missing = [] if column else [PATHS[0]]
+    if target and (column is None or column == "image_path") and not {"target", "label"} & set(columns):
         missing.append("target")
-    if missing or found is None:
+    if missing or column is None:
         raise SourceError(
             f"{name} has no column {' or '.join(missing)} (it has {', '.join(columns) or 'none'}); "
             f"expected filename,image_path,target,category, or file_name and label"
         )
-    return found
+    return column
 
 
 def _csv(text: io.TextIOWrapper) -> Iterator[Row]:
     reader = csv.reader(_lines(text))
     columns = [column.strip() for column in next(reader, [])]
-    if len(columns) > COLUMNS:
-        raise csv.Error(f"its first line names {len(columns):,} columns, more than {COLUMNS:,}")
+    if len(columns) > MAX_COLUMNS:
+        raise csv.Error(f"its first line names {len(columns):,} columns, more than {MAX_COLUMNS:,}")
     yield 0, dict.fromkeys(columns)  # row 0 names the columns
     for values in reader:
         if values:
@@ -82,10 +88,10 @@ def _csv(text: io.TextIOWrapper) -> Iterator[Row]:
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:
-    """Lines as they are, none longer than `LINE`."""
-    while line := text.readline(LINE):
-        if len(line) == LINE:
-            raise ValueError(f"a line of {LINE:,} letters or more")
+    """Iterate over the lines; raises ValueError for one of `MAX_LINE` characters or more."""
+    while line := text.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise ValueError(f"a line of {MAX_LINE:,} characters or more")
         yield line
 
 

@@ -1,6 +1,6 @@
-"""Many machines, as namespaces of this one: each host has its address, name, processes and mounts, and shares the disk.
+"""A Ray cluster of several hosts, simulated by namespaces with their own address, name, processes and mounts.
 
-Slow, and skipped where namespaces cannot be made (that takes root and iproute2) or Ray is not installed.
+Slow, and skipped if namespaces cannot be created (which needs root and iproute2) or Ray is not installed.
 """
 
 import json
@@ -30,7 +30,7 @@ IMAGES = 3000
 
 
 class Lan:
-    """A switch with nothing on it yet. All of it ends with this process, whatever ends that: see `Host`."""
+    """Network switch to which hosts are connected. All of it ends with this process, see `Host`."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -49,7 +49,7 @@ class Lan:
         return self.hosts[-1]
 
     def cluster(self, *setups: str) -> tuple["Host", ...]:
-        """A head, on which the driver is, and so many hosts with workers."""
+        """Start a head node, which also runs the driver, and a host with a worker for each setup."""
         head, *others = self.host(), *(self.host(setup) for setup in setups)
         started(head.start_ray())
         for process in [other.start_ray(head) for other in others]:
@@ -65,13 +65,13 @@ class Lan:
 
 
 class Host:
-    """A machine: its first process waits for the end of its input, so it ends with ours and all of its own with it."""
+    """Simulated machine. Its first process reads its input to the end, so it and all others end with ours."""
 
     def __init__(self, lan: Lan, number: int, setup: str) -> None:
         self.lan, self.name, self.address = lan, f"host{number}", f"10.213.77.{number}"
         own = lan.folder / self.name
         own.mkdir()
-        Path("/tmp/ray").mkdir(exist_ok=True)  # where Ray puts its sockets, for which a path of ours is too long
+        Path("/tmp/ray").mkdir(exist_ok=True)  # location of Ray's sockets, as our path would be too long for them
         mounts = f"hostname {self.name} && mount -t tmpfs shm /dev/shm && mount --bind {own} /tmp/ray && {setup}"
         self.first, self.pid = namespaces("--net --uts --mount --pid --fork --mount-proc", mounts)
         self.cable = f"to{number}"
@@ -81,7 +81,7 @@ class Host:
             subprocess.run(["nsenter", "-t", str(self.pid), "--net", "ip", *command.split()], check=True)
 
     def begin(self, *command: str, **options: Any) -> "subprocess.Popen[str]":
-        """Begin a command on this host."""
+        """Start a command on this host."""
         inside = ["nsenter", "-t", str(self.pid), "--net", "--uts", "--mount", "--pid", f"--wd={self.lan.folder}"]
         own = {"HOME": str(self.lan.home), "PYTHONPATH": os.pathsep.join(sys.path), **options.pop("env", {})}
         env = {**os.environ, **own}
@@ -90,7 +90,7 @@ class Host:
         return self.lan.begun[-1]
 
     def start_ray(self, head: "Host | None" = None) -> "subprocess.Popen[str]":
-        """Begin to start it, as a member of the head's cluster, or as the head, which works for the driver alone."""
+        """Start Ray as a member of the head's cluster, or as the head node, which has no workers."""
         result = [f"--address={head.address}:{PORT}"] if head else ["--head", f"--port={PORT}"]
         common = ["--disable-usage-stats", "--object-store-memory=80000000", f"--num-cpus={1 if head else 0}"]
         ray = [sys.executable, "-m", "ray.scripts.scripts", "start", f"--node-ip-address={self.address}"]
@@ -100,21 +100,21 @@ class Host:
         return Driver(self, head, folder, store, *options)
 
     def workers(self) -> list[int]:
-        """The processes of its Ray workers that embed."""
+        """Process ids of the Ray workers that embed."""
         own = Path(f"/proc/{self.pid}/ns/pid").readlink()
-        found = []
+        processes = []
         for process in Path("/proc").glob("[0-9]*"):
             with suppress(OSError):  # it ended meanwhile
                 if b"ray::Worker" in (process / "cmdline").read_bytes() and (process / "ns/pid").readlink() == own:
-                    found.append(int(process.name))
-        return found
+                    processes.append(int(process.name))
+        return processes
 
     def kill(self) -> None:
-        """Pull its plug."""
+        """Kill all processes, as a power failure does."""
         end(self.first)
 
     def silence(self) -> None:
-        """Pull its network cable."""
+        """Disconnect the network."""
         self.lan.ip("link", "set", self.cable, "down")
 
 
@@ -130,7 +130,7 @@ class Driver:
         self.process = host.begin(*command, *options)
 
     def has_stored(self, rows: int) -> None:
-        """Wait until it has stored so many rows."""
+        """Wait until `rows` are stored."""
         while self.process.poll() is None:
             lines = self.log.read_text().splitlines() if self.log.exists() else []
             if any(json.loads(line).get("added", 0) >= rows for line in lines if line.endswith("}")):
@@ -154,25 +154,25 @@ class Driver:
 
 
 def namespaces(kinds: str, setup: str) -> tuple["subprocess.Popen[str]", int]:
-    """A process that is the first in namespaces of its own, and its number, once they are set up."""
+    """Start a process in new namespaces; returns it and its process id once they are set up."""
     command = ["unshare", *kinds.split(), "sh", "-c", f"{setup} && echo up && exec cat"]
     first = subprocess.Popen(command, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     assert first.stdout is not None
     assert first.stderr is not None
     if first.stdout.readline() != "up\n":
-        pytest.skip(f"namespaces cannot be made here: {first.communicate()[1].strip()}")
+        pytest.skip(f"namespaces cannot be created: {first.communicate()[1].strip()}")
     children = Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split()
     return first, int(children[0]) if children else first.pid
 
 
 def started(process: "subprocess.Popen[str]") -> None:
-    """Wait until Ray is."""
+    """Wait until Ray has started."""
     result = process.communicate(timeout=120)
     assert process.returncode == 0, result
 
 
 def end(first: "subprocess.Popen[str]") -> None:
-    """End the first process of namespaces, and with it all others there."""
+    """End the first process of namespaces, and with it all others in them."""
     if first.poll() is not None:
         return
     for number in [*Path(f"/proc/{first.pid}/task/{first.pid}/children").read_text().split(), first.pid]:
@@ -186,7 +186,7 @@ def lan(tmp_path: Path) -> Iterator[Lan]:
     try:
         made = Lan(tmp_path)
     except FileNotFoundError as e:
-        pytest.skip(f"hosts cannot be made here: {e.filename} is not installed")
+        pytest.skip(f"hosts cannot be created: {e.filename} is not installed")
     try:
         yield made
     finally:
@@ -195,32 +195,32 @@ def lan(tmp_path: Path) -> Iterator[Lan]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = pictures(tmp_path_factory.mktemp("data") / "p", IMAGES)
-    (found / "bad.jpg").write_text("no image")
-    return found
+    path = pictures(tmp_path_factory.mktemp("data") / "p", IMAGES)
+    (path / "bad.jpg").write_text("no image")
+    return path
 
 
 @pytest.fixture(scope="module")
 def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """What one process stores."""
+    """Store indexed by one process."""
     store = store_at(tmp_path_factory.mktemp("whole") / "s")
     index([folder], store, PlainEncoder())
     return store
 
 
 def same(store: Path, whole: Store) -> bool:
-    """Whether every row is there once, with the vector and the thumbnail it should have."""
-    found = Store.open(store)
+    """True if every row is stored once, with the right vector and thumbnail."""
+    opened = Store.open(store)
     assert not list((store / "incoming").glob("*.h5"))
-    return contents(found) == contents(whole) and pictures_of(found) == pictures_of(whole)
+    return contents(opened) == contents(whole) and thumbnails_of(opened) == thumbnails_of(whole)
 
 
-def pictures_of(store: Store) -> dict[str, bytes]:
+def thumbnails_of(store: Store) -> dict[str, bytes]:
     snapshot = store.snapshot()
     return dict(zip(snapshot.rows.keys.tolist(), snapshot.thumbnails(range(len(snapshot))), strict=True))  # type: ignore[arg-type]
 
 
-def test_three_hosts_store_what_one_process_stores(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:
+def test_three_hosts_store_the_same_as_one_process(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:
     head, *_ = lan.cluster("true", "true", "true")
     driver = head.index(head, folder, tmp_path / "s")
     report = driver.report()
@@ -231,7 +231,7 @@ def test_three_hosts_store_what_one_process_stores(lan: Lan, folder: Path, whole
     assert driver.printed == ""
 
 
-def test_a_host_whose_plug_is_pulled_costs_no_row(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:
+def test_killed_host_loses_no_row(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:
     head, _, lost, _ = lan.cluster("true", "true", "true")
     driver = head.index(head, folder, tmp_path / "s")
     driver.has_stored(100)
@@ -244,9 +244,7 @@ def test_a_host_whose_plug_is_pulled_costs_no_row(lan: Lan, folder: Path, whole:
     assert same(tmp_path / "s", whole)
 
 
-def test_a_host_that_goes_silent_is_waited_for_and_given_up(
-    lan: Lan, folder: Path, whole: Store, tmp_path: Path
-) -> None:
+def test_silent_host_is_given_up(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:
     head, _, silent = lan.cluster("true", "true")
     driver = head.index(head, folder, tmp_path / "s")
     driver.has_stored(100)
@@ -259,17 +257,17 @@ def test_a_host_that_goes_silent_is_waited_for_and_given_up(
 
 
 @pytest.mark.parametrize("how", ["kill", "silence"])
-def test_without_its_head_the_run_ends_and_goes_on_with_another(
+def test_run_without_head_ends_and_can_be_resumed(
     lan: Lan, folder: Path, whole: Store, tmp_path: Path, how: str
 ) -> None:
     head, other, place = lan.cluster("true", "true")
     driver = place.index(head, folder, tmp_path / "s")
     driver.has_stored(100)
     for worker in [*other.workers(), *place.workers()]:
-        os.kill(worker, signal.SIGSTOP)  # else they might be done before the loss is seen
+        os.kill(worker, signal.SIGSTOP)  # otherwise they could finish before the loss is noticed
     getattr(head, how)()
     error = driver.error()
-    assert f"the head of Ray at {head.address}:{PORT} does not answer any more" in error
+    assert f"the Ray head node at {head.address}:{PORT} no longer answers" in error
     assert "Traceback" not in error
     assert 100 <= len(contents(Store.open(tmp_path / "s"))) < IMAGES
     new, _ = lan.cluster("true")
@@ -278,13 +276,13 @@ def test_without_its_head_the_run_ends_and_goes_on_with_another(
     assert same(tmp_path / "s", whole)
 
 
-def test_a_host_that_joins_later_gets_work(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:
+def test_late_host_gets_work(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:
     head, first = lan.cluster("true")
     late = lan.host()
     driver = head.index(head, folder, tmp_path / "s")
     driver.has_stored(50)
     [worker] = first.workers()
-    os.kill(worker, signal.SIGSTOP)  # else it might be done before the other has begun
+    os.kill(worker, signal.SIGSTOP)  # otherwise it could finish before the other starts
     started(late.start_ray(head))
     driver.has_stored(1000)
     os.kill(worker, signal.SIGCONT)
@@ -293,34 +291,34 @@ def test_a_host_that_joins_later_gets_work(lan: Lan, folder: Path, whole: Store,
     assert same(tmp_path / "s", whole)
 
 
-def test_a_host_that_does_not_see_the_images_is_left_out(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:
+def test_host_without_the_images_is_excluded(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:
     head, *_ = lan.cluster("true", f"mount -t tmpfs none {folder}")
     report = head.index(head, folder, tmp_path / "s").report()
     assert [bad["key"] for bad in report["skipped"]] == ["p/bad.jpg"]
     assert [worker.split()[0] for worker in report["workers"]] == ["host2"]
     assert len(report["lost"]) == 1
-    assert report["lost"][0].startswith("host3 was left out: it could read none of the ")
+    assert report["lost"][0].startswith("host3 was excluded: it could read none of the ")
     assert same(tmp_path / "s", whole)
 
 
-def test_a_host_that_does_not_see_the_store_is_left_out(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:
+def test_host_without_the_store_is_excluded(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     head, *_ = lan.cluster("true", f"mount -t tmpfs none {tmp_path / 'shared'}")
     report = head.index(head, folder, tmp_path / "shared" / "s").report()
     assert [worker.split()[0] for worker in report["workers"]] == ["host2"]
-    assert report["lost"][0].startswith("host3 was left out: what it sealed is not in ")
+    assert report["lost"][0].startswith("host3 was excluded: its shard is not in ")
     assert same(tmp_path / "shared" / "s", whole)
 
 
-def test_where_no_host_sees_the_images_the_run_ends(lan: Lan, folder: Path, tmp_path: Path) -> None:
+def test_run_ends_if_no_host_sees_the_images(lan: Lan, folder: Path, tmp_path: Path) -> None:
     head, *_ = lan.cluster(f"mount -t tmpfs none {folder}")
     error = head.index(head, folder, tmp_path / "s").error()
-    assert "no host is left that can work: host2 was left out: it could read none of the " in error
+    assert "no usable host remains: host2 was excluded: it could read none of the " in error
     assert not (tmp_path / "s" / "quarantine.tsv").exists()
 
 
-def test_a_host_with_another_package_or_other_weights_is_named(lan: Lan, folder: Path, tmp_path: Path) -> None:
-    here, there = build_standin(tmp_path / "here", seed=0), build_standin(tmp_path / "there", seed=1)
+def test_host_with_different_software_is_named(lan: Lan, folder: Path, tmp_path: Path) -> None:
+    encoder, other_encoder = build_standin(tmp_path / "a", seed=0), build_standin(tmp_path / "b", seed=1)
     (tmp_path / "older.py").write_text('__version__ = "0.0.9"\n')
     (tmp_path / "absent.py").write_text("raise ModuleNotFoundError(\"No module named 'clipfake'\", name='clipfake')\n")
     package = PACKAGE / "__init__.py"
@@ -328,18 +326,18 @@ def test_a_host_with_another_package_or_other_weights_is_named(lan: Lan, folder:
     for setup, message in {
         f"mount --bind {tmp_path / 'absent.py'} {package}": "host3: clipfake is not installed there",
         f"mount --bind {tmp_path / 'older.py'} {package}": "host4 has clipfake 0.0.9",
-        f"mount --bind {there} {here}": "have two encoders of one name",
-        f"mount -t tmpfs none {here}": f"host6: the encoder {here} cannot be loaded",
+        f"mount --bind {other_encoder} {encoder}": "have different encoders of the same name",
+        f"mount -t tmpfs none {encoder}": f"host6: the encoder {encoder} cannot be loaded",
     }.items():
         host = lan.host(setup)
         started(host.start_ray(head))
-        error = head.index(head, folder, tmp_path / "s", "--encoder", str(here)).error()
+        error = head.index(head, folder, tmp_path / "s", "--encoder", str(encoder)).error()
         assert message in error
         assert host.name in error
         host.kill()
 
 
-def test_ctrl_c_stores_what_is_under_way_and_leaves_no_worker(lan: Lan, folder: Path, tmp_path: Path) -> None:
+def test_ctrl_c_stores_tasks_and_ends_workers(lan: Lan, folder: Path, tmp_path: Path) -> None:
     head, other, _ = lan.cluster("true", "true")
     driver = head.index(head, folder, tmp_path / "s")
     driver.has_stored(100)
@@ -356,9 +354,7 @@ def test_ctrl_c_stores_what_is_under_way_and_leaves_no_worker(lan: Lan, folder: 
     pytest.fail(result)
 
 
-def test_two_hosts_with_a_part_each_fill_one_store_at_the_same_time(
-    lan: Lan, folder: Path, whole: Store, tmp_path: Path
-) -> None:
+def test_two_hosts_index_parts_into_one_store(lan: Lan, folder: Path, whole: Store, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "clipfake", "index", "--folders", str(folder), "--store", str(tmp_path / "s")]
     command += ["--encoder", "plain", "--threads", "1", "--rows-per-shard", "100", "--json", "--part"]
     result = [part.communicate(timeout=100) for part in [lan.host().begin(*command, f"{i}/2") for i in (1, 2)]]

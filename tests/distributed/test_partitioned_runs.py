@@ -1,4 +1,4 @@
-"""Many processes, one data set: every row once."""
+"""Several processes that index parts of one data set store every row once."""
 
 import os
 from pathlib import Path
@@ -41,7 +41,7 @@ def test_keys_spread_evenly_over_the_parts(parts: int) -> None:
     assert (abs(counts - 200) < 5 * np.sqrt(200)).all()
 
 
-def test_parts_together_are_the_whole(folder: Path, tmp_path: Path) -> None:
+def test_parts_together_equal_a_whole_run(folder: Path, tmp_path: Path) -> None:
     store, whole = store_at(tmp_path / "s"), store_at(tmp_path / "whole")
     added = [index([folder], store, PlainEncoder(), IndexOptions(part=(i, 3))).added for i in range(3)]
     index([folder], whole, PlainEncoder())
@@ -52,12 +52,12 @@ def test_parts_together_are_the_whole(folder: Path, tmp_path: Path) -> None:
     assert index([folder], store, PlainEncoder()).known == 24
 
 
-def test_a_part_that_cannot_commit_leaves_its_rows_for_the_next(
+def test_locked_store_leaves_shards_for_the_next_run(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("clipfake.indexer.index.PATIENCE", 0.0)
+    monkeypatch.setattr("clipfake.indexer.index.COMMIT_TIMEOUT", 0.0)
     store = store_at(tmp_path / "s")
-    with store.writer():  # someone else is writing
+    with store.writer():  # another process is writing
         report = index([folder], store, PlainEncoder(), IndexOptions(part=(0, 2), batch_size=4, rows_per_shard=4))
     assert (len(store.snapshot()), len(waiting(store))) == (0, -(-report.added // 4))
     rest = index([folder], store, PlainEncoder())
@@ -65,38 +65,38 @@ def test_a_part_that_cannot_commit_leaves_its_rows_for_the_next(
     assert waiting(store) == []
 
 
-def test_what_is_taken_in_twice_is_there_once_and_changed_rows_are_replaced(tmp_path: Path) -> None:
+def test_adopting_twice_adds_once_and_replaces_changes(tmp_path: Path) -> None:
     store, space = store_at(tmp_path / "s"), PlainEncoder().space
 
     def sealed(digest: int) -> None:
         rows = Rows.make(["a/1", "a/2"], [0, 1], digests=np.full((2, 16), digest, np.uint8).view("V16").reshape(-1))
-        aside = StagedWriter(store, 100)
-        aside.append(Block(space, rows, np.ones((2, space.dim), np.float32), (b"x", b"y")))
-        aside.seal()
+        writer = StagedWriter(store, 100)
+        writer.append(Block(space, rows, np.ones((2, space.dim), np.float32), (b"x", b"y")))
+        writer.seal()
 
     sealed(1)
     sealed(1)
     assert commit(store)
     assert keys_of(store) == ["a/1", "a/2"]
     sealed(1)
-    assert waiting(store) == []  # known already
+    assert waiting(store) == []  # the rows are already known
     sealed(2)
     assert commit(store)
     assert store.snapshot().digests(np.arange(2)).tobytes() == bytes([2] * 32)
     assert store.snapshot().thumbnail(0) == b"x"
 
 
-def test_a_part_cannot_say_what_is_gone(folder: Path, tmp_path: Path) -> None:
+def test_sync_of_a_part_raises_source_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="whole listing"):
         index([folder], store_at(tmp_path / "s"), PlainEncoder(), IndexOptions(part=(0, 2), sync=True))
 
 
-def test_a_shard_that_was_never_finished_is_removed_after_a_day(tmp_path: Path) -> None:
+def test_unfinished_shards_are_removed_after_a_day(tmp_path: Path) -> None:
     store = store_at(tmp_path / "s")
     (store.folder / FOLDER).mkdir()
     old, new = (store.folder / FOLDER / f"{name}.h5.7.tmp" for name in ("old", "new"))
     for path in (old, new):
-        path.write_bytes(b"torn")
+        path.write_bytes(b"unfinished")
     os.utime(old, (0, 0))
     assert commit(store)
     assert waiting(store) == [new]

@@ -1,4 +1,4 @@
-"""Workers elsewhere: the same rows, each once, whoever dies. The driver is tested with workers of this process."""
+"""Worker pools store each row once, even if workers die. The driver is tested with a worker in this process."""
 
 import os
 import signal
@@ -33,66 +33,66 @@ def waiting(store: Store) -> list[Path]:
     return list((store.folder / "incoming").glob("*"))
 
 
-class Here(WorkerPool):
-    """A crew of one worker in this process, that dies where it is told to."""
+class LocalPool(WorkerPool):
+    """Pool of one worker in this process, which dies at the tasks for which `dies` is true."""
 
     space = PlainEncoder().space
-    workers = ["here process 1"]  # noqa: RUF012
-    room = 2
+    workers = ["localhost process 1"]  # noqa: RUF012
+    capacity = 2
 
-    def __init__(self, folder: Path, dies: Callable[[Task], bool] = lambda unit: False) -> None:
+    def __init__(self, folder: Path, dies: Callable[[Task], bool] = lambda task: False) -> None:
         self._worker, self._dies = Worker(PLAIN, folder, IndexOptions(threads=1)), dies
-        self._given: list[Task] = []
+        self._queue: list[Task] = []
         self.requested: list[int] = []
 
-    def give(self, unit: Task) -> None:
-        assert len(self._given) < self.room
-        self.requested.append(len(unit.entries))
-        self._given.append(unit)
+    def submit(self, task: Task) -> None:
+        assert len(self._queue) < self.capacity
+        self.requested.append(len(task.images))
+        self._queue.append(task)
 
-    def take(self, seconds: float) -> list[TaskResult | TaskLost]:
-        unit = self._given.pop(0)
-        return [TaskLost(unit.id) if self._dies(unit) else self._worker.work(unit)]
+    def collect(self, seconds: float) -> list[TaskResult | TaskLost]:
+        task = self._queue.pop(0)
+        return [TaskLost(task.id) if self._dies(task) else self._worker.work(task)]
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         self._worker.close()
 
 
-def test_a_unit_is_named_by_what_is_in_it() -> None:
-    entries = [ImageRef("a/1", "/x"), ImageRef("a/2", "/y")]
-    assert Task.of(entries).id == Task.of([ImageRef("a/1", "/moved"), ImageRef("a/2", "/too")]).id
-    assert Task.of(entries).id != Task.of(entries[:1]).id
-    assert sum((half.entries for half in Task.of(entries * 3).halves()), ()) == tuple(entries * 3)
+def test_task_id_depends_only_on_keys() -> None:
+    images = [ImageRef("a/1", "/x"), ImageRef("a/2", "/y")]
+    assert Task.of(images).id == Task.of([ImageRef("a/1", "/moved"), ImageRef("a/2", "/too")]).id
+    assert Task.of(images).id != Task.of(images[:1]).id
+    assert sum((half.images for half in Task.of(images * 3).halves()), ()) == tuple(images * 3)
 
 
-def test_a_unit_takes_its_worker_some_seconds_and_is_never_empty() -> None:
+def test_task_size_is_within_bounds() -> None:
     assert task_size(1, 1000.0, 8, 16_384) == 1
     assert task_size(10**9, 1.0, 1, 500) == 500
     assert task_size(0, 5.0, 1, 50) == 50
 
 
-def test_a_unit_that_is_done_twice_is_there_once(tmp_path: Path) -> None:
+def test_repeated_task_is_stored_once(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 4), store_at(tmp_path / "s")
     (folder / "bad.jpg").write_text("no image")
     worker = Worker(PLAIN, store.folder, IndexOptions(threads=1))
-    unit = Task.of([ImageRef(f"p/{path.name}", str(path)) for path in sorted(folder.iterdir())])
-    first, second = worker.work(unit), worker.work(unit)
+    task = Task.of([ImageRef(f"p/{path.name}", str(path)) for path in sorted(folder.iterdir())])
+    first, second = worker.work(task), worker.work(task)
     worker.close()
-    assert first.shard == second.shard == f"{unit.id}.h5"
-    assert [entry.key for entry, _ in first.refused] == ["p/bad.jpg"]
+    assert first.shard == second.shard == f"{task.id}.h5"
+    assert [ref.key for ref, _ in first.refused] == ["p/bad.jpg"]
     assert commit(store)
     assert len(contents(store)) == 4
 
 
-def test_a_unit_of_bad_images_alone_has_no_shard(tmp_path: Path) -> None:
+def test_task_of_bad_images_has_no_shard(tmp_path: Path) -> None:
     worker = Worker(PLAIN, tmp_path, IndexOptions(threads=1))
-    receipt = worker.work(Task.of([ImageRef("a", str(tmp_path / "nowhere.jpg"))]))
+    result = worker.work(Task.of([ImageRef("a", str(tmp_path / "nowhere.jpg"))]))
     worker.close()
-    assert receipt.shard == ""
-    assert len(receipt.refused) == 1
+    assert result.shard == ""
+    assert len(result.refused) == 1
 
 
-def test_a_worker_whose_encoder_fails_says_so_for_every_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_encoder_error_is_raised_for_every_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(self: PlainEncoder, images: object) -> None:
         raise EncoderError("the device is gone")
 
@@ -104,65 +104,65 @@ def test_a_worker_whose_encoder_fails_says_so_for_every_unit(tmp_path: Path, mon
             worker.work(Task.of([ImageRef(path.name, str(path))]))
 
 
-def test_rows_by_workers_are_those_of_one_process(tmp_path: Path) -> None:
+def test_workers_store_the_same_rows_as_one_process(tmp_path: Path) -> None:
     folder, store, whole = pictures(tmp_path / "p", 40), store_at(tmp_path / "s"), store_at(tmp_path / "whole")
     (folder / "bad.jpg").write_text("no image")
     index([folder], store, PlainEncoder(), IndexOptions(limit=7))
-    report = index_with(Here(store.folder), [folder], store, IndexOptions(rows_per_shard=10))
+    report = index_with(LocalPool(store.folder), [folder], store, IndexOptions(rows_per_shard=10))
     index([folder], whole, PlainEncoder())
     assert contents(store) == contents(whole)
     assert (report.added, report.known, [key for key, _ in report.skipped]) == (33, 7, ["p/bad.jpg"])
     assert report.images_per_second_now > 0
     assert set(report.stages) == {"list", "decode", "encode", "write", "commit"}
     assert waiting(store) == []
-    again = index_with(Here(store.folder), [folder], store)
+    again = index_with(LocalPool(store.folder), [folder], store)
     assert (again.added, again.known, len(again.skipped)) == (0, 40, 1)
-    assert again.to_dict()["encoder_busy"] == 0.0  # nobody encoded
+    assert again.to_dict()["encoder_busy"] == 0.0  # nothing was encoded
 
 
-def test_an_image_that_kills_every_worker_is_found_and_costs_only_itself(tmp_path: Path) -> None:
+def test_image_that_kills_workers_is_isolated(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 40), store_at(tmp_path / "s")
-    crew = Here(store.folder, lambda unit: any(entry.key == "p/0013.png" for entry in unit.entries))
-    report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=20))
+    pool = LocalPool(store.folder, lambda task: any(ref.key == "p/0013.png" for ref in task.images))
+    report = index_with(pool, [folder], store, IndexOptions(rows_per_shard=20))
     assert [key for key, _ in report.skipped] == ["p/0013.png"]
     assert "died" in read_quarantine(store.folder)["p/0013.png"].reason
     assert len(contents(store)) == report.added == 39
 
 
-def test_a_worker_that_dies_once_costs_nothing(tmp_path: Path) -> None:
+def test_single_worker_death_loses_nothing(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 30), store_at(tmp_path / "s")
     seen: set[str] = set()
-    crew = Here(store.folder, lambda unit: unit.id not in seen and not seen.add(unit.id))  # type: ignore[func-returns-value]
-    report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=10))
+    pool = LocalPool(store.folder, lambda task: task.id not in seen and not seen.add(task.id))  # type: ignore[func-returns-value]
+    report = index_with(pool, [folder], store, IndexOptions(rows_per_shard=10))
     assert (report.added, report.skipped) == (30, [])
-    assert crew.requested == [10, 10, 10, 10, 10, 10]
+    assert pool.requested == [10, 10, 10, 10, 10, 10]
 
 
-def test_a_machine_on_which_every_worker_dies_ends_the_run(tmp_path: Path) -> None:
+def test_repeated_worker_deaths_end_the_run(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", LOSSES), store_at(tmp_path / "s")
     with pytest.raises(SourceError, match="workers died"):
-        index_with(Here(store.folder, lambda unit: True), [folder], store)
+        index_with(LocalPool(store.folder, lambda task: True), [folder], store)
 
 
-def test_what_was_listed_before_the_listing_fails_is_stored(tmp_path: Path) -> None:
+def test_images_before_a_listing_error_are_stored(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     store = store_at(tmp_path / "s")
     with pytest.raises(SourceError, match="no images"):
-        index_with(Here(store.folder), [pictures(tmp_path / "p", 20), tmp_path / "empty"], store)
+        index_with(LocalPool(store.folder), [pictures(tmp_path / "p", 20), tmp_path / "empty"], store)
     assert len(contents(store)) == 20
 
 
-def test_ctrl_c_takes_in_what_is_under_way(tmp_path: Path) -> None:
+def test_ctrl_c_stores_tasks_in_progress(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 40), store_at(tmp_path / "s")
 
-    class Stopped(Here):
+    class Stopped(LocalPool):
         calls = 0
 
-        def take(self, seconds: float) -> list[TaskResult | TaskLost]:
+        def collect(self, seconds: float) -> list[TaskResult | TaskLost]:
             self.calls += 1
             if self.calls == 2:
                 raise KeyboardInterrupt
-            return super().take(seconds)
+            return super().collect(seconds)
 
     report = index_with(Stopped(store.folder), [folder], store, IndexOptions(rows_per_shard=10))
     assert (report.interrupted, report.added) == (True, 30)
@@ -170,14 +170,14 @@ def test_ctrl_c_takes_in_what_is_under_way(tmp_path: Path) -> None:
     assert index([folder], store, PlainEncoder()).added == 10
 
 
-def test_parts_are_not_split_again(tmp_path: Path) -> None:
+def test_part_with_workers_raises_source_error(tmp_path: Path) -> None:
     store = store_at(tmp_path / "s")
     with pytest.raises(SourceError, match="--part"):
-        index_with(Here(store.folder), [tmp_path], store, IndexOptions(part=(0, 2)))
+        index_with(LocalPool(store.folder), [tmp_path], store, IndexOptions(part=(0, 2)))
 
 
 def killing(killed: list[int]) -> Callable[[IndexReport], None]:
-    """Progress that kills the first worker once some rows are stored."""
+    """Progress callback that kills the first worker once 40 rows are stored."""
 
     def kill_one(report: IndexReport) -> None:
         if not killed and report.added >= 40:
@@ -187,13 +187,13 @@ def killing(killed: list[int]) -> Callable[[IndexReport], None]:
     return kill_one
 
 
-def test_in_processes_with_one_killed_every_row_is_there_once(tmp_path: Path) -> None:
+def test_killed_process_loses_no_row(tmp_path: Path) -> None:
     folder, store, whole = pictures(tmp_path / "p", 120), store_at(tmp_path / "s"), store_at(tmp_path / "whole")
     (folder / "bad.jpg").write_text("no image")
     killed: list[int] = []
     options = IndexOptions(rows_per_shard=10, threads=2)
-    with ProcessPool(PLAIN, store.folder, options, 2) as crew:
-        report = index_with(crew, [folder], store, options, killing(killed))
+    with ProcessPool(PLAIN, store.folder, options, 2) as pool:
+        report = index_with(pool, [folder], store, options, killing(killed))
     assert killed
     assert (report.added, report.known, [key for key, _ in report.skipped]) == (120, 0, ["p/bad.jpg"])
     assert len(set(report.workers)) == 2
@@ -202,7 +202,7 @@ def test_in_processes_with_one_killed_every_row_is_there_once(tmp_path: Path) ->
     assert waiting(store) == []
 
 
-# A driver that is killed once so many rows are stored. Arguments: store, folder, rows.
+# A driver that is killed once it has stored a number of rows. Arguments: store, folder, rows.
 DRIVER = """
 import os, signal, sys
 from clipfake.indexer.distributed.worker_pool import index_with
@@ -219,13 +219,13 @@ def kill(report):
 if __name__ == "__main__":
     options = IndexOptions(rows_per_shard=10, threads=2)
     store = Store.open(sys.argv[1])
-    with ProcessPool(EncoderSpec("plain"), store.folder, options) as crew:
-        index_with(crew, [sys.argv[2]], store, options, kill)
+    with ProcessPool(EncoderSpec("plain"), store.folder, options) as pool:
+        index_with(pool, [sys.argv[2]], store, options, kill)
 """
 
 
 @pytest.mark.parametrize("kills", [[40], pytest.param([10, 20, 30, 10], marks=pytest.mark.slow)])
-def test_a_driver_that_is_killed_takes_its_workers_along_and_the_next_goes_on(tmp_path: Path, kills: list[int]) -> None:
+def test_killed_driver_ends_workers_and_can_be_resumed(tmp_path: Path, kills: list[int]) -> None:
     folder, store = pictures(tmp_path / "p", 120 * len(kills)), store_at(tmp_path / "s")
     (tmp_path / "driver.py").write_text(DRIVER)
     for rows in kills:
@@ -242,7 +242,7 @@ def test_a_driver_that_is_killed_takes_its_workers_along_and_the_next_goes_on(tm
     assert waiting(store) == []
 
 
-# Hears Ctrl-C while it settles a receipt. Arguments: store, folder.
+# A driver that is interrupted while it records a result. Arguments: store, folder.
 INTERRUPTED = """
 import os, signal, sys
 from clipfake.indexer.distributed.worker_pool import index_with
@@ -251,30 +251,30 @@ from clipfake.indexer.distributed.process_pool import ProcessPool
 from clipfake.indexer.encoder_spec import EncoderSpec
 from clipfake.store.store import Store
 
-class Together(ProcessPool):
-    def take(self, seconds):  # two receipts, where there is more than one to come
-        told = []
-        while len(told) < 2 and (not told or any(member.units for member in self._members)):
-            told += super().take(seconds)
-        return told
+class PairingPool(ProcessPool):
+    def collect(self, seconds):  # two results at a time, if two are expected
+        results = []
+        while len(results) < 2 and (not results or any(worker.task_ids for worker in self._workers)):
+            results += super().collect(seconds)
+        return results
 
 def interrupt(report):
-    if report.added and not asked:
-        asked.append(True)
+    if report.added and not interrupted:
+        interrupted.append(True)
         os.kill(os.getpid(), signal.SIGINT)
 
 if __name__ == "__main__":
-    asked = []
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may have had it ignored
+    interrupted = []
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent process may have ignored it
     options = IndexOptions(rows_per_shard=10, threads=2)
     store = Store.open(sys.argv[1])
-    with Together(EncoderSpec("plain"), store.folder, options) as crew:
-        report = index_with(crew, [sys.argv[2]], store, options, interrupt)
+    with PairingPool(EncoderSpec("plain"), store.folder, options) as pool:
+        report = index_with(pool, [sys.argv[2]], store, options, interrupt)
     print(report.interrupted, report.added)
 """
 
 
-def test_ctrl_c_in_the_middle_of_a_receipt_loses_none(tmp_path: Path) -> None:
+def test_ctrl_c_while_recording_loses_no_result(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 120), store_at(tmp_path / "s")
     (tmp_path / "driver.py").write_text(INTERRUPTED)
     command = [sys.executable, str(tmp_path / "driver.py"), str(store.folder), str(folder)]
@@ -287,7 +287,7 @@ def test_ctrl_c_in_the_middle_of_a_receipt_loses_none(tmp_path: Path) -> None:
 
 
 def gone(process: int) -> bool:
-    """Whether a process ends within half a minute."""
+    """True if a process ends within half a minute."""
     for _ in range(300):
         try:
             os.kill(process, 0)
@@ -297,18 +297,18 @@ def gone(process: int) -> bool:
     return False
 
 
-def test_what_a_worker_cannot_do_is_told_by_the_driver(tmp_path: Path) -> None:
+def test_worker_start_error_is_raised_by_the_pool(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match="cannot be loaded"):
         ProcessPool(EncoderSpec(str(tmp_path)), tmp_path, IndexOptions(), 1)
 
 
-def test_a_crew_of_another_encoder_is_refused(tmp_path: Path) -> None:
+def test_pool_with_another_encoder_is_refused(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", Space("other", "1" * 64, 192))
     with pytest.raises(SpaceMismatch):
-        index_with(Here(store.folder), [pictures(tmp_path / "p", 1)], store)
+        index_with(LocalPool(store.folder), [pictures(tmp_path / "p", 1)], store)
 
 
-def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_ray_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
     with pytest.raises(MissingExtra, match=r"clipfake\[ray\]"):
         RayPool(PLAIN, tmp_path)
@@ -316,14 +316,14 @@ def test_without_ray_the_extra_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # Ray's own
-def test_on_a_real_ray_with_a_worker_killed_every_row_is_there_once(tmp_path: Path) -> None:
+def test_killed_ray_worker_loses_no_row(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     folder, store = pictures(tmp_path / "p", 300), store_at(tmp_path / "s")
     (folder / "bad.jpg").write_text("no image")
     killed: list[int] = []
     options = IndexOptions(rows_per_shard=10, threads=1)
-    with RayPool(PLAIN, store.folder, options, count=2) as crew:
-        report = index_with(crew, [folder], store, options, killing(killed))
+    with RayPool(PLAIN, store.folder, options, count=2) as pool:
+        report = index_with(pool, [folder], store, options, killing(killed))
     assert killed
     assert [f"process {killed[0]} was lost" in summary for summary in report.lost] == [True]
     assert (report.added, report.known, [key for key, _ in report.skipped]) == (300, 0, ["p/bad.jpg"])

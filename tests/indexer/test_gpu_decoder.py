@@ -1,6 +1,6 @@
-"""Large JPEGs decoded beside the cores: the same store, whoever decodes, is busy, fails or disagrees.
+"""Large JPEGs decoded on a GPU: the store is the same whichever decoder is used, is busy, fails or disagrees.
 
-The real library is tried with its decoder for cores; whether a card's pixels agree is tried where there is one.
+The real library is tested with its CPU decoder, and on a GPU if there is one.
 """
 
 import io
@@ -22,19 +22,19 @@ from clipfake.errors import EncoderError, ImageError, MissingExtra
 from clipfake.indexer import index as indexing
 from clipfake.indexer.decoding import nvimagecodec, reader
 from clipfake.indexer.decoding.gpu_decoder import (
-    AGREED_MEAN,
-    AGREED_MOST,
-    PROVED,
-    TOGETHER_PIXELS,
-    Decodes,
+    BATCH_PIXELS,
+    MAX_TOLERANCE,
+    MEAN_TOLERANCE,
+    VERIFIED_IMAGES,
+    DecodeFunction,
     GpuDecoder,
     ReducedImage,
     difference,
     large_and_plain,
-    made_up,
+    probe_jpegs,
 )
 from clipfake.indexer.decoding.image import decode, jpeg_header
-from clipfake.indexer.decoding.nvimagecodec import NAME, NvImageCodec, box_mean, gpu_decoder_for, on_a_core
+from clipfake.indexer.decoding.nvimagecodec import NAME, NvImageCodec, box_mean, decode_on_cpu, gpu_decoder_for
 from clipfake.indexer.distributed.task import Task, TaskLost, TaskResult
 from clipfake.indexer.distributed.worker import Worker
 from clipfake.indexer.distributed.worker_pool import WorkerPool, index_with
@@ -52,7 +52,7 @@ from PIL import Image as Pillow
 
 needs_library = pytest.mark.skipif(not nvimagecodec.installed(), reason="the extra `nvidia` is not installed")
 CLIP = Preprocess(0, 0, 224, 224, "bicubic", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-here = partial(on_a_core, CLIP, True)
+cpu_decode = partial(decode_on_cpu, CLIP, True)
 
 
 def picture(width: int, height: int, seed: int = 0) -> Pillow.Image:
@@ -67,7 +67,7 @@ def saved(image: Pillow.Image, kind: str = "JPEG", **options: object) -> bytes:
 
 
 def of_size(content: bytes, width: int, height: int) -> bytes:
-    """A JPEG that says it has another size."""
+    """A JPEG whose header is changed to another size."""
     at = content.index(b"\xff\xc0") + 5
     return content[:at] + height.to_bytes(2, "big") + width.to_bytes(2, "big") + content[at + 4 :]
 
@@ -79,7 +79,7 @@ def turned() -> Pillow.Exif:
 
 
 LARGE = saved(picture(700, 500))
-KINDS = {  # what a folder may hold, and whether it is for the decoder beside the cores
+KINDS = {  # content of a file, and whether the GPU decoder accepts it
     "large": (LARGE, True),
     "progressive": (saved(picture(600, 700, 1), progressive=True), True),
     "grey": (saved(picture(640, 480, 2).convert("L")), True),
@@ -92,7 +92,7 @@ KINDS = {  # what a folder may hold, and whether it is for the decoder beside th
     "png": (saved(picture(700, 500, 9), "PNG"), False),
     "cut off": (LARGE[:-500], False),
     "end lost": (LARGE[:-2], False),
-    "not one": (b"no image", False),
+    "not an image": (b"no image", False),
     "empty": (b"", False),
 }
 
@@ -113,18 +113,18 @@ def folder(tmp_path: Path) -> Path:
     return path
 
 
-def shifted(levels: int) -> Decodes:
-    """A decoder that is off by some levels; it has the others' pixels otherwise."""
+def shifted(levels: int) -> DecodeFunction:
+    """A decoder whose pixels are darker than the CPU's by some levels."""
 
     def darker(content: bytes) -> ReducedImage:
-        small = here(content)
+        small = cpu_decode(content)
         return replace(small, pixels=np.maximum(small.pixels, levels) - np.uint8(levels))
 
     return lambda contents: [darker(content) for content in contents]
 
 
-def beside(*ways: Callable[[], Decodes], must_pay: bool = False) -> GpuDecoder:
-    return GpuDecoder("double", ways, here, must_pay=must_pay)
+def gpu_decoder_of(*factories: Callable[[], DecodeFunction], must_be_faster: bool = False) -> GpuDecoder:
+    return GpuDecoder("double", factories, cpu_decode, must_be_faster=must_be_faster)
 
 
 def indexed(
@@ -136,25 +136,25 @@ def indexed(
 
 
 def columns(store: Store) -> dict[str, list[Any]]:
-    """All that a store knows of its rows, but for their vectors."""
+    """All columns of a store except the vectors."""
     snapshot = store.snapshot()
     names = ("keys", "digests", "bytes", "widths", "heights", "formats", "qualities", "mtimes")
-    found = {name: getattr(snapshot.rows, name).tolist() for name in names}
-    return found | {"thumbnails": [snapshot.thumbnail(i) for i in range(len(snapshot))]}
+    rows = {name: getattr(snapshot.rows, name).tolist() for name in names}
+    return rows | {"thumbnails": [snapshot.thumbnail(i) for i in range(len(snapshot))]}
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_only_large_plain_whole_jpegs_are_for_it(name: str) -> None:
-    content, wanted = KINDS[name]
-    assert (large_and_plain(content) is not None) == wanted
+def test_accepts_only_large_plain_complete_jpegs(name: str) -> None:
+    content, accepted = KINDS[name]
+    assert (large_and_plain(content) is not None) == accepted
 
 
-def test_an_image_that_is_too_much_at_once_is_for_the_cores() -> None:
+def test_images_above_the_batch_limit_go_to_the_cpu() -> None:
     assert large_and_plain(of_size(LARGE, 5000, 5000)) is not None
-    assert TOGETHER_PIXELS < 6000 * 6000 and large_and_plain(of_size(LARGE, 6000, 6000)) is None
+    assert BATCH_PIXELS < 6000 * 6000 and large_and_plain(of_size(LARGE, 6000, 6000)) is None
 
 
-def test_an_image_that_may_be_rgb_is_for_the_cores() -> None:
+def test_images_that_may_be_rgb_go_to_the_cpu() -> None:
     at = LARGE.index(b"\xff\xc0") + 10
     named = bytearray(LARGE)
     named[at : at + 9 : 3] = b"RGB"
@@ -163,24 +163,26 @@ def test_an_image_that_may_be_rgb_is_for_the_cores() -> None:
     assert large_and_plain(bytes(named)) is None
 
 
-def test_what_agrees_is_used_and_the_store_is_the_same(
+def test_agreeing_decoder_is_used_and_store_is_the_same(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine = partial(on_a_core, encoder.preprocess, True)
-    double = GpuDecoder("double", [lambda: lambda contents: [mine(one) for one in contents]], mine, must_pay=False)
+    reference = partial(decode_on_cpu, encoder.preprocess, True)
+    double = GpuDecoder(
+        "double", [lambda: lambda contents: [reference(one) for one in contents]], reference, must_be_faster=False
+    )
     plain, before = indexed(folder, tmp_path / "plain", encoder, monkeypatch, None)
     store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=1)
     assert columns(store) == columns(plain)
     assert np.array_equal(store.snapshot().vectors(), plain.snapshot().vectors())
     assert sorted(report.skipped) == sorted(before.skipped) and len(report.skipped) == 4
-    wanted = sum(wanted for _, wanted in KINDS.values())
-    assert report.decoded_by == {"cpu": 10 - wanted, "double": wanted}
+    large = sum(accepted for _, accepted in KINDS.values())
+    assert report.decoded_by == {"cpu": 10 - large, "double": large}
     assert report.to_dict()["decoded_by"] == report.decoded_by
 
 
 def spotted(content: bytes) -> ReducedImage:
-    """Right but for one pixel."""
-    small = here(content)
+    """Decode with one wrong pixel."""
+    small = cpu_decode(content)
     pixels = small.pixels.copy()
     pixels[3, 5] ^= 16
     return replace(small, pixels=pixels)
@@ -189,172 +191,174 @@ def spotted(content: bytes) -> ReducedImage:
 @pytest.mark.parametrize(
     ("decode", "text"),
     [
-        (shifted(1), "1.00 levels in the mean and 1 at most"),
-        (lambda contents: [spotted(content) for content in contents], "0.00 levels in the mean and 16 at most"),
-        (lambda contents: [replace(here(one), pixels=here(one).pixels[:9]) for one in contents], "255 at most"),
-        (lambda contents: [None] * len(contents), "it decodes no JPEG here"),
+        (shifted(1), "1.00 levels on average and 1 at most"),
+        (lambda contents: [spotted(content) for content in contents], "0.00 levels on average and 16 at most"),
+        (
+            lambda contents: [replace(cpu_decode(one), pixels=cpu_decode(one).pixels[:9]) for one in contents],
+            "255 at most",
+        ),
+        (lambda contents: [None] * len(contents), "it decodes no JPEG on this machine"),
     ],
     ids=["darker", "one pixel", "another size", "nothing"],
 )
-def test_what_disagrees_is_not_used_and_says_so(decode: Decodes, text: str) -> None:
-    double = beside(lambda: decode)
-    assert double.wants(LARGE) is not None
+def test_disagreeing_decoder_is_not_used_and_reported(decode: DecodeFunction, text: str) -> None:
+    double = gpu_decoder_of(lambda: decode)
+    assert double.accepts(LARGE) is not None
     assert double.decode([LARGE]) == [None]
     assert double.unused.startswith("double is not used: it") and text in double.unused
-    assert ("allowed" in double.unused) == (f"{AGREED_MEAN} and {AGREED_MOST}" in double.unused)
-    assert double.wants(LARGE) is None
+    assert ("allowed" in double.unused) == (f"{MEAN_TOLERANCE} and {MAX_TOLERANCE}" in double.unused)
+    assert double.accepts(LARGE) is None
 
 
-def test_another_way_is_tried_where_one_disagrees() -> None:
+def test_next_factory_is_tried_after_disagreement() -> None:
     made: list[str] = []
 
-    def way(name: str, levels: int) -> Callable[[], Decodes]:
+    def factory(name: str, levels: int) -> Callable[[], DecodeFunction]:
         return lambda: made.append(name) or shifted(levels)  # type: ignore[func-returns-value]
 
-    double = beside(way("engine", 2), way("cuda", 0), way("never", 0))
-    [found] = double.decode([LARGE]) or [None]
-    assert found is not None and difference(found, here(LARGE)).most == 0
+    double = gpu_decoder_of(factory("engine", 2), factory("cuda", 0), factory("never", 0))
+    [image] = double.decode([LARGE]) or [None]
+    assert image is not None and difference(image, cpu_decode(LARGE)).maximum == 0
     assert (made, double.unused) == (["engine", "cuda"], "")
 
 
-def test_a_decoder_is_proved_on_real_images_before_any_of_its_pixels_is_used(
+def test_decoder_is_verified_on_real_images_before_use(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine = partial(on_a_core, encoder.preprocess, True)
+    reference = partial(decode_on_cpu, encoder.preprocess, True)
 
     def off_on_real_ones(contents: Sequence[bytes]) -> Sequence[ReducedImage | None]:
-        small = [mine(content) for content in contents]
-        if tuple(contents) == made_up():
+        small = [reference(content) for content in contents]
+        if tuple(contents) == probe_jpegs():
             return small
         return [replace(one, pixels=one.pixels ^ np.uint8(2)) for one in small]
 
-    double = GpuDecoder("double", [lambda: off_on_real_ones], mine, must_pay=False)
+    double = GpuDecoder("double", [lambda: off_on_real_ones], reference, must_be_faster=False)
     plain, _ = indexed(folder, tmp_path / "plain", encoder, monkeypatch, None)
     store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double)
     assert np.array_equal(store.snapshot().vectors(), plain.snapshot().vectors())
     assert report.decoded_by == {"cpu": 10, "double": 0}
     assert list(describe_decoders(report.to_dict())) == ["decoded 10 by cpu", double.unused]
-    assert "2.00 levels in the mean" in report.unused
+    assert "2.00 levels on average" in report.decoder_unused
 
 
-@pytest.mark.parametrize("when", ["made", "tried", "used"])
-def test_a_decoder_that_fails_is_off_for_the_run_and_loses_no_image(
-    when: str, folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("stage", ["made", "tried", "used"])
+def test_failing_decoder_is_disabled_and_loses_no_image(
+    stage: str, folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine, calls = partial(on_a_core, encoder.preprocess, True), []
+    reference, calls = partial(decode_on_cpu, encoder.preprocess, True), []
 
     def fails(contents: Sequence[bytes]) -> Sequence[ReducedImage | None]:
         calls.append(len(contents))
-        if when == "tried" or len(calls) > 1:
+        if stage == "tried" or len(calls) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
-        return [mine(content) for content in contents]
+        return [reference(content) for content in contents]
 
-    def way() -> Decodes:
-        if when == "made":
+    def factory() -> DecodeFunction:
+        if stage == "made":
             raise RuntimeError("no CUDA-capable device is detected")
         return fails
 
-    double = GpuDecoder("double", [way], mine, must_pay=False)
+    double = GpuDecoder("double", [factory], reference, must_be_faster=False)
     store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double)
     assert report.decoded_by == {"cpu": 10, "double": 0} and len(store.snapshot()) == 10
-    assert report.unused.startswith("double is not used: it failed (") and "\n" not in report.unused
-    assert len(calls) == {"made": 0, "tried": 1, "used": 2}[when]
+    assert report.decoder_unused.startswith("double is not used: it failed (") and "\n" not in report.decoder_unused
+    assert len(calls) == {"made": 0, "tried": 1, "used": 2}[stage]
 
 
-def test_an_image_it_leaves_is_decoded_by_a_core(
+def test_images_left_by_gpu_are_decoded_on_cpu(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine = partial(on_a_core, encoder.preprocess, True)
+    reference = partial(decode_on_cpu, encoder.preprocess, True)
 
     def not_grey(contents: Sequence[bytes]) -> Sequence[ReducedImage | None]:
-        return [None if one == KINDS["grey"][0] else mine(one) for one in contents]
+        return [None if one == KINDS["grey"][0] else reference(one) for one in contents]
 
-    double = GpuDecoder("double", [lambda: not_grey], mine, must_pay=False)
+    double = GpuDecoder("double", [lambda: not_grey], reference, must_be_faster=False)
     store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=1)
     assert report.decoded_by == {"cpu": 7, "double": 3}
-    assert len(store.snapshot()) == 10 and report.unused == ""
+    assert len(store.snapshot()) == 10 and report.decoder_unused == ""
 
 
-def test_what_a_core_refuses_is_refused_while_it_is_proved(monkeypatch: pytest.MonkeyPatch) -> None:
-    double = beside(lambda: lambda contents: [here(LARGE)] * len(contents))
+def test_image_refused_by_cpu_is_refused_during_verification(monkeypatch: pytest.MonkeyPatch) -> None:
+    double = gpu_decoder_of(lambda: lambda contents: [cpu_decode(LARGE)] * len(contents))
 
     def refuses(content: bytes) -> ReducedImage:
         if content == b"bad":
             raise ImageError("damaged")
-        return here(LARGE)
+        return cpu_decode(LARGE)
 
-    monkeypatch.setattr(double, "_here", refuses)
-    found = double.decode([LARGE, b"bad"]) or []
-    assert [one is None for one in found] == [False, True]
+    monkeypatch.setattr(double, "_cpu_decode", refuses)
+    images = double.decode([LARGE, b"bad"]) or []
+    assert [image is None for image in images] == [False, True]
     assert double.unused == ""
 
 
-def test_a_thread_that_finds_it_taken_does_the_work_itself(
+def test_thread_decodes_on_cpu_while_decoder_is_busy(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The decoder comes back only when another thread has decoded a large image: without sharing, never."""
-    mine, shared = partial(on_a_core, encoder.preprocess, True), threading.Event()
+    """The decoder returns only once another thread has decoded a large image; without sharing, it never does."""
+    reference, shared = partial(decode_on_cpu, encoder.preprocess, True), threading.Event()
     for i in range(12):
         (folder / f"more {i}.jpg").write_bytes(saved(picture(600, 500, 20 + i)))
 
     def decoding(content: bytes) -> Any:
-        found = decode(content)
+        image = decode(content)
         if large_and_plain(content):
             shared.set()
-        return found
+        return image
 
     def waits(contents: Sequence[bytes]) -> Sequence[ReducedImage | None]:
-        if tuple(contents) != made_up():
-            assert shared.wait(60), "nobody shared the work"
-        return [mine(content) for content in contents]
+        if tuple(contents) != probe_jpegs():
+            assert shared.wait(60), "no other thread shared the work"
+        return [reference(content) for content in contents]
 
     monkeypatch.setattr(reader, "decode", decoding)
-    double = GpuDecoder("double", [lambda: waits], mine, must_pay=False)
+    double = GpuDecoder("double", [lambda: waits], reference, must_be_faster=False)
     store, report = indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=3)
-    assert report.unused == "" and report.decoded_by["double"] > 0 and report.decoded_by["cpu"] > 6
+    assert report.decoder_unused == "" and report.decoded_by["double"] > 0 and report.decoded_by["cpu"] > 6
     assert sum(report.decoded_by.values()) == len(store.snapshot()) == 22
 
 
-def test_no_more_is_given_at_once_than_there_is_room_for(
+def test_batches_stay_below_the_pixel_limit(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mine, pixels = partial(on_a_core, encoder.preprocess, True), list[list[int]]()
+    reference, pixels = partial(decode_on_cpu, encoder.preprocess, True), list[list[int]]()
 
     def counts(contents: Sequence[bytes]) -> Sequence[ReducedImage | None]:
         headers = [jpeg_header(content) for content in contents]
         pixels.append([header.pixels for header in headers if header])
-        return [mine(content) for content in contents]
+        return [reference(content) for content in contents]
 
-    monkeypatch.setattr(reader, "TOGETHER_PIXELS", 800_000)
-    double = GpuDecoder("double", [lambda: counts], mine, must_pay=False)
+    monkeypatch.setattr(reader, "BATCH_PIXELS", 800_000)
+    double = GpuDecoder("double", [lambda: counts], reference, must_be_faster=False)
     indexed(folder, tmp_path / "s", encoder, monkeypatch, double, threads=1)
-    given = pixels[1:]  # after those made on the spot
-    assert sum(map(len, given)) == 4 and all(sum(some) <= 800_000 or len(some) == 1 for some in given)
-    assert any(len(some) > 1 for some in given)
+    batches = pixels[1:]  # after the generated images
+    assert sum(map(len, batches)) == 4 and all(sum(batch) <= 800_000 or len(batch) == 1 for batch in batches)
+    assert any(len(batch) > 1 for batch in batches)
 
 
-@pytest.mark.parametrize(("must_pay", "there"), [(True, 2.0), (True, 0.1), (False, 2.0)])
-def test_where_it_must_pay_it_is_dropped_if_a_core_is_as_quick(
-    must_pay: bool, there: float, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("must_be_faster", "gpu_seconds"), [(True, 2.0), (True, 0.1), (False, 2.0)])
+def test_slow_decoder_is_dropped_if_it_must_be_faster(
+    must_be_faster: bool, gpu_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, small = [0.0], here(LARGE)
+    now, small = [0.0], cpu_decode(LARGE)
 
     def takes(seconds: float, content: bytes) -> ReducedImage:
         now[0] += seconds
-        return small if content == LARGE else here(content)
+        return small if content == LARGE else cpu_decode(content)
 
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
-    double = GpuDecoder(
-        "double", [lambda: lambda some: [takes(there, one) for one in some]], partial(takes, 1.0), must_pay=must_pay
-    )
-    for _ in range(PROVED // 8):
+    gpu_decode = lambda contents: [takes(gpu_seconds, content) for content in contents]  # noqa: E731
+    double = GpuDecoder("double", [lambda: gpu_decode], partial(takes, 1.0), must_be_faster=must_be_faster)
+    for _ in range(VERIFIED_IMAGES // 8):
         double.decode([LARGE] * 8)
-    dropped = must_pay and there > 1
-    assert double.unused == ("double is not used: it takes 2000.0 ms an image, a core 1000.0" if dropped else "")
+    dropped = must_be_faster and gpu_seconds > 1
+    assert double.unused == ("double is not used: it takes 2000.0 ms per image, a CPU core 1000.0" if dropped else "")
 
 
 @pytest.mark.parametrize("size", [(640, 480), (1001, 777), (777, 1001), (129, 2000), (600, 3), (256, 128), (60, 90)])
-def test_a_mean_of_boxes_is_pillows(size: tuple[int, int]) -> None:
+def test_box_mean_equals_pillow_reduce(size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     for factor in (1, 2, 3, 5, 8, 17):
         want = np.asarray(Pillow.fromarray(pixels).reduce(factor))
@@ -362,30 +366,31 @@ def test_a_mean_of_boxes_is_pillows(size: tuple[int, int]) -> None:
 
 
 @needs_library
-@pytest.mark.parametrize("name", [name for name, (_, wanted) in KINDS.items() if wanted])
-def test_nvimagecodec_decodes_resizes_and_reduces_as_a_core_does(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name, (_, accepted) in KINDS.items() if accepted])
+def test_nvimagecodec_on_cpu_agrees_with_reference(name: str) -> None:
     content = KINDS[name][0]
     codec = NvImageCodec(CLIP, torch.device("cpu"))
-    [junk, found] = codec([b"no image", content])
-    assert junk is None and found is not None
-    result, mine = difference(found, here(content)), here(content)
-    assert result.most <= 1 and result.mean < 1e-3
-    assert np.array_equal(found.reduced, mine.reduced)  # type: ignore[arg-type]
+    [junk, image] = codec([b"no image", content])
+    assert junk is None and image is not None
+    reference = cpu_decode(content)
+    result = difference(image, reference)
+    assert result.maximum <= 1 and result.mean < 1e-3
+    assert np.array_equal(image.thumbnail, reference.thumbnail)  # type: ignore[arg-type]
 
 
 @needs_library
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="this machine has no GPU")
 @pytest.mark.parametrize("engine", [True, False])
-def test_a_card_decodes_resizes_and_reduces_as_a_core_does(engine: bool) -> None:
+def test_nvimagecodec_on_gpu_agrees_with_reference(engine: bool) -> None:
     codec = NvImageCodec(CLIP, torch.device("cuda"), engine=engine)
-    contents = [content for content, wanted in KINDS.values() if wanted] * 20
-    pairs = [(one, content) for one, content in zip(codec(contents), contents, strict=True) if one is not None]
+    contents = [content for content, accepted in KINDS.values() if accepted] * 20
+    pairs = [(image, content) for image, content in zip(codec(contents), contents, strict=True) if image is not None]
     assert len(pairs) >= 40
-    assert all(difference(one, here(content)).agreed for one, content in pairs)
+    assert all(difference(image, cpu_decode(content)).within_tolerance for image, content in pairs)
 
 
 @needs_library
-def test_a_store_is_the_same_with_nvimagecodec(folder: Path, tmp_path: Path, encoder: TorchEncoder) -> None:
+def test_store_is_the_same_with_nvimagecodec(folder: Path, tmp_path: Path, encoder: TorchEncoder) -> None:
     stores = [Store.create(tmp_path / name, encoder.space) for name in ("cpu", NAME)]
     reports = [
         index([folder], store, encoder, IndexOptions(threads=1, decoder=name))
@@ -393,11 +398,11 @@ def test_a_store_is_the_same_with_nvimagecodec(folder: Path, tmp_path: Path, enc
     ]
     assert columns(stores[0]) == columns(stores[1])
     assert reports[0].skipped == reports[1].skipped
-    one, other = (store.snapshot().vectors().astype(np.float32) for store in stores)
-    assert np.abs(one - other).max() < 1e-3  # the store keeps half precision
-    mine = [KINDS[key.removeprefix("pictures/").removesuffix(".jpg")][1] for key in columns(stores[0])["keys"]]
-    assert np.array_equal(one[~np.array(mine)], other[~np.array(mine)])
-    assert reports[1].decoded_by == {"cpu": 6, f"{NAME} (cpu)": 4} and reports[1].unused == ""
+    cpu, gpu = (store.snapshot().vectors().astype(np.float32) for store in stores)
+    assert np.abs(cpu - gpu).max() < 1e-3  # the store keeps half precision
+    on_gpu = [KINDS[key.removeprefix("pictures/").removesuffix(".jpg")][1] for key in columns(stores[0])["keys"]]
+    assert np.array_equal(cpu[~np.array(on_gpu)], gpu[~np.array(on_gpu)])
+    assert reports[1].decoded_by == {"cpu": 6, f"{NAME} (cpu)": 4} and reports[1].decoder_unused == ""
 
 
 @needs_library
@@ -407,86 +412,84 @@ def test_threads_share_nvimagecodec(folder: Path, tmp_path: Path, encoder: Torch
     store = Store.create(tmp_path / "s", encoder.space)
     report = index([folder], store, encoder, IndexOptions(threads=4, batch_size=6, decoder=NAME))
     assert sum(report.decoded_by.values()) == len(store.snapshot()) == 30
-    assert report.unused == ""
+    assert report.decoder_unused == ""
 
 
 class OneWorker(WorkerPool):
-    """A crew of one worker in this process."""
+    """A pool of one worker in this process."""
 
-    workers, room = ["here process 1"], 1
+    workers, capacity = ["here process 1"], 1
 
     def __init__(self, *value: Any) -> None:
         self._worker = Worker(*value)
         self.space = self._worker.ready()[1]
 
-    def give(self, unit: Task) -> None:
-        self._unit = unit
+    def submit(self, task: Task) -> None:
+        self._task = task
 
-    def take(self, seconds: float) -> list[TaskResult | TaskLost]:
-        return [self._worker.work(self._unit)]
+    def collect(self, seconds: float) -> list[TaskResult | TaskLost]:
+        return [self._worker.work(self._task)]
 
-    def dismiss(self) -> None:
+    def close(self) -> None:
         self._worker.close()
 
 
 @needs_library
-def test_workers_take_the_option_with_them_and_tell_who_decoded(
-    tmp_path: Path, folder: Path, encoder: TorchEncoder
-) -> None:
+def test_workers_use_the_decoder_option_and_report_it(tmp_path: Path, folder: Path, encoder: TorchEncoder) -> None:
     store, options = Store.create(tmp_path / "s", encoder.space), IndexOptions(threads=1, decoder=NAME)
-    with OneWorker(EncoderSpec(encoder.space.encoder, "cpu"), store.folder, options) as crew:
-        report = index_with(crew, [folder], store, IndexOptions(rows_per_shard=5))
-    assert report.decoded_by == {"cpu": 6, f"{NAME} (cpu)": 4} and report.unused == ""
+    with OneWorker(EncoderSpec(encoder.space.encoder, "cpu"), store.folder, options) as pool:
+        report = index_with(pool, [folder], store, IndexOptions(rows_per_shard=5))
+    assert report.decoded_by == {"cpu": 6, f"{NAME} (cpu)": 4} and report.decoder_unused == ""
 
 
 @needs_library
-def test_nvimagecodec_writes_nothing_where_people_read() -> None:
+def test_nvimagecodec_writes_nothing_to_stderr() -> None:
     program = (
         "import torch; from clipfake.indexer.decoding.nvimagecodec import NvImageCodec, library\n"
-        "from clipfake.indexer.decoding.gpu_decoder import made_up\n"
+        "from clipfake.indexer.decoding.gpu_decoder import probe_jpegs\n"
         "from clipfake.indexer.encoders.preprocess import Preprocess\n"
         "import sys; print('before', file=sys.stderr)\n"
         "one = Preprocess(0, 0, 224, 224, 'bicubic', 1.0, (0, 0, 0), (1, 1, 1))\n"
-        "found = NvImageCodec(one, torch.device('cpu'))([*made_up(), b'no image', made_up()[0][:-900]])\n"
-        "print('after', file=sys.stderr); print([one is not None for one in found])"
+        "images = NvImageCodec(one, torch.device('cpu'))([*probe_jpegs(), b'no image', probe_jpegs()[0][:-900]])\n"
+        "print('after', file=sys.stderr); print([image is not None for image in images])"
     )
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "[True, True, True, True, False, False]"
     assert ran.stderr.split() == ["before", "after"]
 
 
-def test_it_is_taken_by_itself_only_for_a_card(encoder: TorchEncoder) -> None:
+def test_auto_uses_gpu_decoder_only_on_gpu(encoder: TorchEncoder) -> None:
     assert gpu_decoder_for("auto", encoder, thumbnails=True) is None
     assert gpu_decoder_for("cpu", encoder, thumbnails=True) is None
 
 
 @pytest.mark.parametrize("decoder", ["auto", NAME])
-def test_on_a_card_it_is_tried_with_the_engine_and_without(
+def test_gpu_decoder_is_tried_with_and_without_engine(
     decoder: str, encoder: TorchEncoder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class OnACard(PlainEncoder):
+    class OnGpu(PlainEncoder):
         preprocess, device = encoder.preprocess, torch.device("cuda:1")
 
     made: list[bool] = []
 
-    def codec(preprocess: Preprocess, device: torch.device, *, thumbnails: bool, engine: bool) -> Decodes:
+    def codec(preprocess: Preprocess, device: torch.device, *, thumbnails: bool, engine: bool) -> DecodeFunction:
         made.append(engine)
         raise RuntimeError(f"no {device}")
 
     monkeypatch.setattr(nvimagecodec, "NvImageCodec", codec)
     monkeypatch.setattr(nvimagecodec, "installed", lambda: True)
-    taken = gpu_decoder_for(decoder, OnACard(), thumbnails=True)
+    taken = gpu_decoder_for(decoder, OnGpu(), thumbnails=True)
     assert taken is not None and taken.name == f"{NAME} (cuda:1)"
     assert taken.decode([LARGE]) == [None]
     assert made == [True, False] and taken.unused == f"{NAME} (cuda:1) is not used: it failed (no cuda:1)"
     monkeypatch.setattr(nvimagecodec, "installed", lambda: False)
     if decoder == "auto":
-        assert gpu_decoder_for(decoder, OnACard(), thumbnails=True) is None
+        assert gpu_decoder_for(decoder, OnGpu(), thumbnails=True) is None
 
 
-def test_an_encoder_that_does_not_say_how_it_resizes_cannot_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gpu_decoder_needs_preprocessing_of_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvimagecodec, "installed", lambda: True)
-    with pytest.raises(EncoderError, match="leave it out"):
+    with pytest.raises(EncoderError, match="omit --decoder"):
         gpu_decoder_for(NAME, PlainEncoder(), thumbnails=True)
     with pytest.raises(EncoderError, match="one of auto, cpu, nvimagecodec"):
         gpu_decoder_for("nvjpeg", PlainEncoder(), thumbnails=True)
@@ -495,7 +498,7 @@ def test_an_encoder_that_does_not_say_how_it_resizes_cannot_have_it(monkeypatch:
         gpu_decoder_for(NAME, PlainEncoder(), thumbnails=True)
 
 
-def test_a_decoder_that_is_not_there_is_told_before_a_store_is_made(
+def test_missing_decoder_is_reported_before_store_is_created(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(nvimagecodec, "installed", lambda: False)
@@ -511,7 +514,7 @@ def test_a_decoder_that_is_not_there_is_told_before_a_store_is_made(
 
 
 @needs_library
-def test_the_command_says_who_decoded_what(
+def test_index_command_prints_decoder_counts(
     folder: Path, tmp_path: Path, encoder: TorchEncoder, capsys: pytest.CaptureFixture[str]
 ) -> None:
     result = ["index", "--folders", str(folder), "--store", str(tmp_path / "s"), "--encoder", encoder.space.encoder]

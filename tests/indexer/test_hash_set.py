@@ -1,4 +1,4 @@
-"""What came by before is known, whatever the hashes, in a few bytes a name."""
+"""The set contains exactly the added names, also if hashes collide, in few bytes per name."""
 
 import sys
 
@@ -8,23 +8,23 @@ from clipfake.indexer.sources.hash_set import HashSet
 
 
 class Crowded(str):
-    """A name whose hash is one of few, at the end of all that there are."""
+    """Name with one of 1500 hashes, all at the end of the range."""
 
     def __hash__(self) -> int:
         return -2 - int(self) % 1500
 
 
 @pytest.mark.parametrize("kind", [str, Crowded])
-def test_a_name_is_again_there_exactly_if_it_came_before(kind: type[str]) -> None:
+def test_contains_exactly_the_added_names(kind: type[str]) -> None:
     seen, before = HashSet(), set[int]()
     for number in np.random.default_rng(0).integers(0, 1500, 4000).tolist():
-        assert seen.again(kind(number)) == (number in before)
+        assert seen.contains_or_add(kind(number)) == (number in before)
         before.add(number)
     assert len(seen) == len(before) > 1300
 
 
-def test_a_name_costs_a_few_bytes() -> None:
+def test_a_name_takes_few_bytes() -> None:
     seen = HashSet()
-    assert not any(seen.again(f"coco2017/train2017/img{i:06d}.jpg") for i in range(100_000))
+    assert not any(seen.contains_or_add(f"coco2017/train2017/img{i:06d}.jpg") for i in range(100_000))
     held = sum(sys.getsizeof(value) for value in vars(seen).values())
     assert 100_000 * 8 < held < 100_000 * 27

@@ -1,4 +1,4 @@
-"""Image files in: decoded by one policy, resized as Pillow does, listed as they are found, encoded as CLIP does."""
+"""Decoding, resizing, listing and encoding of image files."""
 
 import io
 import sys
@@ -36,19 +36,19 @@ def saved(image: Pillow.Image, kind: str = "JPEG", **options: object) -> bytes:
 
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 12}])
-def test_jpeg_pixels_are_pillows(options: dict[str, object]) -> None:
+def test_jpeg_pixels_equal_pillow(options: dict[str, object]) -> None:
     content = saved(picture(), **options)  # type: ignore[arg-type]
     assert np.array_equal(decode(content).pixels, np.asarray(Pillow.open(io.BytesIO(content))))
 
 
 @pytest.mark.parametrize("quality", [30, 65, 75, 90, 100])
-def test_jpeg_quality_is_read_from_the_tables(quality: int) -> None:
+def test_jpeg_quality_is_estimated_from_tables(quality: int) -> None:
     header = jpeg_header(saved(picture(), quality=quality))
     assert header is not None
     assert header.quality == quality
 
 
-def test_odd_formats_become_rgb_by_one_policy() -> None:
+def test_unusual_formats_become_rgb() -> None:
     red = Pillow.new("RGB", (8, 8), (200, 0, 0))
     turned = Pillow.Exif()
     turned[0x0112] = 6  # rotate by 90 degrees to see it upright
@@ -65,17 +65,17 @@ def test_odd_formats_become_rgb_by_one_policy() -> None:
 
 
 def close_to(content: bytes, whole: Pillow.Image) -> bool:
-    """Whether a file is decoded to about the pixels it was made of."""
+    """True if a file is decoded to about the pixels it was made from."""
     return bool(np.abs(decode(content).pixels.astype(int) - np.asarray(whole).astype(int)).mean() < 4)
 
 
-def test_avif_is_read_by_pillow_alone() -> None:
+def test_avif_is_decoded_by_pillow() -> None:
     content = saved(picture(64, 48), "AVIF", quality=90)
     assert close_to(content, picture(64, 48))
     assert decode(content).format == "AVIF"
 
 
-def test_the_photos_of_an_iphone_are_read_upright() -> None:
+def test_heic_photos_are_decoded_upright() -> None:
     heif = pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
     turned = Pillow.Exif()
     turned[0x0112] = 6
@@ -90,9 +90,9 @@ def test_the_photos_of_an_iphone_are_read_upright() -> None:
             decode(out.getvalue()[:-200])
 
 
-def test_without_the_extra_a_heic_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_heic_without_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pillow_heif", None)
-    image._learn_heic.cache_clear()
+    image._register_heic.cache_clear()
     with pytest.raises(ImageError, match=r"reading HEIC needs .*clipfake\[heic\]"):
         decode(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(100))
 
@@ -100,12 +100,12 @@ def test_without_the_extra_a_heic_says_what_to_install(monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("content", "message"), [(b"", "empty"), (b"hello, world", "not an image"), (saved(picture())[:300], "damaged")]
 )
-def test_what_is_no_image_is_said_to_be_so(content: bytes, message: str) -> None:
+def test_invalid_image_raises_image_error(content: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         decode(content)
 
 
-def test_a_bomb_is_refused_before_it_is_decoded() -> None:
+def test_decompression_bomb_is_refused_before_decoding() -> None:
     header = bytearray(saved(picture()))
     at = header.index(b"\xff\xc0") + 5
     header[at : at + 4] = (50_000).to_bytes(2, "big") * 2
@@ -126,7 +126,7 @@ def test_a_bomb_is_refused_before_it_is_decoded() -> None:
         ((2, 3001), (1, 126)),
     ],
 )
-def test_a_thumbnail_is_a_small_jpeg_of_the_whole_picture(
+def test_thumbnail_is_a_small_jpeg_of_the_image(
     size: tuple[int, int], small: tuple[int, int], decoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if decoder == "pillow":
@@ -138,15 +138,15 @@ def test_a_thumbnail_is_a_small_jpeg_of_the_whole_picture(
     assert np.abs(np.asarray(made, np.float32) - want).mean() < 6
 
 
-def test_a_thumbnail_is_made_of_any_pixels() -> None:
-    turned = np.asarray(picture(300, 120)).transpose(1, 0, 2)  # not in the order of memory
+def test_thumbnail_accepts_non_contiguous_pixels() -> None:
+    turned = np.asarray(picture(300, 120)).transpose(1, 0, 2)  # not contiguous
     small = np.asarray(picture(30, 20)).transpose(1, 0, 2)
     assert [Pillow.open(io.BytesIO(thumbnail(p))).size for p in (turned, small)] == [(40, 100), (20, 30)]
 
 
 @pytest.mark.parametrize("size", [(200, 200), (50, 90), (700, 301), (301, 700), (230, 300), (90, 400)])
 @pytest.mark.parametrize("name", ["bicubic", "bilinear", "lanczos"])
-def test_resizing_gives_pillows_pixels(size: tuple[int, int], name: str) -> None:
+def test_resize_equals_pillow(size: tuple[int, int], name: str) -> None:
     image = picture(*size, seed=1)
     ours = Preprocess(224, 160, 0, 0, name, 1.0, (0, 0, 0), (1, 1, 1))
     got = ours.resize(torch.from_numpy(np.asarray(image)[None].copy()))[0].permute(1, 2, 0).numpy()
@@ -156,12 +156,12 @@ def test_resizing_gives_pillows_pixels(size: tuple[int, int], name: str) -> None
     assert (got != want).mean() < ties
 
 
-def test_a_resize_matrix_keeps_flat_areas_flat() -> None:
+def test_resize_matrix_rows_sum_to_one() -> None:
     assert np.allclose(resize_matrix(31, 17, "lanczos").sum(1), 1, atol=1e-6)
 
 
 @needs_shared
-def test_embeddings_agree_with_the_reference_processor_and_model() -> None:
+def test_embeddings_agree_with_transformers() -> None:
     import transformers
 
     encoder = load_encoder(f"untrained:0:{CLIP}")
@@ -172,14 +172,14 @@ def test_embeddings_agree_with_the_reference_processor_and_model() -> None:
         pixels = processor(images, return_tensors="pt")["pixel_values"]
         theirs = random_model(CLIP, 0).eval().get_image_features(pixel_values=pixels).pooler_output.numpy()
     theirs /= np.linalg.norm(theirs, axis=1, keepdims=True)
-    centre = theirs.mean(0)  # random weights put all images into one corner
+    centre = theirs.mean(0)  # with random weights, all vectors are close to each other
     a, b = ours - centre, theirs - centre
     assert ((ours * theirs).sum(1) >= 0.9999).all()
     assert ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1) >= 0.999).all()
 
 
 @pytest.mark.parametrize("name", ["plain", pytest.param("clip", marks=needs_shared)])
-def test_every_encoder_gives_finite_unit_vectors_of_its_space(name: str) -> None:
+def test_encoders_return_unit_vectors_of_their_space(name: str) -> None:
     encoder: Encoder = load_encoder(f"untrained:0:{CLIP}") if name == "clip" else PlainEncoder()
     pixels = [np.asarray(picture(50, 60, seed)) for seed in range(3)]
     vectors = encoder.encode(pixels)
@@ -190,7 +190,7 @@ def test_every_encoder_gives_finite_unit_vectors_of_its_space(name: str) -> None
         assert encoder.encode_texts(["cat", "a longer name"]).shape == (2, encoder.space.dim)
 
 
-def test_an_encoder_that_is_not_there_is_an_error_with_a_way_out(tmp_path: Path) -> None:
+def test_missing_encoder_raises_encoder_error(tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match=r"config\.json"):
         load_encoder(str(tmp_path))
 
@@ -201,7 +201,7 @@ def artifact(folder: Path, *lines: str, header: str = "filename,image_path,targe
     return folder
 
 
-def test_artifact_folders_are_read_as_they_are(tmp_path: Path) -> None:
+def test_artifact_folder_is_listed_by_its_table(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "cycle_gan", "a.jpg,x/a.jpg,0,horse", "a.jpg,y/a.jpg,6,horse")
     assert list(listing([folder])) == [
         ImageRef("cycle_gan/x/a.jpg", str(folder / "x/a.jpg"), 0, 0, "cycle_gan", "", "horse"),
@@ -209,17 +209,17 @@ def test_artifact_folders_are_read_as_they_are(tmp_path: Path) -> None:
     ]
 
 
-def test_rows_that_make_no_sense_are_refused_one_by_one(tmp_path: Path) -> None:
+def test_invalid_rows_are_refused_individually(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "s", "a,a.jpg,9,", "a,../b.jpg,0,", "a,c.jpg,1,", "a,c.jpg,1,")
     assert [bool(e.refused) for e in listing([folder])] == [True, True, False, True]
 
 
-def test_missing_columns_are_an_error(tmp_path: Path) -> None:
+def test_missing_columns_raise_source_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no column target"):
         list(listing([artifact(tmp_path / "s", "a", header="image_path")]))
 
 
-def test_trees_say_their_labels_by_folder_names(tmp_path: Path) -> None:
+def test_labels_come_from_folder_names(tmp_path: Path) -> None:
     for name in ("t/progan/0_real/a.png", "t/progan/1_fake/b.png", "t/fake/sd14/c.png", "t/d.png", "t/notes.txt"):
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)

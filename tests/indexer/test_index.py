@@ -1,4 +1,4 @@
-"""Indexing: every image once, whatever happened before."""
+"""Indexing stores every image once, also after earlier or interrupted runs."""
 
 from pathlib import Path
 
@@ -24,12 +24,12 @@ def store_at(folder: Path) -> Store:
     return Store.create(folder, PlainEncoder().space)
 
 
-def test_the_sample_is_the_same_for_a_seed_and_differs_for_another() -> None:
+def test_sample_depends_only_on_the_seed() -> None:
     assert simulated(3, 1) == simulated(3, 1)
     assert simulated(3, 1) != simulated(3, 1, seed=1)
 
 
-def test_every_image_of_the_sample_is_stored_with_what_is_known_of_it(sample: list[Path], tmp_path: Path) -> None:
+def test_sample_is_stored_with_its_metadata(sample: list[Path], tmp_path: Path) -> None:
     store = store_at(tmp_path / "s")
     report = index(expand(sample), store, PlainEncoder(), IndexOptions(batch_size=4))
     rows = store.snapshot().rows
@@ -42,7 +42,7 @@ def test_every_image_of_the_sample_is_stored_with_what_is_known_of_it(sample: li
     assert store.snapshot().thumbnail(0)[:2] == b"\xff\xd8"
 
 
-def test_running_it_again_does_nothing_and_a_changed_file_is_replaced(sample: list[Path], tmp_path: Path) -> None:
+def test_rerun_replaces_only_changed_files(sample: list[Path], tmp_path: Path) -> None:
     store = store_at(tmp_path / "s")
     folder = tmp_path / "pictures"
     folder.mkdir()
@@ -56,7 +56,7 @@ def test_running_it_again_does_nothing_and_a_changed_file_is_replaced(sample: li
     assert (changed.replaced, changed.known, len(store.snapshot())) == (1, 3, 4)
 
 
-def test_one_bad_image_is_a_row_of_the_report(tmp_path: Path) -> None:
+def test_bad_images_are_listed_in_the_report(tmp_path: Path) -> None:
     (tmp_path / "p").mkdir()
     (tmp_path / "p/a.jpg").write_bytes(simulated(0, 0))
     (tmp_path / "p/b.jpg").write_bytes(simulated(0, 1)[:500])
@@ -67,7 +67,7 @@ def test_one_bad_image_is_a_row_of_the_report(tmp_path: Path) -> None:
     assert [key for key, _ in report.skipped] == ["p/b.jpg", "p/c.jpg"]
 
 
-def test_an_interrupted_run_goes_on_where_it_was(sample: list[Path], tmp_path: Path) -> None:
+def test_interrupted_run_is_resumed(sample: list[Path], tmp_path: Path) -> None:
     class Tired(PlainEncoder):
         left = 2
 
@@ -88,19 +88,19 @@ def test_an_interrupted_run_goes_on_where_it_was(sample: list[Path], tmp_path: P
     assert sorted(store.snapshot().rows.keys.tolist()) == sorted(once.snapshot().rows.keys.tolist())
 
 
-def test_a_plan_counts_without_opening_images(sample: list[Path]) -> None:
+def test_plan_counts_without_opening_images(sample: list[Path]) -> None:
     assert sum(plan(expand(sample)).sources.values()) == 3 * len(SOURCES)
     assert sum(plan(expand(sample), limit=5).sources.values()) == 5
 
 
-def test_files_to_query_are_embedded_or_said_to_be_bad(tmp_path: Path) -> None:
+def test_embed_images_returns_vector_or_error(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(simulated(0, 0))
     good, bad = embed_images(PlainEncoder(), [tmp_path / "a.jpg", tmp_path / "b.jpg"])
     assert good.vector is not None and good.vector.shape == (192,)
     assert bad.vector is None and "cannot be read" in bad.error
 
 
-def test_the_standin_is_a_clip_like_any_other(tmp_path: Path) -> None:
+def test_standin_encoder_loads_like_any_clip(tmp_path: Path) -> None:
     first, second = build_standin(tmp_path / "a"), build_standin(tmp_path / "b")
     assert is_standin(str(first))
     encoder, twin = load_encoder(str(first)), load_encoder(str(second))

@@ -1,4 +1,4 @@
-"""Whatever happens to a run, the same command ends with the same store."""
+"""Interrupted and failing runs: repeating the command completes the store."""
 
 import errno
 import json
@@ -23,8 +23,8 @@ from clipfake.indexer.sources.image_ref import LocalFile
 from indexed import contents, pictures, store_at
 from PIL import Image as Pillow
 
-# Starts the same run again and again, each in a process of its own that is killed after a while; slow enough to be
-# killed in the middle. Arguments: store, folder, seconds...
+# Starts the same run repeatedly, each time in a process that is killed after some seconds; the encoder is slow enough
+# that runs are killed in the middle. Arguments: store, folder, seconds...
 PROGRAM = """
 import os, signal, sys, time
 from clipfake.indexer.encoders.base import PlainEncoder
@@ -51,7 +51,7 @@ for seconds in map(float, sys.argv[3:]):
 
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
-def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path: Path, kills: int) -> None:
+def test_killed_run_can_be_resumed(tmp_path: Path, kills: int) -> None:
     folder = pictures(tmp_path / "p", 40 * kills)
     moments = np.random.default_rng(kills).uniform(0.02, 0.6, kills)
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "s"), str(folder), *map(str, moments)]
@@ -67,7 +67,7 @@ def test_a_run_killed_at_any_moment_ends_as_if_it_had_not_been(tmp_path: Path, k
     assert list((tmp_path / "s").rglob("*.tmp")) == []
 
 
-def test_a_full_disk_is_said_so_and_what_was_stored_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_keeps_stored_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, store = pictures(tmp_path / "p", 24), store_at(tmp_path / "s")
     written, create = 0, h5py.Group.create_dataset
 
@@ -88,13 +88,13 @@ def test_a_full_disk_is_said_so_and_what_was_stored_stays(tmp_path: Path, monkey
     assert index([folder], store, PlainEncoder(), options).added == 16
 
 
-def test_a_second_writer_is_told_at_once(tmp_path: Path) -> None:
+def test_second_writer_raises_locked(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 2), store_at(tmp_path / "s")
     with store.writer(), pytest.raises(Locked, match="is being written"):
         index([folder], store, PlainEncoder())
 
 
-def test_bad_images_are_listed_and_not_tried_again_until_they_change(tmp_path: Path) -> None:
+def test_quarantined_images_are_skipped_until_they_change(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 2), store_at(tmp_path / "s")
     (folder / "bad.jpg").write_text("no image")
     first = index([folder], store, PlainEncoder())
@@ -110,7 +110,7 @@ def test_bad_images_are_listed_and_not_tried_again_until_they_change(tmp_path: P
     assert read_quarantine(tmp_path / "s") == {}
 
 
-def test_a_spoiled_quarantine_list_costs_one_more_try(tmp_path: Path) -> None:
+def test_damaged_quarantine_list_only_costs_a_retry(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 1), store_at(tmp_path / "s")
     (folder / "bad.jpg").write_text("no image")
     (tmp_path / "s/quarantine.json").write_text('{"format": "clip')
@@ -118,7 +118,7 @@ def test_a_spoiled_quarantine_list_costs_one_more_try(tmp_path: Path) -> None:
     assert list(read_quarantine(tmp_path / "s")) == ["p/bad.jpg"]
 
 
-def test_too_many_bad_images_end_a_run_and_the_good_ones_are_stored(tmp_path: Path) -> None:
+def test_too_many_bad_images_end_the_run(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 9), store_at(tmp_path / "s")
     (folder / "bad.jpg").write_text("no image")
     assert index([folder], store, PlainEncoder(), IndexOptions(max_bad=0.1)).added == 9
@@ -128,31 +128,31 @@ def test_too_many_bad_images_end_a_run_and_the_good_ones_are_stored(tmp_path: Pa
     assert len(store.snapshot()) == 9
 
 
-def test_syncing_drops_what_is_gone_and_only_from_the_sources_named(tmp_path: Path) -> None:
-    one, other = pictures(tmp_path / "one", 4), pictures(tmp_path / "other", 2)
+def test_sync_deletes_only_missing_rows_of_its_sources(tmp_path: Path) -> None:
+    first, second = pictures(tmp_path / "one", 4), pictures(tmp_path / "other", 2)
     store = store_at(tmp_path / "s")
-    index([one, other], store, PlainEncoder())
-    (one / "0001.png").unlink()
-    (one / "0002.png").write_text("no image any more")
-    (one / "0003.png").write_bytes((other / "0000.png").read_bytes())
-    assert index([one], store, PlainEncoder()).dropped == 0
-    report = index([one], store, PlainEncoder(), IndexOptions(sync=True))
+    index([first, second], store, PlainEncoder())
+    (first / "0001.png").unlink()
+    (first / "0002.png").write_text("no image any more")
+    (first / "0003.png").write_bytes((second / "0000.png").read_bytes())
+    assert index([first], store, PlainEncoder()).dropped == 0
+    report = index([first], store, PlainEncoder(), IndexOptions(sync=True))
     assert report.dropped == 2
     assert sorted(contents(store)) == ["one/0000.png", "one/0003.png", "other/0000.png", "other/0001.png"]
-    assert index([one], store, PlainEncoder(), IndexOptions(sync=True)).dropped == 0
+    assert index([first], store, PlainEncoder(), IndexOptions(sync=True)).dropped == 0
 
 
-def test_a_folder_that_is_gone_altogether_drops_nothing(tmp_path: Path) -> None:
+def test_sync_of_an_empty_folder_deletes_nothing(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 2), store_at(tmp_path / "s")
     index([folder], store, PlainEncoder())
     for path in folder.iterdir():
         path.unlink()
-    with pytest.raises(SourceError, match="no images"):  # a disk that is not mounted looks just like this
+    with pytest.raises(SourceError, match="no images"):  # an unmounted disk looks the same
         index([folder], store, PlainEncoder(), IndexOptions(sync=True))
     assert len(store.snapshot()) == 2
 
 
-def test_a_touched_file_is_read_again_and_known_by_its_content(tmp_path: Path) -> None:
+def test_touched_file_is_read_and_recognised(tmp_path: Path) -> None:
     folder, store = pictures(tmp_path / "p", 3), store_at(tmp_path / "s")
     index([folder], store, PlainEncoder())
     os.utime(folder / "0001.png", ns=(1, 1))
@@ -168,7 +168,7 @@ def appended(path: Path) -> None:
 @pytest.mark.parametrize(
     "change", [appended, lambda path: os.truncate(path, 9), lambda path: os.utime(path, ns=(1, 1))]
 )
-def test_a_file_that_changes_while_it_is_read_is_refused(
+def test_file_changed_during_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
 ) -> None:
     [path] = pictures(tmp_path / "p", 1).iterdir()
@@ -176,7 +176,7 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
 
     def changing(handle: int) -> os.stat_result:
         status = fstat(handle)
-        change(path)  # the other program writes on
+        change(path)  # another program goes on writing
         return status
 
     monkeypatch.setattr(os, "fstat", changing)
@@ -184,14 +184,14 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         LocalFile(str(path)).read()
 
 
-def test_a_file_that_comes_in_pieces_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_short_reads_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [path] = pictures(tmp_path / "p", 1).iterdir()
     whole, read = path.read_bytes(), os.read
     monkeypatch.setattr(os, "read", lambda handle, most: read(handle, min(most, 100)))
     assert LocalFile(str(path)).read() == (whole, path.stat().st_mtime_ns)
 
 
-def test_what_is_no_file_is_a_row_of_the_report_and_no_handle_stays_open(tmp_path: Path) -> None:
+def test_special_files_are_reported_and_handles_closed(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "p", 2)
     os.mkfifo(folder / "pipe.jpg")
     (folder / "device.jpg").symlink_to("/dev/zero")
@@ -199,7 +199,7 @@ def test_what_is_no_file_is_a_row_of_the_report_and_no_handle_stays_open(tmp_pat
     (folder / "folder.jpg").mkdir()
     handles = Path("/proc/self/fd")
     with socket.socket(socket.AF_UNIX) as listening:
-        listening.bind(os.path.relpath(folder / "socket.jpg"))  # an address is short
+        listening.bind(os.path.relpath(folder / "socket.jpg"))  # the address of a socket must be short
         before = len(list(handles.iterdir())) if handles.exists() else 0
         report = index([folder], store_at(tmp_path / "s"), PlainEncoder())
         assert len(list(handles.iterdir())) == before if handles.exists() else True
@@ -212,7 +212,7 @@ def test_what_is_no_file_is_a_row_of_the_report_and_no_handle_stays_open(tmp_pat
     }
 
 
-def test_a_decompression_bomb_is_a_row_of_the_report(tmp_path: Path) -> None:
+def test_decompression_bomb_raises_image_error(tmp_path: Path) -> None:
     bomb = Pillow.new("1", (20_000, 20_000))
     bomb.save(tmp_path / "bomb.png")
     with pytest.raises(ImageError, match="pixels"):
@@ -220,7 +220,7 @@ def test_a_decompression_bomb_is_a_row_of_the_report(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_million_files_in_one_folder_are_listed_and_read(tmp_path: Path) -> None:
+def test_a_million_files_in_one_folder(tmp_path: Path) -> None:
     folder = pictures(tmp_path / "p", 8)
     try:
         for i in range(1_000_000):
@@ -233,4 +233,4 @@ def test_a_million_files_in_one_folder_are_listed_and_read(tmp_path: Path) -> No
         assert (report.added, [key for key, _ in report.skipped]) == (1, ["p/0000000.png", "p/0000001.png"])
         assert count([folder]) == 1_000_008
     finally:
-        shutil.rmtree(folder)  # pytest would keep it
+        shutil.rmtree(folder)  # otherwise pytest keeps it

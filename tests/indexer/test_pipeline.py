@@ -1,4 +1,4 @@
-"""Four stages at once: nothing is lost between them, whoever is slow, tired or out of memory."""
+"""The concurrent stages lose no image, even if one of them is slow, fails or runs out of memory."""
 
 import subprocess
 import sys
@@ -44,19 +44,19 @@ def keys_of(store: Store) -> list[str]:
 
 
 class SmallMemory(PlainEncoder):
-    """A device that holds so many images at once."""
+    """Encoder on a device with memory for `capacity` images."""
 
-    def __init__(self, room: int) -> None:
+    def __init__(self, capacity: int) -> None:
         super().__init__()
-        self.room = room
+        self.capacity = capacity
 
     def encode(self, images: Sequence[Pixels]):  # type: ignore[no-untyped-def]
-        if len(images) > self.room:
+        if len(images) > self.capacity:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return super().encode(images)
 
 
-def test_when_memory_runs_out_batches_are_halved_and_nothing_is_lost(folder: Path, tmp_path: Path) -> None:
+def test_out_of_memory_halves_batches_and_loses_nothing(folder: Path, tmp_path: Path) -> None:
     store = store_at(tmp_path)
     report = index([folder], store, SmallMemory(3), IndexOptions(batch_size=16))
     assert (report.added, report.batch_size) == (20, 2)
@@ -65,7 +65,7 @@ def test_when_memory_runs_out_batches_are_halved_and_nothing_is_lost(folder: Pat
     assert np.array_equal(store.snapshot().vectors(), plain.snapshot().vectors())
 
 
-def test_a_device_without_memory_for_one_image_is_an_error(folder: Path, tmp_path: Path) -> None:
+def test_no_memory_for_one_image_raises_encoder_error(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(EncoderError, match="even one image"):
         index([folder], store_at(tmp_path), SmallMemory(0), IndexOptions(batch_size=4))
 
@@ -85,7 +85,7 @@ def test_several_devices_share_the_work(folder: Path, tmp_path: Path) -> None:
     assert report.to_dict()["stages"]["encode"]["workers"] == 2
 
 
-def test_an_encoder_is_put_on_each_device_named(tmp_path: Path) -> None:
+def test_encoder_is_replicated_on_each_device(tmp_path: Path) -> None:
     encoder = load_encoder(str(build_standin(tmp_path)), device="cpu,cpu")
     assert isinstance(encoder, Replicas)
     first, second = encoder.replicas
@@ -105,11 +105,11 @@ class Stopping(PlainEncoder):
         if not stopped:
             stopped.append(True)
             os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(1.0)  # the main thread must hear it while there is work left, on a busy machine too
+        time.sleep(1.0)  # the main thread must receive it before the work is done, even on a busy machine
         return super().encode(images)
 
 stopped = []
-signal.signal(signal.SIGINT, signal.default_int_handler)  # whoever started us may have had it ignored
+signal.signal(signal.SIGINT, signal.default_int_handler)  # the parent process may have ignored it
 report = index([sys.argv[1]], Store.open(sys.argv[2]), Stopping(), IndexOptions(batch_size=4))
 print(report.interrupted, report.added)
 """
@@ -117,7 +117,7 @@ print(report.interrupted, report.added)
 
 def test_ctrl_c_finishes_the_batch_in_flight(folder: Path, tmp_path: Path) -> None:
     store = store_at(tmp_path)
-    # in a process of its own: only its main thread hears the signal, and a test need not be in that of its process
+    # in another process: only the main thread receives the signal, and a test may run in another thread
     command = [sys.executable, "-c", INTERRUPTED, str(folder), str(store.folder)]
     output = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
     interrupted, added = output[0], int(output[1])
@@ -127,11 +127,11 @@ def test_ctrl_c_finishes_the_batch_in_flight(folder: Path, tmp_path: Path) -> No
     assert index([folder], store, PlainEncoder()).added == 20 - added
 
 
-def test_listing_never_runs_far_ahead(folder: Path) -> None:
+def test_listing_does_not_run_far_ahead(folder: Path) -> None:
     listed = encoded = 0
     most = 0
 
-    def entries():  # type: ignore[no-untyped-def]
+    def refs():  # type: ignore[no-untyped-def]
         nonlocal listed
         for i in range(400):
             listed += 1
@@ -142,12 +142,12 @@ def test_listing_never_runs_far_ahead(folder: Path) -> None:
         most = max(most, listed - encoded)
         encoded += len(batch.images)
 
-    Pipeline(PlainEncoder(), ImageReader(), 4, 2).run(batched(entries(), 4), write)  # type: ignore[no-untyped-call]
+    Pipeline(PlainEncoder(), ImageReader(), 4, 2).run(batched(refs(), 4), write)  # type: ignore[no-untyped-call]
     assert encoded == 400
     assert most <= 4 * (AHEAD + UNWRITTEN + 4)
 
 
-def test_what_was_listed_before_the_listing_fails_is_stored(folder: Path, tmp_path: Path) -> None:
+def test_images_before_a_listing_error_are_stored(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     store = store_at(tmp_path)
     with pytest.raises(SourceError, match="no images"):
@@ -155,16 +155,16 @@ def test_what_was_listed_before_the_listing_fails_is_stored(folder: Path, tmp_pa
     assert len(store.snapshot()) == 20
 
 
-def test_a_writer_that_fails_ends_the_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failing_writer_ends_the_run(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(self: Writer, block: object) -> None:
-        raise StoreError("no room")
+        raise StoreError("disk full")
 
     monkeypatch.setattr(Writer, "append", refuse)
-    with pytest.raises(StoreError, match="no room"):
+    with pytest.raises(StoreError, match="disk full"):
         index([folder], store_at(tmp_path), PlainEncoder(), IndexOptions(batch_size=2))
 
 
-def test_the_report_names_the_stage_that_was_the_limit(folder: Path, tmp_path: Path) -> None:
+def test_report_names_the_limiting_stage(folder: Path, tmp_path: Path) -> None:
     class Slow(PlainEncoder):
         def encode(self, images: Sequence[Pixels]):  # type: ignore[no-untyped-def]
             until = time.perf_counter() + 0.05
@@ -178,11 +178,11 @@ def test_the_report_names_the_stage_that_was_the_limit(folder: Path, tmp_path: P
     assert all(0 <= stage["busy"] <= 1 for stage in report["stages"].values())
 
 
-def test_a_stage_with_idle_workers_is_not_the_limit() -> None:
+def test_stage_with_idle_workers_is_not_the_limit() -> None:
     assert limit_of({"decode": Stage(4, 20.0), "encode": Stage(1, 9.0)}, 10.0) == "encode"
 
 
-def test_a_large_image_has_the_same_vector_when_it_is_shrunk_early(tmp_path: Path) -> None:
+def test_shrinking_early_keeps_the_vector(tmp_path: Path) -> None:
     encoder = load_encoder(str(build_standin(tmp_path)))
     small = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
     pixels = np.asarray(Pillow.fromarray(small).resize((1000, 650), Pillow.Resampling.BICUBIC))
@@ -191,7 +191,7 @@ def test_a_large_image_has_the_same_vector_when_it_is_shrunk_early(tmp_path: Pat
     assert (encoder.encode([pixels]) * encoder.encode([shrunk])).sum() > 1 - 1e-6
 
 
-def test_who_puts_into_a_stopped_channel_is_told() -> None:
+def test_put_into_stopped_channel_raises() -> None:
     channel = Channel[int](1)
     channel.put(1)
     channel.stop()
@@ -201,7 +201,7 @@ def test_who_puts_into_a_stopped_channel_is_told() -> None:
 
 
 @pytest.mark.parametrize("value", [0.0, np.nan, np.inf])
-def test_an_image_whose_vector_cannot_be_stored_holds_up_no_other(folder: Path, tmp_path: Path, value: float) -> None:
+def test_invalid_vectors_are_refused_individually(folder: Path, tmp_path: Path, value: float) -> None:
     class Odd(PlainEncoder):
         def encode(self, images: Sequence[Pixels]):  # type: ignore[no-untyped-def]
             vectors = super().encode(images)

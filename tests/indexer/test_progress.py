@@ -1,4 +1,4 @@
-"""What a run tells machines."""
+"""Machine-readable progress of a run."""
 
 import io
 import json
@@ -23,7 +23,7 @@ def indexed(folder: Path, *progress: object, count: int = 6) -> IndexReport:
     return index([folder / "p"], store, PlainEncoder(), IndexOptions(batch_size=2), all_of(*progress))  # type: ignore[arg-type]
 
 
-def test_json_lines_grow_and_the_last_says_the_end(tmp_path: Path) -> None:
+def test_json_lines_end_with_an_end_event(tmp_path: Path) -> None:
     stream = io.StringIO()
     indexed(tmp_path, JsonLines(stream, every=0.0))
     lines = [json.loads(line) for line in stream.getvalue().splitlines()]
@@ -33,13 +33,13 @@ def test_json_lines_grow_and_the_last_says_the_end(tmp_path: Path) -> None:
     assert set(lines[-1]["busy"]) == {"list", "decode", "encode", "write"}
 
 
-def test_no_more_than_one_line_in_the_time_told_but_always_the_end(tmp_path: Path) -> None:
+def test_json_lines_respect_the_interval(tmp_path: Path) -> None:
     stream = io.StringIO()
     indexed(tmp_path, JsonLines(stream, every=60.0, clock=lambda: 0.0))
     assert [json.loads(line)["event"] for line in stream.getvalue().splitlines()] == ["progress", "end"]
 
 
-def test_the_prometheus_file_holds_the_last_figures(tmp_path: Path) -> None:
+def test_prometheus_file_has_the_last_figures(tmp_path: Path) -> None:
     indexed(tmp_path, PrometheusFile(tmp_path / "clipfake.prom"))
     lines = (tmp_path / "clipfake.prom").read_text().splitlines()
     samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
@@ -49,7 +49,7 @@ def test_the_prometheus_file_holds_the_last_figures(tmp_path: Path) -> None:
     assert {sample.split("{")[0] for sample in samples} == named
 
 
-def test_classes_are_counted_before_and_after_they_become_real_and_fake(tmp_path: Path) -> None:
+def test_distribution_counts_targets_and_labels(tmp_path: Path) -> None:
     (tmp_path / "pro_gan").mkdir()
     rows = "".join(f"{i},{i}.jpg,{target},cat\n" for i, target in enumerate([0, 0, 6, 6, 6, 2]))
     (tmp_path / "pro_gan/metadata.csv").write_text("filename,image_path,target,category\n" + rows)

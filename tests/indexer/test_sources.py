@@ -1,4 +1,4 @@
-"""Whatever holds the images, the same rows come out."""
+"""All kinds of sources give the same rows."""
 
 import csv
 import io
@@ -27,7 +27,7 @@ ARTIFACT = "filename,image_path,target,category\n"
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    """Two folders as ArtiFact has them."""
+    """Two folders in the layout of ArtiFact."""
     for name, target in (("afhq", 0), ("pro_gan", 6)):
         lines = ARTIFACT
         for i in range(2):
@@ -71,14 +71,14 @@ def indexed(store: Path, *sources: object) -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_zip_gives_the_rows_of_its_folders(data: Path, tmp_path: Path, method: int) -> None:
+def test_zip_gives_the_rows_of_its_folders(data: Path, tmp_path: Path, method: int) -> None:
     packed = zipped(data, tmp_path / "ArtiFact.zip", method)
     folders = sorted(data.iterdir())
     assert rows_of(packed) == rows_of(*folders) == rows_of(data)
     assert indexed(tmp_path / "a", packed) == indexed(tmp_path / "b", *folders)
 
 
-def test_an_indexed_zip_is_not_read_again(data: Path, tmp_path: Path) -> None:
+def test_indexed_zip_is_not_read_again(data: Path, tmp_path: Path) -> None:
     packed = zipped(data, tmp_path / "d.zip")
     store = Store.create(tmp_path / "s", PlainEncoder().space)
     assert index([packed], store, PlainEncoder()).added == 4
@@ -86,22 +86,22 @@ def test_an_indexed_zip_is_not_read_again(data: Path, tmp_path: Path) -> None:
     assert (again.added, again.known, again.tried) == (0, 4, 0)
 
 
-def test_what_a_zip_lacks_or_lies_about_is_refused_row_by_row(data: Path, tmp_path: Path) -> None:
+def test_missing_and_damaged_members_are_refused(data: Path, tmp_path: Path) -> None:
     (data / "afhq/x/0.jpg").unlink()
     packed = zipped(data, tmp_path / "d.zip", zipfile.ZIP_DEFLATED)
     content = bytearray(packed.read_bytes())
-    at = content.rindex(b"data/pro_gan/x/1.jpg") - 46 + 24  # the size that the directory promises
+    at = content.rindex(b"data/pro_gan/x/1.jpg") - 46 + 24  # the size stated in the directory
     content[at : at + 4] = (10).to_bytes(4, "little")
     packed.write_bytes(content)
     report = index([packed], Store.create(tmp_path / "s", PlainEncoder().space), PlainEncoder())
     assert report.added == 2
     assert {key: reason.split("; ")[-1] for key, reason in report.skipped} == {
         "afhq/x/0.jpg": f"cannot be read: {packed} holds no data/afhq/x/0.jpg",
-        "pro_gan/x/1.jpg": "it is damaged",
+        "pro_gan/x/1.jpg": "damaged: 11 bytes, where the archive's directory says 10",
     }
 
 
-def test_what_is_no_archive_is_an_error(tmp_path: Path) -> None:
+def test_invalid_archive_raises_source_error(tmp_path: Path) -> None:
     for name in ("a.zip", "b.tar"):
         (tmp_path / name).write_text("nothing of the kind, but long enough to look" * 20)
         with pytest.raises(SourceError, match="not a readable"):
@@ -130,13 +130,13 @@ def test_webdataset_shards_are_read_in_place(tmp_path: Path, name: str) -> None:
     assert len(indexed(tmp_path / "s", shard)) == 4
 
 
-def test_shards_are_named_by_a_range(tmp_path: Path) -> None:
+def test_ranges_of_shards_are_expanded(tmp_path: Path) -> None:
     for i in range(3):
         tarred(tmp_path / f"{i:03d}.tar", (f"{i}.jpg", PICTURES[i]))
     assert [source.name for source in expand([f"{tmp_path}/{{000..002}}.tar"])] == ["000", "001", "002"]
 
 
-def test_a_tar_with_its_table_first_is_artifact_and_with_it_last_an_error(data: Path, tmp_path: Path) -> None:
+def test_table_in_a_tar_must_come_first(data: Path, tmp_path: Path) -> None:
     inside = [("data/afhq/x/0.jpg", PICTURES[0]), ("data/afhq/x/1.jpg", PICTURES[1])]
     metadata = ("data/afhq/metadata.csv", (data / "afhq/metadata.csv").read_bytes())
     assert rows_of(tarred(tmp_path / "first.tar", metadata, *inside)) == rows_of(data / "afhq")
@@ -145,7 +145,7 @@ def test_a_tar_with_its_table_first_is_artifact_and_with_it_last_an_error(data: 
 
 
 @pytest.mark.parametrize("kind", ["metadata.csv", "metadata.jsonl"])
-def test_hugging_face_image_folders_say_the_file_name(tmp_path: Path, kind: str) -> None:
+def test_hugging_face_image_folders_are_listed(tmp_path: Path, kind: str) -> None:
     folder = tmp_path / "hf"
     rows = [{"file_name": "0.jpg", "label": "real"}, {"file_name": "sub/1.jpg", "label": "fake"}]
     for split in ("train", "test"):
@@ -168,7 +168,7 @@ def test_hugging_face_image_folders_say_the_file_name(tmp_path: Path, kind: str)
     ]
 
 
-def test_generated_sets_say_nature_and_ai(tmp_path: Path) -> None:
+def test_nature_and_ai_folders_are_labels(tmp_path: Path) -> None:
     for name in ("glide/imagenet_glide/train/nature/a.jpg", "glide/imagenet_glide/train/ai/b.jpg"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(PICTURES[0])
@@ -176,7 +176,7 @@ def test_generated_sets_say_nature_and_ai(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
-def test_a_table_of_paths_and_labels_is_a_source(data: Path, tmp_path: Path, kind: str) -> None:
+def test_table_of_paths_and_labels_is_a_source(data: Path, tmp_path: Path, kind: str) -> None:
     rows = [
         {"path": "data/afhq/x/0.jpg", "label": "real", "category": "cat"},
         {"path": str(data / "pro_gan/x/0.jpg"), "label": "fake", "category": "cat"},
@@ -195,18 +195,18 @@ def test_a_table_of_paths_and_labels_is_a_source(data: Path, tmp_path: Path, kin
             writer.writerows(rows)
     else:
         at.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = list(listing([at]))
-    assert [(e.label, bool(e.refused)) for e in found] == [(0, False), (1, False), (-1, True), (-1, True)]
+    images = list(listing([at]))
+    assert [(image.label, bool(image.refused)) for image in images] == [(0, False), (1, False), (-1, True), (-1, True)]
     assert len(indexed(tmp_path / "s", at)) == 2
 
 
-def test_a_table_without_paths_is_an_error(tmp_path: Path) -> None:
+def test_table_without_paths_raises_source_error(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("colour,label\nred,real\n")
     with pytest.raises(SourceError, match="no column image_path"):
         list(listing([tmp_path / "t.csv"]))
 
 
-def test_urls_are_sources_too(data: Path, tmp_path: Path) -> None:
+def test_urls_are_sources(data: Path, tmp_path: Path) -> None:
     fsspec = pytest.importorskip("fsspec", reason="the extra `cloud` is not installed")
     memory = fsspec.filesystem("memory")
     memory.put(str(data), "/bucket/data", recursive=True)
@@ -222,7 +222,7 @@ def test_urls_are_sources_too(data: Path, tmp_path: Path) -> None:
         list(listing(["memory://bucket/nothing"]))
 
 
-def test_names_that_are_not_utf8_are_kept_apart_and_read(tmp_path: Path) -> None:
+def test_file_names_that_are_not_utf8_stay_distinct(tmp_path: Path) -> None:
     folder = tmp_path / "p"
     folder.mkdir()
     for raw in (b"\xff.jpg", b"\xfe.jpg", "ü.jpg".encode()):
@@ -230,62 +230,62 @@ def test_names_that_are_not_utf8_are_kept_apart_and_read(tmp_path: Path) -> None
     assert [key for key, _ in indexed(tmp_path / "s", folder)] == ["p/\\xfe.jpg", "p/\\xff.jpg", "p/ü.jpg"]
 
 
-def test_names_in_tables_and_tars_need_not_be_utf8_either(tmp_path: Path) -> None:
+def test_names_in_tables_and_tars_need_not_be_utf8(tmp_path: Path) -> None:
     folder, name = tmp_path / "p", os.fsdecode(b"\xff.jpg")
     folder.mkdir()
     (folder / name).write_bytes(PICTURES[0])
     (folder / "metadata.csv").write_bytes(ARTIFACT.encode() + b"\xff.jpg,\xff.jpg,0,caf\xe9\n")
-    [entry] = listing([folder])
-    assert (entry.key, entry.category) == ("p/\\xff.jpg", "caf\\xe9")
-    assert [key for key, _ in indexed(tmp_path / "s", folder)] == [entry.key]
+    [ref] = listing([folder])
+    assert (ref.key, ref.category) == ("p/\\xff.jpg", "caf\\xe9")
+    assert [key for key, _ in indexed(tmp_path / "s", folder)] == [ref.key]
     assert [key for key, _ in indexed(tmp_path / "c", tarred(tmp_path / "t.tar", (name, PICTURES[0])))] == [
         "t/\\xff.jpg"
     ]
 
 
-def test_links_that_lead_to_each_other_end(tmp_path: Path) -> None:
-    for here, there, name in (("a", "b", "x"), ("b", "a", "y")):
-        (tmp_path / "p" / here).mkdir(parents=True)
-        (tmp_path / "p" / here / f"{here}.png").write_bytes(b"")
-        (tmp_path / "p" / here / name).symlink_to(tmp_path / "p" / there)
-    found = [entry.key for entry in listing([tmp_path / "p"])]
-    assert sorted(found) == ["p/a/a.png", "p/a/x/b.png", "p/b/b.png", "p/b/y/a.png"]
+def test_mutual_links_are_not_followed_forever(tmp_path: Path) -> None:
+    for folder, target, name in (("a", "b", "x"), ("b", "a", "y")):
+        (tmp_path / "p" / folder).mkdir(parents=True)
+        (tmp_path / "p" / folder / f"{folder}.png").write_bytes(b"")
+        (tmp_path / "p" / folder / name).symlink_to(tmp_path / "p" / target)
+    keys = [ref.key for ref in listing([tmp_path / "p"])]
+    assert sorted(keys) == ["p/a/a.png", "p/a/x/b.png", "p/b/b.png", "p/b/y/a.png"]
 
 
-def test_loops_of_links_end_and_other_links_are_followed(tmp_path: Path) -> None:
+def test_link_loops_are_skipped_and_other_links_followed(tmp_path: Path) -> None:
     (tmp_path / "p/deep").mkdir(parents=True)
-    (tmp_path / "elsewhere").mkdir()
-    (tmp_path / "elsewhere/a.jpg").write_bytes(PICTURES[0])
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/a.jpg").write_bytes(PICTURES[0])
     (tmp_path / "p/deep/loop").symlink_to(tmp_path / "p")
     (tmp_path / "p/deep/self").symlink_to(tmp_path / "p/deep")
-    (tmp_path / "p/other").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "p/other").symlink_to(tmp_path / "outside")
     (tmp_path / "p/dead.jpg").symlink_to(tmp_path / "nowhere.jpg")
     assert [e.key for e in listing([tmp_path / "p"])] == ["p/dead.jpg", "p/other/a.jpg"]
 
 
-def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
+def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     with pytest.raises(ImageError, match="not a regular file"):
-        ImageRef("k", str(tmp_path / "pipe.jpg")).place.read()
+        ImageRef("k", str(tmp_path / "pipe.jpg")).byte_source.read()
 
 
-def test_a_giant_is_refused_unread(tmp_path: Path) -> None:
+def test_huge_file_is_refused_unread(tmp_path: Path) -> None:
     with (tmp_path / "giant.jpg").open("wb") as file:
-        file.truncate(1 << 40)  # a hole, it takes no room
+        file.truncate(1 << 40)  # a sparse file that takes no space
     with pytest.raises(ImageError, match="too large"):
-        ImageRef("k", str(tmp_path / "giant.jpg")).place.read()
+        ImageRef("k", str(tmp_path / "giant.jpg")).byte_source.read()
 
 
-def test_the_listing_streams(tmp_path: Path) -> None:
+def test_listing_streams(tmp_path: Path) -> None:
     lines = "".join(f"{i}.jpg,x/{i}.jpg,0,cat\n" for i in range(20_000))
     (tmp_path / "big").mkdir()
     (tmp_path / "big/metadata.csv").write_text(ARTIFACT + lines + "this,line,makes,no,sense\n")
-    entries = iter(listing([tmp_path / "big"]))
-    assert next(entries).key == "big/x/0.jpg"
+    images = iter(listing([tmp_path / "big"]))
+    assert next(images).key == "big/x/0.jpg"
     assert plan([tmp_path / "big"]).listed == 20_000
 
 
-def test_images_are_counted_as_they_will_be_listed(data: Path, tmp_path: Path) -> None:
+def test_count_equals_the_listing(data: Path, tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
     parquet = pytest.importorskip("pyarrow.parquet")
     (data / "loose/real").mkdir(parents=True)
@@ -302,7 +302,7 @@ def test_images_are_counted_as_they_will_be_listed(data: Path, tmp_path: Path) -
     assert count([data, tmp_path / "t.csv"]) == 305
 
 
-def test_what_only_listing_tells_is_not_counted(data: Path, tmp_path: Path) -> None:
+def test_tar_is_not_counted(data: Path, tmp_path: Path) -> None:
     shard = tarred(tmp_path / "s.tar", ("a.jpg", PICTURES[0]))
     assert count([shard]) is None
     assert count([data, shard]) is None
@@ -310,15 +310,13 @@ def test_what_only_listing_tells_is_not_counted(data: Path, tmp_path: Path) -> N
         count([tmp_path / "nowhere"])
 
 
-def test_a_zip_that_is_counted_and_listed_is_read_once(
-    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counted_and_listed_zip_is_read_once(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     read = []
 
     class Noted(ZipDirectory):
-        def __init__(self, at: str) -> None:
-            read.append(at)
-            super().__init__(at)
+        def __init__(self, path: str) -> None:
+            read.append(path)
+            super().__init__(path)
 
     monkeypatch.setattr(archive, "ZipDirectory", Noted)
     sources = expand([zipped(data, tmp_path / "d.zip")])
@@ -326,7 +324,7 @@ def test_a_zip_that_is_counted_and_listed_is_read_once(
     assert len(read) == 1
 
 
-def test_a_folder_with_brackets_in_its_name_is_that_folder(tmp_path: Path) -> None:
+def test_brackets_in_a_folder_name_are_literal(tmp_path: Path) -> None:
     folder = tmp_path / "br[ab]ck"
     folder.mkdir()
-    assert [source.at for source in expand([folder])] == [str(folder)]
+    assert [source.path for source in expand([folder])] == [str(folder)]

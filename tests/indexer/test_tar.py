@@ -1,4 +1,4 @@
-"""A tar is listed as Python's own reader sees it, whatever wrote it, and its damage is named."""
+"""Tar archives are listed as by Python's tarfile, and damage is reported."""
 
 import io
 import os
@@ -14,8 +14,8 @@ from clipfake.indexer.sources.folders import listing
 NAMES = ["a.jpg", "d/b.jpg", "x" * 96 + ".jpg", "e/" * 60 + "c.jpg", "ü.jpg", os.fsdecode(b"\xff.jpg"), "./f.jpg"]
 
 
-def packed(at: Path, form: int = tarfile.PAX_FORMAT, mode: str = "w") -> Path:
-    with tarfile.open(at, mode, format=form) as archive:  # type: ignore[call-overload]
+def packed(path: Path, form: int = tarfile.PAX_FORMAT, mode: str = "w") -> Path:
+    with tarfile.open(path, mode, format=form) as archive:  # type: ignore[call-overload]
         folder = tarfile.TarInfo("d")
         folder.type = tarfile.DIRTYPE
         archive.addfile(folder)
@@ -27,42 +27,42 @@ def packed(at: Path, form: int = tarfile.PAX_FORMAT, mode: str = "w") -> Path:
         link = tarfile.TarInfo("link.jpg")
         link.type, link.linkname = tarfile.SYMTYPE, "a.jpg"
         archive.addfile(link)
-    return at
+    return path
 
 
 @pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
 @pytest.mark.parametrize("name", ["t.tar", "t.tar.gz"])
-def test_every_member_is_listed_with_its_content_and_time(tmp_path: Path, form: int, name: str) -> None:
-    at = packed(tmp_path / name, form, "w:gz" if name.endswith("gz") else "w")
-    with tarfile.open(at) as archive:
-        wanted = [(m.size, int(m.mtime * 10**9)) for m in archive if m.isfile()]
-    found = list(TarArchive(str(at)).entries())
-    assert [e.key for e in found] == [f"t/{n.removeprefix('./')}".replace("\udcff", "\\xff") for n in NAMES]
-    assert [e.place.facts() for e in found] == wanted
-    assert [e.place.read()[0] for e in found] == [bytes([65 + i]) * i for i in range(len(NAMES))]
+def test_members_are_listed_with_content_and_time(tmp_path: Path, form: int, name: str) -> None:
+    path = packed(tmp_path / name, form, "w:gz" if name.endswith("gz") else "w")
+    with tarfile.open(path) as archive:
+        expected = [(m.size, int(m.mtime * 10**9)) for m in archive if m.isfile()]
+    images = list(TarArchive(str(path)).images())
+    assert [image.key for image in images] == [f"t/{n.removeprefix('./')}".replace("\udcff", "\\xff") for n in NAMES]
+    assert [image.byte_source.stat() for image in images] == expected
+    assert [image.byte_source.read()[0] for image in images] == [bytes([65 + i]) * i for i in range(len(NAMES))]
 
 
-def test_every_damage_is_named_and_no_other_error_comes_of_a_tar(tmp_path: Path) -> None:
-    whole, at, spoilt = packed(tmp_path / "whole.tar").read_bytes(), tmp_path / "t.tar", 0
+def test_damaged_tar_raises_only_source_errors(tmp_path: Path) -> None:
+    whole, path, damaged = packed(tmp_path / "whole.tar").read_bytes(), tmp_path / "t.tar", 0
     tries = [whole[:cut] for cut in range(0, len(whole), 97)]
     tries += [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in range(512, 4096, 5)]
     for content in tries:
-        at.write_bytes(content)
+        path.write_bytes(content)
         try:
-            spoilt += sum(1 for found in listing([at]) if found.place.read()) != len(NAMES)
+            damaged += sum(1 for image in listing([path]) if image.byte_source.read()) != len(NAMES)
         except (SourceError, ImageError):
-            spoilt += 1
-    assert spoilt > len(tries) / 4
+            damaged += 1
+    assert damaged > len(tries) / 4
 
 
 @pytest.mark.parametrize("name", ["t.tar", "t.tar.gz"])
-def test_a_giant_in_a_tar_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    at = packed(tmp_path / name, mode="w:gz" if name.endswith("gz") else "w")
+def test_huge_tar_member_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    path = packed(tmp_path / name, mode="w:gz" if name.endswith("gz") else "w")
     monkeypatch.setattr(image_ref, "BYTES_LIMIT", 3)
-    small, large = list(TarArchive(str(at)).entries())[3:5]
-    assert small.place.read()[0] == b"DDD"
+    small, large = list(TarArchive(str(path)).images())[3:5]
+    assert small.byte_source.read()[0] == b"DDD"
     with pytest.raises(ImageError, match="too large for an image"):
-        large.place.read()
+        large.byte_source.read()
 
 
 def test_sparse_files_are_refused(tmp_path: Path) -> None:
@@ -71,6 +71,6 @@ def test_sparse_files_are_refused(tmp_path: Path) -> None:
         result.pax_headers = {"GNU.sparse.size": "9", "GNU.sparse.map": "0,1,8,1", "GNU.sparse.numblocks": "2"}
         result.size = 2
         archive.addfile(result, io.BytesIO(b"ab"))
-    [found] = TarArchive(str(tmp_path / "t.tar")).entries()
+    [image] = TarArchive(str(tmp_path / "t.tar")).images()
     with pytest.raises(ImageError, match="sparse"):
-        found.place.read()
+        image.byte_source.read()

@@ -1,4 +1,4 @@
-"""A zip is listed by its directory alone: as the folder it was packed from, however it was packed or damaged."""
+"""Zip archives are listed like the folder they were packed from, and damage is reported."""
 
 import io
 import posixpath
@@ -22,34 +22,34 @@ Members = dict[str, bytes]
 TABLE = b"image_path,target\n"
 
 
-def packed(at: Path, members: Members, method: int = zipfile.ZIP_STORED, comment: bytes = b"") -> Path:
-    with zipfile.ZipFile(at, "w", method) as archive:
+def packed(path: Path, members: Members, method: int = zipfile.ZIP_STORED, comment: bytes = b"") -> Path:
+    with zipfile.ZipFile(path, "w", method) as archive:
         archive.comment = comment
         for name, content in members.items():
             archive.writestr(name, content)
-    return at
+    return path
 
 
 def rows_of(source: object) -> list[tuple[object, ...]]:
-    return sorted((*entry[:1], *entry[2:7], bool(entry.refused)) for entry in listing([source]))  # type: ignore[list-item]
+    return sorted((*ref[:1], *ref[2:7], bool(ref.refused)) for ref in listing([source]))  # type: ignore[list-item]
 
 
-def contents(at: Path) -> Members:
-    return {entry.key: entry.place.read()[0] for entry in ZipArchive(str(at)).entries()}
+def contents(path: Path) -> Members:
+    return {ref.key: ref.byte_source.read()[0] for ref in ZipArchive(str(path)).images()}
 
 
-def entry_of(at: Path) -> ImageRef:
-    [entry] = ZipArchive(str(at)).entries()
-    return entry
+def only_image(path: Path) -> ImageRef:
+    [ref] = ZipArchive(str(path)).images()
+    return ref
 
 
-def patched(at: Path, where: int, content: bytes) -> Path:
-    """The archive with some bytes of its directory's first record changed."""
-    found = bytearray(at.read_bytes())
-    start = found.index(b"PK\x01\x02") + where
-    found[start : start + len(content)] = content
-    at.write_bytes(found)
-    return at
+def patched(path: Path, offset: int, content: bytes) -> Path:
+    """Change bytes of the first record in an archive's directory."""
+    archive = bytearray(path.read_bytes())
+    start = archive.index(b"PK\x01\x02") + offset
+    archive[start : start + len(content)] = content
+    path.write_bytes(archive)
+    return path
 
 
 def random_tree(rng: np.random.Generator) -> Members:
@@ -69,27 +69,27 @@ def random_tree(rng: np.random.Generator) -> Members:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_a_zip_is_listed_as_the_folder_it_was_packed_from(tmp_path: Path, seed: int) -> None:
+def test_zip_is_listed_like_its_folder(tmp_path: Path, seed: int) -> None:
     rng = np.random.default_rng(seed)
     members = random_tree(rng) | {"always.jpg": b""}
     for name, content in members.items():
         (tmp_path / "p" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "p" / name).write_bytes(content)
     shuffled = {name: members[name] for name in rng.permutation(list(members))}
-    at = packed(tmp_path / "p.zip", shuffled, int(rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])))
+    path = packed(tmp_path / "p.zip", shuffled, int(rng.choice([zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])))
     try:
         expected = rows_of(tmp_path / "p")
     except SourceError:  # a table without rows at the top
         with pytest.raises(SourceError):
-            rows_of(at)
+            rows_of(path)
         return
-    assert rows_of(at) == expected
-    for entry in ZipArchive(str(at)).entries():
-        if not entry.refused:
-            assert entry.place.read()[0] == members[entry.path.split("::")[0].removeprefix("zip://")]
+    assert rows_of(path) == expected
+    for ref in ZipArchive(str(path)).images():
+        if not ref.refused:
+            assert ref.byte_source.read()[0] == members[ref.path.split("::")[0].removeprefix("zip://")]
 
 
-def test_images_come_in_the_archives_order_and_a_table_where_its_folder_begins(tmp_path: Path) -> None:
+def test_images_are_listed_in_archive_order(tmp_path: Path) -> None:
     members = {
         "z.jpg": b"",
         "t/b.jpg": b"",
@@ -97,55 +97,55 @@ def test_images_come_in_the_archives_order_and_a_table_where_its_folder_begins(t
         "t/a.jpg": b"",
         "t/metadata.csv": TABLE + b"b.jpg,0\na.jpg,1\n",
     }
-    found = ZipArchive(str(packed(tmp_path / "p.zip", members))).entries()
-    assert [entry.key for entry in found] == ["p/z.jpg", "t/b.jpg", "t/a.jpg", "p/y.jpg"]
+    images = ZipArchive(str(packed(tmp_path / "p.zip", members))).images()
+    assert [ref.key for ref in images] == ["p/z.jpg", "t/b.jpg", "t/a.jpg", "p/y.jpg"]
 
 
-def test_more_members_than_sixteen_bits_count(tmp_path: Path) -> None:
-    at = packed(tmp_path / "p.zip", {f"{i}.jpg": str(i).encode() for i in range(65_537)})
-    found = list(ZipArchive(str(at)).entries())
-    assert [entry.key for entry in found] == [f"p/{i}.jpg" for i in range(65_537)]
-    assert found[-1].place.read()[0] == b"65536"
+def test_more_than_65535_members(tmp_path: Path) -> None:
+    path = packed(tmp_path / "p.zip", {f"{i}.jpg": str(i).encode() for i in range(65_537)})
+    images = list(ZipArchive(str(path)).images())
+    assert [ref.key for ref in images] == [f"p/{i}.jpg" for i in range(65_537)]
+    assert images[-1].byte_source.read()[0] == b"65536"
 
 
 @pytest.mark.parametrize("before", [b"", b"#!/bin/sh\n" * 9])
 @pytest.mark.parametrize("limit", [10, 1 << 31])
-def test_numbers_of_64_bits_are_read_and_whatever_lies_before_the_archive(
+def test_zip64_and_data_before_the_archive(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bytes, limit: int
 ) -> None:
-    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)  # sizes, places and the end all in their zip64 form
+    monkeypatch.setattr(zipfile, "ZIP64_LIMIT", limit)  # sizes, offsets and the end record in their zip64 form
     members = {f"{i}.jpg": bytes([i]) * (7 * i) for i in range(9)}
-    at = packed(tmp_path / "p.zip", members, zipfile.ZIP_DEFLATED)
-    assert (b"PK\x06\x06" in at.read_bytes()) == (limit == 10)
-    at.write_bytes(before + at.read_bytes())
-    assert contents(at) == {f"p/{name}": content for name, content in members.items()}
+    path = packed(tmp_path / "p.zip", members, zipfile.ZIP_DEFLATED)
+    assert (b"PK\x06\x06" in path.read_bytes()) == (limit == 10)
+    path.write_bytes(before + path.read_bytes())
+    assert contents(path) == {f"p/{name}": content for name, content in members.items()}
 
 
 @pytest.mark.parametrize("comment", [b"made by us", b"PK\x05\x06" * 9, b"x" * 0xFFFF])
-def test_a_comment_does_not_hide_the_directory(tmp_path: Path, comment: bytes) -> None:
-    at = packed(tmp_path / "p.zip", {"a.jpg": b"a"}, comment=comment)
-    assert contents(at) == {"p/a.jpg": b"a"}
+def test_comment_does_not_hide_the_directory(tmp_path: Path, comment: bytes) -> None:
+    path = packed(tmp_path / "p.zip", {"a.jpg": b"a"}, comment=comment)
+    assert contents(path) == {"p/a.jpg": b"a"}
 
 
-def test_what_follows_an_archive_is_passed_over(tmp_path: Path) -> None:
-    at = packed(tmp_path / "p.zip", {"a.jpg": b"a"})
-    at.write_bytes(at.read_bytes() + b"appended")
-    assert contents(at) == {"p/a.jpg": b"a"}
+def test_data_after_the_archive_is_ignored(tmp_path: Path) -> None:
+    path = packed(tmp_path / "p.zip", {"a.jpg": b"a"})
+    path.write_bytes(path.read_bytes() + b"appended")
+    assert contents(path) == {"p/a.jpg": b"a"}
 
 
-def renamed(at: Path, name: bytes, flags: int) -> Path:
-    """The archive of one member with another name of the same length."""
-    found = at.read_bytes().replace(b"N" * len(name), name)
-    start = found.index(b"PK\x01\x02") + 8
-    at.write_bytes(found[:start] + flags.to_bytes(2, "little") + found[start + 2 :])
-    return at
+def renamed(path: Path, name: bytes, flags: int) -> Path:
+    """Replace the name of an archive's only member by one of the same length."""
+    content = path.read_bytes().replace(b"N" * len(name), name)
+    start = content.index(b"PK\x01\x02") + 8
+    path.write_bytes(content[:start] + flags.to_bytes(2, "little") + content[start + 2 :])
+    return path
 
 
 @pytest.mark.parametrize(
     ("raw", "flags", "key"),
     [
         ("ü.jpg".encode(), 0x800, "p/ü.jpg"),
-        ("ü.jpg".encode(), 0, "p/ü.jpg"),  # macOS says nothing
+        ("ü.jpg".encode(), 0, "p/ü.jpg"),  # macOS does not set the flag
         ("ü.jpg".encode("cp437"), 0, "p/ü.jpg"),
         (b"\xff\xfe.jpg", 0x800, "p/\\xff\\xfe.jpg"),
         (b"/a.jpg", 0, "p/a.jpg"),
@@ -155,23 +155,23 @@ def renamed(at: Path, name: bytes, flags: int) -> Path:
         (b"a.jpg\0.exe", 0, "p/a.jpg"),
     ],
 )
-def test_names_are_what_they_would_be_unpacked(tmp_path: Path, raw: bytes, flags: int, key: str) -> None:
-    at = renamed(packed(tmp_path / "p.zip", {"N" * len(raw): b"a"}), raw, flags)
-    entry = entry_of(at)
-    assert entry.key == key
-    assert entry.place.read()[0] == b"a"
-    assert ZipDirectory(str(at)).find(entry.path.split("::")[0].removeprefix("zip://")) == 0
+def test_names_equal_the_unpacked_paths(tmp_path: Path, raw: bytes, flags: int, key: str) -> None:
+    path = renamed(packed(tmp_path / "p.zip", {"N" * len(raw): b"a"}), raw, flags)
+    ref = only_image(path)
+    assert ref.key == key
+    assert ref.byte_source.read()[0] == b"a"
+    assert ZipDirectory(str(path)).find(ref.path.split("::")[0].removeprefix("zip://")) == 0
 
 
-def test_a_name_that_leads_out_of_the_archive_is_refused(tmp_path: Path) -> None:
-    at = packed(tmp_path / "p.zip", {"x/../../a.jpg": b"a"})
+def test_name_outside_of_the_archive_is_refused(tmp_path: Path) -> None:
+    path = packed(tmp_path / "p.zip", {"x/../../a.jpg": b"a"})
     with pytest.raises(ImageError, match="outside of the archive"):
-        entry_of(at).place.read()
+        only_image(path).byte_source.read()
 
 
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 @pytest.mark.parametrize("table", [False, True])
-def test_of_a_name_that_stands_twice_the_last_counts(tmp_path: Path, table: bool) -> None:
+def test_last_file_of_a_repeated_name_counts(tmp_path: Path, table: bool) -> None:
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
         for content in (b"first", b"second", b"third"):
             archive.writestr("a.jpg", content)
@@ -181,53 +181,53 @@ def test_of_a_name_that_stands_twice_the_last_counts(tmp_path: Path, table: bool
     assert contents(tmp_path / "p.zip") == {"p/a.jpg": b"third", "p/b.jpg": b"b"}
 
 
-def test_what_macos_adds_for_itself_is_no_image(tmp_path: Path) -> None:
+def test_macos_files_are_ignored(tmp_path: Path) -> None:
     members = {"a.jpg": b"a", "__MACOSX/._a.jpg": b"", "b/__MACOSX/._b.jpg": b"", "__MACOSX/metadata.csv": b"?"}
     assert contents(packed(tmp_path / "p.zip", members)) == {"p/a.jpg": b"a"}
 
 
-@pytest.mark.parametrize(("where", "content", "why"), [(8, b"\1", "encrypted"), (10, b"\x0c", "packed by method 12")])
-def test_what_cannot_be_read_in_place_is_refused_by_name(tmp_path: Path, where: int, content: bytes, why: str) -> None:
-    at = patched(packed(tmp_path / "p.zip", {"a.jpg": b"a"}), where, content)
+@pytest.mark.parametrize(("offset", "content", "why"), [(8, b"\1", "encrypted"), (10, b"\x0c", "packed by method 12")])
+def test_unsupported_members_are_refused(tmp_path: Path, offset: int, content: bytes, why: str) -> None:
+    path = patched(packed(tmp_path / "p.zip", {"a.jpg": b"a"}), offset, content)
     with pytest.raises(ImageError, match=why):
-        entry_of(at).place.read()
-    table = patched(packed(tmp_path / "t.zip", {"metadata.csv": TABLE + b"a.jpg,0\n"}), where, content)
+        only_image(path).byte_source.read()
+    table = patched(packed(tmp_path / "t.zip", {"metadata.csv": TABLE + b"a.jpg,0\n"}), offset, content)
     with pytest.raises(SourceError, match=why):
-        list(ZipArchive(str(table)).entries())
+        list(ZipArchive(str(table)).images())
 
 
-def test_a_bomb_is_refused_before_it_is_unpacked_whole(tmp_path: Path) -> None:
-    at = packed(tmp_path / "p.zip", {"a.jpg": bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
-    patched(at, 24, (1000).to_bytes(4, "little"))  # it says that it is small
-    with pytest.raises(ImageError, match="1,001 bytes where the archive promises 1,000"):
-        entry_of(at).place.read()
+def test_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
+    path = packed(tmp_path / "p.zip", {"a.jpg": bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
+    patched(path, 24, (1000).to_bytes(4, "little"))  # the directory states a small size
+    with pytest.raises(ImageError, match="1,001 bytes, where the archive's directory says 1,000"):
+        only_image(path).byte_source.read()
     table = packed(tmp_path / "t.zip", {"metadata.csv": TABLE + bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
     with pytest.raises(SourceError, match="does not unpack"):
-        list(ZipArchive(str(patched(table, 24, (1000).to_bytes(4, "little")))).entries())
+        list(ZipArchive(str(patched(table, 24, (1000).to_bytes(4, "little")))).images())
 
 
-@pytest.mark.parametrize("where", [20, 24])
-def test_what_is_declared_huge_is_refused_unread(tmp_path: Path, where: int) -> None:
-    at = patched(packed(tmp_path / "p.zip", {"a.jpg": b"a"}), where, b"\xfe\xff\xff\xff")
+@pytest.mark.parametrize("offset", [20, 24])
+def test_member_declared_huge_is_refused_unread(tmp_path: Path, offset: int) -> None:
+    path = patched(packed(tmp_path / "p.zip", {"a.jpg": b"a"}), offset, b"\xfe\xff\xff\xff")
     with pytest.raises(ImageError, match="too large for an image"):
-        entry_of(at).place.read()
+        only_image(path).byte_source.read()
 
 
 @pytest.mark.parametrize("method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
-def test_a_byte_that_turned_is_found_by_the_checksum(tmp_path: Path, method: int) -> None:
-    at = packed(
+def test_wrong_checksum_is_detected(tmp_path: Path, method: int) -> None:
+    path = packed(
         tmp_path / "p.zip", {"a.jpg": b"0123456789" * 9, "t/metadata.csv": TABLE + b"0123456789.jpg,0\n"}, method
     )
-    patched(at, 16, b"0123")
+    patched(path, 16, b"0123")
     with pytest.raises(ImageError, match="checksum"):
-        next(ZipArchive(str(at)).entries()).place.read()
+        next(ZipArchive(str(path)).images()).byte_source.read()
 
 
 @pytest.mark.parametrize(("damage", "noticed"), [("disk", 1), ("cut", 0.9), ("turned", 0.4)])  # not all bytes matter
-def test_every_damage_is_named_and_no_other_error_comes(tmp_path: Path, damage: str, noticed: float) -> None:
+def test_damaged_zip_raises_only_own_errors(tmp_path: Path, damage: str, noticed: float) -> None:
     members = {"a.jpg": b"aaaa", "ü.jpg": b"bbbb", "t/metadata.csv": TABLE + b"x.jpg,0\n", "t/x.jpg": b"cccc"}
     whole = packed(tmp_path / "whole.zip", members, zipfile.ZIP_DEFLATED, b"comment").read_bytes()
-    at, spoilt = tmp_path / "p.zip", 0
+    path, damaged = tmp_path / "p.zip", 0
     if damage == "disk":
         end = whole.rindex(b"PK\x05\x06")
         tries = [whole[: end + 4] + b"\1\0" + whole[end + 6 :], whole[: end + 8] + b"\1\0" + whole[end + 10 :]]
@@ -236,64 +236,64 @@ def test_every_damage_is_named_and_no_other_error_comes(tmp_path: Path, damage: 
     else:
         tries = [whole[:i] + bytes([whole[i] ^ 1 << i % 8]) + whole[i + 1 :] for i in range(len(whole))]
     for content in tries:
-        at.write_bytes(content)
+        path.write_bytes(content)
         try:
-            for entry in listing([at]):
-                entry.place.read()
+            for ref in listing([path]):
+                ref.byte_source.read()
         except (SourceError, ImageError):
-            spoilt += 1
-    assert spoilt >= len(tries) * noticed
+            damaged += 1
+    assert damaged >= len(tries) * noticed
 
 
-def test_a_large_table_is_read_as_it_is_unpacked(tmp_path: Path) -> None:
+def test_large_table_is_streamed(tmp_path: Path) -> None:
     lines = "".join(f"{i:07d}.jpg,{i % 7}\n" for i in range(80_000)).encode()
-    at = packed(tmp_path / "p.zip", {"metadata.csv": TABLE + lines}, zipfile.ZIP_DEFLATED)
-    found = list(ZipArchive(str(at)).entries())
-    assert (len(found), found[-1].key, found[-1].target) == (80_000, "p/0079999.jpg", 79_999 % 7)
+    path = packed(tmp_path / "p.zip", {"metadata.csv": TABLE + lines}, zipfile.ZIP_DEFLATED)
+    images = list(ZipArchive(str(path)).images())
+    assert (len(images), images[-1].key, images[-1].target) == (80_000, "p/0079999.jpg", 79_999 % 7)
 
 
-def test_a_table_in_parquet_is_read_from_its_end(tmp_path: Path) -> None:
+def test_parquet_table_in_a_zip_is_read(tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
     parquet = pytest.importorskip("pyarrow.parquet")
     out = io.BytesIO()
     parquet.write_table(pyarrow.Table.from_pylist([{"image_path": "a.jpg", "target": 1}]), out)
-    at = packed(tmp_path / "p.zip", {"a.jpg": b"a", "metadata.parquet": out.getvalue()}, zipfile.ZIP_DEFLATED)
-    assert rows_of(at) == [("p/a.jpg", 1, 1, "p", "p", "", False)]
+    path = packed(tmp_path / "p.zip", {"a.jpg": b"a", "metadata.parquet": out.getvalue()}, zipfile.ZIP_DEFLATED)
+    assert rows_of(path) == [("p/a.jpg", 1, 1, "p", "p", "", False)]
 
 
-def test_times_are_kept_and_impossible_ones_do_no_harm(tmp_path: Path) -> None:
+def test_times_are_kept_and_invalid_ones_accepted(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
         archive.writestr(zipfile.ZipInfo("a.jpg", (2024, 2, 29, 13, 59, 58)), b"a")
-    crc = entry_of(tmp_path / "p.zip").place.facts()[1] % 10**9
-    assert entry_of(tmp_path / "p.zip").place.facts() == (1, 1_709_215_198 * 10**9 + crc)
+    crc = only_image(tmp_path / "p.zip").byte_source.stat()[1] % 10**9
+    assert only_image(tmp_path / "p.zip").byte_source.stat() == (1, 1_709_215_198 * 10**9 + crc)
     for day in (b"\0\0", b"\xff\xff"):
-        assert entry_of(patched(tmp_path / "p.zip", 14, day)).place.read()[0] == b"a"
+        assert only_image(patched(tmp_path / "p.zip", 14, day)).byte_source.read()[0] == b"a"
 
 
-def test_of_an_archive_far_away_only_the_directory_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    at = packed(tmp_path / "p.zip", {f"{i}.jpg": bytes(10_000) for i in range(100)})
+def test_only_the_directory_of_a_remote_zip_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = packed(tmp_path / "p.zip", {f"{i}.jpg": bytes(10_000) for i in range(100)})
     fetched = 0
 
     class Counting(io.FileIO):
         def read(self, size: int | None = -1) -> Any:
             nonlocal fetched
-            found = super().read(size)
-            fetched += len(found or b"")
-            return found
+            content = super().read(size)
+            fetched += len(content or b"")
+            return content
 
-    monkeypatch.setattr(zip_directory, "open_binary", lambda at: Counting(at))
-    assert len(list(ZipArchive(str(at)).entries())) == 100
-    assert fetched < 90_000  # 64 KiB where the end may be, and the directory
+    monkeypatch.setattr(zip_directory, "open_binary", lambda path: Counting(path))
+    assert len(list(ZipArchive(str(path)).images())) == 100
+    assert fetched < 90_000  # 64 KiB that may contain the end record, and the directory
 
 
-def test_a_member_costs_a_few_bytes_beside_its_record(tmp_path: Path) -> None:
+def test_index_takes_twelve_bytes_per_member(tmp_path: Path) -> None:
     members = 5000
-    found = ZipDirectory(str(packed(tmp_path / "p.zip", {f"{i:05d}.jpg": b"" for i in range(members)})))
-    held = [value for value in vars(found).values() if isinstance(value, bytes | memoryview)]
+    directory = ZipDirectory(str(packed(tmp_path / "p.zip", {f"{i:05d}.jpg": b"" for i in range(members)})))
+    held = [value for value in vars(directory).values() if isinstance(value, bytes | memoryview)]
     assert sum(memoryview(value).nbytes for value in held) == members * (46 + 9 + 12)
 
 
-def test_a_long_header_before_a_member_is_read_too(tmp_path: Path) -> None:
+def test_long_local_header_is_read(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "p.zip", "w") as archive:
         result = zipfile.ZipInfo("a.jpg")
         result.extra = struct.pack("<HH", 0x9999, 3000) + bytes(3000)
@@ -301,11 +301,11 @@ def test_a_long_header_before_a_member_is_read_too(tmp_path: Path) -> None:
     assert contents(tmp_path / "p.zip") == {"p/a.jpg": b"content"}
 
 
-def test_another_process_reads_the_directory_for_itself(tmp_path: Path) -> None:
+def test_pickled_zip_reads_its_directory_again(tmp_path: Path) -> None:
     source = ZipArchive(str(packed(tmp_path / "p.zip", {"a.jpg": b"a"})))
-    before = list(source.entries())
+    before = list(source.images())
     made: tuple[Callable[..., ZipArchive], tuple[str]] = source.__reduce__()
     assert made[0](*made[1]) == source
-    shutil.move(source.at, tmp_path / "q.zip")
-    assert [entry.key for entry in ZipArchive(str(tmp_path / "q.zip")).entries()] == ["q/a.jpg"]
-    assert all(isinstance(entry.where, ArchiveSpan) for entry in before)
+    shutil.move(source.path, tmp_path / "q.zip")
+    assert [ref.key for ref in ZipArchive(str(tmp_path / "q.zip")).images()] == ["q/a.jpg"]
+    assert all(isinstance(ref.location, ArchiveSpan) for ref in before)
