@@ -61,7 +61,7 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return tmp_path / "s"
 
 
-def everything(folder: Path) -> dict[str, Any]:
+def contents(folder: Path) -> dict[str, Any]:
     """All that the store's rows are, by key."""
     snapshot = Store.open(folder).snapshot()
     rows, vectors = snapshot.rows, snapshot.vectors()
@@ -71,24 +71,24 @@ def everything(folder: Path) -> dict[str, Any]:
     return dict(zip(rows.keys.tolist(), values, strict=True)) | {"": {k: v.tolist() for k, v in snapshot.texts.items()}}
 
 
-def read_right_or_named(folder: Path, path: str, true: dict[str, Any]) -> bool:
+def harmless_or_reported(folder: Path, path: str, true: dict[str, Any]) -> bool:
     """Whether the damage was noticed; fails if it was neither noticed nor harmless."""
     health = verify(folder)
     named = path.rsplit("/", 1)[0] if path.startswith("indexes/") else path
     if not health.sound:
         assert named in {problem.path for problem in health.problems}
         return True
-    assert everything(folder) == true
+    assert contents(folder) == true
     return False
 
 
-def test_a_sound_store_has_nothing_to_report(whole: Path) -> None:
+def test_sound_store_has_no_problems(whole: Path) -> None:
     health = verify(whole)
     assert (health.problems, health.notes, health.rows) == ((), (), ROWS - 50)
     assert repair(whole).actions == ()
 
 
-def test_there_is_nothing_to_verify_in_an_empty_folder(tmp_path: Path) -> None:
+def test_empty_folder_is_not_a_store(tmp_path: Path) -> None:
     with pytest.raises(NoStore):
         verify(tmp_path)
     with pytest.raises(NoStore):
@@ -97,56 +97,56 @@ def test_there_is_nothing_to_verify_in_an_empty_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_flipped_bits_are_harmless_or_named(folder: Path, path: str) -> None:
-    true, content = everything(folder), (folder / path).read_bytes()
+def test_flipped_bits_are_harmless_or_reported(folder: Path, path: str) -> None:
+    true, content = contents(folder), (folder / path).read_bytes()
     rng = np.random.default_rng(len(content))
     noticed = 0
     for place in rng.integers(0, len(content), 6).tolist():
         altered = bytearray(content)
         altered[place] ^= 1 << int(rng.integers(8))
         (folder / path).write_bytes(altered)
-        noticed += read_right_or_named(folder, path, true)
+        noticed += harmless_or_reported(folder, path, true)
     assert noticed > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES)
-def test_no_flipped_byte_of_any_file_goes_unnoticed_and_matters(folder: Path, path: str) -> None:
-    true, content = everything(folder), (folder / path).read_bytes()
+def test_every_flipped_byte_is_harmless_or_reported(folder: Path, path: str) -> None:
+    true, content = contents(folder), (folder / path).read_bytes()
     for place in range(0, len(content), max(1, len(content) // 1500)):
         altered = bytearray(content)
         altered[place] ^= 255
         (folder / path).write_bytes(altered)
-        read_right_or_named(folder, path, true)
+        harmless_or_reported(folder, path, true)
 
 
 @pytest.mark.parametrize("path", FILES)
 @pytest.mark.parametrize("keep", [0.5, *(pytest.param(keep, marks=pytest.mark.slow) for keep in (0.0, -1))])
-def test_truncated_files_are_named_and_repaired(folder: Path, path: str, keep: float) -> None:
-    true, content = everything(folder), (folder / path).read_bytes()
+def test_truncated_files_are_reported_and_repaired(folder: Path, path: str, keep: float) -> None:
+    true, content = contents(folder), (folder / path).read_bytes()
     (folder / path).write_bytes(content[:-1] if keep < 0 else content[: int(keep * len(content))])
-    if not read_right_or_named(folder, path, true):
+    if not harmless_or_reported(folder, path, true):
         return  # the last byte of a manifest is a line's end
-    repaired_without_harm(folder, path, true)
+    check_repair(folder, path, true)
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_missing_files_are_named_and_repaired(folder: Path, path: str) -> None:
-    true = everything(folder)
+def test_missing_files_are_reported_and_repaired(folder: Path, path: str) -> None:
+    true = contents(folder)
     (folder / path).unlink()
     if path.startswith("snapshots/"):  # an older snapshot is the store then, and says so
         assert verify(folder).snapshot == (2 if "3" in path else 3)
         return
-    assert read_right_or_named(folder, path, true)
-    repaired_without_harm(folder, path, true)
+    assert harmless_or_reported(folder, path, true)
+    check_repair(folder, path, true)
 
 
-def repaired_without_harm(folder: Path, path: str, true: dict[str, Any]) -> None:
+def check_repair(folder: Path, path: str, true: dict[str, Any]) -> None:
     """After a repair the store is sound, and only what lay in the damaged file may be gone."""
     report = repair(folder)
     assert report.actions
     assert verify(folder).problems == ()
-    left = everything(folder)
+    left = contents(folder)
     gone = {key for key in true if key not in left}
     if path == "shards/000002.h5":
         assert report.lost == 300
@@ -166,10 +166,10 @@ def repaired_without_harm(folder: Path, path: str, true: dict[str, Any]) -> None
     with Store.open(folder).writer() as writer:  # and indexing again brings back what is gone
         for block in blocks():
             writer.append(block)
-    assert everything(folder).keys() >= true.keys()
+    assert contents(folder).keys() >= true.keys()
 
 
-def overwritten(folder: Path, dataset: str, place: int) -> None:
+def flip_bit(folder: Path, dataset: str, place: int) -> None:
     """Flip a bit of one dataset of the second shard where it lies."""
     path = folder / "shards/000002.h5"
     with h5py.File(path) as file:
@@ -179,19 +179,19 @@ def overwritten(folder: Path, dataset: str, place: int) -> None:
     path.write_bytes(content)
 
 
-def test_damaged_vectors_are_named_to_their_rows_and_only_they_are_dropped(folder: Path) -> None:
-    overwritten(folder, "vectors", 290 * DIM * 2)
+def test_only_rows_with_damaged_vectors_are_dropped(folder: Path) -> None:
+    flip_bit(folder, "vectors", 290 * DIM * 2)
     [problem] = verify(folder).problems
     assert (problem.path, problem.rows, problem.lost) == ("shards/000002.h5", ((256, 300),), 44)
     report = repair(folder)
     assert (report.lost, report.rows) == (44, ROWS - 50 - 44)
     assert verify(folder).sound
-    assert len(everything(folder)) == ROWS - 50 - 44 + 1
+    assert len(contents(folder)) == ROWS - 50 - 44 + 1
 
 
 @pytest.mark.parametrize("dataset", ["thumbnails/bytes", "texts/vectors"])
-def test_damaged_pictures_and_texts_cost_no_row(folder: Path, dataset: str) -> None:
-    overwritten(folder, dataset, 5)
+def test_damaged_thumbnails_and_texts_cost_no_row(folder: Path, dataset: str) -> None:
+    flip_bit(folder, dataset, 5)
     [problem] = verify(folder).problems
     assert (problem.path, problem.lost) == ("shards/000002.h5", 0)
     report = repair(folder)
@@ -199,47 +199,47 @@ def test_damaged_pictures_and_texts_cost_no_row(folder: Path, dataset: str) -> N
     assert verify(folder).sound
 
 
-def test_damaged_vectors_beside_a_damaged_picture_are_not_sealed_in_as_sound(folder: Path) -> None:
-    true = everything(folder)
-    overwritten(folder, "thumbnails/bytes", 5)
-    overwritten(folder, "vectors", 290 * DIM * 2)
+def test_repair_handles_damaged_vectors_and_thumbnails(folder: Path) -> None:
+    true = contents(folder)
+    flip_bit(folder, "thumbnails/bytes", 5)
+    flip_bit(folder, "vectors", 290 * DIM * 2)
     problems = verify(folder).problems
     assert [(problem.path, problem.lost) for problem in problems] == [("shards/000002.h5", 0), ("shards/000002.h5", 44)]
     report = repair(folder)
     assert (report.lost, report.rows) == (44, ROWS - 50 - 44)
     assert verify(folder).sound
-    left = everything(folder)
+    left = contents(folder)
     assert all(left[key][:-1] == true[key][:-1] for key in left if key)
 
 
-def test_a_damaged_picture_is_not_shown(folder: Path) -> None:
-    overwritten(folder, "thumbnails/bytes", 5)
+def test_damaged_thumbnail_is_not_returned(folder: Path) -> None:
+    flip_bit(folder, "thumbnails/bytes", 5)
     with pytest.raises(ClipfakeError, match=r"000002\.h5"):
         Store.open(folder).snapshot().thumbnail(400 - 50)  # the first of the second shard
 
 
-def test_a_store_without_any_manifest_is_put_together_from_its_shards(folder: Path) -> None:
-    true = everything(folder)
+def test_repair_restores_a_store_without_manifests(folder: Path) -> None:
+    true = contents(folder)
     for path in (folder / "snapshots").iterdir():
         path.write_text("{")
     report = repair(folder)
     assert (report.rows, report.lost) == (ROWS - 50, 0)
-    assert everything(folder) == true
+    assert contents(folder) == true
 
 
-def test_what_a_lost_manifest_had_replaced_stays_replaced(folder: Path) -> None:
+def test_rows_replaced_in_a_lost_snapshot_stay_replaced(folder: Path) -> None:
     [first, _] = blocks()
     changed = Rows(**{**vars(first.rows.take(slice(0, 5))), "digests": np.zeros(5, "V16")})
     with Store.open(folder).writer() as writer:
         writer.append(Block(first.space, changed, -first.vectors[:5]))
-    true = everything(folder)
+    true = contents(folder)
     (folder / "snapshots/000004.json").write_text("")
     (folder / "deleted/000001-000004.u4").unlink()
     assert repair(folder).lost == 0
-    assert everything(folder) == true
+    assert contents(folder) == true
 
 
-def test_leftovers_are_noted_and_are_no_damage(folder: Path) -> None:
+def test_leftovers_are_notes_not_damage(folder: Path) -> None:
     (folder / "shards/000009.h5").write_bytes(b"never committed")
     (folder / "shards/000010.h5.7.tmp").touch()
     health = verify(folder)
@@ -247,14 +247,14 @@ def test_leftovers_are_noted_and_are_no_damage(folder: Path) -> None:
     assert [note.path for note in health.notes] == ["shards/000009.h5", "shards/000010.h5.7.tmp"]
 
 
-def test_a_stale_index_is_noted(folder: Path) -> None:
+def test_stale_index_is_a_note(folder: Path) -> None:
     with Store.open(folder).writer() as writer:
         writer.delete(np.arange(ROWS - 50) == 3)
     health = verify(folder)
     assert (health.sound, [note.path for note in health.notes]) == (True, ["indexes/knn-000003"])
 
 
-def test_keys_that_stand_twice_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duplicate_keys_are_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [first, _] = blocks()
     with Store.open(folder).writer() as writer:
         monkeypatch.setattr(writer, "find", lambda keys, hashes: np.full(len(keys), -1))

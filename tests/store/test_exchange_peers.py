@@ -83,7 +83,7 @@ def recall(found: list[list[int]], snapshot: Snapshot) -> float:
     return float(np.mean([len(set(one) & set(two)) / 5 for one, two in zip(found, true.tolist(), strict=True)]))
 
 
-def test_embedding_reader_reads_every_vector_with_its_row(snapshot: Snapshot, exported: Path) -> None:
+def test_embedding_reader_reads_vectors_and_rows(snapshot: Snapshot, exported: Path) -> None:
     read = ran(READER, exported)
     assert read["keys"] == snapshot.column("keys").tolist()
     assert read["labels"] == snapshot.column("labels").tolist()
@@ -94,7 +94,7 @@ def test_autofaiss_finds_the_same_neighbours(snapshot: Snapshot, exported: Path)
     assert recall(ran(AUTOFAISS, exported)["found"], snapshot) > 0.9
 
 
-def test_clip_retrieval_indexes_and_names_the_rows(snapshot: Snapshot, exported: Path) -> None:
+def test_clip_retrieval_indexes_and_names_rows(snapshot: Snapshot, exported: Path) -> None:
     read = ran(CLIP_RETRIEVAL, exported)
     assert recall(read["found"], snapshot) > 0.9
     assert [row["key"] for row in read["rows"]] == snapshot.column("keys")[::90].tolist()

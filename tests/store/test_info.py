@@ -22,7 +22,7 @@ def made(folder: Path) -> Store:
     return store
 
 
-def test_the_figures_of_a_store_add_up(tmp_path: Path) -> None:
+def test_info_adds_up(tmp_path: Path) -> None:
     store = made(tmp_path / "s")
     (tmp_path / "s/heads/default").mkdir(parents=True)
     (tmp_path / "s/heads/default/head.json").write_text('{"snapshot": 1}')
@@ -37,18 +37,18 @@ def test_the_figures_of_a_store_add_up(tmp_path: Path) -> None:
     assert json.loads(json.dumps(report.to_dict()))["space"]["encoder"] == "synthetic"
 
 
-def test_an_empty_store_has_figures_too(tmp_path: Path) -> None:
+def test_info_of_an_empty_store(tmp_path: Path) -> None:
     report = info(Store.create(tmp_path / "s", space(8)))
     assert (report.rows, report.sources, report.categories) == (0, (), 0)
 
 
-def test_the_history_tells_every_snapshot(tmp_path: Path) -> None:
+def test_history_lists_every_snapshot(tmp_path: Path) -> None:
     report = history(made(tmp_path / "s"))
     assert [(s.rows, s.note) for s in report.snapshots] == [(0, "created"), (550, "first")]
 
 
 @given(st.lists(st.sampled_from(["", "cat", "dog", "Zebra", "ä", "日本", "\U0001f600"])), st.sampled_from([1, 3, 100]))
-def test_different_texts_are_counted_as_numpy_counts_them(texts: list[str], piece: int) -> None:
+def test_distinct_agrees_with_numpy(texts: list[str], piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "PIECE_ROWS", piece)
         found, which, counts = records.distinct(records.names(texts))

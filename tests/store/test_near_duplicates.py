@@ -34,9 +34,7 @@ def truth(snapshot: Snapshot, k: int, positions: np.ndarray) -> np.ndarray:
 
 @pytest.mark.parametrize("block_rows", [7, 100, 500, 4096])
 @pytest.mark.parametrize("some", [False, True])
-def test_the_nearest_others_are_those_of_a_plain_product(
-    snapshot: Snapshot, tmp_path: Path, block_rows: int, some: bool
-) -> None:
+def test_neighbours_match_a_matrix_product(snapshot: Snapshot, tmp_path: Path, block_rows: int, some: bool) -> None:
     where = snapshot.column("labels") == 1 if some else None
     positions = np.arange(ROWS) if where is None else np.flatnonzero(where)
     pairs = all_pairs(snapshot, tmp_path / "p", 6, where, block_rows=block_rows)
@@ -50,14 +48,14 @@ def test_the_nearest_others_are_those_of_a_plain_product(
     assert np.allclose(result, pairs.similarity, atol=1e-5)
 
 
-def test_more_neighbours_than_rows_are_said_to_be_missing(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_missing_neighbours_are_marked(snapshot: Snapshot, tmp_path: Path) -> None:
     where = np.arange(ROWS) < 3
     pairs = all_pairs(snapshot, tmp_path / "p", 5, where)
     assert (np.asarray(pairs.rows) >= 0).sum(1).tolist() == [2, 2, 2]
     assert np.isnan(pairs.similarity[:, 2:]).all()
 
 
-def test_a_run_that_was_stopped_goes_on(snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_resumes(snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stopped(Exception):
         pass
 
@@ -76,7 +74,7 @@ def test_a_run_that_was_stopped_goes_on(snapshot: Snapshot, tmp_path: Path, monk
     assert np.array_equal(all_pairs(snapshot, tmp_path / "p", 4).rows, pairs.rows)
 
 
-def test_pairs_of_other_rows_are_not_mixed_in(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_folder_of_other_rows_is_rejected(snapshot: Snapshot, tmp_path: Path) -> None:
     all_pairs(snapshot, tmp_path / "p", 4)
     for other in ({"k": 5}, {"where": np.arange(ROWS) < 9}):
         with pytest.raises(StoreError, match="name another folder"):
@@ -86,7 +84,7 @@ def test_pairs_of_other_rows_are_not_mixed_in(snapshot: Snapshot, tmp_path: Path
         all_pairs(snapshot, tmp_path / "p", 4)
 
 
-def test_a_disk_without_room_is_told_before_any_work(
+def test_full_disk_is_reported_before_any_work(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(handle: int, start: int, size: int) -> None:
@@ -98,7 +96,7 @@ def test_a_disk_without_room_is_told_before_any_work(
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "another"])
-def test_a_damaged_folder_is_named(snapshot: Snapshot, tmp_path: Path, damage: str) -> None:
+def test_damaged_folder_is_reported(snapshot: Snapshot, tmp_path: Path, damage: str) -> None:
     all_pairs(snapshot, tmp_path / "p", 4)
     path = tmp_path / "p/similarity.npy"
     if damage == "missing":
@@ -111,7 +109,7 @@ def test_a_damaged_folder_is_named(snapshot: Snapshot, tmp_path: Path, damage: s
         all_pairs(snapshot, tmp_path / "p", 4)
 
 
-def test_nothing_to_compare_is_said(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_no_rows_to_compare_is_an_error(snapshot: Snapshot, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no rows to compare"):
         all_pairs(snapshot, tmp_path / "p", 4, np.zeros(ROWS, bool))
 
@@ -141,7 +139,7 @@ def test_copies_are_grouped(doubled: Snapshot, tmp_path: Path) -> None:
     assert find_duplicates(doubled, all_pairs(doubled, tmp_path / "p", 3), 1.1).extra == 1  # equal bytes are always one
 
 
-def test_the_command_shows_them(doubled: Snapshot, tmp_path: Path, capsys: Any) -> None:
+def test_duplicates_command(doubled: Snapshot, tmp_path: Path, capsys: Any) -> None:
     from clipfake.cli import main
 
     for words in (["--json"], ["--out", str(tmp_path / "kept")]):
