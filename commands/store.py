@@ -113,7 +113,7 @@ def store_verify_command(store: StoreOption = STORE, as_json: JsonOption = False
 def store_repair_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
     """Remove what is damaged, and nothing else, into the store's quarantine/ folder.
 
-    Earlier snapshots that need a damaged file are set aside too.
+    Earlier snapshots that need a damaged file are moved there too.
 
     clipfake store repair --store mystore
     """

@@ -1,4 +1,4 @@
-"""The real embedding-reader, autofaiss and clip-retrieval read what we export, in an environment of their own."""
+"""embedding-reader, autofaiss and clip-retrieval, installed in an environment of their own, read our exports."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from clipfake.store.store import Store
 PYTHON = Path(__file__).parents[2] / ".peers/bin/python"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON.exists(), reason="their environment is not there; `make peers` installs it"),
+    pytest.mark.skipif(not PYTHON.exists(), reason="their environment is not installed; run `make peers`"),
 ]
 pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
 ROWS, DIM = 3000, 32
@@ -40,7 +40,7 @@ print(json.dumps({"found": index.search(np.load("asked.npy"), 5)[1].tolist()}))
 CLIP_RETRIEVAL = """
 import importlib.util, sys, types
 import numpy as np
-package = types.ModuleType("clip_retrieval")  # without its own __init__, which imports all that it does with images
+package = types.ModuleType("clip_retrieval")  # skips its __init__, which imports the image pipeline
 package.__path__ = importlib.util.find_spec("clip_retrieval").submodule_search_locations
 sys.modules["clip_retrieval"] = package
 from clip_retrieval.clip_index import clip_index
@@ -78,9 +78,9 @@ def ran(code: str, folder: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def recall(found: list[list[int]], snapshot: Snapshot) -> float:
-    true = snapshot.search(snapshot.vectors(slice(0, 2700, 90)), 5, recall=1).rows
-    return float(np.mean([len(set(one) & set(two)) / 5 for one, two in zip(found, true.tolist(), strict=True)]))
+def recall(rows: list[list[int]], snapshot: Snapshot) -> float:
+    exact = snapshot.search(snapshot.vectors(slice(0, 2700, 90)), 5, recall=1).rows
+    return float(np.mean([len(set(ours) & set(theirs)) / 5 for ours, theirs in zip(exact.tolist(), rows, strict=True)]))
 
 
 def test_embedding_reader_reads_vectors_and_rows(snapshot: Snapshot, exported: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a store says of itself adds up."""
+"""The summary and the history of a store."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-def made(folder: Path) -> Store:
+def small_store(folder: Path) -> Store:
     store = Store.create(folder, space(8))
     with store.writer("first") as writer:
         for block in synthetic(600, dim=8, size=200):
@@ -23,7 +23,7 @@ def made(folder: Path) -> Store:
 
 
 def test_info_adds_up(tmp_path: Path) -> None:
-    store = made(tmp_path / "s")
+    store = small_store(tmp_path / "s")
     (tmp_path / "s/heads/default").mkdir(parents=True)
     (tmp_path / "s/heads/default/head.json").write_text('{"snapshot": 1}')
     report = info(store)
@@ -43,7 +43,7 @@ def test_info_of_an_empty_store(tmp_path: Path) -> None:
 
 
 def test_history_lists_every_snapshot(tmp_path: Path) -> None:
-    report = history(made(tmp_path / "s"))
+    report = history(small_store(tmp_path / "s"))
     assert [(s.rows, s.note) for s in report.snapshots] == [(0, "created"), (550, "first")]
 
 
@@ -51,7 +51,7 @@ def test_history_lists_every_snapshot(tmp_path: Path) -> None:
 def test_distinct_agrees_with_numpy(texts: list[str], piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "PIECE_ROWS", piece)
-        found, which, counts = records.distinct(records.names(texts))
+        values, inverse, counts = records.distinct(records.names(texts))
     expected = np.unique(np.array(texts, "U8"), return_inverse=True, return_counts=True)
-    for ours, numpys in zip((found, which, counts), expected, strict=True):
-        assert ours.tolist() == numpys.tolist()
+    for result, expected_result in zip((values, inverse, counts), expected, strict=True):
+        assert result.tolist() == expected_result.tolist()

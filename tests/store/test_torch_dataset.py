@@ -1,4 +1,4 @@
-"""A store as torch's data sets."""
+"""PyTorch data sets of a store."""
 
 import copy
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_blocks_keep_the_row_order(store: Store) -> None:
 
 def test_worker_copy_opens_the_same_snapshot(store: Store, tmp_path: Path) -> None:
     rows = VectorDataset(store.snapshot())
-    copied = copy.copy(rows)  # by __getstate__ and __setstate__, as what goes to torch's workers
+    copied = copy.copy(rows)  # uses __getstate__ and __setstate__, like pickling for a worker
     assert copied.snapshot.number == rows.snapshot.number
     assert copied.snapshot is not rows.snapshot
     assert torch.equal(copied[5][0], rows[5][0])
