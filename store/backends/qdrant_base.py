@@ -102,14 +102,14 @@ class QdrantBackend(SearchBackend):
     def query_filter(self, allowed: BackendFilter) -> Any:
         """Qdrant's form of a filter; None if it selects all points."""
         which, must, must_not = allowed.which, [], []
-        for name, wanted in (
+        for name, values in (
             ("label", [int(label) for label in which.label_numbers]),
             ("source", list(which.source)),
             ("generator", list(which.generator)),
             ("category", list(which.category)),
         ):
-            if wanted:
-                must.append(self._matches_any(name, wanted))
+            if values:
+                must.append(self._matches_any(name, values))
         if which.exclude_source:
             must_not.append(self._matches_any("source", list(which.exclude_source)))
         if allowed.ids is not None:

@@ -283,9 +283,9 @@ def _recall(truth: GroundTruth, candidates: Ordinals, allowed: Mask | None) -> f
 
 
 def _aheads(cells: IvfIndex, queries: Vectors, truth: GroundTruth) -> tuple[float, ...]:
-    few = slice(0, 64)  # each query reads all rows
-    candidates = cells.search(queries[few], min(AHEADS[-1], len(cells)), len(cells))
-    return tuple(_recall(truth[few], candidates[:, : n + 1], None) for n in AHEADS)
+    sample = slice(0, 64)  # each query reads all rows
+    candidates = cells.search(queries[sample], min(AHEADS[-1], len(cells)), len(cells))
+    return tuple(_recall(truth[sample], candidates[:, : n + 1], None) for n in AHEADS)
 
 
 def _write(

@@ -80,7 +80,7 @@ def verify(folder: Path | str) -> VerifyReport:
         rows = newest.rows
         problems += _duplicate_keys(folder, newest) if not problems else []
         notes += _leftovers(folder, manifests)
-        problems += [Damage(path, what) for path, what in damage(folder, manifests).items()]
+        problems += [Damage(path, message) for path, message in damage(folder, manifests).items()]
         for index in folders(folder):
             index_problems, index_notes = _check_index(folder, index, newest)
             problems += index_problems
@@ -140,10 +140,10 @@ def check_shard(folder: Path, manifest: Manifest, part: ShardRef) -> list[Damage
                 Damage(name, f"holds vectors of {header.space}, but the store has {manifest.space}", lost=live_rows)
             ]
         corrupt = [dataset for dataset in header.checksums if dataset != "vectors" and not _is_intact(shard, dataset)]
-        what = f"{', '.join(sorted(corrupt))}: checksum differs"
+        message = f"{', '.join(sorted(corrupt))}: checksum differs"
         if any(dataset.split("/")[0] not in OPTIONAL for dataset in corrupt):
-            return [Damage(name, what, lost=live_rows)]
-        problems = [Damage(name, what)] if corrupt else []
+            return [Damage(name, message, lost=live_rows)]
+        problems = [Damage(name, message)] if corrupt else []
         damaged = shard.damaged_rows()
     except ClipfakeError as e:
         return [Damage(name, str(e), lost=live_rows)]
@@ -196,8 +196,8 @@ def _leftovers(folder: Path, manifests: list[Manifest]) -> list[Damage]:
     leftovers = [path for path in folder.rglob(f"*{TEMPORARY}") if path.parent.name != "quarantine"]
     for subfolder, names in used.items():
         leftovers += [p for p in (folder / subfolder).glob("*") if p.name not in names and p.suffix != TEMPORARY]
-    what = "is left over from an interrupted writer; the next writer removes it"
-    return [Damage(_relative(folder, path), what) for path in sorted(leftovers)]
+    message = "is left over from an interrupted writer; the next writer removes it"
+    return [Damage(_relative(folder, path), message) for path in sorted(leftovers)]
 
 
 def _check_index(folder: Path, index: Path, newest: Manifest) -> tuple[list[Damage], list[Damage]]:
@@ -209,8 +209,8 @@ def _check_index(folder: Path, index: Path, newest: Manifest) -> tuple[list[Dama
         return [Damage(name, str(e))] if index.exists() else [], []  # a newer index may have replaced it meanwhile
     if number == newest.number:
         return [], []
-    what = f"is of snapshot {number}, the store is at {newest.number}: newer rows are searched exactly"
-    return [], [Damage(name, what)]
+    message = f"is of snapshot {number}, the store is at {newest.number}: newer rows are searched exactly"
+    return [], [Damage(name, message)]
 
 
 def _sizes(folder: Path) -> Iterator[int]:
