@@ -63,7 +63,7 @@ MIN_RECALL = 0.985  # for a sample of queries; the target of 0.99 is an average
 SHARES = (1.0, 0.5, 0.1, 0.05, 0.01, 0.002)
 
 
-def filled(folder: Path, rows: int = ROWS, *, seed: int = 0) -> Store:
+def filled_store(folder: Path, rows: int = ROWS, *, seed: int = 0) -> Store:
     store = Store.create(folder, space(DIM))
     with store.writer(rows_per_shard=1000) as writer:
         for block in blocks(rows, seed):
@@ -165,7 +165,7 @@ def no_exact_search_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Store]]:
     """A back end that holds a store, closed and opened again."""
     folder = tmp_path_factory.mktemp("served")
-    store = filled(folder / "s")
+    store = filled_store(folder / "s")
     first = opened(request.param, folder)
     first.fill(store)
     first.close()
@@ -220,7 +220,7 @@ def test_filter_by_key(served: tuple[Any, Store]) -> None:
 
 @pytest.mark.parametrize("kind", BACK_ENDS)
 def test_deleted_and_added_rows_are_followed(kind: str, tmp_path: Path) -> None:
-    back_end, store = opened(kind, tmp_path), filled(tmp_path / "s", 2000)
+    back_end, store = opened(kind, tmp_path), filled_store(tmp_path / "s", 2000)
     back_end.fill(store)
     before = store.snapshot().number
     delete(store, Filter(source=("source-03",)))
@@ -270,7 +270,7 @@ else:
 def test_killed_fill_can_be_resumed(kind: str, after: int, tmp_path: Path) -> None:
     back_end = opened(kind, tmp_path)
     back_end.close()
-    store = Store.create(tmp_path / "s", space(DIM)) if kind == "exact" else filled(tmp_path / "s")
+    store = Store.create(tmp_path / "s", space(DIM)) if kind == "exact" else filled_store(tmp_path / "s")
     path = Path(__file__)
     program = FILL_PROGRAM.format(tests=str(path.parent), module=path.stem, folder=str(tmp_path), kind=kind)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -315,7 +315,7 @@ def edge(tmp_path: Path) -> Iterator[QdrantEdge]:
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return filled(tmp_path_factory.mktemp("small") / "s", 1000)
+    return filled_store(tmp_path_factory.mktemp("small") / "s", 1000)
 
 
 def test_repeated_push_changes_nothing(small: Store, edge: QdrantEdge) -> None:
@@ -368,7 +368,7 @@ def test_arbitrary_large_mask_is_rejected(small: Store, edge: QdrantEdge, monkey
 
 
 def test_stale_back_end_is_rejected(tmp_path: Path, edge: QdrantEdge) -> None:
-    store = filled(tmp_path / "s", 1000)
+    store = filled_store(tmp_path / "s", 1000)
     push(store.snapshot(), edge, FEW_QUERIES)
     delete(store, Filter(key=store.snapshot().column("keys")[:1].tolist()))
     with pytest.raises(StoreError, match=r"1000 rows of snapshot \d+, but this is snapshot \d+ with 999 rows"):
@@ -377,7 +377,7 @@ def test_stale_back_end_is_rejected(tmp_path: Path, edge: QdrantEdge) -> None:
 
 def test_back_end_of_another_store_is_rejected(tmp_path: Path, small: Store, edge: QdrantEdge) -> None:
     push(small.snapshot(), edge, UNMEASURED)
-    other = filled(tmp_path / "other", 1000, seed=5)
+    other = filled_store(tmp_path / "other", 1000, seed=5)
     with pytest.raises(NotAStore, match="another store"):
         push(other.snapshot(), edge)
     assert push(other.snapshot(), edge, PushOptions(queries=0, anew=True)).pushed == 1000
@@ -397,7 +397,7 @@ def test_partial_push_of_another_store_is_rejected(tmp_path: Path, small: Store,
     with pytest.raises(StoreError, match="did not finish"):
         RemoteStore(edge)
     with pytest.raises(NotAStore, match="another store"):
-        push(filled(tmp_path / "other", 1000, seed=5).snapshot(), edge)
+        push(filled_store(tmp_path / "other", 1000, seed=5).snapshot(), edge)
 
 
 def test_back_end_of_another_encoder_is_rejected(tmp_path: Path, small: Store, edge: QdrantEdge) -> None:
@@ -466,7 +466,7 @@ def test_damaged_folder_is_reported(small: Store, tmp_path: Path, edge: QdrantEd
 
 
 def test_poor_graph_is_searched_wider(tmp_path: Path) -> None:
-    store = filled(tmp_path / "s")
+    store = filled_store(tmp_path / "s")
     backend = QdrantEdge(tmp_path / "edge", replace(GRAPH, m=3, ef_construct=4))
     done = push(store.snapshot(), backend)
     assert min(done.recall_unplanned.values()) < 0.97
@@ -516,7 +516,7 @@ def test_plan_survives_json() -> None:
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[QdrantEdge, Snapshot]]:
     folder = tmp_path_factory.mktemp("held")
-    store = filled(folder / "s", 1000)
+    store = filled_store(folder / "s", 1000)
     backend = QdrantEdge(folder / "edge")
     push(store.snapshot(), backend, UNMEASURED)
     yield backend, store.snapshot()
@@ -610,7 +610,7 @@ class Wire:
 def test_server_requests_are_well_formed(tmp_path: Path) -> None:
     wire = Wire()
     backend = QdrantServer("http://qdrant", layout=replace(GRAPH, shards=6, replicas=2), client=wire.client())
-    store = filled(tmp_path / "s", 200)
+    store = filled_store(tmp_path / "s", 200)
     assert push(store.snapshot(), backend, PushOptions(queries=10)).pushed == 200
     calls = [call for call, _ in wire.requests]
     assert calls.count("PUT index") == 5

@@ -276,19 +276,19 @@ def test_label_spellings(value: Any, label: int) -> None:
 def test_export_and_import_commands(snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from clipfake.cli import main
 
-    def ran(*words: object) -> dict[str, Any]:
+    def run_json(*words: object) -> dict[str, Any]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main(["store", *map(str, words), "--json"])
         assert not ended.value.code
         return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
 
-    output = ran("export", "--to", tmp_path / "out", "--label", "fake", "--store", snapshot.folder)
+    output = run_json("export", "--to", tmp_path / "out", "--label", "fake", "--store", snapshot.folder)
     assert output["rows"] == (snapshot.column("labels") == 1).sum()
-    assert ran("import", tmp_path / "out", "--store", tmp_path / "s")["added"] == output["rows"]
+    assert run_json("import", tmp_path / "out", "--store", tmp_path / "s")["added"] == output["rows"]
     foreign(tmp_path / "theirs", who=list("aabbcc"))
     words = ("import", tmp_path / "theirs", "--space", "theirs", "--column", "source=who", "--label", "real")
-    assert ran(*words, "--store", tmp_path / "t")["added"] == 6
+    assert run_json(*words, "--store", tmp_path / "t")["added"] == 6
     assert Store.open(tmp_path / "t").snapshot().rows.labels.tolist() == [0] * 6
 
 
