@@ -113,7 +113,7 @@ def store_verify_command(store: StoreOption = STORE, as_json: JsonOption = False
 def store_repair_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
     """Remove what is damaged, and nothing else, into the store's quarantine/ folder.
 
-    Earlier snapshots that need a damaged file are set aside too.
+    Earlier snapshots that need a damaged file are moved there too.
 
     clipfake store repair --store mystore
     """
@@ -207,11 +207,11 @@ def store_import_command(
     if encoder:
         from ..indexer.encoders.load import load_encoder
 
-        where = load_encoder(encoder).space
+        vector_space = load_encoder(encoder).space
     else:
-        where = foreign_space(space, ImportFolder.open(folder).dim) if space else None  # type: ignore[assignment]
-    meaning = ImportDefaults(source, label_of(label.value), columns)
-    report = import_rows(folder, store, where, meaning, normalise=normalize).to_dict()
+        vector_space = foreign_space(space, ImportFolder.open(folder).dim) if space else None  # type: ignore[assignment]
+    defaults = ImportDefaults(source, label_of(label.value), columns)
+    report = import_rows(folder, store, vector_space, defaults, normalise=normalize).to_dict()
     show(report if as_json else imported(report))
 
 
@@ -331,16 +331,16 @@ def store_push_command(
     clipfake store push --to http://node1:6333 --store mystore
     """
     from ..show.store_tables import pushed
-    from ..store.backends.push import push
+    from ..store.backends.push import PushOptions, push
     from ..store.backends.qdrant import open_backend
-    from ..store.backends.qdrant_protocol import CollectionLayout
+    from ..store.backends.qdrant_base import CollectionLayout
     from ..store.store import Store
 
     layout = CollectionLayout(qdrant_shards, replicas, quantized.value if quantized else "")
     backend = open_backend(to, collection, layout)
     try:
         snapshot = Store.open(store).snapshot()
-        report = push(snapshot, backend, recall=recall, queries=queries, anew=anew).to_dict()
+        report = push(snapshot, backend, PushOptions(recall, queries, anew=anew)).to_dict()
     finally:
         backend.close()
     show(report if as_json else pushed(report))

@@ -3,9 +3,9 @@
     python -m clipfake.benchmarks.store.backends --rows 100000 --threads 1
 
 Made-up vectors of 512 dimensions; needs the extra `qdrant`. Prints a table and writes
-benchmarks/results/store_engine.json. "edge" is the engine with its own defaults, as any program would ask it; "planned"
-is `clipfake.store.backends.remote_search`, which searches as wide as was measured when it was pushed. All times are of
-one run on one machine: the ratios to exact search are what counts.
+benchmarks/results/store_engine.json. "edge" is Qdrant Edge with its own defaults, as other programs use it; "planned"
+is `clipfake.store.backends.remote_search`, which searches with the width measured by the push. All times are from one
+run on one machine: compare the ratios to exact search.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy.typing as npt
 from ...store.backends.base import BackendFilter
 from ...store.backends.push import push
 from ...store.backends.qdrant import open_backend
-from ...store.backends.qdrant_protocol import CollectionLayout, Quantised
+from ...store.backends.qdrant_base import CollectionLayout, QuantizationKind
 from ...store.backends.remote_search import RemoteSearcher, positions_of, remote_searcher
 from ...store.backends.search_plan import fetched
 from ...store.filter import Filter
@@ -91,20 +91,20 @@ def timed(queries: npt.NDArray[np.float32], search: Callable[[npt.NDArray[np.flo
 
 
 def plain(searcher: RemoteSearcher, which: Filter) -> Callable[[npt.NDArray[np.float32]], Matches]:
-    """The engine with its own defaults, and its own similarities."""
+    """Search with the back end's own defaults and similarities."""
 
     def search(queries: npt.NDArray[np.float32]) -> Matches:
-        ids, similarity = searcher.remote.engine.search(queries, K, BackendFilter(which), 0)
+        ids, similarity = searcher.remote.backend.search(queries, K, BackendFilter(which), 0)
         return Matches(positions_of(searcher.snapshot, ids), np.asarray(similarity, np.float32))
 
     return search
 
 
-def name_of(quantised: str) -> str:
-    return " ".join(["edge", *([quantised] if quantised else []), "planned"])
+def name_of(quantization: str) -> str:
+    return " ".join(["edge", *([quantization] if quantization else []), "planned"])
 
 
-def engines(snapshot: Snapshot, edges: Mapping[Any, RemoteSearcher]) -> dict[str, Callable[[Filter], Any]]:
+def searches_of(snapshot: Snapshot, edges: Mapping[Any, RemoteSearcher]) -> dict[str, Callable[[Filter], Any]]:
     """Name -> filter -> search."""
     exact = ExactSearch(snapshot, "cpu", kept_bytes=2**40)
     masks: dict[str, Any] = {}
@@ -130,7 +130,7 @@ def engines(snapshot: Snapshot, edges: Mapping[Any, RemoteSearcher]) -> dict[str
     return made
 
 
-def run(folder: Path, rows: int, threads: int, layouts: list[Quantised]) -> dict[str, Any]:
+def run(folder: Path, rows: int, threads: int, layouts: list[QuantizationKind]) -> dict[str, Any]:
     import faiss
     import torch
 
@@ -144,14 +144,14 @@ def run(folder: Path, rows: int, threads: int, layouts: list[Quantised]) -> dict
     snapshot = store.snapshot()
     halves = len(snapshot) * DIM * 2
     pushes: dict[str, Any] = {}
-    edges: dict[Quantised, RemoteSearcher] = {}
-    for quantised in layouts:
-        place = folder / f"edge-{quantised}"
-        engine = open_backend(place, layout=CollectionLayout(quantised=quantised))
-        report = push(snapshot, engine)
-        edges[quantised] = remote_searcher(snapshot, engine)
-        size = sum(512 * path.stat().st_blocks for path in place.rglob("*"))  # its files are sparse
-        pushes[quantised or "float16"] = {
+    edges: dict[QuantizationKind, RemoteSearcher] = {}
+    for quantization in layouts:
+        folder_of_edge = folder / f"edge-{quantization}"
+        backend = open_backend(folder_of_edge, layout=CollectionLayout(quantization=quantization))
+        report = push(snapshot, backend)
+        edges[quantization] = remote_searcher(snapshot, backend)
+        size = sum(512 * path.stat().st_blocks for path in folder_of_edge.rglob("*"))  # its files are sparse
+        pushes[quantization or "float16"] = {
             "rows_per_second": round(report.pushed / report.seconds["push"]),
             "seconds": report.seconds,
             "files_to_float16": round(size / halves, 2),
@@ -159,7 +159,7 @@ def run(folder: Path, rows: int, threads: int, layouts: list[Quantised]) -> dict
             "recall_unplanned": report.recall_unplanned,
             "margin": report.margin,
         }
-        print(f"{place.name}: {report.pushed} rows in {report.seconds}", flush=True)
+        print(f"{folder_of_edge.name}: {report.pushed} rows in {report.seconds}", flush=True)
     began = time.perf_counter()
     built = build_index(store, "plain")
     index = {"seconds": round(time.perf_counter() - began, 1), "files_to_float16": round(built.bytes / halves, 2)}
@@ -169,7 +169,9 @@ def run(folder: Path, rows: int, threads: int, layouts: list[Quantised]) -> dict
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     table = []
     snapshot = store.snapshot()
-    searches = engines(snapshot, {name: RemoteSearcher(snapshot, queries.remote) for name, queries in edges.items()})
+    searches = searches_of(
+        snapshot, {name: RemoteSearcher(snapshot, queries.remote) for name, queries in edges.items()}
+    )
     for name, which in filters().items():
         count = int(which.mask(snapshot).sum())
         row: dict[str, Any] = {"filter": name, "rows": count, "share": round(count / len(snapshot), 4)}
@@ -179,8 +181,8 @@ def run(folder: Path, rows: int, threads: int, layouts: list[Quantised]) -> dict
         for by in list(searches)[1:]:
             row[by]["recall"] = round(recall(row[by].pop("found"), true), 4)
             row[by]["to_exact"] = round(row[by]["median_ms"] / row["exact"]["median_ms"], 3)
-        for quantised, query_rows in edges.items():
-            row[name_of(quantised)]["candidates"] = query_rows.remote.width(count, fetched(K)) or "all"
+        for quantization, query_rows in edges.items():
+            row[name_of(quantization)]["candidates"] = query_rows.remote.width(count, fetched(K)) or "all"
         table.append(row)
     return {
         "rows": rows,
@@ -214,8 +216,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--threads", type=int, default=1, help="of exact search and FAISS; Edge takes its own choice")
-    parser.add_argument("--layouts", nargs="*", default=["", "int8", "binary"], choices=get_args(Quantised))
-    parser.add_argument("--keep", type=Path, help="make store and engines in this empty folder and leave them there")
+    parser.add_argument("--layouts", nargs="*", default=["", "int8", "binary"], choices=get_args(QuantizationKind))
+    parser.add_argument(
+        "--keep", type=Path, help="create the store and the back ends in this empty folder and keep them"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         output = run(given.keep or Path(scratch), given.rows, given.threads, given.layouts)

@@ -1,4 +1,4 @@
-"""Manifest of a search back end: whose vectors it holds, of which snapshot, and how wide to search."""
+"""Manifest of a search back end: which snapshot it holds, of which encoder, and how wide to search."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .search_plan import SearchPlan
 
 FORMAT = "clipfake-rows"
 VERSION = 1
-CARD = 0  # id of the note that says what the engine holds; note n is the receipt of shard n, rows have ids from 2³² on
+MANIFEST_ID = 0  # id of the manifest's note; note n is the receipt of shard n, and the ids of rows start at 2³²
 
 
 @dataclass(frozen=True)
@@ -26,43 +26,47 @@ class BackendManifest:
     space: Space
     snapshot: int
     rows: int
-    content: str  # digest over the shards and their deleted rows; equal for equal rows
-    complete: bool = False  # False while a push is under way, or after it was killed
+    content: str  # digest of the shards and their deleted rows; equal for equal rows
+    complete: bool = False  # False during a push, and after one that was interrupted
     plan: SearchPlan = field(default_factory=SearchPlan)
-    recall: dict[str, float] = field(default_factory=dict)  # filter -> recall@10 when it was pushed
+    recall: dict[str, float] = field(default_factory=dict)  # filter -> recall@10 measured by the push
 
     def to_dict(self) -> dict[str, Any]:
         return {"format": FORMAT, "version": VERSION, **asdict(self)}
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> BackendManifest:
-        given = {f.name: content[f.name] for f in fields(cls)}
-        return cls(
-            **{**given, "space": Space.from_dict(content["space"]), "plan": SearchPlan.from_dict(content["plan"])}
-        )
+        values = {f.name: content[f.name] for f in fields(cls)}
+        space, plan = Space.from_dict(content["space"]), SearchPlan.from_dict(content["plan"])
+        return cls(**{**values, "space": space, "plan": plan})
 
 
-def content_of(parts: Sequence[ShardRef]) -> str:
-    """The digest of which rows these are."""
-    return checksum(json.dumps([(p.name, p.header, p.deleted_digest) for p in parts]).encode())
+def content_of(shards: Sequence[ShardRef]) -> str:
+    """Digest of the rows of these shards."""
+    return checksum(json.dumps([(shard.name, shard.header, shard.deleted_digest) for shard in shards]).encode())
 
 
-def read_backend_manifest(engine: SearchBackend) -> BackendManifest:
+def read_backend_manifest(backend: SearchBackend) -> BackendManifest:
     """Read the manifest of a search back end.
 
     Raises
     ------
     NoStore
-        There is nothing.
+        The collection or folder does not exist.
     NotAStore
-        There is something that clipfake did not put there, or another release did.
+        It was not written by clipfake, or by another release.
     """
-    if not engine.there():
-        raise NoStore(f"there is nothing at {engine.name}; fill it with `clipfake store push`")
-    content = engine.rows([CARD]).get(CARD)
+    if not backend.exists():
+        raise NoStore(f"{backend.name} does not exist; fill it with `clipfake store push`")
+    content = backend.payloads([MANIFEST_ID]).get(MANIFEST_ID)
     try:
         if content is None or (content["format"], content["version"]) != (FORMAT, VERSION):
-            raise NotAStore(f"{engine.name} was not filled by this release of clipfake; name another place")
+            raise NotAStore(
+                f"{backend.name} was not filled by this release of clipfake; name another collection or folder"
+            )
         return BackendManifest.from_dict(content)
     except (KeyError, TypeError, ValueError) as e:
-        raise NotAStore(f"{engine.name} says what it holds in a way this release cannot read ({e!r})") from e
+        raise NotAStore(
+            f"{backend.name} has a manifest that this release cannot read ({e!r}); name another collection or folder, "
+            f"or delete its contents with `clipfake store push --anew`"
+        ) from e

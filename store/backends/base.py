@@ -1,7 +1,7 @@
-"""Interface of a search back end beyond this process. qdrant.py has two of them.
+"""Interface of a search back end beyond this process. The implementations are in qdrant_edge.py and qdrant_server.py.
 
-The shards stay the source of truth; an engine's rows can be thrown away and pushed again (push.py). It is asked
-through remote.py, as wide as plan.py says, and says itself what it holds (card.py).
+The shards remain the source of truth: a back end's rows can be deleted and pushed again (push.py). remote_search.py
+searches it, with the width from search_plan.py; backend_manifest.py reads what it holds.
 """
 
 from __future__ import annotations
@@ -19,68 +19,64 @@ from ..space import Space
 class BackendFilter:
     """Rows that a search back end may return."""
 
-    which: Filter  # of label, source, generator and category; its keys are told as ids
+    which: Filter  # by label, source, generator and category; keys are passed as `ids`
     ids: tuple[int, ...] | None = None
 
 
 class SearchBackend(Protocol):
-    """Interface of a search back end. A row's id is its id in the store; notes are points without a vector."""
+    """Interface of a search back end. A row keeps its id of the store; notes are points without a vector."""
 
     @property
     def name(self) -> str:
-        """Place of the back end, for messages."""
-        ...
+        """Kind and location of the back end, for messages."""
 
-    def there(self) -> bool:
-        """True if there is anything at that place."""
-        ...
+    def exists(self) -> bool:
+        """True if the collection or folder exists."""
 
     def create(self, space: Space) -> None:
-        """Make what is missing: the place, and its indexes of labels, sources, … before the first vector."""
-        ...
+        """Create what is missing: the collection, and the indexes of its fields before the first vector."""
 
     def remove(self) -> None:
-        """Drop everything at that place."""
-        ...
+        """Delete the collection or folder with all rows and notes."""
 
-    def note(self, id: int, text: dict[str, Any]) -> None:  # noqa: A002
-        """Write a note. Whoever finds it finds what was put before it."""
-        ...
+    def write_note(self, note_id: int, content: dict[str, Any]) -> None:
+        """Write a note. A reader that sees it also sees everything written before it."""
 
     def put(self, ids: Ids, vectors: Vectors, payloads: Sequence[dict[str, Any]]) -> None:
-        """Rows in; writing a row again changes nothing."""
-        ...
+        """Write rows; writing a row again changes nothing."""
 
     def drop(self, ids: Sequence[int]) -> None:
-        """Rows or notes out; ids that are not there are passed over."""
-        ...
+        """Delete rows or notes; unknown ids are ignored."""
 
     def drop_shard(self, number: int) -> None:
         """Delete all rows of one shard."""
-        ...
 
     def ids_of(self, number: int) -> Ids:
-        """The rows of one shard that are there, ascending."""
-        ...
+        """(n,) ids of the rows of one shard that the back end holds, ascending."""
 
     def counts(self) -> dict[int, int]:
-        """shard number -> rows that are there, exactly."""
-        ...
+        """Shard number -> exact number of rows that the back end holds."""
 
     def count(self, allowed: BackendFilter) -> int:
-        """Points that are allowed: notes too, unless something is required of them."""
-        ...
+        """Count the allowed points. Notes have no fields, so an empty or an exclude-only filter counts them too."""
 
     def search(self, queries: Vectors, k: int, allowed: BackendFilter, width: int | None) -> tuple[Ids, Vectors]:
-        """(queries, k) ids, -1 for none, and similarities; `width` candidates, 0 the engine's own, None exactly."""
-        ...
+        """Search the k nearest rows of each query.
 
-    def rows(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """Return the payloads of these rows (key, label, source, …) or notes, as far as they exist."""
-        ...
+        Parameters
+        ----------
+        width : candidates that the search keeps; 0 for the back end's default, None to search exactly
 
-    def settle(self) -> None:
-        """Build the indexes and wait until they are there."""
-        ...
+        Returns
+        -------
+        ids : (queries, k), -1 where there is no row
+        similarity : (queries, k), NaN where there is no row
+        """
+
+    def payloads(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
+        """Id -> payload of these rows (key, label, source, …) or notes; unknown ids are left out."""
+
+    def build_indexes(self) -> None:
+        """Build the indexes and wait until they are complete."""
 
     def close(self) -> None: ...

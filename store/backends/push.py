@@ -1,4 +1,4 @@
-"""A snapshot brought into an engine: rows that are missing in, rows that are gone out, and the recall measured."""
+"""Copy a snapshot to a search back end: add missing rows, delete those that are gone, and measure the recall."""
 
 from __future__ import annotations
 
@@ -15,13 +15,22 @@ from ..manifest import ShardRef
 from ..records import Block, Ids
 from ..snapshot import Snapshot
 from ..tombstones import read_tombstones
-from .backend_manifest import CARD, BackendManifest, content_of, read_backend_manifest
+from .backend_manifest import MANIFEST_ID, BackendManifest, content_of, read_backend_manifest
 from .base import BackendFilter, SearchBackend
 from .recall import RecallMeasurement
 
-BATCH_ROWS = 1024  # pushed at a time
-UNDER_WAY = -1  # instead of the number of rows, in a shard's receipt
-QUERIES = 100  # of the store's own vectors, half to plan with and half to check the plan
+BATCH_ROWS = 1024  # rows per write
+UNFINISHED = -1  # number of rows in the receipt of a shard that is being written
+
+
+@dataclass(frozen=True)
+class PushOptions:
+    """Options of `push`."""
+
+    recall: float = 0.99  # recall@10 for which the search plan is widened
+    queries: int = 100  # of the store's own vectors: half make the plan, half check it; 0 searches exactly instead
+    seed: int = 0  # of the choice of queries and filters
+    anew: bool = False  # delete the contents of the back end first
 
 
 @dataclass(frozen=True)
@@ -30,142 +39,131 @@ class PushReport:
 
     to: str
     snapshot: int
-    rows: int  # of the snapshot; as many are in the engine at the end
+    rows: int  # of the snapshot, and of the back end at the end
     pushed: int = 0
-    kept: int = 0  # were there already
-    dropped: int = 0  # were there and are not in the snapshot
-    recall: dict[str, float] = field(default_factory=dict)  # filter -> recall@10 against exact search, as planned
-    recall_unplanned: dict[str, float] = field(default_factory=dict)  # the same with the engine's own defaults
-    queries: int = 0  # that recall was measured with
-    margin: int = 0  # steps that the plan had to be widened by; beyond the last, all is searched exactly
+    kept: int = 0  # in the back end before
+    dropped: int = 0  # deleted from the back end because the snapshot does not have them
+    recall: dict[str, float] = field(default_factory=dict)  # filter -> recall@10 against exact search, with the plan
+    recall_unplanned: dict[str, float] = field(default_factory=dict)  # the same with the back end's defaults
+    queries: int = 0  # used to measure recall
+    margin: int = 0  # steps by which the plan had to be widened; after the last one every search is exact
     seconds: dict[str, float] = field(default_factory=dict)  # push, index, check
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-Progress = Callable[[PushReport], None]
+PushProgress = Callable[[PushReport], None]
 
 
 def push(
     snapshot: Snapshot,
-    engine: SearchBackend,
-    *,
-    recall: float = 0.99,
-    queries: int = QUERIES,
-    seed: int = 0,
-    anew: bool = False,
-    progress: Progress | None = None,
+    backend: SearchBackend,
+    options: PushOptions = PushOptions(),
+    on_progress: PushProgress | None = None,
 ) -> PushReport:
-    """Bring an engine to this snapshot: rows that are missing in, rows that are gone out; then count and ask it.
+    """Bring a back end to this snapshot: add and delete rows, verify their number, and measure the recall.
 
-    Killed at any moment, the same call goes on from what is there. Until it has ended well `ask` refuses the engine.
-
-    Parameters
-    ----------
-    recall
-        What the plan is widened for until it is reached.
-    queries
-        To measure with; 0 measures nothing, and every search is exact then.
-    anew
-        Drop what is there first.
+    A push that was interrupted continues when called again. Until it has finished, the back end cannot be searched.
 
     Raises
     ------
     SpaceMismatch, NotAStore
-        What is there is of another encoder, another store, or not of clipfake.
+        The back end holds vectors of another encoder, rows of another store, or data of another program.
     Damaged
-        The engine does not hold what was pushed.
+        The back end does not hold what was pushed.
     """
-    clock: dict[str, float] = {}
-    if anew and engine.there():
-        engine.remove()
-    report = PushReport(engine.name, snapshot.number, len(snapshot))
-    parts = snapshot.manifest.parts
-    began = time.monotonic()
-    before = _begin(snapshot, engine)
-    for so_far in _filled(snapshot, engine, before, report):
-        report = so_far
-        if progress:
-            progress(replace(report, seconds={"push": round(time.monotonic() - began, 2)}))
-    clock["push"] = time.monotonic() - began
-    engine.settle()
-    clock["index"] = time.monotonic() - began - clock["push"]
-    _require_counts(parts, engine)
-    measured = RecallMeasurement(snapshot, engine, queries, seed)
-    plan, found = measured.planned(recall)
-    clock["check"] = time.monotonic() - began - sum(clock.values())
-    card = BackendManifest(snapshot.space, snapshot.number, len(snapshot), content_of(parts), True, plan, found)
-    engine.note(CARD, card.to_dict())
+    if options.anew and backend.exists():
+        backend.remove()
+    report = PushReport(backend.name, snapshot.number, len(snapshot))
+    started = time.monotonic()
+    receipts = _prepare(snapshot, backend)
+    for updated in _copy(snapshot, backend, receipts, report):
+        report = updated
+        if on_progress:
+            on_progress(replace(report, seconds={"push": round(time.monotonic() - started, 2)}))
+    pushed = time.monotonic()
+    backend.build_indexes()
+    indexed = time.monotonic()
+    shards = snapshot.manifest.parts
+    _require_counts(shards, backend)
+    measurement = RecallMeasurement(snapshot, backend, options.queries, options.seed)
+    plan, recall = measurement.planned(options.recall)
+    seconds = {"push": pushed - started, "index": indexed - pushed, "check": time.monotonic() - indexed}
+    manifest = BackendManifest(
+        snapshot.space, snapshot.number, len(snapshot), content_of(shards), complete=True, plan=plan, recall=recall
+    )
+    backend.write_note(MANIFEST_ID, manifest.to_dict())
     report = replace(
         report,
-        recall=found,
-        recall_unplanned=measured.unplanned,
-        queries=measured.count,
+        recall=recall,
+        recall_unplanned=measurement.unplanned,
+        queries=measurement.count,
         margin=plan.margin,
-        seconds={name: round(seconds, 2) for name, seconds in clock.items()},
+        seconds={name: round(duration, 2) for name, duration in seconds.items()},
     )
-    if progress:
-        progress(report)
+    if on_progress:
+        on_progress(report)
     return report
 
 
-def _begin(snapshot: Snapshot, engine: SearchBackend) -> dict[int, dict[str, Any]]:
-    """Make the place ready and note that it is being filled; returns the receipts of shards that are there."""
-    parts = snapshot.manifest.parts
-    begun = BackendManifest(snapshot.space, snapshot.number, len(snapshot), content_of(parts))
-    if engine.there():
+def _prepare(snapshot: Snapshot, backend: SearchBackend) -> dict[int, dict[str, Any]]:
+    """Create the collection, mark it as incomplete, and return the receipts of the shards it holds."""
+    shards = snapshot.manifest.parts
+    if backend.exists():
         try:
-            snapshot.space.require(read_backend_manifest(engine).space, engine.name)
+            snapshot.space.require(read_backend_manifest(backend).space, backend.name)
         except NotAStore:
-            if engine.count(BackendFilter(Filter())):  # nothing is in what was killed before it was noted what it is
+            if backend.count(BackendFilter(Filter())):  # an empty one is a push that was killed before its manifest
                 raise
-    engine.create(snapshot.space)
-    receipts = engine.rows(sorted(engine.counts().keys() | {part.number for part in parts}))
-    headers = {part.number: part.header for part in parts}
-    both = receipts.keys() & headers.keys()
-    if any(receipts[n]["header"] != headers[n] for n in both) or (receipts and parts and not both):
+    backend.create(snapshot.space)
+    receipts = backend.payloads(sorted(backend.counts().keys() | {shard.number for shard in shards}))
+    headers = {shard.number: shard.header for shard in shards}
+    shared = receipts.keys() & headers.keys()
+    if any(receipts[n]["header"] != headers[n] for n in shared) or (receipts and shards and not shared):
         raise NotAStore(
-            f"{engine.name} holds rows of another store, or of this one before `compact`; name another place, "
-            f"or drop what is there with `clipfake store push --anew`"
+            f"{backend.name} holds rows of another store, or of this store before `compact`; name another collection "
+            f"or folder, or delete its contents with `clipfake store push --anew`"
         )
-    engine.note(CARD, begun.to_dict())
+    manifest = BackendManifest(snapshot.space, snapshot.number, len(snapshot), content_of(shards))
+    backend.write_note(MANIFEST_ID, manifest.to_dict())
     return receipts
 
 
-def _filled(
-    snapshot: Snapshot, engine: SearchBackend, receipts: dict[int, dict[str, Any]], report: PushReport
+def _copy(
+    snapshot: Snapshot, backend: SearchBackend, receipts: dict[int, dict[str, Any]], report: PushReport
 ) -> Iterator[PushReport]:
-    """Shard by shard: a shard with a receipt and the right count is not looked at again."""
-    counts, start = engine.counts(), 0
-    parts = snapshot.manifest.parts
-    for number in sorted((counts.keys() | receipts.keys()) - {part.number for part in parts}):
-        engine.drop_shard(number)
-        engine.drop([number])
+    """Copy shard by shard and yield the report after each step. A shard whose receipt and count match is skipped."""
+    counts, start = backend.counts(), 0
+    shards = snapshot.manifest.parts
+    for number in sorted((counts.keys() | receipts.keys()) - {shard.number for shard in shards}):
+        backend.drop_shard(number)
+        backend.drop([number])
         report = replace(report, dropped=report.dropped + counts.get(number, 0))
         yield report
-    for part in parts:
-        alive = part.rows - part.deleted_rows
-        receipt = {"header": part.header, "deleted": part.deleted_digest, "rows": alive}
-        if receipts.get(part.number) == receipt and counts.get(part.number, 0) == alive:
-            report = replace(report, kept=report.kept + alive)
+    for shard in shards:
+        live_rows = shard.rows - shard.deleted_rows
+        receipt = {"header": shard.header, "deleted": shard.deleted_digest, "rows": live_rows}
+        if receipts.get(shard.number) == receipt and counts.get(shard.number, 0) == live_rows:
+            report = replace(report, kept=report.kept + live_rows)
         else:
-            ids = _ids_of(snapshot, part)
-            there = engine.ids_of(part.number) if counts.get(part.number) else np.zeros(0, np.int64)
-            gone = np.setdiff1d(there, ids)
-            if len(gone):
-                engine.drop(gone.tolist())
-            missing = np.flatnonzero(~np.isin(ids, there))
-            report = replace(report, kept=report.kept + alive - len(missing), dropped=report.dropped + len(gone))
-            # first whose rows these are, should the next shard of that number be another store's
-            engine.note(part.number, {**receipt, "rows": UNDER_WAY})
+            ids = _live_ids(snapshot, shard)
+            present = backend.ids_of(shard.number) if counts.get(shard.number) else np.zeros(0, np.int64)
+            stale = np.setdiff1d(present, ids)
+            if len(stale):
+                backend.drop(stale.tolist())
+            missing = np.flatnonzero(~np.isin(ids, present))
+            report = replace(report, kept=report.kept + live_rows - len(missing), dropped=report.dropped + len(stale))
+            # written before the rows, so that a later push can tell whose they are if this one is killed
+            backend.write_note(shard.number, {**receipt, "rows": UNFINISHED})
             blocks = snapshot.blocks(BATCH_ROWS, where=start + missing) if len(missing) else iter(())
-            for at, block in zip(range(0, len(missing), BATCH_ROWS), blocks, strict=True):
-                engine.put(ids[missing[at : at + BATCH_ROWS]], block.vectors, payloads_of(block, part.number))
+            for first, block in zip(range(0, len(missing), BATCH_ROWS), blocks, strict=True):
+                batch_ids = ids[missing[first : first + BATCH_ROWS]]
+                backend.put(batch_ids, block.vectors, payloads_of(block, shard.number))
                 report = replace(report, pushed=report.pushed + len(block))
                 yield report
-            engine.note(part.number, receipt)
-        start += alive
+            backend.write_note(shard.number, receipt)
+        start += live_rows
         yield report
 
 
@@ -175,25 +173,25 @@ def payloads_of(block: Block, shard: int) -> list[dict[str, Any]]:
     columns = (rows.keys, rows.labels, rows.sources, rows.generators, rows.categories)
     names = ("key", "label", "source", "generator", "category")
     return [
-        {**dict(zip(names, one, strict=True)), "shard": shard}
-        for one in zip(*(column.tolist() for column in columns), strict=True)
+        {**dict(zip(names, values, strict=True)), "shard": shard}
+        for values in zip(*(column.tolist() for column in columns), strict=True)
     ]
 
 
-def _ids_of(snapshot: Snapshot, part: ShardRef) -> Ids:
-    """The live rows of a shard; for one shard at a time, as ids of all would be eight bytes a row."""
-    rows = np.arange(part.rows, dtype=np.int64)
-    if part.deleted:
-        rows = np.delete(rows, read_tombstones(snapshot.folder, part))
-    return (part.number << 32) + rows
+def _live_ids(snapshot: Snapshot, shard: ShardRef) -> Ids:
+    """Ids of a shard's live rows. Computed per shard, since the ids of a whole store take eight bytes a row."""
+    rows = np.arange(shard.rows, dtype=np.int64)
+    if shard.deleted:
+        rows = np.delete(rows, read_tombstones(snapshot.folder, shard))
+    return (shard.number << 32) + rows
 
 
-def _require_counts(parts: Sequence[ShardRef], engine: SearchBackend) -> None:
-    wanted = {part.number: part.rows - part.deleted_rows for part in parts}
-    there = engine.counts()
-    for number in sorted(wanted.keys() | there.keys()):
-        if wanted.get(number, 0) != there.get(number, 0):
+def _require_counts(shards: Sequence[ShardRef], backend: SearchBackend) -> None:
+    expected = {shard.number: shard.rows - shard.deleted_rows for shard in shards}
+    counts = backend.counts()
+    for number in sorted(expected.keys() | counts.keys()):
+        if expected.get(number, 0) != counts.get(number, 0):
             raise Damaged(
-                f"{engine.name} holds {there.get(number, 0)} rows of shard {number} after the push instead of "
-                f"{wanted.get(number, 0)}; is another process writing to it? Run `clipfake store push` again"
+                f"{backend.name} holds {counts.get(number, 0)} rows of shard {number} after the push instead of "
+                f"{expected.get(number, 0)}; is another process writing to it? Run `clipfake store push` again"
             )

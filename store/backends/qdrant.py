@@ -1,4 +1,4 @@
-"""Qdrant as an engine: a server or cluster by its URL, or Qdrant Edge, the same engine in this process, in a folder."""
+"""Open Qdrant as a search back end: a server or cluster by its URL, or Qdrant Edge in this process, in a folder."""
 
 from __future__ import annotations
 
@@ -6,32 +6,35 @@ from pathlib import Path
 
 from ...errors import StoreError
 from .base import SearchBackend
+from .qdrant_base import CollectionLayout
 from .qdrant_edge import QdrantEdge
-from .qdrant_protocol import CollectionLayout
 from .qdrant_server import COLLECTION, TIMEOUT, QdrantServer
 
 
 def open_backend(
-    place: str | Path,
+    location: str | Path,
     collection: str = COLLECTION,
     layout: CollectionLayout = CollectionLayout(),
     timeout: float | None = None,
 ) -> SearchBackend:
-    """A server for an URL (`http://host:6333`), Qdrant Edge for a folder. Close it when done.
+    """Open a server for a URL (`http://host:6333`), Qdrant Edge for a folder. Close it after use.
 
     Parameters
     ----------
-    timeout : seconds that one request to a server may take, two minutes for None
+    location : URL of a server, or folder
+    collection : name of the collection on a server
+    layout : layout of a new collection
+    timeout : seconds that one request to a server may take (default: 120)
 
     Raises
     ------
     MissingExtra
         The extra `qdrant` is not installed.
     StoreError
-        The place is neither.
+        The location is neither a URL of http or https nor a folder.
     """
-    if str(place).startswith(("http://", "https://")):
-        return QdrantServer(str(place), collection, layout, timeout=timeout or TIMEOUT)
-    if "://" in str(place):
-        raise StoreError(f"{place} is neither http://, https:// nor a folder")
-    return QdrantEdge(Path(place), layout)
+    if str(location).startswith(("http://", "https://")):
+        return QdrantServer(str(location), collection, layout, timeout=timeout or TIMEOUT)
+    if "://" in str(location):
+        raise StoreError(f"{location} is neither an http:// or https:// URL nor a folder")
+    return QdrantEdge(Path(location), layout)

@@ -1,162 +1,72 @@
-"""Qdrant Edge as an engine: Qdrant in this process, in a folder."""
+"""Qdrant Edge as a search back end: Qdrant in this process, in a folder."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from ...errors import BackendDamaged, Locked, MissingExtra, NotAStore, StoreError
 from ..records import Ids, Vectors
 from ..space import Space
 from .base import BackendFilter
-from .qdrant_protocol import (
-    NUMBERS,
-    QUERIES_AT_ONCE,
-    SCROLLED,
-    SHARDS,
-    VECTOR,
-    WORDS,
-    CollectionLayout,
-    as_arrays,
-    conditions,
-    counted,
-    every_id,
-    of_shard,
-    parameters,
-    payloads,
-)
+from .qdrant_base import IDS_PER_PAGE, INTEGER_FIELDS, MAX_SHARDS, VECTOR, CollectionLayout, QdrantBackend
 
 
-class QdrantEdge:
-    """A Qdrant Edge shard in a folder. One process at a time may have it open."""
+class QdrantEdge(QdrantBackend):
+    """A Qdrant Edge shard in a folder. Only one process at a time can have it open."""
 
     def __init__(self, folder: Path, layout: CollectionLayout = CollectionLayout()) -> None:
         try:
             import qdrant_edge
         except ImportError as e:
             raise MissingExtra("Qdrant Edge", "qdrant") from e
-        self._q: Any = qdrant_edge
-        self._folder, self._layout = folder, layout
+        super().__init__(qdrant_edge, layout, (Exception,))  # its errors have no type of their own
+        self._folder = folder
         self._shard: Any = None
-        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not self._config.exists())):
-            raise NotAStore(f"{folder} is there already and is no Qdrant Edge shard; name an empty or new folder")
+        if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not self.exists())):
+            raise NotAStore(f"{folder} exists and is not a Qdrant Edge shard; name an empty or new folder")
 
     @property
     def name(self) -> str:
         return f"the Qdrant Edge folder {self._folder}"
 
-    @property
-    def _config(self) -> Path:
-        return self._folder / "edge_config.json"
-
-    def there(self) -> bool:
-        return self._config.exists()
+    def exists(self) -> bool:
+        return (self._folder / "edge_config.json").exists()
 
     def create(self, space: Space) -> None:
-        q = self._q
-        if not self.there():
-            whole = self._layout.quantised == ""
-            params = q.EdgeVectorParams(
-                size=space.dim,
-                distance=q.Distance.Dot,
-                datatype=q.VectorStorageDatatype.Float16,
-                memory=q.Memory.Cached if whole else q.Memory.Cold,
-                quantization_config=self._quantisation(),
-            )
-            # one segment: two halves of a graph take longer to search than the whole
-            layout = self._layout
-            config = q.EdgeConfig(
-                vectors={VECTOR: params},
-                hnsw_config=q.HnswIndexConfig(layout.edges, layout.care, layout.plain_kb, memory=q.Memory.Cached),
-                optimizers=q.EdgeOptimizersConfig(default_segment_number=1, indexing_threshold=layout.plain_kb),
-            )
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with self._told():
-                self._shard = q.EdgeShard.create(str(self._folder), config)
-        known = self._open().info().payload_schema
-        for names, kind in ((NUMBERS, q.PayloadSchemaType.Integer), (WORDS, q.PayloadSchemaType.Keyword)):
-            for name in names:
-                if name not in known:
-                    self._update(q.UpdateOperation.create_field_index(name, kind))
-
-    def _quantisation(self) -> Any:
-        q = self._q
-        if self._layout.quantised == "int8":
-            return q.ScalarQuantizationConfig(type=q.ScalarType.Int8, memory=q.Memory.Pinned)
-        if self._layout.quantised == "binary":
-            return q.BinaryQuantizationConfig(memory=q.Memory.Pinned)
-        return None
+        self._folder.mkdir(parents=True, exist_ok=True)
+        super().create(space)
 
     def remove(self) -> None:
         self.close()
         shutil.rmtree(self._folder)
 
-    def note(self, id: int, text: dict[str, Any]) -> None:  # noqa: A002
-        self._update(self._q.UpdateOperation.upsert_points([self._q.Point(id, {}, text)]))  # its log keeps the order
+    def write_note(self, note_id: int, content: dict[str, Any]) -> None:
+        self._update(self._models.UpdateOperation.upsert_points([self._models.Point(note_id, {}, content)]))
 
     def put(self, ids: Ids, vectors: Vectors, payloads: Sequence[dict[str, Any]]) -> None:
-        rows = np.ascontiguousarray(vectors, np.float32)
-        points = [
-            self._q.Point(one, {VECTOR: vector}, payload)
-            for one, vector, payload in zip(ids.tolist(), rows, payloads, strict=True)
-        ]
-        self._update(self._q.UpdateOperation.upsert_points(points))
+        rows = zip(ids.tolist(), np.ascontiguousarray(vectors, np.float32), payloads, strict=True)
+        points = [self._models.Point(row_id, {VECTOR: vector}, payload) for row_id, vector, payload in rows]
+        self._update(self._models.UpdateOperation.upsert_points(points))
 
     def drop(self, ids: Sequence[int]) -> None:
-        self._update(self._q.UpdateOperation.delete_points(list(ids)))
+        self._update(self._models.UpdateOperation.delete_points(list(ids)))
 
     def drop_shard(self, number: int) -> None:
-        self._update(self._q.UpdateOperation.delete_points_by_filter(of_shard(self._q, number)))
-
-    def ids_of(self, number: int) -> Ids:
-        def page(at: Any) -> Any:
-            request = self._q.ScrollRequest(
-                offset=at, limit=SCROLLED, filter=of_shard(self._q, number), with_payload=False, with_vector=False
-            )
-            with self._told():
-                return self._open().scroll(request)
-
-        return every_id(page)
-
-    def counts(self) -> dict[int, int]:
-        with self._told():
-            return counted(self._open().facet(self._q.FacetRequest("shard", limit=SHARDS, exact=True)).hits)
+        self._update(self._models.UpdateOperation.delete_points_by_filter(self._shard_filter(number)))
 
     def count(self, allowed: BackendFilter) -> int:
-        with self._told():
-            return int(self._open().count(self._q.CountRequest(exact=True, filter=conditions(self._q, allowed))))
+        with self._translated_errors():
+            request = self._models.CountRequest(exact=True, filter=self.query_filter(allowed))
+            return int(self._open().count(request))
 
-    def search(self, queries: Vectors, k: int, allowed: BackendFilter, width: int | None) -> tuple[Ids, Vectors]:
-        q = self._q
-        params, which = parameters(q, width, k, self._layout), conditions(q, allowed)
-        answers: list[Any] = []
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            requests = [
-                q.QueryRequest(
-                    limit=k,
-                    query=q.Query.Nearest(np.ascontiguousarray(query, np.float32), using=VECTOR),
-                    filter=which,
-                    params=params,
-                    with_payload=False,
-                    with_vector=False,
-                )
-                for query in queries[start : start + QUERIES_AT_ONCE]
-            ]
-            with self._told():
-                answers += self._open().query_batch(q.QueryBatchRequest(requests))
-        return as_arrays(answers, k)
-
-    def rows(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-        with self._told():
-            return payloads(self._open().retrieve(list(ids), True, False))
-
-    def settle(self) -> None:
-        with self._told():
+    def build_indexes(self) -> None:
+        with self._translated_errors():
             self._open().flush()
             self._open().optimize()
             self._open().flush()
@@ -168,24 +78,67 @@ class QdrantEdge:
 
     def _open(self) -> Any:
         if self._shard is None:
-            with self._told():
-                self._shard = self._q.EdgeShard.load(str(self._folder))
+            self._shard = self._models.EdgeShard.load(str(self._folder))
         return self._shard
 
     def _update(self, operation: Any) -> None:
-        with self._told():
-            self._open().update(operation)
+        with self._translated_errors():
+            self._open().update(operation)  # the shard's write-ahead log keeps the order
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Translate its errors, which have no type: all come as Exception."""
-        try:
-            yield
-        except StoreError:
-            raise
-        except Exception as e:
-            if "WAL" in str(e) and "WouldBlock" in str(e):
-                raise Locked(f"{self.name} is open in another process; try again when it has ended") from e
-            raise BackendDamaged(
-                f"{self.name} fails ({str(e)[:200]}); delete the folder and run `clipfake store push` again"
-            ) from e
+    def _translated(self, error: Exception) -> StoreError:
+        if "WAL" in str(error) and "WouldBlock" in str(error):
+            return Locked(f"{self.name} is open in another process; try again when that process has ended")
+        return BackendDamaged(
+            f"{self.name} cannot be used ({str(error)[:200]}); delete the folder and run `clipfake store push` again"
+        )
+
+    def _create_collection(self, space: Space) -> None:
+        q, layout = self._models, self._layout
+        quantization = {
+            "": None,
+            "int8": q.ScalarQuantizationConfig(type=q.ScalarType.Int8, memory=q.Memory.Pinned),
+            "binary": q.BinaryQuantizationConfig(memory=q.Memory.Pinned),
+        }[layout.quantization]
+        params = q.EdgeVectorParams(
+            size=space.dim,
+            distance=q.Distance.Dot,
+            datatype=q.VectorStorageDatatype.Float16,
+            memory=q.Memory.Cold if layout.quantization else q.Memory.Cached,
+            quantization_config=quantization,
+        )
+        threshold = layout.indexing_threshold
+        config = q.EdgeConfig(
+            vectors={VECTOR: params},
+            hnsw_config=q.HnswIndexConfig(layout.m, layout.ef_construct, threshold, memory=q.Memory.Cached),
+            # one segment: two graphs of half the rows take longer to search than one
+            optimizers=q.EdgeOptimizersConfig(default_segment_number=1, indexing_threshold=threshold),
+        )
+        self._shard = q.EdgeShard.create(str(self._folder), config)
+
+    def _indexed_fields(self) -> Sequence[str]:
+        return list(self._open().info().payload_schema)
+
+    def _create_field_index(self, name: str) -> None:
+        kinds = self._models.PayloadSchemaType
+        kind = kinds.Integer if name in INTEGER_FIELDS else kinds.Keyword
+        self._update(self._models.UpdateOperation.create_field_index(name, kind))
+
+    def _scroll(self, query_filter: Any, offset: Any) -> Any:
+        request = self._models.ScrollRequest(
+            offset=offset, limit=IDS_PER_PAGE, filter=query_filter, with_payload=False, with_vector=False
+        )
+        return self._open().scroll(request)
+
+    def _count_by_shard(self) -> Any:
+        return self._open().facet(self._models.FacetRequest("shard", limit=MAX_SHARDS, exact=True))
+
+    def _query_batch(self, queries: npt.NDArray[np.float32], options: dict[str, Any]) -> Any:
+        q = self._models
+        requests = [q.QueryRequest(query=q.Query.Nearest(query, using=VECTOR), **options) for query in queries]
+        return self._open().query_batch(q.QueryBatchRequest(requests))
+
+    def _retrieve(self, ids: list[int]) -> Any:
+        return self._open().retrieve(ids, True, False)
+
+    def _has_id(self, ids: Sequence[int]) -> Any:
+        return self._models.HasIdCondition(set(ids))

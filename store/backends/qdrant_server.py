@@ -1,12 +1,11 @@
-"""A Qdrant server or cluster as an engine."""
+"""A Qdrant server or cluster as a search back end."""
 
 from __future__ import annotations
 
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -17,31 +16,17 @@ from ...errors import BackendError, BackendTimeout, BackendUnavailable, MissingE
 from ..records import Ids, Vectors
 from ..space import Space
 from .base import BackendFilter
-from .qdrant_protocol import (
-    NUMBERS,
-    QUERIES_AT_ONCE,
-    SCROLLED,
-    SHARDS,
-    VECTOR,
-    WORDS,
-    CollectionLayout,
-    as_arrays,
-    conditions,
-    counted,
-    every_id,
-    of_shard,
-    parameters,
-    payloads,
-)
+from .qdrant_base import IDS_PER_PAGE, INTEGER_FIELDS, MAX_SHARDS, VECTOR, CollectionLayout, QdrantBackend
 
 COLLECTION = "clipfake"
-KEY = "QDRANT_API_KEY"  # environment: a server's key, never on a command line
-TIMEOUT = 120  # seconds a request may take: an exact search of many rows is no error
-DOWN, SLOW = (429, 502, 503), (408, 504)  # statuses of a server, or of what stands before it, that mean this
-POLL = 0.5  # seconds between looks at a server that builds its indexes
+API_KEY_VARIABLE = "QDRANT_API_KEY"  # read from the environment, so that no key appears on a command line
+TIMEOUT = 120  # seconds per request; generous, because an exact search over many rows is slow
+UNAVAILABLE_STATUSES = (429, 502, 503)  # of the server, or of a proxy in front of it
+TIMEOUT_STATUSES = (408, 504)
+POLL_SECONDS = 0.5  # between requests for the state of a server that builds its indexes
 
 
-class QdrantServer:
+class QdrantServer(QdrantBackend):
     """A collection of a Qdrant server or cluster."""
 
     def __init__(
@@ -52,191 +37,165 @@ class QdrantServer:
         client: Any = None,
         timeout: float = TIMEOUT,
     ) -> None:
-        """`client` is a `QdrantClient` to use instead of one that is made for the URL."""
+        """Connect to a server.
+
+        Parameters
+        ----------
+        client : `QdrantClient` to use (default: a new one for the URL)
+        timeout : seconds that one request may take
+        """
         try:
-            import httpx  # which the client speaks with
+            import httpx  # the HTTP library of the client
             import qdrant_client
             from qdrant_client.common.client_exceptions import QdrantException
             from qdrant_client.http.exceptions import ApiException
         except ImportError as e:
             raise MissingExtra("a Qdrant server", "qdrant") from e
-        self._m: Any = qdrant_client.models
-        self._errors = (ApiException, QdrantException, OSError, ValueError)
-        self._late: Any = httpx.TimeoutException
-        self._away = (httpx.TransportError, OSError)
-        self._never_there: Any = httpx.ConnectTimeout
-        self._url, self._collection, self._layout = url, collection, layout
-        with self._told():
+        super().__init__(qdrant_client.models, layout, (ApiException, QdrantException, OSError, ValueError))
+        self._timeout_error: Any = httpx.TimeoutException
+        self._connect_timeout: Any = httpx.ConnectTimeout
+        self._connection_errors = (httpx.TransportError, OSError)
+        self._url, self._collection = url, collection
+        with self._translated_errors():
             self._client = client or qdrant_client.QdrantClient(
-                url=url, api_key=os.environ.get(KEY), timeout=math.ceil(timeout), check_compatibility=False
+                url=url, api_key=os.environ.get(API_KEY_VARIABLE), timeout=math.ceil(timeout), check_compatibility=False
             )
 
     @property
     def name(self) -> str:
         return f"the collection {self._collection} at {self._url}"
 
-    def there(self) -> bool:
-        with self._told():
+    def exists(self) -> bool:
+        with self._translated_errors():
             return bool(self._client.collection_exists(self._collection))
 
-    def create(self, space: Space) -> None:
-        m, layout = self._m, self._layout
-        if not self.there():
-            params = m.VectorParams(
-                size=space.dim,
-                distance=m.Distance.DOT,
-                datatype=m.Datatype.FLOAT16,
-                on_disk=layout.quantised != "",
-                quantization_config=self._quantisation(),
-            )
-            with self._told():
-                self._client.create_collection(
-                    self._collection,
-                    vectors_config={VECTOR: params},
-                    shard_number=layout.shards,
-                    replication_factor=layout.replicas,
-                    hnsw_config=m.HnswConfigDiff(
-                        m=layout.edges, ef_construct=layout.care, full_scan_threshold=layout.plain_kb
-                    ),
-                    optimizers_config=m.OptimizersConfigDiff(indexing_threshold=layout.plain_kb),
-                    on_disk_payload=True,
-                )
-        with self._told():
-            known = self._client.get_collection(self._collection).payload_schema
-            for names, kind in ((NUMBERS, m.PayloadSchemaType.INTEGER), (WORDS, m.PayloadSchemaType.KEYWORD)):
-                for name in names:
-                    if name not in known:
-                        self._client.create_payload_index(self._collection, name, kind, wait=True)
-
-    def _quantisation(self) -> Any:
-        m = self._m
-        if self._layout.quantised == "int8":
-            return m.ScalarQuantization(scalar=m.ScalarQuantizationConfig(type=m.ScalarType.INT8, always_ram=True))
-        if self._layout.quantised == "binary":
-            return m.BinaryQuantization(binary=m.BinaryQuantizationConfig(always_ram=True))
-        return None
-
     def remove(self) -> None:
-        with self._told():
+        with self._translated_errors():
             self._client.delete_collection(self._collection)
 
-    def note(self, id: int, text: dict[str, Any]) -> None:  # noqa: A002
-        with self._told():
-            point = self._m.PointStruct(id=id, vector={}, payload=text)
+    def write_note(self, note_id: int, content: dict[str, Any]) -> None:
+        with self._translated_errors():
+            point = self._models.PointStruct(id=note_id, vector={}, payload=content)
             self._client.upsert(self._collection, [point], wait=True)
 
     def put(self, ids: Ids, vectors: Vectors, payloads: Sequence[dict[str, Any]]) -> None:
-        batch = self._m.Batch(ids=ids.tolist(), vectors={VECTOR: in_few_digits(vectors)}, payloads=list(payloads))
-        with self._told():
+        decimals = {VECTOR: shortest_decimals(vectors)}
+        batch = self._models.Batch(ids=ids.tolist(), vectors=decimals, payloads=list(payloads))
+        with self._translated_errors():
             self._client.upsert(self._collection, batch, wait=True)
 
     def drop(self, ids: Sequence[int]) -> None:
-        with self._told():
-            self._client.delete(self._collection, self._m.PointIdsList(points=list(ids)), wait=True)
+        with self._translated_errors():
+            self._client.delete(self._collection, self._models.PointIdsList(points=list(ids)), wait=True)
 
     def drop_shard(self, number: int) -> None:
-        with self._told():
-            which = self._m.FilterSelector(filter=of_shard(self._m, number))
-            self._client.delete(self._collection, which, wait=True)
-
-    def ids_of(self, number: int) -> Ids:
-        def page(at: Any) -> Any:
-            with self._told():
-                return self._client.scroll(
-                    self._collection,
-                    scroll_filter=of_shard(self._m, number),
-                    limit=SCROLLED,
-                    offset=at,
-                    with_payload=False,
-                    with_vectors=False,
-                )
-
-        return every_id(page)
-
-    def counts(self) -> dict[int, int]:
-        with self._told():
-            return counted(self._client.facet(self._collection, "shard", limit=SHARDS, exact=True).hits)
+        with self._translated_errors():
+            selector = self._models.FilterSelector(filter=self._shard_filter(number))
+            self._client.delete(self._collection, selector, wait=True)
 
     def count(self, allowed: BackendFilter) -> int:
-        with self._told():
-            which = conditions(self._m, allowed)
-            return int(self._client.count(self._collection, count_filter=which, exact=True).count)
+        with self._translated_errors():
+            query_filter = self.query_filter(allowed)
+            return int(self._client.count(self._collection, count_filter=query_filter, exact=True).count)
 
-    def search(self, queries: Vectors, k: int, allowed: BackendFilter, width: int | None) -> tuple[Ids, Vectors]:
-        m = self._m
-        params, which = parameters(m, width, k, self._layout), conditions(m, allowed)
-        answers: list[Any] = []
-        for start in range(0, len(queries), QUERIES_AT_ONCE):
-            requests = [
-                m.QueryRequest(
-                    query=np.asarray(query, np.float32).tolist(),
-                    using=VECTOR,
-                    filter=which,
-                    params=params,
-                    limit=k,
-                    with_payload=False,
-                    with_vector=False,
-                )
-                for query in queries[start : start + QUERIES_AT_ONCE]
-            ]
-            with self._told():
-                answers += [one.points for one in self._client.query_batch_points(self._collection, requests)]
-        return as_arrays(answers, k)
-
-    def rows(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-        with self._told():
-            return payloads(self._client.retrieve(self._collection, list(ids), with_payload=True, with_vectors=False))
-
-    def settle(self) -> None:
-        """Waits as long as it takes: a graph of many rows takes hours."""
-        status = self._m.CollectionStatus
+    def build_indexes(self) -> None:
+        """Wait without a time limit: building the graph of many rows takes hours."""
+        status = self._models.CollectionStatus
         while True:
-            with self._told():
+            with self._translated_errors():
                 collection = self._client.get_collection(self._collection)
                 if collection.status == status.RED:
                     raise BackendError(
-                        f"{self.name} cannot build its indexes ({collection.optimizer_status}); see its log"
+                        f"{self.name} cannot build its indexes ({collection.optimizer_status}); see the server's log"
                     )
                 if collection.status == status.GREEN:
                     return
-                if collection.status == status.GREY:  # waits for a change before it goes on after a restart
-                    self._client.update_collection(self._collection, optimizers_config=self._m.OptimizersConfigDiff())
-            time.sleep(POLL)
+                if collection.status == status.GREY:  # after a restart Qdrant waits for an update before it continues
+                    unchanged = self._models.OptimizersConfigDiff()
+                    self._client.update_collection(self._collection, optimizers_config=unchanged)
+            time.sleep(POLL_SECONDS)
 
     def close(self) -> None:
         self._client.close()
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        try:
-            yield
-        except self._errors as e:
-            raise self._failure(e) from e
-
-    def _failure(self, error: Exception) -> BackendError:
-        """Translate the client's error."""
+    def _translated(self, error: Exception) -> BackendError:
         source, status = getattr(error, "source", error), getattr(error, "status_code", None)
         detail = str(error).strip()[:200] or type(source).__name__
-        if status in SLOW or (isinstance(source, self._late) and not isinstance(source, self._never_there)):
-            return BackendTimeout(
-                f"{self.name} did not answer in time ({detail}); try again, or see what it is busy with"
-            )
-        busy = status in DOWN or hasattr(error, "retry_after_s")
-        if busy or isinstance(source, self._away):
+        timed_out = isinstance(source, self._timeout_error) and not isinstance(source, self._connect_timeout)
+        if timed_out or status in TIMEOUT_STATUSES:
+            return BackendTimeout(f"{self.name} did not answer in time ({detail}); try again, or check the server load")
+        overloaded = status in UNAVAILABLE_STATUSES or hasattr(error, "retry_after_s")
+        if overloaded or isinstance(source, self._connection_errors):
             return BackendUnavailable(f"{self.name} cannot be reached ({detail}); is a Qdrant server running there?")
         return BackendError(
-            f"{self.name} does not answer as it should ({detail}); is a Qdrant server running there, "
-            f"and is {KEY} set if it needs a key?"
+            f"{self.name} returned an unexpected response ({detail}); is a Qdrant server running there, "
+            f"and is {API_KEY_VARIABLE} set if it needs a key?"
         )
 
+    def _create_collection(self, space: Space) -> None:
+        m, layout = self._models, self._layout
+        quantization = {
+            "": None,
+            "int8": m.ScalarQuantization(scalar=m.ScalarQuantizationConfig(type=m.ScalarType.INT8, always_ram=True)),
+            "binary": m.BinaryQuantization(binary=m.BinaryQuantizationConfig(always_ram=True)),
+        }[layout.quantization]
+        params = m.VectorParams(
+            size=space.dim,
+            distance=m.Distance.DOT,
+            datatype=m.Datatype.FLOAT16,
+            on_disk=layout.quantization != "",
+            quantization_config=quantization,
+        )
+        threshold = layout.indexing_threshold
+        self._client.create_collection(
+            self._collection,
+            vectors_config={VECTOR: params},
+            shard_number=layout.shards,
+            replication_factor=layout.replicas,
+            hnsw_config=m.HnswConfigDiff(m=layout.m, ef_construct=layout.ef_construct, full_scan_threshold=threshold),
+            optimizers_config=m.OptimizersConfigDiff(indexing_threshold=threshold),
+            on_disk_payload=True,
+        )
 
-def in_few_digits(vectors: Vectors) -> list[list[float]]:
-    """float16 values as numbers with as few digits as tell them apart: JSON of half the size, and the same float16."""
-    return [row.tolist() for row in _digits()[np.asarray(vectors, np.float16).view(np.uint16)]]
+    def _indexed_fields(self) -> Sequence[str]:
+        return list(self._client.get_collection(self._collection).payload_schema)
+
+    def _create_field_index(self, name: str) -> None:
+        kinds = self._models.PayloadSchemaType
+        kind = kinds.INTEGER if name in INTEGER_FIELDS else kinds.KEYWORD
+        self._client.create_payload_index(self._collection, name, kind, wait=True)
+
+    def _scroll(self, query_filter: Any, offset: Any) -> Any:
+        return self._client.scroll(
+            self._collection,
+            scroll_filter=query_filter,
+            limit=IDS_PER_PAGE,
+            offset=offset,
+            with_payload=False,
+            with_vectors=False,
+        )
+
+    def _count_by_shard(self) -> Any:
+        return self._client.facet(self._collection, "shard", limit=MAX_SHARDS, exact=True)
+
+    def _query_batch(self, queries: npt.NDArray[np.float32], options: dict[str, Any]) -> Any:
+        requests = [self._models.QueryRequest(query=query, using=VECTOR, **options) for query in queries.tolist()]
+        return [response.points for response in self._client.query_batch_points(self._collection, requests)]
+
+    def _retrieve(self, ids: list[int]) -> Any:
+        return self._client.retrieve(self._collection, ids, with_payload=True, with_vectors=False)
+
+    def _has_id(self, ids: Sequence[int]) -> Any:
+        return self._models.HasIdCondition(has_id=list(ids))
+
+
+def shortest_decimals(vectors: Vectors) -> list[list[float]]:
+    """Round float16 values to the fewest digits that identify them, which halves the size of the JSON."""
+    return [row.tolist() for row in _decimals()[np.asarray(vectors, np.float16).view(np.uint16)]]
 
 
 @lru_cache(maxsize=1)
-def _digits() -> npt.NDArray[np.float64]:
-    """(65536,) for every float16, by its bits."""
+def _decimals() -> npt.NDArray[np.float64]:
+    """(65536,) the shortest decimal of every float16, indexed by its bits."""
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     return np.array([float(np.format_float_scientific(half)) for half in halves])

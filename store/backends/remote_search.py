@@ -1,4 +1,4 @@
-"""Search a filled back end: beside the shards (`remote_searcher`) or without them (`RemoteStore`)."""
+"""Search a filled back end: together with the shards (`remote_searcher`) or without them (`RemoteStore`)."""
 
 from __future__ import annotations
 
@@ -18,110 +18,111 @@ from .backend_manifest import BackendManifest, content_of, read_backend_manifest
 from .base import BackendFilter, SearchBackend
 from .search_plan import exactly, fetched
 
-SOURCES_NAMED = 50  # in one filter, at most
-MASK_ROWS = 100_000  # a mask that is no filter: searched exactly in the shards, up to so many rows
+MAX_EXCLUDED_SOURCES = 50  # in the filter that replaces a mask
+MASK_ROWS = 100_000  # up to this many rows, a mask that is not a filter is searched exactly in the shards
 
 
-def remote_searcher(snapshot: Snapshot, engine: SearchBackend) -> RemoteSearcher:
-    """The engine as this snapshot's search.
+def remote_searcher(snapshot: Snapshot, backend: SearchBackend) -> RemoteSearcher:
+    """Searcher of a snapshot that uses a back end.
 
     Raises
     ------
     NoStore, NotAStore, SpaceMismatch
-    EngineError
-        It holds other rows than the snapshot, or half of a push.
+    BackendError
+        The back end holds other rows than the snapshot, or only part of them because a push did not finish.
     """
-    card = read_backend_manifest(engine)
-    snapshot.space.require(card.space, engine.name)
-    remote = RemoteStore(engine, card)
-    if card.content != content_of(snapshot.manifest.parts):
+    manifest = read_backend_manifest(backend)
+    snapshot.space.require(manifest.space, backend.name)
+    remote = RemoteStore(backend, manifest)
+    if manifest.content != content_of(snapshot.manifest.parts):
         raise BackendError(
-            f"{engine.name} holds {card.rows} rows of snapshot {card.snapshot}, this is snapshot {snapshot.number} "
-            f"with {len(snapshot)} rows; run `clipfake store push` to bring it up to date"
+            f"{backend.name} holds {manifest.rows} rows of snapshot {manifest.snapshot}, but this is snapshot "
+            f"{snapshot.number} with {len(snapshot)} rows; run `clipfake store push` to bring it up to date"
         )
     return RemoteSearcher(snapshot, remote)
 
 
 class RemoteStore:
-    """A filled engine without the shards: answers are row ids and the engine's own similarities."""
+    """A filled back end without the shards: results are row ids and the back end's own similarities."""
 
-    def __init__(self, engine: SearchBackend, card: BackendManifest | None = None) -> None:
-        """Raises what `read_backend_manifest` raises, and EngineError for half of a push."""
-        self.engine = engine
-        self.card = card or read_backend_manifest(engine)
-        if not self.card.complete:
-            raise BackendError(
-                f"a push to {engine.name} did not end; run `clipfake store push` again, it goes on from there"
-            )
-        self._counted: dict[str, int] = {}
+    def __init__(self, backend: SearchBackend, manifest: BackendManifest | None = None) -> None:
+        """Raises what `read_backend_manifest` raises, and BackendError if a push did not finish."""
+        self.backend = backend
+        self.manifest = manifest or read_backend_manifest(backend)
+        if not self.manifest.complete:
+            raise BackendError(f"a push to {backend.name} did not finish; run `clipfake store push` again to continue")
+        self._counts: dict[str, int] = {}  # by the filter's repr
 
     def search(self, queries: Vectors, k: int, which: Filter = Filter(), recall: float = 0.99) -> Matches:
-        """The k nearest rows of each query that a filter allows; `rows` are row ids, as `describe` takes them."""
+        """Search the k nearest rows of each query that a filter allows; `rows` of the result are ids for `describe`."""
         if which.key:
-            raise BadBlock("keys are looked up in the shards; ask with the store at hand, or filter by source")
+            raise BadBlock("a filter by key needs the shards; search with the store, or filter by source")
         return self.nearest(queries, k, BackendFilter(which), recall)
 
     def nearest(self, queries: Vectors, k: int, allowed: BackendFilter, recall: float) -> Matches:
         queries = np.atleast_2d(np.asarray(queries, np.float32))
-        if queries.shape[1] != self.card.space.dim:
-            raise BadBlock(f"queries of {queries.shape[1]} dimensions against {self.engine.name}: {self.card.space}")
+        if queries.shape[1] != self.manifest.space.dim:
+            raise BadBlock(
+                f"queries have {queries.shape[1]} dimensions, but {self.backend.name} holds {self.manifest.space}"
+            )
         result = Matches.none(len(queries), k)
         count = self.count(allowed)
         if not count or not len(queries):
             return result
-        ids, similarity = self.engine.search(queries, min(k, count), allowed, self.width(count, k, recall))
+        ids, similarity = self.backend.search(queries, min(k, count), allowed, self.width(count, k, recall))
         return result.merge(Matches(ids, np.asarray(similarity, np.float32)), k)
 
     def width(self, count: int, k: int, recall: float = 0.99) -> int | None:
-        """Candidates that a search of so many allowed rows keeps, None where it is exact."""
-        return None if exactly(count) else self.card.plan.width(recall, count / self.card.rows, k)
+        """Number of candidates for a search in `count` allowed rows; None if it is exact."""
+        return None if exactly(count) else self.manifest.plan.width(recall, count / self.manifest.rows, k)
 
     def describe(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
-        """id -> key, label, source, generator, category of some rows."""
-        return self.engine.rows(ids)
+        """Id -> key, label, source, generator and category of these rows."""
+        return self.backend.payloads(ids)
 
     def count(self, allowed: BackendFilter) -> int:
-        """Count the allowed rows; the back end is asked once per filter."""
+        """Count the allowed rows; the count of a filter is cached."""
         which = allowed.which
         if allowed.ids is not None:
-            return self.engine.count(allowed)
+            return self.backend.count(allowed)
         if which.selects_all:
-            return self.card.rows
-        if which == Filter(exclude_source=which.exclude_source):  # the notes have no source either
-            return self.card.rows - self.count(BackendFilter(Filter(source=which.exclude_source)))
-        if (name := repr(which)) not in self._counted:
-            self._counted[name] = self.engine.count(allowed)
-        return self._counted[name]
+            return self.manifest.rows
+        if which == Filter(exclude_source=which.exclude_source):  # counted directly, it would include the notes
+            return self.manifest.rows - self.count(BackendFilter(Filter(source=which.exclude_source)))
+        if (name := repr(which)) not in self._counts:
+            self._counts[name] = self.backend.count(allowed)
+        return self._counts[name]
 
 
 class RemoteSearcher:
-    """An engine as one snapshot may use it: positions in, positions out, similarities of the stored vectors."""
+    """Searcher of one snapshot: the back end finds candidates, the vectors in the shards rank them."""
 
     def __init__(self, snapshot: Snapshot, remote: RemoteStore) -> None:
         self.snapshot, self.remote = snapshot, remote
 
     def search(self, queries: Vectors, k: int, where: Filter | Mask | None = None, recall: float = 0.99) -> Matches:
-        """Search as `Snapshot.search` does; results are ranked by the vectors in the shards.
+        """Search as `Snapshot.search` does.
 
-        A mask is allowed where it is all rows, the rows of one label with or without some sources, or of few rows.
+        A mask may select all rows, the rows of one label with or without some sources, or few rows; BadBlock is raised
+        for any other.
         """
         queries = np.atleast_2d(np.asarray(queries, np.float32))
         if not isinstance(where, Filter | None):
-            named = self._named(np.asarray(where))
-            if named is None:
+            equivalent = self._filter_of_mask(np.asarray(where))
+            if equivalent is None:
                 return self.snapshot.search(queries, k, where, recall=1)
-            where = named
+            where = equivalent
         which = where or Filter()
         ids = None
         if which.key:
             positions = self.snapshot.find(list(which.key))
             ids = tuple(self.snapshot.ids[positions[positions >= 0]].tolist())
         allowed = BackendFilter(replace(which, key=()), ids)
-        found = self.remote.nearest(queries, fetched(k), allowed, recall)
-        return compared(self.snapshot, queries, positions_of(self.snapshot, found.rows), k)
+        candidates = self.remote.nearest(queries, fetched(k), allowed, recall)
+        return compared(self.snapshot, queries, positions_of(self.snapshot, candidates.rows), k)
 
-    def _named(self, mask: Mask) -> Filter | None:
-        """The filter that a mask is, None for one that is better searched in the shards."""
+    def _filter_of_mask(self, mask: Mask) -> Filter | None:
+        """The filter that selects the rows of a mask; None if the mask is better searched in the shards."""
         count = int(np.count_nonzero(mask))
         if mask.shape != (len(self.snapshot),) or mask.dtype != np.bool_ or exactly(count):
             return None
@@ -129,23 +130,22 @@ class RemoteSearcher:
             return Filter()
         labels = self.snapshot.column("labels")
         label = int(labels[np.argmax(mask)])
-        if (found := self._label_without_sources(mask, label)) is not None:
-            return found
+        if (equivalent := self._label_without_sources(mask, label)) is not None:
+            return equivalent
         if count <= MASK_ROWS:
             return None
-        raise BadBlock(f"a mask of {count} rows cannot be told to an engine; give a Filter")
+        raise BadBlock(f"a search back end cannot apply a mask of {count} rows; pass a Filter instead")
 
     def _label_without_sources(self, mask: Mask, label: int) -> Filter | None:
-        """The filter that the mask is, if it is all rows of a label but those of some sources."""
-        rest = (self.snapshot.column("labels") == label) ^ mask  # what is left out, if the mask is of this label
-        sources = self.snapshot.column("sources")
-        left_out = distinct(sources[rest])[0].tolist()
-        found = Filter(label=(label,), exclude_source=left_out[:SOURCES_NAMED])
-        return found if np.array_equal(found.mask(self.snapshot), mask) else None
+        """The filter for a label without some sources, if it selects exactly the rows of the mask."""
+        differing = (self.snapshot.column("labels") == label) ^ mask
+        excluded = distinct(self.snapshot.column("sources")[differing])[0].tolist()
+        candidate = Filter(label=(label,), exclude_source=excluded[:MAX_EXCLUDED_SOURCES])
+        return candidate if np.array_equal(candidate.mask(self.snapshot), mask) else None
 
 
 def positions_of(snapshot: Snapshot, ids: Ids) -> Positions:
-    """Positions of row ids as `RemoteStore.search` gives them, -1 where the snapshot does not have one."""
-    places = np.full(ids.shape, -1, np.int64)
-    places[ids >= 0] = snapshot.places(ids[ids >= 0])
-    return places
+    """Positions of row ids in a snapshot, -1 for ids that are negative or not in it."""
+    positions = np.full(ids.shape, -1, np.int64)
+    positions[ids >= 0] = snapshot.places(ids[ids >= 0])
+    return positions

@@ -1,4 +1,4 @@
-"""Search width of a back end for a given recall, as measured. Independent of any back end."""
+"""Choose the width of a search from measured recalls. Independent of the back end."""
 
 from __future__ import annotations
 
@@ -7,41 +7,41 @@ from typing import Any
 
 import numpy as np
 
-K = 10  # what recall is measured at
-NEAR = 4.0  # a measured filter speaks for filters of a quarter to four times its rows
-EXACT_ROWS = 20_000  # a filter for no more rows is searched exactly: a few milliseconds
+K = 10  # recall is measured at 10
+NEAR = 4.0  # a measurement applies to filters that allow a quarter to four times its rows
+EXACT_ROWS = 20_000  # filters that allow no more rows are searched exactly, which takes a few milliseconds
 
 
 @dataclass(frozen=True)
 class SearchPlan:
     """Number of candidates a search must keep for a recall@10, measured with the store's own vectors and filters."""
 
-    widths: tuple[int, ...] = ()  # rising
-    shares: tuple[float, ...] = ()  # of the rows, that each measured filter allowed
+    widths: tuple[int, ...] = ()  # ascending
+    shares: tuple[float, ...] = ()  # share of the rows that each measured filter allows
     recalls: tuple[tuple[float, ...], ...] = ()  # (filters, widths)
-    margin: int = 0  # so many steps wider than the measurement says: it was a sample
+    margin: int = 0  # steps in `widths` added to the measured one, which came from a sample
 
     def width(self, recall: float, share: float, k: int = K) -> int | None:
-        """Candidates for a filter that allows this share of the rows, None where only an exact search will do.
+        """Number of candidates for a filter that allows this share of the rows; None if only an exact search will do.
 
-        Half the misses that were asked for are aimed at, and the dearest of the filters of about that share counts, and
-        of those next to it on either side.
+        The target is half the allowed misses. The width is the largest needed by any measured filter of about this
+        share, including the nearest one on either side.
 
-        >>> plan = Plan((64, 128), (1.0, 0.1), ((0.99, 1.0), (0.7, 0.9)))
+        >>> plan = SearchPlan((64, 128), (1.0, 0.1), ((0.99, 1.0), (0.7, 0.9)))
         >>> plan.width(0.98, 1.0), plan.width(0.98, 0.5), plan.width(1.0, 1.0)
         (64, None, None)
         """
         if recall >= 1 or not self.shares:
             return None
-        aim = 1 - (1 - recall) / 2
+        target = 1 - (1 - recall) / 2
         shares = np.array(self.shares)
         near = (shares * NEAR >= share) & (shares <= share * NEAR)
-        for side in (shares >= share, shares <= share):  # and the next one on either side
+        for side in (shares >= share, shares <= share):  # the nearest on either side
             if side.any():
                 near[np.flatnonzero(side)[np.abs(shares[side] - share).argmin()]] = True
         step = 0
         for measured in np.array(self.recalls)[near]:
-            enough = np.flatnonzero(measured >= aim)
+            enough = np.flatnonzero(measured >= target)
             if not len(enough):
                 return None
             step = max(step, int(enough[0]))
@@ -59,10 +59,10 @@ class SearchPlan:
 
 
 def fetched(k: int) -> int:
-    """A few more than wanted: an engine adds up in another order, and near-equal rows may change places."""
+    """Number of rows to fetch for k results: a back end's rounding differs, and near-equal rows may swap ranks."""
     return k + max(4, k // 4)
 
 
 def exactly(rows: int) -> bool:
-    """True if a filter for this many rows is searched exactly, whatever the plan."""
+    """True if a filter that allows this many rows is searched exactly, whatever the plan."""
     return rows <= EXACT_ROWS

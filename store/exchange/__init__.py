@@ -1,4 +1,5 @@
-"""Rows in and out of a store in formats that other tools read.
+"""Exchange rows with other tools.
 
-export_rows.py and import_rows.py; tables.py for pandas, Arrow and parquet; torch_dataset.py for PyTorch
+export_rows.py writes numpy and parquet files, import_rows.py reads them; tables.py converts rows to pandas, Arrow and
+parquet; torch_dataset.py gives PyTorch data sets
 """

@@ -1,4 +1,4 @@
-"""Out of a store: numpy and parquet files that other tools read, and from which the same store can be made again."""
+"""Export rows as numpy and parquet files, which other tools read and from which the store can be restored."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .tables import arrow, table_of
 Layout = Literal["clip-retrieval", "numpy", "parquet"]
 LAYOUTS: tuple[Layout, ...] = get_args(Layout)
 FORMAT, VERSION = "clipfake-export", 1
-CARD = "clipfake.json"  # what the folder holds; without it, it is still what its layout says
+MANIFEST = "clipfake.json"  # describes the export; other tools do not need it
 ROWS_PER_FILE = 1_000_000
-BLOCK_ROWS = 16_384  # in memory at a time
+BLOCK_ROWS = 16_384  # rows in memory at a time
 
 
 @dataclass(frozen=True)
@@ -50,40 +50,46 @@ def export_rows(
     where: Any = None,
     rows_per_file: int = ROWS_PER_FILE,
 ) -> ExportReport:
-    """Write the rows of a snapshot, or those of a mask or at some positions, into a new folder: whole, or not at all.
+    """Write the rows of a snapshot into a new folder. If the export fails, nothing is left behind.
 
-    - "clip-retrieval": `img_emb/img_emb_0.npy` (rows, dim) float16 beside `metadata/metadata_0.parquet`, a pair for
-      every `rows_per_file` rows; `text_emb/` too where every row has a text vector. Read by clip-retrieval, autofaiss
-      and embedding-reader.
-    - "numpy": `vectors.npy` and `rows.parquet`.
-    - "parquet": `rows.parquet` alone, without vectors.
+    Parameters
+    ----------
+    layout
+        - "clip-retrieval": `img_emb/img_emb_0.npy` (rows, dim) float16 and `metadata/metadata_0.parquet`, a pair for
+          every `rows_per_file` rows; also `text_emb/` if every row has a text vector. Read by clip-retrieval,
+          autofaiss and embedding-reader.
+        - "numpy": `vectors.npy` and `rows.parquet`.
+        - "parquet": `rows.parquet` alone, without vectors.
 
-    The parquet has all columns of `clipfake.store.exchange.tables.NAMES`, and `thumbnail`. A block is in memory at a
-    time.
+        The parquet files have all columns of `clipfake.store.exchange.tables.NAMES`, and `thumbnail`.
+    where
+        Mask over the rows, or positions (default: all rows).
+    rows_per_file
+        Rows per file of the layout "clip-retrieval".
 
     Raises
     ------
     StoreError
-        The folder is there and not empty, or the disk is full: nothing is left behind.
+        The folder exists and is not empty, the layout is unknown, or the disk is full.
     MissingExtra
         pyarrow is not installed.
     """
     folder = Path(folder)
     arrow("exporting rows")
     if layout not in LAYOUTS:
-        raise StoreError(f"there is no layout {layout!r}; choose one of {', '.join(LAYOUTS)}")
+        raise StoreError(f"unknown layout {layout!r}; use one of {', '.join(LAYOUTS)}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise StoreError(f"{folder} is there already and not empty; name a new folder, nothing was written")
+        raise StoreError(f"{folder} already exists and is not empty; name a new folder")
     positions = np.arange(len(snapshot))[slice(None) if where is None else where]
-    whole = rows_per_file if layout == "clip-retrieval" else max(len(positions), 1)
-    pieces = [positions[start : start + whole] for start in range(0, len(positions), whole)] or [positions]
-    with _whole_folder(folder) as aside:
-        digits = len(str(len(pieces) - 1))  # of equal length, so that names and numbers sort alike
-        for number, piece in enumerate(pieces):
-            _write(snapshot, piece, _files(aside, layout, f"{number:0{digits}d}"))
-        texts = _texts(snapshot, positions) if layout != "parquet" else {}
+    step = rows_per_file if layout == "clip-retrieval" else max(len(positions), 1)
+    parts = [positions[start : start + step] for start in range(0, len(positions), step)] or [positions]
+    with _new_folder(folder) as temporary:
+        digits = len(str(len(parts) - 1))  # zero-padded, so that names sort like their numbers
+        for number, part in enumerate(parts):
+            _write(snapshot, part, _files(temporary, layout, f"{number:0{digits}d}"))
+        texts = _text_vectors(snapshot, positions) if layout != "parquet" else {}
         if texts:
-            np.save(aside / "texts.npy", np.stack(list(texts.values())))
+            np.save(temporary / "texts.npy", np.stack(list(texts.values())))
         content = {
             "format": FORMAT,
             "version": VERSION,
@@ -93,14 +99,14 @@ def export_rows(
             "rows": len(positions),
             "texts": list(texts),
         }
-        (aside / CARD).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    written = [path for path in folder.rglob("*") if path.is_file()]
-    size = sum(path.stat().st_size for path in written)
-    return ExportReport(str(folder), layout, len(positions), len(written), size, snapshot.number)
+        (temporary / MANIFEST).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in files)
+    return ExportReport(str(folder), layout, len(positions), len(files), size, snapshot.number)
 
 
 def _files(folder: Path, layout: Layout, number: str) -> dict[str, Path]:
-    """Files for the vectors, rows and texts of one piece."""
+    """Paths of the vectors, rows and texts of one part."""
     if layout == "parquet":
         return {"rows": folder / "rows.parquet"}
     if layout == "numpy":
@@ -113,7 +119,7 @@ def _files(folder: Path, layout: Layout, number: str) -> dict[str, Path]:
 
 
 def _write(snapshot: Snapshot, positions: Positions, files: dict[str, Path]) -> None:
-    """One piece, a block at a time."""
+    """Write one part, a block at a time."""
     pyarrow, like_clip_retrieval = arrow("exporting rows"), "texts" in files
     categories = snapshot.column("categories")[positions] if like_clip_retrieval else ()
     if not len(positions) or not set(categories) <= snapshot.texts.keys():
@@ -122,70 +128,70 @@ def _write(snapshot: Snapshot, positions: Positions, files: dict[str, Path]) -> 
         path.parent.mkdir(exist_ok=True)
     with ExitStack() as stack:
         arrays = {
-            name: stack.enter_context(_appended_to(files[name], (len(positions), snapshot.space.dim)))
+            name: stack.enter_context(_array_file(files[name], (len(positions), snapshot.space.dim)))
             for name in ("vectors", "texts")
             if name in files
         }
-        table: Any = None
+        writer: Any = None
         for block in _blocks(snapshot, positions):
             if "vectors" in arrays:
                 arrays["vectors"](block.vectors)
             if "texts" in arrays:
                 arrays["texts"](np.array([block.texts[name] for name in block.rows.categories.tolist()]))
-            more = {}
-            if like_clip_retrieval:  # its own two columns
+            extra = {}
+            if like_clip_retrieval:
                 paths = [path or key for path, key in zip(block.rows.paths, block.rows.keys, strict=True)]
-                more = {"image_path": paths, "caption": block.rows.categories.tolist()}
+                extra = {"image_path": paths, "caption": block.rows.categories.tolist()}
             arrow_table = table_of(
-                block.rows, block.thumbnails, **{k: pyarrow.array(v, pyarrow.string()) for k, v in more.items()}
+                block.rows, block.thumbnails, **{k: pyarrow.array(v, pyarrow.string()) for k, v in extra.items()}
             )
-            if table is None:
-                table = stack.enter_context(
+            if writer is None:
+                writer = stack.enter_context(
                     pyarrow.parquet.ParquetWriter(
                         files["rows"], arrow_table.schema, compression="zstd", write_page_checksum=True
                     )
                 )
-            table.write_table(arrow_table)
+            writer.write_table(arrow_table)
 
 
 @contextmanager
-def _appended_to(path: Path, shape: tuple[int, int]) -> Iterator[Callable[[npt.NDArray[Any]], int]]:
-    """A numpy file of float16 that is written a piece at a time, and not mapped: a full disk would end the process."""
+def _array_file(path: Path, shape: tuple[int, int]) -> Iterator[Callable[[npt.NDArray[Any]], int]]:
+    """A float16 .npy file, written array by array. Not memory-mapped: with a full disk that would kill the process."""
     with path.open("wb") as file:
         header = {"descr": "<f2", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
-        yield lambda piece: file.write(np.ascontiguousarray(piece, "<f2").tobytes())
+        yield lambda rows: file.write(np.ascontiguousarray(rows, "<f2").tobytes())
 
 
-def _texts(snapshot: Snapshot, positions: Positions) -> dict[str, npt.NDArray[np.float32]]:
-    """The text vectors of the categories that these rows have, by name."""
+def _text_vectors(snapshot: Snapshot, positions: Positions) -> dict[str, npt.NDArray[np.float32]]:
+    """Text vectors of the categories of these rows, by category."""
     occurring = set(snapshot.column("categories")[positions].tolist())
     return {name: snapshot.texts[name] for name in sorted(occurring & snapshot.texts.keys())}
 
 
 def _blocks(snapshot: Snapshot, positions: Positions) -> Iterator[Block]:
-    """The rows with their thumbnails; one block without rows if there are none."""
+    """Blocks of rows with their thumbnails; a single empty block if there are no rows."""
     if not len(positions):
         yield Block(snapshot.space, snapshot.rows.take(positions), np.zeros((0, snapshot.space.dim), np.float32))
     start = 0
     for block in snapshot.blocks(BLOCK_ROWS, positions):
-        pictures = snapshot.thumbnails(positions[start : start + len(block)]) if snapshot.has_thumbnails else ()
-        yield Block(block.space, block.rows, block.vectors, pictures, block.texts)
+        thumbnails = snapshot.thumbnails(positions[start : start + len(block)]) if snapshot.has_thumbnails else ()
+        yield Block(block.space, block.rows, block.vectors, thumbnails, block.texts)
         start += len(block)
 
 
 @contextmanager
-def _whole_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside it that becomes `folder` when all went well."""
-    aside = folder.with_name(folder.name + TEMPORARY)
-    shutil.rmtree(aside, ignore_errors=True)
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder that is renamed to `folder` on success and removed on failure."""
+    temporary = folder.with_name(folder.name + TEMPORARY)
+    shutil.rmtree(temporary, ignore_errors=True)
     with disk_errors(f"write {folder}"):
         try:
-            make_folder(aside)
-            yield aside
-            for path in (aside, *aside.rglob("*")):
+            make_folder(temporary)
+            yield temporary
+            for path in (temporary, *temporary.rglob("*")):
                 flush(path)
-            aside.replace(folder)
+            temporary.replace(folder)
             flush(folder.parent)
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(temporary, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Import rows: what `export_rows` wrote, or the embeddings and metadata of clip-retrieval and similar tools."""
+"""Import rows that `export_rows` wrote, or the embeddings and metadata of clip-retrieval and similar tools."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from ..records import COLUMNS, FAKE, REAL, UNKNOWN, Block, Names, Rows
 from ..space import Space
 from ..store import Store
 from ..writer import AppendCounts
-from .export_rows import BLOCK_ROWS, CARD, FORMAT, VERSION
+from .export_rows import BLOCK_ROWS, FORMAT, MANIFEST, VERSION
 from .tables import NAMES, arrow, parquet_file, values_of
 
-WORDS = {"0": REAL, "real": REAL, "1": FAKE, "fake": FAKE, "-1": UNKNOWN, "unknown": UNKNOWN, "": UNKNOWN}
-PATHS = ("path", "image_path", "file_name", "url", "image")  # a foreign table's column that names the image
-TOLERANCE = 0.02  # how far from 1 the length of a vector of a normalised space may be
+LABEL_SPELLINGS = {"0": REAL, "real": REAL, "1": FAKE, "fake": FAKE, "-1": UNKNOWN, "unknown": UNKNOWN, "": UNKNOWN}
+PATH_COLUMNS = ("path", "image_path", "file_name", "url", "image")  # of foreign tables; the first one present is used
+LENGTH_TOLERANCE = 0.02  # allowed difference from unit length in a normalised space
 
 
 @dataclass(frozen=True)
 class ImportDefaults:
-    """Values for what a foreign table does not say of its rows."""
+    """Values for columns that a foreign table lacks, and the names of those it has."""
 
-    source: str = ""  # of all rows, or where the named column has none
-    label: int = UNKNOWN
-    columns: dict[str, str] = field(default_factory=dict)  # ours (label, source, category, generator) -> theirs
+    source: str = ""  # for rows without one
+    label: int = UNKNOWN  # for all rows if there is no label column
+    columns: dict[str, str] = field(default_factory=dict)  # label, source, category or generator -> column name
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class ImportReport:
     folder: str
     rows: int  # read
     added: int
-    known: int  # were there already, unchanged
+    known: int  # already in the store, unchanged
     replaced: int
     snapshot: int
 
@@ -51,7 +51,7 @@ class ImportReport:
 
 @dataclass(frozen=True)
 class ImportFiles:
-    """One pair of files."""
+    """A pair of files: vectors and their rows."""
 
     vectors: Path
     rows: Path
@@ -59,128 +59,136 @@ class ImportFiles:
 
 @dataclass(frozen=True)
 class ImportFolder:
-    """A folder of vectors and their rows. Make it with `ImportFolder.open`."""
+    """A folder of vectors and their rows. Create it with `ImportFolder.open`."""
 
     path: Path
-    pieces: tuple[ImportFiles, ...]
+    files: tuple[ImportFiles, ...]
     dim: int
-    space: Space | None  # None where the folder does not say
+    space: Space | None  # None if the folder does not name one, as in foreign layouts
     texts: dict[str, npt.NDArray[np.float32]]
 
     @classmethod
     def open(cls, path: Path | str) -> ImportFolder:
-        """One of the layouts that hold vectors; raises SourceError where it is none, saying what is missing."""
+        """Open a folder in one of the layouts with vectors; raises SourceError if it has none of them."""
         path = Path(path)
-        content = _card(path)
+        content = _read_manifest(path)
         if content.get("layout") == "parquet":
             raise SourceError(
-                f"{path} was exported without vectors (layout parquet); export it as numpy to bring it back"
+                f"{path} was exported without vectors (layout parquet); export with layout numpy to import the rows"
             )
-        pieces = _pieces(path)
-        dims = {_opened(piece.vectors).shape[1] for piece in pieces}
+        files = _find_files(path)
+        dims = {_open_vectors(pair.vectors).shape[1] for pair in files}
         if len(dims) > 1:
             raise SourceError(
-                f"the files of {path} hold vectors of {sorted(dims)} dimensions; one store takes one of them"
+                f"the files in {path} hold vectors of {sorted(dims)} dimensions; all must have the same number"
             )
         texts: dict[str, npt.NDArray[np.float32]] = {}
         names = content.get("texts") or []
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-            raise SourceError(f"{path / CARD} names no texts in its field texts; export it again")
+            raise SourceError(f"{path / MANIFEST}: the field texts is not a list of strings; export the rows again")
         if names:
-            vectors = _opened(path / "texts.npy").astype(np.float32)
+            vectors = _open_vectors(path / "texts.npy").astype(np.float32)
             if vectors.shape != (len(names), *dims):
-                raise SourceError(f"{path / 'texts.npy'} holds vectors of shape {vectors.shape} for {len(names)} texts")
+                raise SourceError(
+                    f"{path / 'texts.npy'} has shape {vectors.shape}, expected {(len(names), *dims)}; "
+                    f"export the rows again"
+                )
             texts = dict(zip(names, vectors, strict=True))
         try:
             space = Space.from_dict(content["space"]) if "space" in content else None
         except (KeyError, TypeError, ValueError) as e:
-            raise SourceError(f"{path / CARD} does not name its space in full ({e!r}); export it again") from e
-        return cls(path, tuple(pieces), dims.pop(), space, texts)
+            raise SourceError(
+                f"{path / MANIFEST} does not name its space in full ({e!r}); export the rows again"
+            ) from e
+        return cls(path, tuple(files), dims.pop(), space, texts)
 
-    def blocks(self, space: Space, meaning: ImportDefaults, *, normalise: bool = False) -> Iterator[Block]:
-        """The rows, a block at a time; raises SourceError or BadBlock, naming the file."""
-        for piece in self.pieces:
-            vectors = _opened(piece.vectors)
-            parquet = _parquet(piece.rows)
+    def blocks(self, space: Space, defaults: ImportDefaults, *, normalise: bool = False) -> Iterator[Block]:
+        """Read the rows block by block; raises SourceError or BadBlock, naming the file."""
+        for pair in self.files:
+            vectors = _open_vectors(pair.vectors)
+            parquet = _open_table(pair.rows)
             if parquet.metadata.num_rows != len(vectors):
                 raise SourceError(
-                    f"{piece.vectors} has {len(vectors)} vectors and {piece.rows} {parquet.metadata.num_rows} rows; "
-                    f"each vector needs its row, so export both again"
+                    f"{pair.vectors} has {len(vectors)} vectors, but {pair.rows} has {parquet.metadata.num_rows} rows; "
+                    f"export both again"
                 )
             start = 0
-            for batch in _batches(parquet, piece.rows):
-                taken = np.asarray(vectors[start : start + len(batch)], np.float32)
+            for batch in _batches(parquet, pair.rows):
+                batch_vectors = np.asarray(vectors[start : start + len(batch)], np.float32)
                 start += len(batch)
-                if len(taken):
-                    rows, pictures = _readable(batch, meaning, piece.rows, ours=self.space is not None)
-                    taken = _fitting(taken, space, piece.vectors, normalise=normalise)
-                    yield Block(space, rows, taken, pictures, self.texts)
+                if len(batch_vectors):
+                    rows, thumbnails = _parse_batch(batch, defaults, pair.rows, exported=self.space is not None)
+                    batch_vectors = _unit_length(batch_vectors, space, pair.vectors, normalise=normalise)
+                    yield Block(space, rows, batch_vectors, thumbnails, self.texts)
 
 
 def import_rows(
     folder: Path | str,
     store: Path | str,
     space: Space | None = None,
-    meaning: ImportDefaults = ImportDefaults(),
+    defaults: ImportDefaults = ImportDefaults(),
     *,
     normalise: bool = False,
 ) -> ImportReport:
-    """Take a folder of vectors and rows into a store, which is made if it is not there. Doing it twice changes nothing.
+    """Import a folder of vectors and rows into a store, new or existing. Importing twice changes nothing.
 
     Parameters
     ----------
-    space : where the vectors live; may be left out for what `export` wrote, which says so itself
-    normalise : bring vectors to unit length instead of refusing others where the space is normalised
+    space : embedding space of the vectors (default: the one named by an export of clipfake)
+    defaults : values and column names for a foreign table
+    normalise : scale vectors to unit length if the space is normalised, instead of rejecting others
 
     Raises
     ------
     SourceError
-        The folder has no layout we know, or its files do not fit each other.
+        The folder has an unknown layout, or its files do not match each other.
     SpaceMismatch
-        The vectors are of another space than the store, or no space was named.
+        The vectors are in another space than the store's, or no space was named.
     BadBlock
-        NaN or zero vectors, vectors that are not of unit length, or a key that stands twice. What came before is kept.
+        Vectors that are NaN, zero or not of unit length, or a duplicate key. Rows before them stay in the store.
     """
-    found = ImportFolder.open(folder)
-    space = space or found.space
+    source = ImportFolder.open(folder)
+    space = space or source.space
     if space is None:
-        raise SpaceMismatch(f"{folder} does not say which encoder made its vectors; name it")
-    if found.space is not None:
-        space.require(found.space, f"the folder {folder}")
-    if found.dim != space.dim:
-        raise SpaceMismatch(f"{folder} holds vectors of {found.dim} dimensions, {space} has {space.dim}")
+        raise SpaceMismatch(f"{folder} does not say which encoder made its vectors; name the encoder or the space")
+    if source.space is not None:
+        space.require(source.space, f"the folder {folder}")
+    if source.dim != space.dim:
+        raise SpaceMismatch(f"{folder} holds vectors of {source.dim} dimensions, but {space} has {space.dim}")
     target, rows, total = Store.create(store, space), 0, AppendCounts()
     with target.writer(f"imported {Path(folder).name}") as writer:
-        for block in found.blocks(space, meaning, normalise=normalise):
+        for block in source.blocks(space, defaults, normalise=normalise):
             total += writer.append(block)
             rows += len(block)
     return ImportReport(str(folder), rows, total.added, total.known, total.replaced, target.snapshot().number)
 
 
 def label_of(value: Any) -> int:
-    """A label as tables write it: 0, 1, -1, real, fake or unknown; raises ValueError for another word."""
+    """Parse a label from a table: 0, 1, -1, real, fake or unknown; raises ValueError for anything else."""
     whole = isinstance(value, bool | float | np.floating) and float(value).is_integer()
     word = str(int(value)) if whole else str(value)
     word = "" if value is None or value != value else word
-    if (label := WORDS.get(word.strip().lower())) is None:
+    if (label := LABEL_SPELLINGS.get(word.strip().lower())) is None:
         raise ValueError(word)
     return label
 
 
-def _card(path: Path) -> dict[str, Any]:
+def _read_manifest(path: Path) -> dict[str, Any]:
     try:
-        content = read_json(path / CARD)
+        content = read_json(path / MANIFEST)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as e:
-        raise SourceError(f"{path / CARD} cannot be read ({e}); remove it to take the folder for a foreign one") from e
+        raise SourceError(f"{path / MANIFEST} cannot be read ({e}); remove it to import the folder as foreign") from e
     if content.get("format") != FORMAT or content.get("version") != VERSION:
-        raise SourceError(f"{path / CARD} is not of this release (expected {FORMAT} {VERSION}); export it again")
+        raise SourceError(
+            f"{path / MANIFEST} is not of this release (expected {FORMAT} {VERSION}); export the rows again"
+        )
     return content
 
 
-def _pieces(path: Path) -> list[ImportFiles]:
-    """Vectors with the rows beside them; raises SourceError for one without the other."""
+def _find_files(path: Path) -> list[ImportFiles]:
+    """Files of vectors and their rows; raises SourceError for one without the other."""
     if (path / "vectors.npy").is_file() and (path / "rows.parquet").is_file():
         return [ImportFiles(path / "vectors.npy", path / "rows.parquet")]
     vectors = _numbered(path / "img_emb", r"img_emb_(\d+)\.npy")
@@ -190,124 +198,132 @@ def _pieces(path: Path) -> list[ImportFiles]:
             f"{path} holds neither vectors.npy and rows.parquet nor img_emb/img_emb_0.npy and "
             f"metadata/metadata_0.parquet; name a folder that `clipfake store export` or clip-retrieval wrote"
         )
-    if alone := sorted(vectors.keys() ^ rows.keys()):
+    if unpaired := sorted(vectors.keys() ^ rows.keys()):
         raise SourceError(
-            f"{path}: img_emb and metadata do not match, number {alone[0]} is in one of them only; "
-            f"a vector without its row is of no use"
+            f"{path}: img_emb and metadata do not match, number {unpaired[0]} is in one of them only; "
+            f"restore the missing file or remove its partner"
         )
     return [ImportFiles(vectors[number], rows[number]) for number in sorted(vectors)]
 
 
 def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
-    found = ((re.fullmatch(pattern, path.name), path) for path in folder.glob("*"))
-    return {int(match[1]): path for match, path in found if match}
+    matches = ((re.fullmatch(pattern, path.name), path) for path in folder.glob("*"))
+    return {int(match[1]): path for match, path in matches if match}
 
 
-def _opened(path: Path) -> npt.NDArray[Any]:
+def _open_vectors(path: Path) -> npt.NDArray[Any]:
     try:
         vectors = read_array(path)
     except (OSError, ValueError) as e:
-        raise SourceError(f"{path} is not a readable numpy array ({e}); export it again") from e
+        raise SourceError(f"{path} is not a readable numpy array ({e}); export the rows again") from e
     if vectors.ndim != 2 or vectors.dtype.kind != "f":
-        raise SourceError(f"{path} holds {vectors.dtype} of shape {vectors.shape}; expected floats of (rows, dim)")
+        raise SourceError(
+            f"{path} holds {vectors.dtype} of shape {vectors.shape}; expected floats of shape (rows, dim)"
+        )
     return vectors
 
 
-def _parquet(path: Path) -> Any:
+def _open_table(path: Path) -> Any:
     pyarrow = arrow(f"reading {path.name}")
     try:
         return parquet_file(path, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as e:
-        raise SourceError(f"{path} is not a readable parquet file ({e}); export it again") from e
+        raise SourceError(f"{path} is not a readable parquet file ({e}); export the rows again") from e
 
 
 def _batches(parquet: Any, path: Path) -> Iterator[Any]:
     try:
         yield from parquet.iter_batches(batch_size=BLOCK_ROWS)
     except (arrow("reading parquet").ArrowException, OSError) as e:
-        raise SourceError(f"{path} is damaged ({e}); export it again") from e
+        raise SourceError(f"{path} is damaged ({e}); export the rows again") from e
 
 
-def _readable(batch: Any, meaning: ImportDefaults, path: Path, *, ours: bool) -> tuple[Rows, tuple[bytes, ...]]:
-    """Parse as `_rows` does; values that Arrow cannot convert, such as invalid text, are a SourceError."""
+def _parse_batch(batch: Any, defaults: ImportDefaults, path: Path, *, exported: bool) -> tuple[Rows, tuple[bytes, ...]]:
+    """Parse rows and thumbnails; raises SourceError for values that Arrow cannot convert, such as invalid text."""
     try:
-        return _rows(batch, meaning, path, ours=ours)
+        return _rows_and_thumbnails(batch, defaults, path, exported=exported)
     except (ValueError, TypeError, OverflowError, arrow("reading parquet").ArrowException) as e:
-        raise SourceError(f"{path} holds what cannot be read ({e}); export it again") from e
+        raise SourceError(f"{path} has values that cannot be read ({e}); export the rows again") from e
 
 
-def _rows(batch: Any, meaning: ImportDefaults, path: Path, *, ours: bool) -> tuple[Rows, tuple[bytes, ...]]:
-    """The rows of a piece of a table, and their thumbnails."""
-    there = {name: values_of(batch.column(i)) for i, name in enumerate(batch.schema.names)}
-    pictures = tuple(picture or b"" for picture in there.get("thumbnail", ()))
-    if not all(isinstance(picture, bytes) for picture in pictures):
-        raise SourceError(f"{path} has a column thumbnail of other things than files; leave it out")
-    if ours:
-        if missing := sorted(set(NAMES.values()) - there.keys()):
-            raise SourceError(f"{path} lacks the columns {', '.join(missing)}; export it again")
-        return Rows(**{name: _column(path, name, called, there[called]) for name, called in NAMES.items()}), pictures
-    return _foreign(there, len(batch), meaning, path), pictures
+def _rows_and_thumbnails(
+    batch: Any, defaults: ImportDefaults, path: Path, *, exported: bool
+) -> tuple[Rows, tuple[bytes, ...]]:
+    table = {name: values_of(batch.column(i)) for i, name in enumerate(batch.schema.names)}
+    thumbnails = tuple(thumbnail or b"" for thumbnail in table.get("thumbnail", ()))
+    if not all(isinstance(thumbnail, bytes) for thumbnail in thumbnails):
+        raise SourceError(f"{path}: the column thumbnail must hold the bytes of image files; fix or remove the column")
+    if exported:
+        if missing := sorted(set(NAMES.values()) - table.keys()):
+            raise SourceError(f"{path} lacks the columns {', '.join(missing)}; export the rows again")
+        columns = {name: _column(path, name, column, table[column]) for name, column in NAMES.items()}
+        return Rows(**columns), thumbnails
+    return _foreign_rows(table, len(batch), defaults, path), thumbnails
 
 
-def _foreign(there: dict[str, list[Any]], rows: int, meaning: ImportDefaults, path: Path) -> Rows:
-    for called in meaning.columns.values():
-        if called not in there:
-            raise SourceError(f"{path} has no column {called}; it has {', '.join(there)}")
+def _foreign_rows(table: dict[str, list[Any]], rows: int, defaults: ImportDefaults, path: Path) -> Rows:
+    for column in defaults.columns.values():
+        if column not in table:
+            raise SourceError(f"{path} has no column {column}; it has {', '.join(table)}")
 
-    def named(ours: str, otherwise: str) -> list[str]:
-        column = there.get(meaning.columns.get(ours, ours))
-        return [str(value) if value is not None else otherwise for value in column] if column else [otherwise] * rows
+    def texts_of(name: str, default: str) -> list[str]:
+        values = table.get(defaults.columns.get(name, name))
+        return [str(value) if value is not None else default for value in values] if values else [default] * rows
 
-    name = next((name for name in PATHS if name in there), None)
-    if name is None:
-        raise SourceError(f"{path} has no column that names the images ({', '.join(PATHS)}); it has {', '.join(there)}")
-    paths = [str(value or "") for value in there[name]]
+    path_column = next((name for name in PATH_COLUMNS if name in table), None)
+    if path_column is None:
+        raise SourceError(f"{path} has no column of image paths ({', '.join(PATH_COLUMNS)}); it has {', '.join(table)}")
+    paths = [str(value or "") for value in table[path_column]]
     if "" in paths:
-        raise SourceError(f"{path}: row {paths.index('')} has no {name}; a row is named by its path")
-    sources = named("source", meaning.source)
+        raise SourceError(f"{path}: row {paths.index('')} has no {path_column}; every row needs one, as its key")
+    sources = texts_of("source", defaults.source)
     if "" in sources:
         raise SourceError(f"{path} does not say where its rows come from; name a source, or the column that has it")
-    labels = [meaning.label] * rows
-    if column := there.get(meaning.columns.get("label", "label")):
+    labels = [defaults.label] * rows
+    if values := table.get(defaults.columns.get("label", "label")):
         try:
-            labels = [label_of(value) for value in column]
+            labels = [label_of(value) for value in values]
         except ValueError as e:
             raise SourceError(f"{path}: the label {e} is neither real (0), fake (1) nor unknown (-1)") from e
-    generators = named("generator", "")
-    made = [g or s if label == FAKE else g for g, s, label in zip(generators, sources, labels, strict=True)]
-    keys = [f"{source}/{place.lstrip('/')}" for source, place in zip(sources, paths, strict=True)]
-    more = {"sources": sources, "generators": made, "categories": named("category", ""), "paths": paths}
-    return Rows.make(keys, labels, **more)
+    generators = [  # a fake row without a generator is taken to be made by its source
+        generator or source if label == FAKE else generator
+        for generator, source, label in zip(texts_of("generator", ""), sources, labels, strict=True)
+    ]
+    keys = [f"{source}/{image_path.lstrip('/')}" for source, image_path in zip(sources, paths, strict=True)]
+    categories = texts_of("category", "")
+    return Rows.make(keys, labels, sources=sources, generators=generators, categories=categories, paths=paths)
 
 
-def _column(path: Path, name: str, called: str, values: Sequence[Any]) -> Names | npt.NDArray[Any]:
+def _column(path: Path, name: str, column: str, values: Sequence[Any]) -> Names | npt.NDArray[Any]:
     try:
         if name == "digests":
-            if any(len(one) != 16 for one in values):
+            if any(len(value) != 16 for value in values):
                 raise ValueError("a digest has 16 bytes")
             return np.frombuffer(b"".join(values), "V16")
         return np.asarray(values, dtype=COLUMNS[name])
     except (TypeError, ValueError, OverflowError) as e:
-        raise SourceError(f"{path} has a column {called} that is not what was exported ({e}); export it again") from e
+        raise SourceError(f"{path}: the column {column} has been altered ({e}); export the rows again") from e
 
 
-def _fitting(vectors: npt.NDArray[np.float32], space: Space, path: Path, *, normalise: bool) -> npt.NDArray[np.float32]:
-    """The vectors as the space wants them."""
+def _unit_length(
+    vectors: npt.NDArray[np.float32], space: Space, path: Path, *, normalise: bool
+) -> npt.NDArray[np.float32]:
+    """Scale the vectors to unit length, or check it, if the space is normalised."""
     lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
     if not space.normalised or not np.isfinite(lengths).all() or not lengths.all():
-        return vectors  # what is not finite or zero is refused, by name, where it is stored
+        return vectors  # the writer rejects vectors that are not finite or zero, naming the row
     if normalise:
         return np.asarray(vectors / lengths, np.float32)
-    if len(off := np.flatnonzero(abs(lengths[:, 0] - 1) > TOLERANCE)):
+    if len(wrong := np.flatnonzero(abs(lengths[:, 0] - 1) > LENGTH_TOLERANCE)):
         raise BadBlock(
-            f"{path}: row {off[0]} has a vector of length {float(lengths[off[0], 0]):.3f}, {space} wants unit length; "
-            f"ask for them to be normalised"
+            f"{path}: row {wrong[0]} has a vector of length {float(lengths[wrong[0], 0]):.3f}, but {space} needs unit "
+            f"length; import with --normalize"
         )
     return vectors
 
 
 def foreign_space(name: str, dim: int) -> Space:
-    """A space known by name only: its vectors may be compared with each other, no image can be asked about."""
+    """Space of an unknown encoder, known by name only: its vectors can be searched, but no image can be embedded."""
     import hashlib
 
     return replace(

@@ -1,4 +1,4 @@
-"""A snapshot as torch's data sets: rows by number, or blocks in their order."""
+"""PyTorch data sets of a snapshot: single rows by index, or blocks in order."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ if TYPE_CHECKING:
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-class _Rows:
-    """Some rows of a snapshot; a copy in another process opens the same one by itself."""
+class _RowSelection:
+    """Selected rows of a snapshot; when pickled for another process, it opens the same snapshot there."""
 
     def __init__(self, snapshot: Snapshot, where: Any = None) -> None:
-        """`where` is a mask over the rows, or positions; all rows for None."""
+        """`where` is a mask over the rows, or positions (default: all rows)."""
         self.snapshot = snapshot
         self.positions = np.arange(len(snapshot))[slice(None) if where is None else where]
         self.labels = snapshot.column("labels")[self.positions].astype(np.int64)
@@ -40,28 +40,30 @@ class _Rows:
         vars(self).update(state, snapshot=concatenated_snapshot(open_snapshot(folder, number), columns))
 
     def pair(self, rows: Any) -> Pair:
+        """Vectors and labels of rows of the selection."""
         vectors = self.snapshot.vectors(self.positions[rows])
         return torch.from_numpy(vectors), torch.from_numpy(self.labels[rows])
 
 
-class VectorDataset(_Rows, Dataset[Pair]):
+class VectorDataset(_RowSelection, Dataset[Pair]):
     """Row i as ((dim,) float32 vector, () int64 label: 0 real, 1 fake, -1 unknown)."""
 
     def __getitem__(self, row: int) -> Pair:
         if not -len(self) <= row < len(self):
-            raise IndexError(f"row {row} of {len(self)}")
+            raise IndexError(f"row {row} is out of range for {len(self)} rows")
         vectors, labels = self.pair(np.array([row]))
         return vectors[0], labels[0]
 
     def __getitems__(self, rows: Sequence[int]) -> list[Pair]:
-        """Several at once, as torch's DataLoader asks: one reading for all."""
+        """Read several rows at once, for torch's DataLoader."""
         return list(zip(*self.pair(np.asarray(rows)), strict=True))
 
 
-class BlockDataset(_Rows, IterableDataset[Pair]):
-    """Blocks of ((n, dim) float32 vectors, (n,) int64 labels) in the order of the rows; workers share them out."""
+class BlockDataset(_RowSelection, IterableDataset[Pair]):
+    """Blocks of ((n, dim) float32 vectors, (n,) int64 labels) in the order of the rows, divided among the workers."""
 
     def __init__(self, snapshot: Snapshot, where: Any = None, *, size: int = 8192) -> None:
+        """`size` is the number of rows in a block."""
         super().__init__(snapshot, where)
         self.size = size
 

@@ -1,5 +1,5 @@
-"""Looking after a store.
+"""Maintain a store.
 
-info.py describes; verify.py finds damage; repair.py removes it; compact.py reclaims space; build_index.py builds
+info.py describes it; verify.py finds damage, repair.py removes it; compact.py reclaims space; build_index.py builds
 k-NN indexes; near_duplicates.py finds copies
 """

@@ -1,6 +1,6 @@
-"""Making k-NN indexes: which kind for how many rows, cells around centres, and how much must be read for which recall.
+"""Build k-NN indexes: choose the kind, cluster the rows into cells, and measure how much to read for which recall.
 
-An index is added to while its cells fit, and built anew where they have drifted.
+New rows are added to an index as long as its cells fit them; after too much drift it is rebuilt.
 """
 
 from __future__ import annotations
@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, read_json
 from ...core.locking import writer_lock
 from ...errors import Locked, StoreError
-from ..records import Mask, Vectors
+from ..records import Ids, Mask, Vectors
 from ..search.ann_index import (
     AHEADS,
     FILE,
@@ -48,10 +47,10 @@ from ..snapshot import Snapshot
 from ..space import Space
 from ..store import Store
 
-EXACT_ROWS = 50_000  # up to here a label's rows are searched exactly: a few milliseconds
-PLAIN_ROWS = 4_000_000  # up to here as float16, beyond quantised, which takes a sixth of the memory
-GONE = f".gone{TEMPORARY}"  # what an index that is being removed ends in
-QUERIES = 200  # of the store's own vectors, to measure recall with
+EXACT_ROWS = 50_000  # up to here a label gets no index: exact search takes a few milliseconds
+PLAIN_ROWS = 4_000_000  # up to here an index holds float16; beyond, quantized vectors take a sixth of the memory
+GONE = f".gone{TEMPORARY}"  # suffix of an index that is being removed
+QUERIES = 200  # at most; of the store's own vectors, to measure recall
 MEASURED_K = (10, 100)
 
 
@@ -71,7 +70,7 @@ class BuildReport:
     snapshot: int
     labels: tuple[LabelIndexInfo, ...]
     bytes: int = 0
-    seconds: dict[str, float] = field(default_factory=dict)  # by part
+    seconds: dict[str, float] = field(default_factory=dict)  # by step
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "labels": [label.to_dict() for label in self.labels]}
@@ -79,32 +78,41 @@ class BuildReport:
 
 @dataclass(frozen=True)
 class Drift:
-    """Age of an index compared with a newer snapshot."""
+    """How far an index has drifted from a newer snapshot."""
 
-    rows: int  # of the label now
-    indexed: int  # of these
-    dead: int  # in the index, no more in the snapshot
-    trained_rows: int
+    rows: int  # of the label in the snapshot
+    indexed: int  # of these, rows in the index
+    dead: int  # rows in the index that the snapshot no longer has
+    trained_rows: int  # when the cells were made
     misfit: float  # 1 - fit
-    added_misfit: float  # of all rows that were or would be added since the cells were made
+    added_misfit: float  # of all rows added since the cells were made, including those to be added now
 
     def verdict(self) -> tuple[Literal["fresh", "add", "rebuild"], str]:
         """Recommended action, and why."""
         if self.dead > 0.2 * (self.indexed + self.dead):
-            return "rebuild", f"{self.dead} of {self.indexed + self.dead} indexed rows are gone"
+            return "rebuild", f"{self.dead} of {self.indexed + self.dead} indexed rows were deleted"
         if self.rows > 2 * self.trained_rows:
-            return "rebuild", f"the cells were made for {self.trained_rows} rows, there are {self.rows}"
+            return "rebuild", f"the cells were made for {self.trained_rows} rows, and there are {self.rows} now"
         if self.added_misfit > 1.2 * self.misfit:
-            return "rebuild", f"new rows lie {self.added_misfit / self.misfit:.2f} × as far from their cells as the old"
+            return (
+                "rebuild",
+                f"new rows are {self.added_misfit / self.misfit:.2f} × as far from their cells as the old ones",
+            )
         if self.rows > self.indexed:
             return "add", f"{self.rows - self.indexed} new rows"
-        return "fresh", "every row is in it"
+        return "fresh", "every row is indexed"
 
 
 def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool = False) -> BuildReport:
-    """Bring the index up to the newest snapshot: add what is new, or build anew where it has drifted (or if asked).
+    """Bring the indexes up to the newest snapshot: add new rows, or rebuild after drift.
 
-    Readers keep searching with the old one meanwhile, and may go on holding it.
+    Readers can keep searching with the old index during and after the build.
+
+    Parameters
+    ----------
+    kind : kind of the indexes (default: by the number of rows)
+    seed : of the clustering and of the choice of queries
+    anew : rebuild every index
 
     Raises
     ------
@@ -112,60 +120,63 @@ def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool 
         Another process is building.
     """
     snapshot, clock = store.snapshot(), _Clock()
-    with disk_errors(f"make {store.folder / 'indexes'}"):
+    with disk_errors(f"create {store.folder / 'indexes'}"):
         make_folder(store.folder / "indexes")
     with writer_lock(store.folder / "indexes"):
-        before = None if anew else _open_for_adding(snapshot)
-        label_of = snapshot.column("labels")
-        kinds = {int(label): kind_for(int((label_of == label).sum()), kind) for label in np.unique(label_of)}
-        made, actions = [], []
-        for label, wanted in kinds.items():
-            if wanted == "exact":
+        previous = None if anew else _open_previous(snapshot)
+        labels = snapshot.column("labels")
+        kinds = {int(label): kind_for(int((labels == label).sum()), kind) for label in np.unique(labels)}
+        indexes, actions = [], []
+        for label, label_kind in kinds.items():
+            if label_kind == "exact":
                 continue
-            old = next((one for one in before or [] if (one[0].label, one[0].kind) == (label, wanted)), None)
-            grown, action = _grow(snapshot, label, old, clock) if old else (None, ("rebuild", "there was none"))
-            if grown is None:
-                grown = _make(snapshot, label, wanted, clock, np.random.default_rng([seed, label + 1]))
-            made.append(grown)
+            old = next((old for old in previous or [] if (old[0].label, old[0].kind) == (label, label_kind)), None)
+            index, action = _extend(snapshot, label, old, clock) if old else (None, ("rebuild", "there was no index"))
+            if index is None:
+                index = _build(snapshot, label, label_kind, clock, np.random.default_rng([seed, label + 1]))
+            indexes.append(index)
             actions.append(action)
-        if before is not None and len(before) == len(made) and all(what == "fresh" for what, _ in actions):
-            return BuildReport("fresh", "every row is in it", snapshot.number, tuple(one for one, _, _ in made))
-        labels, size = _write(store.folder, snapshot.number, snapshot.space, made, clock)
-        rebuilt = any(what == "rebuild" for what, _ in actions) or not made
-        why = "; ".join(sorted({why for what, why in actions if what != "fresh"})) or "few rows: searched exactly"
-        return BuildReport("built" if rebuilt else "added", why, snapshot.number, labels, size, clock.seconds)
+        if previous is not None and len(previous) == len(indexes) and all(action == "fresh" for action, _ in actions):
+            return BuildReport(
+                "fresh", "every row is indexed", snapshot.number, tuple(label_info for label_info, _, _ in indexes)
+            )
+        infos, size = _write(store.folder, snapshot.number, snapshot.space, indexes, clock)
+        rebuilt = any(action == "rebuild" for action, _ in actions) or not indexes
+        reasons = sorted({why for action, why in actions if action != "fresh"})
+        why = "; ".join(reasons) or "few rows, searched exactly"
+        return BuildReport("built" if rebuilt else "added", why, snapshot.number, infos, size, clock.seconds)
 
 
-def renumber(store: Path, number: int, old: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> None:
-    """After rows were moved: the ids `old`, ascending, are `new` in snapshot `number`. An unreadable index is left.
+def renumber(store: Path, number: int, old: Ids, new: Ids) -> None:
+    """Replace row ids in the indexes after `compact`: `old` (ascending) became `new` in snapshot `number`.
 
-    So is one that is being built at the moment; it will be built again.
+    An unreadable index is skipped. If an index is being built, nothing is changed; it will be built again.
     """
     if folders(store):
         with suppress(Locked), writer_lock(store / "indexes"):
             _renumber(store, number, old, new)
 
 
-def _renumber(store: Path, number: int, old: npt.NDArray[np.int64], new: npt.NDArray[np.int64]) -> None:
+def _renumber(store: Path, number: int, old: Ids, new: Ids) -> None:
     for folder in folders(store):
         try:
             space = Space.from_dict(read_json(folder / "index.json")["space"])
-            labels = open_index(
-                folder, space, mapped=False, whole=True
-            ).labels  # FAISS would write a mapped one as a reference
+            # not memory-mapped: FAISS would write a mapped index as a reference to its file
+            labels = open_index(folder, space, mapped=False, whole=True).labels
         except (OSError, ValueError, KeyError, TypeError, StoreError):
             continue
-        moved = []
+        renumbered = []
         for label_info, cells, ids in labels:
-            place = np.minimum(np.searchsorted(old, ids), len(old) - 1)
-            moved.append((label_info, cells, np.where(old[place] == ids, new[place], ids)))
-        _write(store, number, space, moved, _Clock())
+            position = np.minimum(np.searchsorted(old, ids), len(old) - 1)
+            renumbered.append((label_info, cells, np.where(old[position] == ids, new[position], ids)))
+        _write(store, number, space, renumbered, _Clock())
 
 
-Made = tuple[LabelIndexInfo, IvfIndex, npt.NDArray[np.int64]]
+LabelIndex = tuple[LabelIndexInfo, IvfIndex, Ids]  # the ids of the indexed rows, by ordinal
 
 
-def _open_for_adding(snapshot: Snapshot) -> list[Made] | None:
+def _open_previous(snapshot: Snapshot) -> list[LabelIndex] | None:
+    """The newest readable index, in memory and fully checked."""
     for folder in reversed(folders(snapshot.folder)):
         try:
             return open_index(folder, snapshot.space, mapped=False, whole=True).labels
@@ -174,37 +185,47 @@ def _open_for_adding(snapshot: Snapshot) -> list[Made] | None:
     return None
 
 
-def _grow(snapshot: Snapshot, label: int, old: Made, clock: _Clock) -> tuple[Made | None, tuple[str, str]]:
-    """The label's index with the new rows in it, or None where it is better built anew."""
+def _extend(
+    snapshot: Snapshot, label: int, old: LabelIndex, clock: _Clock
+) -> tuple[LabelIndex | None, tuple[str, str]]:
+    """Add the new rows to a label's index; None if it should be rebuilt."""
     label_info, cells, ids = old
-    here = np.flatnonzero(snapshot.column("labels") == label)
-    fresh = here[~np.isin(snapshot.ids[here], ids)]
+    positions = np.flatnonzero(snapshot.column("labels") == label)
+    unindexed = positions[~np.isin(snapshot.ids[positions], ids)]
     with clock("read"):
-        vectors = snapshot.vectors(fresh, np.float16)
+        vectors = snapshot.vectors(unindexed, np.float16)
     with clock("assign"):
         cell_of, fit = nearest_cell(vectors, cells.centres)
     added_before = label_info.rows - label_info.trained_rows
-    together = added_before + len(fresh)
-    added_fit = (label_info.added_fit * added_before + fit * len(fresh)) / together if together else label_info.fit
-    alive = len(here) - len(fresh)
-    drift = Drift(len(here), alive, label_info.rows - alive, label_info.trained_rows, 1 - label_info.fit, 1 - added_fit)
+    added = added_before + len(unindexed)
+    added_fit = (label_info.added_fit * added_before + fit * len(unindexed)) / added if added else label_info.fit
+    live = len(positions) - len(unindexed)
+    drift = Drift(
+        rows=len(positions),
+        indexed=live,
+        dead=label_info.rows - live,
+        trained_rows=label_info.trained_rows,
+        misfit=1 - label_info.fit,
+        added_misfit=1 - added_fit,
+    )
     action = drift.verdict()
     if action[0] == "rebuild":
         return None, action
     with clock("add"):
-        grown = cells.add(vectors, cell_of)
-    changed = replace(label_info, rows=len(grown), added_fit=added_fit)
-    return (changed, grown, np.concatenate([ids, snapshot.ids[fresh]])), action
+        extended = cells.add(vectors, cell_of)
+    label_info = replace(label_info, rows=len(extended), added_fit=added_fit)
+    return (label_info, extended, np.concatenate([ids, snapshot.ids[unindexed]])), action
 
 
-def _make(snapshot: Snapshot, label: int, kind: Kind, clock: _Clock, rng: np.random.Generator) -> Made:
-    here = np.flatnonzero(snapshot.column("labels") == label)
-    count = cells_for(len(here))
+def _build(snapshot: Snapshot, label: int, kind: Kind, clock: _Clock, rng: np.random.Generator) -> LabelIndex:
+    positions = np.flatnonzero(snapshot.column("labels") == label)
+    count = cells_for(len(positions))
     with clock("read"):
-        vectors = snapshot.vectors(here, np.float16)
+        vectors = snapshot.vectors(positions, np.float16)
     with clock("cluster"):
-        shuffled = rng.permutation(len(here))
-        drawn = min(count * SAMPLE_PER_CELL, (len(here) + 1) // 2)  # the others tell how well the cells fit new rows
+        shuffled = rng.permutation(len(positions))
+        # the cells' fit is measured with the other rows, which stand for new ones
+        drawn = min(count * SAMPLE_PER_CELL, (len(positions) + 1) // 2)
         sample = vectors[np.sort(shuffled[:drawn])].astype(np.float32)
         centres = centres_of(sample, count, rng)
     with clock("assign"):
@@ -213,84 +234,88 @@ def _make(snapshot: Snapshot, label: int, kind: Kind, clock: _Clock, rng: np.ran
     with clock("add"):
         cells = IvfIndex.empty(centres, sample, quantized=kind == "quantized").add(vectors, cell_of)
     with clock("measure"):
-        efforts, aheads, recall = _measured(snapshot, here, vectors, cells, rng)
-    label_info = LabelIndexInfo(label, kind, len(here), len(here), count, fit, fit, efforts, aheads, recall, {})
-    return label_info, cells, snapshot.ids[here]
+        efforts, aheads, recall = _measure(snapshot, positions, vectors, cells, rng)
+    rows = len(positions)
+    label_info = LabelIndexInfo(label, kind, rows, rows, count, fit, fit, efforts, aheads, recall, {})
+    return label_info, cells, snapshot.ids[positions]
 
 
-def _measured(
-    snapshot: Snapshot, here: Positions, vectors: Vectors, cells: IvfIndex, rng: np.random.Generator
+def _measure(
+    snapshot: Snapshot, positions: Positions, vectors: Vectors, cells: IvfIndex, rng: np.random.Generator
 ) -> tuple[dict[int, ProbeBudget], tuple[float, ...], dict[str, float]]:
-    """Efforts, recall of quantised rows, and recall as it came out, with rows of any label asking."""
+    """Measure efforts, recall of quantized rows, and recall by share of allowed rows. Queries are rows of any label."""
     import torch
 
-    asking = np.sort(rng.permutation(len(snapshot))[: int(np.clip(2e8 / len(here), 50, QUERIES))])
-    queries = snapshot.vectors(asking)
-    similarity = np.empty((len(queries), len(here)), np.float32)
-    wanted = torch.from_numpy(queries)
-    for start in range(0, len(here), 16_384):
-        piece = torch.from_numpy(vectors[start : start + 16_384]).float()
-        similarity[:, start : start + 16_384] = (wanted @ piece.T).numpy()
-    own = np.searchsorted(here, asking)
-    is_own = here[np.minimum(own, len(here) - 1)] == asking
-    similarity[is_own, own[is_own]] = -np.inf  # a row is no neighbour of its own
+    query_positions = np.sort(rng.permutation(len(snapshot))[: int(np.clip(2e8 / len(positions), 50, QUERIES))])
+    queries = snapshot.vectors(query_positions)
+    similarity = np.empty((len(queries), len(positions)), np.float32)
+    query_tensor = torch.from_numpy(queries)
+    for start in range(0, len(positions), 16_384):
+        chunk = torch.from_numpy(vectors[start : start + 16_384]).float()
+        similarity[:, start : start + 16_384] = (query_tensor @ chunk.T).numpy()
+    own = np.searchsorted(positions, query_positions)
+    is_own = positions[np.minimum(own, len(positions) - 1)] == query_positions
+    similarity[is_own, own[is_own]] = -np.inf  # a row is not its own neighbour
     truth = GroundTruth(similarity)
     efforts = dict(zip(MEASURED_K, measure(cells, queries, truth, rng, MEASURED_K), strict=True))
     aheads = _aheads(cells, queries, truth) if cells.quantized else ()
-    label_info = LabelIndexInfo(0, "plain", len(here), len(here), len(cells.centres), 0, 0, efforts, aheads, {}, {})
+    rows = len(positions)
+    label_info = LabelIndexInfo(0, "plain", rows, rows, len(cells.centres), 0, 0, efforts, aheads, {}, {})
     recall = {}
     for share in (1.0, 0.5, 0.1, 0.01, 0.001):
         allowed = None if share == 1 else rng.random(len(cells)) < share
         count = len(cells) if allowed is None else int(allowed.sum())
         if count >= 10:
             effort = label_info.effort(10, 0.99, share)
-            found = cells.search(queries, label_info.ahead(11, 0.99), effort, AllowedRows(cells, allowed))
-            recall[f"{share:g}"] = _recall(truth, found, allowed)
+            candidates = cells.search(queries, label_info.ahead(11, 0.99), effort, AllowedRows(cells, allowed))
+            recall[f"{share:g}"] = _recall(truth, candidates, allowed)
     return efforts, aheads, recall
 
 
-def _recall(truth: GroundTruth, found: Ordinals, allowed: Mask | None) -> float:
-    """recall@10 of candidates that are compared exactly."""
-    true = truth.nearest(10, allowed)
-    tenth = truth.of(true[:, -1:])
-    scores = truth.of(found)
-    right = ((scores >= tenth) & np.isfinite(scores)).sum(axis=1)  # as near as the tenth
-    there = np.isfinite(truth.of(true)).sum(axis=1)
-    return round(float(np.minimum(right, there).sum() / there.sum()), 4)
+def _recall(truth: GroundTruth, candidates: Ordinals, allowed: Mask | None) -> float:
+    """recall@10 after the candidates are compared exactly."""
+    nearest = truth.nearest(10, allowed)
+    tenth = truth.of(nearest[:, -1:])
+    similarity = truth.of(candidates)
+    hits = ((similarity >= tenth) & np.isfinite(similarity)).sum(axis=1)  # at least as near as the tenth
+    relevant = np.isfinite(truth.of(nearest)).sum(axis=1)
+    return round(float(np.minimum(hits, relevant).sum() / relevant.sum()), 4)
 
 
 def _aheads(cells: IvfIndex, queries: Vectors, truth: GroundTruth) -> tuple[float, ...]:
-    some = slice(0, 64)  # every row of every cell is read for each
-    found = cells.search(queries[some], min(AHEADS[-1], len(cells)), len(cells))
-    return tuple(_recall(truth[some], found[:, : n + 1], None) for n in AHEADS)
+    sample = slice(0, 64)  # each query reads all rows
+    candidates = cells.search(queries[sample], min(AHEADS[-1], len(cells)), len(cells))
+    return tuple(_recall(truth[sample], candidates[:, : n + 1], None) for n in AHEADS)
 
 
 def _write(
-    store: Path, number: int, space: Space, made: list[Made], clock: _Clock
+    store: Path, number: int, space: Space, indexes: list[LabelIndex], clock: _Clock
 ) -> tuple[tuple[LabelIndexInfo, ...], int]:
-    """Put the new index in place of the old: each is there whole, or under a name that no search looks at."""
+    """Replace the old index. Both stay complete, or get a name that searches ignore. Also returns the size in bytes."""
     final = store / "indexes" / f"{NAME}-{number:06d}"
-    aside = final.with_suffix(TEMPORARY)
+    temporary = final.with_suffix(TEMPORARY)
     try:
-        with clock("write"), _emptied(aside):
-            labels = tuple(_saved(aside, one) for one in made)
+        with clock("write"), _temporary_folder(temporary):
+            labels = tuple(_save(temporary, index) for index in indexes)
             content = {
                 "snapshot": number,
                 "space": space.to_dict(),
                 "labels": [label.to_dict() for label in labels],
             }
-            FILE.write(aside / "index.json", content)
-            if final.exists():  # built anew for the same snapshot
+            FILE.write(temporary / "index.json", content)
+            if final.exists():  # rebuilt for the same snapshot
                 final.rename(_gone(final))
-            aside.rename(final)
+            temporary.rename(final)
             flush(final.parent)
             for old in folders(store):
                 if old != final:
                     old.rename(_gone(old))
-            for left in final.parent.glob(f"*{TEMPORARY}"):  # of this one, and of builds that were killed
-                shutil.rmtree(left, ignore_errors=True)
+            for leftover in final.parent.glob(f"*{TEMPORARY}"):  # of this build, and of builds that were killed
+                shutil.rmtree(leftover, ignore_errors=True)
     except (OSError, RuntimeError) as e:
-        raise StoreError(f"could not write the index {final} ({e}); searches stay exact or use the one before") from e
+        raise StoreError(
+            f"could not write the index {final} ({e}); searches use the previous index or stay exact"
+        ) from e
     return labels, sum(path.stat().st_size for path in final.iterdir())
 
 
@@ -301,23 +326,23 @@ def _gone(folder: Path) -> Path:
     return gone
 
 
-def _saved(folder: Path, made: Made) -> LabelIndexInfo:
-    label_info, cells, ids = made
+def _save(folder: Path, index: LabelIndex) -> LabelIndexInfo:
+    label_info, cells, ids = index
     stem = str(label_info.label)
-    tail = cells.save(folder / f"{stem}.faiss")
+    bytes_of_rows = cells.save(folder / f"{stem}.faiss")
     np.save(folder / f"{stem}.ids.npy", ids.astype("<i8"))
     np.save(folder / f"{stem}.cells.npy", cells.cell_of.astype("<u2" if label_info.cells <= 65_536 else "<u4"))
     files = {}
-    for name, rows in ((f"{stem}.faiss", tail), (f"{stem}.ids.npy", 0), (f"{stem}.cells.npy", 0)):
+    for name, tail in ((f"{stem}.faiss", bytes_of_rows), (f"{stem}.ids.npy", 0), (f"{stem}.cells.npy", 0)):
         flush(folder / name)
         size = (folder / name).stat().st_size
-        files[name] = (size, size - rows, *checksums(folder / name, size - rows))
+        files[name] = (size, size - tail, *checksums(folder / name, size - tail))
     return replace(label_info, files=files)
 
 
 @contextmanager
-def _emptied(folder: Path) -> Iterator[None]:
-    """A new folder, removed again unless it was renamed away."""
+def _temporary_folder(folder: Path) -> Iterator[None]:
+    """Create an empty folder, and remove it at the end unless it was renamed."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
@@ -327,15 +352,15 @@ def _emptied(folder: Path) -> Iterator[None]:
 
 
 class _Clock:
-    """Seconds by part."""
+    """Seconds by step."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
 
     @contextmanager
-    def __call__(self, part: str) -> Iterator[None]:
-        began = time.monotonic()
+    def __call__(self, step: str) -> Iterator[None]:
+        started = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[part] = round(self.seconds.get(part, 0.0) + time.monotonic() - began, 3)
+            self.seconds[step] = round(self.seconds.get(step, 0.0) + time.monotonic() - started, 3)

@@ -1,4 +1,4 @@
-"""Make a store small again: deleted rows leave the shards, small shards are joined, earlier snapshots are given up."""
+"""Reclaim space: remove deleted rows from the shards, merge small shards, and give up earlier snapshots."""
 
 from __future__ import annotations
 
@@ -29,23 +29,25 @@ class CompactReport:
     rows: int
     shards: tuple[int, int]  # before and after
     bytes: tuple[int, int]  # of all shards, before and after
-    given_up: int  # earlier snapshots, which can no longer be gone back to
-    held: int  # earlier snapshots that readers still have: their files go when `compact` runs after them
+    given_up: int  # earlier snapshots, to which `undo` can no longer return
+    held: int  # earlier snapshots still open in readers; a later `compact` removes their files
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> CompactReport:
-    """Rewrite shards that have deleted rows or are small; give up the snapshots before.
+    """Rewrite shards that have deleted rows or are small, and give up earlier snapshots.
 
-    A shard at a time is in memory. Killed at any moment, the store is as before or as after. Row ids of rewritten rows
-    change; an index follows them.
+    One shard at a time is in memory. If the process is killed, the store is unchanged or compacted. Rewritten rows get
+    new ids; indexes are updated.
 
     Raises
     ------
-    Locked, Damaged
-        A damaged row is not copied: run `clipfake store repair` first.
+    Locked
+        Another process is writing.
+    Damaged
+        A row is damaged and cannot be copied: run `clipfake store repair` first.
     """
     folder = store.folder
     with writer_lock(folder):
@@ -53,7 +55,7 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> CompactRep
         size = _bytes(folder)
         kept, moved = plan(before.parts, rows_per_shard)
         number, parts, old_ids, new_ids = before.next_shard, list(kept), [], []
-        for block, ids in _full(_live_blocks(folder, moved), rows_per_shard):
+        for block, ids in _regroup(_live_blocks(folder, moved), rows_per_shard):
             path = folder / "shards" / f"{number:06d}.h5"
             header = write_shard(path, block)
             parts.append(ShardRef(path.name, header.rows, header.digest, path.stat().st_size))
@@ -62,7 +64,7 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> CompactRep
             number += 1
         after = before
         if moved:
-            if old_ids:  # not of deleted rows alone
+            if old_ids:  # none if all their rows are deleted
                 carry(folder, np.concatenate(old_ids), np.concatenate(new_ids), parts[len(kept) :])
             after = before.follow("compacted", parts=tuple(parts), next_shard=number)
             write_manifest(folder, after)
@@ -77,9 +79,9 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> CompactRep
 
 
 def plan(parts: tuple[ShardRef, ...], rows_per_shard: int) -> tuple[list[ShardRef], list[ShardRef]]:
-    """Decide which shards stay and which are rewritten: those with deleted rows, and small ones if there are two.
+    """Decide which shards stay and which are rewritten: those with deleted rows, and small ones if there are several.
 
-    >>> whole, small = Part("000001.h5", 100, "", 0), Part("000002.h5", 10, "", 0)
+    >>> whole, small = ShardRef("000001.h5", 100, "", 0), ShardRef("000002.h5", 10, "", 0)
     >>> plan((whole, small), 100) == ([whole, small], [])
     True
     """
@@ -89,34 +91,34 @@ def plan(parts: tuple[ShardRef, ...], rows_per_shard: int) -> tuple[list[ShardRe
 
 
 def _live_blocks(folder: Path, parts: list[ShardRef]) -> Iterator[tuple[Block, Ids]]:
-    """The live rows of each part, with pictures and texts, and their ids."""
+    """The live rows of each shard, with thumbnails and texts, and their ids."""
     for part in parts:
         shard = Shard(folder / "shards" / part.name)
         rows = np.delete(np.arange(part.rows), read_tombstones(folder, part))
         if len(damaged := np.intersect1d(shard.damaged_rows(), rows)):
             raise Damaged(
-                f"{shard.path}: the vectors of {len(damaged)} rows from row {damaged[0]} on are not what was written; "
-                f"run `clipfake store repair` first"
+                f"{shard.path}: the vectors of {len(damaged)} rows, starting at row {damaged[0]}, are corrupt "
+                f"(checksum differs); run `clipfake store repair` first"
             )
         vectors = np.asarray(shard.vectors)
         block = Block(shard.header.space, shard.rows(), vectors, shard.thumbnails(), shard.texts)
         yield block.take(rows), (part.number << 32) + rows
 
 
-def _full(pieces: Iterator[tuple[Block, Ids]], size: int) -> Iterator[tuple[Block, Ids]]:
+def _regroup(pieces: Iterator[tuple[Block, Ids]], size: int) -> Iterator[tuple[Block, Ids]]:
     """Regroup the rows into blocks of `size`; the last one is shorter."""
-    waiting: list[tuple[Block, Ids]] = []
+    pending: list[tuple[Block, Ids]] = []
     for piece in pieces:
-        waiting.append(piece)
-        while sum(len(ids) for _, ids in waiting) >= size:
-            block, ids = _joined(waiting)
+        pending.append(piece)
+        while sum(len(ids) for _, ids in pending) >= size:
+            block, ids = _concatenated(pending)
             yield block.take(slice(0, size)), ids[:size]
-            waiting = [(block.take(slice(size, None)), ids[size:])]
-    if sum(len(ids) for _, ids in waiting):
-        yield _joined(waiting)
+            pending = [(block.take(slice(size, None)), ids[size:])]
+    if sum(len(ids) for _, ids in pending):
+        yield _concatenated(pending)
 
 
-def _joined(pieces: list[tuple[Block, Ids]]) -> tuple[Block, Ids]:
+def _concatenated(pieces: list[tuple[Block, Ids]]) -> tuple[Block, Ids]:
     return Block.concat([block for block, _ in pieces]), np.concatenate([ids for _, ids in pieces])
 
 

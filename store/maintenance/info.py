@@ -1,4 +1,4 @@
-"""Describe a store in figures."""
+"""Describe a store: rows, labels, sources, snapshots, indexes and heads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ..store import Store
 
 @dataclass(frozen=True)
 class SourceInfo:
-    """One source's rows by label."""
+    """Number of rows of one source, by label."""
 
     name: str
     rows: int
@@ -29,27 +29,27 @@ class SourceInfo:
 
 @dataclass(frozen=True)
 class ArtifactInfo:
-    """An index or a head: made from the rows of a snapshot."""
+    """An index or a head, made from the rows of a snapshot."""
 
     name: str
-    snapshot: int | None  # None where it does not say
-    stale: bool  # the store has other rows by now
+    snapshot: int | None  # None if its files do not record one
+    stale: bool  # made from another snapshot than the newest
     bytes: int
 
 
 @dataclass(frozen=True)
 class NamedVectorsInfo:
-    """A second vector of the rows."""
+    """Additional vectors of the rows."""
 
     name: str
     encoder: str
     dim: int
-    missing: int  # rows that have none yet
+    missing: int  # rows without one
 
 
 @dataclass(frozen=True)
 class StoreInfo:
-    """A store in figures."""
+    """Summary of a store."""
 
     path: str
     space: Space
@@ -61,11 +61,11 @@ class StoreInfo:
     sources: tuple[SourceInfo, ...]  # by name
     categories: int
     shards: int
-    deleted_rows: int  # still in the shards; `compact` takes them out
+    deleted_rows: int  # still in the shards until `compact`
     bytes: int  # of the shards
     indexes: tuple[ArtifactInfo, ...]
     heads: tuple[ArtifactInfo, ...]
-    columns: tuple[NamedVectorsInfo, ...] = ()  # vectors beside the store's own
+    columns: tuple[NamedVectorsInfo, ...] = ()  # named vectors, besides the main ones
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,7 +73,7 @@ class StoreInfo:
 
 @dataclass(frozen=True)
 class SnapshotInfo:
-    """One snapshot as the history tells it."""
+    """One snapshot of the history."""
 
     number: int
     rows: int
@@ -83,7 +83,7 @@ class SnapshotInfo:
 
 @dataclass(frozen=True)
 class History:
-    """The snapshots there are, oldest first."""
+    """The snapshots of a store, oldest first."""
 
     snapshots: tuple[SnapshotInfo, ...]
 
@@ -92,7 +92,7 @@ class History:
 
 
 def info(store: Store) -> StoreInfo:
-    """A store's figures; raises what opening it raises."""
+    """Summarise a store; raises the errors of opening it."""
     snapshot = store.snapshot()
     manifest = snapshot.manifest
     labels = snapshot.column("labels")
@@ -114,32 +114,32 @@ def info(store: Store) -> StoreInfo:
         shards=len(manifest.parts),
         deleted_rows=sum(part.deleted_rows for part in manifest.parts),
         bytes=sum(part.size for part in manifest.parts),
-        indexes=_made(store.folder / "indexes", snapshot.number),
-        heads=_made(store.folder / "heads", snapshot.number),
-        columns=tuple(_column(snapshot, name) for name in vector_names(store.folder)),
+        indexes=_artifacts(store.folder / "indexes", snapshot.number),
+        heads=_artifacts(store.folder / "heads", snapshot.number),
+        columns=tuple(_named_vectors_info(snapshot, name) for name in vector_names(store.folder)),
     )
 
 
 def history(store: Store) -> History:
-    """The snapshots that can be gone back to, oldest first."""
+    """The snapshots to which `undo` can return, oldest first."""
     return History(tuple(SnapshotInfo(m.number, m.rows, m.created, m.note) for m in store.snapshots()))
 
 
-def _column(snapshot: Snapshot, name: str) -> NamedVectorsInfo:
-    column = open_named_vectors(snapshot.folder, name)
-    return NamedVectorsInfo(name, column.space.encoder, column.space.dim, int(column.missing(snapshot).sum()))
+def _named_vectors_info(snapshot: Snapshot, name: str) -> NamedVectorsInfo:
+    vectors = open_named_vectors(snapshot.folder, name)
+    return NamedVectorsInfo(name, vectors.space.encoder, vectors.space.dim, int(vectors.missing(snapshot).sum()))
 
 
-def _made(folder: Path, now: int) -> tuple[ArtifactInfo, ...]:
-    made = []
-    for one in sorted(path for path in folder.glob("*") if path.is_dir()):
-        number = _snapshot_named_in(one)
-        size = sum(path.stat().st_size for path in one.rglob("*") if path.is_file())
-        made.append(ArtifactInfo(one.name, number, number != now, size))
-    return tuple(made)
+def _artifacts(folder: Path, newest: int) -> tuple[ArtifactInfo, ...]:
+    artifacts = []
+    for artifact in sorted(path for path in folder.glob("*") if path.is_dir()):
+        number = _snapshot_of(artifact)
+        size = sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file())
+        artifacts.append(ArtifactInfo(artifact.name, number, number != newest, size))
+    return tuple(artifacts)
 
 
-def _snapshot_named_in(folder: Path) -> int | None:
+def _snapshot_of(folder: Path) -> int | None:
     for path in sorted(folder.glob("*.json")):
         try:
             return int(read_json(path)["snapshot"])

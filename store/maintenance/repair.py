@@ -1,4 +1,4 @@
-"""Take out of a store what is damaged, and never more: what is taken out lies in `quarantine/`, the rest works on."""
+"""Remove what is damaged from a store, and nothing else. Damaged files are moved to `quarantine/`."""
 
 from __future__ import annotations
 
@@ -33,16 +33,16 @@ class RepairAction:
 
     path: str
     what: str
-    lost: int = 0  # live rows that are gone; run the same `clipfake index` again to get them back
+    lost: int = 0  # live rows that were removed; running the same `clipfake index` again restores them
 
 
 @dataclass(frozen=True)
 class RepairReport:
-    """Report of `repair`; it has no actions if nothing was damaged."""
+    """Report of `repair`; without actions if nothing was damaged."""
 
     path: str
     snapshot: int
-    rows: int  # left
+    rows: int  # after the repair
     actions: tuple[RepairAction, ...]
 
     @property
@@ -54,45 +54,45 @@ class RepairReport:
 
 
 def repair(folder: Path | str) -> RepairReport:
-    """Make a store whole again without what is damaged.
+    """Remove what is damaged, so that the store is sound again.
 
     Raises
     ------
     NoStore, Locked
     StoreError
-        The disk is full or read-only: the same call goes on from there.
+        The disk is full or read-only. Calling it again continues the repair.
     Damaged
-        No snapshot and no shard can be read any more.
+        No snapshot and no shard can be read.
     """
     folder = Path(folder)
-    require_store(folder)  # or a folder that is none would get a lock file
+    require_store(folder)  # first, so that no other folder gets a lock file
     with writer_lock(folder), disk_errors(f"repair {folder}"):
         health = verify(folder)
         actions: list[RepairAction] = []
-        manifest = _start(folder, health, actions)
-        mended = _mended(folder, manifest, health, actions)
-        if mended != manifest or manifest.number != health.snapshot or manifest.number < max(_told_numbers(folder)):
-            number = max(manifest.number, *_told_numbers(folder))
-            mended = replace(mended, number=number).follow("repaired")
-            write_manifest(folder, mended)
-        _clear(folder, health, mended, actions)
-    return RepairReport(str(folder), mended.number, mended.rows, tuple(actions))
+        manifest = _recover_manifest(folder, health, actions)
+        repaired = _repair_shards(folder, manifest, health, actions)
+        newest = max([manifest.number, *_manifest_numbers(folder)])
+        if repaired != manifest or manifest.number != health.snapshot or manifest.number < newest:
+            repaired = replace(repaired, number=newest).follow("repaired")
+            write_manifest(folder, repaired)
+        _quarantine(folder, health, repaired, actions)
+    return RepairReport(str(folder), repaired.number, repaired.rows, tuple(actions))
 
 
-def _told_numbers(folder: Path) -> list[int]:
+def _manifest_numbers(folder: Path) -> list[int]:
     """Numbers of all manifests, readable or not."""
     return [int(path.stem) for path in (folder / "snapshots").glob("*.json") if path.stem.isdigit()]
 
 
-def _start(folder: Path, health: VerifyReport, actions: list[RepairAction]) -> Manifest:
-    """The newest snapshot; if its manifest cannot be read, the one before and every whole shard that came after."""
-    numbers = sorted(_told_numbers(folder))
+def _recover_manifest(folder: Path, health: VerifyReport, actions: list[RepairAction]) -> Manifest:
+    """The newest manifest; if it cannot be read, the newest readable one plus every sound shard written after it."""
+    numbers = sorted(_manifest_numbers(folder))
     if health.snapshot is not None and numbers[-1] == health.snapshot:
         return read_manifest(folder, health.snapshot)
     base = read_manifest(folder, health.snapshot) if health.snapshot is not None else None
     parts, space = list(base.parts) if base else [], base.space if base else None
     for path in sorted((folder / "shards").glob("*.h5")):
-        with suppress(ClipfakeError, ValueError):  # cannot be read: set aside below
+        with suppress(ClipfakeError, ValueError):  # an unreadable shard is moved to quarantine below
             if base and int(path.stem) < base.next_shard:
                 continue
             shard = Shard(path)
@@ -101,55 +101,55 @@ def _start(folder: Path, health: VerifyReport, actions: list[RepairAction]) -> M
             if not check_shard(folder, Manifest(0, space), part):
                 parts.append(part)
                 actions.append(
-                    RepairAction(f"shards/{path.name}", f"{len(shard)} rows taken over, whose manifest was lost")
+                    RepairAction(f"shards/{path.name}", f"recovered {len(shard)} rows, whose manifest was lost")
                 )
     if space is None:
-        raise Damaged(f"{folder}: no snapshot and no shard can be read; start a new store and index again")
-    following = max([part.number for part in parts], default=0) + 1
-    start = base or Manifest(0, space)
-    parts = [_with_list(part, _latest_list(folder, part)) for part in parts]
-    start = replace(start, parts=tuple(parts), next_shard=max(start.next_shard, following))
-    return replace(start, parts=_once_each(folder, start))
+        raise Damaged(f"{folder}: no snapshot and no shard can be read; create a new store and index again")
+    next_shard = max([part.number for part in parts], default=0) + 1
+    manifest = base or Manifest(0, space)
+    parts = [_with_tombstones(part, _latest_tombstones(folder, part)) for part in parts]
+    manifest = replace(manifest, parts=tuple(parts), next_shard=max(manifest.next_shard, next_shard))
+    return replace(manifest, parts=_with_unique_keys(folder, manifest))
 
 
-def _mended(folder: Path, manifest: Manifest, health: VerifyReport, actions: list[RepairAction]) -> Manifest:
-    """The manifest without what is damaged: files are written, nothing is committed."""
-    damaged, parts, following, again = {p.path for p in health.problems}, [], manifest.next_shard, False
+def _repair_shards(folder: Path, manifest: Manifest, health: VerifyReport, actions: list[RepairAction]) -> Manifest:
+    """Return the manifest without damaged rows and shards. Writes files, but commits nothing."""
+    damaged, parts, next_shard, restored = {p.path for p in health.problems}, [], manifest.next_shard, False
     for part in manifest.parts:
         if f"deleted/{part.deleted}" in damaged:
-            known = _known_list(folder, part)
-            back = part.deleted_rows - (known.deleted_rows if known else 0)
-            part = known or _with_list(part, None)
+            readable = _readable_tombstones(folder, part)
+            count = part.deleted_rows - (readable.deleted_rows if readable else 0)
+            part = readable or _with_tombstones(part, None)
             actions.append(
-                RepairAction(f"deleted/{part.deleted}", f"up to {back} deleted rows of {part.name} came back")
+                RepairAction(f"deleted/{part.deleted}", f"up to {count} deleted rows of {part.name} came back")
             )
-            again = True
-        hit = again or f"shards/{part.name}" in damaged
-        problems = check_shard(folder, manifest, part) if hit else []
+            restored = True
+        suspect = restored or f"shards/{part.name}" in damaged
+        problems = check_shard(folder, manifest, part) if suspect else []
         kept: ShardRef | None = part
-        for problem in sorted(problems, key=lambda problem: not problem.rows):  # damaged rows are in no new shard
+        for problem in sorted(problems, key=lambda problem: not problem.rows):  # rows first: no new shard gets them
             if problem.rows:
                 rows = np.concatenate([np.arange(first, last) for first, last in problem.rows])
-                kept = part = write_tombstones(folder, part, rows, max(_told_numbers(folder)) + 1)
-                actions.append(RepairAction(problem.path, f"dropped what is damaged: {problem.what}", problem.lost))
+                kept = part = write_tombstones(folder, part, rows, max(_manifest_numbers(folder)) + 1)
+                actions.append(RepairAction(problem.path, f"dropped the damaged rows: {problem.what}", problem.lost))
             elif problem.lost == 0 and part.rows > part.deleted_rows:
-                kept = _without_spare(folder, part, following)
-                following += 1
-                actions.append(RepairAction(problem.path, f"written anew without what is damaged: {problem.what}"))
+                kept = _without_optional(folder, part, next_shard)
+                next_shard += 1
+                actions.append(RepairAction(problem.path, f"rewritten without the damaged data: {problem.what}"))
             else:
                 kept = None
                 actions.append(RepairAction(problem.path, f"dropped: {problem.what}", problem.lost))
         parts += [kept] if kept else []
-    mended = replace(manifest, parts=tuple(sorted(parts, key=lambda part: part.number)), next_shard=following)
-    return replace(mended, parts=_once_each(folder, mended)) if again else mended
+    repaired = replace(manifest, parts=tuple(sorted(parts, key=lambda part: part.number)), next_shard=next_shard)
+    return replace(repaired, parts=_with_unique_keys(folder, repaired)) if restored else repaired
 
 
-def _clear(folder: Path, health: VerifyReport, now: Manifest, actions: list[RepairAction]) -> None:
-    """Set aside the damaged files, and the earlier snapshots that need them."""
+def _quarantine(folder: Path, health: VerifyReport, current: Manifest, actions: list[RepairAction]) -> None:
+    """Move the damaged files, and the earlier snapshots that need them, to quarantine."""
     damaged = {problem.path for problem in health.problems}
-    used = {f"shards/{part.name}" for part in now.parts} | {f"deleted/{part.deleted}" for part in now.parts}
-    for number in _told_numbers(folder):
-        if number == now.number:
+    used = {f"shards/{part.name}" for part in current.parts} | {f"deleted/{part.deleted}" for part in current.parts}
+    for number in _manifest_numbers(folder):
+        if number == current.number:
             continue
         path = path_of(folder, number)
         with suppress(ClipfakeError):
@@ -161,15 +161,15 @@ def _clear(folder: Path, health: VerifyReport, now: Manifest, actions: list[Repa
         path = folder / name
         if name.startswith("indexes/"):
             shutil.rmtree(path, ignore_errors=True)
-            actions.append(RepairAction(name, "removed; build it again when it is needed"))
+            actions.append(RepairAction(name, "removed; run `clipfake store index` to build it again"))
         elif path.exists():
             if name.startswith("columns/"):
                 let_go(folder, path)
-            _set_aside(folder, path)
-            actions.append(RepairAction(name, f"set aside in {QUARANTINE}/"))
+            _move_to_quarantine(folder, path)
+            actions.append(RepairAction(name, f"moved to {QUARANTINE}/"))
 
 
-def _set_aside(folder: Path, path: Path) -> None:
+def _move_to_quarantine(folder: Path, path: Path) -> None:
     target = folder / QUARANTINE / path.relative_to(folder)
     make_folder(target.parent)
     while target.exists():
@@ -179,8 +179,8 @@ def _set_aside(folder: Path, path: Path) -> None:
     flush(path.parent)
 
 
-def _without_spare(folder: Path, part: ShardRef, number: int) -> ShardRef:
-    """The live rows in a new shard, without the pictures or texts that cannot be read."""
+def _without_optional(folder: Path, part: ShardRef, number: int) -> ShardRef:
+    """Write the live rows to a new shard, without thumbnails or texts that cannot be read."""
     shard = Shard(folder / "shards" / part.name)
     thumbnails: tuple[bytes, ...] = ()
     texts: dict[str, Any] = {}
@@ -189,22 +189,22 @@ def _without_spare(folder: Path, part: ShardRef, number: int) -> ShardRef:
     with suppress(Damaged):
         texts = shard.texts
     block = Block(shard.header.space, shard.rows(), np.asarray(shard.vectors), thumbnails, texts)
-    alive = np.delete(np.arange(part.rows), read_tombstones(folder, part))
+    live_rows = np.delete(np.arange(part.rows), read_tombstones(folder, part))
     path = folder / "shards" / f"{number:06d}.h5"
-    header = write_shard(path, block.take(alive))
+    header = write_shard(path, block.take(live_rows))
     return ShardRef(path.name, header.rows, header.digest, path.stat().st_size)
 
 
-def _with_list(part: ShardRef, path: Path | None) -> ShardRef:
-    """The part with the deleted rows of this file, which is trusted as it is."""
+def _with_tombstones(part: ShardRef, path: Path | None) -> ShardRef:
+    """The shard with the deleted rows listed in a file, which is not checked; without deleted rows for None."""
     if path is None:
         return replace(part, deleted="", deleted_rows=0, deleted_digest="")
     content = path.read_bytes()
     return replace(part, deleted=path.name, deleted_rows=len(content) // 4, deleted_digest=checksum(content))
 
 
-def _latest_list(folder: Path, part: ShardRef) -> Path | None:
-    """The newest list of a shard's deleted rows that can be one, whether or not a manifest vouches for it."""
+def _latest_tombstones(folder: Path, part: ShardRef) -> Path | None:
+    """The newest plausible list of a shard's deleted rows, whether or not a manifest records its checksum."""
     for path in sorted((folder / "deleted").glob(f"{part.number:06d}-*.u4"), reverse=True):
         content = path.read_bytes()
         rows = np.frombuffer(content[: len(content) // 4 * 4], "<u4").astype(np.int64)
@@ -213,28 +213,29 @@ def _latest_list(folder: Path, part: ShardRef) -> Path | None:
     return None
 
 
-def _known_list(folder: Path, part: ShardRef) -> ShardRef | None:
-    """The part with the longest list of its deleted rows that a snapshot vouches for."""
-    found = []
-    for number in _told_numbers(folder):
+def _readable_tombstones(folder: Path, part: ShardRef) -> ShardRef | None:
+    """The shard with its longest list of deleted rows that matches the checksum in a manifest."""
+    candidates: list[ShardRef] = []
+    for number in _manifest_numbers(folder):
         with suppress(ClipfakeError):
             parts = read_manifest(folder, number).parts
             same = [p for p in parts if (p.name, p.header) == (part.name, part.header)]
-            found += [p for p in same if len(read_tombstones(folder, p))]
-    return max(found, key=lambda other: other.deleted_rows, default=None)
+            candidates += [p for p in same if len(read_tombstones(folder, p))]
+    return max(candidates, key=lambda candidate: candidate.deleted_rows, default=None)
 
 
-def _once_each(folder: Path, manifest: Manifest) -> tuple[ShardRef, ...]:
-    """The parts with every key in one place: of rows with the same key only the youngest lives."""
+def _with_unique_keys(folder: Path, manifest: Manifest) -> tuple[ShardRef, ...]:
+    """The shards with every key in one live row: of several rows with the same key, the newest one stays."""
     sound = [part for part in manifest.parts if not check_shard(folder, manifest, part)]
     snapshot = Snapshot(folder, replace(manifest, parts=tuple(sound)))
-    _, youngest = np.unique(snapshot.column("keys")[::-1], return_index=True)
-    older = np.delete(snapshot.ids, len(snapshot) - 1 - youngest)
-    return tuple(_forgetting(folder, manifest.parts, older))
+    _, newest = np.unique(snapshot.column("keys")[::-1], return_index=True)
+    older = np.delete(snapshot.ids, len(snapshot) - 1 - newest)
+    return tuple(_without_rows(folder, manifest.parts, older))
 
 
-def _forgetting(folder: Path, parts: Iterable[ShardRef], ids: npt.NDArray[np.int64]) -> Iterable[ShardRef]:
-    number = max(_told_numbers(folder), default=0) + 1
+def _without_rows(folder: Path, parts: Iterable[ShardRef], ids: npt.NDArray[np.int64]) -> Iterable[ShardRef]:
+    """The shards with the rows of these ids deleted; writes their lists of deleted rows."""
+    number = max(_manifest_numbers(folder), default=0) + 1
     for part in parts:
         rows = ids[ids >> 32 == part.number] & 0xFFFFFFFF
         yield write_tombstones(folder, part, rows, number) if len(rows) else part

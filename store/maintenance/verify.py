@@ -1,4 +1,4 @@
-"""Verify every byte of a store, and name what is damaged, to the file and the rows."""
+"""Verify every byte of a store and report damage by file and rows."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from ..shard import Shard
 from ..snapshot import Snapshot
 from ..tombstones import read_tombstones
 
-# A shard without these is still good for everything but showing pictures and naming categories.
-SPARE = ("thumbnails", "texts")
+# a shard without these lacks only images to show and names of categories
+OPTIONAL = ("thumbnails", "texts")
 
 
 @dataclass(frozen=True)
 class Damage:
-    """One thing that is not as it was written."""
+    """One problem of a file, or a note about it."""
 
-    path: str  # inside the store
+    path: str  # relative to the store
     what: str
-    rows: tuple[tuple[int, int], ...] = ()  # of the shard, [first, past the last); () where it is not about single rows
+    rows: tuple[tuple[int, int], ...] = ()  # of the shard, [first, last + 1); () if it does not concern single rows
     lost: int = 0  # live rows that cannot be trusted
 
 
@@ -40,12 +40,12 @@ class VerifyReport:
     """Report of `verify`."""
 
     path: str
-    snapshot: int | None  # the newest that can be read
+    snapshot: int | None  # newest readable one
     rows: int
-    files: int  # looked at
+    files: int  # examined
     bytes: int
-    problems: tuple[Damage, ...]  # damage: `repair` mends what can be mended
-    notes: tuple[Damage, ...]  # no damage: leftovers, stale indexes
+    problems: tuple[Damage, ...]  # damage, which `repair` removes
+    notes: tuple[Damage, ...]  # not damage: leftovers, stale indexes
 
     @property
     def sound(self) -> bool:
@@ -56,39 +56,39 @@ class VerifyReport:
 
 
 def verify(folder: Path | str) -> VerifyReport:
-    """Look at every byte of a store.
+    """Verify every byte of a store.
 
     Raises
     ------
     NoStore
-        There is nothing of ours in the folder.
+        The folder is not a store.
     """
     folder = Path(folder)
     require_store(folder)
     manifests, problems = read_manifests(folder)
     notes: list[Damage] = []
     checked: dict[tuple[str, str], list[Damage]] = {}
-    for manifest in reversed(manifests):  # the store as it is now first, then what only its history has
+    for manifest in reversed(manifests):  # newest first, then shards that only earlier snapshots use
         for part in manifest.parts:
             if (part.name, part.header) not in checked:
                 checked[part.name, part.header] = check_shard(folder, manifest, part)
                 problems += checked[part.name, part.header]
             problems += [p for p in check_deleted(folder, part) if p not in problems]
-    rows, now = 0, None
+    rows, newest = 0, None
     if manifests:
-        now = manifests[-1]
-        rows = now.rows
-        problems += _doubled(folder, now) if not problems else []
+        newest = manifests[-1]
+        rows = newest.rows
+        problems += _duplicate_keys(folder, newest) if not problems else []
         notes += _leftovers(folder, manifests)
-        problems += [Damage(path, what) for path, what in damage(folder, manifests).items()]
+        problems += [Damage(path, message) for path, message in damage(folder, manifests).items()]
         for index in folders(folder):
-            found, note = _check_index(folder, index, now)
-            problems += found
-            notes += note
+            index_problems, index_notes = _check_index(folder, index, newest)
+            problems += index_problems
+            notes += index_notes
     sizes = list(_sizes(folder))
     return VerifyReport(
         path=str(folder),
-        snapshot=now.number if now else None,
+        snapshot=newest.number if newest else None,
         rows=rows,
         files=len(sizes),
         bytes=sum(sizes),
@@ -98,64 +98,67 @@ def verify(folder: Path | str) -> VerifyReport:
 
 
 def require_store(folder: Path) -> None:
-    """Raise NoStore where there is nothing of ours."""
+    """Raise NoStore if the folder is not a store."""
     if not numbers(folder) and not (folder / "shards").is_dir():
-        read_manifest(folder)  # says so
+        read_manifest(folder)  # raises NoStore
 
 
 def read_manifests(folder: Path) -> tuple[list[Manifest], list[Damage]]:
-    """Read the readable manifests, oldest first, and describe what is wrong with the others."""
+    """Return the readable manifests, oldest first, and the damage of the others."""
     manifests, problems = [], []
     for path in sorted((folder / "snapshots").glob("*.json")):
         try:
             manifest = read_manifest(folder, int(path.stem))
             if manifest.number != int(path.stem):
-                raise Damaged(f"{path} is the manifest of snapshot {manifest.number}, under another name")
-            lease(path, manifest)  # its files stay while it is looked at
+                raise Damaged(f"{path} is the manifest of snapshot {manifest.number}, renamed")
+            lease(path, manifest)  # keeps its files until they are verified
             manifests.append(manifest)
         except NoStore:
             pass
         except (ClipfakeError, ValueError) as e:
-            problems.append(Damage(_inside(folder, path), str(e)))
-        if not path.exists():  # a writer went on meanwhile
+            problems.append(Damage(_relative(folder, path), str(e)))
+        if not path.exists():  # removed by a writer meanwhile: start again
             return read_manifests(folder)
     return manifests, problems
 
 
 def check_shard(folder: Path, manifest: Manifest, part: ShardRef) -> list[Damage]:
-    """Describe the damage of one shard; [] if every byte is as it was written.
+    """Return the damage of one shard; [] if every byte is as written.
 
-    One problem that costs all rows, or one that costs none (pictures, texts), one of some rows' vectors, or both.
+    Either one problem that affects all rows, or up to two: one that affects none (thumbnails, texts) and one with the
+    vectors of some rows.
     """
     path = folder / "shards" / part.name
-    name, alive = _inside(folder, path), part.rows - part.deleted_rows
+    name, live_rows = _relative(folder, path), part.rows - part.deleted_rows
     shard = Shard(path)
     try:
         header = shard.header
         if (shard.size, header.rows, header.digest) != (part.size, part.rows, part.header):
-            return [Damage(name, f"is not the shard that snapshot {manifest.number} names", lost=alive)]
+            return [Damage(name, f"is not the shard listed in snapshot {manifest.number}", lost=live_rows)]
         if not header.space.same(manifest.space):
-            return [Damage(name, f"holds vectors of {header.space}, the store's are of {manifest.space}", lost=alive)]
-        bad = [dataset for dataset in header.checksums if dataset != "vectors" and not _reads(shard, dataset)]
-        what = f"{', '.join(sorted(bad))}: checksum differs"
-        if any(dataset.split("/")[0] not in SPARE for dataset in bad):
-            return [Damage(name, what, lost=alive)]
-        spare = [Damage(name, what)] if bad else []
+            return [
+                Damage(name, f"holds vectors of {header.space}, but the store has {manifest.space}", lost=live_rows)
+            ]
+        corrupt = [dataset for dataset in header.checksums if dataset != "vectors" and not _is_intact(shard, dataset)]
+        message = f"{', '.join(sorted(corrupt))}: checksum differs"
+        if any(dataset.split("/")[0] not in OPTIONAL for dataset in corrupt):
+            return [Damage(name, message, lost=live_rows)]
+        problems = [Damage(name, message)] if corrupt else []
         damaged = shard.damaged_rows()
     except ClipfakeError as e:
-        return [Damage(name, str(e), lost=alive)]
-    with suppress(ClipfakeError):  # told of by check_deleted
-        damaged = np.setdiff1d(damaged, read_tombstones(folder, part))  # what nobody sees harms nobody
+        return [Damage(name, str(e), lost=live_rows)]
+    with suppress(ClipfakeError):  # reported by check_deleted
+        damaged = np.setdiff1d(damaged, read_tombstones(folder, part))  # deleted rows are not read
     if not len(damaged):
-        return spare
+        return problems
     cuts = np.flatnonzero(np.diff(damaged) > 1) + 1
     ranges = tuple((int(run[0]), int(run[-1]) + 1) for run in np.split(damaged, cuts))
     text = ", ".join(f"{first}..{last - 1}" for first, last in ranges)
-    return [*spare, Damage(name, f"vectors of rows {text}: checksum differs", ranges, len(damaged))]
+    return [*problems, Damage(name, f"vectors of rows {text}: checksum differs", ranges, len(damaged))]
 
 
 def check_deleted(folder: Path, part: ShardRef) -> list[Damage]:
-    """Describe the damage of a shard's list of deleted rows."""
+    """Return the damage of a shard's list of deleted rows."""
     try:
         deleted = read_tombstones(folder, part)
     except ClipfakeError as e:
@@ -165,7 +168,7 @@ def check_deleted(folder: Path, part: ShardRef) -> list[Damage]:
     return [Damage(f"deleted/{part.deleted}", f"lists {len(deleted)} rows instead of {part.deleted_rows}")]
 
 
-def _reads(shard: Shard, dataset: str) -> bool:
+def _is_intact(shard: Shard, dataset: str) -> bool:
     try:
         shard.check(dataset)
     except ClipfakeError:
@@ -173,49 +176,50 @@ def _reads(shard: Shard, dataset: str) -> bool:
     return True
 
 
-def _doubled(folder: Path, manifest: Manifest) -> list[Damage]:
-    """Keys that stand twice among the live rows."""
+def _duplicate_keys(folder: Path, manifest: Manifest) -> list[Damage]:
+    """Damage for keys that several live rows have."""
     snapshot = Snapshot(folder, manifest)
     hashes = snapshot.column("key_hashes") if len(snapshot) else np.zeros(0, np.uint64)
     if len(np.unique(hashes)) == len(hashes):
         return []
     keys, _, counts = distinct(snapshot.column("keys"))
-    twice = keys[counts > 1].tolist()
-    if not twice:
+    duplicates = keys[counts > 1].tolist()
+    if not duplicates:
         return []
-    where = f"snapshots/{path_of(folder, manifest.number).name}"
-    return [Damage(where, f"{len(twice)} keys stand more than once, the first is {twice[0]}", lost=len(twice))]
+    path = f"snapshots/{path_of(folder, manifest.number).name}"
+    return [Damage(path, f"{len(duplicates)} duplicate keys, the first is {duplicates[0]}", lost=len(duplicates))]
 
 
 def _leftovers(folder: Path, manifests: list[Manifest]) -> list[Damage]:
     parts = [part for manifest in manifests for part in manifest.parts]
-    named = {"shards": {part.name for part in parts}, "deleted": {part.deleted for part in parts}}
-    found = [path for path in folder.rglob(f"*{TEMPORARY}") if path.parent.name != "quarantine"]
-    for room, names in named.items():
-        found += [p for p in (folder / room).glob("*") if p.name not in names and p.suffix != TEMPORARY]
-    what = "is left over from a writer that was stopped; the next one removes it"
-    return [Damage(_inside(folder, path), what) for path in sorted(found)]
+    used = {"shards": {part.name for part in parts}, "deleted": {part.deleted for part in parts}}
+    leftovers = [path for path in folder.rglob(f"*{TEMPORARY}") if path.parent.name != "quarantine"]
+    for subfolder, names in used.items():
+        leftovers += [p for p in (folder / subfolder).glob("*") if p.name not in names and p.suffix != TEMPORARY]
+    message = "is left over from an interrupted writer; the next writer removes it"
+    return [Damage(_relative(folder, path), message) for path in sorted(leftovers)]
 
 
-def _check_index(folder: Path, index: Path, now: Manifest) -> tuple[list[Damage], list[Damage]]:
-    name = _inside(folder, index)
+def _check_index(folder: Path, index: Path, newest: Manifest) -> tuple[list[Damage], list[Damage]]:
+    """Problems and notes of an index."""
+    name = _relative(folder, index)
     try:
-        number = open_index(index, now.space, whole=True).number
+        number = open_index(index, newest.space, whole=True).number
     except ClipfakeError as e:
-        return [Damage(name, str(e))] if index.exists() else [], []  # a newer one may have taken its place meanwhile
-    if number == now.number:
+        return [Damage(name, str(e))] if index.exists() else [], []  # a newer index may have replaced it meanwhile
+    if number == newest.number:
         return [], []
-    what = f"is of snapshot {number}, the store is at {now.number}: newer rows are searched exactly beside it"
-    return [], [Damage(name, what)]
+    message = f"is of snapshot {number}, the store is at {newest.number}: newer rows are searched exactly"
+    return [], [Damage(name, message)]
 
 
 def _sizes(folder: Path) -> Iterator[int]:
-    """Sizes of all files; a writer may remove one meanwhile."""
+    """Sizes of all files, except those that a writer removes meanwhile."""
     for path in folder.rglob("*"):
         with suppress(OSError):
             if path.is_file():
                 yield path.stat().st_size
 
 
-def _inside(folder: Path, path: Path) -> str:
+def _relative(folder: Path, path: Path) -> str:
     return path.relative_to(folder).as_posix()

@@ -1,8 +1,8 @@
-"""Every search back end gives the rows that a plain matrix product gives: exact, FAISS, Qdrant Edge, a Qdrant server.
+"""Every search back end finds the rows that a matrix product finds: exact, FAISS, Qdrant Edge, a Qdrant server.
 
-A live server takes part where QDRANT_URL names one. Without it the requests to a server are tested against the local
-mode of its client, which is Python and searches exactly: that shows the requests are well formed, not what a server's
-search finds.
+A live server is tested if QDRANT_URL is set. Otherwise the requests to a server are tested against the local mode of
+its client, which is written in Python and searches exactly: this shows that the requests are well formed, not what a
+server would find.
 """
 
 import json
@@ -35,11 +35,11 @@ from clipfake.store.backends import remote_search as remote
 from clipfake.store.backends import search_plan as plan
 from clipfake.store.backends.backend_manifest import read_backend_manifest
 from clipfake.store.backends.base import BackendFilter, SearchBackend
-from clipfake.store.backends.push import push
+from clipfake.store.backends.push import PushOptions, push
 from clipfake.store.backends.qdrant import open_backend
+from clipfake.store.backends.qdrant_base import CollectionLayout
 from clipfake.store.backends.qdrant_edge import QdrantEdge
-from clipfake.store.backends.qdrant_protocol import CollectionLayout, conditions
-from clipfake.store.backends.qdrant_server import QdrantServer, in_few_digits
+from clipfake.store.backends.qdrant_server import QdrantServer, shortest_decimals
 from clipfake.store.backends.remote_search import RemoteStore, remote_searcher
 from clipfake.store.backends.search_plan import SearchPlan
 from clipfake.store.filter import Filter, delete
@@ -56,12 +56,14 @@ pytest.importorskip("qdrant_client", reason="the extra `qdrant` is not installed
 import httpx
 
 ROWS, DIM = 4000, 16
-GRAPH = CollectionLayout(plain_kb=1)  # so few rows would be scanned otherwise
-AGREES = 0.985  # of a sample of queries, where 0.99 is promised on average
+GRAPH = CollectionLayout(indexing_threshold=1)  # or Qdrant would scan so few rows instead of building a graph
+UNMEASURED = PushOptions(queries=0)
+FEW_QUERIES = PushOptions(queries=20)
+MIN_RECALL = 0.985  # for a sample of queries; the target of 0.99 is an average
 SHARES = (1.0, 0.5, 0.1, 0.05, 0.01, 0.002)
 
 
-def filled(folder: Path, rows: int = ROWS, *, seed: int = 0) -> Store:
+def filled_store(folder: Path, rows: int = ROWS, *, seed: int = 0) -> Store:
     store = Store.create(folder, space(DIM))
     with store.writer(rows_per_shard=1000) as writer:
         for block in blocks(rows, seed):
@@ -70,7 +72,7 @@ def filled(folder: Path, rows: int = ROWS, *, seed: int = 0) -> Store:
 
 
 def blocks(rows: int, seed: int = 0) -> Iterator[Block]:
-    """Categories `0` … `999` that mean nothing, so that filters of every share can be named."""
+    """Synthetic rows with random categories `0` … `999`, which give filters of every share."""
     rng = np.random.default_rng([seed, 1])
     for block in synthetic(rows, DIM, seed=seed, size=500):
         drawn = names([str(i) for i in rng.integers(0, 1000, len(block))])
@@ -86,13 +88,13 @@ def truth(snapshot: Snapshot, queries: np.ndarray, k: int, which: Filter) -> Mat
     return nearest(queries, snapshot.vectors(positions), positions, k)
 
 
-def recall(found: Matches, true: Matches) -> float:
-    there = [np.isin(t[t >= 0], f).sum() for t, f in zip(true.rows, found.rows, strict=True)]
-    return float(sum(there) / (true.rows >= 0).sum())
+def recall(matches: Matches, exact: Matches) -> float:
+    hits = [np.isin(e[e >= 0], m).sum() for e, m in zip(exact.rows, matches.rows, strict=True)]
+    return float(sum(hits) / (exact.rows >= 0).sum())
 
 
 class Exact:
-    """The store alone."""
+    """Exact search in the store."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -118,23 +120,23 @@ class Faiss(Exact):
 
 
 class Qdrant(Exact):
-    """Embedded."""
+    """Qdrant Edge."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.engine = self.opened()
+        self.backend = self.opened()
 
     def opened(self) -> SearchBackend:
         return open_backend(self.folder / "edge", layout=GRAPH)
 
     def fill(self, store: Store) -> None:
-        push(store.snapshot(), self.engine, queries=20)
+        push(store.snapshot(), self.backend, FEW_QUERIES)
 
     def search(self, store: Store, queries: np.ndarray, k: int, which: Filter) -> Matches:
-        return remote_searcher(store.snapshot(), self.engine).search(queries, k, which)
+        return remote_searcher(store.snapshot(), self.backend).search(queries, k, which)
 
     def close(self) -> None:
-        self.engine.close()
+        self.backend.close()
 
 
 class LiveServer(Qdrant):
@@ -153,39 +155,39 @@ def opened(kind: str, folder: Path) -> Any:
 
 
 @pytest.fixture(autouse=True)
-def nothing_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows are searched exactly, beside every index; not in these tests."""
+def no_exact_search_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small stores would be searched exactly, without the index under test."""
     monkeypatch.setattr(plan, "EXACT_ROWS", 20)
     monkeypatch.setattr("clipfake.store.search.ann_index.exactly_is_cheaper", lambda *_: False)
 
 
 @pytest.fixture(scope="module", params=BACK_ENDS)
 def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Store]]:
-    """A back end that holds a store, as it is after it was closed and opened again."""
+    """A back end that holds a store, closed and opened again."""
     folder = tmp_path_factory.mktemp("served")
-    store = filled(folder / "s")
+    store = filled_store(folder / "s")
     first = opened(request.param, folder)
     first.fill(store)
     first.close()
     again = opened(request.param, folder)
     yield again, Store.open(folder / "s")
     if isinstance(again, Qdrant):
-        again.engine.remove()
+        again.backend.remove()
     again.close()
 
 
 @pytest.mark.parametrize("share", SHARES)
-def test_filters_of_every_selectivity_keep_their_recall(served: tuple[Any, Store], share: float) -> None:
+def test_recall_holds_at_every_filter_selectivity(served: tuple[Any, Store], share: float) -> None:
     back_end, store = served
     snapshot, which = store.snapshot(), of_share(share)
     queries = snapshot.vectors(slice(0, ROWS, 80))
-    found, true = back_end.search(store, queries, 10, which), truth(snapshot, queries, 10, which)
-    assert recall(found, true) >= AGREES
-    assert ((found.rows < 0) == (true.rows < 0)).all()
-    assert which.mask(snapshot)[found.rows[found.rows >= 0]].all()
-    assert np.allclose(found.similarity, true.similarity, atol=0.01, equal_nan=True)
-    own = snapshot.vectors(found.rows[:, 0])
-    assert np.allclose((own * queries).sum(axis=1), found.similarity[:, 0], atol=1e-5)
+    matches, exact = back_end.search(store, queries, 10, which), truth(snapshot, queries, 10, which)
+    assert recall(matches, exact) >= MIN_RECALL
+    assert ((matches.rows < 0) == (exact.rows < 0)).all()
+    assert which.mask(snapshot)[matches.rows[matches.rows >= 0]].all()
+    assert np.allclose(matches.similarity, exact.similarity, atol=0.01, equal_nan=True)
+    own = snapshot.vectors(matches.rows[:, 0])
+    assert np.allclose((own * queries).sum(axis=1), matches.similarity[:, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -199,47 +201,47 @@ def test_filters_of_every_selectivity_keep_their_recall(served: tuple[Any, Store
     ],
     ids=str,
 )
-def test_filters_over_several_columns_mean_the_same_everywhere(served: tuple[Any, Store], which: Filter) -> None:
+def test_filters_select_the_same_rows_in_every_back_end(served: tuple[Any, Store], which: Filter) -> None:
     back_end, store = served
     queries = store.snapshot().vectors(slice(0, 20))
-    found, true = back_end.search(store, queries, 5, which), truth(store.snapshot(), queries, 5, which)
-    assert ((found.rows < 0) == (true.rows < 0)).all()
-    if (true.rows >= 0).any():
-        assert recall(found, true) >= AGREES
+    matches, exact = back_end.search(store, queries, 5, which), truth(store.snapshot(), queries, 5, which)
+    assert ((matches.rows < 0) == (exact.rows < 0)).all()
+    if (exact.rows >= 0).any():
+        assert recall(matches, exact) >= MIN_RECALL
 
 
-def test_rows_named_by_key_are_found(served: tuple[Any, Store]) -> None:
+def test_filter_by_key(served: tuple[Any, Store]) -> None:
     back_end, store = served
     keys = store.snapshot().column("keys")[[5, 700, 3999]].tolist()
-    found = back_end.search(store, store.snapshot().vectors([700]), 5, Filter(key=[*keys, "nobody/knows.jpg"]))
-    assert found.rows[0, 0] == 700
-    assert set(found.rows[0].tolist()) == {5, 700, 3999, -1}
+    matches = back_end.search(store, store.snapshot().vectors([700]), 5, Filter(key=[*keys, "nobody/knows.jpg"]))
+    assert matches.rows[0, 0] == 700
+    assert set(matches.rows[0].tolist()) == {5, 700, 3999, -1}
 
 
 @pytest.mark.parametrize("kind", BACK_ENDS)
-def test_what_is_deleted_or_added_is_followed(kind: str, tmp_path: Path) -> None:
-    back_end, store = opened(kind, tmp_path), filled(tmp_path / "s", 2000)
+def test_deleted_and_added_rows_are_followed(kind: str, tmp_path: Path) -> None:
+    back_end, store = opened(kind, tmp_path), filled_store(tmp_path / "s", 2000)
     back_end.fill(store)
     before = store.snapshot().number
     delete(store, Filter(source=("source-03",)))
     with store.writer() as writer:
         for block in blocks(2600):
-            writer.append(block)  # the deleted ones come back under other ids
+            writer.append(block)  # the deleted rows come back with new ids
     delete(store, Filter(source=("source-04",)))
     back_end.fill(store)
     for _ in range(2):
         snapshot = store.snapshot()
         queries = snapshot.vectors(slice(0, len(snapshot), 50))
-        found = back_end.search(store, queries, 10, Filter())
-        assert recall(found, truth(snapshot, queries, 10, Filter())) >= AGREES
+        matches = back_end.search(store, queries, 10, Filter())
+        assert recall(matches, truth(snapshot, queries, 10, Filter())) >= MIN_RECALL
         store.undo(before)
         back_end.fill(store)
     if isinstance(back_end, Qdrant):
-        back_end.engine.remove()
+        back_end.backend.remove()
     back_end.close()
 
 
-FILLS_FOR_EVER = """
+FILL_PROGRAM = """
 import sys
 from pathlib import Path
 from clipfake.store.backends import push as pushing
@@ -257,20 +259,20 @@ elif {kind!r} == "faiss":
     print("under way", flush=True)
     tests.build_index(store, "plain")
 else:
-    to = tests.BACK_ENDS[{kind!r}](Path({folder!r})).engine
-    pushing.push(store.snapshot(), to, progress=lambda report: print("under way", report.pushed, flush=True))
+    to = tests.BACK_ENDS[{kind!r}](Path({folder!r})).backend
+    pushing.push(store.snapshot(), to, on_progress=lambda report: print("under way", report.pushed, flush=True))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", BACK_ENDS)
 @pytest.mark.parametrize("after", [1, 3, 17])
-def test_killed_while_it_is_filled_and_filled_again_it_holds_the_same(kind: str, after: int, tmp_path: Path) -> None:
+def test_killed_fill_can_be_resumed(kind: str, after: int, tmp_path: Path) -> None:
     back_end = opened(kind, tmp_path)
     back_end.close()
-    store = Store.create(tmp_path / "s", space(DIM)) if kind == "exact" else filled(tmp_path / "s")
-    here = Path(__file__)
-    program = FILLS_FOR_EVER.format(tests=str(here.parent), module=here.stem, folder=str(tmp_path), kind=kind)
+    store = Store.create(tmp_path / "s", space(DIM)) if kind == "exact" else filled_store(tmp_path / "s")
+    path = Path(__file__)
+    program = FILL_PROGRAM.format(tests=str(path.parent), module=path.stem, folder=str(tmp_path), kind=kind)
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     child = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, env=environment)
     assert child.stdout is not None
@@ -286,104 +288,102 @@ def test_killed_while_it_is_filled_and_filled_again_it_holds_the_same(kind: str,
     again = opened(kind, tmp_path)
     if isinstance(again, Qdrant):
         with pytest.raises(StoreError, match="store push"):
-            remote_searcher(store.snapshot(), again.engine)
-        done = push(store.snapshot(), again.engine, queries=20)
+            remote_searcher(store.snapshot(), again.backend)
+        done = push(store.snapshot(), again.backend, FEW_QUERIES)
         assert (done.pushed + done.kept, done.dropped) == (ROWS, 0)
         assert done.kept >= 100 * (after - 1)
     again.fill(store)
     snapshot = store.snapshot()
     assert len(snapshot) == ROWS
     queries = snapshot.vectors(slice(0, ROWS, 80))
-    found = again.search(store, queries, 10, of_share(0.1))
-    assert recall(found, truth(snapshot, queries, 10, of_share(0.1))) >= AGREES
+    matches = again.search(store, queries, 10, of_share(0.1))
+    assert recall(matches, truth(snapshot, queries, 10, of_share(0.1))) >= MIN_RECALL
     if isinstance(again, Qdrant):
-        again.engine.remove()
+        again.backend.remove()
     again.close()
 
 
-# What is said of an engine's contents.
+# Contents of a back end.
 
 
 @pytest.fixture
 def edge(tmp_path: Path) -> Iterator[QdrantEdge]:
-    engine = QdrantEdge(tmp_path / "edge", GRAPH)
-    yield engine
-    engine.close()
+    backend = QdrantEdge(tmp_path / "edge", GRAPH)
+    yield backend
+    backend.close()
 
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    return filled(tmp_path_factory.mktemp("small") / "s", 1000)
+    return filled_store(tmp_path_factory.mktemp("small") / "s", 1000)
 
 
-def test_a_push_can_be_repeated_and_then_does_nothing(small: Store, edge: QdrantEdge) -> None:
-    first = push(small.snapshot(), edge, queries=20)
-    second = push(small.snapshot(), edge, queries=20)
+def test_repeated_push_changes_nothing(small: Store, edge: QdrantEdge) -> None:
+    first = push(small.snapshot(), edge, FEW_QUERIES)
+    second = push(small.snapshot(), edge, FEW_QUERIES)
     assert (first.pushed, first.kept, first.dropped) == (1000, 0, 0)
     assert (second.pushed, second.kept, second.dropped) == (0, 1000, 0)
     assert min(second.recall.values()) >= 0.99
     assert json.loads(json.dumps(second.to_dict()))["rows"] == 1000
 
 
-def test_payload_indexes_are_there_before_the_first_vector(small: Store, tmp_path: Path) -> None:
+def test_payload_indexes_precede_the_first_vector(small: Store, tmp_path: Path) -> None:
     class Watched(QdrantEdge):
         known: set[str] | None = None
 
-        def put(self, *given: Any) -> None:
+        def put(self, *arguments: Any) -> None:
             self.known = self.known or set(self._open().info().payload_schema)
-            super().put(*given)
+            super().put(*arguments)
 
-    engine = Watched(tmp_path / "edge")
-    push(small.snapshot(), engine, queries=0)
-    assert engine.known == {"label", "source", "generator", "category", "shard"}
-    engine.close()
+    backend = Watched(tmp_path / "edge")
+    push(small.snapshot(), backend, UNMEASURED)
+    assert backend.known == {"label", "source", "generator", "category", "shard"}
+    backend.close()
 
 
-def test_without_the_shards_answers_are_ids_with_what_the_rows_are(small: Store, edge: QdrantEdge) -> None:
-    push(small.snapshot(), edge, queries=20)
+def test_remote_store_returns_ids_and_descriptions(small: Store, edge: QdrantEdge) -> None:
+    push(small.snapshot(), edge, FEW_QUERIES)
     snapshot, remote = small.snapshot(), RemoteStore(edge)
-    found = remote.search(snapshot.vectors([7]), 3, Filter(label=(0, 1)))
-    assert found.rows[0, 0] == snapshot.ids[7]
-    assert remote.describe([int(found.rows[0, 0])])[int(snapshot.ids[7])]["key"] == snapshot.column("keys")[7]
-    assert np.allclose(found.similarity, snapshot.search(snapshot.vectors([7]), 3).similarity, atol=0.01)
+    matches = remote.search(snapshot.vectors([7]), 3, Filter(label=(0, 1)))
+    assert matches.rows[0, 0] == snapshot.ids[7]
+    assert remote.describe([int(matches.rows[0, 0])])[int(snapshot.ids[7])]["key"] == snapshot.column("keys")[7]
+    assert np.allclose(matches.similarity, snapshot.search(snapshot.vectors([7]), 3).similarity, atol=0.01)
     with pytest.raises(BadBlock, match="shards"):
         remote.search(snapshot.vectors([7]), 3, Filter(key=("a/b",)))
 
 
-def test_masks_that_are_labels_or_few_rows_can_be_asked_with(small: Store, edge: QdrantEdge) -> None:
-    push(small.snapshot(), edge, queries=20)
+def test_masks_of_a_label_or_few_rows_are_supported(small: Store, edge: QdrantEdge) -> None:
+    push(small.snapshot(), edge, FEW_QUERIES)
     snapshot = small.snapshot()
     query_rows, queries = remote_searcher(snapshot, edge), snapshot.vectors(slice(0, 5))
     for mask in (snapshot.column("labels") == 0, np.ones(1000, bool), np.arange(1000) % 3 == 0, np.zeros(1000, bool)):
         assert (query_rows.search(queries, 5, mask).rows == snapshot.search(queries, 5, mask, recall=1).rows).all()
 
 
-def test_a_mask_that_cannot_be_told_is_refused(small: Store, edge: QdrantEdge, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_arbitrary_large_mask_is_rejected(small: Store, edge: QdrantEdge, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "MASK_ROWS", 100)
-    push(small.snapshot(), edge, queries=20)
-    with pytest.raises(BadBlock, match="give a Filter"):
+    push(small.snapshot(), edge, FEW_QUERIES)
+    with pytest.raises(BadBlock, match="pass a Filter"):
         remote_searcher(small.snapshot(), edge).search(small.snapshot().vectors([0]), 5, np.arange(1000) % 3 == 0)
 
 
-def test_a_stale_engine_is_noticed(tmp_path: Path, edge: QdrantEdge) -> None:
-    store = filled(tmp_path / "s", 1000)
-    push(store.snapshot(), edge, queries=20)
+def test_stale_back_end_is_rejected(tmp_path: Path, edge: QdrantEdge) -> None:
+    store = filled_store(tmp_path / "s", 1000)
+    push(store.snapshot(), edge, FEW_QUERIES)
     delete(store, Filter(key=store.snapshot().column("keys")[:1].tolist()))
-    with pytest.raises(StoreError, match=r"1000 rows of snapshot \d+, this is snapshot \d+ with 999 rows"):
+    with pytest.raises(StoreError, match=r"1000 rows of snapshot \d+, but this is snapshot \d+ with 999 rows"):
         remote_searcher(store.snapshot(), edge)
 
 
-def test_an_engine_of_another_store_is_noticed(tmp_path: Path, small: Store, edge: QdrantEdge) -> None:
-    push(small.snapshot(), edge, queries=0)
-    other = filled(tmp_path / "other", 1000, seed=5)
+def test_back_end_of_another_store_is_rejected(tmp_path: Path, small: Store, edge: QdrantEdge) -> None:
+    push(small.snapshot(), edge, UNMEASURED)
+    other = filled_store(tmp_path / "other", 1000, seed=5)
     with pytest.raises(NotAStore, match="another store"):
         push(other.snapshot(), edge)
-    assert push(other.snapshot(), edge, queries=0, anew=True).pushed == 1000
+    assert push(other.snapshot(), edge, PushOptions(queries=0, anew=True)).pushed == 1000
 
 
-def test_rows_of_another_store_are_noticed_however_few_there_are(
-    tmp_path: Path, small: Store, edge: QdrantEdge
-) -> None:
+def test_partial_push_of_another_store_is_rejected(tmp_path: Path, small: Store, edge: QdrantEdge) -> None:
     class Stopped(Exception):
         pass
 
@@ -391,56 +391,56 @@ def test_rows_of_another_store_are_noticed_however_few_there_are(
         raise Stopped
 
     with pytest.raises(Stopped):
-        push(small.snapshot(), edge, progress=stop)
-    with pytest.raises(StoreError, match="did not end"):
+        push(small.snapshot(), edge, on_progress=stop)
+    with pytest.raises(StoreError, match="did not finish"):
         remote_searcher(small.snapshot(), edge)
-    with pytest.raises(StoreError, match="did not end"):
+    with pytest.raises(StoreError, match="did not finish"):
         RemoteStore(edge)
     with pytest.raises(NotAStore, match="another store"):
-        push(filled(tmp_path / "other", 1000, seed=5).snapshot(), edge)
+        push(filled_store(tmp_path / "other", 1000, seed=5).snapshot(), edge)
 
 
-def test_an_engine_of_another_encoder_is_noticed(tmp_path: Path, small: Store, edge: QdrantEdge) -> None:
-    push(small.snapshot(), edge, queries=0)
+def test_back_end_of_another_encoder_is_rejected(tmp_path: Path, small: Store, edge: QdrantEdge) -> None:
+    push(small.snapshot(), edge, UNMEASURED)
     other = Store.create(tmp_path / "other", replace(space(DIM), fingerprint="ab" * 32))
     for do in (push, remote_searcher):
         with pytest.raises(SpaceMismatch, match="two encoders"):
             do(other.snapshot(), edge)
 
 
-def test_rows_that_someone_took_out_are_put_back(small: Store, edge: QdrantEdge) -> None:
-    push(small.snapshot(), edge, queries=0)
+def test_push_restores_rows_deleted_by_others(small: Store, edge: QdrantEdge) -> None:
+    push(small.snapshot(), edge, UNMEASURED)
     edge.drop(small.snapshot().ids[[3, 500]].tolist())
-    assert push(small.snapshot(), edge, queries=0).pushed == 2
+    assert push(small.snapshot(), edge, UNMEASURED).pushed == 2
 
 
-def test_an_engine_that_loses_rows_is_found_out_by_counting(small: Store, tmp_path: Path) -> None:
+def test_push_detects_lost_rows(small: Store, tmp_path: Path) -> None:
     class Losing(QdrantEdge):
         def put(self, ids: Any, vectors: Any, payloads: Any) -> None:
             super().put(ids[1:], vectors[1:], payloads[1:])
 
-    engine = Losing(tmp_path / "edge")
+    backend = Losing(tmp_path / "edge")
     with pytest.raises(Damaged, match="999 rows of shard 1 after the push instead of 1000"):
-        push(small.snapshot(), engine)
-    with pytest.raises(StoreError, match="did not end"):
-        remote_searcher(small.snapshot(), engine)
-    engine.close()
+        push(small.snapshot(), backend)
+    with pytest.raises(StoreError, match="did not finish"):
+        remote_searcher(small.snapshot(), backend)
+    backend.close()
 
 
-def test_an_engine_with_other_vectors_is_found_out_by_its_answers(small: Store, tmp_path: Path) -> None:
+def test_push_detects_wrong_vectors(small: Store, tmp_path: Path) -> None:
     class Muddled(QdrantEdge):
         def put(self, ids: Any, vectors: Any, payloads: Any) -> None:
             super().put(ids, np.roll(vectors, 1, axis=0), payloads)
 
-    engine = Muddled(tmp_path / "edge")
+    backend = Muddled(tmp_path / "edge")
     with pytest.raises(Damaged, match="does not hold these vectors"):
-        push(small.snapshot(), engine)
-    engine.close()
+        push(small.snapshot(), backend)
+    backend.close()
 
 
-def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+def test_foreign_folder_is_rejected(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear all")
-    with pytest.raises(NotAStore, match="no Qdrant Edge shard"):
+    with pytest.raises(NotAStore, match="not a Qdrant Edge shard"):
         open_backend(tmp_path)
     with pytest.raises(NoStore, match="store push"):
         read_backend_manifest(open_backend(tmp_path / "new"))
@@ -448,40 +448,40 @@ def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
         open_backend("ftp://host/x")
 
 
-def test_two_processes_cannot_have_one_folder_open(small: Store, tmp_path: Path, edge: QdrantEdge) -> None:
-    push(small.snapshot(), edge, queries=0)
+def test_folder_is_locked_while_open(small: Store, tmp_path: Path, edge: QdrantEdge) -> None:
+    push(small.snapshot(), edge, UNMEASURED)
     with pytest.raises(Locked, match="another process"):
         push(small.snapshot(), QdrantEdge(tmp_path / "edge"))
 
 
-def test_a_damaged_folder_is_named(small: Store, tmp_path: Path, edge: QdrantEdge) -> None:
-    push(small.snapshot(), edge, queries=0)
+def test_damaged_folder_is_reported(small: Store, tmp_path: Path, edge: QdrantEdge) -> None:
+    push(small.snapshot(), edge, UNMEASURED)
     edge.close()
     (tmp_path / "edge" / "edge_config.json").write_text("{")
     with pytest.raises(Damaged, match="delete the folder"):
         remote_searcher(small.snapshot(), edge)
 
 
-# How wide to search.
+# Search width.
 
 
-def test_a_poor_graph_is_searched_wider_until_the_recall_is_there(tmp_path: Path) -> None:
-    store = filled(tmp_path / "s")
-    engine = QdrantEdge(tmp_path / "edge", replace(GRAPH, edges=3, care=4))
-    done = push(store.snapshot(), engine)
+def test_poor_graph_is_searched_wider(tmp_path: Path) -> None:
+    store = filled_store(tmp_path / "s")
+    backend = QdrantEdge(tmp_path / "edge", replace(GRAPH, m=3, ef_construct=4))
+    done = push(store.snapshot(), backend)
     assert min(done.recall_unplanned.values()) < 0.97
     assert min(done.recall.values()) >= 0.99
-    engine.close()
+    backend.close()
 
 
-@pytest.mark.parametrize("quantised", ["int8", "binary"])
-def test_quantised_rows_are_ranked_by_the_stored_vectors(tmp_path: Path, small: Store, quantised: Any) -> None:
-    engine = QdrantEdge(tmp_path / "edge", replace(GRAPH, quantised=quantised))
-    assert min(push(small.snapshot(), engine).recall.values()) >= 0.99
+@pytest.mark.parametrize("quantization", ["int8", "binary"])
+def test_quantized_candidates_are_rescored(tmp_path: Path, small: Store, quantization: Any) -> None:
+    backend = QdrantEdge(tmp_path / "edge", replace(GRAPH, quantization=quantization))
+    assert min(push(small.snapshot(), backend).recall.values()) >= 0.99
     queries = small.snapshot().vectors(slice(0, 20))
-    found = remote_searcher(small.snapshot(), engine).search(queries, 5, Filter(label=(1,)))
-    assert recall(found, truth(small.snapshot(), queries, 5, Filter(label=(1,)))) >= 0.97
-    engine.close()
+    matches = remote_searcher(small.snapshot(), backend).search(queries, 5, Filter(label=(1,)))
+    assert recall(matches, truth(small.snapshot(), queries, 5, Filter(label=(1,)))) >= 0.97
+    backend.close()
 
 
 PLAN = SearchPlan((64, 128, 256), (1.0, 0.5, 0.01), ((0.99, 0.996, 1.0), (0.9, 0.99, 0.995), (0.5, 0.6, 0.7)))
@@ -490,26 +490,24 @@ PLAN = SearchPlan((64, 128, 256), (1.0, 0.5, 0.01), ((0.99, 0.996, 1.0), (0.9, 0
 @pytest.mark.parametrize(
     ("recall", "share", "k", "width"),
     [
-        (0.98, 1.0, 10, 128),  # the filter for half the rows speaks for all of them too
+        (0.98, 1.0, 10, 128),  # the measurement at half the rows applies to all rows too
         (0.99, 1.0, 10, 256),
         (0.99, 1.0, 50, 1280),
         (0.999, 1.0, 10, None),
         (1.0, 1.0, 10, None),
         (0.9, 0.02, 10, None),
-        (0.9, 0.1, 10, None),  # between two measured shares the dearer counts
+        (0.9, 0.1, 10, None),  # between two measured shares the harder one counts
     ],
 )
-def test_a_plan_takes_the_dearest_filter_of_about_that_share(
-    recall: float, share: float, k: int, width: int | None
-) -> None:
+def test_plan_uses_the_hardest_filter_of_similar_share(recall: float, share: float, k: int, width: int | None) -> None:
     assert PLAN.width(recall, share, k) == width
     wider = replace(PLAN, margin=1).width(recall, share, k)
     assert wider is None or (width is not None and wider == 2 * width)
 
 
-def test_a_plan_comes_back_from_json() -> None:
+def test_plan_survives_json() -> None:
     assert SearchPlan.from_dict(json.loads(json.dumps(PLAN.to_dict()))) == PLAN
-    assert SearchPlan().width(0.9, 1.0) is None  # nothing was measured: exactly
+    assert SearchPlan().width(0.9, 1.0) is None  # without measurements every search is exact
 
 
 # Filters and requests.
@@ -518,38 +516,36 @@ def test_a_plan_comes_back_from_json() -> None:
 @pytest.fixture(scope="module")
 def held(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[QdrantEdge, Snapshot]]:
     folder = tmp_path_factory.mktemp("held")
-    store = filled(folder / "s", 1000)
-    engine = QdrantEdge(folder / "edge")
-    push(store.snapshot(), engine, queries=0)
-    yield engine, store.snapshot()
-    engine.close()
+    store = filled_store(folder / "s", 1000)
+    backend = QdrantEdge(folder / "edge")
+    push(store.snapshot(), backend, UNMEASURED)
+    yield backend, store.snapshot()
+    backend.close()
 
 
-def some(values: list[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
+def up_to_three(values: list[Any]) -> st.SearchStrategy[tuple[Any, ...]]:
     return st.lists(st.sampled_from(values), max_size=3).map(tuple)
 
 
 @given(
-    label=some([0, 1, -1]),
-    source=some(["source-00", "source-12", "source-24", "elsewhere"]),
-    generator=some(["", "generator-12", "generator-24"]),
-    category=some(["0", "17", "999"]),
-    exclude_source=some(["source-12", "source-01"]),
+    label=up_to_three([0, 1, -1]),
+    source=up_to_three(["source-00", "source-12", "source-24", "elsewhere"]),
+    generator=up_to_three(["", "generator-12", "generator-24"]),
+    category=up_to_three(["0", "17", "999"]),
+    exclude_source=up_to_three(["source-12", "source-01"]),
 )
 @settings(deadline=None, max_examples=60)
-def test_a_filter_allows_the_same_rows_in_the_engine(held: tuple[QdrantEdge, Snapshot], **columns: Any) -> None:
-    engine, snapshot = held
-    assert RemoteStore(engine).count(BackendFilter(Filter(**columns))) == Filter(**columns).mask(snapshot).sum()
+def test_back_end_counts_the_rows_of_a_filter(held: tuple[QdrantEdge, Snapshot], **columns: Any) -> None:
+    backend, snapshot = held
+    assert RemoteStore(backend).count(BackendFilter(Filter(**columns))) == Filter(**columns).mask(snapshot).sum()
 
 
-def test_no_filter_is_no_condition() -> None:
-    import qdrant_edge
-
-    assert conditions(qdrant_edge, BackendFilter(Filter())) is None
+def test_empty_filter_adds_no_condition(edge: QdrantEdge) -> None:
+    assert edge.query_filter(BackendFilter(Filter())) is None
 
 
 class Wire:
-    """Answers a client's HTTP requests: read as Qdrant's own models, which take no unknown field, and done locally."""
+    """Transport of a client: parses requests as Qdrant's models, which reject unknown fields, and runs them locally."""
 
     def __init__(self) -> None:
         from qdrant_client import QdrantClient
@@ -584,7 +580,7 @@ class Wire:
         body = TypeAdapter(kind).validate_json(request.content) if kind else None
         self.requests.append((call, body))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # local mode says what it does not do
+            warnings.simplefilter("ignore")  # local mode warns about unsupported options
             result = self.done(call, collection, body)
         outcome = TypeAdapter(Any).dump_python(result, mode="json")
         return httpx.Response(200, json={"result": outcome, "status": "ok", "time": 0.0})
@@ -611,58 +607,61 @@ class Wire:
         return {"points": value[0], "next_page_offset": value[1]}
 
 
-def test_requests_to_a_server_are_well_formed(tmp_path: Path) -> None:
+def test_server_requests_are_well_formed(tmp_path: Path) -> None:
     wire = Wire()
-    engine = QdrantServer("http://qdrant", layout=replace(GRAPH, shards=6, replicas=2), client=wire.client())
-    store = filled(tmp_path / "s", 200)
-    assert push(store.snapshot(), engine, queries=10).pushed == 200
+    backend = QdrantServer("http://qdrant", layout=replace(GRAPH, shards=6, replicas=2), client=wire.client())
+    store = filled_store(tmp_path / "s", 200)
+    assert push(store.snapshot(), backend, PushOptions(queries=10)).pushed == 200
     calls = [call for call, _ in wire.requests]
     assert calls.count("PUT index") == 5
     assert max(i for i, call in enumerate(calls) if call == "PUT index") < calls.index("PUT points")
     [made] = [body for call, body in wire.requests if call == "PUT"]
     assert (made.shard_number, made.replication_factor, made.vectors["image"].datatype) == (6, 2, "float16")
     delete(store, Filter(source=("source-03",)))
-    assert push(store.snapshot(), engine, queries=10).dropped > 0
+    assert push(store.snapshot(), backend, PushOptions(queries=10)).dropped > 0
     snapshot = store.snapshot()
     queries = snapshot.vectors(slice(0, 5))
     for which in (Filter(), Filter(label=(0,), exclude_source=("source-01",)), Filter(key=("x/y",))):
-        found, true = remote_searcher(snapshot, engine).search(queries, 5, which), truth(snapshot, queries, 5, which)
-        assert (found.rows == true.rows).all()
-    widths = {one.params.hnsw_ef for call, body in wire.requests if call.endswith("batch") for one in body.searches}
-    assert {None, 64} <= widths  # the engine's own, and what was measured
-    assert RemoteStore(engine).describe([int(snapshot.ids[0])])[int(snapshot.ids[0])]["shard"] == 1
-    engine.remove()
+        matches, exact = (
+            remote_searcher(snapshot, backend).search(queries, 5, which),
+            truth(snapshot, queries, 5, which),
+        )
+        assert (matches.rows == exact.rows).all()
+    widths = {query.params.hnsw_ef for call, body in wire.requests if call.endswith("batch") for query in body.searches}
+    assert {None, 64} <= widths  # exact, and a measured width
+    assert RemoteStore(backend).describe([int(snapshot.ids[0])])[int(snapshot.ids[0])]["shard"] == 1
+    backend.remove()
     with pytest.raises(NoStore):
-        remote_searcher(snapshot, engine)
-    engine.close()
+        remote_searcher(snapshot, backend)
+    backend.close()
 
 
-def test_a_collection_of_someone_else_is_left_alone(small: Store) -> None:
+def test_foreign_collection_is_rejected(small: Store) -> None:
     from qdrant_client import models as m
 
     wire = Wire()
     wire.local.create_collection("clipfake", {"text": m.VectorParams(size=4, distance=m.Distance.COSINE)})
     wire.local.upsert("clipfake", [m.PointStruct(id=str(uuid.UUID(int=7)), vector={"text": [1, 0, 0, 0]})])
-    engine = QdrantServer("http://qdrant", client=wire.client())
+    backend = QdrantServer("http://qdrant", client=wire.client())
     with pytest.raises(NotAStore, match="not filled by this release"):
-        push(small.snapshot(), engine)
+        push(small.snapshot(), backend)
     assert wire.local.count("clipfake").count == 1
-    engine.close()
+    backend.close()
 
 
-def test_numbers_in_few_digits_are_the_same_numbers() -> None:
+def test_shortest_decimals_keep_every_float16() -> None:
     halves = np.arange(2**16, dtype=np.uint16).view(np.float16)
     finite = halves[np.isfinite(halves)][None]
-    result = json.dumps(in_few_digits(finite))
+    result = json.dumps(shortest_decimals(finite))
     assert np.array_equal(np.array(json.loads(result), np.float32).astype(np.float16), finite)
     assert len(result) < 0.6 * len(json.dumps(finite.astype(np.float32).tolist()))
 
 
-def test_a_server_that_is_not_there_is_named() -> None:
-    engine = open_backend("http://127.0.0.1:9", "somewhere")
+def test_unreachable_server_is_reported() -> None:
+    backend = open_backend("http://127.0.0.1:9", "somewhere")
     with pytest.raises(BackendUnavailable, match=r"somewhere at http://127\.0\.0\.1:9 cannot be reached \(.*refused"):
-        engine.there()
-    engine.close()
+        backend.exists()
+    backend.close()
 
 
 @pytest.mark.parametrize(
@@ -679,9 +678,9 @@ def test_a_server_that_is_not_there_is_named() -> None:
         (httpx.Response(500), BackendError),
         (httpx.Response(200, text="<html>"), BackendError),
     ],
-    ids=lambda given: f"{given.status_code}" if isinstance(given, httpx.Response) else "",
+    ids=lambda answer: f"{answer.status_code}" if isinstance(answer, httpx.Response) else "",
 )
-def test_how_a_server_fails_can_be_told_by_the_type_of_the_error(answer: Any, failure: type[StoreError]) -> None:
+def test_server_failures_have_distinct_error_types(answer: Any, failure: type[StoreError]) -> None:
     from qdrant_client import QdrantClient
 
     def answered(request: httpx.Request) -> httpx.Response:
@@ -690,49 +689,49 @@ def test_how_a_server_fails_can_be_told_by_the_type_of_the_error(answer: Any, fa
         return answer  # type: ignore[no-any-return]
 
     client = QdrantClient("http://qdrant", check_compatibility=False, transport=httpx.MockTransport(answered))
-    with pytest.raises(StoreError, match=r"somewhere at http://qdrant") as found:
+    with pytest.raises(StoreError, match=r"somewhere at http://qdrant") as error:
         QdrantServer("http://qdrant", "somewhere", client=client).count(BackendFilter(Filter()))
-    assert type(found.value) is failure
-    assert ("QDRANT_API_KEY" in str(found.value)) == (failure is BackendError)
+    assert type(error.value) is failure
+    assert ("QDRANT_API_KEY" in str(error.value)) == (failure is BackendError)
 
 
-def test_a_detector_asks_the_engine_and_says_the_same(toy: Any, tmp_path: Path, edge: QdrantEdge) -> None:
+def test_detector_gives_the_same_verdict_with_a_back_end(toy: Any, tmp_path: Path, edge: QdrantEdge) -> None:
     from clipfake.detector.detector import VectorDetector
 
-    push(toy.store.snapshot(), edge, queries=0)
+    push(toy.store.snapshot(), edge, UNMEASURED)
     own = VectorDetector.load(toy.store)
     results: list[int] = []
 
     def elsewhere(snapshot: Snapshot) -> Any:
-        engine = remote_searcher(snapshot, edge)
+        backend = remote_searcher(snapshot, edge)
 
         class Counted:
             def search(self, queries: Any, k: int, where: Any = None, recall: float = 0.99) -> Matches:
                 results.append(len(queries))
-                return engine.search(queries, k, where, recall)
+                return backend.search(queries, k, where, recall)
 
         return Counted()
 
     other = VectorDetector.load(toy.store, searcher_for=elsewhere)
     vectors = toy.encoder.encode([toy.decode(toy.drawn("gan_b", 70 + i)).pixels for i in range(4)])
     called = [f"{i}.png" for i in range(4)]
-    for one, two in zip(own.judge(called, vectors), other.judge(called, vectors), strict=True):
-        assert (one.verdict, round(one.score, 4)) == (two.verdict, round(two.score, 4))
-        assert [n.key for n in one.neighbors["fake"]] == [n.key for n in two.neighbors["fake"]]
+    for local, remote_verdict in zip(own.judge(called, vectors), other.judge(called, vectors), strict=True):
+        assert (local.verdict, round(local.score, 4)) == (remote_verdict.verdict, round(remote_verdict.score, 4))
+        assert [n.key for n in local.neighbors["fake"]] == [n.key for n in remote_verdict.neighbors["fake"]]
     assert results
 
 
-def test_a_label_without_some_sources_can_be_told_to_an_engine(
+def test_mask_of_a_label_without_sources_is_supported(
     small: Store, edge: QdrantEdge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "EXACT_ROWS", 10)
     monkeypatch.setattr(remote, "MASK_ROWS", 20)
     snapshot = small.snapshot()
-    push(snapshot, edge, queries=0)
+    push(snapshot, edge, UNMEASURED)
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
     mask = (labels == 1) & (sources != "source-12")
     queries = snapshot.vectors(slice(0, 5))
-    found = remote_searcher(snapshot, edge).search(queries, 5, mask)
-    assert recall(found, nearest(queries, snapshot.vectors(mask), np.flatnonzero(mask), 5)) >= 0.95
-    with pytest.raises(BadBlock, match="give a Filter"):
+    matches = remote_searcher(snapshot, edge).search(queries, 5, mask)
+    assert recall(matches, nearest(queries, snapshot.vectors(mask), np.flatnonzero(mask), 5)) >= 0.95
+    with pytest.raises(BadBlock, match="pass a Filter"):
         remote_searcher(snapshot, edge).search(queries, 5, mask & (np.arange(len(mask)) % 2 == 0))

@@ -1,4 +1,4 @@
-"""Whatever happens to a store's files, what was committed is read back right or reported by name."""
+"""Whatever happens to a store's files, committed data is read back unchanged or its damage is reported."""
 
 import shutil
 from dataclasses import fields
@@ -32,17 +32,17 @@ FILES = [
 
 
 def blocks() -> list[Block]:
-    made = []
+    result = []
     for block in synthetic(ROWS, DIM, seed=4, size=400):
-        pictures = tuple(key.encode() for key in block.rows.keys)
+        thumbnails = tuple(key.encode() for key in block.rows.keys)
         texts = {name: np.ones(DIM, np.float32) for name in block.rows.categories}
-        made.append(Block(block.space, block.rows, block.vectors, pictures, texts))
-    return made
+        result.append(Block(block.space, block.rows, block.vectors, thumbnails, texts))
+    return result
 
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two shards of 400 and 300 rows with pictures and texts, rows 100 to 149 deleted, and an index."""
+    """Two shards of 400 and 300 rows with thumbnails and texts, rows 100 to 149 deleted, and an index."""
     folder = tmp_path_factory.mktemp("whole") / "s"
     store = Store.create(folder, space(DIM))
     with store.writer(rows_per_shard=400) as writer:
@@ -61,34 +61,34 @@ def folder(whole: Path, tmp_path: Path) -> Path:
     return tmp_path / "s"
 
 
-def everything(folder: Path) -> dict[str, Any]:
-    """All that the store's rows are, by key."""
+def contents(folder: Path) -> dict[str, Any]:
+    """Everything the store holds of its rows, by key; texts under the key ""."""
     snapshot = Store.open(folder).snapshot()
     rows, vectors = snapshot.rows, snapshot.vectors()
     columns = [getattr(rows, f.name).tolist() for f in fields(Rows)]
-    pictures = [snapshot.thumbnail(i) if i % 60 == 0 else b"" for i in range(len(snapshot))]
-    values = zip(*columns, vectors.tolist(), pictures, strict=True)
+    thumbnails = [snapshot.thumbnail(i) if i % 60 == 0 else b"" for i in range(len(snapshot))]
+    values = zip(*columns, vectors.tolist(), thumbnails, strict=True)
     return dict(zip(rows.keys.tolist(), values, strict=True)) | {"": {k: v.tolist() for k, v in snapshot.texts.items()}}
 
 
-def read_right_or_named(folder: Path, path: str, true: dict[str, Any]) -> bool:
-    """Whether the damage was noticed; fails if it was neither noticed nor harmless."""
+def harmless_or_reported(folder: Path, path: str, original: dict[str, Any]) -> bool:
+    """Return True if the damage was reported; fails if it was neither reported nor harmless."""
     health = verify(folder)
-    named = path.rsplit("/", 1)[0] if path.startswith("indexes/") else path
+    reported_path = path.rsplit("/", 1)[0] if path.startswith("indexes/") else path
     if not health.sound:
-        assert named in {problem.path for problem in health.problems}
+        assert reported_path in {problem.path for problem in health.problems}
         return True
-    assert everything(folder) == true
+    assert contents(folder) == original
     return False
 
 
-def test_a_sound_store_has_nothing_to_report(whole: Path) -> None:
+def test_sound_store_has_no_problems(whole: Path) -> None:
     health = verify(whole)
     assert (health.problems, health.notes, health.rows) == ((), (), ROWS - 50)
     assert repair(whole).actions == ()
 
 
-def test_there_is_nothing_to_verify_in_an_empty_folder(tmp_path: Path) -> None:
+def test_empty_folder_is_not_a_store(tmp_path: Path) -> None:
     with pytest.raises(NoStore):
         verify(tmp_path)
     with pytest.raises(NoStore):
@@ -97,101 +97,101 @@ def test_there_is_nothing_to_verify_in_an_empty_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_flipped_bits_are_harmless_or_named(folder: Path, path: str) -> None:
-    true, content = everything(folder), (folder / path).read_bytes()
+def test_flipped_bits_are_harmless_or_reported(folder: Path, path: str) -> None:
+    original, content = contents(folder), (folder / path).read_bytes()
     rng = np.random.default_rng(len(content))
-    noticed = 0
-    for place in rng.integers(0, len(content), 6).tolist():
+    reported = 0
+    for offset in rng.integers(0, len(content), 6).tolist():
         altered = bytearray(content)
-        altered[place] ^= 1 << int(rng.integers(8))
+        altered[offset] ^= 1 << int(rng.integers(8))
         (folder / path).write_bytes(altered)
-        noticed += read_right_or_named(folder, path, true)
-    assert noticed > 0
+        reported += harmless_or_reported(folder, path, original)
+    assert reported > 0
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("path", FILES)
-def test_no_flipped_byte_of_any_file_goes_unnoticed_and_matters(folder: Path, path: str) -> None:
-    true, content = everything(folder), (folder / path).read_bytes()
-    for place in range(0, len(content), max(1, len(content) // 1500)):
+def test_every_flipped_byte_is_harmless_or_reported(folder: Path, path: str) -> None:
+    original, content = contents(folder), (folder / path).read_bytes()
+    for offset in range(0, len(content), max(1, len(content) // 1500)):
         altered = bytearray(content)
-        altered[place] ^= 255
+        altered[offset] ^= 255
         (folder / path).write_bytes(altered)
-        read_right_or_named(folder, path, true)
+        harmless_or_reported(folder, path, original)
 
 
 @pytest.mark.parametrize("path", FILES)
 @pytest.mark.parametrize("keep", [0.5, *(pytest.param(keep, marks=pytest.mark.slow) for keep in (0.0, -1))])
-def test_truncated_files_are_named_and_repaired(folder: Path, path: str, keep: float) -> None:
-    true, content = everything(folder), (folder / path).read_bytes()
+def test_truncated_files_are_reported_and_repaired(folder: Path, path: str, keep: float) -> None:
+    original, content = contents(folder), (folder / path).read_bytes()
     (folder / path).write_bytes(content[:-1] if keep < 0 else content[: int(keep * len(content))])
-    if not read_right_or_named(folder, path, true):
-        return  # the last byte of a manifest is a line's end
-    repaired_without_harm(folder, path, true)
+    if not harmless_or_reported(folder, path, original):
+        return  # the last byte of a manifest is a line break
+    check_repair(folder, path, original)
 
 
 @pytest.mark.parametrize("path", FILES)
-def test_missing_files_are_named_and_repaired(folder: Path, path: str) -> None:
-    true = everything(folder)
+def test_missing_files_are_reported_and_repaired(folder: Path, path: str) -> None:
+    original = contents(folder)
     (folder / path).unlink()
-    if path.startswith("snapshots/"):  # an older snapshot is the store then, and says so
+    if path.startswith("snapshots/"):  # the store is then at an older snapshot, and reports it
         assert verify(folder).snapshot == (2 if "3" in path else 3)
         return
-    assert read_right_or_named(folder, path, true)
-    repaired_without_harm(folder, path, true)
+    assert harmless_or_reported(folder, path, original)
+    check_repair(folder, path, original)
 
 
-def repaired_without_harm(folder: Path, path: str, true: dict[str, Any]) -> None:
-    """After a repair the store is sound, and only what lay in the damaged file may be gone."""
+def check_repair(folder: Path, path: str, original: dict[str, Any]) -> None:
+    """After a repair the store is sound, and only the contents of the damaged file may be missing."""
     report = repair(folder)
     assert report.actions
     assert verify(folder).problems == ()
-    left = everything(folder)
-    gone = {key for key in true if key not in left}
+    remaining = contents(folder)
+    lost = {key for key in original if key not in remaining}
     if path == "shards/000002.h5":
         assert report.lost == 300
-        assert gone == {key for key in true if key and int(key[-13:-4]) >= 400}
+        assert lost == {key for key in original if key and int(key[-13:-4]) >= 400}
     elif path == "shards/000001.h5":
         assert report.lost == 350
-        assert gone == {key for key in true if key and int(key[-13:-4]) < 400}
+        assert lost == {key for key in original if key and int(key[-13:-4]) < 400}
     else:
-        assert (report.lost, gone) == (0, set())
-    extra = {key for key in left if key not in true}
+        assert (report.lost, lost) == (0, set())
+    extra = {key for key in remaining if key not in original}
     if path.startswith("deleted/"):
-        assert len(extra) == 50  # what was deleted has come back, and is told of
+        assert len(extra) == 50  # deleted rows came back, and the report says so
         assert any("50 deleted rows" in action.what for action in report.actions)
     else:
         assert extra == set()
-    assert all(left[key][:-1] == true[key][:-1] for key in left if key in true and key)
-    with Store.open(folder).writer() as writer:  # and indexing again brings back what is gone
+    assert all(remaining[key][:-1] == original[key][:-1] for key in remaining if key in original and key)
+    with Store.open(folder).writer() as writer:  # appending again restores the lost rows
         for block in blocks():
             writer.append(block)
-    assert everything(folder).keys() >= true.keys()
+    assert contents(folder).keys() >= original.keys()
 
 
-def overwritten(folder: Path, dataset: str, place: int) -> None:
-    """Flip a bit of one dataset of the second shard where it lies."""
+def flip_bit(folder: Path, dataset: str, offset: int) -> None:
+    """Flip a bit in a dataset of the second shard, at a byte offset within it."""
     path = folder / "shards/000002.h5"
     with h5py.File(path) as file:
-        offset = file[dataset].id.get_offset() + place
+        offset += file[dataset].id.get_offset()
     content = bytearray(path.read_bytes())
     content[offset] ^= 16
     path.write_bytes(content)
 
 
-def test_damaged_vectors_are_named_to_their_rows_and_only_they_are_dropped(folder: Path) -> None:
-    overwritten(folder, "vectors", 290 * DIM * 2)
+def test_only_rows_with_damaged_vectors_are_dropped(folder: Path) -> None:
+    flip_bit(folder, "vectors", 290 * DIM * 2)
     [problem] = verify(folder).problems
     assert (problem.path, problem.rows, problem.lost) == ("shards/000002.h5", ((256, 300),), 44)
     report = repair(folder)
     assert (report.lost, report.rows) == (44, ROWS - 50 - 44)
     assert verify(folder).sound
-    assert len(everything(folder)) == ROWS - 50 - 44 + 1
+    assert len(contents(folder)) == ROWS - 50 - 44 + 1
 
 
 @pytest.mark.parametrize("dataset", ["thumbnails/bytes", "texts/vectors"])
-def test_damaged_pictures_and_texts_cost_no_row(folder: Path, dataset: str) -> None:
-    overwritten(folder, dataset, 5)
+def test_damaged_thumbnails_and_texts_cost_no_row(folder: Path, dataset: str) -> None:
+    flip_bit(folder, dataset, 5)
     [problem] = verify(folder).problems
     assert (problem.path, problem.lost) == ("shards/000002.h5", 0)
     report = repair(folder)
@@ -199,47 +199,47 @@ def test_damaged_pictures_and_texts_cost_no_row(folder: Path, dataset: str) -> N
     assert verify(folder).sound
 
 
-def test_damaged_vectors_beside_a_damaged_picture_are_not_sealed_in_as_sound(folder: Path) -> None:
-    true = everything(folder)
-    overwritten(folder, "thumbnails/bytes", 5)
-    overwritten(folder, "vectors", 290 * DIM * 2)
+def test_repair_handles_damaged_vectors_and_thumbnails(folder: Path) -> None:
+    original = contents(folder)
+    flip_bit(folder, "thumbnails/bytes", 5)
+    flip_bit(folder, "vectors", 290 * DIM * 2)
     problems = verify(folder).problems
     assert [(problem.path, problem.lost) for problem in problems] == [("shards/000002.h5", 0), ("shards/000002.h5", 44)]
     report = repair(folder)
     assert (report.lost, report.rows) == (44, ROWS - 50 - 44)
     assert verify(folder).sound
-    left = everything(folder)
-    assert all(left[key][:-1] == true[key][:-1] for key in left if key)
+    remaining = contents(folder)
+    assert all(remaining[key][:-1] == original[key][:-1] for key in remaining if key)
 
 
-def test_a_damaged_picture_is_not_shown(folder: Path) -> None:
-    overwritten(folder, "thumbnails/bytes", 5)
+def test_damaged_thumbnail_is_not_returned(folder: Path) -> None:
+    flip_bit(folder, "thumbnails/bytes", 5)
     with pytest.raises(ClipfakeError, match=r"000002\.h5"):
-        Store.open(folder).snapshot().thumbnail(400 - 50)  # the first of the second shard
+        Store.open(folder).snapshot().thumbnail(400 - 50)  # the first row of the second shard
 
 
-def test_a_store_without_any_manifest_is_put_together_from_its_shards(folder: Path) -> None:
-    true = everything(folder)
+def test_repair_restores_a_store_without_manifests(folder: Path) -> None:
+    original = contents(folder)
     for path in (folder / "snapshots").iterdir():
         path.write_text("{")
     report = repair(folder)
     assert (report.rows, report.lost) == (ROWS - 50, 0)
-    assert everything(folder) == true
+    assert contents(folder) == original
 
 
-def test_what_a_lost_manifest_had_replaced_stays_replaced(folder: Path) -> None:
+def test_rows_replaced_in_a_lost_snapshot_stay_replaced(folder: Path) -> None:
     [first, _] = blocks()
     changed = Rows(**{**vars(first.rows.take(slice(0, 5))), "digests": np.zeros(5, "V16")})
     with Store.open(folder).writer() as writer:
         writer.append(Block(first.space, changed, -first.vectors[:5]))
-    true = everything(folder)
+    original = contents(folder)
     (folder / "snapshots/000004.json").write_text("")
     (folder / "deleted/000001-000004.u4").unlink()
     assert repair(folder).lost == 0
-    assert everything(folder) == true
+    assert contents(folder) == original
 
 
-def test_leftovers_are_noted_and_are_no_damage(folder: Path) -> None:
+def test_leftovers_are_notes_not_damage(folder: Path) -> None:
     (folder / "shards/000009.h5").write_bytes(b"never committed")
     (folder / "shards/000010.h5.7.tmp").touch()
     health = verify(folder)
@@ -247,17 +247,17 @@ def test_leftovers_are_noted_and_are_no_damage(folder: Path) -> None:
     assert [note.path for note in health.notes] == ["shards/000009.h5", "shards/000010.h5.7.tmp"]
 
 
-def test_a_stale_index_is_noted(folder: Path) -> None:
+def test_stale_index_is_a_note(folder: Path) -> None:
     with Store.open(folder).writer() as writer:
         writer.delete(np.arange(ROWS - 50) == 3)
     health = verify(folder)
     assert (health.sound, [note.path for note in health.notes]) == (True, ["indexes/knn-000003"])
 
 
-def test_keys_that_stand_twice_are_found(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_duplicate_keys_are_reported(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     [first, _] = blocks()
     with Store.open(folder).writer() as writer:
         monkeypatch.setattr(writer, "find", lambda keys, hashes: np.full(len(keys), -1))
         writer.append(first.take(slice(0, 3)))
     [problem] = verify(folder).problems
-    assert "3 keys stand more than once" in problem.what
+    assert "3 duplicate keys" in problem.what

@@ -1,4 +1,4 @@
-"""What leaves a store can come back as the same store, and what others left behind can come in."""
+"""Exports can be imported as the same store, and files of other tools can be imported."""
 
 import json
 from collections.abc import Callable
@@ -26,30 +26,31 @@ DIM, ROWS = 8, 700
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """Three shards with thumbnails and texts, of which some rows are gone."""
+    """Three shards with thumbnails and texts, and some deleted rows."""
     store = Store.create(tmp_path_factory.mktemp("out") / "s", space(DIM))
     with store.writer(rows_per_shard=300) as writer:
         for block in synthetic(ROWS, DIM, size=300):
-            pictures = tuple(key.encode() for key in block.rows.keys)
+            thumbnails = tuple(key.encode() for key in block.rows.keys)
             texts = {name: np.full(DIM, 0.5, np.float32) for name in block.rows.categories.tolist()}
-            writer.append(Block(block.space, block.rows, block.vectors, pictures, texts))
+            writer.append(Block(block.space, block.rows, block.vectors, thumbnails, texts))
         writer.delete(np.arange(ROWS) % 5 == 0)
     return store.snapshot()
 
 
-def same(one: Snapshot, other: Snapshot) -> None:
-    assert one.space == other.space
+def check_equal(first: Snapshot, second: Snapshot) -> None:
+    assert first.space == second.space
     for column in fields(Rows):
-        assert one.column(column.name).tolist() == other.column(column.name).tolist(), column.name
-    assert np.array_equal(one.vectors(dtype=np.float16), other.vectors(dtype=np.float16))
-    everyone = np.arange(len(one))
-    assert one.thumbnails(everyone) == other.thumbnails(everyone)
-    used = set(one.column("categories").tolist())  # those of deleted rows stay at home
-    assert {k: v.tolist() for k, v in one.texts.items() if k in used} == {k: v.tolist() for k, v in other.texts.items()}
+        assert first.column(column.name).tolist() == second.column(column.name).tolist(), column.name
+    assert np.array_equal(first.vectors(dtype=np.float16), second.vectors(dtype=np.float16))
+    positions = np.arange(len(first))
+    assert first.thumbnails(positions) == second.thumbnails(positions)
+    used = set(first.column("categories").tolist())  # texts of deleted rows are not exported
+    texts = {k: v.tolist() for k, v in first.texts.items() if k in used}
+    assert texts == {k: v.tolist() for k, v in second.texts.items()}
 
 
 @pytest.mark.parametrize("layout", ["clip-retrieval", "numpy"])
-def test_a_store_exported_and_imported_is_equal(
+def test_export_and_import_restore_the_store(
     snapshot: Snapshot, tmp_path: Path, layout: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipfake.store.exchange.export_rows.BLOCK_ROWS", 64)
@@ -58,14 +59,14 @@ def test_a_store_exported_and_imported_is_equal(
     assert (report.rows, report.layout) == (len(snapshot), layout)
     back = import_rows(tmp_path / "out", tmp_path / "back")
     assert (back.rows, back.added) == (len(snapshot), len(snapshot))
-    same(snapshot, Store.open(tmp_path / "back").snapshot())
+    check_equal(snapshot, Store.open(tmp_path / "back").snapshot())
     again = import_rows(tmp_path / "out", tmp_path / "back")
     assert (again.known, again.added, again.snapshot) == (len(snapshot), 0, back.snapshot)
 
 
-def test_clip_retrievals_layout_is_what_its_readers_expect(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_clip_retrieval_layout(snapshot: Snapshot, tmp_path: Path) -> None:
     export_rows(snapshot, tmp_path / "out", "clip-retrieval", rows_per_file=50)
-    numbers = [f"{n:02d}" for n in range(12)]  # of one length: readers sort by name
+    numbers = [f"{n:02d}" for n in range(12)]  # zero-padded, because readers sort by name
     for kind, suffix in (("img_emb", "npy"), ("text_emb", "npy"), ("metadata", "parquet")):
         assert sorted(p.name for p in (tmp_path / "out" / kind).iterdir()) == [f"{kind}_{n}.{suffix}" for n in numbers]
     vectors = np.load(tmp_path / "out/img_emb/img_emb_03.npy")
@@ -77,16 +78,16 @@ def test_clip_retrievals_layout_is_what_its_readers_expect(snapshot: Snapshot, t
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_filter_leaves_the_other_rows_at_home(snapshot: Snapshot, tmp_path: Path, layout: Any) -> None:
+def test_export_of_a_filter(snapshot: Snapshot, tmp_path: Path, layout: Any) -> None:
     fake = snapshot.column("labels") == 1
     assert export_rows(snapshot, tmp_path / "out", layout, fake).rows == fake.sum()
     assert export_rows(snapshot, tmp_path / "none", layout, np.zeros(len(snapshot), bool)).rows == 0
-    assert not (tmp_path / "none/text_emb").exists()  # clip-retrieval takes an empty folder for a damaged one
+    assert not (tmp_path / "none/text_emb").exists()  # clip-retrieval would take an empty folder for a damaged one
     [path] = (tmp_path / "out").rglob("*.parquet")
     assert parquet.read_table(path)["key"].to_pylist() == snapshot.column("keys")[fake].tolist()
 
 
-def test_what_is_there_is_not_written_over(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_export_does_not_overwrite(snapshot: Snapshot, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out/thesis.tex").touch()
     with pytest.raises(StoreError, match="not empty"):
@@ -94,7 +95,7 @@ def test_what_is_there_is_not_written_over(snapshot: Snapshot, tmp_path: Path) -
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["thesis.tex"]
 
 
-def test_the_rows_are_a_pandas_table(snapshot: Snapshot) -> None:
+def test_to_pandas(snapshot: Snapshot) -> None:
     table = to_pandas(snapshot)
     assert list(table.columns) == list(NAMES.values())
     assert table["key"].tolist() == snapshot.column("keys").tolist()
@@ -107,7 +108,7 @@ FOREIGN = Space("their-clip", "a" * 64, 4)
 
 
 def foreign(folder: Path, rows: int = 6, scale: float = 1.0, **columns: Any) -> Path:
-    """What clip-retrieval itself writes, in two files."""
+    """Two files as clip-retrieval itself writes them."""
     vectors = np.random.default_rng(1).normal(size=(rows, 4))
     vectors *= scale / np.linalg.norm(vectors, axis=1, keepdims=True)
     fields = {"image_path": [f"/data/{i}.jpg" for i in range(rows)], "caption": ["a cat"] * rows, **columns}
@@ -120,19 +121,19 @@ def foreign(folder: Path, rows: int = 6, scale: float = 1.0, **columns: Any) -> 
     return folder
 
 
-def test_what_clip_retrieval_wrote_comes_in(tmp_path: Path) -> None:
+def test_import_of_clip_retrieval_files(tmp_path: Path) -> None:
     folder = foreign(tmp_path / "theirs", label=["real", "fake", "0", "1", None, "FAKE"], who=list("aabbcc"))
-    meaning = ImportDefaults(columns={"source": "who", "category": "caption"})
-    assert import_rows(folder, tmp_path / "s", FOREIGN, meaning).added == 6
+    defaults = ImportDefaults(columns={"source": "who", "category": "caption"})
+    assert import_rows(folder, tmp_path / "s", FOREIGN, defaults).added == 6
     rows = Store.open(tmp_path / "s").snapshot().rows
     assert rows.keys.tolist() == [f"{who}/data/{i}.jpg" for i, who in enumerate("aabbcc")]
     assert rows.labels.tolist() == [0, 1, 0, 1, -1, 1]
     assert rows.generators.tolist() == ["", "a", "", "b", "", "c"]
     assert set(rows.categories.tolist()) == {"a cat"}
-    assert import_rows(folder, tmp_path / "s", FOREIGN, meaning).known == 6
+    assert import_rows(folder, tmp_path / "s", FOREIGN, defaults).known == 6
 
 
-def test_a_space_that_is_only_named_can_be_searched(tmp_path: Path) -> None:
+def test_named_space_can_be_searched(tmp_path: Path) -> None:
     folder = foreign(tmp_path / "theirs")
     named = foreign_space("laion's b32", ImportFolder.open(folder).dim)
     import_rows(folder, tmp_path / "s", named, ImportDefaults("laion", 0))
@@ -141,7 +142,7 @@ def test_a_space_that_is_only_named_can_be_searched(tmp_path: Path) -> None:
     assert not named.same(foreign_space("another", 4))
 
 
-def test_vectors_of_another_length_are_refused_or_brought_to_one(tmp_path: Path) -> None:
+def test_vectors_are_rejected_or_normalised(tmp_path: Path) -> None:
     folder = foreign(tmp_path / "theirs", scale=3.0)
     with pytest.raises(BadBlock, match=r"length 3\.0"):
         import_rows(folder, tmp_path / "s", FOREIGN, ImportDefaults("x"))
@@ -150,12 +151,12 @@ def test_vectors_of_another_length_are_refused_or_brought_to_one(tmp_path: Path)
     assert np.allclose(lengths, 1, atol=1e-3)
 
 
-def spoil(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
-    def spoiled(folder: Path) -> None:
+def change_array(name: str, change: Callable[[np.ndarray], np.ndarray]) -> Callable[[Path], None]:
+    def damage(folder: Path) -> None:
         path = folder / name
         np.save(path, change(np.load(path)))
 
-    return spoiled
+    return damage
 
 
 def not_a_number(vectors: np.ndarray) -> np.ndarray:
@@ -167,18 +168,18 @@ def not_a_number(vectors: np.ndarray) -> np.ndarray:
     ("damage", "error", "message"),
     [
         (lambda f: (f / "metadata/metadata_1.parquet").unlink(), SourceError, "number 1 is in one of them only"),
-        (spoil("img_emb/img_emb_1.npy", lambda v: v[:1]), SourceError, "1 vectors"),
-        (spoil("img_emb/img_emb_1.npy", lambda v: v[:, :2]), SourceError, r"\[2, 4\] dimensions"),
-        (spoil("img_emb/img_emb_0.npy", not_a_number), BadBlock, "not finite"),
-        (spoil("img_emb/img_emb_0.npy", np.zeros_like), BadBlock, "zero"),
-        (spoil("img_emb/img_emb_0.npy", lambda v: v.astype(int)), SourceError, "expected floats"),
+        (change_array("img_emb/img_emb_1.npy", lambda v: v[:1]), SourceError, "1 vectors"),
+        (change_array("img_emb/img_emb_1.npy", lambda v: v[:, :2]), SourceError, r"\[2, 4\] dimensions"),
+        (change_array("img_emb/img_emb_0.npy", not_a_number), BadBlock, "not finite"),
+        (change_array("img_emb/img_emb_0.npy", np.zeros_like), BadBlock, "zero"),
+        (change_array("img_emb/img_emb_0.npy", lambda v: v.astype(int)), SourceError, "expected floats"),
         (lambda f: (f / "metadata/metadata_0.parquet").write_bytes(b"PAR1"), SourceError, "not a readable parquet"),
         (lambda f: (f / "img_emb/img_emb_0.npy").write_bytes(b""), SourceError, "not a readable numpy"),
         (lambda f: (f / "clipfake.json").write_text("{}"), SourceError, "not of this release"),
         (lambda f: [p.unlink() for p in f.rglob("*.npy")], SourceError, "neither vectors.npy"),
     ],
 )
-def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, error: type[Exception], message: str) -> None:
+def test_unusable_files_are_reported(tmp_path: Path, damage: Any, error: type[Exception], message: str) -> None:
     folder = foreign(tmp_path / "theirs")
     damage(folder)
     with pytest.raises(error, match=message):
@@ -186,7 +187,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, error: type[Exc
 
 
 @pytest.mark.parametrize(
-    ("columns", "meaning", "error", "message"),
+    ("columns", "defaults", "error", "message"),
     [
         ({}, ImportDefaults(), SourceError, "does not say where its rows come from"),
         ({"label": ["perhaps"] * 6}, ImportDefaults("x"), SourceError, "the label perhaps"),
@@ -196,25 +197,25 @@ def test_what_does_not_fit_is_named(tmp_path: Path, damage: Any, error: type[Exc
         ({"image_path": ["a", "b", "c", "a", "e", "f"]}, ImportDefaults("x"), BadBlock, "x/a"),
     ],
 )
-def test_a_foreign_table_that_says_too_little_is_named(
-    tmp_path: Path, columns: dict[str, Any], meaning: ImportDefaults, error: type[Exception], message: str
+def test_unusable_foreign_table_is_reported(
+    tmp_path: Path, columns: dict[str, Any], defaults: ImportDefaults, error: type[Exception], message: str
 ) -> None:
     folder = foreign(tmp_path / "theirs", **columns)
     with pytest.raises(error, match=message):
-        import_rows(folder, tmp_path / "s", FOREIGN, meaning)
+        import_rows(folder, tmp_path / "s", FOREIGN, defaults)
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: set_card(f, space={"encoder": "x"}), "does not name its space"),
-        (lambda f: set_card(f, texts=["only one"]), "texts"),
+        (lambda f: set_manifest(f, space={"encoder": "x"}), "does not name its space"),
+        (lambda f: set_manifest(f, texts=["only one"]), "texts"),
         (lambda f: (f / "texts.npy").unlink(), "texts.npy is not a readable numpy array"),
         (lambda f: set_column(f, "digest", [b"short"] * 40), "digest"),
         (lambda f: set_column(f, "width", ["wide"] * 40), "width"),
     ],
 )
-def test_an_export_that_was_altered_is_named(tmp_path: Path, damage: Any, message: str) -> None:
+def test_altered_export_is_reported(tmp_path: Path, damage: Any, message: str) -> None:
     [block] = synthetic(40, 4, size=40)
     texts = {name: np.ones(4, np.float32) for name in block.rows.categories.tolist()}
     with Store.create(tmp_path / "s", block.space).writer() as writer:
@@ -225,34 +226,34 @@ def test_an_export_that_was_altered_is_named(tmp_path: Path, damage: Any, messag
         import_rows(tmp_path / "out", tmp_path / "again")
 
 
-def set_card(folder: Path, **changes: Any) -> None:
+def set_manifest(folder: Path, **changes: Any) -> None:
     content = json.loads((folder / "clipfake.json").read_text())
     (folder / "clipfake.json").write_text(json.dumps({**content, **changes}))
 
 
 def set_column(folder: Path, name: str, values: list[Any]) -> None:
     table = parquet.read_table(folder / "rows.parquet")
-    place = table.column_names.index(name)
-    parquet.write_table(table.set_column(place, name, [values]), folder / "rows.parquet")
+    index = table.column_names.index(name)
+    parquet.write_table(table.set_column(index, name, [values]), folder / "rows.parquet")
 
 
-def test_a_table_with_flipped_bytes_is_named_or_read_as_it_was(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_flipped_bytes_are_harmless_or_reported(snapshot: Snapshot, tmp_path: Path) -> None:
     export_rows(snapshot, tmp_path / "out", "numpy")
-    path, named_errors = tmp_path / "out/rows.parquet", 0
+    path, errors = tmp_path / "out/rows.parquet", 0
     content = path.read_bytes()
-    for place in np.linspace(4, len(content) - 5, 60).astype(int):
+    for offset in np.linspace(4, len(content) - 5, 60).astype(int):
         altered = bytearray(content)
-        altered[place] ^= 255
+        altered[offset] ^= 255
         path.write_bytes(altered)
         try:
-            rows = import_rows(tmp_path / "out", tmp_path / f"{place}").rows
+            rows = import_rows(tmp_path / "out", tmp_path / f"{offset}").rows
             assert rows == len(snapshot)
         except (SourceError, BadBlock):
-            named_errors += 1
-    assert named_errors > 20
+            errors += 1
+    assert errors > 20
 
 
-def test_vectors_of_an_unknown_or_other_encoder_are_refused(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_unknown_or_other_encoder_is_rejected(snapshot: Snapshot, tmp_path: Path) -> None:
     with pytest.raises(SpaceMismatch, match="does not say which encoder"):
         import_rows(foreign(tmp_path / "theirs"), tmp_path / "s")
     with pytest.raises(SpaceMismatch, match="of 4 dimensions"):
@@ -268,26 +269,26 @@ def test_vectors_of_an_unknown_or_other_encoder_are_refused(snapshot: Snapshot, 
 @pytest.mark.parametrize(
     ("value", "label"), [("real", 0), (" Fake ", 1), (True, 1), (0.0, 0), (None, -1), (float("nan"), -1), (-1, -1)]
 )
-def test_labels_are_read_as_people_write_them(value: Any, label: int) -> None:
+def test_label_spellings(value: Any, label: int) -> None:
     assert label_of(value) == label
 
 
-def test_the_commands_export_and_import(snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_and_import_commands(snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from clipfake.cli import main
 
-    def ran(*words: object) -> dict[str, Any]:
+    def run_json(*words: object) -> dict[str, Any]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main(["store", *map(str, words), "--json"])
         assert not ended.value.code
         return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
 
-    output = ran("export", "--to", tmp_path / "out", "--label", "fake", "--store", snapshot.folder)
+    output = run_json("export", "--to", tmp_path / "out", "--label", "fake", "--store", snapshot.folder)
     assert output["rows"] == (snapshot.column("labels") == 1).sum()
-    assert ran("import", tmp_path / "out", "--store", tmp_path / "s")["added"] == output["rows"]
+    assert run_json("import", tmp_path / "out", "--store", tmp_path / "s")["added"] == output["rows"]
     foreign(tmp_path / "theirs", who=list("aabbcc"))
     words = ("import", tmp_path / "theirs", "--space", "theirs", "--column", "source=who", "--label", "real")
-    assert ran(*words, "--store", tmp_path / "t")["added"] == 6
+    assert run_json(*words, "--store", tmp_path / "t")["added"] == 6
     assert Store.open(tmp_path / "t").snapshot().rows.labels.tolist() == [0] * 6
 
 
@@ -299,7 +300,7 @@ def test_the_commands_export_and_import(snapshot: Snapshot, tmp_path: Path, caps
         (["import", ".", "--column", "colour=red"], "colour is none of label"),
     ],
 )
-def test_what_the_commands_cannot_take_is_wrong_usage(
+def test_wrong_usage_of_the_commands(
     snapshot: Snapshot, capsys: pytest.CaptureFixture[str], words: list[str], text: str
 ) -> None:
     from clipfake.cli import main

@@ -1,4 +1,4 @@
-"""The real embedding-reader, autofaiss and clip-retrieval read what we export, in an environment of their own."""
+"""embedding-reader, autofaiss and clip-retrieval, installed in an environment of their own, read our exports."""
 
 import json
 import subprocess
@@ -15,7 +15,7 @@ from clipfake.store.store import Store
 PYTHON = Path(__file__).parents[2] / ".peers/bin/python"
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(not PYTHON.exists(), reason="their environment is not there; `make peers` installs it"),
+    pytest.mark.skipif(not PYTHON.exists(), reason="their environment is not installed; run `make peers`"),
 ]
 pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
 ROWS, DIM = 3000, 32
@@ -35,21 +35,21 @@ import numpy as np
 from autofaiss import build_index
 index, _ = build_index("img_emb", save_on_disk=False, metric_type="ip", max_index_memory_usage="1G",
                        current_memory_available="2G", verbose=50)
-print(json.dumps({"found": index.search(np.load("asked.npy"), 5)[1].tolist()}))
+print(json.dumps({"rows": index.search(np.load("queries.npy"), 5)[1].tolist()}))
 """
 CLIP_RETRIEVAL = """
 import importlib.util, sys, types
 import numpy as np
-package = types.ModuleType("clip_retrieval")  # without its own __init__, which imports all that it does with images
+package = types.ModuleType("clip_retrieval")  # skips its __init__, which imports the image pipeline
 package.__path__ = importlib.util.find_spec("clip_retrieval").submodule_search_locations
 sys.modules["clip_retrieval"] = package
 from clip_retrieval.clip_index import clip_index
 from clip_retrieval.clip_back import ParquetMetadataProvider, load_index
 clip_index(".", "index", max_index_memory_usage="1G", current_memory_available="2G")
 index = load_index("index/image.index", enable_faiss_memory_mapping=True)
-found = index.search(np.load("asked.npy"), 5)[1]
-rows = ParquetMetadataProvider("metadata").get(found[:, 0].tolist(), ["key", "image_path"])
-print(json.dumps({"found": found.tolist(), "rows": rows}))
+neighbours = index.search(np.load("queries.npy"), 5)[1]
+rows = ParquetMetadataProvider("metadata").get(neighbours[:, 0].tolist(), ["key", "image_path"])
+print(json.dumps({"neighbours": neighbours.tolist(), "rows": rows}))
 """
 
 
@@ -66,11 +66,11 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 @pytest.fixture
 def exported(snapshot: Snapshot, tmp_path: Path) -> Path:
     export_rows(snapshot, tmp_path / "out", "clip-retrieval", rows_per_file=250)  # eleven files
-    np.save(tmp_path / "out/asked.npy", snapshot.vectors(slice(0, 2700, 90)))
+    np.save(tmp_path / "out/queries.npy", snapshot.vectors(slice(0, 2700, 90)))
     return tmp_path / "out"
 
 
-def ran(code: str, folder: Path) -> Any:
+def run_peer(code: str, folder: Path) -> Any:
     done = subprocess.run(
         [PYTHON, "-c", "import json\n" + code], cwd=folder, capture_output=True, text=True, timeout=200
     )
@@ -78,23 +78,23 @@ def ran(code: str, folder: Path) -> Any:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def recall(found: list[list[int]], snapshot: Snapshot) -> float:
-    true = snapshot.search(snapshot.vectors(slice(0, 2700, 90)), 5, recall=1).rows
-    return float(np.mean([len(set(one) & set(two)) / 5 for one, two in zip(found, true.tolist(), strict=True)]))
+def recall(rows: list[list[int]], snapshot: Snapshot) -> float:
+    exact = snapshot.search(snapshot.vectors(slice(0, 2700, 90)), 5, recall=1).rows
+    return float(np.mean([len(set(ours) & set(theirs)) / 5 for ours, theirs in zip(exact.tolist(), rows, strict=True)]))
 
 
-def test_embedding_reader_reads_every_vector_with_its_row(snapshot: Snapshot, exported: Path) -> None:
-    read = ran(READER, exported)
+def test_embedding_reader_reads_vectors_and_rows(snapshot: Snapshot, exported: Path) -> None:
+    read = run_peer(READER, exported)
     assert read["keys"] == snapshot.column("keys").tolist()
     assert read["labels"] == snapshot.column("labels").tolist()
     assert read["total"] == pytest.approx(float(snapshot.vectors().sum()), abs=0.1)
 
 
 def test_autofaiss_finds_the_same_neighbours(snapshot: Snapshot, exported: Path) -> None:
-    assert recall(ran(AUTOFAISS, exported)["found"], snapshot) > 0.9
+    assert recall(run_peer(AUTOFAISS, exported)["rows"], snapshot) > 0.9
 
 
-def test_clip_retrieval_indexes_and_names_the_rows(snapshot: Snapshot, exported: Path) -> None:
-    read = ran(CLIP_RETRIEVAL, exported)
-    assert recall(read["found"], snapshot) > 0.9
+def test_clip_retrieval_indexes_and_names_rows(snapshot: Snapshot, exported: Path) -> None:
+    read = run_peer(CLIP_RETRIEVAL, exported)
+    assert recall(read["neighbours"], snapshot) > 0.9
     assert [row["key"] for row in read["rows"]] == snapshot.column("keys")[::90].tolist()

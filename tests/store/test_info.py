@@ -1,4 +1,4 @@
-"""What a store says of itself adds up."""
+"""The summary and the history of a store."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 
-def made(folder: Path) -> Store:
+def small_store(folder: Path) -> Store:
     store = Store.create(folder, space(8))
     with store.writer("first") as writer:
         for block in synthetic(600, dim=8, size=200):
@@ -22,8 +22,8 @@ def made(folder: Path) -> Store:
     return store
 
 
-def test_the_figures_of_a_store_add_up(tmp_path: Path) -> None:
-    store = made(tmp_path / "s")
+def test_info_adds_up(tmp_path: Path) -> None:
+    store = small_store(tmp_path / "s")
     (tmp_path / "s/heads/default").mkdir(parents=True)
     (tmp_path / "s/heads/default/head.json").write_text('{"snapshot": 1}')
     report = info(store)
@@ -37,21 +37,21 @@ def test_the_figures_of_a_store_add_up(tmp_path: Path) -> None:
     assert json.loads(json.dumps(report.to_dict()))["space"]["encoder"] == "synthetic"
 
 
-def test_an_empty_store_has_figures_too(tmp_path: Path) -> None:
+def test_info_of_an_empty_store(tmp_path: Path) -> None:
     report = info(Store.create(tmp_path / "s", space(8)))
     assert (report.rows, report.sources, report.categories) == (0, (), 0)
 
 
-def test_the_history_tells_every_snapshot(tmp_path: Path) -> None:
-    report = history(made(tmp_path / "s"))
+def test_history_lists_every_snapshot(tmp_path: Path) -> None:
+    report = history(small_store(tmp_path / "s"))
     assert [(s.rows, s.note) for s in report.snapshots] == [(0, "created"), (550, "first")]
 
 
 @given(st.lists(st.sampled_from(["", "cat", "dog", "Zebra", "ä", "日本", "\U0001f600"])), st.sampled_from([1, 3, 100]))
-def test_different_texts_are_counted_as_numpy_counts_them(texts: list[str], piece: int) -> None:
+def test_distinct_agrees_with_numpy(texts: list[str], piece: int) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(records, "PIECE_ROWS", piece)
-        found, which, counts = records.distinct(records.names(texts))
+        values, inverse, counts = records.distinct(records.names(texts))
     expected = np.unique(np.array(texts, "U8"), return_inverse=True, return_counts=True)
-    for ours, numpys in zip((found, which, counts), expected, strict=True):
-        assert ours.tolist() == numpys.tolist()
+    for result, expected_result in zip((values, inverse, counts), expected, strict=True):
+        assert result.tolist() == expected_result.tolist()

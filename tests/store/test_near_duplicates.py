@@ -1,4 +1,4 @@
-"""Every row's nearest other rows, and the copies among them."""
+"""The nearest other rows of every row, and groups of near-duplicates."""
 
 import json
 from pathlib import Path
@@ -33,11 +33,9 @@ def truth(snapshot: Snapshot, k: int, positions: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("block_rows", [7, 100, 500, 4096])
-@pytest.mark.parametrize("some", [False, True])
-def test_the_nearest_others_are_those_of_a_plain_product(
-    snapshot: Snapshot, tmp_path: Path, block_rows: int, some: bool
-) -> None:
-    where = snapshot.column("labels") == 1 if some else None
+@pytest.mark.parametrize("masked", [False, True])
+def test_neighbours_match_a_matrix_product(snapshot: Snapshot, tmp_path: Path, block_rows: int, masked: bool) -> None:
+    where = snapshot.column("labels") == 1 if masked else None
     positions = np.arange(ROWS) if where is None else np.flatnonzero(where)
     pairs = all_pairs(snapshot, tmp_path / "p", 6, where, block_rows=block_rows)
     assert len(pairs) == len(positions)
@@ -50,14 +48,14 @@ def test_the_nearest_others_are_those_of_a_plain_product(
     assert np.allclose(result, pairs.similarity, atol=1e-5)
 
 
-def test_more_neighbours_than_rows_are_said_to_be_missing(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_missing_neighbours_are_marked(snapshot: Snapshot, tmp_path: Path) -> None:
     where = np.arange(ROWS) < 3
     pairs = all_pairs(snapshot, tmp_path / "p", 5, where)
     assert (np.asarray(pairs.rows) >= 0).sum(1).tolist() == [2, 2, 2]
     assert np.isnan(pairs.similarity[:, 2:]).all()
 
 
-def test_a_run_that_was_stopped_goes_on(snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_interrupted_run_resumes(snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Stopped(Exception):
         pass
 
@@ -66,17 +64,19 @@ def test_a_run_that_was_stopped_goes_on(snapshot: Snapshot, tmp_path: Path, monk
             raise Stopped
 
     with pytest.raises(Stopped):
-        all_pairs(snapshot, tmp_path / "p", 4, block_rows=50, progress=stop)
+        all_pairs(snapshot, tmp_path / "p", 4, block_rows=50, on_progress=stop)
     assert json.loads((tmp_path / "p/pairs.json").read_text())["done"] == 200
-    seen: list[int] = []
-    pairs = all_pairs(snapshot, tmp_path / "p", 4, block_rows=60, progress=lambda done, rows: seen.append(done))
-    assert seen == [260, 320, 380, 440, 500]
+    steps: list[int] = []
+    pairs = all_pairs(snapshot, tmp_path / "p", 4, block_rows=60, on_progress=lambda done, rows: steps.append(done))
+    assert steps == [260, 320, 380, 440, 500]
     assert np.allclose(pairs.similarity, truth(snapshot, 4, np.arange(ROWS)), atol=1e-5)
-    monkeypatch.setattr("clipfake.store.maintenance.near_duplicates.ExactSearch", None)  # what is done is only read
+    monkeypatch.setattr(
+        "clipfake.store.maintenance.near_duplicates.ExactSearch", None
+    )  # a finished result is only read
     assert np.array_equal(all_pairs(snapshot, tmp_path / "p", 4).rows, pairs.rows)
 
 
-def test_pairs_of_other_rows_are_not_mixed_in(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_folder_of_other_rows_is_rejected(snapshot: Snapshot, tmp_path: Path) -> None:
     all_pairs(snapshot, tmp_path / "p", 4)
     for other in ({"k": 5}, {"where": np.arange(ROWS) < 9}):
         with pytest.raises(StoreError, match="name another folder"):
@@ -86,7 +86,7 @@ def test_pairs_of_other_rows_are_not_mixed_in(snapshot: Snapshot, tmp_path: Path
         all_pairs(snapshot, tmp_path / "p", 4)
 
 
-def test_a_disk_without_room_is_told_before_any_work(
+def test_full_disk_is_reported_before_any_work(
     snapshot: Snapshot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(handle: int, start: int, size: int) -> None:
@@ -98,7 +98,7 @@ def test_a_disk_without_room_is_told_before_any_work(
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "another"])
-def test_a_damaged_folder_is_named(snapshot: Snapshot, tmp_path: Path, damage: str) -> None:
+def test_damaged_folder_is_reported(snapshot: Snapshot, tmp_path: Path, damage: str) -> None:
     all_pairs(snapshot, tmp_path / "p", 4)
     path = tmp_path / "p/similarity.npy"
     if damage == "missing":
@@ -111,37 +111,39 @@ def test_a_damaged_folder_is_named(snapshot: Snapshot, tmp_path: Path, damage: s
         all_pairs(snapshot, tmp_path / "p", 4)
 
 
-def test_nothing_to_compare_is_said(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_no_rows_to_compare_is_an_error(snapshot: Snapshot, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="no rows to compare"):
         all_pairs(snapshot, tmp_path / "p", 4, np.zeros(ROWS, bool))
 
 
 @pytest.fixture
 def doubled(tmp_path: Path) -> Snapshot:
-    """Twenty rows far from each other, and three pictures that stand there more often."""
+    """Twenty rows far from each other, and three copies."""
     vectors = np.eye(20)
     copies = [vectors[0] + 0.01 * vectors[1], vectors[0], vectors[5]]
-    every = np.stack([*vectors, *copies])
-    every /= np.linalg.norm(every, axis=1, keepdims=True)
+    normalised = np.stack([*vectors, *copies])
+    normalised /= np.linalg.norm(normalised, axis=1, keepdims=True)
     sources = ["a"] * 10 + ["b"] * 10 + ["a", "c", "b"]
     digests = np.array([i.to_bytes(16, "big") for i in range(1, 24)], "V16")
-    digests[19] = digests[10]  # the same bytes, whatever their vectors are
+    digests[19] = digests[10]  # the same bytes, though the vectors differ
     rows = Rows.make([f"{s}/{i}" for i, s in enumerate(sources)], [0] * 22 + [1], sources=sources, digests=digests)
     store = Store.create(tmp_path / "s", space(20))
     with store.writer() as writer:
-        writer.append(Block(space(20), rows, every.astype(np.float32)))
+        writer.append(Block(space(20), rows, normalised.astype(np.float32)))
     return store.snapshot()
 
 
 def test_copies_are_grouped(doubled: Snapshot, tmp_path: Path) -> None:
-    found = find_duplicates(doubled, all_pairs(doubled, tmp_path / "p", 3), 0.99)
-    assert [group.keys for group in found.groups] == [("a/0", "a/20", "c/21"), ("a/5", "b/22"), ("b/10", "b/19")]
-    assert (found.extra, found.across_sources, found.contradicting) == (4, 2, 1)
-    assert [group.contradicts for group in found.groups] == [False, True, False]
-    assert find_duplicates(doubled, all_pairs(doubled, tmp_path / "p", 3), 1.1).extra == 1  # equal bytes are always one
+    report = find_duplicates(doubled, all_pairs(doubled, tmp_path / "p", 3), 0.99)
+    assert [group.keys for group in report.groups] == [("a/0", "a/20", "c/21"), ("a/5", "b/22"), ("b/10", "b/19")]
+    assert (report.extra, report.across_sources, report.contradicting) == (4, 2, 1)
+    assert [group.contradicts for group in report.groups] == [False, True, False]
+    assert (
+        find_duplicates(doubled, all_pairs(doubled, tmp_path / "p", 3), 1.1).extra == 1
+    )  # equal bytes are always copies
 
 
-def test_the_command_shows_them(doubled: Snapshot, tmp_path: Path, capsys: Any) -> None:
+def test_duplicates_command(doubled: Snapshot, tmp_path: Path, capsys: Any) -> None:
     from clipfake.cli import main
 
     for words in (["--json"], ["--out", str(tmp_path / "kept")]):

@@ -1,4 +1,4 @@
-"""A store as torch's data sets."""
+"""PyTorch data sets of a store."""
 
 import copy
 from pathlib import Path
@@ -23,7 +23,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-def test_a_row_is_its_vector_and_label(store: Store) -> None:
+def test_item_is_vector_and_label(store: Store) -> None:
     snapshot = store.snapshot()
     fake = snapshot.column("labels") == 1
     rows = VectorDataset(snapshot, fake)
@@ -36,7 +36,7 @@ def test_a_row_is_its_vector_and_label(store: Store) -> None:
         rows[len(rows)]
 
 
-def test_a_loader_gives_every_row_once(store: Store) -> None:
+def test_data_loader_yields_every_row_once(store: Store) -> None:
     snapshot = store.snapshot()
     loaded = [vectors for vectors, _ in DataLoader(VectorDataset(snapshot), batch_size=7)]
     assert np.array_equal(torch.cat(loaded).numpy(), snapshot.vectors())
@@ -44,22 +44,22 @@ def test_a_loader_gives_every_row_once(store: Store) -> None:
     assert np.allclose(np.sort(shuffled.numpy(), axis=0), np.sort(snapshot.vectors(), axis=0))
 
 
-def test_blocks_come_in_the_order_of_the_rows(store: Store) -> None:
+def test_blocks_keep_the_row_order(store: Store) -> None:
     snapshot = store.snapshot()
     blocks = list(BlockDataset(snapshot, size=32))
     assert [len(vectors) for vectors, _ in blocks] == [32, 32, 32, 4]
     assert torch.cat([labels for _, labels in blocks]).tolist() == snapshot.column("labels").tolist()
 
 
-def test_a_copy_for_another_process_opens_the_same_snapshot(store: Store, tmp_path: Path) -> None:
+def test_worker_copy_opens_the_same_snapshot(store: Store, tmp_path: Path) -> None:
     rows = VectorDataset(store.snapshot())
-    copied = copy.copy(rows)  # by __getstate__ and __setstate__, as what goes to torch's workers
+    copied = copy.copy(rows)  # uses __getstate__ and __setstate__, like pickling for a worker
     assert copied.snapshot.number == rows.snapshot.number
     assert copied.snapshot is not rows.snapshot
     assert torch.equal(copied[5][0], rows[5][0])
 
 
-def test_a_copy_for_another_process_has_the_same_columns(store: Store) -> None:
+def test_worker_copy_keeps_the_named_vectors(store: Store) -> None:
     with named_vectors_writer(store, "other", space(4)) as writer:
         writer.put(np.arange(100), np.eye(4, dtype=np.float32)[np.arange(100) % 4])
     rows = VectorDataset(concatenated_snapshot(store.snapshot(), ("main", "other")))
@@ -67,7 +67,7 @@ def test_a_copy_for_another_process_has_the_same_columns(store: Store) -> None:
 
 
 @pytest.mark.slow
-def test_workers_share_out_the_blocks(store: Store) -> None:
+def test_workers_share_the_blocks(store: Store) -> None:
     snapshot = store.snapshot()
     loader = DataLoader(BlockDataset(snapshot, size=9), batch_size=None, num_workers=2, multiprocessing_context="spawn")
     vectors = torch.cat([vectors for vectors, _ in loader]).numpy()
