@@ -74,6 +74,6 @@ def serve_command(
         head=head,
         notice=notice,
         degraded=degraded_by_name,
-        elsewhere=searcher_for(search_backend, timeout=BACKEND_SECONDS),
+        searcher_for=searcher_for(search_backend, timeout=BACKEND_SECONDS),
         on_ready=lambda url: say(f"{url}  (Ctrl-C ends it)"),
     )

@@ -253,16 +253,16 @@ CUT = """const asks = fetch; let cut = false; window.fetch = async (at, how) => 
     return new Response(new ReadableStream({start: (stream) => stream.error(new TypeError('network error'))}));
 };"""  # the first answer ends after its head
 REFUSALS = {
-    "busy": ("busy", 503, "256 images wait already; try again in 7 s"),
-    "engine": ("engine-slow", 504, "the search engine behind this service did not answer in time; try again in 7 s"),
+    "busy": ("busy", 503, "256 images are waiting already; try again in 7 s"),
+    "engine": ("engine-slow", 504, "the search back end of this service did not respond in time; try again in 7 s"),
 }
 
 
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        ("busy", "The service is busy: 256 images wait already. Trying again in 7 seconds"),
-        ("engine", "The search engine behind this service did not answer in time. Trying again in 7 seconds"),
+        ("busy", "The service is busy: 256 images are waiting already. Trying again in 7 seconds"),
+        ("engine", "The search back end of this service did not respond in time. Trying again in 7 seconds"),
         ("gone", "The service does not answer. Is it still running? Trying again in"),
         ("cut", "The service does not answer. Is it still running? Trying again in"),
     ],

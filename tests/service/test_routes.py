@@ -294,7 +294,7 @@ def test_the_published_clip_client_works_unchanged(toy: Any, tmp_path: Path) -> 
         snapshot.find([one["key"]])[0] for one in by_image
     ]
     assert refused["status"] == 422
-    assert "fetches nothing" in refused["detail"]
+    assert "fetches no URLs" in refused["detail"]
     assert picture.headers["content-type"] == "image/jpeg"
 
 
@@ -512,10 +512,10 @@ def test_an_engine_that_fails_is_a_problem_without_its_address_and_is_asked_agai
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(search_backend, "REST", 0.0)
+    monkeypatch.setattr(search_backend, "PAUSE_SECONDS", 0.0)
     away, content = Away(), toy.drawn("gan_a", 7)
     away.fails[when] = failure
-    with client_of(toy, elsewhere=away) as client:
+    with client_of(toy, searcher_for=away) as client:
         answers = [client.post("/v1/query", content=content) for _ in range(2)]
         assert [problem(one) for one in answers] == [status_and_kind, status_and_kind]
         assert all(("Retry-After" in one.headers) == (status_and_kind[0] != 502) for one in answers)
@@ -527,12 +527,12 @@ def test_an_engine_that_fails_is_a_problem_without_its_address_and_is_asked_agai
             assert problem(answers[-2]) == (503, "not-ready")
         assert not [one.text for one in answers if "node1" in one.text or "/srv" in one.text]
         assert [one.message for one in caplog.records if INSIDE in one.message] == [
-            f"the search engine fails: {INSIDE}"  # once, however often it is asked
+            f"the search back end fails: {INSIDE}"  # once, however often it is asked
         ]
         away.fails[when] = None
         assert client.get("/readyz").json() == {"status": "ready"}
         assert client.post("/v1/query", content=content).status_code == 200
-        assert caplog.messages[-1] == "the search engine answers again"
+        assert caplog.messages[-1] == "the search back end works again"
 
 
 def test_an_engine_that_is_down_is_left_alone_for_a_while(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -540,13 +540,13 @@ def test_an_engine_that_is_down_is_left_alone_for_a_while(toy: Any, monkeypatch:
     now = 100.0
     monkeypatch.setattr(search_backend, "monotonic", lambda: now)
     away, content = Away(), toy.drawn("gan_a", 7)
-    with client_of(toy, elsewhere=away) as client:
+    with client_of(toy, searcher_for=away) as client:
         assert client.post("/v1/query", content=content).status_code == 200
         away.fails["searching"] = BackendTimeout("60 s")
         refused = client.post("/v1/query", content=content)
         assert (*problem(refused), refused.headers["Retry-After"]) == (504, "engine-slow", "5")
         away.fails["searching"] = None
-        now += search_backend.REST - 1
+        now += search_backend.PAUSE_SECONDS - 1
         refused = client.post("/v1/query", content=content)
         assert (*problem(refused), refused.headers["Retry-After"]) == (504, "engine-slow", "1")
         now += 1
