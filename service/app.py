@@ -85,7 +85,7 @@ def app(
 
     application = FastAPI(
         title="clipfake",
-        summary="Is this one fake, and which known images say so?",
+        summary="Find AI-generated images, with the nearest known images as evidence.",
         version=__version__,
         lifespan=lifespan,
         docs_url=None,  # both would load scripts from a CDN

@@ -441,17 +441,17 @@ class Screen(io.StringIO):
 
 
 def test_words_for_a_person_are_broken_between_words_and_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipfake.commands.terminal import passing, say
+    from clipfake.commands.terminal import print_message, transient_message
 
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setattr("sys.stderr", Screen())
-    with passing("loading"):
+    with transient_message("loading"):
         pass
-    say(CAVEAT)
+    print_message(CAVEAT)
     queries = "there is no store at s; make one with `clipfake index --folders ...` and ask again"
-    say(queries)
+    print_message(queries)
     command = "next: clipfake query IMAGE --store a/long/path/to/a/store"
-    say(command)
+    print_message(command)
     passed, result = sys.stderr.getvalue().split("\x1b[2K")  # type: ignore[union-attr]
     assert passed == "loading\r"  # and the line is empty again
     *lines, last = result.splitlines()
@@ -541,7 +541,7 @@ def test_an_output_that_cannot_be_written_is_told_and_a_reader_that_has_gone_is_
     full = run(*command, "--store", store)
     assert (full.code, full.err) == (
         1,
-        "clipfake: the result cannot be written (No space left on device); give standard output room\n",
+        "clipfake: cannot write to standard output (No space left on device); free space or redirect it elsewhere\n",
     )
     monkeypatch.setattr("sys.stdout", Full(BrokenPipeError(errno.EPIPE, "Broken pipe")))
     assert (run(*command, "--store", store).code, full.out) == (0, "")
