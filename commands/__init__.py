@@ -1,4 +1,4 @@
-"""The commands: each parses its options, calls the library and prints the result. cli.py registers them.
+"""The commands: each parses its options, calls the library and prints the result. The root module cli registers them.
 
 work      index.py, train.py (with report), query.py, serve.py, evaluate.py, reproduce.py, bench.py, demo.py
 upkeep    store.py, bank.py

@@ -1,4 +1,4 @@
-"""Many clients at once, asking for everything while rows come and go: each gets what it would get alone."""
+"""Many concurrent clients of all routes, while rows are added and removed: each gets the answers it would get alone."""
 
 import asyncio
 import base64
@@ -20,7 +20,7 @@ TOKEN = {"Authorization": "Bearer secret"}
 KINDS = ("query", "several", "embed", "openai", "search", "knn", "again", "picture", "broken")
 
 
-def test_many_clients_at_once_get_what_each_would_get_alone(toy: Toy, tmp_path: Path) -> None:
+def test_concurrent_clients_get_the_same_answers(toy: Toy, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     images = [drawn(list(SOURCES)[i % len(SOURCES)], i, seed=i % 2) for i in range(IMAGES)]
     pictures = [toy.decode(image) for image in images]
