@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# What each package, and each module at the root, may import from. Whatever is not listed is forbidden.
+# The packages that each package, and each module at the root, may import. Any other import is an error.
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "core": {"errors"},

@@ -143,7 +143,7 @@ def test_contact_sheet_falls_back_to_thumbnails(  # type: ignore[no-untyped-def]
     one, two = (Image.open(sheet).convert("L") for sheet in sheets)
     assert one.size == two.size
     difference = [abs(a - b) for a, b in zip(one.tobytes(), two.tobytes(), strict=True)]
-    assert sum(difference) / len(difference) < 8  # the same pictures, a little softer
+    assert sum(difference) / len(difference) < 8  # the same images, a little softer
 
 
 def test_contact_sheet_format_follows_its_suffix(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
@@ -170,7 +170,7 @@ def test_names_are_printed_without_markup(store: Path, tmp_path: Path, run) -> N
     (tmp_path / name).write_bytes(simulated(4, 3, seed=5))
     assert f"/{name}" in run("query", tmp_path / name, "--store", store).out
     assert run("bank", "add", tmp_path, "--source", "gan[red]", "--label", "fake", "--store", store).code == 0
-    (tmp_path / name).write_bytes(simulated(4, 3, seed=5) + b" ")  # another file of the same picture
+    (tmp_path / name).write_bytes(simulated(4, 3, seed=5) + b" ")  # another file of the same image
     assert "gan[red]" in run("query", tmp_path / name, "--store", store).out
     assert "gan[red]" in run("store", "info", "--store", store).out
     assert run("bank", "remove", "gan[red]", "--store", store).out == "1 row of gan[red] removed\n"
@@ -268,10 +268,10 @@ def test_training_choices_match_the_library(run) -> None:  # type: ignore[no-unt
     from clipfake.detector import projection, split
     from clipfake.detector.training import triplet
 
-    there = {choices.ProjectionKind: projection.KINDS, choices.SplitRecipe: split.RECIPES}
-    there |= {getattr(choices, name): get_args(getattr(triplet, name)) for name in ("Anchor", "Match", "Mining")}
-    for offered, known in there.items():
-        assert {one.value for one in offered} == set(known)  # type: ignore[call-overload]
+    values = {choices.ProjectionKind: projection.KINDS, choices.SplitRecipe: split.RECIPES}
+    values |= {getattr(choices, name): get_args(getattr(triplet, name)) for name in ("Anchor", "Match", "Mining")}
+    for enumeration, accepted in values.items():
+        assert {member.value for member in enumeration} == set(accepted)  # type: ignore[call-overload]
     output = run("train", "--kind", "circular")
     assert output.code == 2 and "triple" in output.err
 
@@ -282,7 +282,7 @@ def test_training_needs_both_classes(sample: list[Path], tmp_path: Path, run) ->
     assert output.code == 1
     assert "no fake ones" in output.err
     again = run("index", "--folders", sample[0], "--store", tmp_path / "s")
-    assert "next: index fake images" in again.err  # not to train
+    assert "next: index fake images" in again.err  # rather than to train
 
 
 def test_suggested_command_can_be_pasted(sample: list[Path], store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
@@ -334,10 +334,10 @@ def test_bank_add_and_remove(store: Path, tmp_path: Path, run) -> None:  # type:
     (tmp_path / "new").mkdir()
     for i in range(4):
         (tmp_path / "new" / f"{i}.jpg").write_bytes(simulated(5, 50 + i, seed=9))
-    (tmp_path / "asked.jpg").write_bytes(simulated(5, 50, seed=9) + b" ")  # another file of the same picture
+    (tmp_path / "query.jpg").write_bytes(simulated(5, 50, seed=9) + b" ")  # another file of the same image
 
     def answer() -> dict:  # type: ignore[type-arg]
-        return run("query", tmp_path / "asked.jpg", "--store", store, "--json").json  # type: ignore[no-any-return]
+        return run("query", tmp_path / "query.jpg", "--store", store, "--json").json  # type: ignore[no-any-return]
 
     before = answer()
     added = run("bank", "add", tmp_path / "new", "--source", "newest", "--label", "fake", "--store", store, "--json")
@@ -453,7 +453,7 @@ def test_messages_wrap_and_transient_ones_disappear(monkeypatch: pytest.MonkeyPa
     command = "next: clipfake query IMAGE --store a/long/path/to/a/store"
     print_message(command)
     passed, result = sys.stderr.getvalue().split("\x1b[2K")  # type: ignore[union-attr]
-    assert passed == "loading\r"  # and the line is empty again
+    assert passed == "loading\r"  # followed by the code that clears the line
     *lines, last = result.splitlines()
     assert all(len(line) <= 40 for line in lines)
     assert "`clipfake index --folders ...` and ask" in lines

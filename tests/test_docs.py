@@ -84,7 +84,9 @@ def test_every_help_has_an_example(name: str) -> None:
         assert line.startswith(f"{name} ")
         assert "shared" not in line
         words = spread(shlex.split(line)[1:])[len(name.split()) - 1 :]
-        leaves()[name].make_context(name, words).close()  # raises for what is no option, no value or left out
+        leaves()[name].make_context(
+            name, words
+        ).close()  # raises for an unknown option, an invalid value or a missing argument
 
 
 MODULES = sorted(

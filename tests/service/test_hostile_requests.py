@@ -94,7 +94,7 @@ def with_preview() -> bytes:
 
 def turned() -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees
     return saved("RGB", "JPEG", exif=exif)
 
 
@@ -188,7 +188,7 @@ def test_json_needs_its_content_type(client: TestClient) -> None:
         assert kind(client.post(path, content=b"\xff\xfe\x00", headers=fields)) == "bad-request"
         assert kind(client.post(path, content=b"[]", headers=fields)) == "invalid"
         assert kind(client.post(path, content=b"", headers=fields)) == "invalid"
-    lone = b'{"key": "\\ud800", "k": 1}'  # half of a pair, which is no text
+    lone = b'{"key": "\\ud800", "k": 1}'  # a lone surrogate, which is not valid text
     assert kind(client.post("/v1/search", content=lone, headers=fields)) == "invalid"
     for number in (b"NaN", b"Infinity", b"1e999", b"1" * 400):
         body = b'{"vector": [' + number + b"]}"
@@ -381,7 +381,7 @@ def test_concurrent_requests_share_a_batch(toy: Any) -> None:
     body = [answer.json()["answers"][0]["vector"] for answer in asyncio.run(all_at_once())]
     assert counting.batches == [8, 8]
     alone = toy.encoder.encode([toy.decode(content).pixels for content in contents])
-    np.testing.assert_allclose(body, alone, atol=1e-6)  # everyone has their own
+    np.testing.assert_allclose(body, alone, atol=1e-6)  # each request got its own vector
 
 
 def test_single_image_does_not_wait_for_a_full_batch(toy: Any) -> None:
@@ -577,7 +577,7 @@ def test_request_is_answered_during_shutdown(toy: Any, tmp_path: Path) -> None:
         server.send_signal(signal.SIGTERM)
         at = ("127.0.0.1", int(url.rpartition(":")[2]))
         with pytest.raises(ConnectionRefusedError):
-            while True:  # until it takes no more
+            while True:  # until the server accepts no more connections
                 with suppress(ConnectionResetError):
                     socket.create_connection(at, timeout=30).close()
         server.stdin.write("go on\n")
@@ -603,7 +603,7 @@ def test_response_is_sent_without_delay() -> None:
                 writer.close()
                 return await result
 
-    assert asyncio.run(connected())  # with Nagle's algorithm each waits 40 ms for the client's kernel
+    assert asyncio.run(connected())  # with Nagle's algorithm each response takes 40 ms longer
 
 
 def test_public_server_needs_a_token(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:

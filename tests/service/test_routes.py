@@ -522,12 +522,12 @@ def test_backend_failure_hides_its_address(
         if when == "searching":
             answers += [client.post("/v1/search", json={"key": "gan_a/img 7.png"})]
             assert problem(answers[-1]) == status_and_kind
-        else:  # nothing to judge by, but what is in the shards can be searched
+        else:  # the store cannot judge, but the shards can be searched
             answers += [client.get("/readyz"), client.get("/v1/store")]
             assert problem(answers[-2]) == (503, "not-ready")
         assert not [one.text for one in answers if "node1" in one.text or "/srv" in one.text]
         assert [one.message for one in caplog.records if INSIDE in one.message] == [
-            f"the search back end fails: {INSIDE}"  # once, however often it is asked
+            f"the search back end fails: {INSIDE}"  # logged once for several requests
         ]
         away.fails[when] = None
         assert client.get("/readyz").json() == {"status": "ready"}

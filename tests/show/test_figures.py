@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 LONG = [f"{'a_very_long_name_of_a_generator_' * 2}{i}" for i in range(9)]
 SHORT = ["pro_gan", "sd"]
-EDGE = 0.03  # inches that a line may be thick
+EDGE = 0.03  # inches of tolerance for the width of a line
 
 
 def draw_all(names: list[str]) -> list[ReportFigure]:
