@@ -148,7 +148,7 @@ def test_card_names_stored_copies(visit: Open, address: str) -> None:
 def test_nearest_images_come_before_numbers(visit: Open, address: str) -> None:
     page = visit(address)
     give(page, FAKE)
-    order = ["The nearest known images", "Why", "What would change", "What the two signals say", "Its place"]
+    order = ["The nearest known images", "Why", "What would change", "What the two signals say", "Its position"]
     text = page.locator(".card").inner_text()
     places = [text.index(part) for part in order]
     assert places == sorted(places)
@@ -378,19 +378,19 @@ def test_assumptions_are_sent_with_the_query(visit: Open, address: str) -> None:
     page = visit(address)
     give(page, FAKE)
     page.get_by_text("Your assumptions").click()
-    page.get_by_label("Fakes among the images you ask about").fill("0.5")
+    page.get_by_label("Share of fakes among your images").fill("0.5")
     page.get_by_role("button", name="Judge all again").click()
-    expect(page.locator(".chance-prior")).to_contain_text("if 0.5% of the images you ask about are fake")
+    expect(page.locator(".chance-prior")).to_contain_text("if 0.5% of the queried images are fake")
 
 
 def test_invalid_assumption_is_reported(visit: Open, address: str) -> None:
     page = visit(address)
     page.get_by_text("Your assumptions").click()
-    page.get_by_label("Fakes among the images you ask about").fill("200")
+    page.get_by_label("Share of fakes among your images").fill("200")
     give(page, FAKE)
     expect(page.locator("#trouble")).to_contain_text("0.01 to 99.99%; 50% is used instead")
-    expect(page.locator(".chance-prior")).to_contain_text("if 50% of the images")
-    page.get_by_label("Fakes among the images you ask about").fill("20")
+    expect(page.locator(".chance-prior")).to_contain_text("if 50% of the queried images")
+    page.get_by_label("Share of fakes among your images").fill("20")
     page.get_by_role("button", name="Judge all again").click()
     expect(page.locator(".chance-prior")).to_contain_text("if 20% of the images")
     expect(page.locator("#trouble")).to_be_hidden()
