@@ -59,8 +59,9 @@ def evaluate_command(
     else:
         from ..detector.evaluation.leave_one_out import leave_one_out as evaluate
 
-        kinds = [kind for kind in ("ridge", "knn") if head in (kind, EvaluationHead.both)]
-        results = [evaluate(snapshot, kind, seed=seed) for kind in kinds]
+        results = [
+            evaluate(snapshot, kind, seed=seed) for kind in ("ridge", "knn") if head in (kind, EvaluationHead.both)
+        ]
         print_result(tables.leave_one_out_json(results) if as_json else tables.leave_one_out_table(results))
         written = tables.write_leave_one_out(results, out) if out else []
     for path in written:

@@ -392,7 +392,7 @@ def test_invalid_assumption_is_reported(visit: Open, address: str) -> None:
     expect(page.locator(".chance-prior")).to_contain_text("if 50% of the queried images")
     page.get_by_label("Share of fakes among your images").fill("20")
     page.get_by_role("button", name="Judge all again").click()
-    expect(page.locator(".chance-prior")).to_contain_text("if 20% of the images")
+    expect(page.locator(".chance-prior")).to_contain_text("if 20% of the queried images")
     expect(page.locator("#trouble")).to_be_hidden()
 
 
