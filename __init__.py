@@ -1,12 +1,12 @@
-"""clipfake: find AI-generated images, and show which known images say so.
+"""clipfake: find AI-generated images, with the nearest known images as evidence.
 
     import clipfake
     clipfake.index(["data/*"], store="mystore")
     detector = clipfake.Detector.fit("mystore")
     detector.predict(["suspicious.jpg"])
 
-Each name below is imported when it is first used: `import clipfake` loads neither torch nor FAISS. docs/PYTHON.md shows
-how they work together. `help(clipfake.store)`, and that of every other package, lists its modules.
+Names are imported on first use, so that `import clipfake` loads neither torch nor FAISS. docs/PYTHON.md shows how they
+work together. `help(clipfake.store)` lists the modules of a package.
 """
 
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""`python -m clipfake`: the command line, where nothing was installed."""
+"""`python -m clipfake`: the command line without the installed script."""
 
 from .cli import main
 

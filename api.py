@@ -1,4 +1,4 @@
-"""The Python interface: index images, train a detector, ask it. `import clipfake` offers these names."""
+"""The Python interface: index images, train a detector and judge images. `import clipfake` exports these names."""
 
 from __future__ import annotations
 
@@ -38,19 +38,20 @@ def index(
     options: IndexOptions = IndexOptions(),
     on_progress: Callable[[IndexReport], None] | None = None,
 ) -> IndexReport:
-    """Bring every image of some folders into a store, which is created if there is none. Resumable.
+    """Index every image of some folders into a store, which is created if it does not exist. Resumable.
 
     Parameters
     ----------
     folders : folders, archives, tables of paths, URLs, or patterns such as "data/*"
-    encoder : an encoder, how to load one, or its hub id or directory (default: the store's own; for a new store
+    store : a store, or its folder
+    encoder : an encoder, a specification of one, or its hub id or directory (default: the store's own; for a new store
         openai/clip-vit-base-patch32)
-    on_progress : called with the growing report
+    on_progress : called with the report so far, repeatedly
 
     Raises
     ------
     SourceError, EncoderError, StoreError
-        See `clipfake.indexer.index.index`. Whatever ends a run, the images stored so far stay.
+        See `clipfake.indexer.index.index`. The images stored before an error are kept.
     """
     from .indexer.index import index as index_images
 
@@ -69,7 +70,7 @@ def index(
 
 
 class Detector:
-    """Tells real images from generated ones, with evidence. Make it with `fit` or `load`.
+    """Distinguishes real images from generated ones, with evidence. Make it with `fit` or `load`.
 
     >>> detector = Detector.load("mystore")     # doctest: +SKIP
     >>> detector.predict(["suspicious.jpg"])    # doctest: +SKIP
@@ -93,9 +94,9 @@ class Detector:
 
         Parameters
         ----------
-        options : how to train, see `clipfake.TrainOptions`
-        vectors : names of the stored vectors to learn from, concatenated; "main" is the store's own
-        encoder : for `predict` (default: the store's own, loaded when it is first needed)
+        options : options of training, see `clipfake.TrainOptions`
+        vectors : names of the stored vectors to train on, concatenated; "main" is the store's own
+        encoder : encoder for `predict` (default: the store's own, loaded when it is first needed)
         on_progress : called with the name of each step
 
         Raises
@@ -118,7 +119,7 @@ class Detector:
     ) -> Detector:
         """Load a detector that was saved in a store; raises HeadError, SpaceMismatch or NotEnoughRows."""
         session = Session(store, name, encoder=encoder)
-        _ = session.detector  # a missing head is reported here, not at the first question
+        _ = session.detector  # raise for a missing head here, not in the first `predict`
         return cls(session)
 
     def save(self, name: str = DEFAULT) -> Path:
@@ -129,7 +130,7 @@ class Detector:
 
     @property
     def report(self) -> FitReport:
-        """Report on how the detector was trained and how good it is; only a detector from `fit` has one."""
+        """Report of training and evaluation; only a detector from `fit` has one."""
         if self._report is None:
             raise AttributeError("a loaded detector has no training report; see detector.head.metrics")
         return self._report
@@ -142,7 +143,7 @@ class Detector:
     def predict(
         self, images: Iterable[ImageInput], *, options: QueryOptions = QueryOptions(), check_stability: bool = False
     ) -> list[Verdict | Refusal]:
-        """Judge images: one answer each, in order. They are encoded in batches and searched once a batch.
+        """Judge images: one answer each, in order. Encodes in batches, with one search per batch.
 
         Parameters
         ----------
@@ -152,7 +153,8 @@ class Detector:
 
         Returns
         -------
-        A `Verdict` for each image, or a `Refusal` that says why it could not be read. `Session.judge` streams them.
+        A `Verdict` for each image, or a `Refusal` with the reason why it could not be read. `Session.judge` yields the
+        same answers one by one.
         """
         if isinstance(images, str | bytes | Path):
             images = [images]
@@ -161,7 +163,7 @@ class Detector:
     def predict_vectors(
         self, vectors: Vectors, names: Sequence[str] | None = None, *, options: QueryOptions = QueryOptions()
     ) -> list[Verdict]:
-        """A verdict for each of (n, dim) unit vectors; `names` are repeated in the answers."""
+        """Judge (n, dim) unit vectors; `names` become the names of the images in the verdicts."""
         names = [f"vector {i}" for i in range(len(vectors))] if names is None else names
         return self.session.detector.judge(names, vectors, options=options)
 

@@ -1,4 +1,4 @@
-"""The command line: the list of commands, and how each ends. The commands are in commands/."""
+"""Entry point of the command line: registers the commands of commands/ and sets the exit codes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .commands.query import query_command
 from .commands.reproduce import reproduce_command
 from .commands.serve import serve_command
 from .commands.store import app as store
-from .commands.terminal import ReaderGone, prepare, say, say_out
+from .commands.terminal import ReaderGone, configure_streams, print_line, print_message
 from .commands.train import report_command, train_command
 from .errors import ClipfakeError
 
@@ -27,7 +27,7 @@ app = typer.Typer(
     name="clipfake",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    rich_markup_mode="markdown",  # with "rich" a [default: …] in a help text would be taken for markup
+    rich_markup_mode="markdown",  # "rich" would parse a [default: …] in a help text as markup
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -47,35 +47,34 @@ app.add_typer(store, name="store")
 app.add_typer(bank, name="bank")
 
 
-def _version(queries: bool) -> None:
-    if queries:
-        say_out(f"clipfake {__version__}")
+def _print_version(requested: bool) -> None:
+    if requested:
+        print_line(f"clipfake {__version__}")
         raise typer.Exit
 
 
 @app.callback()
 def about(
     version: Annotated[
-        bool, typer.Option("--version", is_eager=True, callback=_version, help="Print the version.")
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
 ) -> None:
-    """Find AI-generated images, and show which known images say so."""
+    """Find AI-generated images, with the nearest known images as evidence."""
 
 
-# Options that take several values, since the shell turns `--folders data/*` into `--folders a b c`.
-SPREADING = ("--folders",)
+MULTI_VALUE_OPTIONS = ("--folders",)  # the shell expands `--folders data/*` to `--folders a b c`
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Exit code 0: done; 1: an error, explained on stderr; 2: wrong usage."""
-    prepare()
+    configure_streams()
     try:
         app(args=spread(current_spelling(sys.argv[1:] if arguments is None else arguments)), prog_name="clipfake")
     except ClipfakeError as e:
-        say(f"clipfake: {e}")
+        print_message(f"clipfake: {e}")
         raise SystemExit(1) from e
     except KeyboardInterrupt as e:
-        say("clipfake: stopped; what was stored stays")
+        print_message("clipfake: stopped; everything stored so far is kept")
         raise SystemExit(130) from e
     except ReaderGone:
         raise SystemExit(0) from None
@@ -88,9 +87,9 @@ def spread(arguments: Sequence[str]) -> list[str]:
     ['index', '--folders', 'a', '--folders', 'b', '--store', 's']
     """
     result: list[str] = []
-    option = ""  # the spreading option whose values are being read
+    option = ""  # the multi-value option whose values are being read
     for argument in arguments:
-        if argument in SPREADING:
+        if argument in MULTI_VALUE_OPTIONS:
             option = argument
         elif option and not argument.startswith("--"):
             result += [option, argument]

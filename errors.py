@@ -1,32 +1,33 @@
-"""Every error a caller can act on. A message says what was found, where, and what to do next.
+"""All errors that callers can handle. A message says what was found, where, and what to do.
 
 ClipfakeError
-├── StoreError              the store on disk
-│   ├── NoStore             there is no store here
-│   ├── NotAStore           a folder or file that is not ours, or of a version this release cannot read
-│   ├── Damaged             a file of ours that is missing, truncated or altered
-│   ├── Locked              another process is writing
-│   ├── SpaceMismatch       vectors of one encoder meant for those of another
-│   ├── EngineError         a search engine beyond this process refuses, or does not hold what it should
-│   │   ├── EngineDown      it cannot be reached, or has too much to do
-│   │   ├── EngineSlow      it did not answer in time
-│   │   └── EngineDamaged   its files are missing, truncated or altered (also Damaged)
-│   ├── BadBlock            rows that may not be stored (NaN, zero, duplicate keys, unequal columns)
-│   └── NotEnoughRows       a question that the stored rows cannot answer (empty bank, one class only)
-├── SourceError             a folder, archive or table of images that cannot be read as one
-├── ImageError              one image that cannot be decoded: a row in the report, not the end of the run
-├── EncoderError            an encoder that cannot be loaded or used
-├── HeadError               training or a saved head
-└── MissingExtra            an optional dependency that is not installed
+├── StoreError                  the store on disk
+│   ├── NoStore                 no store exists at the path
+│   ├── NotAStore               a folder or file that is not a store, or of an unsupported format version
+│   ├── Damaged                 a file of the store that is missing, truncated or altered
+│   ├── Locked                  another process is writing
+│   ├── SpaceMismatch           vectors of different encoders
+│   ├── BackendError            an external search back end fails, or does not hold the expected rows
+│   │   ├── BackendUnavailable  it cannot be reached or is overloaded
+│   │   ├── BackendTimeout      it did not respond in time
+│   │   └── BackendDamaged      its files are missing, truncated or altered (also Damaged)
+│   ├── BadBlock                rows that cannot be stored (NaN, zero, duplicate keys, unequal columns)
+│   ├── BadFilter               a filter with an unknown label
+│   └── NotEnoughRows           too few rows for an operation (an empty bank, or one class only)
+├── SourceError                 a folder, archive or table of images that cannot be read
+├── ImageError                  one image that cannot be decoded: a line in the report, not the end of the run
+├── EncoderError                an encoder that cannot be loaded or used
+├── HeadError                   training, or a saved head
+└── MissingExtra                an optional dependency that is not installed
 """
 
 
 class ClipfakeError(Exception):
-    """The root: `except ClipfakeError` catches what clipfake itself has to say."""
+    """Base class of all errors that clipfake raises on purpose."""
 
 
 class StoreError(ClipfakeError):
-    """The store on disk refuses or fails."""
+    """An error of the store on disk."""
 
 
 class NoStore(StoreError):
@@ -34,11 +35,11 @@ class NoStore(StoreError):
 
 
 class NotAStore(StoreError):
-    """A file or folder that is not ours, or of a format version this release cannot read."""
+    """A folder or file that is not a store, or of a format version that this release cannot read."""
 
 
 class Damaged(StoreError):
-    """A file of ours that is missing, truncated or altered."""
+    """A file of the store is missing, truncated or altered."""
 
 
 class Locked(StoreError):
@@ -46,27 +47,27 @@ class Locked(StoreError):
 
 
 class SpaceMismatch(StoreError):
-    """Vectors of one encoder were meant for those of another."""
+    """Vectors of different encoders cannot be compared."""
 
 
 class BackendError(StoreError):
-    """A search engine beyond this process refuses, or does not hold what it should."""
+    """An external search back end fails, or does not hold the expected rows."""
 
 
 class BackendUnavailable(BackendError):
-    """A search engine cannot be reached, or has too much to do."""
+    """A search back end cannot be reached or is overloaded."""
 
 
 class BackendTimeout(BackendError):
-    """A search engine did not answer in time."""
+    """A search back end did not respond in time."""
 
 
 class BackendDamaged(BackendError, Damaged):
-    """An engine's own files are missing, truncated or altered."""
+    """The files of a search back end are missing, truncated or altered."""
 
 
 class BadBlock(StoreError):
-    """Rows that may not be stored."""
+    """Rows that cannot be stored."""
 
 
 class BadFilter(StoreError):
@@ -74,11 +75,11 @@ class BadFilter(StoreError):
 
 
 class NotEnoughRows(StoreError):
-    """A question that the stored rows cannot answer."""
+    """The store has too few rows for an operation."""
 
 
 class SourceError(ClipfakeError):
-    """A folder, archive or table of images that cannot be read as one."""
+    """A folder, archive or table of images that cannot be read."""
 
 
 class ImageError(ClipfakeError):

@@ -23,7 +23,7 @@ from .store.search.matches import Searcher
 from .store.snapshot import Snapshot
 from .store.store import Store
 
-if TYPE_CHECKING:  # these bring torch: a missing store or head is reported before that
+if TYPE_CHECKING:  # these import torch, which must not delay the error of a missing store or head
     from .indexer.embedding import EmbeddedImage, ImageInput
     from .indexer.encoders.base import Encoder
 
@@ -35,9 +35,10 @@ class Session:
     ----------
     store : a store, or its folder
     head : name of the trained head
-    encoder : an encoder, or how to load it (default: the store's own, on the best device)
+    encoder : an encoder, or a specification of one (default: the store's own, on the best device)
     evidence : how many stored neighbours are evidence, and which
-    searcher_for : makes a searcher for the snapshot, see `clipfake.store.backends.remote_search`
+    searcher_for : makes a searcher for the snapshot (default: the store's own index), see
+        `clipfake.store.backends.remote_search`
 
     Raises
     ------
@@ -59,7 +60,7 @@ class Session:
         searcher_for: Callable[[Snapshot], Searcher] | None = None,
     ) -> None:
         self.store = store if isinstance(store, Store) else Store(Path(store))
-        self.snapshot = self.store.snapshot()  # the rows as they were when the session began
+        self.snapshot = self.store.snapshot()  # fixed for the lifetime of the session
         self.head_name = head
         self._encoder = encoder
         self._evidence, self._searcher_for = evidence, searcher_for
@@ -70,7 +71,7 @@ class Session:
         return VectorDetector.load(self.snapshot, self.head_name, self._evidence, self._searcher_for)
 
     def use(self, head: Head, calibration: Calibration) -> None:
-        """Judge by a head and calibration in memory instead of saved ones."""
+        """Use a head and calibration in memory instead of saved ones."""
         self.detector = VectorDetector.from_trained(
             self.snapshot, head, calibration, self._evidence, self._searcher_for
         )
@@ -93,10 +94,10 @@ class Session:
 
     @cached_property
     def encoder(self) -> Encoder:
-        """The encoder of the vectors that the head reads: several as one, for a head trained on named vectors."""
+        """The encoder of the head's input: of all its vectors, for a head trained on named vectors."""
         if "detector" in vars(self):
             names = self.detector.head.vectors
-        else:  # a service may start before there is a head
+        else:  # a service may start before a head is trained
             names = vector_names_of(head_folder(self.store.folder, self.head_name))
         if names == (MAIN,):
             return self.main_encoder
@@ -119,7 +120,7 @@ class Session:
         return encoder_notice(self.snapshot.space.encoder)
 
     def embed(self, images: Iterable[ImageInput]) -> Iterator[EmbeddedImage]:
-        """Embed images as the head reads them, see `clipfake.indexer.embedding.embed_images`."""
+        """Embed images for the head, see `clipfake.indexer.embedding.embed_images`."""
         from .indexer.embedding import embed_images
 
         return embed_images(self.encoder, images)
@@ -127,7 +128,7 @@ class Session:
     def judge(
         self, images: Iterable[ImageInput], options: QueryOptions = QueryOptions(), *, check_stability: bool = False
     ) -> Iterator[tuple[EmbeddedImage, Verdict | Refusal]]:
-        """Embed and judge images while they stream by: one encoder pass and one search a batch, results in order.
+        """Embed and judge images as a stream: one encoder pass and one search per batch, results in order.
 
         Parameters
         ----------
@@ -137,7 +138,7 @@ class Session:
         Raises
         ------
         SourceError, EncoderError
-            A folder is not there, or the device has no memory for even one image.
+            A folder does not exist, or the device's memory is too small for one image.
         """
         from .indexer.embedding import DEGRADATIONS, degraded, embed_batches, image_refs
 
@@ -161,10 +162,10 @@ class Session:
 
 
 def encoder_notice(encoder: str) -> str:
-    """Return what to say of the verdicts of an encoder that is no real one; empty for a real one."""
+    """Return the notice for an encoder that is a stand-in or untrained; empty for a real one."""
     name = encoder.removeprefix(INT8)
     if is_standin(name):
         return NOTICE
     if seed_of(name) is not None:
-        return "The encoder has random weights: good for measuring speed, its verdicts mean nothing."
+        return "The encoder has random weights: use it to measure speed only, its verdicts mean nothing."
     return ""

@@ -98,7 +98,7 @@ def run(
             path.write_bytes(content)
         embed(paths[:2])
         apps = {name: app(store, inner, decode, thumbnail, limits=metrics) for name, metrics in limits.items()}
-        metrics = apps["together"].state.desk.metrics.registry
+        metrics = apps["together"].state.service.metrics.registry
         rates: dict[str, list[Rate]] = {
             name: [] for name in ("encoder", "encoder_one", *limits, "one_client", "naive_one")
         }

@@ -1,7 +1,7 @@
-"""The commands: each parses its options, calls the packages below and prints. The root's cli puts them together.
+"""The commands: each parses its options, calls the library and prints the result. The root module cli registers them.
 
-jobs      index.py, train.py (with report), query.py, serve.py, evaluate.py, reproduce.py, bench.py, demo.py
+work      index.py, train.py (with report), query.py, serve.py, evaluate.py, reproduce.py, bench.py, demo.py
 upkeep    store.py, bank.py
-shared    options.py that several take; choices.py are fixed sets of words; aliases.py accepts earlier spellings;
-          opening.py names encoders; terminal.py prints
+shared    options.py has options of several commands; choices.py has enumerations; aliases.py accepts earlier spellings;
+          encoder_choice.py chooses an encoder; terminal.py prints
 """

@@ -1,13 +1,13 @@
-"""Command-line spellings of an earlier release, accepted for one more. They are not in any help."""
+"""Spellings of the previous release, accepted for one more release and not shown in any help."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .terminal import say
+from .terminal import print_message
 
 COMMANDS: dict[tuple[str, ...], tuple[str, ...]] = {("store", "column"): ("store", "add-vectors")}
-# "": an option that says what is the default anyway
+# an empty string: the option is the default now and is dropped
 OPTIONS = {
     "index": {
         "--shard": "--part",
@@ -27,29 +27,29 @@ VALUES = {("store index", "--kind", "compact"): "quantized"}
 
 
 def current_spelling(arguments: Sequence[str]) -> list[str]:
-    """Replace earlier spellings, and say on stderr what they are called now.
+    """Replace earlier spellings, and print the current ones to stderr.
 
     >>> current_spelling(["index", "data", "--part", "1/2"])
     ['index', 'data', '--part', '1/2']
     """
     result = list(arguments)
     if (renamed := COMMANDS.get(tuple(result[:2]))) is not None:
-        say(f"`clipfake {' '.join(result[:2])}` is now `clipfake {' '.join(renamed)}`")
+        print_message(f"`clipfake {' '.join(result[:2])}` is now `clipfake {' '.join(renamed)}`")
         result[:2] = renamed
     command = " ".join(result[:2]) if result[:1] in (["store"], ["bank"]) else "".join(result[:1])
     for i, argument in enumerate(result):
         name, equals, value = argument.partition("=")
         if (option := OPTIONS.get(command, {}).get(name)) is not None:
             if not option:
-                say(f"{name} is the default and no longer an option")
+                print_message(f"{name} is the default now and no longer an option")
                 return current_spelling([*result[:i], *result[i + 1 :]])
-            say(f"{name} is now {option}")
+            print_message(f"{name} is now {option}")
             result[i] = f"{option}{equals}{value}"
             name = option
         if equals and (word := VALUES.get((command, name, value))) is not None:
-            say(f"{name} {value} is now {name} {word}")
+            print_message(f"{name} {value} is now {name} {word}")
             result[i] = f"{name}={word}"
         elif i and (word := VALUES.get((command, result[i - 1], argument))) is not None:
-            say(f"{result[i - 1]} {argument} is now {result[i - 1]} {word}")
+            print_message(f"{result[i - 1]} {argument} is now {result[i - 1]} {word}")
             result[i] = word
     return result

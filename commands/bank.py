@@ -1,4 +1,4 @@
-"""`clipfake bank …`: the labelled rows that evidence is drawn from."""
+"""`clipfake bank …`: add and remove labelled images, which are the evidence for verdicts."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 from ..errors import SourceError
 from .choices import KnownLabel
 from .options import STORE, DeviceOption, JsonOption, StoreOption
-from .terminal import LOADING, passing, say, show
+from .terminal import LOADING, print_message, print_result, transient_message
 
 app = typer.Typer(no_args_is_help=True, help="Add a source to the bank of labelled images, or remove one.")
 
@@ -18,14 +18,14 @@ app = typer.Typer(no_args_is_help=True, help="Add a source to the bank of labell
 def bank_add_command(
     folder: Annotated[str, typer.Argument(help="Folder, zip or tar archive of images.")],
     source: Annotated[
-        str, typer.Option("--source", metavar="NAME", help="Name of their source, such as the generator's.")
+        str, typer.Option("--source", metavar="NAME", help="Name of the source of the images, such as the generator.")
     ],
     label: Annotated[KnownLabel, typer.Option("--label", help="Label of the images.")],
     store: StoreOption = STORE,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Add images to the bank, so that the next query knows them. Nothing is trained.
+    """Add images to the bank. The next query compares with them; nothing is trained.
 
     clipfake bank add new-generator/ --source new-generator --label fake --store mystore
     """
@@ -37,17 +37,17 @@ def bank_add_command(
 
     session = Session(store, encoder=EncoderSpec(device=device))
     bring(session.encoder_spec.name)
-    with passing(LOADING):
+    with transient_message(LOADING):
         from ..indexer.index import index
         from ..indexer.sources.folders import expand
         from ..indexer.sources.named_source import NamedSource
 
         encoder = session.main_encoder
     if session.notice:
-        say(session.notice)
-    sources = [NamedSource(one, source, LABEL_NUMBERS[label.value]) for one in expand([folder])]
+        print_message(session.notice)
+    sources = [NamedSource(expanded, source, LABEL_NUMBERS[label.value]) for expanded in expand([folder])]
     report = index(sources, session.store, encoder)
-    show(report.to_dict() if as_json else index_summary(report.to_dict()))
+    print_result(report.to_dict() if as_json else index_summary(report.to_dict()))
 
 
 @app.command("remove")
@@ -56,7 +56,7 @@ def bank_remove_command(
     store: StoreOption = STORE,
     as_json: JsonOption = False,
 ) -> None:
-    """Remove the rows of a source from the bank; `clipfake store undo` brings them back.
+    """Remove the rows of a source from the bank; `clipfake store undo` restores them.
 
     clipfake bank remove newgan --store mystore
     """
@@ -66,5 +66,5 @@ def bank_remove_command(
 
     removed = delete(Store.open(store), Filter(source=source), f"bank remove {source}").rows
     if not removed:
-        raise SourceError(f"the store {store} has no source {source}; `clipfake store info` lists them")
-    show({"source": source, "removed": removed} if as_json else f"{count(removed, 'row')} of {source} removed")
+        raise SourceError(f"the store {store} has no source {source}; `clipfake store info` lists its sources")
+    print_result({"source": source, "removed": removed} if as_json else f"{count(removed, 'row')} of {source} removed")

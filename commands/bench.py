@@ -12,7 +12,7 @@ import typer
 from ..core.atomic_files import write_text
 from ..indexer.encoders.encoder_name import DEFAULT_ENCODER
 from .options import MODEL, OUTPUT, DeviceOption, JsonOption, UntrainedOption
-from .terminal import say, say_out, show
+from .terminal import print_line, print_message, print_result
 
 SUITES = "throughput,parity,query,training"
 ON_REQUEST = "int8"
@@ -51,7 +51,7 @@ def bench_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure this machine: images/s by stage beside a naive script, agreement of embeddings, query and training time.
+    """Measure speed on this machine, and how far embeddings agree with those of transformers.
 
     clipfake bench --encoder openai/clip-vit-base-patch32 --out bench.json
     """
@@ -64,31 +64,35 @@ def bench_command(
 
     name = with_random_weights(encoder) if untrained else encoder
     result: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as made:
-        images: list[Any] = list(folders or ())
-        if not images and {"throughput", "parity", "int8"} & set(only.split(",")):
+    images: list[Any] = list(folders or ())
+    machine: dict[str, Any] = {"threads": threads, "device": device}
+    suites: dict[str, Callable[[], dict[str, Any]]] = {
+        "throughput": lambda: throughput.run(
+            images, name, precision=precision, limit=limit, repeats=repeats, **machine
+        ),
+        "parity": lambda: parity.run(images, name, limit=limit, **machine),
+        "query": lambda: query.run(name, rows=rows, **machine),
+        "training": training.run,
+        # chooses its device and precisions itself, to compare them
+        "int8": lambda: int8.run(images, name, repeats=repeats, threads=threads),
+    }
+    selected = only.split(",")
+    for suite in selected:
+        if suite not in suites:
+            raise typer.BadParameter(f"{suite} is none of {', '.join(suites)}", param_hint="--only")
+    with tempfile.TemporaryDirectory() as scratch:
+        if not images and {"throughput", "parity", "int8"} & set(selected):
             from ..simulated.images import SOURCES, write_sample
 
-            say("writing simulated images")
-            images = list(write_sample(Path(made), images_per_source=-(-limit // len(SOURCES))))
-        at: dict[str, Any] = {"threads": threads, "device": device}
-        suites: dict[str, Callable[[], dict[str, Any]]] = {
-            "throughput": lambda: throughput.run(images, name, precision=precision, limit=limit, repeats=repeats, **at),
-            "parity": lambda: parity.run(images, name, limit=limit, **at),
-            "query": lambda: query.run(name, rows=rows, **at),
-            "training": training.run,
-            # its own device and precisions: what the choice between them costs a head
-            "int8": lambda: int8.run(images, name, repeats=repeats, threads=threads),
-        }
-        for suite in only.split(","):
-            if suite not in suites:
-                raise typer.BadParameter(f"{suite} is none of {', '.join(suites)}", param_hint="--only")
-            say(f"measuring {suite}")
+            print_message("writing simulated images")
+            images += write_sample(Path(scratch), images_per_source=-(-limit // len(SOURCES)))
+        for suite in selected:
+            print_message(f"measuring {suite}")
             result[suite] = suites[suite]()
     if out:
         write_text(out, json.dumps(result, indent=1) + "\n")
     if as_json:
-        show(result)
+        print_result(result)
     else:
         for line in command.table(result):
-            say_out(line)
+            print_line(line)

@@ -1,4 +1,4 @@
-"""Fixed sets of words that options accept. A wrong word is a usage error, and help lists the right ones."""
+"""Enumerations of the values that options accept."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Decoder(StrEnum):
 
 
 class Engine(StrEnum):
-    """Place where images are embedded."""
+    """Where images are embedded: in workers on this machine or on a Ray cluster."""
 
     local = "local"
     ray = "ray"

@@ -7,19 +7,19 @@ from typing import Annotated
 
 import typer
 
-from .terminal import say
+from .terminal import print_message
 
 
 def demo_command(
     context: typer.Context,
     folder: Annotated[
-        Path, typer.Argument(help="Folder for everything it writes; it may be deleted afterwards.")
+        Path, typer.Argument(help="Folder for everything that is written; it may be deleted afterwards.")
     ] = Path("demo"),
     images_per_source: Annotated[
         int, typer.Option(min=40, metavar="N", help="Number of images of each of the seven simulated sources.")
     ] = 90,
 ) -> None:
-    """Run the whole job on a small simulated data set, offline: index, train, query two images.
+    """Index, train, query two images and write a report, on a small simulated data set and offline.
 
     clipfake demo demo
     """
@@ -27,29 +27,31 @@ def demo_command(
     from ..simulated.notice import NOTICE
     from ..simulated.standin_encoder import build_standin
 
-    say(NOTICE)
-    sample, store, asks = folder / "sample", folder / "store", folder / "asked"
-    say(f"\n[1/5] a sample of {len(SOURCES)} simulated sources, {images_per_source} images each: {sample}")
+    print_message(NOTICE)
+    sample, store, query_folder = folder / "sample", folder / "store", folder / "queries"
+    print_message(f"\n[1/5] writing {images_per_source} images of each of {len(SOURCES)} simulated sources to {sample}")
     folders = [str(path) for path in write_sample(sample, images_per_source=images_per_source)]
     encoder = build_standin(folder)
     paths = {}
-    asks.mkdir(exist_ok=True)
+    query_folder.mkdir(exist_ok=True)
     for name, source in (("camera", 1), ("generated", 4)):  # two images that are not in the sample
-        paths[name] = asks / f"{name}.jpg"
+        paths[name] = query_folder / f"{name}.jpg"
         paths[name].write_bytes(simulated(source, 5, seed=1))
     sheet, page = folder / "contact-sheet.png", folder / "report.html"
     spread_folders = [part for path in folders for part in ("--folders", path)]
-    at = ["--store", str(store)]
+    store_option = ["--store", str(store)]
     queries = [str(path) for path in paths.values()]
     steps = (
-        ["index", *spread_folders, *at, "--encoder", str(encoder)],
-        ["train", "--from-store", *at],
-        ["query", *queries, *at, "--sheet", str(sheet)],
-        ["report", *at, "--out", str(page)],
+        ["index", *spread_folders, *store_option, "--encoder", str(encoder)],
+        ["train", "--from-store", *store_option],
+        ["query", *queries, *store_option, "--sheet", str(sheet)],
+        ["report", *store_option, "--out", str(page)],
     )
     for number, step in enumerate(steps, start=2):
-        shown = step if number > 2 else ["index", "--folders", f"{sample}/*", *step[step.index("--store") :]]
-        say(f"\n[{number}/5] clipfake {' '.join(shown)}")
+        printed = step if number > 2 else ["index", "--folders", f"{sample}/*", *step[step.index("--store") :]]
+        print_message(f"\n[{number}/5] clipfake {' '.join(printed)}")
         context.find_root().command.main(step, prog_name="clipfake", standalone_mode=False)
-    say(f"\ncontact sheet  {sheet}\nreport         {page}")
-    say(f"in a browser   clipfake serve --store {store}\nyour own       clipfake index --folders YOUR/DATA/*")
+    print_message(f"\ncontact sheet    {sheet}\nreport           {page}")
+    print_message(
+        f"open the page    clipfake serve --store {store}\nuse your images  clipfake index --folders YOUR/DATA/*"
+    )

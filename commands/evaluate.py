@@ -9,7 +9,7 @@ import typer
 
 from .choices import EvaluationHead, LeftOut
 from .options import OUTPUT, STORE, JsonOption, SeedOption, StoreOption
-from .terminal import say, show
+from .terminal import print_message, print_result
 
 
 def evaluate_command(
@@ -26,7 +26,7 @@ def evaluate_command(
         typer.Option(
             "--temporal",
             metavar="CSV",
-            help="Train on the past and test on later sources instead, by a CSV with columns source and date.",
+            help="Train on earlier sources and test on later ones instead, by a CSV with columns source and date.",
             exists=True,
             dir_okay=False,
         ),
@@ -40,13 +40,13 @@ def evaluate_command(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure a head on every generator and every real source it has not seen, from stored vectors alone.
+    """Measure heads on each generator and each real source that they were not trained on, from stored vectors.
 
-    With --temporal, measure a head trained on the past on what was released next.
+    With --temporal, measure heads on the sources that were released after those they were trained on.
 
     clipfake evaluate --leave-one-out source --store mystore --out figures
     """
-    from ..show import evaluation_tables as shown
+    from ..show import evaluation_tables as tables
     from ..store.store import Store
 
     snapshot = Store.open(store).snapshot()
@@ -54,13 +54,15 @@ def evaluate_command(
         from ..detector.evaluation.temporal_holdout import read_dates, temporal_holdout
 
         report = temporal_holdout(snapshot, read_dates(temporal), seed=seed)
-        show(report.to_dict() if as_json else shown.temporal_holdout_table(report))
-        written = shown.write_temporal_holdout(report, out) if out else []
+        print_result(report.to_dict() if as_json else tables.temporal_holdout_table(report))
+        written = tables.write_temporal_holdout(report, out) if out else []
     else:
         from ..detector.evaluation.leave_one_out import leave_one_out as evaluate
 
-        results = [evaluate(snapshot, one, seed=seed) for one in ("ridge", "knn") if head in (one, EvaluationHead.both)]
-        show(shown.leave_one_out_json(results) if as_json else shown.leave_one_out_table(results))
-        written = shown.write_leave_one_out(results, out) if out else []
+        results = [
+            evaluate(snapshot, kind, seed=seed) for kind in ("ridge", "knn") if head in (kind, EvaluationHead.both)
+        ]
+        print_result(tables.leave_one_out_json(results) if as_json else tables.leave_one_out_table(results))
+        written = tables.write_leave_one_out(results, out) if out else []
     for path in written:
-        say(str(path))
+        print_message(str(path))

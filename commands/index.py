@@ -13,7 +13,7 @@ import typer
 
 from ..errors import SourceError
 from .choices import Decoder, Engine, Precision
-from .opening import encoder_name, say_notice
+from .encoder_choice import encoder_name, print_notice
 from .options import (
     MACHINES,
     MODEL,
@@ -34,7 +34,7 @@ from .options import (
     part_of,
     share_of,
 )
-from .terminal import quoted, say, show
+from .terminal import print_message, print_result, shell_quoted
 
 if TYPE_CHECKING:
     from ..indexer.distributed.worker_pool import WorkerPool
@@ -188,7 +188,7 @@ def index_command(
     if dry_run or stats:
         planned = {"dry_run": True, **plan(sources, limit).to_dict()}
         table = class_table(planned) if stats else index_summary(planned, planned=True)
-        show(planned if as_json else table)
+        print_result(planned if as_json else table)
         return
     options = IndexOptions(
         batch_size=batch_size,
@@ -196,7 +196,7 @@ def index_command(
         text=not no_text,
         thumbnails=not no_thumbnails,
         limit=limit,
-        max_bad=share_of(max_bad),
+        max_bad=share_of(max_bad, "--max-bad"),
         retry_quarantined=retry_quarantined,
         sync=sync,
         part=part_of(part),
@@ -205,37 +205,38 @@ def index_command(
     )
 
     def expected_images() -> int | None:
-        """About how many images the run will look at."""
+        """Estimate how many images the run will read."""
         total = count(sources)
         return None if total is None else min(total // (options.part or (0, 1))[1], limit or total)
 
     require_decoder(options.decoder)
-    Store(store).require_room()  # before an encoder is waited for
+    Store(store).require_room()  # before the encoder is loaded, which takes a while
     if options.part is None:
         Store(store).require_free()
     spec = EncoderSpec(encoder_name(store, encoder, untrained=untrained), device, precision.value)
     if processes is None:
         processes = 1 if options.part else processes_for(device, expected_images, options.threads)
     if engine is Engine.local:
-        bring(spec.name)  # once, before several workers look for it; Ray's workers have their own copy
+        bring(spec.name)  # download once, before several workers need it; each Ray worker downloads its own copy
     placement = Placement(engine, processes, ray_address, ray_workers)
     with indexer_of(spec, store, options, placement) as (space, run):
-        say_notice(space.encoder)
+        print_notice(space.encoder)
         opened = Store.create(store, space)
         with index_progress(expected_images) as bar, progress_writers(log_json, prometheus) as writers:
             report = run(sources, opened, options, all_of(*writers, *([bar] if bar else [])))
-    show(report.to_dict() if as_json else index_summary(report.to_dict()))
+    print_result(report.to_dict() if as_json else index_summary(report.to_dict()))
     for lost in report.lost:
-        say(lost)
+        print_message(lost)
     if report.interrupted:
-        say(f"stopped; {report.added + report.replaced} images of this run are stored. Run the same command to resume.")
+        stored = report.added + report.replaced
+        print_message(f"stopped; {stored:,} images of this run are stored. Run the same command to resume.")
         raise SystemExit(130)
     if not as_json:
-        say(next_step(opened.snapshot().column("labels"), quoted(store)))
+        print_message(next_step(opened.snapshot().column("labels"), shell_quoted(store)))
 
 
 def next_step(labels: Ints, store: str) -> str:
-    """Return the command to run after indexing: training, as soon as both classes are there.
+    """Return the hint after indexing: train if the store has both classes, else index the missing one.
 
     >>> import numpy as np
     >>> next_step(np.array([0, 1]), "mystore")
@@ -243,7 +244,7 @@ def next_step(labels: Ints, store: str) -> str:
     """
     from ..store.records import FAKE, REAL
 
-    missing = [word for word, label in (("real", REAL), ("fake", FAKE)) if not (labels == label).any()]
+    missing = [name for name, label in (("real", REAL), ("fake", FAKE)) if not (labels == label).any()]
     if missing:
         return f"next: index {' and '.join(missing)} images into this store too; training needs both classes"
     return f"next: clipfake train --from-store --store {store}"
@@ -251,7 +252,7 @@ def next_step(labels: Ints, store: str) -> str:
 
 @dataclass(frozen=True)
 class Placement:
-    """Place where images are embedded: engine, processes and workers."""
+    """Where images are embedded: engine, processes and workers."""
 
     engine: Engine
     processes: int
@@ -263,7 +264,7 @@ class Placement:
 def indexer_of(
     spec: EncoderSpec, store: Path, options: IndexOptions, placement: Placement
 ) -> Iterator[tuple[Space, Callable[[Folders, Store, IndexOptions, Progress], IndexReport]]]:
-    """Load the encoder, here or in workers; yields the space of its vectors and the function that indexes with it."""
+    """Load the encoder in this process or in workers; yields its embedding space and a function that indexes."""
     from ..indexer.distributed.process_pool import ProcessPool
     from ..indexer.distributed.worker_pool import index_with
     from ..indexer.index import index
@@ -288,7 +289,7 @@ def indexer_of(
 
 @contextmanager
 def progress_writers(log: Path | None, prometheus: Path | None) -> Iterator[list[Progress]]:
-    """Open the files that progress is written to; the log is appended to and closed at the end."""
+    """Yield the progress writers for --prometheus and --log-json; the log is appended to and closed at the end."""
     from ..indexer.progress import JsonLines, PrometheusFile
 
     writers: list[Progress] = [PrometheusFile(prometheus)] if prometheus else []
@@ -298,6 +299,6 @@ def progress_writers(log: Path | None, prometheus: Path | None) -> Iterator[list
     try:
         stream = log.open("a", encoding="utf-8")
     except OSError as e:
-        raise SourceError(f"the log {log} cannot be written ({e.strerror}); name another file") from e
+        raise SourceError(f"the log {log} cannot be written ({e.strerror}); choose another file") from e
     with stream:
         yield [*writers, JsonLines(stream)]

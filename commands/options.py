@@ -10,7 +10,7 @@ import typer
 
 from ..errors import SourceError
 from .choices import Decoder, Precision
-from .terminal import say
+from .terminal import print_message
 
 if TYPE_CHECKING:
     from ..store.filter import Filter
@@ -20,18 +20,18 @@ if TYPE_CHECKING:
 
 
 def warn_of_int8(precision: Precision) -> Precision:
-    """Say what int8 may cost, when it is chosen: nobody finds out later."""
+    """Print how to check the accuracy of int8 if it is chosen."""
     if precision is Precision.int8:
         from ..indexer.encoders.int8 import CHECK
 
-        say(CHECK)
+        print_message(CHECK)
     return precision
 
 
 STORE = Path("clipfake-store")
 DEFAULT_HEAD = "default"
 
-# Panels of help, the same in every command
+# panels of the help, the same in every command
 MODEL, SPEED, ROBUSTNESS, MACHINES, OUTPUT = "Model", "Speed", "Robustness", "Several machines", "Output"
 ROWS, TRAINING = "Rows", "Training"
 
@@ -134,31 +134,31 @@ SearchBackendOption = Annotated[
 
 
 def chosen_folders(arguments: list[str] | None, option: list[str] | None) -> list[str]:
-    """The folders given as arguments and with --folders; a usage error where there are none."""
+    """Return the folders of the arguments and of --folders; a usage error if there are none."""
     folders = [*(arguments or ()), *(option or ())]
     if not folders:
         raise typer.BadParameter("name at least one folder", param_hint="FOLDERS or --folders")
     return folders
 
 
-def searcher_for(place: str, timeout: float | None = None) -> Callable[[Snapshot], Searcher] | None:
-    """Return a function that makes a searcher for the back end at a URL or in a folder; None for no place.
+def searcher_for(location: str, timeout: float | None = None) -> Callable[[Snapshot], Searcher] | None:
+    """Return a function that makes a searcher for the back end at a URL or in a folder; None without a location.
 
     Parameters
     ----------
-    timeout : seconds that one answer may take
+    timeout : seconds that one response may take
     """
-    if not place:
+    if not location:
         return None
     from ..store.backends.qdrant import open_backend
     from ..store.backends.remote_search import remote_searcher
 
-    backend = open_backend(place, timeout=timeout)
+    backend = open_backend(location, timeout=timeout)
     return lambda snapshot: remote_searcher(snapshot, backend)
 
 
 def filter_of(label: str, source: str, category: str) -> Filter:
-    """The filter that --label, --source and --category describe.
+    """Return the filter of --label, --source and --category.
 
     >>> filter_of("fake", "pro_gan,cycle_gan", "")
     Filter(label=('fake',), source=('pro_gan', 'cycle_gan'))
@@ -174,19 +174,22 @@ def filter_of(label: str, source: str, category: str) -> Filter:
 
 
 def rows_of(snapshot: Snapshot, label: str, source: str, category: str) -> Mask | None:
-    """(rows,) True for the rows that --label, --source and --category select; None for all rows.
+    """(rows,) mask of the rows that --label, --source and --category select; None for all rows.
 
-    Raises SourceError for a source or category that no row has: a misspelled name does not mean "no rows".
+    Raises SourceError for a source or category that no row has, since it is probably misspelled.
     """
-    which = filter_of(label, source, category)
-    for what, column, names in (("source", "sources", which.source), ("category", "categories", which.category)):
+    selection = filter_of(label, source, category)
+    for kind, column, names in (
+        ("source", "sources", selection.source),
+        ("category", "categories", selection.category),
+    ):
         if unknown := [name for name in names if not (snapshot.column(column) == name).any()]:
-            raise SourceError(f"no row of {snapshot.folder} has the {what} {unknown[0]}; check its spelling")
-    return None if which.selects_all else which.mask(snapshot)
+            raise SourceError(f"no row of {snapshot.folder} has the {kind} {unknown[0]}; check its spelling")
+    return None if selection.selects_all else selection.mask(snapshot)
 
 
-def share_of(text: str) -> float:
-    """Parse a share.
+def share_of(text: str, option: str | None = None, low: float = 0.0, high: float = 1.0) -> float:
+    """Parse a share between two bounds; a usage error of the option for anything else.
 
     >>> share_of("1%"), share_of("0.25")
     (0.01, 0.25)
@@ -194,22 +197,20 @@ def share_of(text: str) -> float:
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError as e:
-        raise typer.BadParameter(f"{text} is not a share; write 1% or 0.01") from e
-    if not 0 <= share <= 1:
-        raise typer.BadParameter(f"{text} is not between 0% and 100%")
+        raise typer.BadParameter(f"{text} is not a share; write it as 1% or 0.01", param_hint=option) from e
+    if not low <= share <= high:
+        message = f"{text} is not between {low:g} and {high:g}; write a share as 1% or 0.01"
+        raise typer.BadParameter(message, param_hint=option)
     return share
 
 
 def share_between(low: float, high: float) -> Callable[[str], float]:
-    """A parser of shares that refuses those outside these bounds."""
+    """Return a parser of shares between two bounds."""
 
-    def read(text: str) -> float:
-        share = share_of(str(text))  # typer passes a default too, which is a number
-        if not low <= share <= high:
-            raise typer.BadParameter(f"{text} is not between {low:.2%} and {high:.2%}")
-        return share
+    def parse(text: str) -> float:
+        return share_of(str(text), low=low, high=high)  # typer passes the default as a number
 
-    return read
+    return parse
 
 
 def part_of(text: str) -> tuple[int, int] | None:
@@ -222,5 +223,5 @@ def part_of(text: str) -> tuple[int, int] | None:
         return None
     part, _, parts = text.partition("/")
     if not (part.isdecimal() and parts.isdecimal() and 1 <= int(part) <= int(parts)):
-        raise typer.BadParameter(f"{text} is not a part; write 1/8 to 8/8", param_hint="--part")
+        raise typer.BadParameter(f"{text} is not a part; write for example 1/8, up to 8/8", param_hint="--part")
     return int(part) - 1, int(parts)

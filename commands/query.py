@@ -22,13 +22,13 @@ from .options import (
     searcher_for,
     share_between,
 )
-from .terminal import LOADING, passing, say, say_out, show
+from .terminal import LOADING, print_line, print_message, print_result, transient_message
 
 if TYPE_CHECKING:
     from ..detector.verdict import Refusal, Verdict
 
-SHEET_MOST = 50  # panels on one sheet
-SHEETS = (".png", ".jpg", ".jpeg", "")  # "" is a PNG too
+MAX_PANELS = 50  # on one contact sheet
+SHEET_SUFFIXES = (".png", ".jpg", ".jpeg", "")  # without a suffix it is a PNG
 
 
 def query_command(
@@ -92,8 +92,8 @@ def query_command(
     from ..session import Session
     from ..show.contact_sheet import SheetEntry, write_sheet
 
-    if sheet and sheet.suffix.lower() not in SHEETS:
-        raise typer.BadParameter(f"{sheet} is neither a .png nor a .jpg", param_hint="--sheet")
+    if sheet and sheet.suffix.lower() not in SHEET_SUFFIXES:
+        raise typer.BadParameter(f"{sheet} is neither a .png nor a .jpg file", param_hint="--sheet")
     session = Session(
         store,
         head,
@@ -103,10 +103,10 @@ def query_command(
     )
     _ = session.detector  # a missing store or head is reported before torch is imported
     bring(session.encoder_spec.name)
-    with passing(LOADING):
+    with transient_message(LOADING):
         _ = session.encoder
     if session.notice:
-        say(session.notice)
+        print_message(session.notice)
     write = _json_writer() if as_json else _csv_writer() if as_csv else _panel_writer()
     tally = dict.fromkeys(("fake", "real", "unsure", "not judged"), 0)
     entries: list[SheetEntry] = []
@@ -116,13 +116,13 @@ def query_command(
             tally["not judged"] += 1
         else:
             tally[answer.verdict] += 1
-            if sheet and image.image and len(entries) < SHEET_MOST:
+            if sheet and image.image and len(entries) < MAX_PANELS:
                 entries.append(SheetEntry.of(answer, image.image.pixels))
         write(answer)
     judged = sum(tally.values()) - tally["not judged"]
     if sheet and entries:
         write_sheet(sheet, entries, session.detector.snapshot.thumbnail)
-        say(f"contact sheet: {sheet}" + (f" (the first {SHEET_MOST})" if judged > SHEET_MOST else ""))
+        print_message(f"contact sheet: {sheet}" + (f" (the first {MAX_PANELS} images)" if judged > MAX_PANELS else ""))
     if not (as_json or as_csv):
         _summarise(tally, judged)
     if tally["not judged"] and not judged:
@@ -130,14 +130,14 @@ def query_command(
 
 
 def _json_writer() -> Callable[[Verdict | Refusal], None]:
-    return lambda answer: show(answer.to_dict())
+    return lambda answer: print_result(answer.to_dict())
 
 
 def _csv_writer() -> Callable[[Verdict | Refusal], None]:
     from ..show.verdict_panel import csv_header, csv_line
 
-    say_out(csv_header())
-    return lambda answer: say_out(csv_line(answer))
+    print_line(csv_header())
+    return lambda answer: print_line(csv_line(answer))
 
 
 def _panel_writer() -> Callable[[Verdict | Refusal], None]:
@@ -146,20 +146,20 @@ def _panel_writer() -> Callable[[Verdict | Refusal], None]:
 
     def write(answer: Verdict | Refusal) -> None:
         if isinstance(answer, Verdict):
-            show(VerdictPanel(answer))
+            print_result(VerdictPanel(answer))
         else:
-            say(f"{answer.image}: {answer.error}")
+            print_message(f"{answer.image}: {answer.error}")
 
     return write
 
 
 def _summarise(tally: dict[str, int], judged: int) -> None:
-    """Print how many images got which answer, and what an answer is worth."""
+    """Print the number of images by answer, and the caveat."""
     from ..show.phrasing import CAVEAT
 
     images = sum(tally.values())
     if images > 1:
         counts = ", ".join(f"{count:,} {answer}" for answer, count in tally.items() if count)
-        say(f"{images:,} images: {counts}")
+        print_message(f"{images:,} images: {counts}")
     if judged:
-        say(CAVEAT)
+        print_message(CAVEAT)

@@ -11,7 +11,7 @@ import typer
 from ..core.atomic_files import write_text
 from ..errors import ClipfakeError, SourceError
 from .choices import Precision
-from .opening import encoder_name
+from .encoder_choice import encoder_name
 from .options import (
     MODEL,
     DeviceOption,
@@ -23,7 +23,7 @@ from .options import (
     UntrainedOption,
     chosen_folders,
 )
-from .terminal import say, show
+from .terminal import print_message, print_result
 
 if TYPE_CHECKING:
     from ..detector.evaluation.reproduce import Backbone, PaperOptions, PaperRun
@@ -64,10 +64,10 @@ def reproduce_command(
     seed: SeedOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Repeat the source paper: its ten tables beside figures measured here, and the runs it leaves out.
+    """Reproduce the source paper: its ten tables beside the results measured here, and the runs it leaves out.
 
-    Indexes ArtiFact's cycle_gan and pro_gan twice (ViT-B/32; ViT-B/16 with its texts) and trains every head. What is
-    done is kept: after an interruption, run the same command again. Runs that are impossible are reported and skipped.
+    Indexes ArtiFact's cycle_gan and pro_gan twice (ViT-B/32; ViT-B/16 with texts) and trains every head. Resumable:
+    after an interruption, run the same command again. Runs that the data or encoders do not allow are reported.
 
     clipfake reproduce --folders ARTIFACT/cycle_gan ARTIFACT/pro_gan --out reproduce
     """
@@ -77,47 +77,47 @@ def reproduce_command(
     from ..session import encoder_notice
     from ..show.reproduce_tables import paper_tables, write_tables
 
-    found = [source for source in expand(chosen_folders(arguments, folders)) if source.name in SOURCES]
-    if not found:
+    sources = [source for source in expand(chosen_folders(arguments, folders)) if source.name in SOURCES]
+    if not sources:
         raise SourceError(
-            f"none of these folders is {' or '.join(SOURCES)}, which the paper used; name ArtiFact's own folders"
+            f"none of these folders is {' or '.join(SOURCES)}, which the paper used; name these folders of ArtiFact"
         )
     options = PaperOptions(epochs, seed)
-    runs: dict[str, Any] = {}
-    lacking: dict[str, str] = {}
+    results: dict[str, Any] = {}
+    missing: dict[str, str] = {}
     notices: list[str] = []
     backbones: dict[Backbone, str] = {"b32": b32, "b16": b16}
     for backbone, encoder in backbones.items():
-        cells = [cell for cell in PAPER_RUNS if cell.backbone == backbone]
+        paper_runs = [paper_run for paper_run in PAPER_RUNS if paper_run.backbone == backbone]
         try:
             name = encoder_name(out / backbone, encoder, untrained=untrained)
             model = load_encoder(name, device=device, precision=precision.value)
-            snapshot = indexed(found, out / backbone, model)
+            snapshot = index_sources(sources, out / backbone, model)
         except SourceError:
             raise
         except ClipfakeError as e:
-            lacking |= {cell.name: str(e) for cell in cells}
+            missing |= {paper_run.name: str(e) for paper_run in paper_runs}
             continue
         if (notice := encoder_notice(model.space.encoder)) and notice not in notices:
             notices.append(notice)
-        for cell in cells:
-            run_result = outcome(snapshot, cell, options, out / "runs")
-            if isinstance(run_result, str):
-                lacking[cell.name] = run_result
+        for paper_run in paper_runs:
+            outcome = run_or_load(snapshot, paper_run, options, out / "runs")
+            if isinstance(outcome, str):
+                missing[paper_run.name] = outcome
             else:
-                runs[cell.name] = run_result
-    result = {"runs": runs, "missing": lacking, "notices": notices, "encoders": backbones}
+                results[paper_run.name] = outcome
+    result = {"runs": results, "missing": missing, "notices": notices, "encoders": backbones}
     write_text(out / "reproduced.json", json.dumps(result) + "\n")
     written = write_tables(result, out)
-    show(result if as_json else paper_tables(result))
+    print_result(result if as_json else paper_tables(result))
     for path in written:
-        say(str(path))
-    if not runs:
+        print_message(str(path))
+    if not results:
         raise SystemExit(1)
 
 
-def indexed(folders: Folders, store: Path, encoder: Any) -> Snapshot:
-    """Index these folders into a store of their own; what it has already is left alone."""
+def index_sources(folders: Folders, store: Path, encoder: Any) -> Snapshot:
+    """Index folders into a store of their own, and return its newest snapshot."""
     from ..indexer.index import IndexOptions, index
     from ..indexer.sources.folders import count, expand
     from ..show.progress_display import index_progress
@@ -131,23 +131,23 @@ def indexed(folders: Folders, store: Path, encoder: Any) -> Snapshot:
     return opened.snapshot()
 
 
-def outcome(snapshot: Snapshot, cell: PaperRun, options: PaperOptions, folder: Path) -> dict[str, Any] | str:
-    """The outcome of a run, read from its file if it ran before on the same rows; or why it cannot run."""
+def run_or_load(snapshot: Snapshot, paper_run: PaperRun, options: PaperOptions, folder: Path) -> dict[str, Any] | str:
+    """Return the result of a run, from its file if it ran before on the same rows, or the reason why it cannot run."""
     from ..detector.evaluation.reproduce import missing_data, run, run_inputs
     from ..show.progress_display import status_line
 
-    if why := missing_data(snapshot, cell):
-        return why
-    path = folder / f"{cell.name}.json"
+    if reason := missing_data(snapshot, paper_run):
+        return reason
+    path = folder / f"{paper_run.name}.json"
     try:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         if content["asked"] == json.loads(json.dumps(run_inputs(snapshot, options))):
             return content
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # not run yet, or a file of something else: it is run again
+        pass  # no result yet, or not readable as one
     try:
-        with status_line(cell.name) as show_step:
-            content = run(snapshot, cell, options, show_step).to_dict()
+        with status_line(paper_run.name) as show_step:
+            content = run(snapshot, paper_run, options, show_step).to_dict()
     except ClipfakeError as e:
         return str(e)
     write_text(path, json.dumps(content) + "\n")

@@ -18,23 +18,25 @@ from .options import (
     StoreOption,
     searcher_for,
 )
-from .terminal import LOADING, passing, say
+from .terminal import LOADING, print_message, transient_message
 
-BACKEND_SECONDS = 15.0  # timeout of one search of a back end; well below that of a request
+BACKEND_SECONDS = 15.0  # timeout of one search by a back end, well below the timeout of a request
 
 
 def serve_command(
     store: StoreOption = STORE,
     host: Annotated[
         str,
-        typer.Option(metavar="ADDR", help="Address to listen on; any but this machine's own needs CLIPFAKE_TOKEN set."),
+        typer.Option(metavar="ADDR", help="Address to listen on; any but 127.0.0.1 and ::1 needs CLIPFAKE_TOKEN set."),
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(min=0, max=65535, metavar="PORT", help="Port to listen on; 0 takes any free one.")
     ] = 8000,
     proxy: Annotated[
         bool,
-        typer.Option("--proxy", metavar="", help="Require the token for everything, because a proxy lets others in."),
+        typer.Option(
+            "--proxy", metavar="", help="Require the token for everything, because a proxy forwards requests."
+        ),
     ] = False,
     head: NameOption = DEFAULT_HEAD,
     encoder: EncoderOption = None,
@@ -42,7 +44,7 @@ def serve_command(
     precision: PrecisionOption = Precision.auto,
     search_backend: SearchBackendOption = "",
 ) -> None:
-    """Serve answers over HTTP, and a page at /. No image is kept, and nothing leaves this machine.
+    """Serve verdicts over HTTP, with a page at /. No queried image is kept, and nothing leaves this machine.
 
     clipfake serve --store mystore
     """
@@ -52,7 +54,7 @@ def serve_command(
 
     session = Session(store, head, encoder=EncoderSpec(encoder or "", device, precision.value))
     bring(session.encoder_spec.name)
-    with passing(LOADING):
+    with transient_message(LOADING):
         from ..indexer.batch_encoder import BatchEncoder
         from ..indexer.decoding.image import decode, thumbnail
         from ..indexer.embedding import degraded_by_name
@@ -60,9 +62,9 @@ def serve_command(
 
         model = BatchEncoder(session.encoder)
     opened, notice = session.store, session.notice
-    del session  # it holds a snapshot, whose files would be kept for as long as the service runs
+    del session  # its snapshot would keep deleted files open for as long as the service runs
     if notice:
-        say(notice)
+        print_message(notice)
     serve(
         opened,
         model,
@@ -74,6 +76,6 @@ def serve_command(
         head=head,
         notice=notice,
         degraded=degraded_by_name,
-        elsewhere=searcher_for(search_backend, timeout=BACKEND_SECONDS),
-        on_ready=lambda url: say(f"{url}  (Ctrl-C ends it)"),
+        searcher_for=searcher_for(search_backend, timeout=BACKEND_SECONDS),
+        on_ready=lambda url: print_message(f"serving on {url} (press Ctrl-C to stop)"),
     )

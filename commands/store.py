@@ -20,7 +20,7 @@ from .options import (
     StoreOption,
     rows_of,
 )
-from .terminal import quoted, show
+from .terminal import print_result, shell_quoted
 
 app = typer.Typer(no_args_is_help=True, help="Inspect, maintain, import and export a store.")
 
@@ -36,7 +36,7 @@ def store_info_command(store: StoreOption = STORE, as_json: JsonOption = False) 
     from ..store.store import Store
 
     report = info(Store.open(store)).to_dict()
-    show(report if as_json else store_info(report))
+    print_result(report if as_json else store_info(report))
 
 
 @app.command("snapshots")
@@ -50,7 +50,7 @@ def store_snapshots_command(store: StoreOption = STORE, as_json: JsonOption = Fa
     from ..store.store import Store
 
     report = history(Store.open(store)).to_dict()
-    show(report if as_json else history_table(report))
+    print_result(report if as_json else history_table(report))
 
 
 @app.command("undo")
@@ -67,7 +67,9 @@ def store_undo_command(
 
     snapshot = Store.open(store).undo(number)
     report = {"snapshot": snapshot.number, "rows": len(snapshot)}
-    show(report if as_json else f"snapshot {snapshot.number} has the {len(snapshot):,} rows of snapshot {number}")
+    print_result(
+        report if as_json else f"snapshot {snapshot.number} has the {len(snapshot):,} rows of snapshot {number}"
+    )
 
 
 @app.command("index")
@@ -91,7 +93,7 @@ def store_index_command(
     from ..store.store import Store
 
     report = build_index(Store.open(store), kind.value, seed=seed, anew=anew).to_dict()
-    show(report if as_json else built(report))
+    print_result(report if as_json else built(report))
 
 
 @app.command("verify")
@@ -103,17 +105,17 @@ def store_verify_command(store: StoreOption = STORE, as_json: JsonOption = False
     from ..show.store_tables import health
     from ..store.maintenance.verify import verify
 
-    found = verify(store)
-    show(found.to_dict() if as_json else health(found.to_dict(), quoted(store)))
-    if not found.sound:
+    report = verify(store)
+    print_result(report.to_dict() if as_json else health(report.to_dict(), shell_quoted(store)))
+    if not report.sound:
         raise SystemExit(1)
 
 
 @app.command("repair")
 def store_repair_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """Remove what is damaged, and nothing else, into the store's quarantine/ folder.
+    """Move damaged files to the store's quarantine/ folder, and nothing else.
 
-    Earlier snapshots that need a damaged file are moved there too.
+    Earlier snapshots that need a damaged file are moved too.
 
     clipfake store repair --store mystore
     """
@@ -121,12 +123,12 @@ def store_repair_command(store: StoreOption = STORE, as_json: JsonOption = False
     from ..store.maintenance.repair import repair
 
     report = repair(store).to_dict()
-    show(report if as_json else repaired(report))
+    print_result(report if as_json else repaired(report))
 
 
 @app.command("compact")
 def store_compact_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """Reclaim the space of deleted rows and merge small shards. Earlier snapshots are given up.
+    """Reclaim the space of deleted rows and merge small shards. Earlier snapshots are removed.
 
     clipfake store compact --store mystore
     """
@@ -135,7 +137,7 @@ def store_compact_command(store: StoreOption = STORE, as_json: JsonOption = Fals
     from ..store.store import Store
 
     report = compact(Store.open(store)).to_dict()
-    show(report if as_json else compacted(report))
+    print_result(report if as_json else compacted(report))
 
 
 @app.command("export")
@@ -164,7 +166,7 @@ def store_export_command(
     snapshot = Store.open(store).snapshot()
     where = rows_of(snapshot, label, source, category)
     report = export_rows(snapshot, to, layout.value, where, rows_per_file).to_dict()
-    show(report if as_json else exported(report))
+    print_result(report if as_json else exported(report))
 
 
 @app.command("import")
@@ -186,7 +188,7 @@ def store_import_command(
     column: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="OURS=THEIRS", help="Column of theirs for label, source, category or generator; repeatable."
+            metavar="NAME=COLUMN", help="Column to read label, source, category or generator from; repeatable."
         ),
     ] = None,
     normalize: Annotated[bool, typer.Option("--normalize", metavar="", help="Scale vectors to unit length.")] = False,
@@ -199,11 +201,12 @@ def store_import_command(
     from ..show.store_tables import imported
     from ..store.exchange.import_rows import ImportDefaults, ImportFolder, foreign_space, import_rows, label_of
 
-    columns = dict(one.partition("=")[::2] for one in column or ())
-    if wrong := [name for name, theirs in columns.items() if not theirs]:
-        raise typer.BadParameter(f"{wrong[0]} names no column; write label=THEIRS", param_hint="--column")
-    if wrong := [name for name in columns if name not in ("label", "source", "category", "generator")]:
-        raise typer.BadParameter(f"{wrong[0]} is none of label, source, category, generator", param_hint="--column")
+    columns = dict(option.partition("=")[::2] for option in column or ())
+    if incomplete := [name for name, their_name in columns.items() if not their_name]:
+        message = f"{incomplete[0]} names no column; write for example {incomplete[0]}=COLUMN"
+        raise typer.BadParameter(message, param_hint="--column")
+    if unknown := [name for name in columns if name not in ("label", "source", "category", "generator")]:
+        raise typer.BadParameter(f"{unknown[0]} is none of label, source, category, generator", param_hint="--column")
     if encoder:
         from ..indexer.encoders.load import load_encoder
 
@@ -212,7 +215,7 @@ def store_import_command(
         vector_space = foreign_space(space, ImportFolder.open(folder).dim) if space else None  # type: ignore[assignment]
     defaults = ImportDefaults(source, label_of(label.value), columns)
     report = import_rows(folder, store, vector_space, defaults, normalise=normalize).to_dict()
-    show(report if as_json else imported(report))
+    print_result(report if as_json else imported(report))
 
 
 @app.command("add-vectors")
@@ -233,7 +236,7 @@ def store_add_vectors_command(
     precision: PrecisionOption = Precision.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Add another encoder's vectors to the rows, beside those stored. Their images are read again. Resumable.
+    """Add the vectors of another encoder to the stored rows. Their images are read again. Resumable.
 
     `clipfake train --vectors main,NAME` trains on both.
 
@@ -247,11 +250,11 @@ def store_add_vectors_command(
     from ..store.store import Store
 
     opened = Store.open(store)
-    found = expand(folders) if folders else None
+    sources = expand(folders) if folders else None
     model = load_encoder(encoder, device=device, precision=precision.value)
     with status_line("encoding") as show_step:
-        report = add_vectors(opened, name, model, found, lambda done, rows: show_step(f"{done:,} of {rows:,} rows"))
-    show(report.to_dict() if as_json else filled(report.to_dict()))
+        report = add_vectors(opened, name, model, sources, lambda done, rows: show_step(f"{done:,} of {rows:,} rows"))
+    print_result(report.to_dict() if as_json else filled(report.to_dict()))
     if report.missing and not report.added and not report.known:
         raise SystemExit(1)
 
@@ -276,8 +279,8 @@ def store_duplicates_command(
 ) -> None:
     """Find copies: compare every row with every other, exactly, and group the similar ones.
 
-    Copies on both sides of a split, or labelled both real and fake, make a data set's figures look better than they
-    are. Time grows with the square of the number of rows.
+    Copies on both sides of a split, or labelled both real and fake, make results on a data set look better than they
+    are. The time grows with the square of the number of rows.
 
     clipfake store duplicates --threshold 0.98 --store mystore
     """
@@ -299,7 +302,7 @@ def store_duplicates_command(
             lambda done, rows: show_step(f"{done:,} of {rows:,} rows"),
         )
         report = find_duplicates(snapshot, pairs, threshold).to_dict()
-    show(report if as_json else doubled(report))
+    print_result(report if as_json else doubled(report))
 
 
 @app.command("push")
@@ -343,4 +346,4 @@ def store_push_command(
         report = push(snapshot, backend, PushOptions(recall, queries, anew=anew)).to_dict()
     finally:
         backend.close()
-    show(report if as_json else pushed(report))
+    print_result(report if as_json else pushed(report))

@@ -18,82 +18,86 @@ from typing import Any
 from ..errors import ClipfakeError
 
 LOADING = "loading the encoder …"
-WIDE = 120  # columns where there is no terminal at all: nothing is cut to a width that nobody has
-HELD = "\x00"  # a space that no line is broken at
+WIDTH_WITHOUT_TERMINAL = 120  # columns
+NO_BREAK_SPACE = "\x00"  # stands for a space at which a line must not be wrapped
 
 
-def show(result: Any) -> None:
-    """A result, on stdout: an object as one line of JSON, words as they are, anything else as rich draws it."""
+def print_result(result: Any) -> None:
+    """Print a result to stdout: a dict as one line of JSON, a string as it is, anything else with rich."""
     if isinstance(result, dict):
-        say_out(json.dumps(result, ensure_ascii=not _has_every_sign(sys.stdout)))
+        print_line(json.dumps(result, ensure_ascii=not _is_unicode(sys.stdout)))
     elif isinstance(result, str):
-        say_out(result)
+        print_line(result)
     else:
         from rich.console import Console
 
-        # of `| less` rich takes the width from what else is a terminal
-        seen = any(stream is not None and stream.isatty() for stream in (sys.__stdin__, sys.__stdout__, sys.__stderr__))
-        width = None if seen or "COLUMNS" in os.environ else WIDE
-        # names of files and sources are text, whatever brackets and colons are in them
+        # with `| less`, rich takes the width from another stream that is a terminal
+        streams = (sys.__stdin__, sys.__stdout__, sys.__stderr__)
+        has_terminal = any(stream is not None and stream.isatty() for stream in streams)
+        width = None if has_terminal or "COLUMNS" in os.environ else WIDTH_WITHOUT_TERMINAL
+        # no markup: names of files and sources may contain brackets and colons
         console = Console(highlight=False, markup=False, emoji=False, width=width)
-        with writing():
-            with console.capture() as drawn:  # printed by rich, a reader that has gone would be an error
+        with stdout_errors():
+            with console.capture() as capture:  # rich itself would exit with an error on a broken pipe
                 console.print(result)
-            print(drawn.get(), end="", flush=True)  # noqa: T201
+            print(capture.get(), end="", flush=True)  # noqa: T201
 
 
-def say_out(text: str) -> None:
-    """A line of the result, on stdout."""
-    with writing():
+def print_line(text: str) -> None:
+    """Print a line of the result to stdout."""
+    with stdout_errors():
         print(text, flush=True)  # noqa: T201
 
 
 class ReaderGone(Exception):
-    """Nobody reads our output any more: `clipfake query ... | head`."""
+    """The reader of stdout has closed the pipe, as in `clipfake query ... | head`."""
 
 
 @contextmanager
-def writing() -> Iterator[None]:
-    """Guard writes to stdout: raises ReaderGone, or ClipfakeError for what cannot be written."""
+def stdout_errors() -> Iterator[None]:
+    """Convert errors of writing to stdout to ReaderGone or ClipfakeError."""
     try:
         yield
     except BrokenPipeError as e:
-        _hush()
+        _detach_stdout()
         raise ReaderGone from e
     except OSError as e:
-        _hush()
-        raise ClipfakeError(f"the result cannot be written ({e.strerror}); give standard output room") from e
+        _detach_stdout()
+        raise ClipfakeError(
+            f"cannot write to standard output ({e.strerror}); free space or redirect it elsewhere"
+        ) from e
 
 
-def prepare() -> None:
-    """Make sure that a character the terminal's encoding lacks ends no command."""
+def configure_streams() -> None:
+    """Set the error handlers of stdout and stderr, so that a character they cannot encode raises no error."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # of UTF-8 only file names that are none are lacking
-            stream.reconfigure(errors="backslashreplace" if _has_every_sign(stream) else "replace")
+        if isinstance(stream, io.TextIOWrapper):  # UTF-8 lacks only the lone surrogates of invalid file names
+            stream.reconfigure(errors="backslashreplace" if _is_unicode(stream) else "replace")
 
 
-def _hush() -> None:
-    """Detach an output that cannot be written, or Python will try once more as it exits."""
-    with suppress(OSError, ValueError, AttributeError):  # a stream of tests is no file
+def _detach_stdout() -> None:
+    """Redirect stdout to the null device, because Python flushes it again at exit."""
+    with suppress(OSError, ValueError, AttributeError):  # a stream without a file descriptor, in tests
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _has_every_sign(stream: Any) -> bool:
+def _is_unicode(stream: Any) -> bool:
+    """Whether a stream can encode every character."""
     return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
 
 
-def say(text: str) -> None:
-    """A line for the person, on stderr; on a terminal it is broken between words."""
+def print_message(text: str) -> None:
+    """Print a message to stderr, wrapped to the width of the terminal."""
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
-        text = "\n".join(line for one in text.split("\n") for line in broken(one, width))
-    with suppress(OSError):  # nobody listens: no reason to end what is under way
+        text = "\n".join(wrapped for line in text.split("\n") for wrapped in wrap_message(line, width))
+    with suppress(OSError):  # a closed stderr must not end the command
         print(text, file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager
-def passing(text: str) -> Iterator[None]:
-    """Words on stderr for as long as something takes; none where stderr is no terminal."""
+def transient_message(text: str) -> Iterator[None]:
+    """Show a message on stderr during the `with` block, if stderr is a terminal."""
     if sys.stderr.isatty():
         sys.stderr.write(text)
         sys.stderr.flush()
@@ -105,25 +109,25 @@ def passing(text: str) -> Iterator[None]:
             sys.stderr.flush()
 
 
-def broken(line: str, width: int) -> list[str]:
-    """A line as several; a command stays whole, so that it can be pasted.
+def wrap_message(line: str, width: int) -> list[str]:
+    """Wrap a line to a width; a command stays on one line, so that it can be pasted.
 
-    >>> broken("the image cannot be read", 16), broken("next: clipfake query IMAGE", 16)
+    >>> wrap_message("the image cannot be read", 16), wrap_message("next: clipfake query IMAGE", 16)
     (['the image cannot', 'be read'], ['next: clipfake query IMAGE'])
-    >>> broken("no head at a/heads; run `clipfake train` first", 16)
+    >>> wrap_message("no head at a/heads; run `clipfake train` first", 16)
     ['no head at', 'a/heads; run', '`clipfake train`', 'first']
     """
-    held = re.sub("`[^`]*`", lambda quoted: quoted[0].replace(" ", HELD), line)
-    if "clipfake " in held:
+    protected = re.sub("`[^`]*`", lambda match: match[0].replace(" ", NO_BREAK_SPACE), line)
+    if "clipfake " in protected:
         return [line]
-    wrapped = textwrap.wrap(held, width, break_long_words=False, break_on_hyphens=False)
-    return [one.replace(HELD, " ") for one in wrapped] or [line]
+    lines = textwrap.wrap(protected, width, break_long_words=False, break_on_hyphens=False)
+    return [wrapped.replace(NO_BREAK_SPACE, " ") for wrapped in lines] or [line]
 
 
-def quoted(path: Path) -> str:
-    """A path as it is pasted into a shell.
+def shell_quoted(path: Path) -> str:
+    """Quote a path for a shell.
 
-    >>> quoted(Path("mystore")), quoted(Path("my store"))
+    >>> shell_quoted(Path("mystore")), shell_quoted(Path("my store"))
     ('mystore', "'my store'")
     """
     return shlex.quote(str(path))

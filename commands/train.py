@@ -9,7 +9,7 @@ import typer
 
 from .choices import Anchor, Match, Mining, ProjectionKind, SplitRecipe
 from .options import DEFAULT_HEAD, ROWS, STORE, TRAINING, JsonOption, NameOption, SeedOption, StoreOption
-from .terminal import quoted, say, show
+from .terminal import print_message, print_result, shell_quoted
 
 
 def train_command(
@@ -27,7 +27,7 @@ def train_command(
     split: Annotated[
         SplitRecipe | None,
         typer.Option(
-            help="Recipe of the train/validation/test split; grouped keeps copies on one side.",
+            help="Recipe of the train/validation/test split; grouped keeps near-duplicates in the same part.",
             show_default="paper, or paper-text for a head on text",
             rich_help_panel=ROWS,
         ),
@@ -36,14 +36,14 @@ def train_command(
         str,
         typer.Option(
             metavar="NAMES",
-            help="Stored vectors to learn from: main, and any of `store add-vectors` (comma-separated).",
+            help="Stored vectors to train on: main, and any added with `store add-vectors` (comma-separated).",
             rich_help_panel=ROWS,
         ),
     ] = "main",
     kind: Annotated[
         ProjectionKind,
         typer.Option(
-            help="Projection: linear and mlp read the image's vector, the others its category's text too.",
+            help="Projection: linear and mlp use the image's vector, the others its category's text vector too.",
             rich_help_panel=TRAINING,
         ),
     ] = ProjectionKind.linear,
@@ -89,20 +89,20 @@ def train_command(
     names = [name for name in vectors.split(",") if name]
     opened = Store.open(store)
     with status_line("training") as show_step:
-        fitted = fit_detector(opened, head, options, vectors=names, on_progress=show_step)
-        fitted.save()
-    report = fitted.to_dict()
-    show(report if as_json else training_summary(report))
+        fit_report = fit_detector(opened, head, options, vectors=names, on_progress=show_step)
+        fit_report.save()
+    report = fit_report.to_dict()
+    print_result(report if as_json else training_summary(report))
     if not as_json:
-        named = "" if head == DEFAULT_HEAD else f" --head {head}"
-        say(f"next: clipfake query IMAGE --store {quoted(store)}{named}")
+        head_option = "" if head == DEFAULT_HEAD else f" --head {head}"
+        print_message(f"next: clipfake query IMAGE --store {shell_quoted(store)}{head_option}")
 
 
 def report_command(
     store: StoreOption = STORE,
     head: NameOption = DEFAULT_HEAD,
     out: Annotated[
-        Path, typer.Option(metavar="FILE", help="File of the page; figures go to a folder beside it.", dir_okay=False)
+        Path, typer.Option(metavar="FILE", help="File to write; the figures go to a folder beside it.", dir_okay=False)
     ] = Path("report.html"),
     as_json: JsonOption = False,
 ) -> None:
@@ -125,4 +125,4 @@ def report_command(
         title=f"Head “{head}” of the store “{store.resolve().name}”",
         notice=notice,
     )
-    show({"report": str(out), "figures": [str(path) for path in written[1:]]} if as_json else f"report: {out}")
+    print_result({"report": str(out), "figures": [str(path) for path in written[1:]]} if as_json else f"report: {out}")

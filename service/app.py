@@ -1,4 +1,4 @@
-"""The app: what it is handed, put behind one gate."""
+"""The FastAPI application: state, routes and middleware."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .dependencies import BEARER
 from .image_decoder import DecodedPixels, ImageDecoder, ImageEncoder, Pixels
 from .limits import Limits
 from .metrics import ServiceMetrics
-from .middleware import Gate
-from .problems import problem_of, problem_of_validation
+from .middleware import ServiceMiddleware
+from .problems import to_problem, validation_problem
 from .routes import bank, embed, health, knn, page, query, search, stored
-from .search_backend import Elsewhere
+from .search_backend import SearcherFactory
 from .state import AppState
 
 
@@ -31,77 +31,84 @@ def app(
     thumbnail: Callable[[Pixels], bytes],
     *,
     head: str = "default",
-    rules: EvidenceOptions = EvidenceOptions(),
+    evidence: EvidenceOptions = EvidenceOptions(),
     limits: Limits = Limits(),
     token: str = "",
     public: bool = False,
     notice: str = "",
     degraded: Callable[[Pixels], dict[str, Pixels]] | None = None,
-    elsewhere: Elsewhere | None = None,
+    searcher_for: SearcherFactory | None = None,
 ) -> FastAPI:
-    """The service over one store.
+    """Return the application that serves one store.
 
     Parameters
     ----------
-    encoder, decode, thumbnail
-        What it sees with: pixels to vectors, a file's bytes to an image (raises ImageError), pixels to a small JPEG.
-    token : without one nothing can be written
+    encoder : maps pixels to vectors
+    decode : maps the bytes of a file to an image; raises ImageError
+    thumbnail : maps pixels to a small JPEG
+    head : name of the trained head
+    evidence : how many stored neighbours are evidence, and which
+    token : secret that clients send; without one, writing is disabled
     public
-        Others than this machine may reach it: then everything but the page and its health takes the token, and any
-        host name is answered to.
-    notice : a sentence to be shown with every verdict
-    elsewhere : gives who is asked for the nearest rows of a snapshot, if not the store itself
-    degraded : pixels to what was done -> degraded copies, for those who ask whether a verdict is steady
+        Whether other machines may reach the service. If so, everything except the page and the health checks requires
+        the token, and any host name is accepted.
+    notice : sentence shown with every verdict
+    degraded : maps pixels to degraded copies by name, for clients that ask for a stability check
+    searcher_for : makes a searcher for a snapshot (default: the store's own index)
 
     Raises
     ------
     SpaceMismatch
-        The store is of another encoder. A store that cannot answer yet is no error: it says what is missing.
+        The store was written by another encoder. A store without a detector is not an error: the service starts, and
+        its responses say what is missing.
     """
     if public and not token:
         raise ValueError("a public service needs a token")
     metrics = ServiceMetrics()
-    desk = AppState(
+    state = AppState(
         store,
         ImageDecoder(encoder, decode, thumbnail, degraded),
         head=head,
-        rules=rules,
+        evidence=evidence,
         limits=limits,
         metrics=metrics,
-        elsewhere=elsewhere,
+        searcher_for=searcher_for,
     )
 
     @asynccontextmanager
-    async def lifespan(made: FastAPI) -> AsyncIterator[None]:
-        desk.start()
+    async def lifespan(application: FastAPI) -> AsyncIterator[None]:
+        state.start()
         try:
             yield
         finally:
-            desk.stop()
+            state.stop()
 
-    made = FastAPI(
+    application = FastAPI(
         title="clipfake",
-        summary="Is this one fake, and which known images say so?",
+        summary="Find AI-generated images, with the nearest known images as evidence.",
         version=__version__,
         lifespan=lifespan,
-        docs_url=None,  # both would load scripts from elsewhere
+        docs_url=None,  # both would load scripts from a CDN
         redoc_url=None,
         redirect_slashes=False,
         exception_handlers={RequestValidationError: refuse_invalid, HTTPException: refuse},
     )
-    made.state.desk, made.state.notice, made.state.token = desk, notice, token
-    for room in (query, embed, search, knn, bank, stored):
-        made.include_router(room.router, dependencies=[Security(BEARER)] if public else [])
-    for room in (health, page):
-        made.include_router(room.router)
-    made.add_middleware(Gate, limits=limits, metrics=metrics, token=token, public=public, folder=store.folder)
-    return made
+    application.state.service, application.state.notice, application.state.token = state, notice, token
+    for routes in (query, embed, search, knn, bank, stored):
+        application.include_router(routes.router, dependencies=[Security(BEARER)] if public else [])
+    for routes in (health, page):
+        application.include_router(routes.router)
+    application.add_middleware(
+        ServiceMiddleware, limits=limits, metrics=metrics, token=token, public=public, folder=store.folder
+    )
+    return application
 
 
 async def refuse(request: Request, error: Exception) -> Any:
-    """The framework's refusals become ours; the gate answers them."""
-    raise problem_of(error) from error
+    """Convert an HTTPException to an HttpProblem, which the middleware turns into a response."""
+    raise to_problem(error) from error
 
 
 async def refuse_invalid(request: Request, error: Exception) -> Any:
-    raise problem_of_validation(error.errors() if isinstance(error, RequestValidationError) else []) from error
+    """Convert a validation error to an HttpProblem."""
+    raise validation_problem(error.errors() if isinstance(error, RequestValidationError) else []) from error

@@ -1,4 +1,4 @@
-"""The bank as a flat picture: its rows, and a query among them, on their two main axes."""
+"""Two-dimensional map of the bank: its rows and the queries on the first two principal components."""
 
 from __future__ import annotations
 
@@ -11,47 +11,46 @@ import numpy.typing as npt
 from ..detector.detector import VectorDetector
 from ..store.records import FAKE, REAL, Vectors
 
-MOST = 1500  # rows shown, as many of each class
+MAX_POINTS = 1500  # half of each class
 SEED = 0
 
 
 @dataclass(frozen=True)
 class BankMap:
-    """A principal component analysis of the head's projection of some rows. Make it with `BankMap.of`."""
+    """Principal component analysis of the head's projection of a sample of the bank. Make it with `BankMap.of`."""
 
     points: npt.NDArray[np.float64]  # (rows, 2)
     labels: npt.NDArray[np.int8]  # (rows,)
     sources: npt.NDArray[np.int64]  # (rows,) index into `names`
     names: tuple[str, ...]
-    centre: npt.NDArray[np.float64]  # (dim,) of the projected rows
+    centre: npt.NDArray[np.float64]  # (dim,) mean of the projected rows
     axes: npt.NDArray[np.float64]  # (dim, 2)
     explained: tuple[float, float]  # share of the variance along each axis
 
     @classmethod
-    def of(cls, detector: VectorDetector, most: int = MOST) -> BankMap:
-        """The map of a detector's bank, the same one for the same bank."""
+    def of(cls, detector: VectorDetector, max_points: int = MAX_POINTS) -> BankMap:
+        """Compute the map of a detector's bank. Deterministic."""
         bank, rng = detector.bank, np.random.default_rng(SEED)
-        chosen = []
+        samples = []
         for label in (REAL, FAKE):
             rows = np.flatnonzero(bank.members & (bank.labels == label))
-            chosen.append(np.sort(rng.permutation(rows)[: most // 2]))
-        positions = np.concatenate(chosen)
+            samples.append(np.sort(rng.permutation(rows)[: max_points // 2]))
+        positions = np.concatenate(samples)
         projected = detector.head.transform(bank.snapshot.vectors(positions)).astype(np.float64)
         centre = projected.mean(0)
-        _, spread, axes = np.linalg.svd(projected - centre, full_matrices=False)
-        variance = np.append(spread**2, [0.0, 0.0])  # one row has no spread
+        _, singular_values, components = np.linalg.svd(projected - centre, full_matrices=False)
+        variance = np.append(singular_values**2, [0.0, 0.0])  # padded, since one row has one component
         shares = variance / max(float(variance.sum()), 1e-12)
-        flat = np.zeros((projected.shape[1], 2))
-        flat[:, : min(2, len(axes))] = axes[:2].T
-        points = (projected - centre) @ flat
-        shown = bank.sources[positions]
-        codes, sources = np.unique(shown, return_inverse=True)
+        axes = np.zeros((projected.shape[1], 2))
+        axes[:, : min(2, len(components))] = components[:2].T
+        points = (projected - centre) @ axes
+        codes, sources = np.unique(bank.sources[positions], return_inverse=True)
         names = tuple(bank.source_names[code] for code in codes)
         explained = (float(shares[0]), float(shares[1]))
-        return cls(points, bank.labels[positions], sources, names, centre, flat, explained)
+        return cls(points, bank.labels[positions], sources, names, centre, axes, explained)
 
     def place(self, detector: VectorDetector, vectors: Vectors) -> npt.NDArray[np.float64]:
-        """(n, 2) where (n, dim) stored or asked vectors lie."""
+        """(n, 2) map coordinates of (n, dim) vectors."""
         return np.asarray((detector.head.transform(vectors) - self.centre) @ self.axes)
 
     def to_dict(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Images of many requests into one forward pass: a bounded queue, and one thread that empties it in batches."""
+"""Batch images of concurrent requests into one forward pass: a bounded queue and one encoder thread."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Encode = Callable[[Sequence[Any]], npt.NDArray[np.float32]]  # images to (n, dim
 
 @dataclass(frozen=True)
 class Job:
-    """One image that waits, and who waits for it."""
+    """One queued image and the future of its vector."""
 
     pixels: Any
     answer: asyncio.Future[Vector]
@@ -34,41 +34,44 @@ class Job:
 
 
 class Batcher:
-    """Gathers images while the encoder is busy and gives it all of them at once, up to `limits.batch`."""
+    """Collects images while the encoder is busy and encodes them together, at most `limits.batch` at a time."""
 
     def __init__(self, encode: Encode, limits: Limits, metrics: ServiceMetrics) -> None:
         self._encode, self._limits, self._metrics = encode, limits, metrics
         self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
-        self._taken = 0  # places given away; touched by the event loop alone
-        self._rate = 0.0  # images per second, of late
+        self._reserved = 0  # images of accepted requests; changed in the event loop only
+        self._rate = 0.0  # images per second, a moving average
         self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
         self._thread.start()
 
     @contextmanager
-    def places(self, images: int) -> Iterator[None]:
-        """Room for so many images, all or none; raises Problem (busy) with the time after which to try again."""
-        if self._taken + images > self._limits.waiting:
-            seconds = str(retry_after(self._taken + images - self._limits.waiting, self._rate))
-            message = f"{self._taken} images wait already, {images} more are too many; try again in {seconds} s"
+    def reserve(self, images: int) -> Iterator[None]:
+        """Reserve room in the queue for all images of a request; raises HttpProblem (busy) with a Retry-After."""
+        if self._reserved + images > self._limits.waiting:
+            seconds = str(retry_after(self._reserved + images - self._limits.waiting, self._rate))
+            message = (
+                f"{self._reserved} images are waiting and {images} more exceed the limit of {self._limits.waiting}; "
+                f"try again in {seconds} s"
+            )
             raise HttpProblem("busy", message, headers={"Retry-After": seconds})
-        self._take(images)
+        self._add_reserved(images)
         try:
             yield
         finally:
-            self._take(-images)
+            self._add_reserved(-images)
 
-    def _take(self, images: int) -> None:
-        self._taken += images
-        self._metrics.waiting.set(self._taken)
+    def _add_reserved(self, images: int) -> None:
+        self._reserved += images
+        self._metrics.waiting.set(self._reserved)
 
     async def vector(self, pixels: Any) -> Vector:
-        """The unit vector of one image, when its batch has been encoded; raises ImageError if it has none."""
+        """Return the unit vector of one image once its batch is encoded; raises ImageError if it has none."""
         answer: asyncio.Future[Vector] = asyncio.get_running_loop().create_future()
         self._queue.put(Job(pixels, answer, time.perf_counter()))
         return await answer
 
     def close(self) -> None:
-        """Encode what was taken in, then stop."""
+        """Encode the queued images, then stop the thread."""
         self._queue.put(None)
         self._thread.join()
 
@@ -79,13 +82,13 @@ class Batcher:
                 self._metrics.stage_seconds.labels("wait").observe(begun - job.since)
             self._metrics.batch.observe(len(batch))
             with self._metrics.stage("encode"):
-                answers = self._encoded(batch)
+                answers = self._encode_batch(batch)
             rate = len(batch) / (time.perf_counter() - begun)
             self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
             batch[0].answer.get_loop().call_soon_threadsafe(_deliver, batch, answers)
 
     def _gather(self) -> list[Job]:
-        """The next batch: all that waits, and what comes within a moment; none when closed."""
+        """Return the queued images and those that arrive within `limits.linger`; empty when closed."""
         batch: list[Job] = []
         until = math.inf
         while len(batch) < self._limits.batch:
@@ -94,30 +97,30 @@ class Batcher:
             except queue.Empty:
                 break
             if job is None:
-                self._queue.put(None)  # for the next turn
+                self._queue.put(None)  # the next call returns an empty batch
                 break
-            if not job.answer.cancelled():  # nobody waits any more
+            if not job.answer.cancelled():
                 batch.append(job)
                 until = min(until, time.perf_counter() + self._limits.linger)
         return batch
 
-    def _encoded(self, batch: Sequence[Job]) -> list[Vector | Exception]:
+    def _encode_batch(self, batch: Sequence[Job]) -> list[Vector | Exception]:
         try:
             vectors = self._encode([job.pixels for job in batch])
             if len(vectors) != len(batch):
-                raise EncoderError(f"{len(batch)} images, but {len(vectors)} vectors of them")
-        except Exception as e:  # noqa: BLE001  whatever an encoder may raise, the thread goes on
+                raise EncoderError(f"the encoder returned {len(vectors)} vectors for {len(batch)} images")
+        except Exception as e:  # noqa: BLE001  the thread must survive anything an encoder raises
             if len(batch) == 1:
                 return [e]
-            return [answer for job in batch for answer in self._encoded([job])]  # one bad image fails alone
-        return [checked(vector) for vector in vectors]
+            return [answer for job in batch for answer in self._encode_batch([job])]  # one bad image fails alone
+        return [check_vector(vector) for vector in vectors]
 
 
-def checked(vector: Vector) -> Vector | ImageError:
-    """The vector, or why it is none."""
+def check_vector(vector: Vector) -> Vector | ImageError:
+    """Return the vector, or an error if it is zero or not finite."""
     if np.isfinite(vector).all() and vector.any():
         return vector
-    return ImageError("the encoder gives no usable vector for it; convert it to JPEG or PNG and try again")
+    return ImageError("the encoder returned no usable vector; convert the image to JPEG or PNG and try again")
 
 
 def _deliver(batch: Sequence[Job], answers: Sequence[Vector | Exception]) -> None:
@@ -131,7 +134,7 @@ def _deliver(batch: Sequence[Job], answers: Sequence[Vector | Exception]) -> Non
 
 
 def retry_after(images: int, rate: float) -> int:
-    """Whole seconds until so many images too many are done, from 1 to 60.
+    """Whole seconds until this many surplus images are encoded, from 1 to 60.
 
     >>> retry_after(30, 8.0), retry_after(5, 0.0)
     (4, 1)

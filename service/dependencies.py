@@ -1,4 +1,4 @@
-"""Dependencies of the routes: the state, a token, a JSON body."""
+"""Dependencies of the routes: the shared state, the token, the media type of the body."""
 
 from __future__ import annotations
 
@@ -12,31 +12,35 @@ from .problems import HttpProblem
 from .state import AppState
 from .uploads import FORM, media_type
 
-BEARER = HTTPBearer(auto_error=False, description="The service's CLIPFAKE_TOKEN.")  # for the documentation alone
+BEARER = HTTPBearer(auto_error=False, description="The service's CLIPFAKE_TOKEN.")  # for OpenAPI only
 
 
-def desk(request: Request) -> AppState:
-    found: AppState = request.app.state.desk
-    return found
+def app_state(request: Request) -> AppState:
+    """Return the state that all requests share."""
+    state: AppState = request.app.state.service
+    return state
 
 
-async def writing(request: Request) -> None:
-    """Raises Problem unless the token came with the request; before its body is read."""
+async def require_write_token(request: Request) -> None:
+    """Raise HttpProblem unless the request has the token, before its body is read."""
     allow_writing(request.headers, request.app.state.token)
 
 
 async def json_only(request: Request) -> None:
-    """Raises Problem for a body that does not say it is JSON: a page elsewhere cannot say so of a form it sends."""
+    """Raise HttpProblem unless the media type is JSON; a form on another site cannot set that media type."""
     kind = media_type(request)
     if not (kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json"))):
-        raise HttpProblem("wrong-media", f"{kind[:80]} is not application/json; send a JSON object and say so")
+        message = f"the content type {kind[:80]} is not application/json; send a JSON object with that content type"
+        raise HttpProblem("wrong-media", message)
 
 
 async def form_only(request: Request) -> None:
+    """Raise HttpProblem unless the body is a multipart form."""
     if (kind := media_type(request)) != FORM:
-        raise HttpProblem("wrong-media", f"{kind[:80]} is not {FORM}; send a form with the images as files")
+        message = f"the content type {kind[:80]} is not {FORM}; send a form with the images as files"
+        raise HttpProblem("wrong-media", message)
 
 
-At = Annotated[AppState, Depends(desk)]
-WRITES = [Security(BEARER), Depends(writing)]
+StateDep = Annotated[AppState, Depends(app_state)]
+WRITES = [Security(BEARER), Depends(require_write_token)]
 JSON_ONLY = [Depends(json_only)]

@@ -1,4 +1,4 @@
-"""Decode uploads: the functions the service is given, and one upload's bytes to an image small enough to queue."""
+"""Decode uploads within the service's limits, and refuse files that are made to be expensive."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from .limits import Limits
 from .problems import HttpProblem
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
-# What is decoded: kinds that can hold a photograph. Pillow knows more, among them some that start other programs (EPS).
-KINDS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"}
-SCANS = 100  # of a progressive JPEG, which usually has about ten
-MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # of a JPEG: no stuffed zero, no restart, no padding
-MARKERS = 10_000  # far more than any picture has
-END, SCAN, BARE = 0xD9, 0xDA, (0x01, 0xD8)  # markers: the picture's end, one of its scans, those that stand alone
+# Formats that can hold a photograph. Pillow reads more, among them some that start other programs (EPS).
+FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"}
+MAX_SCANS = 100  # a progressive JPEG usually has about ten
+MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a JPEG marker other than stuffed zeros, restarts and padding
+MAX_MARKERS = 10_000  # far more than any image has
+END, SCAN, BARE = 0xD9, 0xDA, (0x01, 0xD8)  # markers: end of image, start of scan, those without a segment
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
 
 class ImageEncoder(Protocol):
-    """Interface of an encoder, as far as the service uses it."""
+    """Encoder interface that the service needs."""
 
     @property
     def space(self) -> Space: ...
@@ -62,17 +62,15 @@ class DecodedPixels(Protocol):
 
 @dataclass(frozen=True)
 class ImageDecoder:
-    """An encoder and the two functions on images that belong to it."""
+    """An encoder with the functions that prepare images for it."""
 
     encoder: ImageEncoder
     decode: Callable[[bytes], DecodedPixels]  # raises ImageError
-    thumbnail: Callable[[Pixels], bytes]  # a small JPEG
-    degraded: Callable[[Pixels], dict[str, Pixels]] | None = (
-        None  # what was done -> the picture as it would be handed on
-    )
+    thumbnail: Callable[[Pixels], bytes]  # to a small JPEG
+    degraded: Callable[[Pixels], dict[str, Pixels]] | None = None  # to degraded copies by name
 
     def open(self, content: bytes, limits: Limits, *, thumbnail: bool = False, views: bool = False) -> UploadedImage:
-        """Decode one file within the limits, with its degraded copies if asked; raises ImageError or Problem."""
+        """Decode one file within the limits; raises ImageError or HttpProblem."""
         if len(content) > limits.image_bytes:
             message = f"{len(content):,} bytes are more than the {limits.image_bytes:,} allowed for an image"
             raise HttpProblem("too-large", f"{message}; send a smaller file")
@@ -81,10 +79,11 @@ class ImageDecoder:
             image = self.decode(content)
         except (ImageError, MemoryError):
             raise
-        except Exception as e:  # a decoder's own failures on a file that was made to fail
-            raise ImageError(f"damaged or unsupported image ({type(e).__name__}); save it anew and try again") from e
+        except Exception as e:  # a crafted file can make a decoder raise anything
+            message = f"damaged or unsupported image ({type(e).__name__}); save it again as JPEG or PNG and retry"
+            raise ImageError(message) from e
         height, width = image.pixels.shape[:2]
-        if height * width > limits.pixels:  # a format that only the decoder can read the size of
+        if height * width > limits.pixels:  # the size in the header is not readable for every format
             raise too_many_pixels(width, height, limits.pixels)
         small = self.thumbnail(image.pixels) if thumbnail else b""
         copies = self.degraded(image.pixels) if views and self.degraded else {}
@@ -103,56 +102,59 @@ class ImageDecoder:
 
 @dataclass(frozen=True)
 class UploadedImage:
-    """An image that waits for its vector."""
+    """A decoded upload whose vector has not been computed yet."""
 
-    pixels: Any  # as the encoder takes it
+    pixels: Any  # in the encoder's input size
     width: int  # of the file
     height: int
     format: str
     quality: int  # of a JPEG, else -1
     size: int  # bytes
     digest: bytes  # BLAKE2b-128 of the file
-    thumbnail: bytes  # b"" unless asked for
-    views: dict[str, Any] = field(default_factory=dict)  # what was done -> pixels of a degraded copy, if asked for
+    thumbnail: bytes  # empty unless requested
+    views: dict[str, Any] = field(default_factory=dict)  # pixels of the degraded copies by name, if requested
 
 
-def refuse_hostile(content: bytes, most: int) -> None:
-    """Raise for what would cost too much to decode, or runs other programs, going by its header; nothing is decoded."""
-    if content.startswith(b"\xff\xd8") and (scans := scans_of(content)) > SCANS:
-        raise ImageError(f"a JPEG of {scans} scans or more, made to take long; save the image anew and try again")
+def refuse_hostile(content: bytes, max_pixels: int) -> None:
+    """Raise if the header shows a file that is too expensive to decode or that would start another program."""
+    if content.startswith(b"\xff\xd8") and (scans := count_scans(content)) > MAX_SCANS:
+        raise ImageError(
+            f"a JPEG of {scans} or more scans (at most {MAX_SCANS} are allowed); save the image again and retry"
+        )
     try:
         with Pillow.open(io.BytesIO(content)) as header:
             width, height = header.size
-            kind = header.format or "unknown"
+            image_format = header.format or "unknown"
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
-        raise HttpProblem("too-large", f"{e}; at most {most:,} pixels are allowed") from e
+        raise HttpProblem("too-large", f"{e}; at most {max_pixels:,} pixels are allowed") from e
     except UnidentifiedImageError:
-        return  # the decoder says what it found
+        return  # the decoder raises the better error
     except Exception as e:
-        raise ImageError(f"damaged image header ({type(e).__name__}); save the image anew and try again") from e
-    if kind not in KINDS:
-        raise ImageError(f"{kind} images are not taken; convert it to JPEG or PNG and try again")
-    if width * height > most:
-        raise too_many_pixels(width, height, most)
+        raise ImageError(f"damaged image header ({type(e).__name__}); save the image again and retry") from e
+    if image_format not in FORMATS:
+        raise ImageError(f"{image_format} images are not supported; convert it to JPEG or PNG and try again")
+    if width * height > max_pixels:
+        raise too_many_pixels(width, height, max_pixels)
 
 
-def scans_of(content: bytes) -> int:
-    """Count the scans of a JPEG; `MARKERS` if it has that many of any kind.
+def count_scans(content: bytes) -> int:
+    """Count the scans of a JPEG; `MAX_MARKERS` if it has that many markers of any kind.
 
-    What is in its segments or comes after its end is no part of it: a preview, or the film that phones put there.
+    Segments and data after the end of the image, such as a preview or a phone's video, are skipped.
     """
-    at = scans = 0
-    for _ in range(MARKERS):
-        found = MARKER.search(content, at)
-        if found is None or content[found.start() + 1] == END:
+    offset = scans = 0
+    for _ in range(MAX_MARKERS):
+        match = MARKER.search(content, offset)
+        if match is None or content[match.start() + 1] == END:
             return scans
-        at, kind = found.end(), content[found.start() + 1]
+        offset, kind = match.end(), content[match.start() + 1]
         scans += kind == SCAN
         if kind not in BARE:
-            at += int.from_bytes(content[at : at + 2])
-    return MARKERS
+            offset += int.from_bytes(content[offset : offset + 2])
+    return MAX_MARKERS
 
 
-def too_many_pixels(width: int, height: int, most: int) -> HttpProblem:
-    message = f"{width} x {height} is more than the {most:,} pixels allowed"
+def too_many_pixels(width: int, height: int, max_pixels: int) -> HttpProblem:
+    """The problem of an image with too many pixels."""
+    message = f"{width} x {height} is more than the {max_pixels:,} pixels allowed"
     return HttpProblem("too-large", f"{message}; send a smaller copy")

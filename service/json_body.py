@@ -1,8 +1,7 @@
-"""A body of JSON, read so that nobody else waits for it and no more memory is taken than it is long.
+"""Parse JSON bodies without blocking other requests and without using much more memory than the body.
 
-Python's parser lets nobody else run until it is done, in whatever thread it is, and makes twenty bytes of one. But what
-is large in an honest body is the text of images: such texts are lifted out first, and of the rest only so much is taken
-as is soon parsed.
+Python's JSON parser holds the GIL until it is done, in any thread, and can turn one byte into twenty. In a legitimate
+body only the strings of images are large: these are cut out before parsing, and the size of the rest is limited.
 """
 
 from __future__ import annotations
@@ -19,115 +18,119 @@ from starlette.exceptions import HTTPException
 from .limits import Limits
 from .problems import HttpProblem
 
-SOON = 64 * 2**10  # bytes that are parsed where they are: it takes a millisecond
-LONG = 64 * 2**10  # bytes from which on a text is lifted out
-FIELDS = 100  # of one object; what is not known of them is told one by one
+INLINE_BYTES = 64 * 2**10  # a body up to this size is parsed in the event loop, which takes a millisecond
+LONG_STRING = 64 * 2**10  # bytes from which on a string is cut out before parsing
+MAX_FIELDS = 100  # of one object; validation reports each unknown field
 
 
 class JsonRoute(APIRoute):
-    """A route whose JSON is read by `parsed`."""
+    """A route whose JSON is read by `parse_json`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        answer = super().get_route_handler()
+        handler = super().get_route_handler()
 
-        async def answered(request: Request) -> Response:
-            return await answer(JsonRequest(request.scope, request.receive))
+        async def handle(request: Request) -> Response:
+            return await handler(JsonRequest(request.scope, request.receive))
 
-        return answered
+        return handle
 
 
 class JsonRequest(Request):
-    """A request as `JsonRoute` hands it on."""
+    """A request whose `json` method calls `parse_json`, in a thread if the body is large."""
 
     async def body(self) -> Any:
         if not hasattr(self, "_body"):
-            whole = bytearray()  # grows where it lies; the pieces joined at the end would all be copied at once
-            async for piece in self.stream():
-                whole += piece
-            self._body: Any = whole
+            buffer = bytearray()  # grows in place; joining the chunks at the end would double the memory
+            async for chunk in self.stream():
+                buffer += chunk
+            self._body: Any = buffer
         return self._body
 
     async def json(self) -> Any:
-        content, desk = await self.body(), self.app.state.desk
+        content, state = await self.body(), self.app.state.service
         try:
-            if len(content) <= SOON:
-                return parsed(content, desk.limits)
-            return await desk.run(parsed, content, desk.limits)
-        except HttpProblem as e:  # FastAPI passes on nothing else
+            if len(content) <= INLINE_BYTES:
+                return parse_json(content, state.limits)
+            return await state.run(parse_json, content, state.limits)
+        except HttpProblem as e:  # FastAPI lets only HTTPException through
             raise HTTPException(e.status) from e
 
 
-def parsed(content: bytes | bytearray, limits: Limits) -> Any:
+def parse_json(content: bytes | bytearray, limits: Limits) -> Any:
     """Parse JSON as `json.loads` does; raises HttpProblem for more than `json_bytes` beside long strings.
 
-    Long texts are put back where our operations have them, as a field or in a field's list; elsewhere a word stands
-    for them.
+    Long strings are restored as a field of the outermost object or in the list of such a field, which is where the
+    operations of this service accept them; anywhere else a placeholder remains.
 
-    >>> parsed(b'{"k": [1, "two"]}', Limits())
+    >>> parse_json(b'{"k": [1, "two"]}', Limits())
     {'k': [1, 'two']}
     """
-    if len(content) <= SOON:
-        found = json.loads(content)
+    if len(content) <= INLINE_BYTES:
+        value = json.loads(content)
     else:
-        rest, lifted = without_long_texts(content, limits)
-        found = put_back(json.loads(rest.decode()), lifted)
-    if isinstance(found, dict) and len(found) > FIELDS:
-        raise HttpProblem("invalid", f"an object of {len(found):,} fields; /openapi.json names those there are")
-    return found
+        rest, strings = cut_long_strings(content, limits)
+        value = restore_strings(json.loads(rest.decode()), strings)
+    if isinstance(value, dict) and len(value) > MAX_FIELDS:
+        message = f"the JSON object has {len(value):,} fields, at most {MAX_FIELDS} are allowed"
+        raise HttpProblem("invalid", f"{message}; see /openapi.json for the known ones")
+    return value
 
 
-def without_long_texts(content: bytes | bytearray, limits: Limits) -> tuple[bytearray, dict[str, str]]:
-    """The JSON with a word in place of each long text, and word -> text; raises Problem for too large a rest."""
-    mark = secrets.token_hex(16)  # which nobody can have written
-    rest, lifted = bytearray(), dict[str, str]()
-    done = 0
-    for begin, end in texts(content, limits.json_bytes):
-        if end - begin >= LONG:
-            if (end - begin) * 3 // 4 > limits.image_bytes + LONG:  # a data URL has a few words before it
-                message = f"a text of {end - begin:,} bytes; an image may have {limits.image_bytes:,}"
-                raise HttpProblem("too-large", f"{message}; send a smaller file")
-            rest += content[done:begin]
-            word, done = f"{mark}-{len(lifted)}", end
-            rest += word.encode()
-            lifted[word] = unescaped(content[begin:end])
-        if len(rest) + end - done > limits.json_bytes:
-            raise too_much(limits.json_bytes)
-    if len(rest) + len(content) - done > limits.json_bytes:
-        raise too_much(limits.json_bytes)
-    return rest + content[done:], lifted
+def cut_long_strings(content: bytes | bytearray, limits: Limits) -> tuple[bytearray, dict[str, str]]:
+    """Replace each long string by a placeholder; returns the shorter JSON and the strings by placeholder.
 
-
-def texts(content: bytes | bytearray, most: int) -> Iterator[tuple[int, int]]:
-    """Find where each string of some JSON begins and ends, without quotes; an unterminated one is left out.
-
-    Raises Problem for more than `most` quotes, which is when it would begin to take long.
+    Raises HttpProblem if the JSON without these strings is too large.
     """
-    at, quotes = 0, 0
-    while (begin := content.find(b'"', at) + 1) > 0:
+    prefix = secrets.token_hex(16)  # cannot occur in the body
+    rest, strings = bytearray(), dict[str, str]()
+    copied = 0
+    for begin, end in find_strings(content, limits.json_bytes):
+        if end - begin >= LONG_STRING:
+            if (end - begin) * 3 // 4 > limits.image_bytes + LONG_STRING:  # base64; a data URL has a short prefix
+                message = f"a string of {end - begin:,} bytes is too long for an image of {limits.image_bytes:,} bytes"
+                raise HttpProblem("too-large", f"{message}, the most that is allowed; send a smaller file")
+            rest += content[copied:begin]
+            placeholder, copied = f"{prefix}-{len(strings)}", end
+            rest += placeholder.encode()
+            strings[placeholder] = unescape(content[begin:end])
+        if len(rest) + end - copied > limits.json_bytes:
+            raise too_much_json(limits.json_bytes)
+    if len(rest) + len(content) - copied > limits.json_bytes:
+        raise too_much_json(limits.json_bytes)
+    return rest + content[copied:], strings
+
+
+def find_strings(content: bytes | bytearray, max_quotes: int) -> Iterator[tuple[int, int]]:
+    """Yield where each JSON string begins and ends, without its quotes; an unterminated one is left out.
+
+    Raises HttpProblem for more than `max_quotes` escaped quotes, each of which costs a search.
+    """
+    position, quotes = 0, 0
+    while (begin := content.find(b'"', position) + 1) > 0:
         end = content.find(b'"', begin)
-        while end > 0 and backslashes(content, begin, end) % 2:  # this quote is part of the text
+        while end > 0 and count_backslashes(content, begin, end) % 2:  # an escaped quote
             end, quotes = content.find(b'"', end + 1), quotes + 1
-            if quotes > most:
-                raise too_much(most)
+            if quotes > max_quotes:
+                raise too_much_json(max_quotes)
         if end < 0:
             return
         yield begin, end
-        at = end + 1
+        position = end + 1
 
 
-def backslashes(content: bytes | bytearray, begin: int, end: int) -> int:
-    """Count the backslashes at the end of this part."""
-    wide = 16
+def count_backslashes(content: bytes | bytearray, begin: int, end: int) -> int:
+    """Count the backslashes at the end of `content[begin:end]`."""
+    width = 16
     while True:
-        last = content[max(begin, end - wide) : end]
-        count = len(last) - len(last.rstrip(b"\\"))
-        if count < wide or end - wide <= begin:
+        tail = content[max(begin, end - width) : end]
+        count = len(tail) - len(tail.rstrip(b"\\"))
+        if count < width or end - width <= begin:
             return count
-        wide *= 2
+        width *= 2
 
 
-def unescaped(text: bytes | bytearray) -> str:
-    """Unescape a JSON string; in an image's, only the slash is ever escaped."""
+def unescape(text: bytes | bytearray) -> str:
+    """Unescape the inside of a JSON string; fast for base64, in which only the slash may be escaped."""
     plain = text.replace(b"\\/", b"/") if b"\\" in text else text
     if b"\\" not in plain and plain.isascii():
         return plain.decode("ascii")
@@ -135,18 +138,19 @@ def unescaped(text: bytes | bytearray) -> str:
     return content
 
 
-def put_back(found: Any, lifted: dict[str, str]) -> Any:
-    """Return the object with its long strings put back, in fields and in lists."""
-    if not lifted or not isinstance(found, dict):
-        return found
-    for name, value in found.items():
-        if isinstance(value, str):
-            found[name] = lifted.get(value, value)
-        elif isinstance(value, list):
-            found[name] = [lifted.get(one, one) if isinstance(one, str) else one for one in value]
-    return found
+def restore_strings(value: Any, strings: dict[str, str]) -> Any:
+    """Replace the placeholders in the fields of an object, and in the lists in them, by their strings."""
+    if not strings or not isinstance(value, dict):
+        return value
+    for name, field in value.items():
+        if isinstance(field, str):
+            value[name] = strings.get(field, field)
+        elif isinstance(field, list):
+            value[name] = [strings.get(element, element) if isinstance(element, str) else element for element in field]
+    return value
 
 
-def too_much(most: int) -> HttpProblem:
-    message = f"more than {most:,} bytes of JSON beside the images in it"
-    return HttpProblem("too-large", f"{message}; ask for less at once, or send images as a form")
+def too_much_json(max_bytes: int) -> HttpProblem:
+    """The problem of a body with too much JSON beside its images."""
+    message = f"the body has more than {max_bytes:,} bytes of JSON beside its images"
+    return HttpProblem("too-large", f"{message}; send less at once, or send the images as a form")

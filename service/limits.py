@@ -1,4 +1,4 @@
-"""Limits on what one client may send, and on what may wait."""
+"""Limits on the size of requests and on the work in progress."""
 
 from __future__ import annotations
 
@@ -8,27 +8,29 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Limits:
-    """The service's bounds; what goes beyond one is refused with a problem that names it."""
+    """Limits of the service. A request that exceeds one is refused with a problem that names the limit."""
 
     image_bytes: int = 32 * 2**20  # of one file
     request_bytes: int = 128 * 2**20  # of one body
-    json_bytes: int = 3 * 2**20  # of a body of JSON, beside the images in it
-    held_bytes: int = 512 * 2**20  # of the bodies of all requests that are being answered
-    pixels: int = 64_000_000  # of one image, told by its header before it is decoded
+    json_bytes: int = 3 * 2**20  # of one JSON body without its images
+    held_bytes: int = 512 * 2**20  # of the bodies of all requests in progress
+    pixels: int = 64_000_000  # of one image, checked in its header before it is decoded
     images: int = 64  # in one request
-    matches: int = 1000  # rows that one search gives
-    seconds: float = 60.0  # for one request, from its first byte to the last of the answer
-    requests: int = 256  # at once
-    waiting: int = 256  # images taken in whose vectors are not there yet
-    batch: int = 32  # images the encoder sees at once
-    linger: float = 0.002  # seconds a batch that is not full waits for more
+    matches: int = 1000  # rows that one search returns
+    seconds: float = 60.0  # for one request, from its first byte to the last byte of the response
+    requests: int = 256  # in progress at the same time
+    waiting: int = 256  # accepted images without a vector yet
+    batch: int = 32  # images in one forward pass
+    linger: float = 0.002  # seconds that a batch with room left waits for more images
 
     def __post_init__(self) -> None:
         for name, limit in self.to_dict().items():
             if limit < 0 or (limit == 0 and name != "linger"):
-                raise ValueError(f"a limit of {limit} {name}; with that nothing could ever be answered")
+                raise ValueError(f"the limit {name} is {limit}; it must be positive")
         if self.images > self.waiting:
-            raise ValueError(f"{self.images} images a request, but room for {self.waiting} only; raise `waiting`")
+            raise ValueError(
+                f"the limit images is {self.images} but waiting is {self.waiting}; set waiting to {self.images} or more"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -13,32 +13,46 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024)
 
 
 class ServiceMetrics:
-    """One set of figures; each app has its own."""
+    """The metrics of one application, in a registry of its own."""
 
     def __init__(self) -> None:
-        self.registry = at = CollectorRegistry()
-        self.requests = Counter("clipfake_requests", "Requests answered.", ["method", "route", "status"], registry=at)
-        self.request_seconds = Histogram(
-            "clipfake_request_seconds", "From a request to its answer.", ["route"], buckets=SECONDS, registry=at
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "clipfake_requests", "Requests answered.", ["method", "route", "status"], registry=self.registry
         )
-        stages = "Time by stage: read, decode, wait, encode, judge."
-        self.stage_seconds = Histogram("clipfake_stage_seconds", stages, ["stage"], buckets=SECONDS, registry=at)
-        self.batch = Histogram("clipfake_batch_images", "Images the encoder saw at once.", buckets=IMAGES, registry=at)
-        waiting = "Images taken in whose vectors are not there yet."
-        self.waiting = Gauge("clipfake_waiting_images", waiting, registry=at)
-        kinds = "Refusals by kind; one for each image refused."
-        self.problems = Counter("clipfake_problems", kinds, ["kind"], registry=at)
-        self.verdicts = Counter("clipfake_verdicts", "Verdicts given.", ["verdict"], registry=at)
-        self.rows = Gauge("clipfake_bank_rows", "Rows of the store that is served.", registry=at)
+        self.request_seconds = Histogram(
+            "clipfake_request_seconds",
+            "Time from request to response.",
+            ["route"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.stage_seconds = Histogram(
+            "clipfake_stage_seconds",
+            "Time by stage: read, decode, wait, encode, judge.",
+            ["stage"],
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self.batch = Histogram(
+            "clipfake_batch_images", "Images in one forward pass.", buckets=IMAGES, registry=self.registry
+        )
+        self.waiting = Gauge("clipfake_waiting_images", "Accepted images without a vector yet.", registry=self.registry)
+        self.problems = Counter(
+            "clipfake_problems", "Problems by kind, one for each refused image.", ["kind"], registry=self.registry
+        )
+        self.verdicts = Counter("clipfake_verdicts", "Verdicts by answer.", ["verdict"], registry=self.registry)
+        self.rows = Gauge("clipfake_bank_rows", "Rows of the store that is served.", registry=self.registry)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Time what happens inside."""
-        begun = time.perf_counter()
+        """Record the time spent inside the `with` block as one stage."""
+        started = time.perf_counter()
         try:
             yield
         finally:
-            self.stage_seconds.labels(name).observe(time.perf_counter() - begun)
+            self.stage_seconds.labels(name).observe(time.perf_counter() - started)
 
     def text(self) -> bytes:
+        """Return the metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -16,13 +16,13 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .limits import Limits
 from .metrics import ServiceMetrics
-from .problems import HttpProblem, problem_of
+from .problems import HttpProblem, to_problem
 
 LOG = logging.getLogger("clipfake.service")
-OPEN = {"/", "/healthz", "/readyz", "/openapi.json"}  # tell nothing of what is stored
+OPEN = {"/", "/healthz", "/readyz", "/openapi.json"}  # paths that reveal nothing of the store
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-CLOSE = {"Connection": "close"}  # what is left of the body is not read
+CLOSE = {"Connection": "close"}  # the rest of the body is not read
 HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
@@ -32,35 +32,36 @@ HEADERS = {
 
 
 def allow(path: str, headers: Mapping[str, str], token: str, *, public: bool) -> None:
-    """Raise Problem unless this request may read.
+    """Raise HttpProblem unless this request may read.
 
-    A service on this machine alone is read without a token, but under its own name only: a web page must not reach it
-    by a name it has pointed here.
+    A service that only this machine reaches needs no token to read, but checks the Host header: a web page must not
+    reach it through a domain that resolves to this machine (DNS rebinding).
     """
     if public and path not in OPEN:
         require_token(headers, token)
     if not public and host_of(headers.get("host", "")) not in LOOPBACK:
-        raise HttpProblem("wrong-host", f"this service answers to {', '.join(LOOPBACK)} only; use one of these")
+        message = f"the Host header must be one of {', '.join(LOOPBACK)}; open the service under one of these names"
+        raise HttpProblem("wrong-host", message)
 
 
 def allow_writing(headers: Mapping[str, str], token: str) -> None:
-    """Raise Problem unless this request may change the store, which always takes the token."""
+    """Raise HttpProblem unless this request may change the store, which always requires the token."""
     if not token:
-        raise HttpProblem(
-            "writes-off", "start the service with CLIPFAKE_TOKEN set to allow writing, and send that token"
-        )
+        message = "the service was started without a token; start it with CLIPFAKE_TOKEN set, and send that token"
+        raise HttpProblem("writes-off", message)
     require_token(headers, token)
 
 
 def require_token(headers: Mapping[str, str], token: str) -> None:
-    scheme, _, given = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("latin-1"), token.encode()):
-        message = "send `Authorization: Bearer TOKEN` with the service's CLIPFAKE_TOKEN"
+    """Raise HttpProblem unless the Authorization header has the token."""
+    scheme, _, credentials = headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not hmac.compare_digest(credentials.strip().encode("latin-1"), token.encode()):
+        message = "the token is missing or wrong; send `Authorization: Bearer TOKEN` with the service's CLIPFAKE_TOKEN"
         raise HttpProblem("token-required", message, headers={"WWW-Authenticate": "Bearer"})
 
 
 def host_of(header: str) -> str:
-    """The name in a Host header, without its port.
+    """Return the name in a Host header without its port.
 
     >>> host_of("localhost:8000"), host_of("[::1]:8000"), host_of("")
     ('localhost', '::1', '')
@@ -80,78 +81,78 @@ class Body:
     refused: HttpProblem | None = None
 
 
-class Gate:
-    """The outermost layer of the app."""
+class ServiceMiddleware:
+    """ASGI middleware around the whole application: limits, access checks, problem responses and metrics."""
 
     def __init__(
         self, app: ASGIApp, *, limits: Limits, metrics: ServiceMetrics, token: str, public: bool, folder: Path
     ) -> None:
         self.app, self.limits, self.metrics = app, limits, metrics
         self.token, self.public, self.folder = token, public, folder
-        self._now = 0  # requests being answered
+        self._in_progress = 0  # number of requests
         self._held = 0  # bytes of their bodies
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        begun, body = time.perf_counter(), Body()
-        status = 0  # of the answer, once it has begun
+        started, body = time.perf_counter(), Body()
+        status = 0  # of the response, once it has started
 
-        async def taking() -> Message:
+        async def limited_receive() -> Message:
             if body.refused is None:
                 message = await receive()
-                self._take(body, message)
-            # to the app it looks as if the client had gone; `telling` says why
+                self._count_bytes(body, message)
+            # to the application a refused body is a client that disconnected; `checked_send` raises the reason
             return message if body.refused is None else {"type": "http.disconnect"}
 
-        async def telling(message: Message) -> None:
+        async def checked_send(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 if body.refused is not None:
                     raise body.refused
                 status = message["status"]
                 headers = Headers(raw=message["headers"])
-                more = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k not in headers]
-                message["headers"] = [*message["headers"], *more]
+                extra = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k not in headers]
+                message["headers"] = [*message["headers"], *extra]
             await send(message)
 
-        self._now += 1
+        self._in_progress += 1
         try:
             self._check(scope)
             async with asyncio.timeout(self.limits.seconds):
-                await self.app(scope, taking, telling)
-        except Exception as e:  # noqa: BLE001  the last word: whatever happens is answered, and the service stays up
+                await self.app(scope, limited_receive, checked_send)
+        except Exception as e:  # noqa: BLE001  the outermost handler: every error becomes a response
             problem, body.refused = body.refused or self._problem(e, body), None
             if problem:
                 self.metrics.problems.labels(problem.kind).inc()
             if problem and not status:
-                await problem.response()(scope, receive, telling)
+                await problem.response()(scope, receive, checked_send)
         finally:
-            self._now -= 1
+            self._in_progress -= 1
             self._held -= body.read
             method = scope["method"] if scope["method"] in METHODS else "other"
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.requests.labels(method, route, status or 499).inc()
-            self.metrics.request_seconds.labels(route).observe(time.perf_counter() - begun)
+            self.metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
 
-    def _take(self, body: Body, message: Message) -> None:
-        """Count what came; from then on the body is refused if it is too much."""
-        come = len(message.get("body", b""))
-        body.read += come
-        self._held += come
+    def _count_bytes(self, body: Body, message: Message) -> None:
+        """Add a chunk to the byte counts, and mark the body as refused if a limit is exceeded."""
+        size = len(message.get("body", b""))
+        body.read += size
+        self._held += size
         body.done = body.done or not message.get("more_body", False)
         if body.read > self.limits.request_bytes:
             body.refused = too_large(self.limits.request_bytes)
         elif self._held > self.limits.held_bytes:
-            detail = f"requests of {self._held:,} bytes are being answered; try again in a second"
+            detail = f"the requests in progress hold {self._held:,} bytes already; try again in a second"
             body.refused = HttpProblem("busy", detail, headers={"Retry-After": "1", **CLOSE})
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
         allow(scope["path"], headers, self.token, public=self.public)
-        if self._now > self.limits.requests and scope["path"] not in OPEN:
-            message = f"{self.limits.requests} requests are being answered; try again in a second"
+        if self._in_progress > self.limits.requests and scope["path"] not in OPEN:
+            message = f"{self.limits.requests} requests are in progress already; try again in a second"
             raise HttpProblem("busy", message, headers={"Retry-After": "1"})
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.limits.request_bytes:
@@ -159,16 +160,17 @@ class Gate:
 
     def _problem(self, error: Exception, body: Body) -> HttpProblem | None:
         if isinstance(error, ClientDisconnect):
-            return None  # nobody is there to be told
+            return None
         if isinstance(error, TimeoutError):
-            message = f"not done after {self.limits.seconds:g} s; send fewer images at once, or try again"
+            message = f"the request took more than {self.limits.seconds:g} s; send fewer images at once, or try again"
             return HttpProblem("too-slow", message) if body.done else HttpProblem("slow-upload", message, headers=CLOSE)
-        problem = problem_of(error, self.folder)
-        if problem.status == 500 and problem is not error:  # else it was logged where it arose
-            LOG.error("a request failed", exc_info=error)
+        problem = to_problem(error, self.folder)
+        if problem.status == 500 and problem is not error:  # an HttpProblem was logged where it was raised
+            LOG.error("request failed", exc_info=error)
         return problem
 
 
-def too_large(most: int) -> HttpProblem:
-    message = f"the request is larger than the {most:,} bytes allowed; send fewer or smaller images"
+def too_large(max_bytes: int) -> HttpProblem:
+    """The problem of a request body that is too large."""
+    message = f"the request is larger than the {max_bytes:,} bytes allowed; send fewer or smaller images"
     return HttpProblem("too-large", message, headers=CLOSE)

@@ -1,4 +1,4 @@
-"""Every refusal is a JSON problem (RFC 9457): what was found, and what to do next."""
+"""Error responses: JSON problems (RFC 9457) that say what is wrong and what to do."""
 
 from __future__ import annotations
 
@@ -27,32 +27,32 @@ KINDS: dict[str, tuple[int, str]] = {
     "bad-request": (400, "The request cannot be read"),
     "token-required": (401, "A token is required"),
     "writes-off": (403, "Writing is switched off"),
-    "not-found": (404, "There is no such thing here"),
-    "wrong-method": (405, "This cannot be done here"),
+    "not-found": (404, "Not found"),
+    "wrong-method": (405, "Method not allowed"),
     "slow-upload": (408, "The request took too long to arrive"),
     "cannot-judge": (409, "The store cannot answer yet"),
     "too-large": (413, "Too large"),
     "too-many": (413, "Too many images"),
-    "wrong-media": (415, "Not a kind of content that is understood"),
-    "wrong-host": (421, "Not a name of this service"),
+    "wrong-media": (415, "Unsupported content type"),
+    "wrong-host": (421, "Wrong host name"),
     "invalid": (422, "The request is not valid"),
     "no-image": (422, "There is no image in the request"),
     "bad-image": (422, "The image cannot be read"),
     "failed": (500, "The service failed"),
-    "engine-failed": (502, "The search engine refuses"),
+    "engine-failed": (502, "The search back end failed"),
     "not-ready": (503, "Not ready"),
     "busy": (503, "Busy"),
     "locked": (503, "Another process is writing"),
-    "engine-down": (503, "The search engine cannot be reached"),
-    "engine-slow": (504, "The search engine took too long"),
-    "too-slow": (504, "The answer took too long"),
+    "engine-down": (503, "The search back end cannot be reached"),
+    "engine-slow": (504, "The search back end took too long"),
+    "too-slow": (504, "The response took too long"),
 }
-TOLD = 20  # mistakes in one request, at most
+MAX_ERRORS = 20  # validation errors listed in one response
 _BY_STATUS = {400: "bad-request", 404: "not-found", 405: "wrong-method", 415: "wrong-media", 422: "invalid"}
 
 
 class HttpProblem(Exception):
-    """A refusal: one of `KINDS`, in words for this case, with whatever else helps as members of the JSON."""
+    """An error response: one of `KINDS`, a detail for this request, and further members of the JSON."""
 
     def __init__(self, kind: str, detail: str, *, headers: Mapping[str, str] | None = None, **more: Any) -> None:
         super().__init__(detail)
@@ -68,12 +68,12 @@ class HttpProblem(Exception):
         return JSONResponse(self.to_dict(), self.status, self.headers, MEDIA_TYPE)
 
 
-def problem_of(error: Exception, folder: Path | None = None) -> HttpProblem:
-    """An error of ours, or of the framework, as a problem.
+def to_problem(error: Exception, folder: Path | None = None) -> HttpProblem:
+    """Convert any error to a problem.
 
-    What is nobody's fault but ours says nothing of our insides, and where the store's folder lies is nobody's business.
+    An unexpected error reveals nothing of the server, and the path of the store's folder is shortened to its name.
 
-    >>> problem_of(ImageError("empty file")).status
+    >>> to_problem(ImageError("empty file")).status
     422
     """
     if isinstance(error, HttpProblem):
@@ -90,16 +90,16 @@ def problem_of(error: Exception, folder: Path | None = None) -> HttpProblem:
     if isinstance(error, ClipfakeError):
         return HttpProblem("failed", detail)
     if isinstance(error, HTTPException):
-        if isinstance(error.__cause__, HttpProblem):  # of body.py, which FastAPI lets through in this form alone
+        if isinstance(error.__cause__, HttpProblem):  # json_body.py wraps them, because FastAPI lets no others through
             return error.__cause__
         kind = _BY_STATUS.get(error.status_code, "bad-request")
         return HttpProblem(kind, f"{error.detail}; see /openapi.json", headers=error.headers)
-    return HttpProblem("failed", "an error in the service itself; its log says more")
+    return HttpProblem("failed", "internal error; the log of the service has the details")
 
 
-def problem_of_validation(found: Sequence[Any]) -> HttpProblem:
-    """Convert the framework's validation errors in parameters or body."""
-    kind = "bad-request" if any(one["type"] == "json_invalid" for one in found) else "invalid"
-    places = [{"where": ".".join(map(str, one["loc"])), "what": one["msg"]} for one in found[:TOLD]]
-    detail = "; ".join(f"{one['where']}: {one['what']}" for one in places[:3])
-    return HttpProblem(kind, detail or "see /openapi.json", errors=places)
+def validation_problem(errors: Sequence[Any]) -> HttpProblem:
+    """Convert pydantic's errors in the parameters or the body."""
+    kind = "bad-request" if any(error["type"] == "json_invalid" for error in errors) else "invalid"
+    listed = [{"where": ".".join(map(str, error["loc"])), "what": error["msg"]} for error in errors[:MAX_ERRORS]]
+    detail = "; ".join(f"{error['where']}: {error['what']}" for error in listed[:3])
+    return HttpProblem(kind, detail or "see /openapi.json", errors=listed)

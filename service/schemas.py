@@ -1,4 +1,4 @@
-"""The service's JSON, as its documentation tells it. What a verdict means is told in detector/verdict.py."""
+"""JSON models of the service's responses, for OpenAPI. detector/verdict.py explains the parts of a verdict."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field
 
 
 class ProblemDetails(BaseModel):
-    """A refusal (RFC 9457)."""
+    """An error response (RFC 9457)."""
 
     type: str = Field(examples=["urn:clipfake:problem:bad-image"])
     title: str = Field(examples=["The image cannot be read"])
@@ -17,19 +17,19 @@ class ProblemDetails(BaseModel):
 
 
 class NeighborJson(BaseModel):
-    """A stored row that testifies."""
+    """A stored row that is evidence."""
 
     key: str = Field(examples=["sim_nearest/images/plain/img000046.jpg"])
-    similarity: float = Field(description="Cosine, higher is nearer.", examples=[0.98])
+    similarity: float = Field(description="Cosine similarity, higher is nearer.", examples=[0.98])
     source: str
     generator: str
     category: str
-    path: str = Field(description="Where the file was when it was indexed.")
-    split: str = Field(description="Part of the head's training it was in, or empty.")
+    path: str = Field(description="Path of the file when it was indexed.")
+    split: str = Field(description="Part of the head's split (train, validation or test), or empty.")
 
 
 class StoredJson(BaseModel):
-    """A stored row with the very bytes that are asked about."""
+    """A stored row of a file identical to the queried one."""
 
     key: str = Field(examples=["newgan/c.png"])
     label: Literal["real", "fake", "unknown"]
@@ -43,8 +43,8 @@ class NeighborsJson(BaseModel):
 
 
 class SignalsJson(BaseModel):
-    svm: float = Field(description="Log-likelihood ratio of the classifier by itself.")
-    neighbors: float = Field(description="Log-likelihood ratio of the nearest neighbours by themselves.")
+    svm: float = Field(description="Log-likelihood ratio of the classifier alone.")
+    neighbors: float = Field(description="Log-likelihood ratio of the nearest neighbours alone.")
 
 
 class ChangeJson(BaseModel):
@@ -56,42 +56,47 @@ class ChangeJson(BaseModel):
 
 
 class VerdictJson(BaseModel):
-    """The answer for one image, with its evidence; the same object `clipfake query --json` prints."""
+    """Verdict on one image with its evidence; the same object that `clipfake query --json` prints."""
 
     image: str = Field(examples=["suspicious.jpg"])
     verdict: Literal["real", "fake", "unsure"]
     score: float = Field(description="Natural log-likelihood ratio; above 0 leans fake.", examples=[2.68])
     probability: float = Field(
-        ge=0, le=1, description="Of fake, for `prior`; no surer than the rows calibrated on allow.", examples=[0.94]
+        ge=0,
+        le=1,
+        description="Probability that the image is fake, given `prior`; bounded by the number of calibration rows.",
+        examples=[0.94],
     )
     prior: float
     signals: SignalsJson
     conflict: bool
     possible: list[Literal["real", "fake"]]
-    error_rate: float = Field(description="Rate of error at which `possible` was found.")
+    error_rate: float = Field(description="Error rate at which `possible` was determined.")
     reasons: list[str] = Field(examples=[["real is ruled out at an error rate of 5%"]])
-    percentile: float = Field(description="Per cent of known images less near to their nearest than this one.")
+    percentile: float = Field(description="Percentage of known images that are farther from their nearest neighbour.")
     generator: str
     known: str = Field(description="Key of the first of `stored`, or empty.")
-    stored: list[StoredJson] = Field(description="The rows with the very same bytes, nine at most; none testifies.")
+    stored: list[StoredJson] = Field(description="Rows of identical files, at most nine; they are not evidence.")
     neighbors: NeighborsJson
     changes: list[ChangeJson]
-    views: list[ChangeJson] = Field(description="Of degraded copies, where one asked for them; empty otherwise.")
+    views: list[ChangeJson] = Field(description="Verdicts on degraded copies if `steady` is set; empty otherwise.")
 
 
 class RefusalJson(BaseModel):
-    """An image that could not be judged; the others of its request were."""
+    """An image that could not be judged. The other images of the request are not affected."""
 
     image: str
     error: str
 
 
 class AnswersJson(BaseModel):
-    """One answer an image, in the order of the request."""
+    """One answer per image, in the order of the request."""
 
-    snapshot: int = Field(description="Number of the store's snapshot that answered.")
+    snapshot: int = Field(description="Number of the store's snapshot that was used.")
     answers: list[VerdictJson | RefusalJson]
-    places: list[list[float] | None] | None = Field(None, description="Where each image lies on /v1/map, if asked for.")
+    places: list[list[float] | None] | None = Field(
+        None, description="Coordinates of each image on /v1/map if `map` is set; null for an image without a verdict."
+    )
 
 
 class StoreJson(BaseModel):
@@ -101,14 +106,14 @@ class StoreJson(BaseModel):
     snapshot: int
     space: SpaceJson = Field(description="The encoder whose vectors are stored.")
     ready: bool = Field(description="Whether images can be judged.")
-    why: str = Field(description="Why not, and what to do; empty if they can.")
-    notice: str = Field(description="What must be known to read the verdicts, or empty.")
+    why: str = Field(description="Why images cannot be judged, and what to do; empty if `ready`.")
+    notice: str = Field(description="Notice to show with every verdict, or empty.")
     writes: bool = Field(description="Whether the service has a token, so that /v1/bank can be used.")
     limits: dict[str, float]
 
 
 class MapJson(BaseModel):
-    """Some rows of the bank on their two main axes; the lists are parallel."""
+    """A sample of the bank on its first two principal components; the lists are parallel."""
 
     points: list[list[float]]
     labels: list[int] = Field(description="0 real, 1 fake.")
@@ -122,7 +127,7 @@ class HealthJson(BaseModel):
 
 
 class SpaceJson(BaseModel):
-    """Vectors of one fingerprint and dimension may be compared."""
+    """An embedding space. Vectors with the same fingerprint and dimension can be compared."""
 
     encoder: str = Field(examples=["openai/clip-vit-base-patch32"])
     fingerprint: str = Field(description="Digest over the encoder's weights and preprocessing.")
@@ -132,11 +137,11 @@ class SpaceJson(BaseModel):
 
 class VectorJson(BaseModel):
     image: str
-    vector: list[float] = Field(description="`dim` numbers, of unit length together.")
+    vector: list[float] = Field(description="Unit vector of `dim` numbers.")
 
 
 class VectorsJson(BaseModel):
-    """One answer an image, in the order of the request."""
+    """One answer per image, in the order of the request."""
 
     space: SpaceJson
     answers: list[VectorJson | RefusalJson]
@@ -149,37 +154,37 @@ class EmbeddingJson(BaseModel):
 
 
 class EmbeddingsJson(BaseModel):
-    """OpenAI's answer."""
+    """Response of OpenAI's embeddings API."""
 
     object: Literal["list"]
     data: list[EmbeddingJson]
     model: str
-    usage: dict[str, int] = Field(description="Images have no tokens: zero.")
+    usage: dict[str, int] = Field(description="Always zero, since images have no tokens.")
 
 
 class RowJson(BaseModel):
-    """A stored row that was found."""
+    """A stored row found by a search."""
 
     key: str = Field(examples=["sim_nearest/images/plain/img000046.jpg"])
-    similarity: float = Field(description="Cosine, higher is nearer.", examples=[0.98])
+    similarity: float = Field(description="Cosine similarity, higher is nearer.", examples=[0.98])
     label: Literal["real", "fake", "unknown"]
     source: str
     generator: str
     category: str
-    path: str = Field(description="Where the file was when it was indexed.")
+    path: str = Field(description="Path of the file when it was indexed.")
 
 
-class FoundJson(BaseModel):
-    snapshot: int = Field(description="Number of the store's snapshot that answered.")
-    rows: list[RowJson] = Field(description="Nearest first; fewer than k where fewer are allowed.")
+class SearchResponseJson(BaseModel):
+    snapshot: int = Field(description="Number of the store's snapshot that was used.")
+    rows: list[RowJson] = Field(description="Nearest first; fewer than k if the filter allows fewer.")
 
 
 class KnnRowJson(BaseModel):
-    """A row as clip-retrieval tells it, and what else is known of it; beyond `num_images` the first two alone."""
+    """A row in clip-retrieval's format with metadata. Rows beyond `num_images` have only the first two fields."""
 
     id: int = Field(examples=[4294967338])
     similarity: float
-    url: str = Field("", description="Of its small picture, on this service.")
+    url: str = Field("", description="URL of the thumbnail on this service.")
     caption: str = Field("", examples=["fake, stylegan2, dogs"])
     key: str = ""
     label: str = ""
@@ -195,25 +200,25 @@ class AddedJson(BaseModel):
     source: str
     label: Literal["real", "fake"]
     added: int
-    known: int = Field(description="Were there already under the same name.")
-    replaced: int = Field(description="Took the place of another image of the same name.")
+    known: int = Field(description="Number of images already stored under the same name.")
+    replaced: int = Field(description="Number of images that replaced another one of the same name.")
     refused: list[RefusalJson]
     snapshot: int
-    before: int = Field(description="`clipfake store undo` with this number goes back to before.")
+    before: int = Field(description="Snapshot number for `clipfake store undo` to return to the state before.")
 
 
 class RemovedJson(BaseModel):
     source: str
-    removed: int = Field(description="Rows.")
+    removed: int = Field(description="Number of rows removed.")
     snapshot: int
-    before: int = Field(description="`clipfake store undo` with this number brings them back.")
+    before: int = Field(description="Snapshot number for `clipfake store undo` to restore the rows.")
 
 
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe the error responses of an operation for the documentation."""
+    """Describe the error responses of an operation for OpenAPI."""
     schema = {"schema": ProblemDetails.model_json_schema()}
-    everywhere = (401, 408, 413, 421, 500, 502, 503, 504)
+    common = (401, 408, 413, 421, 500, 502, 503, 504)
     return {
         status: {"description": "A problem", "content": {"application/problem+json": schema}}
-        for status in sorted({*everywhere, *statuses})
+        for status in sorted({*common, *statuses})
     }

@@ -1,4 +1,4 @@
-"""The service on a port, until it is told to stop; then it finishes what it accepted."""
+"""Run the service on a port with uvicorn until SIGINT or SIGTERM, then finish the accepted requests."""
 
 from __future__ import annotations
 
@@ -31,15 +31,20 @@ def serve(
 
     Parameters
     ----------
-    port : 0 takes a free one
-    token : None takes it from the environment, CLIPFAKE_TOKEN
+    port : port to listen on; 0 takes any free one
+    token : secret that clients send (default: the environment variable CLIPFAKE_TOKEN)
     proxy
-        Others' requests are passed on to this machine: then too everything takes the token, whatever the host.
-    tell : called with the URL as soon as it can be asked
+        Whether a proxy forwards requests from other machines. If so, everything requires the token, whatever the host.
+    on_ready : called with the URL as soon as the port is open
 
     Raises
     ------
-    MissingExtra, SpaceMismatch, or ClipfakeError where others may come and there is no token, or the port is taken
+    MissingExtra
+        The extra `serve` is not installed.
+    SpaceMismatch
+        The store was written by another encoder.
+    ClipfakeError
+        Other machines can reach the service but no token is set, or the port cannot be opened.
     """
     try:
         import uvicorn
@@ -53,35 +58,35 @@ def serve(
     public = proxy or host not in LOOPBACK
     if public and not token:
         raise ClipfakeError(
-            f"others than this machine may ask a service on {host}{' behind a proxy' if proxy else ''}; set {TOKEN} to "
-            f"a secret of your choosing, or serve on 127.0.0.1 without a proxy"
+            f"a service on {host}{' behind a proxy' if proxy else ''} can be reached from other machines and needs a "
+            f"token; set the environment variable {TOKEN} to a secret, or serve on 127.0.0.1 without --proxy"
         )
     limits: Limits = options.setdefault("limits", Limits())
-    made = app(store, encoder, decode, thumbnail, token=token, public=public, **options)
+    application = app(store, encoder, decode, thumbnail, token=token, public=public, **options)
     config = uvicorn.Config(
-        made,
+        application,
         log_level="warning",
         server_header=False,
         timeout_graceful_shutdown=int(limits.seconds) + 5,
         timeout_keep_alive=30,
         lifespan="on",
     )
-    with listening(host, port) as ours, suppress(KeyboardInterrupt):
+    with listening(host, port) as listener, suppress(KeyboardInterrupt):
         name = f"[{host}]" if ":" in host else host
-        on_ready(f"http://{name}:{ours.getsockname()[1]}")  # whoever asks before the server runs is kept waiting
-        uvicorn.Server(config).run(sockets=[ours])
+        on_ready(f"http://{name}:{listener.getsockname()[1]}")  # requests sent before the server runs are queued
+        uvicorn.Server(config).run(sockets=[listener])
 
 
 def listening(host: str, port: int) -> socket.socket:
-    """An open port; raises ClipfakeError."""
+    """Return a listening socket; raises ClipfakeError."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    # TCP by name, or asyncio does not know that it is and leaves Nagle's algorithm on: 40 ms more an answer
-    ours = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    # IPPROTO_TCP explicitly: otherwise asyncio leaves Nagle's algorithm on, which adds 40 ms to each response
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
-        ours.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        ours.bind((host, port))
-        ours.listen()
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen()
     except OSError as e:
-        ours.close()
-        raise ClipfakeError(f"cannot serve on {host}, port {port}: {e.strerror or e}; choose another --port") from e
-    return ours
+        listener.close()
+        raise ClipfakeError(f"cannot listen on {host}, port {port}: {e.strerror or e}; choose another --port") from e
+    return listener

@@ -1,4 +1,4 @@
-"""Shared state of all requests: the encoder and its queue, the store, and the detector of its newest rows."""
+"""State that all requests share: the encoder and its queue, the store, and the detector for its newest snapshot."""
 
 from __future__ import annotations
 
@@ -32,29 +32,29 @@ from .batcher import Batcher, Vector
 from .image_decoder import ImageDecoder, UploadedImage
 from .limits import Limits
 from .metrics import ServiceMetrics
-from .problems import HttpProblem, problem_of
-from .search_backend import Elsewhere, GuardedBackend
+from .problems import HttpProblem, to_problem
+from .search_backend import GuardedBackend, SearcherFactory
 from .uploads import Upload
 
 R = TypeVar("R")
-Version = tuple[int, tuple[tuple[str, int], ...]]  # number of the snapshot; the head's files and when they were written
-VIEWS = 3  # vectors of an image that is asked about with its two degraded copies
+Version = tuple[int, tuple[tuple[str, int], ...]]  # number of the snapshot; names and mtimes of the head's files
+VIEWS = 3  # vectors of an image with its two degraded copies
 LOG = logging.getLogger("clipfake.service")
 
 
 @dataclass(frozen=True)
 class EmbeddedUpload:
-    """One file with its vector."""
+    """An uploaded image with its vector."""
 
     name: str
-    picture: UploadedImage
+    image: UploadedImage
     vector: Vector  # (dim,)
-    views: dict[str, Vector] = field(default_factory=dict)  # of degraded copies, if asked for
+    views: dict[str, Vector] = field(default_factory=dict)  # of degraded copies, if requested
 
 
 @dataclass(frozen=True)
 class RefusedUpload:
-    """One file that could not be used; the others of its request go on."""
+    """An upload without a vector. The other uploads of the request are not affected."""
 
     name: str
     problem: HttpProblem
@@ -65,176 +65,180 @@ class RefusedUpload:
 
 @dataclass(frozen=True)
 class LoadedDetector:
-    """The rows at one version, and who judges by them."""
+    """A snapshot of the store with its detector, or the problem that prevents judging."""
 
-    version: Version | None  # None if it may be another the next time, although nothing here has changed
+    version: Version | None  # None if the next request must load again although the version is the same
     snapshot: Snapshot
-    found: VectorDetector | None
-    refused: HttpProblem | None = None  # why there is no detector, and what to do
+    detector_or_none: VectorDetector | None
+    problem: HttpProblem | None = None  # why there is no detector, and what to do
 
     @classmethod
     def of(
-        cls, store: Store, head: str, rules: EvidenceOptions, version: Version, engine: GuardedBackend | None
+        cls, store: Store, head: str, evidence: EvidenceOptions, version: Version, backend: GuardedBackend | None
     ) -> LoadedDetector:
         try:
-            detector = VectorDetector.load(store, head, rules, engine.of if engine else None)
+            detector = VectorDetector.load(store, head, evidence, backend.of if backend else None)
         except (HeadError, NotEnoughRows, SpaceMismatch) as e:
-            return cls(version, store.snapshot(), None, problem_of(e, store.folder))
+            return cls(version, store.snapshot(), None, to_problem(e, store.folder))
         except StoreError as e:
-            return cls(None, store.snapshot(), None, HttpProblem("cannot-judge", problem_of(e, store.folder).detail))
-        except HttpProblem as e:  # an engine that is down, or not filled yet, comes back without a sign in the store
+            return cls(None, store.snapshot(), None, HttpProblem("cannot-judge", to_problem(e, store.folder).detail))
+        except HttpProblem as e:  # a back end can recover without any change in the store
             return cls(None, store.snapshot(), None, e)
         return cls(version, detector.snapshot, detector)
 
     @property
     def why(self) -> str:
         """Reason why there is no detector, and what to do; empty if there is one."""
-        return self.refused.detail if self.refused else ""
+        return self.problem.detail if self.problem else ""
 
     @property
     def detector(self) -> VectorDetector:
-        """Raises Problem (cannot-judge, or what is wrong with the engine) if there is none."""
-        if self.found is None:
-            assert self.refused
-            raise HttpProblem(self.refused.kind, self.refused.detail, headers=self.refused.headers)
-        return self.found
+        """The detector; raises HttpProblem (cannot-judge, or a failure of the search back end) if there is none."""
+        if self.detector_or_none is None:
+            assert self.problem
+            raise HttpProblem(self.problem.kind, self.problem.detail, headers=self.problem.headers)
+        return self.detector_or_none
 
     @cached_property
     def map(self) -> BankMap:
         return BankMap.of(self.detector)
 
 
-def usable(seen: Sequence[EmbeddedUpload | RefusedUpload]) -> list[EmbeddedUpload]:
+def usable(uploads: Sequence[EmbeddedUpload | RefusedUpload]) -> list[EmbeddedUpload]:
     """Return the uploads that have a vector; raises the first one's HttpProblem if there are none."""
-    good = [one for one in seen if isinstance(one, EmbeddedUpload)]
-    bad = [one for one in seen if isinstance(one, RefusedUpload)]
-    if not good:
-        first = bad[0].problem
-        more = {"images": [one.to_dict() for one in bad]} if len(bad) > 1 else {}
+    embedded = [upload for upload in uploads if isinstance(upload, EmbeddedUpload)]
+    refused = [upload for upload in uploads if isinstance(upload, RefusedUpload)]
+    if not embedded:
+        first = refused[0].problem
+        more = {"images": [upload.to_dict() for upload in refused]} if len(refused) > 1 else {}
         raise HttpProblem(first.kind, first.detail, headers=first.headers, **more)
-    return good
+    return embedded
 
 
 class AppState:
-    """Takes images in, has them encoded in batches, and judges them."""
+    """Embeds uploads in batches and judges them by the store's newest snapshot."""
 
     def __init__(
         self,
         store: Store,
-        eyes: ImageDecoder,
+        image_decoder: ImageDecoder,
         *,
         head: str,
-        rules: EvidenceOptions,
+        evidence: EvidenceOptions,
         limits: Limits,
         metrics: ServiceMetrics,
-        elsewhere: Elsewhere | None = None,
+        searcher_for: SearcherFactory | None = None,
     ) -> None:
         space = space_of(store.snapshot(), vector_names_of(head_folder(store.folder, head)))
-        eyes.encoder.space.require(space, f"the store {store.folder}")
-        self.store, self.eyes, self.limits, self.metrics = store, eyes, limits, metrics
-        self._head, self.rules, self._engine = head, rules, GuardedBackend(elsewhere) if elsewhere else None
+        image_decoder.encoder.space.require(space, f"the store {store.folder}")
+        self.store, self.image_decoder, self.limits, self.metrics = store, image_decoder, limits, metrics
+        self._head, self.evidence = head, evidence
+        self._backend = GuardedBackend(searcher_for) if searcher_for else None
         self._loaded: LoadedDetector | None = None
         self._figures: tuple[Version, dict[str, Any]] | None = None
         self._loading = threading.Lock()
         self.writing = threading.Lock()
 
     def start(self) -> None:
-        """Begin to work; `stop` ends it."""
-        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "desk")
-        self.batcher = Batcher(self.eyes.encoder.encode, self.limits, self.metrics)
+        """Start the threads. Call `stop` at the end."""
+        self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "service")
+        self.batcher = Batcher(self.image_decoder.encoder.encode, self.limits, self.metrics)
 
     def stop(self) -> None:
-        """Finish what was taken in."""
+        """Encode the images in the queue, then stop the threads."""
         self.batcher.close()
         self._pool.shutdown()
 
     async def run(self, function: Callable[..., R], *arguments: Any) -> R:
-        """Call a function that takes its time, beside the event loop."""
+        """Call a blocking function in the thread pool."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
-    async def see(
+    async def embed(
         self, uploads: Sequence[Upload], *, thumbnails: bool = False, views: bool = False
     ) -> list[EmbeddedUpload | RefusedUpload]:
-        """A vector for each image, or why there is none; raises Problem (busy) if there is no room for all of them.
+        """Decode and encode uploads, with their degraded copies if `views` is set; one result per upload, in order.
 
-        With `views`, one for each of its degraded copies too.
+        Raises HttpProblem: busy if the queue has no room for all images, too-many if it never will.
         """
-        if views and self.eyes.degraded is None:
-            raise HttpProblem("invalid", "this service makes no degraded copies; ask without `steady`")
-        places = len(uploads) * (VIEWS if views else 1)
-        if places > self.limits.waiting:  # however often one came back
-            raise HttpProblem("too-many", f"{len(uploads)} images with their copies are more than can wait; send fewer")
-        with self.batcher.places(places):
-            return list(await asyncio.gather(*(self._see(upload, thumbnails, views) for upload in uploads)))
+        if views and self.image_decoder.degraded is None:
+            raise HttpProblem("invalid", "this service makes no degraded copies; send the request without `steady`")
+        images = len(uploads) * (VIEWS if views else 1)
+        if images > self.limits.waiting:  # retrying would never help
+            message = f"{len(uploads)} images with their degraded copies exceed the limit of {self.limits.waiting}"
+            raise HttpProblem("too-many", f"{message} waiting images; send fewer")
+        with self.batcher.reserve(images):
+            return list(await asyncio.gather(*(self._embed_upload(upload, thumbnails, views) for upload in uploads)))
 
-    async def _see(self, upload: Upload, thumbnail: bool, views: bool) -> EmbeddedUpload | RefusedUpload:
+    async def _embed_upload(self, upload: Upload, thumbnail: bool, views: bool) -> EmbeddedUpload | RefusedUpload:
         try:
-            picture = await self.run(self._open, upload.content, thumbnail, views)
-            all_of_them = [picture.pixels, *picture.views.values()]
-            vector, *copies = await asyncio.gather(*(self.batcher.vector(pixels) for pixels in all_of_them))
-            return EmbeddedUpload(upload.name, picture, vector, dict(zip(picture.views, copies, strict=True)))
+            image = await self.run(self._decode, upload.content, thumbnail, views)
+            inputs = [image.pixels, *image.views.values()]
+            vector, *view_vectors = await asyncio.gather(*(self.batcher.vector(pixels) for pixels in inputs))
+            return EmbeddedUpload(upload.name, image, vector, dict(zip(image.views, view_vectors, strict=True)))
         except Exception as e:
-            problem = problem_of(e)
+            problem = to_problem(e)
             if problem.status == 500:
-                LOG.error("an image failed", exc_info=e)
+                LOG.error("image failed", exc_info=e)
             self.metrics.problems.labels(problem.kind).inc()
             return RefusedUpload(upload.name, problem)
 
-    def _open(self, content: bytes, thumbnail: bool, views: bool) -> UploadedImage:
+    def _decode(self, content: bytes, thumbnail: bool, views: bool) -> UploadedImage:
         with self.metrics.stage("decode"):
-            return self.eyes.open(content, self.limits, thumbnail=thumbnail, views=views)
+            return self.image_decoder.open(content, self.limits, thumbnail=thumbnail, views=views)
 
     def judge(
-        self, seen: Sequence[EmbeddedUpload], question: QueryOptions, *, places: bool
-    ) -> tuple[list[Verdict], int, Any]:
-        """Verdicts, the number of the snapshot that gave them, and where the images lie on the map (or None).
+        self, uploads: Sequence[EmbeddedUpload], options: QueryOptions, *, on_map: bool
+    ) -> tuple[list[Verdict], int, npt.NDArray[np.float64] | None]:
+        """Return the verdicts, the number of the snapshot, and the (n, 2) map coordinates if `on_map` is set.
 
-        Raises Problem (cannot-judge).
+        Raises HttpProblem (cannot-judge).
         """
         loaded = self.loaded()
         with self.metrics.stage("judge"):
-            vectors = np.stack([one.vector for one in seen])
-            digests = np.frombuffer(b"".join(one.picture.digest for one in seen), "V16")
-            verdicts = loaded.detector.judge([one.name for one in seen], vectors, digests, question)
-            for i, one in enumerate(seen):
-                if one.views:
-                    verdicts[i] = loaded.detector.check_stability(verdicts[i], one.views, one.picture.digest, question)
-            where = loaded.map.place(loaded.detector, vectors) if places else None
+            vectors = np.stack([upload.vector for upload in uploads])
+            digests = np.frombuffer(b"".join(upload.image.digest for upload in uploads), "V16")
+            verdicts = loaded.detector.judge([upload.name for upload in uploads], vectors, digests, options)
+            for i, upload in enumerate(uploads):
+                if upload.views:
+                    verdicts[i] = loaded.detector.check_stability(
+                        verdicts[i], upload.views, upload.image.digest, options
+                    )
+            coordinates = loaded.map.place(loaded.detector, vectors) if on_map else None
         for verdict in verdicts:
             self.metrics.verdicts.labels(verdict.verdict).inc()
-        return verdicts, loaded.snapshot.number, where
+        return verdicts, loaded.snapshot.number, coordinates
 
     def loaded(self, *, wait: bool = False) -> LoadedDetector:
-        """The store's newest rows and newest head.
+        """Return the detector for the store's newest rows and head, loading it if they changed.
 
-        While another request loads them it is the ones before, unless told to wait.
+        While another thread loads it, the previous one is returned, unless `wait` is set.
         """
-        known = self._loaded
-        if known and known.version == self._version():
-            return known
-        if known is None or wait:
+        current = self._loaded
+        if current and current.version == self._version():
+            return current
+        if current is None or wait:
             self._loading.acquire()
         elif not self._loading.acquire(blocking=False):
-            return known
+            return current
         try:
             version = self._version()
             if self._loaded is None or self._loaded.version != version:
-                self._loaded = LoadedDetector.of(self.store, self._head, self.rules, version, self._engine)
+                self._loaded = LoadedDetector.of(self.store, self._head, self.evidence, version, self._backend)
                 self.metrics.rows.set(len(self._loaded.snapshot))
             return self._loaded
         finally:
             self._loading.release()
 
     def _version(self) -> Version:
-        known, folder = numbers(self.store.folder), head_folder(self.store.folder, self._head)
-        written = []
+        snapshots, folder = numbers(self.store.folder), head_folder(self.store.folder, self._head)
+        files = []
         for path in sorted([*folder.glob("head.json"), *folder.glob("calibration-*.json")]):
-            with suppress(FileNotFoundError):  # training has just taken it away
-                written.append((path.name, path.stat().st_mtime_ns))
-        return (known[-1] if known else -1, tuple(written))
+            with suppress(FileNotFoundError):  # a training run may be replacing it
+                files.append((path.name, path.stat().st_mtime_ns))
+        return (snapshots[-1] if snapshots else -1, tuple(files))
 
     def figures(self) -> dict[str, Any]:
-        """The store in figures, without its path."""
+        """Return the report of `clipfake store info` without the store's path."""
         version = self._version()
         if self._figures is None or self._figures[0] != version:
             report = info(self.store).to_dict()
@@ -243,19 +247,19 @@ class AppState:
             self._figures = version, report
         return self._figures[1]
 
-    def text(self, words: str) -> npt.NDArray[np.float32]:
-        """(dim,) the vector of some words; raises Problem where the encoder knows no words."""
-        if not self.eyes.encoder.has_text:
-            raise HttpProblem("invalid", "the encoder of this store has no text side; send an image or a vector")
-        return np.asarray(self.eyes.encoder.encode_texts([words])[0], np.float32)
+    def embed_text(self, text: str) -> npt.NDArray[np.float32]:
+        """(dim,) vector of a text; raises HttpProblem if the encoder has no text encoder."""
+        if not self.image_decoder.encoder.has_text:
+            raise HttpProblem("invalid", "the encoder of this store cannot embed text; send an image or a vector")
+        return np.asarray(self.image_decoder.encoder.encode_texts([text])[0], np.float32)
 
 
 def without_folders(encoder: str) -> str:
-    """An encoder's name as others may know it: where its directory lies is nobody's business.
+    """Return an encoder's name for clients: of a local directory only the last part.
 
     >>> without_folders("untrained:0:/models/clip"), without_folders("openai/clip-vit-base-patch32")
     ('untrained:0:clip', 'openai/clip-vit-base-patch32')
     """
-    before, colon, place = encoder.rpartition(":")
-    local = place.startswith((".", "~")) or Path(place).is_absolute()
-    return before + colon + (Path(place).name if local else place)
+    prefix, colon, name = encoder.rpartition(":")
+    local = name.startswith((".", "~")) or Path(name).is_absolute()
+    return prefix + colon + (Path(name).name if local else name)

@@ -1,4 +1,4 @@
-"""The images of a request: several as a form, one as the body itself, or as text. They stay in memory, none is kept."""
+"""Read the images of a request: several in a form, one as the body, or base64 strings. They stay in memory only."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .limits import Limits
 from .problems import HttpProblem
 
 T = TypeVar("T")
-PIECE = 2**20  # letters of base64 that are read at once, a multiple of four
-NAME_MOST = 200  # letters of a file's name
+PIECE = 2**20  # base64 characters that are decoded at once, a multiple of four
+MAX_NAME = 200  # characters of a file's name
 FORM = "multipart/form-data"
 DATA_URL = re.compile(r"data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
 
@@ -39,7 +39,7 @@ class Form:
 
 
 def request_body(**fields: Any) -> dict[str, Any]:
-    """Describe the body of an operation that parses the request itself, for OpenAPI: images and these fields."""
+    """Describe a request body of images and these form fields for OpenAPI."""
     binary = {"type": "string", "format": "binary"}
     schema = {
         "type": "object",
@@ -51,70 +51,73 @@ def request_body(**fields: Any) -> dict[str, Any]:
 
 
 async def uploads(request: Request, limits: Limits) -> list[Upload]:
-    """The images of a request; raises Problem for none, too many, or a body that is neither form nor image."""
+    """Return the images of a request; raises HttpProblem for none, too many, or another kind of body."""
     kind = media_type(request)
     if kind == FORM:
-        found = (await form(request, limits)).uploads
+        images = (await form(request, limits)).uploads
     elif kind == "application/octet-stream" or kind.startswith("image/"):
         content = await request.body()
-        found = [Upload("image", content)] if content else []
+        images = [Upload("image", content)] if content else []
     else:
-        raise HttpProblem("wrong-media", f"{kind[:80]} is neither multipart/form-data nor an image; send one of these")
-    return counted(found, limits)
+        message = f"the content type {kind[:80]} is neither {FORM} nor an image; send one of these"
+        raise HttpProblem("wrong-media", message)
+    return check_count(images, limits)
 
 
 def media_type(request: Request) -> str:
+    """Return the media type of the body in lower case, without parameters."""
     return request.headers.get("content-type", "application/octet-stream").partition(";")[0].strip().lower()
 
 
-def counted(found: list[T], limits: Limits) -> list[T]:
-    """The images, if there are some and not too many; raises Problem."""
-    if not found:
-        raise HttpProblem("no-image", "send images as files of a multipart form, or one image as the body")
-    if len(found) > limits.images:
+def check_count(images: list[T], limits: Limits) -> list[T]:
+    """Return the images; raises HttpProblem if there are none or too many."""
+    if not images:
+        message = "the request has no image; send images as files of a multipart form, or one image as the body"
+        raise HttpProblem("no-image", message)
+    if len(images) > limits.images:
         raise HttpProblem(
-            "too-many", f"{len(found)} images are more than the {limits.images} allowed; send fewer at once"
+            "too-many", f"{len(images)} images are more than the {limits.images} allowed; send fewer at once"
         )
-    return found
+    return images
 
 
 async def form(request: Request, limits: Limits) -> Form:
-    """The files and fields of a multipart form; raises Problem."""
+    """Parse a multipart form; raises HttpProblem."""
     parser = MultiPartParser(request.headers, request.stream(), max_files=10_000, max_fields=100)
-    parser.spool_max_size = limits.request_bytes  # never to a disk
-    found = Form()
+    parser.spool_max_size = limits.request_bytes  # never spool to disk
+    result = Form()
     try:
         for name, value in (await parser.parse()).multi_items():
             if isinstance(value, UploadFile):
-                found.uploads.append(Upload(clean(value.filename or "image"), await value.read()))
+                result.uploads.append(Upload(clean_name(value.filename or "image"), await value.read()))
             else:
-                found.fields[name] = clean(value)
+                result.fields[name] = clean_name(value)
     except MultiPartException as e:
         raise HttpProblem("bad-request", f"the form cannot be read: {e.message}") from e
     finally:
-        for file in parser._files_to_close_on_error:  # also of a part that never ended, which nobody else closes
+        for file in parser._files_to_close_on_error:  # includes a part that never ended, which the parser leaves open
             file.close()
-    return found
+    return result
 
 
-def clean(name: str) -> str:
-    """A name that can be written as UTF-8 wherever it goes, whatever the form said its letters are."""
-    return name[-NAME_MOST:].encode("utf-8", "replace").decode()
+def clean_name(name: str) -> str:
+    """Return the end of a name as valid UTF-8, whatever charset the form declared."""
+    return name[-MAX_NAME:].encode("utf-8", "replace").decode()
 
 
-def image_of(text: str, name: str = "image") -> Upload:
-    """The image of a data URL or of bare base64; raises Problem. Nothing is fetched."""
-    found = DATA_URL.match(text[:200])
-    if found is None and re.match(r"[a-z][a-z0-9+.-]*:", text[:40], re.IGNORECASE):
-        raise HttpProblem("invalid", "this service fetches nothing; send the image itself, as a data URL in base64")
+def upload_from_base64(text: str, name: str = "image") -> Upload:
+    """Decode an image from a data URL or plain base64; raises HttpProblem. No URL is fetched."""
+    prefix = DATA_URL.match(text[:200])
+    if prefix is None and re.match(r"[a-z][a-z0-9+.-]*:", text[:40], re.IGNORECASE):
+        raise HttpProblem("invalid", "this service fetches no URLs; send the image itself as a data URL in base64")
     try:
-        return Upload(name, decoded(text[found.end() :] if found else text))
+        return Upload(name, decode_base64(text[prefix.end() :] if prefix else text))
     except (binascii.Error, ValueError) as e:
-        raise HttpProblem("invalid", f"not an image in base64 ({e})") from e
+        raise HttpProblem("invalid", f"not an image in base64 ({e}); send its bytes in base64") from e
 
 
-def decoded(text: str) -> bytes:
-    """Decode base64 piece by piece, so that other requests run in between; raises ValueError."""
+def decode_base64(text: str) -> bytes:
+    """Decode base64 in pieces, so that other threads run in between; raises ValueError."""
     pieces = [base64.b64decode(text[i : i + PIECE], validate=True) for i in range(0, len(text), PIECE)]
     if any(len(piece) < PIECE // 4 * 3 for piece in pieces[:-1]):
         raise binascii.Error("Excess data after padding")

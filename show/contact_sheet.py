@@ -1,4 +1,4 @@
-"""A contact sheet: each queried image with its nearest real and its nearest fake rows, as one picture."""
+"""A contact sheet: one image with each queried image beside its nearest real and nearest fake rows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from .verdict_style import VERDICT_STYLES
 
 INK, GREY, PAPER, EMPTY = "#1c2026", "#69717d", "#ffffff", "#eceff3"
 CELL, GAP, MARGIN, LABEL = 132, 14, 36, 52
-HEAD, TITLE = 96, 26  # pixels above the pictures for the answer, and above each row for its title
-MIN_COLUMNS = 6  # so that the text has room when there are few neighbours
+HEAD, TITLE = 96, 26  # pixels above the images for the verdict, and above each row for its title
+MIN_COLUMNS = 6  # leaves room for the text when there are few neighbours
 JPEG = (".jpg", ".jpeg")
 
 
@@ -29,18 +29,18 @@ class SheetEntry:
     """A queried image with its verdict."""
 
     verdict: Verdict
-    picture: Image.Image
+    image: Image.Image
 
     @classmethod
     def of(cls, verdict: Verdict, pixels: Any) -> SheetEntry:
         """Make an entry from (height, width, 3) uint8 pixels, shrunk so that many entries fit in memory."""
-        picture = Image.fromarray(pixels)
-        picture.thumbnail((3 * CELL, 3 * CELL), Image.Resampling.LANCZOS)
-        return cls(verdict, picture)
+        image = Image.fromarray(pixels)
+        image.thumbnail((3 * CELL, 3 * CELL), Image.Resampling.LANCZOS)
+        return cls(verdict, image)
 
 
 def open_neighbor(neighbor: Neighbor, thumbnail: Callable[[int], bytes]) -> Image.Image | None:
-    """The neighbour's image: its file if that still exists, else its stored thumbnail, else None."""
+    """Open the neighbour's file if it still exists, else its stored thumbnail; None if there is neither."""
     try:
         with Image.open(neighbor.path) as image:
             image.draft("RGB", (2 * CELL, 2 * CELL))
@@ -64,7 +64,7 @@ def write_sheet(path: Path, entries: Sequence[SheetEntry], thumbnail: Callable[[
 
 
 def draw_sheet(entries: Sequence[SheetEntry], thumbnail: Callable[[int], bytes]) -> Image.Image:
-    """The contact sheet, one verdict below the other."""
+    """Draw the contact sheet, with the verdicts below each other."""
     panels = [_panel(entry, thumbnail) for entry in entries]
     width = max(panel.width for panel in panels)
     sheet = Image.new("RGB", (width, sum(panel.height for panel in panels) + 2 * MARGIN), PAPER)
@@ -92,14 +92,14 @@ def _panel(entry: SheetEntry, thumbnail: Callable[[int], bytes]) -> Image.Image:
 
     title = f"{style.sign} {verdict.verdict.upper()}"
     draw.text((MARGIN, MARGIN - 10), title, style.print_color, _font(30, bold=True))
-    beside = MARGIN + round(_font(30, bold=True).getlength(title)) + 18
+    answer_x = MARGIN + round(_font(30, bold=True).getlength(title)) + 18
     answer = ", ".join(filter(None, (describe_likelihood(verdict), describe_source(verdict))))
-    draw.text((beside, MARGIN), _fitted(answer, _font(20), width - beside - MARGIN), INK, _font(20))
+    draw.text((answer_x, MARGIN), _fitted(answer, _font(20), width - answer_x - MARGIN), INK, _font(20))
     for line, (text, ink) in enumerate(((_reasons(verdict), INK), (_signals(verdict), GREY))):
         corner = (MARGIN, MARGIN + 36 + 22 * line)
         draw.text(corner, _fitted(text, _font(14), width - 2 * MARGIN), ink, _font(14))
 
-    _paste(panel, entry.picture, (MARGIN, top + TITLE), side)
+    _paste(panel, entry.image, (MARGIN, top + TITLE), side)
     edge = top + TITLE
     draw.rectangle((MARGIN - 3, edge - 3, MARGIN + side + 2, edge + side + 2), outline=style.print_color, width=3)
     draw.text((MARGIN, edge + side + 10), _fitted(Path(verdict.image).name, _font(14), side), INK, _font(14))
@@ -126,27 +126,27 @@ def _reasons(verdict: Verdict) -> str:
 
 
 def _signals(verdict: Verdict) -> str:
-    """The signals behind the verdict, in numbers and words."""
+    """The log-likelihood ratios of the verdict, in numbers and words."""
     numbers = {"classifier": verdict.signals["svm"], "neighbours": verdict.signals["neighbors"], "score": verdict.score}
     return "   ".join(f"{name} {value:+.2f} ({describe_ratio(value)})" for name, value in numbers.items()).replace(
         "-", "−"
     )
 
 
-def _paste(sheet: Image.Image, picture: Image.Image | None, corner: tuple[int, int], side: int) -> None:
-    """Fit a whole picture into a square, or write that there is none."""
+def _paste(sheet: Image.Image, image: Image.Image | None, corner: tuple[int, int], side: int) -> None:
+    """Fit a whole image into a square, or write that none is stored."""
     x, y = corner
     draw = ImageDraw.Draw(sheet)
     draw.rectangle((x, y, x + side - 1, y + side - 1), fill=EMPTY)
-    if picture is None:
-        draw.text((x + side // 2, y + side // 2), "no picture stored", GREY, _font(12), anchor="mm")
+    if image is None:
+        draw.text((x + side // 2, y + side // 2), "no image stored", GREY, _font(12), anchor="mm")
         return
-    small = ImageOps.contain(picture, (side, side), Image.Resampling.LANCZOS)
+    small = ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
     sheet.paste(small, (x + (side - small.width) // 2, y + (side - small.height) // 2))
 
 
 def _fitted(text: str, font: Any, width: int) -> str:
-    """The text, cut to a width in pixels with an ellipsis."""
+    """Shorten a text to a width in pixels with an ellipsis."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:
@@ -156,7 +156,7 @@ def _fitted(text: str, font: Any, width: int) -> str:
 
 @lru_cache
 def _font(size: int, bold: bool = False) -> Any:
-    """DejaVu Sans from matplotlib's files, so that a sheet looks the same on every machine."""
+    """Load DejaVu Sans from matplotlib's files, so that a sheet looks the same on every machine."""
     spec = find_spec("matplotlib")
     folder = Path(spec.origin).parent if spec and spec.origin else Path()
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"

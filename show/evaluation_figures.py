@@ -64,8 +64,8 @@ def text_color(background: Sequence[float]) -> str:
     >>> text_color((1.0, 1.0, 1.0)), text_color((0.12, 0.44, 0.7))
     ('#22262c', 'white')
     """
-    below, dark = _luminance(background), _luminance(to_rgb(INK))
-    return "white" if 1.05 * (dark + 0.05) > (below + 0.05) ** 2 else INK
+    background_luminance, ink_luminance = _luminance(background), _luminance(to_rgb(INK))
+    return "white" if 1.05 * (ink_luminance + 0.05) > (background_luminance + 0.05) ** 2 else INK
 
 
 def _luminance(color: Sequence[float]) -> float:
@@ -76,7 +76,7 @@ def _luminance(color: Sequence[float]) -> float:
 def temporal_holdout_lines(windows: Sequence[Mapping[str, Any]]) -> ReportFigure:
     """AUC on newer sources and on older ones, and accuracy at the old threshold, by release date."""
     figure, (ax,) = new_axes(width=max(5.2, 1.6 + 0.7 * len(windows)))
-    place = np.arange(len(windows))
+    positions = np.arange(len(windows))
     lines = (
         ("past_auc", "AUC on older sources", REAL, "--", "o"),
         ("auc", "AUC on newer sources", FAKE, "-", "o"),
@@ -84,11 +84,11 @@ def temporal_holdout_lines(windows: Sequence[Mapping[str, Any]]) -> ReportFigure
     )
     for name, label, color, style, marker in lines:
         values = [w[name] for w in windows]
-        ax.plot(place, values, color=color, linestyle=style, marker=marker, markersize=4, label=label)
+        ax.plot(positions, values, color=color, linestyle=style, marker=marker, markersize=4, label=label)
     ax.axhline(0.5, color=GREY, linewidth=0.8)
     names = [", ".join(w["sources"]) for w in windows]
     labels = [f"{w['date']}\n{shorten_middle(n)}" for w, n in zip(windows, names, strict=True)]
-    ax.set_xticks(place, labels, rotation=35, ha="right")
+    ax.set_xticks(positions, labels, rotation=35, ha="right")
     ax.set_ylim(min(0.45, *(w[name] - 0.03 for w in windows for name, *_ in lines)), 1.02)
     figure.legend(loc="outside lower center", fontsize=8, frameon=False)
     columns = ("date", "sources", "generators", "n", "auc", "accuracy", "past_auc")

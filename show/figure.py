@@ -30,7 +30,7 @@ Array = npt.NDArray[Any]
 class ReportFigure:
     """A figure with its title, its caption and its data."""
 
-    name: str  # of its files, without an ending
+    name: str  # of its files, without a suffix
     title: str
     caption: str
     figure: Figure
@@ -41,7 +41,7 @@ class ReportFigure:
         """The figure as the bytes of an "svg" or a "png"."""
         out = io.BytesIO()
         options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {"dpi": 160}
-        # saved at its full size, not cropped to its content: so text is equally large in all figures
+        # saved at full size, not cropped to its content, so that text has the same size in all figures
         self.figure.savefig(out, format=kind, facecolor="white", **options)
         return out.getvalue()
 
@@ -83,15 +83,15 @@ def new_axes(
     return figure, axes
 
 
-def add_legend_below(figure: Figure, ax: Axes, place: Literal["outside lower left", "outside lower right"]) -> None:
+def add_legend_below(figure: Figure, ax: Axes, location: Literal["outside lower left", "outside lower right"]) -> None:
     """Put the legend of one of two axes below the figure, where it covers no data."""
     handles, labels = ax.get_legend_handles_labels()
     compact: dict[str, Any] = {"handlelength": 1.2, "handletextpad": 0.4, "columnspacing": 0.9, "fontsize": 7.5}
-    figure.legend(handles, labels, loc=place, ncols=len(labels), frameon=False, **compact)
+    figure.legend(handles, labels, loc=location, ncols=len(labels), frameon=False, **compact)
 
 
 def shorten_middle(name: str) -> str:
-    """Shorten a long name in its middle: names may differ at either end.
+    """Shorten a long name in its middle, since names may differ at either end.
 
     >>> shorten_middle("stylegan2"), shorten_middle("stable_diffusion_xl_base_1_0_refined")
     ('stylegan2', 'stable_diffu…_0_refined')

@@ -57,13 +57,15 @@ def measure_bars(measured: Mapping[str, Mapping[str, Any]]) -> ReportFigure:
     figure, (ax,) = new_axes(height=0.24 * len(names) + 0.8)
     values = [measured[n]["auc"] if measured[n]["auc"] is not None else np.nan for n in names]
     spans = [(measured[n].get("intervals") or {}).get("auc") for n in names]
-    for place, (value, span) in enumerate(zip(values, spans, strict=True)):
-        ours = place < 2
-        ax.plot(value, place, "o" if ours else "s", color=FAKE if ours else INK, markersize=6 if ours else 4)
+    for position, (value, span) in enumerate(zip(values, spans, strict=True)):
+        ours = position < 2
+        ax.plot(value, position, "o" if ours else "s", color=FAKE if ours else INK, markersize=6 if ours else 4)
         if span:
-            ax.plot(span, (place, place), color=FAKE if ours else GREY, linewidth=1.6)
-        beyond = ("axes fraction", "data")
-        ax.annotate(f"{value:.3f}", (1.0, place), (8, 0), beyond, textcoords="offset points", fontsize=8, va="center")
+            ax.plot(span, (position, position), color=FAKE if ours else GREY, linewidth=1.6)
+        right_edge = ("axes fraction", "data")
+        ax.annotate(
+            f"{value:.3f}", (1.0, position), (8, 0), right_edge, textcoords="offset points", fontsize=8, va="center"
+        )
     ax.axvline(0.5, color=GREY, linewidth=0.8, linestyle=":")
     ax.annotate(
         "chance", (0.5, 1), (0, 3), ("data", "axes fraction"), textcoords="offset points", fontsize=7.5, ha="center"
@@ -88,11 +90,11 @@ def metric_bars(metrics: Mapping[str, Mapping[str, Any]]) -> ReportFigure:
     for i, (part, measured) in enumerate(metrics.items()):
         figures = (measured[name] for name in MEASURE_LABELS)
         values = [figure["macro"] if isinstance(figure, Mapping) else figure for figure in figures]
-        place = np.arange(len(MEASURE_LABELS)) + (i - (len(metrics) - 1) / 2) * width
+        position = np.arange(len(MEASURE_LABELS)) + (i - (len(metrics) - 1) / 2) * width
         color, hatch = looks[part]
         heights = [v if v is not None else 0.0 for v in values]
-        ax.bar(place, heights, width, color=color, hatch=hatch, edgecolor="white", label=part)
-        for x, value in zip(place, values, strict=True):
+        ax.bar(position, heights, width, color=color, hatch=hatch, edgecolor="white", label=part)
+        for x, value in zip(position, values, strict=True):
             label = "–" if value is None else f"{value:.2f}"
             ax.annotate(label, (x, value or 0), (0, 2), textcoords="offset points", fontsize=6, ha="center")
         rows += [(name, part, value) for name, value in zip(MEASURE_LABELS, values, strict=True)]

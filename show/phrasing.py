@@ -1,6 +1,6 @@
-"""A verdict in words: the same on the terminal and on a contact sheet.
+"""Describe verdicts in words, for the terminal and for contact sheets.
 
-The service's page says the same in JavaScript (service/static/page.js); its tests compare the two.
+The service's page has the same texts in JavaScript (service/static/page.js); a test compares the two.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ def index_summary(report: dict[str, Any], *, planned: bool = False) -> Renderabl
         [source, *(counts.get(label, 0) for label in labels)] for source, counts in sorted(by_source.items())
     ]
     rows.append(["total", *(sum(row[i] for row in rows) for i in (1, 2, 3))])
-    title = "found" if planned else "listed"  # a plan counts images that the store has already too
+    title = "images found" if planned else "images listed"  # a plan includes images that the store has already
     parts: list[RenderableType] = [table(title, ["source", *labels], rows)]
     if not planned:
         states = {"added": "added", "known": "already stored", "replaced": "replaced", "dropped": "dropped"}

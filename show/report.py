@@ -21,6 +21,7 @@ from ..detector.detector import VectorDetector
 from ..detector.evaluation.leave_one_out import Kind as HeadKind
 from ..detector.evaluation.leave_one_out import LeaveOneOut, leave_one_out
 from ..detector.split import PARTS
+from ..detector.training.baseline_names import baseline_name
 from ..detector.training.examples import subsample
 from ..detector.training.train import decision_values
 from ..detector.training.triplet import distances, draw
@@ -29,7 +30,7 @@ from . import metric_figures, training_figures
 from .evaluation_tables import leave_one_out_figure
 from .figure import FULL, HALF, ReportFigure
 from .phrasing import CAVEAT
-from .training_summary import MODES, baseline_title, describe_training_rows
+from .training_summary import MODES, describe_training_rows
 
 KINDS: tuple[HeadKind, ...] = ("ridge", "knn")
 MAX_DRAWN = 4_000  # rows of each part of the split that are drawn
@@ -197,7 +198,7 @@ def _own_tests(training: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _baseline_tests(training: Mapping[str, Any]) -> dict[str, Any]:
-    return {baseline_title(name): result["test"] for name, result in training["baselines"].items()}
+    return {baseline_name(name).title: result["test"] for name, result in training["baselines"].items()}
 
 
 def _variance_shares(vectors: Any) -> Any:

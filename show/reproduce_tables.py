@@ -21,10 +21,20 @@ from ..detector.evaluation.reproduce import (
     PaperTable,
 )
 from ..detector.split import PARTS
+from ..detector.training.baseline_names import baseline_name
 from .tables import table
 
 FIGURE_COLUMNS = ("table", "run", "part", "figure", "paper", "here", "95%", "rows (paper)")
-RUN_COLUMNS = ("table", "run", "test", "95%", "category by text", "category unknown", "linear probe", "on other sets")
+RUN_COLUMNS = (
+    "table",
+    "run",
+    "test",
+    "95%",
+    "category by text",
+    "category unknown",
+    baseline_name("linear_probe").title,
+    "on other sets",
+)
 WITHIN = "the paper's accuracy lies within the 95% interval of the reproduced one"
 
 
@@ -63,9 +73,9 @@ def compared_rows(result: dict[str, Any]) -> list[list[str]]:
     """A row for each figure of the paper that was reproduced."""
     return [
         row
-        for each in PAPER_TABLES
-        if each.cell in result["runs"]
-        for row in _compared(each, result["runs"][each.cell])
+        for paper_table in PAPER_TABLES
+        if paper_table.cell in result["runs"]
+        for row in _compared(paper_table, result["runs"][paper_table.cell])
     ]
 
 
@@ -96,10 +106,14 @@ def _figures(paper: PaperFigures, ours: dict[str, Any]) -> list[tuple[str, float
 
 def run_rows(result: dict[str, Any]) -> list[list[str]]:
     """A row for each run, including those that the paper does not have."""
-    return [_run(cell, result["runs"][cell.name]) for cell in PAPER_RUNS if cell.name in result["runs"]]
+    return [
+        _run_row(paper_run, result["runs"][paper_run.name])
+        for paper_run in PAPER_RUNS
+        if paper_run.name in result["runs"]
+    ]
 
 
-def _run(cell: PaperRun, run: dict[str, Any]) -> list[str]:
+def _run_row(paper_run: PaperRun, run: dict[str, Any]) -> list[str]:
     test = run["parts"]["test"]
     modes = [_percent(run["modes"][mode]["accuracy"]) if run["modes"] else "" for mode in ("zero-shot", "mean")]
     probe = run["baselines"].get("linear_probe")
@@ -107,8 +121,8 @@ def _run(cell: PaperRun, run: dict[str, Any]) -> list[str]:
         f"{PAPER_DATA[name].name} {_percent(metrics['accuracy'])}" for name, metrics in run["elsewhere"].items()
     )
     return [
-        ", ".join(str(paper_table.number) for paper_table in cell.tables) or "new",
-        run_name(cell),
+        ", ".join(str(paper_table.number) for paper_table in paper_run.tables) or "new",
+        run_name(paper_run),
         _percent(test["accuracy"]),
         _interval(test),
         *modes,
@@ -120,27 +134,35 @@ def _run(cell: PaperRun, run: dict[str, Any]) -> list[str]:
 def summary_sentences(result: dict[str, Any]) -> list[str]:
     """The main results in words, and the runs that are missing."""
     sentences = []
-    done = [each for each in PAPER_TABLES if "test" in each.parts and each.cell in result["runs"]]
-    tests = [(each, result["runs"][each.cell]) for each in done]
+    tested = [
+        paper_table
+        for paper_table in PAPER_TABLES
+        if "test" in paper_table.parts and paper_table.cell in result["runs"]
+    ]
+    tests = [(paper_table, result["runs"][paper_table.cell]) for paper_table in tested]
     if tests:
-        inside = [each for each, run in tests if _within(each, run)]
-        numbers = ", ".join(str(each.number) for each in inside) or "none"
+        inside = [paper_table for paper_table, run in tests if _within(paper_table, run)]
+        numbers = ", ".join(str(paper_table.number) for paper_table in inside) or "none"
         sentences.append(f"In {len(inside)} of {len(tests)} tables with test rows ({numbers}), {WITHIN}.")
     for name, data in PAPER_DATA.items():
-        used = {sum(run["rows"][p] for p in PARTS) for cell, run in result["runs"].items() if cell.endswith(f"-{name}")}
-        if used:
-            sentences.append(f"{data.name}: {min(used):,} rows here, {data.rows:,} in the paper.")
+        counts = {
+            sum(run["rows"][part] for part in PARTS)
+            for run_key, run in result["runs"].items()
+            if run_key.endswith(f"-{name}")
+        }
+        if counts:
+            sentences.append(f"{data.name}: {min(counts):,} rows here, {data.rows:,} in the paper.")
     missing: dict[str, list[str]] = {}
-    for cell, why in result["missing"].items():
-        missing.setdefault(why, []).append(cell)
-    sentences += [f"Not run: {', '.join(cells)}: {why}" for why, cells in missing.items()]
+    for name, reason in result["missing"].items():
+        missing.setdefault(reason, []).append(name)
+    sentences += [f"Not run: {', '.join(names)}: {reason}" for reason, names in missing.items()]
     return sentences
 
 
 def run_name(run: PaperRun | PaperTable) -> str:
     """A short name of a run.
 
-    >>> run_name(CELLS[0])
+    >>> run_name(PAPER_RUNS[0])
     'B/32 image, CycleGAN'
     """
     kind = "image" if run.kind == "linear" else run.kind

@@ -1,4 +1,4 @@
-"""A store's figures and history, as tables."""
+"""Tables and texts for the reports of `clipfake store`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .tables import table
 
 
 def store_info(report: dict[str, Any]) -> RenderableType:
-    """What `clipfake store info --json` gives, to be read by a person."""
+    """Format the report of `clipfake store info`."""
     space = report["space"]
     facts = [
         f"store     {report['path']}",
@@ -22,45 +22,49 @@ def store_info(report: dict[str, Any]) -> RenderableType:
         f"{count(report['shards'], 'shard')}, {size(report['bytes'])}",
     ]
     if report["deleted_rows"]:
-        facts.append(
-            f"deleted   {count(report['deleted_rows'], 'row')}; `clipfake store compact` gives back their room"
-        )
+        facts.append(f"deleted   {count(report['deleted_rows'], 'row')}; `clipfake store compact` frees their space")
     labels = ("real", "fake", "unknown")
     rows = [[s["name"], s["rows"], *(s[label] for label in labels)] for s in report["sources"]]
-    rows.append(["in all", report["rows"], *(report["labels"][label] for label in labels)])
+    rows.append(["total", report["rows"], *(report["labels"][label] for label in labels)])
     parts: list[RenderableType] = [Text("\n".join(facts) + "\n"), table("rows", ["source", "rows", *labels], rows)]
-    for what in ("indexes", "heads"):
-        if report[what]:
-            made = [
+    for kind in ("indexes", "heads"):
+        if report[kind]:
+            derived = [
                 [m["name"], m["snapshot"], "older rows only" if m["stale"] else "up to date", size(m["bytes"])]
-                for m in report[what]
+                for m in report[kind]
             ]
-            parts += [Text(), table(what, ["name", "snapshot", "state", "size"], made, words=["state"])]
+            parts += [Text(), table(kind, ["name", "snapshot", "state", "size"], derived, words=["state"])]
     if report["columns"]:
-        made = [[c["name"], c["encoder"], c["dim"], c["missing"]] for c in report["columns"]]
+        named = [[c["name"], c["encoder"], c["dim"], c["missing"]] for c in report["columns"]]
         parts += [
             Text(),
-            table("more columns of vectors", ["name", "encoder", "dim", "rows missing"], made, words=["encoder"]),
+            table("named vectors", ["name", "encoder", "dim", "rows missing"], named, words=["encoder"]),
         ]
     return Group(*parts)
 
 
 def history(report: dict[str, Any]) -> RenderableType:
-    """The snapshots one can go back to."""
+    """Format the report of `clipfake store snapshots`."""
     rows = [[str(s["number"]), s["rows"], when(s["created"]), s["note"]] for s in report["snapshots"]]
     return table("snapshots", ["number", "rows", "created", "by"], rows, words=["created", "by"])
 
 
 def built(report: dict[str, Any]) -> RenderableType:
-    """What `clipfake store index --json` gives."""
-    spent = f"{size(report['bytes'])}, {sum(report['seconds'].values()):.1f} s"
-    text = f"{report['why'][:1].upper()}{report['why'][1:]} ({report['action']}, {spent})."
+    """Format the report of `clipfake store index`."""
+    cost = f"{size(report['bytes'])}, {sum(report['seconds'].values()):.1f} s"
+    text = f"{report['why'][:1].upper()}{report['why'][1:]} ({report['action']}, {cost})."
     if not report["labels"]:
         return Text(text)
     names = {0: "real", 1: "fake", -1: "unknown"}
     rows = [
-        [names[one["label"]], one["kind"], one["rows"], one["cells"], min(one["recall"].values(), default=None)]
-        for one in report["labels"]
+        [
+            names[index["label"]],
+            index["kind"],
+            index["rows"],
+            index["cells"],
+            min(index["recall"].values(), default=None),
+        ]
+        for index in report["labels"]
     ]
     return Group(
         table("indexes", ["label", "kind", "rows", "cells", "lowest recall@10"], rows, words=["kind"]), Text(text)
@@ -68,65 +72,65 @@ def built(report: dict[str, Any]) -> RenderableType:
 
 
 def health(report: dict[str, Any], store: str) -> RenderableType:
-    """What `clipfake store verify --json` gives; `store` is its folder as one types it."""
-    looked = f"{report['files']:,} files, {size(report['bytes'])}, {report['rows']:,} rows"
+    """Format the report of `clipfake store verify`; `store` is the folder quoted for a shell."""
+    checked = f"{report['files']:,} files, {size(report['bytes'])}, {report['rows']:,} rows"
     if report["sound"]:
-        parts: list[RenderableType] = [Text(f"sound: {looked}", style="green")]
+        parts: list[RenderableType] = [Text(f"sound: {checked}", style="green")]
     else:
         lost = sum(problem["lost"] for problem in report["problems"])
-        text = f"damaged: {lost:,} of {report['rows']:,} rows cannot be trusted ({looked})"
-        parts = [Text(text, style="red"), *(_found(one) for one in report["problems"])]
-        parts.append(Text(f"next: clipfake store repair --store {store}, then the same clipfake index again"))
+        text = f"damaged: {lost:,} of {report['rows']:,} rows cannot be trusted ({checked})"
+        parts = [Text(text, style="red"), *(_problem_line(problem) for problem in report["problems"])]
+        parts.append(Text(f"next: clipfake store repair --store {store}, then repeat the clipfake index command"))
     if report["notes"]:
-        parts += [Text("\nno damage, but to know:"), *(_found(one) for one in report["notes"])]
+        parts += [Text("\nnotes (no damage):"), *(_problem_line(note) for note in report["notes"])]
     return Group(*parts)
 
 
-def _found(problem: dict[str, Any]) -> Text:
+def _problem_line(problem: dict[str, Any]) -> Text:
     rows = ", ".join(f"{first}–{last - 1}" for first, last in problem["rows"][:5])
     more = f" and {len(problem['rows']) - 5:,} more ranges" if len(problem["rows"]) > 5 else ""
     return Text(f"  {problem['path']}: {problem['what']}" + (f" (rows {rows}{more})" if rows else ""))
 
 
 def repaired(report: dict[str, Any]) -> RenderableType:
-    """What `clipfake store repair --json` gives."""
+    """Format the report of `clipfake store repair`."""
     if not report["actions"]:
         return Text(f"nothing to repair: {report['rows']:,} rows in snapshot {report['snapshot']}")
-    parts: list[RenderableType] = [Text(f"  {one['path']}: {one['what']}") for one in report["actions"]]
+    parts: list[RenderableType] = [Text(f"  {action['path']}: {action['what']}") for action in report["actions"]]
     text = f"{report['lost']:,} rows lost, {report['rows']:,} left in snapshot {report['snapshot']}"
-    again = "\nthe same clipfake index again brings lost rows back" if report["lost"] else ""
-    return Group(*parts, Text(text + again))
+    hint = "\nrepeat the clipfake index command to restore the lost rows" if report["lost"] else ""
+    return Group(*parts, Text(text + hint))
 
 
 def compacted(report: dict[str, Any]) -> RenderableType:
-    """What `clipfake store compact --json` gives."""
+    """Format the report of `clipfake store compact`."""
     (shards, shards_now), (bytes_, bytes_now) = report["shards"], report["bytes"]
     before, now = f"{count(shards, 'shard')} of {size(bytes_)}", f"{shards_now:,} of {size(bytes_now)}"
-    held = f"; {report['held']} still being read, to go next time" if report["held"] else ""
-    given_up = f"{count(report['given_up'], 'earlier snapshot')} given up{held}"
-    return Text(f"{count(report['rows'], 'row')}: {before} became {now}\n{given_up}")
+    held = f"; {report['held']} still in use, removed by the next compact" if report["held"] else ""
+    removed = f"{count(report['given_up'], 'earlier snapshot')} removed{held}"
+    return Text(f"{count(report['rows'], 'row')}: {before} became {now}\n{removed}")
 
 
 def pushed(report: dict[str, Any]) -> RenderableType:
-    """What `clipfake store push --json` gives."""
+    """Format the report of `clipfake store push`."""
     text = (
         f"{report['rows']:,} rows of snapshot {report['snapshot']} in {report['to']}: {report['pushed']:,} pushed, "
-        f"{report['kept']:,} were there, {report['dropped']:,} taken out ({sum(report['seconds'].values()):.1f} s)"
+        f"{report['kept']:,} kept, {report['dropped']:,} removed ({sum(report['seconds'].values()):.1f} s)"
     )
     if not report["recall"]:
         return Text(f"{text}; recall was not measured, every search is exact")
     rows = [[name, report["recall_unplanned"][name], reached] for name, reached in report["recall"].items()]
-    return Group(Text(text), table("recall@10 against exact search", ["filter", "engine alone", "planned"], rows))
+    return Group(Text(text), table("recall@10 against exact search", ["filter", "back end alone", "planned"], rows))
 
 
 def exported(report: dict[str, Any]) -> RenderableType:
-    """What `clipfake store export --json` gives."""
+    """Format the report of `clipfake store export`."""
     text = f"{report['rows']:,} rows of snapshot {report['snapshot']} in {report['folder']}"
     return Text(f"{text}: {report['files']:,} files, {size(report['bytes'])}, layout {report['layout']}")
 
 
 def imported(report: dict[str, Any]) -> RenderableType:
-    """What `clipfake store import --json` gives."""
+    """Format the report of `clipfake store import`."""
     return Text(
         f"{report['rows']:,} rows read from {report['folder']}: {report['added']:,} added, "
         f"{report['known']:,} already stored, {report['replaced']:,} replaced (snapshot {report['snapshot']})"
@@ -134,64 +138,65 @@ def imported(report: dict[str, Any]) -> RenderableType:
 
 
 def filled(report: dict[str, Any]) -> RenderableType:
-    """What `clipfake store column --json` gives."""
+    """Format the report of `clipfake store add-vectors`."""
     text = (
-        f"column {report['column']} ({report['encoder']}): {report['added']:,} of {report['rows']:,} rows added, "
-        f"{report['known']:,} were there, {report['missing']:,} still have none"
+        f"vectors {report['column']} ({report['encoder']}): {report['added']:,} of {report['rows']:,} rows added, "
+        f"{report['known']:,} already stored, {report['missing']:,} still missing"
     )
-    parts = [Text(text), *(Text(f"  {key}: {why}") for key, why in list(report["failed"].items())[:5])]
+    parts = [Text(text), *(Text(f"  {key}: {reason}") for key, reason in list(report["failed"].items())[:5])]
     if report["failures"] > 5:
-        parts.append(Text(f"  and {report['failures'] - 5:,} more (--json tells the first thousand)"))
+        parts.append(Text(f"  and {report['failures'] - 5:,} more (--json lists the first thousand)"))
     if report["missing"]:
-        parts.append(Text("next: the same command, with --folders where the images are now"))
+        parts.append(Text("next: repeat the command, with --folders set to where the images are now"))
     return Group(*parts)
 
 
-def count(number: int, what: str, many: str = "") -> str:
-    """A number of things.
+def count(number: int, singular: str, plural: str = "") -> str:
+    """Format a number with its noun.
 
     >>> count(1, "group"), count(1200, "group"), count(2, "category", "categories")
     ('1 group', '1,200 groups', '2 categories')
     """
-    return f"{number:,} {what if number == 1 else many or f'{what}s'}"
+    return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
 
 
 def when(stamp: str) -> str:
-    """A time as people read it; what is none of ours is left alone.
+    """Format an ISO 8601 time in UTC; any other text is returned as it is.
 
     >>> when("2026-11-24T23:08:58+00:00"), when("long ago")
     ('2026-11-24 23:08 UTC', 'long ago')
     """
-    found = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(\.\d+)?\+00:00", stamp)
-    return f"{found[1]} {found[2]} UTC" if found else stamp
+    match = re.fullmatch(r"(\d{4}-\d\d-\d\d)T(\d\d:\d\d):\d\d(\.\d+)?\+00:00", stamp)
+    return f"{match[1]} {match[2]} UTC" if match else stamp
 
 
-GROUPS_SHOWN = 10
-KEYS_SHOWN = 4
+MAX_GROUPS = 10
+MAX_KEYS = 4  # of one group
 
 
 def doubled(report: dict[str, Any]) -> RenderableType:
-    """What `clipfake store duplicates --json` gives: the largest groups of copies."""
+    """Format the report of `clipfake store duplicates`: the largest groups of copies."""
     groups = report["groups"]
     if not groups:
-        return Text(f"no two of {report['rows']:,} rows are {report['threshold']:g} alike or more")
+        return Text(f"no two of {report['rows']:,} rows have a cosine similarity of {report['threshold']:g} or more")
     rows = [
         [
-            len(one["keys"]),
-            round(one["similarity"], 4),
-            "real and fake" if one["contradicts"] else "",
-            _keys(one["keys"]),
+            len(group["keys"]),
+            round(group["similarity"], 4),
+            "real and fake" if group["contradicts"] else "",
+            _keys(group["keys"]),
         ]
-        for one in groups[:GROUPS_SHOWN]
+        for group in groups[:MAX_GROUPS]
     ]
     text = (
-        f"{count(len(groups), 'group')} of rows that are {report['threshold']:g} alike or more; {report['extra']:,} of "
-        f"{report['rows']:,} rows are copies of another one. Across sources: {report['across_sources']:,}. "
-        f"Called both real and fake: {report['contradicting']:,}."
+        f"{count(len(groups), 'group')} of rows with a cosine similarity of {report['threshold']:g} or more; "
+        f"{report['extra']:,} of {report['rows']:,} rows are copies of another one. "
+        f"Groups across sources: {report['across_sources']:,}. "
+        f"Groups labelled both real and fake: {report['contradicting']:,}."
     )
     more = (
-        Text(f"and {len(groups) - GROUPS_SHOWN:,} smaller groups (--json tells all)")
-        if len(groups) > GROUPS_SHOWN
+        Text(f"and {len(groups) - MAX_GROUPS:,} smaller groups (--json lists all)")
+        if len(groups) > MAX_GROUPS
         else Text()
     )
     columns = ["rows", "lowest similarity", "labels", "keys"]
@@ -199,12 +204,12 @@ def doubled(report: dict[str, Any]) -> RenderableType:
 
 
 def _keys(keys: list[str]) -> str:
-    more = f" and {len(keys) - KEYS_SHOWN:,} more" if len(keys) > KEYS_SHOWN else ""
-    return "\n".join(keys[:KEYS_SHOWN]) + more
+    more = f" and {len(keys) - MAX_KEYS:,} more" if len(keys) > MAX_KEYS else ""
+    return "\n".join(keys[:MAX_KEYS]) + more
 
 
 def size(count: int) -> str:
-    """Bytes as people write them.
+    """Format a number of bytes with a decimal unit.
 
     >>> size(999), size(123_456_789)
     ('999 B', '123.5 MB')

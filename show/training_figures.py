@@ -31,14 +31,14 @@ def class_distribution(sources: Array, targets: Array, labels: Array) -> ReportF
     names = unique.tolist()
     figure, (left, right) = new_axes(2, height=max(2.2, 0.26 * len(names) + 1.0), share=True)
     rows: list[tuple[Any, ...]] = []
-    place = np.arange(len(names))
+    bars = np.arange(len(names))
     shades = {-1: "#d5d8dc", 0: REAL}
     oranges = ["#f4c9a8", "#eda877", "#e38749", "#c8501e", "#9c3b12", "#6e270a"]
     offset = np.zeros(len(names))
     for target in np.unique(targets).tolist():
         count = np.bincount(which[targets == target], minlength=len(names))
         color = shades.get(target, oranges[(target - 1) % 6])
-        left.barh(place, count, left=offset, color=color, edgecolor="white", label=_target(target))
+        left.barh(bars, count, left=offset, color=color, edgecolor="white", label=_target(target))
         offset += count
         rows += [(name, "target", _target(target), int(c)) for name, c in zip(names, count, strict=True)]
     offset = np.zeros(len(names))
@@ -47,10 +47,10 @@ def class_distribution(sources: Array, targets: Array, labels: Array) -> ReportF
         rows += [(name, "label", word, int(c)) for name, c in zip(names, count, strict=True)]
         if count.any():
             right.barh(
-                place, count, left=offset, color=LABEL_COLORS[word], hatch=HATCHES[word], edgecolor="white", label=word
+                bars, count, left=offset, color=LABEL_COLORS[word], hatch=HATCHES[word], edgecolor="white", label=word
             )
             offset += count
-    left.set_yticks(place, map(shorten_middle, names))
+    left.set_yticks(bars, map(shorten_middle, names))
     left.invert_yaxis()
     for ax, title in ((left, "raw target of the data set"), (right, "label used for training")):
         ax.set_title(title, fontsize=9)
@@ -113,15 +113,15 @@ def pca_scatter(points: Mapping[str, tuple[Array, Array]]) -> ReportFigure:
     """Scatter plots of the projected rows on two principal components; (n, 2) points and (n,) labels for each part."""
     figure, axes = new_axes(len(points), height=3.2, share=True)
     rows: list[tuple[Any, ...]] = []
-    every = np.concatenate([places for places, _ in points.values()])
+    every = np.concatenate([coordinates for coordinates, _ in points.values()])
     low, high = every.min(0), every.max(0)
     edge = 0.04 * (high - low)
-    for ax, (part, (places, labels)) in zip(axes, points.items(), strict=True):
+    for ax, (part, (coordinates, labels)) in zip(axes, points.items(), strict=True):
         for label, word, marker in ((0, "real", "o"), (1, "fake", "x")):
-            chosen = places[labels == label]
+            of_class = coordinates[labels == label]
             ax.scatter(
-                chosen[:, 0],
-                chosen[:, 1],
+                of_class[:, 0],
+                of_class[:, 1],
                 s=7,
                 c=LABEL_COLORS[word],
                 marker=marker,
@@ -130,15 +130,15 @@ def pca_scatter(points: Mapping[str, tuple[Array, Array]]) -> ReportFigure:
                 label=word,
                 rasterized=True,
             )
-        ax.set_title(f"{part} ({len(places):,})", fontsize=9)
+        ax.set_title(f"{part} ({len(coordinates):,})", fontsize=9)
         ax.set_xlabel("first component")
         ax.set_xlim(low[0] - edge[0], high[0] + edge[0])
         ax.set_ylim(low[1] - edge[1], high[1] + edge[1])
-        rows += [(part, int(n), float(x), float(y)) for n, (x, y) in zip(labels, places, strict=True)]
+        rows += [(part, int(n), float(x), float(y)) for n, (x, y) in zip(labels, coordinates, strict=True)]
     axes[0].set_ylabel("second component")
-    shown = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    shown.set_frame_on(False)
-    for handle in shown.legend_handles:
+    legend = figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
+    legend.set_frame_on(False)
+    for handle in legend.legend_handles:
         if handle is not None:
             handle.set_alpha(1)
     columns = ("part", "label", "first", "second")
@@ -170,10 +170,11 @@ def explained_variance(raw: Array, projected: Array) -> ReportFigure:
         for mark in (m for m in (1, 10, 20, 50) if m <= len(total)):
             ax.plot(mark, total[mark - 1], "o", color=color, markersize=4)
             above = (total[mark - 1], word == "projection") > (other[min(mark, len(other)) - 1], word != "projection")
-            place, side = ((-5, 4), "right") if above else ((5, -10), "left")  # away from the other curve
-            value = f"{total[mark - 1]:.0%}"
-            at = (mark, total[mark - 1])
-            ax.annotate(value, at, place, textcoords="offset points", fontsize=7.5, ha=side, color=color)
+            offset, side = ((-5, 4), "right") if above else ((5, -10), "left")  # away from the other curve
+            point = (mark, total[mark - 1])
+            ax.annotate(
+                f"{point[1]:.0%}", point, offset, textcoords="offset points", fontsize=7.5, ha=side, color=color
+            )
         rows += [(word, i, float(share)) for i, share in enumerate(total, start=1)]
     ax.set_xscale("log")
     ticks = [t for t in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if t <= max(len(raw), len(projected))]

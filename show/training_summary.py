@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..detector.split import PARTS
+from ..detector.training.baseline_names import baseline_name
 from .tables import table
 
 MEASURES = ("accuracy", "balanced_accuracy", "auc", "eer", "tpr_at_fpr_5")
@@ -26,7 +27,7 @@ def training_summary(report: dict[str, Any]) -> RenderableType:
     """Tables and sentences from the report that `clipfake train --json` prints."""
     rows = [[f"head, {part}", *_figures(report["head"][part])] for part in PARTS]
     rows.append(["head + neighbours, test", *_figures(report["detector"]["test"])])
-    baselines = [[baseline_title(name), *_figures(result["test"])] for name, result in report["baselines"].items()]
+    baselines = [[baseline_name(name).title, *_figures(result["test"])] for name, result in report["baselines"].items()]
     categories = [
         [f"{mode}: {MODES[mode]}", *_figures(metrics)] for mode, metrics in report.get("categories", {}).items()
     ]
@@ -45,26 +46,16 @@ def training_summary(report: dict[str, Any]) -> RenderableType:
     return Group(*parts)
 
 
-def baseline_title(baseline: str) -> str:
-    """The title of a baseline in tables.
-
-    >>> baseline_title("nearest_9"), baseline_title("pca_svm"), baseline_title("file_facts")
-    ('nearest 9', 'PCA + SVM', 'file facts')
-    """
-    short = {"lda": "LDA", "pca_svm": "PCA + SVM", "random_svm": "random + SVM", "rbf_svm": "SVM on vectors"}
-    return short.get(baseline, baseline.replace("_", " "))
-
-
 def describe_training_rows(baselines: dict[str, Any]) -> str:
     """The number of rows that the baselines were trained on, and notes on their evaluation.
 
-    >>> few = {"fitted_on": 5000, "note": "measured on a few"}
-    >>> describe_training_rows({"lda": {"fitted_on": 1000}, "linear_probe": few})
-    'trained on 1,000 rows (the linear probe on 5,000), measured on a few'
+    >>> probe = {"fitted_on": 5000, "note": "tested on 20,000 rows"}
+    >>> describe_training_rows({"lda": {"fitted_on": 1000}, "linear_probe": probe})
+    'trained on 1,000 rows (the linear probe on 5,000), tested on 20,000 rows'
     """
     fewest = min(baseline["fitted_on"] for baseline in baselines.values())
     probe = baselines.get("linear_probe", {"fitted_on": fewest})["fitted_on"]
-    more = f" (the linear probe on {probe:,})" if probe > fewest else ""
+    more = f" ({baseline_name('linear_probe').phrase} on {probe:,})" if probe > fewest else ""
     notes = {baseline["note"] for baseline in baselines.values() if baseline.get("note")}
     return ", ".join([f"trained on {fewest:,} rows{more}", *sorted(notes)])
 

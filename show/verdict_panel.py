@@ -43,7 +43,7 @@ class VerdictPanel:
 
 
 def reasons_table(verdict: Verdict) -> Table:
-    """The reasons, each signal alone and both combined, and what would change the verdict."""
+    """Table of the reasons, each signal alone and both combined, and what would change the verdict."""
     result = Table.grid(padding=(0, 2))
     result.add_column(style="dim", no_wrap=True)
     result.add_column()
@@ -62,7 +62,7 @@ def reasons_table(verdict: Verdict) -> Table:
 
 
 def shorten_start(text: str, width: int) -> str:
-    """The end of a text that is too long: paths differ most at their end.
+    """Shorten a text at its start, since paths differ most at their end.
 
     >>> shorten_start("photos/2024/a.jpg", 10), shorten_start("a.jpg", 10)
     ('…024/a.jpg', 'a.jpg')
@@ -100,16 +100,16 @@ def _neighbor_cells(neighbors: Sequence[Neighbor], rank: int) -> tuple[str, str,
 
 
 def scale(score: float) -> str:
-    """A log-likelihood ratio as a mark on a line from real to fake.
+    """Draw a log-likelihood ratio as a mark on a line from real to fake.
 
     >>> scale(-8.0), scale(0.0)
     ('real ●━━━━━━━┿━━━━━━━━ fake', 'real ━━━━━━━━●━━━━━━━━ fake')
     """
     width = 8
-    place = round(max(-1.0, min(1.0, score / STRONGEST)) * width) + width
+    position = round(max(-1.0, min(1.0, score / STRONGEST)) * width) + width
     line = ["━"] * (2 * width + 1)
     line[width] = "┿"
-    line[place] = "●"
+    line[position] = "●"
     return f"real {''.join(line)} fake"
 
 
@@ -122,7 +122,7 @@ def csv_header() -> str:
 
 
 def csv_line(answer: Verdict | Refusal) -> str:
-    """One image as a line of CSV: the verdict with the keys of its nearest rows, or why it could not be judged."""
+    """Format one answer as a line of CSV: the verdict with the keys of its nearest rows, or the error."""
     if isinstance(answer, Refusal):
         values: list[Any] = [_escape_formula(answer.image), "", "", "", "", "", "", _escape_formula(answer.error)]
     else:

@@ -1,4 +1,4 @@
-"""Recognise the stand-in encoder, and say what its verdicts are worth. Needs no torch."""
+"""The stand-in encoder's name, and the notice that limits the meaning of its verdicts. Imports no torch."""
 
 from __future__ import annotations
 

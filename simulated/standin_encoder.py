@@ -1,9 +1,9 @@
-"""A small CLIP built from a seed, for trials where no weights can be had. It is a stand-in: it never saw an image.
+"""A small CLIP built from a seed, for trials without downloaded weights. It is a stand-in, trained on no image.
 
-The classes, files and loading path are those of any CLIP of `transformers`. The numbers are chosen so that its vectors
-say something of how pixels were made: the patch filters are cosines (a block DCT) weighted against the 1/f law of
-pictures, the first layer takes their absolute values, the second averages these over all patches, and the projection
-mixes them at random. Verdicts hold for the simulated sample only.
+The classes, files and loading path are those of any CLIP of `transformers`. The weights are chosen so that the vectors
+depend on how the pixels were made: the patch filters are cosines (a block DCT) weighted against the 1/f law of natural
+images, the first layer takes their absolute values, the second averages these over all patches, and the projection
+mixes them at random. Its verdicts hold for the simulated sample only.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ import torch
 from .notice import NAME
 
 _SIZE, _PATCH, _WIDTH, _HIDDEN, _DIM = 224, 16, 192, 384, 128
-_POWER = 1.0  # of frequency, by which the filters grow: natural amplitudes fall as 1/f
+_POWER = 1.0  # exponent of frequency by which the filters grow, since natural amplitudes fall as 1/f
 
 
 def build_standin(folder: Path, *, seed: int = 0) -> Path:
-    """Write the stand-in as the directory `folder`/clipfake-standin-clip, a checkpoint like any other."""
+    """Write the stand-in's checkpoint to the directory `folder`/clipfake-standin-clip, and return its path."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -60,7 +60,7 @@ def build_standin(folder: Path, *, seed: int = 0) -> Path:
 
 @torch.no_grad()
 def _fill(model: Any, rng: np.random.Generator) -> None:
-    """Every weight: zeros and ones but for the parts named here and the text tower's random ones."""
+    """Set every weight: chosen matrices for some, random ones for the text encoder, zeros and ones for the rest."""
     eye = np.eye(_WIDTH, dtype=np.float32)
     steep = np.float32(4.0)  # so that quick_gelu(x) + quick_gelu(-x) is close to |x|
     chosen = {
@@ -85,9 +85,9 @@ def _fill(model: Any, rng: np.random.Generator) -> None:
 
 
 def _cosines() -> npt.NDArray[np.float32]:
-    """(width, 3, patch, patch): grey two-dimensional cosines, all but the lowest frequencies, louder as they rise."""
+    """(width, 3, patch, patch) grey two-dimensional cosines without the lowest frequencies, scaled by frequency."""
     n = np.arange(_PATCH)
-    basis = np.cos(np.pi * (n[None] + 0.5) * n[:, None] / _PATCH)  # (frequency, place)
+    basis = np.cos(np.pi * (n[None] + 0.5) * n[:, None] / _PATCH)  # (frequency, position)
     basis /= np.linalg.norm(basis, axis=1, keepdims=True)
     order = sorted(((np.hypot(u, v), u, v) for u in range(_PATCH) for v in range(_PATCH)), reverse=True)
     waves = [f**_POWER * np.outer(basis[u], basis[v]) for f, u, v in order[:_WIDTH]]
@@ -96,7 +96,7 @@ def _cosines() -> npt.NDArray[np.float32]:
 
 
 def _write_tokenizer(out: Path) -> int:
-    """Byte-level tokens and no merges: enough for category names. Returns the number of tokens."""
+    """Write a tokenizer of byte-level tokens without merges, enough for category names; returns the vocabulary size."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in printable]
     letters = [chr(b) for b in printable] + [chr(256 + i) for i in range(len(others))]  # GPT-2's table

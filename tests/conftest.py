@@ -1,4 +1,4 @@
-"""A small store that can be asked, for the tests of the service and its page."""
+"""Fixture of a small trained store, for the tests of the service and its page."""
 
 import io
 import shutil
@@ -16,7 +16,7 @@ SOURCES = {"camera_a": 0, "camera_b": 0, "gan_a": 1, "gan_b": 1, "gan_c": 1}
 
 
 def drawn(source: str, number: int, seed: int = 0) -> bytes:
-    """A PNG: four soft bars of the source's own colours; the fakes are checked."""
+    """A PNG of soft bars in the colours of a source; fakes have a checkerboard."""
     at = list(SOURCES).index(source)
     rng = np.random.default_rng([seed, at, number])
     bars = np.random.default_rng([9, at]).uniform(60, 190, (1, 8, 3)) + rng.normal(0, 18, (8, 8, 3))
@@ -28,7 +28,7 @@ def drawn(source: str, number: int, seed: int = 0) -> bytes:
 
 
 class Toy:
-    """A folder with a store of 60 images a source and its trained head, and what is needed to serve it."""
+    """A store of 60 images per source with a trained head, and what is needed to serve it."""
 
     def __init__(self, folder: Path) -> None:
         from clipfake.detector.training.fit import fit_detector
@@ -60,7 +60,7 @@ class Toy:
     drawn = staticmethod(drawn)
 
     def copy(self, folder: Path) -> Any:
-        """A store of its own, with the same rows and head, for a test that writes."""
+        """A copy of the store with its head, for a test that writes."""
         from clipfake.store.store import Store
 
         shutil.copytree(self.store.folder, folder)
@@ -74,7 +74,7 @@ class Toy:
 
     @contextmanager
     def served(self, **options: Any) -> Iterator[str]:
-        """The URL of a real server of its app, on a free port of this machine."""
+        """Run a real server of the app on a free port; yields its URL."""
         import uvicorn
         from clipfake.service.server import listening
 
@@ -91,6 +91,6 @@ class Toy:
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
-    """Never written to by a test; copy its folder for that."""
+    """A shared store. Tests that write must use `Toy.copy`."""
     pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
     return Toy(tmp_path_factory.mktemp("toy"))

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-# What each package, and each module at the root, may import from. Whatever is not listed is forbidden.
+# The packages that each package, and each module at the root, may import. Any other import is an error.
 BELOW: dict[str, set[str]] = {
     "errors": set(),
     "core": {"errors"},
@@ -49,7 +49,7 @@ HEAVY = ("torch", "transformers", "faiss", "sklearn", "pandas", "matplotlib", "f
 
 
 def imported_rooms(path: Path) -> Iterator[str]:
-    """The rooms a file imports from, wherever in it the import stands."""
+    """The packages that a file imports from, at its top or inside functions."""
     depth = len(path.relative_to(ROOT).parts)  # store/records.py: 2
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -70,7 +70,7 @@ def test_imports_run_downward(path: Path) -> None:
 
 
 def imported_files(path: Path) -> set[Path]:
-    """Our own files that a file imports when it runs, at its top or later; not those it names for types alone."""
+    """The modules of clipfake that a file imports at run time, without those imported for type checking only."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -107,7 +107,7 @@ def test_every_package_is_listed_for_installation() -> None:
     assert sorted(listed) == sorted(found)
 
 
-def test_every_file_says_what_it_is_for() -> None:
+def test_every_module_has_a_docstring() -> None:
     silent = [path for path in FILES if not ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))]
     assert silent == []
 
@@ -134,7 +134,7 @@ def test_no_two_classes_share_a_name() -> None:
 
 
 def test_identifiers_say_what_they_hold() -> None:
-    """What a name such as `told` holds, nobody can guess."""
+    """Names such as `told` do not say what they hold."""
     vague = {"told", "said", "asked", "tell"}
     found = []
     for path in [*FILES, *ROOT.glob("*.py"), *(ROOT / "tests").rglob("*.py")]:
@@ -159,7 +159,7 @@ def test_help_needs_nothing_heavy() -> None:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_nothing_is_unpickled(path: Path) -> None:
-    """A store or a head from a stranger must not be able to run code."""
+    """A store or a head from an untrusted source must not be able to run code."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import | ast.ImportFrom):
             modules = {name.name for name in node.names} | {getattr(node, "module", "")}

@@ -1,4 +1,4 @@
-"""The commands as a person types them: what is on stdout, what on stderr, and how they end."""
+"""The command line: stdout, stderr and exit codes."""
 
 import csv
 import errno
@@ -62,7 +62,7 @@ def store(sample: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_folders_may_be_listed_or_given_as_a_pattern(sample: list[Path], run) -> None:  # type: ignore[no-untyped-def]
+def test_folders_as_list_or_pattern(sample: list[Path], run) -> None:  # type: ignore[no-untyped-def]
     listed = run("index", "--folders", *sample, "--dry-run", "--json")
     pattern = run("index", "--folders", sample[0].parent / "*", "--dry-run", "--json")
     assert listed.code == pattern.code == 0
@@ -71,14 +71,14 @@ def test_folders_may_be_listed_or_given_as_a_pattern(sample: list[Path], run) ->
     assert spread(["--folders", "a", "b", "--json"]) == ["--folders", "a", "--folders", "b", "--json"]
 
 
-def test_indexing_again_does_nothing_and_says_so(sample: list[Path], store: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_indexing_twice_adds_nothing(sample: list[Path], store: Path, run) -> None:  # type: ignore[no-untyped-def]
     again = run("index", "--folders", *sample, "--store", store, "--json")
     assert again.code == 0
     assert (again.json["added"], again.json["known"], again.json["skipped"]) == (0, COUNT * len(SOURCES), [])
     assert "images_per_second" in again.json
 
 
-def test_training_tells_the_three_splits_and_the_baselines(store: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_training_reports_splits_and_baselines(store: Path, run) -> None:  # type: ignore[no-untyped-def]
     output = run("train", "--from-store", "--store", store, "--epochs", 2, "--head", "second", "--json")
     assert output.code == 0
     for part in ("train", "validation", "test"):
@@ -88,12 +88,12 @@ def test_training_tells_the_three_splits_and_the_baselines(store: Path, run) -> 
     assert (store / "heads" / "second" / "head.json").exists()
 
 
-def test_training_leaves_no_pickle(store: Path) -> None:
+def test_training_writes_no_pickle(store: Path) -> None:
     kinds = {path.suffix for path in (store / "heads").rglob("*") if path.is_file()}
     assert kinds <= {".json", ".safetensors"}
 
 
-def test_a_query_is_one_line_of_json_an_image(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_query_prints_one_json_line_per_image(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.jpg").write_bytes(simulated(0, 3, seed=5))
     (tmp_path / "b.jpg").write_bytes(b"no image at all")
     (tmp_path / "c.jpg").write_bytes(simulated(4, 3, seed=5))
@@ -111,14 +111,14 @@ def test_a_query_is_one_line_of_json_an_image(store: Path, tmp_path: Path, run) 
             assert {"key", "similarity", "source", "category", "path"} <= answer["neighbors"][name][0].keys()
 
 
-def test_a_query_of_bad_files_only_ends_with_1(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_query_of_bad_files_only_exits_with_1(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "b.jpg").write_bytes(b"")
     output = run("query", tmp_path / "b.jpg", "--store", store)
     assert output.code == 1
     assert "empty" in output.err
 
 
-def test_a_query_as_csv_can_be_read_back(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_query_csv_can_be_parsed(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a, b.jpg").write_bytes(simulated(0, 3, seed=5))
     output = run("query", tmp_path / "a, b.jpg", "--store", store, "--csv")
     [row] = csv.DictReader(io.StringIO(output.out))
@@ -126,7 +126,7 @@ def test_a_query_as_csv_can_be_read_back(store: Path, tmp_path: Path, run) -> No
     assert row["verdict"] in ("real", "fake", "unsure")
 
 
-def test_a_contact_sheet_shows_stored_thumbnails_where_files_have_gone(  # type: ignore[no-untyped-def]
+def test_contact_sheet_falls_back_to_thumbnails(  # type: ignore[no-untyped-def]
     sample: list[Path],
     store: Path,
     tmp_path: Path,
@@ -143,10 +143,10 @@ def test_a_contact_sheet_shows_stored_thumbnails_where_files_have_gone(  # type:
     one, two = (Image.open(sheet).convert("L") for sheet in sheets)
     assert one.size == two.size
     difference = [abs(a - b) for a, b in zip(one.tobytes(), two.tobytes(), strict=True)]
-    assert sum(difference) / len(difference) < 8  # the same pictures, a little softer
+    assert sum(difference) / len(difference) < 8  # the same images, a little softer
 
 
-def test_a_sheet_is_of_the_kind_its_name_says(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_contact_sheet_format_follows_its_suffix(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
     for name, kind in (("s.jpg", "JPEG"), ("s.png", "PNG"), ("s", "PNG")):
         run("query", tmp_path / "a.jpg", "--store", store, "--sheet", tmp_path / name)
@@ -155,7 +155,7 @@ def test_a_sheet_is_of_the_kind_its_name_says(store: Path, tmp_path: Path, run) 
     assert run("query", tmp_path / "a.jpg", "--store", store, "--sheet", tmp_path).code == 2
 
 
-def test_a_card_names_verdict_and_witnesses(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_query_panel_shows_verdict_and_neighbors(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
     output = run("query", tmp_path / "a.jpg", "--store", store)
     assert any(word in output.out for word in ("● REAL", "▲ FAKE", "◆ UNSURE"))
@@ -165,24 +165,24 @@ def test_a_card_names_verdict_and_witnesses(store: Path, tmp_path: Path, run) ->
     assert scale(0.0).index("●") == scale(0.1).index("●")
 
 
-def test_names_are_shown_as_they_are_whatever_signs_are_in_them(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_names_are_printed_without_markup(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     name = "[final] :cat:.jpg"
     (tmp_path / name).write_bytes(simulated(4, 3, seed=5))
     assert f"/{name}" in run("query", tmp_path / name, "--store", store).out
     assert run("bank", "add", tmp_path, "--source", "gan[red]", "--label", "fake", "--store", store).code == 0
-    (tmp_path / name).write_bytes(simulated(4, 3, seed=5) + b" ")  # another file of the same picture
+    (tmp_path / name).write_bytes(simulated(4, 3, seed=5) + b" ")  # another file of the same image
     assert "gan[red]" in run("query", tmp_path / name, "--store", store).out
     assert "gan[red]" in run("store", "info", "--store", store).out
     assert run("bank", "remove", "gan[red]", "--store", store).out == "1 row of gan[red] removed\n"
 
 
-def test_a_long_path_shows_its_end(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_long_path_is_shortened_at_its_start(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / f"{'x' * 200}.jpg").write_bytes(simulated(4, 3, seed=5))
     [title, *_] = run("query", tmp_path / f"{'x' * 200}.jpg", "--store", store).out.splitlines()
     assert "…xxx" in title and "xxx.jpg" in title
 
 
-def test_many_answers_are_counted_and_none_goes_without_its_caveat(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_query_prints_counts_and_caveat(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     for i in range(2):
         (tmp_path / f"{i}.jpg").write_bytes(simulated(4, i, seed=5))
     (tmp_path / "b.jpg").write_bytes(b"no image at all")
@@ -192,7 +192,7 @@ def test_many_answers_are_counted_and_none_goes_without_its_caveat(store: Path, 
     assert CAVEAT not in run("query", tmp_path, "--store", store, "--json").err
 
 
-def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_report_is_self_contained(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     output = run("report", "--store", store, "--out", tmp_path / "r.html", "--json")
     assert output.code == 0
     text = (tmp_path / "r.html").read_text()
@@ -225,7 +225,7 @@ def test_a_report_needs_nothing_else(store: Path, tmp_path: Path, run) -> None: 
         (["report", "--store", "nowhere"], "there is no store"),
     ],
 )
-def test_an_error_says_what_and_where_and_ends_with_1(  # type: ignore[no-untyped-def]
+def test_error_is_explained_and_exits_with_1(  # type: ignore[no-untyped-def]
     arguments: list[str],
     message: str,
     tmp_path: Path,
@@ -244,7 +244,7 @@ def test_an_error_says_what_and_where_and_ends_with_1(  # type: ignore[no-untype
     assert "Traceback" not in output.err
 
 
-def test_another_encoder_against_a_store_is_an_error(store: Path, sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_encoder_of_another_space_is_an_error(store: Path, sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     from clipfake.simulated.standin_encoder import build_standin
 
     other = build_standin(tmp_path)
@@ -254,38 +254,38 @@ def test_another_encoder_against_a_store_is_an_error(store: Path, sample: list[P
         assert "cannot be compared" in output.err
 
 
-def test_wrong_usage_ends_with_2(run) -> None:  # type: ignore[no-untyped-def]
+def test_wrong_usage_exits_with_2(run) -> None:  # type: ignore[no-untyped-def]
     assert run("index").code == 2
     assert run("nonsense").code == 2
     assert run("query", "x.jpg", "--prior", "7").code == 2
     assert run("evaluate", "--replay", "nowhere.csv").code == 2
 
 
-def test_choices_of_training_are_those_there_are(run) -> None:  # type: ignore[no-untyped-def]
+def test_training_choices_match_the_library(run) -> None:  # type: ignore[no-untyped-def]
     from typing import get_args
 
     from clipfake.commands import choices
     from clipfake.detector import projection, split
     from clipfake.detector.training import triplet
 
-    there = {choices.ProjectionKind: projection.KINDS, choices.SplitRecipe: split.RECIPES}
-    there |= {getattr(choices, name): get_args(getattr(triplet, name)) for name in ("Anchor", "Match", "Mining")}
-    for offered, known in there.items():
-        assert {one.value for one in offered} == set(known)  # type: ignore[call-overload]
+    values = {choices.ProjectionKind: projection.KINDS, choices.SplitRecipe: split.RECIPES}
+    values |= {getattr(choices, name): get_args(getattr(triplet, name)) for name in ("Anchor", "Match", "Mining")}
+    for enumeration, accepted in values.items():
+        assert {member.value for member in enumeration} == set(accepted)  # type: ignore[call-overload]
     output = run("train", "--kind", "circular")
     assert output.code == 2 and "triple" in output.err
 
 
-def test_a_store_of_one_class_does_not_train(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_training_needs_both_classes(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     assert run("index", "--folders", sample[0], "--encoder", "plain", "--store", tmp_path / "s", "--json").code == 0
     output = run("train", "--from-store", "--store", tmp_path / "s")
     assert output.code == 1
     assert "no fake ones" in output.err
     again = run("index", "--folders", sample[0], "--store", tmp_path / "s")
-    assert "next: index fake images" in again.err  # not to train
+    assert "next: index fake images" in again.err  # rather than to train
 
 
-def test_what_comes_next_can_be_pasted(sample: list[Path], store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_suggested_command_can_be_pasted(sample: list[Path], store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     spaced = tmp_path / "my störe"
     shutil.copytree(store, spaced)
     for command in (["index", "--folders", *sample], ["train", "--epochs", 1, "--head", "second"]):
@@ -295,7 +295,7 @@ def test_what_comes_next_can_be_pasted(sample: list[Path], store: Path, tmp_path
     assert words[-2:] == ["--head", "second"]
 
 
-def test_images_without_a_label_and_what_to_do_are_told_before_and_after(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_index_reports_unlabelled_images(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path / "mine" / "reall"
     folder.mkdir(parents=True)
     (folder / "a.jpg").write_bytes(simulated(0, 3, seed=5))
@@ -304,7 +304,7 @@ def test_images_without_a_label_and_what_to_do_are_told_before_and_after(tmp_pat
         assert "1 image without a label: mine" in output.out and "metadata.csv" in output.out
 
 
-def test_what_was_skipped_for_one_reason_hides_no_other(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_skipped_images_are_grouped_by_reason(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     rows = "".join(f"{i}.jpg,{i % 2}\n" for i in range(100))
     (tmp_path / "set").mkdir()
     (tmp_path / "set" / "metadata.csv").write_text(f"image_path,target\n{rows}zz.jpg,1\nzz.png,0\n")
@@ -314,7 +314,7 @@ def test_what_was_skipped_for_one_reason_hides_no_other(tmp_path: Path, run) -> 
     assert "100 images: cannot be read: No such file" in output.out and "zz.jpg: empty" in output.out
 
 
-def test_shares_are_written_as_people_write_them(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_shares_as_percent_or_fraction(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.jpg").write_bytes(simulated(0, 3, seed=5))
     command = ("query", tmp_path / "a.jpg", "--store", store, "--json")
     answer = run(*command, "--error", "20%", "--prior", "1%").json
@@ -323,21 +323,21 @@ def test_shares_are_written_as_people_write_them(store: Path, tmp_path: Path, ru
     assert run(*command, "--error", "60%").code == run(*command, "--error", "little").code == 2
 
 
-def test_what_cannot_be_asked_is_told_before_anything_is_done(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_options_fail_before_any_work(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     far = run("query", "https://example.org/a.jpg", "--store", store)
     assert far.code == 1 and "save the image" in far.err
     gif = run("query", "a.jpg", "--store", store, "--sheet", tmp_path / "s.gif")
     assert gif.code == 2 and ".png" in gif.err
 
 
-def test_a_source_added_to_the_bank_is_known_at_once_and_removed_exactly(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_bank_add_and_remove(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "new").mkdir()
     for i in range(4):
         (tmp_path / "new" / f"{i}.jpg").write_bytes(simulated(5, 50 + i, seed=9))
-    (tmp_path / "asked.jpg").write_bytes(simulated(5, 50, seed=9) + b" ")  # another file of the same picture
+    (tmp_path / "query.jpg").write_bytes(simulated(5, 50, seed=9) + b" ")  # another file of the same image
 
     def answer() -> dict:  # type: ignore[type-arg]
-        return run("query", tmp_path / "asked.jpg", "--store", store, "--json").json  # type: ignore[no-any-return]
+        return run("query", tmp_path / "query.jpg", "--store", store, "--json").json  # type: ignore[no-any-return]
 
     before = answer()
     added = run("bank", "add", tmp_path / "new", "--source", "newest", "--label", "fake", "--store", store, "--json")
@@ -349,7 +349,7 @@ def test_a_source_added_to_the_bank_is_known_at_once_and_removed_exactly(store: 
     assert run("bank", "remove", "newest", "--store", store).code == 1
 
 
-def test_a_store_tells_its_figures_and_goes_back(store: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_store_info_snapshots_and_undo(store: Path, run) -> None:  # type: ignore[no-untyped-def]
     answer = run("store", "info", "--store", store, "--json").json
     assert answer["rows"] == COUNT * len(SOURCES)
     assert "default" in [head["name"] for head in answer["heads"]]
@@ -361,14 +361,14 @@ def test_a_store_tells_its_figures_and_goes_back(store: Path, run) -> None:  # t
     assert again["rows"] == COUNT * len(SOURCES)
 
 
-def test_classes_are_counted_before_and_after_binarising(sample: list[Path], run) -> None:  # type: ignore[no-untyped-def]
+def test_stats_count_targets_and_labels(sample: list[Path], run) -> None:  # type: ignore[no-untyped-def]
     answer = run("index", "--folders", *sample, "--stats", "--json").json
     rows = {row["source"]: row for row in answer["distribution"]}
     assert rows["sim_stacked"]["targets"] == {"6": COUNT}
     assert rows["sim_stacked"]["labels"]["fake"] == COUNT
 
 
-def test_images_are_asked_from_an_archive_and_from_standard_input(  # type: ignore[no-untyped-def]
+def test_query_reads_archives_and_standard_input(  # type: ignore[no-untyped-def]
     store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -386,7 +386,7 @@ def test_images_are_asked_from_an_archive_and_from_standard_input(  # type: igno
     assert run("query", "-", "--store", store, "--json").json["score"] == answers[0]["score"]
 
 
-def test_an_answer_that_does_not_survive_the_web_is_unsure(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_check_stability_can_make_an_answer_unsure(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
     answer = run("query", tmp_path / "a.jpg", "--store", store, "--steady", "--json").json
     assert [view["what"] for view in answer["views"]] == ["after JPEG quality 60", "at half its size"]
@@ -394,7 +394,7 @@ def test_an_answer_that_does_not_survive_the_web_is_unsure(store: Path, tmp_path
         assert answer["verdict"] == "unsure"
 
 
-def test_a_run_is_told_to_machines_too(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_progress_as_json_lines_and_prometheus(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     log, figures = tmp_path / "log.jsonl", tmp_path / "clipfake.prom"
     result = ["--log-json", log, "--prometheus", figures]
     assert run("index", "--folders", sample[0], "--encoder", "plain", "--store", tmp_path / "s", *result).code == 0
@@ -404,7 +404,7 @@ def test_a_run_is_told_to_machines_too(sample: list[Path], tmp_path: Path, run) 
     assert ended.code == 1 and "cannot be written" in ended.err
 
 
-def test_a_store_is_verified_repaired_and_compacted(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_verify_repair_and_compact(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     at = ["--store", tmp_path / "s"]
     for folder in sample[:2]:
         run("index", "--folders", folder, "--encoder", "plain", *at)
@@ -421,7 +421,7 @@ def test_a_store_is_verified_repaired_and_compacted(sample: list[Path], tmp_path
 
 
 @pytest.mark.parametrize("width", [50, 80, 200])
-def test_no_number_of_a_wide_table_is_broken(width: int) -> None:
+def test_wide_table_never_splits_a_number(width: int) -> None:
     from clipfake.show.tables import WrappedTable
     from rich.console import Console
 
@@ -440,20 +440,20 @@ class Screen(io.StringIO):
         return True
 
 
-def test_words_for_a_person_are_broken_between_words_and_pass(monkeypatch: pytest.MonkeyPatch) -> None:
-    from clipfake.commands.terminal import passing, say
+def test_messages_wrap_and_transient_ones_disappear(monkeypatch: pytest.MonkeyPatch) -> None:
+    from clipfake.commands.terminal import print_message, transient_message
 
     monkeypatch.setenv("COLUMNS", "40")
     monkeypatch.setattr("sys.stderr", Screen())
-    with passing("loading"):
+    with transient_message("loading"):
         pass
-    say(CAVEAT)
+    print_message(CAVEAT)
     queries = "there is no store at s; make one with `clipfake index --folders ...` and ask again"
-    say(queries)
+    print_message(queries)
     command = "next: clipfake query IMAGE --store a/long/path/to/a/store"
-    say(command)
+    print_message(command)
     passed, result = sys.stderr.getvalue().split("\x1b[2K")  # type: ignore[union-attr]
-    assert passed == "loading\r"  # and the line is empty again
+    assert passed == "loading\r"  # followed by the code that clears the line
     *lines, last = result.splitlines()
     assert all(len(line) <= 40 for line in lines)
     assert "`clipfake index --folders ...` and ask" in lines
@@ -462,12 +462,12 @@ def test_words_for_a_person_are_broken_between_words_and_pass(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("engine", ["spark", ""])
-def test_an_engine_that_is_none_is_wrong_usage(engine: str, sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_unknown_engine_is_wrong_usage(engine: str, sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     ended = run("index", "--folders", sample[0], "--store", tmp_path / "s", "--engine", engine)
     assert ended.code == 2 and "ray" in ended.err
 
 
-def test_what_was_never_seen_is_evaluated(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_evaluate_leaves_sources_out(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     output = run("evaluate", "--store", store, "--json", "--out", tmp_path / "atlas")
     assert {"random_auc", "mean_auc", "optimism", "cells"} <= output.json.keys()
     assert output.json["heads"].keys() == {"ridge", "knn"}
@@ -476,8 +476,8 @@ def test_what_was_never_seen_is_evaluated(store: Path, tmp_path: Path, run) -> N
     assert run("evaluate", "--store", store, "--leave-one-out", "sink").code == 2
 
 
-def test_no_image_is_opened_once_it_is_indexed(sample: list[Path], store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
-    """Training, evaluating, reporting and asking the bank read the store alone: the images are gone."""
+def test_commands_after_index_open_no_image(sample: list[Path], store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    """Training, evaluation, report and export read the store only: the images have been moved away."""
     images, away = sample[0].parent, tmp_path / "away"
     copy = tmp_path / "store"
     shutil.copytree(store, copy)
@@ -495,7 +495,7 @@ def test_no_image_is_opened_once_it_is_indexed(sample: list[Path], store: Path, 
         away.rename(images)
 
 
-def test_what_stands_in_an_index_s_way_is_told_before_its_encoder_is_loaded(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_index_checks_the_store_before_loading_the_encoder(tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "images").mkdir()
     command = ("index", "--folders", tmp_path / "images", "--encoder", tmp_path / "nowhere", "--store")
     (tmp_path / "other").mkdir()
@@ -508,7 +508,7 @@ def test_what_stands_in_an_index_s_way_is_told_before_its_encoder_is_loaded(tmp_
     assert (ended.code, "is being written by" in ended.err) == (1, True)
 
 
-def test_several_processes_index_what_one_does(sample: list[Path], store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_several_processes_index_the_same_rows(sample: list[Path], store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     answer = run(
         "index", "--folders", *sample, "--encoder", "plain", "--store", tmp_path / "s", "--processes", 2, "--json"
     ).json
@@ -518,7 +518,7 @@ def test_several_processes_index_what_one_does(sample: list[Path], store: Path, 
 
 
 class Full(io.TextIOWrapper):
-    """A standard output that takes nothing."""
+    """A standard output on which every write fails."""
 
     def __init__(self, why: OSError, encoding: str = "utf-8") -> None:
         super().__init__(io.BytesIO(), encoding=encoding)
@@ -531,7 +531,7 @@ class Full(io.TextIOWrapper):
 
 
 @pytest.mark.parametrize("command", [("store", "info"), ("store", "info", "--json")], ids=["table", "json"])
-def test_an_output_that_cannot_be_written_is_told_and_a_reader_that_has_gone_is_no_error(  # type: ignore[no-untyped-def]
+def test_full_disk_is_an_error_and_closed_pipe_is_not(  # type: ignore[no-untyped-def]
     command: tuple[str, ...],
     store: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -541,13 +541,13 @@ def test_an_output_that_cannot_be_written_is_told_and_a_reader_that_has_gone_is_
     full = run(*command, "--store", store)
     assert (full.code, full.err) == (
         1,
-        "clipfake: the result cannot be written (No space left on device); give standard output room\n",
+        "clipfake: cannot write to standard output (No space left on device); free space or redirect it elsewhere\n",
     )
     monkeypatch.setattr("sys.stdout", Full(BrokenPipeError(errno.EPIPE, "Broken pipe")))
     assert (run(*command, "--store", store).code, full.out) == (0, "")
 
 
-def test_signs_that_a_terminal_lacks_end_nothing(  # type: ignore[no-untyped-def]
+def test_unencodable_characters_raise_no_error(  # type: ignore[no-untyped-def]
     store: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -568,14 +568,14 @@ def test_signs_that_a_terminal_lacks_end_nothing(  # type: ignore[no-untyped-def
                 assert [Path(json.loads(line)["image"]).name for line in result.splitlines()] == list(names)
 
 
-def test_a_head_that_could_not_be_saved_is_not_trained(store: Path, monkeypatch: pytest.MonkeyPatch, run) -> None:  # type: ignore[no-untyped-def]
+def test_training_checks_the_head_folder_first(store: Path, monkeypatch: pytest.MonkeyPatch, run) -> None:  # type: ignore[no-untyped-def]
     monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
     monkeypatch.setattr("clipfake.detector.training.train.train", None)  # would end in a TypeError
     output = run("train", "--store", store)
     assert output.code == 1 and f"cannot write to {store / 'heads' / 'default'}" in output.err
 
 
-def test_a_name_that_no_row_has_is_told_rather_than_no_rows(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+def test_unknown_source_or_category_is_an_error(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     for command in (("export", "--to", tmp_path / "out"), ("duplicates",)):
         for option in ("--source", "--category"):
             output = run("store", *command, option, "nobody", "--store", store)

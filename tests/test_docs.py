@@ -1,4 +1,4 @@
-"""The documents say what is true: every command in them exists, with every option it is given."""
+"""The documents match the code: commands and options exist, links resolve, examples run."""
 
 import doctest
 import importlib
@@ -28,13 +28,13 @@ def commands() -> list[tuple[str, str]]:
     return found
 
 
-def test_there_are_commands_to_check() -> None:
+def test_documents_have_commands() -> None:
     assert ("README.md", "make demo") in commands()
     assert len(commands()) > 5
 
 
 def examples() -> list[tuple[str, str]]:
-    """(command, line) of every line of a command's help that can be pasted."""
+    """(command, line) of every example in a command's help."""
     found, inside = [], [("clipfake", typer.main.get_command(app))]
     while inside:
         name, command = inside.pop()
@@ -45,7 +45,7 @@ def examples() -> list[tuple[str, str]]:
 
 
 @pytest.mark.parametrize(("page", "line"), [*commands(), *examples()], ids=lambda value: value)
-def test_a_command_in_the_documents_exists(page: str, line: str) -> None:
+def test_documented_commands_exist(page: str, line: str) -> None:
     program, *words = shlex.split(line)
     if program == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
@@ -64,7 +64,7 @@ def test_a_command_in_the_documents_exists(page: str, line: str) -> None:
 
 
 def leaves() -> dict[str, Any]:
-    """name -> command, of all that do something."""
+    """All commands by name, without groups."""
     found, inside = {}, [("clipfake", typer.main.get_command(app))]
     while inside:
         name, command = inside.pop()
@@ -76,15 +76,17 @@ def leaves() -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", sorted(leaves()))
-def test_the_help_of_every_command_shows_one_that_can_be_pasted(name: str) -> None:
-    """It is of the command whose help it stands in, is taken as it is, and is of no machine of ours."""
+def test_every_help_has_an_example(name: str) -> None:
+    """The example calls the command itself, its options parse, and it has no path of a particular machine."""
     lines = [line for shown, line in examples() if shown == name]
     assert lines
     for line in lines:
         assert line.startswith(f"{name} ")
         assert "shared" not in line
         words = spread(shlex.split(line)[1:])[len(name.split()) - 1 :]
-        leaves()[name].make_context(name, words).close()  # raises for what is no option, no value or left out
+        leaves()[name].make_context(
+            name, words
+        ).close()  # raises for an unknown option, an invalid value or a missing argument
 
 
 MODULES = sorted(
@@ -96,18 +98,18 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize("name", MODULES)
-def test_examples_in_the_code_are_true(name: str) -> None:
+def test_doctests(name: str) -> None:
     tried = doctest.testmod(importlib.import_module(name))
     assert not tried.failed
 
 
-def test_links_in_the_documents_lead_somewhere() -> None:
+def test_document_links_resolve() -> None:
     for page in PAGES:
         for target in re.findall(r"\]\((?!http|#)([^)#]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 
-def test_the_version_is_one() -> None:
+def test_version_is_the_same_everywhere() -> None:
     import tomllib
 
     import clipfake

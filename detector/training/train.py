@@ -19,6 +19,7 @@ from ..metrics import Metrics, best_threshold, measure
 from ..projection import FUSIONS, KINDS, Projected
 from ..split import PARTS, RECIPES, Split, choose
 from ..vocabulary import MODES, Mode, Vocabulary
+from .baseline_names import baseline_name
 from .baselines import BASELINES, BaselineResult, evaluate_baseline, linear_probe
 from .examples import Examples, Labelled, StoredRows, subsample
 from .svm_training import fit_stream
@@ -28,16 +29,6 @@ ROWS_AT_ONCE = 16_384  # scored in one go
 LEARNED = 100_000  # rows a baseline learns from, at most; the linear probe ends with all
 CHOSEN = 10_000  # validation rows that choose a baseline's strength and threshold, at most
 COMPARED = 20_000  # test rows a baseline is measured on, at most; the head is measured on all
-WORDS = {
-    "majority": "the majority class",
-    "category_only": "the category alone",
-    "file_facts": "the file's facts alone",
-    "linear_probe": "the linear probe",
-    "lda": "Fisher's discriminant",
-    "pca_svm": "principal components with an SVM",
-    "random_svm": "a random projection with an SVM",
-    "rbf_svm": "an RBF SVM on the raw vectors",
-}
 
 
 @dataclass(frozen=True)
@@ -91,12 +82,12 @@ class TrainReport:
                 f"which flatters every figure; `--split grouped` keeps copies on one side."
             )
         if self.against_probe is not None:
-            lines.append(self.against_probe.sentence("The head", "the linear probe"))
+            lines.append(self.against_probe.sentence("The head", baseline_name("linear_probe").phrase))
         if self.best:
             head, other = self.metrics["test"].auc, self.baselines[self.best].metrics["test"].auc
             if head is not None and other is not None and other > head:
                 lines.append(
-                    f"The head falls below the best baseline, {describe_baseline(self.best)}: "
+                    f"The head falls below the best baseline, {baseline_name(self.best).phrase}: "
                     f"test AUC {head:.3f} against {other:.3f}."
                 )
         return lines
@@ -165,7 +156,7 @@ def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: 
         if len(some["test"]) < len(parts["test"]):
             note = f"measured on {len(some['test']):,} of {len(parts['test']):,} test rows, drawn at random"
     for name in options.baselines:
-        on_progress(describe_baseline(name))
+        on_progress(baseline_name(name).phrase)
         known = examples["train"], examples["validation"], options.seed
         streamed = name == "linear_probe" and len(examples["train"]) < len(learning)
         scorer = linear_probe(*known, learning) if streamed else BASELINES[name](*known)
@@ -281,13 +272,3 @@ def decision_values(
         given = None if categories is None else categories[piece]
         found.append(head.decision_function(snapshot.vectors(piece), mode=mode, categories=given))
     return np.concatenate(found)
-
-
-def describe_baseline(baseline: str) -> str:
-    """A baseline's name as a reader would say it.
-
-    >>> describe_baseline("nearest_9")
-    'the nearest-neighbour rule (k = 9)'
-    """
-    name, _, k = baseline.partition("nearest_")
-    return f"the nearest-neighbour rule (k = {k})" if k else WORDS.get(name, name)

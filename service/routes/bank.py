@@ -1,4 +1,4 @@
-"""Images of a known origin into the bank, and a source out of it. The next query knows; nothing is trained."""
+"""Add images of known origin to the bank, or remove a source. It applies to the next query; nothing is trained."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from pydantic import BaseModel, Field, ValidationError
 from ...store.filter import Filter, delete
 from ...store.records import FAKE, REAL, Block, Rows
 from ...store.space import Space
-from ..dependencies import WRITES, At, form_only
-from ..problems import HttpProblem, problem_of_validation
+from ..dependencies import WRITES, StateDep, form_only
+from ..problems import HttpProblem, validation_problem
 from ..schemas import AddedJson, RemovedJson, refusals
 from ..state import EmbeddedUpload, RefusedUpload, usable
-from ..uploads import Upload, counted, form, request_body
+from ..uploads import Upload, check_count, form, request_body
 
 router = APIRouter(tags=["bank"], dependencies=WRITES)
 
 LABELS = {"real": REAL, "fake": FAKE}
-NAME = r"^[^/\x00-\x1f\x7f]+$"  # of a source that is added
+NAME = r"^[^/\x00-\x1f\x7f]+$"  # name of a new source
 
 
 class BankSourceJson(BaseModel):
-    """Metadata that the client gives for the images to add."""
+    """Metadata of the images to add."""
 
     source: str = Field(min_length=1, max_length=100, pattern=NAME)
     label: Literal["real", "fake"]
@@ -44,80 +44,80 @@ FIELDS = BankSourceJson.model_json_schema()["properties"]
     openapi_extra=request_body(**FIELDS),
     dependencies=[Depends(form_only)],
 )
-async def add(request: Request, at: At) -> Any:
-    """Send a form of images with a `source`, what to call their origin, and a `label`, real or fake.
+async def add(request: Request, state: StateDep) -> Any:
+    """Send a form of images with a `source`, the name of their origin, and a `label`, real or fake.
 
-    An image's key is its source and its file's name: one of the same name takes the place of the one before.
+    An image's key is its source and its file name; an image with an existing key replaces the stored one.
     """
-    given = await form(request, at.limits)
+    body = await form(request, state.limits)
     try:
-        named = BankSourceJson.model_validate(given.fields)
+        metadata = BankSourceJson.model_validate(body.fields)
     except ValidationError as e:
-        raise problem_of_validation([{**one, "loc": ("form", *one["loc"])} for one in e.errors()]) from e
-    seen = await at.see(distinct(counted(given.uploads, at.limits)), thumbnails=True)
-    block = block_of(at.eyes.encoder.space, named, usable(seen))
+        raise validation_problem([{**error, "loc": ("form", *error["loc"])} for error in e.errors()]) from e
+    uploads = await state.embed(distinct(check_count(body.uploads, state.limits)), thumbnails=True)
+    block = make_block(state.image_decoder.encoder.space, metadata, usable(uploads))
 
     def store() -> dict[str, Any]:
-        with at.writing, at.store.writer(f"bank add {named.source}") as writer:
+        with state.writing, state.store.writer(f"bank add {metadata.source}") as writer:
             before = writer.snapshot.number
-            became = writer.append(block)
-        at.loaded(wait=True)  # the next query knows them
+            outcome = writer.append(block)
+        state.loaded(wait=True)  # the next query uses the new rows
         return {
-            "source": named.source,
-            "label": named.label,
-            "added": became.added,
-            "known": became.known,
-            "replaced": became.replaced,
-            "refused": [one.to_dict() for one in seen if isinstance(one, RefusedUpload)],
+            "source": metadata.source,
+            "label": metadata.label,
+            "added": outcome.added,
+            "known": outcome.known,
+            "replaced": outcome.replaced,
+            "refused": [upload.to_dict() for upload in uploads if isinstance(upload, RefusedUpload)],
             "snapshot": writer.snapshot.number,
             "before": before,
         }
 
-    return JSONResponse(await at.run(store))
+    return JSONResponse(await state.run(store))
 
 
 @router.delete(
-    "/v1/bank/{source:path}", summary="Take a source out", response_model=RemovedJson, responses=refusals(403, 404, 422)
+    "/v1/bank/{source:path}", summary="Remove a source", response_model=RemovedJson, responses=refusals(403, 404, 422)
 )
-async def remove(source: Annotated[str, Path(min_length=1)], at: At) -> Any:
+async def remove(source: Annotated[str, Path(min_length=1)], state: StateDep) -> Any:
     """Remove all rows of a source. `clipfake store undo` with the number `before` restores them."""
 
     def drop() -> dict[str, Any]:
-        with at.writing:
-            deleted = delete(at.store, Filter(source=[source]), f"bank remove {source}")
+        with state.writing:
+            deleted = delete(state.store, Filter(source=[source]), f"bank remove {source}")
         if not deleted.rows:
             raise HttpProblem("not-found", f"there is no source {source[:100]!r}; /v1/store lists them")
-        at.loaded(wait=True)
+        state.loaded(wait=True)
         return {"source": source, "removed": deleted.rows, "snapshot": deleted.snapshot, "before": deleted.before}
 
-    return JSONResponse(await at.run(drop))
+    return JSONResponse(await state.run(drop))
 
 
 def distinct(uploads: Sequence[Upload]) -> list[Upload]:
-    """The images without those sent twice; raises Problem where one name stands for two images."""
+    """Return the uploads without duplicates; raises HttpProblem if two different images have the same name."""
     contents: dict[str, bytes] = {}
-    for one in uploads:
-        if contents.setdefault(one.name, one.content) != one.content:
-            raise HttpProblem("invalid", f"two images are called {one.name!r}; give every file a name of its own")
+    for upload in uploads:
+        if contents.setdefault(upload.name, upload.content) != upload.content:
+            raise HttpProblem("invalid", f"two different images are named {upload.name!r}; rename one of them")
     return [Upload(name, content) for name, content in contents.items()]
 
 
-def block_of(space: Space, named: BankSourceJson, seen: Sequence[EmbeddedUpload]) -> Block:
-    """The rows that these images become."""
-    pictures, count = [one.picture for one in seen], len(seen)
+def make_block(space: Space, metadata: BankSourceJson, uploads: Sequence[EmbeddedUpload]) -> Block:
+    """Convert embedded images to rows of the store."""
+    images, count = [upload.image for upload in uploads], len(uploads)
     rows = Rows.make(
-        keys=[f"{named.source}/{one.name}" for one in seen],
-        labels=[LABELS[named.label]] * count,
-        sources=[named.source] * count,
-        generators=[named.source if named.label == "fake" else ""] * count,
-        paths=[one.name for one in seen],
-        digests=np.frombuffer(b"".join(picture.digest for picture in pictures), "V16"),
-        bytes=[picture.size for picture in pictures],
-        widths=[picture.width for picture in pictures],
-        heights=[picture.height for picture in pictures],
-        formats=[picture.format for picture in pictures],
-        qualities=[picture.quality for picture in pictures],
+        keys=[f"{metadata.source}/{upload.name}" for upload in uploads],
+        labels=[LABELS[metadata.label]] * count,
+        sources=[metadata.source] * count,
+        generators=[metadata.source if metadata.label == "fake" else ""] * count,
+        paths=[upload.name for upload in uploads],
+        digests=np.frombuffer(b"".join(image.digest for image in images), "V16"),
+        bytes=[image.size for image in images],
+        widths=[image.width for image in images],
+        heights=[image.height for image in images],
+        formats=[image.format for image in images],
+        qualities=[image.quality for image in images],
         mtimes=[time.time_ns()] * count,
     )
-    vectors = np.stack([one.vector for one in seen])
-    return Block(space, rows, vectors, tuple(picture.thumbnail for picture in pictures))
+    vectors = np.stack([upload.vector for upload in uploads])
+    return Block(space, rows, vectors, tuple(image.thumbnail for image in images))

@@ -1,4 +1,4 @@
-"""Health checks, for operators."""
+"""Health checks and metrics."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Response
 from fastapi.responses import JSONResponse
 
-from ..dependencies import At
+from ..dependencies import StateDep
 from ..problems import HttpProblem
 from ..schemas import HealthJson, refusals
 
@@ -20,18 +20,18 @@ async def healthz() -> Any:
 
 
 @router.get("/readyz", summary="Whether images can be judged", response_model=HealthJson, responses=refusals())
-async def readyz(at: At) -> Any:
-    loaded = await at.run(at.loaded)
-    if loaded.refused:
-        raise HttpProblem("not-ready", loaded.why, headers=loaded.refused.headers)
+async def readyz(state: StateDep) -> Any:
+    loaded = await state.run(state.loaded)
+    if loaded.problem:
+        raise HttpProblem("not-ready", loaded.why, headers=loaded.problem.headers)
     return JSONResponse({"status": "ready"})
 
 
 @router.get(
     "/metrics",
-    summary="Figures for Prometheus",
+    summary="Metrics in Prometheus' text format",
     response_class=Response,
     responses={200: {"content": {"text/plain": {}}}, **refusals()},
 )
-async def metrics(at: At) -> Response:
-    return Response(at.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+async def metrics(state: StateDep) -> Response:
+    return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

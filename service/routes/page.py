@@ -1,4 +1,4 @@
-"""The page at /: one file that needs nothing else, put together from its three parts."""
+"""The page at /: one self-contained file, assembled from its HTML, CSS and JavaScript."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ async def page() -> Response:
 
 @cache
 def assembled() -> tuple[str, str]:
-    """The page with its style and script in it, and a policy under which nothing but these two can run."""
+    """Return the page with inlined style and script, and a content security policy that allows only these two."""
     static = files(__package__.rpartition(".")[0]) / "static"
     parts = {name: (static / name).read_text(encoding="utf-8") for name in ("page.html", "page.css", "page.js")}
     style, script = f"\n{parts['page.css']}", f"\n{parts['page.js']}"

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...detector.detector import QueryOptions
-from ..dependencies import At
+from ..dependencies import StateDep
 from ..schemas import AnswersJson, refusals
 from ..state import RefusedUpload, usable
 from ..uploads import request_body, uploads
@@ -22,16 +22,17 @@ class QueryOptionsJson(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    prior: float = Field(0.5, ge=0.0001, le=0.9999, description="Share of fakes you expect.")
+    prior: float = Field(0.5, ge=0.0001, le=0.9999, description="Expected share of fakes.")
     error: float = Field(
-        0.05, ge=0.0001, le=0.5, description="How often the truth may be ruled out, of real and of fake images alike."
+        0.05, ge=0.0001, le=0.5, description="Accepted rate of ruling out the true class, for real and for fake images."
     )
-    changes: bool = Field(True, description="Also say what would change the verdict.")
-    steady: bool = Field(False, description="Unsure if a JPEG of quality 60 or half the size changes the verdict.")
-    on_map: bool = Field(False, alias="map", description="Also say where the images lie on /v1/map.")
+    changes: bool = Field(True, description="Include what would change the verdict.")
+    steady: bool = Field(
+        False, description="Answer unsure if a copy of JPEG quality 60 or half the size gets another verdict."
+    )
+    on_map: bool = Field(False, alias="map", description="Include the coordinates of the images on /v1/map.")
 
-    @property
-    def question(self) -> QueryOptions:
+    def to_options(self) -> QueryOptions:
         return QueryOptions(self.prior, self.error, self.changes)
 
 
@@ -42,27 +43,31 @@ class QueryOptionsJson(BaseModel):
     responses=refusals(400, 409, 415, 422),
     openapi_extra=request_body(),
 )
-async def query(request: Request, at: At, how: Annotated[QueryOptionsJson, Query()]) -> Any:
+async def query(request: Request, state: StateDep, options: Annotated[QueryOptionsJson, Query()]) -> Any:
     """Send images as files of a multipart form, or one image as the body.
 
-    An image that cannot be read is told in its place and does not hold up the others; if none can be read, the answer
-    is a problem.
+    An image that cannot be read has an error in its position of the list, and the others are judged. If none can be
+    read, the response is a problem.
     """
-    with at.metrics.stage("read"):
-        received = await uploads(request, at.limits)
-    await at.run(lambda: at.loaded().detector)  # a store that cannot answer says so before any work is done
-    seen = await at.see(received, views=how.steady)
-    good = usable(seen)
-    verdicts, number, where = await at.run(lambda: at.judge(good, how.question, places=how.on_map))
-    judged = iter(zip(verdicts, where.tolist() if where is not None else [None] * len(verdicts), strict=True))
+    with state.metrics.stage("read"):
+        received = await uploads(request, state.limits)
+    await state.run(lambda: state.loaded().detector)  # raises before any image is encoded for nothing
+    results = await state.embed(received, views=options.steady)
+    embedded = usable(results)
+    verdicts, number, coordinates = await state.run(
+        lambda: state.judge(embedded, options.to_options(), on_map=options.on_map)
+    )
+    judged = iter(
+        zip(verdicts, coordinates.tolist() if coordinates is not None else [None] * len(verdicts), strict=True)
+    )
     answers: list[dict[str, Any]] = []
-    places: list[list[float] | None] = []
-    for one in seen:
-        if isinstance(one, RefusedUpload):
-            answers.append(one.to_dict())
-            places.append(None)
+    points: list[list[float] | None] = []
+    for result in results:
+        if isinstance(result, RefusedUpload):
+            answers.append(result.to_dict())
+            points.append(None)
         else:
-            verdict, place = next(judged)
+            verdict, point = next(judged)
             answers.append(verdict.to_dict())
-            places.append(place)
-    return JSONResponse({"snapshot": number, "answers": answers, **({"places": places} if how.on_map else {})})
+            points.append(point)
+    return JSONResponse({"snapshot": number, "answers": answers, **({"places": points} if options.on_map else {})})

@@ -1,4 +1,4 @@
-"""Public view of the store: figures, a map, and the thumbnail of a row."""
+"""Describe the store: statistics, a map of the bank, and the thumbnail of a row."""
 
 from __future__ import annotations
 
@@ -7,42 +7,47 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import JSONResponse
 
-from ..dependencies import At
+from ..dependencies import StateDep
 from ..problems import HttpProblem
 from ..schemas import MapJson, StoreJson, refusals
 
 router = APIRouter(tags=["store"])
 
 
-@router.get("/v1/store", summary="What is stored", response_model=StoreJson, responses=refusals())
-async def store(request: Request, at: At) -> Any:
-    """The store in figures, whether images can be judged, and the limits of this service."""
-    figures, loaded = await at.run(lambda: (at.figures(), at.loaded()))
-    state = request.app.state
-    fields = {"ready": not loaded.why, "why": loaded.why, "notice": state.notice, "writes": bool(state.token)}
-    return JSONResponse({**figures, **fields, "limits": at.limits.to_dict()})
+@router.get("/v1/store", summary="Statistics of the store", response_model=StoreJson, responses=refusals())
+async def store(request: Request, state: StateDep) -> Any:
+    """Return statistics of the store, whether images can be judged, and the limits of this service."""
+    figures, loaded = await state.run(lambda: (state.figures(), state.loaded()))
+    app_state = request.app.state
+    fields = {
+        "ready": not loaded.why,
+        "why": loaded.why,
+        "notice": app_state.notice,
+        "writes": bool(app_state.token),
+    }
+    return JSONResponse({**figures, **fields, "limits": state.limits.to_dict()})
 
 
-@router.get("/v1/map", summary="The bank as a flat picture", response_model=MapJson, responses=refusals(409))
-async def bank_map(at: At) -> Any:
-    """Up to 1,500 rows of the bank, as many of each class, on the two main axes of the head's projection."""
-    return JSONResponse(await at.run(lambda: at.loaded().map.to_dict()))
+@router.get("/v1/map", summary="Two-dimensional map of the bank", response_model=MapJson, responses=refusals(409))
+async def bank_map(state: StateDep) -> Any:
+    """Return up to 1,500 rows of the bank, half of each class, on two principal components of the projection."""
+    return JSONResponse(await state.run(lambda: state.loaded().map.to_dict()))
 
 
 @router.get(
     "/v1/thumbnails/{key:path}",
-    summary="The small picture of a stored row",
+    summary="Thumbnail of a stored row",
     response_class=Response,
     responses={200: {"content": {"image/jpeg": {}}}, **refusals(404)},
 )
-async def thumbnail(at: At, key: Annotated[str, Path(description="Key of the row.")]) -> Response:
-    """The JPEG that was kept when the row was indexed; a key names a row, never a file."""
+async def thumbnail(state: StateDep, key: Annotated[str, Path(description="Key of the row.")]) -> Response:
+    """Return the thumbnail that was stored with the row. A key names a row, never a file."""
 
-    def find() -> bytes:
-        snapshot = at.loaded().snapshot
+    def read_thumbnail() -> bytes:
+        snapshot = state.loaded().snapshot
         position = int(snapshot.find([key])[0])
         return snapshot.thumbnail(position) if position >= 0 else b""
 
-    if not (content := await at.run(find)):
-        raise HttpProblem("not-found", f"there is no row {key[:200]!r}, or no picture of it was kept")
+    if not (content := await state.run(read_thumbnail)):
+        raise HttpProblem("not-found", f"the store has no row {key[:200]!r}, or the row has no thumbnail")
     return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})

@@ -1,12 +1,12 @@
-// The page: images in, answers and their evidence out. It talks to this service alone, and whatever comes from a file
-// or from the store is set as text, never as markup.
+// The page: judges images and shows the verdicts with their evidence. It sends requests to this service only, and sets
+// strings from files and from the store as text, never as markup.
 "use strict";
 
-const AT_ONCE = 4; // requests under way; the service gathers them into batches
-const OPEN_MOST = 3; // answers shown with their evidence unfolded when they come together
-const PATIENCE = 30; // times a busy service is asked again
-const GONE = 3; // seconds until a service that does not answer is asked again
-const UNREADY = 5; // seconds until a store that cannot answer is looked at again
+const AT_ONCE = 4; // concurrent requests; the service batches them
+const OPEN_MOST = 3; // answers of one lot that are shown with their evidence unfolded
+const PATIENCE = 30; // retries of a request to a busy service
+const GONE = 3; // seconds until a service that does not answer is tried again
+const UNREADY = 5; // seconds until a store that cannot judge is checked again
 const STRONGEST = Math.log(100); // log-likelihood ratio at the ends of the bars
 const ALIKE = 30; // rows of the map that are counted around an image
 const TOKEN = "clipfake-token";
@@ -23,7 +23,7 @@ function make(name, properties = {}, ...children) {
   return element;
 }
 
-function shape(kind) {
+function shapeIcon(kind) {
   const space = "http://www.w3.org/2000/svg";
   const made = document.createElementNS(space, "svg");
   const use = document.createElementNS(space, "use");
@@ -34,16 +34,16 @@ function shape(kind) {
   return made;
 }
 
-function filled(template) {
+function cloneTemplate(template) {
   return $(template).content.cloneNode(true);
 }
 
-/** Words with what stands between backticks as code. */
-function coded(words) {
+/** A text with its backticked parts as <code>. */
+function withCode(words) {
   return words.split("`").map((part, i) => (i % 2 ? make("code", { textContent: part }) : part));
 }
 
-/** An <img> of a blob; the address it needs for that is given back as soon as it has loaded. */
+/** An <img> of a blob; its object URL is revoked as soon as it has loaded. */
 function image(blob, alt, unshown, loading = "eager") {
   const made = make("img", { alt, loading, decoding: "async" });
   const address = URL.createObjectURL(blob);
@@ -58,130 +58,130 @@ function image(blob, alt, unshown, loading = "eager") {
   return made;
 }
 
-/** A name that may be broken where its words end. */
+/** A name with line break opportunities after its separators. */
 function breakable(name) {
   return name.split(/(?<=[_\-/])/).flatMap((part) => [part, make("wbr")]);
 }
 
-// ---- numbers in words: in show/words.py they are the same ----
+// ---- numbers and verdicts in words, as in show/phrasing.py ----
 
 const count = (number) => number.toLocaleString("en-US");
 const plural = (number, one, many = `${one}s`) => `${count(number)} ${number === 1 ? one : many}`;
 const signed = (number) => `${number < 0 ? "−" : "+"}${Math.abs(number).toFixed(2)}`;
 
-/** Per cent that never claim to be certain. */
+/** A percentage that never claims certainty. */
 function percent(share) {
   if (share < 0.001) return "< 0.1%";
   if (share > 0.999) return "> 99.9%";
-  const told = 100 * share;
-  return `${told < 1 || told > 99 ? told.toFixed(1) : Math.round(told)}%`;
+  const value = 100 * share;
+  return `${value < 1 || value > 99 ? value.toFixed(1) : Math.round(value)}%`;
 }
 
-/** A log-likelihood ratio as what it means. */
-function likelier(score) {
+/** A log-likelihood ratio in words. */
+function describeRatio(score) {
   const times = Math.exp(Math.abs(score));
   if (times < 1.1) return "says next to nothing";
-  const told = times >= 1000 ? "> 1,000" : times >= 10 ? count(Math.round(times)) : times.toFixed(1);
-  return `${told}× likelier if ${score > 0 ? "fake" : "real"}`;
+  const factor = times >= 1000 ? "> 1,000" : times >= 10 ? count(Math.round(times)) : times.toFixed(1);
+  return `${factor}× likelier if ${score > 0 ? "fake" : "real"}`;
 }
 
-/** Where the very file is in the store, and as what. */
-function kept(stored) {
+/** Where the same file is in the store and with which label. */
+function describeStored(stored) {
   const keys = new Map();
   for (const row of stored) {
     const what = row.label === "unknown" ? `of unknown origin in ${row.source}` : `${row.label} of ${row.generator || row.source}`;
     keys.set(what, [...(keys.get(what) ?? []), row.key]);
   }
-  const told = [...keys].map(([what, [first, ...more]]) => `${what} (${first}${more.length ? ` and ${more.length} more` : ""})`);
-  return `This very file is stored as ${told.join(" and as ")}.`;
+  const copies = [...keys].map(([what, [first, ...more]]) => `${what} (${first}${more.length ? ` and ${more.length} more` : ""})`);
+  return `This very file is stored as ${copies.join(" and as ")}.`;
 }
 
-function meaning(answer) {
+function describeVerdict(answer) {
   const rate = percent(answer.error_rate);
   if (answer.verdict === "unsure") {
-    if (answer.possible.length === 2) return "The evidence does not suffice: neither real nor fake can be ruled out.";
-    return "It is too unlike the known images, real or fake, for an answer.";
+    if (answer.possible.length === 2) return "The evidence is not sufficient: neither real nor fake can be ruled out.";
+    return "It is too different from the known images, real and fake, for an answer.";
   }
   const other = answer.verdict === "fake" ? "real" : "fake";
   return `At most ${rate} of ${other} images are called ${answer.verdict}, as long as they are like the known ones.`;
 }
 
-function familiar(percentile) {
+function describeFamiliarity(percentile) {
   const rank = percentile < 1 ? "fewer than 1" : percentile > 99 ? "more than 99" : Math.round(percentile);
-  const told = `It is nearer to a known image than ${rank} of 100 known images are to their nearest.`;
-  if (percentile < 1) return `${told} Nothing like it is known; do not rely on a score.`;
-  if (percentile < 10) return `${told} Little like it is known; read the answer with care.`;
-  if (percentile > 99) return `${told} It is unusually close, perhaps a copy or a variant of a known one.`;
+  const text = `It is nearer to a known image than ${rank} of 100 known images are to their nearest.`;
+  if (percentile < 1) return `${text} Nothing like it is known; do not rely on a score.`;
+  if (percentile < 10) return `${text} Little like it is known; read the answer with care.`;
+  if (percentile > 99) return `${text} It is unusually close, perhaps a copy or a variant of a known one.`;
   const most = percentile < 33 ? "less familiar than most" : percentile < 67 ? "usual" : "more familiar than most";
-  return `${told} That is ${most}.`;
+  return `${text} That is ${most}.`;
 }
 
-function maker(answer) {
+function describeGenerator(answer) {
   if (!answer.generator || answer.generator === "unknown") {
     return "An unknown generator: its nearest fakes do not agree on one, or none of them is near enough.";
   }
   return `Probably ${answer.generator}: most of its nearest fakes are from there.`;
 }
 
-// ---- asking the service ----
+// ---- requests ----
 
-/** A refusal or a failure: status 0 where no answer came at all. */
+/** A problem or a failure; status 0 if there was no response. */
 class Trouble extends Error {
-  constructor(said, status, after = 0, kind = "") {
-    super(said);
+  constructor(message, status, after = 0, kind = "") {
+    super(message);
     this.status = status;
-    this.after = after; // seconds, if it makes sense to try again
+    this.after = after; // seconds until a retry, 0 for none
     this.kind = kind; // as docs/SERVICE.md lists them
   }
 }
 
-/** One request and its whole answer; one that is no success becomes Trouble in the service's own words. */
-async function ask(path, options = {}, read = (response) => response.json()) {
+/** Send one request and read its response; throws Trouble with the service's message if it fails. */
+async function request(path, options = {}, read = (response) => response.json()) {
   const token = sessionStorage.getItem(TOKEN);
   let response;
   try {
     const headers = token ? { Authorization: `Bearer ${token}` } : {};
     response = await fetch(path, { ...options, headers });
-    if (response.ok) return await read(response); // here: a service may be gone in the middle of its answer
+    if (response.ok) return await read(response); // inside the try block: the connection may break while the body is read
   } catch (e) {
     if (e.name === "AbortError" || e instanceof SyntaxError) throw e;
     throw new Trouble("The service does not answer. Is it still running?", 0, GONE);
   }
   const problem = await response.json().catch(() => ({}));
-  const said = problem.detail || problem.title || `the service answered ${response.status}`;
+  const message = problem.detail || problem.title || `the service answered ${response.status}`;
   if (response.status === 401) forget(token);
   const kind = (problem.type ?? "").split(":").at(-1);
-  throw new Trouble(said, response.status, Number(response.headers.get("Retry-After")) || 0, kind);
+  throw new Trouble(message, response.status, Number(response.headers.get("Retry-After")) || 0, kind);
 }
 
-/** Ask until there is an answer or a refusal: wait where the service is busy or gone, ask for a token it wants. */
-async function patiently(path, options, read) {
+/** Send a request until it succeeds or is refused: retry while the service is busy or gone, and request a token. */
+async function requestWithRetry(path, options, read) {
   const asker = Symbol(path);
   try {
     for (let busy = 0; ; ) {
       try {
-        return await ask(path, options, read);
+        return await request(path, options, read);
       } catch (e) {
         if (!(e instanceof Trouble)) throw e;
         if (e.status === 401) {
-          await tokenGiven();
+          await requestToken();
         } else if (e.after && (e.status === 0 || ([503, 504].includes(e.status) && ++busy <= PATIENCE))) {
           const why = e.message.replace(/; try again.*/, "");
           const own = e.status === 0 || e.kind.startsWith("engine");
           const what = own ? sentence(why) : `The service is busy: ${why}.`;
-          trouble(`${what} Trying again in ${plural(e.after, "second")} …`, asker);
-          await pause(e.after, options?.signal);
+          showTrouble(`${what} Trying again in ${plural(e.after, "second")} …`, asker);
+          await delay(e.after, options?.signal);
         } else {
           throw e;
         }
       }
     }
   } finally {
-    trouble("", asker);
+    showTrouble("", asker);
   }
 }
 
-function pause(seconds, signal) {
+function delay(seconds, signal) {
   return new Promise((done, stopped) => {
     const stop = () => {
       clearTimeout(timer);
@@ -195,22 +195,22 @@ function pause(seconds, signal) {
   });
 }
 
-const troubles = new Map(); // who waits or was refused -> in words; the latest is shown
+const troubles = new Map(); // message by origin; the latest is shown
 
-function trouble(said, by = "page") {
+function showTrouble(message, by = "page") {
   troubles.delete(by);
-  if (said) troubles.set(by, said);
-  const told = [...troubles.values()].at(-1) ?? "";
-  if ($("trouble-text").textContent !== told) $("trouble-text").textContent = told;
-  $("trouble").hidden = !told;
+  if (message) troubles.set(by, message);
+  const latest = [...troubles.values()].at(-1) ?? "";
+  if ($("trouble-text").textContent !== latest) $("trouble-text").textContent = latest;
+  $("trouble").hidden = !latest;
 }
 
 // ---- the token ----
 
-let tokenAsked = null; // one question, however many requests wait for it
+let tokenAsked = null; // one dialog for all requests that need the token
 
-function tokenGiven() {
-  if (sessionStorage.getItem(TOKEN)) return Promise.resolve(); // another request has asked meanwhile
+function requestToken() {
+  if (sessionStorage.getItem(TOKEN)) return Promise.resolve(); // another request has got it meanwhile
   tokenAsked ??= new Promise((given, refused) => {
     const dialog = $("token-dialog");
     const close = () => {
@@ -228,7 +228,7 @@ function tokenGiven() {
     $("token-cancel").onclick = dialog.oncancel = (event) => {
       event.preventDefault();
       close();
-      refused(new Trouble("The service wants a token, and none was given.", 401));
+      refused(new Trouble("The service requires a token, and none was entered.", 401));
     };
     dialog.showModal();
     $("token").focus();
@@ -236,7 +236,7 @@ function tokenGiven() {
   return tokenAsked;
 }
 
-/** Drop a token that was not accepted, unless another has been given meanwhile. */
+/** Drop a token that was not accepted, unless another one has been entered meanwhile. */
 function forget(token) {
   $("token-wrong").hidden = !token;
   if (token && sessionStorage.getItem(TOKEN) === token) sessionStorage.removeItem(TOKEN);
@@ -250,14 +250,14 @@ let limits = { image_bytes: Infinity };
 let maps = {}; // number of a snapshot -> promise of its map
 const pictures = new Map(); // key of a row -> promise of its thumbnail
 
-async function lookAtStore() {
+async function loadStore() {
   clearTimeout(nextLook);
   let store;
   try {
-    store = await patiently("/v1/store");
+    store = await requestWithRetry("/v1/store");
   } catch (e) {
     $("bank-line").textContent = e.message;
-    const again = { type: "button", className: "quiet", textContent: "Try again", onclick: lookAtStore };
+    const again = { type: "button", className: "quiet", textContent: "Try again", onclick: loadStore };
     $("bank-line").append(" ", make("button", again));
     return;
   }
@@ -274,11 +274,11 @@ async function lookAtStore() {
   const empty = "It holds no images. Index real and fake ones with `clipfake index`, then run `clipfake train`.";
   const why = store.rows ? sentence(store.why) : empty;
   const shown = $("unready-why");
-  if (shown.dataset.why !== why) shown.replaceChildren(...coded(why)); // or it would be read out every few seconds
+  if (shown.dataset.why !== why) shown.replaceChildren(...withCode(why)); // otherwise a screen reader would repeat it every few seconds
   shown.dataset.why = why;
   $("choose").disabled = !store.ready;
   $("drop").classList.toggle("off", !store.ready);
-  if (!store.ready) nextLook = setTimeout(lookAtStore, 1000 * UNREADY);
+  if (!store.ready) nextLook = setTimeout(loadStore, 1000 * UNREADY);
 }
 
 function sourceRow(source) {
@@ -291,31 +291,31 @@ function sourceRow(source) {
   );
 }
 
-/** The thumbnail of a row as a blob; asked for by fetch, since an <img> could not send the token. */
-function picture(key) {
+/** The thumbnail of a row as a blob; an <img> could not send the token. */
+function loadThumbnail(key) {
   if (!pictures.has(key)) {
     const path = key.split("/").map(encodeURIComponent).join("/");
-    const asked = patiently(`/v1/thumbnails/${path}`, {}, (response) => response.blob());
+    const asked = requestWithRetry(`/v1/thumbnails/${path}`, {}, (response) => response.blob());
     asked.catch(() => pictures.delete(key));
     pictures.set(key, asked);
   }
   return pictures.get(key);
 }
 
-function mapOf(snapshot) {
+function loadMap(snapshot) {
   if (!maps[snapshot]) {
-    maps = { [snapshot]: patiently("/v1/map") };
+    maps = { [snapshot]: requestWithRetry("/v1/map") };
     maps[snapshot].catch(() => delete maps[snapshot]);
   }
   return maps[snapshot];
 }
 
-// ---- images that are asked about ----
+// ---- queried images ----
 
 const cases = []; // as shown, newest lot first
-let waiting = []; // cases whose turn has not come
+let waiting = []; // cases that are not being judged yet
 let working = 0;
-let lot = []; // the cases that came last and together
+let lot = []; // the cases that were added last, together
 
 /** One image, its answer, and its card. */
 class Case {
@@ -327,13 +327,13 @@ class Case {
     this.place = null;
     this.snapshot = null;
     this.stopper = new AbortController();
-    this.card = filled("card-template").firstElementChild;
+    this.card = cloneTemplate("card-template").firstElementChild;
     this.card.setAttribute("aria-label", name);
     this.find(".name").textContent = name;
     this.find(".preview").append(image(file, `Preview of ${name}`, "no preview", "lazy"));
     this.find(".toggle").onclick = () => this.unfold(this.find(".evidence").hidden);
     this.find(".retry").onclick = () => judge([this]);
-    this.find(".remove").onclick = () => remove(this);
+    this.find(".remove").onclick = () => removeCase(this);
     this.find(".remove").setAttribute("aria-label", `Remove ${name}`);
     this.show("waiting", "");
   }
@@ -342,13 +342,13 @@ class Case {
     return this.card.querySelector(selector);
   }
 
-  show(state, said) {
+  show(state, message) {
     this.state = state;
     this.card.dataset.state = state;
     this.card.setAttribute("aria-busy", state === "waiting");
     this.find(".verdict use").setAttribute("href", `#shape-${state}`);
     this.find(".word").textContent = WORDS[state];
-    this.find(".meaning").replaceChildren(...coded(said));
+    this.find(".meaning").replaceChildren(...withCode(message));
     this.find(".by").textContent = "";
     for (const part of [".known", ".chance", ".toggle", ".retry", ".evidence"]) this.find(part).hidden = true;
   }
@@ -356,23 +356,23 @@ class Case {
   refuse(error) {
     this.answer = { image: this.name, error: error.message };
     this.show("refused", sentence(error.message));
-    const final = error.status >= 400 && error.status < 500; // asked again, the answer would be the same
+    const final = error.status >= 400 && error.status < 500; // a retry would give the same answer
     this.find(".retry").hidden = final && ![401, 408, 409].includes(error.status);
   }
 
   judged(answer, place, snapshot) {
     Object.assign(this, { answer, place, snapshot });
-    this.show(answer.verdict, meaning(answer));
+    this.show(answer.verdict, describeVerdict(answer));
     if (answer.generator) {
       const unknown = answer.generator === "unknown";
       this.find(".by").textContent = unknown ? "by an unknown generator" : `probably made by ${answer.generator}`;
     }
     this.find(".known").hidden = !answer.stored.length;
-    this.find(".known").textContent = `${kept(answer.stored)} It did not testify.`;
+    this.find(".known").textContent = `${describeStored(answer.stored)} It was not used as evidence.`;
     this.find(".chance").hidden = false;
     this.find(".chance strong").textContent = percent(answer.probability);
     this.find(".chance-mark").style.left = `${100 * answer.probability}%`;
-    this.find(".chance-prior").textContent = `if ${percent(answer.prior)} of the images you ask about are fake`;
+    this.find(".chance-prior").textContent = `if ${percent(answer.prior)} of the queried images are fake`;
     this.find(".toggle").hidden = false;
     this.find(".evidence").replaceChildren();
   }
@@ -385,39 +385,39 @@ class Case {
     this.find(".toggle").textContent = open ? "Hide the evidence" : "Show the evidence";
   }
 
-  /** For those who do not see the card. */
-  told() {
+  /** The card in words, for screen readers. */
+  summary() {
     if (this.state === "refused") return `${this.name}: not judged. ${this.answer.error}`;
     const likely = `${percent(this.answer.probability)} likely fake`;
-    return `${this.name}: ${WORDS[this.state]}, ${likely}. ${meaning(this.answer)}`;
+    return `${this.name}: ${WORDS[this.state]}, ${likely}. ${describeVerdict(this.answer)}`;
   }
 }
 
 const sentence = (words) => words.charAt(0).toUpperCase() + words.slice(1) + (/[.!?]$/.test(words) ? "" : ".");
 
 /** Take files in and judge them. */
-function take(files) {
+function addFiles(files) {
   if ($("choose").disabled || !files.length) return;
-  trouble(unusable());
+  showTrouble(describeInvalidFields());
   lot = files.map((file, i) => new Case(file, file.webkitRelativePath || file.name || `pasted image ${i + 1}`));
   cases.unshift(...lot);
   $("cards").prepend(...lot.map((one) => one.card));
   document.body.classList.add("answered");
   judge(lot);
-  // Whoever dropped or pasted them far below sees that something happens.
+  // scroll up if the files were dropped or pasted far below
   if ($("results").getBoundingClientRect().top < 0) $("results").scrollIntoView();
 }
 
 function judge(some) {
   lot = some;
-  maps = {}; // a head that was trained anew draws another map of the same rows
+  maps = {}; // a retrained head has another map of the same rows
   for (const one of some) {
     one.stopper = new AbortController();
     one.show("waiting", "");
   }
   waiting.push(...some);
   summarise();
-  say(some.length === 1 ? `Judging ${some[0].name}` : `Judging ${plural(some.length, "image")}`);
+  announce(some.length === 1 ? `Judging ${some[0].name}` : `Judging ${plural(some.length, "image")}`);
   while (working < Math.min(AT_ONCE, working + waiting.length)) work();
 }
 
@@ -431,60 +431,60 @@ async function work() {
       one.refuse(stopped ? new Trouble(STOPPED, 0) : e);
       if (!stopped && !(e instanceof Trouble)) console.error(e);
       if (e.status === 401) for (const other of waiting.splice(0)) other.refuse(e);
-      if (e.status === 409) lookAtStore();
+      if (e.status === 409) loadStore();
     }
     summarise();
   }
   working -= 1;
-  if (!working) finished();
+  if (!working) announceResults();
 }
 
 async function judgeOne(one, signal) {
   if (one.file.size > limits.image_bytes) {
-    const said = `${count(one.file.size)} bytes are more than the ${count(limits.image_bytes)} allowed for an image`;
-    throw new Trouble(`${said}; send a smaller file`, 413);
+    const message = `${count(one.file.size)} bytes are more than the ${count(limits.image_bytes)} allowed for an image`;
+    throw new Trouble(`${message}; send a smaller file`, 413);
   }
   one.find(".word").textContent = "Judging …";
   let content;
   try {
-    content = await one.file.arrayBuffer(); // or a file that cannot be read would look like a service that is gone
+    content = await one.file.arrayBuffer(); // read it first, because an unreadable file would look like a missing service
   } catch {
     throw new Trouble("this file cannot be read; it may have been moved, or it is a folder", 422);
   }
   const body = new FormData();
   body.append("images", new Blob([content], { type: one.file.type }), one.name);
   const question = new URLSearchParams({ map: "true", prior: share("prior"), error: share("error") });
-  const { answers, places, snapshot } = await patiently(`/v1/query?${question}`, { method: "POST", body, signal });
+  const { answers, places, snapshot } = await requestWithRetry(`/v1/query?${question}`, { method: "POST", body, signal });
   if (answers[0].error) throw new Trouble(answers[0].error, 422);
   one.judged(answers[0], places?.[0], snapshot);
   if (lot.length <= OPEN_MOST && lot.includes(one)) one.unfold(true);
 }
 
-const usable = (field) => field.checkValidity() && field.value !== "";
+const isValid = (field) => field.checkValidity() && field.value !== "";
 
-/** A field of per cent as a share; what is not usable counts as what stood there first. */
+/** A field in per cent as a share; an invalid field counts as its default. */
 function share(id) {
   const field = $(id);
-  return Number(usable(field) ? field.value : field.defaultValue) / 100;
+  return Number(isValid(field) ? field.value : field.defaultValue) / 100;
 }
 
-/** Which assumptions cannot be used, and what is assumed instead; "" where all can. */
-function unusable() {
+/** A message on each invalid assumption and the default that replaces it; "" if all are valid. */
+function describeInvalidFields() {
   return ["prior", "error"]
     .map($)
-    .filter((field) => !usable(field))
+    .filter((field) => !isValid(field))
     .map(({ labels, min, max, defaultValue }) => {
-      return `“${labels[0].textContent}” must be ${min} to ${max}%; ${defaultValue}% was taken.`;
+      return `“${labels[0].textContent}” must be ${min} to ${max}%; ${defaultValue}% is used instead.`;
     })
     .join(" ");
 }
 
-function finished() {
+function announceResults() {
   if (!lot.length) return; // all were removed
-  const each = lot.length <= OPEN_MOST ? lot.map((one) => one.told()) : [];
-  say([...(lot.length > 1 ? [`${$("summary").textContent}.`] : []), ...each].join(" "));
+  const each = lot.length <= OPEN_MOST ? lot.map((one) => one.summary()) : [];
+  announce([...(lot.length > 1 ? [`${$("summary").textContent}.`] : []), ...each].join(" "));
   const alone = lot.length === 1 ? lot[0] : null;
-  // Whoever has gone elsewhere meanwhile is left there.
+  // keep the focus if the user has moved it meanwhile
   if ([document.body, $("choose"), null].includes(document.activeElement) && cases.length) {
     (alone ? alone.card : $("summary")).focus({ preventScroll: true });
     (alone ? alone.card : $("results")).scrollIntoView({ block: "nearest" });
@@ -494,13 +494,13 @@ function finished() {
 function summarise() {
   const of = (state) => cases.filter((one) => one.state === state).length;
   const left = of("waiting");
-  const told = [
+  const counts = [
     [of("fake"), "fake"],
     [of("real"), "real"],
     [of("unsure"), "unsure"],
     [of("refused"), "not judged"],
   ].filter(([number]) => number);
-  const tally = told.map(([number, word]) => `${count(number)} ${word}`).join(", ");
+  const tally = counts.map(([number, word]) => `${count(number)} ${word}`).join(", ");
   const done = cases.length - left;
   const all = plural(cases.length, "image");
   const ended = cases.length > 1 ? `${all}: ${tally}` : all;
@@ -514,11 +514,11 @@ function summarise() {
   $("judge-again").hidden = !cases.length || left > 0;
 }
 
-function say(words) {
+function announce(words) {
   $("said").textContent = words;
 }
 
-function remove(one) {
+function removeCase(one) {
   const next = cases[cases.indexOf(one) + 1] ?? cases[cases.indexOf(one) - 1];
   cases.splice(cases.indexOf(one), 1);
   waiting = waiting.filter((other) => other !== one);
@@ -526,7 +526,7 @@ function remove(one) {
   one.stopper.abort();
   one.card.remove();
   summarise();
-  say(`Removed ${one.name}`);
+  announce(`Removed ${one.name}`);
   (next ? next.find(".remove") : $("choose")).focus();
 }
 
@@ -543,7 +543,7 @@ function clear() {
   lot = [];
   pictures.clear();
   summarise();
-  say("Cleared");
+  announce("Cleared");
   $("choose").focus();
 }
 
@@ -558,16 +558,16 @@ function save() {
 // ---- evidence ----
 
 function showEvidence(one, room) {
-  room.append(filled("evidence-template"));
+  room.append(cloneTemplate("evidence-template"));
   const { answer } = one;
   const find = (selector) => room.querySelector(selector);
   find(".reasons").append(...answer.reasons.map((why) => make("li", { textContent: sentence(why) })));
   showSignals(answer, find(".bars"), find(".agree"));
   showNeighbors(one, find);
   find(".ruler-mark").style.left = `${Math.min(100, Math.max(0, answer.percentile))}%`;
-  find(".likeness p").textContent = familiar(answer.percentile);
-  find(".made").hidden = answer.verdict !== "fake"; // only then is it asked
-  find(".maker").textContent = maker(answer);
+  find(".likeness p").textContent = describeFamiliarity(answer.percentile);
+  find(".made").hidden = answer.verdict !== "fake"; // other verdicts have no generator
+  find(".maker").textContent = describeGenerator(answer);
   showChanges(answer, find(".change"));
   showMap(one, find(".map"));
 }
@@ -586,7 +586,7 @@ function showSignals(answer, bars, agree) {
       const track = make("span", { className: "bar-track" }, bar);
       track.setAttribute("aria-hidden", "true");
       const number = make("b", { textContent: signed(score) });
-      const words = make("span", { className: "bar-words" }, number, ` ${likelier(score)}`);
+      const words = make("span", { className: "bar-words" }, number, ` ${describeRatio(score)}`);
       return make("div", { className: `bar-row ${kind}` }, make("span", { textContent: name }), track, words);
     }),
     make("div", { className: "bar-row bar-axis", ariaHidden: "true" }, make("span", {}, ...ends)),
@@ -594,27 +594,27 @@ function showSignals(answer, bars, agree) {
   agree.classList.toggle("conflict", answer.conflict);
   const { svm, neighbors } = answer.signals;
   agree.textContent = answer.conflict
-    ? "They disagree clearly: one speaks for real, the other for fake. Look at the images."
+    ? "They disagree clearly: one points to real, the other to fake. Look at the images."
     : svm * neighbors < 0
       ? "They point in different directions, but weakly."
       : "They point in the same direction.";
 }
 
-function frameOf(neighbor, kind) {
+function neighborFrame(neighbor, kind) {
   const frame = make("div", { className: "frame" });
-  const alt = `Known ${kind} image ${fileOf(neighbor)} from ${neighbor.source}, similarity ${near(neighbor)}`;
-  picture(neighbor.key).then(
+  const alt = `Known ${kind} image ${fileName(neighbor)} from ${neighbor.source}, similarity ${near(neighbor)}`;
+  loadThumbnail(neighbor.key).then(
     (blob) => frame.append(image(blob, alt, "cannot be shown")),
-    (e) => frame.append(make("span", { textContent: e.status === 404 ? "no picture kept" : "cannot be loaded" })),
+    (e) => frame.append(make("span", { textContent: e.status === 404 ? "no image stored" : "cannot be loaded" })),
   );
   return frame;
 }
 
 const near = (neighbor) => neighbor.similarity.toFixed(3);
-const fileOf = (neighbor) => neighbor.key.split("/").at(-1);
+const fileName = (neighbor) => neighbor.key.split("/").at(-1);
 
 function showNeighbors(one, find) {
-  find(".asked .frame").append(image(one.file, `The image asked about, ${one.name}`, "no preview"));
+  find(".asked .frame").append(image(one.file, `The queried image, ${one.name}`, "no preview"));
   for (const kind of ["real", "fake"]) {
     const [nearest, ...further] = one.answer.neighbors[kind];
     if (!nearest) {
@@ -626,15 +626,15 @@ function showNeighbors(one, find) {
       `from ${nearest.source}`,
       nearest.generator && nearest.generator !== nearest.source ? `made by ${nearest.generator}` : "",
       nearest.category ? `category ${nearest.category}` : "",
-      fileOf(nearest),
+      fileName(nearest),
     ].filter(Boolean);
     const words = about.map((textContent) => make("span", { textContent }));
     words.unshift(make("strong", { textContent: `Nearest ${kind}` }));
-    find(`.nearest-${kind}`).append(make("figure", {}, frameOf(nearest, kind), make("figcaption", {}, ...words)));
+    find(`.nearest-${kind}`).append(make("figure", {}, neighborFrame(nearest, kind), make("figcaption", {}, ...words)));
     find(`.strip-${kind}`).append(
       ...further.map((neighbor) => {
-        const said = make("figcaption", {}, make("b", { textContent: near(neighbor) }), ...breakable(neighbor.source));
-        return make("li", { title: neighbor.key }, make("figure", {}, frameOf(neighbor, kind), said));
+        const caption = make("figcaption", {}, make("b", { textContent: near(neighbor) }), ...breakable(neighbor.source));
+        return make("li", { title: neighbor.key }, make("figure", {}, neighborFrame(neighbor, kind), caption));
       }),
     );
     find(`.strip-${kind}`).parentElement.hidden = !further.length;
@@ -642,12 +642,12 @@ function showNeighbors(one, find) {
 }
 
 function showChanges(answer, section) {
-  const told = [...answer.changes, ...(answer.views ?? []).filter((view) => view.verdict !== answer.verdict)];
-  const lines = told.map(({ what, verdict, score }) => {
+  const changes = [...answer.changes, ...(answer.views ?? []).filter((view) => view.verdict !== answer.verdict)];
+  const lines = changes.map(({ what, verdict, score }) => {
     const textContent = sentence(`${what}, it would be ${verdict} (${signed(score)})`);
-    return make("li", {}, shape(verdict), make("span", { textContent }));
+    return make("li", {}, shapeIcon(verdict), make("span", { textContent }));
   });
-  const none = "Nothing that was tried, such as leaving out the images of one source.";
+  const none = "None of the tested changes, such as leaving out the images of one source.";
   section.querySelector(".changes").append(...(lines.length ? lines : [make("li", { textContent: none })]));
 }
 
@@ -656,9 +656,9 @@ function showChanges(answer, section) {
 async function showMap(one, section) {
   const words = section.querySelector(".map-words");
   const canvas = section.querySelector("canvas");
-  const without = (said) => {
+  const without = (message) => {
     canvas.hidden = section.querySelector(".legend").hidden = true;
-    words.textContent = said;
+    words.textContent = message;
   };
   if (!one.place) {
     without("This image has no place on the map.");
@@ -667,25 +667,25 @@ async function showMap(one, section) {
   words.textContent = "Drawing …";
   let map;
   try {
-    map = await mapOf(one.snapshot);
+    map = await loadMap(one.snapshot);
   } catch (e) {
     without(sentence(e.message));
     return;
   }
-  words.textContent = aroundOnMap(map, one.place);
+  words.textContent = describeMap(map, one.place);
   canvas.setAttribute("aria-label", `Map of ${count(map.points.length)} known images. ${words.textContent}`);
   drawings.set(canvas, () => drawMap(canvas, map, one.place));
-  resized.observe(canvas); // which draws it a first time, too
+  resized.observe(canvas); // also draws it for the first time
 }
 
-const drawings = new WeakMap(); // canvas -> how it is drawn
+const drawings = new WeakMap(); // draw function by canvas
 const resized = new ResizeObserver((found) => found.forEach(({ target }) => drawings.get(target)()));
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
   for (const canvas of document.querySelectorAll("canvas")) drawings.get(canvas)?.();
 });
 
-/** What the map shows, for those who do not see it, and how far it can be trusted, for all. */
-function aroundOnMap(map, [x, y]) {
+/** The map in words, and how much of the variance it shows. */
+function describeMap(map, [x, y]) {
   const order = map.points.map(([px, py], i) => [(px - x) ** 2 + (py - y) ** 2, i]).sort((a, b) => a[0] - b[0]);
   const near = order.slice(0, ALIKE).map(([, i]) => i);
   const fakes = near.filter((i) => map.labels[i] === 1).length;
@@ -711,13 +711,13 @@ function drawMap(canvas, map, place) {
   const margin = 18;
   const [xs, ys] = [0, 1].map((axis) => [...map.points.map((point) => point[axis]), place[axis]]);
   const [left, right, low, high] = [Math.min(...xs), Math.max(...xs), Math.min(...ys), Math.max(...ys)];
-  // one scale for both axes, so that distances mean the same in all directions
+  // one scale for both axes, so that distances are comparable in all directions
   const scale = Math.min((width - 2 * margin) / (right - left || 1), (height - 2 * margin) / (high - low || 1));
   const at = ([x, y]) => [width / 2 + scale * (x - (left + right) / 2), height / 2 - scale * (y - (low + high) / 2)];
   const size = width < 420 ? 2.1 : 2.7;
   const fills = [colour("--real-fill"), colour("--fake-fill")];
   pen.globalAlpha = 0.62;
-  // mixed, or the class drawn last would hide the other
+  // shuffled, so that neither class covers the other
   const order = map.points.map((_, i) => i).sort((a, b) => ((a * 7919) % 1009) - ((b * 7919) % 1009));
   for (const i of order) {
     const [x, y] = at(map.points[i]);
@@ -748,33 +748,33 @@ function drawMap(canvas, map, place) {
   canvas.dataset.drawn = map.points.length;
 }
 
-// ---- what a person does ----
+// ---- events ----
 
-/** The files of what was dropped; of folders, the images in them. */
-async function dropped(transfer) {
+/** The dropped files, and the images in dropped folders. */
+async function droppedFiles(transfer) {
   const entries = [...transfer.items].map((one) => one.webkitGetAsEntry?.()).filter(Boolean);
   if (!entries.some((entry) => entry.isDirectory)) return [...transfer.files];
   const found = [];
-  for (const entry of entries) found.push(...(await inside(entry)));
+  for (const entry of entries) found.push(...(await filesOf(entry)));
   return found.filter((file) => file.type.startsWith("image/"));
 }
 
-async function inside(entry) {
+async function filesOf(entry) {
   if (entry.isFile) return [await new Promise((done, failed) => entry.file(done, failed))];
   const reader = entry.createReader();
   const found = [];
   for (;;) {
     const some = await new Promise((done, failed) => reader.readEntries(done, failed)); // a hundred at a time
     if (!some.length) return found;
-    for (const one of some) found.push(...(await inside(one)));
+    for (const one of some) found.push(...(await filesOf(one)));
   }
 }
 
 function listen() {
   $("choose").onclick = () => $("files").click();
   $("files").onchange = () => {
-    take([...$("files").files]);
-    $("files").value = ""; // so that the same file can be chosen again
+    addFiles([...$("files").files]);
+    $("files").value = ""; // allows choosing the same file again
   };
   let over = 0;
   const isOver = (step) => {
@@ -785,17 +785,17 @@ function listen() {
   document.addEventListener("dragleave", () => isOver(-1));
   document.addEventListener("dragover", (event) => event.preventDefault());
   document.addEventListener("drop", async (event) => {
-    event.preventDefault(); // or the browser would open the file in place of the page
+    event.preventDefault(); // otherwise the browser opens the file
     isOver(0);
-    const files = await dropped(event.dataTransfer).catch(() => []);
-    if (files.length) take(files);
-    else trouble("There was no image file in that. Nothing is fetched from the web: save the image first.");
+    const files = await droppedFiles(event.dataTransfer).catch(() => []);
+    if (files.length) addFiles(files);
+    else showTrouble("No image file was dropped. The page fetches nothing from the web: save the image first.");
   });
   document.addEventListener("paste", (event) => {
     const files = [...(event.clipboardData?.files ?? [])];
     if (files.length) {
       event.preventDefault();
-      take(files);
+      addFiles(files);
     }
   });
   $("stop").onclick = stop;
@@ -803,10 +803,10 @@ function listen() {
   $("save").onclick = save;
   $("judge-again").onclick = () => {
     if (!$("prior").reportValidity() || !$("error").reportValidity()) return;
-    trouble(unusable());
+    showTrouble(describeInvalidFields());
     judge([...cases]);
   };
-  $("look-again").onclick = lookAtStore;
+  $("look-again").onclick = loadStore;
   $("forget-token").onclick = () => {
     sessionStorage.removeItem(TOKEN);
     location.reload();
@@ -815,4 +815,4 @@ function listen() {
 }
 
 listen();
-lookAtStore();
+loadStore();

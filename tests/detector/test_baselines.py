@@ -3,8 +3,10 @@
 import numpy as np
 import pytest
 from clipfake.detector.metrics import auc
+from clipfake.detector.training.baseline_names import BASELINE_NAMES, baseline_name
 from clipfake.detector.training.baselines import (
     BASELINES,
+    NEIGHBORS,
     Fit,
     evaluate_baseline,
     linear_probe,
@@ -164,3 +166,9 @@ def test_a_threshold_is_chosen_on_validation_and_measured_on_both(fit: Fit = BAS
     assert found.metrics["test"].accuracy_at_validation == pytest.approx(right)
     assert right > 0.7 > (found.metrics["test"].accuracy or 1)  # at 0 all are called fake
     assert found.to_dict()["fitted_on"] == 300 and found.to_dict()["note"] == "a note"
+
+
+def test_every_baseline_has_a_name() -> None:
+    assert BASELINE_NAMES.keys() | {f"nearest_{k}" for k in NEIGHBORS} == BASELINES.keys()
+    for attribute in ("title", "phrase"):
+        assert len({getattr(baseline_name(key), attribute) for key in BASELINES}) == len(BASELINES)

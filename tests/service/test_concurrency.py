@@ -1,4 +1,4 @@
-"""Many clients at once, asking for everything while rows come and go: each gets what it would get alone."""
+"""Many concurrent clients of all routes, while rows are added and removed: each gets the answers it would get alone."""
 
 import asyncio
 import base64
@@ -20,7 +20,7 @@ TOKEN = {"Authorization": "Bearer secret"}
 KINDS = ("query", "several", "embed", "openai", "search", "knn", "again", "picture", "broken")
 
 
-def test_many_clients_at_once_get_what_each_would_get_alone(toy: Toy, tmp_path: Path) -> None:
+def test_concurrent_clients_get_the_same_answers(toy: Toy, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     images = [drawn(list(SOURCES)[i % len(SOURCES)], i, seed=i % 2) for i in range(IMAGES)]
     pictures = [toy.decode(image) for image in images]
@@ -42,7 +42,7 @@ def test_many_clients_at_once_get_what_each_would_get_alone(toy: Toy, tmp_path: 
         expected = json.loads(json.dumps(alone[i]))
         for kind, found in near.items():
             assert found == pytest.approx([row.pop("similarity") for row in expected["neighbors"][kind]], abs=1e-5)
-        for name in ("score", "probability"):  # of a batch of another size, in the last digit
+        for name in ("score", "probability"):  # the batch size changes the last digit
             assert value.pop(name) == pytest.approx(expected.pop(name), abs=2e-3)
         assert value.pop("signals") == pytest.approx(expected.pop("signals"), abs=2e-3)
         assert value.pop("percentile") == pytest.approx(expected.pop("percentile"), abs=0.5)
@@ -69,7 +69,7 @@ def test_many_clients_at_once_get_what_each_would_get_alone(toy: Toy, tmp_path: 
         elif kind == "knn":
             response = await client.post("/knn-service", json={"image": text, "num_images": 5})
             assert [row["key"] for row in response.json()] == nearest[i]
-        elif kind == "again":  # what is there already: a writer comes and goes, and changes nothing
+        elif kind == "again":  # add an image that is stored already: the writer changes nothing
             form = {"source": "gan_a", "label": "fake"}
             sent = [("images", ("img 7.png", drawn("gan_a", 7)))]
             response = await client.post("/v1/bank", headers=TOKEN, data=form, files=sent)

@@ -1,4 +1,4 @@
-"""What the service does with hostile files, too much work and a sudden end: every refusal is told, and it stays up."""
+"""The service under hostile files, overload and shutdown: every refusal is a problem, and the service stays up."""
 
 import asyncio
 import io
@@ -26,7 +26,7 @@ from clipfake.service.limits import Limits
 from clipfake.service.metrics import ServiceMetrics
 from clipfake.service.problems import KINDS, HttpProblem
 from clipfake.service.server import listening, serve
-from clipfake.service.uploads import form, image_of
+from clipfake.service.uploads import form, upload_from_base64
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -35,7 +35,7 @@ from starlette.testclient import TestClient
 
 
 def kind(response: Any) -> str:
-    """Of the problem, after making sure that it is one."""
+    """The kind of a problem response, after checking that it is one."""
     answer = response.json()
     assert response.headers["content-type"] == "application/problem+json"
     name: str = answer["type"].removeprefix("urn:clipfake:problem:")
@@ -52,7 +52,7 @@ def saved(mode: str, format_: str, **options: Any) -> bytes:
 
 
 def png(width: int, height: int) -> bytes:
-    """A PNG that says it has this size, and holds nothing."""
+    """A PNG whose header claims this size, without pixels."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -76,25 +76,25 @@ def animated() -> bytes:
 
 
 def scanned_again(times: int) -> bytes:
-    """A progressive JPEG whose last scan is drawn so many times more."""
+    """A progressive JPEG whose last scan is repeated this many times."""
     content = saved("RGB", "JPEG", progressive=True)
     return content[:-2] + times * content[content.rindex(b"\xff\xda") : -2] + content[-2:]
 
 
 def with_film() -> bytes:
-    """As phones save it: behind the picture's end a film, in whose bytes everything occurs."""
+    """A JPEG as phones save it, with a video of arbitrary bytes after the end of the image."""
     return saved("RGB", "JPEG") + b"ftypmp42" + 200 * b"\xff\xda\x12" + b"\xff\xd8\xff\xe0"
 
 
 def with_preview() -> bytes:
-    """A segment of the camera's own, with pictures in it."""
+    """A maker note segment that contains JPEG images."""
     content, own = saved("RGB", "JPEG"), 300 * b"\xff\xda\x00\x02"
     return content[:2] + b"\xff\xef" + (len(own) + 2).to_bytes(2) + own + content[2:]
 
 
 def turned() -> bytes:
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned by a quarter
+    exif[0x0112] = 6  # orientation: rotate by 90 degrees
     return saved("RGB", "JPEG", exif=exif)
 
 
@@ -128,7 +128,7 @@ def client(toy: Any) -> Iterator[TestClient]:
         *("film", "preview", "scans"),
     ],
 )
-def test_an_odd_image_has_the_vector_that_indexing_gives_it(toy: Any, client: TestClient, content: bytes) -> None:
+def test_odd_image_has_the_vector_of_indexing(toy: Any, client: TestClient, content: bytes) -> None:
     [answer] = client.post("/v1/embed", content=content).json()["answers"]
     indexed = toy.encoder.encode([toy.decode(content).pixels])[0]
     np.testing.assert_allclose(answer["vector"], indexed, atol=1e-7)
@@ -142,21 +142,19 @@ def test_an_odd_image_has_the_vector_that_indexing_gives_it(toy: Any, client: Te
         (saved("RGB", "PNG")[:-2000], "damaged"),
         (png(100, 100), "damaged"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'>" + b"<g>" * 50_000, "not an image"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS images are not taken"),
-        (scanned_again(101), "made to take long"),
-        (b"\xff\xd8" + b"\xff\xfe\x00\x02" * 100_000, "made to take long"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "EPS images are not supported"),
+        (scanned_again(101), "or more scans"),
+        (b"\xff\xd8" + b"\xff\xfe\x00\x02" * 100_000, "or more scans"),
     ],
     ids=["text", "truncated-jpeg", "truncated-png", "hollow-png", "svg", "eps", "scans", "comments"],
 )
-def test_what_is_no_readable_image_is_a_problem_that_says_what_was_found(
-    client: TestClient, content: bytes, message: str
-) -> None:
+def test_unreadable_image_is_a_problem_with_its_reason(client: TestClient, content: bytes, message: str) -> None:
     refused = client.post("/v1/query", content=content, headers={"content-type": "image/png"})
     assert kind(refused) == "bad-image"
     assert message in refused.json()["detail"]
 
 
-def test_a_bomb_is_refused_by_its_header_alone(toy: Any, client: TestClient) -> None:
+def test_decompression_bomb_is_refused_by_its_header(toy: Any, client: TestClient) -> None:
     for bomb in (png(50_000, 50_000), png(2_000_000_000, 2), png(8_001, 8_000)):
         refused = client.post("/v1/query", content=bomb)
         assert kind(refused) == "too-large"
@@ -165,7 +163,7 @@ def test_a_bomb_is_refused_by_its_header_alone(toy: Any, client: TestClient) -> 
     assert ["error" in one for one in response.json()["answers"]] == [True, False]
 
 
-def test_no_image_at_all_is_a_problem(client: TestClient) -> None:
+def test_request_without_image_is_a_problem(client: TestClient) -> None:
     assert kind(client.post("/v1/query")) == "no-image"
     assert kind(client.post("/v1/query", content=b"", headers={"content-type": "image/png"})) == "no-image"
     boundary = {"content-type": "multipart/form-data; boundary=x"}
@@ -175,12 +173,12 @@ def test_no_image_at_all_is_a_problem(client: TestClient) -> None:
 
 
 @pytest.mark.parametrize("media", ["text/plain", "application/json", "multipart/mixed; boundary=x", "video/mp4"])
-def test_a_body_of_another_kind_is_refused(client: TestClient, media: str) -> None:
+def test_body_of_another_type_is_refused(client: TestClient, media: str) -> None:
     for path in ("/v1/query", "/v1/embed"):
         assert kind(client.post(path, content=b"{}", headers={"content-type": media})) == "wrong-media"
 
 
-def test_json_has_to_say_so_and_to_be_json(client: TestClient) -> None:
+def test_json_needs_its_content_type(client: TestClient) -> None:
     for path in ("/v1/search", "/v1/embeddings"):
         for media in ("text/plain", "multipart/form-data; boundary=x", "application/x-www-form-urlencoded"):
             assert kind(client.post(path, content=b"{}", headers={"content-type": media})) == "wrong-media"
@@ -190,14 +188,14 @@ def test_json_has_to_say_so_and_to_be_json(client: TestClient) -> None:
         assert kind(client.post(path, content=b"\xff\xfe\x00", headers=fields)) == "bad-request"
         assert kind(client.post(path, content=b"[]", headers=fields)) == "invalid"
         assert kind(client.post(path, content=b"", headers=fields)) == "invalid"
-    lone = b'{"key": "\\ud800", "k": 1}'  # half of a pair, which is no text
+    lone = b'{"key": "\\ud800", "k": 1}'  # a lone surrogate, which is not valid text
     assert kind(client.post("/v1/search", content=lone, headers=fields)) == "invalid"
     for number in (b"NaN", b"Infinity", b"1e999", b"1" * 400):
         body = b'{"vector": [' + number + b"]}"
         assert kind(client.post("/v1/search", content=body, headers=fields)) in ("invalid", "bad-request")
 
 
-def test_names_are_told_as_they_came_and_can_do_no_harm(toy: Any, client: TestClient) -> None:
+def test_file_names_are_returned_unchanged(toy: Any, client: TestClient) -> None:
     content = toy.drawn("gan_a", 1, seed=4)
     for name in ("../../etc/passwd", "ä/ö ü.png", "<script>alert(1)</script>.png", "x" * 1000):
         [answer] = client.post("/v1/query", files=[("images", (name, content))], params={"changes": False}).json()[
@@ -254,7 +252,7 @@ MEDIA = (
     pieces=st.integers(1, 7),
     cut=st.integers(0, 40),
 )
-def test_any_form_is_read_or_refused(
+def test_any_form_is_parsed_or_refused(
     parts: list[tuple[bytes, ...]], start: bytes, media: str, pieces: int, cut: int
 ) -> None:
     body = start + b"".join(b"\r\nContent-Disposition: form-data; " + a + b + c + d for a, b, c, d in parts)
@@ -272,7 +270,7 @@ def test_any_form_is_read_or_refused(
 @given(
     contents=st.lists(st.binary(max_size=200).filter(lambda c: b"--x" not in c), max_size=5), pieces=st.integers(1, 9)
 )
-def test_what_was_sent_in_a_form_comes_out_of_it(contents: list[bytes], pieces: int) -> None:
+def test_form_round_trip(contents: list[bytes], pieces: int) -> None:
     head = '--x\r\nContent-Disposition: form-data; name="images"; filename="{}"\r\n\r\n'
     body = b"".join(head.format(i).encode() + content + b"\r\n" for i, content in enumerate(contents)) + b"--x--\r\n"
     found = parse(body, "multipart/form-data; boundary=x", pieces)
@@ -281,9 +279,9 @@ def test_what_was_sent_in_a_form_comes_out_of_it(contents: list[bytes], pieces: 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(st.one_of(st.text(), st.from_regex(r"(data:[a-z/;=,]*(base64)?,?)?[A-Za-z0-9+/=]*", fullmatch=True)))
-def test_any_text_is_an_image_in_base64_or_refused(text: str) -> None:
+def test_any_text_is_decoded_or_refused(text: str) -> None:
     try:
-        assert isinstance(image_of(text).content, bytes)
+        assert isinstance(upload_from_base64(text).content, bytes)
     except HttpProblem as e:
         assert e.kind == "invalid"
 
@@ -302,7 +300,7 @@ IMAGES = (
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.data())
-def test_a_damaged_image_is_judged_or_refused_and_nothing_breaks(client: TestClient, data: st.DataObject) -> None:
+def test_damaged_image_is_judged_or_refused(client: TestClient, data: st.DataObject) -> None:
     whole = data.draw(st.sampled_from(IMAGES))
     broken = bytearray(whole[: data.draw(st.integers(1, len(whole)))])
     for _ in range(data.draw(st.integers(0, 4))):
@@ -314,7 +312,7 @@ def test_a_damaged_image_is_judged_or_refused_and_nothing_breaks(client: TestCli
 # --- too much
 
 
-def test_each_limit_is_told_when_it_is_passed(toy: Any) -> None:
+def test_exceeded_limit_is_named(toy: Any) -> None:
     content = toy.drawn("gan_a", 1)
     limits = Limits(image_bytes=len(content), request_bytes=3 * len(content), images=2, pixels=64 * 64, matches=5)
     with TestClient(toy.app(limits=limits), base_url="http://127.0.0.1") as client:
@@ -334,14 +332,14 @@ def test_each_limit_is_told_when_it_is_passed(toy: Any) -> None:
         assert client.get("/healthz").status_code == 200
 
 
-def test_limits_that_allow_nothing_are_no_limits() -> None:
+def test_limits_must_be_positive() -> None:
     for wrong in ({"batch": 0}, {"seconds": -1.0}, {"images": 300, "waiting": 200}):
-        with pytest.raises(ValueError, match=r"image|answered"):
+        with pytest.raises(ValueError, match=r"image|must be positive"):
             Limits(**wrong)
 
 
 class Counting:
-    """An encoder that notes how many images it saw at once, and can be held up."""
+    """An encoder that records its batch sizes and can be blocked."""
 
     def __init__(self, inner: Any) -> None:
         self.inner, self.space, self.has_text = inner, inner.space, False
@@ -364,7 +362,7 @@ class Counting:
 
 @asynccontextmanager
 async def asking(app: Any) -> Any:
-    """Ask an app many things at once."""
+    """Send requests to an app concurrently."""
     async with (
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://127.0.0.1") as client,
@@ -372,7 +370,7 @@ async def asking(app: Any) -> Any:
         yield client
 
 
-def test_requests_that_come_together_are_encoded_together(toy: Any) -> None:
+def test_concurrent_requests_share_a_batch(toy: Any) -> None:
     counting = Counting(toy.encoder)
     contents = [toy.drawn("gan_a", n, seed=5) for n in range(16)]
 
@@ -383,17 +381,17 @@ def test_requests_that_come_together_are_encoded_together(toy: Any) -> None:
     body = [answer.json()["answers"][0]["vector"] for answer in asyncio.run(all_at_once())]
     assert counting.batches == [8, 8]
     alone = toy.encoder.encode([toy.decode(content).pixels for content in contents])
-    np.testing.assert_allclose(body, alone, atol=1e-6)  # everyone has their own
+    np.testing.assert_allclose(body, alone, atol=1e-6)  # each request got its own vector
 
 
-def test_one_image_does_not_wait_for_a_full_batch(toy: Any) -> None:
+def test_single_image_does_not_wait_for_a_full_batch(toy: Any) -> None:
     counting = Counting(toy.encoder)
     with TestClient(toy.app(encoder=counting), base_url="http://127.0.0.1") as client:
         assert client.post("/v1/embed", content=toy.drawn("gan_a", 1)).status_code == 200
     assert counting.batches == [1]
 
 
-def test_a_full_queue_says_when_to_come_back_and_loses_nothing(toy: Any) -> None:
+def test_full_queue_sends_retry_after(toy: Any) -> None:
     counting = Counting(toy.encoder)
     counting.go_on.clear()
     two = [("images", (f"{n}.png", toy.drawn("gan_a", n, seed=5))) for n in range(2)]
@@ -414,7 +412,7 @@ def test_a_full_queue_says_when_to_come_back_and_loses_nothing(toy: Any) -> None
     assert (health.status_code, answered.status_code, after.status_code) == (200, 200, 200)
 
 
-def test_too_many_requests_at_once_are_refused_and_health_is_still_told(toy: Any) -> None:
+def test_too_many_requests_are_refused_except_health_checks(toy: Any) -> None:
     counting = Counting(toy.encoder)
     counting.go_on.clear()
 
@@ -433,7 +431,7 @@ def test_too_many_requests_at_once_are_refused_and_health_is_still_told(toy: Any
     assert (health.status_code, first.status_code, after.status_code) == (200, 200, 200)
 
 
-def test_bodies_that_are_too_large_together_are_refused(toy: Any) -> None:
+def test_bodies_too_large_together_are_refused(toy: Any) -> None:
     counting = Counting(toy.encoder)
     counting.go_on.clear()
 
@@ -451,7 +449,7 @@ def test_bodies_that_are_too_large_together_are_refused(toy: Any) -> None:
     assert (first.status_code, after.status_code) == (200, 200)
 
 
-def test_what_takes_too_long_is_answered_in_time(toy: Any) -> None:
+def test_slow_request_times_out(toy: Any) -> None:
     counting = Counting(toy.encoder)
     counting.go_on.clear()
 
@@ -469,7 +467,7 @@ def test_what_takes_too_long_is_answered_in_time(toy: Any) -> None:
     assert [kind(answer) for answer in asyncio.run(slow())] == ["too-slow", "slow-upload"]
 
 
-def test_an_encoder_that_fails_on_one_image_fails_for_that_one_alone(toy: Any) -> None:
+def test_encoder_failure_affects_one_image_only(toy: Any) -> None:
     class Fails(Counting):
         def shrink(self, pixels: Any) -> Any:
             return pixels
@@ -489,8 +487,8 @@ def test_an_encoder_that_fails_on_one_image_fails_for_that_one_alone(toy: Any) -
     assert "secret" not in refused.text + json.dumps(answer)
 
 
-def test_an_encoder_that_loses_a_vector_is_asked_for_each_image_alone(toy: Any) -> None:
-    """Nobody waits for an answer that never comes."""
+def test_missing_vector_makes_the_batch_encode_one_by_one(toy: Any) -> None:
+    """No request may wait for a vector that never comes."""
 
     class Loses(Counting):
         def shrink(self, pixels: Any) -> Any:
@@ -506,7 +504,7 @@ def test_an_encoder_that_loses_a_vector_is_asked_for_each_image_alone(toy: Any) 
     assert [one["verdict"] for one in response.json()["answers"]] == ["fake"] * 3
 
 
-def test_an_image_without_a_usable_vector_is_refused(toy: Any) -> None:
+def test_image_with_unusable_vector_is_refused(toy: Any) -> None:
     class Blind(Counting):
         def shrink(self, pixels: Any) -> Any:
             return pixels
@@ -521,7 +519,7 @@ def test_an_image_without_a_usable_vector_is_refused(toy: Any) -> None:
 # --- the end
 
 
-def test_closing_encodes_what_was_taken_in() -> None:
+def test_close_encodes_queued_images() -> None:
     counting = Counting(
         type("Sums", (), {"space": None, "encode": staticmethod(lambda images: np.ones((len(images), 2)))})
     )
@@ -565,7 +563,7 @@ serve(store, Held(), decode, thumbnail, port=0, on_ready=lambda url: print(url, 
 """
 
 
-def test_a_request_is_answered_although_the_server_was_told_to_stop(toy: Any, tmp_path: Path) -> None:
+def test_request_is_answered_during_shutdown(toy: Any, tmp_path: Path) -> None:
     program = [sys.executable, "-c", SERVER, str(tmp_path / "store")]
     with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
         assert server.stdin and server.stdout
@@ -579,7 +577,7 @@ def test_a_request_is_answered_although_the_server_was_told_to_stop(toy: Any, tm
         server.send_signal(signal.SIGTERM)
         at = ("127.0.0.1", int(url.rpartition(":")[2]))
         with pytest.raises(ConnectionRefusedError):
-            while True:  # until it takes no more
+            while True:  # until the server accepts no more connections
                 with suppress(ConnectionResetError):
                     socket.create_connection(at, timeout=30).close()
         server.stdin.write("go on\n")
@@ -590,7 +588,7 @@ def test_a_request_is_answered_although_the_server_was_told_to_stop(toy: Any, tm
     assert len(answers[0].json()["answers"][0]["vector"]) == 2
 
 
-def test_an_answer_is_sent_at_once() -> None:
+def test_response_is_sent_without_delay() -> None:
     async def connected() -> bool:
         result: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
@@ -605,10 +603,10 @@ def test_an_answer_is_sent_at_once() -> None:
                 writer.close()
                 return await result
 
-    assert asyncio.run(connected())  # with Nagle's algorithm each waits 40 ms for the client's kernel
+    assert asyncio.run(connected())  # with Nagle's algorithm each response takes 40 ms longer
 
 
-def test_serving_where_others_may_come_needs_a_token(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_public_server_needs_a_token(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CLIPFAKE_TOKEN", raising=False)
     for open_to_others in ({"host": "0.0.0.0"}, {"proxy": True}):
         with pytest.raises(ClipfakeError, match="CLIPFAKE_TOKEN"):

@@ -1,4 +1,4 @@
-"""Bodies of JSON: what is read is what was sent, whatever its size, and nobody else waits for it."""
+"""JSON bodies: the parsed value is the one that was sent, and parsing does not block other requests."""
 
 import base64
 import json
@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 from clipfake.service import json_body
-from clipfake.service.json_body import backslashes, parsed, texts
+from clipfake.service.json_body import count_backslashes, find_strings, parse_json
 from clipfake.service.limits import Limits
 from clipfake.service.problems import HttpProblem
-from clipfake.service.uploads import PIECE, image_of
+from clipfake.service.uploads import PIECE, upload_from_base64
 from hypothesis import example, given
 from hypothesis import strategies as st
 from starlette.testclient import TestClient
@@ -24,47 +24,47 @@ FIELDS = st.dictionaries(TEXT, PLAIN | st.lists(PLAIN, max_size=4), max_size=4)
 
 @pytest.fixture(autouse=True, scope="module")
 def nothing_is_too_short() -> Any:
-    """So that every text of a small example is lifted out."""
+    """Treat every string as long, so that small examples are cut and restored too."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(json_body, "SOON", 0)
-        patch.setattr(json_body, "LONG", 1)
+        patch.setattr(json_body, "INLINE_BYTES", 0)
+        patch.setattr(json_body, "LONG_STRING", 1)
         yield
 
 
 @given(FIELDS, st.booleans(), st.sampled_from([None, 1]))
 @example({'"': "\\", "\\": ['"', "\\\\"]}, True, None)
-def test_what_was_sent_is_what_is_read(sent: Any, ascii_alone: bool, indent: int | None) -> None:
+def test_json_round_trip(sent: Any, ascii_alone: bool, indent: int | None) -> None:
     content = json.dumps(sent, ensure_ascii=ascii_alone, indent=indent).encode(errors="surrogatepass")
     try:
         expected = json.loads(content.decode())
     except UnicodeDecodeError:  # half a character
         return
-    found = parsed(content, Limits())  # for the names, which are texts too, words stand here
+    found = parse_json(content, Limits())  # for the names, which are texts too, words stand here
     assert list(found.values()) == list(expected.values())
 
 
 @given(st.lists(TEXT, max_size=6))
-def test_texts_begin_and_end_where_the_parser_says(sent: list[str]) -> None:
+def test_string_bounds_match_the_json_parser(sent: list[str]) -> None:
     content = json.dumps(sent).encode()
-    assert [json.loads(content[begin - 1 : end + 1]) for begin, end in texts(content, 100)] == sent
+    assert [json.loads(content[begin - 1 : end + 1]) for begin, end in find_strings(content, 100)] == sent
 
 
 @given(st.binary(max_size=40), st.text('"{}[]:,\\ 1e', max_size=40))
-def test_what_is_no_json_is_refused_as_the_parser_does(junk: bytes, nearly: str) -> None:
+def test_invalid_json_fails_as_in_the_json_parser(junk: bytes, nearly: str) -> None:
     for content in (junk, nearly.encode()):
         try:
             expected = json.loads(content.decode())
         except (ValueError, RecursionError):
             with pytest.raises((ValueError, RecursionError)):
-                parsed(content, Limits())
+                parse_json(content, Limits())
         else:
-            assert type(parsed(content, Limits())) is type(expected)
+            assert type(parse_json(content, Limits())) is type(expected)
 
 
 @given(st.integers(0, 100), st.integers(0, 3))
-def test_backslashes_are_counted_however_many_there_are(many: int, before: int) -> None:
+def test_count_backslashes(many: int, before: int) -> None:
     text = b"x" * before + b"\\" * many
-    assert backslashes(text, before, len(text)) == many
+    assert count_backslashes(text, before, len(text)) == many
 
 
 @pytest.mark.parametrize(
@@ -79,28 +79,28 @@ def test_backslashes_are_counted_however_many_there_are(many: int, before: int) 
     ],
     ids=["numbers", "lists", "short texts", "quotes", "no end", "spaces"],
 )
-def test_much_that_is_no_image_is_refused_before_it_is_parsed(content: bytes, monkeypatch: Any) -> None:
-    monkeypatch.setattr(json_body, "LONG", 100)
+def test_large_json_without_images_is_not_parsed(content: bytes, monkeypatch: Any) -> None:
+    monkeypatch.setattr(json_body, "LONG_STRING", 100)
     monkeypatch.setattr(json_body.json, "loads", lambda *_, **__: pytest.fail("it is parsed"))  # type: ignore[attr-defined]
     with pytest.raises(HttpProblem, match="more than 1,000 bytes of JSON") as refused:
-        parsed(content, Limits(json_bytes=1000))
+        parse_json(content, Limits(json_bytes=1000))
     assert refused.value.kind == "too-large"
 
 
-def test_a_text_that_no_image_may_be_is_refused_before_it_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_body, "LONG", 100)
-    with pytest.raises(HttpProblem, match="a text of 2,000 bytes; an image may have 1,000"):
-        parsed(b'{"image":"' + b"A" * 2000 + b'"}', Limits(image_bytes=1000))
-    assert parsed(b'{"image":"' + b"A" * 1332 + b'"}', Limits(image_bytes=1000)) == {"image": "A" * 1332}
+def test_too_long_string_is_refused_before_it_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_body, "LONG_STRING", 100)
+    with pytest.raises(HttpProblem, match="a string of 2,000 bytes is too long for an image of 1,000 bytes"):
+        parse_json(b'{"image":"' + b"A" * 2000 + b'"}', Limits(image_bytes=1000))
+    assert parse_json(b'{"image":"' + b"A" * 1332 + b'"}', Limits(image_bytes=1000)) == {"image": "A" * 1332}
 
 
-def test_an_object_of_many_fields_is_refused_as_a_whole() -> None:
+def test_object_with_many_fields_is_refused() -> None:
     with pytest.raises(HttpProblem, match="101 fields"):
-        parsed(json.dumps({str(i): 1 for i in range(101)}).encode(), Limits())
+        parse_json(json.dumps({str(i): 1 for i in range(101)}).encode(), Limits())
 
 
-def test_mistakes_are_told_but_not_thousands(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(json_body, "LONG", 100)
+def test_validation_errors_are_limited_in_number(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(json_body, "LONG_STRING", 100)
     with TestClient(toy.app(), base_url="http://127.0.0.1") as client:
         for path, wrong in (
             ("/v1/embeddings", {"input": [1] * 1000}),
@@ -113,16 +113,16 @@ def test_mistakes_are_told_but_not_thousands(toy: Any, monkeypatch: pytest.Monke
             assert 1 <= len(refused.json()["errors"]) <= 20
 
 
-def test_others_are_answered_while_a_body_is_read(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It waits for another request, which would wait for ever if the body were read where requests are answered."""
+def test_parsing_a_body_does_not_block_other_requests(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parsing waits for another request, which would never be answered if parsing blocked the event loop."""
     answered = threading.Event()
 
     def reading(content: Any, limits: Limits) -> Any:
         assert answered.wait(60)
-        return parsed(content, limits)
+        return parse_json(content, limits)
 
-    monkeypatch.setattr(json_body, "LONG", 100)
-    monkeypatch.setattr(json_body, "parsed", reading)
+    monkeypatch.setattr(json_body, "LONG_STRING", 100)
+    monkeypatch.setattr(json_body, "parse_json", reading)
     content = base64.b64encode(toy.drawn("gan_a", 7)).decode()
     with TestClient(toy.app(), base_url="http://127.0.0.1") as client:
         got: list[Any] = []
@@ -134,11 +134,11 @@ def test_others_are_answered_while_a_body_is_read(toy: Any, monkeypatch: pytest.
     assert got[0].json()["rows"][0]["key"] == "gan_a/img 7.png"
 
 
-def test_base64_of_many_pieces_is_the_same_file_or_refused() -> None:
+def test_base64_in_pieces() -> None:
     content = bytes(range(256)) * (PIECE // 200)
     text = base64.b64encode(content).decode()
     assert len(text) > PIECE
-    assert image_of(text).content == content
+    assert upload_from_base64(text).content == content
     for wrong in (text[: PIECE - 2] + "==" + text, text[:-1], text[:PIECE] + "\n" + text[PIECE:]):
         with pytest.raises(HttpProblem, match="not an image in base64"):
-            image_of(wrong)
+            upload_from_base64(wrong)

@@ -1,4 +1,4 @@
-"""The page in a real browser, before the real service over the toy store."""
+"""The page in a real browser, with the real service and the toy store."""
 
 import io
 import json
@@ -32,7 +32,7 @@ SIZES = (
 
 @contextmanager
 def served(app: Any) -> Iterator[str]:
-    """The app on a free port; its address."""
+    """Run an app on a free port; yields its address."""
     listening = socket.create_server(("127.0.0.1", 0))  # whoever comes before the server is up waits in line
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
@@ -61,7 +61,7 @@ def browser() -> Iterator[Any]:
 
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Open]:
-    """Opens pages, and holds every test to this: no request leaves the host, and nothing fails or is refused inside."""
+    """Open pages, and check in every test that no request leaves the host and the console has no error."""
     contexts, wrong = [], []
 
     def visiting(at: str, script: str = "", **options: Any) -> Any:
@@ -102,14 +102,14 @@ def give(page: Any, *files: dict[str, Any]) -> None:
 
 
 def answer_of(address: str, content: bytes) -> Any:
-    """What the service itself answers for an image."""
+    """The service's own answer for an image."""
     request = urllib.request.Request(f"{address}/v1/query", content, {"Content-Type": "image/png"})
     with urllib.request.urlopen(request, timeout=10) as response:
         return json.load(response)["answers"][0]
 
 
 @pytest.mark.parametrize("image", [FAKE, REAL], ids=["fake", "real"])
-def test_an_image_gets_the_services_answer_with_its_evidence(visit: Open, address: str, image: dict[str, Any]) -> None:
+def test_card_shows_verdict_and_evidence(visit: Open, address: str, image: dict[str, Any]) -> None:
     page, answer = visit(address), answer_of(address, image["buffer"])
     give(page, image)
     card = page.locator(".card")
@@ -136,25 +136,25 @@ def test_an_image_gets_the_services_answer_with_its_evidence(visit: Open, addres
     assert all(shown.evaluate_all(SIZES))
 
 
-def test_an_image_that_is_stored_is_told_with_what_it_was_called(visit: Open, address: str) -> None:
+def test_card_names_stored_copies(visit: Open, address: str) -> None:
     page, content = visit(address), drawn("gan_a", 7)
     row = StoredCopy(**answer_of(address, content)["stored"][0])
     give(page, file("mine.png", content))
     text = f"his very file is stored as fake of gan_a ({row.key})"
-    expect(page.locator(".card .known")).to_have_text(f"T{text}. It did not testify.")
+    expect(page.locator(".card .known")).to_have_text(f"T{text}. It was not used as evidence.")
     assert f"t{text}" == f"this very file is stored as {describe_origin(row)} ({row.key})"  # as in the terminal
 
 
-def test_the_nearest_images_come_before_the_numbers(visit: Open, address: str) -> None:
+def test_nearest_images_come_before_numbers(visit: Open, address: str) -> None:
     page = visit(address)
     give(page, FAKE)
-    order = ["The nearest known images", "Why", "What would change", "What the two signals say", "Its place"]
+    order = ["The nearest known images", "Why", "What would change", "What the two signals say", "Its position"]
     text = page.locator(".card").inner_text()
     places = [text.index(part) for part in order]
     assert places == sorted(places)
 
 
-def test_no_part_of_an_image_is_cut_away(visit: Open, address: str) -> None:
+def test_images_are_not_cropped(visit: Open, address: str) -> None:
     page = visit(address)
     wide, out = Image.open(io.BytesIO(FAKE["buffer"])).resize((300, 60)), io.BytesIO()
     wide.save(out, "PNG")
@@ -163,7 +163,7 @@ def test_no_part_of_an_image_is_cut_away(visit: Open, address: str) -> None:
     assert set(page.locator("img").evaluate_all("all => all.map(it => getComputedStyle(it).objectFit)")) == {"contain"}
 
 
-def test_the_map_is_drawn_and_told(visit: Open, address: str) -> None:
+def test_map_is_drawn_and_described(visit: Open, address: str) -> None:
     page = visit(address)
     give(page, FAKE)
     canvas = page.locator("canvas")
@@ -173,11 +173,11 @@ def test_the_map_is_drawn_and_told(visit: Open, address: str) -> None:
     expect(canvas).to_have_attribute("aria-label", f"Map of 300 known images. {page.inner_text('.map-words')}")
 
 
-def test_the_notice_is_shown_as_it_is(visit: Open, address: str) -> None:
+def test_notice_is_shown_as_text(visit: Open, address: str) -> None:
     expect(visit(address).locator("#notice")).to_contain_text("The encoder is <b>a toy</b>.")
 
 
-def test_a_text_file_is_refused_in_words_and_its_name_is_text(visit: Open, address: str) -> None:
+def test_text_file_is_refused_and_its_name_escaped(visit: Open, address: str) -> None:
     page = visit(address)
     give(page, BAD)
     card = page.locator(".card")
@@ -188,7 +188,7 @@ def test_a_text_file_is_refused_in_words_and_its_name_is_text(visit: Open, addre
     expect(page.locator("#said")).to_contain_text("not judged")
 
 
-def test_a_bad_image_does_not_hold_up_the_others(visit: Open, address: str) -> None:
+def test_bad_image_does_not_block_the_others(visit: Open, address: str) -> None:
     page = visit(address)
     several = [FAKE, BAD, REAL, file("cut.png", REAL["buffer"][:300])]
     give(page, *several)
@@ -219,9 +219,7 @@ def test_images_can_be_dropped_and_pasted(visit: Open, address: str) -> None:
     expect(page.locator(".card[data-state=refused]")).to_have_count(0)
 
 
-def test_a_store_that_cannot_answer_says_what_to_do_and_is_noticed_when_it_can(
-    visit: Open, toy: Toy, tmp_path: Path
-) -> None:
+def test_untrained_store_shows_what_to_do_until_trained(visit: Open, toy: Toy, tmp_path: Path) -> None:
     from clipfake.store.store import Store
 
     shutil.copytree(toy.store.folder, tmp_path / "store", ignore=shutil.ignore_patterns("heads"))
@@ -235,7 +233,7 @@ def test_a_store_that_cannot_answer_says_what_to_do_and_is_noticed_when_it_can(
         give(page, FAKE)
 
 
-def test_an_empty_store_says_what_to_do(visit: Open, toy: Toy, tmp_path: Path) -> None:
+def test_empty_store_shows_what_to_do(visit: Open, toy: Toy, tmp_path: Path) -> None:
     from clipfake.store.store import Store
 
     with served(toy.app(store=Store.create(tmp_path / "store", toy.encoder.space))) as address:
@@ -253,21 +251,21 @@ CUT = """const asks = fetch; let cut = false; window.fetch = async (at, how) => 
     return new Response(new ReadableStream({start: (stream) => stream.error(new TypeError('network error'))}));
 };"""  # the first answer ends after its head
 REFUSALS = {
-    "busy": ("busy", 503, "256 images wait already; try again in 7 s"),
-    "engine": ("engine-slow", 504, "the search engine behind this service did not answer in time; try again in 7 s"),
+    "busy": ("busy", 503, "256 images are waiting already; try again in 7 s"),
+    "engine": ("engine-slow", 504, "the search back end of this service did not respond in time; try again in 7 s"),
 }
 
 
 @pytest.mark.parametrize(
     ("trouble", "words"),
     [
-        ("busy", "The service is busy: 256 images wait already. Trying again in 7 seconds"),
-        ("engine", "The search engine behind this service did not answer in time. Trying again in 7 seconds"),
+        ("busy", "The service is busy: 256 images are waiting already. Trying again in 7 seconds"),
+        ("engine", "The search back end of this service did not respond in time. Trying again in 7 seconds"),
         ("gone", "The service does not answer. Is it still running? Trying again in"),
         ("cut", "The service does not answer. Is it still running? Trying again in"),
     ],
 )
-def test_a_service_that_is_busy_or_gone_is_asked_again(visit: Open, address: str, trouble: str, words: str) -> None:
+def test_page_retries_a_busy_or_missing_service(visit: Open, address: str, trouble: str, words: str) -> None:
     page = visit(address, script=FLIES + (CUT if trouble == "cut" else ""))
 
     def refuse(route: Any) -> None:
@@ -287,7 +285,7 @@ def test_a_service_that_is_busy_or_gone_is_asked_again(visit: Open, address: str
     expect(page.locator("#trouble")).to_be_hidden()
 
 
-def test_whoever_gives_an_image_far_below_sees_what_becomes_of_it(visit: Open, address: str) -> None:
+def test_page_scrolls_to_new_results(visit: Open, address: str) -> None:
     page = visit(address)
     give(page, FAKE)
     page.evaluate("scrollTo(0, document.body.scrollHeight)")
@@ -298,13 +296,13 @@ def test_whoever_gives_an_image_far_below_sees_what_becomes_of_it(visit: Open, a
 
 
 @pytest.mark.parametrize("touched", [True, False])
-def test_a_phone_is_not_told_of_keys_it_does_not_have(visit: Open, address: str, touched: bool) -> None:
+def test_keyboard_hint_is_hidden_on_phones(visit: Open, address: str, touched: bool) -> None:
     page = visit(address, is_mobile=touched, has_touch=touched)
     expect(page.locator("#choose")).to_be_visible()
     expect(page.locator(".by-hand")).to_be_visible(visible=not touched)
 
 
-def test_waiting_can_be_stopped_and_taken_up_again(visit: Open, address: str) -> None:
+def test_waiting_can_be_stopped_and_resumed(visit: Open, address: str) -> None:
     page = visit(address)
     page.route("**/v1/query*", lambda route: route.abort("connectionrefused"), times=1)
     expect(page.locator("#choose")).to_be_enabled()
@@ -317,7 +315,7 @@ def test_waiting_can_be_stopped_and_taken_up_again(visit: Open, address: str) ->
     expect(page.locator(".card")).to_have_attribute("data-state", answer_of(address, FAKE["buffer"])["verdict"])
 
 
-def test_an_image_can_be_removed_while_it_waits(visit: Open, address: str) -> None:
+def test_waiting_image_can_be_removed(visit: Open, address: str) -> None:
     page = visit(address)
     page.route("**/v1/query*", lambda route: route.abort("connectionrefused"))
     expect(page.locator("#choose")).to_be_enabled()
@@ -331,7 +329,7 @@ def test_an_image_can_be_removed_while_it_waits(visit: Open, address: str) -> No
     expect(page.get_by_role("status")).to_contain_text("holiday.png: ")
 
 
-def test_a_public_service_is_given_its_token(visit: Open, toy: Toy) -> None:
+def test_page_asks_for_the_token(visit: Open, toy: Toy) -> None:
     with served(toy.app(token="open sesame", public=True)) as address:
         page = visit(address)
         for token in ("guessed", "open sesame"):
@@ -350,7 +348,7 @@ def test_a_public_service_is_given_its_token(visit: Open, toy: Toy) -> None:
         expect(page.get_by_role("dialog")).to_be_visible()
 
 
-def test_everything_can_be_done_by_keyboard(visit: Open, address: str) -> None:
+def test_page_works_by_keyboard(visit: Open, address: str) -> None:
     page = visit(address)
     page.on("filechooser", lambda _: None)  # so that the browser has been told by then to hand its chooser over
     expect(page.locator("#choose")).to_be_enabled()
@@ -376,25 +374,25 @@ def test_everything_can_be_done_by_keyboard(visit: Open, address: str) -> None:
     expect(page.locator("#choose")).to_be_focused()
 
 
-def test_what_one_assumes_is_asked_with(visit: Open, address: str) -> None:
+def test_assumptions_are_sent_with_the_query(visit: Open, address: str) -> None:
     page = visit(address)
     give(page, FAKE)
     page.get_by_text("Your assumptions").click()
-    page.get_by_label("Fakes among the images you ask about").fill("0.5")
+    page.get_by_label("Share of fakes among your images").fill("0.5")
     page.get_by_role("button", name="Judge all again").click()
-    expect(page.locator(".chance-prior")).to_contain_text("if 0.5% of the images you ask about are fake")
+    expect(page.locator(".chance-prior")).to_contain_text("if 0.5% of the queried images are fake")
 
 
-def test_an_assumption_that_cannot_be_used_is_told(visit: Open, address: str) -> None:
+def test_invalid_assumption_is_reported(visit: Open, address: str) -> None:
     page = visit(address)
     page.get_by_text("Your assumptions").click()
-    page.get_by_label("Fakes among the images you ask about").fill("200")
+    page.get_by_label("Share of fakes among your images").fill("200")
     give(page, FAKE)
-    expect(page.locator("#trouble")).to_contain_text("0.01 to 99.99%; 50% was taken")
-    expect(page.locator(".chance-prior")).to_contain_text("if 50% of the images")
-    page.get_by_label("Fakes among the images you ask about").fill("20")
+    expect(page.locator("#trouble")).to_contain_text("0.01 to 99.99%; 50% is used instead")
+    expect(page.locator(".chance-prior")).to_contain_text("if 50% of the queried images")
+    page.get_by_label("Share of fakes among your images").fill("20")
     page.get_by_role("button", name="Judge all again").click()
-    expect(page.locator(".chance-prior")).to_contain_text("if 20% of the images")
+    expect(page.locator(".chance-prior")).to_contain_text("if 20% of the queried images")
     expect(page.locator("#trouble")).to_be_hidden()
 
 
@@ -409,7 +407,7 @@ def test_answers_are_saved_as_json_lines(visit: Open, address: str) -> None:
 
 
 @pytest.mark.parametrize("width", [320, 760])
-def test_a_narrow_screen_is_not_overflowed(visit: Open, address: str, width: int) -> None:
+def test_no_overflow_on_a_narrow_screen(visit: Open, address: str, width: int) -> None:
     page = visit(address, viewport={"width": width, "height": 700})
     give(page, FAKE, file(f"{'long' * 40}.txt", b"hello world"))
     page.get_by_text("Your assumptions").click()
@@ -441,7 +439,7 @@ CONTRASTS = """() => {
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_all_text_stands_out_from_its_ground(visit: Open, address: str, scheme: str) -> None:
+def test_text_contrast(visit: Open, address: str, scheme: str) -> None:
     page = visit(address, color_scheme=scheme)
     give(page, FAKE, REAL, BAD)
     page.get_by_text("Your assumptions").click()
@@ -469,7 +467,7 @@ NAMELESS = """() => {
 }"""
 
 
-def test_everything_has_a_name_for_those_who_hear_the_page(visit: Open, address: str) -> None:
+def test_controls_have_accessible_names(visit: Open, address: str) -> None:
     page = visit(address)
     give(page, FAKE, BAD)
     expect(page.locator(".nearest-real img")).to_have_count(1)
@@ -480,7 +478,7 @@ def test_everything_has_a_name_for_those_who_hear_the_page(visit: Open, address:
     }
 
 
-def test_addresses_of_images_are_given_back(visit: Open, address: str) -> None:
+def test_object_urls_are_revoked(visit: Open, address: str) -> None:
     script = """window.held = new Set();
         const {createObjectURL, revokeObjectURL} = URL;
         URL.createObjectURL = blob => { const made = createObjectURL(blob); held.add(made); return made; };

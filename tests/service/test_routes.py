@@ -1,4 +1,4 @@
-"""The service, asked as its users ask it: what each route answers, and who may ask."""
+"""The routes of the service: their responses and who may use them."""
 
 import base64
 import importlib.util
@@ -51,7 +51,7 @@ def files(*images: bytes) -> list[Any]:
 
 
 def problem(response: Any) -> tuple[int, str]:
-    """Status and kind, after making sure that it is a problem as RFC 9457 has it."""
+    """Status and kind of a problem response, after checking it against RFC 9457."""
     answer = response.json()
     assert response.headers["content-type"] == "application/problem+json"
     assert {"type", "title", "status", "detail"} <= answer.keys()
@@ -68,7 +68,7 @@ def data_url(content: bytes) -> str:
 # --- query
 
 
-def test_a_query_answers_with_the_very_json_of_the_command_line(toy: Any, client: TestClient) -> None:
+def test_query_returns_the_json_of_the_command_line(toy: Any, client: TestClient) -> None:
     content = toy.drawn("gan_b", 3, seed=1)
     image = toy.decode(content)
     verdict = VectorDetector.load(toy.store).judge_one(
@@ -81,7 +81,7 @@ def test_a_query_answers_with_the_very_json_of_the_command_line(toy: Any, client
     VerdictJson.model_validate(verdict.to_dict(), extra="forbid")
 
 
-def test_one_image_may_be_the_body_itself(toy: Any, client: TestClient) -> None:
+def test_image_as_body(toy: Any, client: TestClient) -> None:
     content = toy.drawn("camera_a", 3, seed=1)
     [in_form] = client.post("/v1/query", files=files(content)).json()["answers"]
     for kind in ("image/png", "application/octet-stream", "image/jpeg; charset=x"):
@@ -91,7 +91,7 @@ def test_one_image_may_be_the_body_itself(toy: Any, client: TestClient) -> None:
     assert unnamed["verdict"] == "real"
 
 
-def test_a_bad_image_is_told_in_its_place_and_the_others_are_judged(toy: Any, client: TestClient) -> None:
+def test_bad_image_keeps_its_position_in_the_answers(toy: Any, client: TestClient) -> None:
     good = [toy.drawn("camera_a", 1, seed=2), toy.drawn("gan_a", 1, seed=2)]
     answer = client.post("/v1/query", files=files(good[0], b"no image", good[1]), params={"map": True}).json()
     assert [one.get("verdict") for one in answer["answers"]] == ["real", None, "fake"]
@@ -104,26 +104,26 @@ def test_a_bad_image_is_told_in_its_place_and_the_others_are_judged(toy: Any, cl
 @pytest.mark.parametrize(
     "how", [{"prior": 0}, {"error": 0.6}, {"prior": "much"}, {"changes": "perhaps"}, {"pior": 0.1}]
 )
-def test_a_question_that_makes_no_sense_is_refused(toy: Any, client: TestClient, how: Any) -> None:
+def test_invalid_query_parameters_are_refused(toy: Any, client: TestClient, how: Any) -> None:
     refused = client.post("/v1/query", content=toy.drawn("gan_a", 1), params=how)
     assert problem(refused) == (422, "invalid")
     assert refused.json()["errors"][0]["where"] == f"query.{next(iter(how))}"
 
 
-def test_if_no_image_can_be_read_that_is_a_problem_that_names_all(client: TestClient) -> None:
+def test_problem_names_all_images_if_none_is_readable(client: TestClient) -> None:
     refused = client.post("/v1/query", files=files(b"no image", b""))
     assert problem(refused) == (422, "bad-image")
     assert [one["image"] for one in refused.json()["images"]] == ["0.png", "1.png"]
 
 
-def test_a_stored_image_is_recognised_and_does_not_testify_for_itself(toy: Any, client: TestClient) -> None:
+def test_stored_image_is_not_its_own_evidence(toy: Any, client: TestClient) -> None:
     [answer] = client.post("/v1/query", files=files(toy.drawn("gan_a", 7))).json()["answers"]
     assert answer["known"] == "gan_a/img 7.png"
     assert answer["stored"] == [{"key": "gan_a/img 7.png", "label": "fake", "source": "gan_a", "generator": "gan_a"}]
     assert "gan_a/img 7.png" not in [one["key"] for one in answer["neighbors"]["fake"]]
 
 
-def test_the_map_has_the_query_among_its_own_kind(toy: Any, client: TestClient) -> None:
+def test_map_places_the_query_near_its_class(toy: Any, client: TestClient) -> None:
     flat = client.get("/v1/map").json()
     points, labels = np.array(flat["points"]), np.array(flat["labels"])
     assert len(points) == len(labels) == len(flat["sources"]) == 300
@@ -136,7 +136,7 @@ def test_the_map_has_the_query_among_its_own_kind(toy: Any, client: TestClient) 
 # --- vectors
 
 
-def test_embed_gives_the_vectors_that_are_stored(toy: Any, client: TestClient) -> None:
+def test_embed_returns_the_stored_vectors(toy: Any, client: TestClient) -> None:
     content = toy.drawn("gan_a", 7)
     answer = client.post("/v1/embed", files=files(content, b"no image")).json()
     assert answer["space"] == toy.encoder.space.to_dict()
@@ -149,7 +149,7 @@ def test_embed_gives_the_vectors_that_are_stored(toy: Any, client: TestClient) -
     )
 
 
-def test_openai_clients_get_the_same_vectors_as_numbers_or_packed(toy: Any, client: TestClient) -> None:
+def test_openai_embeddings_as_floats_or_base64(toy: Any, client: TestClient) -> None:
     content = toy.drawn("gan_a", 7)
     [one] = client.post("/v1/embed", content=content).json()["answers"]
     bare = base64.b64encode(content).decode()
@@ -164,7 +164,7 @@ def test_openai_clients_get_the_same_vectors_as_numbers_or_packed(toy: Any, clie
     np.testing.assert_allclose(unpacked, one["vector"], atol=1e-7)
 
 
-def test_one_bad_input_refuses_all_embeddings_and_is_named(toy: Any, client: TestClient) -> None:
+def test_openai_embeddings_name_the_bad_input(toy: Any, client: TestClient) -> None:
     good = data_url(toy.drawn("gan_a", 7))
     refused = client.post("/v1/embeddings", json={"input": [good, data_url(b"no image")]})
     assert problem(refused) == (422, "bad-image")
@@ -177,7 +177,7 @@ def test_one_bad_input_refuses_all_embeddings_and_is_named(toy: Any, client: Tes
 # --- search
 
 
-def test_an_image_its_vector_and_its_key_find_the_same_rows(toy: Any, client: TestClient) -> None:
+def test_search_by_image_vector_and_key_agree(toy: Any, client: TestClient) -> None:
     content = toy.drawn("gan_a", 7)
     [one] = client.post("/v1/embed", content=content).json()["answers"]
     ways: list[dict[str, Any]] = [
@@ -214,14 +214,14 @@ def test_an_image_its_vector_and_its_key_find_the_same_rows(toy: Any, client: Te
         ({"labels": ["unknown"]}, set()),
     ],
 )
-def test_a_search_finds_only_what_its_filter_allows(client: TestClient, which: Any, kept: set[str]) -> None:
+def test_search_with_filter(client: TestClient, which: Any, kept: set[str]) -> None:
     rows = client.post("/v1/search", json={"key": "gan_a/img 7.png", "k": 1000, **which}).json()["rows"]
     assert {row["source"] for row in rows} == kept
     assert len(rows) == 60 * len(kept)
     assert [row["similarity"] for row in rows] == sorted((row["similarity"] for row in rows), reverse=True)
 
 
-def test_words_search_where_the_encoder_has_a_text_side(toy: Any, client: TestClient) -> None:
+def test_search_by_text(toy: Any, client: TestClient) -> None:
     assert problem(client.post("/v1/search", json={"text": "a dog"})) == (422, "invalid")
 
     class Reads:
@@ -254,7 +254,7 @@ def test_words_search_where_the_encoder_has_a_text_side(toy: Any, client: TestCl
         ({"image": data_url(b"no image")}, (422, "bad-image")),
     ],
 )
-def test_a_search_that_cannot_be_answered_is_refused(client: TestClient, body: Any, expected: Any) -> None:
+def test_invalid_search_is_refused(client: TestClient, body: Any, expected: Any) -> None:
     sent = client.post("/v1/search", content=json.dumps(body), headers={"Content-Type": "application/json"})
     assert problem(sent) == expected
 
@@ -263,7 +263,7 @@ def test_a_search_that_cannot_be_answered_is_refused(client: TestClient, body: A
 
 
 def clip_client() -> Any:
-    """The published client; its package imports half of the field, so the one file is loaded by itself."""
+    """The published client; only its one file is loaded, because its package has many dependencies."""
     pytest.importorskip("requests", reason="clip-retrieval's client needs requests, which is not installed")
     root = Path(__file__).parents[2]
     place = next(root.glob(".peers/lib/python3*/site-packages/clip_retrieval/clip_client.py"), None)
@@ -277,7 +277,7 @@ def clip_client() -> Any:
     return module
 
 
-def test_the_published_clip_client_works_unchanged(toy: Any, tmp_path: Path) -> None:
+def test_clip_client_works_unchanged(toy: Any, tmp_path: Path) -> None:
     published = clip_client()
     (tmp_path / "asked.png").write_bytes(toy.drawn("gan_a", 7))
     snapshot = toy.store.snapshot()
@@ -294,11 +294,11 @@ def test_the_published_clip_client_works_unchanged(toy: Any, tmp_path: Path) -> 
         snapshot.find([one["key"]])[0] for one in by_image
     ]
     assert refused["status"] == 422
-    assert "fetches nothing" in refused["detail"]
+    assert "fetches no URLs" in refused["detail"]
     assert picture.headers["content-type"] == "image/jpeg"
 
 
-def test_knn_leaves_out_copies_and_tells_the_rest_by_number(toy: Any, tmp_path: Path) -> None:
+def test_knn_deduplicates_and_shortens_rows(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     snapshot = store.snapshot()
     with store.writer() as writer:
@@ -318,7 +318,7 @@ def test_knn_leaves_out_copies_and_tells_the_rest_by_number(toy: Any, tmp_path: 
 # --- what is stored
 
 
-def test_the_store_is_told_in_figures_but_not_where_it_lies(toy: Any, client: TestClient) -> None:
+def test_store_statistics_hide_its_path(toy: Any, client: TestClient) -> None:
     answer = client.get("/v1/store").json()
     assert (answer["rows"], answer["labels"]) == (300, {"real": 120, "fake": 180, "unknown": 0})
     assert (answer["ready"], answer["why"], answer["writes"], answer["limits"]["images"]) == (True, "", False, 64)
@@ -327,7 +327,7 @@ def test_the_store_is_told_in_figures_but_not_where_it_lies(toy: Any, client: Te
         assert other.get("/v1/store").json() | {"writes": True, "notice": "a stand-in"} == other.get("/v1/store").json()
 
 
-def test_thumbnails_are_found_by_key_and_nothing_is_found_by_path(toy: Any, client: TestClient) -> None:
+def test_thumbnails_by_key_but_not_by_path(toy: Any, client: TestClient) -> None:
     found = client.get("/v1/thumbnails/gan_a/img 7.png")
     assert found.headers["content-type"] == "image/jpeg"
     assert found.content == toy.store.snapshot().thumbnail(int(toy.store.snapshot().find(["gan_a/img 7.png"])[0]))
@@ -348,7 +348,7 @@ def test_thumbnails_are_found_by_key_and_nothing_is_found_by_path(toy: Any, clie
         assert problem(client.get(path)) == (404, "not-found")
 
 
-def test_metrics_count_requests_stages_batches_verdicts_and_refusals(toy: Any) -> None:
+def test_metrics(toy: Any) -> None:
     with client_of(toy) as client:
         client.post("/v1/query", files=files(toy.drawn("gan_a", 1, seed=4), b"no image"))
         client.get("/v1/thumbnails/none")
@@ -372,7 +372,7 @@ def test_metrics_count_requests_stages_batches_verdicts_and_refusals(toy: Any) -
 # --- what changes while it serves
 
 
-def test_added_images_are_known_to_the_next_query_and_removing_them_undoes_it(toy: Any, tmp_path: Path) -> None:
+def test_bank_add_and_remove_apply_to_the_next_query(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     content, other = toy.drawn("gan_b", 5, seed=6), toy.drawn("gan_b", 6, seed=6)
     saved_anew = io.BytesIO()
@@ -418,7 +418,7 @@ def test_added_images_are_known_to_the_next_query_and_removing_them_undoes_it(to
         ({"source": "new", "label": "fake"}, [b"no image"]),
     ],
 )
-def test_what_cannot_be_stored_is_refused_and_nothing_changes(toy: Any, form: Any, images: Any) -> None:
+def test_refused_bank_request_changes_nothing(toy: Any, form: Any, images: Any) -> None:
     before = toy.store.snapshot().number
     with client_of(toy, token="secret") as client:
         assert client.post("/v1/bank", files=files(*images), data=form, headers=TOKEN).status_code == 422
@@ -429,7 +429,7 @@ def test_what_cannot_be_stored_is_refused_and_nothing_changes(toy: Any, form: An
     assert toy.store.snapshot().number == before
 
 
-def test_another_writer_is_waited_for_by_the_caller(toy: Any, tmp_path: Path) -> None:
+def test_locked_store_sends_retry_after(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     form = {"source": "new", "label": "fake"}
     with client_of(toy, store=store, token="secret") as client, store.writer():
@@ -439,7 +439,7 @@ def test_another_writer_is_waited_for_by_the_caller(toy: Any, tmp_path: Path) ->
     assert str(tmp_path) not in refused.text
 
 
-def test_rows_that_another_process_adds_are_used_from_the_next_query(toy: Any, tmp_path: Path) -> None:
+def test_rows_of_another_process_apply_to_the_next_query(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     content = toy.drawn("gan_a", 7)
     with client_of(toy, store=store) as client:
@@ -450,7 +450,7 @@ def test_rows_that_another_process_adds_are_used_from_the_next_query(toy: Any, t
     assert (first["answers"][0]["known"], second["answers"][0]["known"]) == ("gan_a/img 7.png", "")
 
 
-def test_a_head_that_is_trained_while_it_serves_is_used_from_the_next_query(toy: Any, tmp_path: Path) -> None:
+def test_retrained_head_applies_to_the_next_query(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     heads, aside = store.folder / "heads", tmp_path / "heads"
     heads.rename(aside)
@@ -472,7 +472,7 @@ def test_a_head_that_is_trained_while_it_serves_is_used_from_the_next_query(toy:
 
 
 class Away:
-    """An engine inside, with an address that nobody outside may read."""
+    """A search back end whose errors contain an address that clients must not see."""
 
     def __init__(self) -> None:
         self.fails: dict[str, Exception | None] = {"opening": None, "searching": None}
@@ -504,7 +504,7 @@ INSIDE = "the collection clipfake at http://node1:6333 or in /srv/edge"
     ],
     ids=lambda given: type(given).__name__ if isinstance(given, Exception) else given[1],
 )
-def test_an_engine_that_fails_is_a_problem_without_its_address_and_is_asked_again(
+def test_backend_failure_hides_its_address(
     toy: Any,
     when: str,
     failure: Exception,
@@ -512,48 +512,48 @@ def test_an_engine_that_fails_is_a_problem_without_its_address_and_is_asked_agai
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(search_backend, "REST", 0.0)
+    monkeypatch.setattr(search_backend, "PAUSE_SECONDS", 0.0)
     away, content = Away(), toy.drawn("gan_a", 7)
     away.fails[when] = failure
-    with client_of(toy, elsewhere=away) as client:
+    with client_of(toy, searcher_for=away) as client:
         answers = [client.post("/v1/query", content=content) for _ in range(2)]
         assert [problem(one) for one in answers] == [status_and_kind, status_and_kind]
         assert all(("Retry-After" in one.headers) == (status_and_kind[0] != 502) for one in answers)
         if when == "searching":
             answers += [client.post("/v1/search", json={"key": "gan_a/img 7.png"})]
             assert problem(answers[-1]) == status_and_kind
-        else:  # nothing to judge by, but what is in the shards can be searched
+        else:  # the store cannot judge, but the shards can be searched
             answers += [client.get("/readyz"), client.get("/v1/store")]
             assert problem(answers[-2]) == (503, "not-ready")
         assert not [one.text for one in answers if "node1" in one.text or "/srv" in one.text]
         assert [one.message for one in caplog.records if INSIDE in one.message] == [
-            f"the search engine fails: {INSIDE}"  # once, however often it is asked
+            f"the search back end fails: {INSIDE}"  # logged once for several requests
         ]
         away.fails[when] = None
         assert client.get("/readyz").json() == {"status": "ready"}
         assert client.post("/v1/query", content=content).status_code == 200
-        assert caplog.messages[-1] == "the search engine answers again"
+        assert caplog.messages[-1] == "the search back end works again"
 
 
-def test_an_engine_that_is_down_is_left_alone_for_a_while(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Or each request for it would keep a thread as long as it takes to find out."""
+def test_backend_that_is_down_is_not_retried_at_once(toy: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise each request would hold a thread until its own timeout."""
     now = 100.0
     monkeypatch.setattr(search_backend, "monotonic", lambda: now)
     away, content = Away(), toy.drawn("gan_a", 7)
-    with client_of(toy, elsewhere=away) as client:
+    with client_of(toy, searcher_for=away) as client:
         assert client.post("/v1/query", content=content).status_code == 200
         away.fails["searching"] = BackendTimeout("60 s")
         refused = client.post("/v1/query", content=content)
         assert (*problem(refused), refused.headers["Retry-After"]) == (504, "engine-slow", "5")
         away.fails["searching"] = None
-        now += search_backend.REST - 1
+        now += search_backend.PAUSE_SECONDS - 1
         refused = client.post("/v1/query", content=content)
         assert (*problem(refused), refused.headers["Retry-After"]) == (504, "engine-slow", "1")
         now += 1
         assert client.post("/v1/query", content=content).status_code == 200
 
 
-def test_a_steady_question_for_more_than_can_ever_wait_is_refused_for_good(toy: Any) -> None:
+def test_more_copies_than_the_queue_are_refused(toy: Any) -> None:
     limits = Limits(images=4, waiting=8)
     with client_of(toy, limits=limits, degraded=lambda pixels: {"a": pixels, "b": pixels}) as client:
         asking = files(*[toy.drawn("gan_a", i) for i in range(3)])
@@ -561,7 +561,7 @@ def test_a_steady_question_for_more_than_can_ever_wait_is_refused_for_good(toy: 
         assert client.post("/v1/query", files=asking[:2], params={"steady": True}).status_code == 200
 
 
-def test_a_source_is_not_taken_out_under_another_name(toy: Any, tmp_path: Path) -> None:
+def test_source_is_removed_by_its_exact_name_only(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     with client_of(toy, store=store, token="secret") as client:
         assert problem(client.delete("/v1/bank/gan_a%00", headers=TOKEN)) == (404, "not-found")
@@ -570,7 +570,7 @@ def test_a_source_is_not_taken_out_under_another_name(toy: Any, tmp_path: Path) 
     assert len(store.snapshot()) == 300
 
 
-def test_a_source_with_a_folder_in_its_name_can_be_taken_out(toy: Any, tmp_path: Path) -> None:
+def test_source_with_a_slash_can_be_removed(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     with store.writer() as writer:
         rows = Rows.make(["tree/a/1"], [1], sources=["tree/a"])
@@ -582,8 +582,8 @@ def test_a_source_with_a_folder_in_its_name_can_be_taken_out(toy: Any, tmp_path:
     assert len(store.snapshot()) == 300
 
 
-def test_no_similarity_is_beyond_one(toy: Any, client: TestClient) -> None:
-    """Half precision makes some stored vectors a little longer than one."""
+def test_similarity_is_at_most_one(toy: Any, client: TestClient) -> None:
+    """In half precision some stored vectors are slightly longer than 1."""
     vectors = toy.store.snapshot().vectors()
     longest = int((vectors**2).sum(1).argmax())
     assert (vectors[longest] ** 2).sum() > 1 + 1e-6
@@ -596,7 +596,7 @@ def test_no_similarity_is_beyond_one(toy: Any, client: TestClient) -> None:
 # --- stores that cannot answer
 
 
-def test_an_empty_store_says_what_to_do_and_can_be_filled(toy: Any, tmp_path: Path) -> None:
+def test_empty_store_says_what_to_do_and_can_be_filled(toy: Any, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "private" / "store", toy.encoder.space)
     content = toy.drawn("gan_a", 7)
     with client_of(toy, store=store, token="secret") as client:
@@ -615,7 +615,7 @@ def test_an_empty_store_says_what_to_do_and_can_be_filled(toy: Any, tmp_path: Pa
         assert len(client.post("/v1/search", json={"vector": one["vector"]}).json()["rows"]) == 1
 
 
-def test_a_store_of_one_class_says_which_is_missing(toy: Any, tmp_path: Path) -> None:
+def test_store_of_one_class_names_the_missing_one(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     delete(store, Filter(label=[1]))
     with client_of(toy, store=store) as client:
@@ -625,7 +625,7 @@ def test_a_store_of_one_class_says_which_is_missing(toy: Any, tmp_path: Path) ->
         assert client.get("/healthz").status_code == 200
 
 
-def test_a_store_of_another_encoder_is_refused_before_anything_is_served(toy: Any, tmp_path: Path) -> None:
+def test_app_refuses_a_store_of_another_encoder(toy: Any, tmp_path: Path) -> None:
     from clipfake.errors import SpaceMismatch
     from clipfake.store.space import Space
 
@@ -637,7 +637,7 @@ def test_a_store_of_another_encoder_is_refused_before_anything_is_served(toy: An
 # --- who may ask
 
 
-def test_nothing_is_written_without_the_token(toy: Any) -> None:
+def test_writing_needs_the_token(toy: Any) -> None:
     for path, method in (("/v1/bank", "POST"), ("/v1/bank/gan_a", "DELETE")):
         with client_of(toy) as client:
             assert problem(client.request(method, path, headers=TOKEN)) == (403, "writes-off")
@@ -649,7 +649,7 @@ def test_nothing_is_written_without_the_token(toy: Any) -> None:
     assert toy.store.snapshot().number == 1
 
 
-def test_an_app_below_another_path_still_asks_for_the_token(toy: Any) -> None:
+def test_mounted_app_needs_the_token(toy: Any) -> None:
     from starlette.applications import Starlette
     from starlette.routing import Mount
 
@@ -657,7 +657,7 @@ def test_an_app_below_another_path_still_asks_for_the_token(toy: Any) -> None:
         assert problem(client.delete("/x/v1/bank/gan_a")) == (401, "token-required")
 
 
-def test_a_public_service_takes_the_token_for_all_but_its_page_and_health(toy: Any) -> None:
+def test_public_service_needs_the_token_except_page_and_health(toy: Any) -> None:
     with pytest.raises(ValueError, match="token"):
         toy.app(public=True)
     with TestClient(toy.app(public=True, token="sécret"), base_url="https://desk.example") as client:
@@ -676,7 +676,7 @@ def test_a_public_service_takes_the_token_for_all_but_its_page_and_health(toy: A
         assert client.get("/v1/store", headers=with_token).status_code == 200  # type: ignore[arg-type]
 
 
-def test_a_local_service_answers_to_local_names_only(toy: Any) -> None:
+def test_local_service_checks_the_host_header(toy: Any) -> None:
     with TestClient(toy.app(), base_url="http://127.0.0.1") as client:
         for name in ("127.0.0.1:8000", "localhost", "localhost:1", "[::1]:8000"):
             assert client.get("/healthz", headers={"Host": name}).status_code == 200
@@ -684,7 +684,7 @@ def test_a_local_service_answers_to_local_names_only(toy: Any) -> None:
             assert problem(client.get("/healthz", headers={"Host": name})) == (421, "wrong-host")
 
 
-def test_no_answer_can_be_read_by_a_page_from_elsewhere(client: TestClient) -> None:
+def test_no_cross_origin_access(client: TestClient) -> None:
     response = client.get("/v1/store", headers={"Origin": "https://evil.example"})
     assert "access-control-allow-origin" not in response.headers
     assert response.headers["cross-origin-resource-policy"] == "same-origin"
@@ -701,13 +701,13 @@ def operations(client: TestClient) -> set[tuple[str, str]]:
     return {(method.upper(), path) for path, methods in paths.items() for method in methods}
 
 
-def test_the_page_for_engineers_names_every_route_and_no_other(operations: set[tuple[str, str]]) -> None:
+def test_documentation_lists_every_route(operations: set[tuple[str, str]]) -> None:
     rows = [line.split("|")[1].strip(" `") for line in PAGE.read_text().splitlines() if line.startswith("| `")]
     fields = {tuple(row.split(" ")) for row in rows if row.split(" ")[0] in ("GET", "POST", "DELETE")}
     assert fields == operations | {("GET", "/")}
 
 
-def test_the_page_for_engineers_tells_every_refusal_limit_and_metric(toy: Any, client: TestClient) -> None:
+def test_documentation_lists_problems_limits_and_metrics(toy: Any, client: TestClient) -> None:
     text = PAGE.read_text()
     fields = {line.split("|")[1].strip(" `"): line.split("|")[2].strip() for line in text.splitlines() if "|" in line}
     for kind, (status, _) in KINDS.items():
@@ -719,7 +719,7 @@ def test_the_page_for_engineers_tells_every_refusal_limit_and_metric(toy: Any, c
             assert line.split()[2].removesuffix("_total") in text
 
 
-def test_a_verdict_that_does_not_survive_the_web_is_unsure(toy: Any) -> None:
+def test_steady_can_make_a_verdict_unsure(toy: Any) -> None:
     from clipfake.indexer.embedding import DEGRADATIONS, degraded_by_name
 
     image = toy.drawn("gan_a", 80)

@@ -1,4 +1,4 @@
-"""The report's figures: no text is cut off, however long the names of a data set's sources are."""
+"""The figures of the report, also with very long source names."""
 
 from typing import Any
 
@@ -11,11 +11,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 LONG = [f"{'a_very_long_name_of_a_generator_' * 2}{i}" for i in range(9)]
 SHORT = ["pro_gan", "sd"]
-EDGE = 0.03  # inches that a line may be thick
+EDGE = 0.03  # inches of tolerance for the width of a line
 
 
 def draw_all(names: list[str]) -> list[ReportFigure]:
-    """Every figure of the report, of made-up results for these sources."""
+    """Every figure of the report, from random results for these sources."""
     rng = np.random.default_rng(0)
     sources = np.array([*names, *names])
     labels = rng.permutation(np.tile([0, 1], len(names)))
@@ -51,7 +51,7 @@ def draw_all(names: list[str]) -> list[ReportFigure]:
 
 
 @pytest.mark.parametrize("names", [LONG, SHORT], ids=["long", "short"])
-def test_no_text_of_a_figure_is_cut_off(names: list[str]) -> None:
+def test_figure_text_is_not_cut_off(names: list[str]) -> None:
     for figure in draw_all(names):
         canvas = FigureCanvasAgg(figure.figure)
         canvas.draw()  # type: ignore[no-untyped-call]

@@ -1,14 +1,14 @@
-"""Encoders by name, and what to say of them."""
+"""Choose the encoder of a command, and print the notice that belongs to it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from .terminal import say
+from .terminal import print_message
 
 
 def encoder_name(store: Path, encoder: str | None, *, untrained: bool = False) -> str:
-    """The name of the encoder to load: the one given, else the store's own, else the default."""
+    """Return the name of the encoder to load: `encoder`, else the store's own, else the default."""
     from ..errors import NoStore
     from ..indexer.encoders.encoder_name import DEFAULT_ENCODER, with_random_weights
     from ..store.store import Store
@@ -21,9 +21,9 @@ def encoder_name(store: Path, encoder: str | None, *, untrained: bool = False) -
     return with_random_weights(encoder) if untrained else encoder
 
 
-def say_notice(encoder: str) -> None:
-    """Print what limits the meaning of an encoder's verdicts, if anything does."""
+def print_notice(encoder: str) -> None:
+    """Print the notice of an encoder that is not a real one."""
     from ..session import encoder_notice
 
     if notice := encoder_notice(encoder):
-        say(notice)
+        print_message(notice)
