@@ -1,11 +1,11 @@
-"""Qdrant Edge against FAISS against exact search: recall@10 and latency by filter, and how fast a push is.
+"""Qdrant Edge, FAISS and exact search compared: recall@10 and latency by filter, and the rate of a push.
 
     python -m clipfake.benchmarks.store.backends --rows 100000 --threads 1
 
-Made-up vectors of 512 dimensions; needs the extra `qdrant`. Prints a table and writes
-benchmarks/results/store_engine.json. "edge" is the engine with its own defaults, as any program would ask it; "planned"
-is `clipfake.store.backends.remote_search`, which searches as wide as was measured when it was pushed. All times are of
-one run on one machine: the ratios to exact search are what counts.
+Uses synthetic vectors of 512 dimensions; needs the extra `qdrant`. Prints a table and writes
+benchmarks/results/store_engine.json. "edge" is Qdrant Edge with its defaults; "planned" is
+`clipfake.store.backends.remote_search`, with the search width that the push measured. All times are from one run on one
+machine: compare the ratios to exact search.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 
 def blocks(rows: int) -> Iterator[Block]:
-    """The synthetic rows, with a column of scattered values: filters over it have nothing to do with the vectors."""
+    """The synthetic rows, with a column of random values, so that filters on it are independent of the vectors."""
     rng = np.random.default_rng(1)
     for block in synthetic(rows, DIM):
         drawn = names([f"{i:03d}" for i in rng.integers(0, 1000, len(block))])
@@ -54,7 +54,7 @@ def blocks(rows: int) -> Iterator[Block]:
 
 
 def filters() -> dict[str, Filter]:
-    """Filters from all rows to 0.2 %: scattered over the space, and by columns whose rows lie together."""
+    """Filters from all rows to 0.2%: random ones, and ones by columns whose rows lie close together."""
     scattered = {
         f"{share / 10:g} % scattered": Filter(generator=tuple(f"{i:03d}" for i in range(share)))
         for share in (500, 100, 50, 10, 2)
@@ -73,7 +73,7 @@ def filters() -> dict[str, Filter]:
 
 
 def timed(queries: npt.NDArray[np.float32], search: Callable[[npt.NDArray[np.float32]], Matches]) -> dict[str, Any]:
-    """One query at a time; the answers are returned too."""
+    """Latency of single queries, and their results."""
     search(queries[:1])
     took, rows, similarity = [], [], []
     for at in range(len(queries)):
@@ -91,7 +91,7 @@ def timed(queries: npt.NDArray[np.float32], search: Callable[[npt.NDArray[np.flo
 
 
 def plain(searcher: RemoteSearcher, which: Filter) -> Callable[[npt.NDArray[np.float32]], Matches]:
-    """The engine with its own defaults, and its own similarities."""
+    """A search with the back end's defaults and its own similarities."""
 
     def search(queries: npt.NDArray[np.float32]) -> Matches:
         ids, similarity = searcher.remote.engine.search(queries, K, BackendFilter(which), 0)
@@ -105,7 +105,7 @@ def name_of(quantised: str) -> str:
 
 
 def engines(snapshot: Snapshot, edges: Mapping[Any, RemoteSearcher]) -> dict[str, Callable[[Filter], Any]]:
-    """Name -> filter -> search."""
+    """Searches by name: each value takes a filter and returns a search function."""
     exact = ExactSearch(snapshot, "cpu", kept_bytes=2**40)
     masks: dict[str, Any] = {}
 
