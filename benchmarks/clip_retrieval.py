@@ -1,9 +1,9 @@
 """Images per core-second of clip-retrieval, clipfake and the naive script, with the same images and weights.
 
-clip-retrieval has an environment of its own (`make peers`) and is run as its users do, `clip-retrieval inference` with
-`--clip_model hf_clip:DIR`, on an untrained CLIP that is saved for it first. It is run twice, over a few images and over
-all: the difference gives its steady rate, the rest of the small run its start-up. Core time includes all processes it
-starts. It decodes in workers and writes `.npy` files; clipfake writes sealed shards.
+clip-retrieval has its own environment (`make peers`) and is run as its users would, `clip-retrieval inference` with
+`--clip_model hf_clip:DIR`, on a saved CLIP with random weights. It runs twice, over a few images and over all: the
+difference gives its steady rate, the rest of the small run its start-up. Core time includes all processes it starts. It
+decodes in workers and writes `.npy` files; clipfake writes sealed shards.
 
     python -m clipfake.benchmarks.clip_retrieval --images ../shared/data/minifact/* \\
         --encoder ../shared/encoders/clip-vit-base-patch32-untrained --limit 256 --threads 1

@@ -1,4 +1,4 @@
-"""Check of structure: counts over a source tree that grow when modules lose their shape. Imports and runs none of it.
+"""Structure check: counts over a source tree that grow as its structure decays. Imports and runs none of it.
 
     python -m clipfake.benchmarks.house
     python -m clipfake.benchmarks.house ../another-checkout --names
@@ -138,7 +138,7 @@ def import_floors(trees: Mapping[str, ast.AST]) -> dict[str, int]:
 
 
 def _imports(module: str, tree: ast.AST, modules: Iterable[str]) -> Iterator[str]:
-    """The modules of the tree that a module imports relatively, at any place but under TYPE_CHECKING."""
+    """The modules of the tree that a module imports relatively, except under TYPE_CHECKING."""
     known = set(modules)
     for node in _without_type_checking(tree):
         if not isinstance(node, ast.ImportFrom) or not node.level:

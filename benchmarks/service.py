@@ -1,11 +1,11 @@
-"""The service's images a second beside its encoder's own, and what encoding requests together brings.
+"""Throughput of the service compared with its encoder's, and the gain from batching requests.
 
-A real server and, in a process of its own, clients that ask /v1/query over HTTP, 32 at a time by default, one image a
-request. In turn: the encoder alone in full batches and with one image a pass (their ratio is what batching can bring at
-most), the service, the service with one image a forward pass, the service with one client, and the naive script of
-`benchmarks.common.naive` with one image a pass, which is what a service is before anyone thinks about it. Rates on a
-shared machine cannot be trusted, ratios within one repeat can, best those by core time, which do not count what other
-people's programs took; medians are given.
+A real server is queried at /v1/query by clients in another process, 32 at a time by default, with one image per
+request. Measured in turn: the encoder alone in full batches and with one image per pass (their ratio limits the gain
+from batching), the service, the service with one image per pass, the service with one client, and the naive script of
+`benchmarks.common.naive` with one image per pass, as a service without batching would run it. On a shared machine use
+the ratios, which are taken within one repeat, rather than the rates; ratios of core time are the most reliable. Medians
+are printed.
 
     python -m clipfake.benchmarks.service \\
         --encoder ../shared/encoders/clip-vit-base-patch32-untrained --untrained
@@ -33,7 +33,7 @@ Rate = tuple[float, float]  # images a second, images a core-second
 
 
 def bank(folder: Path, space: Space) -> Store:
-    """A store of clustered vectors and its trained head: 8 real sources and 12 generators, dealt out in turn."""
+    """A store of clustered vectors with a trained head; rows alternate between 8 real sources and 12 generators."""
     import numpy as np
 
     from ..detector.training.fit import fit_detector
@@ -72,7 +72,7 @@ def run(
     device: str = "auto",
     precision: str = "auto",
 ) -> dict[str, Any]:
-    """Images a second of each, and the ratios: service to encoder, service to one image a forward pass."""
+    """Images per second of each, and the ratios of the service to the encoder and to one image per pass."""
     import numpy as np
     import torch
 
@@ -165,7 +165,7 @@ def run(
 
 @contextmanager
 def serving(app: Any) -> Iterator[int]:
-    """The port of a real server, in a thread of this process."""
+    """Run a real server in a thread of this process; yields its port."""
     import uvicorn
 
     from ..service.server import listening
@@ -182,12 +182,12 @@ def serving(app: Any) -> Iterator[int]:
 
 
 def ask(port: int, files: Sequence[bytes], at_once: int) -> float:
-    """Seconds until all files are judged, each in a request of its own, so many requests at once."""
+    """Seconds until all files are judged, with one file per request and a number of concurrent requests."""
     return asyncio.run(_ask(port, files, at_once))
 
 
 async def _ask(port: int, files: Sequence[bytes], at_once: int) -> float:
-    """Send requests with a client that costs next to nothing, so that it is not what is measured."""
+    """Send requests with a minimal client, whose own cost is negligible."""
     waiting = iter(files)
     head = "POST /v1/query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
 

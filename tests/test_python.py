@@ -28,7 +28,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             (place / f"{number}.png").write_bytes(drawn(source, number))
     (folder / "data/real/broken.png").write_bytes(b"no image")
     (folder / "inbox").mkdir()
-    (folder / "inbox/asked.png").write_bytes(drawn("gan_a", 99))
+    (folder / "inbox/photo.png").write_bytes(drawn("gan_a", 99))
     (folder / "inbox/broken.png").write_bytes(b"no image")
     clipfake.index([folder / "data/*"], store=folder / "mystore", encoder="plain")
     clipfake.Detector.fit(clipfake.Store.open(folder / "mystore")).save()
@@ -57,7 +57,7 @@ def test_predict_as_documented(
     monkeypatch.chdir(folder)
     run(CODE[1])
     printed = capsys.readouterr().out
-    assert re.search(r"^inbox/asked.png (real|fake|unsure) ", printed, re.M)
+    assert re.search(r"^inbox/photo.png (real|fake|unsure) ", printed, re.M)
     assert "inbox/broken.png cannot be judged" in printed
 
 

@@ -1,7 +1,8 @@
-"""A generator nobody has seen, and what a few of its images in the bank change, without training.
+"""AUC on an unseen generator after a few of its images are added to the bank, without training.
 
 Each generator in turn is left out of head, calibration and bank; then 0, 1, 5, 10 and 50 of its images are added to
-the bank, as `clipfake bank add` does. Its test rows against the real ones, and all other generators' likewise.
+the bank, as `clipfake bank add` does. The AUC is that of its test rows against the real ones, and of the other
+generators' test rows against the real ones.
 
     python -m clipfake.benchmarks.detector.fewshot --store mystore
 """
@@ -29,7 +30,7 @@ DRAWS = 3  # of which images are added
 
 
 def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
-    """AUC by number of added images: of each generator, the mean over them, and of the other generators."""
+    """AUC by number of added images: on each left-out generator, on the others, and means over generators."""
     snapshot = store.snapshot()
     options = TrainOptions(seed=seed, baselines=())
     split, positions = make_split(snapshot, options)

@@ -32,7 +32,7 @@ REFITTED = 3  # cells
 
 
 def stored(folder: str, rows: int, reals: int, fakes: int) -> None:
-    """Rows of so many sources: fakes have a direction in common and each source one of its own, all under noise."""
+    """Write a store of noisy rows: fakes share one direction, and each source has a direction of its own."""
     rng = np.random.default_rng(0)
     own = rng.standard_normal((reals + fakes, DIM), dtype=np.float32) / np.float32(np.sqrt(DIM))
     common = rng.standard_normal(DIM, dtype=np.float32) / np.float32(np.sqrt(DIM))
@@ -51,7 +51,7 @@ def stored(folder: str, rows: int, reals: int, fakes: int) -> None:
 
 
 def run(rows: int = 20_000, *, reals: int = 8, fakes: int = 25) -> dict[str, Any]:
-    """`machine`; of each head its seconds, memory, mean AUC and the largest difference of a cell fitted anew."""
+    """Seconds, memory and mean AUC of each head, and the largest difference from refitted pairs."""
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
         pool.apply(stored, (folder, rows, reals, fakes))
         snapshot = Store.open(Path(folder) / "s").snapshot()
@@ -78,7 +78,7 @@ def run(rows: int = 20_000, *, reals: int = 8, fakes: int = 25) -> dict[str, Any
 
 
 def _anew(snapshot: Snapshot, head: rules.Kind, cell: rules.PairResult) -> float:
-    """The AUC of a cell by a head that was fitted, or a bank that was made, without its two sources."""
+    """AUC of a pair with a head that was refitted, or a bank that was rebuilt, without its two sources."""
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
     learned = np.ones(len(snapshot), bool)
     groups, names = by_source(snapshot)

@@ -45,10 +45,10 @@ def stored(folder: Path, rows: int) -> Store:
 def run(
     encoder: str, *, rows: int = 100_000, queries: int = 50, threads: int | None = None, device: str = "auto"
 ) -> dict[str, Any]:
-    """Milliseconds of a verdict and of a forward pass of one image, medians and 99th percentiles, and their ratio.
+    """Medians and 99th percentiles of a verdict and of a forward pass of one image in milliseconds, and their ratio.
 
-    The bank is indexed as `clipfake store index` does it; `recall_at_10` is that of the evidence's own searches, within
-    each class, against exact search.
+    The bank is indexed as by `clipfake store index`; `recall_at_10` compares the evidence's searches within each class
+    with exact search.
     """
     import torch
 
@@ -93,7 +93,7 @@ def run(
 
 
 def _recall(bank: Bank, queries: Vectors) -> float:
-    """Mean share of the K nearest rows of each class that are among those the evidence chooses from."""
+    """Mean share of the K nearest rows of each class that are among the evidence's candidates."""
     shares = []
     for label, candidates in bank.candidates(queries).items():
         found = candidates.matches.rows

@@ -1,12 +1,13 @@
-"""Cost of training from stored vectors: time and memory of each part at several sizes, and Nyström's accuracy.
+"""Cost of training from stored vectors: time and memory of each step by number of rows, and accuracy with Nyström.
 
-Each size is trained in a process of its own, on made-up rows that no head tells apart without errors. Memory is what
-the process itself holds (`mib`) and that with the pages of the store's files which it has mapped and which the system
-takes back as it likes (`peak_mib`). Above `clipfake.detector.training.svm_training.EXACT` rows the machine is
-Nyström's; it and the triplet projection learn from all training rows, baselines from
-`clipfake.detector.training.train.LEARNED` of them at most.
+Each size is trained in a new process, on synthetic rows that no head can separate without errors. `mib` is the memory
+of the process itself; `peak_mib` includes mapped pages of the store's files, which the system can reclaim. Above
+`clipfake.detector.training.svm_training.EXACT` rows the SVM is trained with the Nyström approximation. It and the
+triplet projection are trained on all training rows, baselines on at most
+`clipfake.detector.training.train.LEARNED` of them.
 
-With `--nystroem ROWS` the two machines learn the same projected rows: test accuracy, and how often they agree.
+With `--nystroem ROWS` the exact and the approximate SVM are trained on the same projected rows: test accuracy of each,
+and how often they agree.
 
     python -m clipfake.benchmarks.detector.training --rows 40000,200000,2500000 --nystroem 40000
 """
@@ -42,7 +43,7 @@ BASELINES = ("linear_probe",)
 
 
 def hard(rows: int, dim: int = 512, seed: int = 0) -> Iterator[Block]:
-    """Synthetic rows under noise, with a class that a plane finds in part, a curved border in more, none wholly."""
+    """Noisy synthetic rows: a linear boundary separates the classes in part, a curved one better, none completely."""
     rng = np.random.default_rng([seed, 7])
     axes = np.linalg.qr(rng.standard_normal((dim, DIRECTIONS)))[0].T.astype(np.float32)
     for block in synthetic(rows, dim, seed):
@@ -75,7 +76,7 @@ def run(
     calibration: bool = True,
     nystroem: int = 0,
 ) -> dict[str, Any]:
-    """`machine`, and for each number of rows: seconds and memory by part and in all, and test figures."""
+    """For each number of rows: seconds and memory by step and in total, and test results."""
     result: dict[str, Any] = {"machine": machine(), "epochs": epochs}
     for count in rows:
         with tempfile.TemporaryDirectory() as folder:
@@ -87,14 +88,14 @@ def run(
 
 
 def _apart(do: Any, *value: Any) -> dict[str, Any]:
-    """Run in a process of its own, so that its memory can be measured."""
+    """Run a function in a new process, so that its memory can be measured."""
     with multiprocessing.get_context("spawn").Pool(1) as pool:
         found: dict[str, Any] = pool.apply(do, value)
     return found
 
 
 def measured(folder: str, epochs: int, baselines: Sequence[str], calibration: bool) -> dict[str, Any]:
-    """One stored size, in this process."""
+    """Train on a stored data set in this process, and measure it."""
     from ...detector.training.calibrate import calibrate
     from ...detector.training.train import TrainOptions, train
     from ...detector.training.triplet import TripletOptions
@@ -129,7 +130,7 @@ def _write(folder: str, rows: int) -> dict[str, Any]:
 
 
 def against_exact(rows: int, epochs: int) -> dict[str, Any]:
-    """Both machines on the projections of the same training rows, asked of the same test rows."""
+    """Compare the exact and the approximate SVMs on the same projected training and test rows."""
     from ...detector.svm import Svm
     from ...detector.training.examples import StoredRows
     from ...detector.training.nystroem import fit_nystroem
@@ -166,7 +167,7 @@ def against_exact(rows: int, epochs: int) -> dict[str, Any]:
 
 
 def _exact(points: Any, labels: Any, gamma: float) -> Any:
-    """Whatever their number."""
+    """An exact SVM, whatever the number of rows."""
     from sklearn.svm import SVC
 
     from ...detector.svm import Svm
@@ -177,7 +178,7 @@ def _exact(points: Any, labels: Any, gamma: float) -> Any:
 
 
 class Watch:
-    """Seconds of each part, and the most memory that this process held in it (looked at every 20 ms; Linux)."""
+    """Seconds and peak memory of each step in this process, sampled every 20 ms (Linux)."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
@@ -196,7 +197,7 @@ class Watch:
         self._thread.join()
 
     def part(self, what: str) -> None:
-        """Start timing a part; text after a comma is a detail."""
+        """Start timing a step; text after a comma is ignored."""
         now = time.perf_counter()
         if self._doing:
             self.seconds[self._doing] = self.seconds.get(self._doing, 0.0) + now - self.since

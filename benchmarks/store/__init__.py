@@ -1,4 +1,1 @@
-"""Benchmarks of the store.
-
-search.py, file_format.py, backends.py
-"""
+"""Benchmarks of the store: search.py, file_format.py and backends.py."""

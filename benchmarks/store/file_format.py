@@ -1,12 +1,15 @@
-"""Cost of reading a store's files beside plain numpy: vectors in order and at random, and the rows' metadata.
+"""Cost of reading and writing a store's files, compared with plain numpy.
 
     python -m clipfake.benchmarks.store.file_format --rows 1000000 --metadata-rows 2500000
 
-In turn, a repeat each: all vectors in their order, and some thousand rows at random, from the store's shards and from
-one plain `numpy.memmap` of the same bytes, both from the page cache. Then keys, labels and sources of a store of many
-rows in a process of its own, and what it took of memory. And every row's nearest others, of as many rows as are asked.
-And what a core spends on taking rows in: 256 at a time with a thumbnail of 3 KB each, sealed in shards of 16,384; of a
-store that has them already, asked again, too.
+Measured, with interleaved repeats:
+
+- reading all vectors in order, and some thousand rows at random, from the store's shards and from one `numpy.memmap` of
+  the same bytes, both in the page cache;
+- reading keys, labels and sources of a store of many rows in a new process, with its memory;
+- finding the nearest neighbours of every row among a number of rows;
+- core time per appended row, 256 at a time with a thumbnail of 3 KB each, sealed in shards of 16,384, and of appending
+  the same rows again.
 """
 
 from __future__ import annotations
@@ -49,7 +52,7 @@ def stored(folder: Path, rows: int, dim: int) -> Store:
 
 
 def run(rows: int, metadata_rows: int, pairs_rows: int, repeats: int) -> dict[str, Any]:
-    """Ratios to numpy.memmap (above 1: the store is quicker), medians, and what metadata and pairs took."""
+    """Median ratios to numpy.memmap (above 1: the store is faster), and the cost of metadata and neighbours."""
     result: dict[str, Any] = {"machine": machine(), "rows": rows, "dim": DIM}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -63,7 +66,7 @@ def run(rows: int, metadata_rows: int, pairs_rows: int, repeats: int) -> dict[st
 
 
 def appending(folder: Path, rows: int) -> dict[str, float]:
-    """Microseconds of a core that a row costs, until it is sealed; "user" leaves out what the kernel does to write."""
+    """Core microseconds per row until it is sealed; "user" excludes the kernel's time for writing."""
     rng = np.random.default_rng(0)
     pictures = [rng.bytes(THUMBNAIL) for _ in range(BATCH)]
     blocks = [
@@ -83,7 +86,7 @@ def appending(folder: Path, rows: int) -> dict[str, float]:
 
 
 def vectors(snapshot: Snapshot, copy: Path, repeats: int) -> dict[str, Any]:
-    """Reading a snapshot's vectors beside reading the same bytes from one plain file."""
+    """Cost of reading a snapshot's vectors, compared with reading the same bytes from one plain file."""
     rows = len(snapshot)
     written = np.lib.format.open_memmap(copy, "w+", np.float16, (rows, DIM))
     for start in range(0, rows, PIECE):
@@ -114,13 +117,13 @@ def vectors(snapshot: Snapshot, copy: Path, repeats: int) -> dict[str, Any]:
 
 
 def pairs(snapshot: Snapshot, folder: Path, rows: int) -> dict[str, Any]:
-    """The ten nearest others of the first rows, among themselves."""
+    """Cost of finding the ten nearest neighbours of each of the first rows among themselves."""
     took = timed(lambda: all_pairs(snapshot, folder, 10, np.arange(len(snapshot)) < rows))
     return {"rows": rows, "seconds": round(took, 2), "million_pairs_per_second": round(rows**2 / took / 1e6, 1)}
 
 
 def metadata(folder: str) -> dict[str, float]:
-    """Seconds and MiB that keys, labels and sources of a store's rows take in this process."""
+    """Seconds and MiB needed in this process to read keys, labels and sources of a store."""
     snapshot = Store.open(folder).snapshot()
     before = _resident()
     began = time.perf_counter()
@@ -135,7 +138,7 @@ def metadata(folder: str) -> dict[str, float]:
 
 
 def ratio(plain: list[float], ours: list[float]) -> float:
-    """Median of the ratios, each within one repeat."""
+    """Median of the ratios of paired repeats."""
     return round(float(np.median(np.array(plain) / np.array(ours))), 3)
 
 
@@ -159,7 +162,7 @@ def _peak() -> int:
 
 
 def _status(name: str) -> int:
-    """Bytes, as Linux tells them."""
+    """A field of /proc/self/status in bytes (Linux)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return 1024 * int(next(line for line in lines if line.startswith(name)).split()[1])
 

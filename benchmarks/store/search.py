@@ -1,10 +1,10 @@
-"""Filtered nearest-neighbour search against exact search, and what the index costs: 1 million × 512 made-up vectors.
+"""Filtered nearest-neighbour search compared with exact search, and the cost of the index, on synthetic vectors.
 
     python -m clipfake.benchmarks.store.search --rows 1000000 --threads 2
 
-Prints a table and writes benchmarks/results/store_search.json. All times are of one run on one machine; the ratios are
-what is promised, the milliseconds depend on the machine. A filter is given anew with every query; a service that asks
-with the same one again and again uses `Snapshot.scope` and saves what making it ready takes (the column `ready`).
+Prints a table and writes benchmarks/results/store_search.json. All times are from one run on one machine: compare the
+ratios, as milliseconds depend on the machine. Every query passes its filter as a mask; the column `ready` has the times
+with a `PreparedFilter`, which a service reuses for repeated filters.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RESULTS = Path(__file__).parent.parent / "results"
 
 
 def filters(snapshot: Snapshot) -> dict[str, npt.NDArray[np.bool_]]:
-    """Masks from 100 % to 0.1 % of the rows, scattered and in clumps."""
+    """Masks of 100% to 0.1% of the rows, random ones and ones of rows that lie close together."""
     rng = np.random.default_rng(7)
     scattered = {
         f"{100 * s:g} % scattered": rng.random(len(snapshot)) < s for s in (1, 0.5, 0.1, 0.05, 0.01, 0.002, 0.001)
@@ -66,7 +66,7 @@ def recall(found: Matches, true: Matches) -> float:
 
 
 def read_and_kmeans(snapshot: Snapshot) -> float:
-    """Seconds to read all vectors and to run FAISS's own k-means over a sample, as it does before it fills an IVF."""
+    """Seconds to read all vectors and to run FAISS's k-means on a sample, as before filling an IVF index."""
     import faiss
 
     began = time.perf_counter()
@@ -79,7 +79,7 @@ def read_and_kmeans(snapshot: Snapshot) -> float:
 
 
 def measured(store: Store, kind: Kind, anew: bool) -> dict[str, Any]:
-    """The index of one kind: what building it took, and every filter's recall and time as a ratio to exact search."""
+    """Cost of building one kind of index, and recall and time of every filter relative to exact search."""
     built: BuildReport = build_index(store, kind, anew=anew)
     snapshot = store.snapshot()
     rng = np.random.default_rng(8)
