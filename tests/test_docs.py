@@ -91,8 +91,8 @@ def test_every_help_has_an_example(name: str) -> None:
 
 MODULES = sorted(
     ".".join(("clipfake", *path.relative_to(ROOT).with_suffix("").parts))
-    for room in ("store", "indexer", "detector", "service", "show", "benchmarks", "commands")
-    for path in (ROOT / room).glob("*.py")
+    for room in ("core", "store", "indexer", "detector", "service", "show", "simulated", "benchmarks", "commands")
+    for path in (ROOT / room).rglob("*.py")
     if ">>>" in path.read_text(encoding="utf-8")
 )
 
