@@ -1,0 +1,186 @@
+"""What a GPU's kernels read: packed batches, integer resampling weights; thumbnails from the encoder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from clipfake.errors import EncoderError
+from clipfake.indexer.batch_encoder import BatchEncoder
+from clipfake.indexer.decoding.image import Pixels, reduced
+from clipfake.indexer.distributed import process_pool
+from clipfake.indexer.encoders import gpu_input
+from clipfake.indexer.encoders.base import Embeddings, PlainEncoder
+from clipfake.indexer.encoders.clip_vision import ClipVision, VisionConfig
+from clipfake.indexer.encoders.gpu_input import ALIGN, PackedArrays, ReducedImages
+from clipfake.indexer.encoders.preprocess import Preprocess
+from clipfake.indexer.encoders.resize import BITS
+from clipfake.indexer.index import IndexOptions, index
+from clipfake.store.store import Store
+from PIL import Image
+
+CLIP = Preprocess(0, 0, 56, 56, "bicubic", 1 / 255, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
+
+
+def images(*sizes: tuple[int, int]) -> list[Pixels]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
+
+
+def test_packed_arrays_are_aligned_and_whole() -> None:
+    arrays: list[npt.NDArray[Any]] = [
+        np.arange(7, dtype=np.uint8),
+        np.arange(5, dtype=np.int32),
+        np.zeros((3, 16, 3), np.uint8),
+    ]
+    packed = PackedArrays.of(arrays)
+    buffer = np.concatenate(packed.parts)
+    assert len(buffer) == packed.size
+    for array, offset in zip(arrays, packed.offsets, strict=True):
+        start = int(offset) * ALIGN
+        assert buffer[start : start + array.nbytes].tobytes() == array.tobytes()
+
+
+def gather(row: npt.NDArray[np.int32], weights: npt.NDArray[np.int32], image: Pixels, seen: tuple[int, int]) -> Pixels:
+    """Resize as the kernel does: integer sums along the inner axis, 8 bits, then along the outer one."""
+    _, height, width, x_table, x_taps, y_table, y_taps, height_first = row.tolist()
+    assert (height, width) == image.shape[:2]
+    values = image.astype(np.int64)
+    passes = [(1, x_table, x_taps, seen[1]), (0, y_table, y_taps, seen[0])]
+    for axis, table, taps, new in reversed(passes) if height_first else passes:
+        first = weights[table : table + new]
+        factors = weights[table + new : table + new + new * taps].reshape(new, taps).astype(np.int64)
+        lines = np.moveaxis(values, axis, 0)
+        index = np.minimum(first[:, None] + np.arange(taps), len(lines) - 1)
+        sums = (lines[index] * factors[:, :, None, None]).sum(1) + 2 ** (BITS - 1)
+        values = np.moveaxis(np.clip(sums >> BITS, 0, 255), 0, axis)
+    return values.astype(np.uint8)
+
+
+@pytest.mark.parametrize("filter_", ["bicubic", "bilinear", "lanczos"])
+@pytest.mark.parametrize("short, crop, height, width", [(56, 56, 0, 0), (0, 0, 40, 64), (70, 56, 0, 0)])
+def test_integer_weights_give_exactly_the_pixels_of_pillow(
+    filter_: str, short: int, crop: int, height: int, width: int
+) -> None:
+    preprocess = Preprocess(height, width, short, crop, filter_, 1 / 255, CLIP.mean, CLIP.std)
+    batch = images((200, 200), (57, 311), (430, 97), (56, 56), (1024, 300))
+    table, weights, seen = gpu_input._resize_tables(preprocess, batch)
+    for row, image in zip(table, batch, strict=True):
+        new = preprocess.resized_size(*image.shape[:2])
+        pillow = Image.fromarray(image).resize((new[1], new[0]), Image.Resampling[filter_.upper()])
+        top, left = (new[0] - seen[0]) // 2, (new[1] - seen[1]) // 2
+        expected = np.asarray(pillow)[top : top + seen[0], left : left + seen[1]]
+        assert np.array_equal(gather(row, weights, image, seen), expected)
+
+
+def test_one_batch_has_inputs_of_one_size() -> None:
+    uncropped = Preprocess(0, 0, 56, 0, "bicubic", 1 / 255, CLIP.mean, CLIP.std)
+    with pytest.raises(EncoderError, match=r"\(56, 56\) and of \(112, 56\)"):
+        gpu_input._resize_tables(uncropped, images((100, 100), (200, 100)))
+
+
+def test_reduced_images_are_read_from_their_buffer() -> None:
+    batch = images((200, 200), (64, 90), (513, 300))
+    table, shapes = gpu_input._reduce_table(batch)
+    small = [reduced(image) for image in batch]
+    assert shapes == [image.shape[:2] for image in small]
+    buffer = np.zeros(int(table[-1, 4]) * ALIGN + small[-1].size, np.uint8)
+    for row, image in zip(table, small, strict=True):
+        buffer[row[4] * ALIGN :][: image.size] = image.reshape(-1)
+    read = ReducedImages(torch.from_numpy(buffer), shapes, table[:, 4]).download().images()
+    assert all(np.array_equal(a, b) for a, b in zip(read, small, strict=True))
+
+
+def test_products_that_differ_from_pillow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    gpu_input.check_products(CLIP, torch.device("cpu"))
+    exact = Preprocess.resize
+    monkeypatch.setattr(Preprocess, "resize", lambda self, batch: exact(self, batch) + 2)
+    with pytest.raises(EncoderError, match="differently from Pillow"):
+        gpu_input.check_products(CLIP, torch.device("cpu"))
+
+
+class Reducing(PlainEncoder):
+    """An encoder that reduces images for thumbnails, as one on a GPU does."""
+
+    reduces = True
+    calls = 0
+
+    def begin_reduced(self, images: Sequence[Pixels]) -> Callable[[], tuple[Embeddings, Sequence[Pixels]]]:
+        self.calls += 1
+        return super().begin_reduced(images)
+
+
+def test_thumbnails_from_the_encoder_are_those_of_the_reader(tmp_path: Path) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i, image in enumerate(images((200, 200), (90, 64), (300, 500), (33, 260))):
+        Image.fromarray(image).save(folder / f"{i}.png")
+    (folder / "broken.png").write_bytes(b"no image")
+    thumbnails = []
+    encoder = Reducing()
+    for name, used in (("plain", PlainEncoder()), ("reducing", encoder)):
+        store = Store.create(tmp_path / name, used.space)
+        report = index([folder], store, used, IndexOptions(text=False, batch_size=3))
+        assert report.added == 4
+        snapshot = store.snapshot()
+        thumbnails.append(snapshot.thumbnails(np.arange(4)))
+    assert encoder.calls == 2
+    assert list(thumbnails[0]) == list(thumbnails[1])
+    assert all(thumbnails[0])
+
+
+def test_running_out_of_memory_halves_a_batch_with_thumbnails() -> None:
+    class Small(PlainEncoder):
+        reduces = True
+
+        def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
+            if len(images) > 2:
+                raise torch.OutOfMemoryError
+            return super().begin(images)
+
+        def encode(self, images: Sequence[Pixels]) -> Embeddings:
+            if len(images) > 2:
+                raise torch.OutOfMemoryError
+            return super().encode(images)
+
+    batch = images((200, 200), (150, 90), (64, 64), (40, 300))
+    encoder = BatchEncoder(Small(), 4)
+    vectors, small = encoder.begin_reduced(batch)()
+    assert encoder.batch_size == 2
+    assert np.array_equal(vectors, PlainEncoder().encode(batch))
+    assert all(np.array_equal(a, reduced(b)) for a, b in zip(small, batch, strict=True))
+
+
+@torch.inference_mode()
+def test_patches_as_a_product_are_those_of_the_convolution() -> None:
+    shape = VisionConfig(width=48, hidden=64, layers=2, heads=2, side=70, patch=32, dim=16)
+    torch.manual_seed(0)
+    tower = ClipVision(shape)
+    for weight in tower.parameters():
+        torch.nn.init.normal_(weight, std=0.1)
+    pixels = torch.randn(3, 3, 70, 70)
+    by_convolution = tower(pixels)
+    assert torch.allclose(tower.double()(pixels.double()).float(), by_convolution, atol=1e-5)
+
+
+def test_processes_share_a_gpu_by_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Properties:
+        total_memory = 80 * 2**30
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: Properties)
+
+    def processes(device: str, cores: int) -> int:
+        return process_pool.processes_for(device, lambda: 10**6, cores)
+
+    assert (processes("auto", 16), processes("cuda", 4), processes("cuda:0,cuda:1", 16)) == (8, 2, 8)
+    assert process_pool.processes_for("cuda", lambda: 10, 16) == 1
+    Properties.total_memory = 24 * 2**30
+    assert processes("cuda:1", 16) == 3
+    assert processes("cuda:7", 16) == 1  # no such device: loading the encoder reports it
