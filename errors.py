@@ -1,44 +1,45 @@
-"""Every error a caller can act on. A message says what was found, where, and what to do next.
+"""Errors that a caller can act on. A message says what was found, where, and what to do.
 
 ClipfakeError
 ├── StoreError              the store on disk
-│   ├── NoStore             there is no store here
-│   ├── NotAStore           a folder or file that is not ours, or of a version this release cannot read
-│   ├── Damaged             a file of ours that is missing, truncated or altered
+│   ├── NoStore             there is no store at a path, or no such snapshot
+│   ├── NotAStore           a folder or file that is not clipfake's, or of a version this release cannot read
+│   ├── Damaged             a file of a store that is missing, truncated or altered
 │   ├── Locked              another process is writing
-│   ├── SpaceMismatch       vectors of one encoder meant for those of another
-│   ├── EngineError         a search engine beyond this process refuses, or does not hold what it should
-│   │   ├── EngineDown      it cannot be reached, or has too much to do
-│   │   ├── EngineSlow      it did not answer in time
-│   │   └── EngineDamaged   its files are missing, truncated or altered (also Damaged)
-│   ├── BadBlock            rows that may not be stored (NaN, zero, duplicate keys, unequal columns)
-│   └── NotEnoughRows       a question that the stored rows cannot answer (empty bank, one class only)
-├── SourceError             a folder, archive or table of images that cannot be read as one
-├── ImageError              one image that cannot be decoded: a row in the report, not the end of the run
+│   ├── SpaceMismatch       vectors of different encoders that cannot be compared
+│   ├── BackendError        a search back end refuses a request, or does not have the rows it should
+│   │   ├── BackendUnavailable  it cannot be reached, or is overloaded
+│   │   ├── BackendTimeout  it did not answer in time
+│   │   └── BackendDamaged  its files are missing, truncated or altered (also Damaged)
+│   ├── BadBlock            invalid rows, vectors or masks (NaN, zero, duplicate keys, wrong shape)
+│   ├── BadFilter           a filter with a label that does not exist
+│   └── NotEnoughRows       too few stored rows (empty bank, one class only, missing named vectors)
+├── SourceError             a folder, archive or table of images that cannot be read
+├── ImageError              one image that cannot be decoded; it is reported, and the run continues
 ├── EncoderError            an encoder that cannot be loaded or used
-├── HeadError               training or a saved head
+├── HeadError               a head that cannot be trained, saved or loaded
 └── MissingExtra            an optional dependency that is not installed
 """
 
 
 class ClipfakeError(Exception):
-    """The root: `except ClipfakeError` catches what clipfake itself has to say."""
+    """Base class of all errors of clipfake."""
 
 
 class StoreError(ClipfakeError):
-    """The store on disk refuses or fails."""
+    """A store cannot be read or written."""
 
 
 class NoStore(StoreError):
-    """No store exists where one was named."""
+    """There is no store at this path, or no such snapshot in it."""
 
 
 class NotAStore(StoreError):
-    """A file or folder that is not ours, or of a format version this release cannot read."""
+    """A file or folder is not clipfake's, or has a format version this release cannot read."""
 
 
 class Damaged(StoreError):
-    """A file of ours that is missing, truncated or altered."""
+    """A file of a store is missing, truncated or altered."""
 
 
 class Locked(StoreError):
@@ -46,27 +47,27 @@ class Locked(StoreError):
 
 
 class SpaceMismatch(StoreError):
-    """Vectors of one encoder were meant for those of another."""
+    """Vectors of different encoders cannot be compared or stored together."""
 
 
 class BackendError(StoreError):
-    """A search engine beyond this process refuses, or does not hold what it should."""
+    """A search back end refuses a request, or does not have the rows it should."""
 
 
 class BackendUnavailable(BackendError):
-    """A search engine cannot be reached, or has too much to do."""
+    """A search back end cannot be reached, or is overloaded."""
 
 
 class BackendTimeout(BackendError):
-    """A search engine did not answer in time."""
+    """A search back end did not answer in time."""
 
 
 class BackendDamaged(BackendError, Damaged):
-    """An engine's own files are missing, truncated or altered."""
+    """The files of a search back end are missing, truncated or altered."""
 
 
 class BadBlock(StoreError):
-    """Rows that may not be stored."""
+    """Rows, vectors or masks are invalid."""
 
 
 class BadFilter(StoreError):
@@ -74,27 +75,27 @@ class BadFilter(StoreError):
 
 
 class NotEnoughRows(StoreError):
-    """A question that the stored rows cannot answer."""
+    """There are too few stored rows for what was requested."""
 
 
 class SourceError(ClipfakeError):
-    """A folder, archive or table of images that cannot be read as one."""
+    """A folder, archive or table of images cannot be read."""
 
 
 class ImageError(ClipfakeError):
-    """One image that cannot be decoded."""
+    """One image cannot be decoded."""
 
 
 class EncoderError(ClipfakeError):
-    """An encoder that cannot be loaded or used."""
+    """An encoder cannot be loaded or used."""
 
 
 class HeadError(ClipfakeError):
-    """A head that cannot be trained, saved or loaded."""
+    """A head cannot be trained, saved or loaded."""
 
 
 class MissingExtra(ClipfakeError):
-    """An optional dependency that is not installed."""
+    """An optional dependency is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an extra that is not installed; run `pip install 'clipfake[{extra}]'`")

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from ...errors import Damaged
 from ..filter import Filter
 from ..records import distinct
-from ..search.ann_index import compared
+from ..search.ann_index import rescore
 from ..snapshot import Snapshot
 from .base import BackendFilter, SearchBackend
 from .remote_search import positions_of
@@ -71,7 +71,7 @@ class RecallMeasurement:
         queries, reach = self.queries[part], self._reach[name]
         k = reach if width == 0 else fetched(reach)  # as `Asked` does it; the engine alone gives what it is asked for
         ids, _ = self.engine.search(queries, k, BackendFilter(self.filters[name]), width)
-        similarity = compared(self.snapshot, queries, positions_of(self.snapshot, ids), reach).similarity
+        similarity = rescore(self.snapshot, queries, positions_of(self.snapshot, ids), reach).similarity
         # rounding differs between one product and many; two rows that differ by less are equally near
         right = similarity >= self._tenth[name][part] - 1e-5
         return round(float(right.sum() / right.size), 4)

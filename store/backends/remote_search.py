@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import BackendError, BadBlock
 from ..filter import Filter
 from ..records import Ids, Mask, Vectors, distinct
-from ..search.ann_index import compared
+from ..search.ann_index import rescore
 from ..search.matches import Matches, Positions
 from ..snapshot import Snapshot
 from .backend_manifest import BackendManifest, content_of, read_backend_manifest
@@ -118,7 +118,7 @@ class RemoteSearcher:
             ids = tuple(self.snapshot.ids[positions[positions >= 0]].tolist())
         allowed = BackendFilter(replace(which, key=()), ids)
         found = self.remote.nearest(queries, fetched(k), allowed, recall)
-        return compared(self.snapshot, queries, positions_of(self.snapshot, found.rows), k)
+        return rescore(self.snapshot, queries, positions_of(self.snapshot, found.rows), k)
 
     def _named(self, mask: Mask) -> Filter | None:
         """The filter that a mask is, None for one that is better searched in the shards."""
@@ -147,5 +147,5 @@ class RemoteSearcher:
 def positions_of(snapshot: Snapshot, ids: Ids) -> Positions:
     """Positions of row ids as `RemoteStore.search` gives them, -1 where the snapshot does not have one."""
     places = np.full(ids.shape, -1, np.int64)
-    places[ids >= 0] = snapshot.places(ids[ids >= 0])
+    places[ids >= 0] = snapshot.positions_of(ids[ids >= 0])
     return places

@@ -252,10 +252,10 @@ def _measured(
 def _recall(truth: GroundTruth, found: Ordinals, allowed: Mask | None) -> float:
     """recall@10 of candidates that are compared exactly."""
     true = truth.nearest(10, allowed)
-    tenth = truth.of(true[:, -1:])
-    scores = truth.of(found)
+    tenth = truth.similarity_of(true[:, -1:])
+    scores = truth.similarity_of(found)
     right = ((scores >= tenth) & np.isfinite(scores)).sum(axis=1)  # as near as the tenth
-    there = np.isfinite(truth.of(true)).sum(axis=1)
+    there = np.isfinite(truth.similarity_of(true)).sum(axis=1)
     return round(float(np.minimum(right, there).sum() / there.sum()), 4)
 
 

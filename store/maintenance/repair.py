@@ -17,7 +17,7 @@ from ...core.locking import writer_lock
 from ...core.sealed_json import checksum
 from ...errors import ClipfakeError, Damaged
 from ..manifest import Manifest, ShardRef, path_of, read_manifest, write_manifest
-from ..named_vectors import let_go
+from ..named_vectors import forget_file
 from ..records import Block
 from ..shard import Shard, write_shard
 from ..snapshot import Snapshot
@@ -164,7 +164,7 @@ def _clear(folder: Path, health: VerifyReport, now: Manifest, actions: list[Repa
             actions.append(RepairAction(name, "removed; build it again when it is needed"))
         elif path.exists():
             if name.startswith("columns/"):
-                let_go(folder, path)
+                forget_file(folder, path)
             _set_aside(folder, path)
             actions.append(RepairAction(name, f"set aside in {QUARANTINE}/"))
 

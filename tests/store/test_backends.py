@@ -156,7 +156,7 @@ def opened(kind: str, folder: Path) -> Any:
 def nothing_is_too_small(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows are searched exactly, beside every index; not in these tests."""
     monkeypatch.setattr(plan, "EXACT_ROWS", 20)
-    monkeypatch.setattr("clipfake.store.search.ann_index.exactly_is_cheaper", lambda *_: False)
+    monkeypatch.setattr("clipfake.store.search.ann_index.exact_is_cheaper", lambda *_: False)
 
 
 @pytest.fixture(scope="module", params=BACK_ENDS)

@@ -8,7 +8,7 @@ import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.store.maintenance.build_index import Drift, build_index, kind_for
 from clipfake.store.search import ann_index
-from clipfake.store.search.ann_index import Kind, exactly_is_cheaper, folders
+from clipfake.store.search.ann_index import Kind, exact_is_cheaper, folders
 from clipfake.store.search.exact import ExactSearch
 from clipfake.store.search.ivf import ProbeBudget, probes
 from clipfake.store.search.matches import Matches, nearest
@@ -98,7 +98,7 @@ def indexed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 @pytest.fixture
 def always_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
     """Few rows are cheaper to search exactly; not in these tests."""
-    monkeypatch.setattr("clipfake.store.search.ann_index.exactly_is_cheaper", lambda *_: False)
+    monkeypatch.setattr("clipfake.store.search.ann_index.exact_is_cheaper", lambda *_: False)
 
 
 def filters(snapshot: Snapshot) -> dict[str, np.ndarray | None]:
@@ -196,9 +196,9 @@ def test_the_kind_of_index_follows_from_the_number_of_rows() -> None:
 
 
 def test_many_queries_over_few_rows_are_cheaper_exactly() -> None:
-    assert exactly_is_cheaper(1, 1000, 1000) is False or exactly_is_cheaper(1, 900, 1000)
-    assert exactly_is_cheaper(1000, 100_000, 20_000)
-    assert not exactly_is_cheaper(1, 500_000, 20_000)
+    assert exact_is_cheaper(1, 1000, 1000) is False or exact_is_cheaper(1, 900, 1000)
+    assert exact_is_cheaper(1000, 100_000, 20_000)
+    assert not exact_is_cheaper(1, 500_000, 20_000)
 
 
 def test_cells_are_read_from_the_nearest_until_enough_rows_are_seen() -> None:

@@ -11,7 +11,7 @@ import pytest
 from clipfake.errors import BadBlock, Damaged, Locked, NoStore, NotAStore, SpaceMismatch
 from clipfake.store.filter import Filter
 from clipfake.store.key_index import KeyIndex
-from clipfake.store.records import FAKE, REAL, Block, Rows, names
+from clipfake.store.records import FAKE, REAL, Block, Rows, invalid_rows, names, to_float16
 from clipfake.store.shard import Shard, write_shard
 from clipfake.store.space import Space
 from clipfake.store.store import Store
@@ -36,8 +36,8 @@ def block(*keys: str, label: int = REAL, digest: int = 1, space: Space = SPACE) 
 def stored(folder: Path, *blocks: Block, **options: float) -> Store:
     store = Store.create(folder, SPACE)
     with store.writer(**options) as writer:  # type: ignore[arg-type]
-        for given in blocks:
-            writer.append(given)
+        for added in blocks:
+            writer.append(added)
     return store
 
 
@@ -102,7 +102,7 @@ def test_a_mask_made_before_rows_were_sealed_deletes_nothing(tmp_path: Path) -> 
     with store.writer() as writer:
         where = writer.snapshot.column("keys") == "a/1"
         writer.append(block("a/3"))
-        with pytest.raises(BadBlock, match="give one bool for each of 3 rows"):
+        with pytest.raises(BadBlock, match=r"pass a bool array of shape \(3,\)"):
             writer.delete(where)
     assert store.snapshot().rows.keys.tolist() == ["a/1", "a/2", "a/3"]
 
@@ -160,8 +160,19 @@ def test_vectors_that_cannot_be_compared_are_refused(tmp_path: Path, value: floa
     assert len(Store.open(tmp_path / "s").snapshot()) == 0
 
 
-def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadBlock, match="a/1 was given twice"):
+@pytest.mark.parametrize("limit", [0, 2**-25, 2**-24, 65504, 65520, np.inf, np.nan])
+def test_float32_vectors_are_refused_as_their_float16_would_be(limit: float) -> None:
+    at_limit = np.float32([limit, np.nextafter(np.float32(limit), 0), np.nextafter(np.float32(limit), np.float32(1e9))])
+    vectors = np.zeros((6, 3), np.float32)
+    vectors[:, 1] = np.concatenate([at_limit, -at_limit])
+    expected = invalid_rows(to_float16(vectors)).tolist()
+    assert invalid_rows(vectors).tolist() == invalid_rows(vectors.astype(np.float64)).tolist() == expected
+    half = to_float16(vectors).astype(np.float32)
+    assert expected == np.flatnonzero(~np.isfinite(half).all(1) | ~half.any(1)).tolist()
+
+
+def test_a_repeated_key_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadBlock, match="a/1 was appended twice"):
         stored(tmp_path / "s", block("a/1"), block("a/1"))
 
 
@@ -277,7 +288,7 @@ WORDS = st.text("ab\0 é", max_size=3)
 
 @settings(max_examples=300)
 @given(st.lists(WORDS, min_size=1, max_size=12), st.lists(WORDS | st.just("\ud800"), min_size=1, max_size=4))
-def test_a_filter_allows_the_rows_that_have_one_of_its_words_exactly(stored: list[str], wanted: list[str]) -> None:
+def test_filter_matches_values_exactly(stored: list[str], wanted: list[str]) -> None:
     """A zero at a word's end is part of it, which numpy by itself forgets."""
 
     class Rows(list[str]):
@@ -312,7 +323,7 @@ def test_pictures_of_some_rows_are_those_of_all_without_reading_all(
         patch.setattr("clipfake.store.shard.ROWS_READ", 32)
         if not before_digests:
             patch.setattr(Shard, "check", lambda *_: pytest.fail("all are read"))
-        found = shard.pictures(np.array(rows, np.int64))
+        found = shard.thumbnails_of(np.array(rows, np.int64))
     assert found == [pictured.thumbnails()[row] for row in rows]
 
 
@@ -324,8 +335,8 @@ def test_a_damaged_picture_is_not_shown_and_hides_few_others(pictured: Shard, tm
     shard, hidden = Shard(path), []
     for row in range(100):
         try:
-            assert shard.pictures(np.array([row])) == [pictured.thumbnails()[row]]
+            assert shard.thumbnails_of(np.array([row])) == [pictured.thumbnails()[row]]
         except Damaged as e:
-            assert "thumbnails/bytes is not what was written" in str(e)
+            assert "thumbnails/bytes was altered" in str(e)
             hidden.append(row)
     assert hidden == list(range(32, 48))

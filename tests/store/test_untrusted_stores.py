@@ -155,7 +155,7 @@ def test_a_manifest_that_makes_no_sense_is_damaged(change: dict[str, Any], store
 
 def test_a_shard_that_is_named_twice_does_not_count_twice(store: Path) -> None:
     told_otherwise(store, lambda fields: fields["parts"].append(fields["parts"][0]))
-    with pytest.raises(Damaged, match="their numbers grow"):
+    with pytest.raises(Damaged, match="are not ascending"):
         everything(store)
 
 
@@ -184,7 +184,7 @@ def test_a_list_of_deleted_rows_that_are_not_there_is_damaged(rows: list[int], s
         (store / "deleted" / part["deleted"]).write_bytes(content)
 
     told_otherwise(store, change)
-    with pytest.raises(Damaged, match="is no list of"):
+    with pytest.raises(Damaged, match="is not an ascending list of"):
         everything(store)
 
 
@@ -319,7 +319,7 @@ def test_a_column_does_not_read_files_out_of_its_folder(store: Path) -> None:
     content.pop("digest")
     content["pieces"][0]["file"] = "../../../../dev/zero"
     card.write_text(json.dumps({**content, "digest": checksum(json.dumps(content, sort_keys=True).encode())}))
-    with pytest.raises(Damaged, match="no name of ours"):
+    with pytest.raises(Damaged, match="invalid file name"):
         open_named_vectors(store, "depth")
 
 
