@@ -60,9 +60,9 @@ class ConcatenatedSnapshot(Snapshot):
         return concatenated_space([self._main.space if column is None else column.space for column in self._vectors])
 
     def vectors(self, positions: Any = None, dtype: Any = np.float32) -> npt.NDArray[Any]:
-        wanted = self._positions(positions)
+        positions = self._positions(positions)
         parts = [
-            self._main.vectors(wanted) if column is None else column.vectors(self._main, wanted)
+            self._main.vectors(positions) if column is None else column.vectors(self._main, positions)
             for column in self._vectors
         ]
         return concatenate(parts).astype(dtype)

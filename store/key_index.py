@@ -34,13 +34,13 @@ class KeyIndex:
         """All ids whose key has one of these hashes: (hits,) index of the hash and (hits,) id, in any order."""
         queried, matched_ids = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         order = np.argsort(hashes)
-        wanted = hashes[order]  # in order, lookups touch fewer memory pages of a long run
+        sorted_hashes = hashes[order]  # in order, lookups touch fewer memory pages of a long run
         for run, ids in self._runs:
-            first = np.searchsorted(run, wanted)
-            hits = np.flatnonzero(run[np.minimum(first, len(run) - 1)] == wanted)
+            first = np.searchsorted(run, sorted_hashes)
+            hits = np.flatnonzero(run[np.minimum(first, len(run) - 1)] == sorted_hashes)
             if not len(hits):  # the usual case while a store is filled
                 continue
-            first, last = first[hits], np.searchsorted(run, wanted[hits], side="right")
+            first, last = first[hits], np.searchsorted(run, sorted_hashes[hits], side="right")
             counts = last - first
             queried.append(np.repeat(order[hits], counts))
             before = np.cumsum(counts) - counts  # number of hits of preceding hashes

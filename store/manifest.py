@@ -12,7 +12,7 @@ from ..core.sealed_json import SealedJson
 from ..errors import Damaged, NoStore, NotAStore
 from .space import Space
 
-REPAIR = "run `clipfake store repair` to return to an earlier one"
+REPAIR = "run `clipfake store repair` to return to an earlier snapshot"
 FILE = SealedJson(
     "clipfake-store", 1, "manifest", Damaged, REPAIR, foreign=NotAStore
 )  # for raising the version, see shard.VERSION

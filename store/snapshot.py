@@ -45,8 +45,9 @@ class Snapshot:
         self._shards: list[LiveShard] = []
         for part in manifest.parts:
             shard = previous.get(part.name)
-            unchanged = shard is not None and shard.part == part
-            self._shards.append(shard if unchanged and shard else LiveShard(folder, part, manifest.space, shard))
+            if shard is None or shard.part != part:
+                shard = LiveShard(folder, part, manifest.space, before=shard)
+            self._shards.append(shard)
         counts = [part.rows - part.deleted_rows for part in manifest.parts]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # (shards + 1,)
         self._numbers = np.array([part.number for part in manifest.parts], np.int64)
@@ -130,9 +131,9 @@ class Snapshot:
         Damaged
             A shard is missing or altered.
         """
-        wanted = self._positions(positions)
-        result = np.empty((len(wanted), self.space.dim), dtype)
-        for shard, slots, rows in self._by_shard(wanted):
+        positions = self._positions(positions)
+        result = np.empty((len(positions), self.space.dim), dtype)
+        for shard, slots, rows in self._by_shard(positions):
             result[slots] = shard.file.vectors[rows]
         return result
 
@@ -148,10 +149,10 @@ class Snapshot:
 
         Blocks are read lazily: one block and the metadata of one shard are in memory at a time.
         """
-        wanted = self._positions(where)
+        selected = self._positions(where)
         last: tuple[LiveShard, Rows] | None = None
-        for start in range(0, len(wanted), size):
-            positions = wanted[start : start + size]
+        for start in range(0, len(selected), size):
+            positions = selected[start : start + size]
             parts, order = [], []
             for shard, slots, shard_rows in self._by_shard(positions):
                 if last is None or last[0] is not shard:
@@ -278,19 +279,20 @@ class Snapshot:
             keys.add(np.concatenate([shard.hashes for shard in self._shards]), self.ids)
         return keys
 
-    def _positions(self, wanted: Any) -> Positions:
-        if wanted is None:
+    def _positions(self, selection: Any) -> Positions:
+        """Convert integers, a slice, a mask or None (all rows) to positions; raises BadBlock."""
+        if selection is None:
             return np.arange(len(self), dtype=np.int64)
-        if isinstance(wanted, slice):
-            return np.arange(*wanted.indices(len(self)), dtype=np.int64)
-        wanted = np.asarray(wanted)
-        if wanted.dtype == np.bool_:
-            if wanted.shape != (len(self),):
-                raise BadBlock(f"mask of shape {wanted.shape} for {len(self)} rows; pass one bool per row")
-            return np.flatnonzero(wanted).astype(np.int64)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise BadBlock(f"positions {wanted.min()}..{wanted.max()} are out of range for {len(self)} rows")
-        return np.asarray(wanted, np.int64)
+        if isinstance(selection, slice):
+            return np.arange(*selection.indices(len(self)), dtype=np.int64)
+        selection = np.asarray(selection)
+        if selection.dtype == np.bool_:
+            if selection.shape != (len(self),):
+                raise BadBlock(f"mask of shape {selection.shape} for {len(self)} rows; pass one bool per row")
+            return np.flatnonzero(selection).astype(np.int64)
+        if len(selection) and (selection.min() < 0 or selection.max() >= len(self)):
+            raise BadBlock(f"positions {selection.min()}..{selection.max()} are out of range for {len(self)} rows")
+        return np.asarray(selection, np.int64)
 
     def _by_shard(self, positions: Positions) -> Iterator[tuple[LiveShard, Any, Any]]:
         """Group positions by shard: yields the shard, indexes into `positions`, and row numbers in the shard's file.

@@ -92,10 +92,10 @@ def nearest_cell(vectors: Vectors, centres: Vectors) -> tuple[npt.NDArray[np.int
     import torch
 
     cells, fit = np.empty(len(vectors), np.int64), 0.0
-    wanted = torch.from_numpy(np.asarray(centres, np.float32)).T
+    transposed = torch.from_numpy(np.asarray(centres, np.float32)).T
     for start in range(0, len(vectors), PIECE_ROWS):
         piece = torch.from_numpy(np.ascontiguousarray(vectors[start : start + PIECE_ROWS])).float()
-        similarity, cell = (piece @ wanted).max(1)
+        similarity, cell = (piece @ transposed).max(1)
         cells[start : start + PIECE_ROWS] = cell.numpy()
         fit += float(similarity.sum())
     return cells, fit / max(len(vectors), 1)
