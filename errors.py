@@ -1,45 +1,45 @@
-"""All errors that callers can handle. A message says what was found, where, and what to do.
+"""Errors that a caller can act on. A message says what was found, where, and what to do.
 
 ClipfakeError
-├── StoreError                  the store on disk
-│   ├── NoStore                 no store exists at the path
-│   ├── NotAStore               a folder or file that is not a store, or of an unsupported format version
-│   ├── Damaged                 a file of the store that is missing, truncated or altered
-│   ├── Locked                  another process is writing
-│   ├── SpaceMismatch           vectors of different encoders
-│   ├── BackendError            an external search back end fails, or does not hold the expected rows
-│   │   ├── BackendUnavailable  it cannot be reached or is overloaded
-│   │   ├── BackendTimeout      it did not respond in time
-│   │   └── BackendDamaged      its files are missing, truncated or altered (also Damaged)
-│   ├── BadBlock                rows that cannot be stored (NaN, zero, duplicate keys, unequal columns)
-│   ├── BadFilter               a filter with an unknown label
-│   └── NotEnoughRows           too few rows for an operation (an empty bank, or one class only)
-├── SourceError                 a folder, archive or table of images that cannot be read
-├── ImageError                  one image that cannot be decoded: a line in the report, not the end of the run
-├── EncoderError                an encoder that cannot be loaded or used
-├── HeadError                   training, or a saved head
-└── MissingExtra                an optional dependency that is not installed
+├── StoreError              the store on disk
+│   ├── NoStore             there is no store at a path, or no such snapshot
+│   ├── NotAStore           a folder or file that is not clipfake's, or of a version this release cannot read
+│   ├── Damaged             a file of a store that is missing, truncated or altered
+│   ├── Locked              another process is writing
+│   ├── SpaceMismatch       vectors of different encoders that cannot be compared
+│   ├── BackendError        a search back end refuses a request, or does not have the rows it should
+│   │   ├── BackendUnavailable  it cannot be reached, or is overloaded
+│   │   ├── BackendTimeout  it did not answer in time
+│   │   └── BackendDamaged  its files are missing, truncated or altered (also Damaged)
+│   ├── BadBlock            invalid rows, vectors or masks (NaN, zero, duplicate keys, wrong shape)
+│   ├── BadFilter           a filter with a label that does not exist
+│   └── NotEnoughRows       too few stored rows (empty bank, one class only, missing named vectors)
+├── SourceError             a folder, archive or table of images that cannot be read
+├── ImageError              one image that cannot be decoded; it is reported, and the run continues
+├── EncoderError            an encoder that cannot be loaded or used
+├── HeadError               a head that cannot be trained, saved or loaded
+└── MissingExtra            an optional dependency that is not installed
 """
 
 
 class ClipfakeError(Exception):
-    """Base class of all errors that clipfake raises on purpose."""
+    """Base class of all errors of clipfake."""
 
 
 class StoreError(ClipfakeError):
-    """An error of the store on disk."""
+    """A store cannot be read or written."""
 
 
 class NoStore(StoreError):
-    """No store exists where one was named."""
+    """There is no store at this path, or no such snapshot in it."""
 
 
 class NotAStore(StoreError):
-    """A folder or file that is not a store, or of a format version that this release cannot read."""
+    """A file or folder is not clipfake's, or has a format version this release cannot read."""
 
 
 class Damaged(StoreError):
-    """A file of the store is missing, truncated or altered."""
+    """A file of a store is missing, truncated or altered."""
 
 
 class Locked(StoreError):
@@ -47,19 +47,19 @@ class Locked(StoreError):
 
 
 class SpaceMismatch(StoreError):
-    """Vectors of different encoders cannot be compared."""
+    """Vectors of different encoders cannot be compared or stored together."""
 
 
 class BackendError(StoreError):
-    """An external search back end fails, or does not hold the expected rows."""
+    """A search back end refuses a request, or does not have the rows it should."""
 
 
 class BackendUnavailable(BackendError):
-    """A search back end cannot be reached or is overloaded."""
+    """A search back end cannot be reached, or is overloaded."""
 
 
 class BackendTimeout(BackendError):
-    """A search back end did not respond in time."""
+    """A search back end did not answer in time."""
 
 
 class BackendDamaged(BackendError, Damaged):
@@ -67,7 +67,7 @@ class BackendDamaged(BackendError, Damaged):
 
 
 class BadBlock(StoreError):
-    """Rows that cannot be stored."""
+    """Rows, vectors or masks are invalid."""
 
 
 class BadFilter(StoreError):
@@ -75,27 +75,27 @@ class BadFilter(StoreError):
 
 
 class NotEnoughRows(StoreError):
-    """The store has too few rows for an operation."""
+    """There are too few stored rows for what was requested."""
 
 
 class SourceError(ClipfakeError):
-    """A folder, archive or table of images that cannot be read."""
+    """A folder, archive or table of images cannot be read."""
 
 
 class ImageError(ClipfakeError):
-    """One image that cannot be decoded."""
+    """One image cannot be decoded."""
 
 
 class EncoderError(ClipfakeError):
-    """An encoder that cannot be loaded or used."""
+    """An encoder cannot be loaded or used."""
 
 
 class HeadError(ClipfakeError):
-    """A head that cannot be trained, saved or loaded."""
+    """A head cannot be trained, saved or loaded."""
 
 
 class MissingExtra(ClipfakeError):
-    """An optional dependency that is not installed."""
+    """An optional dependency is not installed."""
 
     def __init__(self, what: str, extra: str) -> None:
         super().__init__(f"{what} needs an extra that is not installed; run `pip install 'clipfake[{extra}]'`")

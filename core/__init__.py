@@ -1,6 +1,6 @@
-"""Building blocks that know nothing of images or vectors.
+"""Building blocks without any knowledge of images or vectors.
 
-files      atomic_files.py writes files that are whole or absent; locking.py lets one writer in;
-               sealed_json.py adds a format, a version and a digest
-arithmetic threads.py keeps small products on one core; matrix_product.py gives large ones to the fastest library
+files       atomic_files.py writes files atomically; locking.py has the writer lock and snapshot leases;
+            sealed_json.py adds a format, a version and a digest to JSON files
+arithmetic  threads.py limits small products to one core; matrix_product.py computes large ones with oneDNN or MKL
 """

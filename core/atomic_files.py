@@ -1,6 +1,6 @@
-"""Files that are whole or absent: written aside, flushed to the disk, renamed, and the folder flushed too.
+"""Atomic writes: a temporary file is written, flushed to disk and renamed, and its folder flushed as well.
 
-What a disk refuses is a StoreError here, so that whoever writes need not think of it.
+Errors of the disk are raised as StoreError.
 """
 
 from __future__ import annotations
@@ -19,29 +19,34 @@ import numpy.typing as npt
 
 from ..errors import StoreError
 
-TEMPORARY = ".tmp"  # what a leftover of a killed writer ends in
+TEMPORARY = ".tmp"  # suffix of temporary files, which a killed writer leaves behind
 
 
 @contextmanager
-def disk_errors(what: str) -> Iterator[None]:
-    """A full, read-only or failing disk as a StoreError: "could not (what): (why)"."""
+def disk_errors(action: str) -> Iterator[None]:
+    """Raise errors of a full, read-only or failing disk as StoreError: "could not <action>: <reason>"."""
     try:
         yield
     except OSError as e:
         raise StoreError(
-            f"could not {what}: {e.strerror or e}; nothing stored before was changed. "
-            f"Make room or give write access, then run the same command again"
+            f"could not {action}: {e.strerror or e}; nothing stored before was changed. "
+            f"Free disk space or give write access, then run the same command again"
         ) from e
 
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder; when the block ends well the file there becomes `path`.
+    """Yield a temporary path in the same folder, and rename it to `path` when the block ends without an error.
 
-    Whatever happens in between, `path` is either what it was before or whole. A full or read-only disk is a
-    StoreError that names the file.
+    Whatever happens in between, `path` is either unchanged or complete.
+
+    Raises
+    ------
+    StoreError
+        The disk is full, read-only or failing.
     """
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY}")  # of two hosts, a pid may be the same
+    # Not named by process id, which may be the same on two hosts.
+    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
     with disk_errors(f"write {path}"):
         try:
             make_folder(path.parent)
@@ -54,32 +59,32 @@ def written_aside(path: Path) -> Iterator[Path]:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object in a file of JSON; raises OSError or ValueError, whatever a stranger put there."""
+    """Read a JSON object; raises only OSError or ValueError, whatever the file contains."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as e:
-        raise ValueError("it is nested too deep") from e
+        raise ValueError("nested too deeply") from e
     if not isinstance(content, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("not a JSON object")
     return content
 
 
 def read_array(path: Path, mode: Literal["r", "r+"] = "r") -> npt.NDArray[Any]:
-    """A numpy file, mapped; raises OSError or ValueError, whatever a stranger put there. Never unpickles."""
+    """Memory-map a .npy file; raises only OSError or ValueError, whatever the file contains. Never unpickles."""
     try:
-        with np.errstate(over="raise"):  # of a shape whose product is more than a number holds
-            found = np.load(path, mmap_mode=mode, allow_pickle=False)
+        with np.errstate(over="raise"):  # for a shape whose product overflows
+            array = np.load(path, mmap_mode=mode, allow_pickle=False)
     except OSError:
         raise
-    except Exception as e:  # its header is parsed as Python, and raises what that does
+    except Exception as e:  # numpy parses the header as Python, which can raise anything
         raise ValueError(str(e) or type(e).__name__) from e
-    if not isinstance(found, np.ndarray):
-        raise ValueError("several arrays in one file")
-    return found
+    if not isinstance(array, np.ndarray):
+        raise ValueError("expected one array, found an archive of several")
+    return array
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder, and those it lies in, so that it outlives a power cut; one that is there is left alone."""
+    """Create a folder and its parents durably, so that they survive a power failure; an existing one is kept."""
     if folder.is_dir():
         return
     make_folder(folder.parent)
@@ -88,9 +93,9 @@ def make_folder(folder: Path) -> None:
 
 
 def reserve(path: Path, size: int) -> None:
-    """Lengthen a file to so many bytes that the disk has room for.
+    """Extend a file to `size` bytes and allocate them on the disk.
 
-    A process that maps a file, or has HDF5 write it, would not survive finding the disk full.
+    A full disk would kill a process that writes to a mapped file or through HDF5.
     """
     with path.open("r+b") as file:
         if sys.platform == "darwin":
@@ -100,13 +105,13 @@ def reserve(path: Path, size: int) -> None:
 
 
 def remove_leftover(path: Path) -> None:
-    """Remove a file that nothing names any more; one that cannot be removed is in nobody's way."""
+    """Remove a file that nothing refers to any more; one that cannot be removed is left, as it does no harm."""
     with suppress(OSError):
         path.unlink(missing_ok=True)
 
 
 def flush(path: Path) -> None:
-    """Wait until a file's bytes, or a folder's entries, are on the disk."""
+    """Flush a file's content, or a folder's entries, to the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -115,6 +120,6 @@ def flush(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """A small text file, whole or absent."""
+    """Write a small text file atomically."""
     with written_aside(path) as temporary:
         temporary.write_text(text, encoding="utf-8")

@@ -1,4 +1,4 @@
-"""One writer at a time, and readers whose snapshot stays. The kernel holds the locks: a dead process's are gone."""
+"""Locks: one writer at a time, and leases on snapshots. The kernel releases the locks of a process that dies."""
 
 from __future__ import annotations
 
@@ -18,9 +18,14 @@ NAME = "lock"
 
 @contextmanager
 def writer_lock(folder: Path) -> Iterator[None]:
-    """Hold the store's writer lock, or raise Locked at once, naming the holder.
+    """Hold the writer lock of a store.
 
-    On a file system that cannot lock (some network mounts) this is a StoreError: better no writer than two.
+    Raises
+    ------
+    Locked
+        Another process holds the lock; raised at once, with the name of the holder.
+    StoreError
+        The folder is not writable, or its file system (some network mounts) does not support locks.
     """
     path = folder / NAME
     try:
@@ -35,52 +40,52 @@ def writer_lock(folder: Path) -> Iterator[None]:
             raise Locked(f"{folder} is being written by {holder}; wait for it to end, or stop it") from e
         except OSError as e:
             raise StoreError(
-                f"{folder} lies on a file system that cannot lock files ({e.strerror}); "
-                f"two writers could not be kept apart there, so put the store on a local disk"
+                f"{folder} is on a file system without file locks ({e.strerror}), which must exclude a second writer; "
+                f"put the store on a local disk"
             ) from e
-        with suppress(OSError):  # who holds it is told for people; a full disk is no reason not to delete
+        with suppress(OSError):  # the holder's name is only for messages, and a full disk must not prevent deletion
             os.ftruncate(handle, 0)
             os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
         yield
         with suppress(OSError):
             os.ftruncate(handle, 0)
     finally:
-        _let_go(handle)
+        _unlock(handle)
 
 
 def lease(manifest: Path, holder: object) -> bool:
-    """Keep a snapshot's files from being tidied away while `holder` lives; where files cannot be locked, hope.
+    """Keep a snapshot's files from being removed while `holder` exists, if the file system supports locks.
 
-    False if the snapshot was given up meanwhile: then go on to the next.
+    Returns False if the snapshot has been removed in the meantime; the caller should then open the newest one.
     """
     with suppress(OSError):
         handle = os.open(manifest, os.O_RDONLY)
         weakref.finalize(holder, os.close, handle)
-        fcntl.flock(handle, fcntl.LOCK_SH)  # who gives it up holds it for an instant
+        fcntl.flock(handle, fcntl.LOCK_SH)  # may wait for a moment, while a writer removes the manifest
     return manifest.exists()
 
 
-def give_up(manifest: Path) -> bool:
-    """Remove a snapshot's manifest unless a reader, of this process or another, has the snapshot.
+def remove_unless_leased(manifest: Path) -> bool:
+    """Remove a snapshot's manifest unless a reader in any process has a lease on it; returns True if it is gone.
 
-    It stays locked until it is gone: a reader who comes in between finds that it is.
+    The manifest stays locked until it is removed, so that a reader opening it in between notices.
     """
     try:
         handle = os.open(manifest, os.O_RDONLY)
     except OSError:
         return not manifest.exists()
     try:
-        with suppress(OSError):  # where files cannot be locked nobody has one
-            if not _alone(handle):
+        with suppress(OSError):  # without file locks there are no leases
+            if not _try_lock(handle):
                 return False
         remove_leftover(manifest)
     finally:
-        _let_go(handle)  # readers wait for it
+        _unlock(handle)  # readers wait for it
     return not manifest.exists()
 
 
-def _alone(handle: int) -> bool:
-    """Lock a file for oneself; False where another has it."""
+def _try_lock(handle: int) -> bool:
+    """Lock a file exclusively; False if it is locked already."""
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -88,8 +93,8 @@ def _alone(handle: int) -> bool:
     return True
 
 
-def _let_go(handle: int) -> None:
-    """Close a locked file; a child that was forked meanwhile has it open too, and would go on holding the lock."""
+def _unlock(handle: int) -> None:
+    """Unlock and close a file. Closing alone would leave it locked if a child forked meanwhile has it open too."""
     with suppress(OSError):
         fcntl.flock(handle, fcntl.LOCK_UN)
     os.close(handle)

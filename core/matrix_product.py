@@ -1,6 +1,6 @@
-"""Large products of float32 rows by the quickest library at hand: oneDNN on a CPU that MKL uses half of, else torch's.
+"""Large matrix products in float32, with oneDNN where it is faster than torch's default.
 
-MKL, which torch hands float32 products to, uses half the width of an AMD CPU that has AVX-512; oneDNN uses all of it.
+For float32 products torch calls MKL, which uses only half the vector width of an AMD CPU with AVX-512; oneDNN uses all.
 """
 
 from __future__ import annotations
@@ -14,21 +14,22 @@ if TYPE_CHECKING:
 
 
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """(n, m) inner products of (n, dim) with (m, dim) rows, float32, wherever they are."""
+    """(n, m) inner products of (n, dim) and (m, dim) rows, float32, on any device."""
     import torch
 
     if len(left) * right.numel() <= SMALL or not _packable(left, right):
         return left @ right.T
-    # Laying out the rows anew is a pass over them, which a large product makes up for many times.
+    # Reordering the rows is one pass over them, which a large product makes up for many times.
     packed = torch.ops.mkldnn._reorder_linear_weight(right.contiguous(), None)
-    found: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], "")
-    return found
+    inner_products: torch.Tensor = torch.ops.mkldnn._linear_pointwise(left, packed, None, "none", [], "")
+    return inner_products
 
 
-def _packable(*rows: torch.Tensor) -> bool:
+def _packable(*tensors: torch.Tensor) -> bool:
+    """True if oneDNN can multiply these tensors, on an x86 CPU."""
     import torch
 
     onednn, mkl = torch.backends.mkldnn.is_available(), torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
     if not (onednn and mkl and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
-        return False  # without MKL it is no x86 CPU, and products there go another way
-    return all(some.device.type == "cpu" and some.dtype is torch.float32 and not some.requires_grad for some in rows)
+        return False  # without MKL it is not an x86 CPU, and torch uses another library
+    return all(t.device.type == "cpu" and t.dtype is torch.float32 and not t.requires_grad for t in tensors)

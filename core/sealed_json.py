@@ -1,4 +1,4 @@
-"""Small JSON files that say what they are: a format, a version and, where sealed, a digest of their content."""
+"""Small JSON files with a format, a version and, if sealed, a digest of their content."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from typing import Any
 from ..errors import ClipfakeError
 from .atomic_files import read_json, write_text
 
-# What reading fields of a parsed file can raise when a stranger wrote it.
+# What reading the fields of an untrusted file can raise.
 PARSE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
 
 
 def checksum(content: Any) -> str:
-    """Hex BLAKE2b-128 of some bytes."""
+    """Hex BLAKE2b-128 of bytes."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
 def digest_of(content: Mapping[str, Any]) -> str:
-    """Checksum of a JSON object, whatever the order of its keys."""
+    """Checksum of a JSON object, independent of the order of its keys."""
     return checksum(json.dumps(content, sort_keys=True).encode())
 
 
 @dataclass(frozen=True)
 class SealedJson:
-    """A kind of JSON file: how it is written, read and refused.
+    """A kind of JSON file: writes it, reads it, and raises typed errors.
 
     >>> HEAD = SealedJson("clipfake head", 1, "head", HeadError, "train it again", sealed=False)   # doctest: +SKIP
     >>> with HEAD.reading(path) as content:                                                        # doctest: +SKIP
@@ -38,16 +38,16 @@ class SealedJson:
 
     format: str  # the value of "format" in the file
     version: int  # the newest version this release reads, and the one it writes
-    kind: str  # what to call the file in an error: "manifest"
+    kind: str  # name of the kind of file in errors: "manifest"
     error: type[ClipfakeError]  # raised for a file that cannot be read
-    advice: str  # what to do about that: "run `clipfake store repair`"
-    sealed: bool = True  # a digest of the other fields is kept in "digest"
+    advice: str  # what the user should do then: "run `clipfake store repair`"
+    sealed: bool = True  # whether the field "digest" has a digest of the other fields
     foreign: type[ClipfakeError] | None = None  # raised for another format or version (default: `error`)
 
     def write(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Write `content` as a whole or not at all; raises StoreError where the disk refuses."""
+        """Write `content` atomically; raises StoreError if the disk is full, read-only or failing."""
         fields = {"format": self.format, "version": self.version, **content}
-        # Keys as text and tuples as lists, as they will be read: the digest depends on them.
+        # Converts keys to strings and tuples to lists, as they will be read: the digest depends on them.
         fields = json.loads(json.dumps(fields, allow_nan=False))
         if self.sealed:
             fields["digest"] = digest_of(fields)
@@ -55,16 +55,16 @@ class SealedJson:
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[dict[str, Any]]:
-        """Yield the fields of a file; whatever is wrong with it, or found wrong in the block, is a typed error.
+        """Yield the fields of a file; parse errors, also those raised in the block, become typed errors.
 
         Raises
         ------
         FileNotFoundError
-            There is no such file.
+            The file does not exist.
         self.foreign
-            The file has another format, or a version this release does not know.
+            The file has another format, or a version this release cannot read.
         self.error
-            The file cannot be read, was altered, or its fields are not what they should be.
+            The file cannot be read, was altered, or has invalid fields.
         """
         try:
             content = read_json(path)
@@ -75,14 +75,14 @@ class SealedJson:
         except FileNotFoundError:
             raise
         except PARSE_ERRORS as e:
-            why = f"no field {e}" if isinstance(e, KeyError) else e
-            raise self.error(f"{path} is not a readable {self.kind} ({why}); {self.advice}") from e
+            reason = f"no field {e}" if isinstance(e, KeyError) else e
+            raise self.error(f"{path} is not a readable {self.kind} ({reason}); {self.advice}") from e
 
     def require_known(self, content: Mapping[str, Any], where: object) -> None:
-        """Raise `foreign` unless these fields are of this format and a version this release reads."""
-        found, version = content["format"], content["version"]
-        if found != self.format:
-            raise (self.foreign or self.error)(f"{where} is not a clipfake {self.kind} (format {found!r})")
+        """Raise `foreign` unless the fields have this format and a version this release reads."""
+        file_format, version = content["format"], content["version"]
+        if file_format != self.format:
+            raise (self.foreign or self.error)(f"{where} is not a clipfake {self.kind} (format {file_format!r})")
         if not isinstance(version, int) or not 1 <= version <= self.version:
             raise (self.foreign or self.error)(
                 f"{where} has format version {version!r}, this release reads 1 to {self.version}; upgrade clipfake"

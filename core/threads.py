@@ -1,4 +1,4 @@
-"""Small products on one core: threads that are woken for them cost more than they bring, and hold up who needs them."""
+"""Limits on threads: for a small product, waking threads costs more than it saves and delays other work."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
-SMALL = 2**24  # multiply-adds of a product that one core does in a millisecond or two
-SMALL_SCAN = 2**27  # of a scan of FAISS, which one core does in some ten milliseconds
+SMALL = 2**24  # multiply-adds of a product, one or two milliseconds on one core
+SMALL_SCAN = 2**27  # multiply-adds of a FAISS scan, about ten milliseconds on one core
 
 _lock = threading.Lock()
-_inside = 0  # threads of this process that want numpy to keep to one core
+_inside = 0  # number of threads of this process inside `one_core`
 _limit: Any = None
 
 
 @contextmanager
 def one_core() -> Iterator[None]:
-    """numpy's products take one core in it; those of the whole process, as OpenBLAS knows no other way."""
+    """Limit numpy's products to one core; OpenBLAS can only do so for the whole process."""
     global _inside, _limit
     with _lock:
         _inside += 1
@@ -35,7 +35,7 @@ def one_core() -> Iterator[None]:
 
 @contextmanager
 def cores_for(multiply_adds: float) -> Iterator[None]:
-    """torch's products of this thread take one core in it if they are small."""
+    """Limit torch's products in this thread to one core if they are small."""
     import torch
 
     before = torch.get_num_threads()
@@ -51,8 +51,10 @@ def cores_for(multiply_adds: float) -> Iterator[None]:
 
 @contextmanager
 def faiss_cores_for(multiply_adds: float) -> Iterator[None]:
-    """FAISS' scans of this thread take one core in it if they are small: two halves wait for the later one, which on a
-    busy machine is ten times the whole."""
+    """Limit FAISS's scans in this thread to one core if they are small.
+
+    Split in two, a small scan waits for the slower half, which on a busy machine takes ten times as long as the whole.
+    """
     import faiss
 
     before = faiss.omp_get_max_threads()

@@ -90,7 +90,7 @@ class VectorDetector:
         """Make a detector of a head and calibration in memory, with the rows of a snapshot as the bank; see `load`."""
         snapshot = concatenated_snapshot(snapshot, head.vectors)
         if searcher_for:
-            snapshot = snapshot.searched_by(searcher_for(snapshot))
+            snapshot = snapshot.with_searcher(searcher_for(snapshot))
         head.space.require(snapshot.space, f"the store {snapshot.folder}")
         return cls(head, Bank.from_snapshot(snapshot, evidence), calibration)
 

@@ -161,7 +161,7 @@ class Bank:
     @cached_property
     def _classes(self) -> dict[int, PreparedFilter]:
         """The rows of each class, by label."""
-        return {label: self.snapshot.scope(self.members & (self.labels == label)) for label in (REAL, FAKE)}
+        return {label: self.snapshot.prepare_filter(self.members & (self.labels == label)) for label in (REAL, FAKE)}
 
     def without(self, source: str) -> Bank:
         """Return the bank without one source; the most recent results are cached."""
@@ -225,7 +225,7 @@ class Bank:
         if digests is not None:  # all rows that may be fetched can be copies of the queried file
             for query in short[~near.present[short].any(1)]:
                 other = (_halves(self.snapshot.column("digests")) != _halves(digests[[query]])).any(1)
-                rest = self.snapshot.scope(other if of_class.mask is None else of_class.mask & other)
+                rest = self.snapshot.prepare_filter(other if of_class.mask is None else of_class.mask & other)
                 if len(rest):
                     matches = self.snapshot.search(vectors[[query]], near.matches.k, rest, RECALL)
                     near = near.refilled(np.array([query]), self._candidates(matches, rest, None))

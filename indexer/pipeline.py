@@ -14,7 +14,7 @@ from itertools import count
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
-from ..store.records import invalid_rows, to_float16
+from ..store.records import invalid_rows
 from .batch_encoder import BatchEncoder
 from .channel import Channel, ChannelStopped
 from .decoding.image import Pixels
@@ -240,9 +240,9 @@ class Pipeline:
 
 def storable(batch: EncodedBatch) -> EncodedBatch:
     """Refuse the images of a batch whose vectors cannot be stored or compared."""
-    invalid = set(invalid_rows(to_float16(batch.vectors)).tolist())
+    invalid = set(invalid_rows(batch.vectors).tolist())
     for view in range(batch.views.shape[1]):
-        invalid |= set(invalid_rows(to_float16(batch.views[:, view])).tolist())
+        invalid |= set(invalid_rows(batch.views[:, view]).tolist())
     if not invalid:
         return batch
     keep = [i for i in range(len(batch.images)) if i not in invalid]

@@ -1,10 +1,9 @@
-"""Several vectors of each row as one: what heads, evidence and evaluations see when they use more than one column."""
+"""Concatenated vectors: each row's main vector and named vectors joined into one, as heads and evidence use them."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from copy import copy
 from functools import cached_property
 from typing import Any
 
@@ -13,36 +12,71 @@ import numpy.typing as npt
 
 from ..errors import NotEnoughRows
 from .named_vectors import MAIN, NamedVectors, open_named_vectors
-from .records import Vectors
+from .records import Ids, Vectors
 from .snapshot import Snapshot
 from .space import Space
 
 
 class ConcatenatedSnapshot(Snapshot):
-    """A snapshot whose vectors are those of several columns, one after the other. Make it with `concatenated_snapshot`.
+    """A view of a snapshot whose vectors are several vectors of each row, concatenated.
 
-    Each column's vector is brought to unit length and weighs the same, so the inner product of two rows is the mean of
-    their cosines. Searches are exact.
+    Each vector is scaled to unit length and has the same weight, so the inner product of two rows is the mean of their
+    cosine similarities. Searches are exact. `concatenated_snapshot` makes one if it is needed.
     """
 
-    columns: tuple[str, ...]
-    _made_of: list[tuple[Snapshot | NamedVectors, Space]]
+    def __init__(self, snapshot: Snapshot, columns: Sequence[str]) -> None:
+        """Open the named vectors.
+
+        Parameters
+        ----------
+        columns : names of vectors, "main" for the store's own
+
+        Raises
+        ------
+        StoreError
+            There are no vectors of this name.
+        NotEnoughRows
+            A row has no vector of this name.
+        """
+        super().__init__(snapshot.folder, snapshot.manifest, before=snapshot)
+        self.columns = tuple(columns)
+        self._main = self._source = snapshot
+        self._vectors: list[NamedVectors | None] = []  # in the order of `columns`, None for the main vectors
+        for name in columns:
+            if name == MAIN:
+                self._vectors.append(None)
+                continue
+            column = open_named_vectors(snapshot.folder, name)
+            column.map_files(snapshot)
+            if missing := int(column.missing(snapshot).sum()):
+                raise NotEnoughRows(
+                    f"{missing} of {len(snapshot)} rows have no vector {name}; "
+                    f"add them with `clipfake store add-vectors {name} --encoder {column.space.encoder}`"
+                )
+            self._vectors.append(column)
 
     @property
     def space(self) -> Space:
-        return concatenated_space([space for _, space in self._made_of])
+        return concatenated_space([self._main.space if column is None else column.space for column in self._vectors])
 
     def vectors(self, positions: Any = None, dtype: Any = np.float32) -> npt.NDArray[Any]:
-        wanted = self._positions(positions)
-        parts = []
-        for column, _ in self._made_of:
-            of_these = column.vectors(wanted) if isinstance(column, Snapshot) else column.vectors(self, wanted)
-            parts.append(of_these)
+        positions = self._positions(positions)
+        parts = [
+            self._main.vectors(positions) if column is None else column.vectors(self._main, positions)
+            for column in self._vectors
+        ]
         return concatenate(parts).astype(dtype)
+
+    def column(self, name: str) -> npt.NDArray[Any]:
+        return self._main.column(name)  # loaded once for both
+
+    @cached_property
+    def ids(self) -> Ids:
+        return self._main.ids
 
     @property
     def texts(self) -> dict[str, npt.NDArray[np.float32]]:
-        """None: a text has a vector beside the store's own images alone."""
+        """Empty: text vectors exist in the main space only."""
         return {}
 
     @cached_property
@@ -51,52 +85,33 @@ class ConcatenatedSnapshot(Snapshot):
 
 
 def concatenated_snapshot(snapshot: Snapshot, columns: Sequence[str]) -> Snapshot:
-    """The snapshot with the vectors of these columns, "main" being the store's own; itself for that one alone.
+    """The snapshot with these vectors concatenated ("main": the store's own), or the snapshot itself for ("main",).
 
     Raises
     ------
     StoreError
-        There is no such column.
+        There are no vectors of this name.
     NotEnoughRows
-        A row has no vector in one of them.
+        A row has no vector of this name.
     """
-    if tuple(columns) == (MAIN,):
-        return snapshot
-    result = ConcatenatedSnapshot.__new__(ConcatenatedSnapshot)
-    made = copy(snapshot)
-    for name in ("_index", "_exact", "texts"):  # of the store's own vectors
-        vars(made).pop(name, None)
-    vars(result).update(vars(made))
-    result.columns, result._made_of, result._held = tuple(columns), [], snapshot
-    for name in columns:
-        if name == MAIN:
-            result._made_of.append((snapshot, snapshot.space))
-            continue
-        column = open_named_vectors(snapshot.folder, name).held(snapshot)
-        if lacking := int(column.missing(snapshot).sum()):
-            raise NotEnoughRows(
-                f"the column {name} has no vector for {lacking} of {len(snapshot)} rows; "
-                f"fill it with `clipfake store column {name} --encoder {column.space.encoder}`"
-            )
-        result._made_of.append((column, column.space))
-    return result
+    return snapshot if tuple(columns) == (MAIN,) else ConcatenatedSnapshot(snapshot, columns)
 
 
 def space_of(snapshot: Snapshot, columns: Sequence[str]) -> Space:
-    """Space of the concatenated vectors; raises StoreError for unknown names. No vector is read."""
+    """Space of the concatenated vectors, without reading a vector; raises StoreError for an unknown name."""
     spaces = [snapshot.space if name == MAIN else open_named_vectors(snapshot.folder, name).space for name in columns]
     return spaces[0] if tuple(columns) == (MAIN,) else concatenated_space(spaces)
 
 
 def concatenate(parts: Sequence[Vectors]) -> npt.NDArray[np.float32]:
-    """(n, sum of dims) unit vectors of several (n, dim): each part brought to the same length."""
-    lengths = [np.linalg.norm(np.asarray(part, np.float32), axis=1, keepdims=True) for part in parts]
-    share = 1 / np.sqrt(len(parts))
-    whole = [share * part / np.where(length == 0, 1, length) for part, length in zip(parts, lengths, strict=True)]
-    return np.concatenate(whole, axis=1).astype(np.float32)
+    """Concatenate (n, dim) arrays to (n, sum of dims) unit vectors, each part scaled to the same length."""
+    norms = [np.linalg.norm(np.asarray(part, np.float32), axis=1, keepdims=True) for part in parts]
+    weight = 1 / np.sqrt(len(parts))
+    scaled = [weight * part / np.where(norm == 0, 1, norm) for part, norm in zip(parts, norms, strict=True)]
+    return np.concatenate(scaled, axis=1).astype(np.float32)
 
 
 def concatenated_space(spaces: Sequence[Space]) -> Space:
-    """The space of vectors that were joined in this order."""
+    """Space of vectors concatenated in this order."""
     digest = hashlib.blake2b("+".join(space.fingerprint for space in spaces).encode(), digest_size=32).hexdigest()
     return Space(" + ".join(space.encoder for space in spaces), digest, sum(space.dim for space in spaces))

@@ -1,4 +1,4 @@
-"""Select rows by label, source, generator, category or key: for masks, deletion and search back ends alike."""
+"""Filter: selects rows by label, source, generator, category or key, for searches, deletion and search back ends."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, init=False)
 class Filter:
-    """Rows that have one of the given values in each of the given columns; an empty filter selects all rows.
+    """Selects rows that have one of the given values in each given column; an empty filter selects all rows.
 
     >>> Filter(label="fake", source=["ffhq", "sd14"])
     Filter(label=('fake',), source=('ffhq', 'sd14'))
     """
 
-    label: tuple[str, ...]  # of "real", "fake", "unknown"
+    label: tuple[str, ...]  # "real", "fake" or "unknown"
     source: tuple[str, ...]
     generator: tuple[str, ...]
     category: tuple[str, ...]
@@ -42,20 +42,20 @@ class Filter:
         key: str | Iterable[str] = (),
         exclude_source: str | Iterable[str] = (),
     ) -> None:
-        """Take one value or several for each column.
+        """Accept one value or several for each column.
 
         Parameters
         ----------
-        label : "real", "fake" or "unknown" (0, 1 and -1 mean the same)
-        exclude_source : sources whose rows are left out
+        label : "real", "fake" or "unknown" (or 0, 1 or -1)
+        exclude_source : sources to exclude
 
         Raises
         ------
         BadFilter
-            There is no such label.
+            The label does not exist.
         """
         values = {
-            "label": tuple(_label(one) for one in ((label,) if isinstance(label, str | int) else label)),
+            "label": tuple(_label(value) for value in ((label,) if isinstance(label, str | int) else label)),
             "source": _texts(source),
             "generator": _texts(generator),
             "category": _texts(category),
@@ -67,16 +67,16 @@ class Filter:
 
     @property
     def selects_all(self) -> bool:
-        """True if every row passes."""
+        """True if the filter selects every row."""
         return not any(getattr(self, f.name) for f in fields(self))
 
     @property
     def label_numbers(self) -> tuple[int, ...]:
-        """The labels as they are stored: 0 real, 1 fake, -1 unknown."""
-        return tuple(LABEL_NUMBERS[word] for word in self.label)
+        """The labels as stored: 0 real, 1 fake, -1 unknown."""
+        return tuple(LABEL_NUMBERS[name] for name in self.label)
 
     def mask(self, snapshot: Snapshot) -> Mask:
-        """(rows,) True for the rows that pass."""
+        """(rows,) True for the selected rows."""
         result = np.ones(len(snapshot), bool)
         columns = {
             "labels": self.label_numbers,
@@ -84,11 +84,11 @@ class Filter:
             "generators": self.generator,
             "categories": self.category,
         }
-        for name, wanted in columns.items():
-            if wanted:
-                result &= _one_of(snapshot.column(name), list(wanted))
+        for name, allowed in columns.items():
+            if allowed:
+                result &= _is_in(snapshot.column(name), list(allowed))
         if self.exclude_source:
-            result &= ~_one_of(snapshot.column("sources"), list(self.exclude_source))
+            result &= ~_is_in(snapshot.column("sources"), list(self.exclude_source))
         if self.key:
             positions = snapshot.find(list(self.key))
             has_key = np.zeros(len(snapshot), bool)
@@ -97,8 +97,8 @@ class Filter:
         return result
 
     def __repr__(self) -> str:
-        given = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name))
-        return f"Filter({', '.join(given)})"
+        arguments = (f"{f.name}={getattr(self, f.name)!r}" for f in fields(self) if getattr(self, f.name))
+        return f"Filter({', '.join(arguments)})"
 
 
 def _texts(values: str | Iterable[str]) -> tuple[str, ...]:
@@ -106,31 +106,31 @@ def _texts(values: str | Iterable[str]) -> tuple[str, ...]:
 
 
 def _label(label: str | int) -> str:
-    word = LABELS.get(label) if isinstance(label, int) else label if label in LABEL_NUMBERS else None
-    if word is None:
+    name = LABELS.get(label) if isinstance(label, int) else label if label in LABEL_NUMBERS else None
+    if name is None:
         raise BadFilter(f"there is no label {label!r}; use 'real', 'fake' or 'unknown'")
-    return word
+    return name
 
 
 @dataclass(frozen=True)
 class DeleteReport:
-    """Report of `delete`."""
+    """Result of `delete`."""
 
-    rows: int
-    snapshot: int
-    before: int  # `undo` to this snapshot brings the rows back
+    rows: int  # number of deleted rows
+    snapshot: int  # number of the new snapshot
+    before: int  # number of the snapshot to `undo` to
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
 def delete(store: Store, which: Filter, note: str = "deleted") -> DeleteReport:
-    """Drop the rows of a filter from the store; `Store.undo` brings them back until `compact`.
+    """Delete the rows that a filter selects; `Store.undo` restores them until the store is compacted.
 
     Raises
     ------
     BadBlock
-        The filter allows every row, which is more likely a slip than a wish.
+        The filter selects every row, which is probably a mistake.
     """
     if which.selects_all:
         raise BadBlock("this would delete every row; name sources, labels, categories or keys, or remove the folder")
@@ -140,18 +140,21 @@ def delete(store: Store, which: Filter, note: str = "deleted") -> DeleteReport:
         return DeleteReport(rows, writer.snapshot.number, before)
 
 
-def _one_of(values: Any, wanted: list[Any]) -> Mask:
-    """Mask of the values that are in a short list; numpy's own test sorts millions of texts for that."""
+def _is_in(values: Any, allowed: list[Any]) -> Mask:
+    """Mask of the values that are in a short list. np.isin would sort millions of strings."""
     result = np.zeros(len(values), bool)
-    for one in wanted:
-        with suppress(UnicodeEncodeError):  # half a character, which no store can hold
-            result |= _equal(values, one) if values.dtype == TEXT else values == one
+    for value in allowed:
+        with suppress(UnicodeEncodeError):  # a lone surrogate, which no store can contain
+            result |= _equal(values, value) if values.dtype == TEXT else values == value
     return result
 
 
 def _equal(values: Names, text: str) -> Mask:
-    """Mask of the values equal to a text. numpy (2.4.6) gets this wrong: it drops zeros at the end of a plain string,
-    and of two texts of one length looks no further than a zero in both."""
+    """Mask of the values equal to a string, also if it contains NUL characters.
+
+    numpy (2.4.6) compares those wrongly: it drops NULs at the end of a plain string, and compares two strings of equal
+    length only up to a NUL in both.
+    """
     result: Mask = values == np.array(text, TEXT)
     if "\0" in text:
         result[result] = [value == text for value in values[result].tolist()]

@@ -1,4 +1,4 @@
-"""The manifest of a snapshot: which shards, and which of their rows, make it up. The newest snapshot is the store."""
+"""Manifest of a snapshot: its shards and their deleted rows. The newest snapshot is the state of the store."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from ..core.sealed_json import SealedJson
 from ..errors import Damaged, NoStore, NotAStore
 from .space import Space
 
-REPAIR = "run `clipfake store repair` to return to an earlier one"
-FILE = SealedJson("clipfake-store", 1, "manifest", Damaged, REPAIR, foreign=NotAStore)  # versioned like shard.VERSION
+REPAIR = "run `clipfake store repair` to return to an earlier snapshot"
+FILE = SealedJson(
+    "clipfake-store", 1, "manifest", Damaged, REPAIR, foreign=NotAStore
+)  # for raising the version, see shard.VERSION
 
 
 @dataclass(frozen=True)
@@ -24,18 +26,17 @@ class ShardRef:
     rows: int
     header: str  # digest of the shard's header
     size: int  # bytes of the file
-    deleted: str = ""  # "000001-000012.u4" in the folder deleted/, "" where no row is
+    deleted: str = ""  # "000001-000012.u4" in the folder deleted/, "" if no row is deleted
     deleted_rows: int = 0
     deleted_digest: str = ""
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\d{6,9}\.h5", self.name) or not re.fullmatch(r"(\d{6,9}-\d{6,}\.u4)?", self.deleted):
-            raise ValueError(
-                f"{self.name!r} with {self.deleted!r} are not names of files in a store"
-            )  # a path out of the store?
+            # They could be paths out of the store.
+            raise ValueError(f"invalid file names {self.name!r} and {self.deleted!r}")
         counts = (self.rows, self.size, self.deleted_rows)
         if not all(isinstance(count, int) and 0 <= count < 1 << 63 for count in counts):
-            raise ValueError(f"{self.name} has {counts} rows, bytes and deleted rows")
+            raise ValueError(f"{self.name} has invalid numbers of rows, bytes and deleted rows: {counts}")
         if self.rows >= 1 << 32 or self.deleted_rows > (self.rows if self.deleted else 0):
             raise ValueError(f"{self.name} has {self.rows} rows, of which {self.deleted_rows} are deleted")
 
@@ -46,13 +47,13 @@ class ShardRef:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A snapshot's table of contents."""
+    """List of the shards of a snapshot."""
 
     number: int
     space: Space
-    parts: tuple[ShardRef, ...] = ()  # by shard number: a row's position follows from its age
-    next_shard: int = 1  # never used before: a lost shard must not lead to writing under an old name
-    note: str = ""  # what made it, for people
+    parts: tuple[ShardRef, ...] = ()  # ascending by number, so that positions follow the order of insertion
+    next_shard: int = 1  # a number never used before, so that the name of a lost shard is not used again
+    note: str = ""  # what created the snapshot, for the user
     created: str = ""
 
     @property
@@ -60,7 +61,7 @@ class Manifest:
         return sum(part.rows - part.deleted_rows for part in self.parts)
 
     def follow(self, note: str, **changes: Any) -> Manifest:
-        """The next snapshot's manifest."""
+        """Make the manifest of the next snapshot."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
         return replace(self, number=self.number + 1, note=note, created=now, **changes)
 
@@ -70,35 +71,40 @@ def path_of(folder: Path, number: int) -> Path:
 
 
 def numbers(folder: Path) -> list[int]:
-    """The snapshots there are, oldest first."""
+    """Numbers of the snapshots of a store, oldest first."""
     return sorted(int(p.stem) for p in (folder / "snapshots").glob("*.json") if p.stem.isdigit())
 
 
 def _newest(folder: Path) -> int:
-    if known := numbers(folder):
-        return known[-1]
+    if existing := numbers(folder):
+        return existing[-1]
     if folder.is_dir() and any(folder.iterdir()):
-        raise NoStore(f"{folder} is no store: it has no snapshots; name the folder that `clipfake index` made")
-    raise NoStore(f"there is no store at {folder}; make one with `clipfake index --folders ... --store {folder}`")
+        raise NoStore(f"{folder} is not a store: it has no snapshots; name the folder that `clipfake index` created")
+    raise NoStore(f"there is no store at {folder}; create one with `clipfake index --folders ... --store {folder}`")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Make a snapshot visible: this rename is the commit."""
+    """Write a manifest; the rename that makes it visible is the commit."""
     FILE.write(path_of(folder, manifest.number), asdict(manifest))
 
 
 def read_manifest(folder: Path, number: int | None = None) -> Manifest:
-    """The newest snapshot's manifest, or that of `number`.
+    """Read the manifest of a snapshot by its number (default: the newest).
 
     Raises
     ------
-    NoStore, NotAStore, Damaged
+    NoStore
+        There is no store, or no snapshot with this number.
+    NotAStore
+        The manifest has another format or version.
+    Damaged
+        The manifest cannot be read.
     """
     if number is None:
         newest = _newest(folder)
         try:
             return read_manifest(folder, newest)
-        except NoStore:  # a writer went on to the next one meanwhile
+        except NoStore:  # a writer has replaced it in the meantime
             if _newest(folder) == newest:
                 raise
             return read_manifest(folder)
@@ -106,28 +112,25 @@ def read_manifest(folder: Path, number: int | None = None) -> Manifest:
     try:
         with FILE.reading(path) as content:
             if not isinstance(content["parts"], list):
-                raise ValueError("its parts are not a list")
+                raise ValueError("parts is not a list")
             parts = tuple(ShardRef(**part) for part in content["parts"])
             space = Space.from_dict(content["space"])
             note, created = str(content["note"]), str(content["created"])
             manifest = Manifest(content["number"], space, parts, content["next_shard"], note, created)
-            _require_sense(manifest, number)
+            _validate(manifest, number)
             return manifest
     except FileNotFoundError as e:
-        raise NoStore(f"{folder} has no snapshot {number}; `clipfake store snapshots` lists those there are") from e
+        raise NoStore(f"{folder} has no snapshot {number}; `clipfake store snapshots` lists the existing ones") from e
 
 
-def _require_sense(manifest: Manifest, number: int) -> None:
-    """Raise ValueError for what no writer of ours says; whoever alters a manifest can give it a right checksum."""
+def _validate(manifest: Manifest, number: int) -> None:
+    """Raise ValueError for inconsistent fields: an altered manifest can have a valid checksum."""
     if manifest.number != number:
-        raise ValueError(f"it calls itself snapshot {manifest.number!r}")
+        raise ValueError(f"the number of snapshot {number} is {manifest.number!r}")
     shards = [part.number for part in manifest.parts]
-    if not isinstance(manifest.next_shard, int) or sorted({0, *shards, manifest.next_shard}) != [
-        0,
-        *shards,
-        manifest.next_shard,
-    ]:
-        raise ValueError(f"its shards are {shards[:5]}, the next one is {manifest.next_shard!r}; their numbers grow")
+    ascending = [0, *shards, manifest.next_shard]
+    if not isinstance(manifest.next_shard, int) or sorted(set(ascending)) != ascending:
+        raise ValueError(f"the shards {shards[:5]} and the next one, {manifest.next_shard!r}, are not ascending")
     for part in manifest.parts:
         if part.rows * manifest.space.dim * 2 > part.size:
-            raise ValueError(f"{part.name} has {part.rows:,} rows in {part.size:,} bytes")
+            raise ValueError(f"{part.name} has {part.rows:,} rows in only {part.size:,} bytes")

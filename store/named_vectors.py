@@ -1,7 +1,7 @@
-"""A second vector of the rows that are there: another encoder's, kept beside the shards and added at any time.
+"""Named vectors: further vectors of the stored rows, made by another encoder and added at any time.
 
-`columns/<name>/column.json` says whose vectors they are and which file has those of which shard; a file has a row for
-each row of its shard, NaN where there is no vector yet. docs/FORMAT.md has it in full.
+`columns/<name>/column.json` names their embedding space and the file of each shard. A file has one vector for each row
+of its shard, NaN where there is none yet. docs/FORMAT.md describes the format.
 """
 
 from __future__ import annotations
@@ -31,73 +31,74 @@ from .writer import SECONDS_PER_SHARD
 if TYPE_CHECKING:
     from .store import Store
 
-FOLDER, CARD = "columns", "column.json"
-_AGAIN = "remove their folder and add them again with `clipfake store add-vectors`; the store itself is whole"
+FOLDER, LIST = "columns", "column.json"
+_AGAIN = "the store itself is intact; remove the folder of these vectors and run `clipfake store add-vectors` again"
 FILE = SealedJson("clipfake-column", 1, "list of named vectors", Damaged, _AGAIN)
-MAIN = "main"  # what the store's own vectors are called where columns are named
-ROWS_HELD = 65_536  # that a writer keeps before it writes them
+MAIN = "main"  # name of the store's own vectors
+ROWS_HELD = 65_536  # rows a writer buffers before it writes them
 
 
 @dataclass(frozen=True)
 class VectorFile:
     """The vectors of one shard's rows."""
 
-    shard: str  # its name
-    header: str  # digest of its header: a shard of the same name with other rows has other ones
+    shard: str  # name of the shard
+    header: str  # digest of the shard's header, which differs for a shard of the same name with other rows
     file: str
     digest: str  # checksum of the file
 
     def __post_init__(self) -> None:
         if not re.fullmatch(r"\d{6,}-[0-9a-f]{12}\.f2", self.file):
-            raise ValueError(f"{self.file!r} is no name of ours")  # a path out of the store?
+            raise ValueError(f"invalid file name {self.file!r}")  # it could be a path out of the store
 
 
 @dataclass(frozen=True)
 class NamedVectors:
-    """A named column of a store. Open it with `open_named_vectors`."""
+    """The vectors of one name in a store. Open them with `open_named_vectors`."""
 
     folder: Path
     name: str
     space: Space
-    pieces: dict[str, VectorFile]  # by shard
+    pieces: dict[str, VectorFile]  # by name of the shard
     _maps: dict[str, npt.NDArray[np.float16]] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def held(self, snapshot: Snapshot) -> NamedVectors:
-        """Itself, with the files of a snapshot mapped: a writer may replace them meanwhile, what is mapped stays."""
+    def map_files(self, snapshot: Snapshot) -> None:
+        """Map the files of a snapshot's shards, so that they stay readable when a writer replaces them."""
         for part in snapshot.manifest.parts:
-            if self._has(part):
-                self._mapped(part)
-        return self
+            if self.covers(part):
+                self.shard_vectors(part)
 
     def vectors(self, snapshot: Snapshot, positions: Positions) -> npt.NDArray[np.float32]:
-        """(n, dim) float32 of the rows at these positions, NaN where there is none; raises Damaged."""
+        """(n, dim) float32 vectors of the rows at these positions, NaN where there is none; raises Damaged."""
         ids = snapshot.ids[positions]
         result = np.full((len(ids), self.space.dim), np.nan, np.float32)
         for part in snapshot.manifest.parts:
-            here = np.flatnonzero(ids >> 32 == part.number)
-            if len(here) and self._has(part):
-                result[here] = self._mapped(part)[ids[here] & 0xFFFFFFFF]
+            in_shard = np.flatnonzero(ids >> 32 == part.number)
+            if len(in_shard) and self.covers(part):
+                result[in_shard] = self.shard_vectors(part)[ids[in_shard] & 0xFFFFFFFF]
         return result
 
     def missing(self, snapshot: Snapshot) -> npt.NDArray[np.bool_]:
-        """(rows,) True for the rows that have no vector here."""
+        """(rows,) True for the rows without a vector of this name."""
         result = np.ones(len(snapshot), bool)
         number, row = snapshot.ids >> 32, snapshot.ids & 0xFFFFFFFF
         for part in snapshot.manifest.parts:
-            if self._has(part):
-                here = number == part.number
-                result[here] = np.isnan(self._mapped(part)[:, 0])[row[here]]
+            if self.covers(part):
+                in_shard = number == part.number
+                result[in_shard] = np.isnan(self.shard_vectors(part)[:, 0])[row[in_shard]]
         return result
 
     def check(self, part: ShardRef) -> None:
-        """Compare every byte of a shard's vectors with their checksum; raises Damaged."""
-        if self._has(part):
+        """Verify the checksum of a shard's vectors, reading every byte; raises Damaged."""
+        if self.covers(part):
             self._content(self.pieces[part.name])
 
-    def _has(self, part: ShardRef) -> bool:
+    def covers(self, part: ShardRef) -> bool:
+        """True if there is a file with vectors of this shard's rows."""
         return part.name in self.pieces and self.pieces[part.name].header == part.header
 
-    def _mapped(self, part: ShardRef) -> npt.NDArray[np.float16]:
+    def shard_vectors(self, part: ShardRef) -> npt.NDArray[np.float16]:
+        """(rows of the shard, dim) vectors of a shard that is covered, memory-mapped; raises Damaged."""
         name = self.pieces[part.name].file
         if name in self._maps:
             return self._maps[name]
@@ -118,32 +119,32 @@ class NamedVectors:
         except OSError as e:
             raise Damaged(f"{self.folder / piece.file} cannot be read ({e.strerror}); {_AGAIN}") from e
         if checksum(content) != piece.digest:
-            raise Damaged(f"{self.folder / piece.file} is not what was written (checksum differs); {_AGAIN}")
+            raise Damaged(f"{self.folder / piece.file} was altered (checksum differs); {_AGAIN}")
         return content
 
 
 def vector_names(store: Path) -> list[str]:
-    """The columns a store has beside its own vectors."""
-    return sorted(path.parent.name for path in (store / FOLDER).glob(f"*/{CARD}"))
+    """Names of the named vectors of a store, without the main vectors."""
+    return sorted(path.parent.name for path in (store / FOLDER).glob(f"*/{LIST}"))
 
 
 def open_named_vectors(store: Path, name: str) -> NamedVectors:
-    """A column by name; raises StoreError where there is none, Damaged where it cannot be read."""
+    """Open named vectors; raises StoreError if there are none of this name, Damaged if they cannot be read."""
     folder = store / FOLDER / name
     try:
-        with FILE.reading(folder / CARD) as content:
+        with FILE.reading(folder / LIST) as content:
             pieces = {piece["shard"]: VectorFile(**piece) for piece in content["pieces"]}
             return NamedVectors(folder, name, Space.from_dict(content["space"]), pieces)
     except FileNotFoundError as e:
         names = ", ".join([MAIN, *vector_names(store)])
         raise StoreError(
-            f"the store {store} has no vectors {name} (it has {names}); "
+            f"the store {store} has no vectors named {name}, only {names}; "
             f"add them with `clipfake store add-vectors {name} --encoder ...`"
         ) from e
 
 
 class NamedVectorsWriter:
-    """Takes vectors of rows in any order. Make it with `named_vectors_writer`."""
+    """Writer of named vectors; accepts rows in any order. Make it with `named_vectors_writer`."""
 
     def __init__(self, store: Store, column: NamedVectors) -> None:
         self.snapshot = store.snapshot()
@@ -154,61 +155,70 @@ class NamedVectorsWriter:
         self._sealed_at = time.monotonic()
 
     def put(self, positions: Positions, vectors: Vectors) -> None:
-        """(n, dim) vectors of the rows of `snapshot` at these positions; raises BadBlock for one that is none."""
-        if vectors.shape != (len(positions), self.column.space.dim):
-            raise BadBlock(f"vectors of shape {vectors.shape} for {len(positions)} rows of {self.column.space}")
+        """Add (n, dim) vectors for the rows of `snapshot` at these positions.
+
+        Raises
+        ------
+        BadBlock
+            The array has another shape, or a vector is zero or not finite as float16; nothing is added.
+        """
+        dim = self.column.space.dim
+        if vectors.shape != (len(positions), dim):
+            raise BadBlock(f"vectors of shape {vectors.shape} for {len(positions)} rows; expected (rows, {dim})")
         stored = to_float16(vectors)
-        if len(wrong := invalid_rows(stored)):
-            key = self.snapshot.column("keys")[positions[wrong[0]]]
-            raise BadBlock(f"the row {key} was given a vector that is zero or not finite as float16; leave it out")
+        if len(invalid := invalid_rows(stored)):
+            key = self.snapshot.column("keys")[positions[invalid[0]]]
+            raise BadBlock(f"the vector of row {key} is zero or not finite as float16; leave the row out")
         self._waiting.append((self.snapshot.ids[positions], stored))
         late = time.monotonic() - self._sealed_at > SECONDS_PER_SHARD
         if late or sum(len(ids) for ids, _ in self._waiting) >= ROWS_HELD:
             self.seal()
 
     def seal(self) -> None:
-        """Write what was taken in and make it visible."""
+        """Write the buffered vectors and make them visible."""
         if not self._waiting:
             return
         ids = np.concatenate([ids for ids, _ in self._waiting])
         vectors = np.concatenate([vectors for _, vectors in self._waiting])
         pieces = dict(self.column.pieces)
         for number in np.unique(ids >> 32).tolist():
-            part, here = self._parts[number], ids >> 32 == number
-            whole = np.full((part.rows, self.column.space.dim), np.nan, np.float16)
-            if self.column._has(part):
-                self.column.check(part)  # or damage would be given a checksum that is right
-                whole[:] = self.column._mapped(part)
-            whole[ids[here] & 0xFFFFFFFF] = vectors[here]
-            pieces[part.name] = write_piece(self.column.folder, part, whole)
+            part, in_shard = self._parts[number], ids >> 32 == number
+            merged = np.full((part.rows, self.column.space.dim), np.nan, np.float16)
+            if self.column.covers(part):
+                self.column.check(part)  # otherwise damaged vectors would get a valid checksum
+                merged[:] = self.column.shard_vectors(part)
+            merged[ids[in_shard] & 0xFFFFFFFF] = vectors[in_shard]
+            pieces[part.name] = write_vector_file(self.column.folder, part, merged)
         self.column = replace(self.column, pieces=pieces)
-        write_card(self.column)
+        write_list(self.column)
         tidy(self._store, self.column)
         self._waiting, self._sealed_at = [], time.monotonic()
 
 
 @contextmanager
 def named_vectors_writer(store: Store, name: str, space: Space) -> Iterator[NamedVectorsWriter]:
-    """Hold a column for writing; it is made if it is not there. What was put is sealed when the block ends.
+    """Open named vectors for writing, creating them if needed. Added vectors are written when the block ends.
 
     Raises
     ------
     StoreError
-        The name is none for a folder.
+        The name is not valid.
     SpaceMismatch
-        The column is there with another encoder's vectors.
+        Vectors of this name exist and belong to another encoder.
     Locked
         Another process is writing to the store.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == MAIN:
-        raise StoreError(f"{name!r} is no name for a column; use small letters, digits and dashes (and not {MAIN!r})")
+        raise StoreError(
+            f"invalid name {name!r} for vectors; use lowercase letters, digits, hyphens and underscores, not {MAIN!r}"
+        )
     with writer_lock(store.folder):
         if name in vector_names(store.folder):
             column = open_named_vectors(store.folder, name)
             space.require(column.space, f"the column {name}")
         else:
             column = NamedVectors(store.folder / FOLDER / name, name, space, {})
-            write_card(column)
+            write_list(column)
         writer = NamedVectorsWriter(store, column)
         try:
             yield writer
@@ -216,11 +226,11 @@ def named_vectors_writer(store: Store, name: str, space: Space) -> Iterator[Name
             writer.seal()
 
 
-def carry(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> None:
-    """Before rows are moved to new shards: their vectors go with them, in every column that can be read.
+def copy_vectors(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> None:
+    """Copy all readable named vectors of rows that are about to be moved to new shards.
 
-    The files of the old shards stay until no snapshot names those, so a process that is killed before the move is
-    committed has lost nothing.
+    The files of the old shards stay until no snapshot refers to them, so nothing is lost if the process is killed
+    before the move is committed.
 
     Parameters
     ----------
@@ -230,29 +240,30 @@ def carry(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> None:
     Raises
     ------
     Damaged
-        Vectors that are to be moved are not what was written.
+        The checksum of vectors to copy differs.
     """
     for name in vector_names(store):
         try:
             column = open_named_vectors(store, name)
         except StoreError:
-            continue  # `verify` names it
+            continue  # reported by `verify`
         pieces = dict(column.pieces)
         before = {part.number: part for part in read_manifest(store).parts}
         for part in parts:
-            here = np.flatnonzero(new >> 32 == part.number)
-            whole = np.full((part.rows, column.space.dim), np.nan, np.float16)
-            for number in np.unique(old[here] >> 32).tolist():
-                if number in before and column._has(before[number]):
+            moved = np.flatnonzero(new >> 32 == part.number)  # rows that go to this shard
+            copied = np.full((part.rows, column.space.dim), np.nan, np.float16)
+            for number in np.unique(old[moved] >> 32).tolist():
+                if number in before and column.covers(before[number]):
                     column.check(before[number])
-                    some = here[old[here] >> 32 == number]
-                    whole[new[some] & 0xFFFFFFFF] = column._mapped(before[number])[old[some] & 0xFFFFFFFF]
-            if not np.isnan(whole[:, 0]).all():
-                pieces[part.name] = write_piece(column.folder, part, whole)
-        write_card(replace(column, pieces=pieces))
+                    rows = moved[old[moved] >> 32 == number]
+                    copied[new[rows] & 0xFFFFFFFF] = column.shard_vectors(before[number])[old[rows] & 0xFFFFFFFF]
+            if not np.isnan(copied[:, 0]).all():
+                pieces[part.name] = write_vector_file(column.folder, part, copied)
+        write_list(replace(column, pieces=pieces))
 
 
-def write_piece(folder: Path, part: ShardRef, vectors: npt.NDArray[np.float16]) -> VectorFile:
+def write_vector_file(folder: Path, part: ShardRef, vectors: npt.NDArray[np.float16]) -> VectorFile:
+    """Write the (rows of the shard, dim) vectors of one shard; `write_list` makes them visible."""
     content = np.ascontiguousarray(vectors, "<f2").tobytes()
     digest = checksum(content)
     name = f"{part.number:06d}-{digest[:12]}.f2"
@@ -261,64 +272,64 @@ def write_piece(folder: Path, part: ShardRef, vectors: npt.NDArray[np.float16]) 
     return VectorFile(part.name, part.header, name, digest)
 
 
-def write_card(column: NamedVectors) -> None:
-    """Make the files of the vectors visible: this rename is the commit."""
+def write_list(column: NamedVectors) -> None:
+    """Write the list of vector files; replacing it commits the files it names."""
     pieces = [asdict(piece) for _, piece in sorted(column.pieces.items())]
-    FILE.write(column.folder / CARD, {"space": column.space.to_dict(), "pieces": pieces})
+    FILE.write(column.folder / LIST, {"space": column.space.to_dict(), "pieces": pieces})
 
 
 def tidy(store: Path, column: NamedVectors) -> None:
-    """Remove files that the column no longer names, and pieces of shards that no snapshot has."""
+    """Remove files that are no longer listed, and those of shards that no snapshot refers to."""
     try:
         manifests: list[Manifest] = [read_manifest(store, n) for n in numbers(store)]
     except StoreError:
-        return  # one that cannot be read may have any shard: `store repair` decides
+        return  # an unreadable snapshot may refer to any shard; `store repair` decides
     shards = {(part.name, part.header) for manifest in manifests for part in manifest.parts}
     kept = {name: piece for name, piece in column.pieces.items() if (name, piece.header) in shards}
     if len(kept) < len(column.pieces):
         column = replace(column, pieces=kept)
-        write_card(column)
-    named = {piece.file for piece in kept.values()} | {CARD}
+        write_list(column)
+    listed = {piece.file for piece in kept.values()} | {LIST}
     for path in column.folder.iterdir():
-        if path.name not in named or path.suffix == TEMPORARY:
+        if path.name not in listed or path.suffix == TEMPORARY:
             remove_leftover(path)
 
 
 def tidy_all(store: Path) -> None:
-    """Tidy all named vectors that can be read."""
+    """Run `tidy` on all named vectors that can be read."""
     for name in vector_names(store):
         with suppress(StoreError):
             tidy(store, open_named_vectors(store, name))
 
 
-def damage(store: Path, manifests: Sequence[Manifest]) -> dict[str, str]:
-    """Files of columns that are not what was written -> what is wrong with each; reads every byte."""
-    found = {}
+def find_damage(store: Path, manifests: Sequence[Manifest]) -> dict[str, str]:
+    """Damaged files of named vectors, each with a description of the damage; reads every byte."""
+    damage = {}
     for name in vector_names(store):
         try:
             column = open_named_vectors(store, name)
         except StoreError as e:
-            found[f"{FOLDER}/{name}/{CARD}"] = str(e)
+            damage[f"{FOLDER}/{name}/{LIST}"] = str(e)
             continue
         for part in {part.name: part for manifest in manifests for part in manifest.parts}.values():
             try:
                 column.check(part)
             except Damaged as e:
-                if _now(store, name, part) != column.pieces[part.name]:
-                    continue  # a writer put another file in its place meanwhile
-                found[f"{FOLDER}/{name}/{column.pieces[part.name].file}"] = str(e)
-    return found
+                if _current_file(store, name, part) != column.pieces[part.name]:
+                    continue  # a writer has replaced the file in the meantime
+                damage[f"{FOLDER}/{name}/{column.pieces[part.name].file}"] = str(e)
+    return damage
 
 
-def _now(store: Path, name: str, part: ShardRef) -> VectorFile | None:
+def _current_file(store: Path, name: str, part: ShardRef) -> VectorFile | None:
     with suppress(StoreError):
         return open_named_vectors(store, name).pieces.get(part.name)
     return None
 
 
-def let_go(store: Path, path: Path) -> None:
-    """Drop a damaged file from the list of named vectors; if the list itself is damaged there is nothing to do."""
+def forget_file(store: Path, path: Path) -> None:
+    """Remove a damaged file from the list it is in. If the list itself is damaged, there is nothing to do."""
     with suppress(StoreError):
         column = open_named_vectors(store, path.parent.name)
         pieces = {shard: piece for shard, piece in column.pieces.items() if piece.file != path.name}
-        write_card(replace(column, pieces=pieces))
+        write_list(replace(column, pieces=pieces))

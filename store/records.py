@@ -1,7 +1,8 @@
-"""Rows that travel together: who they are (Rows) and where they lie (Block). Columns, not lists of objects."""
+"""Rows in memory, as columns: `Rows` holds their metadata, `Block` adds their vectors."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
@@ -20,82 +21,92 @@ Vectors = npt.NDArray[np.floating[Any]]  # (rows, dim)
 Names = npt.NDArray[Any]  # (rows,) numpy StringDType
 Ints = npt.NDArray[np.integer[Any]]  # (rows,)
 Mask = npt.NDArray[np.bool_]  # (rows,)
-Ids = npt.NDArray[np.int64]  # (rows,) shard number × 2³² + row in the shard: the same in every snapshot
+Ids = npt.NDArray[np.int64]  # (rows,) shard number × 2³² + row in the shard; the same in every snapshot
 
 TEXT = np.dtypes.StringDType()
-INFINITE = 0x7C00  # a float16's bits; those of NaN are greater
-PIECE_ROWS = 65_536  # whose texts are Python strings at a time
+PIECE_ROWS = 65_536  # rows converted to Python strings at a time
 
 
 def names(values: Sequence[str] | Names) -> Names:
-    """Strings as a numpy array of variable-length text, shape (rows,)."""
+    """(rows,) array of variable-length strings."""
     return np.asarray(values, dtype=TEXT)
 
 
 def to_float16(vectors: Vectors, *, copied: bool = False) -> npt.NDArray[np.float16]:
-    """(rows, dim) as they are stored, themselves if they are so already unless they are to be `copied`.
+    """(rows, dim) vectors as they are stored; no copy is made of float16 vectors unless `copied`.
 
-    What is too large for a float16 becomes infinite, and is no fit row.
+    Values too large for float16 become infinite, which `invalid_rows` reports.
     """
     with np.errstate(over="ignore"):
         return np.array(vectors, "<f2", order="C", copy=copied or None)
 
 
-def invalid_rows(vectors: npt.NDArray[np.float16]) -> npt.NDArray[np.int64]:
-    """Return the rows that may not be stored: vectors that are zero or not finite cannot be compared."""
-    # by the bits, which without the sign grow as the number does: ten times quicker than by the lengths
-    largest = (vectors.view(np.uint16) & 0x7FFF).max(axis=1)
-    return np.flatnonzero((largest == 0) | (largest >= INFINITE))
+# Magnitudes that float16 rounds to zero and to infinity, as bits of a float16 and of a float32.
+_ROUNDED_TO_ZERO = {np.dtype(np.float16): 0, np.dtype(np.float32): np.float32(2**-25).view(np.uint32)}
+_ROUNDED_TO_INFINITY = {np.dtype(np.float16): 0x7C00, np.dtype(np.float32): np.float32(65520).view(np.uint32)}
+
+
+def invalid_rows(vectors: Vectors) -> npt.NDArray[np.int64]:
+    """Rows that cannot be stored because their vector is zero or not finite as float16."""
+    if vectors.dtype not in _ROUNDED_TO_ZERO:
+        vectors = to_float16(vectors)
+    # Without the sign bit, the bits are ordered as the magnitudes are, with NaN last. Comparing them is ten times
+    # faster than computing lengths, and a float32 need not be converted.
+    half = vectors.dtype == np.float16
+    bits: npt.NDArray[np.unsignedinteger[Any]] = vectors.view(np.uint16 if half else np.uint32)
+    largest = (bits & (0x7FFF if half else 0x7FFFFFFF)).max(axis=1)
+    zero, infinity = _ROUNDED_TO_ZERO[vectors.dtype], _ROUNDED_TO_INFINITY[vectors.dtype]
+    return np.flatnonzero((largest <= zero) | (largest >= infinity))
 
 
 def distinct(texts: Names) -> tuple[Names, Ints, Ints]:
-    """The different texts in order, which of them each is (rows,), and how often each occurs.
+    """Distinct texts in ascending order, the index of each row's text among them, and how often each occurs.
 
     >>> [part.tolist() for part in distinct(names(["b", "a", "b"]))]
     [['a', 'b'], [1, 0, 1], [1, 2]]
     """
-    # A dictionary: numpy sorts all rows for this, eight times slower where few texts differ, and its quick sort of
-    # texts crashes on several sorted runs (numpy 2.4.6).
-    number: dict[str, int] = {}  # by text, in the order they are met
-    which = np.empty(len(texts), np.int64)
+    # With a dictionary: np.unique sorts all rows, which is eight times slower if few texts differ, and numpy's
+    # quicksort of strings crashes on several sorted runs (numpy 2.4.6).
+    codes: dict[str, int] = {}  # by text, in order of first occurrence
+    inverse = np.empty(len(texts), np.int64)
     for start in range(0, len(texts), PIECE_ROWS):
         piece = texts[start : start + PIECE_ROWS].tolist()
-        for text in set(piece).difference(number):
-            number[text] = len(number)
-        which[start : start + PIECE_ROWS] = [number[text] for text in piece]
-    found = sorted(number)
-    place = np.empty(len(found), np.int64)
-    place[[number[text] for text in found]] = np.arange(len(found))
-    which = place[which]
-    return names(found), which, np.bincount(which, minlength=len(found))
+        for text in set(piece).difference(codes):
+            codes[text] = len(codes)
+        inverse[start : start + PIECE_ROWS] = [codes[text] for text in piece]
+    ordered = sorted(codes)
+    rank = np.empty(len(ordered), np.int64)
+    rank[[codes[text] for text in ordered]] = np.arange(len(ordered))
+    inverse = rank[inverse]
+    return names(ordered), inverse, np.bincount(inverse, minlength=len(ordered))
 
 
 @dataclass(frozen=True)
 class Rows:
     """Metadata of rows, without vectors. All columns have the same length.
 
-    A row is named by its key, `source/path inside the source`, unique in a store.
+    A row is identified by its key, `source/path inside the source`, which is unique in a store.
     """
 
     keys: Names
     labels: Ints  # int8: 0 real, 1 fake, -1 unknown
-    targets: Ints  # int16: the raw 0..6 of the data set, -1 where there was none
-    sources: Names  # the folder the row came from
-    generators: Names  # what made a fake, "" for a real or unknown row
-    categories: Names  # what the picture shows, "" where it was not said
-    paths: Names  # where the file was when it was indexed
+    targets: Ints  # int16: the data set's own class number, 0..6, -1 for none
+    sources: Names  # name of the folder or data set the row came from
+    generators: Names  # generator of a fake image, "" for a real or unknown row
+    categories: Names  # category of the image's content, "" if unknown
+    paths: Names  # path of the file when it was indexed
     digests: npt.NDArray[np.void]  # V16: BLAKE2b-128 of the file's bytes
     bytes: Ints  # int64: size of the file
     widths: Ints  # int32: pixels
     heights: Ints  # int32: pixels
     formats: Names  # "JPEG", "PNG", ...
-    qualities: Ints  # int16: JPEG quality estimated from its quantisation tables, -1 where there is none
-    mtimes: Ints  # int64: nanoseconds since the epoch when it was indexed
+    qualities: Ints  # int16: JPEG quality estimated from the quantisation tables, -1 if there are none
+    mtimes: Ints  # int64: modification time of the file when it was indexed, nanoseconds since the epoch
 
     def __post_init__(self) -> None:
         lengths = {f.name: len(getattr(self, f.name)) for f in fields(self)}
         if len(set(lengths.values())) > 1:
-            raise BadBlock(f"columns of unequal length: {lengths}; every column has one value a row")
+            raise BadBlock(f"columns of unequal length: {lengths}; every column needs one value per row")
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -106,14 +117,14 @@ class Rows:
 
     @classmethod
     def concat(cls, parts: Sequence[Rows]) -> Rows:
-        """One after the other; no parts give no rows."""
+        """Concatenate rows; an empty list gives no rows."""
         if not parts:
             return cls.make(keys=[], labels=[])
         return cls(**{f.name: np.concatenate([getattr(p, f.name) for p in parts]) for f in fields(cls)})
 
     @classmethod
     def make(cls, keys: Sequence[str] | Names, labels: Sequence[int] | Ints, **columns: Any) -> Rows:
-        """Rows from what is known of them; every other column says "unknown".
+        """Make rows from some of their columns; the others get the value for "unknown".
 
         >>> Rows.make(keys=["ffhq/a.jpg"], labels=[0], sources=["ffhq"]).sources.tolist()
         ['ffhq']
@@ -133,11 +144,11 @@ class Rows:
             "qualities": np.full(n, -1),
             "mtimes": np.zeros(n),
         }
-        given = {"keys": keys, "labels": labels, **unknown, **columns}
-        return cls(**{name: np.asarray(values, dtype=COLUMNS[name]) for name, values in given.items()})
+        values = {"keys": keys, "labels": labels, **unknown, **columns}
+        return cls(**{name: np.asarray(column, dtype=COLUMNS[name]) for name, column in values.items()})
 
 
-# The type of each column of Rows, in memory. FORMAT.md says how each lies on disk.
+# dtype of each column of Rows in memory. docs/FORMAT.md describes the columns on disk.
 COLUMNS: dict[str, Any] = {
     "keys": TEXT,
     "labels": np.int8,
@@ -158,22 +169,22 @@ COLUMNS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Block:
-    """Rows with their vectors, and with what belongs to them: thumbnails and the text vectors of their categories."""
+    """Rows with their vectors, thumbnails and the text vectors of their categories."""
 
     space: Space
     rows: Rows
     vectors: Vectors  # (rows, dim), unit length where the space is normalised
-    thumbnails: tuple[bytes, ...] = ()  # one small JPEG a row, b"" where there is none; () for none at all
+    thumbnails: tuple[bytes, ...] = ()  # one small JPEG per row, b"" for a row without one; () for none
     texts: dict[str, Vectors] = field(default_factory=dict)  # category -> (dim,)
 
     def __post_init__(self) -> None:
         shape = self.vectors.shape
         if len(shape) != 2 or shape[0] != len(self.rows):
-            raise BadBlock(f"{len(self.rows)} rows with vectors of shape {shape}; expected ({len(self.rows)}, dim)")
+            raise BadBlock(f"vectors of shape {shape} for {len(self.rows)} rows; expected ({len(self.rows)}, dim)")
         if shape[1] != self.space.dim:
-            raise SpaceMismatch(f"vectors of {shape[1]} dimensions in a space of {self.space.dim}: {self.space}")
+            raise SpaceMismatch(f"vectors have {shape[1]} dimensions, their space {self.space} has {self.space.dim}")
         if self.thumbnails and len(self.thumbnails) != len(self.rows):
-            raise BadBlock(f"{len(self.thumbnails)} thumbnails for {len(self.rows)} rows; give one a row or none")
+            raise BadBlock(f"{len(self.thumbnails)} thumbnails for {len(self.rows)} rows; pass one per row or none")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -190,18 +201,18 @@ class Block:
 
     @classmethod
     def concat(cls, blocks: Sequence[Block]) -> Block:
-        """One after the other, of one space; pictures are kept if any block has them."""
+        """Concatenate blocks of one space; thumbnails are kept if any block has them."""
         [first, *others] = blocks
         if not others:
             return first
         for block in others:
-            first.space.require(block.space, "a block")
-        pictures = [block.thumbnails or (b"",) * len(block) for block in blocks]
-        some = any(block.thumbnails for block in blocks)
+            first.space.require(block.space, "the block")
+        thumbnails = [block.thumbnails or (b"",) * len(block) for block in blocks]
+        has_thumbnails = any(block.thumbnails for block in blocks)
         return cls(
             first.space,
             Rows.concat([block.rows for block in blocks]),
             np.concatenate([block.vectors for block in blocks]),
-            tuple(picture for piece in pictures for picture in piece) if some else (),
+            tuple(itertools.chain.from_iterable(thumbnails)) if has_thumbnails else (),
             {category: vector for block in blocks for category, vector in block.texts.items()},
         )

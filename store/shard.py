@@ -1,4 +1,4 @@
-"""One sealed HDF5 file of rows, as docs/FORMAT.md says. Written once, whole or absent, never changed."""
+"""Shard: an immutable HDF5 file of rows in the format of docs/FORMAT.md, written atomically."""
 
 from __future__ import annotations
 
@@ -26,26 +26,27 @@ from .records import COLUMNS, TEXT, Block, Names, Rows, Vectors, distinct, inval
 from .space import Space
 
 FORMAT = "clipfake-shard"
-# To raise it: keep the reader of the old number, add a store written by the old release to tests/, and say in
-# docs/FORMAT.md what changed.
+# To raise it: keep the reader of the old version, add a store written by the old release to tests/, and document the
+# change in docs/FORMAT.md.
 VERSION = 1
-# Tables of contents with checksums (HDF5 1.8 and later), so that a damaged one is noticed by HDF5 itself; the older
-# layout has none, and a flipped bit there can send the library into an endless loop.
+# The layout of HDF5 1.8 and later has checksums in its metadata, so HDF5 itself detects damage. The older layout has
+# none, and a flipped bit there can send the library into an endless loop.
 LAYOUT = ("v108", "v108")
-PAGE = 4096  # large datasets begin at a page of memory, so that they can be mapped
-TABLE = 1024  # bytes that HDF5 notes of a dataset, and more
-HEAP, TAIL = b"GCOL\x01\0\0\0", 1 << 16  # how it begins; bytes at a shard's end in which it is
+PAGE = 4096  # large datasets are aligned to memory pages, so that they can be mapped
+DATASET_METADATA = 1024  # bytes; an upper bound for what HDF5 stores about one dataset
+HEAP_SIGNATURE = b"GCOL\x01\0\0\0"
+HEAP_WITHIN = 1 << 16  # bytes at the end of a shard that contain its global heap
 ROWS_PER_DIGEST = 256
-PICTURES_PER_DIGEST = 16  # small JPEGs, about as many bytes as that many rows of vectors
-ROWS_READ = 4096  # whose pictures are in memory where many are asked for
+THUMBNAILS_PER_DIGEST = 16  # small JPEGs, in all about as large as 256 vectors
+ROWS_READ = 4096  # rows whose thumbnails are read at a time
 
-CODED = ("sources", "generators", "categories", "formats")  # few distinct values: a table and a code a row
-TEXTUAL = ("keys", "paths")  # nearly all distinct: bytes end to end, and where each ends
+CODED = ("sources", "generators", "categories", "formats")  # few distinct values: stored as a table and codes
+TEXTUAL = ("keys", "paths")  # mostly distinct values: stored as concatenated bytes and end offsets
 
 
 @dataclass(frozen=True)
 class Header:
-    """Header of a shard; its digest is in the manifest, so that neither can change unnoticed."""
+    """Header of a shard. The manifest holds its digest, so that no change of either goes unnoticed."""
 
     rows: int
     space: Space
@@ -58,39 +59,49 @@ class Header:
 
 
 def hash_keys(keys: Sequence[str] | Names) -> Hashes:
-    """The first eight bytes of each key's BLAKE2b, little-endian, shape (rows,): to find a key among millions."""
+    """(n,) hashes by which keys are looked up: the first eight bytes of each key's BLAKE2b, little-endian."""
     texts = keys if isinstance(keys, Sequence) else keys.tolist()
     return np.frombuffer(b"".join([hashlib.blake2b(key.encode(), digest_size=8).digest() for key in texts]), "<u8")
 
 
 def digest_groups(vectors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """BLAKE2b-128 of every 256 rows, shape (groups, 16): damage to vectors can be named to these rows."""
+    """(groups, 16) BLAKE2b-128 of every 256 rows, so that damage can be narrowed down to these rows."""
     groups = [vectors[i : i + ROWS_PER_DIGEST] for i in range(0, len(vectors), ROWS_PER_DIGEST)]
     digests = bytes.fromhex("".join(checksum(np.ascontiguousarray(group)) for group in groups))
     return np.frombuffer(digests, np.uint8).reshape(-1, 16)
 
 
-def write_shard(path: Path, block: Block, hashes: Hashes | None = None) -> Header:
-    """Seal a block as the file `path`: whole or absent. float16 keeps a unit vector's inner products to about 0.0005.
+def write_shard(path: Path, block: Block) -> Header:
+    """Check a block and write it as a shard, atomically.
 
-    Parameters
-    ----------
-    hashes : (rows,) of the keys, from whoever has them already
+    Vectors are stored as float16, which changes inner products of unit vectors by about 0.0005.
 
     Raises
     ------
     BadBlock
-        Vectors that are zero or not finite as float16, or a key that stands twice; nothing is written.
+        A vector is zero or not finite as float16, or a key occurs twice; nothing is written.
     StoreError
         The disk is full or read-only; nothing is left behind.
     """
     block = replace(block, vectors=to_float16(block.vectors))
-    hashes = hash_keys(block.rows.keys) if hashes is None else hashes
-    reject_unfit(block, hashes)
+    hashes = hash_keys(block.rows.keys)
+    require_valid_vectors(block)
+    _require_unique_keys(block, hashes)
+    return write_checked_shard(path, block, hashes)
+
+
+def write_checked_shard(path: Path, block: Block, hashes: Hashes) -> Header:
+    """Write a block as a shard without checking it again; see `write_shard`.
+
+    Parameters
+    ----------
+    block : float16 vectors that passed `require_valid_vectors`, and no key twice
+    hashes : (rows,) hashes of the keys
+    """
     datasets = dict(_datasets(block, hashes))
     header = Header(len(block), block.space, {name: checksum(values) for name, values in datasets.items()})
-    room = sum(values.nbytes + PAGE + TABLE for values in datasets.values()) + 2**16
-    with written_aside(path) as temporary, _new_file(temporary, room) as file:
+    size = sum(values.nbytes + PAGE + DATASET_METADATA for values in datasets.values()) + 2**16
+    with written_aside(path) as temporary, _new_file(temporary, size) as file:
         for name, values in datasets.items():
             file.create_dataset(name, data=values)
         file.attrs["format"] = FORMAT
@@ -102,35 +113,41 @@ def write_shard(path: Path, block: Block, hashes: Hashes | None = None) -> Heade
     return header
 
 
-def _new_file(path: Path, room: int) -> h5py.File:
-    """An empty file that so many bytes can be written to: HDF5 itself ends the process where the disk is full."""
+def _new_file(path: Path, size: int) -> h5py.File:
+    """Create an HDF5 file with disk space for `size` bytes reserved: on a full disk, HDF5 would abort the process."""
     path.write_bytes(_empty())
-    reserve(path, room)
-    return h5py.File(path, "r+", **_LAID_OUT)  # cuts off what was not needed when it is closed
+    reserve(path, size)
+    return h5py.File(path, "r+", **_LAYOUT_OPTIONS)  # truncated to its actual size when it is closed
 
 
 @cache
 def _empty() -> bytes:
-    content = io.BytesIO()  # of its own: HDF5 takes files of one name, in memory too, for one, and threads collide
-    h5py.File(content, "w", **_LAID_OUT).close()
+    # In a buffer: HDF5 treats files of one name as the same file, even in memory, so that threads would collide.
+    content = io.BytesIO()
+    h5py.File(content, "w", **_LAYOUT_OPTIONS).close()
     return content.getvalue()
 
 
-_LAID_OUT: Any = {"libver": LAYOUT, "alignment_threshold": PAGE, "alignment_interval": PAGE}
+_LAYOUT_OPTIONS: Any = {"libver": LAYOUT, "alignment_threshold": PAGE, "alignment_interval": PAGE}
 
 
-def reject_unfit(block: Block, hashes: Hashes) -> None:
-    """Raise BadBlock if the block, with vectors as float16, holds a row that may not be stored."""
-    if len(wrong := invalid_rows(block.vectors)):
+def require_valid_vectors(block: Block) -> None:
+    """Raise BadBlock if a vector of the block is zero or not finite as float16."""
+    if len(invalid := invalid_rows(block.vectors)):
         raise BadBlock(
-            f"row {wrong[0]} ({block.rows.keys[wrong[0]]}) has a vector that is zero or not finite, "
-            f"{len(wrong)} such rows in all; they cannot be compared with anything, so leave them out"
+            f"row {invalid[0]} ({block.rows.keys[invalid[0]]}) has a vector that is zero or not finite, "
+            f"{len(invalid)} such rows in all; they cannot be compared with anything, so leave them out"
         )
+
+
+def _require_unique_keys(block: Block, hashes: Hashes) -> None:
     if len(np.unique(hashes)) == len(hashes):
         return
     keys, _, counts = distinct(block.rows.keys)
-    if len(twice := np.flatnonzero(counts > 1)):
-        raise BadBlock(f"the key {keys[twice[0]]} stands {counts[twice[0]]} times in one block; keys are unique")
+    if len(repeated := np.flatnonzero(counts > 1)):
+        raise BadBlock(
+            f"the key {keys[repeated[0]]} occurs {counts[repeated[0]]} times in one block; keys must be unique"
+        )
 
 
 def _datasets(block: Block, hashes: Hashes) -> Iterator[tuple[str, npt.NDArray[Any]]]:
@@ -151,17 +168,18 @@ def _datasets(block: Block, hashes: Hashes) -> Iterator[tuple[str, npt.NDArray[A
     yield "key_hashes", hashes
     if block.thumbnails:
         yield from _pieces("thumbnails", b"".join(block.thumbnails), map(len, block.thumbnails))
-        yield "thumbnails/digests", _digests_of_pictures(block.thumbnails)
+        yield "thumbnails/digests", _thumbnail_digests_of(block.thumbnails)
     occurring = set(block.rows.categories.tolist())
-    if here := sorted(occurring & block.texts.keys()):
-        yield from _strings("texts", names(here))
-        rows = [block.texts[category] for category in here]
-        yield "texts/vectors", np.asarray(rows, dtype="<f2").reshape(len(here), -1)
+    if categories := sorted(occurring & block.texts.keys()):
+        yield from _strings("texts", names(categories))
+        vectors = [block.texts[category] for category in categories]
+        yield "texts/vectors", np.asarray(vectors, dtype="<f2").reshape(len(categories), -1)
 
 
-def _digests_of_pictures(pictures: Sequence[bytes]) -> npt.NDArray[np.uint8]:
-    """BLAKE2b-128 of every 16 rows' pictures end to end, shape (groups, 16): some can be checked without the rest."""
-    groups = [b"".join(pictures[i : i + PICTURES_PER_DIGEST]) for i in range(0, len(pictures), PICTURES_PER_DIGEST)]
+def _thumbnail_digests_of(thumbnails: Sequence[bytes]) -> npt.NDArray[np.uint8]:
+    """(groups, 16) BLAKE2b-128 of every 16 thumbnails, so that a few can be verified without reading all."""
+    step = THUMBNAILS_PER_DIGEST
+    groups = [b"".join(thumbnails[i : i + step]) for i in range(0, len(thumbnails), step)]
     return np.frombuffer(bytes.fromhex("".join(map(checksum, groups))), np.uint8).reshape(-1, 16)
 
 
@@ -179,7 +197,7 @@ def _pieces(name: str, whole: bytes, lengths: Iterable[int]) -> Iterator[tuple[s
 
 @dataclass(frozen=True)
 class Shard:
-    """A sealed shard, read lazily and without holding the file open. Errors name the file."""
+    """Reader of a shard. Reads lazily and does not keep the file open; errors name the file."""
 
     path: Path
 
@@ -190,14 +208,14 @@ class Shard:
                 yield file
         except FileNotFoundError as e:
             raise Damaged(f"{self.path} is missing; {_REPAIR}") from e
-        except _SENSELESS as e:
+        except _INVALID_CONTENT as e:
             raise Damaged(f"{self.path} is not a readable shard ({e}); {_REPAIR}") from e
 
     @cached_property
     def header(self) -> Header:
         """Format, version, rows, space and checksums; raises NotAStore or Damaged."""
         with self._file() as file:
-            _follow_words(self.path)
+            _check_global_heap(self.path)
             if file.attrs.get("format") != FORMAT:
                 raise NotAStore(f"{self.path} is an HDF5 file, but not a clipfake shard; remove it from the store")
             if not 1 <= (version := int(file.attrs["version"])) <= VERSION:
@@ -205,7 +223,7 @@ class Shard:
                     f"{self.path} has format version {version}, this release reads 1 to {VERSION}; upgrade clipfake"
                 )
             if (rows := int(file.attrs["rows"])) < 0:
-                raise ValueError(f"{rows} rows")
+                raise ValueError(f"invalid number of rows: {rows}")
             return Header(
                 rows=rows,
                 space=Space.from_dict(json.loads(file.attrs["space"])),
@@ -225,26 +243,31 @@ class Shard:
 
     @cached_property
     def vectors(self) -> Vectors:
-        """(rows, dim), mapped from the file as it lies: pages are read when they are touched, and are not checked
-        (`damaged_rows` does). Writing to the array changes this process's copy only."""
+        """(rows, dim) vectors, memory-mapped copy-on-write: writing to the array does not change the file.
+
+        Their checksums are not verified; see `damaged_rows`.
+        """
         with self._file() as file:
             dataset = self._dataset(file, "vectors")
             offset, shape, dtype = dataset.id.get_offset(), dataset.shape, dataset.dtype
         if shape != (len(self), self.header.space.dim) or dtype.kind != "f":
-            raise Damaged(f"{self.path} has {dtype} vectors of shape {shape} for {len(self)} rows; {_REPAIR}")
-        if offset is None:  # no rows, or chunked by another writer
+            raise Damaged(
+                f"{self.path} has {dtype} vectors of shape {shape} for {len(self)} rows of "
+                f"{self.header.space.dim} dimensions; {_REPAIR}"
+            )
+        if offset is None:  # no rows, or written in chunks by other software
             return np.asarray(self._read("vectors"), dtype=dtype)
         if self.size < offset + dtype.itemsize * shape[0] * shape[1]:
             raise Damaged(f"{self.path} is truncated; {_REPAIR}")
         mapped = np.memmap(self.path, dtype=dtype, mode="c", offset=offset, shape=shape)
-        return mapped.view(np.ndarray)  # the same bytes, without what np.memmap does at every access
+        return mapped.view(np.ndarray)  # np.memmap has overhead at every access
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """One column of Rows, checked against its checksum."""
-        with self._sense(name):
+        """One column of Rows; its checksum is verified."""
+        with self._parsing(name):
             values = self._column(name)
             if values.shape != (len(self),):
-                raise ValueError(f"it has the shape {values.shape} for {len(self)} rows")
+                raise ValueError(f"shape {values.shape} for {len(self)} rows")
             return values
 
     def _column(self, name: str) -> npt.NDArray[Any]:
@@ -256,55 +279,56 @@ class Shard:
         return values.view("V16").reshape(-1) if name == "digests" else values.astype(COLUMNS.get(name, values.dtype))
 
     def rows(self) -> Rows:
+        """Metadata of all rows; the checksums are verified."""
         return Rows(**{f.name: self.column(f.name) for f in fields(Rows)})
 
     def block(self) -> Block:
-        """Read all rows with everything that belongs to them; each part but the vectors is verified."""
+        """Read all rows with vectors, thumbnails and texts. All checksums but those of the vectors are verified."""
         return Block(self.header.space, self.rows(), self.vectors, self.thumbnails(), self.texts)
 
     @cached_property
     def texts(self) -> dict[str, Vectors]:
-        """category -> (dim,) float32, the text vectors of the categories that occur here."""
+        """category -> (dim,) float32 text vector, for the categories of this shard's rows."""
         if "texts/vectors" not in self.header.checksums:
             return {}
-        with self._sense("texts"):
+        with self._parsing("texts"):
             vectors = self._read("texts/vectors").astype(np.float32)
             if vectors.shape[1:] != (self.header.space.dim,):
-                raise ValueError(f"they have the shape {vectors.shape}")
+                raise ValueError(f"vectors of shape {vectors.shape} in a space of {self.header.space.dim} dimensions")
             return dict(zip(self._read_strings("texts").tolist(), vectors, strict=True))
 
-    def pictures(self, rows: npt.NDArray[np.int64]) -> list[bytes]:
-        """The small JPEGs of some rows, b"" where none was kept; little more is read, and all that is is checked."""
-        found = [b""] * len(rows)
+    def thumbnails_of(self, rows: npt.NDArray[np.int64]) -> list[bytes]:
+        """Thumbnails (JPEG) of these rows, b"" for a row without one. Reads and verifies only their digest groups."""
+        thumbnails = [b""] * len(rows)
         if not self.has_thumbnails or not len(rows):
-            return found
-        ends, digests = self._picture_ends, self._picture_digests
+            return thumbnails
+        ends, digests = self._thumbnail_ends, self._thumbnail_digests
         order = np.argsort(rows, kind="stable")
-        groups = rows[order] // PICTURES_PER_DIGEST
-        apart = (np.diff(groups) > 1) | (np.diff(groups // (ROWS_READ // PICTURES_PER_DIGEST)) > 0)
-        with self._sense("thumbnails"), self._file() as file:
-            if int(ends[-1]) != self._dataset(file, "thumbnails/bytes").size:
-                raise ValueError("they end elsewhere than their bytes do")
-            for wanted in np.split(order, np.flatnonzero(apart) + 1):  # rows whose groups are read at once
-                first, last = (int(rows[one]) // PICTURES_PER_DIGEST for one in (wanted[0], wanted[-1]))
-                begin = first * PICTURES_PER_DIGEST
+        groups = rows[order] // THUMBNAILS_PER_DIGEST
+        is_gap = (np.diff(groups) > 1) | (np.diff(groups // (ROWS_READ // THUMBNAILS_PER_DIGEST)) > 0)
+        with self._parsing("thumbnails"), self._file() as file:
+            if int(ends[-1]) != (size := self._dataset(file, "thumbnails/bytes").size):
+                raise ValueError(f"the last one ends at byte {int(ends[-1])} of {size}")
+            for run in np.split(order, np.flatnonzero(is_gap) + 1):  # rows of adjacent groups are read together
+                first, last = (int(rows[i]) // THUMBNAILS_PER_DIGEST for i in (run[0], run[-1]))
+                begin = first * THUMBNAILS_PER_DIGEST
                 cuts = [int(ends[begin - 1]) if begin else 0]
-                cuts += ends[begin : (last + 1) * PICTURES_PER_DIGEST].tolist()
+                cuts += ends[begin : (last + 1) * THUMBNAILS_PER_DIGEST].tolist()
                 content = file["thumbnails/bytes"][cuts[0] : cuts[-1]].tobytes()
-                pieces = _cut(content, [end - cuts[0] for end in cuts[1:]])
-                if len(digests) and not np.array_equal(_digests_of_pictures(pieces), digests[first : last + 1]):
+                pieces = _split(content, [end - cuts[0] for end in cuts[1:]])
+                if len(digests) and not np.array_equal(_thumbnail_digests_of(pieces), digests[first : last + 1]):
                     raise self._altered("thumbnails/bytes")
-                for one in wanted.tolist():
-                    found[one] = pieces[int(rows[one]) - begin]
-        return found
+                for i in run.tolist():
+                    thumbnails[i] = pieces[int(rows[i]) - begin]
+        return thumbnails
 
     @cached_property
-    def _picture_ends(self) -> npt.NDArray[np.uint64]:
+    def _thumbnail_ends(self) -> npt.NDArray[np.uint64]:
         return self._ends("thumbnails")
 
     @cached_property
-    def _picture_digests(self) -> npt.NDArray[np.uint8]:
-        """(groups, 16); of a shard from before there were any none, and its pictures have been compared as a whole."""
+    def _thumbnail_digests(self) -> npt.NDArray[np.uint8]:
+        """(groups, 16) digests; empty for old shards without them, whose thumbnails are verified as a whole."""
         if "thumbnails/digests" in self.header.checksums:
             return self._read("thumbnails/digests")
         self.check("thumbnails/bytes")
@@ -312,24 +336,24 @@ class Shard:
 
     @property
     def has_thumbnails(self) -> bool:
-        """True if any thumbnail was kept."""
+        """True if the shard has thumbnails."""
         return "thumbnails/ends" in self.header.checksums
 
     def thumbnails(self) -> tuple[bytes, ...]:
-        """All thumbnails, one a row; () if none were kept."""
+        """One thumbnail per row; () if the shard has none."""
         if not self.has_thumbnails:
             return ()
-        return tuple(_cut(self._read("thumbnails/bytes").tobytes(), self._ends("thumbnails").tolist()))
+        return tuple(_split(self._read("thumbnails/bytes").tobytes(), self._ends("thumbnails").tolist()))
 
     @cached_property
     def digests(self) -> npt.NDArray[np.void]:
-        """The column of that name, kept: a writer asks for it again and again."""
+        """The column "digests", cached because writers read it for every block."""
         return self.column("digests")
 
     def keys_at(self, rows: npt.NDArray[np.int64]) -> list[str]:
-        """The keys of some rows; the text of all is kept as it lies, a row costs its length and eight bytes."""
+        """Keys of these rows. All keys are cached as bytes, at the cost of their length plus eight bytes per row."""
         text, ends = self._keys
-        with self._sense("keys"):
+        with self._parsing("keys"):
             return self._texts_at(text, ends, rows)
 
     @staticmethod
@@ -341,17 +365,17 @@ class Shard:
         return self._read("keys/bytes").tobytes(), self._ends("keys")
 
     def damaged_rows(self) -> npt.NDArray[np.int64]:
-        """Rows whose vectors stand in a group of 256 that is not what was written; shape (rows,), sorted."""
+        """(n,) rows in groups of 256 vectors whose checksum differs, ascending."""
         groups = digest_groups(np.asarray(self.vectors))
         digests = self._read("vector_digests")
         if digests.shape != groups.shape:
             raise self._altered("vector_digests")
-        wrong = np.flatnonzero((groups != digests).any(axis=1))
+        damaged = np.flatnonzero((groups != digests).any(axis=1))
         rows = np.arange(len(self))
-        return rows[np.isin(rows // ROWS_PER_DIGEST, wrong)]
+        return rows[np.isin(rows // ROWS_PER_DIGEST, damaged)]
 
     def check(self, dataset: str) -> None:
-        """Raise Damaged unless the dataset is there and has its checksum."""
+        """Raise Damaged unless the dataset exists and its checksum matches."""
         self._read(dataset)
 
     def _read(self, name: str) -> npt.NDArray[Any]:
@@ -363,50 +387,52 @@ class Shard:
         return values
 
     def _dataset(self, file: h5py.File, name: str) -> h5py.Dataset:
-        """A dataset of numbers that lie in this very file, as many as it has room for; raises ValueError for others.
+        """A numeric dataset stored in this file and no larger than it; raises ValueError for any other.
 
-        HDF5 also knows such that lie in another file, are packed a thousand to one, or were never written.
+        HDF5 also has datasets that are stored in another file, compressed a thousand to one, or never written.
         """
-        found = file[name]
-        if not isinstance(found, h5py.Dataset) or found.dtype.kind not in "biuf":
-            raise ValueError(f"{name} is no dataset of numbers")
-        if found.file.filename != file.filename or found.external or found.is_virtual:
-            raise ValueError(f"{name} lies in another file")
-        if found.size * found.dtype.itemsize > self.size:
-            raise ValueError(f"{name} of the shape {found.shape} is larger than the file")
-        return found
+        dataset = file[name]
+        if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "biuf":
+            raise ValueError(f"{name} is not a numeric dataset")
+        if dataset.file.filename != file.filename or dataset.external or dataset.is_virtual:
+            raise ValueError(f"{name} is stored in another file")
+        if dataset.size * dataset.dtype.itemsize > self.size:
+            raise ValueError(f"{name} of shape {dataset.shape} is larger than the file")
+        return dataset
 
     @contextmanager
-    def _sense(self, name: str) -> Iterator[None]:
-        """Check the values of a column: they may have the right checksum and make no sense; raises Damaged."""
+    def _parsing(self, name: str) -> Iterator[None]:
+        """Raise Damaged for invalid values: even a column with a valid checksum may have been written by a stranger."""
         try:
             yield
-        except _SENSELESS as e:
-            raise Damaged(f"{self.path}: {name} makes no sense ({e}); {_REPAIR}") from e
+        except _INVALID_CONTENT as e:
+            raise Damaged(f"{self.path}: {name} is invalid ({e}); {_REPAIR}") from e
 
     def _ends(self, name: str) -> npt.NDArray[np.uint64]:
-        """Read where the pieces of each row end; raises Damaged unless there is one per row, in order."""
+        """End offset of each row's bytes; raises Damaged unless there is one per row, in ascending order."""
         ends = self._read(f"{name}/ends")
-        with self._sense(name):
-            if ends.shape != (len(self),) or ends.dtype.kind != "u" or (ends[1:] < ends[:-1]).any():
-                raise ValueError(f"{ends.dtype} ends of the shape {ends.shape} for {len(self)} rows, or in no order")
+        with self._parsing(name):
+            if ends.shape != (len(self),) or ends.dtype.kind != "u":
+                raise ValueError(f"{ends.dtype} end offsets of shape {ends.shape} for {len(self)} rows")
+            if (ends[1:] < ends[:-1]).any():
+                raise ValueError("the end offsets are not in ascending order")
         return ends
 
     def _altered(self, name: str) -> Damaged:
-        return Damaged(f"{self.path}: {name} is not what was written (checksum differs); {_REPAIR}")
+        return Damaged(f"{self.path}: {name} was altered (checksum differs); {_REPAIR}")
 
     def _read_strings(self, name: str) -> Names:
         blob, stored_ends = self._read(f"{name}/bytes").tobytes(), self._read(f"{name}/ends")
         if (stored_ends[1:] < stored_ends[:-1]).any() or (stored_ends[-1] if len(stored_ends) else 0) != len(blob):
-            raise ValueError("its texts do not follow each other to the end of its bytes")
+            raise ValueError("the end offsets do not match the bytes")
         ends = stored_ends.tolist()
-        if blob.isascii():  # then the ends in bytes are the ends in characters
-            return np.array(_cut(blob.decode("ascii"), ends), dtype=TEXT)
-        return np.array([piece.decode() for piece in _cut(blob, ends)], dtype=TEXT)
+        if blob.isascii():  # then offsets in bytes are offsets in characters
+            return np.array(_split(blob.decode("ascii"), ends), dtype=TEXT)
+        return np.array([piece.decode() for piece in _split(blob, ends)], dtype=TEXT)
 
 
-# What reading arrays of strange shapes and kinds raises.
-_SENSELESS = (
+# What can be raised when arrays of unexpected shapes and dtypes are read.
+_INVALID_CONTENT = (
     OSError,
     KeyError,
     RuntimeError,
@@ -418,31 +444,31 @@ _SENSELESS = (
     MemoryError,
 )
 
-_REPAIR = "the other shards keep working; run `clipfake store verify` to see what is hit, then `clipfake store repair`"
+_REPAIR = "the other shards remain usable; run `clipfake store verify` to list the damage, then `clipfake store repair`"
 
 
-def _follow_words(path: Path) -> None:
-    """Raise ValueError where HDF5 would look for the words of a shard's attributes without an end.
+def _check_global_heap(path: Path) -> None:
+    """Raise ValueError if HDF5 would loop forever over the global heap, which holds the strings of the attributes.
 
-    Of all that it writes for us, the heap that holds them has no checksum, and a length of 0 in it leads back to where
-    it stands (HDF5 File Format Specification 3.0, III.E). It is the last thing we have written.
+    The heap is the only structure in a shard without a checksum, and an object of size 0 in it points back to itself
+    (HDF5 File Format Specification 3.0, III.E). It is at the end of the file, as attributes are written last.
     """
     with path.open("rb") as file:
         length = file.seek(0, 2)
-        file.seek(max(length - TAIL, 0) // 8 * 8)
+        file.seek(max(length - HEAP_WITHIN, 0) // 8 * 8)
         tail = file.read()
-    at = tail.find(HEAP)
-    while at >= 0:
-        place, end = at + 16, at + int.from_bytes(tail[at + 8 : at + 16], "little")
-        while place + 16 <= end:
-            number, size = tail[place : place + 2], int.from_bytes(tail[place + 8 : place + 16], "little")
-            step = 16 + -(-size // 8) * 8 if any(number) else size  # number 0: what is left of the heap
-            if step < 16 or place + step > min(end, len(tail)):
-                raise ValueError("the lengths of its words lead nowhere")
-            place += step
-        at = tail.find(HEAP, at + 8)
+    start = tail.find(HEAP_SIGNATURE)
+    while start >= 0:
+        offset, end = start + 16, start + int.from_bytes(tail[start + 8 : start + 16], "little")
+        while offset + 16 <= end:
+            index, size = tail[offset : offset + 2], int.from_bytes(tail[offset + 8 : offset + 16], "little")
+            step = 16 + -(-size // 8) * 8 if any(index) else size  # index 0: the free space of the heap
+            if step < 16 or offset + step > min(end, len(tail)):
+                raise ValueError("corrupt HDF5 global heap: invalid object size")
+            offset += step
+        start = tail.find(HEAP_SIGNATURE, start + 8)
 
 
-def _cut(whole: Any, ends: list[int]) -> list[Any]:
-    """The pieces of a string or of bytes that end at these places."""
-    return [whole[start:end] for start, end in itertools.pairwise([0, *ends])]
+def _split(content: Any, ends: list[int]) -> list[Any]:
+    """Split a string or bytes at the end offsets of the pieces."""
+    return [content[start:end] for start, end in itertools.pairwise([0, *ends])]

@@ -1,4 +1,4 @@
-"""Snapshot of a store: the live rows at one moment, unchanged whatever a writer does meanwhile."""
+"""Snapshot of a store: a consistent, read-only view of its live rows that no later write changes."""
 
 from __future__ import annotations
 
@@ -31,28 +31,31 @@ if TYPE_CHECKING:
 class Snapshot:
     """The live rows of a store at one moment.
 
-    A row's *position* (0 … len-1) is its place in this snapshot; its *id* (shard number × 2³² + row in the shard)
-    stays the same in every snapshot that has it. Both grow in the order rows came in.
+    A row's *position* (0 … len-1) is its index in this snapshot; its *id* (shard number × 2³² + row in the shard) is
+    the same in every snapshot that contains the row. Both follow the order in which rows were added.
     """
 
     def __init__(self, folder: Path, manifest: Manifest, before: Snapshot | None = None) -> None:
-        """`before` is an earlier snapshot of the same store, whose open shards and keys are taken over."""
+        """`before` is another snapshot of the same store whose open shards and key index are reused."""
         self.folder = folder
         self.manifest = manifest
-        self._elsewhere: Searcher | None = None
-        self._held: Snapshot | None = None
-        known = {live.part.name: live for live in before._shards} if before else {}
-        self._shards: list[LiveShard] = [
-            LiveShard(folder, part, manifest.space, known.get(part.name)) for part in manifest.parts
-        ]
+        self._searcher: Searcher | None = None
+        self._source: Snapshot | None = None  # the snapshot this is a view of, referenced to keep its files leased
+        previous = {shard.part.name: shard for shard in before._shards} if before else {}
+        self._shards: list[LiveShard] = []
+        for part in manifest.parts:
+            shard = previous.get(part.name)
+            if shard is None or shard.part != part:
+                shard = LiveShard(folder, part, manifest.space, before=shard)
+            self._shards.append(shard)
         counts = [part.rows - part.deleted_rows for part in manifest.parts]
         self._starts = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)  # (shards + 1,)
         self._numbers = np.array([part.number for part in manifest.parts], np.int64)
         if before and "_keys" in vars(before):
             self._keys = before._keys
-            for live in self._shards:
-                if live.part.name not in known:
-                    self._keys.add(live.hashes, live.ids)
+            for shard in self._shards:
+                if shard.part.name not in previous:
+                    self._keys.add(shard.hashes, shard.ids)
 
     @property
     def number(self) -> int:
@@ -80,14 +83,13 @@ class Snapshot:
         """Metadata of all live rows. For single columns of millions of rows use `column(name)`."""
         return Rows(**{f.name: self.column(f.name) for f in fields(Rows)})
 
-    def whole(self) -> Snapshot:
-        """Itself, if all its shards are there; raises Damaged otherwise."""
+    def require_shards(self) -> None:
+        """Raise Damaged unless every shard is present and is the one in the manifest."""
         for shard in self._shards:
             _ = shard.file
-        return self
 
     def column(self, name: str) -> npt.NDArray[Any]:
-        """One column of `rows`, shape (rows,); loaded once."""
+        """One column of `rows`, shape (rows,); cached after the first call."""
         if name not in self._columns:
             parts = [shard.take(shard.file.column(name)) for shard in self._shards]
             self._columns[name] = np.concatenate(parts) if parts else getattr(Rows.concat([]), name)
@@ -99,12 +101,12 @@ class Snapshot:
 
     @cached_property
     def ids(self) -> Ids:
-        """(rows,) what stays the same for a row in every snapshot; ascending."""
+        """(rows,) ids of the rows, ascending; a row has the same id in every snapshot."""
         parts = [shard.ids for shard in self._shards]
         return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
-    def places(self, ids: Ids) -> Positions:
-        """(n,) positions of the rows with these ids, -1 where this snapshot does not have one."""
+    def positions_of(self, ids: Ids) -> Positions:
+        """(n,) positions of the rows with these ids, -1 for ids that are not in this snapshot."""
         result = np.full(len(ids), -1, np.int64)
         if not self._shards:
             return result
@@ -112,51 +114,51 @@ class Snapshot:
         shard_of[shard_of == len(self._numbers)] = 0
         shard_of[self._numbers[shard_of] != ids >> 32] = -1
         for number in np.unique(shard_of[shard_of >= 0]):
-            here = np.flatnonzero(shard_of == number)
-            live = self._shards[number].live(ids[here] & 0xFFFFFFFF)
-            result[here[live >= 0]] = live[live >= 0] + self._starts[number]
+            in_shard = np.flatnonzero(shard_of == number)
+            live = self._shards[number].live_positions(ids[in_shard] & 0xFFFFFFFF)
+            result[in_shard[live >= 0]] = live[live >= 0] + self._starts[number]
         return result
 
     def vectors(self, positions: Any = None, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-        """(n, dim) of the rows at these positions (integers, slice or mask), all for None.
+        """(n, dim) vectors of the rows at these positions (integers, slice or mask; default: all).
 
-        `dtype=np.float16` gives them as they are stored, in half the memory.
+        `dtype=np.float16` returns the vectors as stored, in half the memory.
 
         Raises
         ------
         BadBlock
-            A position or a mask that is not of these rows.
+            A position is out of range, or a mask has another length.
         Damaged
             A shard is missing or altered.
         """
-        wanted = self._positions(positions)
-        result = np.empty((len(wanted), self.space.dim), dtype)
-        for shard, here, rows in self._located(wanted):
-            result[here] = shard.file.vectors[rows]
+        positions = self._positions(positions)
+        result = np.empty((len(positions), self.space.dim), dtype)
+        for shard, slots, rows in self._by_shard(positions):
+            result[slots] = shard.file.vectors[rows]
         return result
 
     def digests(self, positions: Positions) -> npt.NDArray[np.void]:
-        """(n,) V16, the file digests of some rows, without loading those of all."""
+        """(n,) V16 file digests of the rows at these positions, without loading the whole column."""
         result = np.empty(len(positions), "V16")
-        for shard, here, rows in self._located(positions):
-            result[here] = shard.file.digests[rows]
+        for shard, slots, rows in self._by_shard(positions):
+            result[slots] = shard.file.digests[rows]
         return result
 
     def blocks(self, size: int = 65_536, where: Any = None) -> Iterator[Block]:
-        """Iterate over all rows (or those of a mask, or at some positions) in blocks of `size`.
+        """Iterate over the rows (all, or those of a mask or at given positions) in blocks of `size`.
 
-        Read as they are asked for: what is in memory is a block and a shard.
+        Blocks are read lazily: one block and the metadata of one shard are in memory at a time.
         """
-        wanted = self._positions(where)
+        selected = self._positions(where)
         last: tuple[LiveShard, Rows] | None = None
-        for start in range(0, len(wanted), size):
-            positions = wanted[start : start + size]
+        for start in range(0, len(selected), size):
+            positions = selected[start : start + size]
             parts, order = [], []
-            for shard, here, places in self._located(positions):
+            for shard, slots, shard_rows in self._by_shard(positions):
                 if last is None or last[0] is not shard:
                     last = shard, shard.file.rows()
-                parts.append(last[1].take(places))
-                order.append(np.arange(len(positions))[here])
+                parts.append(last[1].take(shard_rows))
+                order.append(np.arange(len(positions))[slots])
             rows = Rows.concat(parts).take(np.argsort(np.concatenate(order), kind="stable"))
             occurring = set(rows.categories.tolist())
             texts = {name: vector for name, vector in self.texts.items() if name in occurring}
@@ -165,21 +167,22 @@ class Snapshot:
     def search(
         self, queries: Vectors, k: int, where: Mask | PreparedFilter | None = None, recall: float = 0.99
     ) -> Matches:
-        """The k nearest rows of each query, of those a mask over the rows allows.
+        """The k nearest allowed rows of each query.
 
-        Similarities are those of the stored vectors. Without an index
-        (`clipfake.store.maintenance.build_index.build_index`) the rows are exactly the nearest; with one, the share
-        `recall` of them on average; with `recall=1` exactly them.
+        The search is exact unless there is an index (`clipfake.store.maintenance.build_index.build_index`) and `recall`
+        is below 1. Similarities are always computed from the stored vectors.
 
         Parameters
         ----------
         queries : (queries, dim), or (dim,) for one; unit length in a normalised space
-        where : (rows,) bool, or a `scope` of this snapshot for a filter that is asked again and again
+        k : number of neighbours per query
+        where : (rows,) bool mask of the allowed rows, or `prepare_filter(mask)` for repeated searches (default: all)
+        recall : share of the true neighbours to find on average; 1 searches exactly
 
         Raises
         ------
         BadBlock
-            Queries of another dimension, or a filter of other rows.
+            The queries have another dimension, or the filter belongs to another snapshot.
         Damaged
             A shard that is read is missing or altered.
         """
@@ -188,39 +191,40 @@ class Snapshot:
     def search_each(
         self, queries: Vectors, k: int, wheres: Sequence[Mask | PreparedFilter | None], recall: float = 0.99
     ) -> list[Matches]:
-        """`search` for several filters at once, which costs less where no index answers: every row is read once."""
+        """Run `search` for several filters at once: without an index, every row is read only once."""
         queries = np.atleast_2d(queries)
         if queries.shape[1] != self.space.dim:
-            raise BadBlock(f"queries of {queries.shape[1]} dimensions against a store of {self.space}")
-        scopes = [where if isinstance(where, PreparedFilter) else self.scope(where) for where in wheres]
-        if any(scope.of is not self.manifest for scope in scopes):
-            raise BadBlock(f"a scope of another snapshot; make it of this one, snapshot {self.number}")
-        if self._elsewhere and recall < 1:
-            return [self._elsewhere.search(queries, k, scope.mask, recall) for scope in scopes]
-        results, left = [Matches.none(len(queries), k) for _ in scopes], [scope.positions for scope in scopes]
+            raise BadBlock(f"queries have {queries.shape[1]} dimensions, the store has vectors of {self.space}")
+        filters = [where if isinstance(where, PreparedFilter) else self.prepare_filter(where) for where in wheres]
+        if any(prepared.manifest is not self.manifest for prepared in filters):
+            raise BadBlock(f"the filter was prepared for another snapshot; prepare it again for snapshot {self.number}")
+        if self._searcher and recall < 1:
+            return [self._searcher.search(queries, k, prepared.mask, recall) for prepared in filters]
+        results = [Matches.none(len(queries), k) for _ in filters]
+        remaining = [prepared.positions for prepared in filters]  # to be searched exactly
         if recall < 1 and len(queries) and len(self) and self._index:
-            for i, scope in enumerate(scopes):
-                results[i], left[i] = self._index.search(self, queries, k, scope, recall)
-        unanswered = [i for i, positions in enumerate(left) if positions is None or len(positions)]
-        if unanswered:
-            exact = self._exact.search_each(self, queries, k, [left[i] for i in unanswered])
-            for i, found in zip(unanswered, exact, strict=True):
-                results[i] = results[i].merge(found, k)
+            for i, prepared in enumerate(filters):
+                results[i], remaining[i] = self._index.search(self, queries, k, prepared, recall)
+        unfinished = [i for i, positions in enumerate(remaining) if positions is None or len(positions)]
+        if unfinished:
+            exact = self._exact.search_each(self, queries, k, [remaining[i] for i in unfinished])
+            for i, matches in zip(unfinished, exact, strict=True):
+                results[i] = results[i].merge(matches, k)
         return results
 
-    def scope(self, mask: Mask | None) -> PreparedFilter:
-        """A filter made ready for many searches of this snapshot; raises BadBlock unless it has a bool a row."""
+    def prepare_filter(self, mask: Mask | None) -> PreparedFilter:
+        """Prepare a mask for repeated searches of this snapshot; raises BadBlock unless it has one bool per row."""
         return PreparedFilter(mask, len(self), self.manifest)
 
-    def searched_by(self, other: Searcher) -> Snapshot:
-        """Return the same rows, searched by `other` (see `clipfake.store.backends`) unless `recall` is 1."""
-        result = copy(self)
-        result._elsewhere, result._held = other, self  # its files stay as long as the one that was opened
-        return result
+    def with_searcher(self, searcher: Searcher) -> Snapshot:
+        """Return a view of the same rows that `searcher` searches (see `clipfake.store.backends`), unless recall=1."""
+        view = copy(self)
+        view._searcher, view._source = searcher, self
+        return view
 
     @cached_property
     def _index(self) -> SnapshotIndex | None:
-        from .search.ann_index import attach  # FAISS is loaded by the first search
+        from .search.ann_index import attach  # imports FAISS, so only at the first search
 
         return attach(self)
 
@@ -230,40 +234,42 @@ class Snapshot:
 
     @cached_property
     def texts(self) -> dict[str, npt.NDArray[np.float32]]:
-        """category -> (dim,) its text vector; {} where the encoder has no text side."""
+        """category -> (dim,) text vector; empty if the encoder has no text encoder."""
         return {name: vector for shard in self._shards for name, vector in shard.file.texts.items()}
 
     def thumbnail(self, position: int) -> bytes:
-        """The small JPEG of one row, b"" where none was kept."""
+        """Thumbnail (JPEG) of one row, b"" if it has none."""
         return self.thumbnails(np.array([position], np.int64))[0]
 
     @property
     def has_thumbnails(self) -> bool:
-        """True if any row has one."""
+        """True if any row has a thumbnail."""
         return any(shard.file.has_thumbnails for shard in self._shards)
 
     def thumbnails(self, positions: Positions) -> tuple[bytes, ...]:
-        """The small JPEGs of some rows, b"" where none was kept."""
+        """Thumbnails (JPEG) of the rows at these positions, b"" for a row without one."""
         result = np.full(len(positions), b"", object)
-        for shard, here, rows in self._located(np.asarray(positions, np.int64)):
-            which = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
-            result[here] = np.array(shard.file.pictures(which), object)
+        for shard, slots, rows in self._by_shard(np.asarray(positions, np.int64)):
+            row_numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+            result[slots] = np.array(shard.file.thumbnails_of(row_numbers), object)
         return tuple(result.tolist())
 
     def find(self, keys: Sequence[str] | Names, hashes: Hashes | None = None) -> Positions:
-        """(n,) positions of these keys, -1 where a key is not stored; quick among millions.
+        """(n,) positions of these keys, -1 for a key that is not stored.
 
-        `hashes` are theirs, from whoever has them already.
+        Parameters
+        ----------
+        hashes : (n,) hashes of the keys, if the caller has computed them already
         """
         result = np.full(len(keys), -1, np.int64)
-        which, ids = self._keys.candidates(hash_keys(keys) if hashes is None else hashes)
-        positions = self.places(ids)
-        which, positions = which[positions >= 0], positions[positions >= 0]
-        for shard, here, rows in self._located(positions):
-            there = shard.file.keys_at(np.arange(len(shard.file))[rows])
-            for one, position, key in zip(which[here].tolist(), positions[here].tolist(), there, strict=True):
-                if keys[one] == key:  # two keys may share a hash
-                    result[one] = position
+        queried, ids = self._keys.candidates(hash_keys(keys) if hashes is None else hashes)
+        positions = self.positions_of(ids)
+        queried, positions = queried[positions >= 0], positions[positions >= 0]
+        for shard, slots, rows in self._by_shard(positions):
+            stored = shard.file.keys_at(np.arange(len(shard.file))[rows])
+            for i, position, key in zip(queried[slots].tolist(), positions[slots].tolist(), stored, strict=True):
+                if keys[i] == key:  # two keys may share a hash
+                    result[i] = position
         return result
 
     @cached_property
@@ -273,24 +279,25 @@ class Snapshot:
             keys.add(np.concatenate([shard.hashes for shard in self._shards]), self.ids)
         return keys
 
-    def _positions(self, wanted: Any) -> Positions:
-        if wanted is None:
+    def _positions(self, selection: Any) -> Positions:
+        """Convert integers, a slice, a mask or None (all rows) to positions; raises BadBlock."""
+        if selection is None:
             return np.arange(len(self), dtype=np.int64)
-        if isinstance(wanted, slice):
-            return np.arange(*wanted.indices(len(self)), dtype=np.int64)
-        wanted = np.asarray(wanted)
-        if wanted.dtype == np.bool_:
-            if wanted.shape != (len(self),):
-                raise BadBlock(f"a mask of shape {wanted.shape} over {len(self)} rows; give one value a row")
-            return np.flatnonzero(wanted).astype(np.int64)
-        if len(wanted) and (wanted.min() < 0 or wanted.max() >= len(self)):
-            raise BadBlock(f"positions {wanted.min()}..{wanted.max()} in a snapshot of {len(self)} rows")
-        return np.asarray(wanted, np.int64)
+        if isinstance(selection, slice):
+            return np.arange(*selection.indices(len(self)), dtype=np.int64)
+        selection = np.asarray(selection)
+        if selection.dtype == np.bool_:
+            if selection.shape != (len(self),):
+                raise BadBlock(f"mask of shape {selection.shape} for {len(self)} rows; pass one bool per row")
+            return np.flatnonzero(selection).astype(np.int64)
+        if len(selection) and (selection.min() < 0 or selection.max() >= len(self)):
+            raise BadBlock(f"positions {selection.min()}..{selection.max()} are out of range for {len(self)} rows")
+        return np.asarray(selection, np.int64)
 
-    def _located(self, positions: Positions) -> Iterator[tuple[LiveShard, Any, Any]]:
-        """Shard by shard: the shard, where in `positions` its rows stand, and which of its rows they are.
+    def _by_shard(self, positions: Positions) -> Iterator[tuple[LiveShard, Any, Any]]:
+        """Group positions by shard: yields the shard, indexes into `positions`, and row numbers in the shard's file.
 
-        Rows in store order are told as slices, which are read many times faster than lists of numbers.
+        Consecutive rows are given as slices, which are read many times faster than lists of numbers.
         """
         if not len(positions):
             return
@@ -301,19 +308,19 @@ class Snapshot:
         cuts = np.searchsorted(positions, self._starts)
         for number in np.flatnonzero(np.diff(cuts)):
             start, end = int(cuts[number]), int(cuts[number + 1])
-            rows = self._shards[number].place(positions[start:end] - self._starts[number])
-            whole = order is None and rows[-1] - rows[0] == len(rows) - 1
-            here = slice(start, end) if order is None else order[start:end]
-            yield self._shards[number], here, slice(int(rows[0]), int(rows[-1]) + 1) if whole else rows
+            rows = self._shards[number].file_rows(positions[start:end] - self._starts[number])
+            consecutive = order is None and rows[-1] - rows[0] == len(rows) - 1
+            slots = slice(start, end) if order is None else order[start:end]
+            yield self._shards[number], slots, slice(int(rows[0]), int(rows[-1]) + 1) if consecutive else rows
 
 
 def open_snapshot(folder: Path, number: int | None = None) -> Snapshot:
-    """The newest snapshot of a store, or an earlier one by its number; its files stay as long as it is held.
+    """Open the newest snapshot of a store, or an earlier one by its number. Its files are kept while it is referenced.
 
     Raises
     ------
     NoStore
-        There is no snapshot of this number (any more).
+        There is no snapshot with this number, or no longer.
     NotAStore, Damaged
         The manifest cannot be read.
     """
@@ -325,4 +332,4 @@ def open_snapshot(folder: Path, number: int | None = None) -> Snapshot:
     except Damaged:
         if number is not None or numbers(folder)[-1] == manifest.number:
             raise
-    return open_snapshot(folder, number)  # a writer went on meanwhile
+    return open_snapshot(folder, number)  # a writer committed a newer one in the meantime

@@ -7,19 +7,19 @@ from typing import Any
 
 from ..errors import SpaceMismatch
 
-DIM_LIMIT = 1 << 20  # no encoder we know of gives a hundredth of it
+DIM_LIMIT = 1 << 20  # more than a hundred times what any known encoder has
 
 
 @dataclass(frozen=True)
 class Space:
-    """Embedding space of vectors. It travels with every block, shard, index and head.
+    """Embedding space of vectors. Every block, shard, index and head names its space.
 
-    Two vectors may be compared if and only if their spaces have the same fingerprint and dimension; the name is
-    for people (the same weights may lie in two folders).
+    Two vectors may be compared if and only if their spaces have the same fingerprint, dimension and normalisation. The
+    encoder's name is for the user only, as the same weights may be in two folders.
     """
 
-    encoder: str  # what the user named: a hub id or the name of a directory
-    fingerprint: str  # hex digest over weights and preprocessing
+    encoder: str  # as the user named it: a hub id or the name of a directory
+    fingerprint: str  # hex digest of weights and preprocessing
     dim: int
     normalised: bool = True  # rows have unit Euclidean length
 
@@ -35,11 +35,11 @@ class Space:
         )
 
     def require(self, other: Space, where: str) -> None:
-        """Raise SpaceMismatch unless `other`, the space of what is at `where`, is this one."""
+        """Raise SpaceMismatch unless `other` is the same space; `where` names what has the space `other`."""
         if not self.same(other):
             raise SpaceMismatch(
-                f"{where} holds vectors of {other}, but these are of {self}: "
-                f"vectors of two encoders cannot be compared. Name the same --encoder, or use another store"
+                f"{where} has vectors of {other}, not of {self}; vectors of different encoders cannot be compared. "
+                f"Use the same --encoder, or another store"
             )
 
     def to_dict(self) -> dict[str, Any]:
@@ -47,10 +47,10 @@ class Space:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Space:
-        """Raises KeyError, TypeError or ValueError where they name no space."""
+        """Parse the fields; raises KeyError, TypeError or ValueError if they are invalid."""
         dim = fields["dim"]
         if not isinstance(dim, int) or not 1 <= dim <= DIM_LIMIT:
-            raise ValueError(f"vectors of {dim!r} dimensions")
+            raise ValueError(f"invalid number of dimensions: {dim!r}")
         return cls(
             encoder=str(fields["encoder"]),
             fingerprint=str(fields["fingerprint"]),

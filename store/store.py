@@ -1,4 +1,4 @@
-"""A store: a folder of sealed shards, and snapshots that say which of their rows count (docs/FORMAT.md)."""
+"""A store: a folder of immutable shards, and of snapshots that list the live rows (docs/FORMAT.md)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from .search.results import SearchResults
 from .snapshot import Snapshot, open_snapshot
 from .space import Space
 from .writer import ROWS_PER_SHARD, SECONDS_PER_SHARD, tidy
-from .writer import AppendCounts as AppendCounts  # of this file's interface too
+from .writer import AppendCounts as AppendCounts  # re-exported
 from .writer import Writer as Writer
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class Store:
             return f"Store({str(self.folder)!r}: {e})"
 
     def __bool__(self) -> bool:
-        """A store without rows is a store too."""
+        """True, also for a store without rows."""
         return True
 
     def search(
@@ -58,13 +58,13 @@ class Store:
 
         Parameters
         ----------
-        where : rows that may be found (default: all)
+        where : rows that may be returned (default: all)
         recall : share of the true nearest rows to find on average; 1 searches exactly
 
         Raises
         ------
         BadBlock
-            Vectors of another dimension.
+            The vectors have another dimension.
         """
         snapshot = self.snapshot()
         mask = None if where is None or where.selects_all else where.mask(snapshot)
@@ -75,7 +75,7 @@ class Store:
 
         Parameters
         ----------
-        where : rows to take (default: all)
+        where : rows to include (default: all)
         """
         from .exchange.tables import to_pandas
 
@@ -87,7 +87,7 @@ class Store:
 
         Parameters
         ----------
-        where : rows to take (default: all)
+        where : rows to include (default: all)
         """
         from .exchange.torch_dataset import VectorDataset
 
@@ -96,14 +96,14 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path | str) -> Store:
-        """A store that is there; raises NoStore, NotAStore or Damaged."""
+        """Open an existing store; raises NoStore, NotAStore or Damaged."""
         store = cls(Path(folder))
         read_manifest(store.folder)
         return store
 
     @classmethod
     def create(cls, folder: Path | str, space: Space) -> Store:
-        """An empty store, or the one that is there already; raises SpaceMismatch if that one is of another space."""
+        """Create an empty store or open an existing one; raises SpaceMismatch if that one has another space."""
         store = cls(Path(folder))
         store.require_room()
         if not numbers(store.folder):
@@ -112,35 +112,35 @@ class Store:
         return store
 
     def require_room(self) -> None:
-        """Raise NotAStore where there is something else already, so that no store can be made."""
+        """Raise NotAStore if the folder contains other files, so that no store can be created in it."""
         if not numbers(self.folder) and self.folder.exists() and not _unused(self.folder):
-            raise NotAStore(f"{self.folder} is there already and is no store; name an empty or new folder")
+            raise NotAStore(f"{self.folder} exists and is not a store; name an empty or new folder")
 
     def require_free(self) -> None:
-        """Raise Locked if another process is writing; it may begin to a moment later."""
+        """Raise Locked if another process is writing; one may still start to write afterwards."""
         if numbers(self.folder):
             with writer_lock(self.folder):
                 pass
 
     def snapshot(self, number: int | None = None) -> Snapshot:
-        """The newest snapshot, or an earlier one by its number; its files stay as long as it is held.
+        """Open the newest snapshot, or an earlier one by its number. Its files are kept while it is referenced.
 
         Raises
         ------
         NoStore
-            There is no snapshot of this number (any more).
+            There is no snapshot with this number, or no longer.
         NotAStore, Damaged
-            What says which rows it has cannot be read.
+            The manifest cannot be read.
         """
         return open_snapshot(self.folder, number)
 
     def snapshots(self) -> list[Manifest]:
         """Manifests of all snapshots, oldest first."""
-        found = []
+        manifests = []
         for number in numbers(self.folder):
-            with suppress(NoStore):  # a writer gave it up meanwhile
-                found.append(read_manifest(self.folder, number))
-        return found
+            with suppress(NoStore):  # removed by a writer in the meantime
+                manifests.append(read_manifest(self.folder, number))
+        return manifests
 
     @contextmanager
     def writer(
@@ -150,12 +150,13 @@ class Store:
         rows_per_shard: int = ROWS_PER_SHARD,
         seconds_per_shard: float = SECONDS_PER_SHARD,
     ) -> Iterator[Writer]:
-        """Hold the store for writing; what was appended is sealed when the block ends, well or not.
+        """Open the store for writing. Appended rows are sealed when the block ends, even if it raises.
 
         Parameters
         ----------
-        note : said of the snapshots it makes (`clipfake store snapshots`)
-        rows_per_shard, seconds_per_shard : a shard is sealed when it has so many rows, or so long after the last one
+        note : note of the snapshots it makes, shown by `clipfake store snapshots`
+        rows_per_shard : number of rows after which a shard is sealed
+        seconds_per_shard : seconds after the last seal at which a shard is sealed even with fewer rows
 
         Raises
         ------
@@ -167,28 +168,29 @@ class Store:
             writer = Writer(self.folder, note, rows_per_shard, seconds_per_shard)
             try:
                 yield writer
-            finally:  # what was taken in is good whatever became of the rest
+            finally:  # the rows appended before an error are valid
                 writer.seal()
 
     def undo(self, number: int) -> Snapshot:
-        """Make a new snapshot with the rows of an earlier one; nothing is lost, this too can be undone.
+        """Make a new snapshot with the rows of an earlier one. Nothing is lost: this can be undone as well.
 
         Raises
         ------
         NoStore, Damaged
-            There is no such snapshot, or it is not whole; nothing has changed.
+            The snapshot does not exist or has damaged shards; nothing is changed.
         Locked
             Another process is writing.
         """
         with writer_lock(self.folder):
-            now, then = read_manifest(self.folder), self.snapshot(number).whole().manifest
-            write_manifest(self.folder, now.follow(f"back to snapshot {number}", parts=then.parts))
+            current, earlier = read_manifest(self.folder), self.snapshot(number)
+            earlier.require_shards()
+            write_manifest(self.folder, current.follow(f"back to snapshot {number}", parts=earlier.manifest.parts))
         return self.snapshot()
 
 
 def _unused(folder: Path) -> bool:
-    """True for a folder that is empty, or holds only leftovers of a store whose creation was interrupted."""
-    room = folder / "snapshots"
+    """True if a folder is empty, or contains only leftovers of a store whose creation was interrupted."""
+    snapshots = folder / "snapshots"
     return folder.is_dir() and all(
-        path.suffix == TEMPORARY and path.parent == room for path in folder.rglob("*") if path != room
+        path.suffix == TEMPORARY and path.parent == snapshots for path in folder.rglob("*") if path != snapshots
     )

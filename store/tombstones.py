@@ -1,4 +1,4 @@
-"""Tombstones: the deleted rows of a shard, in one small file of row numbers, since shards never change."""
+"""Tombstones: the numbers of a shard's deleted rows, in a small file of their own since shards never change."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .manifest import ShardRef
 
 
 def read_tombstones(folder: Path, part: ShardRef) -> npt.NDArray[np.uint32]:
-    """The rows of a shard that a snapshot no longer has; raises Damaged."""
+    """(deleted,) rows of a shard that are deleted in a snapshot, ascending; raises Damaged."""
     if not part.deleted:
         return np.zeros(0, np.uint32)
     path = folder / "deleted" / part.deleted
@@ -25,15 +25,18 @@ def read_tombstones(folder: Path, part: ShardRef) -> npt.NDArray[np.uint32]:
     except OSError as e:
         raise Damaged(f"{path} cannot be read ({e.strerror}); run `clipfake store repair`") from e
     if checksum(content) != part.deleted_digest:
-        raise Damaged(f"{path} is not what was written (checksum differs); run `clipfake store repair`")
+        raise Damaged(f"{path} was altered (checksum differs); run `clipfake store repair`")
     rows = np.frombuffer(content[: len(content) // 4 * 4], "<u4")
     if len(content) != 4 * part.deleted_rows or (rows[1:] <= rows[:-1]).any() or (rows >= part.rows).any():
-        raise Damaged(f"{path} is no list of {part.deleted_rows} of {part.rows} rows; run `clipfake store repair`")
+        raise Damaged(
+            f"{path} is not an ascending list of {part.deleted_rows} row numbers below {part.rows}; "
+            f"run `clipfake store repair`"
+        )
     return rows
 
 
 def write_tombstones(folder: Path, part: ShardRef, rows: npt.NDArray[Any], number: int) -> ShardRef:
-    """The part as snapshot `number` sees it, with these rows deleted besides those that are; the list is written."""
+    """Write tombstones for these rows and those already deleted; returns the part as snapshot `number` sees it."""
     deleted = np.union1d(read_tombstones(folder, part), rows).astype("<u4")
     name = f"{part.number:06d}-{number:06d}.u4"
     with written_aside(folder / "deleted" / name) as temporary:

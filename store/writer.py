@@ -1,4 +1,4 @@
-"""Changing a store: rows in, rows out, sealed into shards; every seal is a commit. Whoever has it holds the lock."""
+"""Writer of a store: appends, replaces and deletes rows. Rows are sealed into shards, and every seal is a commit."""
 
 from __future__ import annotations
 
@@ -10,28 +10,28 @@ from pathlib import Path
 import numpy as np
 
 from ..core.atomic_files import TEMPORARY, flush, make_folder, remove_leftover
-from ..core.locking import give_up
+from ..core.locking import remove_unless_leased
 from ..errors import BadBlock, StoreError
 from .key_index import Hashes
 from .manifest import ShardRef, numbers, path_of, read_manifest, write_manifest
 from .records import Block, Ids, Mask, Names, to_float16
 from .search.matches import Positions
-from .shard import Shard, hash_keys, reject_unfit, write_shard
+from .shard import Shard, hash_keys, require_valid_vectors, write_checked_shard
 from .snapshot import Snapshot
 from .space import Space
 from .tombstones import write_tombstones
 
 ROWS_PER_SHARD = 16_384
-SECONDS_PER_SHARD = 30.0  # a slow encoder's rows are safe after this long
+SECONDS_PER_SHARD = 30.0  # so that the rows of a slow encoder are saved this often
 
 
 @dataclass(frozen=True)
 class AppendCounts:
-    """Counts of what became of appended rows."""
+    """Numbers of appended rows by outcome."""
 
     added: int = 0
-    known: int = 0  # were there already, unchanged
-    replaced: int = 0  # were there with other bytes
+    known: int = 0  # already stored, unchanged
+    replaced: int = 0  # already stored with another file digest
 
     def __add__(self, other: AppendCounts) -> AppendCounts:
         return AppendCounts(self.added + other.added, self.known + other.known, self.replaced + other.replaced)
@@ -39,22 +39,22 @@ class AppendCounts:
 
 @dataclass(frozen=True)
 class _Waiting:
-    """Rows that were taken in and are not sealed yet."""
+    """Rows that were appended and checked, and are not sealed yet."""
 
     block: Block
     hashes: Hashes  # of their keys
-    replaces: Positions  # (n,) of the snapshot, which stays the same until they are sealed
+    replaces: Positions  # (n,) positions in the snapshot, which does not change until the rows are sealed
 
 
 class Writer:
-    """The one who may change a store. Make it with `Store.writer()`.
+    """Writer of a store. Make it with `Store.writer()`, which holds the writer lock.
 
-    Rows are gathered and sealed into a shard when there are enough of them or enough time has passed; each seal is a
-    commit. A process killed in between loses at most the rows not yet sealed.
+    Rows are buffered, and sealed into a shard when there are enough of them or enough time has passed; each seal is a
+    commit. A process that is killed loses at most the rows not yet sealed.
     """
 
     def __init__(self, folder: Path, note: str, rows_per_shard: int, seconds_per_shard: float) -> None:
-        """The lock of the folder must be held."""
+        """The caller must hold the writer lock of the folder."""
         self._folder = folder
         self._manifest = read_manifest(folder)
         self._first = self._manifest.number  # the snapshot before this writer
@@ -76,22 +76,22 @@ class Writer:
         return self._snapshot
 
     def find(self, keys: list[str] | Names, hashes: Hashes | None = None) -> Positions:
-        """(n,) positions of these keys in `snapshot`, -1 where a key is not sealed; quick among millions."""
+        """(n,) positions of these keys in `snapshot`, -1 for a key that is not sealed; see `Snapshot.find`."""
         return self._snapshot.find(keys, hashes)
 
     def append(self, block: Block) -> AppendCounts:
-        """Take rows in. A row already stored with the same file digest is left alone, another digest replaces it.
+        """Append rows. A row whose key is stored is skipped if the file digest is the same, and replaced otherwise.
 
         Raises
         ------
         SpaceMismatch, BadBlock
-            Nothing of the block is taken.
+            The block cannot be stored; nothing of it is appended.
         """
         self.space.require(block.space, "the block")
         keys = block.rows.keys.tolist()
         if len(set(keys)) < len(keys) or not self._waiting_keys.isdisjoint(keys):
-            twice = next(key for i, key in enumerate(keys) if key in self._waiting_keys or key in keys[:i])
-            raise BadBlock(f"the key {twice} was given twice; keys are unique (two sources of one name?)")
+            repeated = next(key for i, key in enumerate(keys) if key in self._waiting_keys or key in keys[:i])
+            raise BadBlock(f"the key {repeated} was appended twice; keys must be unique (two sources of one name?)")
         hashes = hash_keys(keys)
         positions = self.find(keys, hashes)
         stored = positions >= 0
@@ -99,8 +99,8 @@ class Writer:
         same[stored] = self._snapshot.digests(positions[stored]) == block.rows.digests[stored]
         fresh = block.take(~same) if same.any() else block
         if len(fresh):
-            fresh = replace(fresh, vectors=to_float16(fresh.vectors, copied=True))  # the caller may use its array again
-            reject_unfit(fresh, hashes[~same])
+            fresh = replace(fresh, vectors=to_float16(fresh.vectors, copied=True))  # the caller may reuse its array
+            require_valid_vectors(fresh)
             self._waiting.append(_Waiting(fresh, hashes[~same], positions[stored & ~same]))
             self._waiting_keys.update(fresh.rows.keys.tolist() if same.any() else keys)
         if len(self._waiting_keys) >= self._rows_per_shard or (
@@ -111,15 +111,15 @@ class Writer:
         return AppendCounts(added=len(fresh) - replaced, known=int(same.sum()), replaced=replaced)
 
     def adopt(self, path: Path) -> AppendCounts:
-        """Take in a shard that another process sealed inside the store's folder, and remove it from where it was.
+        """Move a shard that another process sealed inside the store's folder into the store.
 
-        Where all of its rows are new the file becomes the store's own as it is; otherwise its rows are appended. A
-        process killed in between has done it or not; adopting it again adds nothing.
+        If all of its rows are new, the file itself becomes a shard of the store; otherwise its rows are appended. If
+        the process is killed in between, adopting the shard again adds no row twice.
 
         Raises
         ------
         SpaceMismatch, BadBlock, Damaged
-            Nothing of it is taken.
+            The shard cannot be stored; nothing of it is.
         """
         self.seal()
         shard = Shard(path)
@@ -128,7 +128,7 @@ class Writer:
         part = ShardRef(f"{number:06d}.h5", len(shard), shard.header.digest, shard.size)
         counts = AppendCounts(added=len(shard))
         known = self.find(shard.column("keys"), shard.column("key_hashes")) >= 0
-        if known.any() or not _linked(path, self._folder / "shards" / part.name):
+        if known.any() or not _hard_link(path, self._folder / "shards" / part.name):
             counts = self.append(shard.block())
             self.seal()
         else:
@@ -137,20 +137,20 @@ class Writer:
         return counts
 
     def delete(self, where: Mask) -> int:
-        """Drop the rows of a mask over `snapshot`, once all is sealed; returns how many. Shards stay as they are.
+        """Delete the rows of a mask over `snapshot`, after sealing; returns their number. Shard files do not change.
 
         Raises
         ------
         BadBlock
-            Not one bool for each row: what was appended since the mask was made has been sealed and counts too.
+            The mask does not have one bool per row. Rows appended since the mask was made are sealed first and count.
         """
         self.seal()
-        if dropped := len(self.snapshot.scope(where)):
+        if deleted := len(self.snapshot.prepare_filter(where)):
             self._commit(parts=self._without(self.snapshot.ids[where]))
-        return dropped
+        return deleted
 
     def seal(self) -> None:
-        """Write what was taken in as a shard and make it visible."""
+        """Write the buffered rows as a shard and commit it."""
         if not self._waiting:
             return
         block = Block.concat([waiting.block for waiting in self._waiting])
@@ -159,22 +159,23 @@ class Writer:
         number = self._manifest.next_shard
         name = f"{number:06d}.h5"
         path = self._folder / "shards" / name
-        header = write_shard(path, block, hashes)
-        gone = self.snapshot.ids[replaced] if len(replaced) else replaced
-        parts = (*self._without(gone), ShardRef(name, header.rows, header.digest, path.stat().st_size))
+        header = write_checked_shard(path, block, hashes)  # `append` has checked the rows
+        replaced_ids = self.snapshot.ids[replaced] if len(replaced) else replaced
+        parts = (*self._without(replaced_ids), ShardRef(name, header.rows, header.digest, path.stat().st_size))
         self._commit(parts=parts, next_shard=number + 1)
         self._sealed_at = time.monotonic()
 
     def _commit(self, **changes: object) -> None:
         before, after = self._manifest, self._manifest.follow(self._note, **changes)
         write_manifest(self._folder, after)
-        self._manifest, self._waiting, self._waiting_keys = after, [], set()  # not before: what failed is tried again
-        if before.number > self._first:  # one snapshot a writer is history enough
-            give_up(path_of(self._folder, before.number))
+        # Only now, so that a failed commit is tried again.
+        self._manifest, self._waiting, self._waiting_keys = after, [], set()
+        if before.number > self._first:  # the history keeps one snapshot per writer
+            remove_unless_leased(path_of(self._folder, before.number))
         self._snapshot = Snapshot(self._folder, after, self._snapshot)
 
     def _without(self, ids: Ids) -> tuple[ShardRef, ...]:
-        """The parts with these rows deleted; the files that say so are written, the commit is not."""
+        """Write tombstones for these rows and return the parts that refer to them; nothing is committed yet."""
         parts = []
         for part in self._manifest.parts:
             rows = ids[ids >> 32 == part.number] & 0xFFFFFFFF
@@ -184,28 +185,28 @@ class Writer:
         return tuple(parts)
 
 
-def _linked(path: Path, name: Path) -> bool:
-    """Give a file a second name; False where the file system has but one a file."""
+def _hard_link(path: Path, target: Path) -> bool:
+    """Make `target` a hard link to `path`; False if the file system has no hard links."""
     try:
-        make_folder(name.parent)
-        name.unlink(missing_ok=True)
-        os.link(path, name)
-        flush(name.parent)
+        make_folder(target.parent)
+        target.unlink(missing_ok=True)
+        os.link(path, target)
+        flush(target.parent)
     except OSError:
         return False
     return True
 
 
 def tidy(folder: Path) -> None:
-    """Remove what a killed writer left: temporary files, and shards no snapshot names. The lock must be held."""
-    for room in ("shards", "deleted", "snapshots"):
-        for path in (folder / room).glob(f"*{TEMPORARY}"):
+    """Remove temporary files, and files no snapshot refers to, that a killed writer left. The lock must be held."""
+    for subfolder in ("shards", "deleted", "snapshots"):
+        for path in (folder / subfolder).glob(f"*{TEMPORARY}"):
             remove_leftover(path)
     try:
         parts = [part for n in numbers(folder) for part in read_manifest(folder, n).parts]
     except StoreError:
-        return  # an unreadable snapshot may name any shard: `store repair` decides
-    for room, named in (("shards", {p.name for p in parts}), ("deleted", {p.deleted for p in parts})):
-        for path in (folder / room).glob("*"):
-            if path.name not in named:
+        return  # an unreadable snapshot may refer to any file; `store repair` decides
+    for subfolder, used in (("shards", {p.name for p in parts}), ("deleted", {p.deleted for p in parts})):
+        for path in (folder / subfolder).glob("*"):
+            if path.name not in used:
                 remove_leftover(path)

@@ -501,7 +501,7 @@ def test_index_checks_the_store_before_loading_the_encoder(tmp_path: Path, run) 
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "letter.txt").write_text("hello")
     ended = run(*command, tmp_path / "other")
-    assert (ended.code, "is no store" in ended.err) == (1, True)
+    assert (ended.code, "is not a store" in ended.err) == (1, True)
     taken = Store.create(tmp_path / "s", Space("plain", "0" * 64, 3))
     with taken.writer():
         ended = run(*command, taken.folder)

@@ -100,7 +100,7 @@ def measured(store: Store, kind: Kind, anew: bool) -> dict[str, Any]:
         found = recall(snapshot.search(queries, 10, mask), true)
         seconds_each(snapshot, queries, mask)  # what they read is mapped by then
         took = seconds_each(snapshot, queries, mask)
-        ready = seconds_each(snapshot, queries, snapshot.scope(mask))[1:]  # the first makes it ready
+        ready = seconds_each(snapshot, queries, snapshot.prepare_filter(mask))[1:]  # the first makes it ready
         table.append(
             {
                 "filter": name,

@@ -208,14 +208,14 @@ def _knn_scores(layout: SourceGroups, seed: int) -> HeldOutScores:
     """
     snapshot, groups = layout.snapshot, layout.groups
     labels = snapshot.column("labels")
-    banks = {label: snapshot.scope(layout.learned & (labels == label)) for label in (REAL, FAKE)}
+    banks = {label: snapshot.prepare_filter(layout.learned & (labels == label)) for label in (REAL, FAKE)}
     reals, fakes = layout.members(REAL), layout.members(FAKE)
     own = []
     for group, (label, _) in enumerate(layout.names):
         members = np.flatnonzero(groups == group)
         queries = subsample(members, labels[members], max(ASKED // len(layout.names), 1), seed)
         vectors = snapshot.vectors(queries)
-        rest = snapshot.scope(layout.learned & (labels == label) & (groups != group))
+        rest = snapshot.prepare_filter(layout.learned & (labels == label) & (groups != group))
         same, other = snapshot.search_each(vectors, OVER * K, [rest, banks[1 - label]], recall=1)
         near = _nearest_without(layout, vectors, same, rest, [-1])
         far = _nearest_without(layout, vectors, other, banks[1 - label], fakes if label == REAL else reals)
@@ -242,7 +242,7 @@ def _nearest_without(
         short = np.flatnonzero(kept.sum(1) < K)
         if len(short) and found.k < len(bank):  # nearly all that were fetched are of this group: search without it
             where = layout.groups != one
-            rest = layout.snapshot.scope(where if bank.mask is None else where & bank.mask)
+            rest = layout.snapshot.prepare_filter(where if bank.mask is None else where & bank.mask)
             more = layout.snapshot.search(vectors[short], K, rest, recall=1)
             result[short, i] = more.mean_similarity()
     return result

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from ...errors import Damaged
 from ..filter import Filter
 from ..records import distinct
-from ..search.ann_index import compared
+from ..search.ann_index import rescore
 from ..snapshot import Snapshot
 from .base import BackendFilter, SearchBackend
 from .remote_search import positions_of
@@ -84,7 +84,7 @@ class RecallMeasurement:
         # as RemoteSearcher does; the default width is measured with just the rows wanted, as other programs search
         k = reach if width == 0 else fetched(reach)
         ids, _ = self.backend.search(queries, k, BackendFilter(self.filters[name]), width)
-        similarity = compared(self.snapshot, queries, positions_of(self.snapshot, ids), reach).similarity
+        similarity = rescore(self.snapshot, queries, positions_of(self.snapshot, ids), reach).similarity
         # rounding differs between one matrix product and many: closer similarities count as equal
         hits = similarity >= self._tenth[name][part] - 1e-5
         return round(float(hits.sum() / hits.size), 4)

@@ -11,7 +11,7 @@ import numpy as np
 from ...errors import BackendError, BadBlock
 from ..filter import Filter
 from ..records import Ids, Mask, Vectors, distinct
-from ..search.ann_index import compared
+from ..search.ann_index import rescore
 from ..search.matches import Matches, Positions
 from ..snapshot import Snapshot
 from .backend_manifest import BackendManifest, content_of, read_backend_manifest
@@ -119,7 +119,7 @@ class RemoteSearcher:
             ids = tuple(self.snapshot.ids[positions[positions >= 0]].tolist())
         allowed = BackendFilter(replace(which, key=()), ids)
         candidates = self.remote.nearest(queries, fetched(k), allowed, recall)
-        return compared(self.snapshot, queries, positions_of(self.snapshot, candidates.rows), k)
+        return rescore(self.snapshot, queries, positions_of(self.snapshot, candidates.rows), k)
 
     def _filter_of_mask(self, mask: Mask) -> Filter | None:
         """The filter that selects the rows of a mask; None if the mask is better searched in the shards."""
@@ -147,5 +147,5 @@ class RemoteSearcher:
 def positions_of(snapshot: Snapshot, ids: Ids) -> Positions:
     """Positions of row ids in a snapshot, -1 for ids that are negative or not in it."""
     positions = np.full(ids.shape, -1, np.int64)
-    positions[ids >= 0] = snapshot.places(ids[ids >= 0])
+    positions[ids >= 0] = snapshot.positions_of(ids[ids >= 0])
     return positions

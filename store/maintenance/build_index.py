@@ -275,10 +275,10 @@ def _measure(
 def _recall(truth: GroundTruth, candidates: Ordinals, allowed: Mask | None) -> float:
     """recall@10 after the candidates are compared exactly."""
     nearest = truth.nearest(10, allowed)
-    tenth = truth.of(nearest[:, -1:])
-    similarity = truth.of(candidates)
+    tenth = truth.similarity_of(nearest[:, -1:])
+    similarity = truth.similarity_of(candidates)
     hits = ((similarity >= tenth) & np.isfinite(similarity)).sum(axis=1)  # at least as near as the tenth
-    relevant = np.isfinite(truth.of(nearest)).sum(axis=1)
+    relevant = np.isfinite(truth.similarity_of(nearest)).sum(axis=1)
     return round(float(np.minimum(hits, relevant).sum() / relevant.sum()), 4)
 
 

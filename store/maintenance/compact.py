@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from ...core.locking import give_up, writer_lock
+from ...core.locking import remove_unless_leased, writer_lock
 from ...errors import Damaged
 from ..manifest import ShardRef, numbers, path_of, read_manifest, write_manifest
-from ..named_vectors import carry, tidy_all
+from ..named_vectors import copy_vectors, tidy_all
 from ..records import Block, Ids
 from ..shard import Shard, write_shard
 from ..store import Store
@@ -65,11 +65,11 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> CompactRep
         after = before
         if moved:
             if old_ids:  # none if all their rows are deleted
-                carry(folder, np.concatenate(old_ids), np.concatenate(new_ids), parts[len(kept) :])
+                copy_vectors(folder, np.concatenate(old_ids), np.concatenate(new_ids), parts[len(kept) :])
             after = before.follow("compacted", parts=tuple(parts), next_shard=number)
             write_manifest(folder, after)
         earlier = [n for n in numbers(folder) if n != after.number]
-        held = [n for n in earlier if not give_up(path_of(folder, n))]
+        held = [n for n in earlier if not remove_unless_leased(path_of(folder, n))]
         tidy(folder)
         tidy_all(folder)
         if old_ids:

@@ -17,7 +17,7 @@ from ...core.locking import writer_lock
 from ...core.sealed_json import checksum
 from ...errors import ClipfakeError, Damaged
 from ..manifest import Manifest, ShardRef, path_of, read_manifest, write_manifest
-from ..named_vectors import let_go
+from ..named_vectors import forget_file
 from ..records import Block
 from ..shard import Shard, write_shard
 from ..snapshot import Snapshot
@@ -164,7 +164,7 @@ def _quarantine(folder: Path, health: VerifyReport, current: Manifest, actions: 
             actions.append(RepairAction(name, "removed; run `clipfake store index` to build it again"))
         elif path.exists():
             if name.startswith("columns/"):
-                let_go(folder, path)
+                forget_file(folder, path)
             _move_to_quarantine(folder, path)
             actions.append(RepairAction(name, f"moved to {QUARANTINE}/"))
 

@@ -14,7 +14,7 @@ from ...core.atomic_files import TEMPORARY
 from ...core.locking import lease
 from ...errors import ClipfakeError, Damaged, NoStore
 from ..manifest import Manifest, ShardRef, numbers, path_of, read_manifest
-from ..named_vectors import damage
+from ..named_vectors import find_damage
 from ..records import distinct
 from ..search.ann_index import folders, open_index
 from ..shard import Shard
@@ -80,7 +80,7 @@ def verify(folder: Path | str) -> VerifyReport:
         rows = newest.rows
         problems += _duplicate_keys(folder, newest) if not problems else []
         notes += _leftovers(folder, manifests)
-        problems += [Damage(path, message) for path, message in damage(folder, manifests).items()]
+        problems += [Damage(path, message) for path, message in find_damage(folder, manifests).items()]
         for index in folders(folder):
             index_problems, index_notes = _check_index(folder, index, newest)
             problems += index_problems

@@ -1,5 +1,5 @@
 """Nearest-neighbour search over a snapshot.
 
-matches.py holds matches and the reference search; results.py names the rows of matches; exact.py is exact search;
-ann_index.py searches with an index of ivf.py lists; prepared_filter.py makes a filter reusable
+matches.py has the result type and a reference search; results.py adds the rows of matches; exact.py is exact search;
+ann_index.py searches approximately, with the IVF indexes of ivf.py; prepared_filter.py makes filters reusable
 """

@@ -1,8 +1,8 @@
-"""k-NN indexes of a snapshot, one for each label, as searches use them: measured, and never needed for a right answer.
+"""Approximate k-NN indexes of a snapshot, one for each label. They only make searches faster.
 
-They lie in `indexes/knn-<snapshot>/` and can be deleted at any time. Rows that came after, and labels with few rows,
-are searched exactly beside them; rows that are gone are passed over. `clipfake.store.maintenance.build_index` makes
-them.
+Indexes are stored in `indexes/knn-<snapshot>/` and can be deleted at any time. Rows added after an index was built and
+labels with few rows are searched exactly; deleted rows are skipped. `clipfake.store.maintenance.build_index` builds
+the indexes.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import hashlib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import numpy.typing as npt
@@ -24,15 +25,15 @@ from .ivf import AllowedRows, IvfIndex, ProbeBudget
 from .matches import Matches, Positions, SearchableRows
 from .prepared_filter import PreparedFilter
 
-AGAIN = "searches stay right without it; run `clipfake store index` to build it again"
+AGAIN = "searches are still correct, only slower; run `clipfake store index` to rebuild it"
 FILE = SealedJson("clipfake-index", 1, "index", Damaged, AGAIN)
 NAME = "knn"
 
-AHEADS = (50, 100, 200, 400, 800, 1600, 3200)  # quantised rows compared exactly
-RESCORED_ROWS = 65_536  # vectors fetched at a time to compare exactly
+AHEADS = (50, 100, 200, 400, 800, 1600, 3200)  # numbers of quantised candidates to rescore
+RESCORED_ROWS = 65_536  # vectors read at a time for rescoring
 
 Kind = Literal["auto", "exact", "plain", "quantized"]
-QUANTIZED_ON_DISK = "compact"  # what index.json calls the kind "quantized"
+QUANTIZED_ON_DISK = "compact"  # the name of the kind "quantized" in index.json
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,27 @@ class LabelIndexInfo:
     label: int
     kind: Kind  # "plain" or "quantized"
     rows: int
-    trained_rows: int  # when the cells were made
+    trained_rows: int  # number of rows when the cells were trained
     cells: int
-    fit: float  # mean similarity of rows to their cell's centre, when the cells were made
-    added_fit: float  # the same of the rows added since
+    fit: float  # mean similarity of rows to the centre of their cell when the cells were trained
+    added_fit: float  # the same for the rows added since
     efforts: dict[int, ProbeBudget]  # k -> rows to read
-    aheads: tuple[float, ...]  # recall after comparing so many quantised rows exactly, for each of AHEADS; () if plain
+    aheads: tuple[float, ...]  # recall after rescoring as many candidates as in AHEADS; () if plain
     recall: dict[str, float]  # measured recall@10 at a target of 0.99, by the share of rows a filter allows
-    files: dict[str, tuple[int, int, str, str]]  # name -> bytes, bytes of tables, their checksum, the whole's checksum
+    files: dict[str, tuple[int, int, str, str]]  # name -> size, size of tables, checksum of tables, checksum of file
 
     def effort(self, k: int, recall: float, share: float) -> int:
-        """Allowed rows to read: between two measured k on the line between them, beyond the largest in proportion."""
+        """Number of allowed rows to read for k neighbours.
+
+        Interpolates between the measured values of k, and extrapolates in proportion beyond the largest.
+        """
         measured = sorted(self.efforts)
         rows = [max(self.efforts[m].for_recall(recall, share), 1) for m in measured]
         read = np.exp(np.interp(np.log(k), np.log(measured), np.log(rows)))
         return int(np.ceil(read * max(1.0, k / measured[-1])))
 
     def ahead(self, k: int, recall: float) -> int:
-        """Rows to take from the cells and compare exactly."""
+        """Number of candidates to take from the cells and rescore."""
         if not self.aheads:
             return k
         aim = 1 - (1 - recall) / 2
@@ -72,10 +76,11 @@ class LabelIndexInfo:
 
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> LabelIndexInfo:
-        """Raises KeyError, TypeError, ValueError or AttributeError where it is none."""
+        """Parse the fields; raises KeyError, TypeError, ValueError or AttributeError if they are invalid."""
         stem, files = f"{int(fields['label'])}", fields["files"]
+        # A file that is not listed would not be checked.
         if files.keys() != {f"{stem}.faiss", f"{stem}.ids.npy", f"{stem}.cells.npy"}:
-            raise ValueError(f"the files {', '.join(files)} of label {stem}")  # one that is not named is not checked
+            raise ValueError(f"unexpected files for label {stem}: {', '.join(files)}")
         return cls(
             **{
                 **fields,
@@ -88,120 +93,143 @@ class LabelIndexInfo:
 
 
 class SnapshotIndex:
-    """An index as one snapshot may use it: which of its rows are alive, and where they are."""
+    """An index resolved against one snapshot: which of its rows are live, and their positions."""
 
     def __init__(
         self, folder: Path, labels: list[tuple[LabelIndexInfo, IvfIndex, npt.NDArray[np.int64]]], number: int
     ) -> None:
         self.folder = folder
-        self.number = number  # of the snapshot it was made from
-        self.labels = labels  # with the ids of the rows, by ordinal
-        self._places: list[tuple[Positions, Mask | None]] = []  # position and whether alive, by ordinal; None for all
-        self._rest: Mask = np.zeros(0, bool)  # rows of the snapshot that no index has
+        self.number = number  # of the snapshot it was built from
+        self.labels = labels  # each with the ids of its rows, by ordinal
+        self._positions: list[tuple[Positions, Mask | None]] = []  # position and liveness by ordinal; None: all live
+        self._unindexed: Mask = np.zeros(0, bool)  # rows of the snapshot that no index contains
+        # Weak, so that the translation of a filter is dropped together with the filter.
+        self._filters: WeakKeyDictionary[PreparedFilter, IndexedFilter] = WeakKeyDictionary()
 
-    def to(self, snapshot: SearchableRows) -> SnapshotIndex:
-        """Itself, looked up for this snapshot."""
-        self._rest = np.ones(len(snapshot), bool)
+    def resolve(self, snapshot: SearchableRows) -> SnapshotIndex:
+        """Look up the indexed rows in a snapshot; returns self."""
+        self._unindexed = np.ones(len(snapshot), bool)
         for _, _, ids in self.labels:
-            places = snapshot.places(ids)
-            alive = places >= 0
-            self._rest[places[alive]] = False
-            self._places.append((np.maximum(places, 0), None if alive.all() else alive))
+            positions = snapshot.positions_of(ids)
+            live = positions >= 0
+            self._unindexed[positions[live]] = False
+            self._positions.append((np.maximum(positions, 0), None if live.all() else live))
         return self
 
     def search(
-        self, snapshot: SearchableRows, queries: Vectors, k: int, scope: PreparedFilter, recall: float
+        self, snapshot: SearchableRows, queries: Vectors, k: int, where: PreparedFilter, recall: float
     ) -> tuple[Matches, Positions | None]:
-        """Search the indexes; returns matches, and the positions left to search exactly."""
-        within: IndexedFilter = scope.indexed or self._within(scope)
-        scope.indexed = within
-        result, exactly = Matches.none(len(queries), k), []
-        for (label_info, cells, _), (places, _), allowed in zip(self.labels, self._places, within.allowed, strict=True):
+        """Search the indexes; returns the matches and the positions still to be searched exactly (None for all)."""
+        indexed = self._filters.get(where)
+        if indexed is None:
+            indexed = self._filters[where] = self._indexed_filter(where)
+        result, exact_labels = Matches.none(len(queries), k), []
+        for (label_info, cells, _), (positions, _), allowed in zip(
+            self.labels, self._positions, indexed.allowed, strict=True
+        ):
             if not allowed.count:
                 continue
             effort = min(allowed.count, label_info.effort(k, recall, allowed.count / len(cells)))
-            if exactly_is_cheaper(len(queries), allowed.count, effort):
-                exactly.append(label_info.label)
+            if exact_is_cheaper(len(queries), allowed.count, effort):
+                exact_labels.append(label_info.label)
                 continue
             ahead = min(label_info.ahead(k, recall), allowed.count)
             ordinals = cells.search(queries, ahead, effort, allowed)
-            found = np.where(ordinals < 0, -1, places[ordinals])
-            result = result.merge(compared(snapshot, queries, found, k), k)
-        return result, self._left(scope, within, exactly)
+            candidates = np.where(ordinals < 0, -1, positions[ordinals])
+            result = result.merge(rescore(snapshot, queries, candidates, k), k)
+        return result, self._remaining(where, indexed, exact_labels)
 
-    def _within(self, scope: PreparedFilter) -> IndexedFilter:
-        """Restrict a filter to each label's index."""
+    def _indexed_filter(self, where: PreparedFilter) -> IndexedFilter:
+        """Translate a filter from positions to the ordinals of each index."""
         allowed = []
-        for (_, cells, _), (places, alive) in zip(self.labels, self._places, strict=True):
-            mask = alive if scope.mask is None else scope.mask[places] if alive is None else scope.mask[places] & alive
+        for (_, cells, _), (positions, live) in zip(self.labels, self._positions, strict=True):
+            mask = live
+            if where.mask is not None:
+                mask = where.mask[positions] if live is None else where.mask[positions] & live
             allowed.append(AllowedRows(cells, None if mask is None or mask.all() else mask))
-        return IndexedFilter(allowed, np.flatnonzero(self._rest if scope.mask is None else self._rest & scope.mask))
+        unindexed = self._unindexed if where.mask is None else self._unindexed & where.mask
+        return IndexedFilter(allowed, np.flatnonzero(unindexed))
 
-    def _left(self, scope: PreparedFilter, within: IndexedFilter, exactly: list[int]) -> Positions | None:
-        """Positions to search exactly: those no index has, and all of these labels."""
-        if not exactly:
-            return within.rest
-        mask = self._rest.copy()
-        for (label_info, _, _), (places, alive) in zip(self.labels, self._places, strict=True):
-            if label_info.label in exactly:
-                mask[places if alive is None else places[alive]] = True
-        if scope.mask is None:
+    def _remaining(self, where: PreparedFilter, indexed: IndexedFilter, exact_labels: list[int]) -> Positions | None:
+        """Positions to search exactly: the rows that no index contains and all rows of `exact_labels`."""
+        if not exact_labels:
+            return indexed.unindexed
+        mask = self._unindexed.copy()
+        for (label_info, _, _), (positions, live) in zip(self.labels, self._positions, strict=True):
+            if label_info.label in exact_labels:
+                mask[positions if live is None else positions[live]] = True
+        if where.mask is None:
             return None if mask.all() else np.flatnonzero(mask)
-        return np.flatnonzero(mask & scope.mask)
+        return np.flatnonzero(mask & where.mask)
 
 
 @dataclass(frozen=True)
 class IndexedFilter:
-    """Per-filter state that an index caches."""
+    """A filter in terms of one index: what `SnapshotIndex` caches for each `PreparedFilter`."""
 
-    allowed: list[AllowedRows]  # by label
-    rest: Positions  # that no index has
+    allowed: list[AllowedRows]  # one per label
+    unindexed: Positions  # allowed rows that no index contains
 
 
-def exactly_is_cheaper(queries: int, rows: int, effort: int) -> bool:
+def exact_is_cheaper(queries: int, rows: int, effort: int) -> bool:
     """True if a matrix product over `rows` rows costs less than reading `effort` rows of an index for each query.
 
-    Read from benchmarks/store/search.py: converting a stored value costs as much as scanning one in FAISS, and a
-    product over many queries is some fifteen times quicker a query.
+    Measured by benchmarks/store/search.py: converting a stored value costs as much as scanning one in FAISS, and a
+    product over many queries is about fifteen times faster per query.
     """
     return rows * (1 + queries / 15) < effort * queries
 
 
-def compared(snapshot: SearchableRows, queries: Vectors, found: Positions, k: int) -> Matches:
-    """The k nearest of the candidates of each query, by the vectors as they are stored; `found` is (queries, n)."""
+def rescore(snapshot: SearchableRows, queries: Vectors, candidates: Positions, k: int) -> Matches:
+    """The k nearest of each query's candidates, compared by their stored vectors.
+
+    Parameters
+    ----------
+    queries : (queries, dim)
+    candidates : (queries, n) positions, -1 for none
+    """
     result = Matches.none(len(queries), k)
-    step = max(1, RESCORED_ROWS // max(found.shape[1], 1))
+    step = max(1, RESCORED_ROWS // max(candidates.shape[1], 1))
     for start in range(0, len(queries), step):
-        candidates = found[start : start + step]
-        vectors = snapshot.vectors(np.maximum(candidates, 0).ravel(), np.float16).astype(np.float32)
-        vectors = vectors.reshape(*candidates.shape, -1)
+        batch = candidates[start : start + step]
+        vectors = snapshot.vectors(np.maximum(batch, 0).ravel(), np.float16).astype(np.float32)
+        vectors = vectors.reshape(*batch.shape, -1)
         similarity = np.einsum("qnd,qd->qn", vectors, np.asarray(queries[start : start + step], np.float32))
-        best = Matches.none(len(candidates), k).merge(Matches(candidates, similarity), k)
+        best = Matches.none(len(batch), k).merge(Matches(batch, similarity), k)
         result.rows[start : start + step] = best.rows
         result.similarity[start : start + step] = np.where(best.rows < 0, np.nan, best.similarity)
     return result
 
 
 def folders(store: Path) -> list[Path]:
-    """The indexes there are, oldest first."""
+    """Folders of a store's indexes, oldest first."""
     return sorted(path for path in (store / "indexes").glob(f"{NAME}-*") if path.suffix != TEMPORARY and path.is_dir())
 
 
 def attach(snapshot: SearchableRows) -> SnapshotIndex | None:
-    """The newest index that can be read, for this snapshot; None where there is none (`verify` names a damaged one)."""
+    """The newest readable index, resolved against this snapshot; None if there is none.
+
+    Damaged indexes are skipped here and reported by `verify`.
+    """
     listed = folders(snapshot.folder)
     for folder in reversed(listed):
         try:
-            return open_index(folder, snapshot.space).to(snapshot)
+            return open_index(folder, snapshot.space).resolve(snapshot)
         except StoreError:
             continue
-    if folders(snapshot.folder) != listed:  # a newer one took their place meanwhile
+    if folders(snapshot.folder) != listed:  # replaced by a newer one in the meantime
         return attach(snapshot)
     return None
 
 
 def open_index(folder: Path, space: Space, *, mapped: bool = True, whole: bool = False) -> SnapshotIndex:
-    """Read an index; `whole` compares every byte with its checksum, otherwise only the tables.
+    """Read an index.
+
+    Parameters
+    ----------
+    space : embedding space that the index must have
+    mapped : map the files into memory instead of reading them
+    whole : verify the checksum of whole files, not only of their tables
 
     Raises
     ------
@@ -210,26 +238,26 @@ def open_index(folder: Path, space: Space, *, mapped: bool = True, whole: bool =
     try:
         with FILE.reading(folder / "index.json") as content:
             space.require(Space.from_dict(content["space"]), f"the index {folder}")
-            labels = [LabelIndexInfo.from_dict(one) for one in content["labels"]]
+            infos = [LabelIndexInfo.from_dict(fields) for fields in content["labels"]]
             number = int(content["snapshot"])
     except FileNotFoundError as e:
         raise Damaged(f"{folder / 'index.json'} is missing; {AGAIN}") from e
-    return SnapshotIndex(folder, [(one, *_read(folder, one, mapped=mapped, whole=whole)) for one in labels], number)
+    return SnapshotIndex(folder, [(info, *_read(folder, info, mapped=mapped, whole=whole)) for info in infos], number)
 
 
 def _read(
     folder: Path, label_info: LabelIndexInfo, *, mapped: bool, whole: bool
 ) -> tuple[IvfIndex, npt.NDArray[np.int64]]:
-    for name, (size, tables, head, everything) in label_info.files.items():
+    for name, (size, tables, tables_checksum, file_checksum) in label_info.files.items():
         path = folder / name
         try:
             if path.stat().st_size != size:
                 raise Damaged(f"{path} is truncated; {AGAIN}")
-            if whole and checksums(path, tables) != (head, everything):
-                raise Damaged(f"{path} is not what was written (checksum differs); {AGAIN}")
+            if whole and checksums(path, tables) != (tables_checksum, file_checksum):
+                raise Damaged(f"{path} was altered (checksum differs); {AGAIN}")
             with path.open("rb") as file:
-                if not whole and checksum(file.read(tables)) != head:
-                    raise Damaged(f"{path} is not what was written (checksum differs); {AGAIN}")
+                if not whole and checksum(file.read(tables)) != tables_checksum:
+                    raise Damaged(f"{path} was altered (checksum differs); {AGAIN}")
         except OSError as e:
             raise Damaged(f"{path} cannot be read ({e.strerror}); {AGAIN}") from e
     stem = str(label_info.label)
@@ -237,18 +265,18 @@ def _read(
         ids = np.array(read_array(folder / f"{stem}.ids.npy"))
         cell_of = read_array(folder / f"{stem}.cells.npy").astype(np.int64)
         if ids.shape != (label_info.rows,) or ids.dtype != np.int64:
-            raise ValueError(f"{ids.dtype} ids of shape {ids.shape} for {label_info.rows} rows")
+            raise ValueError(f"expected {label_info.rows} int64 ids, found {ids.dtype} of shape {ids.shape}")
         return IvfIndex.load(folder / f"{stem}.faiss", cell_of, mapped=mapped), ids
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, MemoryError) as e:
         raise Damaged(f"{folder} cannot be read ({e}); {AGAIN}") from e
 
 
 def checksums(path: Path, tables: int) -> tuple[str, str]:
-    """Checksums of a file's first bytes and of the whole file."""
-    whole = hashlib.blake2b(digest_size=16)
+    """Checksums of a file's first `tables` bytes and of the whole file."""
+    file_hash = hashlib.blake2b(digest_size=16)
     with path.open("rb") as file:
-        first = file.read(tables)
-        whole.update(first)
-        while piece := file.read(2**22):
-            whole.update(piece)
-    return checksum(first), whole.hexdigest()
+        head = file.read(tables)
+        file_hash.update(head)
+        while chunk := file.read(2**22):
+            file_hash.update(chunk)
+    return checksum(head), file_hash.hexdigest()

@@ -1,8 +1,9 @@
-"""The rows of one class parted into cells around centres, so that a search reads the nearest cells only (FAISS's IVF).
+"""IVF index (FAISS) of the rows of one label: rows are grouped in cells around centres, and a search reads the nearest.
 
-What a search needs is told in *rows to read*, not in probes: cells are visited from the nearest on until they held so
-many allowed rows. A filter for few rows then reads more cells for the same effort, a filter for very few reads all that
-hold any and is exact. How many rows a wanted recall takes is measured when the index is built (`ProbeBudget`).
+The effort of a search is given as a number of *rows to read*, not of probes: cells are read from the nearest on until
+they contain that many allowed rows. A selective filter therefore reads more cells for the same effort, and a very
+selective one reads every cell with allowed rows and is exact. How many rows a recall requires is measured when the
+index is built (`ProbeBudget`).
 """
 
 from __future__ import annotations
@@ -20,34 +21,33 @@ import numpy.typing as npt
 from ...core.threads import faiss_cores_for
 from ..records import Mask, Vectors
 
-Ordinals = npt.NDArray[np.int64]  # the n-th row of the class, in the order of the index
+Ordinals = npt.NDArray[np.int64]  # numbers of rows in an index, in the order they were added
 
-SAMPLE_PER_CELL = 40  # rows a centre is made from
+SAMPLE_PER_CELL = 40  # rows per cell for training the centres
 ROUNDS = 8  # of k-means
 PIECE_ROWS = 16_384
-COMPACT_BITS = 2  # a dimension, in RaBitQ: 0.16 of the float16 vectors
+COMPACT_BITS = 2  # per dimension, in RaBitQ: 0.16 of the size of float16 vectors
 RECALLS = (0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
-NEAREST_KEPT = 20_000  # of each query, so that a filter for one row in a hundred leaves enough of them
-MOST_ALLOWED = 0.25  # of the rows: a filter that allows more of them is applied after the search of a cell
-WIDER = 3  # times as many rows are then taken as should be enough
-MARGIN = 1.25  # times the rows that a measured line tells to read
-SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)  # of the rows that a filter allows, at which the effort is measured
+NEAREST_KEPT = 20_000  # per query, so that a filter for one row in a hundred leaves enough of them
+MOST_ALLOWED = 0.25  # share of the rows; a filter that allows more is applied after reading a cell
+WIDER = 3  # factor by which more rows are then taken than should be enough
+MARGIN = 1.25  # factor by which more rows are read than interpolation predicts
+SHARES = (1.0, 0.3, 0.1, 0.03, 0.01)  # shares of rows allowed by a filter for which the effort is measured
 
 
 @dataclass(frozen=True)
 class ProbeBudget:
-    """Rows to read for a wanted recall@10, as measured on the store's own vectors."""
+    """Number of rows to read for a recall, as measured on the store's own vectors."""
 
-    shares: tuple[float, ...]  # allowed share of the rows, falling
-    recalls: tuple[float, ...]  # rising
+    shares: tuple[float, ...]  # allowed share of the rows, descending
+    recalls: tuple[float, ...]  # ascending
     rows: tuple[tuple[int, ...], ...]  # (shares, recalls) allowed rows to read
 
     def for_recall(self, recall: float, share: float) -> int:
-        """Allowed rows to read, for a filter that allows this share of the rows.
+        """Number of allowed rows to read for a filter that allows this share of the rows.
 
-        Half the misses that were asked for are aimed at, and between two measured shares it is read off the line
-        between them (in logarithms, as the effort falls with a power of the share) with a quarter more: the measured
-        queries are a sample, and the filters some of many.
+        Aims at half the permitted misses. Between two measured shares it interpolates linearly in logarithms, as the
+        effort falls with a power of the share, and adds a quarter, as the measured queries and filters are samples.
         """
         aim = 1 - (1 - recall) / 2
         column = next((i for i, r in enumerate(self.recalls) if r >= aim - 1e-9), len(self.recalls) - 1)
@@ -72,7 +72,7 @@ def cells_for(rows: int) -> int:
 
 
 def centres_of(sample: Vectors, cells: int, rng: np.random.Generator) -> npt.NDArray[np.float32]:
-    """(cells, dim) unit vectors: spherical k-means over a sample (Dhillon & Modha 2001)."""
+    """(cells, dim) centres of unit length by spherical k-means on a sample (Dhillon & Modha 2001)."""
     import torch
 
     rows = torch.from_numpy(np.asarray(sample, np.float32))
@@ -81,28 +81,28 @@ def centres_of(sample: Vectors, cells: int, rng: np.random.Generator) -> npt.NDA
         nearest = (rows @ centres.T).argmax(1)
         sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
         empty = torch.bincount(nearest, minlength=cells) == 0
-        if count := int(empty.sum()):  # start anew somewhere
+        if count := int(empty.sum()):  # restart empty cells at random rows
             sums[empty] = rows[torch.from_numpy(rng.integers(0, len(rows), count))]
         centres = torch.nn.functional.normalize(sums)
     return np.asarray(centres.numpy(), np.float32)
 
 
 def nearest_cell(vectors: Vectors, centres: Vectors) -> tuple[npt.NDArray[np.int64], float]:
-    """(rows,) which cell each row belongs to, and how near they are to their centres on average."""
+    """(rows,) cell of each row, and the mean similarity of the rows to the centres of their cells."""
     import torch
 
     cells, fit = np.empty(len(vectors), np.int64), 0.0
-    wanted = torch.from_numpy(np.asarray(centres, np.float32)).T
+    transposed = torch.from_numpy(np.asarray(centres, np.float32)).T
     for start in range(0, len(vectors), PIECE_ROWS):
         piece = torch.from_numpy(np.ascontiguousarray(vectors[start : start + PIECE_ROWS])).float()
-        similarity, cell = (piece @ wanted).max(1)
+        similarity, cell = (piece @ transposed).max(1)
         cells[start : start + PIECE_ROWS] = cell.numpy()
         fit += float(similarity.sum())
     return cells, fit / max(len(vectors), 1)
 
 
 class IvfIndex:
-    """An IVF index over the rows of one class, by ordinal."""
+    """IVF index of the rows of one label, which it knows by ordinal."""
 
     def __init__(self, ivf: Any, centres: Vectors, cell_of: npt.NDArray[np.int64]) -> None:
         self._ivf = ivf
@@ -114,12 +114,12 @@ class IvfIndex:
 
     @property
     def quantized(self) -> bool:
-        """True if vectors are quantised, so that results need exact comparison."""
+        """True if vectors are quantised, so that results must be rescored."""
         return isinstance(self._ivf, faiss.IndexIVFRaBitQ)
 
     @classmethod
     def empty(cls, centres: Vectors, sample: Vectors, *, quantized: bool) -> IvfIndex:
-        """No rows yet, in cells around these centres; `sample` is what quantisation is fitted to."""
+        """Make an index without rows in cells around these centres; the quantiser is trained on `sample`."""
         cells, dim = centres.shape
         quantiser: Any = faiss.IndexFlatIP(dim)
         quantiser.add(np.ascontiguousarray(centres, np.float32))
@@ -131,13 +131,13 @@ class IvfIndex:
         else:
             half = faiss.ScalarQuantizer.QT_fp16
             ivf = faiss.IndexIVFScalarQuantizer(quantiser, dim, cells, half, faiss.METRIC_INNER_PRODUCT, False)
-            ivf.is_trained = True  # nothing to fit: halves are halves, and the centres are there
+            ivf.is_trained = True  # float16 needs no training, and the centres are known
         ivf.own_fields = True  # FAISS frees the quantiser, not Python
         quantiser.this.disown()
         return cls(ivf, centres, np.zeros(0, np.int64))
 
     def add(self, vectors: Vectors, cell_of: npt.NDArray[np.int64]) -> IvfIndex:
-        """Return the index with more rows at the end; nothing is trained again."""
+        """Return the index with more rows appended, without retraining."""
         for start in range(0, len(vectors), PIECE_ROWS):
             piece = np.ascontiguousarray(vectors[start : start + PIECE_ROWS], np.float32)
             cells = np.ascontiguousarray(cell_of[start : start + PIECE_ROWS], np.int64)
@@ -147,28 +147,28 @@ class IvfIndex:
         return IvfIndex(self._ivf, self.centres, np.concatenate([self.cell_of, cell_of]))
 
     def counts(self, allowed: Mask | None) -> npt.NDArray[np.int64]:
-        """(cells,) how many allowed rows each cell holds."""
-        here = self.cell_of if allowed is None else self.cell_of[allowed]
-        return np.bincount(here, minlength=len(self.centres))
+        """(cells,) number of allowed rows in each cell."""
+        cells = self.cell_of if allowed is None else self.cell_of[allowed]
+        return np.bincount(cells, minlength=len(self.centres))
 
     def search(self, queries: Vectors, k: int, rows: int, allowed: AllowedRows | None = None) -> Ordinals:
-        """(queries, k) ordinals found near each query, -1 where fewer, after reading `rows` allowed rows or a few more.
+        """(queries, k) ordinals near each query after reading at least `rows` allowed rows; -1 where there are fewer.
 
-        Compact cells give candidates: ask for more than are wanted and compare them exactly.
+        A quantised index returns candidates: request more than k and rescore them.
         """
         allowed = allowed or AllowedRows(self, None)
         if allowed.mask is None or self.quantized or allowed.count < MOST_ALLOWED * len(self):
             return self._search(queries, k, rows, allowed, allowed.selector)
-        # Looking at every row of a cell and leaving some out afterwards is quicker than asking for each row first;
-        # not where many candidates are wanted, as of a quantized index.
+        # Searching without a selector and filtering afterwards is faster than testing each row first, unless many
+        # candidates are needed, as from a quantised index.
         more = min(int(WIDER * k * len(self) / allowed.count) + WIDER, len(self))
-        found = self._search(queries, more, rows, allowed, None)
-        kept = (found >= 0) & allowed.mask[np.maximum(found, 0)]
+        ordinals = self._search(queries, more, rows, allowed, None)
+        kept = (ordinals >= 0) & allowed.mask[np.maximum(ordinals, 0)]
         first = np.argsort(~kept, axis=1, kind="stable")[:, :k]
-        result = np.where(np.take_along_axis(kept, first, 1), np.take_along_axis(found, first, 1), -1)
-        few = np.flatnonzero(kept.sum(axis=1) < min(k, allowed.count))
-        if len(few):
-            result[few] = self._search(np.asarray(queries)[few], k, rows, allowed, allowed.selector)
+        result = np.where(np.take_along_axis(kept, first, 1), np.take_along_axis(ordinals, first, 1), -1)
+        incomplete = np.flatnonzero(kept.sum(axis=1) < min(k, allowed.count))
+        if len(incomplete):
+            result[incomplete] = self._search(np.asarray(queries)[incomplete], k, rows, allowed, allowed.selector)
         return np.asarray(result)
 
     def _search(self, queries: Vectors, k: int, rows: int, allowed: AllowedRows, selector: Any) -> Ordinals:
@@ -176,110 +176,113 @@ class IvfIndex:
         if not probed.size:
             return np.full((len(queries), k), -1, np.int64)
         options = faiss.SearchParametersIVF(sel=selector, nprobe=probed.shape[1])  # type: ignore[call-arg]
-        self._ivf.parallel_mode = 1 if len(queries) < 4 else 0  # over cells, or over queries
-        wanted = np.ascontiguousarray(queries, np.float32)
+        self._ivf.parallel_mode = 1 if len(queries) < 4 else 0  # 1: over cells, 0: over queries
+        queries = np.ascontiguousarray(queries, np.float32)
         near = np.zeros(probed.shape, np.float32)
-        found, scores = np.empty((len(wanted), k), np.int64), np.empty((len(wanted), k), np.float32)
-        arrays = [faiss.swig_ptr(array) for array in (probed, near, scores, found)]
-        # the wrapper in Python does not pass a selector on
+        ordinals, scores = np.empty((len(queries), k), np.int64), np.empty((len(queries), k), np.float32)
+        arrays = [faiss.swig_ptr(array) for array in (probed, near, scores, ordinals)]
+        # The C++ method, because the Python wrapper does not pass the selector on.
         with faiss_cores_for(len(queries) * rows * self.centres.shape[1]):
-            self._ivf.search_preassigned_c(len(wanted), faiss.swig_ptr(wanted), k, *arrays, False, options)
-        return np.where((found < 0) | (found >= len(self)), -1, found)
+            self._ivf.search_preassigned_c(len(queries), faiss.swig_ptr(queries), k, *arrays, False, options)
+        return np.where((ordinals < 0) | (ordinals >= len(self)), -1, ordinals)
 
     def save(self, path: Path) -> int:
-        """Write FAISS's file; returns how many bytes at its end are rows, the rest being tables."""
+        """Write a FAISS file; returns the size of the rows at its end. What precedes them are tables."""
         faiss.write_index(self._ivf, str(path))
         return len(self) * (int(self._ivf.code_size) + 8)
 
     @classmethod
     def load(cls, path: Path, cell_of: npt.NDArray[np.int64], *, mapped: bool = True) -> IvfIndex:
-        """Load an index, mapped into memory; to add to it, read it whole. Raises what FAISS raises, and ValueError."""
+        """Load an index; one `mapped` into memory is read-only. Raises ValueError, or what FAISS raises."""
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
         ivf: Any = faiss.read_index(str(path), flags)
         flat: Any = faiss.downcast_index(ivf.quantizer)
         if flat.d != ivf.d or flat.ntotal != ivf.nlist or cell_of.shape != (ivf.ntotal,):
-            raise ValueError(f"{path} holds {ivf.ntotal} rows in {ivf.nlist} cells, not {cell_of.shape}")
+            raise ValueError(
+                f"{path} has {ivf.ntotal} rows of {ivf.d} dimensions in {ivf.nlist} cells, but {flat.ntotal} centres "
+                f"of {flat.d} dimensions, and cells for {cell_of.shape} rows"
+            )
         centres = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * ivf.d).reshape(flat.ntotal, ivf.d).copy()
         if len(cell_of) and not 0 <= cell_of.min() <= cell_of.max() < len(centres):
-            raise ValueError(f"{path} has rows in cells {cell_of.min()} to {cell_of.max()} of {len(centres)}")
+            raise ValueError(f"{path} has {len(centres)} cells, but rows in cells {cell_of.min()} to {cell_of.max()}")
         return cls(ivf, centres, cell_of)
 
 
 class AllowedRows:
-    """Rows that a search of an index may return: the filter by ordinal, and FAISS's selector for it."""
+    """Rows that a search of an index may return: a mask by ordinal and the FAISS selector for it."""
 
     def __init__(self, cells: IvfIndex, mask: Mask | None) -> None:
         """`mask` is (rows,) bool by ordinal, None for all rows."""
         self.mask = mask
         self.count = len(cells) if mask is None else int(np.count_nonzero(mask))
-        self.counts = cells.counts(mask)  # (cells,) how many of them each cell holds
+        self.counts = cells.counts(mask)  # (cells,) number of allowed rows in each cell
         self.selector: Any = None
         if mask is not None:
-            self._bits = np.packbits(mask, bitorder="little")  # FAISS reads them, and does not hold them
+            self._bits = np.packbits(mask, bitorder="little")  # kept here because FAISS keeps only a pointer
             self.selector = faiss.IDSelectorBitmap(len(cells), faiss.swig_ptr(self._bits))
 
 
 def probes(near: npt.NDArray[np.floating[Any]], counts: npt.NDArray[np.int64], rows: int) -> npt.NDArray[np.int64]:
-    """Choose the lists to read for each query: the nearest ones, until they hold `rows` allowed rows.
+    """Choose the cells to read for each query: the nearest ones, until they contain `rows` allowed rows.
 
     Parameters
     ----------
     near : (queries, cells) similarity of queries to centres
-    counts : (cells,) allowed rows in each
-    rows : allowed rows to read, at least
+    counts : (cells,) number of allowed rows in each cell
+    rows : minimum number of allowed rows to read
 
     Returns
     -------
-    (queries, most cells of a query) cell numbers, -1 where a query needs fewer
+    (queries, n) cell numbers, nearest first, -1 where a query needs fewer than n cells
 
     >>> probes(np.array([[0.9, 0.1, 0.5]]), np.array([3, 4, 0]), rows=4)
     array([[0, 1]])
     """
-    holding = np.flatnonzero(counts)
-    ranking = holding[np.argsort(-near[:, holding], axis=1, kind="stable")]
-    held = counts[ranking]
-    before = np.cumsum(held, axis=1) - held  # allowed rows in nearer cells
+    nonempty = np.flatnonzero(counts)
+    ranking = nonempty[np.argsort(-near[:, nonempty], axis=1, kind="stable")]
+    contained = counts[ranking]
+    before = np.cumsum(contained, axis=1) - contained  # allowed rows in nearer cells
     needed = before < rows
     most = int(needed.sum(axis=1).max(initial=0))
     return np.ascontiguousarray(np.where(needed, ranking, -1)[:, :most])
 
 
 class GroundTruth:
-    """The nearest rows of some queries, all rows compared, and of those that any filter allows."""
+    """True nearest neighbours of queries, with or without a filter, by comparison with all rows."""
 
     def __init__(self, similarity: npt.NDArray[np.float32], kept: int = NEAREST_KEPT) -> None:
-        """`similarity` is (queries, rows) to every row, by ordinal; -inf for a query's own row."""
+        """`similarity` is the (queries, rows) similarity to every row by ordinal, -inf for a query's own row."""
         self._similarity = similarity
         self._nearest = _top(similarity, min(kept, similarity.shape[1]))
 
     def __getitem__(self, queries: slice) -> GroundTruth:
         """Select some of the queries."""
-        some = copy(self)
-        some._similarity, some._nearest = self._similarity[queries], self._nearest[queries]
-        return some
+        selected = copy(self)
+        selected._similarity, selected._nearest = self._similarity[queries], self._nearest[queries]
+        return selected
 
     def nearest(self, k: int, allowed: Mask | None = None) -> Ordinals:
-        """(queries, k or all that are allowed) ordinals, nearest first."""
+        """(queries, min(k, allowed rows)) ordinals, nearest first."""
         if allowed is None:
             return self._nearest[:, :k]
         k = min(k, int(np.count_nonzero(allowed)))
         inside = allowed[self._nearest]
         first = np.argsort(~inside, axis=1, kind="stable")[:, :k]
         result = np.take_along_axis(self._nearest, first, axis=1)
-        few = np.flatnonzero(inside.sum(axis=1) < k)
-        if len(few):  # of these too few of the nearest are allowed: look at all
+        incomplete = np.flatnonzero(inside.sum(axis=1) < k)
+        if len(incomplete):  # too few of the kept neighbours are allowed: compare all allowed rows
             positions = np.flatnonzero(allowed)
-            result[few] = positions[_top(self._similarity[few][:, positions], k)]
+            result[incomplete] = positions[_top(self._similarity[incomplete][:, positions], k)]
         return np.asarray(result)
 
-    def of(self, found: Ordinals) -> npt.NDArray[np.float32]:
-        """(queries, n) similarity of some rows, -inf for none."""
-        known = np.take_along_axis(self._similarity, np.maximum(found, 0), axis=1)
-        return np.where(found < 0, -np.inf, known)
+    def similarity_of(self, ordinals: Ordinals) -> npt.NDArray[np.float32]:
+        """(queries, n) similarity of each query to (queries, n) rows, -inf where an ordinal is negative."""
+        similarity = np.take_along_axis(self._similarity, np.maximum(ordinals, 0), axis=1)
+        return np.where(ordinals < 0, -np.inf, similarity)
 
 
 def _top(similarity: npt.NDArray[np.float32], k: int) -> Ordinals:
-    """(queries, k) where the largest of (queries, rows) are, largest first."""
+    """(queries, k) indexes of the largest values in each row of (queries, rows), largest first."""
     import torch
 
     return np.asarray(torch.topk(torch.from_numpy(similarity), k, dim=1).indices.numpy())
@@ -290,9 +293,9 @@ def measure(
 ) -> list[ProbeBudget]:
     """Measure how many allowed rows must be read for each recall and each share of allowed rows, for each k.
 
-    Filters are of two kinds, and the dearer one counts: scattered rows, and whole cells (a source or a category is more
-    like that). A neighbour is found if and only if its cell is read, so one look at the true neighbours gives the
-    effort for every recall.
+    There are two kinds of filter, and the more expensive one counts: scattered rows, and whole cells (more like a
+    source or a category). A neighbour is found if and only if its cell is read, so the cells of the true neighbours
+    give the effort for every recall.
 
     Parameters
     ----------
@@ -309,15 +312,16 @@ def measure(
 
 
 def _whole_cells(cells: IvfIndex, share: float, rng: np.random.Generator) -> Mask:
-    chosen = rng.permutation(len(cells.centres))
-    held = np.cumsum(cells.counts(None)[chosen])
-    return np.isin(cells.cell_of, chosen[: int(np.searchsorted(held, share * len(cells))) + 1])
+    """Random filter of whole cells that together contain at least this share of the rows."""
+    order = rng.permutation(len(cells.centres))
+    contained = np.cumsum(cells.counts(None)[order])
+    return np.isin(cells.cell_of, order[: int(np.searchsorted(contained, share * len(cells))) + 1])
 
 
 def _efforts(
     cells: IvfIndex, near: npt.NDArray[Any], truth: GroundTruth, allowed: Mask | None, ks: Sequence[int]
 ) -> list[npt.NDArray[np.int64]]:
-    """Return for each k how many allowed rows must be read until each true neighbour is found."""
+    """Number of allowed rows to read until each true neighbour is found, an array for each k."""
     if allowed is not None and not allowed.any():
         return [np.zeros(1, np.int64) for _ in ks]
     counts = cells.counts(allowed)
@@ -331,5 +335,5 @@ def _efforts(
 
 
 def _quantiles(efforts: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """(recalls,) the rows to read so that this share of the neighbours is found."""
+    """(recalls,) number of rows to read to find this share of the neighbours."""
     return np.quantile(efforts, RECALLS, method="higher").astype(np.int64)

@@ -1,4 +1,4 @@
-"""Nearest neighbours as arrays with names, and the plain search that every faster one is measured against."""
+"""Matches of a search, the interfaces of searches, and a plain search in numpy as the reference for faster ones."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ Positions = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Matches:
-    """k nearest rows of each query, nearest first."""
+    """The k nearest rows of each query, nearest first."""
 
-    rows: Positions  # (queries, k) positions in the snapshot's rows, -1 where fewer than k were found
+    rows: Positions  # (queries, k) positions in the snapshot's rows, -1 where there are fewer than k
     similarity: npt.NDArray[np.float32]  # (queries, k) inner products, higher is nearer, NaN where there is no row
 
     def __len__(self) -> int:
@@ -30,15 +30,15 @@ class Matches:
         return int(self.rows.shape[1])
 
     def __getitem__(self, queries: Any) -> Matches:
-        """The matches of some of the queries."""
+        """Select the matches of some of the queries."""
         return Matches(np.atleast_2d(self.rows[queries]), np.atleast_2d(self.similarity[queries]))
 
     def first(self, k: int) -> Matches:
-        """Only the k nearest."""
+        """Keep only the k nearest."""
         return Matches(self.rows[:, :k], self.similarity[:, :k])
 
     def mean_similarity(self, kept: Mask | None = None) -> npt.NDArray[np.float64]:
-        """(queries,) mean over the rows that are there, or those of a (queries, k) mask; 0 where there is none.
+        """(queries,) mean similarity of the matches, or of those in a (queries, k) mask; 0 if there are none.
 
         >>> Matches(np.array([[4, 2, -1]]), np.array([[0.5, 0.25, np.nan]], np.float32)).mean_similarity()
         array([0.375])
@@ -49,11 +49,11 @@ class Matches:
 
     @classmethod
     def none(cls, queries: int, k: int) -> Matches:
-        """No row for any query."""
+        """Make matches without any row."""
         return cls(np.full((queries, k), -1, np.int64), np.full((queries, k), np.nan, np.float32))
 
     def merge(self, other: Matches, k: int) -> Matches:
-        """The k nearest of both; of equally near rows the first in the snapshot comes first."""
+        """The k nearest of both; ties are ordered by position in the snapshot."""
         rows = np.concatenate([self.rows, other.rows], axis=1)
         similarity = np.concatenate([self.similarity, other.similarity], axis=1)
         order = np.lexsort((rows, np.where(rows < 0, np.inf, -similarity)), axis=1)[:, :k]
@@ -68,7 +68,7 @@ class Searcher(Protocol):
 
 
 class SearchableRows(Protocol):
-    """A snapshot as searches see it."""
+    """Interface of a snapshot that searches need."""
 
     @property
     def folder(self) -> Path: ...
@@ -79,27 +79,27 @@ class SearchableRows(Protocol):
     def __len__(self) -> int: ...
 
     def vectors(self, positions: Any = None, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:
-        """(n, dim) of the rows at these positions."""
+        """(n, dim) vectors of the rows at these positions."""
 
-    def places(self, ids: npt.NDArray[np.int64]) -> Positions:
-        """(n,) positions of the rows with these ids, -1 where there is none."""
+    def positions_of(self, ids: npt.NDArray[np.int64]) -> Positions:
+        """(n,) positions of the rows with these ids, -1 for ids that are not in the snapshot."""
 
 
 def nearest(queries: Vectors, vectors: Vectors, positions: Positions, k: int) -> Matches:
-    """The k rows of `vectors` with the largest inner product with each query: one matrix product in numpy.
+    """The k rows of `vectors` with the largest inner products with each query, by one matrix product in numpy.
 
     Parameters
     ----------
     queries : (queries, dim)
     vectors : (rows, dim)
-    positions : (rows,) what to call the rows in the answer
+    positions : (rows,) position of each row of `vectors`, for the result
     """
-    found = min(k, len(vectors))
+    count = min(k, len(vectors))
     result = Matches.none(len(queries), k)
-    if found == 0 or len(queries) == 0:
+    if count == 0 or len(queries) == 0:
         return result
     similarity = np.asarray(queries, np.float32) @ np.asarray(vectors, np.float32).T
-    best = np.argpartition(-similarity, found - 1, axis=1)[:, :found] if found < len(vectors) else None
+    best = np.argpartition(-similarity, count - 1, axis=1)[:, :count] if count < len(vectors) else None
     chosen = similarity if best is None else np.take_along_axis(similarity, best, 1)
     rows = np.broadcast_to(positions, similarity.shape) if best is None else positions[best]
     return result.merge(Matches(np.asarray(rows, np.int64), chosen), k)

@@ -1,4 +1,4 @@
-"""Results of a search of a store: matches, and the rows they are."""
+"""Results of a search of a store: the matches together with their rows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SearchResults:
-    """The k nearest rows of each query, nearest first. `results[i]` is those of query i."""
+    """The k nearest rows of each query, nearest first. `results[i]` are those of query i."""
 
     snapshot: Snapshot
     matches: Matches
@@ -30,9 +30,9 @@ class SearchResults:
         return len(self.matches)
 
     def __getitem__(self, queries: Any) -> SearchResults:
-        """The results of some of the queries."""
+        """Select the results of some of the queries."""
         if isinstance(queries, int) and not -len(self) <= queries < len(self):
-            raise IndexError(f"query {queries} of {len(self)}")
+            raise IndexError(f"query {queries} is out of range for {len(self)} queries")
         return SearchResults(self.snapshot, self.matches[queries])
 
     def __iter__(self) -> Iterator[SearchResults]:
@@ -40,22 +40,22 @@ class SearchResults:
 
     @property
     def rows(self) -> Positions:
-        """(queries, k) positions in the snapshot, -1 where fewer than k rows were found."""
+        """(queries, k) positions in the snapshot, -1 where there are fewer than k rows."""
         return self.matches.rows
 
     @property
     def similarity(self) -> npt.NDArray[np.float32]:
-        """(queries, k) inner products, higher is nearer; NaN where there is no row."""
+        """(queries, k) inner products, higher is nearer, NaN where there is no row."""
         return self.matches.similarity
 
     @property
     def keys(self) -> list[list[str]]:
-        """The keys of the rows found for each query."""
+        """Keys of the nearest rows of each query."""
         column = self.snapshot.column("keys")
         return [column[rows[rows >= 0]].tolist() for rows in self.rows]
 
     def to_pandas(self) -> pandas.DataFrame:
-        """One row a neighbour: query, rank (from 1), similarity, and the columns of `Store.to_pandas`."""
+        """One row per neighbour: query, rank (from 1), similarity, and the columns of `Store.to_pandas`."""
         query, column = np.nonzero(self.rows >= 0)
         frame = to_pandas(self.snapshot, self.rows[query, column])
         frame.insert(0, "similarity", self.similarity[query, column])

@@ -290,7 +290,7 @@ def test_clip_client_works_unchanged(toy: Any, tmp_path: Path) -> None:
     assert len(by_image) == 5
     assert (by_image[0]["key"], by_image[0]["caption"]) == ("gan_a/img 7.png", "fake, gan_a, bars")
     assert [one["id"] for one in by_image] == [one["id"] for one in by_vector]
-    assert [snapshot.places(np.array([one["id"]]))[0] for one in by_image] == [
+    assert [snapshot.positions_of(np.array([one["id"]]))[0] for one in by_image] == [
         snapshot.find([one["key"]])[0] for one in by_image
     ]
     assert refused["status"] == 422

@@ -158,7 +158,7 @@ def opened(kind: str, folder: Path) -> Any:
 def no_exact_search_for_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small stores would be searched exactly, without the index under test."""
     monkeypatch.setattr(plan, "EXACT_ROWS", 20)
-    monkeypatch.setattr("clipfake.store.search.ann_index.exactly_is_cheaper", lambda *_: False)
+    monkeypatch.setattr("clipfake.store.search.ann_index.exact_is_cheaper", lambda *_: False)
 
 
 @pytest.fixture(scope="module", params=BACK_ENDS)

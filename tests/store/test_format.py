@@ -1,4 +1,4 @@
-"""docs/FORMAT.md is the contract: a reader written from that page alone reads what we write."""
+"""A reader written from docs/FORMAT.md alone reads the stores of this release."""
 
 import re
 import shutil
@@ -21,7 +21,7 @@ PAGE = (ROOT / "docs/FORMAT.md").read_text(encoding="utf-8")
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Three shards; rows of two of them are deleted or replaced."""
+    """Store of three shards with deleted rows."""
     store = Store.create(tmp_path / "s", space(8))
     blocks = list(synthetic(900, dim=8, size=300))
     with store.writer(rows_per_shard=300) as writer:
@@ -32,14 +32,14 @@ def store(tmp_path: Path) -> Store:
 
 
 def reader() -> dict[str, Any]:
-    """What the page's Python block defines."""
+    """Names defined by the Python code on the page."""
     [code] = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     defined: dict[str, Any] = {}
     exec(code, defined)
     return defined
 
 
-def test_the_pages_reader_reads_what_we_write(store: Store) -> None:
+def test_reader_from_format_page_reads_a_store(store: Store) -> None:
     snapshot = store.snapshot()
     names = [f.name for f in fields(Rows)]
     read = reader()["read"](store.folder, "vectors", *names)
@@ -51,7 +51,7 @@ def test_the_pages_reader_reads_what_we_write(store: Store) -> None:
         assert theirs.tolist() == ours.tolist(), name
 
 
-def test_the_page_names_every_dataset_of_a_shard(store: Store) -> None:
+def test_format_page_lists_every_dataset(store: Store) -> None:
     names = set(re.findall(r"`([a-z_/…]+)`", PAGE))
     with h5py.File(store.folder / "shards/000001.h5") as file:
         datasets: list[str] = []
@@ -61,7 +61,7 @@ def test_the_page_names_every_dataset_of_a_shard(store: Store) -> None:
     assert unmappable == []
 
 
-def test_the_store_of_the_first_release_still_opens(tmp_path: Path) -> None:
+def test_store_of_the_first_release_opens(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "tests/data/store-v1", tmp_path / "s")
     snapshot = Store.open(tmp_path / "s").snapshot()
     with np.load(ROOT / "tests/data/store-v1.npz") as truth:
@@ -71,29 +71,29 @@ def test_the_store_of_the_first_release_still_opens(tmp_path: Path) -> None:
     assert verify(tmp_path / "s").sound
 
 
-def test_a_copy_of_the_first_releases_store_is_added_to_and_compacted(tmp_path: Path) -> None:
-    """What this release writes stands beside what that one wrote, with and without pictures and texts."""
+def test_store_of_the_first_release_can_be_extended_and_compacted(tmp_path: Path) -> None:
+    """Old shards have no thumbnails and texts, the shards added to them do."""
     store = Store(shutil.copytree(ROOT / "tests/data/store-v1", tmp_path / "s"))
     before = store.snapshot()
     old = dict(zip(before.rows.keys.tolist(), before.vectors().tolist(), strict=True))
-    [given] = synthetic(20, before.space.dim, seed=5, size=20)
-    pictures, texts = tuple(key.encode() for key in given.rows.keys), {}
-    for name in given.rows.categories.tolist():
+    [added] = synthetic(20, before.space.dim, seed=5, size=20)
+    thumbnails, texts = tuple(key.encode() for key in added.rows.keys), {}
+    for name in added.rows.categories.tolist():
         texts[name] = np.ones(before.space.dim, np.float32)
     replaced = Rows.make(before.rows.keys[:3], before.rows.labels[:3], digests=np.full(3, b"n" * 16, "V16"))
     with store.writer() as writer:
-        counts = writer.append(Block(before.space, given.rows, given.vectors, pictures, texts))
+        counts = writer.append(Block(before.space, added.rows, added.vectors, thumbnails, texts))
         assert (counts.added, counts.replaced) == (20, 0)
         counts = writer.append(Block(before.space, replaced, -before.vectors(slice(0, 3))))
         assert (counts.added, counts.replaced) == (0, 3)
-    expected = old | dict(zip(given.rows.keys.tolist(), given.vectors.astype(np.float16).tolist(), strict=True))
+    expected = old | dict(zip(added.rows.keys.tolist(), added.vectors.astype(np.float16).tolist(), strict=True))
     expected |= {key: (-np.array(old[key])).tolist() for key in replaced.keys.tolist()}
     for change in (lambda: None, lambda: compact(store)):
         change()
         after = store.snapshot()
         assert dict(zip(after.rows.keys.tolist(), after.vectors().tolist(), strict=True)) == expected
         shown = dict(zip(after.rows.keys.tolist(), after.thumbnails(np.arange(len(after))), strict=True))
-        assert {key for key in shown if shown[key]} == set(given.rows.keys.tolist())
-        assert shown[given.rows.keys[7]] == pictures[7]
-        assert after.texts.keys() == set(given.rows.categories.tolist())
+        assert {key for key in shown if shown[key]} == set(added.rows.keys.tolist())
+        assert shown[added.rows.keys[7]] == thumbnails[7]
+        assert after.texts.keys() == set(added.rows.categories.tolist())
         assert verify(store.folder).sound

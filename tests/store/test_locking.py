@@ -1,4 +1,4 @@
-"""One writer at a time, on disks that can lock and on those that cannot, and readers who may write nothing."""
+"""Writer lock and snapshot leases, with and without file locks, and readers without write access."""
 
 import errno
 import fcntl
@@ -32,21 +32,19 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def test_a_file_system_without_locks_is_told_and_nothing_is_written(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def none(handle: int, how: int) -> None:
+def test_file_system_without_locks_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_locks(handle: int, how: int) -> None:
         raise OSError(errno.ENOLCK, "No locks available")
 
     before = store.snapshot().number
-    monkeypatch.setattr(fcntl, "flock", none)
-    with pytest.raises(StoreError, match="cannot lock files"), store.writer():
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    with pytest.raises(StoreError, match="without file locks"), store.writer():
         pass
     assert store.snapshot().number == before
     assert len(store.snapshot().vectors()) == 60  # reading needs no lock
 
 
-def test_a_disk_that_cannot_be_written_is_read_all_the_same(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_only_store_can_be_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.open
 
     def read_only(path: Any, flags: int, *more: Any, **options: Any) -> int:
@@ -65,7 +63,6 @@ def test_a_disk_that_cannot_be_written_is_read_all_the_same(store: Store, monkey
 
 HOLD = """
 import sys
-from clipfake.store.shard import Shard, _empty, write_shard
 from clipfake.store.store import Store
 with Store.open(sys.argv[1]).writer():
     print("held", flush=True)
@@ -73,7 +70,7 @@ with Store.open(sys.argv[1]).writer():
 """
 
 
-def test_another_processs_lock_is_respected_and_a_dead_ones_is_gone(store: Store) -> None:
+def test_lock_excludes_other_processes_until_they_die(store: Store) -> None:
     with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(store.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as other:
@@ -87,7 +84,7 @@ def test_another_processs_lock_is_respected_and_a_dead_ones_is_gone(store: Store
         assert len(writer.snapshot) == 60
 
 
-def test_a_reader_keeps_its_snapshot_through_compaction(store: Store) -> None:
+def test_reader_keeps_its_snapshot_during_compaction(store: Store) -> None:
     held = store.snapshot()
     before = held.vectors()
     with store.writer() as writer:
@@ -99,11 +96,11 @@ def test_a_reader_keeps_its_snapshot_through_compaction(store: Store) -> None:
         store.undo(0)
 
 
-def test_a_snapshot_is_given_up_with_nobody_coming_in_between(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A reader who takes it while it is removed must find that it is gone, not believe that its files will stay."""
+def test_reader_cannot_lease_a_snapshot_during_its_removal(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise the reader would assume that the files stay."""
     tried = []
 
-    def reader_comes(path: Path, *args: Any, real: Any = os.unlink, **options: Any) -> None:
+    def unlink_with_reader(path: Path, *args: Any, real: Any = os.unlink, **options: Any) -> None:
         if Path(path).name == "000000.json":
             handle = os.open(path, os.O_RDONLY)
             with pytest.raises(BlockingIOError):
@@ -112,32 +109,30 @@ def test_a_snapshot_is_given_up_with_nobody_coming_in_between(store: Store, monk
             tried.append(path)
         real(path, *args, **options)
 
-    monkeypatch.setattr(os, "unlink", reader_comes)
+    monkeypatch.setattr(os, "unlink", unlink_with_reader)
     compact(store)
     assert len(tried) == 1
 
 
-def test_a_reader_whose_snapshot_is_given_up_meanwhile_goes_on_to_the_next(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def writer_comes(manifest: Path, holder: object, real: Any = locking.lease) -> bool:
+def test_reader_of_a_removed_snapshot_opens_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lease_with_writer(manifest: Path, holder: object, real: Any = locking.lease) -> bool:
         monkeypatch.undo()
         with store.writer() as writer:
             writer.delete([True] + [False] * 59)  # type: ignore[arg-type]
         compact(store)
         return bool(real(manifest, holder))
 
-    monkeypatch.setattr(snapshots, "lease", writer_comes)
+    monkeypatch.setattr(snapshots, "lease", lease_with_writer)
     held = store.snapshot()
     assert (len(held), held.number) == (59, store.snapshots()[-1].number)
     assert len(held.vectors()) == 59
 
 
-def test_a_child_that_was_forked_meanwhile_does_not_go_on_holding_the_lock(store: Store) -> None:
+def test_forked_child_does_not_keep_the_lock(store: Store) -> None:
     with store.writer():
         listed = [path.name for path in Path("/dev/fd").iterdir()]
-        [handle] = {int(fd) for fd in listed if lock_behind(int(fd), store)}
-        childs = os.dup(handle)  # what a fork leaves in a child
+        [handle] = {int(fd) for fd in listed if is_lock_of(int(fd), store)}
+        childs = os.dup(handle)  # as a forked child would have it
     try:
         with store.writer() as writer:
             assert len(writer.snapshot) == 60
@@ -145,17 +140,17 @@ def test_a_child_that_was_forked_meanwhile_does_not_go_on_holding_the_lock(store
         os.close(childs)
 
 
-def lock_behind(handle: int, store: Store) -> bool:
+def is_lock_of(handle: int, store: Store) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), (store.folder / "lock").stat())
     except OSError:
         return False
 
 
-def test_a_store_that_is_written_meanwhile_is_no_damaged_one(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A writer commits, gives snapshots up and compacts while every byte is looked at."""
+def test_concurrent_writes_are_not_reported_as_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer commits, removes snapshots and compacts during verification."""
 
-    def writer_comes(folder: Path, *more: Any, real: Any = checking.check_shard) -> Any:
+    def check_with_writer(folder: Path, *more: Any, real: Any = checking.check_shard) -> Any:
         monkeypatch.undo()
         with store.writer() as writer:
             writer.delete(np.arange(60) < 5)
@@ -164,12 +159,12 @@ def test_a_store_that_is_written_meanwhile_is_no_damaged_one(store: Store, monke
         compact(store)
         return real(folder, *more)
 
-    monkeypatch.setattr(checking, "check_shard", writer_comes)
+    monkeypatch.setattr(checking, "check_shard", check_with_writer)
     assert verify(store.folder).problems == ()
     assert verify(store.folder).rows == 50
 
 
-def test_threads_seal_shards_at_the_same_time(tmp_path: Path) -> None:
+def test_threads_write_shards_concurrently(tmp_path: Path) -> None:
     _empty.cache_clear()
     blocks = [*synthetic(200, 4, size=10)]
     with ThreadPoolExecutor(8) as pool:

@@ -1,4 +1,4 @@
-"""A second vector of each row: added later, kept through every change, and learned from."""
+"""Named vectors: added later, kept through every change, and used for training."""
 
 import json
 import shutil
@@ -32,7 +32,7 @@ OTHER = Space("other", "d" * 64, 5)
 
 
 def vector_of(keys: Any) -> np.ndarray:
-    """What the other encoder would say, made from the key."""
+    """(n, dim) vectors of the other encoder, derived from the keys."""
     rows = [np.random.default_rng(list(key.encode())).normal(size=OTHER.dim) for key in keys]
     return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
@@ -40,18 +40,18 @@ def vector_of(keys: Any) -> np.ndarray:
 def filled(store: Store, where: Any = None, name: str = "depth") -> None:
     with named_vectors_writer(store, name, OTHER) as writer:
         positions = np.arange(len(writer.snapshot))[slice(None) if where is None else where]
-        for some in np.array_split(np.random.default_rng(0).permutation(positions), 5):
-            writer.put(some, vector_of(writer.snapshot.column("keys")[some]))
+        for batch in np.array_split(np.random.default_rng(0).permutation(positions), 5):
+            writer.put(batch, vector_of(writer.snapshot.column("keys")[batch]))
 
 
-def told_right(snapshot: Snapshot, name: str = "depth") -> np.ndarray:
-    """Which rows have their vector; fails for one that has another's."""
+def rows_with_vectors(snapshot: Snapshot, name: str = "depth") -> np.ndarray:
+    """Mask of the rows with a vector; fails if one has the vector of another row."""
     column = open_named_vectors(snapshot.folder, name)
-    found = column.vectors(snapshot, np.arange(len(snapshot)))
-    there = ~np.isnan(found[:, 0])
-    assert np.array_equal(there, ~column.missing(snapshot))
-    assert np.allclose(found[there], vector_of(snapshot.column("keys")[there]), atol=1e-3)
-    return there
+    vectors = column.vectors(snapshot, np.arange(len(snapshot)))
+    present = ~np.isnan(vectors[:, 0])
+    assert np.array_equal(present, ~column.missing(snapshot))
+    assert np.allclose(vectors[present], vector_of(snapshot.column("keys")[present]), atol=1e-3)
+    return present
 
 
 @pytest.fixture
@@ -63,19 +63,19 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def test_a_column_is_filled_later_and_in_parts(store: Store) -> None:
+def test_named_vectors_can_be_added_later_in_parts(store: Store) -> None:
     shards = {path: path.stat().st_mtime_ns for path in (store.folder / "shards").iterdir()}
     filled(store, slice(0, 150))
-    assert told_right(store.snapshot()).sum() == 150
+    assert rows_with_vectors(store.snapshot()).sum() == 150
     filled(store, slice(130, 300))
-    assert told_right(store.snapshot()).all()
+    assert rows_with_vectors(store.snapshot()).all()
     assert {path: path.stat().st_mtime_ns for path in (store.folder / "shards").iterdir()} == shards
-    assert len(list((store.folder / "columns/depth").iterdir())) == 4  # three shards and the card
+    assert len(list((store.folder / "columns/depth").iterdir())) == 4  # three shards and column.json
     assert [(c.name, c.dim, c.missing) for c in info(store).columns] == [("depth", 5, 0)]
     assert verify(store.folder).sound
 
 
-def test_rows_that_come_and_go_keep_their_own_vectors(store: Store) -> None:
+def test_rows_keep_their_vectors_through_changes(store: Store) -> None:
     filled(store)
     before = store.snapshot()
     changed = next(iter(synthetic(ROWS, DIM, size=120))).take(slice(0, 10))
@@ -84,19 +84,19 @@ def test_rows_that_come_and_go_keep_their_own_vectors(store: Store) -> None:
         writer.delete(np.arange(ROWS) % 3 == 0)
         writer.append(Block(changed.space, Rows(**fresh), changed.vectors))
     after = store.snapshot()
-    assert told_right(after).sum() == len(after) - 10  # replaced images have none yet
-    assert told_right(before).all()
+    assert rows_with_vectors(after).sum() == len(after) - 10  # replaced images have no vector yet
+    assert rows_with_vectors(before).all()
     store.undo(before.number)
-    assert told_right(store.snapshot()).all()
+    assert rows_with_vectors(store.snapshot()).all()
 
 
-def test_compacting_carries_columns_along(store: Store) -> None:
+def test_compaction_keeps_named_vectors(store: Store) -> None:
     filled(store, slice(0, 290))
     with store.writer() as writer:
         writer.delete(np.arange(ROWS) % 4 == 0)
     compact(store, rows_per_shard=100)
     snapshot = store.snapshot()
-    assert (~told_right(snapshot)).sum() == sum(i % 4 > 0 for i in range(290, 300))
+    assert (~rows_with_vectors(snapshot)).sum() == sum(i % 4 > 0 for i in range(290, 300))
     assert verify(store.folder).problems == ()
     named = {piece.file for piece in open_named_vectors(store.folder, "depth").pieces.values()}
     assert {path.name for path in (store.folder / "columns/depth").iterdir()} == named | {"column.json"}
@@ -106,14 +106,14 @@ def test_compacting_carries_columns_along(store: Store) -> None:
     ("change", "step"),
     [("compact", 11), ("fill", 7), pytest.param("compact", 1, marks=pytest.mark.slow)],
 )
-def test_a_process_killed_anywhere_loses_and_mixes_no_vector(
+def test_killed_process_loses_and_mixes_no_vector(
     store: Store, tmp_path: Path, change: str, step: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("os.fsync", lambda handle: None)
     filled(store, slice(0, 200))
     with store.writer() as writer:
         writer.delete(np.arange(ROWS) % 5 == 0)
-    kept = int(told_right(store.snapshot()).sum())
+    kept = int(rows_with_vectors(store.snapshot()).sum())
     for fail_at in range(1, 2000, step):
         copy = Store(shutil.copytree(store.folder, tmp_path / f"{fail_at}"))
         ended = True
@@ -122,18 +122,18 @@ def test_a_process_killed_anywhere_loses_and_mixes_no_vector(
                 compact(copy, rows_per_shard=90) if change == "compact" else filled(copy, slice(150, 240))
             except Killed:
                 ended = False
-        assert told_right(copy.snapshot()).sum() >= kept
+        assert rows_with_vectors(copy.snapshot()).sum() >= kept
         assert verify(copy.folder).problems == ()
-        compact(copy, rows_per_shard=90)  # whatever was left behind, it goes on
+        compact(copy, rows_per_shard=90)  # leftovers do not prevent the next attempt
         filled(copy)
-        assert told_right(copy.snapshot()).all()
+        assert rows_with_vectors(copy.snapshot()).all()
         if ended:
             break
     assert ended
     assert fail_at > 5
 
 
-def test_damage_is_named_and_repaired(store: Store) -> None:
+def test_damage_is_reported_and_repaired(store: Store) -> None:
     filled(store)
     path = next((store.folder / "columns/depth").glob("000002-*.f2"))
     content = bytearray(path.read_bytes())
@@ -143,30 +143,30 @@ def test_damage_is_named_and_repaired(store: Store) -> None:
     assert problem.path == f"columns/depth/{path.name}"
     assert repair(store.folder).lost == 0
     assert verify(store.folder).sound
-    assert told_right(store.snapshot()).sum() == ROWS - 120
+    assert rows_with_vectors(store.snapshot()).sum() == ROWS - 120
     filled(store)
     (store.folder / "columns/depth/column.json").write_text("{}")
     assert [p.path for p in verify(store.folder).problems] == ["columns/depth/column.json"]
     repair(store.folder)
     assert vector_names(store.folder) == []
     filled(store)
-    assert told_right(store.snapshot()).all()
+    assert rows_with_vectors(store.snapshot()).all()
 
 
-def test_what_does_not_belong_is_refused(store: Store) -> None:
+def test_invalid_spaces_names_and_vectors_are_refused(store: Store) -> None:
     filled(store)
     with pytest.raises(SpaceMismatch, match="depth"), named_vectors_writer(store, "depth", Space("third", "e" * 64, 5)):
         pass
     for name in ("main", "../x", "", "Depth"):
-        with pytest.raises(StoreError, match="no name for a column"), named_vectors_writer(store, name, OTHER):
+        with pytest.raises(StoreError, match="invalid name"), named_vectors_writer(store, name, OTHER):
             pass
     with named_vectors_writer(store, "depth", OTHER) as writer, pytest.raises(BadBlock, match="zero or not finite"):
         writer.put(np.array([3]), np.zeros((1, 5), np.float32))
-    with pytest.raises(StoreError, match="has no vectors colour"):
+    with pytest.raises(StoreError, match="has no vectors named colour"):
         open_named_vectors(store.folder, "colour")
 
 
-def test_columns_are_joined_as_unit_vectors_of_equal_weight(store: Store) -> None:
+def test_concatenated_parts_have_equal_weight(store: Store) -> None:
     filled(store)
     own = store.snapshot()
     both = concatenated_snapshot(own, ["main", "depth"])
@@ -181,18 +181,18 @@ def test_columns_are_joined_as_unit_vectors_of_equal_weight(store: Store) -> Non
     assert np.allclose(found.similarity, -np.sort(-vectors[:4] @ vectors.T, axis=1)[:, :5], atol=1e-3)
     assert np.array_equal(next(iter(both.blocks(50))).vectors, vectors[:50])
     assert concatenated_snapshot(own, ["main"]) is own
-    assert np.array_equal(own.vectors(slice(0, 3)), store.snapshot().vectors(slice(0, 3)))  # the other is as it was
+    assert np.array_equal(own.vectors(slice(0, 3)), store.snapshot().vectors(slice(0, 3)))  # unchanged
 
 
-def test_rows_without_a_vector_are_not_passed_over_in_silence(store: Store) -> None:
+def test_rows_without_a_vector_raise_an_error(store: Store) -> None:
     filled(store, slice(0, 299))
-    with pytest.raises(NotEnoughRows, match="no vector for 1 of 300 rows"):
+    with pytest.raises(NotEnoughRows, match="1 of 300 rows have no vector depth"):
         concatenated_snapshot(store.snapshot(), ["main", "depth"])
 
 
 @pytest.fixture
 def depth_model(tmp_path: Path) -> Path:
-    """A depth model of transformers with random weights, as small as it gets."""
+    """A minimal depth model of transformers with random weights."""
     import transformers
 
     config = transformers.DPTConfig(
@@ -213,7 +213,7 @@ def depth_model(tmp_path: Path) -> Path:
     return tmp_path / "dpt"
 
 
-def test_a_depth_model_is_an_encoder(depth_model: Path, tmp_path: Path) -> None:
+def test_depth_model_is_an_encoder(depth_model: Path, tmp_path: Path) -> None:
     encoder = load_encoder(f"depth:{depth_model}")
     images = [np.random.default_rng(i).integers(0, 256, (40, 50, 3), np.uint8) for i in range(3)]
     vectors = encoder.encode(images)
@@ -225,7 +225,7 @@ def test_a_depth_model_is_an_encoder(depth_model: Path, tmp_path: Path) -> None:
         load_encoder(f"depth:{tmp_path / 'none'}")
 
 
-def test_the_rows_of_changed_or_missing_files_get_none(toy: Any, tmp_path: Path) -> None:
+def test_changed_or_missing_files_get_no_vector(toy: Any, tmp_path: Path) -> None:
     from clipfake.indexer.index import index
 
     folder = tmp_path / "camera_a"
@@ -249,45 +249,45 @@ def test_the_rows_of_changed_or_missing_files_get_none(toy: Any, tmp_path: Path)
     assert (again.known, again.added, again.missing) == (4, 2, 0)
 
 
-def test_a_head_on_two_columns_is_trained_and_asked(
+def test_head_on_concatenated_vectors_trains_and_predicts(
     toy: Any, tmp_path: Path, depth_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from clipfake.cli import main
 
     folders = []
     for source in ("camera_a", "camera_b", "gan_a", "gan_b"):
-        place = tmp_path / "images" / ("fake" if source.startswith("gan") else "real") / source
-        place.mkdir(parents=True)
+        subfolder = tmp_path / "images" / ("fake" if source.startswith("gan") else "real") / source
+        subfolder.mkdir(parents=True)
         for number in range(55):
-            (place / f"{number}.png").write_bytes(toy.drawn(source, number))
+            (subfolder / f"{number}.png").write_bytes(toy.drawn(source, number))
     folders = [str(tmp_path / "images")]
     at = ["--store", str(tmp_path / "s"), "--json"]
 
-    def ran(*words: str) -> list[dict[str, Any]]:
+    def run(*words: str) -> list[dict[str, Any]]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
             main([*words, *at])
         assert not ended.value.code
         return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
-    ran("index", "--folders", *folders, "--encoder", "plain")
-    [output] = ran("store", "column", "depth", "--encoder", f"depth:{depth_model}")
+    run("index", "--folders", *folders, "--encoder", "plain")
+    [output] = run("store", "column", "depth", "--encoder", f"depth:{depth_model}")
     assert (output["added"], output["missing"]) == (220, 0)
-    [trained] = ran("train", "--columns", "main,depth", "--epochs", "2", "--head", "guided")
+    [trained] = run("train", "--columns", "main,depth", "--epochs", "2", "--head", "guided")
     assert trained["head"]["test"]["n"] > 0
     assert vector_names_of(head_folder(tmp_path / "s", "guided")) == ("main", "depth")
     detector = VectorDetector.load(Store.open(tmp_path / "s"), "guided")
     assert isinstance(detector.snapshot, ConcatenatedSnapshot)
-    picture = tmp_path / "asked.png"
-    picture.write_bytes(toy.drawn("gan_a", 99))
-    [verdict] = ran("query", str(picture), "--head", "guided")
+    image = tmp_path / "query.png"
+    image.write_bytes(toy.drawn("gan_a", 99))
+    [verdict] = run("query", str(image), "--head", "guided")
     assert verdict["neighbors"]["fake"]
-    [plain] = ran("train", "--epochs", "2")
+    [plain] = run("train", "--epochs", "2")
     assert plain["options"]["columns"] == ["main"]
     assert vector_names_of(head_folder(tmp_path / "s", "default")) == ("main",)
 
 
-def test_the_service_asks_all_encoders_of_a_head(toy: Any, tmp_path: Path) -> None:
+def test_service_uses_all_encoders_of_a_head(toy: Any, tmp_path: Path) -> None:
     pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
     from dataclasses import replace
 
@@ -318,19 +318,19 @@ def test_the_service_asks_all_encoders_of_a_head(toy: Any, tmp_path: Path) -> No
     assert answer.json()["answers"][0]["neighbors"]["fake"]
 
 
-def test_parts_of_any_length_weigh_the_same() -> None:
-    one, other = np.array([[3.0, 4.0]]), np.array([[0.0, 0.5]])
-    assert concatenate([one, other])[0] * np.sqrt(2) == pytest.approx([0.6, 0.8, 0, 1])
+def test_parts_of_any_length_have_equal_weight() -> None:
+    left, right = np.array([[3.0, 4.0]]), np.array([[0.0, 0.5]])
+    assert concatenate([left, right])[0] * np.sqrt(2) == pytest.approx([0.6, 0.8, 0, 1])
 
 
-def flipped(path: Path, place: int) -> None:
+def flipped(path: Path, position: int) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 1
+    content[position] ^= 1
     path.write_bytes(content)
 
 
 @pytest.mark.parametrize("change", ["filled further", "compacted"])
-def test_damage_is_not_sealed_in_as_if_it_were_sound(store: Store, change: str) -> None:
+def test_damaged_vectors_never_get_a_valid_checksum(store: Store, change: str) -> None:
     filled(store, slice(0, 200))
     flipped(next((store.folder / "columns/depth").glob("000002-*.f2")), 100)
     with store.writer() as writer:
@@ -340,27 +340,27 @@ def test_damage_is_not_sealed_in_as_if_it_were_sound(store: Store, change: str) 
     repair(store.folder)
     compact(store)
     filled(store)
-    assert told_right(store.snapshot()).all()
+    assert rows_with_vectors(store.snapshot()).all()
 
 
-def test_every_flipped_byte_of_a_column_is_named_or_harmless(store: Store) -> None:
+def test_every_flipped_byte_is_reported_or_harmless(store: Store) -> None:
     filled(store, slice(0, 130))
-    card, [first, *_] = store.folder / "columns/depth/column.json", sorted(store.folder.glob("columns/depth/*.f2"))
-    for path, step in ((card, 7), (first, 211)):
+    listing, [first, *_] = store.folder / "columns/depth/column.json", sorted(store.folder.glob("columns/depth/*.f2"))
+    for path, step in ((listing, 7), (first, 211)):
         content = path.read_bytes()
-        for place in range(0, len(content), step):
+        for position in range(0, len(content), step):
             altered = bytearray(content)
-            altered[place] ^= 255
+            altered[position] ^= 255
             path.write_bytes(altered)
             assert [problem.path for problem in verify(store.folder).problems] == [f"columns/depth/{path.name}"]
         path.write_bytes(content)
     assert verify(store.folder).sound
 
 
-def test_a_snapshot_that_cannot_be_read_keeps_no_column_from_being_filled(store: Store) -> None:
+def test_unreadable_snapshot_does_not_block_adding_vectors(store: Store) -> None:
     (store.folder / "snapshots/000000.json").write_text("{")
     filled(store)
-    assert told_right(store.snapshot()).all()
+    assert rows_with_vectors(store.snapshot()).all()
 
 
 @pytest.mark.parametrize(
@@ -372,6 +372,6 @@ def test_a_snapshot_that_cannot_be_read_keeps_no_column_from_being_filled(store:
         (np.full((2, 5), 1e-9, np.float32), "zero or not finite"),
     ],
 )
-def test_a_vector_that_cannot_be_stored_is_refused(store: Store, vectors: Any, text: str) -> None:
+def test_invalid_vectors_are_refused(store: Store, vectors: Any, text: str) -> None:
     with named_vectors_writer(store, "depth", OTHER) as writer, pytest.raises(BadBlock, match=text):
         writer.put(np.array([3, 4]), vectors)

@@ -1,4 +1,4 @@
-"""Search gives the rows that a plain matrix product gives, whatever is fast about it."""
+"""Searches return the rows that a plain matrix product returns."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.store.maintenance.build_index import Drift, build_index, kind_for
 from clipfake.store.search import ann_index
-from clipfake.store.search.ann_index import Kind, exactly_is_cheaper, folders
+from clipfake.store.search.ann_index import Kind, exact_is_cheaper, folders
 from clipfake.store.search.exact import ExactSearch
 from clipfake.store.search.ivf import ProbeBudget, probes
 from clipfake.store.search.matches import Matches, nearest
@@ -33,15 +33,15 @@ def truth(snapshot: Snapshot, queries: np.ndarray, k: int, where: np.ndarray | N
 
 
 def recall(found: Matches, true: Matches) -> float:
-    """The share of the true neighbours that was found."""
-    there = [np.isin(t[t >= 0], f).sum() for t, f in zip(true.rows, found.rows, strict=True)]
-    return float(sum(there) / (true.rows >= 0).sum())
+    """Share of the true neighbours that were found."""
+    hits = [np.isin(t[t >= 0], f).sum() for t, f in zip(true.rows, found.rows, strict=True)]
+    return float(sum(hits) / (true.rows >= 0).sum())
 
 
 @pytest.mark.parametrize("share", [None, 1.0, 0.6, 0.2, 0.01, 0.001])
 @pytest.mark.parametrize("kept_bytes", [0, 2**30])
 @pytest.mark.parametrize("queries", [1, 700])
-def test_exact_search_is_the_plain_matrix_product(
+def test_exact_search_equals_plain_matrix_product(
     store: Store, share: float | None, kept_bytes: int, queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipfake.store.search.exact.PIECE_CELLS", 700 * 256)  # several pieces
@@ -52,27 +52,27 @@ def test_exact_search_is_the_plain_matrix_product(
     found = exact.search(snapshot, query_rows, 10, None if where is None else where.nonzero()[0])
     true = truth(snapshot, query_rows, 10, where)
     assert np.allclose(found.similarity, true.similarity, atol=1e-5, equal_nan=True)
-    assert recall(found, true) > 0.999  # rows that are equally near may change places
+    assert recall(found, true) > 0.999  # ties may be in another order
 
 
 @pytest.mark.parametrize("queries", [5, 700])
 @pytest.mark.parametrize("shares", [(0.5, 0.5), (0.4, 0.3), (0.9, 0.8), (0.02, 1.0)])
-def test_several_filters_at_once_find_what_each_finds_alone(
+def test_search_each_equals_separate_searches(
     store: Store, shares: tuple[float, float], queries: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipfake.store.search.exact.PIECE_CELLS", 700 * 256)
     snapshot = store.snapshot()
-    lots = np.random.default_rng(3).random(ROWS)
-    wheres = [lots < shares[0], lots >= 1 - shares[1]]
+    draws = np.random.default_rng(3).random(ROWS)
+    wheres = [draws < shares[0], draws >= 1 - shares[1]]
     query_rows = snapshot.vectors(slice(0, queries))
     found = ExactSearch(snapshot, "cpu").search_each(snapshot, query_rows, 10, [where.nonzero()[0] for where in wheres])
-    for one, where in zip(found, wheres, strict=True):
+    for matches, where in zip(found, wheres, strict=True):
         true = truth(snapshot, query_rows, 10, where)
-        assert np.allclose(one.similarity, true.similarity, atol=1e-5, equal_nan=True)
-        assert recall(one, true) > 0.999
+        assert np.allclose(matches.similarity, true.similarity, atol=1e-5, equal_nan=True)
+        assert recall(matches, true) > 0.999
 
 
-def test_no_rows_and_no_queries_give_no_matches(store: Store) -> None:
+def test_no_rows_or_no_queries_give_no_matches(store: Store) -> None:
     snapshot = store.snapshot()
     assert (snapshot.search(snapshot.vectors([0]), 3, np.zeros(ROWS, bool)).rows == -1).all()
     assert snapshot.search(np.zeros((0, DIM)), 3).rows.shape == (0, 3)
@@ -90,15 +90,15 @@ def made(folder: Path, rows: int = 6000, first: int = 0) -> Store:
 def indexed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
     store = made(tmp_path_factory.mktemp(request.param) / "s")
     built = build_index(store, request.param)
-    assert [one.kind for one in built.labels] == [request.param] * 2
-    assert min(min(one.recall.values()) for one in built.labels) >= 0.98
+    assert [label.kind for label in built.labels] == [request.param] * 2
+    assert min(min(label.recall.values()) for label in built.labels) >= 0.98
     return store
 
 
 @pytest.fixture
 def always_indexed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few rows are cheaper to search exactly; not in these tests."""
-    monkeypatch.setattr("clipfake.store.search.ann_index.exactly_is_cheaper", lambda *_: False)
+    """Use the index even where exact search would be cheaper."""
+    monkeypatch.setattr("clipfake.store.search.ann_index.exact_is_cheaper", lambda *_: False)
 
 
 def filters(snapshot: Snapshot) -> dict[str, np.ndarray | None]:
@@ -117,7 +117,7 @@ def filters(snapshot: Snapshot) -> dict[str, np.ndarray | None]:
 
 
 @pytest.mark.usefixtures("always_indexed")
-def test_filters_of_every_selectivity_keep_their_recall(indexed: Store) -> None:
+def test_recall_holds_for_filters_of_every_selectivity(indexed: Store) -> None:
     snapshot = indexed.snapshot()
     queries = np.random.default_rng(6).choice(len(snapshot), 60, replace=False)
     vectors = snapshot.vectors(queries)
@@ -135,7 +135,7 @@ def test_filters_of_every_selectivity_keep_their_recall(indexed: Store) -> None:
 
 
 @pytest.mark.usefixtures("always_indexed")
-def test_one_query_at_a_time_finds_what_many_find_together(indexed: Store) -> None:
+def test_single_queries_match_a_batch(indexed: Store) -> None:
     snapshot = indexed.snapshot()
     vectors, where = snapshot.vectors(slice(0, 5)), np.arange(len(snapshot)) % 3 > 0
     together = snapshot.search(vectors, 10, where)
@@ -143,7 +143,7 @@ def test_one_query_at_a_time_finds_what_many_find_together(indexed: Store) -> No
 
 
 @pytest.mark.usefixtures("always_indexed")
-def test_a_recall_of_one_is_exact(indexed: Store) -> None:
+def test_recall_of_one_is_exact(indexed: Store) -> None:
     snapshot = indexed.snapshot()
     vectors = snapshot.vectors(slice(0, 20))
     assert recall(snapshot.search(vectors, 10, recall=1), truth(snapshot, vectors, 10)) == 1
@@ -151,7 +151,7 @@ def test_a_recall_of_one_is_exact(indexed: Store) -> None:
 
 @pytest.mark.usefixtures("always_indexed")
 @pytest.mark.parametrize("kind", ["plain", "quantized"])
-def test_a_stale_index_is_topped_up_and_then_added_to(tmp_path: Path, kind: Kind) -> None:
+def test_stale_index_is_complemented_and_then_extended(tmp_path: Path, kind: Kind) -> None:
     store = made(tmp_path / "s", 4000)
     first = build_index(store, kind)
     with store.writer() as writer:
@@ -163,7 +163,7 @@ def test_a_stale_index_is_topped_up_and_then_added_to(tmp_path: Path, kind: Kind
     assert recall(snapshot.search(vectors, 10), truth(snapshot, vectors, 10)) >= 0.985
     second = build_index(store, kind)
     assert (first.action, second.action) == ("built", "added")
-    assert sum(one.rows for one in second.labels) == 4680  # the dead stay until it is built anew
+    assert sum(label.rows for label in second.labels) == 4680  # deleted rows stay until the index is rebuilt
     assert [path.name for path in folders(store.folder)] == [f"knn-{snapshot.number:06d}"]
     snapshot = store.snapshot()
     assert recall(snapshot.search(vectors, 10), truth(snapshot, vectors, 10)) >= 0.985
@@ -176,7 +176,7 @@ def test_few_rows_need_no_index(store: Store) -> None:
 
 
 @pytest.mark.parametrize(
-    ("facts", "wanted"),
+    ("changes", "action"),
     [
         ({}, "fresh"),
         ({"rows": 1100}, "add"),
@@ -185,23 +185,23 @@ def test_few_rows_need_no_index(store: Store) -> None:
         ({"rows": 1100, "added_misfit": 0.3}, "rebuild"),
     ],
 )
-def test_an_index_is_built_anew_where_it_has_drifted(facts: dict[str, int], wanted: str) -> None:
-    settled = {"rows": 1000, "indexed": 1000, "dead": 0, "trained_rows": 1000, "misfit": 0.2, "added_misfit": 0.2}
-    assert Drift(**{**settled, **facts}).verdict()[0] == wanted  # type: ignore[arg-type]
+def test_index_is_rebuilt_when_it_has_drifted(changes: dict[str, int], action: str) -> None:
+    initial = {"rows": 1000, "indexed": 1000, "dead": 0, "trained_rows": 1000, "misfit": 0.2, "added_misfit": 0.2}
+    assert Drift(**{**initial, **changes}).verdict()[0] == action  # type: ignore[arg-type]
 
 
-def test_the_kind_of_index_follows_from_the_number_of_rows() -> None:
+def test_index_kind_depends_on_the_number_of_rows() -> None:
     assert [kind_for(n) for n in (100, 100_000, 100_000_000)] == ["exact", "plain", "quantized"]
     assert kind_for(100, "quantized") == "quantized"
 
 
-def test_many_queries_over_few_rows_are_cheaper_exactly() -> None:
-    assert exactly_is_cheaper(1, 1000, 1000) is False or exactly_is_cheaper(1, 900, 1000)
-    assert exactly_is_cheaper(1000, 100_000, 20_000)
-    assert not exactly_is_cheaper(1, 500_000, 20_000)
+def test_exact_search_is_cheaper_for_many_queries_over_few_rows() -> None:
+    assert exact_is_cheaper(1, 1000, 1000) is False or exact_is_cheaper(1, 900, 1000)
+    assert exact_is_cheaper(1000, 100_000, 20_000)
+    assert not exact_is_cheaper(1, 500_000, 20_000)
 
 
-def test_cells_are_read_from_the_nearest_until_enough_rows_are_seen() -> None:
+def test_nearest_cells_are_read_until_they_hold_enough_rows() -> None:
     near = np.array([[0.9, 0.8, 0.7, 0.6], [0.1, 0.2, 0.3, 0.4]])
     counts = np.array([5, 0, 10, 20])
     assert probes(near, counts, 5).tolist() == [[0], [3]]
@@ -210,7 +210,7 @@ def test_cells_are_read_from_the_nearest_until_enough_rows_are_seen() -> None:
     assert probes(near, np.zeros(4, int), 9).shape == (2, 0)
 
 
-def test_more_recall_takes_no_less_effort() -> None:
+def test_effort_does_not_decrease_with_recall() -> None:
     effort = ProbeBudget((1.0, 0.1), (0.9, 0.99, 0.995, 1.0), ((10, 50, 80, 400), (8, 60, 90, 300)))
     assert effort.for_recall(0.99, 1.0) == 80  # half the misses aimed at
     assert effort.for_recall(0.5, 0.1) == 10  # a quarter more than measured
@@ -220,7 +220,7 @@ def test_more_recall_takes_no_less_effort() -> None:
 
 @pytest.mark.parametrize("where", ["index.json", "0.faiss", "1.ids.npy", "0.cells.npy"])
 @pytest.mark.parametrize("how", ["gone", "short", "flipped"])
-def test_a_damaged_index_is_passed_over(tmp_path: Path, where: str, how: str) -> None:
+def test_damaged_index_is_skipped(tmp_path: Path, where: str, how: str) -> None:
     store = made(tmp_path / "s", 1000)
     build_index(store, "plain")
     path = folders(store.folder)[0] / where
@@ -234,29 +234,27 @@ def test_a_damaged_index_is_passed_over(tmp_path: Path, where: str, how: str) ->
     assert recall(snapshot.search(snapshot.vectors(slice(0, 5)), 10), truth(snapshot, snapshot.vectors()[:5], 10)) == 1
 
 
-def test_an_index_that_is_replaced_while_it_is_opened_is_searched_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_index_replaced_while_opening_is_still_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.create(tmp_path / "s", space(8))
     with store.writer() as writer:
         for block in synthetic(600, 8, size=300):
             writer.append(block)
     build_index(store, "plain")
 
-    def builder_comes(folder: Path, *more: Any, real: Any = ann_index.open_index, **options: Any) -> Any:
+    def open_with_builder(folder: Path, *more: Any, real: Any = ann_index.open_index, **options: Any) -> Any:
         monkeypatch.undo()
         with store.writer() as writer:
             writer.delete(np.arange(600) < 5)
         build_index(store, "plain", anew=True)
         return real(folder, *more, **options)
 
-    monkeypatch.setattr(ann_index, "open_index", builder_comes)
+    monkeypatch.setattr(ann_index, "open_index", open_with_builder)
     attached = ann_index.attach(store.snapshot())
     assert attached is not None
     assert attached.number == store.snapshot().number
 
 
-def test_an_index_whose_rows_are_all_deleted_finds_nothing(tmp_path: Path) -> None:
+def test_index_without_live_rows_finds_nothing(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", space(4))
     with store.writer() as writer:
         for block in synthetic(60, 4):

@@ -1,4 +1,4 @@
-"""Whatever one does to a store, in whatever order, it holds what a dictionary would."""
+"""After any sequence of changes, a store has the rows that a dictionary would have."""
 
 import shutil
 import tempfile
@@ -36,7 +36,7 @@ Model = dict[str, Row]  # by key
 
 
 def row(number: int, version: int) -> tuple[str, Row]:
-    """What is stored of a made-up file; another version of it has other bytes, so another vector."""
+    """Key and row of a synthetic file; another version of it has another digest and vector."""
     source = SOURCES[number % 3]
     vector = np.random.default_rng([number, version]).normal(size=DIM)
     vector = (vector / np.linalg.norm(vector)).astype(np.float16)
@@ -47,31 +47,31 @@ def row(number: int, version: int) -> tuple[str, Row]:
 
 def block(numbers: list[int], version: int) -> Block:
     rows = dict(row(number, version) for number in numbers)
-    labels, sources, categories, digests, vectors, pictures = zip(*rows.values(), strict=True)
+    labels, sources, categories, digests, vectors, thumbnails = zip(*rows.values(), strict=True)
     columns: dict[str, Any] = {"sources": sources, "categories": categories}
-    made = Rows.make(list(rows), labels, digests=np.frombuffer(b"".join(digests), "V16"), **columns)
+    metadata = Rows.make(list(rows), labels, digests=np.frombuffer(b"".join(digests), "V16"), **columns)
     texts = {name: np.full(DIM, i + 1, np.float32) for i, name in enumerate(CATEGORIES)}
-    return Block(SPACE, made, np.array(vectors, np.float32), tuple(pictures), texts)
+    return Block(SPACE, metadata, np.array(vectors, np.float32), tuple(thumbnails), texts)
 
 
-def others(snapshot: Snapshot) -> np.ndarray:
-    """(rows, 2) what another encoder says of each row's bytes."""
+def other_vectors(snapshot: Snapshot) -> np.ndarray:
+    """(rows, 2) vectors of another encoder, derived from each row's digest."""
     halves = np.frombuffer(snapshot.column("digests").tobytes(), np.uint8).reshape(len(snapshot), 16)
     return halves[:, :2].astype(np.float32) + 1
 
 
-def held(snapshot: Snapshot) -> Model:
-    """What a snapshot has, read whole."""
-    rows, pictures = snapshot.rows, snapshot.thumbnails(np.arange(len(snapshot)))
+def contents(snapshot: Snapshot) -> Model:
+    """All rows of a snapshot."""
+    rows, thumbnails = snapshot.rows, snapshot.thumbnails(np.arange(len(snapshot)))
     columns = [rows.labels, rows.sources, rows.categories]
     digests = [digest.tobytes() for digest in rows.digests]
     vectors = [tuple(vector) for vector in snapshot.vectors().tolist()]
-    values = zip(*(column.tolist() for column in columns), digests, vectors, pictures, strict=True)
+    values = zip(*(column.tolist() for column in columns), digests, vectors, thumbnails, strict=True)
     return dict(zip(rows.keys.tolist(), values, strict=True))
 
 
 class StoreModel(RuleBasedStateMachine):
-    """A store beside a dictionary, with its history, an index and a column now and then, and a reader who holds on."""
+    """A store compared with a dictionary, with its history, an index, named vectors and a reader of an old snapshot."""
 
     @initialize(numbers=st.lists(st.integers(0, 39), min_size=5, max_size=20, unique=True))
     def begin(self, numbers: list[int]) -> None:
@@ -86,8 +86,8 @@ class StoreModel(RuleBasedStateMachine):
         if hasattr(self, "folder"):
             shutil.rmtree(self.folder)
 
-    def now(self) -> None:
-        """The model is what the newest snapshot is said to hold."""
+    def record(self) -> None:
+        """Record the model as the content of the newest snapshot."""
         self.history[self.store.snapshots()[-1].number] = dict(self.model)
 
     @rule(
@@ -107,7 +107,7 @@ class StoreModel(RuleBasedStateMachine):
             len(new) - len(known | replaced),
         )
         self.model |= new
-        self.now()
+        self.record()
 
     @rule(by=st.sampled_from([*SOURCES, *CATEGORIES, 0, 1]))
     def delete_some(self, by: str | int) -> None:
@@ -115,30 +115,30 @@ class StoreModel(RuleBasedStateMachine):
         gone = {key for key, row in self.model.items() if by in row[:3]}
         assert delete(self.store, which).rows == len(gone)
         self.model = {key: row for key, row in self.model.items() if key not in gone}
-        self.now()
+        self.record()
 
     @rule(numbers=st.lists(st.integers(0, 39), min_size=1, max_size=5))
     def delete_keys(self, numbers: list[int]) -> None:
         keys = {row(number, 0)[0] for number in numbers}
         assert delete(self.store, Filter(key=sorted(keys))).rows == len(keys & self.model.keys())
         self.model = {key: row for key, row in self.model.items() if key not in keys}
-        self.now()
+        self.record()
 
     @rule(back=st.integers(0, 10))
     def undo(self, back: int) -> None:
         number = self.store.snapshots()[-1 - back % len(self.store.snapshots())].number
         self.store.undo(number)
         self.model = dict(self.history[number])
-        self.now()
+        self.record()
 
     @rule(rows_per_shard=st.sampled_from([4, 16, 100]))
-    def shrink(self, rows_per_shard: int) -> None:
+    def compact_shards(self, rows_per_shard: int) -> None:
         compact(self.store, rows_per_shard=rows_per_shard)
-        left = {manifest.number for manifest in self.store.snapshots()}
-        for number in set(self.history) - left:
+        remaining = {manifest.number for manifest in self.store.snapshots()}
+        for number in set(self.history) - remaining:
             with pytest.raises(NoStore):
                 self.store.undo(number)
-        self.now()
+        self.record()
 
     @rule(anew=st.booleans())
     def index(self, anew: bool) -> None:
@@ -146,10 +146,10 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(part=st.sampled_from([1, 2, 3]))
     def fill_column(self, part: int) -> None:
-        """Every n-th row is given its vector of another encoder; for n = 1 none lacks one afterwards."""
+        """Add a named vector to every n-th row; for n = 1 no row is missing one afterwards."""
         with named_vectors_writer(self.store, "other", OTHER) as writer:
             positions = np.arange(0, len(writer.snapshot), part)
-            writer.put(positions, others(writer.snapshot)[positions])
+            writer.put(positions, other_vectors(writer.snapshot)[positions])
         if part == 1:
             assert not open_named_vectors(self.store.folder, "other").missing(self.store.snapshot()).any()
 
@@ -159,7 +159,7 @@ class StoreModel(RuleBasedStateMachine):
         what=st.sampled_from(["append", "delete", "undo", "index", "compact"]),
     )
     def crash(self, numbers: list[int], fail_at: int, what: str) -> None:
-        """A process that is killed within a change: the store is as before or as after."""
+        """Kill the process during a change: the store is as before or as after it."""
         after = dict(self.model)
         back = self.store.snapshots()[0].number
         with failing(fail_at, kill=True), suppress(Killed):
@@ -178,10 +178,10 @@ class StoreModel(RuleBasedStateMachine):
             else:
                 compact(self.store, rows_per_shard=10)
         self.store = Store.open(self.store.folder)
-        read = held(self.store.snapshot())
+        read = contents(self.store.snapshot())
         assert read in (self.model, after)
         self.model = read
-        self.now()
+        self.record()
 
     @rule()
     def reopen(self) -> None:
@@ -189,14 +189,14 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule()
     def hold(self) -> None:
-        """A reader takes the snapshot of now and keeps it, half read."""
+        """A reader opens the current snapshot, reads a part of it and keeps it."""
         snapshot = self.store.snapshot()
         snapshot.column("labels")
         self.reader = snapshot, dict(self.model)
 
     @precondition(lambda self: self.reader)
     @rule()
-    def let_go(self) -> None:
+    def release(self) -> None:
         self.reader = None
 
     @rule(seed=st.integers(0, 99), k=st.integers(1, 12), by=st.sampled_from([None, "gan", "dog"]))
@@ -214,34 +214,34 @@ class StoreModel(RuleBasedStateMachine):
         assert np.isin(found.rows[found.rows >= 0], positions).all()
 
     @invariant()
-    def it_holds_what_the_model_holds(self) -> None:
+    def it_equals_the_model(self) -> None:
         if not hasattr(self, "store"):
             return
         snapshot = self.store.snapshot()
-        assert held(snapshot) == self.model
+        assert contents(snapshot) == self.model
         keys = [f"{source}/{number}" for number in range(0, 40, 7) for source in SOURCES]
-        where = {key: place for place, key in enumerate(snapshot.column("keys").tolist())}
-        assert snapshot.find(keys).tolist() == [where.get(key, -1) for key in keys]
+        positions = {key: position for position, key in enumerate(snapshot.column("keys").tolist())}
+        assert snapshot.find(keys).tolist() == [positions.get(key, -1) for key in keys]
         assert snapshot.texts.keys() >= {row[2] for row in self.model.values()}
 
     @invariant()
-    def every_byte_is_as_it_was_written(self) -> None:
+    def no_file_is_damaged(self) -> None:
         if hasattr(self, "store"):
             assert verify(self.store.folder).problems == ()
 
     @invariant()
-    def no_row_has_a_vector_of_anothers(self) -> None:
+    def rows_have_their_own_vectors(self) -> None:
         if hasattr(self, "store") and vector_names(self.store.folder):
             snapshot = self.store.snapshot()
             column = open_named_vectors(self.store.folder, "other")
-            there = ~column.missing(snapshot)
-            assert np.array_equal(column.vectors(snapshot, np.flatnonzero(there)), others(snapshot)[there])
+            present = ~column.missing(snapshot)
+            assert np.array_equal(column.vectors(snapshot, np.flatnonzero(present)), other_vectors(snapshot)[present])
 
     @invariant()
-    def a_reader_sees_what_it_saw(self) -> None:
+    def the_reader_sees_no_change(self) -> None:
         if getattr(self, "reader", None):
             snapshot, model = self.reader  # type: ignore[misc]
-            assert held(snapshot) == model
+            assert contents(snapshot) == model
 
 
 def _column(value: str) -> str:

@@ -1,4 +1,4 @@
-"""The store keeps what it is given, and nothing else."""
+"""Writing, reading, deleting and searching rows of a store."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ import pytest
 from clipfake.errors import BadBlock, Damaged, Locked, NoStore, NotAStore, SpaceMismatch
 from clipfake.store.filter import Filter
 from clipfake.store.key_index import KeyIndex
-from clipfake.store.records import FAKE, REAL, Block, Rows, names
+from clipfake.store.records import FAKE, REAL, Block, Rows, invalid_rows, names, to_float16
 from clipfake.store.shard import Shard, write_shard
 from clipfake.store.space import Space
 from clipfake.store.store import Store
@@ -36,18 +36,18 @@ def block(*keys: str, label: int = REAL, digest: int = 1, space: Space = SPACE) 
 def stored(folder: Path, *blocks: Block, **options: float) -> Store:
     store = Store.create(folder, SPACE)
     with store.writer(**options) as writer:  # type: ignore[arg-type]
-        for given in blocks:
-            writer.append(given)
+        for added in blocks:
+            writer.append(added)
     return store
 
 
-def test_what_was_written_comes_back(tmp_path: Path) -> None:
-    given = block("a/1.jpg", "b/é ü.png", label=FAKE)
-    snapshot = stored(tmp_path / "s", given).snapshot()
-    for name in vars(given.rows):
-        assert getattr(snapshot.rows, name).tolist() == getattr(given.rows, name).tolist(), name
-    assert np.allclose(snapshot.vectors(), given.vectors, atol=1e-3)
-    assert [snapshot.thumbnail(i) for i in range(2)] == list(given.thumbnails)
+def test_written_rows_are_read_back(tmp_path: Path) -> None:
+    expected = block("a/1.jpg", "b/é ü.png", label=FAKE)
+    snapshot = stored(tmp_path / "s", expected).snapshot()
+    for name in vars(expected.rows):
+        assert getattr(snapshot.rows, name).tolist() == getattr(expected.rows, name).tolist(), name
+    assert np.allclose(snapshot.vectors(), expected.vectors, atol=1e-3)
+    assert [snapshot.thumbnail(i) for i in range(2)] == list(expected.thumbnails)
     assert snapshot.texts["cat"].tolist() == [1, 1, 1, 1]
 
 
@@ -59,7 +59,7 @@ def test_appending_the_same_rows_twice_is_a_no_op(tmp_path: Path) -> None:
     assert (store.snapshot().number, len(store.snapshot())) == (before, 2)
 
 
-def test_a_changed_file_replaces_its_row_and_old_shards_stay(tmp_path: Path) -> None:
+def test_changed_file_replaces_its_row(tmp_path: Path) -> None:
     store = stored(tmp_path / "s", block("a/1", "a/2"))
     before = (tmp_path / "s/shards/000001.h5").read_bytes()
     with store.writer() as writer:
@@ -78,7 +78,7 @@ def test_rows_are_found_by_key_and_deleted_by_mask(tmp_path: Path) -> None:
     assert np.allclose(snapshot.vectors(), block("b/1").vectors, atol=1e-3)
 
 
-def test_a_deleted_row_may_come_back(tmp_path: Path) -> None:
+def test_deleted_row_can_be_added_again(tmp_path: Path) -> None:
     store = stored(tmp_path / "s", block("a/1"))
     with store.writer() as writer:
         writer.delete(np.array([True]))
@@ -87,7 +87,7 @@ def test_a_deleted_row_may_come_back(tmp_path: Path) -> None:
     assert store.snapshot().rows.keys.tolist() == ["a/1"]
 
 
-def test_a_reader_sees_one_snapshot_while_a_writer_works(tmp_path: Path) -> None:
+def test_reader_sees_one_snapshot_during_writes(tmp_path: Path) -> None:
     store = stored(tmp_path / "s", block("a/1"))
     reader = store.snapshot()
     with store.writer() as writer:
@@ -97,17 +97,17 @@ def test_a_reader_sees_one_snapshot_while_a_writer_works(tmp_path: Path) -> None
     assert len(reader.vectors()) == 1
 
 
-def test_a_mask_made_before_rows_were_sealed_deletes_nothing(tmp_path: Path) -> None:
+def test_outdated_mask_deletes_nothing(tmp_path: Path) -> None:
     store = stored(tmp_path / "s", block("a/1", "a/2"))
     with store.writer() as writer:
         where = writer.snapshot.column("keys") == "a/1"
         writer.append(block("a/3"))
-        with pytest.raises(BadBlock, match="give one bool for each of 3 rows"):
+        with pytest.raises(BadBlock, match=r"pass a bool array of shape \(3,\)"):
             writer.delete(where)
     assert store.snapshot().rows.keys.tolist() == ["a/1", "a/2", "a/3"]
 
 
-def test_undo_brings_an_earlier_snapshot_back(tmp_path: Path) -> None:
+def test_undo_restores_an_earlier_snapshot(tmp_path: Path) -> None:
     store = stored(tmp_path / "s", block("a/1"))
     number = store.snapshot().number
     with store.writer() as writer:
@@ -122,12 +122,12 @@ def test_two_writers_exclude_each_other(tmp_path: Path) -> None:
         pass
 
 
-def test_many_small_seals_leave_one_snapshot_a_writer(tmp_path: Path) -> None:
+def test_each_writer_leaves_one_snapshot(tmp_path: Path) -> None:
     store = stored(tmp_path / "s", *(block(f"a/{i}") for i in range(5)), rows_per_shard=1)
     assert [len(store.snapshot(m.number)) for m in store.snapshots()] == [0, 5]
 
 
-def test_what_was_taken_in_before_an_error_is_kept(tmp_path: Path) -> None:
+def test_rows_appended_before_an_error_are_kept(tmp_path: Path) -> None:
     store = stored(tmp_path / "s")
     with pytest.raises(ZeroDivisionError), store.writer() as writer:
         writer.append(block("a/1"))
@@ -136,23 +136,23 @@ def test_what_was_taken_in_before_an_error_is_kept(tmp_path: Path) -> None:
 
 
 def test_search_finds_the_nearest_allowed_rows(tmp_path: Path) -> None:
-    given = block(*(f"a/{i}" for i in range(50)))
-    snapshot = stored(tmp_path / "s", given, rows_per_shard=7).snapshot()
+    added = block(*(f"a/{i}" for i in range(50)))
+    snapshot = stored(tmp_path / "s", added, rows_per_shard=7).snapshot()
     where = np.arange(50) % 3 == 0
-    matches = snapshot.search(given.vectors[:5], k=4, where=where)
+    matches = snapshot.search(added.vectors[:5], k=4, where=where)
     truth = np.argsort(-np.where(where, snapshot.vectors()[:5] @ snapshot.vectors().T, -9), axis=1)[:, :4]
     assert matches.rows.tolist() == truth.tolist()
     assert (np.diff(matches.similarity, axis=1) <= 0).all()
 
 
-def test_fewer_rows_than_asked_for_are_said_to_be_so(tmp_path: Path) -> None:
+def test_missing_neighbours_are_minus_one(tmp_path: Path) -> None:
     matches = stored(tmp_path / "s", block("a/1")).snapshot().search(block("a/1").vectors, k=3)
     assert matches.rows.tolist() == [[0, -1, -1]]
     assert np.isnan(matches.similarity[0, 1:]).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0])
-def test_vectors_that_cannot_be_compared_are_refused(tmp_path: Path, value: float) -> None:
+def test_zero_and_non_finite_vectors_are_refused(tmp_path: Path, value: float) -> None:
     bad = block("a/1", "a/2")
     bad.vectors[1] = value
     with pytest.raises(BadBlock, match="a/2"):
@@ -160,8 +160,20 @@ def test_vectors_that_cannot_be_compared_are_refused(tmp_path: Path, value: floa
     assert len(Store.open(tmp_path / "s").snapshot()) == 0
 
 
-def test_a_key_given_twice_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadBlock, match="a/1 was given twice"):
+@pytest.mark.parametrize("limit", [0, 2**-25, 2**-24, 65504, 65520, np.inf, np.nan])
+def test_float32_vectors_are_refused_as_their_float16_would_be(limit: float) -> None:
+    single = np.float32(limit)
+    near_limit = np.array([single, np.nextafter(single, np.float32(0)), np.nextafter(single, np.float32(1e9))])
+    vectors = np.zeros((6, 3), np.float32)
+    vectors[:, 1] = np.concatenate([near_limit, -near_limit])
+    expected = invalid_rows(to_float16(vectors)).tolist()
+    assert invalid_rows(vectors).tolist() == invalid_rows(vectors.astype(np.float64)).tolist() == expected
+    half = to_float16(vectors).astype(np.float32)
+    assert expected == np.flatnonzero(~np.isfinite(half).all(1) | ~half.any(1)).tolist()
+
+
+def test_repeated_key_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadBlock, match="a/1 was appended twice"):
         stored(tmp_path / "s", block("a/1"), block("a/1"))
 
 
@@ -174,16 +186,16 @@ def test_spaces_do_not_mix(tmp_path: Path) -> None:
         stored(tmp_path / "s", block("a/1", space=other))
 
 
-def test_there_is_no_store_in_an_empty_or_foreign_folder(tmp_path: Path) -> None:
+def test_empty_or_foreign_folder_is_not_a_store(tmp_path: Path) -> None:
     with pytest.raises(NoStore, match="clipfake index"):
         Store.open(tmp_path)
     (tmp_path / "photo.jpg").touch()
-    with pytest.raises(NotAStore, match="no store"):
+    with pytest.raises(NotAStore, match="is not a store"):
         Store.create(tmp_path, SPACE)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "flipped", "foreign", "newer"])
-def test_damage_to_a_shard_is_named(tmp_path: Path, damage: str) -> None:
+def test_damaged_shard_is_reported(tmp_path: Path, damage: str) -> None:
     store = stored(tmp_path / "s", block("a/1", "a/2"))
     path = tmp_path / "s/shards/000001.h5"
     content = bytearray(path.read_bytes())
@@ -201,7 +213,7 @@ def test_damage_to_a_shard_is_named(tmp_path: Path, damage: str) -> None:
         _ = store.snapshot().rows
 
 
-def test_an_altered_manifest_is_noticed(tmp_path: Path) -> None:
+def test_altered_manifest_is_refused(tmp_path: Path) -> None:
     store = stored(tmp_path / "s", block("a/1"))
     path = max((tmp_path / "s/snapshots").glob("*.json"))
     content = json.loads(path.read_text())
@@ -211,7 +223,7 @@ def test_an_altered_manifest_is_noticed(tmp_path: Path) -> None:
         store.snapshot()
 
 
-def test_keys_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_with_equal_hashes_are_distinguished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def same(keys: list[str]) -> np.ndarray:
         return np.zeros(len(keys), np.uint64)
 
@@ -225,18 +237,18 @@ def test_keys_of_one_hash_are_told_apart(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @given(st.lists(st.lists(st.integers(0, 9), max_size=20), max_size=12))
-def test_ids_are_found_by_hash_whatever_the_order_they_came_in(batches: list[list[int]]) -> None:
+def test_key_index_finds_ids_added_in_any_order(batches: list[list[int]]) -> None:
     keys, ids = KeyIndex(), iter(range(1000))
     truth = []
     for batch in batches:
         added = [(h, next(ids)) for h in batch]
         keys.add(np.array(batch, np.uint64), np.array([i for _, i in added], np.int64))
         truth += added
-    which, found = keys.candidates(np.arange(10, dtype=np.uint64))
-    assert sorted(zip(which.tolist(), found.tolist(), strict=True)) == sorted(truth)
+    queried, found_ids = keys.candidates(np.arange(10, dtype=np.uint64))
+    assert sorted(zip(queried.tolist(), found_ids.tolist(), strict=True)) == sorted(truth)
 
 
-def test_a_block_at_a_time_is_the_whole(tmp_path: Path) -> None:
+def test_blocks_together_are_the_whole_store(tmp_path: Path) -> None:
     snapshot = stored(
         tmp_path / "s", *(block(*(f"{s}/{i}" for i in range(9))) for s in "ab"), rows_per_shard=7
     ).snapshot()
@@ -249,7 +261,7 @@ def test_a_block_at_a_time_is_the_whole(tmp_path: Path) -> None:
     assert backwards.rows.keys.tolist() == snapshot.rows.keys.tolist()[::-1]
 
 
-def test_a_snapshot_that_is_held_keeps_its_files(tmp_path: Path) -> None:
+def test_referenced_snapshot_keeps_its_files(tmp_path: Path) -> None:
     store = stored(tmp_path / "s", block("a/1", "a/2"))
     with store.writer() as writer:
         writer.append(block("a/3"))
@@ -272,13 +284,13 @@ def test_leftovers_of_a_killed_writer_are_removed(tmp_path: Path) -> None:
     assert len(store.snapshot()) == 2
 
 
-WORDS = st.text("ab\0 é", max_size=3)
+TEXTS = st.text("ab\0 é", max_size=3)
 
 
 @settings(max_examples=300)
-@given(st.lists(WORDS, min_size=1, max_size=12), st.lists(WORDS | st.just("\ud800"), min_size=1, max_size=4))
-def test_a_filter_allows_the_rows_that_have_one_of_its_words_exactly(stored: list[str], wanted: list[str]) -> None:
-    """A zero at a word's end is part of it, which numpy by itself forgets."""
+@given(st.lists(TEXTS, min_size=1, max_size=12), st.lists(TEXTS | st.just("\ud800"), min_size=1, max_size=4))
+def test_filter_matches_values_exactly(stored: list[str], wanted: list[str]) -> None:
+    """A NUL at the end of a value counts, although numpy would drop it."""
 
     class Rows(list[str]):
         def column(self, name: str) -> Any:
@@ -286,46 +298,46 @@ def test_a_filter_allows_the_rows_that_have_one_of_its_words_exactly(stored: lis
 
     allowed = Filter(source=wanted).mask(Rows(stored))  # type: ignore[arg-type]
     assert allowed.tolist() == [word in wanted for word in stored]
-    left_out = Filter(exclude_source=wanted).mask(Rows(stored))  # type: ignore[arg-type]
-    assert left_out.tolist() == [word not in wanted for word in stored]
+    excluded = Filter(exclude_source=wanted).mask(Rows(stored))  # type: ignore[arg-type]
+    assert excluded.tolist() == [word not in wanted for word in stored]
 
 
 @pytest.fixture(scope="module")
-def pictured(tmp_path_factory: pytest.TempPathFactory) -> Shard:
-    """A shard of 100 rows with pictures of many lengths, every seventh without one."""
+def thumbnail_shard(tmp_path_factory: pytest.TempPathFactory) -> Shard:
+    """A shard of 100 rows with thumbnails of different lengths, every seventh row without one."""
     vectors = np.eye(100, dtype=np.float32)
     rows = Rows.make([str(i) for i in range(100)], [REAL] * 100)
-    pictures = tuple(bytes([i]) * (i % 7 * 5) for i in range(100))
-    path = tmp_path_factory.mktemp("pictured") / "000001.h5"
-    write_shard(path, Block(Space("toy", "0" * 64, 100), rows, vectors, pictures))
+    thumbnails = tuple(bytes([i]) * (i % 7 * 5) for i in range(100))
+    path = tmp_path_factory.mktemp("thumbnails") / "000001.h5"
+    write_shard(path, Block(Space("toy", "0" * 64, 100), rows, vectors, thumbnails))
     return Shard(path)
 
 
 @given(st.lists(st.integers(0, 99), max_size=30), st.booleans())
-def test_pictures_of_some_rows_are_those_of_all_without_reading_all(
-    pictured: Shard, rows: list[int], before_digests: bool
+def test_some_thumbnails_are_read_without_reading_all(
+    thumbnail_shard: Shard, rows: list[int], before_digests: bool
 ) -> None:
-    shard = Shard(pictured.path)
-    if before_digests:  # as an older release wrote it
+    shard = Shard(thumbnail_shard.path)
+    if before_digests:  # as in shards of older releases
         del shard.header.checksums["thumbnails/digests"]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("clipfake.store.shard.ROWS_READ", 32)
         if not before_digests:
-            patch.setattr(Shard, "check", lambda *_: pytest.fail("all are read"))
-        found = shard.pictures(np.array(rows, np.int64))
-    assert found == [pictured.thumbnails()[row] for row in rows]
+            patch.setattr(Shard, "check", lambda *_: pytest.fail("all thumbnails were read"))
+        thumbnails = shard.thumbnails_of(np.array(rows, np.int64))
+    assert thumbnails == [thumbnail_shard.thumbnails()[row] for row in rows]
 
 
-def test_a_damaged_picture_is_not_shown_and_hides_few_others(pictured: Shard, tmp_path: Path) -> None:
+def test_damaged_thumbnail_affects_only_its_group(thumbnail_shard: Shard, tmp_path: Path) -> None:
     path = tmp_path / "000001.h5"
-    shutil.copy(pictured.path, path)
+    shutil.copy(thumbnail_shard.path, path)
     with h5py.File(path, "r+") as file:
         file["thumbnails/bytes"][int(file["thumbnails/ends"][40]) - 1] ^= 1
     shard, hidden = Shard(path), []
     for row in range(100):
         try:
-            assert shard.pictures(np.array([row])) == [pictured.thumbnails()[row]]
+            assert shard.thumbnails_of(np.array([row])) == [thumbnail_shard.thumbnails()[row]]
         except Damaged as e:
-            assert "thumbnails/bytes is not what was written" in str(e)
+            assert "thumbnails/bytes was altered" in str(e)
             hidden.append(row)
     assert hidden == list(range(32, 48))

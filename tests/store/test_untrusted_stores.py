@@ -1,4 +1,4 @@
-"""Files of a store, a head or an export that a stranger made, with checksums that are right: errors that say so."""
+"""Malicious stores, heads and exports with valid checksums raise typed errors."""
 
 import hashlib
 import io
@@ -45,7 +45,7 @@ def unit(rows: int, dim: int = 4) -> Any:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A store with a shard, a list of deleted rows, a column and an index."""
+    """A store with a shard, tombstones, named vectors and an index."""
     store = Store.create(tmp_path_factory.mktemp("made") / "store", SPACE)
     keys = [f"s/{i}.png" for i in range(ROWS)]
     with store.writer() as writer:
@@ -62,12 +62,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def store(made: Path, tmp_path: Path) -> Path:
-    """A copy to be changed."""
+    """A copy of the store to be altered."""
     return Path(shutil.copytree(made, tmp_path / "store"))
 
 
-def everything(folder: Path) -> None:
-    """All that a reader may ask of a store."""
+def read_everything(folder: Path) -> None:
+    """Read everything in a store."""
     snapshot = Store.open(folder).snapshot()
     assert len(snapshot.rows) == len(snapshot) == len(snapshot.vectors()) == len(snapshot.ids)
     snapshot.search(unit(2), k=3)
@@ -77,8 +77,8 @@ def everything(folder: Path) -> None:
     open_named_vectors(folder, "depth").vectors(snapshot, np.arange(len(snapshot)))
 
 
-def told_otherwise(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
-    """The newest manifest with a change in it, and the checksum that is right."""
+def alter_manifest(folder: Path, change: Callable[[dict[str, Any]], Any]) -> None:
+    """Change the newest manifest and update its checksum."""
     path = path_of(folder, read_manifest(folder).number)
     content = json.loads(path.read_text())
     content.pop("digest")
@@ -87,10 +87,10 @@ def told_otherwise(folder: Path, change: Callable[[dict[str, Any]], Any]) -> Non
     path.write_text(json.dumps(content))
 
 
-def test_a_store_that_nobody_changed_answers(store: Path) -> None:
-    everything(store)
-    told_otherwise(store, lambda fields: None)
-    everything(store)
+def test_unchanged_store_is_readable(store: Path) -> None:
+    read_everything(store)
+    alter_manifest(store, lambda fields: None)
+    read_everything(store)
 
 
 # Manifests
@@ -120,10 +120,10 @@ PART: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("change", PART)
-def test_a_part_that_makes_no_sense_is_damaged(change: dict[str, Any], store: Path) -> None:
-    told_otherwise(store, lambda fields: fields["parts"][0].update(change))
+def test_invalid_shard_reference_is_damaged(change: dict[str, Any], store: Path) -> None:
+    alter_manifest(store, lambda fields: fields["parts"][0].update(change))
     with pytest.raises(Damaged):
-        everything(store)
+        read_everything(store)
 
 
 @pytest.mark.parametrize(
@@ -147,20 +147,20 @@ def test_a_part_that_makes_no_sense_is_damaged(change: dict[str, Any], store: Pa
         {"space": SPACE.to_dict() | {"dim": 3}},
     ],
 )
-def test_a_manifest_that_makes_no_sense_is_damaged(change: dict[str, Any], store: Path) -> None:
-    told_otherwise(store, lambda fields: fields.update(change))
+def test_invalid_manifest_is_damaged(change: dict[str, Any], store: Path) -> None:
+    alter_manifest(store, lambda fields: fields.update(change))
     with pytest.raises(StoreError):
-        everything(store)
+        read_everything(store)
 
 
-def test_a_shard_that_is_named_twice_does_not_count_twice(store: Path) -> None:
-    told_otherwise(store, lambda fields: fields["parts"].append(fields["parts"][0]))
-    with pytest.raises(Damaged, match="their numbers grow"):
-        everything(store)
+def test_shard_listed_twice_is_refused(store: Path) -> None:
+    alter_manifest(store, lambda fields: fields["parts"].append(fields["parts"][0]))
+    with pytest.raises(Damaged, match="are not ascending"):
+        read_everything(store)
 
 
 @pytest.mark.parametrize("content", [DEEP, "9" * 5000, "[]", "null", "\0", '{"digest": 1}'])
-def test_json_that_no_parser_reads_is_damaged(content: str, store: Path) -> None:
+def test_unparsable_json_is_damaged(content: str, store: Path) -> None:
     newest = path_of(store, read_manifest(store).number)
     kept = newest.read_text()
     for path, opened in [
@@ -175,7 +175,7 @@ def test_json_that_no_parser_reads_is_damaged(content: str, store: Path) -> None
 
 
 @pytest.mark.parametrize("rows", [[12], [2**32 - 1], [3, 3], [5, 4], []])
-def test_a_list_of_deleted_rows_that_are_not_there_is_damaged(rows: list[int], store: Path) -> None:
+def test_invalid_tombstones_are_damaged(rows: list[int], store: Path) -> None:
     content = np.array(rows, "<u4").tobytes()
 
     def change(fields: dict[str, Any]) -> None:
@@ -183,16 +183,16 @@ def test_a_list_of_deleted_rows_that_are_not_there_is_damaged(rows: list[int], s
         part.update(deleted_rows=max(len(rows), 1), deleted_digest=checksum(content))
         (store / "deleted" / part["deleted"]).write_bytes(content)
 
-    told_otherwise(store, change)
-    with pytest.raises(Damaged, match="is no list of"):
-        everything(store)
+    alter_manifest(store, change)
+    with pytest.raises(Damaged, match="is not an ascending list of"):
+        read_everything(store)
 
 
 # Shards
 
 
-def shard_otherwise(folder: Path, change: Callable[[h5py.File], Any]) -> None:
-    """The shard with a change in it, and every checksum right."""
+def alter_shard(folder: Path, change: Callable[[h5py.File], Any]) -> None:
+    """Change the shard and update all checksums."""
     path = folder / "shards" / "000001.h5"
     with h5py.File(path, "r+") as file:
         change(file)
@@ -204,7 +204,7 @@ def shard_otherwise(folder: Path, change: Callable[[h5py.File], Any]) -> None:
         file.attrs["checksums"] = json.dumps(checksums, sort_keys=True)
     with suppress(ClipfakeError):
         header = Shard(path).header
-        told_otherwise(
+        alter_manifest(
             folder,
             lambda fields: fields["parts"][0].update(header=header.digest, size=path.stat().st_size, rows=header.rows),
         )
@@ -231,95 +231,95 @@ def never_written(file: h5py.File) -> None:
     file.create_dataset("labels", (2**40,), "i1", chunks=(2**20,))
 
 
-def packed(file: h5py.File) -> None:
+def compressed(file: h5py.File) -> None:
     del file["keys/bytes"]
     file.create_dataset("keys/bytes", (2**31,), "u1", chunks=(2**20,), compression="gzip")
 
 
-def elsewhere(file: h5py.File) -> None:
+def external(file: h5py.File) -> None:
     del file["keys/bytes"]
     file.create_dataset("keys/bytes", (64,), "u1", external=[("/etc/passwd", 0, 64)])
 
 
-def borrowed(file: h5py.File) -> None:
+def virtual(file: h5py.File) -> None:
     del file["keys/bytes"]
     layout = h5py.VirtualLayout((64,), "u1")
     layout[:] = h5py.VirtualSource("/etc/passwd", "x", (64,))
     file.create_virtual_dataset("keys/bytes", layout)
 
 
-def many(file: h5py.File) -> None:
+def too_many_rows(file: h5py.File) -> None:
     file.attrs["rows"] = 2**31
 
 
 SHARDS: dict[str, Callable[[h5py.File], Any]] = {
     "never written": never_written,
-    "packed": packed,
-    "elsewhere": elsewhere,
-    "borrowed": borrowed,
-    "many": many,
+    "compressed": compressed,
+    "external": external,
+    "virtual": virtual,
+    "too many rows": too_many_rows,
     "another file": linked("labels", h5py.ExternalLink("other.h5", "x")),
-    "a link to nothing": linked("labels", h5py.SoftLink("/nowhere")),
+    "a broken link": linked("labels", h5py.SoftLink("/nowhere")),
     "a link to itself": linked("labels", h5py.SoftLink("/labels")),
-    "a folder": lambda file: (file.__delitem__("labels"), file.create_group("labels")),
+    "a group": lambda file: (file.__delitem__("labels"), file.create_group("labels")),
     "text": put("labels", ["x"] * ROWS),
     "references": lambda file: (file.__delitem__("labels"), file.create_dataset("labels", (ROWS,), h5py.ref_dtype)),
-    "one number": put("labels", 1),
+    "a scalar": put("labels", 1),
     "two columns": put("labels", np.zeros((ROWS, 2), "i1")),
     "fewer": put("labels", np.zeros(ROWS - 1, "i1")),
     "a code too large": put("sources/codes", np.full(ROWS, 9, "<u4")),
     "a code below 0": put("sources/codes", np.full(ROWS, -9, "<i4")),
-    "ends in no order": put("keys/ends", np.arange(ROWS, dtype="<u8")[::-1]),
+    "unsorted ends": put("keys/ends", np.arange(ROWS, dtype="<u8")[::-1]),
     "ends beyond": put("keys/ends", np.full(ROWS, 2**63, "<u8")),
-    "text that is none": put("keys/bytes", np.full(90, 255, "u1")),
+    "invalid UTF-8": put("keys/bytes", np.full(90, 255, "u1")),
     "digests of another length": put("digests", np.zeros((ROWS, 15), "u1")),
-    "vectors of whole numbers": put("vectors", np.ones((ROWS, 4), "i2")),
+    "integer vectors": put("vectors", np.ones((ROWS, 4), "i2")),
     "vectors in one row": put("vectors", np.ones(ROWS * 4, "<f2")),
-    "pictures that end beyond": put("thumbnails/ends", np.full(ROWS, 2**62, "<u8")),
-    "fewer pictures": put("thumbnails/ends", np.zeros(2, "<u8")),
+    "thumbnails ending beyond": put("thumbnails/ends", np.full(ROWS, 2**62, "<u8")),
+    "fewer thumbnails": put("thumbnails/ends", np.zeros(2, "<u8")),
     "texts of another length": put("texts/vectors", np.ones((1, 3), "<f2")),
     "more texts": put("texts/vectors", np.ones((2, 4), "<f2")),
     "no rows": lambda file: file.attrs.__setitem__("rows", -1),
     "no space": lambda file: file.attrs.__setitem__("space", "[" * 9999),
     "a space of numbers": lambda file: file.attrs.__setitem__("space", np.arange(4)),
     "no version": lambda file: file.attrs.__setitem__("version", "x"),
-    "checksums of nothing": lambda file: file.attrs.__setitem__("checksums", "{}"),
+    "no checksums": lambda file: file.attrs.__setitem__("checksums", "{}"),
 }
 
 
 @pytest.mark.parametrize("what", SHARDS)
 @pytest.mark.filterwarnings("ignore")
-def test_a_shard_that_makes_no_sense_is_damaged(what: str, store: Path) -> None:
+def test_invalid_shard_is_damaged(what: str, store: Path) -> None:
     other = store / "shards" / "other.h5"
     with h5py.File(other, "w") as file:
         file["x"] = np.zeros(ROWS, "i1")
-    shard_otherwise(store, SHARDS[what])
+    alter_shard(store, SHARDS[what])
     with pytest.raises(StoreError):
-        everything(store)
+        read_everything(store)
 
 
 @pytest.mark.parametrize("size", [0, 8, 2**64 - 1, 2**64 - 16])
 @pytest.mark.parametrize("number", [0, 1])
-def test_words_whose_length_leads_back_do_not_have_hdf5_go_round_for_ever(size: int, number: int, store: Path) -> None:
+def test_corrupt_global_heap_does_not_hang_hdf5(size: int, number: int, store: Path) -> None:
     path = store / "shards" / "000001.h5"
     content = bytearray(path.read_bytes())
     first = content.find(b"GCOL") + 16
     content[first : first + 2], content[first + 8 : first + 16] = bytes([number, 0]), size.to_bytes(8, "little")
     path.write_bytes(content)
     with pytest.raises(StoreError):
-        everything(store)
+        read_everything(store)
 
 
-# Columns and indexes
+# Named vectors and indexes
 
 
-def test_a_column_does_not_read_files_out_of_its_folder(store: Path) -> None:
-    card = store / "columns/depth/column.json"
-    content = json.loads(card.read_text())
+def test_named_vectors_cannot_refer_to_files_outside(store: Path) -> None:
+    listing = store / "columns/depth/column.json"
+    content = json.loads(listing.read_text())
     content.pop("digest")
     content["pieces"][0]["file"] = "../../../../dev/zero"
-    card.write_text(json.dumps({**content, "digest": checksum(json.dumps(content, sort_keys=True).encode())}))
-    with pytest.raises(Damaged, match="no name of ours"):
+    listing.write_text(json.dumps({**content, "digest": checksum(json.dumps(content, sort_keys=True).encode())}))
+    with pytest.raises(Damaged, match="invalid file name"):
         open_named_vectors(store, "depth")
 
 
@@ -336,7 +336,7 @@ INDEX: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 
 @pytest.mark.parametrize("what", INDEX)
-def test_an_index_that_makes_no_sense_is_damaged_and_searches_do_without(what: str, store: Path) -> None:
+def test_invalid_index_is_damaged_and_skipped_by_searches(what: str, store: Path) -> None:
     folder = folders(store)[0]
     content = json.loads((folder / "index.json").read_text())
     content.pop("digest")
@@ -344,22 +344,22 @@ def test_an_index_that_makes_no_sense_is_damaged_and_searches_do_without(what: s
     (folder / "index.json").write_text(json.dumps({**content, "digest": digest_of(content)}))
     with pytest.raises(Damaged):
         open_index(folder, SPACE)
-    everything(store)
+    read_everything(store)
 
 
 @pytest.mark.parametrize("name, values", [("0.ids.npy", np.zeros(3, "i8")), ("0.cells.npy", np.full(6, 10**6, "i8"))])
-def test_arrays_of_an_index_that_do_not_fit_it_are_damaged(name: str, values: Any, store: Path) -> None:
+def test_mismatched_arrays_of_an_index_are_damaged(name: str, values: Any, store: Path) -> None:
     folder = folders(store)[0]
     np.save(folder / name, values)
     fields = json.loads((folder / "index.json").read_text())
     fields.pop("digest")
     content = (folder / name).read_bytes()
-    one = next(one for one in fields["labels"] if name in one["files"])
-    one["files"][name] = [len(content), len(content), checksum(content), checksum(content)]
+    label = next(label for label in fields["labels"] if name in label["files"])
+    label["files"][name] = [len(content), len(content), checksum(content), checksum(content)]
     (folder / "index.json").write_text(json.dumps({**fields, "digest": digest_of(fields)}))
     with pytest.raises(Damaged, match="cannot be read"):
         open_index(folder, SPACE)
-    everything(store)
+    read_everything(store)
 
 
 # Heads and calibrations
@@ -379,8 +379,8 @@ HEADS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "empty": lambda arrays: arrays.update({"classifier.vectors": np.zeros((0, 3)), "classifier.weights": np.zeros(0)}),
     "other dimensions": lambda arrays: arrays.update({"projection.W": np.ones((3, 5), np.float32)}),
     "other width": lambda arrays: arrays.update({"classifier.vectors": np.ones((5, 2), np.float32)}),
-    "whole numbers": lambda arrays: arrays.update({"projection.b": np.ones(3, np.int64)}),
-    "one number": lambda arrays: arrays.update({"projection.b": np.ones((), np.float32)}),
+    "integers": lambda arrays: arrays.update({"projection.b": np.ones(3, np.int64)}),
+    "a scalar": lambda arrays: arrays.update({"projection.b": np.ones((), np.float32)}),
     "no split": lambda arrays: arrays.update(
         {"split.hashes": np.zeros(0, np.uint64), "split.parts": np.zeros(0, np.int8)}
     ),
@@ -388,7 +388,7 @@ HEADS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "parts": lambda arrays: arrays["split.parts"].fill(7),
     "missing": lambda arrays: arrays.pop("projection.W"),
 }
-TOLD: list[dict[str, Any]] = [
+HEAD_FIELDS: list[dict[str, Any]] = [
     {"threshold": float("nan")},
     {"threshold": None},
     {"snapshot": float("inf")},
@@ -407,7 +407,7 @@ TOLD: list[dict[str, Any]] = [
 
 
 @pytest.mark.parametrize("what", HEADS)
-def test_a_heads_arrays_that_make_no_sense_are_a_head_error(what: str, tmp_path: Path) -> None:
+def test_invalid_arrays_of_a_head_raise_head_error(what: str, tmp_path: Path) -> None:
     from safetensors.numpy import load, save
 
     head().save(tmp_path)
@@ -423,8 +423,8 @@ def test_a_heads_arrays_that_make_no_sense_are_a_head_error(what: str, tmp_path:
         Head.load(tmp_path)
 
 
-@pytest.mark.parametrize("change", TOLD)
-def test_a_heads_words_that_make_no_sense_are_a_head_error(change: dict[str, Any], tmp_path: Path) -> None:
+@pytest.mark.parametrize("change", HEAD_FIELDS)
+def test_invalid_fields_of_a_head_raise_head_error(change: dict[str, Any], tmp_path: Path) -> None:
     head().save(tmp_path)
     content = json.loads((tmp_path / "head.json").read_text())
     (tmp_path / "head.json").write_text(json.dumps(content | change))
@@ -452,9 +452,9 @@ def test_a_heads_words_that_make_no_sense_are_a_head_error(change: dict[str, Any
         {"head": "another"},
     ],
 )
-def test_a_calibration_that_makes_no_sense_is_a_head_error(change: dict[str, Any], tmp_path: Path) -> None:
-    line, some = Platt(1.0, 0.0), np.arange(3.0)
-    Calibration(line, line, (1.0, 1.0), 0.0, some, some, some, "rows", "ab" * 16).save(tmp_path)
+def test_invalid_calibration_raises_head_error(change: dict[str, Any], tmp_path: Path) -> None:
+    platt, scores = Platt(1.0, 0.0), np.arange(3.0)
+    Calibration(platt, platt, (1.0, 1.0), 0.0, scores, scores, scores, "rows", "ab" * 16).save(tmp_path)
     Calibration.load(tmp_path, "ab" * 16)
     (path,) = tmp_path.iterdir()
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
@@ -473,29 +473,29 @@ def npy(shape: str, kind: str = "'<f2'", content: bytes = b"\0\x3c" * 8) -> byte
     return b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header + content
 
 
-def several() -> bytes:
+def archive() -> bytes:
     out = io.BytesIO()
     np.savez(out, a=np.eye(2))
     return out.getvalue()
 
 
 ARRAYS = {
-    "several arrays": several(),
+    "several arrays": archive(),
     "overflow": npy("(4611686018427387904, 4)"),
     "overflow twice": npy("(1099511627776, 1099511627776)"),
-    "many": npy("(4294967296, 4)"),
+    "too many rows": npy("(4294967296, 4)"),
     "digits": npy("(" + "9" * 40 + ",)"),
     "below 0": npy("(-2, 4)"),
     "no end": npy("(2, 4"),
     "objects": npy("(2, 4)", "'|O'"),
     "text": npy("(2, 4)", "'<U4'"),
     "nothing": b"",
-    "a line of it": npy("(2,)"),
+    "one dimension": npy("(2,)"),
 }
 
 
 @pytest.mark.parametrize("what", ARRAYS)
-def test_vectors_that_are_none_are_a_source_error(what: str, tmp_path: Path) -> None:
+def test_invalid_imported_vectors_raise_source_error(what: str, tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow.parquet")
     (tmp_path / "vectors.npy").write_bytes(ARRAYS[what])
     pyarrow.write_table(pytest.importorskip("pyarrow").table({"path": ["a", "b"]}), tmp_path / "rows.parquet")
@@ -515,7 +515,7 @@ def test_vectors_that_are_none_are_a_source_error(what: str, tmp_path: Path) -> 
         {"other": [1, 2]},
     ],
 )
-def test_rows_that_are_none_are_a_source_error(column: dict[str, Any], tmp_path: Path) -> None:
+def test_invalid_imported_rows_raise_source_error(column: dict[str, Any], tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow")
     from pyarrow import parquet
 
@@ -531,7 +531,7 @@ def test_rows_that_are_none_are_a_source_error(column: dict[str, Any], tmp_path:
 # Spreadsheets
 
 
-def test_a_name_that_begins_like_a_formula_is_none_in_a_spreadsheet() -> None:
+def test_names_like_formulas_are_escaped_for_spreadsheets() -> None:
     assert csv_line(Refusal("=HYPERLINK(1).png", "@x")).startswith("'=HYPERLINK(1).png,")
     assert csv_line(Refusal("@x.png", "-")).endswith(",'-")
 
@@ -547,24 +547,24 @@ ANYTHING |= st.lists(st.integers(), max_size=2) | st.dictionaries(st.text(max_si
 
 
 @pytest.mark.parametrize("where", ["manifest", "part", "space"])
-def test_any_value_in_a_manifest_gives_the_rows_or_a_store_error(where: str, made: Path, tmp_path: Path) -> None:
-    here = Path(shutil.copytree(made, tmp_path / "store"))
-    path = path_of(here, read_manifest(here).number)
-    whole = path.read_text()
-    right = Store.open(here).snapshot().column("keys").tolist()
+def test_any_manifest_value_gives_rows_or_a_store_error(where: str, made: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made, tmp_path / "store"))
+    path = path_of(folder, read_manifest(folder).number)
+    original = path.read_text()
+    keys = Store.open(folder).snapshot().column("keys").tolist()
 
-    def place(fields: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {"manifest": fields, "part": fields["parts"][0], "space": fields["space"]}[where]
-        return found
+    def part_of(fields: dict[str, Any]) -> dict[str, Any]:
+        part: dict[str, Any] = {"manifest": fields, "part": fields["parts"][0], "space": fields["space"]}[where]
+        return part
 
     @ANY
-    @given(st.sampled_from(sorted(place(json.loads(whole)))), ANYTHING)
-    def holds(name: str, value: Any) -> None:
-        path.write_text(whole)
-        told_otherwise(here, lambda fields: place(fields).update({name: value}))
+    @given(st.sampled_from(sorted(part_of(json.loads(original)))), ANYTHING)
+    def check(name: str, value: Any) -> None:
+        path.write_text(original)
+        alter_manifest(folder, lambda fields: part_of(fields).update({name: value}))
         with suppress(StoreError):
-            snapshot = Store.open(here).snapshot()
-            assert snapshot.column("keys").tolist() == right[: len(snapshot)]
+            snapshot = Store.open(folder).snapshot()
+            assert snapshot.column("keys").tolist() == keys[: len(snapshot)]
             snapshot.vectors()
 
-    holds()
+    check()

@@ -47,7 +47,7 @@ def append(store: Store) -> None:
 
 
 def fill(store: Store) -> None:
-    """A shard is full within `append`; where its sealing failed, the end of the block tries once more."""
+    """Seal a shard within `append`; if that fails, it is tried again at the end of the block."""
     with store.writer(rows_per_shard=20) as writer:
         writer.append(BLOCKS[2])
 
@@ -61,7 +61,7 @@ def drop(store: Store) -> None:
     delete(store, Filter(label=[1]))
 
 
-def back(store: Store) -> None:
+def undo(store: Store) -> None:
     store.undo(0)
 
 
@@ -70,7 +70,7 @@ def shrink(store: Store) -> None:
 
 
 def index(store: Store) -> None:
-    """With few rows it must be asked for; FAISS needs some of each label."""
+    """Build an index although there are few rows."""
     build_index(store, "plain", anew=True)
 
 
@@ -83,13 +83,13 @@ def exported(store: Store) -> None:
     export_rows(store.snapshot(), store.folder.with_suffix(".out"), "numpy")
 
 
-EVERY = [append, fill, replace, drop, back, shrink, index, column]
+EVERY = [append, fill, replace, drop, undo, shrink, index, column]
 
 
 def state(store: Store) -> dict[str, Any]:
     snapshot = store.snapshot()
-    facts = zip(snapshot.rows.digests.tolist(), snapshot.vectors().tolist(), strict=True)
-    return dict(zip(snapshot.rows.keys.tolist(), facts, strict=True))
+    values = zip(snapshot.rows.digests.tolist(), snapshot.vectors().tolist(), strict=True)
+    return dict(zip(snapshot.rows.keys.tolist(), values, strict=True))
 
 
 CHANGES = [
@@ -102,12 +102,12 @@ CHANGES = [
 
 @pytest.fixture(autouse=True)
 def no_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
-    """That bytes reach the platter cannot be seen from here; that it is asked for is counted all the same."""
+    """Skip the flush itself; calls of fsync are counted nevertheless."""
     monkeypatch.setattr(os, "fsync", lambda handle: None)
 
 
 @pytest.mark.parametrize(("change", "kill"), CHANGES)
-def test_a_change_that_fails_anywhere_is_whole_or_absent(
+def test_change_failing_anywhere_is_complete_or_absent(
     tmp_path: Path, change: Callable[[Store], None], kill: bool
 ) -> None:
     model = prepared(tmp_path / "model")
@@ -124,7 +124,7 @@ def test_a_change_that_fails_anywhere_is_whole_or_absent(
         assert now in (before, after), f"call {fail_at} failed"
         assert verify(store.folder).problems == (), f"call {fail_at} failed"
         outcomes.add(now == after)
-        change(store)  # the same again
+        change(store)  # try again
         assert state(store) == after, f"call {fail_at} failed"
         shutil.rmtree(store.folder)
     assert calls > 5
@@ -148,7 +148,7 @@ DAMAGED = ["shards/000001.h5", "snapshots/000002.json", "snapshots/000003.json",
 @pytest.mark.slow
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "disk full"])
 @pytest.mark.parametrize("damaged", DAMAGED)
-def test_a_repair_that_fails_anywhere_is_ended_by_the_next(tmp_path: Path, damaged: str, kill: bool) -> None:
+def test_interrupted_repair_is_completed_by_the_next(tmp_path: Path, damaged: str, kill: bool) -> None:
     whole, model = (damaged_store(tmp_path / name, damaged) for name in ("whole", "model"))
     assert not verify(whole.folder).sound
     calls = calls_of(lambda: repair(model.folder))
@@ -164,7 +164,7 @@ def test_a_repair_that_fails_anywhere_is_ended_by_the_next(tmp_path: Path, damag
     assert calls > 5
 
 
-def test_an_index_that_could_not_be_written_changes_no_answer(tmp_path: Path) -> None:
+def test_failed_index_build_changes_no_result(tmp_path: Path) -> None:
     store = prepared(tmp_path / "s")
     queries = store.snapshot().vectors(slice(0, 3))
     with failing(10**9, kill=False) as faults:
@@ -178,7 +178,7 @@ def test_an_index_that_could_not_be_written_changes_no_answer(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("change", EVERY, ids=lambda change: change.__name__)
-def test_a_full_disk_is_a_store_error(tmp_path: Path, change: Callable[[Store], None]) -> None:
+def test_full_disk_is_a_store_error(tmp_path: Path, change: Callable[[Store], None]) -> None:
     start, failures = prepared(tmp_path / "start").folder, 0
     calls = calls_of(lambda: change(Store(shutil.copytree(start, tmp_path / "model"))))
     for fail_at in range(1, calls + 1, 3):
@@ -193,7 +193,7 @@ def test_a_full_disk_is_a_store_error(tmp_path: Path, change: Callable[[Store], 
 
 @pytest.mark.parametrize("damaged", DAMAGED)
 def test_full_disk_during_repair_is_a_store_error(tmp_path: Path, damaged: str) -> None:
-    """Any other error would end the test; afterwards, with room on the disk, the repair ends as it would have."""
+    """Any other error fails the test. With disk space again, the repair completes."""
     whole, model = (damaged_store(tmp_path / name, damaged) for name in ("whole", "model"))
     calls, failures = calls_of(lambda: repair(model.folder)), 0
     after = state(model)
@@ -210,7 +210,7 @@ def test_full_disk_during_repair_is_a_store_error(tmp_path: Path, damaged: str) 
 
 
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "disk full"])
-def test_a_store_whose_making_failed_can_be_made(tmp_path: Path, kill: bool) -> None:
+def test_interrupted_creation_can_be_repeated(tmp_path: Path, kill: bool) -> None:
     calls = calls_of(lambda: Store.create(tmp_path / "model", space(DIM)))
     for fail_at in range(1, calls + 1):
         folder = tmp_path / f"{fail_at}"
@@ -220,7 +220,7 @@ def test_a_store_whose_making_failed_can_be_made(tmp_path: Path, kill: bool) -> 
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_an_export_that_fails_is_whole_or_absent(tmp_path: Path, layout: Layout) -> None:
+def test_failed_export_is_complete_or_absent(tmp_path: Path, layout: Layout) -> None:
     def files(folder: Path) -> list[Path]:
         return sorted(path.relative_to(folder) for path in folder.rglob("*"))
 
@@ -241,21 +241,21 @@ def test_an_export_that_fails_is_whole_or_absent(tmp_path: Path, layout: Layout)
 
 
 @pytest.fixture
-def little_room() -> Iterator[Callable[[int], None]]:
-    """A file may grow to so many bytes and no further, whoever writes it: Python, HDF5, FAISS or Arrow."""
+def file_size_limit() -> Iterator[Callable[[int], None]]:
+    """Limit the size of files that Python, HDF5, FAISS or Arrow write."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 @pytest.mark.parametrize("change", [*EVERY, exported], ids=lambda change: change.__name__)
-def test_a_file_that_cannot_grow_is_a_store_error(
-    tmp_path: Path, change: Callable[[Store], None], little_room: Callable[[int], None]
+def test_file_size_limit_is_a_store_error(
+    tmp_path: Path, change: Callable[[Store], None], file_size_limit: Callable[[int], None]
 ) -> None:
     store, failures = prepared(tmp_path / "s"), 0
     before = state(store)
     for size in (0, 100, 1000, 3000, 5000):
-        little_room(size)
+        file_size_limit(size)
         try:
             change(store)
         except StoreError as e:
@@ -265,12 +265,10 @@ def test_a_file_that_cannot_grow_is_a_store_error(
     assert failures > 0
 
 
-def test_nothing_is_committed_before_all_it_needs_is_on_the_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A power cut leaves the bytes of files that were flushed, and the names in folders that were."""
+def test_files_are_on_disk_before_the_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power failure keeps only files and folder entries that were flushed."""
     flushed: set[tuple[int, int, int]] = set()
-    waiting: set[Path] = set()  # folders whose names were changed since they were flushed
+    waiting: set[Path] = set()  # folders whose entries changed since they were flushed
     commits: list[str] = []
     needs = {"snapshots": ("shards/*.h5", "deleted/*.u4"), "other": ("columns/other/*.f2",)}
 
@@ -312,18 +310,18 @@ def test_nothing_is_committed_before_all_it_needs_is_on_the_disk(
     assert not waiting
 
 
-def test_what_a_killed_build_left_is_removed_by_the_next(tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path) -> None:
     store, model = prepared(tmp_path / "s"), prepared(tmp_path / "model")
     with failing(calls_of(lambda: index(model)) - 6, kill=True), pytest.raises(Killed):
         index(store)
     assert list((store.folder / "indexes").glob("*.tmp"))
-    append(store)  # the next one is of another snapshot
+    append(store)  # the next index is of another snapshot
     index(store)
     assert not list((store.folder / "indexes").glob("*.tmp"))
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 0.0, 1e6, 1e-9])
-def test_a_block_that_may_not_be_stored_costs_no_other(tmp_path: Path, value: float) -> None:
+def test_refused_block_does_not_affect_others(tmp_path: Path, value: float) -> None:
     store = prepared(tmp_path / "s")
     first, second = BLOCKS[2].take(slice(0, 10)), BLOCKS[2].take(slice(10, 20))
     with store.writer() as writer:
@@ -336,7 +334,7 @@ def test_a_block_that_may_not_be_stored_costs_no_other(tmp_path: Path, value: fl
     assert len(store.snapshot()) == 60
 
 
-def test_an_array_can_be_used_again_once_its_rows_are_taken_in(tmp_path: Path) -> None:
+def test_array_can_be_reused_after_append(tmp_path: Path) -> None:
     store = prepared(tmp_path / "s")
     vectors = BLOCKS[2].vectors.astype(np.float16)
     with store.writer() as writer:
