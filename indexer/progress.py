@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -42,7 +43,11 @@ class PrometheusFile:
 
     def __call__(self, report: IndexReport) -> None:
         if self._due(report):
-            write_text(self._path, exposition(report))
+            from prometheus_client import CollectorRegistry, generate_latest
+
+            registry = CollectorRegistry()
+            registry.register(RunCollector(report))
+            write_text(self._path, generate_latest(registry).decode())
 
 
 def all_of(*writers: Callable[[IndexReport], None]) -> Callable[[IndexReport], None]:
@@ -70,33 +75,33 @@ def figures(report: IndexReport) -> dict[str, Any]:
     }
 
 
-def exposition(report: IndexReport) -> str:
-    """Format the state of a run in Prometheus' text format, version 0.0.4."""
-    values = figures(report)
-    images = [(f'outcome="{name}"', values[name]) for name in ("added", "known", "replaced", "bad")]
-    busy = [(f'stage="{name}"', share) for name, share in values["busy"].items()]
-    families = (
-        ("clipfake_index_images_total", "counter", "Images processed by the run.", images),
-        (
-            "clipfake_index_images_per_second",
-            "gauge",
-            "Images stored per second.",
-            [("", values["images_per_second_now"])],
-        ),
-        ("clipfake_index_stage_busy_ratio", "gauge", "Share of the time that each stage was busy.", busy),
-        ("clipfake_index_seconds", "gauge", "Seconds since the run began.", [("", values["seconds"])]),
-        (
-            "clipfake_index_running",
-            "gauge",
-            "1 while the run is going on, 0 when it has ended.",
-            [("", int(not report.ended))],
-        ),
-    )
-    lines = []
-    for name, kind, description, samples in families:
-        lines += [f"# HELP {name} {description}", f"# TYPE {name} {kind}"]
-        lines += [f"{name}{{{labels}}} {value}" if labels else f"{name} {value}" for labels, value in samples]
-    return "\n".join(lines) + "\n"
+@dataclass(frozen=True, eq=False)  # a registry keeps its collectors by identity
+class RunCollector:
+    """The state of a run as Prometheus' metric families."""
+
+    report: IndexReport
+
+    def collect(self) -> Iterator[Any]:
+        """Yield the families."""
+        from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
+
+        values = figures(self.report)
+        images = CounterMetricFamily("clipfake_index_images", "Images processed by the run.", labels=["outcome"])
+        for outcome in ("added", "known", "replaced", "bad"):
+            images.add_metric([outcome], values[outcome])
+        yield images
+        busy = GaugeMetricFamily(
+            "clipfake_index_stage_busy_ratio", "Share of the time that each stage was busy.", labels=["stage"]
+        )
+        for stage, share in values["busy"].items():
+            busy.add_metric([stage], share)
+        yield busy
+        for name, description, value in (
+            ("images_per_second", "Images stored per second.", values["images_per_second_now"]),
+            ("seconds", "Seconds since the run began.", values["seconds"]),
+            ("running", "1 while the run is going on, 0 when it has ended.", int(not self.report.ended)),
+        ):
+            yield GaugeMetricFamily(f"clipfake_index_{name}", description, value)
 
 
 class _Due:

@@ -43,8 +43,8 @@ def test_prometheus_file_has_the_last_figures(tmp_path: Path) -> None:
     indexed(tmp_path, PrometheusFile(tmp_path / "clipfake.prom"))
     lines = (tmp_path / "clipfake.prom").read_text().splitlines()
     samples = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
-    assert samples['clipfake_index_images_total{outcome="added"}'] == "6"
-    assert samples["clipfake_index_running"] == "0"
+    assert float(samples['clipfake_index_images_total{outcome="added"}']) == 6
+    assert float(samples["clipfake_index_running"]) == 0
     named = {line.split()[2] for line in lines if line.startswith("# TYPE")}
     assert {sample.split("{")[0] for sample in samples} == named
 
