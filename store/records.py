@@ -182,7 +182,7 @@ class Block:
         if len(shape) != 2 or shape[0] != len(self.rows):
             raise BadBlock(f"vectors of shape {shape} for {len(self.rows)} rows; expected ({len(self.rows)}, dim)")
         if shape[1] != self.space.dim:
-            raise SpaceMismatch(f"vectors have {shape[1]} dimensions, their space {self.space} has {self.space.dim}")
+            raise SpaceMismatch(f"vectors of {shape[1]} dimensions do not fit the space {self.space}")
         if self.thumbnails and len(self.thumbnails) != len(self.rows):
             raise BadBlock(f"{len(self.thumbnails)} thumbnails for {len(self.rows)} rows; pass one per row or none")
 

@@ -38,7 +38,7 @@ class Space:
         """Raise SpaceMismatch unless `other` is the same space; `where` names what has the space `other`."""
         if not self.same(other):
             raise SpaceMismatch(
-                f"{where} has vectors of {other}, not of {self}; vectors of different encoders cannot be compared. "
+                f"{where} has vectors of {other}, not of {self}; vectors of two encoders cannot be compared. "
                 f"Use the same --encoder, or another store"
             )
 

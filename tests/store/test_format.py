@@ -61,7 +61,7 @@ def test_format_page_lists_every_dataset(store: Store) -> None:
     assert unmappable == []
 
 
-def test_store_of_the_first_release_opens(tmp_path: Path) -> None:
+def test_first_release_store_opens(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "tests/data/store-v1", tmp_path / "s")
     snapshot = Store.open(tmp_path / "s").snapshot()
     with np.load(ROOT / "tests/data/store-v1.npz") as truth:
@@ -71,7 +71,7 @@ def test_store_of_the_first_release_opens(tmp_path: Path) -> None:
     assert verify(tmp_path / "s").sound
 
 
-def test_store_of_the_first_release_can_be_extended_and_compacted(tmp_path: Path) -> None:
+def test_first_release_store_can_be_extended_and_compacted(tmp_path: Path) -> None:
     """Old shards have no thumbnails and texts, the shards added to them do."""
     store = Store(shutil.copytree(ROOT / "tests/data/store-v1", tmp_path / "s"))
     before = store.snapshot()
