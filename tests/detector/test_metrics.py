@@ -22,9 +22,9 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-rows_of_both_classes = st.lists(st.tuples(st.integers(0, 1), st.integers(-8, 8)), min_size=2, max_size=60).filter(
-    lambda rows: len({label for label, _ in rows}) == 2
-)
+# scores are multiples of 1/4 in a narrow range, so most examples hold ties
+rows_of_any_classes = st.lists(st.tuples(st.integers(0, 1), st.integers(-8, 8)), max_size=60)
+rows_of_both_classes = rows_of_any_classes.filter(lambda rows: len({label for label, _ in rows}) == 2)
 
 
 def test_the_papers_confusion_matrix_gives_the_papers_table() -> None:
@@ -68,6 +68,22 @@ def test_measures_equal_the_reference(rows: list[tuple[int, int]]) -> None:
 
 
 @settings(max_examples=60, deadline=None)
+@given(rows_of_any_classes)
+def test_counts_and_brier_score_equal_their_definitions(rows: list[tuple[int, int]]) -> None:
+    labels, scores = np.array([r[0] for r in rows], int), np.array([r[1] / 4 for r in rows])
+    fake, predicted, probabilities = labels == 1, scores > 0, 1 / (1 + np.exp(-scores))
+    metrics = measure(labels, scores, probabilities=probabilities)
+    expected = [fake_rows & predicted_rows for fake_rows in (~fake, fake) for predicted_rows in (~predicted, predicted)]
+    counts = metrics.confusion
+    assert [counts.tn, counts.fp, counts.fn, counts.tp] == [int(mask.sum()) for mask in expected]
+    if rows:
+        assert metrics.brier == pytest.approx(np.mean((probabilities - labels) ** 2), rel=1e-14)
+        assert metrics.accuracy == (fake == predicted).mean()
+    else:
+        assert metrics.brier is None and metrics.accuracy is None
+
+
+@settings(max_examples=60, deadline=None)
 @given(rows_of_both_classes)
 def test_no_threshold_beats_the_oracle(rows: list[tuple[int, int]]) -> None:
     labels, scores = np.array([r[0] for r in rows]), np.array([r[1] / 4 for r in rows])
@@ -83,7 +99,10 @@ def test_no_threshold_beats_the_balanced_oracle_where_classes_count_alike(rows: 
     labels, scores = np.array([r[0] for r in rows]), np.array([r[1] / 4 for r in rows])
     threshold, share = best_threshold(labels, scores, balanced=True)
     assert measure(labels, scores, threshold=threshold).balanced_accuracy == pytest.approx(share)
-    tried = [measure(labels, scores, threshold=cut).balanced_accuracy or 0 for cut in np.arange(-2.5, 2.5, 0.125)]
+    tried = [
+        ((scores[labels == 1] > cut).mean() + (scores[labels == 0] <= cut).mean()) / 2
+        for cut in np.arange(-2.5, 2.5, 0.125)
+    ]
     assert share >= max(tried) - 1e-12
 
 
