@@ -4,7 +4,7 @@ Each size is trained in a process of its own, on made-up rows that no head tells
 the process itself holds (`mib`) and that with the pages of the store's files which it has mapped and which the system
 takes back as it likes (`peak_mib`). Above `clipfake.detector.training.svm_training.EXACT` rows the machine is
 Nyström's; it and the triplet projection learn from all training rows, baselines from
-`clipfake.detector.training.train.LEARNED` of them at most.
+`clipfake.detector.training.train.BASELINE_ROWS` of them at most.
 
 With `--nystroem ROWS` the two machines learn the same projected rows: test accuracy, and how often they agree.
 
@@ -107,7 +107,7 @@ def measured(folder: str, epochs: int, baselines: Sequence[str], calibration: bo
         trained = train(snapshot, options, watch.part)
         if calibration:
             watch.part("calibration")
-            calibrate(snapshot, trained.head, options, progress=watch.part)
+            calibrate(snapshot, trained.head, options, on_progress=watch.part)
         seconds = time.perf_counter() - began
     metrics = {name: one.metrics["test"] for name, one in trained.baselines.items()}
     metrics["head"] = trained.metrics["test"]

@@ -87,7 +87,7 @@ def test_the_neighbour_rule_is_that_of_sorting_all_similarities(k: int) -> None:
 
 def test_neighbours_are_the_same_however_few_similarities_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = neighbors(ASKED.vectors, TRAIN.vectors, 5)
-    monkeypatch.setattr("clipfake.detector.training.baselines.CELLS", 2000)
+    monkeypatch.setattr("clipfake.detector.training.baselines.SIMILARITIES_IN_MEMORY", 2000)
     cut = neighbors(ASKED.vectors, TRAIN.vectors, 5)
     assert np.array_equal(cut.rows, whole.rows)
     assert cut.mean_similarity() == pytest.approx(whole.mean_similarity())
@@ -112,7 +112,7 @@ def test_a_baseline_of_a_known_name_is_scikit_learns(name: str) -> None:
 
 
 def test_the_probe_is_a_logistic_regression_on_centred_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipfake.detector.training.baselines.STRENGTHS", (0.3,))
+    monkeypatch.setattr("clipfake.detector.training.baselines.INVERSE_REGULARIZATION", (0.3,))
     size = TRAIN.vectors.std(0).mean()
     x, queries = ((rows.vectors - TRAIN.vectors.mean(0)) / size for rows in (TRAIN, ASKED))
     model = LogisticRegression(C=0.3, max_iter=2000).fit(x, TRAIN.labels)
@@ -145,7 +145,7 @@ def test_the_probe_is_as_strong_as_validation_likes_it_best() -> None:
     found = auc(queries.labels, linear_probe(train, validation, 0)(queries)) or 0
 
     def of_strength(c: float, monkeypatch: pytest.MonkeyPatch) -> float:
-        monkeypatch.setattr("clipfake.detector.training.baselines.STRENGTHS", (c,))
+        monkeypatch.setattr("clipfake.detector.training.baselines.INVERSE_REGULARIZATION", (c,))
         return auc(queries.labels, linear_probe(train, validation, 0)(queries)) or 0
 
     with pytest.MonkeyPatch.context() as patched:

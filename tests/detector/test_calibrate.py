@@ -65,9 +65,9 @@ def test_nothing_that_judges_a_held_out_row_has_seen_it_or_its_file_or_its_gener
     judged: list[tuple[set[int], set[int], set[int]]] = []
     fit, read = heldout.fit_head, SignalTable.read.__func__  # type: ignore[attr-defined]
 
-    def fitted(snapshot: Snapshot, split: Any, learning: Any, choosing: Any, *rest: Any, **how: Any) -> Any:
-        learned.append({*learning.positions.tolist(), *choosing.positions.tolist()})
-        return fit(snapshot, split, learning, choosing, *rest, **how)
+    def fitted(rows: Any, *arguments: Any, **options: Any) -> Any:
+        learned.append({*rows.train.positions.tolist(), *rows.validation.positions.tolist()})
+        return fit(rows, *arguments, **options)
 
     def recorded(cls: type[SignalTable], head: Any, bank: Bank, positions: Any, fold: int = 0) -> SignalTable:
         of_head = learned[-1] if learned else set[int]()
@@ -150,7 +150,7 @@ def test_what_became_of_a_promise_is_counted_row_by_row(rows: list[tuple[str, bo
     assert (found.worst in known and known[found.worst] == found.worst_excluded) if known else found.worst == ""
     result = found.sentence("Here")
     assert ("does not hold" in result) == found.broken
-    assert (f"worst for {found.worst}" in result) == (bool(known) and max(known.values()) > 2 * nominal)
+    assert (f"worst generator is {found.worst}:" in result) == (bool(known) and max(known.values()) > 2 * nominal)
 
 
 @pytest.mark.parametrize(("missed", "broken"), [(50, False), (63, False), (66, True)])

@@ -11,7 +11,7 @@ from clipfake.detector.training.calibrate import calibrate
 from clipfake.detector.training.examples import Examples, StoredRows
 from clipfake.detector.training.nystroem import fit_nystroem
 from clipfake.detector.training.svm_training import fit_stream, fit_svm, scale_gamma
-from clipfake.detector.training.train import TrainOptions, decision_values, fit_head, make_split, train
+from clipfake.detector.training.train import TrainingSet, TrainOptions, decision_values, fit_head, make_split, train
 from clipfake.detector.training.triplet import TripletOptions
 from clipfake.show.training_summary import training_summary
 from clipfake.store.records import Block, Rows
@@ -61,8 +61,8 @@ def test_streamed_and_in_memory_training_give_the_same_machine(
     options = TrainOptions(kind, TripletOptions(epochs=2), baselines=())
     split, parts = make_split(snapshot, options)
     heads = [
-        fit_head(snapshot, split, held(snapshot, parts["train"]), held(snapshot, parts["validation"]), options)[0]
-        for held in (StoredRows, Examples.from_snapshot)
+        fit_head(TrainingSet(snapshot, split, *(rows(snapshot, parts[n]) for n in ("train", "validation"))), options)[0]
+        for rows in (StoredRows, Examples.from_snapshot)
     ]
     streamed, whole = heads
     assert all(np.array_equal(w, whole.projection.weights[n]) for n, w in streamed.projection.weights.items())
@@ -74,13 +74,12 @@ def test_training_never_reads_more_than_a_piece_at_once(snapshot: Snapshot, monk
     limits = (
         "training.examples.ROWS_AT_ONCE",
         "training.train.ROWS_AT_ONCE",
-        "training.train.LEARNED",
-        "training.train.COMPARED",
-        "training.train.CHOSEN",
         "training.svm_training.EXACT",
     )
     for name in limits:
         monkeypatch.setattr(f"clipfake.detector.{name}", 50)
+    limit_of_parts = dict.fromkeys(("train", "validation", "test"), 50)
+    monkeypatch.setattr("clipfake.detector.training.train.BASELINE_ROWS", limit_of_parts)
     monkeypatch.setattr("clipfake.detector.training.triplet.READ_AHEAD", 1)
     read = Snapshot.vectors
     read_sizes = []
@@ -116,7 +115,7 @@ def test_a_start_from_a_sample_ends_where_a_start_from_nothing_ends(monkeypatch:
         return [(vectors[i : i + 700], labels[i : i + 700]) for i in range(0, 3000, 700)]
 
     cold = fit_nystroem(blocks, gamma=1.0, landmarks=200).decision_function(vectors)
-    monkeypatch.setattr("clipfake.detector.training.nystroem.FIRST", 500)
+    monkeypatch.setattr("clipfake.detector.training.nystroem.SAMPLE", 500)
     warm = fit_nystroem(blocks, gamma=1.0, landmarks=200).decision_function(vectors)
     assert np.abs(warm - cold).max() < 0.02
     assert ((warm > 0) == (cold > 0)).mean() > 0.998
@@ -139,7 +138,7 @@ def test_a_probe_of_some_rows_goes_on_to_what_all_rows_teach(monkeypatch: pytest
         Examples.from_arrays(*drawn(200, 1)),
         Examples.from_arrays(*drawn(300, 2)),
     )
-    monkeypatch.setattr("clipfake.detector.training.baselines.STRENGTHS", (1.0,))
+    monkeypatch.setattr("clipfake.detector.training.baselines.INVERSE_REGULARIZATION", (1.0,))
     monkeypatch.setattr("clipfake.detector.training.examples.ROWS_AT_ONCE", 700)
     further, few, whole = (
         linear_probe(*rows)(test)

@@ -220,10 +220,10 @@ def test_every_anchor_that_can_be_one_is_one_once_and_all_partners_are_equally_l
 
 
 def test_a_match_that_real_and_fake_rows_do_not_share_is_named() -> None:
-    with pytest.raises(HeadError, match="no real row has both a mate and an opposite with the same source"):
+    with pytest.raises(HeadError, match="no real row has both a positive and a negative with the same source"):
         fit_projection("linear", shown(60), shown(40, 1), TripletOptions(match="source"))
     with pytest.raises(HeadError, match="no labelled row has both"):
         fit_projection("linear", shown(60), shown(40, 1), TripletOptions(match="source", anchor="both"))
     for wrong in ({"anchor": "nobody"}, {"match": "name"}, {"mining": "gold"}):
-        with pytest.raises(HeadError, match="is unknown; choose one of"):
+        with pytest.raises(HeadError, match=r"unknown (anchor|match|mining) '\w+'; choose one of"):
             TripletOptions(**wrong)  # type: ignore[arg-type]
