@@ -174,6 +174,6 @@ def test_the_rate_of_error_that_is_proposed_is_one_that_gives_answers(rows: int,
     )
     none = CoverageReport(10, 5, 5, rows, 0.05, 0.0, None, 0.0, 0.0)
     _, result = CalibrationReport(calibration, measure(np.arange(2), np.arange(2.0)), none, None).sentences
-    proposed = float(result.partition("accept ")[2].partition("%")[0]) / 100
+    proposed = float(result.partition("accept an error rate of ")[2].partition("%")[0]) / 100
     assert not calibration.prediction_sets(np.array([-1e9]), proposed)[0, 1]
     assert proposed == pytest.approx(1 / (rows + 1), abs=1e-4)

@@ -131,7 +131,7 @@ def test_too_few_rows_for_a_triplet_are_said_to_be_too_few() -> None:
 
 def test_rows_that_are_all_alike_are_an_error() -> None:
     alike = Examples.from_arrays(np.tile(drawn(1)[0], (40, 1)), np.arange(40) % 2)
-    with pytest.raises(HeadError, match="alike"):
+    with pytest.raises(HeadError, match="are equal"):
         fit_projection("linear", alike, alike, TripletOptions(epochs=1))
 
 
@@ -273,7 +273,7 @@ def test_test_rows_whose_file_was_trained_with_are_counted_and_a_grouped_split_h
     parts = trained.head.split.parts_of(snapshot.column("keys"))
     twins = np.concatenate([parts[200:], parts[:200]])
     assert trained.test_copies == int(((parts == 2) & (twins != 2)).sum()) > 50
-    assert f"{trained.test_copies} of 81 test rows are files that were trained with" in trained.sentences[0]
+    assert f"{trained.test_copies} of 81 test rows are copies of training or validation files" in trained.sentences[0]
     assert trained.to_dict()["test_copies"] == trained.test_copies
     grouped = train(snapshot, replace(options, recipe="grouped"))
     assert (grouped.test_copies, grouped.sentences) == (0, [])

@@ -86,7 +86,7 @@ def test_the_best_threshold_is_at_least_as_good_as_the_chosen_one(made: LeaveOne
 
 
 def test_one_generator_leaves_nothing_to_learn_from(tmp_path: Path) -> None:
-    with pytest.raises(NotEnoughRows, match="two generators and two real sources; here are 1 and 2"):
+    with pytest.raises(NotEnoughRows, match="two generators and two real sources, found 1 and 2"):
         leave_one_out(stored(tmp_path / "s", ["camera_a", "camera_b", "gan_a"]).snapshot())
 
 
@@ -134,7 +134,7 @@ def test_every_cell_of_neighbours_is_what_a_bank_without_its_sources_says(
     store: Store, tmp_path: Path, over: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With fewer rows fetched than a source can take up, the others are searched for."""
-    monkeypatch.setattr("clipfake.detector.evaluation.leave_one_out.OVER", over)
+    monkeypatch.setattr("clipfake.detector.evaluation.leave_one_out.OVERSAMPLING", over)
     snapshot = store.snapshot()
     made = leave_one_out(snapshot, "knn")
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
@@ -160,7 +160,7 @@ def test_neighbours_fetched_or_searched_for_anew_give_the_same_atlas(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = leave_one_out(store.snapshot(), "knn")
-    monkeypatch.setattr("clipfake.detector.evaluation.leave_one_out.OVER", 1)
+    monkeypatch.setattr("clipfake.detector.evaluation.leave_one_out.OVERSAMPLING", 1)
     again = leave_one_out(store.snapshot(), "knn")
     assert np.allclose(made.table(), again.table(), atol=1e-4)
     assert made.random_auc == pytest.approx(again.random_auc, abs=1e-4)

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clipfake.detector.evaluation.ridge import RidgeSums, by_source, ridge, with_constant
-from clipfake.detector.evaluation.temporal_holdout import HELD, day_of, read_dates, temporal_holdout
+from clipfake.detector.evaluation.temporal_holdout import HELD_OUT, parse_date, read_dates, temporal_holdout
 from clipfake.detector.metrics import auc
 from clipfake.detector.training.examples import subsample
 from clipfake.errors import NotEnoughRows, SourceError
@@ -49,7 +49,7 @@ def test_what_is_like_the_past_is_told_and_what_is_new_is_not(store: Store) -> N
 def test_a_window_is_what_a_head_of_the_past_says(store: Store) -> None:
     snapshot = store.snapshot()
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
-    held = subsample(np.arange(len(snapshot)), by_source(snapshot)[0], min(HELD, len(snapshot) // 10), 0)
+    held = subsample(np.arange(len(snapshot)), by_source(snapshot)[0], min(HELD_OUT, len(snapshot) // 10), 0)
     learned = ~np.isin(np.arange(len(snapshot)), held)
     past = np.isin(sources, ("camera_a", "camera_b", "gan_a"))
     head = ridge(*(RidgeSums.from_vectors(snapshot.vectors(learned & past & (labels == label))) for label in (0, 1)))
@@ -82,13 +82,13 @@ def test_without_a_past_there_is_nothing_to_learn_from(store: Store) -> None:
     "text, day", [("2022-08-22", "2022-08-22"), (" 2022-08 ", "2022-08-01"), ("2022", "2022-01-01")]
 )
 def test_a_date_is_read_as_people_write_it(text: str, day: str) -> None:
-    assert day_of(text).isoformat() == day
+    assert parse_date(text).isoformat() == day
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("name,date\na,2020\n", "must name source and date"),
+        ("name,date\na,2020\n", "must name the columns source and date"),
         ("source,date\na,2020\nb,soon\n", "line 3"),
         ("source,date\na,2020\na,2021\n", "twice"),
         ("", "none"),
@@ -105,7 +105,7 @@ def test_a_table_is_read(tmp_path: Path) -> None:
     path = tmp_path / "dates.csv"
     path.write_text("\ufeffsource,date,remark\ngan_a,2018-01-01,first\ngan_b,2019-03,\n")
     assert read_dates(path) == {"gan_a": date(2018, 1, 1), "gan_b": date(2019, 3, 1)}
-    with pytest.raises(SourceError, match="cannot be read"):
+    with pytest.raises(SourceError, match=r"cannot read .* as CSV"):
         read_dates(tmp_path / "absent.csv")
 
 
