@@ -39,7 +39,7 @@ TRAIN, VALIDATION, ASKED = drawn(300), drawn(100, 1), drawn(80, 2)
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_every_baseline_gives_a_finite_score_for_every_row_and_the_same_again(name: str) -> None:
+def test_baselines_are_finite_and_reproducible(name: str) -> None:
     one, again = (BASELINES[name](TRAIN, VALIDATION, 0)(ASKED) for _ in range(2))
     assert one.shape == (80,)
     assert one.dtype == np.float64
@@ -49,20 +49,20 @@ def test_every_baseline_gives_a_finite_score_for_every_row_and_the_same_again(na
         assert (auc(ASKED.labels, one) or 0) > 0.6
 
 
-def test_the_majority_says_the_class_that_there_is_more_of() -> None:
+def test_majority_predicts_the_larger_class() -> None:
     for labels, fake in ((np.array([0, 0, 1]), False), (np.array([1, 0, 1]), True)):
         few = Examples.from_arrays(np.zeros((3, DIM)), labels)
         assert (BASELINES["majority"](few, few, 0)(ASKED) > 0).tolist() == [fake] * 80
 
 
-def test_a_category_is_worth_the_odds_of_its_training_rows_and_an_unknown_one_nothing() -> None:
+def test_category_score_is_its_log_odds_and_zero_if_unknown() -> None:
     known = Examples.from_arrays(np.zeros((7, DIM)), np.array([0, 1, 1, 1, 0, 0, 1]), categories=names([*"bbbbcc", ""]))
     queries = Examples.from_arrays(np.zeros((5, DIM)), np.zeros(5, int), categories=names(["b", "c", "", "a", "d"]))
     found = BASELINES["category_only"](known, known, 0)(queries)
     assert found == pytest.approx(np.log([4 / 2, 1 / 3, 2 / 1, 1, 1]))
 
 
-def test_a_files_facts_are_read_and_its_picture_is_not() -> None:
+def test_file_facts_ignore_the_vectors() -> None:
     blind = Examples.from_arrays(np.zeros((300, DIM)), TRAIN.labels, facts=TRAIN.facts)
     score = BASELINES["file_facts"](blind, VALIDATION, 0)
     assert (auc(ASKED.labels, score(ASKED)) or 0) > 0.9
@@ -72,7 +72,7 @@ def test_a_files_facts_are_read_and_its_picture_is_not() -> None:
 
 
 @pytest.mark.parametrize("k", [1, 3, 9, 20])
-def test_the_neighbour_rule_is_that_of_sorting_all_similarities(k: int) -> None:
+def test_neighbor_rule_equals_sorting_all_similarities(k: int) -> None:
     """With copies among the rows, questions that are rows, and a class of fewer than k."""
     vectors = np.concatenate([TRAIN.vectors, TRAIN.vectors[:50]])
     labels = np.concatenate([TRAIN.labels, TRAIN.labels[:50]])
@@ -85,7 +85,7 @@ def test_the_neighbour_rule_is_that_of_sorting_all_similarities(k: int) -> None:
     assert neighbor_rule(k)(known, known, 0)(queries) == pytest.approx(nearest[1] - nearest[0], abs=1e-6)
 
 
-def test_neighbours_are_the_same_however_few_similarities_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_neighbors_do_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = neighbors(ASKED.vectors, TRAIN.vectors, 5)
     monkeypatch.setattr("clipfake.detector.training.baselines.SIMILARITIES_IN_MEMORY", 2000)
     cut = neighbors(ASKED.vectors, TRAIN.vectors, 5)
@@ -107,11 +107,11 @@ def theirs(name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["lda", "rbf_svm", "pca_svm"])
-def test_a_baseline_of_a_known_name_is_scikit_learns(name: str) -> None:
+def test_baselines_equal_scikit_learn(name: str) -> None:
     assert BASELINES[name](TRAIN, VALIDATION, 0)(ASKED) == pytest.approx(theirs(name), abs=1e-4)
 
 
-def test_the_probe_is_a_logistic_regression_on_centred_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe_is_logistic_regression_on_centred_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipfake.detector.training.baselines.INVERSE_REGULARIZATION", (0.3,))
     size = TRAIN.vectors.std(0).mean()
     x, queries = ((rows.vectors - TRAIN.vectors.mean(0)) / size for rows in (TRAIN, ASKED))
@@ -121,7 +121,7 @@ def test_the_probe_is_a_logistic_regression_on_centred_vectors(monkeypatch: pyte
     assert linear_probe(TRAIN, VALIDATION, 0, TRAIN)(ASKED) == pytest.approx(model.decision_function(queries), abs=1e-2)
 
 
-def test_the_probe_does_not_care_for_the_unit_or_the_origin_of_vectors() -> None:
+def test_probe_is_invariant_to_scale_and_origin() -> None:
     def moved(rows: Examples) -> Examples:
         return Examples.from_arrays(100 * rows.vectors + 7, rows.labels)
 
@@ -131,7 +131,7 @@ def test_the_probe_does_not_care_for_the_unit_or_the_origin_of_vectors() -> None
     assert other == pytest.approx(one, abs=0.05)
 
 
-def test_the_probe_is_as_strong_as_validation_likes_it_best() -> None:
+def test_probe_regularization_is_chosen_on_validation() -> None:
     """Where all but one direction is noise, more freedom only learns the noise."""
     rng = np.random.default_rng(0)
 
@@ -154,7 +154,7 @@ def test_the_probe_is_as_strong_as_validation_likes_it_best() -> None:
     assert found >= max(each) - 0.005
 
 
-def test_a_threshold_is_chosen_on_validation_and_measured_on_both(fit: Fit = BASELINES["lda"]) -> None:
+def test_baseline_threshold_is_chosen_on_validation(fit: Fit = BASELINES["lda"]) -> None:
     score = fit(TRAIN, VALIDATION, 0)
     found = evaluate_baseline(lambda rows: score(rows) + 5, VALIDATION, ASKED, 300, "a note")
     predicted = score(VALIDATION) + 5 > found.threshold

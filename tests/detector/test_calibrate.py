@@ -57,9 +57,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     return store.snapshot()
 
 
-def test_nothing_that_judges_a_held_out_row_has_seen_it_or_its_file_or_its_generator(
-    snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_held_out_rows_are_unseen_by_head_and_bank(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole promise about what is new hangs on this."""
     learned: list[set[int]] = []
     judged: list[tuple[set[int], set[int], set[int]]] = []
@@ -98,7 +96,7 @@ def test_nothing_that_judges_a_held_out_row_has_seen_it_or_its_file_or_its_gener
     assert calibrated.unseen is not None and calibrated.unseen.n == len(every)
 
 
-def test_folds_hold_whole_generators_and_are_about_alike_in_size(snapshot: Snapshot) -> None:
+def test_folds_hold_whole_generators_and_are_balanced(snapshot: Snapshot) -> None:
     labels, makers = snapshot.column("labels"), snapshot.column("generators")
     parts = np.where(labels >= 0, np.arange(len(snapshot)) % 4, -1).astype(np.int8)  # 3: in no part of the split
     folds = generator_folds(snapshot, parts, seed=0)
@@ -116,7 +114,7 @@ def test_folds_hold_whole_generators_and_are_about_alike_in_size(snapshot: Snaps
     assert (generator_folds(snapshot, parts, seed=1) != folds).any()  # type: ignore[union-attr]
 
 
-def test_with_two_generators_none_can_be_left_out(snapshot: Snapshot) -> None:
+def test_two_generators_are_too_few_for_folds(snapshot: Snapshot) -> None:
     for kept, number in ((("", "gan a", "gan b"), None), (("", "gan a", "gan b", "gan c"), 3)):
         parts = np.where(np.isin(snapshot.column("generators"), names(list(kept))), 0, -1).astype(np.int8)
         folds = generator_folds(snapshot, parts, seed=0)
@@ -128,7 +126,7 @@ def test_with_two_generators_none_can_be_left_out(snapshot: Snapshot) -> None:
     st.lists(st.tuples(st.sampled_from(["", "a", "b"]), st.booleans(), st.booleans()), min_size=1, max_size=40),
     st.sampled_from([0.01, 0.05, 0.2]),
 )
-def test_what_became_of_a_promise_is_counted_row_by_row(rows: list[tuple[str, bool, bool]], nominal: float) -> None:
+def test_coverage_report_equals_counting_row_by_row(rows: list[tuple[str, bool, bool]], nominal: float) -> None:
     labels = np.array([int(maker != "") for maker, *_ in rows])
     possible = np.array([value[1:] for value in rows])
     signals = SignalTable(*[np.zeros(len(rows))] * 3, labels, names([row[0] for row in rows]), np.zeros(len(rows), int))  # type: ignore[arg-type, call-arg]
@@ -154,7 +152,7 @@ def test_what_became_of_a_promise_is_counted_row_by_row(rows: list[tuple[str, bo
 
 
 @pytest.mark.parametrize(("missed", "broken"), [(50, False), (63, False), (66, True)])
-def test_a_promise_is_broken_by_more_than_chance_explains(missed: int, broken: bool) -> None:
+def test_broken_means_more_errors_than_chance_explains(missed: int, broken: bool) -> None:
     """Of 1000 rows 5 % are 50, give or take 14; with 1000 rows to calibrate on, two deviations are 0.0195."""
     labels = np.repeat([0, 1], 1000)
     for label, others in ((0, 1), (1, 0)):
@@ -167,7 +165,7 @@ def test_a_promise_is_broken_by_more_than_chance_explains(missed: int, broken: b
 
 
 @pytest.mark.parametrize("rows", range(2, 19))
-def test_the_rate_of_error_that_is_proposed_is_one_that_gives_answers(rows: int, tmp_path: Path) -> None:
+def test_proposed_error_rate_gives_answers(rows: int, tmp_path: Path) -> None:
     held = np.arange(float(rows))
     calibration = Calibration(
         Platt(1, 0), Platt(1, 0), (1.0, 0.0), 0.0, held, held, np.linspace(0, 1, 1001), "rows", "ab" * 16

@@ -20,9 +20,7 @@ def reading(real: np.ndarray, fake: np.ndarray, nearest: np.ndarray | None = Non
 
 @settings(max_examples=100, deadline=None)
 @given(few_scores, few_scores, st.integers(1, 30))
-def test_a_class_stays_possible_while_enough_of_its_rows_look_as_little_like_it(
-    real: list[float], fake: list[float], per_cent: int
-) -> None:
+def test_prediction_sets_equal_counting_rows(real: list[float], fake: list[float], per_cent: int) -> None:
     """p = (rows at least as strange + itself) / (rows + itself), counted one by one, equal scores among them."""
     error, queries = per_cent / 100, np.arange(-5.0, 6.0)
     found = reading(np.array(real), np.array(fake)).prediction_sets(queries, error)
@@ -35,7 +33,7 @@ def test_a_class_stays_possible_while_enough_of_its_rows_look_as_little_like_it(
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 19, 20, 99, 250])
 @pytest.mark.parametrize("error", [0.001, 0.01, 0.05, 0.1, 0.33])
-def test_a_new_row_is_wronged_in_no_more_places_than_promised(rows: int, error: float) -> None:
+def test_a_new_row_is_excluded_at_the_nominal_number_of_ranks(rows: int, error: float) -> None:
     """If it is one of them, it is as likely to stand in any of the n + 1 places among n rows: so count the places."""
     places = np.arange(rows + 1) - 0.5  # below all, between any two, above all
     held = np.arange(rows, dtype=float)
@@ -44,7 +42,7 @@ def test_a_new_row_is_wronged_in_no_more_places_than_promised(rows: int, error: 
     assert (~possible).sum(0).tolist() == [promised, promised]
 
 
-def test_the_truth_is_ruled_out_as_often_as_promised_over_many_trainings() -> None:
+def test_true_class_is_excluded_at_the_nominal_rate() -> None:
     """Both classes anew each time, from the fit to the answer; what the fit learns must not count against the rows."""
     rng, error, repeated, wronged = np.random.default_rng(0), 0.1, 250, np.zeros(2, int)
     for _ in range(repeated):
@@ -59,7 +57,7 @@ def test_the_truth_is_ruled_out_as_often_as_promised_over_many_trainings() -> No
         assert binomtest(times, repeated, error, alternative="greater").pvalue > 0.01
 
 
-def test_the_promise_is_about_all_pictures_and_not_about_those_that_get_an_answer() -> None:
+def test_nominal_rate_is_of_all_images_not_of_answers() -> None:
     """Scores that know nothing: seldom an answer, as was promised, but then it is anybody's guess."""
     rng = np.random.default_rng(0)
     calibration = reading(rng.standard_normal(5000), rng.standard_normal(5000))
@@ -74,9 +72,7 @@ def test_the_promise_is_about_all_pictures_and_not_about_those_that_get_an_answe
 
 @settings(max_examples=60, deadline=None)
 @given(few_scores, few_scores)
-def test_the_more_error_is_accepted_the_less_is_possible_and_no_answer_turns_into_the_other(
-    real: list[float], fake: list[float]
-) -> None:
+def test_prediction_sets_shrink_with_the_error_rate(real: list[float], fake: list[float]) -> None:
     calibration, queries = reading(np.array(real), np.array(fake)), np.arange(-5.0, 6.0)
     sets = np.stack([calibration.prediction_sets(queries, error) for error in np.linspace(0.01, 0.9, 40)])
     assert (sets[1:] <= sets[:-1]).all()
@@ -84,7 +80,7 @@ def test_the_more_error_is_accepted_the_less_is_possible_and_no_answer_turns_int
     assert (only.any(0).sum(1) <= 1).all()
 
 
-def test_nothing_is_ruled_out_below_the_least_error_and_everything_can_be_at_it() -> None:
+def test_least_error_is_the_smallest_rate_that_excludes() -> None:
     for rows in range(1, 60):
         calibration = reading(np.arange(rows + 3.0), np.arange(float(rows)))
         assert calibration.rows == rows
@@ -96,7 +92,7 @@ def test_nothing_is_ruled_out_below_the_least_error_and_everything_can_be_at_it(
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(-1, 1, width=16), min_size=1, max_size=300), st.floats(-1, 1, width=16))
-def test_a_percentile_is_the_share_of_rows_that_were_less_similar(nearest: list[float], queries: float) -> None:
+def test_percentile_is_the_share_of_less_similar_rows(nearest: list[float], queries: float) -> None:
     labels = np.arange(40) % 2
     seen = np.resize(nearest, 40 * (1 + len(nearest) // 40))
     many = np.resize(labels, len(seen))
@@ -106,7 +102,7 @@ def test_a_percentile_is_the_share_of_rows_that_were_less_similar(nearest: list[
     assert 100 * (seen < queries).mean() - room <= result <= 100 * (seen <= queries).mean() + room
 
 
-def test_what_is_nearer_than_all_rows_is_at_the_hundredth_percentile_and_what_is_farther_at_none() -> None:
+def test_percentile_is_0_or_100_beyond_all_rows() -> None:
     nearest = np.linspace(-1, 1, 1001)
     result = reading(np.zeros(1), np.zeros(1), nearest).percentile(np.array([-1.1, -1.0, 0.5001, 1.1]))
     assert result == pytest.approx([0, 0, 75, 100], abs=0.1)
@@ -119,7 +115,7 @@ def two_signals(rows: int, gaps: tuple[float, float], share: float = 0.5, seed: 
     return svm, near, labels
 
 
-def test_two_signals_that_know_different_things_are_added_up() -> None:
+def test_independent_signals_add_up() -> None:
     """Of normal densities a gap apart the log-likelihood ratio is gap · x, and of independent ones the sum of both."""
     gaps = (1.5, 0.6)
     svm, near, labels = two_signals(40_000, gaps)
@@ -130,21 +126,21 @@ def test_two_signals_that_know_different_things_are_added_up() -> None:
     assert np.allclose(calibration.neighbors(queries[:, 1]), gaps[1] * queries[:, 1], atol=0.1)
 
 
-def test_the_share_of_fakes_held_out_moves_no_score() -> None:
+def test_share_of_held_out_fakes_does_not_shift_scores() -> None:
     """A log-likelihood ratio is what the picture says, whatever the others are."""
     svm, near, labels = two_signals(60_000, (1.5, 0.6), share=0.02)
     calibration = Calibration.fit(svm, near, near, labels, held_out="rows")
     assert abs(calibration.decision_function(np.zeros(1), np.zeros(1))[0]) < 0.1
 
 
-def test_the_unit_of_a_signal_does_not_matter() -> None:
+def test_scale_of_a_signal_does_not_matter() -> None:
     svm, near, labels = two_signals(400, (1.5, 0.6))
     one = Calibration.fit(svm, near, near, labels, held_out="rows")
     other = Calibration.fit(svm * 1e-4, near * 1e3, near, labels, held_out="rows")
     assert np.allclose(one.decision_function(svm, near), other.decision_function(svm * 1e-4, near * 1e3), atol=1e-2)
 
 
-def test_a_signal_that_only_takes_noise_off_another_is_left_out_and_the_other_kept() -> None:
+def test_signal_with_negative_weight_is_left_out() -> None:
     """Read together, the pure noise would have a weight below 0: evidence would count against itself."""
     rng = np.random.default_rng(0)
     labels, noise = np.arange(2000) % 2, rng.standard_normal(2000)
@@ -156,7 +152,7 @@ def test_a_signal_that_only_takes_noise_off_another_is_left_out_and_the_other_ke
         assert (weights[kept], offset) == pytest.approx((alone, same), rel=1e-3)
 
 
-def test_a_signal_that_never_changes_says_nothing() -> None:
+def test_constant_signal_gets_no_weight() -> None:
     svm, _, labels = two_signals(400, (1.5, 0))
     calibration = Calibration.fit(svm, np.full(400, 7.0), svm, labels, held_out="rows")
     assert np.allclose(calibration.neighbors(np.array([7.0])), 0, atol=1e-6)
@@ -164,13 +160,13 @@ def test_a_signal_that_never_changes_says_nothing() -> None:
 
 
 @pytest.mark.parametrize(("real", "fake"), [(10_000, 1), (9, 10_000), (10_000, 9), (0, 50), (50, 0), (0, 0)])
-def test_a_class_of_hardly_any_rows_is_named_and_not_calibrated(real: int, fake: int) -> None:
+def test_class_with_too_few_rows_is_named(real: int, fake: int) -> None:
     labels = np.repeat([0, 1], [real, fake])
     with pytest.raises(NotEnoughRows, match=f"found {real} real and {fake} fake;"):
         Calibration.fit(*[np.zeros(len(labels))] * 3, labels, held_out="rows")  # type: ignore[arg-type, misc]
 
 
-def test_ten_of_a_class_among_ten_thousand_of_the_other_are_enough() -> None:
+def test_ten_rows_of_a_class_are_enough() -> None:
     labels = np.repeat([0, 1], [10_000, 10])
     signal = 6.0 * labels + np.random.default_rng(0).standard_normal(len(labels))
     calibration = Calibration.fit(signal, signal, signal, labels, held_out="rows")
@@ -182,7 +178,7 @@ def test_ten_of_a_class_among_ten_thousand_of_the_other_are_enough() -> None:
     assert (np.diff(calibration.decision_function(np.linspace(-5, 5, 9), np.zeros(9))) > 0).all()
 
 
-def test_rows_that_calibrate_are_not_those_that_the_promise_is_counted_on() -> None:
+def test_fitted_rows_and_kept_scores_are_disjoint() -> None:
     svm, near, labels = two_signals(200, (1.5, 0.6))
     for seed in range(3):
         calibration = Calibration.fit(svm, near, near, labels, held_out="rows", seed=seed)
@@ -193,5 +189,5 @@ def test_rows_that_calibrate_are_not_those_that_the_promise_is_counted_on() -> N
     assert len({tuple(Calibration.fit(svm, near, near, labels, held_out="rows", seed=s).real) for s in (0, 0, 1)}) == 2
 
 
-def test_a_probability_of_a_score_beyond_all_bounds_is_nought_or_one() -> None:
+def test_probability_of_an_extreme_score_is_zero_or_one() -> None:
     assert probability(np.array([-1e300, 0.0, 1e300]), 0.25) == pytest.approx([0, 0.25, 1])

@@ -111,9 +111,7 @@ def assert_same(verdicts: list[Verdict], others: list[Verdict]) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(seeds, errors, st.floats(0.001, 0.999))
-def test_a_verdict_says_what_its_score_its_possible_answers_and_its_witnesses_say(
-    seed: int, error: float, prior: float
-) -> None:
+def test_verdict_agrees_with_score_prediction_set_and_neighbors(seed: int, error: float, prior: float) -> None:
     with random_queries(seed) as detector:
         scores = detector.decision_function(pictures(seed))
         possible = detector.calibration.prediction_sets(scores, error)
@@ -146,7 +144,7 @@ def test_a_verdict_says_what_its_score_its_possible_answers_and_its_witnesses_sa
 
 @settings(max_examples=8, deadline=None)
 @given(seeds)
-def test_how_many_fakes_are_expected_moves_the_probability_and_nothing_else(seed: int) -> None:
+def test_prior_changes_only_the_probability(seed: int) -> None:
     with random_queries(seed) as detector:
         rare, common = (judged(detector, seed, prior=prior) for prior in (0.01, 0.9))
         for one, other in zip(rare, common, strict=True):
@@ -156,7 +154,7 @@ def test_how_many_fakes_are_expected_moves_the_probability_and_nothing_else(seed
 
 @settings(max_examples=8, deadline=None)
 @given(seeds)
-def test_who_accepts_less_error_gets_no_answer_where_both_were_possible_and_never_the_other_one(seed: int) -> None:
+def test_lower_error_rate_only_adds_unsure(seed: int) -> None:
     """Only what was like neither class may become an answer, for then it is like one of them after all."""
     with random_queries(seed) as detector:
         result = [judged(detector, seed, error=error, changes=False) for error in (0.5, 0.3, 0.2, 0.1, 0.05, 0.01)]
@@ -171,7 +169,7 @@ def test_who_accepts_less_error_gets_no_answer_where_both_were_possible_and_neve
 
 @settings(max_examples=8, deadline=None)
 @given(seeds)
-def test_the_order_of_the_stored_rows_does_not_matter(seed: int) -> None:
+def test_order_of_stored_rows_does_not_matter(seed: int) -> None:
     rows = block(seed)
     order = np.random.default_rng(seed).permutation(len(rows.rows))
     with random_queries(seed, rows) as one, random_queries(seed, rows.take(order)) as other:
@@ -180,7 +178,7 @@ def test_the_order_of_the_stored_rows_does_not_matter(seed: int) -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(seeds, st.booleans(), st.integers(1, 60))
-def test_a_copy_of_a_stored_picture_changes_nothing(seed: int, same_file: bool, copies: int) -> None:
+def test_copy_of_stored_image_changes_nothing(seed: int, same_file: bool, copies: int) -> None:
     """Of the same bytes, or of the same vector under another digest."""
     rows, rng = block(seed), np.random.default_rng([seed, 3])
     which = rng.integers(0, len(rows.rows), copies)
@@ -194,7 +192,7 @@ def test_a_copy_of_a_stored_picture_changes_nothing(seed: int, same_file: bool, 
 
 @settings(max_examples=8, deadline=None)
 @given(seeds)
-def test_pictures_asked_about_together_are_judged_as_each_alone(seed: int) -> None:
+def test_batch_gives_the_same_verdicts_as_single_images(seed: int) -> None:
     with random_queries(seed) as detector:
         alone = [detector.judge_one(f"{i}", vector) for i, vector in enumerate(pictures(seed))]
         assert_same(judged(detector, seed), alone)
@@ -202,7 +200,7 @@ def test_pictures_asked_about_together_are_judged_as_each_alone(seed: int) -> No
 
 @settings(max_examples=8, deadline=None)
 @given(seeds)
-def test_a_stored_file_is_judged_as_if_it_were_not_stored_and_is_named(seed: int) -> None:
+def test_stored_file_is_named_but_is_no_evidence(seed: int) -> None:
     rows = block(seed)
     own = int(np.random.default_rng(seed).integers(0, len(rows.rows)))
     left = np.flatnonzero(np.arange(len(rows.rows)) != own)
@@ -216,7 +214,7 @@ def test_a_stored_file_is_judged_as_if_it_were_not_stored_and_is_named(seed: int
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_a_vector_that_is_no_number_gets_no_verdict(wrong: float) -> None:
+def test_non_finite_vector_is_rejected(wrong: float) -> None:
     vectors = pictures(0)
     vectors[3, 2] = wrong
     with random_queries(0) as detector:
@@ -226,7 +224,7 @@ def test_a_vector_that_is_no_number_gets_no_verdict(wrong: float) -> None:
             detector.decision_function(vectors)
 
 
-def test_a_name_without_a_vector_is_refused_rather_than_left_out() -> None:
+def test_name_without_vector_is_rejected() -> None:
     names, vectors, digests = [f"{i}" for i in range(8)], pictures(0), np.zeros(7, "V16")
     with random_queries(0) as detector:
         for given, known, value in (

@@ -93,7 +93,7 @@ def positions(matches: Matches, query: int) -> list[int]:
 
 @settings(max_examples=40, deadline=None)
 @given(banks, st.lists(rows, min_size=1, max_size=4), evidence_options)
-def test_witnesses_are_those_of_the_rules_applied_row_by_row(
+def test_neighbors_equal_a_row_by_row_reference(
     stored_rows: list[Row], query_rows: list[Row], options: EvidenceOptions
 ) -> None:
     options = fetching_all(options, stored_rows)
@@ -120,7 +120,7 @@ def test_witnesses_are_those_of_the_rules_applied_row_by_row(
 
 @settings(max_examples=20, deadline=None)
 @given(banks, rows, evidence_options, st.integers(0, 3))
-def test_leaving_a_source_out_is_as_if_it_had_never_been_indexed(
+def test_leaving_out_a_source_equals_never_indexing_it(
     stored_rows: list[Row], query_row: Row, options: EvidenceOptions, source: int
 ) -> None:
     left = [row for row in stored_rows if row.source != source]
@@ -146,9 +146,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("copies", [1, 4, 30])
-def test_among_many_rows_with_copies_the_witnesses_are_the_nearest_different_pictures(
-    copies: int, tmp_path: Path
-) -> None:
+def test_neighbors_among_copies_are_the_nearest_distinct_images(copies: int, tmp_path: Path) -> None:
     """Compared with a float64 product of all rows with all, where more rows are copies than are fetched at first."""
     rng = np.random.default_rng(copies)
     pictures = 1200 // copies
@@ -176,7 +174,7 @@ def test_among_many_rows_with_copies_the_witnesses_are_the_nearest_different_pic
             assert np.allclose(matches.similarity[query][: len(rows)], near[rows], atol=1e-5)
 
 
-def test_one_fake_among_ten_thousand_real_rows_speaks_alone_for_its_class(tmp_path: Path) -> None:
+def test_single_fake_row_is_the_only_fake_neighbor(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     space = Space("toy", "0" * 64, dim=16)
     store = Store.create(tmp_path / "s", space)
@@ -191,7 +189,7 @@ def test_one_fake_among_ten_thousand_real_rows_speaks_alone_for_its_class(tmp_pa
     assert evidence.nearest[0] == pytest.approx(1, abs=1e-3)
 
 
-def test_a_file_is_found_by_its_digest_also_where_others_begin_alike(tmp_path: Path) -> None:
+def test_find_distinguishes_digests_with_equal_first_halves(tmp_path: Path) -> None:
     digests = [b"a" * 8 + bytes([i] * 8) for i in range(20)] + [b"b" * 16, bytes(16)]
     store = Store.create(tmp_path / "s", SPACE)
     columns = Rows.make(

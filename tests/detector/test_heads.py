@@ -48,7 +48,7 @@ def head(store: Store) -> Head:
     return train(store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).head
 
 
-def test_the_machine_is_scikit_learns() -> None:
+def test_svm_equals_scikit_learn() -> None:
     from sklearn.svm import SVC
 
     vectors, labels = drawn(300)
@@ -61,7 +61,7 @@ def in_blocks(vectors: np.ndarray, labels: np.ndarray, size: int):  # type: igno
     return lambda: ((vectors[i : i + size], labels[i : i + size]) for i in range(0, len(labels), size))
 
 
-def test_landmarks_that_are_all_rows_give_what_the_exact_machine_gives() -> None:
+def test_nystroem_with_all_rows_as_landmarks_is_exact() -> None:
     vectors, labels = drawn(400)
     queries, true = drawn(1000, seed=1)
     exact = fit_svm(vectors, labels).decision_function(queries) > 0
@@ -75,7 +75,7 @@ def test_landmarks_that_are_all_rows_give_what_the_exact_machine_gives() -> None
     assert (near == exact).mean() > 0.93
 
 
-def test_how_rows_are_cut_into_blocks_does_not_matter() -> None:
+def test_nystroem_does_not_depend_on_the_block_size() -> None:
     vectors, labels = drawn(500)
     one, many = (
         fit_nystroem(in_blocks(vectors, labels, size), gamma=1.0, landmarks=1000).decision_function(vectors)
@@ -84,13 +84,13 @@ def test_how_rows_are_cut_into_blocks_does_not_matter() -> None:
     assert np.allclose(one, many, atol=1e-2)
 
 
-def test_many_rows_of_one_class_are_refused() -> None:
+def test_nystroem_rejects_one_class() -> None:
     vectors, _ = drawn(50)
     with pytest.raises(NotEnoughRows, match="one class"):
         fit_nystroem(in_blocks(vectors, np.ones(50, int), 20), gamma=1.0)
 
 
-def test_above_the_limit_the_machine_has_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_svm_is_approximate_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipfake.detector.training.svm_training.EXACT", 1500)
     vectors, labels = drawn(2000)
     machine = fit_svm(vectors, labels)
@@ -99,7 +99,7 @@ def test_above_the_limit_the_machine_has_landmarks(monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_projection_gives_128_numbers_of_unit_length(kind: str) -> None:
+def test_projections_give_128_dimensional_unit_vectors(kind: str) -> None:
     vectors, _ = drawn(7)
     texts = drawn(7, seed=2)[0]
     projection = Projection.initialize(kind, vectors, seed=3)
@@ -109,7 +109,7 @@ def test_every_projection_gives_128_numbers_of_unit_length(kind: str) -> None:
 
 
 @pytest.mark.parametrize("anchor", ["real", "fake", "both"])
-def test_a_triplet_is_an_anchor_its_mate_and_its_opposite(anchor: str) -> None:
+def test_triplet_is_an_anchor_a_positive_and_a_negative(anchor: str) -> None:
     rng = np.random.default_rng(0)
     labels, match = rng.integers(0, 2, 200), rng.integers(0, 5, 200)
     made = draw(labels, match, anchor, rng)  # type: ignore[arg-type]
@@ -122,20 +122,20 @@ def test_a_triplet_is_an_anchor_its_mate_and_its_opposite(anchor: str) -> None:
     assert (match[made.anchor] == match[made.negative]).all()
 
 
-def test_too_few_rows_for_a_triplet_are_said_to_be_too_few() -> None:
+def test_too_few_rows_for_a_triplet_are_an_error() -> None:
     vectors, _ = drawn(2)
     few = Examples.from_arrays(vectors, np.array([0, 1]))
     with pytest.raises(HeadError, match="index more images"):
         fit_projection("linear", few, few)
 
 
-def test_rows_that_are_all_alike_are_an_error() -> None:
+def test_equal_rows_are_an_error() -> None:
     alike = Examples.from_arrays(np.tile(drawn(1)[0], (40, 1)), np.arange(40) % 2)
     with pytest.raises(HeadError, match="are equal"):
         fit_projection("linear", alike, alike, TripletOptions(epochs=1))
 
 
-def test_a_head_comes_back_as_it_was_saved(head: Head, tmp_path: Path) -> None:
+def test_head_round_trip(head: Head, tmp_path: Path) -> None:
     head.save(tmp_path)
     again = Head.load(tmp_path, SPACE)
     queries, _ = drawn(20, seed=4)
@@ -148,7 +148,7 @@ def test_a_head_comes_back_as_it_was_saved(head: Head, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
-def test_a_head_that_reads_text_comes_back_with_its_categories(head: Head, tmp_path: Path, kind: str) -> None:
+def test_text_head_round_trip_keeps_the_categories(head: Head, tmp_path: Path, kind: str) -> None:
     vocabulary = Vocabulary.from_texts(dict(zip(("dog", "cat", "ship"), drawn(3, seed=7)[0], strict=True)))
     vectors, labels = drawn(60)
     projection = Projection.initialize(kind, vectors, seed=1)
@@ -166,7 +166,7 @@ def test_a_head_that_reads_text_comes_back_with_its_categories(head: Head, tmp_p
         replace(made, vocabulary=None)
 
 
-def test_a_head_saved_again_leaves_no_other_arrays_and_keeps_its_own_calibration(head: Head, tmp_path: Path) -> None:
+def test_saving_a_head_again_removes_the_old_files_only(head: Head, tmp_path: Path) -> None:
     other = replace(head, classifier=replace(head.classifier, intercept=3.0))
     kept = f"calibration-{other.digest[:16]}.json"
     head.save(tmp_path)
@@ -178,7 +178,7 @@ def test_a_head_saved_again_leaves_no_other_arrays_and_keeps_its_own_calibration
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([arrays.name, kept, "head.json", "notes.txt"])
 
 
-def test_heads_that_score_alike_have_one_digest_and_others_another(head: Head) -> None:
+def test_digest_identifies_the_decision_function(head: Head) -> None:
     assert replace(head, metrics={"any": 1}, versions={}).digest == head.digest
     weights = head.projection.weights
     for changed in (
@@ -201,9 +201,7 @@ def test_heads_that_score_alike_have_one_digest_and_others_another(head: Head) -
         ({"threshold": None}, "is not a readable head"),
     ],
 )
-def test_a_head_that_cannot_be_read_says_why(
-    head: Head, tmp_path: Path, change: dict[str, object], message: str
-) -> None:
+def test_unreadable_head_says_why(head: Head, tmp_path: Path, change: dict[str, object], message: str) -> None:
     head.save(tmp_path)
     content = json.loads((tmp_path / "head.json").read_text())
     (tmp_path / "head.json").write_text(json.dumps(content | change))
@@ -212,7 +210,7 @@ def test_a_head_that_cannot_be_read_says_why(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "7"])
-def test_a_file_that_is_no_head_is_said_to_be_none(tmp_path: Path, content: str) -> None:
+def test_file_that_is_no_head_is_rejected(tmp_path: Path, content: str) -> None:
     with pytest.raises(HeadError, match="no head at"):
         Head.load(tmp_path)
     (tmp_path / "head.json").write_text(content)
@@ -221,7 +219,7 @@ def test_a_file_that_is_no_head_is_said_to_be_none(tmp_path: Path, content: str)
     assert vector_names_of(tmp_path) == ("main",)
 
 
-def test_the_columns_a_head_reads_are_told_before_it_is_loaded(head: Head, tmp_path: Path) -> None:
+def test_vector_names_are_known_before_loading_a_head(head: Head, tmp_path: Path) -> None:
     assert vector_names_of(tmp_path) == ("main",)
     for options, columns in (({}, ("main",)), ({"columns": ["main", "other"]}, ("main", "other"))):
         replace(head, options=options).save(tmp_path)
@@ -229,13 +227,13 @@ def test_the_columns_a_head_reads_are_told_before_it_is_loaded(head: Head, tmp_p
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/etc", "a/", "../up"])
-def test_a_name_that_leads_out_of_the_folder_of_heads_is_refused(tmp_path: Path, name: str) -> None:
+def test_head_name_outside_the_folder_is_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(HeadError, match="is not a valid name for a head"):
         head_folder(tmp_path, name)
     assert head_folder(tmp_path, "mine-2") == tmp_path / "heads" / "mine-2"
 
 
-def test_an_altered_head_is_refused(head: Head, tmp_path: Path) -> None:
+def test_altered_head_is_rejected(head: Head, tmp_path: Path) -> None:
     head.save(tmp_path)
     [arrays] = tmp_path.glob("*.safetensors")
     content = bytearray(arrays.read_bytes())
@@ -245,7 +243,7 @@ def test_an_altered_head_is_refused(head: Head, tmp_path: Path) -> None:
         Head.load(tmp_path)
 
 
-def test_who_names_a_head_that_is_not_there_is_told_which_are(head: Head, tmp_path: Path) -> None:
+def test_error_of_a_missing_head_names_the_present_ones(head: Head, tmp_path: Path) -> None:
     with pytest.raises(HeadError, match=r"no head at .*default; run `clipfake train` first"):
         Head.load(tmp_path / "default")
     head.save(tmp_path / "linear")
@@ -255,12 +253,12 @@ def test_who_names_a_head_that_is_not_there_is_told_which_are(head: Head, tmp_pa
         Head.load(tmp_path / "default")
 
 
-def test_the_same_seed_gives_the_same_head(store: Store, head: Head) -> None:
+def test_same_seed_gives_the_same_head(store: Store, head: Head) -> None:
     again = train(store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).head
     assert all(np.array_equal(w, again.projection.weights[n]) for n, w in head.projection.weights.items())
 
 
-def test_test_rows_whose_file_was_trained_with_are_counted_and_a_grouped_split_has_none(tmp_path: Path) -> None:
+def test_copies_in_the_test_rows_are_counted(tmp_path: Path) -> None:
     made = Store.create(tmp_path / "s", SPACE)
     vectors, labels = drawn(200)
     digests = np.frombuffer(np.random.default_rng(0).bytes(16 * 200), "V16")
@@ -279,7 +277,7 @@ def test_test_rows_whose_file_was_trained_with_are_counted_and_a_grouped_split_h
     assert (grouped.test_copies, grouped.sentences) == (0, [])
 
 
-def test_texts_of_several_sorted_runs_are_told_apart() -> None:
+def test_distinct_separates_several_sorted_runs() -> None:
     """numpy's own sort of texts crashed on them."""
     runs = names([f"category-{i:04d}" for _ in range(2) for i in range(1000)])
     found, which, counts = distinct(runs)
@@ -287,7 +285,7 @@ def test_texts_of_several_sorted_runs_are_told_apart() -> None:
     assert counts.tolist() == [2] * 1000
 
 
-def test_a_machine_of_landmarks_is_where_no_step_lowers_its_cost() -> None:
+def test_nystroem_svm_is_at_a_minimum() -> None:
     from clipfake.detector.training.nystroem import _newton
 
     rng = np.random.default_rng(0)

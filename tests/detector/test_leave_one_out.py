@@ -48,7 +48,7 @@ def made(store: Store) -> LeaveOneOut:
     return leave_one_out(store.snapshot())
 
 
-def test_sums_taken_off_are_sums_without() -> None:
+def test_subtracted_sums_equal_sums_without() -> None:
     real, fake, more = drawn("camera_a", 300), drawn("gan_a", 300), drawn("gan_b", 200)
     taken_off = ridge(
         RidgeSums.from_vectors(real),
@@ -57,7 +57,7 @@ def test_sums_taken_off_are_sums_without() -> None:
     assert np.allclose(taken_off, ridge(RidgeSums.from_vectors(real), RidgeSums.from_vectors(fake)), atol=1e-10)
 
 
-def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: LeaveOneOut) -> None:
+def test_pairs_equal_a_refitted_ridge_head(store: Store, made: LeaveOneOut) -> None:
     snapshot = store.snapshot()
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
     held = held_out(by_source(snapshot)[0], 0)
@@ -71,7 +71,7 @@ def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: 
         assert cell.n == 400
 
 
-def test_a_generator_unlike_all_others_is_found_out(made: LeaveOneOut) -> None:
+def test_generator_unlike_all_others_scores_worst(made: LeaveOneOut) -> None:
     by_generator = dict(zip(made.generators, made.table().mean(1), strict=True))
     assert by_generator["strange"] < 0.65
     assert min(by_generator["gan_a"], by_generator["gan_b"]) > 0.85
@@ -80,18 +80,18 @@ def test_a_generator_unlike_all_others_is_found_out(made: LeaveOneOut) -> None:
     assert "strange" in made.sentence
 
 
-def test_the_best_threshold_is_at_least_as_good_as_the_chosen_one(made: LeaveOneOut) -> None:
+def test_oracle_is_at_least_the_accuracy(made: LeaveOneOut) -> None:
     assert len(made.cells) == 9
     assert all(cell.oracle >= cell.accuracy for cell in made.cells)
 
 
-def test_one_generator_leaves_nothing_to_learn_from(tmp_path: Path) -> None:
+def test_one_generator_is_too_few(tmp_path: Path) -> None:
     with pytest.raises(NotEnoughRows, match="two generators and two real sources, found 1 and 2"):
         leave_one_out(stored(tmp_path / "s", ["camera_a", "camera_b", "gan_a"]).snapshot())
 
 
 @pytest.mark.parametrize("head", ["ridge", "knn"])
-def test_sources_of_a_single_row_are_judged_and_break_nothing(tmp_path: Path, head: Any) -> None:
+def test_sources_of_a_single_row_are_scored(tmp_path: Path, head: Any) -> None:
     store = stored(tmp_path / "s", ["camera_a", "gan_a"])
     with store.writer() as writer:
         for source in ("camera_b", "gan_b"):
@@ -108,7 +108,7 @@ def test_sources_of_a_single_row_are_judged_and_break_nothing(tmp_path: Path, he
     assert made.cells[3].accuracy >= 0.5
 
 
-def test_a_crowd_of_fakes_does_not_move_the_threshold_to_their_side(tmp_path: Path) -> None:
+def test_threshold_is_not_shifted_by_the_larger_class(tmp_path: Path) -> None:
     """Both classes' shares of right answers count alike, so they do where the threshold is chosen."""
     store = Store.create(tmp_path / "s", SPACE)
     rng = np.random.default_rng(0)
@@ -125,12 +125,12 @@ def test_a_crowd_of_fakes_does_not_move_the_threshold_to_their_side(tmp_path: Pa
     assert np.mean([cell.accuracy for cell in made.cells]) > 0.66
 
 
-def test_the_same_store_gives_the_same_atlas(store: Store, made: LeaveOneOut) -> None:
+def test_leave_one_out_is_reproducible(store: Store, made: LeaveOneOut) -> None:
     assert leave_one_out(store.snapshot()).to_dict() == made.to_dict()
 
 
 @pytest.mark.parametrize("over", [1, 3])
-def test_every_cell_of_neighbours_is_what_a_bank_without_its_sources_says(
+def test_pairs_equal_a_bank_without_their_sources(
     store: Store, tmp_path: Path, over: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With fewer rows fetched than a source can take up, the others are searched for."""
@@ -156,9 +156,7 @@ def test_every_cell_of_neighbours_is_what_a_bank_without_its_sources_says(
         assert cell.n == len(queries) == 400
 
 
-def test_neighbours_fetched_or_searched_for_anew_give_the_same_atlas(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_oversampling_does_not_change_the_result(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     made = leave_one_out(store.snapshot(), "knn")
     monkeypatch.setattr("clipfake.detector.evaluation.leave_one_out.OVERSAMPLING", 1)
     again = leave_one_out(store.snapshot(), "knn")
@@ -168,12 +166,12 @@ def test_neighbours_fetched_or_searched_for_anew_give_the_same_atlas(
     assert "nearest-neighbour rule" in made.sentence
 
 
-def test_an_unknown_head_is_refused(store: Store) -> None:
+def test_unknown_head_is_rejected(store: Store) -> None:
     with pytest.raises(HeadError, match="ridge, knn"):
         leave_one_out(store.snapshot(), "tree")  # type: ignore[arg-type]
 
 
-def test_both_heads_stand_in_one_json_and_one_table_of_cells(store: Store, made: LeaveOneOut, tmp_path: Path) -> None:
+def test_both_heads_are_in_one_json_and_one_table(store: Store, made: LeaveOneOut, tmp_path: Path) -> None:
     both = [made, leave_one_out(store.snapshot(), "knn")]
     content = leave_one_out_json(both)
     assert {head: len([c for c in content["cells"] if c["head"] == head]) for head in content["heads"]} == {
@@ -188,7 +186,7 @@ def test_both_heads_stand_in_one_json_and_one_table_of_cells(store: Store, made:
     assert lines[0].startswith("head,generator,real")
 
 
-def test_the_heat_map_says_how_much_a_random_split_promised_too_much(made: LeaveOneOut) -> None:
+def test_heat_map_caption_states_the_optimism(made: LeaveOneOut) -> None:
     picture = leave_one_out_figure(made)
     assert made.sentence in picture.caption
     assert {row[:2] for row in picture.rows} == {(cell.generator, cell.real) for cell in made.cells}

@@ -27,7 +27,7 @@ rows_of_any_classes = st.lists(st.tuples(st.integers(0, 1), st.integers(-8, 8)),
 rows_of_both_classes = rows_of_any_classes.filter(lambda rows: len({label for label, _ in rows}) == 2)
 
 
-def test_the_papers_confusion_matrix_gives_the_papers_table() -> None:
+def test_confusion_matrix_of_the_paper_gives_its_table() -> None:
     paper = Confusion(tn=3686, fp=315, fn=337, tp=3663)
 
     def percent(values: dict[str, float | None]) -> list[float]:
@@ -41,7 +41,7 @@ def test_the_papers_confusion_matrix_gives_the_papers_table() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(rows_of_both_classes)
-def test_measures_equal_the_reference(rows: list[tuple[int, int]]) -> None:
+def test_metrics_equal_scikit_learn(rows: list[tuple[int, int]]) -> None:
     labels, scores = np.array([r[0] for r in rows]), np.array([r[1] / 4 for r in rows])
     probability = 1 / (1 + np.exp(-scores))
     found = measure(labels, scores, probabilities=probability)
@@ -95,7 +95,7 @@ def test_no_threshold_beats_the_oracle(rows: list[tuple[int, int]]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(rows_of_both_classes)
-def test_no_threshold_beats_the_balanced_oracle_where_classes_count_alike(rows: list[tuple[int, int]]) -> None:
+def test_no_threshold_beats_the_balanced_oracle(rows: list[tuple[int, int]]) -> None:
     labels, scores = np.array([r[0] for r in rows]), np.array([r[1] / 4 for r in rows])
     threshold, share = best_threshold(labels, scores, balanced=True)
     assert measure(labels, scores, threshold=threshold).balanced_accuracy == pytest.approx(share)
@@ -106,7 +106,7 @@ def test_no_threshold_beats_the_balanced_oracle_where_classes_count_alike(rows: 
     assert share >= max(tried) - 1e-12
 
 
-def test_what_is_undefined_is_none_and_the_json_is_standard() -> None:
+def test_undefined_metrics_are_none_and_valid_json() -> None:
     one_class = measure(np.zeros(5, int), np.linspace(-1, 1, 5))
     assert (one_class.auc, one_class.ap, one_class.eer, one_class.tpr_at_fpr_1) == (None, None, None, None)
     assert one_class.recall == {"real": 0.6, "fake": None, "macro": None}
@@ -117,13 +117,13 @@ def test_what_is_undefined_is_none_and_the_json_is_standard() -> None:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 100])
-def test_wilson_is_scipys(n: int) -> None:
+def test_wilson_equals_scipy(n: int) -> None:
     for hits in range(n + 1):
         theirs = binomtest(hits, n).proportion_ci(0.95, method="wilson")
         assert wilson(hits, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
-def test_wilson_agrees_with_the_published_example() -> None:
+def test_wilson_equals_a_published_example() -> None:
     low, high = wilson(3686 + 3663, 8001) or (0, 0)
     assert (round(100 * low, 1), round(100 * high, 1)) == (91.2, 92.4)
     assert wilson(0, 0) is None
@@ -141,9 +141,7 @@ def test_wilson_agrees_with_the_published_example() -> None:
         (2, 2, 4.0, 1.0, 0.99766),
     ],
 )
-def test_the_auc_interval_covers_as_often_as_it_says(
-    real: int, fake: int, gap: float, wider: float, true: float
-) -> None:
+def test_auc_interval_has_its_nominal_coverage(real: int, fake: int, gap: float, wider: float, true: float) -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], [real, fake])
     draws = [rng.normal(gap * labels, np.where(labels == 1, wider, 1.0)) for _ in range(250)]
@@ -152,7 +150,7 @@ def test_the_auc_interval_covers_as_often_as_it_says(
     assert np.mean([auc(labels, s) for s in draws]) == pytest.approx(true, abs=0.03)
 
 
-def test_many_rows_make_the_auc_interval_narrow() -> None:
+def test_auc_interval_narrows_with_more_rows() -> None:
     rng = np.random.default_rng(0)
     widths = []
     for rows in (100, 400, 1600):
@@ -165,7 +163,7 @@ def test_many_rows_make_the_auc_interval_narrow() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(rows_of_both_classes)
-def test_the_auc_interval_is_as_wide_as_delongs_by_counting_every_pair(rows: list[tuple[int, int]]) -> None:
+def test_auc_interval_equals_delong_over_all_pairs(rows: list[tuple[int, int]]) -> None:
     labels, scores = np.array([r[0] for r in rows]), np.array([float(r[1]) for r in rows])
     real, fake = scores[labels == 0], scores[labels == 1]
     found = auc_interval(labels, scores)
@@ -184,7 +182,7 @@ def test_the_auc_interval_is_as_wide_as_delongs_by_counting_every_pair(rows: lis
 
 @pytest.mark.parametrize(("m", "n"), [(2, 2), (3, 40), (40, 3), (1000, 1000)])
 @pytest.mark.parametrize("area", [0.0, 0.2, 0.5, 0.97, 1.0])
-def test_newcombes_interval_holds_every_area_near_enough_to_the_one_found(area: float, m: int, n: int) -> None:
+def test_newcombe_interval_holds_every_compatible_area(area: float, m: int, n: int) -> None:
     """Of exponential scores, by Hanley and McNeil's two chances, with the mean number of rows in place of each."""
     low, high = newcombe(area, m, n)
     true = np.linspace(0.0005, 0.9995, 1000)
@@ -194,7 +192,7 @@ def test_newcombes_interval_holds_every_area_near_enough_to_the_one_found(area: 
     assert (low, high) == pytest.approx((near[0], near[-1]), abs=0.0011)
 
 
-def test_mcnemar_counts_only_the_rows_that_tell_two_heads_apart() -> None:
+def test_mcnemar_counts_only_discordant_rows() -> None:
     right = np.array([True] * 90 + [False] * 10)
     better = mcnemar(right, np.array([True] * 70 + [False] * 30))
     assert (better.only_first, better.only_second, better.difference) == (20, 0, pytest.approx(0.2))  # type: ignore[comparison-overlap]
@@ -208,7 +206,7 @@ def test_mcnemar_counts_only_the_rows_that_tell_two_heads_apart() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 60)), min_size=1, max_size=40))
-def test_calibration_error_is_that_of_fifteen_bins_gone_through_one_by_one(rows: list[tuple[int, int]]) -> None:
+def test_calibration_error_equals_a_loop_over_the_bins(rows: list[tuple[int, int]]) -> None:
     labels, predicted = np.array([r[0] for r in rows]), np.array([r[1] / 60 for r in rows])  # bin ends among them
     expected = 0.0
     for k in range(15):
@@ -221,7 +219,7 @@ def test_calibration_error_is_that_of_fifteen_bins_gone_through_one_by_one(rows:
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_of_one_two_or_three_rows_all_is_told_that_can_be(n: int) -> None:
+def test_metrics_of_up_to_three_rows_are_defined_or_none(n: int) -> None:
     for labels in itertools.product((0, 1), repeat=n):
         for scores in itertools.product((-1.0, 0.0, 1.0), repeat=n):
             found = measure(np.array(labels), np.array(scores), probabilities=np.array(scores) / 2 + 0.5)
@@ -236,7 +234,7 @@ def test_of_one_two_or_three_rows_all_is_told_that_can_be(n: int) -> None:
                 assert found.auc == pytest.approx(roc_auc_score(labels, scores))
 
 
-def test_one_fake_among_ten_thousand_does_not_decide_alone_and_is_not_overlooked() -> None:
+def test_metrics_with_one_fake_among_ten_thousand_rows() -> None:
     labels, scores = np.repeat([0, 1], [10_000, 1]), np.append(np.linspace(-1, 0, 10_000), -0.2)
     found = measure(labels, scores)
     assert found.auc == pytest.approx(0.8, abs=1e-3)
@@ -247,25 +245,25 @@ def test_one_fake_among_ten_thousand_does_not_decide_alone_and_is_not_overlooked
     assert share == pytest.approx(0.9, abs=1e-3)
 
 
-def test_scores_that_are_no_numbers_are_refused() -> None:
+def test_non_finite_scores_are_rejected() -> None:
     with pytest.raises(ValueError, match="1 of 3 scores are NaN or infinite"):
         measure(np.array([0, 1, 1]), np.array([0.0, np.nan, 1.0]))
 
 
-def test_calibration_error_is_the_gap_between_said_and_found() -> None:
+def test_calibration_error_is_the_gap_to_the_observed_share() -> None:
     labels = np.array([0, 1] * 50)
     assert measure(labels, np.zeros(100), probabilities=np.full(100, 0.8)).ece == pytest.approx(0.3)
     assert measure(labels, np.zeros(100), probabilities=np.full(100, 0.5)).ece == pytest.approx(0)
 
 
-def test_accuracy_is_told_at_three_thresholds() -> None:
+def test_accuracy_is_measured_at_three_thresholds() -> None:
     labels, scores = np.array([0, 0, 1, 1]), np.array([1.0, 2.0, 3.0, 4.0])
     found = measure(labels, scores, chosen=1.5)
     assert (found.accuracy, found.accuracy_at_validation, found.accuracy_oracle) == (0.5, 0.75, 1.0)
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(0.02, 0.02), (0.1, 0.02), (0.3, 0.05), (0.25, 0.25)])
-def test_the_interval_of_a_difference_covers_as_often_as_it_says(only_first: float, only_second: float) -> None:
+def test_difference_interval_has_its_nominal_coverage(only_first: float, only_second: float) -> None:
     """Over all outcomes of twenty rows, each as likely as it is."""
     covered, rows = 0.0, 20
     for first in range(rows + 1):
@@ -290,7 +288,7 @@ def exact_p(first: int, second: int) -> float:
     return float(found / 2**tosses)
 
 
-def test_two_heads_that_agree_on_ten_rows_are_not_proven_alike() -> None:
+def test_agreement_on_ten_rows_does_not_prove_equality() -> None:
     right = np.arange(10) < 8
     low, high = mcnemar(right, right).interval
     assert low == -high < -0.15

@@ -36,14 +36,14 @@ CONFUSIONS = {
 }
 
 
-def test_there_are_ten_tables_of_eighteen_runs() -> None:
+def test_there_are_ten_tables_and_eighteen_runs() -> None:
     assert [table.number for table in PAPER_TABLES] == list(range(1, 11))
     assert len(PAPER_RUNS) == 18
     assert {table.number for cell in PAPER_RUNS for table in cell.tables} == set(range(1, 11))
 
 
 @pytest.mark.parametrize("number", CONFUSIONS)
-def test_the_papers_figures_follow_from_its_counts(number: int) -> None:
+def test_figures_of_the_paper_follow_from_its_counts(number: int) -> None:
     table, counts = PAPER_TABLES[number - 1], CONFUSIONS[number]
     [(_, figures)] = table.parts.items()
     assert figures.accuracy is not None and counts.accuracy is not None
@@ -88,7 +88,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 
 @pytest.mark.parametrize("kind", ["linear", "triple"])
-def test_a_run_is_measured_at_home_and_elsewhere(snapshot: Snapshot, kind: str) -> None:
+def test_run_is_measured_on_its_own_and_other_data(snapshot: Snapshot, kind: str) -> None:
     found = run(snapshot, PaperRun("b16", kind, "cycle_gan"), OPTIONS)
     tested = 17 if kind == "linear" else 16  # the paper's two pipelines rounded differently
     counts = {"train": 56, "validation": 24 - tested, "test": tested}
@@ -105,7 +105,7 @@ def test_a_run_is_measured_at_home_and_elsewhere(snapshot: Snapshot, kind: str) 
         assert (combined.rows["real"], combined.elsewhere) == (80, {})
 
 
-def test_what_cannot_be_run_says_why(tmp_path: Path) -> None:
+def test_impossible_run_says_why(tmp_path: Path) -> None:
     only = store(tmp_path / "s", ("cycle_gan",), texts=False)
     assert missing_data(only, PaperRun("b32", "linear", "cycle_gan")) == ""
     assert "no rows of pro_gan" in missing_data(only, PaperRun("b32", "linear", "combined"))
@@ -114,7 +114,7 @@ def test_what_cannot_be_run_says_why(tmp_path: Path) -> None:
         run(only, PaperRun("b32", "linear", "pro_gan"))
 
 
-def test_the_tables_put_the_papers_figures_beside_ours(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_tables_compare_the_paper_with_our_figures(snapshot: Snapshot, tmp_path: Path) -> None:
     from rich.console import Console
 
     cells = [PaperRun("b32", "linear", "cycle_gan"), PaperRun("b16", "triple", "combined")]
@@ -137,7 +137,7 @@ def test_the_tables_put_the_papers_figures_beside_ours(snapshot: Snapshot, tmp_p
 
 
 @pytest.mark.slow
-def test_the_command_goes_on_where_it_was_stopped(
+def test_command_resumes_where_it_was_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clipfake.cli import main

@@ -34,7 +34,7 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return made
 
 
-def test_what_is_like_the_past_is_told_and_what_is_new_is_not(store: Store) -> None:
+def test_sources_like_the_past_are_detected_and_new_ones_not(store: Store) -> None:
     report = temporal_holdout(store.snapshot(), DATES)
     assert [(w.date, w.sources, w.generators) for w in report.windows] == [
         ("2019-03-01", ("gan_b",), 1),
@@ -46,7 +46,7 @@ def test_what_is_like_the_past_is_told_and_what_is_new_is_not(store: Store) -> N
     assert "2022-08-22 (diffusion)" in report.sentences[0]
 
 
-def test_a_window_is_what_a_head_of_the_past_says(store: Store) -> None:
+def test_window_equals_a_head_fitted_on_the_past(store: Store) -> None:
     snapshot = store.snapshot()
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
     held = subsample(np.arange(len(snapshot)), by_source(snapshot)[0], min(HELD_OUT, len(snapshot) // 10), 0)
@@ -67,13 +67,13 @@ def test_sources_without_a_date_are_named(store: Store) -> None:
         assert any(name in sentence for sentence in report.sentences)
 
 
-def test_a_real_source_with_a_date_is_not_there_before(store: Store) -> None:
+def test_dated_real_source_is_not_in_earlier_windows(store: Store) -> None:
     report = temporal_holdout(store.snapshot(), DATES | {"camera_b": date(2022, 8, 22)})
     assert report.windows[-1].sources == ("camera_b", "diffusion")
     assert report.windows[-1].n == 400
 
 
-def test_without_a_past_there_is_nothing_to_learn_from(store: Store) -> None:
+def test_dates_without_a_past_are_an_error(store: Store) -> None:
     with pytest.raises(NotEnoughRows, match="two generators"):
         temporal_holdout(store.snapshot(), {"gan_a": date(2018, 1, 1)})
 
@@ -81,7 +81,7 @@ def test_without_a_past_there_is_nothing_to_learn_from(store: Store) -> None:
 @pytest.mark.parametrize(
     "text, day", [("2022-08-22", "2022-08-22"), (" 2022-08 ", "2022-08-01"), ("2022", "2022-01-01")]
 )
-def test_a_date_is_read_as_people_write_it(text: str, day: str) -> None:
+def test_partial_dates_are_parsed(text: str, day: str) -> None:
     assert parse_date(text).isoformat() == day
 
 
@@ -94,14 +94,14 @@ def test_a_date_is_read_as_people_write_it(text: str, day: str) -> None:
         ("", "none"),
     ],
 )
-def test_a_table_that_is_none_says_where(content: str, message: str, tmp_path: Path) -> None:
+def test_invalid_date_table_says_where(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "dates.csv"
     path.write_text(content)
     with pytest.raises(SourceError, match=message):
         read_dates(path)
 
 
-def test_a_table_is_read(tmp_path: Path) -> None:
+def test_date_table_is_read(tmp_path: Path) -> None:
     path = tmp_path / "dates.csv"
     path.write_text("\ufeffsource,date,remark\ngan_a,2018-01-01,first\ngan_b,2019-03,\n")
     assert read_dates(path) == {"gan_a": date(2018, 1, 1), "gan_b": date(2019, 3, 1)}
@@ -109,7 +109,7 @@ def test_a_table_is_read(tmp_path: Path) -> None:
         read_dates(tmp_path / "absent.csv")
 
 
-def test_the_command_prints_a_table_and_draws_it(store: Store, tmp_path: Path) -> None:
+def test_command_prints_a_table_and_draws_it(store: Store, tmp_path: Path) -> None:
     from clipfake.cli import app
     from typer.testing import CliRunner
 

@@ -54,7 +54,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 @pytest.mark.parametrize("kind", ["linear", "sum"])
 @pytest.mark.parametrize("exact", [True, False])
-def test_streamed_and_in_memory_training_give_the_same_machine(
+def test_streamed_and_in_memory_training_give_the_same_head(
     snapshot: Snapshot, kind: str, exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipfake.detector.training.svm_training.EXACT", 60_000 if exact else 100)
@@ -70,7 +70,7 @@ def test_streamed_and_in_memory_training_give_the_same_machine(
     assert np.array_equal(streamed.classifier.weights, whole.classifier.weights)
 
 
-def test_training_never_reads_more_than_a_piece_at_once(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_never_reads_more_than_a_batch(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = (
         "training.examples.ROWS_AT_ONCE",
         "training.train.ROWS_AT_ONCE",
@@ -100,7 +100,7 @@ def test_training_never_reads_more_than_a_piece_at_once(snapshot: Snapshot, monk
     assert trained.against_probe is not None
 
 
-def test_more_rows_read_ahead_change_nothing(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_ahead_changes_nothing(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     options = TrainOptions(triplet=TripletOptions(epochs=1, batch=16), baselines=())
     one = train(snapshot, options).head
     monkeypatch.setattr("clipfake.detector.training.triplet.READ_AHEAD", 3)
@@ -108,7 +108,7 @@ def test_more_rows_read_ahead_change_nothing(snapshot: Snapshot, monkeypatch: py
     assert all(np.array_equal(w, other.projection.weights[n]) for n, w in one.projection.weights.items())
 
 
-def test_a_start_from_a_sample_ends_where_a_start_from_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_start_from_a_sample_gives_the_same_svm(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, labels = drawn(3000)
 
     def blocks() -> list[tuple[np.ndarray, np.ndarray]]:
@@ -121,7 +121,7 @@ def test_a_start_from_a_sample_ends_where_a_start_from_nothing_ends(monkeypatch:
     assert ((warm > 0) == (cold > 0)).mean() > 0.998
 
 
-def test_the_scale_of_the_kernel_is_that_of_all_blocks_together() -> None:
+def test_gamma_depends_on_all_blocks() -> None:
     vectors, labels = drawn(500)
     shifted = vectors + 3
     assert scale_gamma(shifted) == pytest.approx(1 / (DIM * shifted.astype(np.float64).var()))
@@ -130,7 +130,7 @@ def test_the_scale_of_the_kernel_is_that_of_all_blocks_together() -> None:
     assert np.allclose(cut.decision_function(shifted), fit_svm(shifted, labels).decision_function(shifted), atol=1e-6)
 
 
-def test_a_probe_of_some_rows_goes_on_to_what_all_rows_teach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linear_probe_is_refined_on_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, labels = drawn(4000)
     everyone = Examples.from_arrays(vectors, labels)
     some, validation, test = (
@@ -148,7 +148,7 @@ def test_a_probe_of_some_rows_goes_on_to_what_all_rows_teach(monkeypatch: pytest
     assert np.abs(further - whole).max() < 0.02 < np.abs(few - whole).max()
 
 
-def test_one_search_serves_every_number_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_search_serves_every_k(monkeypatch: pytest.MonkeyPatch) -> None:
     known, queries = Examples.from_arrays(*drawn(200)), Examples.from_arrays(*drawn(50, 1))
     true = [neighbor_rule(k)(known, queries, 0)(queries.take(slice(0, 50))) for k in NEIGHBORS]
     calls = []
@@ -161,7 +161,7 @@ def test_one_search_serves_every_number_of_neighbours(monkeypatch: pytest.Monkey
     assert all(np.array_equal(one, other) for one, other in zip(found, true, strict=True))
 
 
-def test_a_head_on_text_is_measured_wherever_its_category_comes_from(snapshot: Snapshot) -> None:
+def test_text_head_is_measured_in_every_mode(snapshot: Snapshot) -> None:
     trained = train(snapshot, TrainOptions("sum", TripletOptions(epochs=2), baselines=()))
     assert set(trained.to_dict()["categories"]) == {"zero-shot", "given", "mean"}
     assert trained.categories["zero-shot"] == trained.metrics["test"]
@@ -182,9 +182,7 @@ def test_a_head_on_text_is_measured_wherever_its_category_comes_from(snapshot: S
     assert train(snapshot, TrainOptions(triplet=TripletOptions(epochs=1), baselines=())).to_dict()["categories"] == {}
 
 
-def test_verdicts_are_calibrated_on_the_kind_of_machine_that_gives_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folds_use_the_kind_of_svm_of_the_calibrated_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     vectors, labels = drawn(400)
     made_by = [f"gan-{i % 3}" if label else "" for i, label in enumerate(labels)]
@@ -206,7 +204,7 @@ def test_verdicts_are_calibrated_on_the_kind_of_machine_that_gives_them(
     assert len(fitted) == 3
 
 
-def test_the_rows_of_a_store_are_read_as_they_lie_there(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_stored_rows_equal_rows_in_memory(snapshot: Snapshot, tmp_path: Path) -> None:
     positions = np.array([599, 3, 301])
     stored, whole = StoredRows(snapshot, positions), Examples.from_snapshot(snapshot, positions)
     for name in ("labels", "categories", "sources"):

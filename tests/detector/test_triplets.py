@@ -42,7 +42,7 @@ def brute(batch: tuple[np.ndarray, np.ndarray, np.ndarray], place: int) -> tuple
     return mates, [i for i in range(len(rows)) if pool[i] == pool[place] ^ 1]
 
 
-def test_batch_hard_takes_the_farthest_mate_and_the_nearest_opposite(batch: tuple[np.ndarray, ...]) -> None:
+def test_batch_hard_takes_farthest_positive_and_nearest_negative(batch: tuple[np.ndarray, ...]) -> None:
     distance, rows, pool = batch
     found = mine(distance, rows, pool, "batch-hard")
     for place, (positive, negative) in enumerate(zip(found.positive, found.negative, strict=True)):
@@ -53,7 +53,7 @@ def test_batch_hard_takes_the_farthest_mate_and_the_nearest_opposite(batch: tupl
         assert negative in opposites
 
 
-def test_semihard_takes_the_nearest_opposite_beyond_the_mate(batch: tuple[np.ndarray, ...]) -> None:
+def test_semihard_takes_the_nearest_negative_beyond_the_positive(batch: tuple[np.ndarray, ...]) -> None:
     distance, rows, pool = batch
     found = mine(distance, rows, pool, "semihard")
     kept = 0
@@ -70,7 +70,7 @@ def test_semihard_takes_the_nearest_opposite_beyond_the_mate(batch: tuple[np.nda
     assert kept < B
 
 
-def test_random_takes_what_was_drawn(batch: tuple[np.ndarray, ...]) -> None:
+def test_random_mining_keeps_the_drawn_triplets(batch: tuple[np.ndarray, ...]) -> None:
     found = mine(*batch, "random")  # type: ignore[call-arg, arg-type]
     assert np.array_equal(found.positive, B + np.arange(B))
     assert np.array_equal(found.negative, 2 * B + np.arange(B))
@@ -86,7 +86,7 @@ def test_distances_are_euclidean() -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", *FUSIONS])
-def test_a_projection_computes_its_formula(kind: str) -> None:
+def test_projection_computes_its_formula(kind: str) -> None:
     rng = np.random.default_rng(1)
     x, t = rng.normal(size=(5, 12)), rng.normal(size=(5, 12))
     drawn = Projection.initialize(kind, x, dim=7, seed=2)
@@ -110,7 +110,7 @@ def test_a_projection_computes_its_formula(kind: str) -> None:
         assert np.allclose(result, z / np.linalg.norm(z), atol=1e-5)
 
 
-def test_a_projection_of_one_point_is_an_error() -> None:
+def test_collapsed_projection_is_an_error() -> None:
     triplets = draw(np.array([0, 0, 1, 1]), np.zeros(4, np.int64), "both", np.random.default_rng(0))
     point = np.tile(np.float32([0.6, 0.8]), (4, 1))  # type: ignore[arg-type]
     with pytest.raises(HeadError, match="collapsed"):
@@ -152,7 +152,7 @@ def loss_of(projection: Projection, rows: Examples, options: TripletOptions, see
         TripletOptions(epochs=4, batch=32, mining="batch-hard", anchor="fake"),
     ],
 )
-def test_training_lowers_the_loss_and_tells_it_as_it_is(options: TripletOptions) -> None:
+def test_training_lowers_the_loss_and_logs_it(options: TripletOptions) -> None:
     train, validation = shown(300), shown(200, 1)
     results: list[TripletEpoch] = []
     best, log = fit_projection("linear", train, validation, options, seed=5, on_epoch=results.append)
@@ -168,7 +168,7 @@ def test_training_lowers_the_loss_and_tells_it_as_it_is(options: TripletOptions)
         assert 1 <= epoch.effective_rank <= 8
 
 
-def test_training_stops_when_nothing_is_gained_and_gives_the_best_weights_back() -> None:
+def test_early_stopping_returns_the_best_weights() -> None:
     """Of labels that were thrown for, what is learned by heart is of no use to others."""
     rng = np.random.default_rng(0)
     train, validation = (
@@ -184,7 +184,7 @@ def test_training_stops_when_nothing_is_gained_and_gives_the_best_weights_back()
     assert losses[-1] > min(losses) + 1e-3
 
 
-def test_without_steps_the_loss_is_that_of_the_triplets_that_were_drawn() -> None:
+def test_loss_without_steps_is_that_of_the_drawn_triplets() -> None:
     train, validation = shown(120), shown(80, 1)
     options = TripletOptions(epochs=1, batch=50, learning_rate=0.0, margin=0.3)
     projection, [epoch] = fit_projection("linear", train, validation, options, seed=2)
@@ -197,7 +197,7 @@ def test_without_steps_the_loss_is_that_of_the_triplets_that_were_drawn() -> Non
     assert epoch.negative_distance == pytest.approx(negative.mean(), abs=1e-5)
 
 
-def test_every_anchor_that_can_be_one_is_one_once_and_all_partners_are_equally_likely() -> None:
+def test_each_anchor_is_drawn_once_with_equally_likely_partners() -> None:
     labels, match = np.array([0, 0, 0, 1, 1, 0, 1, 0]), np.array([0, 0, 0, 0, 0, 1, 1, 2])
     rng = np.random.default_rng(0)
     many = [draw(labels, match, "both", rng) for _ in range(3000)]
@@ -219,7 +219,7 @@ def test_every_anchor_that_can_be_one_is_one_once_and_all_partners_are_equally_l
             assert np.abs(counts - 3000 / len(allowed)).max() < 130
 
 
-def test_a_match_that_real_and_fake_rows_do_not_share_is_named() -> None:
+def test_impossible_or_unknown_triplet_options_are_named() -> None:
     with pytest.raises(HeadError, match="no real row has both a positive and a negative with the same source"):
         fit_projection("linear", shown(60), shown(40, 1), TripletOptions(match="source"))
     with pytest.raises(HeadError, match="no labelled row has both"):

@@ -67,7 +67,7 @@ def detector(store: Store) -> VectorDetector:
     return VectorDetector.load(store)
 
 
-def test_witnesses_are_the_nearest_rows_of_their_class(store: Store) -> None:
+def test_neighbors_are_the_nearest_rows_of_their_class(store: Store) -> None:
     snapshot = store.snapshot()
     queries = drawn("gan_a", 5, seed=3)
     evidence = Bank.from_snapshot(snapshot, EvidenceOptions(k=4, per_source=99)).evidence(queries)
@@ -77,7 +77,7 @@ def test_witnesses_are_the_nearest_rows_of_their_class(store: Store) -> None:
         assert np.array_equal(found.rows, members[np.argsort(-similarity, axis=1)[:, :4]])
 
 
-def test_no_source_has_more_than_its_share_of_witnesses(store: Store) -> None:
+def test_no_source_exceeds_its_cap_of_neighbors(store: Store) -> None:
     found = (
         Bank.from_snapshot(store.snapshot(), EvidenceOptions(k=9, per_source=2))
         .evidence(drawn("gan_a", 3, seed=4))
@@ -88,7 +88,7 @@ def test_no_source_has_more_than_its_share_of_witnesses(store: Store) -> None:
         assert max(map(sources.count, sources)) <= 2
 
 
-def test_a_row_does_not_testify_for_itself(store: Store) -> None:
+def test_row_is_no_evidence_for_itself(store: Store) -> None:
     snapshot = store.snapshot()
     for position in (0, 200):
         vector, digest = snapshot.vectors([position]), snapshot.column("digests")[[position]]
@@ -106,7 +106,7 @@ def test_copies_count_once() -> None:
     assert without_copies(np.array([False, True, True, True]), copies).tolist() == [False, True, True, True]
 
 
-def test_a_copy_testifies_when_the_source_of_its_twin_is_left_out(store: Store) -> None:
+def test_copy_is_evidence_once_its_twins_source_is_left_out(store: Store) -> None:
     snapshot = store.snapshot()
     bank = Bank.from_snapshot(
         snapshot, EvidenceOptions(k=50, per_source=99, duplicate=-1.0)
@@ -134,7 +134,7 @@ def crowded(folder: Path, copies: int, digest: bytes = b"", most: int = 2048) ->
 
 
 @pytest.mark.parametrize("most", [2048, 50])
-def test_a_file_that_is_stored_under_many_keys_has_other_rows_as_witnesses(tmp_path: Path, most: int) -> None:
+def test_file_stored_under_many_keys_has_other_neighbors(tmp_path: Path, most: int) -> None:
     bank = crowded(tmp_path / "s", 200, digest=b"a" * 16, most=most)
     queries = drawn("camera_a", 1, seed=11)
     evidence = bank.evidence(queries, np.frombuffer(b"a" * 16, "V16"))
@@ -145,7 +145,7 @@ def test_a_file_that_is_stored_under_many_keys_has_other_rows_as_witnesses(tmp_p
     assert evidence.signal < 0
 
 
-def test_a_class_of_one_file_has_no_witness_for_it_however_often_it_is_stored(
+def test_class_of_one_file_has_no_neighbor_for_that_file(
     tmp_path: Path,
 ) -> None:
     bank = crowded(tmp_path / "s", 200, digest=b"a" * 16, most=50)
@@ -155,7 +155,7 @@ def test_a_class_of_one_file_has_no_witness_for_it_however_often_it_is_stored(
     assert evidence.signal[0] == 0 != evidence.signal[1]
 
 
-def test_copies_that_fill_all_that_was_fetched_leave_room_for_other_witnesses(tmp_path: Path) -> None:
+def test_copies_do_not_crowd_out_other_neighbors(tmp_path: Path) -> None:
     queries = drawn("camera_a", 1, seed=11) + 0.1 * drawn("camera_a", 2, seed=12)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     crowd, alone = (crowded(tmp_path / f"{n}", n) for n in (300, 1))
@@ -164,7 +164,7 @@ def test_copies_that_fill_all_that_was_fetched_leave_room_for_other_witnesses(tm
     assert np.allclose(found.similarity, wanted.similarity, atol=1e-6, equal_nan=True)
 
 
-def test_a_class_without_a_witness_does_not_lose_by_it(detector: VectorDetector, tmp_path: Path) -> None:
+def test_signal_is_zero_without_neighbors_of_a_class(detector: VectorDetector, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
         writer.append(block("camera_a", 40))
@@ -183,7 +183,7 @@ def test_a_class_without_a_witness_does_not_lose_by_it(detector: VectorDetector,
     assert detector.calibration.percentile(nobody.nearest).tolist() == [0, 0]
 
 
-def test_copies_of_few_dimensions_are_copies_although_stored_in_half_precision(tmp_path: Path) -> None:
+def test_copies_are_recognized_in_half_precision(tmp_path: Path) -> None:
     vectors = drawn("camera_b", 30, seed=13)
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
@@ -195,7 +195,7 @@ def test_copies_of_few_dimensions_are_copies_although_stored_in_half_precision(t
     assert candidates.unique.sum(1).tolist() == [30] * 30
 
 
-def test_a_far_row_does_not_replace_one_of_a_crowded_source() -> None:
+def test_source_cap_does_not_pull_in_distant_rows() -> None:
     kept = select_neighbors(
         np.ones((1, 6), bool),
         np.array([[0, 0, 0, 0, 0, 1]]),
@@ -204,7 +204,7 @@ def test_a_far_row_does_not_replace_one_of_a_crowded_source() -> None:
     assert kept.tolist() == [[True, False, False, False, False, False]]
 
 
-def test_a_bank_of_one_class_is_refused(tmp_path: Path) -> None:
+def test_bank_of_one_class_is_an_error(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with pytest.raises(NotEnoughRows, match="no real rows"):
         Bank.from_snapshot(store.snapshot())
@@ -220,7 +220,7 @@ def scores(seed: int, n: int = 2000) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(2.0 * labels - 1, 1.0), labels
 
 
-def test_a_score_is_the_log_likelihood_ratio() -> None:
+def test_score_is_the_log_likelihood_ratio() -> None:
     one, labels = scores(0, 20_000)
     calibration = Calibration.fit(one, one, one, labels, held_out="rows")
     # for normal densities of unit variance at -1 and 1 the ratio is 2x
@@ -230,7 +230,7 @@ def test_a_score_is_the_log_likelihood_ratio() -> None:
 
 
 @pytest.mark.parametrize("error", [0.01, 0.05, 0.2])
-def test_the_truth_is_ruled_out_no_more_often_than_promised(error: float) -> None:
+def test_true_class_is_excluded_at_most_at_the_nominal_rate(error: float) -> None:
     one, labels = scores(1, 8000)
     calibration = Calibration.fit(one, one, one, labels, held_out="rows")
     fresh, true = scores(2, 8000)
@@ -240,13 +240,13 @@ def test_the_truth_is_ruled_out_no_more_often_than_promised(error: float) -> Non
         assert missed <= error + 4 * np.sqrt(error / 2000)
 
 
-def test_a_prior_moves_the_probability_and_not_the_score() -> None:
+def test_prior_shifts_the_probability() -> None:
     assert probability(0.0) == 0.5
     assert np.isclose(probability(0.0, 0.1), 0.1)
     assert probability(1e9) == 1.0
 
 
-def test_no_probability_is_surer_than_the_rows_it_was_learned_from() -> None:
+def test_probability_is_limited_by_the_number_of_rows() -> None:
     one, labels = scores(0, 400)
     calibration = Calibration.fit(one, one, one, labels, held_out="rows")
     real, fake = len(calibration.real), len(calibration.fake)
@@ -257,7 +257,7 @@ def test_no_probability_is_surer_than_the_rows_it_was_learned_from() -> None:
     assert (np.diff(result) >= 0).all()
 
 
-def test_a_row_without_a_digest_is_not_taken_for_another_without(detector: VectorDetector, tmp_path: Path) -> None:
+def test_unknown_digests_do_not_match_each_other(detector: VectorDetector, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
         for source in ("camera_a", "gan_a"):
@@ -269,7 +269,7 @@ def test_a_row_without_a_digest_is_not_taken_for_another_without(detector: Vecto
     assert verdict.known == ""
 
 
-def test_a_calibration_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+def test_calibration_round_trip(tmp_path: Path) -> None:
     one, labels = scores(3)
     calibration = replace(Calibration.fit(one, one, one, labels, held_out="rows"), head="ab" * 16)
     calibration.save(tmp_path)
@@ -281,9 +281,7 @@ def test_a_calibration_comes_back_as_it_was_saved(tmp_path: Path) -> None:
         Calibration.load(tmp_path, "ab" * 16)
 
 
-def test_a_head_is_never_read_by_the_calibration_of_another(
-    store: Store, detector: VectorDetector, tmp_path: Path
-) -> None:
+def test_head_never_gets_the_calibration_of_another(store: Store, detector: VectorDetector, tmp_path: Path) -> None:
     """However training is stopped, what answers is the head before with its calibration, or nothing."""
     copy = Store.open(Path(shutil.copytree(store.folder, tmp_path / "s")))
     folder = copy.folder / "heads" / "default"
@@ -303,7 +301,7 @@ def test_a_head_is_never_read_by_the_calibration_of_another(
         VectorDetector.load(copy)
 
 
-def test_a_training_that_ends_while_its_files_are_read_does_no_harm(
+def test_load_survives_training_that_ends_meanwhile(
     store: Store, detector: VectorDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Store.open(Path(shutil.copytree(store.folder, tmp_path / "s")))
@@ -321,7 +319,7 @@ def test_a_training_that_ends_while_its_files_are_read_does_no_harm(
     assert VectorDetector.load(copy).head.digest == head.digest
 
 
-def test_a_signal_that_misleads_is_worth_nothing_and_is_not_turned_round() -> None:
+def test_misleading_signal_is_ignored_and_not_inverted() -> None:
     one, labels = scores(5)
     misled = -one + np.random.default_rng(6).normal(0, 0.5, len(one))
     calibration = Calibration.fit(one, misled, one, labels, held_out="rows")
@@ -335,7 +333,7 @@ def test_a_signal_that_misleads_is_worth_nothing_and_is_not_turned_round() -> No
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.floats(-1, 1), st.floats(-1, 1))
-def test_more_of_a_signal_never_speaks_for_the_other_class(seed: int, a: float, b: float) -> None:
+def test_score_never_falls_as_a_signal_rises(seed: int, a: float, b: float) -> None:
     rng = np.random.default_rng(seed)
     labels = np.arange(60) % 2
     common = rng.normal(size=60)
@@ -349,12 +347,12 @@ def test_more_of_a_signal_never_speaks_for_the_other_class(seed: int, a: float, 
         assert (np.diff(value) >= 0).all()
 
 
-def test_too_few_rows_do_not_calibrate() -> None:
+def test_calibration_of_too_few_rows_is_an_error() -> None:
     with pytest.raises(NotEnoughRows, match="at least 10"):
         Calibration.fit(np.zeros(12), np.zeros(12), np.zeros(12), np.arange(12) % 2, held_out="rows")
 
 
-def test_an_answer_is_given_only_if_the_other_is_ruled_out() -> None:
+def test_answer_needs_the_other_class_ruled_out() -> None:
     agreed = {"svm": 3.0, "neighbors": 2.0}
     assert decide(agreed, (False, True), 50, 0.05)[0] == "fake"
     assert decide(agreed, (True, False), 50, 0.05)[0] == "real"
@@ -367,7 +365,7 @@ def test_an_answer_is_given_only_if_the_other_is_ruled_out() -> None:
     assert not in_conflict({"svm": 2.0, "neighbors": -0.1})
 
 
-def test_a_generator_is_in_one_fold_only(store: Store, detector: VectorDetector) -> None:
+def test_generator_is_in_one_fold_only(store: Store, detector: VectorDetector) -> None:
     snapshot = store.snapshot()
     folds = generator_folds(snapshot, detector.head.split.parts_of(snapshot.column("keys")), seed=0)
     assert folds is not None
@@ -376,7 +374,7 @@ def test_a_generator_is_in_one_fold_only(store: Store, detector: VectorDetector)
     assert detector.calibration.held_out == "generators"
 
 
-def test_new_images_are_judged_right(detector: VectorDetector) -> None:
+def test_new_images_are_judged_correctly(detector: VectorDetector) -> None:
     for source, answer in (("camera_a", "real"), ("gan_b", "fake")):
         verdicts = detector.judge([f"{i}" for i in range(20)], drawn(source, 20, seed=5))
         assert sum(v.verdict == answer for v in verdicts) >= 15
@@ -384,9 +382,7 @@ def test_new_images_are_judged_right(detector: VectorDetector) -> None:
     assert {v.generator for v in verdicts if v.verdict == "fake"} >= {"gan_b"}
 
 
-def test_a_file_that_is_stored_as_real_here_and_fake_there_is_told_with_all_its_rows(
-    detector: VectorDetector, tmp_path: Path
-) -> None:
+def test_file_stored_as_real_and_as_fake_names_all_its_rows(detector: VectorDetector, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     digest = block("gan_a", 1).rows.digests
     with store.writer() as writer:
@@ -412,7 +408,7 @@ def test_a_file_that_is_stored_as_real_here_and_fake_there_is_told_with_all_its_
     assert bank.find(bytes(16), 100).size == 0
 
 
-def test_a_stored_image_is_named_and_its_evidence_is_told(detector: VectorDetector) -> None:
+def test_stored_image_is_named_with_its_neighbors(detector: VectorDetector) -> None:
     snapshot = detector.snapshot
     [verdict] = detector.judge(["x.jpg"], snapshot.vectors([100]), snapshot.column("digests")[[100]])
     assert verdict.known == snapshot.column("keys")[100]
@@ -422,7 +418,7 @@ def test_a_stored_image_is_named_and_its_evidence_is_told(detector: VectorDetect
     assert report["neighbors"]["fake"][0]["source"].startswith("gan")
 
 
-def test_what_is_said_to_change_a_verdict_does_when_the_rows_are_really_removed(
+def test_reported_changes_occur_when_the_rows_are_removed(
     store: Store, detector: VectorDetector, tmp_path: Path
 ) -> None:
     mixed = drawn("gan_a", 200, seed=6) + drawn("camera_a", 200, seed=7)
@@ -443,7 +439,7 @@ def test_what_is_said_to_change_a_verdict_does_when_the_rows_are_really_removed(
         assert np.isclose(verdict.score, change.score, atol=1e-4)
 
 
-def test_the_more_error_is_accepted_the_more_is_ruled_out(detector: VectorDetector) -> None:
+def test_higher_error_rate_rules_out_more(detector: VectorDetector) -> None:
     mixed = drawn("gan_a", 60, seed=8) + drawn("camera_b", 60, seed=9)
     left = [
         sum(len(v.possible) for v in detector.judge(["x"] * 60, mixed, options=QueryOptions(error=e, changes=False)))
@@ -452,7 +448,7 @@ def test_the_more_error_is_accepted_the_more_is_ruled_out(detector: VectorDetect
     assert left[0] > left[1] > left[2]
 
 
-def test_a_broken_promise_is_said_to_be_broken() -> None:
+def test_exceeded_error_rate_is_reported() -> None:
     n = 400
     labels = np.arange(n) % 2
     signals = SignalTable(*[np.zeros(n)] * 3, labels, np.array(["", "g"] * (n // 2)), np.zeros(n, int))  # type: ignore[arg-type, call-arg]
@@ -466,7 +462,7 @@ def test_a_broken_promise_is_said_to_be_broken() -> None:
 
 
 @pytest.mark.parametrize(("calibrated", "real", "fake"), [(40, 2000, 2000), (4000, 3000, 60)])
-def test_a_promise_that_was_kept_is_seldom_said_to_be_broken(calibrated: int, real: int, fake: int) -> None:
+def test_valid_error_rate_is_seldom_reported_as_exceeded(calibrated: int, real: int, fake: int) -> None:
     predicted = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
@@ -484,7 +480,7 @@ def test_a_promise_that_was_kept_is_seldom_said_to_be_broken(calibrated: int, re
     assert predicted <= 20
 
 
-def test_too_few_rows_to_ever_answer_are_said_to_be_too_few(tmp_path: Path) -> None:
+def test_too_few_rows_to_answer_are_reported(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
         for source in ("camera_a", "gan_a"):
@@ -498,7 +494,7 @@ def test_too_few_rows_to_ever_answer_are_said_to_be_too_few(tmp_path: Path) -> N
     assert "below 12.5%" in reasons[1]
 
 
-def test_probabilities_are_tried_with_the_share_of_fakes_that_there_is(tmp_path: Path) -> None:
+def test_probabilities_are_measured_at_the_share_of_test_fakes(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
         for source, number in (("camera_a", 150), ("gan_a", 1350)):
@@ -517,14 +513,14 @@ def test_probabilities_are_tried_with_the_share_of_fakes_that_there_is(tmp_path:
 
 
 @pytest.mark.parametrize(("error", "message"), [(0.05, " 5%"), (0.005, " 0.5%"), (0.0001, " 0.01%"), (0.125, " 12.5%")])
-def test_an_error_rate_is_told_as_it_was_asked_for(error: float, message: str) -> None:
+def test_error_rate_is_printed_without_rounding(error: float, message: str) -> None:
     for possible in ((False, True), (True, True), (False, False)):
         _, reasons = decide({"svm": 3.0, "neighbors": 2.0}, possible, 50, error)
         assert reasons[0].endswith(message)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_small_store_is_calibrated_whatever_the_seed(tmp_path: Path, seed: int) -> None:
+def test_small_store_is_calibrated_for_any_seed(tmp_path: Path, seed: int) -> None:
     """With a generator left out, three or four rows are left to choose when to stop: perhaps of one class only."""
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
@@ -551,13 +547,13 @@ def test_copies_of_a_file_are_in_one_fold(tmp_path: Path) -> None:
     assert {len(found) for found in of_file.values()} == {1}
 
 
-def test_training_again_gives_the_same_verdicts(store: Store, detector: VectorDetector) -> None:
+def test_training_is_reproducible(store: Store, detector: VectorDetector) -> None:
     again = train(store.snapshot(), OPTIONS).head
     vectors = drawn("gan_c", 10, seed=10)
     assert np.array_equal(again.decision_function(vectors), detector.head.decision_function(vectors))
 
 
-def test_a_verdict_that_flips_on_a_copy_is_unsure_and_says_why(detector: VectorDetector) -> None:
+def test_verdict_that_flips_on_a_degraded_copy_is_unsure(detector: VectorDetector) -> None:
     [verdict] = [v for v in detector.judge(["x"] * 20, drawn("gan_b", 20, seed=5)) if v.verdict == "fake"][:1]
     real, question = drawn("camera_a", 1, seed=5)[0], QueryOptions()
     result = detector.check_stability(verdict, {"after JPEG": real}, b"", question)
