@@ -1,4 +1,4 @@
-"""Rows to learn from: which are drawn where there are too many, and what their files say of them."""
+"""Training rows: subsampling, selection and the facts of their files."""
 
 from pathlib import Path
 
@@ -22,9 +22,9 @@ def test_subsample_keeps_the_share_of_each_class(groups: list[int], most: int, s
         return
     assert kept.tolist() == sorted(set(kept.tolist()) & set(positions.tolist()))
     for label in set(groups):
-        found = int((labels[(kept - 10) // 3] == label).sum())
-        assert found >= 1
-        assert abs(found - most * groups.count(label) / len(groups)) <= 1
+        count = int((labels[(kept - 10) // 3] == label).sum())
+        assert count >= 1
+        assert abs(count - most * groups.count(label) / len(groups)) <= 1
     assert subsample(positions, labels, most, seed).tolist() == kept.tolist()
 
 
@@ -65,10 +65,10 @@ def test_file_facts_are_numbers_and_minus_one_where_unknown(tmp_path: Path) -> N
 
 
 def test_take_keeps_all_columns() -> None:
-    made = Examples.from_arrays(np.eye(3), np.array([0, 1, 1]), facts=np.arange(24.0).reshape(3, 8))
-    taken = made.take(np.array([2, 0]))
+    examples = Examples.from_arrays(np.eye(3), np.array([0, 1, 1]), facts=np.arange(24.0).reshape(3, 8))
+    taken = examples.take(np.array([2, 0]))
     assert taken.vectors.tolist() == [[0, 0, 1], [1, 0, 0]]
     assert taken.labels.tolist() == [1, 0] and len(taken) == 2
     assert taken.facts[:, 0].tolist() == [16, 0]
     assert taken.categories.tolist() == ["", ""]
-    assert made.take(np.array([True, False, True])).labels == pytest.approx([0, 1])
+    assert examples.take(np.array([True, False, True])).labels == pytest.approx([0, 1])

@@ -1,4 +1,4 @@
-"""The ridge head against scikit-learn's, and the sums it is made of, whatever rows are unlabelled or read in pieces."""
+"""The ridge head against scikit-learn, and its sums with unlabelled rows and any batch size."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_direction_is_that_of_fisher() -> None:
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """A source of both classes, one of each, and rows without a label in all of them."""
+    """One source of both classes and one of each class, all with some unlabelled rows."""
     store = Store.create(tmp_path_factory.mktemp("ridge") / "s", SPACE)
     sources = ["both"] * 30 + ["camera"] * 20 + ["gan"] * 10
     labels = [0, 1, -1] * 10 + [0] * 15 + [-1] * 5 + [1] * 8 + [-1] * 2
@@ -75,13 +75,13 @@ def test_sums_and_scores_do_not_depend_on_the_batch_size(
     monkeypatch.setattr("clipfake.detector.evaluation.ridge.ROWS_AT_ONCE", at_once)
     groups, names = by_source(snapshot)
     sums = group_sums(snapshot, groups, len(names))
-    for group, found in enumerate(sums):
+    for group, of_group in enumerate(sums):
         whole = RidgeSums.from_vectors(snapshot.vectors(np.flatnonzero(groups == group)))
-        assert found.n == whole.n == (groups == group).sum()
-        assert np.allclose(found.square, whole.square)
-    everyone = total_of(sums)
-    assert everyone.n == 43
-    assert np.allclose((everyone - sums[0]).square, total_of(sums[1:]).square)
+        assert of_group.n == whole.n == (groups == group).sum()
+        assert np.allclose(of_group.square, whole.square)
+    total = total_of(sums)
+    assert total.n == 43
+    assert np.allclose((total - sums[0]).square, total_of(sums[1:]).square)
     weights, queries = np.arange(DIM + 1.0), np.array([59, 0, 7, 7])
     assert np.allclose(decision_values(snapshot, queries, weights), with_constant(snapshot.vectors(queries)) @ weights)
     assert np.allclose(

@@ -1,4 +1,4 @@
-"""Splits are the paper's, made once, and keep what belongs together on one side."""
+"""Splits have the counts of the paper, depend on keys and seed only, and keep groups in one part."""
 
 import numpy as np
 import pytest
@@ -50,7 +50,7 @@ def test_split_depends_on_the_seed() -> None:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 5), st.lists(st.integers(0, 20), min_size=60, max_size=60))
 def test_no_group_is_in_two_parts(seed: int, groups: list[int]) -> None:
-    groups = [*groups, *range(100, 160)]  # and some rows alone
+    groups = [*groups, *range(100, 160)]  # and some groups of one row
     labels = np.arange(len(groups)) % 2
     split = Split.make(keys(len(groups)), labels, recipe="grouped", groups=np.array(groups), seed=seed)
     parts = split.parts_of(keys(len(groups)))
@@ -63,12 +63,14 @@ def test_grouped_split_of_single_rows_is_70_10_20() -> None:
     split = Split.make(keys(1000), labels, recipe="grouped", groups=np.arange(1000))
     assert split.counts == {"train": 700, "validation": 100, "test": 200}
     assert [labels[split.parts_of(keys(1000)) == part].sum() for part in PARTS.values()] == [210, 30, 60]
-    assert split.digest == Split.make(keys(1000), labels, recipe="grouped").digest  # no groups: each row by itself
+    assert (
+        split.digest == Split.make(keys(1000), labels, recipe="grouped").digest
+    )  # without groups, each row is its own
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
 def test_grouped_split_of_copies_is_70_10_20_of_each_class(size: int) -> None:
-    """However rare a class is, and however many copies each file has."""
+    """For a rare class, and for any number of copies of each file."""
     groups = np.random.default_rng(0).permutation(np.repeat(np.arange(200), size))
     labels = (groups < 40).astype(int)
     parts = Split.make(keys(len(groups)), labels, recipe="grouped", groups=groups).parts_of(keys(len(groups)))
@@ -78,7 +80,7 @@ def test_grouped_split_of_copies_is_70_10_20_of_each_class(size: int) -> None:
 
 
 def test_single_rows_compensate_for_large_groups() -> None:
-    groups = np.concatenate([np.repeat([0, 1], 150), np.arange(2, 702)])  # 300 rows of two files, 700 alone
+    groups = np.concatenate([np.repeat([0, 1], 150), np.arange(2, 702)])  # 300 rows of two files, 700 single rows
     labels = np.concatenate([np.repeat([0, 1], 150), np.arange(700) % 5 == 0]).astype(int)
     for seed in range(5):
         split = Split.make(keys(1000), labels, recipe="grouped", groups=groups, seed=seed)

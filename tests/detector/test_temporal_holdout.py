@@ -1,4 +1,4 @@
-"""Replay: a head of the past sees nothing of what comes next, and dates are read as people write them."""
+"""Temporal hold-out: a head sees only earlier sources; dates may be partial."""
 
 from datetime import date
 from pathlib import Path
@@ -21,17 +21,17 @@ DATES = {"gan_a": date(2018, 1, 1), "gan_b": date(2019, 3, 1), "diffusion": date
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Both GANs lean one way, diffusion another."""
-    made = Store.create(tmp_path_factory.mktemp("replay") / "s", SPACE)
+    """The GANs have one direction in common, diffusion another."""
+    opened = Store.create(tmp_path_factory.mktemp("replay") / "s", SPACE)
     rng = np.random.default_rng(0)
-    with made.writer() as writer:
+    with opened.writer() as writer:
         for source, label in SOURCES.items():
             vectors = rng.standard_normal((200, 10))
             vectors[:, 3 if source == "diffusion" else 0] += 3.0 * label
             vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
             rows = Rows.make([f"{source}/{i}" for i in range(200)], [label] * 200, sources=[source] * 200)
             writer.append(Block(SPACE, rows, vectors))
-    return made
+    return opened
 
 
 def test_sources_like_the_past_are_detected_and_new_ones_not(store: Store) -> None:
@@ -40,9 +40,9 @@ def test_sources_like_the_past_are_detected_and_new_ones_not(store: Store) -> No
         ("2019-03-01", ("gan_b",), 1),
         ("2022-08-22", ("diffusion",), 2),
     ]
-    like, unlike = report.windows
-    assert like.auc > 0.9 and like.accuracy > 0.8
-    assert unlike.auc < 0.7 < 0.9 < unlike.past_auc
+    similar, different = report.windows
+    assert similar.auc > 0.9 and similar.accuracy > 0.8
+    assert different.auc < 0.7 < 0.9 < different.past_auc
     assert "2022-08-22 (diffusion)" in report.sentences[0]
 
 
@@ -50,9 +50,9 @@ def test_window_equals_a_head_fitted_on_the_past(store: Store) -> None:
     snapshot = store.snapshot()
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
     held = subsample(np.arange(len(snapshot)), by_source(snapshot)[0], min(HELD_OUT, len(snapshot) // 10), 0)
-    learned = ~np.isin(np.arange(len(snapshot)), held)
+    trained = ~np.isin(np.arange(len(snapshot)), held)
     past = np.isin(sources, ("camera_a", "camera_b", "gan_a"))
-    head = ridge(*(RidgeSums.from_vectors(snapshot.vectors(learned & past & (labels == label))) for label in (0, 1)))
+    head = ridge(*(RidgeSums.from_vectors(snapshot.vectors(trained & past & (labels == label))) for label in (0, 1)))
     queries = np.concatenate([held[(labels[held] == 0)], np.flatnonzero(sources == "gan_b")])
     [window, _] = temporal_holdout(snapshot, DATES).windows
     assert window.n == len(queries)

@@ -1,4 +1,4 @@
-"""Training from disk, a piece at a time, gives what training in memory gives, and never holds all vectors."""
+"""Training from disk in batches gives the same head as in memory, and never holds all vectors."""
 
 import io
 from dataclasses import replace
@@ -26,7 +26,7 @@ CATEGORIES = ("cat", "dog", "ship")
 
 
 def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows of two classes, each of three crowds."""
+    """Unit vectors of two classes of three clusters each."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).standard_normal((2, 3, DIM))
     labels = rng.integers(0, 2, count)
@@ -37,7 +37,7 @@ def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """600 rows in six shards, with texts."""
+    """600 rows in six shards, with text vectors."""
     store = Store.create(tmp_path_factory.mktemp("streaming") / "s", SPACE)
     vectors, labels = drawn(600)
     texts = dict(zip(CATEGORIES, drawn(3, seed=5)[0], strict=True))
@@ -92,8 +92,8 @@ def test_training_never_reads_more_than_a_batch(snapshot: Snapshot, monkeypatch:
     monkeypatch.setattr(Snapshot, "vectors", counted)
     options = TrainOptions(triplet=TripletOptions(epochs=1, batch=16), baselines=("linear_probe", "lda"))
     trained = train(snapshot, options)
-    assert max(read_sizes) <= 51  # 48 of a batch, 50 of a piece, and one more where a share is rounded up
-    assert trained.metrics["train"].n == 420  # all rows all the same
+    assert max(read_sizes) <= 51  # at most 50 rows, and one more where a share is rounded up
+    assert trained.metrics["train"].n == 420  # all rows nevertheless
     assert trained.baselines["lda"].fitted_on <= 51
     assert trained.baselines["linear_probe"].fitted_on == 420
     assert "of 121 test rows" in trained.baselines["linear_probe"].note
@@ -102,10 +102,10 @@ def test_training_never_reads_more_than_a_batch(snapshot: Snapshot, monkeypatch:
 
 def test_read_ahead_changes_nothing(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     options = TrainOptions(triplet=TripletOptions(epochs=1, batch=16), baselines=())
-    one = train(snapshot, options).head
+    head = train(snapshot, options).head
     monkeypatch.setattr("clipfake.detector.training.triplet.READ_AHEAD", 3)
     other = train(snapshot, options).head
-    assert all(np.array_equal(w, other.projection.weights[n]) for n, w in one.projection.weights.items())
+    assert all(np.array_equal(w, other.projection.weights[n]) for n, w in head.projection.weights.items())
 
 
 def test_warm_start_from_a_sample_gives_the_same_svm(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,33 +132,33 @@ def test_gamma_depends_on_all_blocks() -> None:
 
 def test_linear_probe_is_refined_on_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, labels = drawn(4000)
-    everyone = Examples.from_arrays(vectors, labels)
-    some, validation, test = (
-        everyone.take(slice(0, 400)),
+    all_rows = Examples.from_arrays(vectors, labels)
+    sample, validation, test = (
+        all_rows.take(slice(0, 400)),
         Examples.from_arrays(*drawn(200, 1)),
         Examples.from_arrays(*drawn(300, 2)),
     )
     monkeypatch.setattr("clipfake.detector.training.baselines.INVERSE_REGULARIZATION", (1.0,))
     monkeypatch.setattr("clipfake.detector.training.examples.ROWS_AT_ONCE", 700)
-    further, few, whole = (
+    refined, on_sample, on_all = (
         linear_probe(*rows)(test)
-        for rows in ((some, validation, 0, everyone), (some, validation, 0), (everyone, validation, 0))
+        for rows in ((sample, validation, 0, all_rows), (sample, validation, 0), (all_rows, validation, 0))
     )
-    # its vectors are scaled by what the few vary, so that C = 1 is not wholly the same
-    assert np.abs(further - whole).max() < 0.02 < np.abs(few - whole).max()
+    # vectors are scaled by the deviation of the sample, so that C = 1 is not exactly the same
+    assert np.abs(refined - on_all).max() < 0.02 < np.abs(on_sample - on_all).max()
 
 
 def test_one_search_serves_every_k(monkeypatch: pytest.MonkeyPatch) -> None:
-    known, queries = Examples.from_arrays(*drawn(200)), Examples.from_arrays(*drawn(50, 1))
-    true = [neighbor_rule(k)(known, queries, 0)(queries.take(slice(0, 50))) for k in NEIGHBORS]
+    train_rows, queries = Examples.from_arrays(*drawn(200)), Examples.from_arrays(*drawn(50, 1))
+    expected = [neighbor_rule(k)(train_rows, queries, 0)(queries.take(slice(0, 50))) for k in NEIGHBORS]
     calls = []
     monkeypatch.setattr(
         "clipfake.detector.training.baselines.neighbors",
         lambda *fields: calls.append(fields) or neighbors(*fields),  # type: ignore[func-returns-value]
     )
-    found = [neighbor_rule(k)(known, queries, 0)(queries) for k in NEIGHBORS]
-    assert len(calls) == 2  # once among real rows, once among fake ones
-    assert all(np.array_equal(one, other) for one, other in zip(found, true, strict=True))
+    scores = [neighbor_rule(k)(train_rows, queries, 0)(queries) for k in NEIGHBORS]
+    assert len(calls) == 2  # one among real rows, one among fake rows
+    assert all(np.array_equal(score, other) for score, other in zip(scores, expected, strict=True))
 
 
 def test_text_head_is_measured_in_every_mode(snapshot: Snapshot) -> None:
@@ -173,12 +173,12 @@ def test_text_head_is_measured_in_every_mode(snapshot: Snapshot) -> None:
     Console(file=printed, width=120).print(training_summary(report))
     assert all(f"{mode}: " in printed.getvalue() for mode in ("zero-shot", "given", "mean"))
     _, parts = make_split(snapshot, TrainOptions("sum"))
-    given = decision_values(trained.head, snapshot, parts["test"], "given")
-    result = trained.head.decision_function(
+    scores = decision_values(trained.head, snapshot, parts["test"], "given")
+    expected = trained.head.decision_function(
         snapshot.vectors(parts["test"]), mode="given", categories=snapshot.column("categories")[parts["test"]]
     )
-    assert np.allclose(given, result)
-    assert not np.allclose(given, decision_values(trained.head, snapshot, parts["test"], "mean"))
+    assert np.allclose(scores, expected)
+    assert not np.allclose(scores, decision_values(trained.head, snapshot, parts["test"], "mean"))
     assert train(snapshot, TrainOptions(triplet=TripletOptions(epochs=1), baselines=())).to_dict()["categories"] == {}
 
 

@@ -1,4 +1,4 @@
-"""Evidence that is balanced, verdicts that may say unsure, and statements that come true when they are tried."""
+"""Evidence, calibration and verdicts on a small store; reported changes are checked by removing the rows."""
 
 import shutil
 from dataclasses import replace
@@ -28,7 +28,7 @@ OPTIONS = TrainOptions(triplet=TripletOptions(epochs=3), baselines=())
 
 
 def drawn(source: str, number: int, seed: int = 0) -> np.ndarray:
-    """(number, 16) unit vectors around the source's own direction; all fakes share a direction too."""
+    """(number, 16) unit vectors around the direction of their source; all fakes have one direction in common."""
     rng = np.random.default_rng([seed, list(SOURCES).index(source)])
     centre = np.random.default_rng([9, list(SOURCES).index(source)]).standard_normal(16)
     centre[0] = 5 * SOURCES[source]
@@ -71,19 +71,19 @@ def test_neighbors_are_the_nearest_rows_of_their_class(store: Store) -> None:
     snapshot = store.snapshot()
     queries = drawn("gan_a", 5, seed=3)
     evidence = Bank.from_snapshot(snapshot, EvidenceOptions(k=4, per_source=99)).evidence(queries)
-    for label, found in ((0, evidence.real), (1, evidence.fake)):
+    for label, matches in ((0, evidence.real), (1, evidence.fake)):
         members = np.flatnonzero(snapshot.column("labels") == label)
         similarity = queries @ snapshot.vectors(members).T
-        assert np.array_equal(found.rows, members[np.argsort(-similarity, axis=1)[:, :4]])
+        assert np.array_equal(matches.rows, members[np.argsort(-similarity, axis=1)[:, :4]])
 
 
 def test_no_source_exceeds_its_cap_of_neighbors(store: Store) -> None:
-    found = (
+    matches = (
         Bank.from_snapshot(store.snapshot(), EvidenceOptions(k=9, per_source=2))
         .evidence(drawn("gan_a", 3, seed=4))
         .fake
     )
-    for rows in found.rows:
+    for rows in matches.rows:
         sources = store.snapshot().column("sources")[rows[rows >= 0]].tolist()
         assert max(map(sources.count, sources)) <= 2
 
@@ -110,45 +110,49 @@ def test_copy_is_evidence_once_its_twins_source_is_left_out(store: Store) -> Non
     snapshot = store.snapshot()
     bank = Bank.from_snapshot(
         snapshot, EvidenceOptions(k=50, per_source=99, duplicate=-1.0)
-    )  # any two rows pass for copies of each other
+    )  # any two rows count as copies of each other
     candidates = bank.candidates(drawn("gan_a", 3, seed=6))[1]
     assert candidates.unique.sum(1).tolist() == [1, 1, 1]
     first = int(candidates.select(bank.options).rows[0, 0])
-    left = candidates.take([0]).without(int(bank.sources[first])).select(bank.options).rows[0]
+    remaining = candidates.take([0]).without(int(bank.sources[first])).select(bank.options).rows[0]
     sources = bank.sources[candidates.matches.rows[0]]
     others = candidates.matches.rows[0][sources != bank.sources[first]]
-    assert left[:2].tolist() == [others[0], -1]
+    assert remaining[:2].tolist() == [others[0], -1]
 
 
-def crowded(folder: Path, copies: int, digest: bytes = b"", most: int = 2048) -> Bank:
-    """A bank with so many copies of one real picture (of one file, if it has a digest), beside rows of each class."""
+def bank_with_copies(folder: Path, copies: int, digest: bytes = b"", max_candidates: int = 2048) -> Bank:
+    """A bank with copies of one real image (of one file, if it has a digest) and other rows of each class."""
     store = Store.create(folder, SPACE)
-    many = [f"crowd/{i}" for i in range(copies)]
+    keys = [f"crowd/{i}" for i in range(copies)]
     digests = {"digests": np.frombuffer(digest * copies, "V16")} if digest else {}
     with store.writer() as writer:
-        rows = Rows.make(many, [0] * copies, sources=["crowd"] * copies, **digests)
+        rows = Rows.make(keys, [0] * copies, sources=["crowd"] * copies, **digests)
         writer.append(Block(SPACE, rows, np.repeat(drawn("camera_a", 1, seed=11), copies, axis=0)))
         for source in ("camera_a", "camera_b", "gan_a"):
             writer.append(block(source, 40))
-    return Bank.from_snapshot(store.snapshot(), EvidenceOptions(max_candidates=most))
+    return Bank.from_snapshot(store.snapshot(), EvidenceOptions(max_candidates=max_candidates))
 
 
-@pytest.mark.parametrize("most", [2048, 50])
-def test_file_stored_under_many_keys_has_other_neighbors(tmp_path: Path, most: int) -> None:
-    bank = crowded(tmp_path / "s", 200, digest=b"a" * 16, most=most)
+@pytest.mark.parametrize("max_candidates", [2048, 50])
+def test_file_stored_under_many_keys_has_other_neighbors(tmp_path: Path, max_candidates: int) -> None:
+    bank = bank_with_copies(tmp_path / "s", 200, digest=b"a" * 16, max_candidates=max_candidates)
     queries = drawn("camera_a", 1, seed=11)
     evidence = bank.evidence(queries, np.frombuffer(b"a" * 16, "V16"))
-    alone = crowded(tmp_path / "alone", 1, digest=b"a" * 16).evidence(queries, np.frombuffer(b"a" * 16, "V16"))
+    single = bank_with_copies(tmp_path / "single", 1, digest=b"a" * 16).evidence(
+        queries, np.frombuffer(b"a" * 16, "V16")
+    )
     assert (evidence.real.rows >= 0).sum() == 5
-    assert np.array_equal(evidence.real.rows[0, :5] - 199, alone.real.rows[0, :5])  # the same ones, 199 places farther
-    assert evidence.signal == pytest.approx(alone.signal, abs=1e-6)
+    assert np.array_equal(
+        evidence.real.rows[0, :5] - 199, single.real.rows[0, :5]
+    )  # the same rows, at positions 199 higher
+    assert evidence.signal == pytest.approx(single.signal, abs=1e-6)
     assert evidence.signal < 0
 
 
 def test_class_of_one_file_has_no_neighbor_for_that_file(
     tmp_path: Path,
 ) -> None:
-    bank = crowded(tmp_path / "s", 200, digest=b"a" * 16, most=50)
+    bank = bank_with_copies(tmp_path / "s", 200, digest=b"a" * 16, max_candidates=50)
     only = bank.where((bank.labels == 1) | (bank.snapshot.column("sources") == "crowd"))
     evidence = only.evidence(drawn("camera_a", 2, seed=11), np.frombuffer(b"a" * 16 + b"b" * 16, "V16"))
     assert (evidence.real.rows >= 0).sum(1).tolist() == [0, 1]
@@ -158,10 +162,10 @@ def test_class_of_one_file_has_no_neighbor_for_that_file(
 def test_copies_do_not_crowd_out_other_neighbors(tmp_path: Path) -> None:
     queries = drawn("camera_a", 1, seed=11) + 0.1 * drawn("camera_a", 2, seed=12)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    crowd, alone = (crowded(tmp_path / f"{n}", n) for n in (300, 1))
-    found, wanted = crowd.evidence(queries).real, alone.evidence(queries).real
-    assert (wanted.rows >= 0).sum(1).tolist() == [6, 6]  # one of the crowd, five of the next source
-    assert np.allclose(found.similarity, wanted.similarity, atol=1e-6, equal_nan=True)
+    with_copies, single = (bank_with_copies(tmp_path / f"{n}", n) for n in (300, 1))
+    matches, expected = with_copies.evidence(queries).real, single.evidence(queries).real
+    assert (expected.rows >= 0).sum(1).tolist() == [6, 6]  # one of the copies, five of the next source
+    assert np.allclose(matches.similarity, expected.similarity, atol=1e-6, equal_nan=True)
 
 
 def test_signal_is_zero_without_neighbors_of_a_class(detector: VectorDetector, tmp_path: Path) -> None:
@@ -176,11 +180,11 @@ def test_signal_is_zero_without_neighbors_of_a_class(detector: VectorDetector, t
     assert verdict.neighbors["fake"] == ()
     assert verdict.signals["neighbors"] == pytest.approx(detector.calibration.neighbors.offset)
     assert verdict.generator in ("", "unknown")
-    # nothing of either class: unlike anything that is known
+    # no neighbour of either class: unlike anything indexed
     assert Bank.from_snapshot(store.snapshot()).evidence(drawn("gan_a", 1), digest).nearest > 0
-    nobody = Evidence(Matches.none(2, 9), Matches.none(2, 9))
-    assert nobody.signal.tolist() == [0, 0]
-    assert detector.calibration.percentile(nobody.nearest).tolist() == [0, 0]
+    no_evidence = Evidence(Matches.none(2, 9), Matches.none(2, 9))
+    assert no_evidence.signal.tolist() == [0, 0]
+    assert detector.calibration.percentile(no_evidence.nearest).tolist() == [0, 0]
 
 
 def test_copies_are_recognized_in_half_precision(tmp_path: Path) -> None:
@@ -199,7 +203,7 @@ def test_source_cap_does_not_pull_in_distant_rows() -> None:
     kept = select_neighbors(
         np.ones((1, 6), bool),
         np.array([[0, 0, 0, 0, 0, 1]]),
-        EvidenceOptions(k=2, per_source=1),  # four are looked at; the sixth is too far
+        EvidenceOptions(k=2, per_source=1),  # only the nearest four count, so the sixth is too far
     )
     assert kept.tolist() == [[True, False, False, False, False, False]]
 
@@ -221,9 +225,9 @@ def scores(seed: int, n: int = 2000) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_score_is_the_log_likelihood_ratio() -> None:
-    one, labels = scores(0, 20_000)
-    calibration = Calibration.fit(one, one, one, labels, held_out="rows")
-    # for normal densities of unit variance at -1 and 1 the ratio is 2x
+    signal, labels = scores(0, 20_000)
+    calibration = Calibration.fit(signal, signal, signal, labels, held_out="rows")
+    # the log-likelihood ratio of normal densities of unit variance at -1 and 1 is 2x
     assert np.allclose(
         calibration.decision_function(np.array([-1.0, 0, 1.0]), np.array([-1.0, 0, 1.0])), [-2, 0, 2], atol=0.2
     )
@@ -231,8 +235,8 @@ def test_score_is_the_log_likelihood_ratio() -> None:
 
 @pytest.mark.parametrize("error", [0.01, 0.05, 0.2])
 def test_true_class_is_excluded_at_most_at_the_nominal_rate(error: float) -> None:
-    one, labels = scores(1, 8000)
-    calibration = Calibration.fit(one, one, one, labels, held_out="rows")
+    signal, labels = scores(1, 8000)
+    calibration = Calibration.fit(signal, signal, signal, labels, held_out="rows")
     fresh, true = scores(2, 8000)
     possible = calibration.prediction_sets(calibration.decision_function(fresh, fresh), error)
     for label in (0, 1):
@@ -247,8 +251,8 @@ def test_prior_shifts_the_probability() -> None:
 
 
 def test_probability_is_limited_by_the_number_of_rows() -> None:
-    one, labels = scores(0, 400)
-    calibration = Calibration.fit(one, one, one, labels, held_out="rows")
+    signal, labels = scores(0, 400)
+    calibration = Calibration.fit(signal, signal, signal, labels, held_out="rows")
     real, fake = len(calibration.real), len(calibration.fake)
     assert calibration.fake_probability(1e6, 0.5) == pytest.approx((real + 1) / (real + 2))
     assert calibration.fake_probability(-1e6, 0.5) == pytest.approx(1 / (fake + 2))
@@ -270,11 +274,11 @@ def test_unknown_digests_do_not_match_each_other(detector: VectorDetector, tmp_p
 
 
 def test_calibration_round_trip(tmp_path: Path) -> None:
-    one, labels = scores(3)
-    calibration = replace(Calibration.fit(one, one, one, labels, held_out="rows"), head="ab" * 16)
+    signal, labels = scores(3)
+    calibration = replace(Calibration.fit(signal, signal, signal, labels, held_out="rows"), head="ab" * 16)
     calibration.save(tmp_path)
     again = Calibration.load(tmp_path, "ab" * 16)
-    assert np.array_equal(again.decision_function(one, one), calibration.decision_function(one, one))
+    assert np.array_equal(again.decision_function(signal, signal), calibration.decision_function(signal, signal))
     [path] = tmp_path.iterdir()
     path.write_text("{}")
     with pytest.raises(HeadError, match=r"not a readable calibration .no field .*; train the head again"):
@@ -282,7 +286,7 @@ def test_calibration_round_trip(tmp_path: Path) -> None:
 
 
 def test_head_never_gets_the_calibration_of_another(store: Store, detector: VectorDetector, tmp_path: Path) -> None:
-    """However training is stopped, what answers is the head before with its calibration, or nothing."""
+    """Whenever training is interrupted, the earlier head is loaded with its own calibration, or none is."""
     copy = Store.open(Path(shutil.copytree(store.folder, tmp_path / "s")))
     folder = copy.folder / "heads" / "default"
     queries = drawn("gan_a", 5, seed=14)
@@ -310,7 +314,7 @@ def test_load_survives_training_that_ends_meanwhile(
     load = Calibration.load
 
     def interrupted(where: Path, digest: str) -> Calibration:
-        if digest == detector.head.digest:  # the old head was read, and now:
+        if digest == detector.head.digest:  # the old head has been read; replace it now
             replace(detector.calibration, head=head.digest).save(folder)
             head.save(folder)
         return load(where, digest)
@@ -320,15 +324,15 @@ def test_load_survives_training_that_ends_meanwhile(
 
 
 def test_misleading_signal_is_ignored_and_not_inverted() -> None:
-    one, labels = scores(5)
-    misled = -one + np.random.default_rng(6).normal(0, 0.5, len(one))
-    calibration = Calibration.fit(one, misled, one, labels, held_out="rows")
+    signal, labels = scores(5)
+    misleading = -signal + np.random.default_rng(6).normal(0, 0.5, len(signal))
+    calibration = Calibration.fit(signal, misleading, signal, labels, held_out="rows")
     steps = np.linspace(-3, 3, 7)
     assert np.ptp(calibration.decision_function(np.zeros(7), steps)) == 0
     assert (np.diff(calibration.decision_function(steps, np.zeros(7))) > 0).all()
-    nothing = Calibration.fit(misled, misled, one, labels, held_out="rows")
-    assert nothing.decision_function(steps, steps).tolist() == [0] * 7
-    assert nothing.prediction_sets(np.zeros(1), 0.05).tolist() == [[True, True]]
+    ignored = Calibration.fit(misleading, misleading, signal, labels, held_out="rows")
+    assert ignored.decision_function(steps, steps).tolist() == [0] * 7
+    assert ignored.prediction_sets(np.zeros(1), 0.05).tolist() == [[True, True]]
 
 
 @settings(max_examples=25, deadline=None)
@@ -336,9 +340,9 @@ def test_misleading_signal_is_ignored_and_not_inverted() -> None:
 def test_score_never_falls_as_a_signal_rises(seed: int, a: float, b: float) -> None:
     rng = np.random.default_rng(seed)
     labels = np.arange(60) % 2
-    common = rng.normal(size=60)
-    svm, near = (x * labels + common + rng.normal(size=60) / 3 for x in (a, b))
-    calibration = Calibration.fit(svm, near, near, labels, held_out="rows")
+    shared = rng.normal(size=60)
+    svm, neighbors = (x * labels + shared + rng.normal(size=60) / 3 for x in (a, b))
+    calibration = Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows")
     steps = np.linspace(-5, 5, 11)
     for value in (
         calibration.decision_function(steps, np.zeros(11)),
@@ -387,9 +391,11 @@ def test_file_stored_as_real_and_as_fake_names_all_its_rows(detector: VectorDete
     digest = block("gan_a", 1).rows.digests
     with store.writer() as writer:
         for source, rows in (("camera_a", 3), ("gan_a", 3), ("camera_b", 12)):
-            made = block(source, rows)
-            same = np.concatenate([made.rows.digests[:1], np.repeat(digest, rows - 1)])  # all but the first one
-            writer.append(replace(made, rows=replace(made.rows, digests=same)))
+            block_of_source = block(source, rows)
+            digests = np.concatenate(
+                [block_of_source.rows.digests[:1], np.repeat(digest, rows - 1)]
+            )  # of all rows but the first
+            writer.append(replace(block_of_source, rows=replace(block_of_source.rows, digests=digests)))
     bank = Bank.from_snapshot(store.snapshot())
     [verdict] = VectorDetector(detector.head, bank, detector.calibration).judge(["x"], drawn("gan_a", 1), digest)
     assert [(row.key, row.label, row.source) for row in verdict.stored][:5] == [
@@ -441,11 +447,11 @@ def test_reported_changes_occur_when_the_rows_are_removed(
 
 def test_higher_error_rate_rules_out_more(detector: VectorDetector) -> None:
     mixed = drawn("gan_a", 60, seed=8) + drawn("camera_b", 60, seed=9)
-    left = [
+    possible = [
         sum(len(v.possible) for v in detector.judge(["x"] * 60, mixed, options=QueryOptions(error=e, changes=False)))
         for e in (0.01, 0.05, 0.3)
     ]
-    assert left[0] > left[1] > left[2]
+    assert possible[0] > possible[1] > possible[2]
 
 
 def test_exceeded_error_rate_is_reported() -> None:
@@ -463,12 +469,12 @@ def test_exceeded_error_rate_is_reported() -> None:
 
 @pytest.mark.parametrize(("calibrated", "real", "fake"), [(40, 2000, 2000), (4000, 3000, 60)])
 def test_valid_error_rate_is_seldom_reported_as_exceeded(calibrated: int, real: int, fake: int) -> None:
-    predicted = 0
+    broken = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
         labels = np.repeat([0, 1], [real, fake])
-        known = np.repeat([0, 1], [calibrated, calibrated])
-        calibration = Calibration.fit(*[rng.normal(known, 1.0)] * 3, known, held_out="rows")  # type: ignore[arg-type, misc]
+        calibration_labels = np.repeat([0, 1], [calibrated, calibrated])
+        calibration = Calibration.fit(*[rng.normal(calibration_labels, 1.0)] * 3, calibration_labels, held_out="rows")  # type: ignore[arg-type, misc]
         signals = SignalTable(  # type: ignore[call-arg]
             *[rng.normal(labels, 1.0)] * 3,  # type: ignore[arg-type]
             labels,
@@ -476,8 +482,8 @@ def test_valid_error_rate_is_seldom_reported_as_exceeded(calibrated: int, real: 
             np.zeros(real + fake, int),
         )
         possible = calibration.prediction_sets(calibration.decision_function(signals.svm, signals.neighbors), 0.05)
-        predicted += CoverageReport.measure(signals, possible, 0.05, calibration.rows).broken
-    assert predicted <= 20
+        broken += CoverageReport.measure(signals, possible, 0.05, calibration.rows).broken
+    assert broken <= 20
 
 
 def test_too_few_rows_to_answer_are_reported(tmp_path: Path) -> None:
@@ -506,10 +512,10 @@ def test_probabilities_are_measured_at_the_share_of_test_fakes(tmp_path: Path) -
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             writer.append(Block(SPACE, rows, vectors.astype(np.float32)))
     snapshot = store.snapshot()
-    found = calibrate(snapshot, train(snapshot, OPTIONS).head, OPTIONS).test
-    assert found.fake > 8 * found.real
-    assert found.brier is not None and found.brier < 0.12  # of a coin that knows the share: 0.09
-    assert found.ece is not None and found.ece < 0.1
+    metrics = calibrate(snapshot, train(snapshot, OPTIONS).head, OPTIONS).test
+    assert metrics.fake > 8 * metrics.real
+    assert metrics.brier is not None and metrics.brier < 0.12  # 0.09 for a constant prediction of the share
+    assert metrics.ece is not None and metrics.ece < 0.1
 
 
 @pytest.mark.parametrize(("error", "message"), [(0.05, " 5%"), (0.005, " 0.5%"), (0.0001, " 0.01%"), (0.125, " 12.5%")])
@@ -521,7 +527,7 @@ def test_error_rate_is_printed_without_rounding(error: float, message: str) -> N
 
 @pytest.mark.parametrize("seed", range(4))
 def test_small_store_is_calibrated_for_any_seed(tmp_path: Path, seed: int) -> None:
-    """With a generator left out, three or four rows are left to choose when to stop: perhaps of one class only."""
+    """With a generator left out, only three or four validation rows remain, possibly of one class only."""
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
         writer.append(block("camera_a", 30, seed))
@@ -543,8 +549,8 @@ def test_copies_of_a_file_are_in_one_fold(tmp_path: Path) -> None:
     folds = generator_folds(snapshot, np.zeros(len(snapshot), np.int8), seed=0)
     assert folds is not None
     digests = snapshot.column("digests").tolist()
-    of_file = {digest: {int(folds[i]) for i, one in enumerate(digests) if one == digest} for digest in set(digests)}
-    assert {len(found) for found in of_file.values()} == {1}
+    of_file = {digest: {int(folds[i]) for i, other in enumerate(digests) if other == digest} for digest in set(digests)}
+    assert {len(folds_of_file) for folds_of_file in of_file.values()} == {1}
 
 
 def test_training_is_reproducible(store: Store, detector: VectorDetector) -> None:
@@ -555,10 +561,10 @@ def test_training_is_reproducible(store: Store, detector: VectorDetector) -> Non
 
 def test_verdict_that_flips_on_a_degraded_copy_is_unsure(detector: VectorDetector) -> None:
     [verdict] = [v for v in detector.judge(["x"] * 20, drawn("gan_b", 20, seed=5)) if v.verdict == "fake"][:1]
-    real, question = drawn("camera_a", 1, seed=5)[0], QueryOptions()
-    result = detector.check_stability(verdict, {"after JPEG": real}, b"", question)
+    real, options = drawn("camera_a", 1, seed=5)[0], QueryOptions()
+    result = detector.check_stability(verdict, {"after JPEG": real}, b"", options)
     assert result.verdict == "unsure"
     assert "is not stable" in result.reasons[0]
-    same = detector.check_stability(verdict, {"after JPEG": drawn("gan_b", 1, seed=5)[0]}, b"", question)
+    same = detector.check_stability(verdict, {"after JPEG": drawn("gan_b", 1, seed=5)[0]}, b"", options)
     assert same.views
     assert same.verdict in ("fake", "unsure")
