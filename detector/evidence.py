@@ -1,6 +1,6 @@
 """Evidence: the labelled rows nearest to a query, equally many of each class, without copies.
 
-Copies of a picture count once, and the queried file itself never counts.
+Copies of an image count once, and the queried file itself never counts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class EvidenceOptions:
 
     k: int = 9  # neighbours of each class, at most; calibrations assume nine, with fewer a verdict is slightly too sure
     per_source: int = 5  # neighbours of one source, at most
-    duplicate: float = 0.9999  # cosine similarity above which two rows are copies of one picture
+    duplicate: float = 0.9999  # cosine similarity above which two rows are copies of one image
     max_candidates: int = 2048  # rows fetched for a query, at most: all pairs of them are compared
 
 
@@ -76,10 +76,10 @@ class Candidates:
 
     def take(self, queries: Sequence[int] | npt.NDArray[np.int64]) -> Candidates:
         """Select the candidates of some of the queries."""
-        copies = {place: self.copies[query] for place, query in enumerate(queries) if query in self.copies}
+        copies = {position: self.copies[query] for position, query in enumerate(queries) if query in self.copies}
         rows = np.asarray(queries, np.int64)
-        found = Matches(self.matches.rows[rows], self.matches.similarity[rows])
-        return Candidates(found, self.present[rows], copies, self.sources[rows], self.complete)
+        matches = Matches(self.matches.rows[rows], self.matches.similarity[rows])
+        return Candidates(matches, self.present[rows], copies, self.sources[rows], self.complete)
 
     @cached_property
     def unique(self) -> Mask:
@@ -110,8 +110,8 @@ class Candidates:
         order = np.argsort(~unique, axis=1, kind="stable")[:, : self.matches.k]
         kept, width = np.take_along_axis(unique, order, 1), order.shape[1]
         copies = {query: self.copies[query] for query in self.copies.keys() - set(queries.tolist())}
-        found = Matches(self.matches.rows.copy(), self.matches.similarity.copy())
-        result = Candidates(found, self.present.copy(), copies, self.sources.copy(), self.complete)
+        matches = Matches(self.matches.rows.copy(), self.matches.similarity.copy())
+        result = Candidates(matches, self.present.copy(), copies, self.sources.copy(), self.complete)
         result.present[queries] = False
         result.present[queries, :width] = kept
         result.matches.rows[queries, :width] = np.take_along_axis(more.matches.rows, order, 1)
@@ -285,7 +285,7 @@ def without_copies(present: Mask, copies: Mask) -> Mask:
     Parameters
     ----------
     present : (candidates,) bool, candidates nearest first
-    copies : (candidates, candidates) bool, which pairs are copies of one picture
+    copies : (candidates, candidates) bool, which pairs are copies of one image
     """
     nearer = np.tri(len(present), k=-1, dtype=bool)
     return np.asarray(present & ~(copies & nearer & present).any(1))

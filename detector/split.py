@@ -76,8 +76,8 @@ class Split:
     def parts_of(self, keys: Sequence[str] | Names) -> Parts:
         """(n,) int8 part of each key: 0 train, 1 validation, 2 test, -1 for a key that is not in the split."""
         hashes = hash_keys(keys)
-        place = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
-        return np.where(self.hashes[place] == hashes, self.parts[place], NONE).astype(np.int8)
+        position = np.minimum(np.searchsorted(self.hashes, hashes), len(self.hashes) - 1)
+        return np.where(self.hashes[position] == hashes, self.parts[position], NONE).astype(np.int8)
 
     @property
     def counts(self) -> dict[str, int]:

@@ -66,14 +66,14 @@ class Vocabulary:
                 f"give one for each image, or use mode 'zero-shot'"
             )
         wanted = np.asarray(given, TEXT)
-        place = np.minimum(np.searchsorted(self.categories, wanted), len(self) - 1)
+        position = np.minimum(np.searchsorted(self.categories, wanted), len(self) - 1)
         empty = wanted == ""
-        missing = (self.categories[place] != wanted) & ~empty
+        missing = (self.categories[position] != wanted) & ~empty
         if missing.any():
             raise HeadError(
                 f"no text vector of category {wanted[missing][0]!r} is stored; the stored ones are"
                 f" {', '.join(self.categories[:12].tolist())}{' …' if len(self) > 12 else ''}"
             )
         if empty.any():
-            place[empty] = self.nearest(np.asarray(vectors)[empty])
-        return self.vectors[place]
+            position[empty] = self.nearest(np.asarray(vectors)[empty])
+        return self.vectors[position]

@@ -20,7 +20,7 @@ from ...detector.metrics import auc
 from ...detector.split import PARTS
 from ...detector.training.calibrate import FITTED_ON, SignalTable
 from ...detector.training.examples import Examples, subsample
-from ...detector.training.train import TrainOptions, fit_head, make_split
+from ...detector.training.train import TrainingSet, TrainOptions, fit_head, make_split
 from ...store.records import FAKE, REAL
 from ...store.store import Store
 from ..common import command
@@ -40,18 +40,15 @@ def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
     result: dict[str, Any] = {"store": store.folder.name, "rows": len(snapshot), "added": list(ADDED), "generators": {}}
     for name in names:
         own = generators == name
-        train, choosing = (np.flatnonzero((parts == PARTS[part]) & ~own) for part in ("train", "validation"))
-        learning = subsample(train, labels[train], FITTED_ON, seed)
-        head, _ = fit_head(
-            snapshot,
-            split,
-            Examples.from_snapshot(snapshot, learning),
-            Examples.from_snapshot(snapshot, choosing),
-            options,
+        train, validation = (np.flatnonzero((parts == PARTS[part]) & ~own) for part in ("train", "validation"))
+        train = subsample(train, labels[train], FITTED_ON, seed)
+        training_set = TrainingSet(
+            snapshot, split, Examples.from_snapshot(snapshot, train), Examples.from_snapshot(snapshot, validation)
         )
-        everyone = (parts == PARTS["train"]) & ~own
-        bank = Bank.from_snapshot(snapshot, EvidenceOptions(), where=everyone)
-        calibration = SignalTable.read(head, bank, choosing).calibrated("rows", seed)
+        head, _ = fit_head(training_set, options)
+        others = (parts == PARTS["train"]) & ~own
+        bank = Bank.from_snapshot(snapshot, EvidenceOptions(), where=others)
+        calibration = SignalTable.read(head, bank, validation).calibrated("rows", seed)
         test = positions["test"]
         queries = {"own": test[own[test] | (labels[test] == REAL)], "others": test[~own[test]]}
         vectors = {who: snapshot.vectors(rows) for who, rows in queries.items()}
@@ -62,7 +59,7 @@ def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
             found: dict[str, list[float]] = {key: [] for key in outcome}
             for draw in range(DRAWS if count else 1):
                 chosen = np.random.default_rng([seed, draw, count]).permutation(pool)[:count]
-                where = everyone.copy()
+                where = others.copy()
                 where[chosen] = True
                 now = Bank.from_snapshot(snapshot, EvidenceOptions(), where=where)
                 for who, rows in queries.items():

@@ -94,7 +94,7 @@ def _anew(snapshot: Snapshot, head: rules.Kind, cell: rules.PairResult) -> float
         banks = [snapshot.vectors(learned & (labels == label)) for label in (REAL, FAKE)]
         for mask in classes:
             members = np.flatnonzero(mask)
-            queries = snapshot.vectors(subsample(members, labels[members], max(rules.ASKED // len(names), 1), 0))
+            queries = snapshot.vectors(subsample(members, labels[members], max(rules.QUERIES // len(names), 1), 0))
             real, fake = (neighbors(queries, bank, rules.K).mean_similarity() for bank in banks)
             scores.append(fake - real)
     truth = np.repeat([REAL, FAKE], [len(part) for part in scores])

@@ -4,7 +4,7 @@ Each size is trained in a new process, on synthetic rows that no head can separa
 of the process itself; `peak_mib` includes mapped pages of the store's files, which the system can reclaim. Above
 `clipfake.detector.training.svm_training.EXACT` rows the SVM is trained with the Nyström approximation. It and the
 triplet projection are trained on all training rows, baselines on at most
-`clipfake.detector.training.train.LEARNED` of them.
+`clipfake.detector.training.train.BASELINE_ROWS` of them.
 
 With `--nystroem ROWS` the exact and the approximate SVM are trained on the same projected rows: test accuracy of each,
 and how often they agree.
@@ -108,7 +108,7 @@ def measured(folder: str, epochs: int, baselines: Sequence[str], calibration: bo
         trained = train(snapshot, options, watch.part)
         if calibration:
             watch.part("calibration")
-            calibrate(snapshot, trained.head, options, progress=watch.part)
+            calibrate(snapshot, trained.head, options, on_progress=watch.part)
         seconds = time.perf_counter() - began
     metrics = {name: one.metrics["test"] for name, one in trained.baselines.items()}
     metrics["head"] = trained.metrics["test"]

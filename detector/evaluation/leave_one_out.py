@@ -1,8 +1,8 @@
-"""The atlas: how a head does on every generator and every real source it has never seen, without fitting it anew.
+"""Leave-one-out: how well a head works on each generator and each real source that it has not seen, without refitting.
 
-A ridge head needs only sums over its rows: their number, Σx and Σxxᵀ. Sums of a source are taken off the sums of all,
-which is what refitting without it would give. Of the nearest-neighbour rule, neighbours of a left-out source are
-dropped, which is what a bank without it would answer.
+A ridge head is fitted from sums over its rows: their number, Σx and Σxxᵀ. Subtracting the sums of a source gives the
+same head as refitting without it. For the nearest-neighbour rule, the neighbours of a left-out source are dropped,
+which gives the same score as a bank without it.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import NotEnoughRows
-from ...store.records import FAKE, REAL, Ints, Mask, Vectors
+from ...store.records import FAKE, REAL, Mask, Vectors
 from ...store.search.matches import Matches, Positions
 from ...store.search.prepared_filter import PreparedFilter
 from ...store.snapshot import Snapshot
@@ -24,10 +24,10 @@ from ..training.examples import subsample
 from ..training.triplet import require_choice
 from .ridge import batches, by_source, group_sums, ridge, total_of, with_constant
 
-VALIDATION = 4000  # rows, at most and a tenth: they choose thresholds and are in no sum
+HELD_OUT = 4000  # rows that choose thresholds and are not trained on, at most; never more than a tenth of all rows
 K = 9  # neighbours of each class
-OVER = 8  # times K are fetched, as those of a source will be dropped
-ASKED = 6000  # rows that neighbours are looked up for; of those held out, a quarter as many
+OVERSAMPLING = 8  # neighbours fetched for each of the K, since those of the left-out source are dropped
+QUERIES = 6000  # rows whose neighbours are searched, at most; a quarter as many of the held-out rows
 
 Kind = Literal["ridge", "knn"]
 TITLES: dict[Kind, str] = {"ridge": "A ridge head", "knn": "The nearest-neighbour rule"}
@@ -35,14 +35,14 @@ TITLES: dict[Kind, str] = {"ridge": "A ridge head", "knn": "The nearest-neighbou
 
 @dataclass(frozen=True)
 class PairResult:
-    """A generator and a real source that the head had never seen, told apart by it."""
+    """How well a head separates a generator and a real source that it has not seen."""
 
     generator: str
     real: str
-    n: int
+    n: int  # number of rows
     auc: float
-    accuracy: float  # at the threshold chosen on rows of the others; the mean of both classes' shares of right answers
-    oracle: float  # the same at the best threshold for these very rows
+    accuracy: float  # balanced accuracy at the threshold chosen on rows of the other sources
+    oracle: float  # balanced accuracy at the best threshold for these rows: an upper bound
 
     def to_dict(self) -> dict[str, Any]:
         return vars(self) | {name: round(getattr(self, name), 4) for name in ("auc", "accuracy", "oracle")}
@@ -50,12 +50,12 @@ class PairResult:
 
 @dataclass(frozen=True)
 class LeaveOneOut:
-    """Results for all pairs, and what a random split would have promised."""
+    """Results for all pairs of a generator and a real source, beside that of a random split."""
 
     cells: tuple[PairResult, ...]
     generators: tuple[str, ...]
     reals: tuple[str, ...]
-    random_auc: float  # of rows held out at random, their sources known
+    random_auc: float  # on rows held out at random, whose sources the head has seen
     rows: int
     snapshot: int
     head: Kind = "ridge"
@@ -67,6 +67,7 @@ class LeaveOneOut:
 
     @property
     def optimism(self) -> float:
+        """How much higher the AUC of a random split is."""
         return self.random_auc - self.mean_auc
 
     @property
@@ -74,15 +75,15 @@ class LeaveOneOut:
         """Summary in one sentence."""
         worst = min(self.cells, key=lambda cell: cell.auc)
         return (
-            f"{TITLES[self.head]}: a random split promises an AUC of {self.random_auc:.3f}; on sources never seen it "
-            f"is {self.mean_auc:.3f} on average, an optimism of {self.optimism:.3f}. Worst is {worst.generator} "
+            f"{TITLES[self.head]}: a random split gives an AUC of {self.random_auc:.3f}, unseen sources give "
+            f"{self.mean_auc:.3f} on average, an optimism of {self.optimism:.3f}. The worst pair is {worst.generator} "
             f"against {worst.real}: {worst.auc:.3f}."
         )
 
-    def table(self, what: str = "auc") -> npt.NDArray[np.float64]:
-        """(generators, reals) one figure of every cell."""
-        found = {(cell.generator, cell.real): getattr(cell, what) for cell in self.cells}
-        return np.array([[found[generator, real] for real in self.reals] for generator in self.generators])
+    def table(self, metric: str = "auc") -> npt.NDArray[np.float64]:
+        """(generators, reals) values of one metric."""
+        values = {(cell.generator, cell.real): getattr(cell, metric) for cell in self.cells}
+        return np.array([[values[generator, real] for real in self.reals] for generator in self.generators])
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -98,63 +99,63 @@ class LeaveOneOut:
 
 
 def leave_one_out(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) -> LeaveOneOut:
-    """Every generator against every real source, each pair left out of the head that judges it. Reads rows twice.
+    """Score each pair of a generator and a real source by a head that was fitted without both. Reads rows twice.
 
-    A source that holds both classes counts once as a generator and once as a real source.
+    A source that holds both classes counts as a generator and as a real source.
 
     Parameters
     ----------
-    head : "ridge" scores all rows; "knn", the difference of mean similarities to the `K` nearest fake and real rows,
-        at most `ASKED` of them, the same number of each source
+    head : "ridge" scores all rows; "knn", the difference of the mean similarities to the `K` nearest fake and real
+        rows, scores at most `QUERIES` rows, equally many of each source
 
     Raises
     ------
     NotEnoughRows
-        Fewer than two generators or two real sources: with one left out there is nothing to learn from.
+        There are fewer than two generators or two real sources, so that none can be left out.
     """
     require_choice(head, "head", get_args(Kind))
     groups, names = by_source(snapshot)
     reals, fakes = ([name for name in names if name[0] == label] for label in (REAL, FAKE))
     if min(len(reals), len(fakes)) < 2:
         raise NotEnoughRows(
-            f"to leave one out takes two generators and two real sources; here are {len(fakes)} and {len(reals)}. "
-            f"Index another folder of what is missing"
+            f"leaving one out needs at least two generators and two real sources, found {len(fakes)} and {len(reals)}; "
+            f"index more folders"
         )
-    labels, known = snapshot.column("labels"), np.flatnonzero(groups >= 0)
-    held, learned = held_out(groups, seed), groups >= 0
-    learned[held] = False
+    labels = snapshot.column("labels")
+    held, trained = held_out(groups, seed), groups >= 0
+    trained[held] = False
     pairs = [(f, r) for f, g in enumerate(names) if g[0] == FAKE for r, h in enumerate(names) if h[0] == REAL]
-    layout = SourceGroups(snapshot, groups, names, pairs, learned, held)
-    scores = _ridge_scores(layout) if head == "ridge" else _knn_scores(layout, seed)
-    truth, own = labels[scores.held], groups[scores.held]
+    sources = SourceGroups(snapshot, groups, names, pairs, trained, held)
+    scores = _ridge_scores(sources) if head == "ridge" else _knn_scores(sources, seed)
+    truth = labels[scores.held]
     return LeaveOneOut(
-        tuple(_cell(layout, scores, i, truth, own) for i in range(len(pairs))),
+        tuple(_pair_result(sources, scores, i) for i in range(len(pairs))),
         tuple(name for _, name in fakes),
         tuple(name for _, name in reals),
         auc(truth, scores.validation[:, -1]) or 0.0,
-        len(known),
+        int((groups >= 0).sum()),
         snapshot.number,
         head,
     )
 
 
 def held_out(groups: npt.NDArray[np.int64], seed: int) -> Positions:
-    """Positions of the rows that choose thresholds: some of every group, but not the only row of one."""
-    known = np.flatnonzero(groups >= 0)
-    several = known[np.bincount(groups[known])[groups[known]] > 1]
-    return subsample(several, groups[several], min(VALIDATION, len(known) // 10), seed)
+    """Positions of the rows that choose thresholds: some of every group, except of groups with a single row."""
+    labelled = np.flatnonzero(groups >= 0)
+    several = labelled[np.bincount(groups[labelled])[groups[labelled]] > 1]
+    return subsample(several, groups[several], min(HELD_OUT, len(labelled) // 10), seed)
 
 
 @dataclass(frozen=True)
 class SourceGroups:
-    """Assignment of rows to the pairs that are left out."""
+    """Rows grouped by class and source, and the pairs of groups that are left out."""
 
     snapshot: Snapshot
-    groups: npt.NDArray[np.int64]  # (rows,) which (label, source) a row is of, -1 for rows without a label
-    names: list[tuple[int, str]]  # of the groups
-    pairs: list[tuple[int, int]]  # a fake group and a real one, left out together
-    learned: Mask  # (rows,) with a label, and not held out
-    held: npt.NDArray[np.int64]  # positions of rows that choose thresholds
+    groups: npt.NDArray[np.int64]  # (rows,) number of each row's group, -1 for rows without a label
+    names: list[tuple[int, str]]  # (label, source) of each group
+    pairs: list[tuple[int, int]]  # fake group and real group that are left out together
+    trained: Mask  # (rows,) True for a row with a label that is not held out
+    held: Positions  # rows that choose thresholds
 
     def members(self, label: int) -> list[int]:
         """The groups of a class."""
@@ -165,84 +166,86 @@ class SourceGroups:
 class HeldOutScores:
     """Scores by heads that were fitted without the pairs."""
 
-    # of each group, which is left out: (rows, groups of the other class) by which of them is left out with it
+    # for each group: (rows, groups of the other class) scores of its rows, one column for each left-out partner
     own: Sequence[npt.NDArray[Any]]
-    held: npt.NDArray[np.int64]  # positions
-    validation: npt.NDArray[np.float64]  # (held, pairs + 1), the last by the head that nothing was left out of
+    held: Positions
+    validation: npt.NDArray[np.float64]  # (held, pairs + 1), the last column by the head without a left-out pair
 
 
-def _cell(layout: SourceGroups, scores: HeldOutScores, i: int, truth: Ints, own: npt.NDArray[np.int64]) -> PairResult:
-    f, r = layout.pairs[i]
-    fake = scores.own[f][:, layout.members(REAL).index(r)].astype(np.float64)
-    real = scores.own[r][:, layout.members(FAKE).index(f)].astype(np.float64)
+def _pair_result(sources: SourceGroups, scores: HeldOutScores, i: int) -> PairResult:
+    """Measure the head of pair `i` on the rows of the pair."""
+    f, r = sources.pairs[i]
+    fake = scores.own[f][:, sources.members(REAL).index(r)].astype(np.float64)
+    real = scores.own[r][:, sources.members(FAKE).index(f)].astype(np.float64)
     both, labels = np.concatenate([real, fake]), np.repeat([REAL, FAKE], [len(real), len(fake)])
-    others = ~np.isin(own, (f, r))
-    threshold = 0.0  # which is what the heads themselves aim at
+    truth = sources.snapshot.column("labels")[scores.held]
+    others = ~np.isin(sources.groups[scores.held], (f, r))
+    threshold = 0.0  # the heads' own, if the other sources' rows are of one class
     if len(np.unique(truth[others])) == 2:
         threshold = best_threshold(truth[others], scores.validation[others, i], balanced=True)[0]
-    right = ((real <= threshold).mean() + (fake > threshold).mean()) / 2
-    names = layout.names[f][1], layout.names[r][1]
+    accuracy = ((real <= threshold).mean() + (fake > threshold).mean()) / 2
+    names = sources.names[f][1], sources.names[r][1]
     oracle = best_threshold(labels, both, balanced=True)[1]
-    return PairResult(*names, len(both), auc(labels, both) or 0.0, float(right), oracle)
+    return PairResult(*names, len(both), auc(labels, both) or 0.0, float(accuracy), oracle)
 
 
-def _ridge_scores(layout: SourceGroups) -> HeldOutScores:
-    snapshot, groups, pairs = layout.snapshot, layout.groups, layout.pairs
-    sums = group_sums(snapshot, np.where(layout.learned, groups, -1), len(layout.names))
-    total = {label: total_of([sums[g] for g in layout.members(label)]) for label in (REAL, FAKE)}
+def _ridge_scores(sources: SourceGroups) -> HeldOutScores:
+    snapshot, groups, pairs = sources.snapshot, sources.groups, sources.pairs
+    sums = group_sums(snapshot, np.where(sources.trained, groups, -1), len(sources.names))
+    total = {label: total_of([sums[g] for g in sources.members(label)]) for label in (REAL, FAKE)}
     heads = np.stack([ridge(total[REAL] - sums[r], total[FAKE] - sums[f]) for f, r in pairs])
-    found: list[list[npt.NDArray[np.float32]]] = [[] for _ in layout.names]
-    of_group = [[i for i, pair in enumerate(pairs) if group in pair] for group in range(len(layout.names))]
+    scores: list[list[npt.NDArray[np.float32]]] = [[] for _ in sources.names]
+    pairs_of = [[i for i, pair in enumerate(pairs) if group in pair] for group in range(len(sources.names))]
     for positions, vectors in batches(snapshot, np.flatnonzero(groups >= 0)):
         for group in np.unique(groups[positions]):
             x = with_constant(vectors[groups[positions] == group])
-            found[group].append((x @ heads[of_group[group]].T).astype(np.float32))
-    validation = with_constant(snapshot.vectors(layout.held)) @ np.vstack([heads, ridge(total[REAL], total[FAKE])]).T
-    return HeldOutScores([np.concatenate(parts) for parts in found], layout.held, validation)
+            scores[group].append((x @ heads[pairs_of[group]].T).astype(np.float32))
+    validation = with_constant(snapshot.vectors(sources.held)) @ np.vstack([heads, ridge(total[REAL], total[FAKE])]).T
+    return HeldOutScores([np.concatenate(parts) for parts in scores], sources.held, validation)
 
 
-def _knn_scores(layout: SourceGroups, seed: int) -> HeldOutScores:
-    """One search a row: far more neighbours than are needed, of which those of a left-out source are then dropped.
+def _knn_scores(sources: SourceGroups, seed: int) -> HeldOutScores:
+    """Search once for each row, for more neighbours than needed, then drop those of each left-out source.
 
-    The row's own source is left out of the search itself, as most of the nearest would be its.
+    The row's own source is excluded from the search, as most of the nearest rows would belong to it.
     """
-    snapshot, groups = layout.snapshot, layout.groups
+    snapshot, groups = sources.snapshot, sources.groups
     labels = snapshot.column("labels")
-    banks = {label: snapshot.prepare_filter(layout.learned & (labels == label)) for label in (REAL, FAKE)}
-    reals, fakes = layout.members(REAL), layout.members(FAKE)
+    banks = {label: snapshot.prepare_filter(sources.trained & (labels == label)) for label in (REAL, FAKE)}
+    reals, fakes = sources.members(REAL), sources.members(FAKE)
     own = []
-    for group, (label, _) in enumerate(layout.names):
+    for group, (label, _) in enumerate(sources.names):
         members = np.flatnonzero(groups == group)
-        queries = subsample(members, labels[members], max(ASKED // len(layout.names), 1), seed)
+        queries = subsample(members, labels[members], max(QUERIES // len(sources.names), 1), seed)
         vectors = snapshot.vectors(queries)
-        rest = snapshot.prepare_filter(layout.learned & (labels == label) & (groups != group))
-        same, other = snapshot.search_each(vectors, OVER * K, [rest, banks[1 - label]], recall=1)
-        near = _nearest_without(layout, vectors, same, rest, [-1])
-        far = _nearest_without(layout, vectors, other, banks[1 - label], fakes if label == REAL else reals)
-        own.append(near - far if label == FAKE else far - near)
-    held = subsample(layout.held, groups[layout.held], ASKED // 4, seed)
+        rest = snapshot.prepare_filter(sources.trained & (labels == label) & (groups != group))
+        same, other = snapshot.search_each(vectors, OVERSAMPLING * K, [rest, banks[1 - label]], recall=1)
+        to_same = _mean_similarity(sources, vectors, same, rest, [-1])
+        to_other = _mean_similarity(sources, vectors, other, banks[1 - label], fakes if label == REAL else reals)
+        own.append(to_same - to_other if label == FAKE else to_other - to_same)
+    held = subsample(sources.held, groups[sources.held], QUERIES // 4, seed)
     vectors = snapshot.vectors(held)
-    found = snapshot.search_each(vectors, OVER * K, [banks[REAL], banks[FAKE]], recall=1)
-    real = _nearest_without(layout, vectors, found[0], banks[REAL], [*reals, -1])
-    fake = _nearest_without(layout, vectors, found[1], banks[FAKE], [*fakes, -1])
-    validation = [fake[:, fakes.index(f)] - real[:, reals.index(r)] for f, r in layout.pairs]
+    of_real, of_fake = snapshot.search_each(vectors, OVERSAMPLING * K, [banks[REAL], banks[FAKE]], recall=1)
+    real = _mean_similarity(sources, vectors, of_real, banks[REAL], [*reals, -1])
+    fake = _mean_similarity(sources, vectors, of_fake, banks[FAKE], [*fakes, -1])
+    validation = [fake[:, fakes.index(f)] - real[:, reals.index(r)] for f, r in sources.pairs]
     return HeldOutScores(own, held, np.stack([*validation, fake[:, -1] - real[:, -1]], axis=1))
 
 
-def _nearest_without(
-    layout: SourceGroups, vectors: Vectors, found: Matches, bank: PreparedFilter, left_out: list[int]
+def _mean_similarity(
+    sources: SourceGroups, vectors: Vectors, matches: Matches, bank: PreparedFilter, left_out: list[int]
 ) -> npt.NDArray[np.float64]:
-    """(queries, left_out) mean similarity of the K nearest rows of a bank that are not of a group, for each group."""
-    there, group = found.rows >= 0, layout.groups[np.maximum(found.rows, 0)]
+    """(queries, left_out) mean similarity of the K nearest rows of a bank without each of the groups, -1 for none."""
+    exists, groups = matches.rows >= 0, sources.groups[np.maximum(matches.rows, 0)]
     result = np.empty((len(vectors), len(left_out)))
-    for i, one in enumerate(left_out):
-        kept = there & (group != one)
+    for i, group in enumerate(left_out):
+        kept = exists & (groups != group)
         kept &= np.cumsum(kept, axis=1) <= K
-        result[:, i] = found.mean_similarity(kept)
+        result[:, i] = matches.mean_similarity(kept)
         short = np.flatnonzero(kept.sum(1) < K)
-        if len(short) and found.k < len(bank):  # nearly all that were fetched are of this group: search without it
-            where = layout.groups != one
-            rest = layout.snapshot.prepare_filter(where if bank.mask is None else where & bank.mask)
-            more = layout.snapshot.search(vectors[short], K, rest, recall=1)
+        if len(short) and matches.k < len(bank):  # nearly all matches are of this group: search again without it
+            others = sources.groups != group
+            rest = sources.snapshot.prepare_filter(others if bank.mask is None else others & bank.mask)
+            more = sources.snapshot.search(vectors[short], K, rest, recall=1)
             result[short, i] = more.mean_similarity()
     return result

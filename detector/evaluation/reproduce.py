@@ -1,4 +1,4 @@
-"""The report this grew from: what its ten tables say, the runs behind them, and those it leaves out."""
+"""Reproduction of the source paper: the figures of its ten tables, and the runs that give them."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ BACKBONES: dict[Backbone, str] = {"b32": "ViT-B/32", "b16": "ViT-B/16"}
 
 @dataclass(frozen=True)
 class PaperData:
-    """One of the report's data sets: folders of ArtiFact, and how many rows it used of them."""
+    """A data set of the paper: folders of ArtiFact, and the number of rows used."""
 
     name: str
     sources: tuple[str, ...]
-    rows: int  # half of them real
+    rows: int  # used by the paper, half of them real
 
 
 PAPER_DATA = {
@@ -44,7 +44,7 @@ SOURCES = PAPER_DATA["combined"].sources
 
 @dataclass(frozen=True)
 class PaperFigures:
-    """One column of a table, in per cent; of two classes as (real, fake), else the mean of both."""
+    """One column of a table, in per cent: (real, fake), or the mean of both classes alone."""
 
     precision: tuple[float, ...]
     recall: tuple[float, ...]
@@ -54,7 +54,7 @@ class PaperFigures:
 
 @dataclass(frozen=True)
 class PaperTable:
-    """One of the ten tables."""
+    """A table of the paper."""
 
     number: int
     backbone: Backbone
@@ -64,17 +64,18 @@ class PaperTable:
 
     @property
     def cell(self) -> str:
+        """Name of the run that reproduces it."""
         return f"{self.backbone}-{self.kind}-{self.data}"
 
 
-def _of(precision: Sequence[float], recall: Sequence[float], f1: Sequence[float]) -> dict[str, PaperFigures]:
-    """The three columns of tables 5 to 10: means over both classes, accuracy not given."""
+def _means(precision: Sequence[float], recall: Sequence[float], f1: Sequence[float]) -> dict[str, PaperFigures]:
+    """The three columns of tables 5 to 10: means of both classes, without accuracy."""
     per_part = zip(PARTS, precision, recall, f1, strict=True)
     return {part: PaperFigures((p,), (r,), (f,)) for part, p, r, f in per_part}
 
 
-# Tables 8 to 10 stand under "product": what is described there is the image's, the text's and their product's 128
-# dimensions side by side, brought back to 128, which is `triple` here.
+# The paper calls the heads of tables 8 to 10 "product", but describes image, text and their product, each of 128
+# dimensions, concatenated and projected back to 128, which is `triple` here.
 PAPER_TABLES = (
     PaperTable(
         1, "b32", "linear", "cycle_gan", {"train": PaperFigures((95.79, 94.87), (94.81, 95.83), (95.30, 95.35), 95.3)}
@@ -88,22 +89,28 @@ PAPER_TABLES = (
     PaperTable(
         4, "b32", "linear", "pro_gan", {"test": PaperFigures((91.62, 92.08), (92.13, 91.57), (91.87, 91.83), 91.85)}
     ),
-    PaperTable(5, "b16", "sum", "cycle_gan", _of((94.61, 93.68, 93.50), (94.60, 93.62, 93.49), (94.60, 93.62, 93.49))),
-    PaperTable(6, "b16", "sum", "pro_gan", _of((92.99, 92.25, 92.62), (92.98, 92.25, 92.61), (92.98, 92.25, 92.61))),
-    PaperTable(7, "b16", "sum", "combined", _of((91.46, 91.65, 91.25), (91.46, 91.65, 91.25), (91.46, 91.65, 91.25))),
     PaperTable(
-        8, "b16", "triple", "cycle_gan", _of((95.49, 95.39, 95.41), (95.48, 95.33, 95.40), (95.48, 95.33, 95.40))
+        5, "b16", "sum", "cycle_gan", _means((94.61, 93.68, 93.50), (94.60, 93.62, 93.49), (94.60, 93.62, 93.49))
     ),
-    PaperTable(9, "b16", "triple", "pro_gan", _of((90.83, 89.95, 90.49), (90.82, 89.95, 90.49), (90.82, 89.95, 90.49))),
+    PaperTable(6, "b16", "sum", "pro_gan", _means((92.99, 92.25, 92.62), (92.98, 92.25, 92.61), (92.98, 92.25, 92.61))),
     PaperTable(
-        10, "b16", "triple", "combined", _of((90.76, 91.07, 90.57), (90.75, 91.07, 90.57), (90.75, 91.07, 90.57))
+        7, "b16", "sum", "combined", _means((91.46, 91.65, 91.25), (91.46, 91.65, 91.25), (91.46, 91.65, 91.25))
+    ),
+    PaperTable(
+        8, "b16", "triple", "cycle_gan", _means((95.49, 95.39, 95.41), (95.48, 95.33, 95.40), (95.48, 95.33, 95.40))
+    ),
+    PaperTable(
+        9, "b16", "triple", "pro_gan", _means((90.83, 89.95, 90.49), (90.82, 89.95, 90.49), (90.82, 89.95, 90.49))
+    ),
+    PaperTable(
+        10, "b16", "triple", "combined", _means((90.76, 91.07, 90.57), (90.75, 91.07, 90.57), (90.75, 91.07, 90.57))
     ),
 )
 
 
 @dataclass(frozen=True)
 class PaperRun:
-    """One head: an encoder, a projection, and what it is trained on. Tested on its own rows and on the other sets'."""
+    """A run: one head of an encoder, a projection and a data set, tested on this and on the other data sets."""
 
     backbone: Backbone
     kind: str
@@ -115,7 +122,7 @@ class PaperRun:
 
     @property
     def tables(self) -> tuple[PaperTable, ...]:
-        """Tables of the paper that the run answers; () for a run that the paper left out."""
+        """Tables of the paper that the run reproduces; () for a run that is not in the paper."""
         return tuple(table for table in PAPER_TABLES if table.cell == self.name)
 
 
@@ -134,6 +141,7 @@ class PaperOptions:
     baselines: tuple[str, ...] = ("majority", "category_only", "linear_probe")
 
     def training(self, kind: str, data: str) -> TrainOptions:
+        """Training options for a kind of projection and a data set."""
         return TrainOptions(
             kind,
             TripletOptions(epochs=self.epochs),
@@ -145,19 +153,23 @@ class PaperOptions:
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """Outcome of a run, JSON throughout, since it is kept in a file of its own."""
+    """Outcome of a run, as JSON types, since it is saved in a file of its own."""
 
     cell: str
-    queries: dict[str, Any]  # what it depends on: run again only if this is another
-    rows: dict[str, int]  # real, fake, train, validation, test
-    parts: dict[str, Any]  # train, validation, test -> metrics, text heads with the stored categories as in the report
-    modes: dict[str, Any]  # of a text head: mode -> metrics of the test
-    elsewhere: dict[str, Any]  # another set -> metrics of its test rows
+    inputs: dict[str, Any]  # everything it depends on, see `run_inputs`; if this changes, the run is repeated
+    rows: dict[str, int]  # number of rows: real, fake, train, validation, test
+    parts: dict[
+        str, Any
+    ]  # train, validation, test -> metrics; of text heads with the stored categories, as in the paper
+    modes: dict[str, Any]  # for text heads: mode -> metrics of the test rows
+    elsewhere: dict[str, Any]  # other data set -> metrics of its test rows
     baselines: dict[str, Any]
     sentences: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """Convert to the JSON of the saved file, in which the inputs are named "asked"."""
+        fields = asdict(self)
+        return {"cell": fields.pop("cell"), "asked": fields.pop("inputs"), **fields}
 
 
 def run_inputs(snapshot: Snapshot, options: PaperOptions) -> dict[str, Any]:
@@ -167,13 +179,13 @@ def run_inputs(snapshot: Snapshot, options: PaperOptions) -> dict[str, Any]:
 
 
 def missing_data(snapshot: Snapshot, cell: PaperRun) -> str:
-    """Why a cell cannot be run on these rows, "" if it can."""
-    there = set(snapshot.column("sources").tolist())
-    if lacking := [source for source in PAPER_DATA[cell.data].sources if source not in there]:
-        return f"no rows of {' and '.join(lacking)}; name that folder of ArtiFact"
-    of_these = Filter(source=PAPER_DATA[cell.data].sources).mask(snapshot)
-    if not {REAL, FAKE} <= set(snapshot.column("labels")[of_these].tolist()):
-        return f"{PAPER_DATA[cell.data].name} has one class only"
+    """Why a run is impossible on these rows, "" if it is possible."""
+    stored = set(snapshot.column("sources").tolist())
+    if missing := [source for source in PAPER_DATA[cell.data].sources if source not in stored]:
+        return f"no rows of {' and '.join(missing)}; add that folder of ArtiFact"
+    of_data = Filter(source=PAPER_DATA[cell.data].sources).mask(snapshot)
+    if not {REAL, FAKE} <= set(snapshot.column("labels")[of_data].tolist()):
+        return f"{PAPER_DATA[cell.data].name} has rows of one class only"
     if cell.kind in FUSIONS and not snapshot.texts:
         return "its encoder has no text side"
     return ""
@@ -183,26 +195,26 @@ def run(
     snapshot: Snapshot,
     cell: PaperRun,
     options: PaperOptions = PaperOptions(),
-    progress: Callable[[str], None] | None = None,
+    on_progress: Callable[[str], None] | None = None,
 ) -> RunOutcome:
-    """Train one cell and measure it on its own rows and on the other sets' test rows; reads the store only.
+    """Train the head of a run, then measure it on its own rows and on the test rows of the other data sets.
 
     Raises
     ------
     NotEnoughRows
-        `missing_data` says why.
+        The run is impossible on these rows, see `missing_data`.
     """
     if why := missing_data(snapshot, cell):
         raise NotEnoughRows(f"{cell.name}: {why}")
     training = options.training(cell.kind, cell.data)
-    trained = train(snapshot, training, progress)
+    trained = train(snapshot, training, on_progress)
     head, (_, parts) = trained.head, make_split(snapshot, training)
     mode: Mode = "given" if head.projection.reads_text else "zero-shot"
     labels = snapshot.column("labels")
-    report = {part: evaluate_head(head, snapshot, parts[part], mode).to_dict() for part in PARTS}
+    metrics = {part: evaluate_head(head, snapshot, parts[part], mode).to_dict() for part in PARTS}
     modes: dict[str, Any] = {}
     if head.projection.reads_text:
-        modes = {way: evaluate_head(head, snapshot, parts["test"], way).to_dict() for way in MODES}
+        modes = {each: evaluate_head(head, snapshot, parts["test"], each).to_dict() for each in MODES}
     elsewhere = {}
     for other in PAPER_DATA:
         foreign = not set(PAPER_DATA[other].sources) & set(PAPER_DATA[cell.data].sources)
@@ -215,7 +227,7 @@ def run(
         cell.name,
         run_inputs(snapshot, options),
         counts | {part: len(parts[part]) for part in PARTS},
-        report,
+        metrics,
         modes,
         elsewhere,
         {name: baseline.to_dict() for name, baseline in trained.baselines.items()},
@@ -224,5 +236,5 @@ def run(
 
 
 def evaluate_head(head: Head, snapshot: Snapshot, positions: Positions, mode: Mode = "zero-shot") -> Metrics:
-    """A head's figures on some rows, with the categories of a text head taken from where `mode` says."""
+    """Measure a head on the rows at some positions; `mode` says where the categories for a text head come from."""
     return measure(snapshot.column("labels")[positions], decision_values(head, snapshot, positions, mode))

@@ -1,6 +1,6 @@
-"""Fitting heads from stored vectors.
+"""Fitting of heads on stored vectors.
 
-fit.py trains, calibrates and saves a detector; train.py fits a head on examples.py: triplet.py the projection,
-svm_training.py the classifier, nystroem.py for many rows; baselines.py are trained beside it under the names of
-baseline_names.py; calibrate.py measures it on left-out generators
+fit.py trains, calibrates and saves a detector. train.py fits a head on the rows of examples.py: triplet.py fits the
+projection, svm_training.py the classifier, nystroem.py the classifier for many rows. baselines.py holds the baselines,
+baseline_names.py their names. calibrate.py calibrates on left-out generators.
 """

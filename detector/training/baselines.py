@@ -21,19 +21,32 @@ Scorer = Callable[[Examples], npt.NDArray[np.float64]]  # (rows,) scores, above 
 Fit = Callable[[Examples, Examples, int], Scorer]  # of training rows, validation rows and a seed
 
 NEIGHBORS = (1, 3, 5, 9)
-STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3, 1.0, 10.0, 100.0)  # C of the linear probe
-STEPS, CLOSE = 8, 1e-4  # over all rows at most, and the relative change at which they end
-CELLS = 2**25  # similarities in memory at a time
+INVERSE_REGULARIZATION = (
+    1e-4,
+    3e-4,
+    1e-3,
+    3e-3,
+    1e-2,
+    3e-2,
+    0.1,
+    0.3,
+    1.0,
+    10.0,
+    100.0,
+)  # C of the linear probe, tried in turn
+NEWTON_STEPS = 8  # over all rows, at most
+TOLERANCE = 1e-4  # relative change of the weights at which Newton's method stops
+SIMILARITIES_IN_MEMORY = 2**25
 
 
 @dataclass(frozen=True)
 class BaselineResult:
     """A baseline's scores on the rows that the head is measured on."""
 
-    metrics: dict[str, Metrics]  # of "validation" and "test"
+    metrics: dict[str, Metrics]  # by part: "validation" and "test"
     test_scores: npt.NDArray[np.float64]  # (test rows,)
     threshold: float  # chosen on validation
-    fitted_on: int  # training rows
+    fitted_on: int  # number of training rows
     note: str = ""
 
     def to_dict(self) -> dict[str, Any]:
@@ -42,84 +55,102 @@ class BaselineResult:
 
 
 def majority(train: Examples, validation: Examples, seed: int) -> Scorer:
-    """The more frequent class of the training rows, whatever the picture."""
+    """Predict the more frequent class of the training rows for every image."""
     fake = float((train.labels == FAKE).mean())
     return lambda rows: np.full(len(rows), fake - 0.5)
 
 
 def category_only(train: Examples, validation: Examples, seed: int) -> Scorer:
-    """The log-odds of fake in the picture's category, one row of each class added (Laplace)."""
-    known, which, _ = distinct(train.categories)
-    fake = np.bincount(which, train.labels == FAKE, len(known)) + 1
-    real = np.bincount(which, train.labels == REAL, len(known)) + 1
-    odds = np.log(fake / real)
+    """Score an image by the log-odds of fake in its category, with one row of each class added (Laplace)."""
+    known, codes, _ = distinct(train.categories)
+    fake = np.bincount(codes, train.labels == FAKE, len(known)) + 1
+    real = np.bincount(codes, train.labels == REAL, len(known)) + 1
+    log_odds = np.log(fake / real)
 
     def score(rows: Examples) -> npt.NDArray[np.float64]:
-        place = np.minimum(np.searchsorted(known, rows.categories), len(known) - 1)
-        return np.where(known[place] == rows.categories, odds[place], 0.0)
+        position = np.minimum(np.searchsorted(known, rows.categories), len(known) - 1)
+        return np.where(known[position] == rows.categories, log_odds[position], 0.0)
 
     return score
 
 
 def file_facts(train: Examples, validation: Examples, seed: int) -> Scorer:
-    """Boosted trees on format, size, JPEG quality and bytes per pixel: how much the files alone give away."""
+    """Boosted trees on format, size, JPEG quality and bytes per pixel: what the files reveal without their pixels."""
     from sklearn.ensemble import HistGradientBoostingClassifier
 
-    # no early stopping: it would hold back training rows by a split of its own
+    # no early stopping: it would hold out some of the training rows
     trees = HistGradientBoostingClassifier(max_iter=100, max_leaf_nodes=15, early_stopping=False, random_state=seed)
     trees.fit(train.facts, train.labels)
     return lambda queries: np.asarray(trees.decision_function(queries.facts), np.float64)
 
 
-def linear_probe(train: Examples, validation: Examples, seed: int, everyone: Labelled | None = None) -> Scorer:
-    """Logistic regression on the stored vectors (Ojha et al. 2023), as strong as validation AUC likes it best.
+def linear_probe(train: Examples, validation: Examples, seed: int, all_rows: Labelled | None = None) -> Scorer:
+    """Logistic regression on the stored vectors (Ojha et al. 2023); C is chosen by validation AUC.
 
-    Where `train` are only some of the rows there are, `everyone` are all: they are gone through a piece at a time, from
-    what the some have taught.
+    Vectors are centred and divided by one number, so that C means the same for every encoder and the relative scale of
+    the directions is kept.
 
-    Vectors are centred and divided by one number, so that C means the same for every encoder while the directions
-    keep their proportions.
+    Parameters
+    ----------
+    all_rows : all training rows if `train` is a sample of them: the fit to the sample is refined on them, in batches
     """
     from sklearn.linear_model import LogisticRegression
 
-    middle = train.vectors.mean(0)
-    size = float(train.vectors.std(0).mean()) or 1.0
-    x, held = ((part.vectors - middle) / size for part in (train, validation))
-    best: tuple[float, Any, float, float] = (-1.0, None, 0.0, 1.0)
+    scaling = _Scaling(train.vectors.mean(0), float(train.vectors.std(0).mean()) or 1.0)
+    x, x_validation = (scaling(part.vectors) for part in (train, validation))
+    best_auc, best_c, weights = -1.0, 1.0, np.zeros(x.shape[1] + 1)
     model = LogisticRegression(warm_start=True, max_iter=2000)
-    for strength in STRENGTHS:
-        model.set_params(C=strength).fit(x, train.labels)
-        found = auc(validation.labels, held @ model.coef_[0]) or 0.0
-        if found > best[0]:
-            best = (found, model.coef_[0].astype(np.float64), float(model.intercept_[0]), strength)
-        elif found < best[0] - 0.02:  # past the best: less and less regularised only overfits, and takes longest
+    for c in INVERSE_REGULARIZATION:
+        model.set_params(C=c).fit(x, train.labels)
+        validation_auc = auc(validation.labels, x_validation @ model.coef_[0]) or 0.0
+        if validation_auc > best_auc:
+            best_auc, best_c = validation_auc, c
+            weights = np.append(model.coef_[0].astype(np.float64), float(model.intercept_[0]))
+        elif validation_auc < best_auc - 0.02:  # past the best: less regularization overfits more, and takes longest
             break
-    _, weights, intercept, strength = best
-    if everyone is not None:
-        weights, intercept = _refine(weights, intercept, strength, everyone, middle, size)
-    return lambda queries: np.asarray((queries.vectors - middle) @ (weights / size) + intercept, np.float64)
+    if all_rows is not None:
+        weights = _refine(weights, best_c, all_rows, scaling)
+    coefficients, intercept = weights[:-1] / scaling.scale, float(weights[-1])
+    return lambda queries: np.asarray((queries.vectors - scaling.mean) @ coefficients + intercept, np.float64)
 
 
-def _refine(
-    weights: npt.NDArray[np.float64], intercept: float, strength: float, rows: Labelled, middle: Vectors, size: float
-) -> tuple[npt.NDArray[np.float64], float]:
-    """Newton's method for a logistic regression over any number of rows, from where fewer rows had led."""
-    dim = len(weights)
-    now = np.append(weights, intercept)
-    free = np.append(np.full(dim, 1 / strength), 0.0)  # the intercept costs nothing
-    for _ in range(STEPS):
-        square, pull = np.diag(free), -free * now
-        for here, vectors in batches(rows):
-            x = np.pad((vectors - middle) / np.float32(size), ((0, 0), (0, 1)), constant_values=1.0)
-            predicted = 1 / (1 + np.exp(-np.clip(x @ now.astype(np.float32), -50, 50)))
-            pull += x.T @ (rows.labels[here] - predicted).astype(np.float32)
+@dataclass(frozen=True)
+class _Scaling:
+    """Centring of vectors, and division by one number."""
+
+    mean: Vectors  # (dim,)
+    scale: float
+
+    def __call__(self, vectors: Vectors) -> Vectors:
+        return np.asarray((vectors - self.mean) / np.float32(self.scale))
+
+
+def _refine(weights: npt.NDArray[np.float64], c: float, rows: Labelled, scaling: _Scaling) -> npt.NDArray[np.float64]:
+    """Fit a logistic regression to any number of rows with Newton's method, in batches.
+
+    Parameters
+    ----------
+    weights : (dim + 1,) initial weights of the scaled vectors, the intercept last
+    c : inverse of the regularization strength
+
+    Returns
+    -------
+    (dim + 1,) float64
+    """
+    penalty = np.append(np.full(len(weights) - 1, 1 / c), 0.0)  # the intercept is not regularized
+    for _ in range(NEWTON_STEPS):
+        hessian, gradient = np.diag(penalty), -penalty * weights
+        for batch, vectors in batches(rows):
+            x = np.pad(scaling(vectors), ((0, 0), (0, 1)), constant_values=1.0)
+            predicted = 1 / (1 + np.exp(-np.clip(x @ weights.astype(np.float32), -50, 50)))
+            gradient += x.T @ (rows.labels[batch] - predicted).astype(np.float32)
             x *= np.sqrt(predicted * (1 - predicted))[:, None]
-            square += x.T @ x  # a matrix with itself, of which BLAS computes one half
-        step = np.linalg.solve(square, pull)
-        now = now + step
-        if np.linalg.norm(step) <= CLOSE * np.linalg.norm(now):
+            hessian += x.T @ x  # symmetric, so BLAS computes only one half
+        step = np.linalg.solve(hessian, gradient)
+        weights = weights + step
+        if np.linalg.norm(step) <= TOLERANCE * np.linalg.norm(weights):
             break
-    return now[:dim], float(now[dim])
+    return weights
 
 
 def neighbor_rule(k: int) -> Fit:
@@ -135,31 +166,31 @@ def neighbor_rule(k: int) -> Fit:
     return fit
 
 
-# What was found is kept as long as those who asked and were asked, so that one search serves every k.
-_found: WeakKeyDictionary[Examples, WeakKeyDictionary[Examples, tuple[Matches, Matches]]] = WeakKeyDictionary()
+# Cached for as long as both sets of rows exist, so that one search serves every k.
+_matches: WeakKeyDictionary[Examples, WeakKeyDictionary[Examples, tuple[Matches, Matches]]] = WeakKeyDictionary()
 
 
 def _nearest_of_both_classes(train: Examples, rows: Examples, k: int) -> tuple[Matches, Matches]:
     """The k nearest real and the k nearest fake training rows."""
-    known = _found.setdefault(train, WeakKeyDictionary())
-    if rows not in known or known[rows][0].k < k:
+    cached = _matches.setdefault(train, WeakKeyDictionary())
+    if rows not in cached or cached[rows][0].k < k:
         real, fake = (neighbors(rows.vectors, train.vectors[train.labels == label], k) for label in (REAL, FAKE))
-        known[rows] = real, fake
-    return known[rows]
+        cached[rows] = real, fake
+    return cached[rows]
 
 
 def neighbors(queries: Vectors, bank: Vectors, k: int) -> Matches:
-    """The k nearest of (rows, dim) for (n, dim) queries, without a similarity matrix of all with all."""
+    """The k nearest of (rows, dim) for (n, dim) queries, without the whole similarity matrix in memory."""
     positions = np.arange(len(bank), dtype=np.int64)
-    size = max(1, CELLS // max(len(bank), 1))
-    found = [nearest(queries[start : start + size], bank, positions, k) for start in range(0, len(queries), size)]
-    if not found:
+    size = max(1, SIMILARITIES_IN_MEMORY // max(len(bank), 1))
+    parts = [nearest(queries[start : start + size], bank, positions, k) for start in range(0, len(queries), size)]
+    if not parts:
         return Matches.none(0, k)
-    return Matches(np.concatenate([m.rows for m in found]), np.concatenate([m.similarity for m in found]))
+    return Matches(np.concatenate([m.rows for m in parts]), np.concatenate([m.similarity for m in parts]))
 
 
 def lda(train: Examples, validation: Examples, seed: int) -> Scorer:
-    """Fisher's linear discriminant with Ledoit and Wolf's shrinkage."""
+    """Fisher's linear discriminant with Ledoit-Wolf shrinkage."""
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
     model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto")
@@ -168,7 +199,7 @@ def lda(train: Examples, validation: Examples, seed: int) -> Scorer:
 
 
 def pca_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
-    """128 principal components, then the head's own kind of SVM: what a projection that never saw a label gives."""
+    """128 principal components, then an SVM as in the head: a projection that is fitted without labels."""
     from sklearn.decomposition import PCA
 
     dim = min(128, train.vectors.shape[1], len(train))
@@ -185,7 +216,7 @@ def random_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
 
 
 def rbf_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
-    """An RBF machine on the stored vectors themselves."""
+    """An RBF SVM on the stored vectors."""
     svm = fit_svm(train.vectors, train.labels)
     return lambda queries: svm.decision_function(queries.vectors)
 
@@ -206,7 +237,7 @@ BASELINES: dict[str, Fit] = {
 def evaluate_baseline(
     scorer: Scorer, validation: Examples, test: Examples, fitted_on: int, note: str = ""
 ) -> BaselineResult:
-    """Measure a fitted baseline: its threshold from validation, its figures on both."""
+    """Choose the threshold of a fitted baseline on the validation rows and measure it on both parts."""
     scores = {"validation": scorer(validation), "test": scorer(test)}
     threshold = best_threshold(validation.labels, scores["validation"])[0]
     metrics = {

@@ -1,4 +1,4 @@
-"""Calibrate on unseen data: both signals of rows whose generator neither head nor bank has seen."""
+"""Calibrate a detector on the signals of rows whose generator neither head nor bank has seen."""
 
 from __future__ import annotations
 
@@ -22,31 +22,32 @@ from ..split import TEST, TRAIN, VALIDATION, Split
 from ..verdict import format_percent
 from .examples import StoredRows, subsample
 from .svm_training import EXACT
-from .train import TrainOptions, file_groups, fit_head
+from .train import TrainingSet, TrainOptions, file_groups, fit_head
 
 FOLDS = 4
-LEAST_GENERATORS = 3
-FITTED_ON = 20_000  # rows a fold's head learns from, at most
-FITTED_ON_STREAMED = 100_000  # the same where the machine is one for many rows, whose time grows no faster than they do
-JUDGED = 8_000  # rows to calibrate with, at most
+MIN_GENERATORS = 3
+FITTED_ON = 20_000  # training rows of a fold's head, at most
+FITTED_ON_STREAMED = 100_000  # the same for the approximate SVM, whose time grows linearly with the rows
+JUDGED = 8_000  # rows to calibrate on, at most
 
 
 @dataclass(frozen=True)
 class SignalTable:
-    """Signals that a head and a bank give to rows they have not seen."""
+    """Signals of rows that are in neither the head's training set nor the bank."""
 
-    svm: Scores  # (rows,) the classifier's decision values
-    neighbors: Scores  # (rows,) the evidence's signal
-    nearest: Scores  # (rows,) similarity of the nearest witness
+    svm: Scores  # (rows,) decision values of the classifier
+    neighbors: Scores  # (rows,) signal of the evidence
+    nearest: Scores  # (rows,) similarity of the nearest neighbour
     labels: Labels  # (rows,)
     generators: Names  # (rows,) "" for a real row
-    folds: npt.NDArray[np.int64]  # (rows,) judged together, by one head and bank
+    folds: npt.NDArray[np.int64]  # (rows,) number of the fold: the rows of a fold have the same head and bank
 
     def take(self, rows: Any) -> SignalTable:
-        """Select some of the rows."""
+        """Select rows by position (integers, a slice or a mask)."""
         return SignalTable(*(getattr(self, name)[rows] for name in self.__dataclass_fields__))
 
     def calibrated(self, held_out: str, seed: int = 0) -> Calibration:
+        """Fit a calibration on these rows, where `held_out` is "generators" or "rows"."""
         return Calibration.fit(self.svm, self.neighbors, self.nearest, self.labels, held_out=held_out, seed=seed)
 
     @classmethod
@@ -69,22 +70,23 @@ class SignalTable:
 class CoverageReport:
     """Measured error rates beside the nominal one."""
 
-    n: int
-    real: int  # of these rows
-    fake: int
-    calibrated_on: int  # rows of the class that has fewer
-    nominal: float  # the rate of error asked for
-    answered: float  # share of rows that got real or fake
-    wrong: float | None  # share of the answers that were wrong
-    real_excluded: float | None  # share of real rows for which real was ruled out; promised: `nominal`
-    fake_excluded: float | None  # share of fake rows for which fake was ruled out; promised: `nominal`
-    worst: str = ""  # the generator whose rows fare worst
-    worst_excluded: float | None = None
+    n: int  # number of measured rows
+    real: int  # of them real
+    fake: int  # of them fake
+    calibrated_on: int  # calibration rows of the smaller class
+    nominal: float  # nominal error rate
+    answered: float  # share of rows whose answer is real or fake, not unsure
+    wrong: float | None  # share of these answers that are wrong
+    real_excluded: float | None  # share of real rows for which real was ruled out; should be at most `nominal`
+    fake_excluded: float | None  # share of fake rows for which fake was ruled out; should be at most `nominal`
+    worst: str = ""  # generator for whose rows fake was ruled out most often
+    worst_excluded: float | None = None  # how often, as a share of its rows
 
     @classmethod
     def measure(
         cls, signals: SignalTable, possible: npt.NDArray[np.bool_], nominal: float, calibrated_on: int
     ) -> CoverageReport:
+        """Measure the (rows, 2) prediction sets of rows with known labels."""
         labels = signals.labels
         true = possible[np.arange(len(labels)), labels]
         answered = possible.sum(1) == 1
@@ -109,27 +111,26 @@ class CoverageReport:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    def sentence(self, where: str) -> str:
-        """The promise and what was measured, side by side, and whether it broke."""
-        seen = {"real": self.real_excluded, "fake": self.fake_excluded}
-        rates = ", ".join(f"{rate:.1%} of the {name} rows" for name, rate in seen.items() if rate is not None)
-        text = f"{where}: an answer for {self.answered:.0%} of {self.n:,} rows"
+    def sentence(self, rows: str) -> str:
+        """Report the measured rates beside the nominal one, where `rows` says what kind of rows were measured."""
+        excluded = {"real": self.real_excluded, "fake": self.fake_excluded}
+        rates = ", ".join(f"{rate:.1%} of the {name} rows" for name, rate in excluded.items() if rate is not None)
+        text = f"{rows}: {self.answered:.0%} of {self.n:,} rows got an answer"
         if self.wrong is not None:
-            text += f", {self.wrong:.1%} of the answers wrong"
-        text += f"; the truth was ruled out for {rates}"
-        text += f" (promised {format_percent(self.nominal)})"
+            text += f", {self.wrong:.1%} of the answers are wrong"
+        text += f"; the true class was ruled out for {rates} (nominal {format_percent(self.nominal)})"
         if self.broken:
-            text += "; the promise does not hold there"
+            text += "; the nominal error rate does not hold for them"
         if self.worst and self.worst_excluded is not None and self.worst_excluded > 2 * self.nominal:
-            text += f", worst for {self.worst}: {self.worst_excluded:.0%}"
+            text += f"; the worst generator is {self.worst}: {self.worst_excluded:.0%}"
         return text + "."
 
     @property
     def broken(self) -> bool:
-        """True if the measured rate exceeds the nominal one beyond chance (one-sided, 97.5 %, for each class).
+        """True if a measured rate exceeds the nominal one by more than chance (one-sided 97.5 %, for each class).
 
-        By chance it differs with the rows that are measured and, as the promise holds on average over calibrations,
-        with those that were calibrated on.
+        The measured rate varies by chance with the measured rows and also with the calibration rows, as the nominal
+        rate holds on average over calibrations.
         """
         spread = self.nominal * (1 - self.nominal)
         return any(
@@ -144,24 +145,25 @@ def _share(wrong: npt.NDArray[np.bool_]) -> float | None:
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """A calibration with what it was measured to be worth."""
+    """A calibration and its measured quality."""
 
     calibration: Calibration
-    test: Metrics  # of the detector's own score on the head's test rows, which neither head nor bank had seen
+    test: Metrics  # of the calibrated score on the head's test rows, which are in neither training set nor bank
     seen: CoverageReport  # on these test rows
-    unseen: CoverageReport | None  # on generators left out of head, bank and calibration in turn
+    unseen: CoverageReport | None  # on the rows of each generator, left out of head, bank and calibration
 
     @property
     def sentences(self) -> list[str]:
-        lines = [self.seen.sentence("Generators that were seen")]
+        """Measured error rates, one sentence each."""
+        lines = [self.seen.sentence("Seen generators")]
         if (least := self.calibration.least_error) > self.seen.nominal:
             lines.append(
                 f"{self.seen.calibrated_on} held-out rows of a class are too few to answer at an error rate of "
-                f"{format_percent(self.seen.nominal)}; index more images, or accept "
-                f"{format_percent(ceil(1e4 * least) / 1e4)} (`--error`)."
+                f"{format_percent(self.seen.nominal)}; index more images, or accept an error rate of "
+                f"{format_percent(ceil(1e4 * least) / 1e4)} with `--error`."
             )
         if self.unseen:
-            lines.append(self.unseen.sentence("Generators never seen"))
+            lines.append(self.unseen.sentence("Unseen generators"))
         return lines
 
     def to_dict(self) -> dict[str, Any]:
@@ -178,60 +180,71 @@ def calibrate(
     snapshot: Snapshot,
     head: Head,
     options: TrainOptions = TrainOptions(),
-    rules: EvidenceOptions = EvidenceOptions(),
+    evidence_options: EvidenceOptions = EvidenceOptions(),
     *,
     error: float = 0.05,
-    progress: Callable[[str], None] | None = None,
+    on_progress: Callable[[str], None] | None = None,
 ) -> CalibrationReport:
-    """Learn what the two signals are worth together, on rows that were held out.
+    """Fit the calibration of a head on held-out rows, and measure it.
 
-    With three generators or more, each is left out in turn of a head and a bank of its own (four folds at most), so
-    that the verdict is calibrated for a generator nobody has seen. With fewer, the validation rows are used.
+    With at least three generators, these are divided into at most four folds, and the rows of each fold are scored by a
+    head and a bank without them: the calibration then applies to images of unseen generators. With fewer generators,
+    the validation rows are used.
+
+    Parameters
+    ----------
+    options : of training, for the heads of the folds
+    error : nominal error rate at which the calibration is measured
+    on_progress : called with the name of each step
 
     Raises
     ------
     NotEnoughRows
-        Too few held-out rows of a class.
+        A class has too few held-out rows.
     """
-    on_progress = progress or (lambda what: None)
+    on_progress = on_progress or (lambda step: None)
     parts = head.split.parts_of(snapshot.column("keys"))
-    train = Bank.from_snapshot(snapshot, rules, where=parts == TRAIN)
+    bank = Bank.from_snapshot(snapshot, evidence_options, where=parts == TRAIN)
     labels = snapshot.column("labels")
-    test = SignalTable.read(head, train, _sample(labels, parts == TEST, options.seed))
+    test = SignalTable.read(head, bank, _sample(labels, parts == TEST, options.seed))
     folds = generator_folds(snapshot, parts, options.seed)
     unseen = None
     if folds is None:
-        validation = SignalTable.read(head, train, _sample(labels, parts == VALIDATION, options.seed))
+        validation = SignalTable.read(head, bank, _sample(labels, parts == VALIDATION, options.seed))
         calibration = validation.calibrated("rows", options.seed)
     else:
-        pieces = []
+        of_folds = []
         for fold in range(int(folds.max()) + 1):
             on_progress(f"calibration, without generators {fold + 1} of {int(folds.max()) + 1}")
-            pieces.append(_signals_of_fold(snapshot, head.split, parts, folds, fold, options, rules))
+            rows = _training_set(snapshot, head.split, folds, fold, options.seed)
+            fold_head, _ = fit_head(rows, options, svm_rows=head.split.counts["train"])
+            fold_bank = bank.where((folds >= 0) & (folds != fold))
+            judged = _sample(labels, folds == fold, options.seed, JUDGED // int(folds.max() + 1))
+            of_folds.append(SignalTable.read(fold_head, fold_bank, judged, fold))
         columns = {
-            name: np.concatenate([getattr(s, name) for s in pieces]) for name in SignalTable.__dataclass_fields__
+            name: np.concatenate([getattr(s, name) for s in of_folds]) for name in SignalTable.__dataclass_fields__
         }
         signals = SignalTable(**columns)
         calibration = signals.calibrated("generators", options.seed)
         unseen = _coverage_of_unseen(signals, error, options.seed)
     scores = calibration.decision_function(test.svm, test.neighbors)
     seen = CoverageReport.measure(test, calibration.prediction_sets(scores, error), error, calibration.rows)
-    # A probability is true for one share of fakes; that of the test rows, for it is on them that it is tried.
+    # the probability depends on the prior: use the share of fakes among the test rows, on which it is measured
     share = float((test.labels == FAKE).mean())
     metrics = measure(test.labels, scores, probabilities=calibration.fake_probability(scores, share))
     return CalibrationReport(replace(calibration, head=head.digest), metrics, seen, unseen)
 
 
 def generator_folds(snapshot: Snapshot, parts: npt.NDArray[np.int8], seed: int) -> npt.NDArray[np.int64] | None:
-    """(rows,) the fold of each training or validation row, -1 for others; None with too few generators.
+    """(rows,) fold of each training or validation row, -1 for other rows; None with too few generators.
 
-    All rows of a generator are in one fold, the folds about alike in size; real rows are dealt out at random, those of
-    one file together.
+    All rows of a generator are in one fold, and the folds are of similar size. Real files are assigned at random, with
+    all copies of a file in one fold.
     """
     labels, generators = snapshot.column("labels"), snapshot.column("generators")
     pool = (parts == TRAIN) | (parts == VALIDATION)
     names, _, counts = distinct(generators[pool & (labels == FAKE)])
-    if len(names) < LEAST_GENERATORS:
+    if len(names) < MIN_GENERATORS:
         return None
     number = min(FOLDS, len(names))
     rng = np.random.default_rng([seed, 4])
@@ -245,44 +258,32 @@ def generator_folds(snapshot: Snapshot, parts: npt.NDArray[np.int8], seed: int) 
     return folds
 
 
-def _signals_of_fold(
-    snapshot: Snapshot,
-    split: Split,
-    parts: npt.NDArray[np.int8],
-    folds: npt.NDArray[np.int64],
-    fold: int,
-    options: TrainOptions,
-    rules: EvidenceOptions,
-) -> SignalTable:
-    """The signals of one fold's rows by a head and a bank made of the others."""
-    labels = snapshot.column("labels")
-    inside = (folds >= 0) & (folds != fold)
-    bank = Bank.from_snapshot(snapshot, rules, where=inside & (parts == TRAIN))
-    learning = np.flatnonzero(inside & (parts == TRAIN))
-    rows = split.counts["train"]
-    learning = subsample(learning, labels[learning], FITTED_ON if rows <= EXACT else FITTED_ON_STREAMED, options.seed)
-    choosing = _sample(labels, inside & (parts == VALIDATION), options.seed)
-    if min(np.count_nonzero(labels[choosing] == label) for label in (REAL, FAKE)) < 2:
-        choosing = learning  # too few rows to choose by; the fold's own must not choose, they are to be new to it
-    # A machine of the other kind would speak on another scale than the head whose verdicts are calibrated.
-    held = StoredRows(snapshot, learning), StoredRows(snapshot, choosing)
-    head, _ = fit_head(snapshot, split, *held, options, stands_for=rows)
-    judged = _sample(labels, folds == fold, options.seed, JUDGED // int(folds.max() + 1))
-    return SignalTable.read(head, bank, judged, fold)
+def _training_set(snapshot: Snapshot, split: Split, folds: npt.NDArray[np.int64], fold: int, seed: int) -> TrainingSet:
+    """The rows on which the head of a fold is fitted: a sample of the other folds."""
+    labels, parts = snapshot.column("labels"), split.parts_of(snapshot.column("keys"))
+    others = (folds >= 0) & (folds != fold)
+    train = np.flatnonzero(others & (parts == TRAIN))
+    # The exact and the approximate SVM differ in scale, so a fold's head uses the kind of the head to calibrate.
+    limit = FITTED_ON if split.counts["train"] <= EXACT else FITTED_ON_STREAMED
+    train = subsample(train, labels[train], limit, seed)
+    validation = _sample(labels, others & (parts == VALIDATION), seed)
+    if min(np.count_nonzero(labels[validation] == label) for label in (REAL, FAKE)) < 2:
+        validation = train  # too few rows; those of the fold itself must stay unseen
+    return TrainingSet(snapshot, split, StoredRows(snapshot, train), StoredRows(snapshot, validation))
 
 
 def _coverage_of_unseen(signals: SignalTable, error: float, seed: int) -> CoverageReport | None:
-    """Read each fold with a calibration fitted on the other folds, so that its generators are new to everything."""
+    """Measure each fold with a calibration fitted on the other folds; None if these have too few rows."""
     possible, fewest = np.zeros((len(signals.labels), 2), bool), len(signals.labels)
     for fold in np.unique(signals.folds):
-        here = signals.folds == fold
+        in_fold = signals.folds == fold
         try:
-            other = signals.take(~here).calibrated("generators", seed)
+            calibration = signals.take(~in_fold).calibrated("generators", seed)
         except NotEnoughRows:
             return None
-        scores = other.decision_function(signals.svm[here], signals.neighbors[here])
-        possible[here] = other.prediction_sets(scores, error)
-        fewest = min(fewest, other.rows)
+        scores = calibration.decision_function(signals.svm[in_fold], signals.neighbors[in_fold])
+        possible[in_fold] = calibration.prediction_sets(scores, error)
+        fewest = min(fewest, calibration.rows)
     return CoverageReport.measure(signals, possible, error, fewest)
 
 

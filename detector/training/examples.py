@@ -1,4 +1,4 @@
-"""Labelled rows to learn from: in memory with all that is said of them, or their vectors read when asked for."""
+"""Labelled rows to train on: in memory with all their metadata, or with vectors that are read on demand."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from ...store.records import TEXT, Ints, Names, Vectors
 from ...store.search.matches import Positions
 from ...store.snapshot import Snapshot
 
-ROWS_AT_ONCE = 16_384  # whose vectors are in memory where all are gone through
+ROWS_AT_ONCE = 16_384  # rows of a batch whose vectors are in memory
 FACTS = ("JPEG", "PNG", "WEBP", "other format", "width", "height", "JPEG quality", "bytes per pixel")
 
 
 class Labelled(Protocol):
-    """Rows to learn from, wherever their vectors are."""
+    """Rows to train on, with their vectors in memory or on disk."""
 
     @property
     def labels(self) -> Ints:
@@ -27,28 +27,28 @@ class Labelled(Protocol):
 
     @property
     def categories(self) -> Names:
-        """(rows,) "" where it was not said."""
+        """(rows,) "" where unknown."""
 
     @property
     def sources(self) -> Names:
-        """(rows,)"""
+        """(rows,) names of their sources."""
 
     def __len__(self) -> int: ...
 
     def vectors_of(self, rows: Any) -> Vectors:
-        """(n, dim) float32 of some rows (integers or a slice)."""
+        """(n, dim) float32 vectors of the rows at these positions (integers or a slice)."""
 
 
 def batches(rows: Labelled) -> Iterator[tuple[slice, Vectors]]:
-    """Iterate over all rows in order, `ROWS_AT_ONCE` at a time: their positions and vectors."""
+    """Yield the positions and vectors of all rows in order, `ROWS_AT_ONCE` at a time."""
     for start in range(0, len(rows), ROWS_AT_ONCE):
-        here = slice(start, min(start + ROWS_AT_ONCE, len(rows)))
-        yield here, rows.vectors_of(here)
+        batch = slice(start, min(start + ROWS_AT_ONCE, len(rows)))
+        yield batch, rows.vectors_of(batch)
 
 
 @dataclass(frozen=True)
 class StoredRows:
-    """Rows of a snapshot whose vectors stay on disk until they are asked for."""
+    """Rows of a snapshot whose vectors are read from disk on demand."""
 
     snapshot: Snapshot
     positions: Positions  # (rows,)
@@ -75,15 +75,15 @@ class StoredRows:
         return np.asarray(self.snapshot.column(name)[self.positions])
 
 
-@dataclass(frozen=True, eq=False)  # told apart as objects: arrays cannot be compared in a word
+@dataclass(frozen=True, eq=False)  # compared by identity: == of arrays has no single truth value
 class Examples:
-    """Some rows of a snapshot; all columns have the same length."""
+    """Rows of a snapshot in memory; all columns have the same length."""
 
     vectors: Vectors  # (rows, dim) float32
     labels: Ints  # (rows,) 0 or 1
-    categories: Names  # (rows,) "" where it was not said
+    categories: Names  # (rows,) "" where unknown
     sources: Names  # (rows,)
-    facts: npt.NDArray[np.float32]  # (rows, len(FACTS)) of the file, not of the picture
+    facts: npt.NDArray[np.float32]  # (rows, len(FACTS)) of the file, not of its pixels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -92,12 +92,12 @@ class Examples:
         return np.asarray(self.vectors[rows])
 
     def take(self, rows: Any) -> Examples:
-        """The rows at these positions (integers, a slice or a mask), in that order."""
+        """Select rows by position (integers, a slice or a mask), in that order."""
         return replace(self, **{name: column[rows] for name, column in vars(self).items()})
 
     @classmethod
     def from_arrays(cls, vectors: Vectors, labels: Ints, **columns: Any) -> Examples:
-        """Examples from what is known of them."""
+        """Make examples of arrays in memory; columns that are not given hold "" or 0."""
         n = len(labels)
         blank = np.full(n, "", TEXT)
         unknown = {"categories": blank, "sources": blank, "facts": np.zeros((n, len(FACTS)), np.float32)}
@@ -105,7 +105,7 @@ class Examples:
 
     @classmethod
     def from_snapshot(cls, snapshot: Snapshot, positions: Positions) -> Examples:
-        """These rows of a snapshot, at 4 bytes a dimension: choose how many first."""
+        """Read these rows of a snapshot into memory, 4 bytes for each dimension of a row."""
         return cls(
             vectors=snapshot.vectors(positions),
             labels=snapshot.column("labels")[positions],
@@ -128,11 +128,13 @@ def file_facts(snapshot: Snapshot, positions: Positions) -> npt.NDArray[np.float
 
 
 def subsample(positions: Positions, labels: Ints, most: int, seed: int) -> Positions:
-    """About `most` of these positions, ascending, each class in its share but at least one; all where they are fewer.
+    """Draw about `most` of these positions, ascending: each class in proportion, but at least one row of it.
+
+    All are returned if there are no more than `most`.
 
     Parameters
     ----------
-    labels : (positions,)
+    labels : (positions,) classes or groups
     """
     if len(positions) <= most:
         return positions

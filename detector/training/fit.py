@@ -45,13 +45,13 @@ class FitReport:
         Raises StoreError.
         """
         require_writable(self.folder)
-        # in this order: at any moment there is a head and the calibration of that very head
+        # in this order, so that at any moment the folder holds a head and its own calibration
         self.calibrated.calibration.save(self.folder)
         self.trained.head.save(self.folder)
         write_text(self.folder / "report.json", json.dumps(self.to_dict()) + "\n")
 
     def to_dict(self) -> dict[str, Any]:
-        """The report that is kept beside the head."""
+        """Convert to plain types: the report that is saved with the head."""
         return {**self.trained.to_dict(), "detector": self.calibrated.to_dict(), "saved": str(self.folder)}
 
 
@@ -63,30 +63,32 @@ def fit_detector(
     vectors: Sequence[str] = (MAIN,),
     on_progress: Callable[[str], None] | None = None,
 ) -> FitReport:
-    """Train a head on the newest snapshot and calibrate its verdicts. No image is read; `FitReport.save` keeps it.
+    """Train a head on the newest snapshot and calibrate its verdicts; `FitReport.save` saves it. No image is read.
 
     Parameters
     ----------
-    vectors : names of the stored vectors to learn from, concatenated; "main" is the store's own
+    vectors : names of the stored vectors to train on, concatenated; "main" are those of the store's encoder
     on_progress : called with the name of each step
 
     Raises
     ------
     NotEnoughRows, HeadError
-        As `train` and `calibrate` raise them.
+        Raised by `train` or `calibrate`.
     StoreError
-        The head could not be saved under this name, or there are no such vectors.
+        The head cannot be saved under this name, or the store has no vectors of these names.
     """
-    require_writable(head_folder(store.folder, name))  # before minutes of training
+    require_writable(head_folder(store.folder, name))  # checked before training, which takes minutes
     snapshot = concatenated_snapshot(store if isinstance(store, Snapshot) else store.snapshot(), vectors)
     trained = train(snapshot, options, on_progress)
-    calibrated = calibrate(snapshot, trained.head, options, progress=on_progress)
+    calibrated = calibrate(snapshot, trained.head, options, on_progress=on_progress)
     head = replace(trained.head, options={**trained.head.options, "columns": list(vectors)})
     return FitReport(replace(trained, head=head), calibrated, store.folder, name)
 
 
 def require_writable(folder: Path) -> None:
-    """Raise StoreError where nothing can be written to a folder that may be yet to be made."""
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
-    if not os.access(there, os.W_OK):
-        raise StoreError(f"cannot write to {there}, where the head would be saved; give write access or copy the store")
+    """Raise StoreError if a folder, which need not exist yet, cannot be written to."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not os.access(existing, os.W_OK):
+        raise StoreError(
+            f"cannot write to {existing}, where the head would be saved; get write access or copy the store"
+        )

@@ -1,4 +1,4 @@
-"""Fit a support vector machine: scikit-learn's exact one for few rows, Nyström's, which streams them, for many."""
+"""Fitting of a support vector machine: scikit-learn's SVC for few rows, a Nyström approximation for many."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from ...store.records import Ints, Vectors
 from ..svm import Svm
 from .nystroem import Blocks, fit_nystroem
 
-EXACT = 60_000  # rows
+EXACT = 60_000  # rows up to which the exact SVM is fitted
 ROWS_AT_ONCE = 16_384
 
 
 def fit_svm(vectors: Vectors, labels: Ints, *, c: float = 1.0, seed: int = 0) -> Svm:
-    """The exact machine up to `EXACT` rows, above that Nyström's; gamma = 1 / (dim · variance).
+    """Fit the exact SVM up to `EXACT` rows, above that its Nyström approximation; gamma = 1 / (dim · variance).
 
-    The exact one looks at every pair of rows: twice the rows take four times as long.
+    The time of the exact SVM grows with the square of the number of rows.
 
     Parameters
     ----------
     vectors : (n, dim)
     labels : (n,) 0 or 1
-    c : the price of a row on the wrong side
+    c : penalty of a row on the wrong side of its margin
     """
     return fit_stream(lambda: [(vectors, labels)], len(vectors), c=c, seed=seed)
 
@@ -35,17 +35,17 @@ def fit_stream(blocks: Blocks, rows: int, *, c: float = 1.0, seed: int = 0) -> S
 
     read = list(blocks())
     vectors, labels = (np.concatenate([block[i] for block in read]) for i in (0, 1))
-    found = SVC(C=c, kernel="rbf", gamma=gamma, cache_size=1000).fit(vectors, labels)
+    svc = SVC(C=c, kernel="rbf", gamma=gamma, cache_size=1000).fit(vectors, labels)
     return Svm(
-        np.asarray(found.support_vectors_, np.float32),
-        np.asarray(found.dual_coef_[0], np.float64),
-        float(found.intercept_[0]),
+        np.asarray(svc.support_vectors_, np.float32),
+        np.asarray(svc.dual_coef_[0], np.float64),
+        float(svc.intercept_[0]),
         gamma,
     )
 
 
 def scale_gamma(vectors: Vectors) -> float:
-    """scikit-learn's gamma="scale": 1 / (dim · variance of all entries), 1 where there is no variance."""
+    """scikit-learn's gamma="scale": 1 / (dim · variance of all entries), 1 without variance."""
     return _scale_gamma(lambda: [(vectors, np.zeros(0, np.int8))])
 
 
@@ -53,11 +53,13 @@ def _scale_gamma(blocks: Blocks) -> float:
     count, total, squares, dim, origin = 0, 0.0, 0.0, 1, None
     for vectors, _ in blocks():
         for start in range(0, len(vectors), ROWS_AT_ONCE):
-            here = np.asarray(vectors[start : start + ROWS_AT_ONCE], np.float64)
-            origin = float(here.flat[0]) if origin is None else origin  # so that equal entries have no variance at all
-            here = here - origin
-            count, dim = count + here.size, here.shape[1]
-            total += float(here.sum())
-            squares += float((here**2).sum())
+            batch = np.asarray(vectors[start : start + ROWS_AT_ONCE], np.float64)
+            origin = (
+                float(batch.flat[0]) if origin is None else origin
+            )  # so that equal entries have exactly no variance
+            batch = batch - origin
+            count, dim = count + batch.size, batch.shape[1]
+            total += float(batch.sum())
+            squares += float((batch**2).sum())
     variance = squares / max(count, 1) - (total / max(count, 1)) ** 2
     return 1.0 / (dim * variance) if variance > 0 else 1.0

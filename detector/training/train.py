@@ -1,4 +1,4 @@
-"""Train a head with its metrics on a snapshot of the store, and the baselines beside it."""
+"""Train a head and the baselines on a snapshot of the store, and measure them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...store.records import Ints, Names, Vectors
+from ...store.records import FAKE, Ints, Names, Vectors
 from ...store.search.matches import Positions
 from ...store.snapshot import Snapshot
 from ..comparison import Comparison, mcnemar
@@ -25,22 +25,24 @@ from .examples import Examples, Labelled, StoredRows, subsample
 from .svm_training import fit_stream
 from .triplet import Texts, TripletEpoch, TripletOptions, fit_projection, projected_batches, require_choice
 
-ROWS_AT_ONCE = 16_384  # scored in one go
-LEARNED = 100_000  # rows a baseline learns from, at most; the linear probe ends with all
-CHOSEN = 10_000  # validation rows that choose a baseline's strength and threshold, at most
-COMPARED = 20_000  # test rows a baseline is measured on, at most; the head is measured on all
+ROWS_AT_ONCE = 16_384  # rows scored at a time
+BASELINE_ROWS = {  # maximum number of rows for the baselines, by part
+    "train": 100_000,  # the linear probe is refined on all rows
+    "validation": 10_000,
+    "test": 20_000,  # the head is measured on all rows
+}
 
 
 @dataclass(frozen=True)
 class TrainOptions:
     """Options of training: what to train, and on which rows."""
 
-    kind: str = "linear"  # of projection: linear or mlp on the image; sum, product, concat or triple on image and text
+    kind: str = "linear"  # projection: linear or mlp of the image; sum, product, concat or triple of image and text
     triplet: TripletOptions = field(default_factory=TripletOptions)
-    c: float = 1.0  # of the SVM
-    sources: Sequence[str] = ()  # rows of these only; all for none
-    balanced: bool = False  # as many real as fake rows
-    recipe: str = ""  # of the split; "" for the paper's own
+    c: float = 1.0  # regularization parameter C of the SVM
+    sources: Sequence[str] = ()  # use rows of these sources only; empty for all
+    balanced: bool = False  # use as many real as fake rows
+    recipe: str = ""  # of the split; "" for that of the source paper
     seed: int = 0
     baselines: Sequence[str] = field(default_factory=lambda: tuple(BASELINES))
 
@@ -52,7 +54,7 @@ class TrainOptions:
 
     @property
     def split_recipe(self) -> str:
-        """The paper's image + text pipeline splits a little differently from its image-only one."""
+        """Name of the split recipe; the paper's image-only and image + text pipelines split slightly differently."""
         return self.recipe or ("paper-text" if self.kind in FUSIONS else "paper")
 
     def to_dict(self) -> dict[str, Any]:
@@ -61,16 +63,18 @@ class TrainOptions:
 
 @dataclass(frozen=True)
 class TrainReport:
-    """A head, its figures, and what it is worth beside the baselines."""
+    """A head, its metrics, and its comparison with the baselines."""
 
     head: Head
-    metrics: dict[str, Metrics]  # of "train", "validation" and "test"
+    metrics: dict[str, Metrics]  # by part: "train", "validation" and "test"
     baselines: dict[str, BaselineResult]
     log: list[TripletEpoch]
-    against_probe: Comparison | None  # McNemar on the same test rows; None without a linear probe
+    against_probe: Comparison | None  # McNemar's test on the same test rows; None without a linear probe
     best: str = ""  # the baseline with the highest validation AUC
-    categories: dict[Mode, Metrics] = field(default_factory=dict)  # on text: test, by where a category comes from
-    test_copies: int = 0  # test rows whose file is a training or validation row too
+    categories: dict[Mode, Metrics] = field(
+        default_factory=dict
+    )  # of a head that reads text: on the test rows, by mode
+    test_copies: int = 0  # test rows whose file is also a training or validation row
 
     @property
     def sentences(self) -> list[str]:
@@ -78,8 +82,8 @@ class TrainReport:
         lines = []
         if self.test_copies:
             lines.append(
-                f"{self.test_copies:,} of {self.metrics['test'].n:,} test rows are files that were trained with too, "
-                f"which flatters every figure; `--split grouped` keeps copies on one side."
+                f"{self.test_copies:,} of {self.metrics['test'].n:,} test rows are copies of training or validation "
+                f"files, which makes every metric look better; `--split grouped` keeps copies in one part."
             )
         if self.against_probe is not None:
             lines.append(self.against_probe.sentence("The head", baseline_name("linear_probe").phrase))
@@ -87,7 +91,7 @@ class TrainReport:
             head, other = self.metrics["test"].auc, self.baselines[self.best].metrics["test"].auc
             if head is not None and other is not None and other > head:
                 lines.append(
-                    f"The head falls below the best baseline, {baseline_name(self.best).phrase}: "
+                    f"The head is worse than the best baseline, {baseline_name(self.best).phrase}: "
                     f"test AUC {head:.3f} against {other:.3f}."
                 )
         return lines
@@ -109,32 +113,33 @@ class TrainReport:
         }
 
 
-Progress = Callable[[str], None]
+Progress = Callable[[str], None]  # called with the name of each step
 
 
-def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: Progress | None = None) -> TrainReport:
-    """Split, fit the projection and its classifier, measure both and the baselines. Reads the store only.
+def train(
+    snapshot: Snapshot, options: TrainOptions = TrainOptions(), on_progress: Progress | None = None
+) -> TrainReport:
+    """Split the rows, fit a head and the baselines, and measure them. Reads the store only.
 
-    Projection and classifier learn from all training rows, and are measured on all rows, whose vectors are read a piece
-    at a time. Baselines hold theirs in memory: they learn from `LEARNED` rows at most and are compared on `COMPARED`;
-    the linear probe goes on to all, as sums suffice for it.
+    The head is fitted and measured on all rows, whose vectors are read in batches. The baselines hold their vectors in
+    memory and use `BASELINE_ROWS` at most; the linear probe is refined on all training rows.
 
     Parameters
     ----------
-    progress : told what is being done, in a few words
+    on_progress : called with the name of each step
 
     Raises
     ------
     NotEnoughRows
         The rows hold one class only, or too few of one.
     HeadError
-        An unknown option, no triplet as asked, a collapsed projection, or no text vectors for image and text.
+        An option is unknown, no triplet can be drawn, the projection collapsed, or a text vector is missing.
     """
-    on_progress = progress or (lambda what: None)
+    on_progress = on_progress or (lambda step: None)
     split, parts = make_split(snapshot, options)
     labels = snapshot.column("labels")
-    learning, choosing = (StoredRows(snapshot, parts[name]) for name in ("train", "validation"))
-    head, log = fit_head(snapshot, split, learning, choosing, options, on_progress)
+    train_rows, validation_rows = (StoredRows(snapshot, parts[name]) for name in ("train", "validation"))
+    head, log = fit_head(TrainingSet(snapshot, split, train_rows, validation_rows), options, on_progress)
     on_progress("scores")
     scores = {name: decision_values(head, snapshot, positions) for name, positions in parts.items()}
     threshold = best_threshold(labels[parts["validation"]], scores["validation"])[0]
@@ -143,60 +148,74 @@ def train(snapshot: Snapshot, options: TrainOptions = TrainOptions(), progress: 
     categories: dict[Mode, Metrics] = {}
     for mode in MODES if head.vocabulary is not None else ():
         on_progress(f"scores with the category {mode}")
-        found = scores["test"] if mode == "zero-shot" else decision_values(head, snapshot, parts["test"], mode)
-        categories[mode] = measure(labels[parts["test"]], found, chosen=threshold)
+        by_mode = scores["test"] if mode == "zero-shot" else decision_values(head, snapshot, parts["test"], mode)
+        categories[mode] = measure(labels[parts["test"]], by_mode, chosen=threshold)
 
-    baselines, against_probe = {}, None
-    if options.baselines:
-        on_progress("rows for the baselines")
-        most = {"train": LEARNED, "validation": CHOSEN, "test": COMPARED}
-        some = {name: subsample(parts[name], labels[parts[name]], most[name], options.seed) for name in parts}
-        examples = {name: Examples.from_snapshot(snapshot, positions) for name, positions in some.items()}
-        note = ""
-        if len(some["test"]) < len(parts["test"]):
-            note = f"measured on {len(some['test']):,} of {len(parts['test']):,} test rows, drawn at random"
-    for name in options.baselines:
-        on_progress(baseline_name(name).phrase)
-        known = examples["train"], examples["validation"], options.seed
-        streamed = name == "linear_probe" and len(examples["train"]) < len(learning)
-        scorer = linear_probe(*known, learning) if streamed else BASELINES[name](*known)
-        fitted_on = len(learning) if streamed else len(examples["train"])
-        baselines[name] = evaluate_baseline(scorer, examples["validation"], examples["test"], fitted_on, note)
+    baselines, tested = _evaluate_baselines(snapshot, parts, options, on_progress) if options.baselines else ({}, None)
     best = max(baselines, key=lambda name: baselines[name].metrics["validation"].auc or 0.0, default="")
-    if "linear_probe" in baselines:
-        test = examples["test"].labels
-        heads = scores["test"][np.searchsorted(parts["test"], some["test"])]
-        against_probe = mcnemar((heads > 0) == test, (baselines["linear_probe"].test_scores > 0) == test)
+    against_probe = None
+    if tested is not None and "linear_probe" in baselines:
+        fake = labels[tested] == FAKE
+        head_scores = scores["test"][np.searchsorted(parts["test"], tested)]
+        against_probe = mcnemar((head_scores > 0) == fake, (baselines["linear_probe"].test_scores > 0) == fake)
     return TrainReport(
         head, metrics, baselines, log, against_probe, best, categories, count_test_copies(snapshot, parts)
     )
 
 
+def _evaluate_baselines(
+    snapshot: Snapshot, parts: Mapping[str, Positions], options: TrainOptions, on_progress: Progress
+) -> tuple[dict[str, BaselineResult], Positions]:
+    """Fit and measure the baselines; also returns the positions of the test rows they are measured on."""
+    on_progress("rows for the baselines")
+    labels = snapshot.column("labels")
+    used = {name: subsample(parts[name], labels[parts[name]], BASELINE_ROWS[name], options.seed) for name in parts}
+    examples = {name: Examples.from_snapshot(snapshot, positions) for name, positions in used.items()}
+    train_rows, validation, test = (examples[name] for name in ("train", "validation", "test"))
+    note = ""
+    if len(used["test"]) < len(parts["test"]):
+        note = f"measured on {len(used['test']):,} of {len(parts['test']):,} test rows, drawn at random"
+    results = {}
+    for name in options.baselines:
+        on_progress(baseline_name(name).phrase)
+        fitted_on = len(train_rows)
+        if name == "linear_probe" and len(train_rows) < len(parts["train"]):
+            fitted_on = len(parts["train"])
+            scorer = linear_probe(train_rows, validation, options.seed, StoredRows(snapshot, parts["train"]))
+        else:
+            scorer = BASELINES[name](train_rows, validation, options.seed)
+        results[name] = evaluate_baseline(scorer, validation, test, fitted_on, note)
+    return results, used["test"]
+
+
+@dataclass(frozen=True)
+class TrainingSet:
+    """The rows that a head is fitted on."""
+
+    snapshot: Snapshot
+    split: Split  # saved with the head
+    train: Labelled
+    validation: Labelled  # for early stopping
+
+
 def fit_head(
-    snapshot: Snapshot,
-    split: Split,
-    learning: Labelled,
-    choosing: Labelled,
-    options: TrainOptions,
-    progress: Progress | None = None,
-    *,
-    stands_for: int = 0,
+    rows: TrainingSet, options: TrainOptions, on_progress: Progress | None = None, *, svm_rows: int = 0
 ) -> tuple[Head, list[TripletEpoch]]:
-    """A head from the rows it learns from and those that choose when to stop; its split is only noted down.
+    """Fit projection and classifier; the head has no threshold or metrics yet.
 
     Parameters
     ----------
-    stands_for : rows of the head whose place it takes, so that its machine is of the same kind; 0 for its own
+    svm_rows : number of rows that decides whether the SVM is exact or approximate; 0 for that of the training rows
     """
-    on_progress = progress or (lambda what: None)
-    vocabulary = Vocabulary.from_texts(snapshot.texts) if options.kind in FUSIONS else None
+    on_progress = on_progress or (lambda step: None)
+    vocabulary = Vocabulary.from_texts(rows.snapshot.texts) if options.kind in FUSIONS else None
     texts: Texts | None = None
     if vocabulary is not None:
-        texts = partial(_given, vocabulary)
+        texts = partial(_text_vectors, vocabulary)
     projection, log = fit_projection(
         options.kind,
-        learning,
-        choosing,
+        rows.train,
+        rows.validation,
         options.triplet,
         texts=texts,
         seed=options.seed,
@@ -207,14 +226,14 @@ def fit_head(
     on_progress("support vector machine")
 
     def projected() -> Iterator[tuple[Projected, Ints]]:
-        for here, points in projected_batches(projection, learning, texts):
-            yield points, learning.labels[here]
+        for batch, vectors in projected_batches(projection, rows.train, texts):
+            yield vectors, rows.train.labels[batch]
 
-    classifier = fit_stream(projected, stands_for or len(learning), c=options.c, seed=options.seed)
+    classifier = fit_stream(projected, svm_rows or len(rows.train), c=options.c, seed=options.seed)
     head = Head(
-        snapshot.space,
-        snapshot.number,
-        split,
+        rows.snapshot.space,
+        rows.snapshot.number,
+        rows.split,
         projection,
         classifier,
         vocabulary=vocabulary,
@@ -223,12 +242,12 @@ def fit_head(
     return head, log
 
 
-def _given(vocabulary: Vocabulary, vectors: Vectors, categories: Names) -> Vectors:
+def _text_vectors(vocabulary: Vocabulary, vectors: Vectors, categories: Names) -> Vectors:
     return vocabulary.text_vectors(vectors, "given", categories)
 
 
 def make_split(snapshot: Snapshot, options: TrainOptions) -> tuple[Split, dict[str, Positions]]:
-    """The split of a snapshot's chosen rows, and the positions of each part, ascending."""
+    """Split the rows that the options select; also returns the positions of each part, ascending."""
     labels = snapshot.column("labels")
     chosen = choose(
         labels, snapshot.column("sources"), only=options.sources, balanced=options.balanced, seed=options.seed
@@ -241,14 +260,14 @@ def make_split(snapshot: Snapshot, options: TrainOptions) -> tuple[Split, dict[s
 
 
 def count_test_copies(snapshot: Snapshot, parts: Mapping[str, Positions]) -> int:
-    """Count the test rows whose file is in another part too."""
+    """Count the test rows whose file is also in another part."""
     files = file_groups(snapshot.column("digests"))
-    known = np.concatenate([files[parts[name]] for name in ("train", "validation")])
-    return int(np.isin(files[parts["test"]], known).sum())
+    trained = np.concatenate([files[parts[name]] for name in ("train", "validation")])
+    return int(np.isin(files[parts["test"]], trained).sum())
 
 
 def file_groups(digests: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
-    """(rows,) numbers that are equal for files of the same bytes; a row without a digest stands alone.
+    """(rows,) numbers that are equal for files with the same bytes; a row without a digest has its own.
 
     Parameters
     ----------
@@ -264,11 +283,11 @@ def file_groups(digests: npt.NDArray[np.void]) -> npt.NDArray[np.int64]:
 def decision_values(
     head: Head, snapshot: Snapshot, positions: Positions, mode: Mode = "zero-shot"
 ) -> npt.NDArray[np.float64]:
-    """(n,) the head's scores of rows of a snapshot, read a piece at a time."""
+    """(n,) decision values of the rows of a snapshot, whose vectors are read in batches."""
     categories = snapshot.column("categories") if mode == "given" else None
-    found = [np.zeros(0)]
+    scores = [np.zeros(0)]
     for start in range(0, len(positions), ROWS_AT_ONCE):
-        piece = positions[start : start + ROWS_AT_ONCE]
-        given = None if categories is None else categories[piece]
-        found.append(head.decision_function(snapshot.vectors(piece), mode=mode, categories=given))
-    return np.concatenate(found)
+        batch = positions[start : start + ROWS_AT_ONCE]
+        of_batch = None if categories is None else categories[batch]
+        scores.append(head.decision_function(snapshot.vectors(batch), mode=mode, categories=of_batch))
+    return np.concatenate(scores)

@@ -1,4 +1,4 @@
-"""Each baseline is what its sentence says: against scikit-learn, or by its definition gone through row by row."""
+"""Baselines against scikit-learn, or against their definition applied row by row."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ DIM = 10
 
 
 def drawn(count: int, seed: int = 0, gap: float = 1.5) -> Examples:
-    """Fakes lean along the first axis; more of them show dogs, and their files are smaller."""
+    """Fakes lean along the first axis; more of them show dogs, and their files have fewer bytes per pixel."""
     rng = np.random.default_rng(seed)
     labels = (rng.random(count) < 0.4).astype(int)
     vectors = rng.standard_normal((count, DIM))
@@ -37,67 +37,67 @@ def drawn(count: int, seed: int = 0, gap: float = 1.5) -> Examples:
     )
 
 
-TRAIN, VALIDATION, ASKED = drawn(300), drawn(100, 1), drawn(80, 2)
+TRAIN, VALIDATION, QUERIES = drawn(300), drawn(100, 1), drawn(80, 2)
 
 
 @pytest.mark.parametrize("name", BASELINES)
-def test_every_baseline_gives_a_finite_score_for_every_row_and_the_same_again(name: str) -> None:
-    one, again = (BASELINES[name](TRAIN, VALIDATION, 0)(ASKED) for _ in range(2))
-    assert one.shape == (80,)
-    assert one.dtype == np.float64
-    assert np.isfinite(one).all()
-    assert np.array_equal(one, again)
+def test_baselines_are_finite_and_reproducible(name: str) -> None:
+    scores, again = (BASELINES[name](TRAIN, VALIDATION, 0)(QUERIES) for _ in range(2))
+    assert scores.shape == (80,)
+    assert scores.dtype == np.float64
+    assert np.isfinite(scores).all()
+    assert np.array_equal(scores, again)
     if name != "majority":
-        assert (auc(ASKED.labels, one) or 0) > 0.6
+        assert (auc(QUERIES.labels, scores) or 0) > 0.6
 
 
-def test_the_majority_says_the_class_that_there_is_more_of() -> None:
+def test_majority_predicts_the_larger_class() -> None:
     for labels, fake in ((np.array([0, 0, 1]), False), (np.array([1, 0, 1]), True)):
-        few = Examples.from_arrays(np.zeros((3, DIM)), labels)
-        assert (BASELINES["majority"](few, few, 0)(ASKED) > 0).tolist() == [fake] * 80
+        rows = Examples.from_arrays(np.zeros((3, DIM)), labels)
+        assert (BASELINES["majority"](rows, rows, 0)(QUERIES) > 0).tolist() == [fake] * 80
 
 
-def test_a_category_is_worth_the_odds_of_its_training_rows_and_an_unknown_one_nothing() -> None:
-    known = Examples.from_arrays(np.zeros((7, DIM)), np.array([0, 1, 1, 1, 0, 0, 1]), categories=names([*"bbbbcc", ""]))
+def test_category_score_is_its_log_odds_and_zero_if_unknown() -> None:
+    train = Examples.from_arrays(np.zeros((7, DIM)), np.array([0, 1, 1, 1, 0, 0, 1]), categories=names([*"bbbbcc", ""]))
     queries = Examples.from_arrays(np.zeros((5, DIM)), np.zeros(5, int), categories=names(["b", "c", "", "a", "d"]))
-    found = BASELINES["category_only"](known, known, 0)(queries)
-    assert found == pytest.approx(np.log([4 / 2, 1 / 3, 2 / 1, 1, 1]))
+    scores = BASELINES["category_only"](train, train, 0)(queries)
+    assert scores == pytest.approx(np.log([4 / 2, 1 / 3, 2 / 1, 1, 1]))
 
 
-def test_a_files_facts_are_read_and_its_picture_is_not() -> None:
+def test_file_facts_ignore_the_vectors() -> None:
     blind = Examples.from_arrays(np.zeros((300, DIM)), TRAIN.labels, facts=TRAIN.facts)
     score = BASELINES["file_facts"](blind, VALIDATION, 0)
-    assert (auc(ASKED.labels, score(ASKED)) or 0) > 0.9
+    assert (auc(QUERIES.labels, score(QUERIES)) or 0) > 0.9
     assert np.array_equal(
-        score(ASKED), score(Examples.from_arrays(np.zeros((80, DIM)), ASKED.labels, facts=ASKED.facts))
+        score(QUERIES), score(Examples.from_arrays(np.zeros((80, DIM)), QUERIES.labels, facts=QUERIES.facts))
     )
 
 
 @pytest.mark.parametrize("k", [1, 3, 9, 20])
-def test_the_neighbour_rule_is_that_of_sorting_all_similarities(k: int) -> None:
-    """With copies among the rows, questions that are rows, and a class of fewer than k."""
+def test_neighbor_rule_equals_sorting_all_similarities(k: int) -> None:
+    """Includes copies among the rows, queries that are rows, and a class of fewer than k rows."""
     vectors = np.concatenate([TRAIN.vectors, TRAIN.vectors[:50]])
     labels = np.concatenate([TRAIN.labels, TRAIN.labels[:50]])
     kept = np.flatnonzero(labels == 0)[: 200 if k < 20 else 7]
     rows = np.sort(np.concatenate([kept, np.flatnonzero(labels == 1)]))
-    known = Examples.from_arrays(vectors[rows], labels[rows])
-    queries = Examples.from_arrays(np.concatenate([ASKED.vectors, known.vectors[:10]]), np.zeros(90, int))
-    similarity = queries.vectors.astype(np.float64) @ known.vectors.astype(np.float64).T
-    nearest = [np.sort(similarity[:, known.labels == label])[:, ::-1][:, :k].mean(1) for label in (0, 1)]
-    assert neighbor_rule(k)(known, known, 0)(queries) == pytest.approx(nearest[1] - nearest[0], abs=1e-6)
+    train = Examples.from_arrays(vectors[rows], labels[rows])
+    queries = Examples.from_arrays(np.concatenate([QUERIES.vectors, train.vectors[:10]]), np.zeros(90, int))
+    similarity = queries.vectors.astype(np.float64) @ train.vectors.astype(np.float64).T
+    nearest = [np.sort(similarity[:, train.labels == label])[:, ::-1][:, :k].mean(1) for label in (0, 1)]
+    assert neighbor_rule(k)(train, train, 0)(queries) == pytest.approx(nearest[1] - nearest[0], abs=1e-6)
 
 
-def test_neighbours_are_the_same_however_few_similarities_fit_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = neighbors(ASKED.vectors, TRAIN.vectors, 5)
-    monkeypatch.setattr("clipfake.detector.training.baselines.CELLS", 2000)
-    cut = neighbors(ASKED.vectors, TRAIN.vectors, 5)
+def test_neighbors_do_not_depend_on_the_batch_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = neighbors(QUERIES.vectors, TRAIN.vectors, 5)
+    monkeypatch.setattr("clipfake.detector.training.baselines.SIMILARITIES_IN_MEMORY", 2000)
+    cut = neighbors(QUERIES.vectors, TRAIN.vectors, 5)
     assert np.array_equal(cut.rows, whole.rows)
     assert cut.mean_similarity() == pytest.approx(whole.mean_similarity())
-    assert len(neighbors(ASKED.vectors[:0], TRAIN.vectors, 5)) == 0
+    assert len(neighbors(QUERIES.vectors[:0], TRAIN.vectors, 5)) == 0
 
 
-def theirs(name: str) -> np.ndarray:
-    x, y, queries = (a.astype(np.float64) for a in (TRAIN.vectors, TRAIN.labels, ASKED.vectors))
+def reference(name: str) -> np.ndarray:
+    x, y, queries = (a.astype(np.float64) for a in (TRAIN.vectors, TRAIN.labels, QUERIES.vectors))
     if name == "lda":
         return np.asarray(
             LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto").fit(x, y).decision_function(queries)
@@ -109,32 +109,34 @@ def theirs(name: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", ["lda", "rbf_svm", "pca_svm"])
-def test_a_baseline_of_a_known_name_is_scikit_learns(name: str) -> None:
-    assert BASELINES[name](TRAIN, VALIDATION, 0)(ASKED) == pytest.approx(theirs(name), abs=1e-4)
+def test_baselines_equal_scikit_learn(name: str) -> None:
+    assert BASELINES[name](TRAIN, VALIDATION, 0)(QUERIES) == pytest.approx(reference(name), abs=1e-4)
 
 
-def test_the_probe_is_a_logistic_regression_on_centred_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipfake.detector.training.baselines.STRENGTHS", (0.3,))
+def test_probe_is_logistic_regression_on_centred_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipfake.detector.training.baselines.INVERSE_REGULARIZATION", (0.3,))
     size = TRAIN.vectors.std(0).mean()
-    x, queries = ((rows.vectors - TRAIN.vectors.mean(0)) / size for rows in (TRAIN, ASKED))
+    x, queries = ((rows.vectors - TRAIN.vectors.mean(0)) / size for rows in (TRAIN, QUERIES))
     model = LogisticRegression(C=0.3, max_iter=2000).fit(x, TRAIN.labels)
-    assert linear_probe(TRAIN, VALIDATION, 0)(ASKED) == pytest.approx(model.decision_function(queries), abs=1e-3)
-    # and one that goes on to all rows, where all are those that it had: from where it is, nowhere else
-    assert linear_probe(TRAIN, VALIDATION, 0, TRAIN)(ASKED) == pytest.approx(model.decision_function(queries), abs=1e-2)
+    assert linear_probe(TRAIN, VALIDATION, 0)(QUERIES) == pytest.approx(model.decision_function(queries), abs=1e-3)
+    # refining on the same rows does not change the probe
+    assert linear_probe(TRAIN, VALIDATION, 0, TRAIN)(QUERIES) == pytest.approx(
+        model.decision_function(queries), abs=1e-2
+    )
 
 
-def test_the_probe_does_not_care_for_the_unit_or_the_origin_of_vectors() -> None:
+def test_probe_is_invariant_to_scale_and_origin() -> None:
     def moved(rows: Examples) -> Examples:
         return Examples.from_arrays(100 * rows.vectors + 7, rows.labels)
 
-    one = linear_probe(TRAIN, VALIDATION, 0)(ASKED)
-    other = linear_probe(moved(TRAIN), moved(VALIDATION), 0)(moved(ASKED))
-    assert np.corrcoef(one, other)[0, 1] > 0.9999
-    assert other == pytest.approx(one, abs=0.05)
+    scores = linear_probe(TRAIN, VALIDATION, 0)(QUERIES)
+    moved_scores = linear_probe(moved(TRAIN), moved(VALIDATION), 0)(moved(QUERIES))
+    assert np.corrcoef(scores, moved_scores)[0, 1] > 0.9999
+    assert moved_scores == pytest.approx(scores, abs=0.05)
 
 
-def test_the_probe_is_as_strong_as_validation_likes_it_best() -> None:
-    """Where all but one direction is noise, more freedom only learns the noise."""
+def test_probe_regularization_is_chosen_on_validation() -> None:
+    """If all directions but one are noise, weak regularization overfits."""
     rng = np.random.default_rng(0)
 
     def noisy(count: int) -> Examples:
@@ -144,28 +146,28 @@ def test_the_probe_is_as_strong_as_validation_likes_it_best() -> None:
         return Examples.from_arrays(vectors, labels)
 
     train, validation, queries = noisy(80), noisy(2000), noisy(2000)
-    found = auc(queries.labels, linear_probe(train, validation, 0)(queries)) or 0
+    chosen = auc(queries.labels, linear_probe(train, validation, 0)(queries)) or 0
 
-    def of_strength(c: float, monkeypatch: pytest.MonkeyPatch) -> float:
-        monkeypatch.setattr("clipfake.detector.training.baselines.STRENGTHS", (c,))
+    def with_c(c: float, monkeypatch: pytest.MonkeyPatch) -> float:
+        monkeypatch.setattr("clipfake.detector.training.baselines.INVERSE_REGULARIZATION", (c,))
         return auc(queries.labels, linear_probe(train, validation, 0)(queries)) or 0
 
     with pytest.MonkeyPatch.context() as patched:
-        each = [of_strength(c, patched) for c in (1e-4, 1e-2, 1.0, 100.0)]
-    assert max(each) - min(each) > 0.05
-    assert found >= max(each) - 0.005
+        fixed = [with_c(c, patched) for c in (1e-4, 1e-2, 1.0, 100.0)]
+    assert max(fixed) - min(fixed) > 0.05
+    assert chosen >= max(fixed) - 0.005
 
 
-def test_a_threshold_is_chosen_on_validation_and_measured_on_both(fit: Fit = BASELINES["lda"]) -> None:
+def test_baseline_threshold_is_chosen_on_validation(fit: Fit = BASELINES["lda"]) -> None:
     score = fit(TRAIN, VALIDATION, 0)
-    found = evaluate_baseline(lambda rows: score(rows) + 5, VALIDATION, ASKED, 300, "a note")
-    predicted = score(VALIDATION) + 5 > found.threshold
-    assert (predicted == (VALIDATION.labels == 1)).mean() == found.metrics["validation"].accuracy_oracle
-    assert found.metrics["validation"].accuracy_at_validation == found.metrics["validation"].accuracy_oracle
-    right = ((score(ASKED) + 5 > found.threshold) == (ASKED.labels == 1)).mean()
-    assert found.metrics["test"].accuracy_at_validation == pytest.approx(right)
-    assert right > 0.7 > (found.metrics["test"].accuracy or 1)  # at 0 all are called fake
-    assert found.to_dict()["fitted_on"] == 300 and found.to_dict()["note"] == "a note"
+    result = evaluate_baseline(lambda rows: score(rows) + 5, VALIDATION, QUERIES, 300, "a note")
+    predicted = score(VALIDATION) + 5 > result.threshold
+    assert (predicted == (VALIDATION.labels == 1)).mean() == result.metrics["validation"].accuracy_oracle
+    assert result.metrics["validation"].accuracy_at_validation == result.metrics["validation"].accuracy_oracle
+    accuracy = ((score(QUERIES) + 5 > result.threshold) == (QUERIES.labels == 1)).mean()
+    assert result.metrics["test"].accuracy_at_validation == pytest.approx(accuracy)
+    assert accuracy > 0.7 > (result.metrics["test"].accuracy or 1)  # at threshold 0 all rows are predicted fake
+    assert result.to_dict()["fitted_on"] == 300 and result.to_dict()["note"] == "a note"
 
 
 def test_every_baseline_has_a_name() -> None:

@@ -1,4 +1,4 @@
-"""What a calibration promises, against what can be counted: by rank, by enumeration and over many repetitions."""
+"""Calibrations against counting: by rank, by enumeration and over many repetitions."""
 
 import numpy as np
 import pytest
@@ -8,61 +8,61 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-ASIS = Platt(1.0, 0.0)
+IDENTITY = Platt(1.0, 0.0)
 few_scores = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=12)
 
 
-def reading(real: np.ndarray, fake: np.ndarray, nearest: np.ndarray | None = None) -> Calibration:
-    """A calibration whose score is its first signal, with these held-out scores."""
+def with_scores(real: np.ndarray, fake: np.ndarray, nearest: np.ndarray | None = None) -> Calibration:
+    """Make a calibration whose score is its first signal, with these held-out scores."""
     nearest = np.linspace(0, 1, 1001) if nearest is None else nearest
-    return Calibration(ASIS, ASIS, (1.0, 0.0), 0.0, np.sort(real), np.sort(fake), nearest, "rows")
+    return Calibration(IDENTITY, IDENTITY, (1.0, 0.0), 0.0, np.sort(real), np.sort(fake), nearest, "rows")
 
 
 @settings(max_examples=100, deadline=None)
 @given(few_scores, few_scores, st.integers(1, 30))
-def test_a_class_stays_possible_while_enough_of_its_rows_look_as_little_like_it(
-    real: list[float], fake: list[float], per_cent: int
-) -> None:
-    """p = (rows at least as strange + itself) / (rows + itself), counted one by one, equal scores among them."""
+def test_prediction_sets_equal_counting_rows(real: list[float], fake: list[float], per_cent: int) -> None:
+    """p = (rows that conform as little + 1) / (rows + 1), counted row by row; some scores are equal."""
     error, queries = per_cent / 100, np.arange(-5.0, 6.0)
-    found = reading(np.array(real), np.array(fake)).prediction_sets(queries, error)
-    for score, (can_be_real, can_be_fake) in zip(queries, found.tolist(), strict=True):
-        stranger_real = 1 + sum(one >= score for one in real)  # a high score is strange for a real picture
-        stranger_fake = 1 + sum(one <= score for one in fake)
-        assert can_be_real == (stranger_real / (len(real) + 1) > error)
-        assert can_be_fake == (stranger_fake / (len(fake) + 1) > error)
+    sets = with_scores(np.array(real), np.array(fake)).prediction_sets(queries, error)
+    for score, (can_be_real, can_be_fake) in zip(queries, sets.tolist(), strict=True):
+        less_conforming_real = 1 + sum(
+            other >= score for other in real
+        )  # a real image with a high score conforms little
+        less_conforming_fake = 1 + sum(other <= score for other in fake)
+        assert can_be_real == (less_conforming_real / (len(real) + 1) > error)
+        assert can_be_fake == (less_conforming_fake / (len(fake) + 1) > error)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3, 7, 19, 20, 99, 250])
 @pytest.mark.parametrize("error", [0.001, 0.01, 0.05, 0.1, 0.33])
-def test_a_new_row_is_wronged_in_no_more_places_than_promised(rows: int, error: float) -> None:
-    """If it is one of them, it is as likely to stand in any of the n + 1 places among n rows: so count the places."""
-    places = np.arange(rows + 1) - 0.5  # below all, between any two, above all
+def test_a_new_row_is_excluded_at_the_nominal_number_of_ranks(rows: int, error: float) -> None:
+    """A new row of the class has each of the n + 1 ranks among n rows with equal probability: count the ranks."""
+    scores = np.arange(rows + 1) - 0.5  # below all, between any two, above all
     held = np.arange(rows, dtype=float)
-    possible = reading(held, held).prediction_sets(places, error)  # type: ignore[arg-type]
-    promised = int(error * (rows + 1) + 1e-9)
-    assert (~possible).sum(0).tolist() == [promised, promised]
+    possible = with_scores(held, held).prediction_sets(scores, error)  # type: ignore[arg-type]
+    nominal = int(error * (rows + 1) + 1e-9)
+    assert (~possible).sum(0).tolist() == [nominal, nominal]
 
 
-def test_the_truth_is_ruled_out_as_often_as_promised_over_many_trainings() -> None:
-    """Both classes anew each time, from the fit to the answer; what the fit learns must not count against the rows."""
-    rng, error, repeated, wronged = np.random.default_rng(0), 0.1, 250, np.zeros(2, int)
-    for _ in range(repeated):
-        labels = np.repeat([0, 1], [78, 40])  # of each half: 39 and 20 scores are kept
-        svm, near = (labels * gap + rng.standard_normal(len(labels)) for gap in (1.5, 0.7))
-        calibration = Calibration.fit(svm, near, near, labels, held_out="rows", seed=int(rng.integers(1000)))
+def test_true_class_is_excluded_at_the_nominal_rate() -> None:
+    """Draw, fit and predict many times; both classes are drawn anew each time."""
+    rng, error, repetitions, excluded = np.random.default_rng(0), 0.1, 250, np.zeros(2, int)
+    for _ in range(repetitions):
+        labels = np.repeat([0, 1], [78, 40])  # half of each is kept: 39 and 20 scores
+        svm, neighbors = (labels * gap + rng.standard_normal(len(labels)) for gap in (1.5, 0.7))
+        calibration = Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows", seed=int(rng.integers(1000)))
         new = [gap * np.arange(2) + rng.standard_normal(2) for gap in (1.5, 0.7)]  # a real row and a fake one
-        wronged += ~np.diagonal(calibration.prediction_sets(calibration.decision_function(*new), error))
-    for times, rows in zip(wronged.tolist(), (39, 20), strict=True):
-        exactly = int(error * (rows + 1) + 1e-9) / (rows + 1)
-        assert binomtest(times, repeated, exactly).pvalue > 0.001
-        assert binomtest(times, repeated, error, alternative="greater").pvalue > 0.01
+        excluded += ~np.diagonal(calibration.prediction_sets(calibration.decision_function(*new), error))
+    for count, rows in zip(excluded.tolist(), (39, 20), strict=True):
+        exact_rate = int(error * (rows + 1) + 1e-9) / (rows + 1)
+        assert binomtest(count, repetitions, exact_rate).pvalue > 0.001
+        assert binomtest(count, repetitions, error, alternative="greater").pvalue > 0.01
 
 
-def test_the_promise_is_about_all_pictures_and_not_about_those_that_get_an_answer() -> None:
-    """Scores that know nothing: seldom an answer, as was promised, but then it is anybody's guess."""
+def test_nominal_rate_is_of_all_images_not_of_answers() -> None:
+    """Uninformative scores seldom give an answer, and half of these answers are wrong."""
     rng = np.random.default_rng(0)
-    calibration = reading(rng.standard_normal(5000), rng.standard_normal(5000))
+    calibration = with_scores(rng.standard_normal(5000), rng.standard_normal(5000))
     labels = np.arange(20_000) % 2
     possible = calibration.prediction_sets(rng.standard_normal(20_000), 0.05)
     missed = ~possible[np.arange(20_000), labels]
@@ -74,19 +74,17 @@ def test_the_promise_is_about_all_pictures_and_not_about_those_that_get_an_answe
 
 @settings(max_examples=60, deadline=None)
 @given(few_scores, few_scores)
-def test_the_more_error_is_accepted_the_less_is_possible_and_no_answer_turns_into_the_other(
-    real: list[float], fake: list[float]
-) -> None:
-    calibration, queries = reading(np.array(real), np.array(fake)), np.arange(-5.0, 6.0)
+def test_prediction_sets_shrink_with_the_error_rate(real: list[float], fake: list[float]) -> None:
+    calibration, queries = with_scores(np.array(real), np.array(fake)), np.arange(-5.0, 6.0)
     sets = np.stack([calibration.prediction_sets(queries, error) for error in np.linspace(0.01, 0.9, 40)])
     assert (sets[1:] <= sets[:-1]).all()
-    only = sets & (sets.sum(2, keepdims=True) == 1)  # where one answer is given
+    only = sets & (sets.sum(2, keepdims=True) == 1)  # sets that give an answer
     assert (only.any(0).sum(1) <= 1).all()
 
 
-def test_nothing_is_ruled_out_below_the_least_error_and_everything_can_be_at_it() -> None:
+def test_least_error_is_the_smallest_rate_that_excludes() -> None:
     for rows in range(1, 60):
-        calibration = reading(np.arange(rows + 3.0), np.arange(float(rows)))
+        calibration = with_scores(np.arange(rows + 3.0), np.arange(float(rows)))
         assert calibration.rows == rows
         far_away = np.array([-1e9])
         least = calibration.least_error
@@ -96,56 +94,64 @@ def test_nothing_is_ruled_out_below_the_least_error_and_everything_can_be_at_it(
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.floats(-1, 1, width=16), min_size=1, max_size=300), st.floats(-1, 1, width=16))
-def test_a_percentile_is_the_share_of_rows_that_were_less_similar(nearest: list[float], queries: float) -> None:
+def test_percentile_is_the_share_of_less_similar_rows(nearest: list[float], query: float) -> None:
     labels = np.arange(40) % 2
-    seen = np.resize(nearest, 40 * (1 + len(nearest) // 40))
-    many = np.resize(labels, len(seen))
-    calibration = Calibration.fit(many * 1.0, many * 1.0, seen, many, held_out="rows")  # type: ignore[arg-type]
-    result = calibration.percentile(np.array([queries]))[0]
-    room = 100 / len(seen) + 0.2  # between two rows the share runs straight, and it is kept in 1001 steps
-    assert 100 * (seen < queries).mean() - room <= result <= 100 * (seen <= queries).mean() + room
+    held_out_nearest = np.resize(nearest, 40 * (1 + len(nearest) // 40))
+    targets = np.resize(labels, len(held_out_nearest))
+    calibration = Calibration.fit(targets * 1.0, targets * 1.0, held_out_nearest, targets, held_out="rows")  # type: ignore[arg-type]
+    result = calibration.percentile(np.array([query]))[0]
+    tolerance = 100 / len(held_out_nearest) + 0.2  # the share is interpolated between rows and kept in 1001 steps
+    assert (
+        100 * (held_out_nearest < query).mean() - tolerance
+        <= result
+        <= 100 * (held_out_nearest <= query).mean() + tolerance
+    )
 
 
-def test_what_is_nearer_than_all_rows_is_at_the_hundredth_percentile_and_what_is_farther_at_none() -> None:
+def test_percentile_is_0_or_100_beyond_all_rows() -> None:
     nearest = np.linspace(-1, 1, 1001)
-    result = reading(np.zeros(1), np.zeros(1), nearest).percentile(np.array([-1.1, -1.0, 0.5001, 1.1]))
+    result = with_scores(np.zeros(1), np.zeros(1), nearest).percentile(np.array([-1.1, -1.0, 0.5001, 1.1]))
     assert result == pytest.approx([0, 0, 75, 100], abs=0.1)
 
 
 def two_signals(rows: int, gaps: tuple[float, float], share: float = 0.5, seed: int = 0) -> tuple[np.ndarray, ...]:
     rng = np.random.default_rng(seed)
     labels = (np.arange(rows) < share * rows).astype(int)
-    svm, near = (gap * (labels - 0.5) + rng.standard_normal(rows) for gap in gaps)
-    return svm, near, labels
+    svm, neighbors = (gap * (labels - 0.5) + rng.standard_normal(rows) for gap in gaps)
+    return svm, neighbors, labels
 
 
-def test_two_signals_that_know_different_things_are_added_up() -> None:
-    """Of normal densities a gap apart the log-likelihood ratio is gap · x, and of independent ones the sum of both."""
+def test_independent_signals_add_up() -> None:
+    """The log-likelihood ratio of normal densities at distance gap is gap · x; those of independent signals add up."""
     gaps = (1.5, 0.6)
-    svm, near, labels = two_signals(40_000, gaps)
-    calibration = Calibration.fit(svm, near, near, labels, held_out="rows")
+    svm, neighbors, labels = two_signals(40_000, gaps)
+    calibration = Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows")
     queries = np.array([[-1.0, 2.0], [0.0, 0.0], [2.0, -1.0], [1.0, 1.0]])
     assert np.allclose(calibration.decision_function(*queries.T), queries @ gaps, atol=0.12)
     assert np.allclose(calibration.svm(queries[:, 0]), gaps[0] * queries[:, 0], atol=0.1)
     assert np.allclose(calibration.neighbors(queries[:, 1]), gaps[1] * queries[:, 1], atol=0.1)
 
 
-def test_the_share_of_fakes_held_out_moves_no_score() -> None:
-    """A log-likelihood ratio is what the picture says, whatever the others are."""
-    svm, near, labels = two_signals(60_000, (1.5, 0.6), share=0.02)
-    calibration = Calibration.fit(svm, near, near, labels, held_out="rows")
+def test_share_of_held_out_fakes_does_not_shift_scores() -> None:
+    """A log-likelihood ratio does not depend on the class frequencies."""
+    svm, neighbors, labels = two_signals(60_000, (1.5, 0.6), share=0.02)
+    calibration = Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows")
     assert abs(calibration.decision_function(np.zeros(1), np.zeros(1))[0]) < 0.1
 
 
-def test_the_unit_of_a_signal_does_not_matter() -> None:
-    svm, near, labels = two_signals(400, (1.5, 0.6))
-    one = Calibration.fit(svm, near, near, labels, held_out="rows")
-    other = Calibration.fit(svm * 1e-4, near * 1e3, near, labels, held_out="rows")
-    assert np.allclose(one.decision_function(svm, near), other.decision_function(svm * 1e-4, near * 1e3), atol=1e-2)
+def test_scale_of_a_signal_does_not_matter() -> None:
+    svm, neighbors, labels = two_signals(400, (1.5, 0.6))
+    calibration = Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows")
+    rescaled = Calibration.fit(svm * 1e-4, neighbors * 1e3, neighbors, labels, held_out="rows")
+    assert np.allclose(
+        calibration.decision_function(svm, neighbors),
+        rescaled.decision_function(svm * 1e-4, neighbors * 1e3),
+        atol=1e-2,
+    )
 
 
-def test_a_signal_that_only_takes_noise_off_another_is_left_out_and_the_other_kept() -> None:
-    """Read together, the pure noise would have a weight below 0: evidence would count against itself."""
+def test_signal_with_negative_weight_is_left_out() -> None:
+    """In a joint fit, the pure noise would get a negative weight: its evidence would count against its class."""
     rng = np.random.default_rng(0)
     labels, noise = np.arange(2000) % 2, rng.standard_normal(2000)
     good = labels + noise + 0.3 * rng.standard_normal(2000)
@@ -156,7 +162,7 @@ def test_a_signal_that_only_takes_noise_off_another_is_left_out_and_the_other_ke
         assert (weights[kept], offset) == pytest.approx((alone, same), rel=1e-3)
 
 
-def test_a_signal_that_never_changes_says_nothing() -> None:
+def test_constant_signal_gets_no_weight() -> None:
     svm, _, labels = two_signals(400, (1.5, 0))
     calibration = Calibration.fit(svm, np.full(400, 7.0), svm, labels, held_out="rows")
     assert np.allclose(calibration.neighbors(np.array([7.0])), 0, atol=1e-6)
@@ -164,34 +170,39 @@ def test_a_signal_that_never_changes_says_nothing() -> None:
 
 
 @pytest.mark.parametrize(("real", "fake"), [(10_000, 1), (9, 10_000), (10_000, 9), (0, 50), (50, 0), (0, 0)])
-def test_a_class_of_hardly_any_rows_is_named_and_not_calibrated(real: int, fake: int) -> None:
+def test_class_with_too_few_rows_is_named(real: int, fake: int) -> None:
     labels = np.repeat([0, 1], [real, fake])
     with pytest.raises(NotEnoughRows, match=f"found {real} real and {fake} fake;"):
         Calibration.fit(*[np.zeros(len(labels))] * 3, labels, held_out="rows")  # type: ignore[arg-type, misc]
 
 
-def test_ten_of_a_class_among_ten_thousand_of_the_other_are_enough() -> None:
+def test_ten_rows_of_a_class_are_enough() -> None:
     labels = np.repeat([0, 1], [10_000, 10])
     signal = 6.0 * labels + np.random.default_rng(0).standard_normal(len(labels))
     calibration = Calibration.fit(signal, signal, signal, labels, held_out="rows")
     assert (len(calibration.real), len(calibration.fake)) == (5000, 5)
     assert calibration.least_error == pytest.approx(1 / 6)
-    # one of five thousand is learned of real rows, and no more than one in six of fake ones
+    # 5000 kept real rows limit the probability to 5001 / 5002, 5 kept fake rows to 1 / 7
     assert calibration.fake_probability(50.0, 0.5) == pytest.approx(5001 / 5002)
     assert calibration.fake_probability(-50.0, 0.5) == pytest.approx(1 / 7)
     assert (np.diff(calibration.decision_function(np.linspace(-5, 5, 9), np.zeros(9))) > 0).all()
 
 
-def test_rows_that_calibrate_are_not_those_that_the_promise_is_counted_on() -> None:
-    svm, near, labels = two_signals(200, (1.5, 0.6))
+def test_fitted_rows_and_kept_scores_are_disjoint() -> None:
+    svm, neighbors, labels = two_signals(200, (1.5, 0.6))
     for seed in range(3):
-        calibration = Calibration.fit(svm, near, near, labels, held_out="rows", seed=seed)
-        scores = calibration.decision_function(svm, near)
+        calibration = Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows", seed=seed)
+        scores = calibration.decision_function(svm, neighbors)
         assert (len(calibration.real), len(calibration.fake)) == (50, 50)
         assert np.isclose(calibration.real[:, None], scores[labels == 0]).any(1).all()
         assert np.isclose(calibration.fake[:, None], scores[labels == 1]).any(1).all()
-    assert len({tuple(Calibration.fit(svm, near, near, labels, held_out="rows", seed=s).real) for s in (0, 0, 1)}) == 2
+    assert (
+        len(
+            {tuple(Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows", seed=s).real) for s in (0, 0, 1)}
+        )
+        == 2
+    )
 
 
-def test_a_probability_of_a_score_beyond_all_bounds_is_nought_or_one() -> None:
+def test_probability_of_an_extreme_score_is_zero_or_one() -> None:
     assert probability(np.array([-1e300, 0.0, 1e300]), 0.25) == pytest.approx([0, 0.25, 1])

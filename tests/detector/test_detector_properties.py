@@ -1,4 +1,4 @@
-"""What holds of every verdict, whatever the bank and the picture: rules of the whole detector on small random banks."""
+"""Properties of every verdict, tested with small random banks and queries."""
 
 import tempfile
 from collections.abc import Iterator
@@ -36,7 +36,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def drawn(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Unit vectors; fakes lean along the first axis, not so far that all are told apart."""
+    """Unit vectors; fakes lean along the first axis, but the classes overlap."""
     vectors = rng.standard_normal((len(labels), DIM))
     vectors[:, 0] += 2.5 * labels
     return unit(vectors)
@@ -60,7 +60,7 @@ def block(seed: int) -> Block:
 
 
 def detector(store: Store, seed: int) -> VectorDetector:
-    """A head of a few random support vectors, and a calibration on what it and a bank say of fresh rows."""
+    """A head of a few random support vectors, calibrated with the bank on random rows."""
     rng = np.random.default_rng([seed, 1])
     labels = np.repeat([0, 1], rng.integers(10, 60, 2))
     known = drawn(labels, rng)
@@ -81,47 +81,45 @@ def random_queries(seed: int, *blocks: Block) -> Iterator[VectorDetector]:
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "s", SPACE)
         with store.writer() as writer:
-            for one in blocks or [block(seed)]:
-                writer.append(one)
+            for each in blocks or [block(seed)]:
+                writer.append(each)
         yield detector(store, seed)
 
 
-def pictures(seed: int, number: int = 8) -> np.ndarray:
+def query_vectors(seed: int, number: int = 8) -> np.ndarray:
     rng = np.random.default_rng([seed, 2])
     return drawn(rng.random(number), rng)
 
 
-def judged(detector: VectorDetector, seed: int, **question: Any) -> list[Verdict]:
-    vectors = pictures(seed)
-    return detector.judge([f"{i}" for i in range(len(vectors))], vectors, options=QueryOptions(**question))
+def judged(detector: VectorDetector, seed: int, **options: Any) -> list[Verdict]:
+    vectors = query_vectors(seed)
+    return detector.judge([f"{i}" for i in range(len(vectors))], vectors, options=QueryOptions(**options))
 
 
 def assert_same(verdicts: list[Verdict], others: list[Verdict]) -> None:
-    """But for the last digit of a sum, and where in the store a witness stands."""
-    for one, other in zip(verdicts, others, strict=True):
-        numbers = {"score", "probability", "percentile", "signals", "neighbors", "changes"}
-        value, again = ({k: v for k, v in vars(v).items() if k not in numbers} for v in (one, other))
-        assert value == again
+    """Compare verdicts up to rounding and the positions of neighbours in the store."""
+    for verdict, other in zip(verdicts, others, strict=True):
+        approximate = {"score", "probability", "percentile", "signals", "neighbors", "changes"}
+        fields, other_fields = ({k: v for k, v in vars(v).items() if k not in approximate} for v in (verdict, other))
+        assert fields == other_fields
         for name in ("score", "probability", "percentile", "signals"):
-            assert getattr(one, name) == pytest.approx(getattr(other, name), abs=1e-4)
+            assert getattr(verdict, name) == pytest.approx(getattr(other, name), abs=1e-4)
         for label in ("real", "fake"):
-            assert [n.key for n in one.neighbors[label]] == [n.key for n in other.neighbors[label]]
-        assert [(c.what, c.verdict) for c in one.changes] == [(c.what, c.verdict) for c in other.changes]
+            assert [n.key for n in verdict.neighbors[label]] == [n.key for n in other.neighbors[label]]
+        assert [(c.what, c.verdict) for c in verdict.changes] == [(c.what, c.verdict) for c in other.changes]
 
 
 @settings(max_examples=15, deadline=None)
 @given(seeds, errors, st.floats(0.001, 0.999))
-def test_a_verdict_says_what_its_score_its_possible_answers_and_its_witnesses_say(
-    seed: int, error: float, prior: float
-) -> None:
+def test_verdict_agrees_with_score_prediction_set_and_neighbors(seed: int, error: float, prior: float) -> None:
     with random_queries(seed) as detector:
-        scores = detector.decision_function(pictures(seed))
+        scores = detector.decision_function(query_vectors(seed))
         possible = detector.calibration.prediction_sets(scores, error)
-        for verdict, score, can_be in zip(
+        for verdict, score, in_set in zip(
             judged(detector, seed, error=error, prior=prior), scores, possible, strict=True
         ):
             assert verdict.score == pytest.approx(score, abs=1e-6)
-            names = tuple(name for name, can in zip(("real", "fake"), can_be, strict=True) if can)
+            names = tuple(name for name, included in zip(("real", "fake"), in_set, strict=True) if included)
             assert verdict.possible == names
             known = verdict.percentile >= 1
             assert verdict.verdict == (names[0] if len(names) == 1 and known else "unsure")
@@ -130,23 +128,23 @@ def test_a_verdict_says_what_its_score_its_possible_answers_and_its_witnesses_sa
             if verdict.verdict != "unsure":
                 other = {"fake": "real", "real": "fake"}[verdict.verdict]
                 assert verdict.reasons[0] == f"{other} is ruled out at an error rate of {100 * error:g}%"
-            one, two = verdict.signals["svm"], verdict.signals["neighbors"]
-            assert verdict.conflict == (one * two < 0 and abs(one) >= 1 and abs(two) >= 1)
+            svm, nearest = verdict.signals["svm"], verdict.signals["neighbors"]
+            assert verdict.conflict == (svm * nearest < 0 and abs(svm) >= 1 and abs(nearest) >= 1)
             assert verdict.conflict == any("disagree" in reason for reason in verdict.reasons)
-            result = [n.similarity for found in verdict.neighbors.values() for n in found[:1]]
+            similarities = [n.similarity for neighbors in verdict.neighbors.values() for n in neighbors[:1]]
             assert verdict.percentile == pytest.approx(
-                detector.calibration.percentile(np.array([max(result)]))[0], abs=0.2
+                detector.calibration.percentile(np.array([max(similarities)]))[0], abs=0.2
             )
-            for label, found in verdict.neighbors.items():
-                assert 1 <= len(found) <= 9
-                assert [n.similarity for n in found] == sorted((n.similarity for n in found), reverse=True)
-                assert all((n.source > "source 1") == (label == "fake") for n in found)
+            for label, neighbors in verdict.neighbors.items():
+                assert 1 <= len(neighbors) <= 9
+                assert [n.similarity for n in neighbors] == sorted((n.similarity for n in neighbors), reverse=True)
+                assert all((n.source > "source 1") == (label == "fake") for n in neighbors)
             assert all(change.verdict != verdict.verdict for change in verdict.changes)
 
 
 @settings(max_examples=8, deadline=None)
 @given(seeds)
-def test_how_many_fakes_are_expected_moves_the_probability_and_nothing_else(seed: int) -> None:
+def test_prior_changes_only_the_probability(seed: int) -> None:
     with random_queries(seed) as detector:
         rare, common = (judged(detector, seed, prior=prior) for prior in (0.01, 0.9))
         for one, other in zip(rare, common, strict=True):
@@ -156,22 +154,22 @@ def test_how_many_fakes_are_expected_moves_the_probability_and_nothing_else(seed
 
 @settings(max_examples=8, deadline=None)
 @given(seeds)
-def test_who_accepts_less_error_gets_no_answer_where_both_were_possible_and_never_the_other_one(seed: int) -> None:
-    """Only what was like neither class may become an answer, for then it is like one of them after all."""
+def test_lower_error_rate_only_adds_unsure(seed: int) -> None:
+    """Only an image with an empty prediction set can get an answer at a lower rate, as its set then grows."""
     with random_queries(seed) as detector:
-        result = [judged(detector, seed, error=error, changes=False) for error in (0.5, 0.3, 0.2, 0.1, 0.05, 0.01)]
-        for of_one in zip(*result, strict=True):
-            for wider, narrower in pairwise(of_one):
+        by_rate = [judged(detector, seed, error=error, changes=False) for error in (0.5, 0.3, 0.2, 0.1, 0.05, 0.01)]
+        for of_image in zip(*by_rate, strict=True):
+            for wider, narrower in pairwise(of_image):
                 assert set(wider.possible) <= set(narrower.possible)
                 if wider.possible:
                     assert narrower.verdict in (wider.verdict, "unsure")
-            assert len({v.verdict for v in of_one} - {"unsure"}) <= 1
-            assert len({(v.score, v.probability, v.percentile) for v in of_one}) == 1
+            assert len({v.verdict for v in of_image} - {"unsure"}) <= 1
+            assert len({(v.score, v.probability, v.percentile) for v in of_image}) == 1
 
 
 @settings(max_examples=8, deadline=None)
 @given(seeds)
-def test_the_order_of_the_stored_rows_does_not_matter(seed: int) -> None:
+def test_order_of_stored_rows_does_not_matter(seed: int) -> None:
     rows = block(seed)
     order = np.random.default_rng(seed).permutation(len(rows.rows))
     with random_queries(seed, rows) as one, random_queries(seed, rows.take(order)) as other:
@@ -180,44 +178,44 @@ def test_the_order_of_the_stored_rows_does_not_matter(seed: int) -> None:
 
 @settings(max_examples=8, deadline=None)
 @given(seeds, st.booleans(), st.integers(1, 60))
-def test_a_copy_of_a_stored_picture_changes_nothing(seed: int, same_file: bool, copies: int) -> None:
-    """Of the same bytes, or of the same vector under another digest."""
+def test_copy_of_stored_image_changes_nothing(seed: int, same_file: bool, copies: int) -> None:
+    """Copies have the same bytes, or the same vector under another digest."""
     rows, rng = block(seed), np.random.default_rng([seed, 3])
-    which = rng.integers(0, len(rows.rows), copies)
-    more = rows.take(which)
+    copied = rng.integers(0, len(rows.rows), copies)
+    copy_block = rows.take(copied)
     keys = np.array([f"copy {i}" for i in range(copies)], rows.rows.keys.dtype)
-    digests = more.rows.digests if same_file else np.frombuffer(rng.bytes(16 * copies), "V16")
-    more = replace(more, rows=replace(more.rows, keys=keys, digests=digests))
-    with random_queries(seed, rows) as one, random_queries(seed, rows, more) as other:
+    digests = copy_block.rows.digests if same_file else np.frombuffer(rng.bytes(16 * copies), "V16")
+    copy_block = replace(copy_block, rows=replace(copy_block.rows, keys=keys, digests=digests))
+    with random_queries(seed, rows) as one, random_queries(seed, rows, copy_block) as other:
         assert_same(judged(one, seed), judged(other, seed))
 
 
 @settings(max_examples=8, deadline=None)
 @given(seeds)
-def test_pictures_asked_about_together_are_judged_as_each_alone(seed: int) -> None:
+def test_batch_gives_the_same_verdicts_as_single_images(seed: int) -> None:
     with random_queries(seed) as detector:
-        alone = [detector.judge_one(f"{i}", vector) for i, vector in enumerate(pictures(seed))]
+        alone = [detector.judge_one(f"{i}", vector) for i, vector in enumerate(query_vectors(seed))]
         assert_same(judged(detector, seed), alone)
 
 
 @settings(max_examples=8, deadline=None)
 @given(seeds)
-def test_a_stored_file_is_judged_as_if_it_were_not_stored_and_is_named(seed: int) -> None:
+def test_stored_file_is_named_but_is_no_evidence(seed: int) -> None:
     rows = block(seed)
     own = int(np.random.default_rng(seed).integers(0, len(rows.rows)))
-    left = np.flatnonzero(np.arange(len(rows.rows)) != own)
-    assume({*rows.rows.labels[left].tolist()} >= {0, 1})
-    with random_queries(seed, rows) as one, random_queries(seed, rows.take(left)) as other:
+    others = np.flatnonzero(np.arange(len(rows.rows)) != own)
+    assume({*rows.rows.labels[others].tolist()} >= {0, 1})
+    with random_queries(seed, rows) as one, random_queries(seed, rows.take(others)) as other:
         other = replace(one, bank=other.bank)
         vector, digest = one.snapshot.vectors([own])[0], rows.rows.digests[own].tobytes()
-        here, there = one.judge_one("x", vector, digest), other.judge_one("x", vector, digest)
-        assert (here.known, there.known) == (rows.rows.keys[own], "")
-        assert_same([replace(here, stored=())], [there])
+        with_file, without_file = one.judge_one("x", vector, digest), other.judge_one("x", vector, digest)
+        assert (with_file.known, without_file.known) == (rows.rows.keys[own], "")
+        assert_same([replace(with_file, stored=())], [without_file])
 
 
 @pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
-def test_a_vector_that_is_no_number_gets_no_verdict(wrong: float) -> None:
-    vectors = pictures(0)
+def test_non_finite_vector_is_rejected(wrong: float) -> None:
+    vectors = query_vectors(0)
     vectors[3, 2] = wrong
     with random_queries(0) as detector:
         with pytest.raises(BadBlock, match="vector 3 of 8 holds NaN or infinity"):
@@ -226,13 +224,13 @@ def test_a_vector_that_is_no_number_gets_no_verdict(wrong: float) -> None:
             detector.decision_function(vectors)
 
 
-def test_a_name_without_a_vector_is_refused_rather_than_left_out() -> None:
-    names, vectors, digests = [f"{i}" for i in range(8)], pictures(0), np.zeros(7, "V16")
+def test_name_without_vector_is_rejected() -> None:
+    names, vectors, digests = [f"{i}" for i in range(8)], query_vectors(0), np.zeros(7, "V16")
     with random_queries(0) as detector:
-        for given, known, value in (
+        for given_names, given_digests, message in (
             (names[:7], None, "7 names for 8 vectors; give"),
             ([*names, "one more"], None, "9 names for 8 vectors; give"),
             (names, digests, "8 names for 8 vectors and 7 digests; give"),
         ):
-            with pytest.raises(BadBlock, match=value):
-                detector.judge(given, vectors, known)
+            with pytest.raises(BadBlock, match=message):
+                detector.judge(given_names, vectors, given_digests)

@@ -1,4 +1,4 @@
-"""Evidence, compared with its options applied to one row after another in integer arithmetic."""
+"""Evidence against a reference that applies its options row by row in integer arithmetic."""
 
 import tempfile
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ UNKNOWN = 0  # the digest of a file whose bytes are unknown
 class Row:
     """One stored row or query."""
 
-    vector: tuple[int, ...]  # in halves: four of ±1, so that every product is exact and many are equal
+    vector: tuple[int, ...]  # in units of 1/2: four are ±1, so that products are exact and many are equal
     label: int
     source: int
     digest: int
@@ -43,7 +43,7 @@ evidence_options = st.builds(EvidenceOptions, k=st.integers(1, 6), per_source=st
 
 
 def fetching_all(options: EvidenceOptions, rows: Sequence[Row]) -> EvidenceOptions:
-    """The options with a k that makes all rows candidates: of equally near rows, any may be left out otherwise."""
+    """The options with k large enough to make all rows candidates; else any of equally near rows may be left out."""
     most = max(sum(row.label == label for row in rows) for label in (0, 1))
     return replace(options, k=max(options.k, -(-most // OVERSAMPLING)))
 
@@ -62,7 +62,7 @@ def stored(rows: Sequence[Row], folder: Path) -> Store:
 
 
 def similarity(row: Row, other: Row) -> int:
-    """Cosine similarity, in quarters."""
+    """Cosine similarity in units of 1/4."""
     return sum(a * b for a, b in zip(row.vector, other.vector, strict=True))
 
 
@@ -93,7 +93,7 @@ def positions(matches: Matches, query: int) -> list[int]:
 
 @settings(max_examples=40, deadline=None)
 @given(banks, st.lists(rows, min_size=1, max_size=4), evidence_options)
-def test_witnesses_are_those_of_the_rules_applied_row_by_row(
+def test_neighbors_equal_a_row_by_row_reference(
     stored_rows: list[Row], query_rows: list[Row], options: EvidenceOptions
 ) -> None:
     options = fetching_all(options, stored_rows)
@@ -120,11 +120,11 @@ def test_witnesses_are_those_of_the_rules_applied_row_by_row(
 
 @settings(max_examples=20, deadline=None)
 @given(banks, rows, evidence_options, st.integers(0, 3))
-def test_leaving_a_source_out_is_as_if_it_had_never_been_indexed(
+def test_leaving_out_a_source_equals_never_indexing_it(
     stored_rows: list[Row], query_row: Row, options: EvidenceOptions, source: int
 ) -> None:
-    left = [row for row in stored_rows if row.source != source]
-    if not {row.label for row in left} >= {0, 1}:
+    remaining = [row for row in stored_rows if row.source != source]
+    if not {row.label for row in remaining} >= {0, 1}:
         return
     options = fetching_all(options, stored_rows)
     with tempfile.TemporaryDirectory() as folder:
@@ -132,7 +132,7 @@ def test_leaving_a_source_out_is_as_if_it_had_never_been_indexed(
         query, digest = np.array([query_row.vector], np.float32) / 2, np.frombuffer(query_row.bytes, "V16")
         keys = [i for i, row in enumerate(stored_rows) if row.source != source]
         for label in (0, 1):
-            expected = [keys[i] for i in expected_neighbors(left, query_row, label, options)]
+            expected = [keys[i] for i in expected_neighbors(remaining, query_row, label, options)]
             evidence = bank.without(f"source {source}").evidence(query, digest)
             assert positions((evidence.real, evidence.fake)[label], 0) == expected
             candidates = bank.candidates(query, digest, [label])[label]  # all of so few rows are candidates
@@ -146,21 +146,19 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("copies", [1, 4, 30])
-def test_among_many_rows_with_copies_the_witnesses_are_the_nearest_different_pictures(
-    copies: int, tmp_path: Path
-) -> None:
-    """Compared with a float64 product of all rows with all, where more rows are copies than are fetched at first."""
+def test_neighbors_among_copies_are_the_nearest_distinct_images(copies: int, tmp_path: Path) -> None:
+    """Reference: a float64 product with all rows. There are more copies than the first search fetches."""
     rng = np.random.default_rng(copies)
-    pictures = 1200 // copies
-    picture = rng.permutation(np.repeat(np.arange(pictures), copies))
-    labels = (picture % 3 == 0).astype(int)
+    images = 1200 // copies
+    image = rng.permutation(np.repeat(np.arange(images), copies))
+    labels = (image % 3 == 0).astype(int)
     space = Space("toy", "0" * 64, dim=24)
     store = Store.create(tmp_path / "s", space)
-    keys = [f"{i}" for i in range(len(picture))]
-    sources = [f"s{p % 7}" for p in picture]
+    keys = [f"{i}" for i in range(len(image))]
+    sources = [f"s{p % 7}" for p in image]
     with store.writer(rows_per_shard=500) as writer:
         writer.append(
-            Block(space, Rows.make(keys, labels, sources=sources), unit(rng.normal(size=(pictures, 24)))[picture])
+            Block(space, Rows.make(keys, labels, sources=sources), unit(rng.normal(size=(images, 24)))[image])
         )
     snapshot, options = store.snapshot(), EvidenceOptions(k=9, per_source=3)
     bank, queries = Bank.from_snapshot(snapshot, options), unit(rng.normal(size=(12, 24)))
@@ -169,14 +167,14 @@ def test_among_many_rows_with_copies_the_witnesses_are_the_nearest_different_pic
     for label, matches in ((0, evidence.real), (1, evidence.fake)):
         for query, near in enumerate(similarities):
             order = [i for i in np.argsort(-near, kind="stable") if labels[i] == label]
-            unique = list(dict.fromkeys(int(picture[i]) for i in order))[:18]
+            unique = list(dict.fromkeys(int(image[i]) for i in order))[:18]
             kept = [p for n, p in enumerate(unique) if sum(q % 7 == p % 7 for q in unique[:n]) < 3][:9]
             rows = positions(matches, query)
-            assert [int(picture[row]) for row in rows] == kept
+            assert [int(image[row]) for row in rows] == kept
             assert np.allclose(matches.similarity[query][: len(rows)], near[rows], atol=1e-5)
 
 
-def test_one_fake_among_ten_thousand_real_rows_speaks_alone_for_its_class(tmp_path: Path) -> None:
+def test_single_fake_row_is_the_only_fake_neighbor(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     space = Space("toy", "0" * 64, dim=16)
     store = Store.create(tmp_path / "s", space)
@@ -191,7 +189,7 @@ def test_one_fake_among_ten_thousand_real_rows_speaks_alone_for_its_class(tmp_pa
     assert evidence.nearest[0] == pytest.approx(1, abs=1e-3)
 
 
-def test_a_file_is_found_by_its_digest_also_where_others_begin_alike(tmp_path: Path) -> None:
+def test_find_distinguishes_digests_with_equal_first_halves(tmp_path: Path) -> None:
     digests = [b"a" * 8 + bytes([i] * 8) for i in range(20)] + [b"b" * 16, bytes(16)]
     store = Store.create(tmp_path / "s", SPACE)
     columns = Rows.make(

@@ -1,4 +1,4 @@
-"""Rows to learn from: which are drawn where there are too many, and what their files say of them."""
+"""Training rows: subsampling, selection and the facts of their files."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=200), st.integers(1, 250), st.integers(0, 3))
-def test_of_too_many_rows_each_class_keeps_its_share_and_never_none(groups: list[int], most: int, seed: int) -> None:
+def test_subsample_keeps_the_share_of_each_class(groups: list[int], most: int, seed: int) -> None:
     labels, positions = np.array(groups), 10 + 3 * np.arange(len(groups))
     kept = subsample(positions, labels, most, seed)
     if len(groups) <= most:
@@ -22,13 +22,13 @@ def test_of_too_many_rows_each_class_keeps_its_share_and_never_none(groups: list
         return
     assert kept.tolist() == sorted(set(kept.tolist()) & set(positions.tolist()))
     for label in set(groups):
-        found = int((labels[(kept - 10) // 3] == label).sum())
-        assert found >= 1
-        assert abs(found - most * groups.count(label) / len(groups)) <= 1
+        count = int((labels[(kept - 10) // 3] == label).sum())
+        assert count >= 1
+        assert abs(count - most * groups.count(label) / len(groups)) <= 1
     assert subsample(positions, labels, most, seed).tolist() == kept.tolist()
 
 
-def test_one_fake_among_ten_thousand_is_kept_and_rows_are_drawn_from_everywhere() -> None:
+def test_subsample_keeps_a_single_fake_and_covers_all_rows() -> None:
     labels = np.append(np.zeros(10_000, int), 1)
     kept = [subsample(np.arange(10_001), labels, 100, seed) for seed in (0, 1)]
     for rows in kept:
@@ -37,7 +37,7 @@ def test_one_fake_among_ten_thousand_is_kept_and_rows_are_drawn_from_everywhere(
     assert len(set(kept[0].tolist()) & set(kept[1].tolist())) < 20
 
 
-def test_what_a_file_says_is_told_in_numbers_and_what_it_does_not_say_is_minus_one(tmp_path: Path) -> None:
+def test_file_facts_are_numbers_and_minus_one_where_unknown(tmp_path: Path) -> None:
     space = Space("toy", "0" * 64, dim=2)
     store = Store.create(tmp_path / "s", space)
     rows = Rows.make(
@@ -64,11 +64,11 @@ def test_what_a_file_says_is_told_in_numbers_and_what_it_does_not_say_is_minus_o
     }
 
 
-def test_rows_that_are_taken_keep_all_that_is_said_of_them() -> None:
-    made = Examples.from_arrays(np.eye(3), np.array([0, 1, 1]), facts=np.arange(24.0).reshape(3, 8))
-    taken = made.take(np.array([2, 0]))
+def test_take_keeps_all_columns() -> None:
+    examples = Examples.from_arrays(np.eye(3), np.array([0, 1, 1]), facts=np.arange(24.0).reshape(3, 8))
+    taken = examples.take(np.array([2, 0]))
     assert taken.vectors.tolist() == [[0, 0, 1], [1, 0, 0]]
     assert taken.labels.tolist() == [1, 0] and len(taken) == 2
     assert taken.facts[:, 0].tolist() == [16, 0]
     assert taken.categories.tolist() == ["", ""]
-    assert made.take(np.array([True, False, True])).labels == pytest.approx([0, 1])
+    assert examples.take(np.array([True, False, True])).labels == pytest.approx([0, 1])

@@ -1,4 +1,4 @@
-"""Heads: what is saved comes back, machines of every size, and what cannot be trained says why."""
+"""Heads: saving and loading, exact and approximate SVMs, and errors of impossible training."""
 
 import json
 from dataclasses import replace
@@ -24,7 +24,7 @@ SPACE = Space("toy", "0" * 64, dim=DIM)
 
 
 def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows of two classes, each of three crowds, so that no plane parts them."""
+    """Unit vectors of two classes of three clusters each, which no plane separates."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).standard_normal((2, 3, DIM))
     labels = rng.integers(0, 2, count)
@@ -48,7 +48,7 @@ def head(store: Store) -> Head:
     return train(store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).head
 
 
-def test_the_machine_is_scikit_learns() -> None:
+def test_svm_equals_scikit_learn() -> None:
     from sklearn.svm import SVC
 
     vectors, labels = drawn(300)
@@ -61,81 +61,81 @@ def in_blocks(vectors: np.ndarray, labels: np.ndarray, size: int):  # type: igno
     return lambda: ((vectors[i : i + size], labels[i : i + size]) for i in range(0, len(labels), size))
 
 
-def test_landmarks_that_are_all_rows_give_what_the_exact_machine_gives() -> None:
+def test_nystroem_with_all_rows_as_landmarks_is_exact() -> None:
     vectors, labels = drawn(400)
-    queries, true = drawn(1000, seed=1)
+    queries, labels_of_queries = drawn(1000, seed=1)
     exact = fit_svm(vectors, labels).decision_function(queries) > 0
-    near = (
+    approximate = (
         fit_nystroem(in_blocks(vectors, labels, 400), gamma=scale_gamma(vectors), landmarks=800).decision_function(
             queries
         )
         > 0
     )
-    assert (exact == true).mean() > 0.8
-    assert (near == exact).mean() > 0.93
+    assert (exact == labels_of_queries).mean() > 0.8
+    assert (approximate == exact).mean() > 0.93
 
 
-def test_how_rows_are_cut_into_blocks_does_not_matter() -> None:
+def test_nystroem_does_not_depend_on_the_block_size() -> None:
     vectors, labels = drawn(500)
-    one, many = (
+    one_block, many_blocks = (
         fit_nystroem(in_blocks(vectors, labels, size), gamma=1.0, landmarks=1000).decision_function(vectors)
         for size in (500, 77)
     )
-    assert np.allclose(one, many, atol=1e-2)
+    assert np.allclose(one_block, many_blocks, atol=1e-2)
 
 
-def test_many_rows_of_one_class_are_refused() -> None:
+def test_nystroem_rejects_one_class() -> None:
     vectors, _ = drawn(50)
     with pytest.raises(NotEnoughRows, match="one class"):
         fit_nystroem(in_blocks(vectors, np.ones(50, int), 20), gamma=1.0)
 
 
-def test_above_the_limit_the_machine_has_landmarks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_svm_is_approximate_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipfake.detector.training.svm_training.EXACT", 1500)
     vectors, labels = drawn(2000)
-    machine = fit_svm(vectors, labels)
-    assert len(machine.vectors) == 1000
-    assert ((machine.decision_function(vectors) > 0) == labels).mean() > 0.8
+    svm = fit_svm(vectors, labels)
+    assert len(svm.vectors) == 1000
+    assert ((svm.decision_function(vectors) > 0) == labels).mean() > 0.8
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_every_projection_gives_128_numbers_of_unit_length(kind: str) -> None:
+def test_projections_give_128_dimensional_unit_vectors(kind: str) -> None:
     vectors, _ = drawn(7)
     texts = drawn(7, seed=2)[0]
     projection = Projection.initialize(kind, vectors, seed=3)
-    found = projection(vectors, texts if projection.reads_text else None)
-    assert found.shape == (7, 128)
-    assert np.allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+    projected = projection(vectors, texts if projection.reads_text else None)
+    assert projected.shape == (7, 128)
+    assert np.allclose(np.linalg.norm(projected, axis=1), 1, atol=1e-5)
 
 
 @pytest.mark.parametrize("anchor", ["real", "fake", "both"])
-def test_a_triplet_is_an_anchor_its_mate_and_its_opposite(anchor: str) -> None:
+def test_triplet_is_an_anchor_a_positive_and_a_negative(anchor: str) -> None:
     rng = np.random.default_rng(0)
     labels, match = rng.integers(0, 2, 200), rng.integers(0, 5, 200)
-    made = draw(labels, match, anchor, rng)  # type: ignore[arg-type]
+    triplets = draw(labels, match, anchor, rng)  # type: ignore[arg-type]
     allowed = {"real": {0}, "fake": {1}, "both": {0, 1}}[anchor]
-    assert set(labels[made.anchor].tolist()) == allowed
-    assert (made.anchor != made.positive).all()
-    assert (labels[made.anchor] == labels[made.positive]).all()
-    assert (labels[made.anchor] != labels[made.negative]).all()
-    assert (match[made.anchor] == match[made.positive]).all()
-    assert (match[made.anchor] == match[made.negative]).all()
+    assert set(labels[triplets.anchor].tolist()) == allowed
+    assert (triplets.anchor != triplets.positive).all()
+    assert (labels[triplets.anchor] == labels[triplets.positive]).all()
+    assert (labels[triplets.anchor] != labels[triplets.negative]).all()
+    assert (match[triplets.anchor] == match[triplets.positive]).all()
+    assert (match[triplets.anchor] == match[triplets.negative]).all()
 
 
-def test_too_few_rows_for_a_triplet_are_said_to_be_too_few() -> None:
+def test_too_few_rows_for_a_triplet_are_an_error() -> None:
     vectors, _ = drawn(2)
     few = Examples.from_arrays(vectors, np.array([0, 1]))
     with pytest.raises(HeadError, match="index more images"):
         fit_projection("linear", few, few)
 
 
-def test_rows_that_are_all_alike_are_an_error() -> None:
+def test_equal_rows_are_an_error() -> None:
     alike = Examples.from_arrays(np.tile(drawn(1)[0], (40, 1)), np.arange(40) % 2)
-    with pytest.raises(HeadError, match="alike"):
+    with pytest.raises(HeadError, match="are equal"):
         fit_projection("linear", alike, alike, TripletOptions(epochs=1))
 
 
-def test_a_head_comes_back_as_it_was_saved(head: Head, tmp_path: Path) -> None:
+def test_head_round_trip(head: Head, tmp_path: Path) -> None:
     head.save(tmp_path)
     again = Head.load(tmp_path, SPACE)
     queries, _ = drawn(20, seed=4)
@@ -148,25 +148,27 @@ def test_a_head_comes_back_as_it_was_saved(head: Head, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
-def test_a_head_that_reads_text_comes_back_with_its_categories(head: Head, tmp_path: Path, kind: str) -> None:
+def test_text_head_round_trip_keeps_the_categories(head: Head, tmp_path: Path, kind: str) -> None:
     vocabulary = Vocabulary.from_texts(dict(zip(("dog", "cat", "ship"), drawn(3, seed=7)[0], strict=True)))
     vectors, labels = drawn(60)
     projection = Projection.initialize(kind, vectors, seed=1)
     classifier = fit_svm(projection(vectors, vocabulary.text_vectors(vectors)), labels)
-    made = replace(head, projection=projection, classifier=classifier, vocabulary=vocabulary)
-    made.save(tmp_path)
+    text_head = replace(head, projection=projection, classifier=classifier, vocabulary=vocabulary)
+    text_head.save(tmp_path)
     again = Head.load(tmp_path)
     assert again.vocabulary is not None and again.vocabulary.categories.tolist() == ["cat", "dog", "ship"]
-    assert again.digest == made.digest != head.digest
-    for how in ({}, {"mode": "mean"}, {"mode": "given", "categories": ["dog", ""] * 30}):
-        assert np.array_equal(again.decision_function(vectors, **how), made.decision_function(vectors, **how))
+    assert again.digest == text_head.digest != head.digest
+    for arguments in ({}, {"mode": "mean"}, {"mode": "given", "categories": ["dog", ""] * 30}):
+        assert np.array_equal(
+            again.decision_function(vectors, **arguments), text_head.decision_function(vectors, **arguments)
+        )
     nearest = vocabulary.vectors[np.argmax(vectors @ vocabulary.vectors.T, axis=1)]
-    assert np.array_equal(made.transform(vectors), projection(vectors, nearest))
+    assert np.array_equal(text_head.transform(vectors), projection(vectors, nearest))
     with pytest.raises(HeadError, match="text vectors of its categories"):
-        replace(made, vocabulary=None)
+        replace(text_head, vocabulary=None)
 
 
-def test_a_head_saved_again_leaves_no_other_arrays_and_keeps_its_own_calibration(head: Head, tmp_path: Path) -> None:
+def test_saving_a_head_again_removes_the_old_files_only(head: Head, tmp_path: Path) -> None:
     other = replace(head, classifier=replace(head.classifier, intercept=3.0))
     kept = f"calibration-{other.digest[:16]}.json"
     head.save(tmp_path)
@@ -178,7 +180,7 @@ def test_a_head_saved_again_leaves_no_other_arrays_and_keeps_its_own_calibration
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([arrays.name, kept, "head.json", "notes.txt"])
 
 
-def test_heads_that_score_alike_have_one_digest_and_others_another(head: Head) -> None:
+def test_digest_identifies_the_decision_function(head: Head) -> None:
     assert replace(head, metrics={"any": 1}, versions={}).digest == head.digest
     weights = head.projection.weights
     for changed in (
@@ -201,9 +203,7 @@ def test_heads_that_score_alike_have_one_digest_and_others_another(head: Head) -
         ({"threshold": None}, "is not a readable head"),
     ],
 )
-def test_a_head_that_cannot_be_read_says_why(
-    head: Head, tmp_path: Path, change: dict[str, object], message: str
-) -> None:
+def test_unreadable_head_says_why(head: Head, tmp_path: Path, change: dict[str, object], message: str) -> None:
     head.save(tmp_path)
     content = json.loads((tmp_path / "head.json").read_text())
     (tmp_path / "head.json").write_text(json.dumps(content | change))
@@ -212,7 +212,7 @@ def test_a_head_that_cannot_be_read_says_why(
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "7"])
-def test_a_file_that_is_no_head_is_said_to_be_none(tmp_path: Path, content: str) -> None:
+def test_file_that_is_no_head_is_rejected(tmp_path: Path, content: str) -> None:
     with pytest.raises(HeadError, match="no head at"):
         Head.load(tmp_path)
     (tmp_path / "head.json").write_text(content)
@@ -221,7 +221,7 @@ def test_a_file_that_is_no_head_is_said_to_be_none(tmp_path: Path, content: str)
     assert vector_names_of(tmp_path) == ("main",)
 
 
-def test_the_columns_a_head_reads_are_told_before_it_is_loaded(head: Head, tmp_path: Path) -> None:
+def test_vector_names_are_known_before_loading_a_head(head: Head, tmp_path: Path) -> None:
     assert vector_names_of(tmp_path) == ("main",)
     for options, columns in (({}, ("main",)), ({"columns": ["main", "other"]}, ("main", "other"))):
         replace(head, options=options).save(tmp_path)
@@ -229,13 +229,13 @@ def test_the_columns_a_head_reads_are_told_before_it_is_loaded(head: Head, tmp_p
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "a/b", "/etc", "a/", "../up"])
-def test_a_name_that_leads_out_of_the_folder_of_heads_is_refused(tmp_path: Path, name: str) -> None:
+def test_head_name_outside_the_folder_is_rejected(tmp_path: Path, name: str) -> None:
     with pytest.raises(HeadError, match="is not a valid name for a head"):
         head_folder(tmp_path, name)
     assert head_folder(tmp_path, "mine-2") == tmp_path / "heads" / "mine-2"
 
 
-def test_an_altered_head_is_refused(head: Head, tmp_path: Path) -> None:
+def test_altered_head_is_rejected(head: Head, tmp_path: Path) -> None:
     head.save(tmp_path)
     [arrays] = tmp_path.glob("*.safetensors")
     content = bytearray(arrays.read_bytes())
@@ -245,63 +245,66 @@ def test_an_altered_head_is_refused(head: Head, tmp_path: Path) -> None:
         Head.load(tmp_path)
 
 
-def test_who_names_a_head_that_is_not_there_is_told_which_are(head: Head, tmp_path: Path) -> None:
+def test_error_of_a_missing_head_names_the_present_ones(head: Head, tmp_path: Path) -> None:
     with pytest.raises(HeadError, match=r"no head at .*default; run `clipfake train` first"):
         Head.load(tmp_path / "default")
     head.save(tmp_path / "linear")
     head.save(tmp_path / "deep")
-    (tmp_path / "half").mkdir()  # of a training that was stopped
+    (tmp_path / "half").mkdir()  # of an interrupted training
     with pytest.raises(HeadError, match=r"no head at .*default; name one of .* --head: deep, linear$"):
         Head.load(tmp_path / "default")
 
 
-def test_the_same_seed_gives_the_same_head(store: Store, head: Head) -> None:
+def test_same_seed_gives_the_same_head(store: Store, head: Head) -> None:
     again = train(store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).head
     assert all(np.array_equal(w, again.projection.weights[n]) for n, w in head.projection.weights.items())
 
 
-def test_test_rows_whose_file_was_trained_with_are_counted_and_a_grouped_split_has_none(tmp_path: Path) -> None:
-    made = Store.create(tmp_path / "s", SPACE)
+def test_copies_in_the_test_rows_are_counted(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "s", SPACE)
     vectors, labels = drawn(200)
     digests = np.frombuffer(np.random.default_rng(0).bytes(16 * 200), "V16")
-    with made.writer() as writer:
+    with store.writer() as writer:
         for copy in range(2):
             rows = Rows.make([f"{copy}/{i}" for i in range(200)], labels, sources=["s"] * 200, digests=digests)
             writer.append(Block(SPACE, rows, vectors))
-    snapshot, options = made.snapshot(), TrainOptions(triplet=TripletOptions(epochs=1), baselines=())
+    snapshot, options = store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=1), baselines=())
     trained = train(snapshot, options)
     parts = trained.head.split.parts_of(snapshot.column("keys"))
-    twins = np.concatenate([parts[200:], parts[:200]])
-    assert trained.test_copies == int(((parts == 2) & (twins != 2)).sum()) > 50
-    assert f"{trained.test_copies} of 81 test rows are files that were trained with" in trained.sentences[0]
+    part_of_copy = np.concatenate([parts[200:], parts[:200]])
+    assert trained.test_copies == int(((parts == 2) & (part_of_copy != 2)).sum()) > 50
+    assert f"{trained.test_copies} of 81 test rows are copies of training or validation files" in trained.sentences[0]
     assert trained.to_dict()["test_copies"] == trained.test_copies
     grouped = train(snapshot, replace(options, recipe="grouped"))
     assert (grouped.test_copies, grouped.sentences) == (0, [])
 
 
-def test_texts_of_several_sorted_runs_are_told_apart() -> None:
-    """numpy's own sort of texts crashed on them."""
+def test_distinct_separates_several_sorted_runs() -> None:
+    """numpy's own sort of strings crashed on them."""
     runs = names([f"category-{i:04d}" for _ in range(2) for i in range(1000)])
-    found, which, counts = distinct(runs)
-    assert (found[which] == runs).all()
+    values, codes, counts = distinct(runs)
+    assert (values[codes] == runs).all()
     assert counts.tolist() == [2] * 1000
 
 
-def test_a_machine_of_landmarks_is_where_no_step_lowers_its_cost() -> None:
+def test_nystroem_svm_is_at_a_minimum() -> None:
     from clipfake.detector.training.nystroem import _newton
 
     rng = np.random.default_rng(0)
-    near, sign = rng.standard_normal((900, 12)).astype(np.float32), np.sign(rng.standard_normal(900)).astype(np.float32)
-    near[:, 0] += sign
-    whitened = rng.standard_normal((12, 5)).astype(np.float32)
+    kernels, sign = (
+        rng.standard_normal((900, 12)).astype(np.float32),
+        np.sign(rng.standard_normal(900)).astype(np.float32),
+    )
+    kernels[:, 0] += sign
+    whitening = rng.standard_normal((12, 5)).astype(np.float32)
 
     def blocks() -> list[tuple[np.ndarray, np.ndarray]]:
-        return [(near[i : i + 400], sign[i : i + 400]) for i in range(0, 900, 400)]
+        return [(kernels[i : i + 400], sign[i : i + 400]) for i in range(0, 900, 400)]
 
-    for start in (np.zeros(6), rng.standard_normal(6)):  # rows leave the active ones, and others join them
-        found = _newton(blocks, whitened, start, 0.7)
-        phi = np.pad(near.astype(np.float64) @ whitened, ((0, 0), (0, 1)), constant_values=1.0)
-        short = np.maximum(1 - sign * (phi @ found), 0)
-        slope = np.append(found[:-1], 0) - 2 * 0.7 * phi.T @ (short * sign)
-        assert short.any() and not short.all()
-        assert np.abs(slope).max() < 1e-3 * np.abs(2 * 0.7 * phi.T @ sign).max()
+    for start in (np.zeros(6), rng.standard_normal(6)):  # rows become active and inactive on the way
+        weights = _newton(blocks, whitening, start, 0.7)
+        phi = np.pad(kernels.astype(np.float64) @ whitening, ((0, 0), (0, 1)), constant_values=1.0)
+        slack = np.maximum(1 - sign * (phi @ weights), 0)
+        gradient = np.append(weights[:-1], 0) - 2 * 0.7 * phi.T @ (slack * sign)
+        assert slack.any() and not slack.all()
+        assert np.abs(gradient).max() < 1e-3 * np.abs(2 * 0.7 * phi.T @ sign).max()

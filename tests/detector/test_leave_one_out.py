@@ -1,4 +1,4 @@
-"""The atlas says what refitting without a source would say, and finds a generator that nobody could have known."""
+"""Leave-one-out equals refitting without the sources, and reveals a generator unlike all others."""
 
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ SOURCES = {"camera_a": 0, "camera_b": 0, "mixed": 0, "gan_a": 1, "gan_b": 1, "st
 
 
 def drawn(source: str, number: int) -> np.ndarray:
-    """Fakes share a direction, but those of `strange` have another one."""
+    """Fakes have one direction in common, except those of `strange`."""
     rng = np.random.default_rng(list(SOURCES).index(source))
     vectors = rng.standard_normal((number, 10))
     vectors[:, 3 if source == "strange" else 0] += 3.0 * SOURCES[source]
@@ -44,72 +44,72 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 
 @pytest.fixture(scope="module")
-def made(store: Store) -> LeaveOneOut:
+def result(store: Store) -> LeaveOneOut:
     return leave_one_out(store.snapshot())
 
 
-def test_sums_taken_off_are_sums_without() -> None:
+def test_subtracted_sums_equal_sums_without() -> None:
     real, fake, more = drawn("camera_a", 300), drawn("gan_a", 300), drawn("gan_b", 200)
-    taken_off = ridge(
+    subtracted = ridge(
         RidgeSums.from_vectors(real),
         RidgeSums.from_vectors(np.concatenate([fake, more])) - RidgeSums.from_vectors(more),
     )
-    assert np.allclose(taken_off, ridge(RidgeSums.from_vectors(real), RidgeSums.from_vectors(fake)), atol=1e-10)
+    assert np.allclose(subtracted, ridge(RidgeSums.from_vectors(real), RidgeSums.from_vectors(fake)), atol=1e-10)
 
 
-def test_every_cell_is_what_a_head_without_its_sources_says(store: Store, made: LeaveOneOut) -> None:
+def test_pairs_equal_a_refitted_ridge_head(store: Store, result: LeaveOneOut) -> None:
     snapshot = store.snapshot()
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
     held = held_out(by_source(snapshot)[0], 0)
     assert (by_source(snapshot)[0] >= 0).all()
-    for cell in made.cells:
+    for cell in result.cells:
         queries = np.isin(sources, (cell.generator, cell.real))
-        learned = ~queries & ~np.isin(np.arange(len(snapshot)), held)
-        head = ridge(*(RidgeSums.from_vectors(snapshot.vectors(learned & (labels == label))) for label in (0, 1)))
+        trained = ~queries & ~np.isin(np.arange(len(snapshot)), held)
+        head = ridge(*(RidgeSums.from_vectors(snapshot.vectors(trained & (labels == label))) for label in (0, 1)))
         scores = (with_constant(snapshot.vectors(queries)) @ head).astype(np.float32).astype(np.float64)
         assert abs((auc(labels[queries], scores) or 0) - cell.auc) < 1e-6
         assert cell.n == 400
 
 
-def test_a_generator_unlike_all_others_is_found_out(made: LeaveOneOut) -> None:
-    by_generator = dict(zip(made.generators, made.table().mean(1), strict=True))
+def test_generator_unlike_all_others_scores_worst(result: LeaveOneOut) -> None:
+    by_generator = dict(zip(result.generators, result.table().mean(1), strict=True))
     assert by_generator["strange"] < 0.65
     assert min(by_generator["gan_a"], by_generator["gan_b"]) > 0.85
-    assert made.random_auc > 0.85
-    assert made.optimism > 0.03
-    assert "strange" in made.sentence
+    assert result.random_auc > 0.85
+    assert result.optimism > 0.03
+    assert "strange" in result.sentence
 
 
-def test_the_best_threshold_is_at_least_as_good_as_the_chosen_one(made: LeaveOneOut) -> None:
-    assert len(made.cells) == 9
-    assert all(cell.oracle >= cell.accuracy for cell in made.cells)
+def test_oracle_is_at_least_the_accuracy(result: LeaveOneOut) -> None:
+    assert len(result.cells) == 9
+    assert all(cell.oracle >= cell.accuracy for cell in result.cells)
 
 
-def test_one_generator_leaves_nothing_to_learn_from(tmp_path: Path) -> None:
-    with pytest.raises(NotEnoughRows, match="two generators and two real sources; here are 1 and 2"):
+def test_one_generator_is_too_few(tmp_path: Path) -> None:
+    with pytest.raises(NotEnoughRows, match="two generators and two real sources, found 1 and 2"):
         leave_one_out(stored(tmp_path / "s", ["camera_a", "camera_b", "gan_a"]).snapshot())
 
 
 @pytest.mark.parametrize("head", ["ridge", "knn"])
-def test_sources_of_a_single_row_are_judged_and_break_nothing(tmp_path: Path, head: Any) -> None:
+def test_sources_of_a_single_row_are_scored(tmp_path: Path, head: Any) -> None:
     store = stored(tmp_path / "s", ["camera_a", "gan_a"])
     with store.writer() as writer:
         for source in ("camera_b", "gan_b"):
             rows = Rows.make([f"{source}/0"], [SOURCES[source]], sources=[source])
             writer.append(Block(SPACE, rows, drawn(source, 1)))
-    made = leave_one_out(store.snapshot(), head)
-    assert [(cell.generator, cell.real, cell.n) for cell in made.cells] == [
+    result = leave_one_out(store.snapshot(), head)
+    assert [(cell.generator, cell.real, cell.n) for cell in result.cells] == [
         ("gan_a", "camera_a", 400),
         ("gan_a", "camera_b", 201),
         ("gan_b", "camera_a", 201),
         ("gan_b", "camera_b", 2),
     ]
-    assert np.isfinite([(cell.auc, cell.accuracy, cell.oracle) for cell in made.cells]).all()
-    assert made.cells[3].accuracy >= 0.5
+    assert np.isfinite([(cell.auc, cell.accuracy, cell.oracle) for cell in result.cells]).all()
+    assert result.cells[3].accuracy >= 0.5
 
 
-def test_a_crowd_of_fakes_does_not_move_the_threshold_to_their_side(tmp_path: Path) -> None:
-    """Both classes' shares of right answers count alike, so they do where the threshold is chosen."""
+def test_threshold_is_not_shifted_by_the_larger_class(tmp_path: Path) -> None:
+    """The threshold is chosen by balanced accuracy, like the accuracy that is reported."""
     store = Store.create(tmp_path / "s", SPACE)
     rng = np.random.default_rng(0)
     with store.writer() as writer:
@@ -120,31 +120,31 @@ def test_a_crowd_of_fakes_does_not_move_the_threshold_to_their_side(tmp_path: Pa
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             rows = Rows.make([f"{source}/{i}" for i in range(number)], [label] * number, sources=[source] * number)
             writer.append(Block(SPACE, rows, vectors.astype(np.float32)))
-    made = leave_one_out(store.snapshot())
-    assert made.mean_auc > 0.75
-    assert np.mean([cell.accuracy for cell in made.cells]) > 0.66
+    result = leave_one_out(store.snapshot())
+    assert result.mean_auc > 0.75
+    assert np.mean([cell.accuracy for cell in result.cells]) > 0.66
 
 
-def test_the_same_store_gives_the_same_atlas(store: Store, made: LeaveOneOut) -> None:
-    assert leave_one_out(store.snapshot()).to_dict() == made.to_dict()
+def test_leave_one_out_is_reproducible(store: Store, result: LeaveOneOut) -> None:
+    assert leave_one_out(store.snapshot()).to_dict() == result.to_dict()
 
 
-@pytest.mark.parametrize("over", [1, 3])
-def test_every_cell_of_neighbours_is_what_a_bank_without_its_sources_says(
-    store: Store, tmp_path: Path, over: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("oversampling", [1, 3])
+def test_pairs_equal_a_bank_without_their_sources(
+    store: Store, tmp_path: Path, oversampling: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """With fewer rows fetched than a source can take up, the others are searched for."""
-    monkeypatch.setattr("clipfake.detector.evaluation.leave_one_out.OVER", over)
+    """With few rows fetched, all of them may be of the left-out source, so that the search is repeated."""
+    monkeypatch.setattr("clipfake.detector.evaluation.leave_one_out.OVERSAMPLING", oversampling)
     snapshot = store.snapshot()
-    made = leave_one_out(snapshot, "knn")
+    result = leave_one_out(snapshot, "knn")
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
     held = held_out(by_source(snapshot)[0], 0)
-    for cell in made.cells[::4]:
-        left = ~np.isin(sources, (cell.generator, cell.real))
-        left[held] = False
+    for cell in result.cells[::4]:
+        kept = ~np.isin(sources, (cell.generator, cell.real))
+        kept[held] = False
         rebuilt = Store.create(tmp_path / f"{cell.generator}-{cell.real}", SPACE)
         with rebuilt.writer() as writer:
-            for block in snapshot.blocks(where=left):
+            for block in snapshot.blocks(where=kept):
                 writer.append(block)
         bank = rebuilt.snapshot()
         rule = neighbor_rule(K)(
@@ -152,35 +152,33 @@ def test_every_cell_of_neighbours_is_what_a_bank_without_its_sources_says(
         )
         queries = np.flatnonzero(np.isin(sources, (cell.generator, cell.real)))
         scores = rule(Examples.from_snapshot(snapshot, queries))
-        assert abs((auc(labels[queries], scores) or 0) - cell.auc) < 1e-4  # of two equal scores either may come first
+        assert abs((auc(labels[queries], scores) or 0) - cell.auc) < 1e-4  # equal scores may be ordered either way
         assert cell.n == len(queries) == 400
 
 
-def test_neighbours_fetched_or_searched_for_anew_give_the_same_atlas(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = leave_one_out(store.snapshot(), "knn")
-    monkeypatch.setattr("clipfake.detector.evaluation.leave_one_out.OVER", 1)
+def test_oversampling_does_not_change_the_result(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = leave_one_out(store.snapshot(), "knn")
+    monkeypatch.setattr("clipfake.detector.evaluation.leave_one_out.OVERSAMPLING", 1)
     again = leave_one_out(store.snapshot(), "knn")
-    assert np.allclose(made.table(), again.table(), atol=1e-4)
-    assert made.random_auc == pytest.approx(again.random_auc, abs=1e-4)
-    assert made.random_auc > 0.85
-    assert "nearest-neighbour rule" in made.sentence
+    assert np.allclose(result.table(), again.table(), atol=1e-4)
+    assert result.random_auc == pytest.approx(again.random_auc, abs=1e-4)
+    assert result.random_auc > 0.85
+    assert "nearest-neighbour rule" in result.sentence
 
 
-def test_an_unknown_head_is_refused(store: Store) -> None:
+def test_unknown_head_is_rejected(store: Store) -> None:
     with pytest.raises(HeadError, match="ridge, knn"):
         leave_one_out(store.snapshot(), "tree")  # type: ignore[arg-type]
 
 
-def test_both_heads_stand_in_one_json_and_one_table_of_cells(store: Store, made: LeaveOneOut, tmp_path: Path) -> None:
-    both = [made, leave_one_out(store.snapshot(), "knn")]
+def test_both_heads_are_in_one_json_and_one_table(store: Store, result: LeaveOneOut, tmp_path: Path) -> None:
+    both = [result, leave_one_out(store.snapshot(), "knn")]
     content = leave_one_out_json(both)
     assert {head: len([c for c in content["cells"] if c["head"] == head]) for head in content["heads"]} == {
         "ridge": 9,
         "knn": 9,
     }
-    assert content["optimism"] == content["heads"]["ridge"]["optimism"] == round(made.optimism, 4)
+    assert content["optimism"] == content["heads"]["ridge"]["optimism"] == round(result.optimism, 4)
     written = {path.name: path for path in write_leave_one_out(both, tmp_path)}
     assert set(written) == {f"leave_one_out{name}" for name in (".png", ".svg", "_knn.png", "_knn.svg", ".csv")}
     lines = written["leave_one_out.csv"].read_text().splitlines()
@@ -188,7 +186,7 @@ def test_both_heads_stand_in_one_json_and_one_table_of_cells(store: Store, made:
     assert lines[0].startswith("head,generator,real")
 
 
-def test_the_heat_map_says_how_much_a_random_split_promised_too_much(made: LeaveOneOut) -> None:
-    picture = leave_one_out_figure(made)
-    assert made.sentence in picture.caption
-    assert {row[:2] for row in picture.rows} == {(cell.generator, cell.real) for cell in made.cells}
+def test_heat_map_caption_states_the_optimism(result: LeaveOneOut) -> None:
+    figure = leave_one_out_figure(result)
+    assert result.sentence in figure.caption
+    assert {row[:2] for row in figure.rows} == {(cell.generator, cell.real) for cell in result.cells}

@@ -1,4 +1,4 @@
-"""Measures are the field's: equal to the reference implementations, and None where undefined."""
+"""Metrics equal reference implementations, and are None where undefined."""
 
 import itertools
 import json
@@ -22,12 +22,12 @@ from sklearn.metrics import (
     roc_curve,
 )
 
-rows_of_both_classes = st.lists(st.tuples(st.integers(0, 1), st.integers(-8, 8)), min_size=2, max_size=60).filter(
-    lambda rows: len({label for label, _ in rows}) == 2
-)
+# scores are multiples of 1/4 in a narrow range, so most examples hold ties
+rows_of_any_classes = st.lists(st.tuples(st.integers(0, 1), st.integers(-8, 8)), max_size=60)
+rows_of_both_classes = rows_of_any_classes.filter(lambda rows: len({label for label, _ in rows}) == 2)
 
 
-def test_the_papers_confusion_matrix_gives_the_papers_table() -> None:
+def test_confusion_matrix_of_the_paper_gives_its_table() -> None:
     paper = Confusion(tn=3686, fp=315, fn=337, tp=3663)
 
     def percent(values: dict[str, float | None]) -> list[float]:
@@ -41,30 +41,50 @@ def test_the_papers_confusion_matrix_gives_the_papers_table() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(rows_of_both_classes)
-def test_measures_equal_the_reference(rows: list[tuple[int, int]]) -> None:
+def test_metrics_equal_scikit_learn(rows: list[tuple[int, int]]) -> None:
     labels, scores = np.array([r[0] for r in rows]), np.array([r[1] / 4 for r in rows])
     probability = 1 / (1 + np.exp(-scores))
-    found = measure(labels, scores, probabilities=probability)
-    assert found.auc == pytest.approx(roc_auc_score(labels, scores))
-    assert found.ap == pytest.approx(average_precision_score(labels, scores))
-    assert found.brier == pytest.approx(brier_score_loss(labels, probability))
-    for measured, theirs in ((found.precision, precision_score), (found.recall, recall_score), (found.f1, f1_score)):
+    metrics = measure(labels, scores, probabilities=probability)
+    assert metrics.auc == pytest.approx(roc_auc_score(labels, scores))
+    assert metrics.ap == pytest.approx(average_precision_score(labels, scores))
+    assert metrics.brier == pytest.approx(brier_score_loss(labels, probability))
+    for measured, theirs in (
+        (metrics.precision, precision_score),
+        (metrics.recall, recall_score),
+        (metrics.f1, f1_score),
+    ):
         for label, name in enumerate(("real", "fake")):
             value = theirs(labels, scores > 0, pos_label=label, zero_division=np.nan)
             assert measured[name] == (None if np.isnan(value) else pytest.approx(value))
-    assert found.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, scores > 0))
-    assert (found.n, found.real, found.fake) == (len(rows), int((labels == 0).sum()), int((labels == 1).sum()))
+    assert metrics.balanced_accuracy == pytest.approx(balanced_accuracy_score(labels, scores > 0))
+    assert (metrics.n, metrics.real, metrics.fake) == (len(rows), int((labels == 0).sum()), int((labels == 1).sum()))
     fpr, tpr, _ = roc_curve(labels, scores, drop_intermediate=False)
     curve = RocCurve.from_predictions(labels, scores)
     assert np.allclose(curve.fpr, fpr) and np.allclose(curve.tpr, tpr)
-    assert found.tpr_at_fpr_1 == pytest.approx(tpr[fpr <= 0.01].max())
-    assert found.tpr_at_fpr_5 == pytest.approx(tpr[fpr <= 0.05].max())
-    # as many real rows called fake as fake rows missed, on the line through the curve's points
-    assert found.eer is not None
+    assert metrics.tpr_at_fpr_1 == pytest.approx(tpr[fpr <= 0.01].max())
+    assert metrics.tpr_at_fpr_5 == pytest.approx(tpr[fpr <= 0.05].max())
+    # false-positive and false-negative rate are equal there, on the line between two points of the curve
+    assert metrics.eer is not None
     after = int(np.argmax(fpr + tpr >= 1 - 1e-9))
     (left, low), (right, high) = (fpr[after - 1], tpr[after - 1]), (fpr[after], tpr[after])
-    assert left - 1e-9 <= found.eer <= right + 1e-9 and low - 1e-9 <= 1 - found.eer <= high + 1e-9
-    assert (found.eer - left) * (high - low) == pytest.approx((1 - found.eer - low) * (right - left))
+    assert left - 1e-9 <= metrics.eer <= right + 1e-9 and low - 1e-9 <= 1 - metrics.eer <= high + 1e-9
+    assert (metrics.eer - left) * (high - low) == pytest.approx((1 - metrics.eer - low) * (right - left))
+
+
+@settings(max_examples=60, deadline=None)
+@given(rows_of_any_classes)
+def test_counts_and_brier_score_equal_their_definitions(rows: list[tuple[int, int]]) -> None:
+    labels, scores = np.array([r[0] for r in rows], int), np.array([r[1] / 4 for r in rows])
+    fake, predicted, probabilities = labels == 1, scores > 0, 1 / (1 + np.exp(-scores))
+    metrics = measure(labels, scores, probabilities=probabilities)
+    expected = [fake_rows & predicted_rows for fake_rows in (~fake, fake) for predicted_rows in (~predicted, predicted)]
+    counts = metrics.confusion
+    assert [counts.tn, counts.fp, counts.fn, counts.tp] == [int(mask.sum()) for mask in expected]
+    if rows:
+        assert metrics.brier == pytest.approx(np.mean((probabilities - labels) ** 2), rel=1e-14)
+        assert metrics.accuracy == (fake == predicted).mean()
+    else:
+        assert metrics.brier is None and metrics.accuracy is None
 
 
 @settings(max_examples=60, deadline=None)
@@ -79,32 +99,35 @@ def test_no_threshold_beats_the_oracle(rows: list[tuple[int, int]]) -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(rows_of_both_classes)
-def test_no_threshold_beats_the_balanced_oracle_where_classes_count_alike(rows: list[tuple[int, int]]) -> None:
+def test_no_threshold_beats_the_balanced_oracle(rows: list[tuple[int, int]]) -> None:
     labels, scores = np.array([r[0] for r in rows]), np.array([r[1] / 4 for r in rows])
     threshold, share = best_threshold(labels, scores, balanced=True)
     assert measure(labels, scores, threshold=threshold).balanced_accuracy == pytest.approx(share)
-    tried = [measure(labels, scores, threshold=cut).balanced_accuracy or 0 for cut in np.arange(-2.5, 2.5, 0.125)]
+    tried = [
+        ((scores[labels == 1] > cut).mean() + (scores[labels == 0] <= cut).mean()) / 2
+        for cut in np.arange(-2.5, 2.5, 0.125)
+    ]
     assert share >= max(tried) - 1e-12
 
 
-def test_what_is_undefined_is_none_and_the_json_is_standard() -> None:
+def test_undefined_metrics_are_none_and_valid_json() -> None:
     one_class = measure(np.zeros(5, int), np.linspace(-1, 1, 5))
     assert (one_class.auc, one_class.ap, one_class.eer, one_class.tpr_at_fpr_1) == (None, None, None, None)
     assert one_class.recall == {"real": 0.6, "fake": None, "macro": None}
-    none = measure(np.zeros(0, int), np.zeros(0))
-    assert (none.n, none.accuracy, none.accuracy_oracle, none.brier) == (0, None, None, None)
-    for metrics in (one_class, none):
+    no_rows = measure(np.zeros(0, int), np.zeros(0))
+    assert (no_rows.n, no_rows.accuracy, no_rows.accuracy_oracle, no_rows.brier) == (0, None, None, None)
+    for metrics in (one_class, no_rows):
         json.dumps(metrics.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 10, 100])
-def test_wilson_is_scipys(n: int) -> None:
+def test_wilson_equals_scipy(n: int) -> None:
     for hits in range(n + 1):
         theirs = binomtest(hits, n).proportion_ci(0.95, method="wilson")
         assert wilson(hits, n) == pytest.approx((theirs.low, theirs.high), abs=1e-12)
 
 
-def test_wilson_agrees_with_the_published_example() -> None:
+def test_wilson_equals_a_published_example() -> None:
     low, high = wilson(3686 + 3663, 8001) or (0, 0)
     assert (round(100 * low, 1), round(100 * high, 1)) == (91.2, 92.4)
     assert wilson(0, 0) is None
@@ -115,16 +138,14 @@ def test_wilson_agrees_with_the_published_example() -> None:
     [
         (60, 60, 1.0, 1.0, 0.76025),  # the true AUC is Φ(gap / √(1 + wider²))
         (200, 200, 0.0, 2.0, 0.5),
-        (10, 10, 3.3, 1.0, 0.99018),  # where a perfect order is no proof of a perfect score
+        (10, 10, 3.3, 1.0, 0.99018),  # a perfect sample AUC although the true one is below 1
         (500, 5, 2.5, 1.0, 0.96145),
         (5, 500, 2.5, 2.0, 0.86823),
         (3, 3, 1.0, 1.0, 0.76025),
         (2, 2, 4.0, 1.0, 0.99766),
     ],
 )
-def test_the_auc_interval_covers_as_often_as_it_says(
-    real: int, fake: int, gap: float, wider: float, true: float
-) -> None:
+def test_auc_interval_has_its_nominal_coverage(real: int, fake: int, gap: float, wider: float, true: float) -> None:
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], [real, fake])
     draws = [rng.normal(gap * labels, np.where(labels == 1, wider, 1.0)) for _ in range(250)]
@@ -133,7 +154,7 @@ def test_the_auc_interval_covers_as_often_as_it_says(
     assert np.mean([auc(labels, s) for s in draws]) == pytest.approx(true, abs=0.03)
 
 
-def test_many_rows_make_the_auc_interval_narrow() -> None:
+def test_auc_interval_narrows_with_more_rows() -> None:
     rng = np.random.default_rng(0)
     widths = []
     for rows in (100, 400, 1600):
@@ -146,27 +167,27 @@ def test_many_rows_make_the_auc_interval_narrow() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(rows_of_both_classes)
-def test_the_auc_interval_is_as_wide_as_delongs_by_counting_every_pair(rows: list[tuple[int, int]]) -> None:
+def test_auc_interval_equals_delong_over_all_pairs(rows: list[tuple[int, int]]) -> None:
     labels, scores = np.array([r[0] for r in rows]), np.array([float(r[1]) for r in rows])
     real, fake = scores[labels == 0], scores[labels == 1]
-    found = auc_interval(labels, scores)
+    interval = auc_interval(labels, scores)
     if min(len(real), len(fake)) < 2:
-        assert found is None
+        assert interval is None
         return
-    assert found is not None
+    assert interval is not None
     won = (fake[:, None] > real) + 0.5 * (fake[:, None] == real)
     half = 1.959964 * np.sqrt(won.mean(1).var(ddof=1) / len(fake) + won.mean(0).var(ddof=1) / len(real))
     low, high = newcombe(won.mean(), len(fake), len(real))
-    assert found[0] == pytest.approx(max(0.0, min(won.mean() - half, low)), abs=1e-6)
-    assert found[1] == pytest.approx(min(1.0, max(won.mean() + half, high)), abs=1e-6)
-    turned = auc_interval(1 - labels, scores) or (0, 0)  # the other class is asked for
-    assert (1 - turned[1], 1 - turned[0]) == pytest.approx(found, abs=1e-6)
+    assert interval[0] == pytest.approx(max(0.0, min(won.mean() - half, low)), abs=1e-6)
+    assert interval[1] == pytest.approx(min(1.0, max(won.mean() + half, high)), abs=1e-6)
+    turned = auc_interval(1 - labels, scores) or (0, 0)  # with the other class as the positive one
+    assert (1 - turned[1], 1 - turned[0]) == pytest.approx(interval, abs=1e-6)
 
 
 @pytest.mark.parametrize(("m", "n"), [(2, 2), (3, 40), (40, 3), (1000, 1000)])
 @pytest.mark.parametrize("area", [0.0, 0.2, 0.5, 0.97, 1.0])
-def test_newcombes_interval_holds_every_area_near_enough_to_the_one_found(area: float, m: int, n: int) -> None:
-    """Of exponential scores, by Hanley and McNeil's two chances, with the mean number of rows in place of each."""
+def test_newcombe_interval_holds_every_compatible_area(area: float, m: int, n: int) -> None:
+    """Reference: Hanley and McNeil's variance of exponential scores, with the mean class size for both sizes."""
     low, high = newcombe(area, m, n)
     true = np.linspace(0.0005, 0.9995, 1000)
     both_above, one_above_both, rows = true / (2 - true), 2 * true**2 / (1 + true), (m + n) / 2
@@ -175,88 +196,91 @@ def test_newcombes_interval_holds_every_area_near_enough_to_the_one_found(area: 
     assert (low, high) == pytest.approx((near[0], near[-1]), abs=0.0011)
 
 
-def test_mcnemar_counts_only_the_rows_that_tell_two_heads_apart() -> None:
-    right = np.array([True] * 90 + [False] * 10)
-    better = mcnemar(right, np.array([True] * 70 + [False] * 30))
+def test_mcnemar_counts_only_discordant_rows() -> None:
+    correct = np.array([True] * 90 + [False] * 10)
+    better = mcnemar(correct, np.array([True] * 70 + [False] * 30))
     assert (better.only_first, better.only_second, better.difference) == (20, 0, pytest.approx(0.2))  # type: ignore[comparison-overlap]
     assert better.p == pytest.approx(2 * 0.5**20)
     assert better.sentence("the head", "the linear probe").startswith(
         "the head is significantly better than the linear probe: "
     )
-    same = mcnemar(right, right)
+    same = mcnemar(correct, correct)
     assert same.p == 1 and "does not differ" in same.sentence("the head", "the probe")
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 1), st.integers(0, 60)), min_size=1, max_size=40))
-def test_calibration_error_is_that_of_fifteen_bins_gone_through_one_by_one(rows: list[tuple[int, int]]) -> None:
-    labels, predicted = np.array([r[0] for r in rows]), np.array([r[1] / 60 for r in rows])  # bin ends among them
+def test_calibration_error_equals_a_loop_over_the_bins(rows: list[tuple[int, int]]) -> None:
+    labels, predicted = (
+        np.array([r[0] for r in rows]),
+        np.array([r[1] / 60 for r in rows]),
+    )  # including the ends of bins
     expected = 0.0
     for k in range(15):
         inside = [i for i, (_, p) in enumerate(rows) if 4 * k <= p < 4 * (k + 1) or (k == 14 and p == 60)]
         if inside:
             expected += len(inside) / len(rows) * abs(predicted[inside].mean() - labels[inside].mean())
-    found = measure(labels, predicted, probabilities=predicted)
-    assert found.ece == pytest.approx(expected)
-    assert found.brier == pytest.approx(np.mean([(p / 60 - label) ** 2 for label, p in rows]))
+    metrics = measure(labels, predicted, probabilities=predicted)
+    assert metrics.ece == pytest.approx(expected)
+    assert metrics.brier == pytest.approx(np.mean([(p / 60 - label) ** 2 for label, p in rows]))
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_of_one_two_or_three_rows_all_is_told_that_can_be(n: int) -> None:
+def test_metrics_of_up_to_three_rows_are_defined_or_none(n: int) -> None:
     for labels in itertools.product((0, 1), repeat=n):
         for scores in itertools.product((-1.0, 0.0, 1.0), repeat=n):
-            found = measure(np.array(labels), np.array(scores), probabilities=np.array(scores) / 2 + 0.5)
-            json.dumps(found.to_dict(), allow_nan=False)
+            metrics = measure(np.array(labels), np.array(scores), probabilities=np.array(scores) / 2 + 0.5)
+            json.dumps(metrics.to_dict(), allow_nan=False)
             both = len(set(labels)) == 2
-            for one in (found.auc, found.ap, found.eer, found.tpr_at_fpr_1, found.balanced_accuracy):
-                assert (one is not None) == both
-            assert found.intervals["auc"] is None
-            assert found.accuracy_oracle is not None and found.accuracy is not None
-            assert found.accuracy_oracle >= found.accuracy
+            for value in (metrics.auc, metrics.ap, metrics.eer, metrics.tpr_at_fpr_1, metrics.balanced_accuracy):
+                assert (value is not None) == both
+            assert metrics.intervals["auc"] is None
+            assert metrics.accuracy_oracle is not None and metrics.accuracy is not None
+            assert metrics.accuracy_oracle >= metrics.accuracy
             if both:
-                assert found.auc == pytest.approx(roc_auc_score(labels, scores))
+                assert metrics.auc == pytest.approx(roc_auc_score(labels, scores))
 
 
-def test_one_fake_among_ten_thousand_does_not_decide_alone_and_is_not_overlooked() -> None:
+def test_metrics_with_one_fake_among_ten_thousand_rows() -> None:
     labels, scores = np.repeat([0, 1], [10_000, 1]), np.append(np.linspace(-1, 0, 10_000), -0.2)
-    found = measure(labels, scores)
-    assert found.auc == pytest.approx(0.8, abs=1e-3)
-    assert found.intervals["auc"] is None and found.intervals["recall_fake"] == pytest.approx((0, 0.7935), abs=1e-3)
-    assert found.accuracy_oracle == 10_000 / 10_001  # by calling all of them real
+    metrics = measure(labels, scores)
+    assert metrics.auc == pytest.approx(0.8, abs=1e-3)
+    assert metrics.intervals["auc"] is None and metrics.intervals["recall_fake"] == pytest.approx((0, 0.7935), abs=1e-3)
+    assert metrics.accuracy_oracle == 10_000 / 10_001  # by predicting real for all rows
     threshold, share = best_threshold(labels, scores, balanced=True)
     assert scores[-1] > threshold
     assert share == pytest.approx(0.9, abs=1e-3)
 
 
-def test_scores_that_are_no_numbers_are_refused() -> None:
+def test_non_finite_scores_are_rejected() -> None:
     with pytest.raises(ValueError, match="1 of 3 scores are NaN or infinite"):
         measure(np.array([0, 1, 1]), np.array([0.0, np.nan, 1.0]))
 
 
-def test_calibration_error_is_the_gap_between_said_and_found() -> None:
+def test_calibration_error_is_the_gap_to_the_observed_share() -> None:
     labels = np.array([0, 1] * 50)
     assert measure(labels, np.zeros(100), probabilities=np.full(100, 0.8)).ece == pytest.approx(0.3)
     assert measure(labels, np.zeros(100), probabilities=np.full(100, 0.5)).ece == pytest.approx(0)
 
 
-def test_accuracy_is_told_at_three_thresholds() -> None:
+def test_accuracy_is_measured_at_three_thresholds() -> None:
     labels, scores = np.array([0, 0, 1, 1]), np.array([1.0, 2.0, 3.0, 4.0])
-    found = measure(labels, scores, chosen=1.5)
-    assert (found.accuracy, found.accuracy_at_validation, found.accuracy_oracle) == (0.5, 0.75, 1.0)
+    metrics = measure(labels, scores, chosen=1.5)
+    assert (metrics.accuracy, metrics.accuracy_at_validation, metrics.accuracy_oracle) == (0.5, 0.75, 1.0)
 
 
 @pytest.mark.parametrize(("only_first", "only_second"), [(0.02, 0.02), (0.1, 0.02), (0.3, 0.05), (0.25, 0.25)])
-def test_the_interval_of_a_difference_covers_as_often_as_it_says(only_first: float, only_second: float) -> None:
-    """Over all outcomes of twenty rows, each as likely as it is."""
+def test_difference_interval_has_its_nominal_coverage(only_first: float, only_second: float) -> None:
+    """Sum over all outcomes of twenty rows, weighted by their probability."""
     covered, rows = 0.0, 20
     for first in range(rows + 1):
         for second in range(rows + 1 - first):
             chance = multinomial.pmf(
                 [first, second, rows - first - second], rows, [only_first, only_second, 1 - only_first - only_second]
             )
-            right, other = np.zeros((2, rows), bool)
-            right[:first] = other[first : first + second] = True
-            comparison = mcnemar(right, other)
+            correct, other_correct = np.zeros((2, rows), bool)
+            correct[:first] = other_correct[first : first + second] = True
+            comparison = mcnemar(correct, other_correct)
             assert comparison.difference == (first - second) / rows
             assert comparison.p == pytest.approx(exact_p(first, second))
             low, high = comparison.interval
@@ -265,16 +289,16 @@ def test_the_interval_of_a_difference_covers_as_often_as_it_says(only_first: flo
 
 
 def exact_p(first: int, second: int) -> float:
-    """Two-sided: tosses of a fair coin at least as lopsided."""
+    """Two-sided p-value of a fair coin: the probability of an outcome at least as uneven."""
     tosses = first + second
-    found = sum(math.comb(tosses, k) for k in range(tosses + 1) if abs(2 * k - tosses) >= abs(first - second))
-    return float(found / 2**tosses)
+    outcomes = sum(math.comb(tosses, k) for k in range(tosses + 1) if abs(2 * k - tosses) >= abs(first - second))
+    return float(outcomes / 2**tosses)
 
 
-def test_two_heads_that_agree_on_ten_rows_are_not_proven_alike() -> None:
-    right = np.arange(10) < 8
-    low, high = mcnemar(right, right).interval
+def test_agreement_on_ten_rows_does_not_prove_equality() -> None:
+    correct = np.arange(10) < 8
+    low, high = mcnemar(correct, correct).interval
     assert low == -high < -0.15
     three_better = mcnemar(np.ones(10, bool), np.arange(10) < 7)
     assert three_better.p > 0.05 and three_better.interval[0] < 0
-    assert mcnemar(right[:0], right[:0]).p == 1
+    assert mcnemar(correct[:0], correct[:0]).p == 1

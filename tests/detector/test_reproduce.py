@@ -1,4 +1,4 @@
-"""The report's figures are told right, and its runs can be made again on data of the same shape."""
+"""The figures of the paper are consistent, and its runs can be repeated on data of the same shape."""
 
 import io
 import json
@@ -15,6 +15,7 @@ from clipfake.detector.evaluation.reproduce import (
     PaperRun,
     missing_data,
     run,
+    run_inputs,
 )
 from clipfake.detector.metrics import Confusion
 from clipfake.errors import NotEnoughRows
@@ -27,7 +28,7 @@ from clipfake.store.space import Space
 from clipfake.store.store import Store
 
 OPTIONS = PaperOptions(epochs=2)
-# Counts that give a table's figures: found by searching all that add up to its rows.
+# Counts that give the figures of a table, found by searching all that add up to its rows.
 CONFUSIONS = {
     1: Confusion(tn=5046, fp=276, fn=222, tp=5103),
     2: Confusion(tn=1424, fp=98, fn=84, tp=1437),
@@ -36,18 +37,18 @@ CONFUSIONS = {
 }
 
 
-def test_there_are_ten_tables_of_eighteen_runs() -> None:
+def test_there_are_ten_tables_and_eighteen_runs() -> None:
     assert [table.number for table in PAPER_TABLES] == list(range(1, 11))
     assert len(PAPER_RUNS) == 18
     assert {table.number for cell in PAPER_RUNS for table in cell.tables} == set(range(1, 11))
 
 
 @pytest.mark.parametrize("number", CONFUSIONS)
-def test_the_papers_figures_follow_from_its_counts(number: int) -> None:
+def test_figures_of_the_paper_follow_from_its_counts(number: int) -> None:
     table, counts = PAPER_TABLES[number - 1], CONFUSIONS[number]
     [(_, figures)] = table.parts.items()
     assert figures.accuracy is not None and counts.accuracy is not None
-    assert 100 * counts.accuracy == pytest.approx(figures.accuracy, abs=0.06)  # some are given to one place
+    assert 100 * counts.accuracy == pytest.approx(figures.accuracy, abs=0.06)  # some have one decimal only
     for name in ("precision", "recall", "f1"):
         ours = getattr(counts, name)
         assert [100 * ours[which] for which in ("real", "fake")] == pytest.approx(getattr(figures, name), abs=0.011)
@@ -57,20 +58,22 @@ def test_the_papers_figures_follow_from_its_counts(number: int) -> None:
 def test_f1_follows_from_precision_and_recall(table: Any) -> None:
     for figures in table.parts.values():
         for precision, recall, f1 in zip(figures.precision, figures.recall, figures.f1, strict=True):
-            assert 2 * precision * recall / (precision + recall) == pytest.approx(f1, abs=0.04)  # a mean of two's own
+            assert 2 * precision * recall / (precision + recall) == pytest.approx(
+                f1, abs=0.04
+            )  # the F1 of means is not quite the mean of both F1
 
 
 def store(folder: Path, sources: tuple[str, ...], texts: bool = True, rows: int = 80) -> Snapshot:
-    """Rows of both classes in each source, a little apart, of two categories."""
+    """Rows of both classes and two categories in each source; the classes overlap."""
     space = Space("toy", "c" * 64, 16)
     rng = np.random.default_rng(0)
-    made = Store.create(folder, space)
-    with made.writer() as writer:
-        for at, source in enumerate(sources):
+    opened = Store.create(folder, space)
+    with opened.writer() as writer:
+        for axis, source in enumerate(sources):
             labels = np.arange(rows) % 2
-            vectors = rng.normal(size=(rows, 16)) + 0.6 * labels[:, None] * np.eye(16)[at]
+            vectors = rng.normal(size=(rows, 16)) + 0.6 * labels[:, None] * np.eye(16)[axis]
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-            result = Rows.make(
+            columns = Rows.make(
                 [f"{source}/{i}" for i in range(rows)],
                 labels,
                 sources=[source] * rows,
@@ -78,8 +81,8 @@ def store(folder: Path, sources: tuple[str, ...], texts: bool = True, rows: int 
                 categories=[("horse", "zebra")[i // 2 % 2] for i in range(rows)],
             )
             vectors_of = {name: rng.normal(size=16).astype(np.float32) for name in ("horse", "zebra")} if texts else {}
-            writer.append(Block(space, result, vectors.astype(np.float32), texts=vectors_of))
-    return made.snapshot()
+            writer.append(Block(space, columns, vectors.astype(np.float32), texts=vectors_of))
+    return opened.snapshot()
 
 
 @pytest.fixture(scope="module")
@@ -88,24 +91,25 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 
 @pytest.mark.parametrize("kind", ["linear", "triple"])
-def test_a_run_is_measured_at_home_and_elsewhere(snapshot: Snapshot, kind: str) -> None:
-    found = run(snapshot, PaperRun("b16", kind, "cycle_gan"), OPTIONS)
-    tested = 17 if kind == "linear" else 16  # the paper's two pipelines rounded differently
+def test_run_is_measured_on_its_own_and_other_data(snapshot: Snapshot, kind: str) -> None:
+    outcome = run(snapshot, PaperRun("b16", kind, "cycle_gan"), OPTIONS)
+    tested = 17 if kind == "linear" else 16  # the two pipelines of the paper round differently
     counts = {"train": 56, "validation": 24 - tested, "test": tested}
-    assert found.rows == {"real": 40, "fake": 40, **counts}
-    assert {part: value["n"] for part, value in found.parts.items()} == counts
-    assert found.elsewhere.keys() == {"pro_gan"}
-    assert found.elsewhere["pro_gan"]["n"] == tested
-    assert found.modes.keys() == (set() if kind == "linear" else {"given", "zero-shot", "mean"})
-    assert set(found.baselines) == set(OPTIONS.baselines)
-    json.dumps(found.to_dict(), allow_nan=False)
+    assert outcome.rows == {"real": 40, "fake": 40, **counts}
+    assert {part: value["n"] for part, value in outcome.parts.items()} == counts
+    assert outcome.elsewhere.keys() == {"pro_gan"}
+    assert outcome.elsewhere["pro_gan"]["n"] == tested
+    assert outcome.modes.keys() == (set() if kind == "linear" else {"given", "zero-shot", "mean"})
+    assert set(outcome.baselines) == set(OPTIONS.baselines)
+    saved = json.loads(json.dumps(outcome.to_dict(), allow_nan=False))
+    assert saved["asked"] == json.loads(json.dumps(run_inputs(snapshot, OPTIONS)))  # by which a run is found again
     if kind == "triple":
-        assert found.modes["given"] == found.parts["test"]
+        assert outcome.modes["given"] == outcome.parts["test"]
         combined = run(snapshot, PaperRun("b16", kind, "combined"), OPTIONS)
         assert (combined.rows["real"], combined.elsewhere) == (80, {})
 
 
-def test_what_cannot_be_run_says_why(tmp_path: Path) -> None:
+def test_impossible_run_says_why(tmp_path: Path) -> None:
     only = store(tmp_path / "s", ("cycle_gan",), texts=False)
     assert missing_data(only, PaperRun("b32", "linear", "cycle_gan")) == ""
     assert "no rows of pro_gan" in missing_data(only, PaperRun("b32", "linear", "combined"))
@@ -114,7 +118,7 @@ def test_what_cannot_be_run_says_why(tmp_path: Path) -> None:
         run(only, PaperRun("b32", "linear", "pro_gan"))
 
 
-def test_the_tables_put_the_papers_figures_beside_ours(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_tables_compare_the_paper_with_our_figures(snapshot: Snapshot, tmp_path: Path) -> None:
     from rich.console import Console
 
     cells = [PaperRun("b32", "linear", "cycle_gan"), PaperRun("b16", "triple", "combined")]
@@ -137,7 +141,7 @@ def test_the_tables_put_the_papers_figures_beside_ours(snapshot: Snapshot, tmp_p
 
 
 @pytest.mark.slow
-def test_the_command_goes_on_where_it_was_stopped(
+def test_command_resumes_where_it_was_stopped(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from clipfake.cli import main
@@ -150,28 +154,28 @@ def test_the_command_goes_on_where_it_was_stopped(
         lines.append(f"{i}.jpg,images/{i}.jpg,{3 * (i % 2)},{('horse', 'zebra')[i // 2 % 2]}")
     (folder / "metadata.csv").write_text("\n".join(lines))
     encoder = build_standin(tmp_path)
-    words = ["reproduce", "--folders", str(folder), "--out", str(tmp_path / "out"), "--epochs", "2", "--json"]
-    words += ["--b32", str(encoder), "--b16", str(encoder)]
+    arguments = ["reproduce", "--folders", str(folder), "--out", str(tmp_path / "out"), "--epochs", "2", "--json"]
+    arguments += ["--b32", str(encoder), "--b16", str(encoder)]
 
-    def ran() -> dict[str, Any]:
+    def run_command() -> dict[str, Any]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main(words)
+            main(arguments)
         assert not ended.value.code
         return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
 
-    output = ran()
+    output = run_command()
     done = {cell.name for cell in PAPER_RUNS if cell.data == "cycle_gan"}
     assert output["runs"].keys() == done
     assert output["missing"].keys() == {cell.name for cell in PAPER_RUNS} - done
     assert "stand-in" in output["notices"][0]
     (tmp_path / "out/runs/b16-sum-cycle_gan.json").unlink()
-    made: list[str] = []
+    repeated: list[str] = []
     monkeypatch.setattr(
         "clipfake.detector.evaluation.reproduce.run",
-        lambda snapshot, cell, *rest: made.append(cell.name) or run(snapshot, cell, *rest),  # type: ignore[func-returns-value]
+        lambda snapshot, cell, *rest: repeated.append(cell.name) or run(snapshot, cell, *rest),  # type: ignore[func-returns-value]
     )
-    again = ran()
-    assert made == ["b16-sum-cycle_gan"]
+    again = run_command()
+    assert repeated == ["b16-sum-cycle_gan"]
     assert again["runs"]["b16-sum-cycle_gan"]["parts"] == output["runs"]["b16-sum-cycle_gan"]["parts"]
     assert PAPER_DATA["cycle_gan"].name in (tmp_path / "out/tables.md").read_text()

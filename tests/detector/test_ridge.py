@@ -1,4 +1,4 @@
-"""The ridge head against scikit-learn's, and the sums it is made of, whatever rows are unlabelled or read in pieces."""
+"""The ridge head against scikit-learn, and its sums with unlabelled rows and any batch size."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def drawn(count: int, label: int, seed: int = 0) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("reals", "fakes"), [(300, 300), (40, 900), (1000, 1), (1, 2)])
-def test_the_ridge_head_is_scikit_learns_with_both_classes_weighing_alike(reals: int, fakes: int) -> None:
+def test_ridge_equals_scikit_learn_with_balanced_classes(reals: int, fakes: int) -> None:
     real, fake = drawn(reals, 0), drawn(fakes, 1)
     x, y = np.concatenate([real, fake]).astype(np.float64), np.repeat([-1.0, 1.0], [reals, fakes])
     weight = np.repeat([1 / reals, 1 / fakes], [reals, fakes])
@@ -40,7 +40,7 @@ def test_the_ridge_head_is_scikit_learns_with_both_classes_weighing_alike(reals:
     assert np.allclose(weights, [*theirs.coef_, theirs.intercept_], atol=1e-8)
 
 
-def test_its_direction_is_fishers() -> None:
+def test_direction_is_that_of_fisher() -> None:
     real, fake = drawn(4000, 0), drawn(500, 1)
     lda = LinearDiscriminantAnalysis(solver="lsqr", priors=[0.5, 0.5])
     lda.fit(np.concatenate([real, fake]).astype(np.float64), np.repeat([0, 1], [4000, 500]))
@@ -50,7 +50,7 @@ def test_its_direction_is_fishers() -> None:
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """A source of both classes, one of each, and rows without a label in all of them."""
+    """One source of both classes and one of each class, all with some unlabelled rows."""
     store = Store.create(tmp_path_factory.mktemp("ridge") / "s", SPACE)
     sources = ["both"] * 30 + ["camera"] * 20 + ["gan"] * 10
     labels = [0, 1, -1] * 10 + [0] * 15 + [-1] * 5 + [1] * 8 + [-1] * 2
@@ -60,7 +60,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     return store.snapshot()
 
 
-def test_rows_are_grouped_by_class_and_source_and_those_without_a_label_are_in_no_group(snapshot: Snapshot) -> None:
+def test_rows_are_grouped_by_class_and_source(snapshot: Snapshot) -> None:
     groups, names = by_source(snapshot)
     assert names == [(0, "both"), (0, "camera"), (1, "both"), (1, "gan")]
     columns = zip(snapshot.column("labels").tolist(), snapshot.column("sources").tolist(), strict=True)
@@ -69,19 +69,19 @@ def test_rows_are_grouped_by_class_and_source_and_those_without_a_label_are_in_n
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 8192])
-def test_sums_and_scores_are_the_same_however_many_rows_are_read_at_once(
+def test_sums_and_scores_do_not_depend_on_the_batch_size(
     snapshot: Snapshot, at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipfake.detector.evaluation.ridge.ROWS_AT_ONCE", at_once)
     groups, names = by_source(snapshot)
     sums = group_sums(snapshot, groups, len(names))
-    for group, found in enumerate(sums):
+    for group, of_group in enumerate(sums):
         whole = RidgeSums.from_vectors(snapshot.vectors(np.flatnonzero(groups == group)))
-        assert found.n == whole.n == (groups == group).sum()
-        assert np.allclose(found.square, whole.square)
-    everyone = total_of(sums)
-    assert everyone.n == 43
-    assert np.allclose((everyone - sums[0]).square, total_of(sums[1:]).square)
+        assert of_group.n == whole.n == (groups == group).sum()
+        assert np.allclose(of_group.square, whole.square)
+    total = total_of(sums)
+    assert total.n == 43
+    assert np.allclose((total - sums[0]).square, total_of(sums[1:]).square)
     weights, queries = np.arange(DIM + 1.0), np.array([59, 0, 7, 7])
     assert np.allclose(decision_values(snapshot, queries, weights), with_constant(snapshot.vectors(queries)) @ weights)
     assert np.allclose(

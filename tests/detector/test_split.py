@@ -1,4 +1,4 @@
-"""Splits are the paper's, made once, and keep what belongs together on one side."""
+"""Splits have the counts of the paper, depend on keys and seed only, and keep groups in one part."""
 
 import numpy as np
 import pytest
@@ -24,7 +24,7 @@ def keys(n: int) -> list[str]:
         (55_210, "paper-text", (38_647, 5_521, 11_042)),
     ],
 )
-def test_the_split_has_the_papers_counts(rows: int, recipe: str, counts: tuple[int, int, int]) -> None:
+def test_split_has_the_counts_of_the_paper(rows: int, recipe: str, counts: tuple[int, int, int]) -> None:
     labels = np.arange(rows) % 2
     split = Split.make(keys(rows), labels, recipe=recipe)
     assert tuple(split.counts.values()) == counts
@@ -32,7 +32,7 @@ def test_the_split_has_the_papers_counts(rows: int, recipe: str, counts: tuple[i
     assert abs(int(labels[test].sum()) - counts[2] / 2) <= 1  # stratified by label
 
 
-def test_the_part_of_a_row_follows_its_key_into_any_order_and_any_snapshot() -> None:
+def test_part_of_a_row_depends_on_its_key_only() -> None:
     split = Split.make(keys(100), np.arange(100) % 2)
     before = dict(zip(keys(100), split.parts_of(keys(100)).tolist(), strict=True))
     shuffled = list(np.random.default_rng(1).permutation(keys(100)))
@@ -41,7 +41,7 @@ def test_the_part_of_a_row_follows_its_key_into_any_order_and_any_snapshot() -> 
     assert split.parts_of([]).tolist() == []
 
 
-def test_a_seed_gives_one_split_and_another_seed_another() -> None:
+def test_split_depends_on_the_seed() -> None:
     labels = np.arange(200) % 2
     digests = [Split.make(keys(200), labels, seed=seed).digest for seed in (0, 0, 1)]
     assert digests[0] == digests[1] != digests[2]
@@ -49,8 +49,8 @@ def test_a_seed_gives_one_split_and_another_seed_another() -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 5), st.lists(st.integers(0, 20), min_size=60, max_size=60))
-def test_no_group_stands_on_two_sides(seed: int, groups: list[int]) -> None:
-    groups = [*groups, *range(100, 160)]  # and some rows alone
+def test_no_group_is_in_two_parts(seed: int, groups: list[int]) -> None:
+    groups = [*groups, *range(100, 160)]  # and some groups of one row
     labels = np.arange(len(groups)) % 2
     split = Split.make(keys(len(groups)), labels, recipe="grouped", groups=np.array(groups), seed=seed)
     parts = split.parts_of(keys(len(groups)))
@@ -58,17 +58,19 @@ def test_no_group_stands_on_two_sides(seed: int, groups: list[int]) -> None:
     assert abs((parts == PARTS["train"]).mean() - 0.7) < 0.15
 
 
-def test_a_grouped_split_of_single_rows_is_seventy_ten_twenty() -> None:
+def test_grouped_split_of_single_rows_is_70_10_20() -> None:
     labels = (np.arange(1000) < 300).astype(int)
     split = Split.make(keys(1000), labels, recipe="grouped", groups=np.arange(1000))
     assert split.counts == {"train": 700, "validation": 100, "test": 200}
     assert [labels[split.parts_of(keys(1000)) == part].sum() for part in PARTS.values()] == [210, 30, 60]
-    assert split.digest == Split.make(keys(1000), labels, recipe="grouped").digest  # no groups: each row by itself
+    assert (
+        split.digest == Split.make(keys(1000), labels, recipe="grouped").digest
+    )  # without groups, each row is its own
 
 
 @pytest.mark.parametrize("size", [2, 3, 7])
-def test_a_grouped_split_of_copies_is_seventy_ten_twenty_of_each_class(size: int) -> None:
-    """However rare a class is, and however many copies each file has."""
+def test_grouped_split_of_copies_is_70_10_20_of_each_class(size: int) -> None:
+    """For a rare class, and for any number of copies of each file."""
     groups = np.random.default_rng(0).permutation(np.repeat(np.arange(200), size))
     labels = (groups < 40).astype(int)
     parts = Split.make(keys(len(groups)), labels, recipe="grouped", groups=groups).parts_of(keys(len(groups)))
@@ -77,8 +79,8 @@ def test_a_grouped_split_of_copies_is_seventy_ten_twenty_of_each_class(size: int
         assert np.abs(counts - [0.7 * files, 0.1 * files, 0.2 * files]).max() <= 1
 
 
-def test_single_rows_make_up_for_groups_that_are_too_large_for_their_part() -> None:
-    groups = np.concatenate([np.repeat([0, 1], 150), np.arange(2, 702)])  # 300 rows of two files, 700 alone
+def test_single_rows_compensate_for_large_groups() -> None:
+    groups = np.concatenate([np.repeat([0, 1], 150), np.arange(2, 702)])  # 300 rows of two files, 700 single rows
     labels = np.concatenate([np.repeat([0, 1], 150), np.arange(700) % 5 == 0]).astype(int)
     for seed in range(5):
         split = Split.make(keys(1000), labels, recipe="grouped", groups=groups, seed=seed)
@@ -88,7 +90,7 @@ def test_single_rows_make_up_for_groups_that_are_too_large_for_their_part() -> N
         assert [labels[parts == part].sum() for part in PARTS.values()] == [203, 29, 58]  # of 290
 
 
-def test_a_seed_gives_one_grouped_split_and_another_seed_another_whether_rows_have_copies_or_not() -> None:
+def test_grouped_split_depends_on_the_seed() -> None:
     labels = np.arange(300) % 2
     for groups in (np.arange(300), np.arange(300) // 4 * 2 + labels):
         result = [
@@ -97,7 +99,7 @@ def test_a_seed_gives_one_grouped_split_and_another_seed_another_whether_rows_ha
         assert result[0] == result[1] != result[2]
 
 
-def test_copies_of_too_few_files_are_not_split() -> None:
+def test_too_few_groups_are_an_error() -> None:
     with pytest.raises(NotEnoughRows, match="4 groups of copies are too few"):
         Split.make(keys(80), np.repeat([0, 1], 40), recipe="grouped", groups=np.repeat(np.arange(4), 20))
 
@@ -113,13 +115,13 @@ def test_copies_of_too_few_files_are_not_split() -> None:
         ([0] * 10_000 + [1], "10000 real and 1 fake rows are too few"),
     ],
 )
-def test_too_few_rows_say_what_to_do(labels: list[int], message: str) -> None:
+def test_error_of_too_few_rows_says_what_to_do(labels: list[int], message: str) -> None:
     with pytest.raises(NotEnoughRows, match=message) as error:
         Split.make(keys(len(labels)), np.array(labels, int))
     assert "index" in str(error.value)
 
 
-def test_rows_are_chosen_by_source_and_balanced() -> None:
+def test_choose_selects_sources_and_balances_classes() -> None:
     labels = np.array([0, 0, 0, 1, -1, 1, 0])
     sources = names(["a", "a", "b", "b", "b", "c", "c"])
     assert choose(labels, sources).tolist() == [0, 1, 2, 3, 5, 6]
@@ -130,7 +132,7 @@ def test_rows_are_chosen_by_source_and_balanced() -> None:
         choose(labels, sources, only=["zzz"])
 
 
-def test_a_balanced_choice_keeps_the_smaller_class_and_draws_from_the_larger() -> None:
+def test_balanced_choice_keeps_all_rows_of_the_smaller_class() -> None:
     labels = np.array([1, -1] + [0] * 40 + [1, 1, -1] + [0] * 40)
     sources = names(["s"] * len(labels))
     drawn = [choose(labels, sources, balanced=True, seed=seed).tolist() for seed in range(20)]

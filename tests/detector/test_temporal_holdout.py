@@ -1,4 +1,4 @@
-"""Replay: a head of the past sees nothing of what comes next, and dates are read as people write them."""
+"""Temporal hold-out: a head sees only earlier sources; dates may be partial."""
 
 from datetime import date
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clipfake.detector.evaluation.ridge import RidgeSums, by_source, ridge, with_constant
-from clipfake.detector.evaluation.temporal_holdout import HELD, day_of, read_dates, temporal_holdout
+from clipfake.detector.evaluation.temporal_holdout import HELD_OUT, parse_date, read_dates, temporal_holdout
 from clipfake.detector.metrics import auc
 from clipfake.detector.training.examples import subsample
 from clipfake.errors import NotEnoughRows, SourceError
@@ -21,38 +21,38 @@ DATES = {"gan_a": date(2018, 1, 1), "gan_b": date(2019, 3, 1), "diffusion": date
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    """Both GANs lean one way, diffusion another."""
-    made = Store.create(tmp_path_factory.mktemp("replay") / "s", SPACE)
+    """The GANs have one direction in common, diffusion another."""
+    opened = Store.create(tmp_path_factory.mktemp("replay") / "s", SPACE)
     rng = np.random.default_rng(0)
-    with made.writer() as writer:
+    with opened.writer() as writer:
         for source, label in SOURCES.items():
             vectors = rng.standard_normal((200, 10))
             vectors[:, 3 if source == "diffusion" else 0] += 3.0 * label
             vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
             rows = Rows.make([f"{source}/{i}" for i in range(200)], [label] * 200, sources=[source] * 200)
             writer.append(Block(SPACE, rows, vectors))
-    return made
+    return opened
 
 
-def test_what_is_like_the_past_is_told_and_what_is_new_is_not(store: Store) -> None:
+def test_sources_like_the_past_are_detected_and_new_ones_not(store: Store) -> None:
     report = temporal_holdout(store.snapshot(), DATES)
     assert [(w.date, w.sources, w.generators) for w in report.windows] == [
         ("2019-03-01", ("gan_b",), 1),
         ("2022-08-22", ("diffusion",), 2),
     ]
-    like, unlike = report.windows
-    assert like.auc > 0.9 and like.accuracy > 0.8
-    assert unlike.auc < 0.7 < 0.9 < unlike.past_auc
+    similar, different = report.windows
+    assert similar.auc > 0.9 and similar.accuracy > 0.8
+    assert different.auc < 0.7 < 0.9 < different.past_auc
     assert "2022-08-22 (diffusion)" in report.sentences[0]
 
 
-def test_a_window_is_what_a_head_of_the_past_says(store: Store) -> None:
+def test_window_equals_a_head_fitted_on_the_past(store: Store) -> None:
     snapshot = store.snapshot()
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
-    held = subsample(np.arange(len(snapshot)), by_source(snapshot)[0], min(HELD, len(snapshot) // 10), 0)
-    learned = ~np.isin(np.arange(len(snapshot)), held)
+    held = subsample(np.arange(len(snapshot)), by_source(snapshot)[0], min(HELD_OUT, len(snapshot) // 10), 0)
+    trained = ~np.isin(np.arange(len(snapshot)), held)
     past = np.isin(sources, ("camera_a", "camera_b", "gan_a"))
-    head = ridge(*(RidgeSums.from_vectors(snapshot.vectors(learned & past & (labels == label))) for label in (0, 1)))
+    head = ridge(*(RidgeSums.from_vectors(snapshot.vectors(trained & past & (labels == label))) for label in (0, 1)))
     queries = np.concatenate([held[(labels[held] == 0)], np.flatnonzero(sources == "gan_b")])
     [window, _] = temporal_holdout(snapshot, DATES).windows
     assert window.n == len(queries)
@@ -67,13 +67,13 @@ def test_sources_without_a_date_are_named(store: Store) -> None:
         assert any(name in sentence for sentence in report.sentences)
 
 
-def test_a_real_source_with_a_date_is_not_there_before(store: Store) -> None:
+def test_dated_real_source_is_not_in_earlier_windows(store: Store) -> None:
     report = temporal_holdout(store.snapshot(), DATES | {"camera_b": date(2022, 8, 22)})
     assert report.windows[-1].sources == ("camera_b", "diffusion")
     assert report.windows[-1].n == 400
 
 
-def test_without_a_past_there_is_nothing_to_learn_from(store: Store) -> None:
+def test_dates_without_a_past_are_an_error(store: Store) -> None:
     with pytest.raises(NotEnoughRows, match="two generators"):
         temporal_holdout(store.snapshot(), {"gan_a": date(2018, 1, 1)})
 
@@ -81,35 +81,35 @@ def test_without_a_past_there_is_nothing_to_learn_from(store: Store) -> None:
 @pytest.mark.parametrize(
     "text, day", [("2022-08-22", "2022-08-22"), (" 2022-08 ", "2022-08-01"), ("2022", "2022-01-01")]
 )
-def test_a_date_is_read_as_people_write_it(text: str, day: str) -> None:
-    assert day_of(text).isoformat() == day
+def test_partial_dates_are_parsed(text: str, day: str) -> None:
+    assert parse_date(text).isoformat() == day
 
 
 @pytest.mark.parametrize(
     "content, message",
     [
-        ("name,date\na,2020\n", "must name source and date"),
+        ("name,date\na,2020\n", "must name the columns source and date"),
         ("source,date\na,2020\nb,soon\n", "line 3"),
         ("source,date\na,2020\na,2021\n", "twice"),
         ("", "none"),
     ],
 )
-def test_a_table_that_is_none_says_where(content: str, message: str, tmp_path: Path) -> None:
+def test_invalid_date_table_says_where(content: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "dates.csv"
     path.write_text(content)
     with pytest.raises(SourceError, match=message):
         read_dates(path)
 
 
-def test_a_table_is_read(tmp_path: Path) -> None:
+def test_date_table_is_read(tmp_path: Path) -> None:
     path = tmp_path / "dates.csv"
     path.write_text("\ufeffsource,date,remark\ngan_a,2018-01-01,first\ngan_b,2019-03,\n")
     assert read_dates(path) == {"gan_a": date(2018, 1, 1), "gan_b": date(2019, 3, 1)}
-    with pytest.raises(SourceError, match="cannot be read"):
+    with pytest.raises(SourceError, match=r"cannot read .* as CSV"):
         read_dates(tmp_path / "absent.csv")
 
 
-def test_the_command_prints_a_table_and_draws_it(store: Store, tmp_path: Path) -> None:
+def test_command_prints_a_table_and_draws_it(store: Store, tmp_path: Path) -> None:
     from clipfake.cli import app
     from typer.testing import CliRunner
 

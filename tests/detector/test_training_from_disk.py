@@ -1,4 +1,4 @@
-"""Training from disk, a piece at a time, gives what training in memory gives, and never holds all vectors."""
+"""Training from disk in batches gives the same head as in memory, and never holds all vectors."""
 
 import io
 from dataclasses import replace
@@ -11,7 +11,7 @@ from clipfake.detector.training.calibrate import calibrate
 from clipfake.detector.training.examples import Examples, StoredRows
 from clipfake.detector.training.nystroem import fit_nystroem
 from clipfake.detector.training.svm_training import fit_stream, fit_svm, scale_gamma
-from clipfake.detector.training.train import TrainOptions, decision_values, fit_head, make_split, train
+from clipfake.detector.training.train import TrainingSet, TrainOptions, decision_values, fit_head, make_split, train
 from clipfake.detector.training.triplet import TripletOptions
 from clipfake.show.training_summary import training_summary
 from clipfake.store.records import Block, Rows
@@ -26,7 +26,7 @@ CATEGORIES = ("cat", "dog", "ship")
 
 
 def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Unit rows of two classes, each of three crowds."""
+    """Unit vectors of two classes of three clusters each."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).standard_normal((2, 3, DIM))
     labels = rng.integers(0, 2, count)
@@ -37,7 +37,7 @@ def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
-    """600 rows in six shards, with texts."""
+    """600 rows in six shards, with text vectors."""
     store = Store.create(tmp_path_factory.mktemp("streaming") / "s", SPACE)
     vectors, labels = drawn(600)
     texts = dict(zip(CATEGORIES, drawn(3, seed=5)[0], strict=True))
@@ -54,15 +54,15 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
 
 @pytest.mark.parametrize("kind", ["linear", "sum"])
 @pytest.mark.parametrize("exact", [True, False])
-def test_streamed_and_in_memory_training_give_the_same_machine(
+def test_streamed_and_in_memory_training_give_the_same_head(
     snapshot: Snapshot, kind: str, exact: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("clipfake.detector.training.svm_training.EXACT", 60_000 if exact else 100)
     options = TrainOptions(kind, TripletOptions(epochs=2), baselines=())
     split, parts = make_split(snapshot, options)
     heads = [
-        fit_head(snapshot, split, held(snapshot, parts["train"]), held(snapshot, parts["validation"]), options)[0]
-        for held in (StoredRows, Examples.from_snapshot)
+        fit_head(TrainingSet(snapshot, split, *(rows(snapshot, parts[n]) for n in ("train", "validation"))), options)[0]
+        for rows in (StoredRows, Examples.from_snapshot)
     ]
     streamed, whole = heads
     assert all(np.array_equal(w, whole.projection.weights[n]) for n, w in streamed.projection.weights.items())
@@ -70,17 +70,16 @@ def test_streamed_and_in_memory_training_give_the_same_machine(
     assert np.array_equal(streamed.classifier.weights, whole.classifier.weights)
 
 
-def test_training_never_reads_more_than_a_piece_at_once(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_never_reads_more_than_a_batch(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     limits = (
         "training.examples.ROWS_AT_ONCE",
         "training.train.ROWS_AT_ONCE",
-        "training.train.LEARNED",
-        "training.train.COMPARED",
-        "training.train.CHOSEN",
         "training.svm_training.EXACT",
     )
     for name in limits:
         monkeypatch.setattr(f"clipfake.detector.{name}", 50)
+    limit_of_parts = dict.fromkeys(("train", "validation", "test"), 50)
+    monkeypatch.setattr("clipfake.detector.training.train.BASELINE_ROWS", limit_of_parts)
     monkeypatch.setattr("clipfake.detector.training.triplet.READ_AHEAD", 1)
     read = Snapshot.vectors
     read_sizes = []
@@ -93,36 +92,36 @@ def test_training_never_reads_more_than_a_piece_at_once(snapshot: Snapshot, monk
     monkeypatch.setattr(Snapshot, "vectors", counted)
     options = TrainOptions(triplet=TripletOptions(epochs=1, batch=16), baselines=("linear_probe", "lda"))
     trained = train(snapshot, options)
-    assert max(read_sizes) <= 51  # 48 of a batch, 50 of a piece, and one more where a share is rounded up
-    assert trained.metrics["train"].n == 420  # all rows all the same
+    assert max(read_sizes) <= 51  # at most 50 rows, and one more where a share is rounded up
+    assert trained.metrics["train"].n == 420  # all rows nevertheless
     assert trained.baselines["lda"].fitted_on <= 51
     assert trained.baselines["linear_probe"].fitted_on == 420
     assert "of 121 test rows" in trained.baselines["linear_probe"].note
     assert trained.against_probe is not None
 
 
-def test_more_rows_read_ahead_change_nothing(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_ahead_changes_nothing(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
     options = TrainOptions(triplet=TripletOptions(epochs=1, batch=16), baselines=())
-    one = train(snapshot, options).head
+    head = train(snapshot, options).head
     monkeypatch.setattr("clipfake.detector.training.triplet.READ_AHEAD", 3)
     other = train(snapshot, options).head
-    assert all(np.array_equal(w, other.projection.weights[n]) for n, w in one.projection.weights.items())
+    assert all(np.array_equal(w, other.projection.weights[n]) for n, w in head.projection.weights.items())
 
 
-def test_a_start_from_a_sample_ends_where_a_start_from_nothing_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_warm_start_from_a_sample_gives_the_same_svm(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, labels = drawn(3000)
 
     def blocks() -> list[tuple[np.ndarray, np.ndarray]]:
         return [(vectors[i : i + 700], labels[i : i + 700]) for i in range(0, 3000, 700)]
 
     cold = fit_nystroem(blocks, gamma=1.0, landmarks=200).decision_function(vectors)
-    monkeypatch.setattr("clipfake.detector.training.nystroem.FIRST", 500)
+    monkeypatch.setattr("clipfake.detector.training.nystroem.SAMPLE", 500)
     warm = fit_nystroem(blocks, gamma=1.0, landmarks=200).decision_function(vectors)
     assert np.abs(warm - cold).max() < 0.02
     assert ((warm > 0) == (cold > 0)).mean() > 0.998
 
 
-def test_the_scale_of_the_kernel_is_that_of_all_blocks_together() -> None:
+def test_gamma_depends_on_all_blocks() -> None:
     vectors, labels = drawn(500)
     shifted = vectors + 3
     assert scale_gamma(shifted) == pytest.approx(1 / (DIM * shifted.astype(np.float64).var()))
@@ -131,38 +130,38 @@ def test_the_scale_of_the_kernel_is_that_of_all_blocks_together() -> None:
     assert np.allclose(cut.decision_function(shifted), fit_svm(shifted, labels).decision_function(shifted), atol=1e-6)
 
 
-def test_a_probe_of_some_rows_goes_on_to_what_all_rows_teach(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_linear_probe_is_refined_on_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     vectors, labels = drawn(4000)
-    everyone = Examples.from_arrays(vectors, labels)
-    some, validation, test = (
-        everyone.take(slice(0, 400)),
+    all_rows = Examples.from_arrays(vectors, labels)
+    sample, validation, test = (
+        all_rows.take(slice(0, 400)),
         Examples.from_arrays(*drawn(200, 1)),
         Examples.from_arrays(*drawn(300, 2)),
     )
-    monkeypatch.setattr("clipfake.detector.training.baselines.STRENGTHS", (1.0,))
+    monkeypatch.setattr("clipfake.detector.training.baselines.INVERSE_REGULARIZATION", (1.0,))
     monkeypatch.setattr("clipfake.detector.training.examples.ROWS_AT_ONCE", 700)
-    further, few, whole = (
+    refined, on_sample, on_all = (
         linear_probe(*rows)(test)
-        for rows in ((some, validation, 0, everyone), (some, validation, 0), (everyone, validation, 0))
+        for rows in ((sample, validation, 0, all_rows), (sample, validation, 0), (all_rows, validation, 0))
     )
-    # its vectors are scaled by what the few vary, so that C = 1 is not wholly the same
-    assert np.abs(further - whole).max() < 0.02 < np.abs(few - whole).max()
+    # vectors are scaled by the deviation of the sample, so that C = 1 is not exactly the same
+    assert np.abs(refined - on_all).max() < 0.02 < np.abs(on_sample - on_all).max()
 
 
-def test_one_search_serves_every_number_of_neighbours(monkeypatch: pytest.MonkeyPatch) -> None:
-    known, queries = Examples.from_arrays(*drawn(200)), Examples.from_arrays(*drawn(50, 1))
-    true = [neighbor_rule(k)(known, queries, 0)(queries.take(slice(0, 50))) for k in NEIGHBORS]
+def test_one_search_serves_every_k(monkeypatch: pytest.MonkeyPatch) -> None:
+    train_rows, queries = Examples.from_arrays(*drawn(200)), Examples.from_arrays(*drawn(50, 1))
+    expected = [neighbor_rule(k)(train_rows, queries, 0)(queries.take(slice(0, 50))) for k in NEIGHBORS]
     calls = []
     monkeypatch.setattr(
         "clipfake.detector.training.baselines.neighbors",
         lambda *fields: calls.append(fields) or neighbors(*fields),  # type: ignore[func-returns-value]
     )
-    found = [neighbor_rule(k)(known, queries, 0)(queries) for k in NEIGHBORS]
-    assert len(calls) == 2  # once among real rows, once among fake ones
-    assert all(np.array_equal(one, other) for one, other in zip(found, true, strict=True))
+    scores = [neighbor_rule(k)(train_rows, queries, 0)(queries) for k in NEIGHBORS]
+    assert len(calls) == 2  # one among real rows, one among fake rows
+    assert all(np.array_equal(score, other) for score, other in zip(scores, expected, strict=True))
 
 
-def test_a_head_on_text_is_measured_wherever_its_category_comes_from(snapshot: Snapshot) -> None:
+def test_text_head_is_measured_in_every_mode(snapshot: Snapshot) -> None:
     trained = train(snapshot, TrainOptions("sum", TripletOptions(epochs=2), baselines=()))
     assert set(trained.to_dict()["categories"]) == {"zero-shot", "given", "mean"}
     assert trained.categories["zero-shot"] == trained.metrics["test"]
@@ -174,18 +173,16 @@ def test_a_head_on_text_is_measured_wherever_its_category_comes_from(snapshot: S
     Console(file=printed, width=120).print(training_summary(report))
     assert all(f"{mode}: " in printed.getvalue() for mode in ("zero-shot", "given", "mean"))
     _, parts = make_split(snapshot, TrainOptions("sum"))
-    given = decision_values(trained.head, snapshot, parts["test"], "given")
-    result = trained.head.decision_function(
+    scores = decision_values(trained.head, snapshot, parts["test"], "given")
+    expected = trained.head.decision_function(
         snapshot.vectors(parts["test"]), mode="given", categories=snapshot.column("categories")[parts["test"]]
     )
-    assert np.allclose(given, result)
-    assert not np.allclose(given, decision_values(trained.head, snapshot, parts["test"], "mean"))
+    assert np.allclose(scores, expected)
+    assert not np.allclose(scores, decision_values(trained.head, snapshot, parts["test"], "mean"))
     assert train(snapshot, TrainOptions(triplet=TripletOptions(epochs=1), baselines=())).to_dict()["categories"] == {}
 
 
-def test_verdicts_are_calibrated_on_the_kind_of_machine_that_gives_them(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_folds_use_the_kind_of_svm_of_the_calibrated_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     vectors, labels = drawn(400)
     made_by = [f"gan-{i % 3}" if label else "" for i, label in enumerate(labels)]
@@ -207,7 +204,7 @@ def test_verdicts_are_calibrated_on_the_kind_of_machine_that_gives_them(
     assert len(fitted) == 3
 
 
-def test_the_rows_of_a_store_are_read_as_they_lie_there(snapshot: Snapshot, tmp_path: Path) -> None:
+def test_stored_rows_equal_rows_in_memory(snapshot: Snapshot, tmp_path: Path) -> None:
     positions = np.array([599, 3, 301])
     stored, whole = StoredRows(snapshot, positions), Examples.from_snapshot(snapshot, positions)
     for name in ("labels", "categories", "sources"):

@@ -1,4 +1,4 @@
-"""What a hard triplet is, and what each projection computes, by their definitions."""
+"""Triplet mining, projections and their training against the definitions."""
 
 import numpy as np
 import pytest
@@ -23,57 +23,57 @@ B = 40  # triplets of a batch
 
 @pytest.fixture
 def batch() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Distances, rows and pools of a batch as `fit_projection` makes it: anchors, their mates, their opposites."""
+    """Distances, rows and pools of a batch as in `fit_projection`: anchors, positives, negatives."""
     rng = np.random.default_rng(3)
     row_pool = rng.integers(0, 6, 90)  # 2 * match + label of 90 rows
     anchors = rng.permutation(np.flatnonzero(row_pool % 2 == 0))[:B]
-    mates = [rng.choice(np.setdiff1d(np.flatnonzero(row_pool == row_pool[a]), [a])) for a in anchors]
-    opposites = [rng.choice(np.flatnonzero(row_pool == row_pool[a] ^ 1)) for a in anchors]
-    rows = np.concatenate([anchors, mates, opposites])
+    positives = [rng.choice(np.setdiff1d(np.flatnonzero(row_pool == row_pool[a]), [a])) for a in anchors]
+    negatives = [rng.choice(np.flatnonzero(row_pool == row_pool[a] ^ 1)) for a in anchors]
+    rows = np.concatenate([anchors, positives, negatives])
     points = rng.normal(size=(90, 5))[rows]
     distance = np.linalg.norm(points[:, None] - points[None], axis=2)
     return distance, rows, row_pool[rows]
 
 
-def brute(batch: tuple[np.ndarray, np.ndarray, np.ndarray], place: int) -> tuple[list[int], list[int]]:
-    """Places of the batch that may be a mate, and that may be an opposite, of the anchor at a place."""
+def allowed_partners(batch: tuple[np.ndarray, np.ndarray, np.ndarray], position: int) -> tuple[list[int], list[int]]:
+    """Positions in the batch that may be the positive, and the negative, of the anchor at a position."""
     _, rows, pool = batch
-    mates = [i for i in range(len(rows)) if pool[i] == pool[place] and rows[i] != rows[place]]
-    return mates, [i for i in range(len(rows)) if pool[i] == pool[place] ^ 1]
+    positives = [i for i in range(len(rows)) if pool[i] == pool[position] and rows[i] != rows[position]]
+    return positives, [i for i in range(len(rows)) if pool[i] == pool[position] ^ 1]
 
 
-def test_batch_hard_takes_the_farthest_mate_and_the_nearest_opposite(batch: tuple[np.ndarray, ...]) -> None:
+def test_batch_hard_takes_farthest_positive_and_nearest_negative(batch: tuple[np.ndarray, ...]) -> None:
     distance, rows, pool = batch
-    found = mine(distance, rows, pool, "batch-hard")
-    for place, (positive, negative) in enumerate(zip(found.positive, found.negative, strict=True)):
-        mates, opposites = brute(batch, place)  # type: ignore[arg-type]
-        assert distance[place, positive] == max(distance[place, mates])
-        assert positive in mates
-        assert distance[place, negative] == min(distance[place, opposites])
-        assert negative in opposites
+    mined = mine(distance, rows, pool, "batch-hard")
+    for position, (positive, negative) in enumerate(zip(mined.positive, mined.negative, strict=True)):
+        positives, negatives = allowed_partners(batch, position)  # type: ignore[arg-type]
+        assert distance[position, positive] == max(distance[position, positives])
+        assert positive in positives
+        assert distance[position, negative] == min(distance[position, negatives])
+        assert negative in negatives
 
 
-def test_semihard_takes_the_nearest_opposite_beyond_the_mate(batch: tuple[np.ndarray, ...]) -> None:
+def test_semihard_takes_the_nearest_negative_beyond_the_positive(batch: tuple[np.ndarray, ...]) -> None:
     distance, rows, pool = batch
-    found = mine(distance, rows, pool, "semihard")
+    mined = mine(distance, rows, pool, "semihard")
     kept = 0
-    for place, (positive, negative) in enumerate(zip(found.positive, found.negative, strict=True)):
-        assert positive == B + place  # the drawn one
-        _, opposites = brute(batch, place)  # type: ignore[arg-type]
-        beyond = [i for i in opposites if distance[place, i] > distance[place, positive]]
+    for position, (positive, negative) in enumerate(zip(mined.positive, mined.negative, strict=True)):
+        assert positive == B + position  # the drawn one
+        _, negatives = allowed_partners(batch, position)  # type: ignore[arg-type]
+        beyond = [i for i in negatives if distance[position, i] > distance[position, positive]]
         if beyond:
-            assert distance[place, negative] == min(distance[place, beyond])
+            assert distance[position, negative] == min(distance[position, beyond])
         else:
-            assert negative == 2 * B + place
+            assert negative == 2 * B + position
             kept += 1
-        assert negative in opposites
+        assert negative in negatives
     assert kept < B
 
 
-def test_random_takes_what_was_drawn(batch: tuple[np.ndarray, ...]) -> None:
-    found = mine(*batch, "random")  # type: ignore[call-arg, arg-type]
-    assert np.array_equal(found.positive, B + np.arange(B))
-    assert np.array_equal(found.negative, 2 * B + np.arange(B))
+def test_random_mining_keeps_the_drawn_triplets(batch: tuple[np.ndarray, ...]) -> None:
+    mined = mine(*batch, "random")  # type: ignore[call-arg, arg-type]
+    assert np.array_equal(mined.positive, B + np.arange(B))
+    assert np.array_equal(mined.negative, 2 * B + np.arange(B))
 
 
 def test_distances_are_euclidean() -> None:
@@ -86,7 +86,7 @@ def test_distances_are_euclidean() -> None:
 
 
 @pytest.mark.parametrize("kind", ["linear", "mlp", *FUSIONS])
-def test_a_projection_computes_its_formula(kind: str) -> None:
+def test_projection_computes_its_formula(kind: str) -> None:
     rng = np.random.default_rng(1)
     x, t = rng.normal(size=(5, 12)), rng.normal(size=(5, 12))
     drawn = Projection.initialize(kind, x, dim=7, seed=2)
@@ -110,7 +110,7 @@ def test_a_projection_computes_its_formula(kind: str) -> None:
         assert np.allclose(result, z / np.linalg.norm(z), atol=1e-5)
 
 
-def test_a_projection_of_one_point_is_an_error() -> None:
+def test_collapsed_projection_is_an_error() -> None:
     triplets = draw(np.array([0, 0, 1, 1]), np.zeros(4, np.int64), "both", np.random.default_rng(0))
     point = np.tile(np.float32([0.6, 0.8]), (4, 1))  # type: ignore[arg-type]
     with pytest.raises(HeadError, match="collapsed"):
@@ -118,30 +118,30 @@ def test_a_projection_of_one_point_is_an_error() -> None:
     reject_collapsed(np.eye(4, dtype=np.float32), triplets)
 
 
-def shown(count: int, seed: int = 0) -> Examples:
-    """Rows whose class is one direction and whose category is another, louder one."""
+def examples(count: int, seed: int = 0) -> Examples:
+    """Rows whose class is one direction and whose category is another direction of larger variance."""
     rng = np.random.default_rng(seed)
     labels, category = rng.integers(0, 2, count), rng.integers(0, 3, count)
     vectors = 0.3 * rng.standard_normal((count, 8))
     vectors[:, 0] += labels
     vectors[np.arange(count), 3 + category] += 2
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    categories = names([f"category {one}" for one in category])
+    categories = names([f"category {number}" for number in category])
     return Examples.from_arrays(
-        vectors, labels, categories=categories, sources=names([f"source {one}" for one in labels])
+        vectors, labels, categories=categories, sources=names([f"source {number}" for number in labels])
     )
 
 
 def loss_of(projection: Projection, rows: Examples, options: TripletOptions, seed: int) -> float:
-    """Over the fixed triplets of validation rows, one after another."""
+    """Mean loss over the fixed triplets of validation rows, computed one by one."""
     match = match_numbers(rows, options.match)
     fixed = draw(rows.labels, match, options.anchor, np.random.default_rng([seed, 2]))
     z = projection(rows.vectors).astype(np.float64)
-    each = [
+    losses = [
         max(0.0, float(np.linalg.norm(z[a] - z[p]) - np.linalg.norm(z[a] - z[n])) + options.margin)
         for a, p, n in zip(fixed.anchor, fixed.positive, fixed.negative, strict=True)
     ]
-    return sum(each) / len(each)
+    return sum(losses) / len(losses)
 
 
 @pytest.mark.parametrize(
@@ -152,8 +152,8 @@ def loss_of(projection: Projection, rows: Examples, options: TripletOptions, see
         TripletOptions(epochs=4, batch=32, mining="batch-hard", anchor="fake"),
     ],
 )
-def test_training_lowers_the_loss_and_tells_it_as_it_is(options: TripletOptions) -> None:
-    train, validation = shown(300), shown(200, 1)
+def test_training_lowers_the_loss_and_logs_it(options: TripletOptions) -> None:
+    train, validation = examples(300), examples(200, 1)
     results: list[TripletEpoch] = []
     best, log = fit_projection("linear", train, validation, options, seed=5, on_epoch=results.append)
     assert results == log
@@ -168,11 +168,11 @@ def test_training_lowers_the_loss_and_tells_it_as_it_is(options: TripletOptions)
         assert 1 <= epoch.effective_rank <= 8
 
 
-def test_training_stops_when_nothing_is_gained_and_gives_the_best_weights_back() -> None:
-    """Of labels that were thrown for, what is learned by heart is of no use to others."""
+def test_early_stopping_returns_the_best_weights() -> None:
+    """With random labels, training can only overfit."""
     rng = np.random.default_rng(0)
     train, validation = (
-        Examples.from_arrays(shown(count, seed).vectors, rng.integers(0, 2, count))
+        Examples.from_arrays(examples(count, seed).vectors, rng.integers(0, 2, count))
         for seed, count in enumerate((100, 150))
     )
     options = TripletOptions(epochs=40, patience=2, batch=16, learning_rate=0.02)
@@ -184,46 +184,54 @@ def test_training_stops_when_nothing_is_gained_and_gives_the_best_weights_back()
     assert losses[-1] > min(losses) + 1e-3
 
 
-def test_without_steps_the_loss_is_that_of_the_triplets_that_were_drawn() -> None:
-    train, validation = shown(120), shown(80, 1)
+def test_loss_without_steps_is_that_of_the_drawn_triplets() -> None:
+    train, validation = examples(120), examples(80, 1)
     options = TripletOptions(epochs=1, batch=50, learning_rate=0.0, margin=0.3)
     projection, [epoch] = fit_projection("linear", train, validation, options, seed=2)
     drawn = draw(train.labels, match_numbers(train, "none"), "real", np.random.default_rng([2, 1]))
     positive, negative = distances(projection(train.vectors), drawn)
-    each = np.maximum(positive - negative + 0.3, 0)
-    assert epoch.loss == pytest.approx(each.mean(), abs=1e-5)
-    assert epoch.active_share == pytest.approx((each > 0).mean(), abs=1e-2)
+    losses = np.maximum(positive - negative + 0.3, 0)
+    assert epoch.loss == pytest.approx(losses.mean(), abs=1e-5)
+    assert epoch.active_share == pytest.approx((losses > 0).mean(), abs=1e-2)
     assert epoch.positive_distance == pytest.approx(positive.mean(), abs=1e-5)
     assert epoch.negative_distance == pytest.approx(negative.mean(), abs=1e-5)
 
 
-def test_every_anchor_that_can_be_one_is_one_once_and_all_partners_are_equally_likely() -> None:
+def test_each_anchor_is_drawn_once_with_equally_likely_partners() -> None:
     labels, match = np.array([0, 0, 0, 1, 1, 0, 1, 0]), np.array([0, 0, 0, 0, 0, 1, 1, 2])
     rng = np.random.default_rng(0)
-    many = [draw(labels, match, "both", rng) for _ in range(3000)]
-    assert all(sorted(one.anchor.tolist()) == [0, 1, 2, 3, 4] for one in many)  # 5, 6 have no mate, 7 no opposite
-    assert len({tuple(one.anchor.tolist()) for one in many}) == 120  # in every order
-    for anchor, mates, opposites in (
+    draws = [draw(labels, match, "both", rng) for _ in range(3000)]
+    assert all(
+        sorted(triplets.anchor.tolist()) == [0, 1, 2, 3, 4] for triplets in draws
+    )  # 5 and 6 have no positive, 7 no negative
+    assert len({tuple(triplets.anchor.tolist()) for triplets in draws}) == 120  # in every order
+    for anchor, positives, negatives in (
         (0, [1, 2], [3, 4]),
         (2, [0, 1], [3, 4]),
         (3, [4], [0, 1, 2]),
         (4, [3], [0, 1, 2]),
     ):
-        places = [int(np.flatnonzero(one.anchor == anchor)[0]) for one in many]
-        for found, allowed in (
-            ([int(one.positive[at]) for one, at in zip(many, places, strict=True)], mates),
-            ([int(one.negative[at]) for one, at in zip(many, places, strict=True)], opposites),
+        positions = [int(np.flatnonzero(triplets.anchor == anchor)[0]) for triplets in draws]
+        for partners, allowed in (
+            (
+                [int(triplets.positive[position]) for triplets, position in zip(draws, positions, strict=True)],
+                positives,
+            ),
+            (
+                [int(triplets.negative[position]) for triplets, position in zip(draws, positions, strict=True)],
+                negatives,
+            ),
         ):
-            counts = np.array([found.count(row) for row in allowed])
+            counts = np.array([partners.count(row) for row in allowed])
             assert counts.sum() == 3000
             assert np.abs(counts - 3000 / len(allowed)).max() < 130
 
 
-def test_a_match_that_real_and_fake_rows_do_not_share_is_named() -> None:
-    with pytest.raises(HeadError, match="no real row has both a mate and an opposite with the same source"):
-        fit_projection("linear", shown(60), shown(40, 1), TripletOptions(match="source"))
+def test_impossible_or_unknown_triplet_options_are_named() -> None:
+    with pytest.raises(HeadError, match="no real row has both a positive and a negative with the same source"):
+        fit_projection("linear", examples(60), examples(40, 1), TripletOptions(match="source"))
     with pytest.raises(HeadError, match="no labelled row has both"):
-        fit_projection("linear", shown(60), shown(40, 1), TripletOptions(match="source", anchor="both"))
+        fit_projection("linear", examples(60), examples(40, 1), TripletOptions(match="source", anchor="both"))
     for wrong in ({"anchor": "nobody"}, {"match": "name"}, {"mining": "gold"}):
-        with pytest.raises(HeadError, match="is unknown; choose one of"):
+        with pytest.raises(HeadError, match=r"unknown (anchor|match|mining) '\w+'; choose one of"):
             TripletOptions(**wrong)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Evidence that is balanced, verdicts that may say unsure, and statements that come true when they are tried."""
+"""Evidence, calibration and verdicts on a small store; reported changes are checked by removing the rows."""
 
 import shutil
 from dataclasses import replace
@@ -28,7 +28,7 @@ OPTIONS = TrainOptions(triplet=TripletOptions(epochs=3), baselines=())
 
 
 def drawn(source: str, number: int, seed: int = 0) -> np.ndarray:
-    """(number, 16) unit vectors around the source's own direction; all fakes share a direction too."""
+    """(number, 16) unit vectors around the direction of their source; all fakes have one direction in common."""
     rng = np.random.default_rng([seed, list(SOURCES).index(source)])
     centre = np.random.default_rng([9, list(SOURCES).index(source)]).standard_normal(16)
     centre[0] = 5 * SOURCES[source]
@@ -67,28 +67,28 @@ def detector(store: Store) -> VectorDetector:
     return VectorDetector.load(store)
 
 
-def test_witnesses_are_the_nearest_rows_of_their_class(store: Store) -> None:
+def test_neighbors_are_the_nearest_rows_of_their_class(store: Store) -> None:
     snapshot = store.snapshot()
     queries = drawn("gan_a", 5, seed=3)
     evidence = Bank.from_snapshot(snapshot, EvidenceOptions(k=4, per_source=99)).evidence(queries)
-    for label, found in ((0, evidence.real), (1, evidence.fake)):
+    for label, matches in ((0, evidence.real), (1, evidence.fake)):
         members = np.flatnonzero(snapshot.column("labels") == label)
         similarity = queries @ snapshot.vectors(members).T
-        assert np.array_equal(found.rows, members[np.argsort(-similarity, axis=1)[:, :4]])
+        assert np.array_equal(matches.rows, members[np.argsort(-similarity, axis=1)[:, :4]])
 
 
-def test_no_source_has_more_than_its_share_of_witnesses(store: Store) -> None:
-    found = (
+def test_no_source_exceeds_its_cap_of_neighbors(store: Store) -> None:
+    matches = (
         Bank.from_snapshot(store.snapshot(), EvidenceOptions(k=9, per_source=2))
         .evidence(drawn("gan_a", 3, seed=4))
         .fake
     )
-    for rows in found.rows:
+    for rows in matches.rows:
         sources = store.snapshot().column("sources")[rows[rows >= 0]].tolist()
         assert max(map(sources.count, sources)) <= 2
 
 
-def test_a_row_does_not_testify_for_itself(store: Store) -> None:
+def test_row_is_no_evidence_for_itself(store: Store) -> None:
     snapshot = store.snapshot()
     for position in (0, 200):
         vector, digest = snapshot.vectors([position]), snapshot.column("digests")[[position]]
@@ -106,65 +106,69 @@ def test_copies_count_once() -> None:
     assert without_copies(np.array([False, True, True, True]), copies).tolist() == [False, True, True, True]
 
 
-def test_a_copy_testifies_when_the_source_of_its_twin_is_left_out(store: Store) -> None:
+def test_copy_is_evidence_once_its_twins_source_is_left_out(store: Store) -> None:
     snapshot = store.snapshot()
     bank = Bank.from_snapshot(
         snapshot, EvidenceOptions(k=50, per_source=99, duplicate=-1.0)
-    )  # any two rows pass for copies of each other
+    )  # any two rows count as copies of each other
     candidates = bank.candidates(drawn("gan_a", 3, seed=6))[1]
     assert candidates.unique.sum(1).tolist() == [1, 1, 1]
     first = int(candidates.select(bank.options).rows[0, 0])
-    left = candidates.take([0]).without(int(bank.sources[first])).select(bank.options).rows[0]
+    remaining = candidates.take([0]).without(int(bank.sources[first])).select(bank.options).rows[0]
     sources = bank.sources[candidates.matches.rows[0]]
     others = candidates.matches.rows[0][sources != bank.sources[first]]
-    assert left[:2].tolist() == [others[0], -1]
+    assert remaining[:2].tolist() == [others[0], -1]
 
 
-def crowded(folder: Path, copies: int, digest: bytes = b"", most: int = 2048) -> Bank:
-    """A bank with so many copies of one real picture (of one file, if it has a digest), beside rows of each class."""
+def bank_with_copies(folder: Path, copies: int, digest: bytes = b"", max_candidates: int = 2048) -> Bank:
+    """A bank with copies of one real image (of one file, if it has a digest) and other rows of each class."""
     store = Store.create(folder, SPACE)
-    many = [f"crowd/{i}" for i in range(copies)]
+    keys = [f"crowd/{i}" for i in range(copies)]
     digests = {"digests": np.frombuffer(digest * copies, "V16")} if digest else {}
     with store.writer() as writer:
-        rows = Rows.make(many, [0] * copies, sources=["crowd"] * copies, **digests)
+        rows = Rows.make(keys, [0] * copies, sources=["crowd"] * copies, **digests)
         writer.append(Block(SPACE, rows, np.repeat(drawn("camera_a", 1, seed=11), copies, axis=0)))
         for source in ("camera_a", "camera_b", "gan_a"):
             writer.append(block(source, 40))
-    return Bank.from_snapshot(store.snapshot(), EvidenceOptions(max_candidates=most))
+    return Bank.from_snapshot(store.snapshot(), EvidenceOptions(max_candidates=max_candidates))
 
 
-@pytest.mark.parametrize("most", [2048, 50])
-def test_a_file_that_is_stored_under_many_keys_has_other_rows_as_witnesses(tmp_path: Path, most: int) -> None:
-    bank = crowded(tmp_path / "s", 200, digest=b"a" * 16, most=most)
+@pytest.mark.parametrize("max_candidates", [2048, 50])
+def test_file_stored_under_many_keys_has_other_neighbors(tmp_path: Path, max_candidates: int) -> None:
+    bank = bank_with_copies(tmp_path / "s", 200, digest=b"a" * 16, max_candidates=max_candidates)
     queries = drawn("camera_a", 1, seed=11)
     evidence = bank.evidence(queries, np.frombuffer(b"a" * 16, "V16"))
-    alone = crowded(tmp_path / "alone", 1, digest=b"a" * 16).evidence(queries, np.frombuffer(b"a" * 16, "V16"))
+    single = bank_with_copies(tmp_path / "single", 1, digest=b"a" * 16).evidence(
+        queries, np.frombuffer(b"a" * 16, "V16")
+    )
     assert (evidence.real.rows >= 0).sum() == 5
-    assert np.array_equal(evidence.real.rows[0, :5] - 199, alone.real.rows[0, :5])  # the same ones, 199 places farther
-    assert evidence.signal == pytest.approx(alone.signal, abs=1e-6)
+    assert np.array_equal(
+        evidence.real.rows[0, :5] - 199, single.real.rows[0, :5]
+    )  # the same rows, at positions 199 higher
+    assert evidence.signal == pytest.approx(single.signal, abs=1e-6)
     assert evidence.signal < 0
 
 
-def test_a_class_of_one_file_has_no_witness_for_it_however_often_it_is_stored(
+def test_class_of_one_file_has_no_neighbor_for_that_file(
     tmp_path: Path,
 ) -> None:
-    bank = crowded(tmp_path / "s", 200, digest=b"a" * 16, most=50)
+    bank = bank_with_copies(tmp_path / "s", 200, digest=b"a" * 16, max_candidates=50)
     only = bank.where((bank.labels == 1) | (bank.snapshot.column("sources") == "crowd"))
     evidence = only.evidence(drawn("camera_a", 2, seed=11), np.frombuffer(b"a" * 16 + b"b" * 16, "V16"))
     assert (evidence.real.rows >= 0).sum(1).tolist() == [0, 1]
     assert evidence.signal[0] == 0 != evidence.signal[1]
 
 
-def test_copies_that_fill_all_that_was_fetched_leave_room_for_other_witnesses(tmp_path: Path) -> None:
+def test_copies_do_not_crowd_out_other_neighbors(tmp_path: Path) -> None:
     queries = drawn("camera_a", 1, seed=11) + 0.1 * drawn("camera_a", 2, seed=12)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
-    crowd, alone = (crowded(tmp_path / f"{n}", n) for n in (300, 1))
-    found, wanted = crowd.evidence(queries).real, alone.evidence(queries).real
-    assert (wanted.rows >= 0).sum(1).tolist() == [6, 6]  # one of the crowd, five of the next source
-    assert np.allclose(found.similarity, wanted.similarity, atol=1e-6, equal_nan=True)
+    with_copies, single = (bank_with_copies(tmp_path / f"{n}", n) for n in (300, 1))
+    matches, expected = with_copies.evidence(queries).real, single.evidence(queries).real
+    assert (expected.rows >= 0).sum(1).tolist() == [6, 6]  # one of the copies, five of the next source
+    assert np.allclose(matches.similarity, expected.similarity, atol=1e-6, equal_nan=True)
 
 
-def test_a_class_without_a_witness_does_not_lose_by_it(detector: VectorDetector, tmp_path: Path) -> None:
+def test_signal_is_zero_without_neighbors_of_a_class(detector: VectorDetector, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
         writer.append(block("camera_a", 40))
@@ -176,14 +180,14 @@ def test_a_class_without_a_witness_does_not_lose_by_it(detector: VectorDetector,
     assert verdict.neighbors["fake"] == ()
     assert verdict.signals["neighbors"] == pytest.approx(detector.calibration.neighbors.offset)
     assert verdict.generator in ("", "unknown")
-    # nothing of either class: unlike anything that is known
+    # no neighbour of either class: unlike anything indexed
     assert Bank.from_snapshot(store.snapshot()).evidence(drawn("gan_a", 1), digest).nearest > 0
-    nobody = Evidence(Matches.none(2, 9), Matches.none(2, 9))
-    assert nobody.signal.tolist() == [0, 0]
-    assert detector.calibration.percentile(nobody.nearest).tolist() == [0, 0]
+    no_evidence = Evidence(Matches.none(2, 9), Matches.none(2, 9))
+    assert no_evidence.signal.tolist() == [0, 0]
+    assert detector.calibration.percentile(no_evidence.nearest).tolist() == [0, 0]
 
 
-def test_copies_of_few_dimensions_are_copies_although_stored_in_half_precision(tmp_path: Path) -> None:
+def test_copies_are_recognized_in_half_precision(tmp_path: Path) -> None:
     vectors = drawn("camera_b", 30, seed=13)
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
@@ -195,16 +199,16 @@ def test_copies_of_few_dimensions_are_copies_although_stored_in_half_precision(t
     assert candidates.unique.sum(1).tolist() == [30] * 30
 
 
-def test_a_far_row_does_not_replace_one_of_a_crowded_source() -> None:
+def test_source_cap_does_not_pull_in_distant_rows() -> None:
     kept = select_neighbors(
         np.ones((1, 6), bool),
         np.array([[0, 0, 0, 0, 0, 1]]),
-        EvidenceOptions(k=2, per_source=1),  # four are looked at; the sixth is too far
+        EvidenceOptions(k=2, per_source=1),  # only the nearest four count, so the sixth is too far
     )
     assert kept.tolist() == [[True, False, False, False, False, False]]
 
 
-def test_a_bank_of_one_class_is_refused(tmp_path: Path) -> None:
+def test_bank_of_one_class_is_an_error(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with pytest.raises(NotEnoughRows, match="no real rows"):
         Bank.from_snapshot(store.snapshot())
@@ -220,19 +224,19 @@ def scores(seed: int, n: int = 2000) -> tuple[np.ndarray, np.ndarray]:
     return rng.normal(2.0 * labels - 1, 1.0), labels
 
 
-def test_a_score_is_the_log_likelihood_ratio() -> None:
-    one, labels = scores(0, 20_000)
-    calibration = Calibration.fit(one, one, one, labels, held_out="rows")
-    # for normal densities of unit variance at -1 and 1 the ratio is 2x
+def test_score_is_the_log_likelihood_ratio() -> None:
+    signal, labels = scores(0, 20_000)
+    calibration = Calibration.fit(signal, signal, signal, labels, held_out="rows")
+    # the log-likelihood ratio of normal densities of unit variance at -1 and 1 is 2x
     assert np.allclose(
         calibration.decision_function(np.array([-1.0, 0, 1.0]), np.array([-1.0, 0, 1.0])), [-2, 0, 2], atol=0.2
     )
 
 
 @pytest.mark.parametrize("error", [0.01, 0.05, 0.2])
-def test_the_truth_is_ruled_out_no_more_often_than_promised(error: float) -> None:
-    one, labels = scores(1, 8000)
-    calibration = Calibration.fit(one, one, one, labels, held_out="rows")
+def test_true_class_is_excluded_at_most_at_the_nominal_rate(error: float) -> None:
+    signal, labels = scores(1, 8000)
+    calibration = Calibration.fit(signal, signal, signal, labels, held_out="rows")
     fresh, true = scores(2, 8000)
     possible = calibration.prediction_sets(calibration.decision_function(fresh, fresh), error)
     for label in (0, 1):
@@ -240,15 +244,15 @@ def test_the_truth_is_ruled_out_no_more_often_than_promised(error: float) -> Non
         assert missed <= error + 4 * np.sqrt(error / 2000)
 
 
-def test_a_prior_moves_the_probability_and_not_the_score() -> None:
+def test_prior_shifts_the_probability() -> None:
     assert probability(0.0) == 0.5
     assert np.isclose(probability(0.0, 0.1), 0.1)
     assert probability(1e9) == 1.0
 
 
-def test_no_probability_is_surer_than_the_rows_it_was_learned_from() -> None:
-    one, labels = scores(0, 400)
-    calibration = Calibration.fit(one, one, one, labels, held_out="rows")
+def test_probability_is_limited_by_the_number_of_rows() -> None:
+    signal, labels = scores(0, 400)
+    calibration = Calibration.fit(signal, signal, signal, labels, held_out="rows")
     real, fake = len(calibration.real), len(calibration.fake)
     assert calibration.fake_probability(1e6, 0.5) == pytest.approx((real + 1) / (real + 2))
     assert calibration.fake_probability(-1e6, 0.5) == pytest.approx(1 / (fake + 2))
@@ -257,7 +261,7 @@ def test_no_probability_is_surer_than_the_rows_it_was_learned_from() -> None:
     assert (np.diff(result) >= 0).all()
 
 
-def test_a_row_without_a_digest_is_not_taken_for_another_without(detector: VectorDetector, tmp_path: Path) -> None:
+def test_unknown_digests_do_not_match_each_other(detector: VectorDetector, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
         for source in ("camera_a", "gan_a"):
@@ -269,22 +273,20 @@ def test_a_row_without_a_digest_is_not_taken_for_another_without(detector: Vecto
     assert verdict.known == ""
 
 
-def test_a_calibration_comes_back_as_it_was_saved(tmp_path: Path) -> None:
-    one, labels = scores(3)
-    calibration = replace(Calibration.fit(one, one, one, labels, held_out="rows"), head="ab" * 16)
+def test_calibration_round_trip(tmp_path: Path) -> None:
+    signal, labels = scores(3)
+    calibration = replace(Calibration.fit(signal, signal, signal, labels, held_out="rows"), head="ab" * 16)
     calibration.save(tmp_path)
     again = Calibration.load(tmp_path, "ab" * 16)
-    assert np.array_equal(again.decision_function(one, one), calibration.decision_function(one, one))
+    assert np.array_equal(again.decision_function(signal, signal), calibration.decision_function(signal, signal))
     [path] = tmp_path.iterdir()
     path.write_text("{}")
     with pytest.raises(HeadError, match=r"not a readable calibration .no field .*; train the head again"):
         Calibration.load(tmp_path, "ab" * 16)
 
 
-def test_a_head_is_never_read_by_the_calibration_of_another(
-    store: Store, detector: VectorDetector, tmp_path: Path
-) -> None:
-    """However training is stopped, what answers is the head before with its calibration, or nothing."""
+def test_head_never_gets_the_calibration_of_another(store: Store, detector: VectorDetector, tmp_path: Path) -> None:
+    """Whenever training is interrupted, the earlier head is loaded with its own calibration, or none is."""
     copy = Store.open(Path(shutil.copytree(store.folder, tmp_path / "s")))
     folder = copy.folder / "heads" / "default"
     queries = drawn("gan_a", 5, seed=14)
@@ -303,7 +305,7 @@ def test_a_head_is_never_read_by_the_calibration_of_another(
         VectorDetector.load(copy)
 
 
-def test_a_training_that_ends_while_its_files_are_read_does_no_harm(
+def test_load_survives_training_that_ends_meanwhile(
     store: Store, detector: VectorDetector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copy = Store.open(Path(shutil.copytree(store.folder, tmp_path / "s")))
@@ -312,7 +314,7 @@ def test_a_training_that_ends_while_its_files_are_read_does_no_harm(
     load = Calibration.load
 
     def interrupted(where: Path, digest: str) -> Calibration:
-        if digest == detector.head.digest:  # the old head was read, and now:
+        if digest == detector.head.digest:  # the old head has been read; replace it now
             replace(detector.calibration, head=head.digest).save(folder)
             head.save(folder)
         return load(where, digest)
@@ -321,26 +323,26 @@ def test_a_training_that_ends_while_its_files_are_read_does_no_harm(
     assert VectorDetector.load(copy).head.digest == head.digest
 
 
-def test_a_signal_that_misleads_is_worth_nothing_and_is_not_turned_round() -> None:
-    one, labels = scores(5)
-    misled = -one + np.random.default_rng(6).normal(0, 0.5, len(one))
-    calibration = Calibration.fit(one, misled, one, labels, held_out="rows")
+def test_misleading_signal_is_ignored_and_not_inverted() -> None:
+    signal, labels = scores(5)
+    misleading = -signal + np.random.default_rng(6).normal(0, 0.5, len(signal))
+    calibration = Calibration.fit(signal, misleading, signal, labels, held_out="rows")
     steps = np.linspace(-3, 3, 7)
     assert np.ptp(calibration.decision_function(np.zeros(7), steps)) == 0
     assert (np.diff(calibration.decision_function(steps, np.zeros(7))) > 0).all()
-    nothing = Calibration.fit(misled, misled, one, labels, held_out="rows")
-    assert nothing.decision_function(steps, steps).tolist() == [0] * 7
-    assert nothing.prediction_sets(np.zeros(1), 0.05).tolist() == [[True, True]]
+    ignored = Calibration.fit(misleading, misleading, signal, labels, held_out="rows")
+    assert ignored.decision_function(steps, steps).tolist() == [0] * 7
+    assert ignored.prediction_sets(np.zeros(1), 0.05).tolist() == [[True, True]]
 
 
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10_000), st.floats(-1, 1), st.floats(-1, 1))
-def test_more_of_a_signal_never_speaks_for_the_other_class(seed: int, a: float, b: float) -> None:
+def test_score_never_falls_as_a_signal_rises(seed: int, a: float, b: float) -> None:
     rng = np.random.default_rng(seed)
     labels = np.arange(60) % 2
-    common = rng.normal(size=60)
-    svm, near = (x * labels + common + rng.normal(size=60) / 3 for x in (a, b))
-    calibration = Calibration.fit(svm, near, near, labels, held_out="rows")
+    shared = rng.normal(size=60)
+    svm, neighbors = (x * labels + shared + rng.normal(size=60) / 3 for x in (a, b))
+    calibration = Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows")
     steps = np.linspace(-5, 5, 11)
     for value in (
         calibration.decision_function(steps, np.zeros(11)),
@@ -349,12 +351,12 @@ def test_more_of_a_signal_never_speaks_for_the_other_class(seed: int, a: float, 
         assert (np.diff(value) >= 0).all()
 
 
-def test_too_few_rows_do_not_calibrate() -> None:
+def test_calibration_of_too_few_rows_is_an_error() -> None:
     with pytest.raises(NotEnoughRows, match="at least 10"):
         Calibration.fit(np.zeros(12), np.zeros(12), np.zeros(12), np.arange(12) % 2, held_out="rows")
 
 
-def test_an_answer_is_given_only_if_the_other_is_ruled_out() -> None:
+def test_answer_needs_the_other_class_ruled_out() -> None:
     agreed = {"svm": 3.0, "neighbors": 2.0}
     assert decide(agreed, (False, True), 50, 0.05)[0] == "fake"
     assert decide(agreed, (True, False), 50, 0.05)[0] == "real"
@@ -367,7 +369,7 @@ def test_an_answer_is_given_only_if_the_other_is_ruled_out() -> None:
     assert not in_conflict({"svm": 2.0, "neighbors": -0.1})
 
 
-def test_a_generator_is_in_one_fold_only(store: Store, detector: VectorDetector) -> None:
+def test_generator_is_in_one_fold_only(store: Store, detector: VectorDetector) -> None:
     snapshot = store.snapshot()
     folds = generator_folds(snapshot, detector.head.split.parts_of(snapshot.column("keys")), seed=0)
     assert folds is not None
@@ -376,7 +378,7 @@ def test_a_generator_is_in_one_fold_only(store: Store, detector: VectorDetector)
     assert detector.calibration.held_out == "generators"
 
 
-def test_new_images_are_judged_right(detector: VectorDetector) -> None:
+def test_new_images_are_judged_correctly(detector: VectorDetector) -> None:
     for source, answer in (("camera_a", "real"), ("gan_b", "fake")):
         verdicts = detector.judge([f"{i}" for i in range(20)], drawn(source, 20, seed=5))
         assert sum(v.verdict == answer for v in verdicts) >= 15
@@ -384,16 +386,16 @@ def test_new_images_are_judged_right(detector: VectorDetector) -> None:
     assert {v.generator for v in verdicts if v.verdict == "fake"} >= {"gan_b"}
 
 
-def test_a_file_that_is_stored_as_real_here_and_fake_there_is_told_with_all_its_rows(
-    detector: VectorDetector, tmp_path: Path
-) -> None:
+def test_file_stored_as_real_and_as_fake_names_all_its_rows(detector: VectorDetector, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     digest = block("gan_a", 1).rows.digests
     with store.writer() as writer:
         for source, rows in (("camera_a", 3), ("gan_a", 3), ("camera_b", 12)):
-            made = block(source, rows)
-            same = np.concatenate([made.rows.digests[:1], np.repeat(digest, rows - 1)])  # all but the first one
-            writer.append(replace(made, rows=replace(made.rows, digests=same)))
+            block_of_source = block(source, rows)
+            digests = np.concatenate(
+                [block_of_source.rows.digests[:1], np.repeat(digest, rows - 1)]
+            )  # of all rows but the first
+            writer.append(replace(block_of_source, rows=replace(block_of_source.rows, digests=digests)))
     bank = Bank.from_snapshot(store.snapshot())
     [verdict] = VectorDetector(detector.head, bank, detector.calibration).judge(["x"], drawn("gan_a", 1), digest)
     assert [(row.key, row.label, row.source) for row in verdict.stored][:5] == [
@@ -412,7 +414,7 @@ def test_a_file_that_is_stored_as_real_here_and_fake_there_is_told_with_all_its_
     assert bank.find(bytes(16), 100).size == 0
 
 
-def test_a_stored_image_is_named_and_its_evidence_is_told(detector: VectorDetector) -> None:
+def test_stored_image_is_named_with_its_neighbors(detector: VectorDetector) -> None:
     snapshot = detector.snapshot
     [verdict] = detector.judge(["x.jpg"], snapshot.vectors([100]), snapshot.column("digests")[[100]])
     assert verdict.known == snapshot.column("keys")[100]
@@ -422,7 +424,7 @@ def test_a_stored_image_is_named_and_its_evidence_is_told(detector: VectorDetect
     assert report["neighbors"]["fake"][0]["source"].startswith("gan")
 
 
-def test_what_is_said_to_change_a_verdict_does_when_the_rows_are_really_removed(
+def test_reported_changes_occur_when_the_rows_are_removed(
     store: Store, detector: VectorDetector, tmp_path: Path
 ) -> None:
     mixed = drawn("gan_a", 200, seed=6) + drawn("camera_a", 200, seed=7)
@@ -443,16 +445,16 @@ def test_what_is_said_to_change_a_verdict_does_when_the_rows_are_really_removed(
         assert np.isclose(verdict.score, change.score, atol=1e-4)
 
 
-def test_the_more_error_is_accepted_the_more_is_ruled_out(detector: VectorDetector) -> None:
+def test_higher_error_rate_rules_out_more(detector: VectorDetector) -> None:
     mixed = drawn("gan_a", 60, seed=8) + drawn("camera_b", 60, seed=9)
-    left = [
+    possible = [
         sum(len(v.possible) for v in detector.judge(["x"] * 60, mixed, options=QueryOptions(error=e, changes=False)))
         for e in (0.01, 0.05, 0.3)
     ]
-    assert left[0] > left[1] > left[2]
+    assert possible[0] > possible[1] > possible[2]
 
 
-def test_a_broken_promise_is_said_to_be_broken() -> None:
+def test_exceeded_error_rate_is_reported() -> None:
     n = 400
     labels = np.arange(n) % 2
     signals = SignalTable(*[np.zeros(n)] * 3, labels, np.array(["", "g"] * (n // 2)), np.zeros(n, int))  # type: ignore[arg-type, call-arg]
@@ -466,13 +468,13 @@ def test_a_broken_promise_is_said_to_be_broken() -> None:
 
 
 @pytest.mark.parametrize(("calibrated", "real", "fake"), [(40, 2000, 2000), (4000, 3000, 60)])
-def test_a_promise_that_was_kept_is_seldom_said_to_be_broken(calibrated: int, real: int, fake: int) -> None:
-    predicted = 0
+def test_valid_error_rate_is_seldom_reported_as_exceeded(calibrated: int, real: int, fake: int) -> None:
+    broken = 0
     for seed in range(200):
         rng = np.random.default_rng(seed)
         labels = np.repeat([0, 1], [real, fake])
-        known = np.repeat([0, 1], [calibrated, calibrated])
-        calibration = Calibration.fit(*[rng.normal(known, 1.0)] * 3, known, held_out="rows")  # type: ignore[arg-type, misc]
+        calibration_labels = np.repeat([0, 1], [calibrated, calibrated])
+        calibration = Calibration.fit(*[rng.normal(calibration_labels, 1.0)] * 3, calibration_labels, held_out="rows")  # type: ignore[arg-type, misc]
         signals = SignalTable(  # type: ignore[call-arg]
             *[rng.normal(labels, 1.0)] * 3,  # type: ignore[arg-type]
             labels,
@@ -480,11 +482,11 @@ def test_a_promise_that_was_kept_is_seldom_said_to_be_broken(calibrated: int, re
             np.zeros(real + fake, int),
         )
         possible = calibration.prediction_sets(calibration.decision_function(signals.svm, signals.neighbors), 0.05)
-        predicted += CoverageReport.measure(signals, possible, 0.05, calibration.rows).broken
-    assert predicted <= 20
+        broken += CoverageReport.measure(signals, possible, 0.05, calibration.rows).broken
+    assert broken <= 20
 
 
-def test_too_few_rows_to_ever_answer_are_said_to_be_too_few(tmp_path: Path) -> None:
+def test_too_few_rows_to_answer_are_reported(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
         for source in ("camera_a", "gan_a"):
@@ -498,7 +500,7 @@ def test_too_few_rows_to_ever_answer_are_said_to_be_too_few(tmp_path: Path) -> N
     assert "below 12.5%" in reasons[1]
 
 
-def test_probabilities_are_tried_with_the_share_of_fakes_that_there_is(tmp_path: Path) -> None:
+def test_probabilities_are_measured_at_the_share_of_test_fakes(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
         for source, number in (("camera_a", 150), ("gan_a", 1350)):
@@ -510,22 +512,22 @@ def test_probabilities_are_tried_with_the_share_of_fakes_that_there_is(tmp_path:
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             writer.append(Block(SPACE, rows, vectors.astype(np.float32)))
     snapshot = store.snapshot()
-    found = calibrate(snapshot, train(snapshot, OPTIONS).head, OPTIONS).test
-    assert found.fake > 8 * found.real
-    assert found.brier is not None and found.brier < 0.12  # of a coin that knows the share: 0.09
-    assert found.ece is not None and found.ece < 0.1
+    metrics = calibrate(snapshot, train(snapshot, OPTIONS).head, OPTIONS).test
+    assert metrics.fake > 8 * metrics.real
+    assert metrics.brier is not None and metrics.brier < 0.12  # 0.09 for a constant prediction of the share
+    assert metrics.ece is not None and metrics.ece < 0.1
 
 
 @pytest.mark.parametrize(("error", "message"), [(0.05, " 5%"), (0.005, " 0.5%"), (0.0001, " 0.01%"), (0.125, " 12.5%")])
-def test_an_error_rate_is_told_as_it_was_asked_for(error: float, message: str) -> None:
+def test_error_rate_is_printed_without_rounding(error: float, message: str) -> None:
     for possible in ((False, True), (True, True), (False, False)):
         _, reasons = decide({"svm": 3.0, "neighbors": 2.0}, possible, 50, error)
         assert reasons[0].endswith(message)
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_a_small_store_is_calibrated_whatever_the_seed(tmp_path: Path, seed: int) -> None:
-    """With a generator left out, three or four rows are left to choose when to stop: perhaps of one class only."""
+def test_small_store_is_calibrated_for_any_seed(tmp_path: Path, seed: int) -> None:
+    """With a generator left out, only three or four validation rows remain, possibly of one class only."""
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
         writer.append(block("camera_a", 30, seed))
@@ -547,22 +549,22 @@ def test_copies_of_a_file_are_in_one_fold(tmp_path: Path) -> None:
     folds = generator_folds(snapshot, np.zeros(len(snapshot), np.int8), seed=0)
     assert folds is not None
     digests = snapshot.column("digests").tolist()
-    of_file = {digest: {int(folds[i]) for i, one in enumerate(digests) if one == digest} for digest in set(digests)}
-    assert {len(found) for found in of_file.values()} == {1}
+    of_file = {digest: {int(folds[i]) for i, other in enumerate(digests) if other == digest} for digest in set(digests)}
+    assert {len(folds_of_file) for folds_of_file in of_file.values()} == {1}
 
 
-def test_training_again_gives_the_same_verdicts(store: Store, detector: VectorDetector) -> None:
+def test_training_is_reproducible(store: Store, detector: VectorDetector) -> None:
     again = train(store.snapshot(), OPTIONS).head
     vectors = drawn("gan_c", 10, seed=10)
     assert np.array_equal(again.decision_function(vectors), detector.head.decision_function(vectors))
 
 
-def test_a_verdict_that_flips_on_a_copy_is_unsure_and_says_why(detector: VectorDetector) -> None:
+def test_verdict_that_flips_on_a_degraded_copy_is_unsure(detector: VectorDetector) -> None:
     [verdict] = [v for v in detector.judge(["x"] * 20, drawn("gan_b", 20, seed=5)) if v.verdict == "fake"][:1]
-    real, question = drawn("camera_a", 1, seed=5)[0], QueryOptions()
-    result = detector.check_stability(verdict, {"after JPEG": real}, b"", question)
+    real, options = drawn("camera_a", 1, seed=5)[0], QueryOptions()
+    result = detector.check_stability(verdict, {"after JPEG": real}, b"", options)
     assert result.verdict == "unsure"
     assert "is not stable" in result.reasons[0]
-    same = detector.check_stability(verdict, {"after JPEG": drawn("gan_b", 1, seed=5)[0]}, b"", question)
+    same = detector.check_stability(verdict, {"after JPEG": drawn("gan_b", 1, seed=5)[0]}, b"", options)
     assert same.views
     assert same.verdict in ("fake", "unsure")
