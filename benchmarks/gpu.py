@@ -190,7 +190,7 @@ def index_images(
         index_with(pool, [RenamedImages(setup.refs, max(rows // 5, processes * 64), "warm")], store, options)
         pids = [int(worker.rsplit(" ", 1)[1]) for worker in pool.workers]
         core, driver, began = _core_seconds(pids), time.process_time(), time.perf_counter()
-        with Watch(setup.dry) as watch:
+        with MachineWatch(setup.dry) as watch:
             report = index_with(pool, [RenamedImages(setup.refs, rows, "timed")], store, options)
         seconds = time.perf_counter() - began
         found |= {
@@ -317,14 +317,14 @@ def _run_step(setup: Setup, step: str, seconds: float) -> dict[str, Any]:
     return {"step": step, "took_s": round(time.perf_counter() - began, 1), **result, **warnings}
 
 
-class Watch:
+class MachineWatch:
     """Cores and GPU meanwhile: means over the time of the block."""
 
     def __init__(self, dry: bool) -> None:
         self.seen: dict[str, float] = {}
         self._dry, self._lines, self._end = dry, list[list[float]](), threading.Event()
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> MachineWatch:
         self._before = self._ticks()
         if not self._dry:
             threading.Thread(target=self._read_gpu, daemon=True).start()

@@ -3,6 +3,6 @@
 interface  base.py; encoder_name.py parses an encoder's name; load.py makes the encoder
 files      hub.py finds a model's files; checkpoint.py opens them
 models     torch_encoder.py runs clip_vision.py or vision_backbone.py; depth.py; text_encoder.py for text;
-           preprocess.py prepares the input
-speed      onednn_linear.py and openvino.py (int8.py) on a CPU; pinned_upload.py on a GPU
+           preprocess.py prepares the input, with the numbers of resize.py
+speed      onednn_linear.py and openvino.py (int8.py) on a CPU; gpu/ on a GPU
 """

@@ -14,9 +14,9 @@ from ...store.space import Space
 from ..decoding.image import Pixels
 from .base import Embeddings, Encoder, unit
 from .clip_vision import ClipVision
-from .gpu_input import GpuInput, ReducedImages, gpu_input_for
+from .gpu.batch_input import GpuInput, ReducedImages, gpu_input_for
+from .gpu.pinned_upload import PinnedUploader
 from .onednn_linear import use_onednn_linear
-from .pinned_upload import PinnedUploader
 from .preprocess import Preprocess
 from .text_encoder import TextEncoder
 

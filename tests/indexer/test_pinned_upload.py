@@ -9,8 +9,8 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 import torch
-from clipfake.indexer.encoders import pinned_upload
-from clipfake.indexer.encoders.pinned_upload import PinnedUploader
+from clipfake.indexer.encoders.gpu import pinned_upload
+from clipfake.indexer.encoders.gpu.pinned_upload import PinnedUploader
 
 BATCHES = 6
 

@@ -1,7 +1,7 @@
 """Triton kernels over a batch of images of any sizes: resize and normalise in one pass, and reduce for thumbnails.
 
 Both do Pillow's integer arithmetic and give Pillow's pixels exactly. Triton comes with torch for CUDA; this module is
-imported only where it is installed. `gpu_input.py` packs the batches and lists the fields of `meta`.
+imported only where it is installed. `batch_input.py` packs the batches and lists the fields of `meta`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 
 BLOCK = 512  # pixels or values of a program
-BITS = tl.constexpr(22)  # of the weights, as in resize.py
+BITS = tl.constexpr(22)  # of the weights, as in ../resize.py
 HALF = tl.constexpr(2**21)
 WHOLE = tl.constexpr(2**24)
-ALIGN = tl.constexpr(16)  # bytes, as in gpu_input.py
+ALIGN = tl.constexpr(16)  # bytes, as in batch_input.py
 
 
 @triton.jit(do_not_specialize=["height", "width"])  # type: ignore[untyped-decorator]

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ..decoding.image import Pixels
+from ...decoding.image import Pixels
 
 
 class PinnedUploader:

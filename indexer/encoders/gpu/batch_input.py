@@ -17,11 +17,11 @@ import numpy.typing as npt
 import torch
 from PIL import Image as Pillow
 
-from ...errors import EncoderError
-from ..decoding.image import Pixels, reduced, thumbnail_factor
+from ....errors import EncoderError
+from ...decoding.image import Pixels, reduced, thumbnail_factor
+from ..preprocess import Preprocess
+from ..resize import height_first, taps_of
 from .pinned_upload import PinnedUploader
-from .preprocess import Preprocess
-from .resize import height_first, taps_of
 
 ALIGN = 16  # bytes; every part of a buffer starts at a multiple of it
 FIELDS = 8  # int32 values an image in the kernels' tables
@@ -82,9 +82,9 @@ class GpuInput:
 
     def __init__(self, preprocess: Preprocess, device: torch.device, upload: Upload) -> None:
         """Raises ImportError without Triton, EncoderError where the device's pixels are not Pillow's."""
-        from . import gpu_kernels
+        from . import kernels
 
-        self._kernels = gpu_kernels
+        self._kernels = kernels
         self._preprocess, self._device, self._upload = preprocess, device, upload
         mean, std = np.array(preprocess.mean), np.array(preprocess.std)
         self._scale = torch.from_numpy(np.concatenate([preprocess.scale / std, -mean / std])).float().to(device)

@@ -14,10 +14,10 @@ from clipfake.errors import EncoderError
 from clipfake.indexer.batch_encoder import BatchEncoder
 from clipfake.indexer.decoding.image import Pixels, reduced
 from clipfake.indexer.distributed import process_pool
-from clipfake.indexer.encoders import gpu_input
 from clipfake.indexer.encoders.base import Embeddings, PlainEncoder
 from clipfake.indexer.encoders.clip_vision import ClipVision, VisionConfig
-from clipfake.indexer.encoders.gpu_input import ALIGN, PackedArrays, ReducedImages
+from clipfake.indexer.encoders.gpu import batch_input
+from clipfake.indexer.encoders.gpu.batch_input import ALIGN, PackedArrays, ReducedImages
 from clipfake.indexer.encoders.preprocess import Preprocess
 from clipfake.indexer.encoders.resize import BITS
 from clipfake.indexer.index import IndexOptions, index
@@ -69,7 +69,7 @@ def test_integer_weights_give_exactly_the_pixels_of_pillow(
 ) -> None:
     preprocess = Preprocess(height, width, short, crop, filter_, 1 / 255, CLIP.mean, CLIP.std)
     batch = images((200, 200), (57, 311), (430, 97), (56, 56), (1024, 300))
-    table, weights, seen = gpu_input._resize_tables(preprocess, batch)
+    table, weights, seen = batch_input._resize_tables(preprocess, batch)
     for row, image in zip(table, batch, strict=True):
         new = preprocess.resized_size(*image.shape[:2])
         pillow = Image.fromarray(image).resize((new[1], new[0]), Image.Resampling[filter_.upper()])
@@ -81,12 +81,12 @@ def test_integer_weights_give_exactly_the_pixels_of_pillow(
 def test_one_batch_has_inputs_of_one_size() -> None:
     uncropped = Preprocess(0, 0, 56, 0, "bicubic", 1 / 255, CLIP.mean, CLIP.std)
     with pytest.raises(EncoderError, match=r"\(56, 56\) and of \(112, 56\)"):
-        gpu_input._resize_tables(uncropped, images((100, 100), (200, 100)))
+        batch_input._resize_tables(uncropped, images((100, 100), (200, 100)))
 
 
 def test_reduced_images_are_read_from_their_buffer() -> None:
     batch = images((200, 200), (64, 90), (513, 300))
-    table, shapes = gpu_input._reduce_table(batch)
+    table, shapes = batch_input._reduce_table(batch)
     small = [reduced(image) for image in batch]
     assert shapes == [image.shape[:2] for image in small]
     buffer = np.zeros(int(table[-1, 4]) * ALIGN + small[-1].size, np.uint8)
@@ -97,11 +97,11 @@ def test_reduced_images_are_read_from_their_buffer() -> None:
 
 
 def test_products_that_differ_from_pillow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
-    gpu_input.check_products(CLIP, torch.device("cpu"))
+    batch_input.check_products(CLIP, torch.device("cpu"))
     exact = Preprocess.resize
     monkeypatch.setattr(Preprocess, "resize", lambda self, batch: exact(self, batch) + 2)
     with pytest.raises(EncoderError, match="differently from Pillow"):
-        gpu_input.check_products(CLIP, torch.device("cpu"))
+        batch_input.check_products(CLIP, torch.device("cpu"))
 
 
 class Reducing(PlainEncoder):
