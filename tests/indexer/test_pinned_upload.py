@@ -32,7 +32,7 @@ class Stream:
 
 
 class Event:
-    def __init__(self) -> None:
+    def __init__(self, *, blocking: bool = False) -> None:
         self.stream: Stream | None = None
         self.happened = True  # never recorded: nothing to wait for, as in CUDA
 
