@@ -73,7 +73,7 @@ def index_command(
         typer.Option(
             min=1,
             metavar="N",
-            help="Number of images encoded at once (default: 64, or 1024 on a GPU).",
+            help="Number of images encoded at once (default: 64; on a GPU up to 1024, fewer for a larger model).",
             rich_help_panel=SPEED,
         ),
     ] = None,

@@ -97,7 +97,7 @@ def embed_images(
     images : files, folders, zip or tar archives, "-" for one image on standard input, bytes of a file,
         (height, width, 3) uint8 RGB arrays, Pillow images
     degraded_views : also embed two degraded copies of each image, see `degraded`
-    batch_size : number of images per batch (default: 64 on a CPU, 1024 on a GPU)
+    batch_size : number of images per batch (default: `Encoder.batch_size`)
     threads : number of decoding threads (default: one per core)
 
     Raises

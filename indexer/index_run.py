@@ -32,7 +32,7 @@ KEYS_PER_LOOKUP = 1024
 class IndexOptions:
     """Options of an indexing run."""
 
-    batch_size: int | None = None  # None: 64 on a CPU, 1024 on a GPU; halved when memory runs out
+    batch_size: int | None = None  # None: `Encoder.batch_size`; halved when memory runs out
     threads: int = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 4, 32)
     text: bool = True  # embed the name of each category, if the encoder embeds text
     thumbnails: bool = True
