@@ -38,7 +38,7 @@ def test_packed_arrays_are_aligned_and_whole() -> None:
         np.arange(5, dtype=np.int32),
         np.zeros((3, 16, 3), np.uint8),
     ]
-    packed = PackedArrays.of(arrays)
+    packed = PackedArrays.from_arrays(arrays)
     buffer = np.concatenate(packed.parts)
     assert len(buffer) == packed.size
     for array, offset in zip(arrays, packed.offsets, strict=True):

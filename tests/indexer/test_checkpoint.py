@@ -19,7 +19,7 @@ from clipfake.errors import EncoderError
 from clipfake.indexer.decoding.image import Pixels
 from clipfake.indexer.encoders.checkpoint import fingerprint_of, open_checkpoint
 from clipfake.indexer.encoders.clip_vision import ClipVision, VisionConfig
-from clipfake.indexer.encoders.hub import PREPROCESSING, bring
+from clipfake.indexer.encoders.hub import PREPROCESSING, ensure_downloaded
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.simulated.standin_encoder import build_standin
 from safetensors.torch import load_file, save_file
@@ -55,7 +55,7 @@ def test_a_tower_has_the_numbers_of_transformers(side: int, patch: int, heads: i
     for weight in model.parameters():
         weight.add_(torch.randn_like(weight) * 0.1)  # biases and norms start at 0 and 1, and would not be seen
     pixels = torch.randn(5, 3, side, side)
-    ours = ClipVision.of(VisionConfig.from_config(config.to_dict()), model.state_dict())(pixels)
+    ours = ClipVision.from_weights(VisionConfig.from_config(config.to_dict()), model.state_dict())(pixels)
     theirs = model.get_image_features(pixel_values=pixels).pooler_output
     assert torch.allclose(ours, theirs, atol=1e-5)
     assert not torch.allclose(ours[0], ours[1], atol=1e-2)
@@ -154,7 +154,7 @@ def test_without_a_tokenizer_there_are_images_and_no_words(clip: Path) -> None:
         (clip / name).unlink()
     encoder = load_encoder(str(clip), device="cpu")
     assert encoder.encode(pictures()).shape == (3, encoder.space.dim) and not encoder.has_text
-    with pytest.raises(EncoderError, match="no text tower"):
+    with pytest.raises(EncoderError, match="no text encoder"):
         encoder.encode_texts(["leaves"])
 
 
@@ -195,11 +195,11 @@ class Trap:
         (partial(remove, "config.json"), "config.json"),
         (partial(remove, "preprocessor_config.json"), "preprocessor_config.json"),
         (partial(remove, "model.safetensors"), "model.safetensors"),
-        (lambda folder: (folder / "config.json").write_text("[1]"), "no JSON object"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "not a JSON object"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json"),
         (cut, "damaged"),
-        (reshape, "not those of the config.json"),
-        (lose_a_part, "not all of them"),
+        (reshape, "do not match the config.json"),
+        (lose_a_part, "no complete weights"),
         (execute, "weights_only|[Ww]eights only"),
     ],
 )
@@ -322,8 +322,8 @@ def test_what_was_brought_in_part_is_completed(hub: Hub, clip: Path, tmp_path: P
 
 def test_names_are_brought_whatever_stands_before_them(clip: Path) -> None:
     for name in ("plain", str(clip), f"int8:{clip}", f"depth:{clip}", f"untrained:0:{clip}"):
-        bring(name)
+        ensure_downloaded(name)
     (clip / "model.safetensors").unlink()
-    bring(f"untrained:0:{clip}")
+    ensure_downloaded(f"untrained:0:{clip}")
     with pytest.raises(EncoderError, match="cannot be loaded"):
-        bring("int8:/nowhere/at/all")
+        ensure_downloaded("int8:/nowhere/at/all")

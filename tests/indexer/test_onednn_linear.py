@@ -45,7 +45,7 @@ def test_a_packed_layer_gives_the_plain_ones_product(dtype: torch.dtype, bias: b
 def test_an_encoder_on_a_cpu_is_packed_and_sees_what_clip_sees(tmp_path: Path) -> None:
     place = str(build_standin(tmp_path))
     encoder = load_encoder(place, device="cpu")
-    assert layers(encoder.tower) == {OneDnnLinear}  # type: ignore[attr-defined]
+    assert layers(encoder.vision_model) == {OneDnnLinear}  # type: ignore[attr-defined]
     pixels = np.random.default_rng(0).integers(0, 256, (9, 40, 50, 3), np.uint8)
     paths = [tmp_path / f"{i}.png" for i in range(len(pixels))]
     for path, one in zip(paths, pixels, strict=True):

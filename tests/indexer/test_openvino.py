@@ -7,9 +7,9 @@ import numpy.typing as npt
 import pytest
 from clipfake.cli import app
 from clipfake.errors import EncoderError, MissingExtra, SpaceMismatch
-from clipfake.indexer.encoders.int8 import quantise, rounded
+from clipfake.indexer.encoders.int8 import quantise_graph, quantise_weights
 from clipfake.indexer.encoders.load import load_encoder
-from clipfake.indexer.encoders.openvino import space_in_8_bits
+from clipfake.indexer.encoders.openvino import int8_space
 from clipfake.simulated.standin_encoder import build_standin
 from clipfake.store.space import Space
 from hypothesis import given
@@ -67,7 +67,7 @@ def test_a_pointwise_convolution_is_rounded_as_a_product() -> None:
     model = openvino.Model([wide], [pixels])
     given_pixels = rng.standard_normal((2, 64, 5, 5)).astype(np.float32)
     before = openvino.compile_model(model, "CPU")([given_pixels])[0]
-    assert quantise(model) == 1  # the one of 3 x 3 stays as it is
+    assert quantise_graph(model) == 1  # the one of 3 x 3 stays as it is
     after = openvino.compile_model(model, "CPU")([given_pixels])[0]
     assert 0 < np.abs(after - before).max() < 0.05 * np.abs(before).max()
 
@@ -75,7 +75,7 @@ def test_a_pointwise_convolution_is_rounded_as_a_product() -> None:
 @given(arrays(np.int16, (3, 5)))
 def test_rounded_weights_are_off_by_half_a_step_at_most(whole: npt.NDArray[np.int16]) -> None:
     weights = whole.astype(np.float32) / 64
-    values, zero, scale = rounded(weights)  # type: ignore[arg-type]
+    values, zero, scale = quantise_weights(weights)  # type: ignore[arg-type]
     back = (values.astype(np.float64) - zero) * scale
     assert (np.abs(back - weights) <= 0.501 * scale).all()
     assert (back[weights == 0] == 0).all()
@@ -83,7 +83,7 @@ def test_rounded_weights_are_off_by_half_a_step_at_most(whole: npt.NDArray[np.in
 
 def test_int8_is_a_space_of_its_own() -> None:
     space = Space("here", "0" * 64, 8)
-    small = space_in_8_bits(space)
+    small = int8_space(space)
     assert small.encoder == "int8:here"
     with pytest.raises(SpaceMismatch):
         small.require(space, "the store")
@@ -98,4 +98,4 @@ def test_int8_elsewhere_than_in_openvino_is_refused() -> None:
 
 def test_who_asks_for_int8_is_told_of_the_check(tmp_path: Path) -> None:
     output = CliRunner().invoke(app, ["query", "x.jpg", "--store", str(tmp_path), "--precision", "int8"])
-    assert "your choice" in output.stderr and "clipfake bench --only int8" in output.stderr
+    assert "less accurate" in output.stderr and "clipfake bench --only int8" in output.stderr

@@ -435,7 +435,7 @@ def test_code_in_an_encoder_folder_is_never_run(standin: Path, tmp_path: Path, m
 
 
 def test_boolean_model_size_raises_encoder_error() -> None:
-    with pytest.raises(EncoderError, match="no CLIP is of these sizes"):
+    with pytest.raises(EncoderError, match="invalid sizes"):
         VisionConfig(width=True, heads=5)
 
 
