@@ -25,14 +25,8 @@ from .pinned_upload import PinnedUploader
 
 ALIGN = 16  # bytes; each part of a buffer starts at a multiple of this
 FIELDS = 8  # int32 values per image in the kernels' tables
-CHECK_SIZES = (
-    (200, 200),
-    (256, 192),
-    (97, 430),
-)  # sizes of the images that `check` compares with Pillow
-Upload = Callable[
-    [Sequence[npt.NDArray[np.uint8]], int], torch.Tensor
-]  # (flat arrays, bytes) to a (bytes,) uint8 tensor
+CHECK_SIZES = ((200, 200), (256, 192), (97, 430))  # of the images that `check` compares with Pillow
+Upload = Callable[[Sequence[npt.NDArray[np.uint8]], int], torch.Tensor]  # (flat arrays, total bytes) to (bytes,) uint8
 logger = logging.getLogger(__name__)
 Table = npt.NDArray[np.int32]
 
