@@ -57,7 +57,10 @@ class Preprocess:
         try:
             return cls._parse(config)
         except (KeyError, TypeError, ValueError, OverflowError, AttributeError) as e:
-            raise EncoderError(f"the encoder's preprocessor_config.json is invalid ({type(e).__name__}: {e})") from e
+            raise EncoderError(
+                f"the encoder's preprocessing is invalid ({type(e).__name__}: {e}); "
+                f"correct its preprocessor_config.json"
+            ) from e
 
     @classmethod
     def _parse(cls, config: dict[str, Any]) -> Preprocess:
