@@ -58,7 +58,7 @@ def run(
         tower = _tower(load_encoder(encoder, device=device, precision=precision))
         peak = matrix_rate(device, tower.dtype, 0 if device.startswith("cuda") else 256)
         cells: dict[str, Any] = {"matrix_tflops": round(peak, 2)}
-        ideal = flops_per_image(_clip(tower).shape) / (peak * 1e12)  # seconds per image at the full matrix rate
+        ideal = flops_per_image(_clip(tower).config) / (peak * 1e12)  # seconds per image at the full matrix rate
         for preprocess in (True, False):
             for way in ways:
                 for size in batches:
@@ -100,9 +100,9 @@ def _tower(encoder: Any) -> TorchEncoder:
 
 
 def _clip(encoder: TorchEncoder) -> ClipVision:
-    if not isinstance(encoder.tower, ClipVision):
+    if not isinstance(encoder.vision_model, ClipVision):
         raise EncoderError(f"the sweep needs a CLIP encoder, and {encoder.space.encoder} is not one")
-    return encoder.tower
+    return encoder.vision_model
 
 
 @torch.inference_mode()
@@ -130,7 +130,7 @@ def _measure_cell(
     finally:
         if way.startswith("compile"):
             torch.compiler.reset()
-    exact = reference.tower(_inputs(reference, pixels)).float()
+    exact = reference.vision_model(_inputs(reference, pixels)).float()
     return {
         "images_per_second": round(float(np.median(rates)), 1),
         "ready_seconds": round(ready, 2),
@@ -146,7 +146,7 @@ def _inputs(tower: TorchEncoder, pixels: torch.Tensor) -> torch.Tensor:
 
 def _prepare_call(tower: TorchEncoder, way: str, inputs: torch.Tensor, preprocess: bool) -> Call:
     """The call, compiled or captured and warmed up."""
-    features: Call = tower.tower
+    features: Call = tower.vision_model
     if way.startswith("compile"):
         mode = "reduce-overhead" if way.endswith("graph") else "default"
         features = torch.compile(features, dynamic=False, mode=mode)

@@ -222,7 +222,7 @@ def encoder_rates(setup: Setup, name: str) -> dict[str, Any]:
         with torch.inference_mode():
             cell = {
                 "batch": size,
-                "tower_only": _rate(lambda: encoder.tower(inputs), size, setup, 8),  # noqa: B023 - called at once
+                "tower_only": _rate(lambda: encoder.vision_model(inputs), size, setup, 8),  # noqa: B023 - called at once
                 "inputs_only": _rate(lambda: encoder.inputs(batches[0]), size, setup, 8),  # noqa: B023
                 "with_uploads": _rate(lambda: encode_batches(encoder, batches), count * size, setup, 1),  # noqa: B023
             }

@@ -37,7 +37,7 @@ from PIL import Image as Pillow
 
 from ..indexer.decoding.image import Pixels, decode, thumbnail
 from ..indexer.encoders.base import Embeddings, Encoder, unit
-from ..indexer.encoders.encoder_name import place_of, seed_of
+from ..indexer.encoders.encoder_name import model_id_of, seed_of
 from ..indexer.encoders.load import load_encoder
 from ..indexer.index import IndexOptions, index
 from ..indexer.report import IndexReport
@@ -294,7 +294,7 @@ def measure_start(
     """
     if seed_of(encoder) is not None:  # drawing random weights would take longer than reading them
         with tempfile.TemporaryDirectory() as folder:
-            made = write_checkpoint(Path(folder) / "clip", place_of(encoder)[0])
+            made = write_checkpoint(Path(folder) / "clip", model_id_of(encoder)[0])
             return measure_start(paths, str(made), rows=rows, zip_rows=zip_rows)
     result: dict[str, Any] = {}
     program = PROGRAM.format("measure_first_batch(*sys.argv[1:])")

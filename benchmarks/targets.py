@@ -25,7 +25,7 @@ from ..errors import ClipfakeError
 from ..indexer.distributed.process_pool import MIN_IMAGES, processes_for
 from ..indexer.encoders.checkpoint import open_checkpoint
 from ..indexer.encoders.clip_vision import VisionConfig
-from ..indexer.encoders.encoder_name import place_of, with_random_weights
+from ..indexer.encoders.encoder_name import model_id_of, with_random_weights
 from ..indexer.index import IndexOptions
 from . import indexing, throughput
 from .common import command
@@ -142,7 +142,7 @@ def run_on_gpu(
     dimensions: dict[str, Any] = VIT_L_14,
 ) -> tuple[dict[str, Any], list[Target]]:
     """Runs on a GPU, each beside the naive script and the GPU's matrix rate, and their targets."""
-    place, _ = place_of(encoder)
+    place, _ = model_id_of(encoder)
     processes = processes_for(device, lambda: MIN_IMAGES, IndexOptions.threads)
     peak = matrix_rate(device, torch.bfloat16, QUICK * 16 if quick else 0)
     runs: dict[str, Any] = {}

@@ -30,13 +30,13 @@ def bank_add_command(
     clipfake bank add new-generator/ --source new-generator --label fake --store mystore
     """
     from ..indexer.encoder_spec import EncoderSpec
-    from ..indexer.encoders.hub import bring
+    from ..indexer.encoders.hub import ensure_downloaded
     from ..session import Session
     from ..show.progress_display import index_summary
     from ..store.records import LABEL_NUMBERS
 
     session = Session(store, encoder=EncoderSpec(device=device))
-    bring(session.encoder_spec.name)
+    ensure_downloaded(session.encoder_spec.name)
     with transient_message(LOADING):
         from ..indexer.index import index
         from ..indexer.sources.folders import expand

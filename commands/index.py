@@ -177,7 +177,7 @@ def index_command(
     from ..indexer.decoding.nvimagecodec import require_decoder
     from ..indexer.distributed.process_pool import processes_for
     from ..indexer.encoder_spec import EncoderSpec
-    from ..indexer.encoders.hub import bring
+    from ..indexer.encoders.hub import ensure_downloaded
     from ..indexer.index import IndexOptions, plan
     from ..indexer.progress import all_of
     from ..indexer.sources.folders import count, expand
@@ -217,7 +217,9 @@ def index_command(
     if processes is None:
         processes = 1 if options.part else processes_for(device, expected_images, options.threads)
     if engine is Engine.local:
-        bring(spec.name)  # download once, before several workers need it; each Ray worker downloads its own copy
+        ensure_downloaded(
+            spec.name
+        )  # download once, before several workers need it; each Ray worker downloads its own copy
     placement = Placement(engine, processes, ray_address, ray_workers)
     with indexer_of(spec, store, options, placement) as (space, run):
         print_notice(space.encoder)

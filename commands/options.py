@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 def warn_of_int8(precision: Precision) -> Precision:
     """Print how to check the accuracy of int8 if it is chosen."""
     if precision is Precision.int8:
-        from ..indexer.encoders.int8 import CHECK
+        from ..indexer.encoders.int8 import ACCURACY_NOTE
 
-        print_message(CHECK)
+        print_message(ACCURACY_NOTE)
     return precision
 
 

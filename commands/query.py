@@ -88,7 +88,7 @@ def query_command(
     from ..detector.evidence import EvidenceOptions
     from ..detector.verdict import Refusal
     from ..indexer.encoder_spec import EncoderSpec
-    from ..indexer.encoders.hub import bring
+    from ..indexer.encoders.hub import ensure_downloaded
     from ..session import Session
     from ..show.contact_sheet import SheetEntry, write_sheet
 
@@ -102,7 +102,7 @@ def query_command(
         searcher_for=searcher_for(search_backend),
     )
     _ = session.detector  # a missing store or head is reported before torch is imported
-    bring(session.encoder_spec.name)
+    ensure_downloaded(session.encoder_spec.name)
     with transient_message(LOADING):
         _ = session.encoder
     if session.notice:

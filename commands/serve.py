@@ -49,11 +49,11 @@ def serve_command(
     clipfake serve --store mystore
     """
     from ..indexer.encoder_spec import EncoderSpec
-    from ..indexer.encoders.hub import bring
+    from ..indexer.encoders.hub import ensure_downloaded
     from ..session import Session
 
     session = Session(store, head, encoder=EncoderSpec(encoder or "", device, precision.value))
-    bring(session.encoder_spec.name)
+    ensure_downloaded(session.encoder_spec.name)
     with transient_message(LOADING):
         from ..indexer.batch_encoder import BatchEncoder
         from ..indexer.decoding.image import decode, thumbnail

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ...indexer.encoders.encoder_name import place_of, seed_of
+from ...indexer.encoders.encoder_name import model_id_of, seed_of
 from ...indexer.encoders.load import device_names
 from ...indexer.encoders.torch_encoder import choose_device
 from . import command
@@ -35,7 +35,7 @@ def load_naive(name: str, device: str = "auto") -> Callable[[Sequence[Path]], np
 
     transformers.utils.logging.set_verbosity_error()
     where = choose_device(device_names(device)[0])
-    seed, (name, _) = seed_of(name), place_of(name)
+    seed, (name, _) = seed_of(name), model_id_of(name)
     if seed is not None:
         torch.manual_seed(seed)
         model = transformers.CLIPModel(transformers.CLIPConfig.from_pretrained(name))

@@ -1,4 +1,4 @@
-"""Base class of encoders: images and texts to unit vectors of one space."""
+"""Base class of encoders, which map images and texts to unit vectors of one space."""
 
 from __future__ import annotations
 
@@ -23,56 +23,56 @@ Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
 
 class Encoder(ABC):
-    """Turns images into vectors of one space. A subclass sets `_space` and defines `encode`."""
+    """Maps images to vectors of one space. A subclass sets `_space` and defines `encode`."""
 
     has_text = False  # whether `encode_texts` works
-    overlaps = False  # whether `begin` returns before the work is done
-    reduces = False  # whether `begin_reduced` reduces images on the device, which saves the CPU that work
-    device: torch.device | None = None  # None where it is no device of torch
-    preprocess: Preprocess | None = None  # how images are resized and normalised, where a GPU decoder may do it
+    overlaps = False  # whether `begin` returns before the vectors are computed
+    reduces = False  # whether `begin_reduced` reduces images on the device instead of the CPU
+    device: torch.device | None = None  # None if the encoder does not run in torch
+    preprocess: Preprocess | None = None  # resizing and normalisation; None if a GPU decoder cannot do it
 
     _space: Space
 
     @property
     def space(self) -> Space:
-        """Space of its vectors, which says what they may be compared with."""
+        """Embedding space of the vectors; only vectors of the same space may be compared."""
         return self._space
 
     @abstractmethod
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
-        """(n, dim) unit vectors of n (height, width, 3) uint8 images."""
+        """Encode n (height, width, 3) uint8 images as (n, dim) unit vectors."""
 
     def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
-        """Start encoding; the function returned waits for the vectors."""
+        """Start encoding and return a function that waits for the vectors."""
         vectors = self.encode(images)
         return lambda: vectors
 
     def begin_reduced(self, images: Sequence[Pixels]) -> Callable[[], tuple[Embeddings, Sequence[Pixels]]]:
-        """Start encoding; the function returned waits for the vectors and the images reduced for thumbnails."""
+        """Start encoding and return a function that waits for the vectors and the images reduced for thumbnails."""
         wait = self.begin(images)
         return lambda: (wait(), [reduced(pixels) for pixels in images])
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
-        """(n, dim) unit vectors of n texts; raises EncoderError unless `has_text`."""
-        raise EncoderError(f"{self.space.encoder} has no text tower; use --no-text")
+        """Encode n texts as (n, dim) unit vectors; raises EncoderError unless `has_text`."""
+        raise EncoderError(f"{self.space.encoder} has no text encoder; use --no-text")
 
     def shrink(self, pixels: Pixels) -> Pixels:
-        """Resize a large image to what the encoder sees, in the thread that decoded it."""
+        """Resize a large image to the input size of the encoder, in the thread that decoded it."""
         return pixels
 
     @property
     def replicas(self) -> Sequence[Encoder]:
-        """Copies of the encoder, one for each of its devices."""
+        """Copies of the encoder, one per device."""
         return (self,)
 
     @property
     def batch_size(self) -> int:
-        """Images to encode at once by default: a GPU needs many, on a CPU more are no faster."""
+        """Default batch size: large on a GPU, small on a CPU, where larger batches are no faster."""
         return 1024 if self.device is not None and self.device.type == "cuda" else 64
 
 
 class PlainEncoder(Encoder):
-    """A reference encoder without weights: each image averaged to 8 x 8 pixels and centred."""
+    """Reference encoder without weights: each image averaged to 8 x 8 pixels and centred."""
 
     def __init__(self) -> None:
         self._space = Space("plain", hashlib.blake2b(b"8x8 box mean, centred", digest_size=32).hexdigest(), dim=192)
@@ -90,7 +90,7 @@ class PlainEncoder(Encoder):
 
 
 class Replicas(Encoder):
-    """One encoder on several devices; the indexer gives each its own batches."""
+    """One encoder on several devices; the indexer sends different batches to each."""
 
     def __init__(self, replicas: Sequence[Encoder]) -> None:
         self._replicas = tuple(replicas)
@@ -121,6 +121,6 @@ class Replicas(Encoder):
 
 
 def unit(vectors: npt.NDArray[Any]) -> Embeddings:
-    """Rows divided by their Euclidean length; a zero row stays zero, for the store to refuse."""
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-    return np.asarray(vectors / np.where(lengths == 0, 1, lengths), np.float32)
+    """Divide rows by their Euclidean norm; a zero row stays zero, and the store rejects it."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.asarray(vectors / np.where(norms == 0, 1, norms), np.float32)

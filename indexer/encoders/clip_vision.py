@@ -1,8 +1,8 @@
-"""CLIP's image tower for embeddings alone, made from a checkpoint's weights without `transformers`.
+"""CLIP's vision model, built from a checkpoint's weights without `transformers`.
 
-The numbers are those of `transformers.CLIPModel`, for a fifteenth less work: CLIP reads one vector off its last layer,
-the class token's, so that layer is not computed for any other token. It is there in a fraction of the time and memory:
-the text tower stays on disk, and `transformers` takes longer to import than the weights take to load.
+Its features equal those of `transformers.CLIPModel` with a fifteenth less work: CLIP uses only the class token of the
+last layer, so that layer is computed for no other token. Loading takes a fraction of the time and memory: the text
+model stays on disk, and `transformers` takes longer to import than the weights take to load.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from torch.nn.functional import gelu, linear, scaled_dot_product_attention, silu
 
 from ...errors import EncoderError
 
-LAYERS, LARGEST = 1000, 1 << 16  # of a tower: sizes of a config.json are what memory is taken by
-PARTS = ("vision_model.", "visual_projection.")  # of a checkpoint's names; its others are the text tower's
+MAX_LAYERS, MAX_SIZE = 1000, 1 << 16  # limit the memory that an untrusted config.json can make us allocate
+VISION_PREFIXES = ("vision_model.", "visual_projection.")  # of weight names; the others belong to the text model
 
 
 QUICK_GELU = 1.702  # quick_gelu(x) = x * sigmoid(1.702 x), which is silu(1.702 x) / 1.702
@@ -28,20 +28,20 @@ def _silu_in_place(values: torch.Tensor) -> torch.Tensor:
     return silu(values, inplace=True)
 
 
-# quick_gelu is one kernel instead of three: `fold_quick_gelu` moves its factor into the weights on either side
+# quick_gelu runs as one kernel instead of three: `fold_quick_gelu` moves its factor into the adjacent weights
 ACTIVATIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {"quick_gelu": _silu_in_place, "gelu": gelu}
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """An image tower's dimensions, by default those of ViT-B/32."""
+    """Dimensions of a CLIP vision model; the defaults are those of ViT-B/32."""
 
     width: int = 768
-    hidden: int = 3072  # of the two-layer perceptrons
+    hidden: int = 3072  # width of the MLPs' hidden layer
     layers: int = 12
     heads: int = 12
-    side: int = 224  # of the images, pixels
-    patch: int = 32
+    side: int = 224  # pixels of a (square) image
+    patch: int = 32  # pixels of a (square) patch
     channels: int = 3
     dim: int = 512  # of the embedding
     activation: str = "quick_gelu"
@@ -49,13 +49,18 @@ class VisionConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.width, self.hidden, self.heads, self.side, self.patch, self.channels, self.dim)
-        whole = all(isinstance(size, int) and 1 <= size <= LARGEST for size in (*sizes, self.layers))
-        if not whole or self.layers > LAYERS or self.width % self.heads or not self.epsilon > 0:
-            raise EncoderError(f"no CLIP is of these sizes: {self}")
+        valid = all(isinstance(size, int) and 1 <= size <= MAX_SIZE for size in (*sizes, self.layers))
+        if not valid or self.layers > MAX_LAYERS or self.width % self.heads or not self.epsilon > 0:
+            raise EncoderError(
+                f"config.json has invalid sizes for a CLIP vision model: {self}; sizes must be integers from 1 to "
+                f"{MAX_SIZE}, at most {MAX_LAYERS} layers, the width a multiple of the heads and epsilon positive"
+            )
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> VisionConfig:
-        """Parse the `config.json` of a `CLIPModel`, with CLIP's defaults for missing fields; raises EncoderError.
+        """Parse the `config.json` of a `CLIPModel`, with CLIP's defaults for missing fields.
+
+        Raises EncoderError if a size is invalid or the activation is not supported.
 
         >>> VisionConfig.from_config({"vision_config": {"patch_size": 16}}).patch
         16
@@ -72,13 +77,15 @@ class VisionConfig:
             "activation": "hidden_act",
             "epsilon": "layer_norm_eps",
         }
-        shape = cls(
+        parsed = cls(
             **{name: fields[key] for name, key in names.items() if key in fields},
             dim=config.get("projection_dim", cls.dim),
         )
-        if shape.activation not in ACTIVATIONS:
-            raise EncoderError(f"this CLIP's activation is {shape.activation}; known are {', '.join(ACTIVATIONS)}")
-        return shape
+        if parsed.activation not in ACTIVATIONS:
+            raise EncoderError(
+                f"config.json has the activation {parsed.activation}; supported are {', '.join(ACTIVATIONS)}"
+            )
+        return parsed
 
     @property
     def patches(self) -> int:
@@ -86,31 +93,31 @@ class VisionConfig:
 
 
 class ClipVision(nn.Module):
-    """(n, 3, side, side) preprocessed pixels to (n, dim) features, not of unit length.
+    """Maps (n, 3, side, side) preprocessed pixels to (n, dim) features, not normalised.
 
-    Its parameters have the names of a checkpoint of `CLIPModel`.
+    The parameters are named as in a checkpoint of `CLIPModel`.
     """
 
-    def __init__(self, shape: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.shape = shape
-        self.vision_model = _Vision(shape)
-        self.visual_projection = nn.Linear(shape.width, shape.dim, bias=False)
+        self.config = config
+        self.vision_model = _Vision(config)
+        self.visual_projection = nn.Linear(config.width, config.dim, bias=False)
 
     @classmethod
-    def of(cls, shape: VisionConfig, weights: Mapping[str, torch.Tensor]) -> ClipVision:
-        """Build the model with these weights, in float32; raises EncoderError where they do not fit."""
+    def from_weights(cls, config: VisionConfig, weights: Mapping[str, torch.Tensor]) -> ClipVision:
+        """Build the model in float32 from a checkpoint's weights; raises EncoderError if they do not match `config`."""
         with torch.device("meta"):
-            tower = cls(shape)
-        own = {name: weight.float() for name, weight in weights.items() if name.startswith(PARTS)}
-        own.pop("vision_model.embeddings.position_ids", None)  # older checkpoints number their places
-        if shape.activation == "quick_gelu":
-            fold_quick_gelu(own)
+            model = cls(config)
+        state = {name: weight.float() for name, weight in weights.items() if name.startswith(VISION_PREFIXES)}
+        state.pop("vision_model.embeddings.position_ids", None)  # in older checkpoints: 0, 1, 2, ...
+        if config.activation == "quick_gelu":
+            fold_quick_gelu(state)
         try:
-            tower.load_state_dict(own, assign=True)
+            model.load_state_dict(state, assign=True)
         except RuntimeError as e:
-            raise EncoderError(f"the weights are not those of the config.json beside them: {e}") from e
-        return tower.requires_grad_(False).eval()
+            raise EncoderError(f"the weights do not match the config.json next to them: {e}") from e
+        return model.requires_grad_(False).eval()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.visual_projection(self.vision_model(pixels))
@@ -118,9 +125,9 @@ class ClipVision(nn.Module):
 
 
 def fold_quick_gelu(weights: dict[str, torch.Tensor]) -> None:
-    """Scale the weights of each MLP so that `silu` between its layers computes quick_gelu. Tensors are replaced.
+    """Scale the weights of each MLP so that `silu` between its layers computes quick_gelu. Replaces the tensors.
 
-    Float32 weights and the result agree with quick_gelu to a cosine of 1.000000; no vector in a store changes space.
+    In float32 the features agree with those of quick_gelu to a cosine of 1.000000, so the embedding space is the same.
     """
     for name, weight in weights.items():
         if name.endswith((".mlp.fc1.weight", ".mlp.fc1.bias")):
@@ -130,44 +137,44 @@ def fold_quick_gelu(weights: dict[str, torch.Tensor]) -> None:
 
 
 class _Vision(nn.Module):
-    def __init__(self, shape: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.embeddings = _Embeddings(shape)
-        self.pre_layrnorm = nn.LayerNorm(shape.width, shape.epsilon)  # spelt as in checkpoints
+        self.embeddings = _Embeddings(config)
+        self.pre_layrnorm = nn.LayerNorm(config.width, config.epsilon)  # the spelling of checkpoints
         self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(_Layer(shape) for _ in range(shape.layers))
-        self.post_layernorm = nn.LayerNorm(shape.width, shape.epsilon)
+        self.encoder.layers = nn.ModuleList(_Layer(config) for _ in range(config.layers))
+        self.post_layernorm = nn.LayerNorm(config.width, config.epsilon)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(n, width): the class token."""
+        """Return the class token, (n, width)."""
         *layers, last = self.encoder.layers  # type: ignore[misc]
         tokens = self.pre_layrnorm(self.embeddings(pixels))
         for layer in layers:
             tokens = layer(tokens, tokens)
-        found: torch.Tensor = self.post_layernorm(last(tokens, tokens[:, :1])[:, 0])
-        return found
+        class_token: torch.Tensor = self.post_layernorm(last(tokens, tokens[:, :1])[:, 0])
+        return class_token
 
 
 class _Embeddings(nn.Module):
-    def __init__(self, shape: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.class_embedding = nn.Parameter(torch.empty(shape.width))
-        self.patch_embedding = nn.Conv2d(shape.channels, shape.width, shape.patch, shape.patch, bias=False)
-        self.position_embedding = _Weight(shape.patches + 1, shape.width)
+        self.class_embedding = nn.Parameter(torch.empty(config.width))
+        self.patch_embedding = nn.Conv2d(config.channels, config.width, config.patch, config.patch, bias=False)
+        self.position_embedding = _Weight(config.patches + 1, config.width)
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(n, 1 + patches, width): the class token first."""
+        """Return (n, 1 + patches, width) tokens, the class token first."""
         patches = self._patches(pixels)
-        first = self.class_embedding.expand(pixels.shape[0], 1, -1)  # not len(): a tracer takes that for a constant
-        tokens: torch.Tensor = torch.cat([first, patches], 1) + self.position_embedding()
+        class_token = self.class_embedding.expand(pixels.shape[0], 1, -1)  # tracing would make len() a constant
+        tokens: torch.Tensor = torch.cat([class_token, patches], 1) + self.position_embedding()
         return tokens
 
     def _patches(self, pixels: torch.Tensor) -> torch.Tensor:
-        """(n, patches, width).
+        """Embed the patches, (n, patches, width), by one matrix product of the flattened patches.
 
-        A product of flattened patches: cuDNN's convolution of three channels took 8.4 of 36 ms per 1,024 images of
-        ViT-B/32 on an H100, and rounds float32 to TF32. Float32 on a CPU keeps the convolution, which is as fast there
-        and which OpenVINO's int8 leaves unrounded.
+        cuDNN's convolution of three channels took 8.4 of 36 ms per 1,024 images of ViT-B/32 on an H100, and rounds
+        float32 to TF32. In float32 on a CPU, the convolution is kept: it is as fast there, and OpenVINO's int8 leaves
+        it unquantised.
         """
         convolution = self.patch_embedding
         if pixels.device.type == "cpu" and pixels.dtype is torch.float32:
@@ -181,7 +188,7 @@ class _Embeddings(nn.Module):
 
 
 class _Weight(nn.Module):
-    """One weight as it is. (An `nn.Embedding` draws its own, for which torch imports its compiler.)"""
+    """A single weight. Unlike `nn.Embedding`, it has no random initialisation, for which torch imports its compiler."""
 
     def __init__(self, *shape: int) -> None:
         super().__init__()
@@ -192,47 +199,48 @@ class _Weight(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, shape: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.self_attn = _Attention(shape)
-        self.layer_norm1 = nn.LayerNorm(shape.width, shape.epsilon)
-        self.mlp = _Mlp(shape)
-        self.layer_norm2 = nn.LayerNorm(shape.width, shape.epsilon)
+        self.self_attn = _Attention(config)
+        self.layer_norm1 = nn.LayerNorm(config.width, config.epsilon)
+        self.mlp = _Mlp(config)
+        self.layer_norm2 = nn.LayerNorm(config.width, config.epsilon)
 
-    def forward(self, tokens: torch.Tensor, asking: torch.Tensor) -> torch.Tensor:
-        """Attend from the query tokens, the first of all `tokens`, to all tokens."""
-        known = self.layer_norm1(tokens)
-        asking = asking + self.self_attn(known, known if asking is tokens else known[:, : asking.shape[1]])
-        through: torch.Tensor = asking + self.mlp(self.layer_norm2(asking))
-        return through
+    def forward(self, tokens: torch.Tensor, queries: torch.Tensor) -> torch.Tensor:
+        """Update the query tokens, which are the first of `tokens`, by attention to all `tokens`."""
+        normed = self.layer_norm1(tokens)
+        normed_queries = normed if queries is tokens else normed[:, : queries.shape[1]]
+        queries = queries + self.self_attn(normed_queries, normed)
+        output: torch.Tensor = queries + self.mlp(self.layer_norm2(queries))
+        return output
 
 
 class _Attention(nn.Module):
-    def __init__(self, shape: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.heads = shape.heads
-        self.k_proj = nn.Linear(shape.width, shape.width)
-        self.v_proj = nn.Linear(shape.width, shape.width)
-        self.q_proj = nn.Linear(shape.width, shape.width)
-        self.out_proj = nn.Linear(shape.width, shape.width)
+        self.heads = config.heads
+        self.k_proj = nn.Linear(config.width, config.width)
+        self.v_proj = nn.Linear(config.width, config.width)
+        self.q_proj = nn.Linear(config.width, config.width)
+        self.out_proj = nn.Linear(config.width, config.width)
 
-    def forward(self, known: torch.Tensor, asking: torch.Tensor) -> torch.Tensor:
+    def forward(self, queries: torch.Tensor, keys_values: torch.Tensor) -> torch.Tensor:
         query, key, value = (
             projected.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for projected in (self.q_proj(asking), self.k_proj(known), self.v_proj(known))
+            for projected in (self.q_proj(queries), self.k_proj(keys_values), self.v_proj(keys_values))
         )
-        mixed = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
-        found: torch.Tensor = self.out_proj(mixed)
-        return found
+        attended = scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
+        output: torch.Tensor = self.out_proj(attended)
+        return output
 
 
 class _Mlp(nn.Module):
-    def __init__(self, shape: VisionConfig) -> None:
+    def __init__(self, config: VisionConfig) -> None:
         super().__init__()
-        self.activation = ACTIVATIONS[shape.activation]
-        self.fc1 = nn.Linear(shape.width, shape.hidden)
-        self.fc2 = nn.Linear(shape.hidden, shape.width)
+        self.activation = ACTIVATIONS[config.activation]
+        self.fc1 = nn.Linear(config.width, config.hidden)
+        self.fc2 = nn.Linear(config.hidden, config.width)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        found: torch.Tensor = self.fc2(self.activation(self.fc1(tokens)))
-        return found
+        output: torch.Tensor = self.fc2(self.activation(self.fc1(tokens)))
+        return output

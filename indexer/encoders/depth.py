@@ -1,7 +1,7 @@
-"""Depth as a vector: the depth map of a monocular depth model, small and of zero mean.
+"""Depth encoder: the map of a monocular depth model, reduced to 16 x 16 and centred, as a vector.
 
-Liang et al. (2023), cited by the source paper, guide a triplet head by depth: generated scenes have implausible ones.
-A column of these vectors beside CLIP's, with triplets matched by content, is that idea from stored vectors alone.
+Liang et al. (2023), cited by the source paper, guide a triplet head by depth, because generated scenes have implausible
+depth. Storing these vectors next to CLIP's, with triplets matched by content, applies that idea to stored vectors.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from ...store.space import Space
 from ..decoding.image import Pixels
 from .base import Embeddings, Encoder, unit
 from .checkpoint import fingerprint_of, open_checkpoint
-from .encoder_name import DEPTH, cannot_load
+from .encoder_name import DEPTH, load_error
 from .onednn_linear import use_onednn_linear
 from .preprocess import Preprocess
 from .torch_encoder import choose_device
 from .vision_backbone import load_model
 
-SIDE = 16  # of the map that becomes the vector
-IMAGES = 8  # that the model sees at once
+MAP_SIDE = 16  # pixels of the reduced depth map
+BATCH_SIZE = 8  # images per call of the model
 
 
 class DepthEncoder(Encoder):
-    """A depth model of `transformers` whose map, averaged to 16 x 16 and standardised, is the vector (256-d)."""
+    """Encodes an image as its depth map, averaged to 16 x 16, centred and scaled to unit length (256-d)."""
 
     def __init__(self, name: str, model: Any, preprocess: Preprocess, device: torch.device) -> None:
-        self._space = Space(name, fingerprint_of(model.state_dict(), preprocess), SIDE * SIDE)
+        self._space = Space(name, fingerprint_of(model.state_dict(), preprocess), MAP_SIDE * MAP_SIDE)
         self.preprocess: Preprocess = preprocess
         self.device: torch.device = device
         self.model = model.to(device).eval()
@@ -44,26 +44,26 @@ class DepthEncoder(Encoder):
 
     @torch.inference_mode()
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
-        maps = [np.zeros((0, SIDE * SIDE), np.float32)]
-        for start in range(0, len(images), IMAGES):
-            pixels = self.preprocess(images[start : start + IMAGES], self.device, torch.float32, None)
+        maps = [np.zeros((0, MAP_SIDE * MAP_SIDE), np.float32)]
+        for start in range(0, len(images), BATCH_SIZE):
+            pixels = self.preprocess(images[start : start + BATCH_SIZE], self.device, torch.float32, None)
             depth = self.model(pixel_values=pixels).predicted_depth  # (n, height, width)
-            small = torch.nn.functional.adaptive_avg_pool2d(depth[:, None].float(), SIDE).flatten(1)
+            small = torch.nn.functional.adaptive_avg_pool2d(depth[:, None].float(), MAP_SIDE).flatten(1)
             maps.append((small - small.mean(1, keepdim=True)).cpu().numpy())
-        found = np.concatenate(maps)
-        flat = np.abs(found).max(axis=1, initial=0) < 1e-6
-        found[flat, 0] = 1e-3  # a flat map says nothing, and a zero vector cannot be stored
-        return unit(found)
+        vectors = np.concatenate(maps)
+        flat = np.abs(vectors).max(axis=1, initial=0) < 1e-6
+        vectors[flat, 0] = 1e-3  # a flat map carries no information, but a zero vector cannot be stored
+        return unit(vectors)
 
 
 def load_depth_encoder(name: str, *, device: str = "auto") -> DepthEncoder:
-    """ "depth:NAME" for a hub id or directory that AutoModelForDepthEstimation loads; raises EncoderError."""
-    place = name.removeprefix(DEPTH)
+    """Load "depth:NAME", where AutoModelForDepthEstimation loads the hub id or directory NAME; raises EncoderError."""
+    model_id = name.removeprefix(DEPTH)
     try:
-        checkpoint = open_checkpoint(place)
+        checkpoint = open_checkpoint(model_id)
         model = load_model(checkpoint.folder, "AutoModelForDepthEstimation")
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, EncoderError) as e:
-        raise cannot_load(f"the depth model {place}", e) from e
-    if Path(place).is_dir():
-        place = str(checkpoint.folder)
-    return DepthEncoder(f"{DEPTH}{place}", model, checkpoint.preprocess, choose_device(device))
+        raise load_error(f"the depth model {model_id}", e) from e
+    if Path(model_id).is_dir():
+        model_id = str(checkpoint.folder)
+    return DepthEncoder(f"{DEPTH}{model_id}", model, checkpoint.preprocess, choose_device(device))

@@ -1,7 +1,7 @@
-"""Names of encoders. Needs no torch.
+"""Parse names of encoders, without importing torch.
 
-NAME is a hub id or a directory. "untrained:SEED:NAME" is its architecture with random weights, "depth:NAME" a depth
-model, "int8:NAME" the same model in OpenVINO with 8-bit arithmetic.
+NAME is a Hugging Face Hub id or a local directory. "untrained:SEED:NAME" is its architecture with random weights,
+"depth:NAME" a depth model and "int8:NAME" the same model in OpenVINO with 8-bit arithmetic.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ DEPTH = "depth:"
 INT8 = "int8:"
 
 
-def place_of(name: str) -> tuple[str, bool]:
-    """The hub id or directory in an encoder's name, and whether its weights are needed.
+def model_id_of(name: str) -> tuple[str, bool]:
+    """Return the hub id or directory in an encoder's name, and whether its weights are needed.
 
-    >>> place_of("int8:openai/clip-vit-base-patch32"), place_of("untrained:0:here")
-    (('openai/clip-vit-base-patch32', True), ('here', False))
+    >>> model_id_of("int8:openai/clip-vit-base-patch32"), model_id_of("untrained:0:models/clip")
+    (('openai/clip-vit-base-patch32', True), ('models/clip', False))
     """
     name = name.removeprefix(INT8).removeprefix(DEPTH)
     if not name.startswith(UNTRAINED):
@@ -29,27 +29,27 @@ def place_of(name: str) -> tuple[str, bool]:
 
 
 def with_random_weights(name: str, seed: int = 0) -> str:
-    """The name of the same architecture with random weights.
+    """Return the name of the same architecture with random weights.
 
-    >>> with_random_weights("here")
-    'untrained:0:here'
+    >>> with_random_weights("models/clip")
+    'untrained:0:models/clip'
     """
     return f"{UNTRAINED}{seed}:{name}"
 
 
 def seed_of(name: str) -> int | None:
-    """The seed of an encoder's random weights; None where it has its own.
+    """Return the seed of an encoder's random weights, or None if the weights are trained.
 
-    >>> seed_of("untrained:7:here"), seed_of("here")
+    >>> seed_of("untrained:7:models/clip"), seed_of("models/clip")
     (7, None)
     """
     return int(name.removeprefix(UNTRAINED).partition(":")[0]) if name.startswith(UNTRAINED) else None
 
 
-def cannot_load(what: str, error: Exception) -> EncoderError:
-    """Why a model cannot be had, and what to do."""
+def load_error(model: str, error: Exception) -> EncoderError:
+    """Build the error for a model that cannot be loaded, with the reason and what to do."""
     reason = str(error).strip().splitlines()[0].rstrip(".") if str(error).strip() else type(error).__name__
     return EncoderError(
-        f"{what} cannot be loaded: {reason}. Name a directory that holds config.json, weights and "
-        f"preprocessor_config.json, or a hub id while online (or already in the Hugging Face cache)"
+        f"{model} cannot be loaded: {reason}. Name a directory that contains config.json, preprocessor_config.json and "
+        f"weights, or a hub id that is in the Hugging Face cache or can be downloaded"
     )

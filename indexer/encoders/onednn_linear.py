@@ -1,7 +1,7 @@
-"""Linear layers for a CPU, their weights laid out once as oneDNN wants them: the same numbers, up to twice as fast.
+"""Linear layers with weights prepacked for oneDNN on a CPU: the same results, up to twice as fast.
 
-torch hands float32 products to MKL, which uses half the width of an AMD CPU that has AVX-512; oneDNN, which torch
-brings too, uses all of it. bf16 goes to oneDNN already, which then need not lay out the weights at every product.
+torch computes float32 products with MKL, which uses half the vector width of an AMD CPU with AVX-512; oneDNN, which is
+also part of torch, uses all of it. bf16 products run in oneDNN anyway, and prepacking saves reordering at every call.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import torch
 
 
 class OneDnnLinear(torch.nn.Module):
-    """A `torch.nn.Linear` for inference on this CPU. Its weights can be neither trained nor moved."""
+    """A `torch.nn.Linear` for inference on this CPU. Its weights cannot be trained or moved to another device."""
 
     def __init__(self, linear: torch.nn.Linear) -> None:
         super().__init__()
@@ -21,19 +21,19 @@ class OneDnnLinear(torch.nn.Module):
 
     @property
     def weight(self) -> torch.Tensor:
-        """(out, in) as they were; some models ask for them or for their type."""
-        plain: torch.Tensor = self.packed.to_dense()
-        return plain
+        """(out, in) weights in their plain layout, for models that read them or their dtype."""
+        weight: torch.Tensor = self.packed.to_dense()
+        return weight
 
     def forward(self, rows: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
-        return product
+        output: torch.Tensor = torch.ops.mkldnn._linear_pointwise(rows, self.packed, self.bias, "none", [], "")
+        return output
 
 
 def use_onednn_linear(model: Any) -> None:
-    """Replace the model's linear layers by packed ones, where this CPU and this torch have them."""
+    """Replace the model's linear layers with packed ones if this CPU and this torch support them."""
     for name, layer in model.named_children():
-        # a subclass may be there for its weights to be read, not for its product to be called
+        # a subclass may exist so that its weights are read by another module, and its `forward` never called
         if type(layer) is not torch.nn.Linear:
             use_onednn_linear(layer)
         elif packable(layer.weight):
@@ -41,7 +41,7 @@ def use_onednn_linear(model: Any) -> None:
 
 
 def use_plain_linear(model: Any) -> None:
-    """Put plain layers in the packed ones' places, for compilers that know only these."""
+    """Replace packed layers with plain ones, for compilers that support only those."""
     for name, layer in model.named_children():
         if not isinstance(layer, OneDnnLinear):
             use_plain_linear(layer)
@@ -54,9 +54,9 @@ def use_plain_linear(model: Any) -> None:
 
 
 def packable(weight: torch.Tensor) -> bool:
-    """True if oneDNN can multiply with these weights here."""
+    """True if these weights can be packed for oneDNN on this machine."""
     onednn, mkl = torch.backends.mkldnn.is_available(), torch.backends.mkl.is_available()  # type: ignore[no-untyped-call]
-    if not (onednn and mkl):  # without MKL it is no x86 CPU, and products there go another way
+    if not (onednn and mkl):  # without MKL, this is no x86 CPU and torch uses another library
         return False
     if weight.device.type != "cpu" or not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         return False

@@ -1,7 +1,7 @@
-"""Pillow's resampling (its Resample.c) as numbers: a matrix for each axis, or a few integer weights for each pixel.
+"""Pillow's resampling (its Resample.c) as a float matrix per axis or as integer weights per output pixel.
 
-The matrix form is two float32 products, quick on a CPU; a few pixels in a million differ from Pillow's by one level.
-The integer form is Pillow's own arithmetic, so that a GPU kernel that gathers by it gives Pillow's pixels exactly.
+The matrix form is fast on a CPU; a few pixels in a million differ from Pillow's by one level. The integer form is
+Pillow's fixed-point arithmetic, with which a GPU kernel gives Pillow's pixels exactly.
 """
 
 from __future__ import annotations
@@ -14,60 +14,62 @@ import numpy as np
 import numpy.typing as npt
 import PIL
 
-PILLOW = int(PIL.__version__.partition(".")[0])
-BITS = 22  # of the fixed-point weights, Pillow's PRECISION_BITS
+PILLOW_MAJOR = int(PIL.__version__.partition(".")[0])
+BITS = 22  # fractional bits of the integer weights, Pillow's PRECISION_BITS
 
 
 @dataclass(frozen=True)
 class Taps:
-    """Resampling of one axis: each new pixel is a weighted sum of consecutive old ones."""
+    """Resampling of one axis: each output pixel is a weighted sum of consecutive input pixels."""
 
-    first: npt.NDArray[np.int32]  # (new,) index of the first old pixel
-    weights: npt.NDArray[np.int32]  # (new, taps) in units of 2 ** -BITS; 0 beyond the last old pixel
+    first: npt.NDArray[np.int32]  # (new,) index of the first input pixel
+    weights: npt.NDArray[np.int32]  # (new, taps) in units of 2 ** -BITS; 0 beyond the last input pixel
 
 
 @lru_cache(maxsize=4096)
-def taps_of(length: int, new: int, filter_: str, seen: int = 0) -> Taps:
-    """Integer weights of one axis, see `resize_matrix` for the arguments."""
-    at, weights = _weights(length, new, filter_, seen or new)
+def taps_of(length: int, new: int, filter_: str, cropped: int = 0) -> Taps:
+    """Return the integer weights of one axis. The arguments are those of `resize_matrix`."""
+    indices, weights = _weights(length, new, filter_, cropped or new)
     rounded = np.trunc(weights * 2**BITS + np.copysign(0.5, weights))
-    return Taps(at[:, 0].astype(np.int32), np.ascontiguousarray(rounded, np.int32))
+    return Taps(indices[:, 0].astype(np.int32), np.ascontiguousarray(rounded, np.int32))
 
 
 @lru_cache(maxsize=64)
-def resize_matrix(length: int, new: int, filter_: str, seen: int = 0) -> Any:
-    """(new, length) float32: Pillow's antialiased resampling of one axis as a matrix.
+def resize_matrix(length: int, new: int, filter_: str, cropped: int = 0) -> Any:
+    """Return Pillow's antialiased resampling of one axis as a (new, length) float32 matrix.
 
-    (seen, length), the rows in its middle, where fewer are asked for: of a long image most are cropped away.
+    With `cropped`, only that many rows from the middle of the matrix are computed: the size after a centre crop.
     """
-    seen = seen or new
-    at, weights = _weights(length, new, filter_, seen)
-    matrix = np.zeros((seen, length + at.shape[1]), np.float32)  # taps beyond the end, of no weight, are cut off
-    np.put_along_axis(matrix, at, weights, axis=1)
+    cropped = cropped or new
+    indices, weights = _weights(length, new, filter_, cropped)
+    matrix = np.zeros((cropped, length + indices.shape[1]), np.float32)  # indices beyond the end have weight 0
+    np.put_along_axis(matrix, indices, weights, axis=1)
     return np.ascontiguousarray(matrix[:, :length])
 
 
-def _weights(length: int, new: int, filter_: str, seen: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """(seen, taps) indices of old pixels and their weights, which sum to 1."""
-    kernel, reach = _KERNELS[filter_]
+def _weights(
+    length: int, new: int, filter_: str, cropped: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
+    """Return (cropped, taps) indices of input pixels and their weights; the weights of a row sum to 1."""
+    kernel, radius = _KERNELS[filter_]
     scale = length / new
-    stretch = max(scale, 1.0)  # when shrinking, the kernel widens: antialiasing
-    centre = (np.arange((new - seen) // 2, (new - seen) // 2 + seen)[:, None] + 0.5) * scale
-    first = np.maximum((centre - reach * stretch + 0.5).astype(int), 0)
-    last = np.minimum((centre + reach * stretch + 0.5).astype(int), length)
-    at = first + np.arange((last - first).max())
-    weights = np.where(at < last, kernel((at - centre + 0.5) / stretch), 0.0)
-    return at, weights / weights.sum(1, keepdims=True)
+    stretch = max(scale, 1.0)  # antialiasing: the kernel widens when the image shrinks
+    centre = (np.arange((new - cropped) // 2, (new - cropped) // 2 + cropped)[:, None] + 0.5) * scale
+    first = np.maximum((centre - radius * stretch + 0.5).astype(int), 0)
+    last = np.minimum((centre + radius * stretch + 0.5).astype(int), length)
+    indices = first + np.arange((last - first).max())
+    weights = np.where(indices < last, kernel((indices - centre + 0.5) / stretch), 0.0)
+    return indices, weights / weights.sum(1, keepdims=True)
 
 
 def height_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
-    """True if Pillow reduces the height of this image before its width; it rounds in between.
+    """True if Pillow resizes the height before the width; it rounds in between, so the order changes pixels.
 
-    Since Pillow 13 where the height loses more than twice what the width does: of a tall image seen as a square, one
-    pixel in seven is another by a level or two.
+    Pillow 13 and later do so if the height shrinks by more than twice as many pixels as the width. The wrong order
+    changes one pixel in seven of a tall image resized to a square, by one or two levels.
     """
-    lower, narrower = old[0] - new[0], old[1] - new[1]
-    return PILLOW >= 13 and lower > max(2 * narrower, 0)
+    height_loss, width_loss = old[0] - new[0], old[1] - new[1]
+    return PILLOW_MAJOR >= 13 and height_loss > max(2 * width_loss, 0)
 
 
 def _bicubic(x: Any, a: float = -0.5) -> Any:

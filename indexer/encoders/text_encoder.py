@@ -1,4 +1,4 @@
-"""Texts to features, by a text tower that is loaded when the first text comes: most runs and queries have none."""
+"""Text encoder that is loaded on first use, since most runs and queries have no texts."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 
 
 class TextEncoder:
-    """(n, dim) features of n texts, not of unit length, on the CPU in float32: texts are few."""
+    """Maps n texts to (n, dim) features, not normalised, on the CPU in float32, since texts are few."""
 
     def __init__(self, load: Callable[[], tuple[Any, Any]]) -> None:
-        """`load` gives a tokenizer and a model of `transformers` with `get_text_features`."""
+        """`load` returns a tokenizer and a model of `transformers` with `get_text_features`."""
         self._load = load
         self._loaded: tuple[Any, Any] | None = None
         self._lock = Lock()
@@ -27,6 +27,6 @@ class TextEncoder:
         tokenizer, model = self._loaded
         tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
         with torch.inference_mode():
-            found = model.get_text_features(**tokens)
-        features = found if isinstance(found, torch.Tensor) else found.pooler_output  # transformers 4 and 5
+            output = model.get_text_features(**tokens)
+        features = output if isinstance(output, torch.Tensor) else output.pooler_output  # transformers 4 and 5
         return np.asarray(features.float().numpy())

@@ -1,4 +1,4 @@
-"""Any other vision model that `transformers` knows, as an image tower."""
+"""Vision models of `transformers` other than CLIP."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...errors import EncoderError
 
 
 class VisionBackbone(torch.nn.Module):
-    """(n, 3, height, width) preprocessed pixels to (n, dim) features: a model's one vector an image."""
+    """Maps (n, 3, height, width) preprocessed pixels to (n, dim) features, the model's pooled output."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -20,15 +20,15 @@ class VisionBackbone(torch.nn.Module):
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         output = getattr(self.model, "get_image_features", self.model)(pixel_values=pixels)
-        if isinstance(output, torch.Tensor):  # of two towers, in transformers 4
+        if isinstance(output, torch.Tensor):  # `get_image_features` in transformers 4
             return output
         pooled = getattr(output, "pooler_output", None)
-        found: torch.Tensor = output.last_hidden_state[:, 0] if pooled is None else pooled
-        return found.flatten(1)
+        features: torch.Tensor = output.last_hidden_state[:, 0] if pooled is None else pooled
+        return features.flatten(1)
 
 
 def quiet_transformers() -> Any:
-    """`transformers`, which takes two seconds to import and would tell of its own."""
+    """Import `transformers`, which takes two seconds, and silence its log and progress bars."""
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
@@ -37,7 +37,7 @@ def quiet_transformers() -> Any:
 
 
 def load_model(folder: Path, kind: str = "AutoModel") -> Any:
-    """A model of `transformers` in float32 from the files of a directory; raises EncoderError."""
+    """Load a model of `transformers` in float32 from a directory; raises EncoderError."""
     try:
         return getattr(quiet_transformers(), kind).from_pretrained(
             folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
@@ -47,7 +47,7 @@ def load_model(folder: Path, kind: str = "AutoModel") -> Any:
 
 
 def random_model(folder: Path, seed: int) -> Any:
-    """A directory's architecture with random weights."""
+    """Build the architecture in a directory with random weights."""
     transformers = quiet_transformers()
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.random.fork_rng(devices=[]):
@@ -55,8 +55,8 @@ def random_model(folder: Path, seed: int) -> Any:
         return transformers.AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 
-def words_of(folder: Path, load: Callable[[Path], Any]) -> tuple[Any, Any]:
-    """A directory's tokenizer, and the model that `load` makes of it without its image tower."""
+def load_text_model(folder: Path, load: Callable[[Path], Any]) -> tuple[Any, Any]:
+    """Load a directory's tokenizer, and its model by `load`; the vision model in it is dropped."""
     model = load(folder)
     if hasattr(model, "vision_model"):
         del model.vision_model

@@ -1,4 +1,4 @@
-"""What a GPU's kernels read: packed batches, integer resampling weights; thumbnails from the encoder."""
+"""Inputs of the GPU kernels (packed batches, integer resampling weights), and thumbnails from the encoder."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ from PIL import Image
 CLIP = Preprocess(0, 0, 56, 56, "bicubic", 1 / 255, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 
 
-def images(*sizes: tuple[int, int]) -> list[Pixels]:
+def random_images(*sizes: tuple[int, int]) -> list[Pixels]:
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (*size, 3), np.uint8) for size in sizes]
 
 
-def test_packed_arrays_are_aligned_and_whole() -> None:
+def test_packed_arrays_are_aligned_and_complete() -> None:
     arrays: list[npt.NDArray[Any]] = [
         np.arange(7, dtype=np.uint8),
         np.arange(5, dtype=np.int32),
         np.zeros((3, 16, 3), np.uint8),
     ]
-    packed = PackedArrays.of(arrays)
+    packed = PackedArrays.from_arrays(arrays)
     buffer = np.concatenate(packed.parts)
     assert len(buffer) == packed.size
     for array, offset in zip(arrays, packed.offsets, strict=True):
@@ -46,12 +46,14 @@ def test_packed_arrays_are_aligned_and_whole() -> None:
         assert buffer[start : start + array.nbytes].tobytes() == array.tobytes()
 
 
-def gather(row: npt.NDArray[np.int32], weights: npt.NDArray[np.int32], image: Pixels, seen: tuple[int, int]) -> Pixels:
-    """Resize as the kernel does: integer sums along the inner axis, 8 bits, then along the outer one."""
+def gather(
+    row: npt.NDArray[np.int32], weights: npt.NDArray[np.int32], image: Pixels, cropped: tuple[int, int]
+) -> Pixels:
+    """Resize like the kernel: integer sums along the inner axis, rounded to 8 bits, then along the outer axis."""
     _, height, width, x_table, x_taps, y_table, y_taps, height_first = row.tolist()
     assert (height, width) == image.shape[:2]
     values = image.astype(np.int64)
-    passes = [(1, x_table, x_taps, seen[1]), (0, y_table, y_taps, seen[0])]
+    passes = [(1, x_table, x_taps, cropped[1]), (0, y_table, y_taps, cropped[0])]
     for axis, table, taps, new in reversed(passes) if height_first else passes:
         first = weights[table : table + new]
         factors = weights[table + new : table + new + new * taps].reshape(new, taps).astype(np.int64)
@@ -64,28 +66,28 @@ def gather(row: npt.NDArray[np.int32], weights: npt.NDArray[np.int32], image: Pi
 
 @pytest.mark.parametrize("filter_", ["bicubic", "bilinear", "lanczos"])
 @pytest.mark.parametrize("short, crop, height, width", [(56, 56, 0, 0), (0, 0, 40, 64), (70, 56, 0, 0)])
-def test_integer_weights_give_exactly_the_pixels_of_pillow(
+def test_integer_weights_give_exactly_pillows_pixels(
     filter_: str, short: int, crop: int, height: int, width: int
 ) -> None:
     preprocess = Preprocess(height, width, short, crop, filter_, 1 / 255, CLIP.mean, CLIP.std)
-    batch = images((200, 200), (57, 311), (430, 97), (56, 56), (1024, 300))
-    table, weights, seen = batch_input._resize_tables(preprocess, batch)
+    batch = random_images((200, 200), (57, 311), (430, 97), (56, 56), (1024, 300))
+    table, weights, cropped = batch_input._resize_tables(preprocess, batch)
     for row, image in zip(table, batch, strict=True):
         new = preprocess.resized_size(*image.shape[:2])
         pillow = Image.fromarray(image).resize((new[1], new[0]), Image.Resampling[filter_.upper()])
-        top, left = (new[0] - seen[0]) // 2, (new[1] - seen[1]) // 2
-        expected = np.asarray(pillow)[top : top + seen[0], left : left + seen[1]]
-        assert np.array_equal(gather(row, weights, image, seen), expected)
+        top, left = (new[0] - cropped[0]) // 2, (new[1] - cropped[1]) // 2
+        expected = np.asarray(pillow)[top : top + cropped[0], left : left + cropped[1]]
+        assert np.array_equal(gather(row, weights, image, cropped), expected)
 
 
-def test_one_batch_has_inputs_of_one_size() -> None:
+def test_batch_with_several_input_sizes_is_refused() -> None:
     uncropped = Preprocess(0, 0, 56, 0, "bicubic", 1 / 255, CLIP.mean, CLIP.std)
     with pytest.raises(EncoderError, match=r"\(56, 56\) and of \(112, 56\)"):
-        batch_input._resize_tables(uncropped, images((100, 100), (200, 100)))
+        batch_input._resize_tables(uncropped, random_images((100, 100), (200, 100)))
 
 
 def test_reduced_images_are_read_from_their_buffer() -> None:
-    batch = images((200, 200), (64, 90), (513, 300))
+    batch = random_images((200, 200), (64, 90), (513, 300))
     table, shapes = batch_input._reduce_table(batch)
     small = [reduced(image) for image in batch]
     assert shapes == [image.shape[:2] for image in small]
@@ -98,14 +100,14 @@ def test_reduced_images_are_read_from_their_buffer() -> None:
 
 def test_products_that_differ_from_pillow_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     batch_input.check_products(CLIP, torch.device("cpu"))
-    exact = Preprocess.resize
-    monkeypatch.setattr(Preprocess, "resize", lambda self, batch: exact(self, batch) + 2)
+    resize = Preprocess.resize
+    monkeypatch.setattr(Preprocess, "resize", lambda self, batch: resize(self, batch) + 2)
     with pytest.raises(EncoderError, match="differently from Pillow"):
         batch_input.check_products(CLIP, torch.device("cpu"))
 
 
-class Reducing(PlainEncoder):
-    """An encoder that reduces images for thumbnails, as one on a GPU does."""
+class ReducingEncoder(PlainEncoder):
+    """An encoder that reduces images for thumbnails, like one on a GPU."""
 
     reduces = True
     calls = 0
@@ -115,17 +117,17 @@ class Reducing(PlainEncoder):
         return super().begin_reduced(images)
 
 
-def test_thumbnails_from_the_encoder_are_those_of_the_reader(tmp_path: Path) -> None:
-    folder = tmp_path / "pictures"
+def test_thumbnails_from_the_encoder_equal_those_of_the_reader(tmp_path: Path) -> None:
+    folder = tmp_path / "images"
     folder.mkdir()
-    for i, image in enumerate(images((200, 200), (90, 64), (300, 500), (33, 260))):
+    for i, image in enumerate(random_images((200, 200), (90, 64), (300, 500), (33, 260))):
         Image.fromarray(image).save(folder / f"{i}.png")
-    (folder / "broken.png").write_bytes(b"no image")
+    (folder / "broken.png").write_bytes(b"not an image")
     thumbnails = []
-    encoder = Reducing()
-    for name, used in (("plain", PlainEncoder()), ("reducing", encoder)):
-        store = Store.create(tmp_path / name, used.space)
-        report = index([folder], store, used, IndexOptions(text=False, batch_size=3))
+    encoder = ReducingEncoder()
+    for name, tested in (("plain", PlainEncoder()), ("reducing", encoder)):
+        store = Store.create(tmp_path / name, tested.space)
+        report = index([folder], store, tested, IndexOptions(text=False, batch_size=3))
         assert report.added == 4
         snapshot = store.snapshot()
         thumbnails.append(snapshot.thumbnails(np.arange(4)))
@@ -134,8 +136,8 @@ def test_thumbnails_from_the_encoder_are_those_of_the_reader(tmp_path: Path) -> 
     assert all(thumbnails[0])
 
 
-def test_running_out_of_memory_halves_a_batch_with_thumbnails() -> None:
-    class Small(PlainEncoder):
+def test_out_of_memory_halves_a_batch_with_thumbnails() -> None:
+    class LimitedEncoder(PlainEncoder):
         reduces = True
 
         def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
@@ -148,24 +150,24 @@ def test_running_out_of_memory_halves_a_batch_with_thumbnails() -> None:
                 raise torch.OutOfMemoryError
             return super().encode(images)
 
-    batch = images((200, 200), (150, 90), (64, 64), (40, 300))
-    encoder = BatchEncoder(Small(), 4)
-    vectors, small = encoder.begin_reduced(batch)()
+    batch = random_images((200, 200), (150, 90), (64, 64), (40, 300))
+    encoder = BatchEncoder(LimitedEncoder(), 4)
+    vectors, reduced_images = encoder.begin_reduced(batch)()
     assert encoder.batch_size == 2
     assert np.array_equal(vectors, PlainEncoder().encode(batch))
-    assert all(np.array_equal(a, reduced(b)) for a, b in zip(small, batch, strict=True))
+    assert all(np.array_equal(a, reduced(b)) for a, b in zip(reduced_images, batch, strict=True))
 
 
 @torch.inference_mode()
-def test_patches_as_a_product_are_those_of_the_convolution() -> None:
-    shape = VisionConfig(width=48, hidden=64, layers=2, heads=2, side=70, patch=32, dim=16)
+def test_patch_product_equals_the_convolution() -> None:
+    config = VisionConfig(width=48, hidden=64, layers=2, heads=2, side=70, patch=32, dim=16)
     torch.manual_seed(0)
-    tower = ClipVision(shape)
-    for weight in tower.parameters():
+    model = ClipVision(config)
+    for weight in model.parameters():
         torch.nn.init.normal_(weight, std=0.1)
     pixels = torch.randn(3, 3, 70, 70)
-    by_convolution = tower(pixels)
-    assert torch.allclose(tower.double()(pixels.double()).float(), by_convolution, atol=1e-5)
+    by_convolution = model(pixels)
+    assert torch.allclose(model.double()(pixels.double()).float(), by_convolution, atol=1e-5)
 
 
 def test_processes_share_a_gpu_by_cores_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:

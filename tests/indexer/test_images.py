@@ -24,12 +24,12 @@ CLIP = SHARED / "encoders/clip-vit-base-patch32-untrained"
 needs_shared = pytest.mark.skipif(not CLIP.is_dir(), reason="the shared encoders are not beside this checkout")
 
 
-def picture(width: int = 37, height: int = 23, seed: int = 0) -> Pillow.Image:
+def noise_image(width: int = 37, height: int = 23, seed: int = 0) -> Pillow.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (4, 5, 3), np.uint8)
     return Pillow.fromarray(noise).resize((width, height), Pillow.Resampling.BICUBIC)
 
 
-def saved(image: Pillow.Image, kind: str = "JPEG", **options: object) -> bytes:
+def encoded(image: Pillow.Image, kind: str = "JPEG", **options: object) -> bytes:
     out = io.BytesIO()
     image.save(out, kind, **options)
     return out.getvalue()
@@ -37,55 +37,55 @@ def saved(image: Pillow.Image, kind: str = "JPEG", **options: object) -> bytes:
 
 @pytest.mark.parametrize("options", [{}, {"progressive": True}, {"subsampling": 0}, {"quality": 12}])
 def test_jpeg_pixels_equal_pillow(options: dict[str, object]) -> None:
-    content = saved(picture(), **options)  # type: ignore[arg-type]
+    content = encoded(noise_image(), **options)  # type: ignore[arg-type]
     assert np.array_equal(decode(content).pixels, np.asarray(Pillow.open(io.BytesIO(content))))
 
 
 @pytest.mark.parametrize("quality", [30, 65, 75, 90, 100])
 def test_jpeg_quality_is_estimated_from_tables(quality: int) -> None:
-    header = jpeg_header(saved(picture(), quality=quality))
+    header = jpeg_header(encoded(noise_image(), quality=quality))
     assert header is not None
     assert header.quality == quality
 
 
 def test_unusual_formats_become_rgb() -> None:
     red = Pillow.new("RGB", (8, 8), (200, 0, 0))
-    turned = Pillow.Exif()
-    turned[0x0112] = 6  # rotate by 90 degrees to see it upright
+    rotated = Pillow.Exif()
+    rotated[0x0112] = 6  # to be rotated by 90 degrees for display
     clear = Pillow.new("RGBA", (8, 8), (0, 0, 0, 0))
     deep = Pillow.fromarray(np.full((8, 8), 65535, np.uint16))
-    frames = saved(red, "GIF", save_all=True, append_images=[Pillow.new("RGB", (8, 8), "blue")])
-    assert decode(saved(picture(40, 20), exif=turned)).pixels.shape == (40, 20, 3)
-    assert decode(saved(red.convert("CMYK"))).pixels.shape == (8, 8, 3)
-    assert (decode(saved(clear, "PNG")).pixels == 255).all()
-    assert (decode(saved(deep, "PNG")).pixels == 255).all()
+    frames = encoded(red, "GIF", save_all=True, append_images=[Pillow.new("RGB", (8, 8), "blue")])
+    assert decode(encoded(noise_image(40, 20), exif=rotated)).pixels.shape == (40, 20, 3)
+    assert decode(encoded(red.convert("CMYK"))).pixels.shape == (8, 8, 3)
+    assert (decode(encoded(clear, "PNG")).pixels == 255).all()
+    assert (decode(encoded(deep, "PNG")).pixels == 255).all()
     assert decode(frames).pixels[0, 0].tolist() == [200, 0, 0]
-    assert decode(saved(red.convert("P"), "PNG")).pixels[0, 0, 0] > 190
-    assert decode(saved(red.convert("L"))).pixels.shape == (8, 8, 3)
+    assert decode(encoded(red.convert("P"), "PNG")).pixels[0, 0, 0] > 190
+    assert decode(encoded(red.convert("L"))).pixels.shape == (8, 8, 3)
 
 
-def close_to(content: bytes, whole: Pillow.Image) -> bool:
-    """True if a file is decoded to about the pixels it was made from."""
-    return bool(np.abs(decode(content).pixels.astype(int) - np.asarray(whole).astype(int)).mean() < 4)
+def decodes_to(content: bytes, image: Pillow.Image) -> bool:
+    """True if a file decodes to approximately the pixels of the image."""
+    return bool(np.abs(decode(content).pixels.astype(int) - np.asarray(image).astype(int)).mean() < 4)
 
 
 def test_avif_is_decoded_by_pillow() -> None:
-    content = saved(picture(64, 48), "AVIF", quality=90)
-    assert close_to(content, picture(64, 48))
+    content = encoded(noise_image(64, 48), "AVIF", quality=90)
+    assert decodes_to(content, noise_image(64, 48))
     assert decode(content).format == "AVIF"
 
 
 def test_heic_photos_are_decoded_upright() -> None:
     heif = pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
-    turned = Pillow.Exif()
-    turned[0x0112] = 6
+    rotated = Pillow.Exif()
+    rotated[0x0112] = 6
     for exif, upright in (
-        (None, picture(64, 48)),
-        (turned.tobytes(), picture(64, 48).transpose(Pillow.Transpose.ROTATE_270)),
+        (None, noise_image(64, 48)),
+        (rotated.tobytes(), noise_image(64, 48).transpose(Pillow.Transpose.ROTATE_270)),
     ):
         out = io.BytesIO()
-        heif.from_pillow(picture(64, 48)).save(out, quality=90, exif=exif)
-        assert close_to(out.getvalue(), upright)
+        heif.from_pillow(noise_image(64, 48)).save(out, quality=90, exif=exif)
+        assert decodes_to(out.getvalue(), upright)
         with pytest.raises(ImageError):
             decode(out.getvalue()[:-200])
 
@@ -98,7 +98,8 @@ def test_heic_without_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [(b"", "empty"), (b"hello, world", "not an image"), (saved(picture())[:300], "damaged")]
+    ("content", "message"),
+    [(b"", "empty"), (b"hello, world", "not an image"), (encoded(noise_image())[:300], "damaged")],
 )
 def test_invalid_image_raises_image_error(content: bytes, message: str) -> None:
     with pytest.raises(ImageError, match=message):
@@ -106,16 +107,16 @@ def test_invalid_image_raises_image_error(content: bytes, message: str) -> None:
 
 
 def test_decompression_bomb_is_refused_before_decoding() -> None:
-    header = bytearray(saved(picture()))
-    at = header.index(b"\xff\xc0") + 5
-    header[at : at + 4] = (50_000).to_bytes(2, "big") * 2
+    header = bytearray(encoded(noise_image()))
+    start = header.index(b"\xff\xc0") + 5
+    header[start : start + 4] = (50_000).to_bytes(2, "big") * 2
     with pytest.raises(ImageError, match="pixels"):
         decode(bytes(header))
 
 
 @pytest.mark.parametrize("decoder", ["simplejpeg", "pillow"])
 @pytest.mark.parametrize(
-    ("size", "small"),
+    ("size", "thumbnail_size"),
     [
         ((200, 200), (100, 100)),
         ((400, 250), (100, 63)),
@@ -127,33 +128,33 @@ def test_decompression_bomb_is_refused_before_decoding() -> None:
     ],
 )
 def test_thumbnail_is_a_small_jpeg_of_the_image(
-    size: tuple[int, int], small: tuple[int, int], decoder: str, monkeypatch: pytest.MonkeyPatch
+    size: tuple[int, int], thumbnail_size: tuple[int, int], decoder: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if decoder == "pillow":
         monkeypatch.setattr(image, "simplejpeg", None)
-    whole = picture(*size)
-    made = Pillow.open(io.BytesIO(thumbnail(np.asarray(whole))))
-    assert (made.format, made.size) == ("JPEG", small)
-    want = np.asarray(whole.resize(small, Pillow.Resampling.BOX), np.float32)
-    assert np.abs(np.asarray(made, np.float32) - want).mean() < 6
+    original = noise_image(*size)
+    result = Pillow.open(io.BytesIO(thumbnail(np.asarray(original))))
+    assert (result.format, result.size) == ("JPEG", thumbnail_size)
+    expected = np.asarray(original.resize(thumbnail_size, Pillow.Resampling.BOX), np.float32)
+    assert np.abs(np.asarray(result, np.float32) - expected).mean() < 6
 
 
 def test_thumbnail_accepts_non_contiguous_pixels() -> None:
-    turned = np.asarray(picture(300, 120)).transpose(1, 0, 2)  # not contiguous
-    small = np.asarray(picture(30, 20)).transpose(1, 0, 2)
-    assert [Pillow.open(io.BytesIO(thumbnail(p))).size for p in (turned, small)] == [(40, 100), (20, 30)]
+    transposed = np.asarray(noise_image(300, 120)).transpose(1, 0, 2)
+    small = np.asarray(noise_image(30, 20)).transpose(1, 0, 2)
+    assert [Pillow.open(io.BytesIO(thumbnail(p))).size for p in (transposed, small)] == [(40, 100), (20, 30)]
 
 
 @pytest.mark.parametrize("size", [(200, 200), (50, 90), (700, 301), (301, 700), (230, 300), (90, 400)])
 @pytest.mark.parametrize("name", ["bicubic", "bilinear", "lanczos"])
 def test_resize_equals_pillow(size: tuple[int, int], name: str) -> None:
-    image = picture(*size, seed=1)
-    ours = Preprocess(224, 160, 0, 0, name, 1.0, (0, 0, 0), (1, 1, 1))
-    got = ours.resize(torch.from_numpy(np.asarray(image)[None].copy()))[0].permute(1, 2, 0).numpy()
-    want = np.asarray(image.resize((160, 224), Pillow.Resampling[name.upper()]), np.float32)
-    assert np.abs(got - want).max() <= 1
-    ties = 1e-2 if name == "bilinear" else 1e-3  # exact halves, which Pillow rounds in fixed point
-    assert (got != want).mean() < ties
+    image = noise_image(*size, seed=1)
+    preprocess = Preprocess(224, 160, 0, 0, name, 1.0, (0, 0, 0), (1, 1, 1))
+    resized = preprocess.resize(torch.from_numpy(np.asarray(image)[None].copy()))[0].permute(1, 2, 0).numpy()
+    expected = np.asarray(image.resize((160, 224), Pillow.Resampling[name.upper()]), np.float32)
+    assert np.abs(resized - expected).max() <= 1
+    ties = 1e-2 if name == "bilinear" else 1e-3  # exact halves, which Pillow's fixed-point arithmetic may round down
+    assert (resized != expected).mean() < ties
 
 
 def test_resize_matrix_rows_sum_to_one() -> None:
@@ -165,7 +166,7 @@ def test_embeddings_agree_with_transformers() -> None:
     import transformers
 
     encoder = load_encoder(f"untrained:0:{CLIP}")
-    images = [picture(200, 200, seed) for seed in range(3)] + [picture(300, 220, 9)]
+    images = [noise_image(200, 200, seed) for seed in range(3)] + [noise_image(300, 220, 9)]
     ours = encoder.encode([np.asarray(image) for image in images])
     processor = transformers.CLIPImageProcessor.from_pretrained(CLIP)
     with torch.inference_mode():
@@ -181,7 +182,7 @@ def test_embeddings_agree_with_transformers() -> None:
 @pytest.mark.parametrize("name", ["plain", pytest.param("clip", marks=needs_shared)])
 def test_encoders_return_unit_vectors_of_their_space(name: str) -> None:
     encoder: Encoder = load_encoder(f"untrained:0:{CLIP}") if name == "clip" else PlainEncoder()
-    pixels = [np.asarray(picture(50, 60, seed)) for seed in range(3)]
+    pixels = [np.asarray(noise_image(50, 60, seed)) for seed in range(3)]
     vectors = encoder.encode(pixels)
     assert vectors.shape == (3, encoder.space.dim)
     assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)

@@ -1,8 +1,8 @@
-"""A batch of images of any sizes to an encoder's input on a CUDA device: one upload, one kernel.
+"""Preprocess a batch of images of any sizes on a CUDA device with one upload and one kernel.
 
-The images lie in one pinned buffer with the tables that the kernels read. Pixels are exactly Pillow's, whatever torch
-is set to (its float32 products may be rounded to TF32). Where Triton is missing, `preprocess.py` does the same with
-matrix products.
+The images and the tables that the kernels read are packed into one pinned buffer. The pixels equal Pillow's, whatever
+the settings of torch (whose float32 products may be rounded to TF32). Without Triton, `preprocess.py` does the same
+with matrix products.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from ..preprocess import Preprocess
 from ..resize import height_first, taps_of
 from .pinned_upload import PinnedUploader
 
-ALIGN = 16  # bytes; every part of a buffer starts at a multiple of it
-FIELDS = 8  # int32 values an image in the kernels' tables
-CHECK_SIZES = ((200, 200), (256, 192), (97, 430))  # of the images that are compared with Pillow at the start
-Upload = Callable[[Sequence[npt.NDArray[np.uint8]], int], torch.Tensor]  # flat arrays, bytes in all -> (bytes,) uint8
+ALIGN = 16  # bytes; each part of a buffer starts at a multiple of this
+FIELDS = 8  # int32 values per image in the kernels' tables
+CHECK_SIZES = ((200, 200), (256, 192), (97, 430))  # of the images that `check` compares with Pillow
+Upload = Callable[[Sequence[npt.NDArray[np.uint8]], int], torch.Tensor]  # (flat arrays, total bytes) to (bytes,) uint8
 logger = logging.getLogger(__name__)
 Table = npt.NDArray[np.int32]
 
@@ -35,14 +35,15 @@ _PADDING = np.zeros(ALIGN, np.uint8)
 
 @dataclass(frozen=True)
 class PackedArrays:
-    """Arrays as parts of one buffer."""
+    """Arrays as consecutive parts of one buffer."""
 
-    parts: list[npt.NDArray[np.uint8]]  # (bytes,) each, with padding between; they share the arrays' memory
+    parts: list[npt.NDArray[np.uint8]]  # (bytes,) each, with padding between them; they share the arrays' memory
     offsets: npt.NDArray[np.int32]  # (arrays,) in units of ALIGN bytes
     size: int  # bytes
 
     @classmethod
-    def of(cls, arrays: Sequence[npt.NDArray[Any]]) -> PackedArrays:
+    def from_arrays(cls, arrays: Sequence[npt.NDArray[Any]]) -> PackedArrays:
+        """Lay out arrays one after the other, each aligned to ALIGN bytes."""
         parts: list[npt.NDArray[np.uint8]] = []
         offsets, size = np.empty(len(arrays), np.int32), 0
         for i, array in enumerate(arrays):
@@ -58,30 +59,30 @@ class PackedArrays:
 
 @dataclass(frozen=True)
 class ReducedImages:
-    """Images reduced for their thumbnails, as parts of one buffer."""
+    """Images reduced for thumbnails, as parts of one buffer."""
 
     buffer: torch.Tensor  # (bytes,) uint8
     shapes: Sequence[tuple[int, int]]  # height and width of each
     offsets: npt.NDArray[np.int32]  # (n,) in units of ALIGN bytes
 
     def download(self) -> ReducedImages:
-        """A copy in pinned memory. It is on its way: wait for the current stream before reading it."""
-        here = torch.empty(self.buffer.shape, dtype=torch.uint8, pin_memory=self.buffer.is_cuda)
-        here.copy_(self.buffer, non_blocking=True)
-        return ReducedImages(here, self.shapes, self.offsets)
+        """Start a copy to pinned memory; synchronise with the current stream before reading it."""
+        pinned = torch.empty(self.buffer.shape, dtype=torch.uint8, pin_memory=self.buffer.is_cuda)
+        pinned.copy_(self.buffer, non_blocking=True)
+        return ReducedImages(pinned, self.shapes, self.offsets)
 
     def images(self) -> list[Pixels]:
-        """(height, width, 3) uint8 each; they share the buffer's memory, which is on the CPU."""
+        """Return (height, width, 3) uint8 images that share the memory of the buffer, which must be on the CPU."""
         values = self.buffer.numpy()
         starts = self.offsets.astype(np.int64) * ALIGN
-        return [values[at : at + h * w * 3].reshape(h, w, 3) for at, (h, w) in zip(starts, self.shapes, strict=True)]
+        return [values[i : i + h * w * 3].reshape(h, w, 3) for i, (h, w) in zip(starts, self.shapes, strict=True)]
 
 
 class GpuInput:
     """Prepares batches for an encoder on one CUDA device, on its current stream."""
 
     def __init__(self, preprocess: Preprocess, device: torch.device, upload: Upload) -> None:
-        """Raises ImportError without Triton, EncoderError where the device's pixels are not Pillow's."""
+        """Raise ImportError without Triton. Call `check` before use."""
         from . import kernels
 
         self._kernels = kernels
@@ -90,94 +91,101 @@ class GpuInput:
         self._scale = torch.from_numpy(np.concatenate([preprocess.scale / std, -mean / std])).float().to(device)
 
     def __call__(self, images: Sequence[Pixels], dtype: torch.dtype) -> torch.Tensor:
-        """(n, 3, height, width): the encoder's input of n (height, width, 3) uint8 images."""
+        """Preprocess n (height, width, 3) uint8 images to (n, 3, height, width)."""
         return self.with_reduced(images, dtype, reduce=False)[0]
 
     def with_reduced(
         self, images: Sequence[Pixels], dtype: torch.dtype, *, reduce: bool = True
     ) -> tuple[torch.Tensor, ReducedImages | None]:
-        """The encoder's input, and the images reduced as `decoding.image.reduced` does."""
-        resizing, weights, (height, width) = _resize_tables(self._preprocess, images)
-        reducing, shapes = _reduce_table(images) if reduce else (np.zeros((0, FIELDS), np.int32), [])
-        packed = PackedArrays.of([*images, resizing, weights, reducing])
+        """Return the encoder's input, and the images reduced as by `decoding.image.reduced` (None without `reduce`)."""
+        resize_table, weights, (height, width) = _resize_tables(self._preprocess, images)
+        reduce_table, shapes = _reduce_table(images) if reduce else (np.zeros((0, FIELDS), np.int32), [])
+        packed = PackedArrays.from_arrays([*images, resize_table, weights, reduce_table])
         starts = packed.offsets[: len(images)]
-        resizing[:, 0] = starts  # the parts share its memory
+        resize_table[:, 0] = starts  # `packed.parts` share the memory of the tables
         if reduce:
-            reducing[:, 0] = starts
+            reduce_table[:, 0] = starts
         buffer = self._upload(packed.parts, packed.size)
-        resizing_there, weights_there, reducing_there = (
+        device_resize_table, device_weights, device_reduce_table = (
             buffer[int(offset) * ALIGN :][: table.nbytes].view(torch.int32)
-            for offset, table in zip(packed.offsets[len(images) :], (resizing, weights, reducing), strict=True)
+            for offset, table in zip(packed.offsets[len(images) :], (resize_table, weights, reduce_table), strict=True)
         )
         out = torch.empty((len(images), 3, height, width), dtype=dtype, device=self._device)
-        self._kernels.resize(buffer, resizing_there, weights_there, self._scale, out)
+        self._kernels.resize(buffer, device_resize_table, device_weights, self._scale, out)
         if not reduce:
             return out, None
         sizes = [h * w * 3 for h, w in shapes]
-        end = int(reducing[-1, 4]) * ALIGN + sizes[-1]
-        small = torch.empty(end, dtype=torch.uint8, device=self._device)
-        self._kernels.reduce(buffer, reducing_there.view(-1, FIELDS), small, max(sizes))
-        return out, ReducedImages(small, shapes, reducing[:, 4].copy())
+        end = int(reduce_table[-1, 4]) * ALIGN + sizes[-1]
+        reduced_pixels = torch.empty(end, dtype=torch.uint8, device=self._device)
+        self._kernels.reduce(buffer, device_reduce_table.view(-1, FIELDS), reduced_pixels, max(sizes))
+        return out, ReducedImages(reduced_pixels, shapes, reduce_table[:, 4].copy())
 
     def check(self) -> None:
-        """Compare a few images with Pillow's; raises EncoderError where one value differs."""
+        """Compare the pixels of a few images with Pillow's; raises EncoderError if any value differs."""
         images = _check_images()
-        values, small = self.with_reduced(images, torch.float32)
-        assert small is not None
-        thumbnails = small.download()
-        rows = values.cpu().numpy().transpose(0, 2, 3, 1)  # waits for the stream
+        values, reduced_images = self.with_reduced(images, torch.float32)
+        assert reduced_images is not None
+        thumbnails = reduced_images.download()
+        rows = values.cpu().numpy().transpose(0, 2, 3, 1)  # synchronises with the stream
         scale, shift = self._scale.cpu().numpy().reshape(2, 3)
         for image, row, thumbnail in zip(images, rows, thumbnails.images(), strict=True):
             expected = _with_pillow(self._preprocess, image) * scale + shift
             if np.abs(row - expected).max() > 1e-4 or not np.array_equal(thumbnail, reduced(image)):
-                raise EncoderError(f"{self._device} resizes an image of {image.shape[:2]} differently from Pillow")
+                raise EncoderError(f"{self._device} resizes images of {image.shape[:2]} differently from Pillow")
 
 
 def _resize_tables(preprocess: Preprocess, images: Sequence[Pixels]) -> tuple[Table, Table, tuple[int, int]]:
-    """Return (n, FIELDS) of the images, the weights they refer to, and height and width of the input.
+    """Return an (n, FIELDS) table of the images, the weights it refers to, and height and width of the input.
 
-    The fields: offset of the image (filled in later), height, width; index of the weights and taps across; the same
-    down; 1 where the height is resampled first.
+    The fields are: offset of the image (filled in later), height, width, horizontal weights' index and number of taps,
+    vertical weights' index and number of taps, and 1 if the height is resized first (else 0).
     """
     table = np.zeros((len(images), FIELDS), np.int32)
     rows: dict[tuple[int, int], Table] = {}
     weights: list[Table] = []
-    places: dict[tuple[int, int, int], tuple[int, int]] = {}  # by length, new length and seen length
-    size, seen = 0, (0, 0)
+    axes: dict[tuple[int, int, int], tuple[int, int]] = {}  # (length, resized, cropped) to (index, taps)
+    size, input_size = 0, (0, 0)
     for i, image in enumerate(images):
         old = (image.shape[0], image.shape[1])
         if old not in rows:
             new = preprocess.resized_size(*old)
-            target = preprocess.seen_size(*old)
-            if seen not in ((0, 0), target):
-                raise EncoderError(f"the preprocessing makes inputs of {seen} and of {target} from one batch")
-            seen = target
-            for axis in zip(old, new, seen, strict=True):
-                if axis not in places:
+            cropped = preprocess.input_size(*old)
+            if input_size not in ((0, 0), cropped):
+                raise EncoderError(
+                    f"the encoder's preprocessing gives inputs of {input_size} and of {cropped} pixels in one batch; "
+                    f"its preprocessor_config.json needs a centre crop or a fixed height and width"
+                )
+            input_size = cropped
+            for axis in zip(old, new, cropped, strict=True):
+                if axis not in axes:
                     taps = taps_of(axis[0], axis[1], preprocess.filter, axis[2])
-                    places[axis] = size, taps.weights.shape[1]
+                    axes[axis] = size, taps.weights.shape[1]
                     weights += [taps.first, taps.weights.reshape(-1)]
                     size += taps.first.size + taps.weights.size
-            down, across = (places[axis] for axis in zip(old, new, seen, strict=True))
+            down, across = (axes[axis] for axis in zip(old, new, cropped, strict=True))
             rows[old] = np.array([0, *old, *across, *down, height_first(old, new)], np.int32)
         table[i] = rows[old]
-    return table, np.concatenate(weights), seen
+    return table, np.concatenate(weights), input_size
 
 
 def _reduce_table(images: Sequence[Pixels]) -> tuple[Table, list[tuple[int, int]]]:
-    """Return (n, FIELDS): offset of the image (filled in later), height, width, factor, offset of the result."""
-    table, shapes, at = np.zeros((len(images), FIELDS), np.int32), [], 0
+    """Return an (n, FIELDS) table and the shapes of the reduced images.
+
+    The fields are: offset of the image (filled in later), height, width, factor, offset of the reduced image.
+    """
+    table, shapes, offset = np.zeros((len(images), FIELDS), np.int32), [], 0
     for i, image in enumerate(images):
         height, width = image.shape[:2]
         factor = thumbnail_factor(height, width)
-        table[i, 1:5] = height, width, factor, at
+        table[i, 1:5] = height, width, factor, offset
         shapes.append((-(-height // factor), -(-width // factor)))
-        at += -(-shapes[-1][0] * shapes[-1][1] * 3 // ALIGN)
+        offset += -(-shapes[-1][0] * shapes[-1][1] * 3 // ALIGN)
     return table, shapes
 
 
 def _with_pillow(preprocess: Preprocess, image: Pixels) -> npt.NDArray[np.uint8]:
-    (height, width), (rows, columns) = preprocess.resized_size(*image.shape[:2]), preprocess.seen_size(*image.shape[:2])
+    height, width = preprocess.resized_size(*image.shape[:2])
+    rows, columns = preprocess.input_size(*image.shape[:2])
     filter_ = Pillow.Resampling[preprocess.filter.upper()]
     resized = np.asarray(Pillow.fromarray(image).resize((width, height), filter_))
     top, left = (height - rows) // 2, (width - columns) // 2
@@ -185,28 +193,28 @@ def _with_pillow(preprocess: Preprocess, image: Pixels) -> npt.NDArray[np.uint8]
 
 
 def gpu_input_for(preprocess: Preprocess, device: torch.device, uploader: PinnedUploader) -> GpuInput | None:
-    """A GpuInput whose pixels have been compared with Pillow's, or None where Triton cannot run it.
+    """Return a GpuInput whose pixels equal Pillow's, or None if Triton cannot run it on this device.
 
     Raises
     ------
     EncoderError
-        The matrix products that take its place give other pixels than Pillow's.
+        The fallback, matrix products, gives pixels that differ from Pillow's.
     """
     try:
-        made = GpuInput(preprocess, device, uploader.upload_bytes)
-        made.check()
+        gpu_input = GpuInput(preprocess, device, uploader.upload_bytes)
+        gpu_input.check()
     except Exception as e:  # noqa: BLE001 - Triton is not installed, finds no compiler, or does not know the device
-        logger.warning("Images are resized by matrix products on %s, which is slower: %s", device, e)
+        logger.warning("Resizing images with matrix products on %s, which is slower than Triton: %s", device, e)
         check_products(preprocess, device)
         return None
-    return made
+    return gpu_input
 
 
 def check_products(preprocess: Preprocess, device: torch.device) -> None:
-    """Compare `Preprocess.resize` with Pillow; raises EncoderError where a value differs by more than one level."""
+    """Compare `Preprocess.resize` with Pillow; raises EncoderError if a value differs by more than one level."""
     for image in _check_images():
-        found = preprocess.resize(torch.from_numpy(image[None]).to(device))[0].permute(1, 2, 0).cpu().numpy()
-        if np.abs(found - _with_pillow(preprocess, image)).max() > 1:
+        resized = preprocess.resize(torch.from_numpy(image[None]).to(device))[0].permute(1, 2, 0).cpu().numpy()
+        if np.abs(resized - _with_pillow(preprocess, image)).max() > 1:
             raise EncoderError(
                 f"{device} resizes images differently from Pillow; set torch.backends.cuda.matmul.allow_tf32 = False"
             )

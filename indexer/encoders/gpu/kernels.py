@@ -1,7 +1,7 @@
-"""Triton kernels over a batch of images of any sizes: resize and normalise in one pass, and reduce for thumbnails.
+"""Triton kernels for a batch of images of any sizes: resize and normalise in one pass, and reduce for thumbnails.
 
-Both do Pillow's integer arithmetic and give Pillow's pixels exactly. Triton comes with torch for CUDA; this module is
-imported only where it is installed. `batch_input.py` packs the batches and lists the fields of `meta`.
+Both use Pillow's integer arithmetic and give exactly Pillow's pixels. Triton is installed with torch for CUDA; this
+module is imported only if it is present. `batch_input.py` packs the batches and documents the fields of `meta`.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ import torch
 import triton
 import triton.language as tl
 
-BLOCK = 512  # pixels or values of a program
-BITS = tl.constexpr(22)  # of the weights, as in ../resize.py
+BLOCK = 512  # pixels or values per program
+BITS = tl.constexpr(22)  # fractional bits of the weights, as in ../resize.py
 HALF = tl.constexpr(2**21)
 WHOLE = tl.constexpr(2**24)
 ALIGN = tl.constexpr(16)  # bytes, as in batch_input.py
 
 
 @triton.jit(do_not_specialize=["height", "width"])  # type: ignore[untyped-decorator]
-def _resize(  # type: ignore[no-untyped-def]  # the compiler takes the names of types for globals
+def _resize(  # type: ignore[no-untyped-def]  # Triton takes annotations for globals and fails
     bytes_ptr,
     meta_ptr,
     tables_ptr,
@@ -38,7 +38,7 @@ def _resize(  # type: ignore[no-untyped-def]  # the compiler takes the names of 
     x_table, x_taps = tl.load(row + 3), tl.load(row + 4)
     y_table, y_taps = tl.load(row + 5), tl.load(row + 6)
     height_first = tl.load(row + 7) != 0
-    # the inner axis is resampled first, and rounded to 8 bits before the outer one, as Pillow does
+    # as in Pillow, the inner axis is resampled first and rounded to 8 bits before the outer one
     inner, outer = tl.where(height_first, y, x), tl.where(height_first, x, y)
     inner_new, outer_new = tl.where(height_first, height, width), tl.where(height_first, width, height)
     inner_table, outer_table = tl.where(height_first, y_table, x_table), tl.where(height_first, x_table, y_table)
@@ -113,5 +113,5 @@ def resize(
 
 
 def reduce(buffer: torch.Tensor, meta: torch.Tensor, out: torch.Tensor, largest: int) -> None:
-    """Fill `out` (bytes,) uint8 with the reduced images of a packed batch, the largest of `largest` values."""
+    """Fill `out` (bytes,) uint8 with the reduced images of a packed batch, of at most `largest` values each."""
     _reduce[(len(meta), triton.cdiv(largest, BLOCK))](buffer, meta, out, BLOCK)
