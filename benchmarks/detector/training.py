@@ -36,7 +36,7 @@ from ..throughput import machine
 
 ROWS_PER_SHARD = 50_000
 NOISE = 1.5  # length of the noise that is added to a synthetic unit vector
-DIRECTIONS = 8  # directions that separate the classes, one of them alone and the others in pairs
+DIRECTIONS = 8  # directions that separate the classes, alone or in pairs
 CLASS_SHIFT = 0.6  # shift of a class along a direction, in standard deviations
 LANDMARKS = (500, 1000, 2000)
 BASELINES = ("linear_probe",)

@@ -211,15 +211,15 @@ def test_disagreeing_decoder_is_not_used_and_reported(decode: DecodeFunction, te
 
 
 def test_next_factory_is_tried_after_disagreement() -> None:
-    made: list[str] = []
+    tried: list[str] = []
 
     def factory(name: str, levels: int) -> Callable[[], DecodeFunction]:
-        return lambda: made.append(name) or shifted(levels)  # type: ignore[func-returns-value]
+        return lambda: tried.append(name) or shifted(levels)  # type: ignore[func-returns-value]
 
     double = gpu_decoder_of(factory("engine", 2), factory("cuda", 0), factory("never", 0))
     [image] = double.decode([LARGE]) or [None]
     assert image is not None and difference(image, cpu_decode(LARGE)).maximum == 0
-    assert (made, double.unused) == (["engine", "cuda"], "")
+    assert (tried, double.unused) == (["engine", "cuda"], "")
 
 
 def test_decoder_is_verified_on_real_images_before_use(
@@ -342,13 +342,13 @@ def test_batches_stay_below_the_pixel_limit(
 def test_slow_decoder_is_dropped_if_it_must_be_faster(
     must_be_faster: bool, gpu_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, small = [0.0], cpu_decode(LARGE)
+    clock, small = [0.0], cpu_decode(LARGE)
 
     def takes(seconds: float, content: bytes) -> ReducedImage:
-        now[0] += seconds
+        clock[0] += seconds
         return small if content == LARGE else cpu_decode(content)
 
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     gpu_decode = lambda contents: [takes(gpu_seconds, content) for content in contents]  # noqa: E731
     double = GpuDecoder("double", [lambda: gpu_decode], partial(takes, 1.0), must_be_faster=must_be_faster)
     for _ in range(VERIFIED_IMAGES // 8):
@@ -361,8 +361,8 @@ def test_slow_decoder_is_dropped_if_it_must_be_faster(
 def test_box_mean_equals_pillow_reduce(size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     for factor in (1, 2, 3, 5, 8, 17):
-        want = np.asarray(Pillow.fromarray(pixels).reduce(factor))
-        assert np.array_equal(box_mean(torch.from_numpy(pixels), factor).numpy(), want)
+        expected = np.asarray(Pillow.fromarray(pixels).reduce(factor))
+        assert np.array_equal(box_mean(torch.from_numpy(pixels), factor).numpy(), expected)
 
 
 @needs_library
@@ -470,10 +470,10 @@ def test_gpu_decoder_is_tried_with_and_without_engine(
     class OnGpu(PlainEncoder):
         preprocess, device = encoder.preprocess, torch.device("cuda:1")
 
-    made: list[bool] = []
+    tried: list[bool] = []
 
     def codec(preprocess: Preprocess, device: torch.device, *, thumbnails: bool, engine: bool) -> DecodeFunction:
-        made.append(engine)
+        tried.append(engine)
         raise RuntimeError(f"no {device}")
 
     monkeypatch.setattr(nvimagecodec, "NvImageCodec", codec)
@@ -481,7 +481,7 @@ def test_gpu_decoder_is_tried_with_and_without_engine(
     taken = gpu_decoder_for(decoder, OnGpu(), thumbnails=True)
     assert taken is not None and taken.name == f"{NAME} (cuda:1)"
     assert taken.decode([LARGE]) == [None]
-    assert made == [True, False] and taken.unused == f"{NAME} (cuda:1) is not used: it failed (no cuda:1)"
+    assert tried == [True, False] and taken.unused == f"{NAME} (cuda:1) is not used: it failed (no cuda:1)"
     monkeypatch.setattr(nvimagecodec, "installed", lambda: False)
     if decoder == "auto":
         assert gpu_decoder_for(decoder, OnGpu(), thumbnails=True) is None
