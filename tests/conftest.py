@@ -17,9 +17,9 @@ SOURCES = {"camera_a": 0, "camera_b": 0, "gan_a": 1, "gan_b": 1, "gan_c": 1}
 
 def draw_image(source: str, number: int, seed: int = 0) -> bytes:
     """A PNG of soft bars in the colours of a source; fakes have a checkerboard."""
-    number_of_source = list(SOURCES).index(source)
-    rng = np.random.default_rng([seed, number_of_source, number])
-    bars = np.random.default_rng([9, number_of_source]).uniform(60, 190, (1, 8, 3)) + rng.normal(0, 18, (8, 8, 3))
+    source_number = list(SOURCES).index(source)
+    rng = np.random.default_rng([seed, source_number, number])
+    bars = np.random.default_rng([9, source_number]).uniform(60, 190, (1, 8, 3)) + rng.normal(0, 18, (8, 8, 3))
     bars[::2] += 40 * SOURCES[source]
     small = Image.fromarray(np.clip(bars, 0, 255).astype(np.uint8))
     out = io.BytesIO()

@@ -44,7 +44,7 @@ def test_sample_is_stored_with_its_metadata(sample: list[Path], tmp_path: Path) 
 
 def test_rerun_replaces_only_changed_files(sample: list[Path], tmp_path: Path) -> None:
     store = store_at(tmp_path / "s")
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(4):
         (folder / f"{i}.jpg").write_bytes(simulated(0, i))

@@ -17,18 +17,18 @@ from conftest import SOURCES, Toy, draw_image
 
 CLIENTS, TURNS, IMAGES = 24, 8, 10
 TOKEN = {"Authorization": "Bearer secret"}
-KINDS = ("query", "several", "embed", "openai", "search", "knn", "again", "picture", "broken")
+KINDS = ("query", "several", "embed", "openai", "search", "knn", "again", "thumbnail", "broken")
 
 
 def test_concurrent_clients_get_the_same_answers(toy: Toy, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     images = [draw_image(list(SOURCES)[i % len(SOURCES)], i, seed=i % 2) for i in range(IMAGES)]
     decoded = [toy.decode(image) for image in images]
-    vectors = toy.encoder.encode([picture.pixels for picture in decoded])
+    vectors = toy.encoder.encode([image.pixels for image in decoded])
     detector = VectorDetector.load(store)
     alone = [
-        json.loads(json.dumps(detector.judge_one("", vector, picture.digest, QueryOptions()).to_dict()))
-        for vector, picture in zip(vectors, decoded, strict=True)
+        json.loads(json.dumps(detector.judge_one("", vector, image.digest, QueryOptions()).to_dict()))
+        for vector, image in zip(vectors, decoded, strict=True)
     ]
     nearest = [
         detector.snapshot.column("keys")[row].tolist() for row in detector.snapshot.search(vectors, 5, recall=1).rows
@@ -76,7 +76,7 @@ def test_concurrent_clients_get_the_same_answers(toy: Toy, tmp_path: Path) -> No
             sent = [("images", ("img 7.png", draw_image("gan_a", 7)))]
             response = await client.post("/v1/bank", headers=TOKEN, data=form, files=sent)
             assert (response.json()["known"], response.json()["added"]) == (1, 0)
-        elif kind == "picture":
+        elif kind == "thumbnail":
             assert (await client.get(f"/v1/thumbnails/{key}")).content == shown
         else:
             response = await client.post("/v1/query", content=b"no image", headers={"Content-Type": "image/png"})

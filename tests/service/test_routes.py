@@ -286,7 +286,7 @@ def test_clip_client_works_unchanged(toy: Any, tmp_path: Path) -> None:
         by_image = asking.query(image=str(tmp_path / "asked.png"))
         by_vector = asking.query(embedding_input=snapshot.vectors([127])[0].tolist())
         refused = asking.query(image="http://example.org/a.png")
-        picture = published.requests.get(by_image[0]["url"], timeout=10)
+        thumbnail = published.requests.get(by_image[0]["url"], timeout=10)
     assert len(by_image) == 5
     assert (by_image[0]["key"], by_image[0]["caption"]) == ("gan_a/img 7.png", "fake, gan_a, bars")
     assert [one["id"] for one in by_image] == [one["id"] for one in by_vector]
@@ -295,7 +295,7 @@ def test_clip_client_works_unchanged(toy: Any, tmp_path: Path) -> None:
     ]
     assert refused["status"] == 422
     assert "fetches no URLs" in refused["detail"]
-    assert picture.headers["content-type"] == "image/jpeg"
+    assert thumbnail.headers["content-type"] == "image/jpeg"
 
 
 def test_knn_deduplicates_and_shortens_rows(toy: Any, tmp_path: Path) -> None:

@@ -181,10 +181,8 @@ def test_recall_holds_at_every_filter_selectivity(served: tuple[Any, Store], sha
     back_end, store = served
     snapshot, row_filter = store.snapshot(), of_share(share)
     queries = snapshot.vectors(slice(0, ROWS, 80))
-    matches, exact = (
-        back_end.search(store, queries, 10, row_filter),
-        expected_matches(snapshot, queries, 10, row_filter),
-    )
+    matches = back_end.search(store, queries, 10, row_filter)
+    exact = expected_matches(snapshot, queries, 10, row_filter)
     assert recall(matches, exact) >= MIN_RECALL
     assert ((matches.rows < 0) == (exact.rows < 0)).all()
     assert row_filter.mask(snapshot)[matches.rows[matches.rows >= 0]].all()
@@ -207,10 +205,8 @@ def test_recall_holds_at_every_filter_selectivity(served: tuple[Any, Store], sha
 def test_filters_select_the_same_rows_in_every_back_end(served: tuple[Any, Store], row_filter: Filter) -> None:
     back_end, store = served
     queries = store.snapshot().vectors(slice(0, 20))
-    matches, exact = (
-        back_end.search(store, queries, 5, row_filter),
-        expected_matches(store.snapshot(), queries, 5, row_filter),
-    )
+    matches = back_end.search(store, queries, 5, row_filter)
+    exact = expected_matches(store.snapshot(), queries, 5, row_filter)
     assert ((matches.rows < 0) == (exact.rows < 0)).all()
     if (exact.rows >= 0).any():
         assert recall(matches, exact) >= MIN_RECALL

@@ -231,12 +231,8 @@ def test_damaged_index_is_skipped(tmp_path: Path, where: str, how: str) -> None:
         content[len(content) // 3] ^= 4
         path.write_bytes(content if how == "flipped" else content[:-1])
     snapshot = store.snapshot()
-    assert (
-        recall(
-            snapshot.search(snapshot.vectors(slice(0, 5)), 10), expected_matches(snapshot, snapshot.vectors()[:5], 10)
-        )
-        == 1
-    )
+    queries = snapshot.vectors(slice(0, 5))
+    assert recall(snapshot.search(queries, 10), expected_matches(snapshot, queries, 10)) == 1
 
 
 def test_index_replaced_while_opening_is_still_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
