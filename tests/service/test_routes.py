@@ -279,11 +279,11 @@ def clip_client() -> Any:
 
 def test_clip_client_works_unchanged(toy: Any, tmp_path: Path) -> None:
     published = clip_client()
-    (tmp_path / "asked.png").write_bytes(toy.draw_image("gan_a", 7))
+    (tmp_path / "query.png").write_bytes(toy.draw_image("gan_a", 7))
     snapshot = toy.store.snapshot()
     with toy.served() as url:
         asking = published.ClipClient(url=f"{url}/knn-service", indice_name="any", num_images=5)
-        by_image = asking.query(image=str(tmp_path / "asked.png"))
+        by_image = asking.query(image=str(tmp_path / "query.png"))
         by_vector = asking.query(embedding_input=snapshot.vectors([127])[0].tolist())
         refused = asking.query(image="http://example.org/a.png")
         thumbnail = published.requests.get(by_image[0]["url"], timeout=10)
