@@ -2,8 +2,8 @@
 
 clip-retrieval has its own environment (`make peers`) and is run as its users would, `clip-retrieval inference` with
 `--clip_model hf_clip:DIR`, on a saved CLIP with random weights. It runs twice, over a few images and over all: the
-difference gives its steady rate, the rest of the small run its start-up. Core time includes all processes it starts. It
-decodes in workers and writes `.npy` files; clipfake writes sealed shards.
+difference gives its steady rate, and the remainder of the small run is its start-up. Core time includes all processes
+that it starts. It decodes in workers and writes `.npy` files; clipfake writes sealed shards.
 
     python -m clipfake.benchmarks.clip_retrieval --images ../shared/data/minifact/* \\
         --encoder ../shared/encoders/clip-vit-base-patch32-untrained --limit 256 --threads 1
@@ -34,7 +34,7 @@ from .parity import agreement
 
 PEERS = Path(".peers")
 SMALL_RUN = 32  # images of the run that measures the start-up
-WAYS = (("torch", "cpu", "float32"), ("openvino", "openvino", "float32"), ("openvino bf16", "openvino", "bf16"))
+BACK_ENDS = (("torch", "cpu", "float32"), ("openvino", "openvino", "float32"), ("openvino bf16", "openvino", "bf16"))
 SEED = 0
 
 # Runs clip-retrieval's inference. A CUDA build of torchvision cannot load its operators with a CPU build of torch, and
@@ -80,15 +80,15 @@ def run(
     result: dict[str, Any] = {"machine": throughput.machine(), "images": len(paths), "encoder": encoder}
     if not (python := peers / "bin" / "python").exists():
         return {**result, "why": f"clip-retrieval's environment {peers} does not exist; run `make peers` first"}
-    with tempfile.TemporaryDirectory() as made:
-        folder = Path(made)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
         checkpoint = save_checkpoint(encoder, folder / "checkpoint")
         try:
-            theirs, vectors = measure_clip_retrieval(python, checkpoint, paths, folder)
+            peer_figures, vectors = measure_clip_retrieval(python, checkpoint, paths, folder)
         except ClipfakeError as e:
             return {**result, "why": str(e)}
-        result["clip_retrieval"] = theirs
-        for name, device, precision in WAYS:
+        result["clip_retrieval"] = peer_figures
+        for name, device, precision in BACK_ENDS:
             try:
                 measured = throughput.run(
                     images, str(checkpoint), precision=precision, device=device, limit=limit, repeats=repeats
@@ -96,11 +96,11 @@ def run(
             except ClipfakeError as e:  # OpenVINO is not installed, or the CPU has no bf16
                 result[name] = {"why": str(e)}
                 continue
-            ours = measured["end_to_end"]["per_cpu_second"]
+            rate = measured["end_to_end"]["per_cpu_second"]
             result.setdefault("naive", {"per_cpu_second": measured["naive"]["per_cpu_second"]})
             result[name] = {
-                "per_cpu_second": ours,
-                "over_clip_retrieval": round(ours / theirs["per_cpu_second"], 2),
+                "per_cpu_second": rate,
+                "over_clip_retrieval": round(rate / peer_figures["per_cpu_second"], 2),
                 "over_naive": measured["ratio_to_naive"]["cpu"],
             }
         result["agreement"] = agreement(vectors, load_naive(str(checkpoint), "cpu")(paths))
@@ -128,14 +128,17 @@ def measure_clip_retrieval(
 
     Raises ClipfakeError with its error message if it fails.
     """
-    few = min(SMALL_RUN, len(paths) // 2)
-    short = _core_seconds(python, checkpoint, paths[:few], folder / "few")
-    long = _core_seconds(python, checkpoint, paths, folder / "all")
-    each = (long - short) / (len(paths) - few)
+    small_count = min(SMALL_RUN, len(paths) // 2)
+    small_run = _core_seconds(python, checkpoint, paths[:small_count], folder / "small")
+    large_run = _core_seconds(python, checkpoint, paths, folder / "all")
+    seconds_per_image = (large_run - small_run) / (len(paths) - small_count)
     vectors = np.load(folder / "all" / "out" / "img_emb" / "img_emb_0.npy").astype(np.float32)
     if len(vectors) != len(paths):
         raise ClipfakeError(f"clip-retrieval embedded {len(vectors)} of {len(paths)} images")
-    figures = {"per_cpu_second": round(1 / each, 2), "startup_cpu_seconds": round(short - few * each, 1)}
+    figures = {
+        "per_cpu_second": round(1 / seconds_per_image, 2),
+        "startup_cpu_seconds": round(small_run - small_count * seconds_per_image, 1),
+    }
     return figures, vectors
 
 
@@ -181,9 +184,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", nargs="+", required=True, metavar="FOLDERS", help="folders of images")
     parser.add_argument("--encoder", required=True, help="directory of a CLIP; its weights are ignored")
-    parser.add_argument("--limit", type=int, default=256, help="images")
+    parser.add_argument("--limit", type=int, default=256, help="number of images")
     parser.add_argument("--repeats", type=int, default=3, help="repeats of clipfake and the naive script")
-    parser.add_argument("--threads", type=int, help="torch threads of all three")
+    parser.add_argument("--threads", type=int, help="torch threads of all three programs")
     parser.add_argument("--peers", type=Path, default=PEERS, help="the environment of `make peers`")
     options = vars(parser.parse_args())
     result = run(options.pop("images"), options.pop("encoder"), **options)

@@ -7,7 +7,7 @@ includes its own threads; images per second are those of one caller that waits f
 Differences are in levels (0 to 255) from Pillow's pixels, those named `resized` after resizing; with `--encoder` the
 vectors of the resized images are compared too. Three decoders with a known error put the tolerance of
 `indexer/decoding/gpu_decoder.py` into perspective: libjpeg-turbo with chroma repeated instead of interpolated, with its
-fast DCT, and with a fifth of the values one level off, up or down, as the rounding of another exact DCT.
+fast DCT, and with a fifth of the values changed by one level, as another exact DCT might round them.
 
     python -m clipfake.benchmarks.decoding --images ../shared/data/minifact/* \\
         --encoder ../shared/encoders/mobilenet-v1-imagenet
@@ -81,15 +81,15 @@ def run(
         an encoder `vectors`, the agreement of the vectors with those of Pillow's pixels.
     """
     codecs, missing = available_decoders()
-    plain: dict[str, Decode] = {
+    full_size: dict[str, Decode] = {
         "pillow": partial(decode_each, decode_with_pillow),
         "simplejpeg": partial(decode_each, decode_with_simplejpeg),
     }
-    plain |= {name: codec.decode_full_size for name, codec in codecs.items()}
-    plain["simplejpeg, chroma repeated"] = partial(decode_each, partial(decode_with_simplejpeg, fastupsample=True))
-    plain["simplejpeg, fast dct"] = partial(decode_each, partial(decode_with_simplejpeg, fastdct=True))
-    plain["a fifth one level off"] = partial(decode_each, decode_with_noise)
-    opened: dict[str, DecodeReduced] = {"cores": partial(decode_each, partial(decode_on_cpu, CLIP, True)), **codecs}
+    full_size |= {name: codec.decode_full_size for name, codec in codecs.items()}
+    full_size["simplejpeg, chroma repeated"] = partial(decode_each, partial(decode_with_simplejpeg, fastupsample=True))
+    full_size["simplejpeg, fast dct"] = partial(decode_each, partial(decode_with_simplejpeg, fastdct=True))
+    full_size["a fifth one level off"] = partial(decode_each, decode_with_noise)
+    resizing: dict[str, DecodeReduced] = {"cores": partial(decode_each, partial(decode_on_cpu, CLIP, True)), **codecs}
     result: dict[str, Any] = {
         "machine": machine(),
         "versions": {name: package_version(name) for name in ("pillow", "simplejpeg", "nvidia-nvimgcodec-cu12")},
@@ -102,20 +102,20 @@ def run(
     for side in sides:
         contents = [enlarge_photo(paths[i % len(paths)], side, i) for i in range(count)]
         figures: dict[str, Any] = {"bytes": round(sum(map(len, contents)) / count)}
-        figures["decode"] = measure_rates(plain, contents, repeats)
-        exact = plain["pillow"](contents)
-        for name, decode in plain.items():
+        figures["decode"] = measure_rates(full_size, contents, repeats)
+        exact = full_size["pillow"](contents)
+        for name, decode in full_size.items():
             decoded = decode(contents)
             figures["decode"][name] |= compare_pixels(list(map(unreduced, decoded)), list(map(unreduced, exact)))
             if side * side > LARGE:
                 small = list(map(reduced, decoded))
                 figures["decode"][name]["resized"] = compare_pixels(small, list(map(reduced, exact)))
         if side * side > LARGE:
-            figures["open"] = measure_rates(opened, contents, repeats)
-            for name, decode_reduced in opened.items():
-                figures["open"][name] |= compare_pixels(decode_reduced(contents), opened["cores"](contents))
+            figures["open"] = measure_rates(resizing, contents, repeats)
+            for name, decode_reduced in resizing.items():
+                figures["open"][name] |= compare_pixels(decode_reduced(contents), resizing["cores"](contents))
             if loaded is not None:
-                pixels = {name: decode(contents) for name, decode in plain.items()}
+                pixels = {name: decode(contents) for name, decode in full_size.items()}
                 figures["vectors"] = compare_vectors(loaded, pixels)
         result[str(side)] = figures
     return result
@@ -123,14 +123,14 @@ def run(
 
 def available_decoders() -> tuple[dict[str, NvImageCodec], dict[str, Any]]:
     """The nvImageCodec decoders of this machine by name, and the reason for each one that cannot be used."""
-    ways = {f"{NAME} (cpu)": partial(NvImageCodec, CLIP, torch.device("cpu"))}
+    factories = {f"{NAME} (cpu)": partial(NvImageCodec, CLIP, torch.device("cpu"))}
     if torch.cuda.is_available():
-        ways[f"{NAME} (cuda, engine)"] = partial(NvImageCodec, CLIP, torch.device("cuda"))
-        ways[f"{NAME} (cuda)"] = partial(NvImageCodec, CLIP, torch.device("cuda"), engine=False)
+        factories[f"{NAME} (cuda, engine)"] = partial(NvImageCodec, CLIP, torch.device("cuda"))
+        factories[f"{NAME} (cuda)"] = partial(NvImageCodec, CLIP, torch.device("cuda"), engine=False)
     if not installed():
         return {}, {NAME: {"why": "the extra nvidia is not installed"}}
     codecs, missing = {}, {}
-    for name, make in ways.items():
+    for name, make in factories.items():
         try:
             codecs[name] = make()
         except RuntimeError as e:  # the driver or one of its libraries is missing or too old
@@ -139,18 +139,18 @@ def available_decoders() -> tuple[dict[str, NvImageCodec], dict[str, Any]]:
 
 
 def measure_rates(
-    ways: Mapping[str, Callable[[Sequence[bytes]], object]], contents: Sequence[bytes], repeats: int
+    decoders: Mapping[str, Callable[[Sequence[bytes]], object]], contents: Sequence[bytes], repeats: int
 ) -> dict[str, dict[str, Any]]:
     """Median rates of each decoder, in interleaved repeats of calls of several images."""
     calls = [contents[i : i + IMAGES_PER_CALL] for i in range(0, len(contents), IMAGES_PER_CALL)]
-    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in ways}
+    samples: dict[str, list[tuple[float, float]]] = {name: [] for name in decoders}
     for turn in range(repeats + 1):
-        for name, do in ways.items():
+        for name, decode in decoders.items():
             core, wall = time.process_time(), time.perf_counter()
             for call in calls:
-                do(call)
+                decode(call)
             core, wall = time.process_time() - core, time.perf_counter() - wall
-            if turn:  # the first warms up
+            if turn:  # the first is a warm-up
                 samples[name].append((len(contents) / max(core, 1e-9), len(contents) / wall))
     medians = {name: np.median(np.array(pairs), axis=0) for name, pairs in samples.items()}
     return {
@@ -207,9 +207,9 @@ def decode_with_simplejpeg(content: bytes, *, fastdct: bool = False, fastupsampl
 
 def decode_with_noise(content: bytes) -> Pixels:
     pixels = decode_with_simplejpeg(content)
-    drawn = np.random.default_rng(len(content)).integers(0, 10, pixels.shape, np.int8)
-    off = (drawn == 0).astype(np.int16) - (drawn == 1)
-    noisy: Pixels = np.clip(pixels + off, 0, 255).astype(np.uint8)
+    draws = np.random.default_rng(len(content)).integers(0, 10, pixels.shape, np.int8)
+    offsets = (draws == 0).astype(np.int16) - (draws == 1)
+    noisy: Pixels = np.clip(pixels + offsets, 0, 255).astype(np.uint8)
     return noisy
 
 
@@ -236,8 +236,8 @@ def main() -> None:
     parser.add_argument("--device", default="auto", help="device of the encoder")
     parser.add_argument("--sides", type=int, nargs="+", default=list(SIDES), help="side lengths in pixels")
     parser.add_argument("--count", type=int, default=32, help="number of images of each side length")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats; medians are printed")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="file to write the results to")
     options = vars(parser.parse_args())
     out = options.pop("out")
     result = run(options.pop("images"), options.pop("encoder"), **options)

@@ -27,14 +27,14 @@ from ..indexer.encoders.onednn_linear import use_plain_linear
 from ..indexer.encoders.torch_encoder import TorchEncoder
 from . import throughput
 from .common import command
-from .common.flops import flops_per_image, matrix_rate, seconds
+from .common.flops import flops_per_image, matrix_rate, measure_seconds
 
 SIDE = 200  # pixels, as in ArtiFact
 BATCHES = (64, 128, 256, 512, 1024, 2048)
-WAYS = ("eager", "compile", "graph", "compile+graph")
-CPU_WAYS = ("eager", "compile")
+MODES = ("eager", "compile", "graph", "compile+graph")
+CPU_MODES = ("eager", "compile")
 PRECISIONS = ("bf16", "fp16")
-WARM = 3  # calls before timing or capturing
+WARMUP_CALLS = 3  # calls before timing or capturing
 CALLS = 10
 Call = Callable[[torch.Tensor], torch.Tensor]  # (n, side, side, 3) uint8 on the device to (n, dim)
 
@@ -44,28 +44,29 @@ def run(
     *,
     device: str = "auto",
     batches: Sequence[int] = BATCHES,
-    ways: Sequence[str] = (),
+    modes: Sequence[str] = (),
     precisions: Sequence[str] = PRECISIONS,
     repeats: int = 3,
 ) -> dict[str, Any]:
     """Measure all configurations: `machine`, and for each precision `matrix_tflops`, every cell and the `best` one."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    ways = ways or (WAYS if device.startswith("cuda") else CPU_WAYS)
+    modes = modes or (MODES if device.startswith("cuda") else CPU_MODES)
     result: dict[str, Any] = {"machine": throughput.machine(), "encoder": encoder, "device": device}
-    reference = _tower(load_encoder(encoder, device=device, precision="float32"))
+    reference = _checked_encoder(load_encoder(encoder, device=device, precision="float32"))
     for precision in precisions:
-        tower = _tower(load_encoder(encoder, device=device, precision=precision))
-        peak = matrix_rate(device, tower.dtype, 0 if device.startswith("cuda") else 256)
+        candidate = _checked_encoder(load_encoder(encoder, device=device, precision=precision))
+        peak = matrix_rate(device, candidate.dtype, 0 if device.startswith("cuda") else 256)
         cells: dict[str, Any] = {"matrix_tflops": round(peak, 2)}
-        ideal = flops_per_image(_clip(tower).config) / (peak * 1e12)  # seconds per image at the full matrix rate
+        # seconds per image at the full matrix rate
+        ideal = flops_per_image(_clip_vision(candidate).config) / (peak * 1e12)
         for preprocess in (True, False):
-            for way in ways:
+            for mode in modes:
                 for size in batches:
-                    cell = _measure_cell(tower, reference, way, size, preprocess, repeats)
+                    cell = _measure_cell(candidate, reference, mode, size, preprocess, repeats)
                     if "images_per_second" in cell:
                         cell["share_of_peak"] = round(cell["images_per_second"] * ideal, 3)
-                    cells[_name(way, size, preprocess)] = cell
+                    cells[_name(mode, size, preprocess)] = cell
         cells["best"] = best(cells)
         result[precision] = cells
     return result
@@ -88,18 +89,18 @@ def best(cells: dict[str, Any]) -> str:
 TOWER_ONLY = ", tower only"
 
 
-def _name(way: str, size: int, preprocess: bool) -> str:
-    return f"{way} {size}" + ("" if preprocess else TOWER_ONLY)
+def _name(mode: str, size: int, preprocess: bool) -> str:
+    return f"{mode} {size}" + ("" if preprocess else TOWER_ONLY)
 
 
-def _tower(encoder: Any) -> TorchEncoder:
+def _checked_encoder(encoder: Any) -> TorchEncoder:
     if not isinstance(encoder, TorchEncoder):
         raise EncoderError(f"the sweep needs a CLIP encoder in torch on one device, found {type(encoder).__name__}")
-    use_plain_linear(_clip(encoder))  # compilers cannot trace the oneDNN layers of a CPU
+    use_plain_linear(_clip_vision(encoder))  # compilers cannot trace the oneDNN layers of a CPU
     return encoder
 
 
-def _clip(encoder: TorchEncoder) -> ClipVision:
+def _clip_vision(encoder: TorchEncoder) -> ClipVision:
     if not isinstance(encoder.vision_model, ClipVision):
         raise EncoderError(f"the sweep needs a CLIP encoder, and {encoder.space.encoder} is not one")
     return encoder.vision_model
@@ -107,28 +108,28 @@ def _clip(encoder: TorchEncoder) -> ClipVision:
 
 @torch.inference_mode()
 def _measure_cell(
-    tower: TorchEncoder, reference: TorchEncoder, way: str, size: int, preprocess: bool, repeats: int
+    encoder: TorchEncoder, reference: TorchEncoder, mode: str, size: int, preprocess: bool, repeats: int
 ) -> dict[str, Any]:
     """Figures of one configuration, or the reason why it cannot be run."""
-    device = str(tower.device)
+    device = str(encoder.device)
     rng = np.random.default_rng(0)
     pixels = torch.from_numpy(rng.integers(0, 256, (size, SIDE, SIDE, 3), np.uint8)).to(device)
-    inputs = pixels if preprocess else _inputs(tower, pixels)
+    inputs = pixels if preprocess else _inputs(encoder, pixels)
     began = time.perf_counter()
     try:
-        call = _prepare_call(tower, way, inputs, preprocess)
+        call = _prepare_call(encoder, mode, inputs, preprocess)
         vectors = call(inputs).float().clone()  # the next call overwrites the output of a graph
         ready = time.perf_counter() - began
 
-        def several() -> None:
+        def repeat_call() -> None:
             for _ in range(CALLS):
                 call(inputs)
 
-        rates = [CALLS * size / seconds(several, device) for _ in range(repeats)]
+        rates = [CALLS * size / measure_seconds(repeat_call, device) for _ in range(repeats)]
     except (RuntimeError, torch.OutOfMemoryError) as e:  # no compiler, out of memory, or not capturable
         return {"why": (str(e).strip().splitlines() or [type(e).__name__])[0][:200]}
     finally:
-        if way.startswith("compile"):
+        if mode.startswith("compile"):
             torch.compiler.reset()
     exact = reference.vision_model(_inputs(reference, pixels)).float()
     return {
@@ -138,22 +139,22 @@ def _measure_cell(
     }
 
 
-def _inputs(tower: TorchEncoder, pixels: torch.Tensor) -> torch.Tensor:
+def _inputs(encoder: TorchEncoder, pixels: torch.Tensor) -> torch.Tensor:
     """Preprocessed input of the model from (n, side, side, 3) uint8 pixels that are on its device already."""
     placeholder = np.empty((SIDE, SIDE, 3), np.uint8)  # never read: `upload` returns all pixels
-    return tower.preprocess([placeholder], tower.device, tower.dtype, lambda _: pixels)
+    return encoder.preprocess([placeholder], encoder.device, encoder.dtype, lambda _: pixels)
 
 
-def _prepare_call(tower: TorchEncoder, way: str, inputs: torch.Tensor, preprocess: bool) -> Call:
+def _prepare_call(encoder: TorchEncoder, mode: str, inputs: torch.Tensor, preprocess: bool) -> Call:
     """The call, compiled or captured and warmed up."""
-    features: Call = tower.vision_model
-    if way.startswith("compile"):
-        mode = "reduce-overhead" if way.endswith("graph") else "default"
-        features = torch.compile(features, dynamic=False, mode=mode)
-    call: Call = (lambda pixels: features(_inputs(tower, pixels))) if preprocess else features
-    if way == "graph":
+    features: Call = encoder.vision_model
+    if mode.startswith("compile"):
+        compile_mode = "reduce-overhead" if mode.endswith("graph") else "default"
+        features = torch.compile(features, dynamic=False, mode=compile_mode)
+    call: Call = (lambda pixels: features(_inputs(encoder, pixels))) if preprocess else features
+    if mode == "graph":
         return _capture_graph(call, inputs)
-    for _ in range(WARM):
+    for _ in range(WARMUP_CALLS):
         call(inputs)
     return call
 
@@ -164,7 +165,7 @@ def _capture_graph(plain: Call, inputs: torch.Tensor) -> Call:
     side_stream = torch.cuda.Stream(inputs.device)  # type: ignore[no-untyped-call]
     side_stream.wait_stream(torch.cuda.current_stream(inputs.device))
     with torch.cuda.stream(side_stream):  # lazy initialisation must happen before the capture
-        for _ in range(WARM):
+        for _ in range(WARMUP_CALLS):
             plain(buffer)
     torch.cuda.current_stream(inputs.device).wait_stream(side_stream)
     graph = torch.cuda.CUDAGraph()
@@ -184,12 +185,14 @@ def main() -> None:
     command.add_encoder_options(parser)
     parser.add_argument("--device", default="auto")
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)), help="batch sizes, separated by commas")
-    parser.add_argument("--ways", default="", help=f"some of {','.join(WAYS)} (default: all that the device supports)")
+    parser.add_argument(
+        "--modes", default="", help=f"some of {','.join(MODES)} (default: all that the device supports)"
+    )
     parser.add_argument("--precisions", default=",".join(PRECISIONS), help="separated by commas")
     parser.add_argument("--repeats", type=int, default=3)
     options = command.parse_options(parser)
     options["batches"] = [int(size) for size in options["batches"].split(",")]
-    for key in ("ways", "precisions"):
+    for key in ("modes", "precisions"):
         options[key] = [word for word in options[key].split(",") if word]
     command.print_result(run(options.pop("encoder"), **options))
 

@@ -1,11 +1,11 @@
 """Cost of an image apart from the encoder (read, decode, thumbnail, store), and how many images a GPU can be fed.
 
-The encoder takes no time. One process is measured, and a driver with worker processes: core time per image, as the
+The encoder takes no time. One process is measured, and then a driver with worker processes: core time per image, as the
 difference between a large and a small run, so that start-up does not count. The maximum rate of a number of cores
-(`of_cores`) follows from these: the workers' cores divided by their core time per image, or what the driver's one core
-can list and commit, whichever is lower. That is arithmetic, not a measurement.
+(`of_cores`) is computed from these, not measured: the workers' cores divided by their core time per image, or what the
+driver's one core can list and commit, whichever is lower.
 
-    python -m clipfake.benchmarks.feeding --images ../shared/data/minifact/* --few 10000 --many 40000
+    python -m clipfake.benchmarks.feeding --images ../shared/data/minifact/* --small-run 10000 --large-run 40000
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TrivialEncoderSpec(EncoderSpec):
 
 @dataclass(frozen=True)
 class RepeatedImages:
-    """A source of `rows` images: the files of a listing again and again, under new keys."""
+    """A source of `rows` images: the files of a listing, repeated under new keys."""
 
     files: tuple[ImageRef, ...]
     rows: int
@@ -55,15 +55,15 @@ class RepeatedImages:
 
     def images(self) -> Iterator[ImageRef]:
         for i in range(self.rows):
-            entry = self.files[i % len(self.files)]
-            yield entry._replace(key=f"repeated/{i // 1000:05d}/{i:09d}.jpg", source="repeated")
+            ref = self.files[i % len(self.files)]
+            yield ref._replace(key=f"repeated/{i // 1000:05d}/{i:09d}.jpg", source="repeated")
 
 
 def run(
     images: Sequence[str | Path],
     *,
-    few: int = 10_000,
-    many: int = 40_000,
+    small_run: int = 10_000,
+    large_run: int = 40_000,
     processes: int = 2,
     thumbnails: bool = True,
 ) -> dict[str, Any]:
@@ -75,25 +75,27 @@ def run(
         `one_process`: `core_us`, `images_per_second` (measured with this machine's cores); `crew` (the worker pool):
         `worker_us`, `driver_us`, `images_per_second`; `of_cores`: by number of cores, images per second and its limit.
     """
-    files = tuple(entry for entry in listing(images) if not entry.refused)
+    files = tuple(ref for ref in listing(images) if not ref.refused)
     options = IndexOptions(text=False, thumbnails=thumbnails, batch_size=BATCH)
-    alone = [_measure_one_process(RepeatedImages(files, rows), options) for rows in (few, many)]
-    pool = [_measure_pool(RepeatedImages(files, rows), options, processes) for rows in (few, many)]
-    more = many - few
-    worker, driver = ((pool[1][part] - pool[0][part]) / more * 1e6 for part in ("workers", "driver"))
+    one_process = [_measure_one_process(RepeatedImages(files, rows), options) for rows in (small_run, large_run)]
+    worker_pool = [_measure_pool(RepeatedImages(files, rows), options, processes) for rows in (small_run, large_run)]
+    extra_images = large_run - small_run
+    worker, driver = (
+        (worker_pool[1][part] - worker_pool[0][part]) / extra_images * 1e6 for part in ("workers", "driver")
+    )
     result: dict[str, Any] = {
         "machine": machine(),
-        "images": many,
+        "images": large_run,
         "thumbnails": thumbnails,
         "one_process": {
-            "core_us": round((alone[1]["core"] - alone[0]["core"]) / more * 1e6, 1),
-            "images_per_second": round(more / (alone[1]["wall"] - alone[0]["wall"])),
+            "core_us": round((one_process[1]["core"] - one_process[0]["core"]) / extra_images * 1e6, 1),
+            "images_per_second": round(extra_images / (one_process[1]["wall"] - one_process[0]["wall"])),
         },
         "crew": {
             "processes": processes,
             "worker_us": round(worker, 1),
             "driver_us": round(driver, 1),
-            "images_per_second": round(more / max(pool[1]["wall"] - pool[0]["wall"], 1e-9)),
+            "images_per_second": round(extra_images / max(worker_pool[1]["wall"] - worker_pool[0]["wall"], 1e-9)),
         },
     }
     result["of_cores"] = {str(cores): max_rate(cores, worker, driver) for cores in CORES}
@@ -125,15 +127,15 @@ def _measure_one_process(source: RepeatedImages, options: IndexOptions) -> dict[
 def _measure_pool(source: RepeatedImages, options: IndexOptions, processes: int) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "s", TrivialEncoder().space)
-        before, core, wall = _children(), time.process_time(), time.perf_counter()
+        before, core, wall = _ended_children_seconds(), time.process_time(), time.perf_counter()
         with ProcessPool(TrivialEncoderSpec("trivial"), store.folder, options, processes) as pool:
             report = index_with(pool, [source], store, options)
-        workers, core, wall = _children() - before, time.process_time() - core, time.perf_counter() - wall
+        workers, core, wall = _ended_children_seconds() - before, time.process_time() - core, time.perf_counter() - wall
     assert report.added == source.rows, report.skipped[:3]
     return {"workers": workers, "driver": core, "wall": wall}
 
 
-def _children() -> float:
+def _ended_children_seconds() -> float:
     """Core seconds of the child processes that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
     return used.ru_utime + used.ru_stime
@@ -142,11 +144,11 @@ def _children() -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_images_option(parser)
-    parser.add_argument("--few", type=int, default=10_000, help="images of the small run")
-    parser.add_argument("--many", type=int, default=40_000, help="images of the large run")
-    parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--no-thumbnails", dest="thumbnails", action="store_false")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--small-run", type=int, default=10_000, help="number of images of the small run")
+    parser.add_argument("--large-run", type=int, default=40_000, help="number of images of the large run")
+    parser.add_argument("--processes", type=int, default=2, help="number of worker processes")
+    parser.add_argument("--no-thumbnails", dest="thumbnails", action="store_false", help="make no thumbnails")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="file to write the results to")
     options = vars(parser.parse_args())
     out = options.pop("out")
     result = run(options.pop("images"), **options)

@@ -1,17 +1,17 @@
-"""Structure check: counts over a source tree that grow as its structure decays. Imports and runs none of it.
+"""Structure check: counts over a source tree that grow as its structure decays. The code is parsed, not run.
 
     python -m clipfake.benchmarks.house
     python -m clipfake.benchmarks.house ../another-checkout --names
 
-Prints a table and one JSON object; `--names` lists what is counted. Tests are counted for identifiers only.
+Prints a table and one JSON object; `--names` lists the names that are counted. Tests count for `identifiers` only.
 
-modules        by package, without those of its subpackages
-import_floors  longest chain of imports inside a top-level package, in modules (imports for type checking left out)
-shared_names   class names that more than one class has
+modules        number of modules by package, without those of its subpackages
+import_floors  length of the longest chain of imports inside a top-level package, without imports for type checking
+shared_names   class names that are used by more than one class
 parameters     functions with more than 6 parameters, without `self` and `cls`
 long           functions of more than 60 lines
 lines          lines of code, without blank lines, comments and docstrings
-identifiers    uses of names that say nothing about their value: told, said, asked, tell
+identifiers    uses of vague names: told, said, asked, tell
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def _package(module: str) -> str:
 
 
 def _functions(tree: ast.AST, prefix: str = "") -> Iterator[tuple[str, Function]]:
-    """Every function with its name inside the module, methods and nested functions too."""
+    """All functions with their qualified names, including methods and nested functions."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, Function):
             yield f"{prefix}{node.name}", node
@@ -108,13 +108,13 @@ def _line_count(function: Function) -> int:
 
 
 def shared_class_names(trees: Mapping[str, ast.AST]) -> dict[str, list[str]]:
-    """The modules of every class name that more than one class has."""
+    """Modules of each class name that is used by more than one class."""
     modules: dict[str, list[str]] = {}
     for module, tree in trees.items():
         for node in ast.walk(tree):
             if isinstance(node, ast.ClassDef):
                 modules.setdefault(node.name, []).append(module)
-    return {name: places for name, places in sorted(modules.items()) if len(places) > 1}
+    return {name: modules_of_name for name, modules_of_name in sorted(modules.items()) if len(modules_of_name) > 1}
 
 
 def import_floors(trees: Mapping[str, ast.AST]) -> dict[str, int]:
@@ -125,8 +125,8 @@ def import_floors(trees: Mapping[str, ast.AST]) -> dict[str, int]:
     def depth(module: str, above: frozenset[str]) -> int:
         if module not in floors:
             top = module.split(".")[0]
-            below = [other for other in imports[module] if other.split(".")[0] == top and other not in above]
-            floors[module] = 1 + max((depth(other, above | {module}) for other in below), default=0)
+            below = [target for target in imports[module] if target.split(".")[0] == top and target not in above]
+            floors[module] = 1 + max((depth(target, above | {module}) for target in below), default=0)
         return floors[module]
 
     packages: dict[str, int] = {}
@@ -139,7 +139,7 @@ def import_floors(trees: Mapping[str, ast.AST]) -> dict[str, int]:
 
 def _imports(module: str, tree: ast.AST, modules: Iterable[str]) -> Iterator[str]:
     """The modules of the tree that a module imports relatively, except under TYPE_CHECKING."""
-    known = set(modules)
+    names = set(modules)
     for node in _without_type_checking(tree):
         if not isinstance(node, ast.ImportFrom) or not node.level:
             continue
@@ -147,7 +147,7 @@ def _imports(module: str, tree: ast.AST, modules: Iterable[str]) -> Iterator[str
         for alias in node.names:
             path = ".".join(filter(None, [*base, alias.name]))
             parent = ".".join(filter(None, base))
-            target = next((name for name in (path, parent, f"{parent}.__init__") if name in known), "")
+            target = next((name for name in (path, parent, f"{parent}.__init__") if name in names), "")
             if target and target != module:
                 yield target
 

@@ -55,7 +55,7 @@ PARTS = ("read", "list", "memory", "start")
 LIST_ROWS = 1_000_000
 MEMORY_ROWS = (10_000, 100_000, 1_000_000)
 START_ROWS = 2_500_000
-NAME = "data/{:09d}.jpg"  # of a member of a generated zip
+NAME = "data/{:09d}.jpg"  # names of the members of a generated zip
 REPEATS = 5
 PROGRAM = "import json, sys; from clipfake.benchmarks import indexing; print(json.dumps(indexing.{}))"
 
@@ -94,13 +94,13 @@ def memory_mib(field: str) -> float:
     return next(int(line.split()[1]) / 1024 for line in lines if line.startswith(f"{field}:"))
 
 
-def core_microseconds(do: Callable[[Any], object], values: Sequence[Any]) -> float:
-    """Core microseconds per call, the best of a few rounds over all values."""
+def core_microseconds(call: Callable[[Any], object], values: Sequence[Any]) -> float:
+    """Core microseconds per call, the best of several rounds over all values."""
     best = float("inf")
     for _ in range(REPEATS):
         began = time.process_time()
         for value in values:
-            do(value)
+            call(value)
         best = min(best, time.process_time() - began)
     return round(best / len(values) * 1e6, 2)
 
@@ -130,22 +130,22 @@ def _read_plainly(name: str) -> bytes:
         return file.read()
 
 
-def measure_listing(at: str) -> dict[str, float]:
+def measure_listing(path: str) -> dict[str, float]:
     """Cost of listing and of counting a source in this process."""
-    [source], before = expand([at]), memory_mib("VmRSS")
+    [source], initial_mib = expand([path]), memory_mib("VmRSS")
     began, wall = time.process_time(), time.perf_counter()
     entries = listing([source])
     next(entries)
-    first = time.perf_counter() - wall
+    first_image = time.perf_counter() - wall
     images = 1 + sum(1 for _ in entries)
     spent, peak = time.process_time() - began, memory_mib("VmHWM")
     began = time.process_time()
-    counted = count([at])
+    counted = count([path])
     return {
         "images": images,
-        "first_image_seconds": round(first, 2),
+        "first_image_seconds": round(first_image, 2),
         "microseconds_an_image": round(spent / images * 1e6, 2),
-        "peak_mib": round(peak - before, 1),
+        "peak_mib": round(peak - initial_mib, 1),
         "counted": counted or 0,
         "count_microseconds_an_image": round((time.process_time() - began) / images * 1e6, 3),
     }
@@ -172,19 +172,19 @@ def measure_all_listings(paths: Sequence[Path], rows: int = LIST_ROWS) -> dict[s
 
 def measure_peak_memory(rows: int, kind: str) -> dict[str, float]:
     """Peak memory of this process while it indexes `rows` images of a kind of source."""
-    before, own = memory_mib("VmRSS"), 0.0
+    initial, anonymous = memory_mib("VmRSS"), 0.0
 
     def on_progress(report: IndexReport) -> None:
-        nonlocal own
-        own = max(own, memory_mib("RssAnon"))
+        nonlocal anonymous
+        anonymous = max(anonymous, memory_mib("RssAnon"))
 
     with tempfile.TemporaryDirectory() as folder:
-        encoder, at = TrivialEncoder(), make_source(kind, Path(folder), [], rows)
-        source = RepeatedImageFolder(at, tiny_jpeg()) if kind == "metadata.csv" else at
+        encoder, path = TrivialEncoder(), make_source(kind, Path(folder), [], rows)
+        source = RepeatedImageFolder(path, tiny_jpeg()) if kind == "metadata.csv" else path
         options = IndexOptions(text=False, thumbnails=False, batch_size=1024)
         report = index([source], Store.create(Path(folder) / "s", encoder.space), encoder, options, on_progress)
     assert report.added == rows
-    figures = {"before_mib": before, "peak_mib": memory_mib("VmHWM"), "peak_without_files_mib": own}
+    figures = {"before_mib": initial, "peak_mib": memory_mib("VmHWM"), "peak_without_files_mib": anonymous}
     return {**{k: round(v, 1) for k, v in figures.items()}, "rows_per_second": round(rows / report.seconds)}
 
 
@@ -202,9 +202,9 @@ def measure_memory(rows: Sequence[int] = MEMORY_ROWS) -> dict[str, Any]:
     result: dict[str, Any] = {}
     for kind in ("metadata.csv", "zip"):
         by_rows = {str(number): json.loads(_run_python(program, str(number), kind)) for number in rows}
-        few, many = (by_rows[str(number)]["peak_mib"] for number in (rows[0], rows[-1]))
-        grown = round(2**20 * (many - few) / max(rows[-1] - rows[0], 1))
-        result[kind] = {**by_rows, "peak_ratio": round(many / few, 3), "bytes_per_row": grown}
+        smallest, largest = (by_rows[str(number)]["peak_mib"] for number in (rows[0], rows[-1]))
+        bytes_per_row = round(2**20 * (largest - smallest) / max(rows[-1] - rows[0], 1))
+        result[kind] = {**by_rows, "peak_ratio": round(largest / smallest, 3), "bytes_per_row": bytes_per_row}
     return {**result, "peak_ratio": result["metadata.csv"]["peak_ratio"]}
 
 
@@ -239,33 +239,33 @@ def make_source(kind: str, folder: Path, paths: Sequence[Path], rows: int) -> Pa
         return folder / "images"
     link_images(folder / "images", paths)
     names = sorted(path.name for path in (folder / "images").iterdir())
-    at, inside = (folder / "images", "") if kind == "metadata.csv" else (folder, "images/")
-    with (at / kind).open("w") as table:
+    table_folder, prefix = (folder / "images", "") if kind == "metadata.csv" else (folder, "images/")
+    with (table_folder / kind).open("w") as table:
         table.write("filename,image_path,target,category\n")
         for i in range(rows):
             name = names[i] if i < len(names) else f"{i:07d}.jpg"
-            table.write(f"{name},{inside}{name},{i % 2},category-{i % 400}\n")
-    return at if kind == "metadata.csv" else at / kind
+            table.write(f"{name},{prefix}{name},{i % 2},category-{i % 400}\n")
+    return table_folder if kind == "metadata.csv" else table_folder / kind
 
 
-def make_zip(at: Path, rows: int, content: bytes) -> Path:
+def make_zip(path: Path, rows: int, content: bytes) -> Path:
     """Create a zip whose directory lists one image `rows` times, without storing copies of it."""
-    with zipfile.ZipFile(at, "w") as archive:
+    with zipfile.ZipFile(path, "w") as archive:
         archive.writestr(NAME.format(0), content)
-    whole = at.read_bytes()
-    start, end = whole.index(b"PK\1\2"), whole.index(b"PK\5\6")
-    before, after = whole[start:end].split(NAME.format(0).encode())
-    with at.open("wb") as file:
-        file.write(whole[:start])
+    archive_bytes = path.read_bytes()
+    start, end = archive_bytes.index(b"PK\1\2"), archive_bytes.index(b"PK\5\6")
+    before, after = archive_bytes[start:end].split(NAME.format(0).encode())
+    with path.open("wb") as file:
+        file.write(archive_bytes[:start])
         file.writelines(before + NAME.format(i).encode() + after for i in range(rows))
         directory_end = file.tell()
         file.write(END_64.pack(b"PK\6\6", END_64.size - 12, 45, 45, 0, 0, rows, rows, directory_end - start, start))
         file.write(LOCATOR_64.pack(b"PK\6\7", 0, directory_end, 1))
         file.write(END.pack(b"PK\5\6", 0, 0, 0xFFFF, 0xFFFF, IN_EXTRA, IN_EXTRA, 0))
-    return at
+    return path
 
 
-def measure_first_batch(at: str, encoder_name: str) -> dict[str, float]:
+def measure_first_batch(path: str, encoder_name: str) -> dict[str, float]:
     """Seconds in this process until the first batch of a source is encoded."""
     started = time.perf_counter()
     encoder = load_encoder(encoder_name)
@@ -274,9 +274,9 @@ def measure_first_batch(at: str, encoder_name: str) -> dict[str, float]:
         store = Store.create(Path(folder) / "s", encoder.space)
         options = IndexOptions(text=False, batch_size=encoder.batch_size)
         with suppress(FirstBatchEncoded):
-            index([at], store, StopAfterFirstBatch(encoder), options)
-    now, core = time.perf_counter(), time.process_time() - core
-    spent = {"encoder": loaded - started, "listing_to_first_batch": now - loaded, "listing_to_first_batch_core": core}
+            index([path], store, StopAfterFirstBatch(encoder), options)
+    ended, core = time.perf_counter(), time.process_time() - core
+    spent = {"encoder": loaded - started, "listing_to_first_batch": ended - loaded, "listing_to_first_batch_core": core}
     return {name: round(seconds, 2) for name, seconds in spent.items()}
 
 
@@ -294,15 +294,15 @@ def measure_start(
     """
     if seed_of(encoder) is not None:  # drawing random weights would take longer than reading them
         with tempfile.TemporaryDirectory() as folder:
-            made = write_checkpoint(Path(folder) / "clip", model_id_of(encoder)[0])
-            return measure_start(paths, str(made), rows=rows, zip_rows=zip_rows)
+            checkpoint = write_checkpoint(Path(folder) / "clip", model_id_of(encoder)[0])
+            return measure_start(paths, str(checkpoint), rows=rows, zip_rows=zip_rows)
     result: dict[str, Any] = {}
     program = PROGRAM.format("measure_first_batch(*sys.argv[1:])")
     for kind, number in {"metadata.csv": rows, "list.csv": rows, "zip": rows if zip_rows is None else zip_rows}.items():
         with tempfile.TemporaryDirectory() as folder:
-            at = make_source(kind, Path(folder), paths, number)
+            source = make_source(kind, Path(folder), paths, number)
             began = time.perf_counter()
-            spent = json.loads(_run_python(program, str(at), encoder))
+            spent = json.loads(_run_python(program, str(source), encoder))
             result[kind] = {"rows": number, "seconds": round(time.perf_counter() - began, 2), **spent}
     return result
 
@@ -319,7 +319,7 @@ def run(paths: Sequence[Path], encoder: str, only: Sequence[str], **sizes: Any) 
     ----------
     sizes : `list_rows`, `memory_rows`, `start_rows` and `zip_rows` (None: as many as `start_rows`)
     """
-    work: dict[str, Callable[[], dict[str, Any]]] = {
+    parts: dict[str, Callable[[], dict[str, Any]]] = {
         "read": lambda: measure_reading(paths),
         "list": lambda: measure_all_listings(paths, sizes["list_rows"]),
         "memory": lambda: measure_memory(sizes["memory_rows"]),
@@ -328,7 +328,7 @@ def run(paths: Sequence[Path], encoder: str, only: Sequence[str], **sizes: Any) 
     result: dict[str, Any] = {}
     for part in only:
         load = os.getloadavg()[0]
-        result[part] = {"machine": machine(), "load_before": round(load, 1), **work[part]()}
+        result[part] = {"machine": machine(), "load_before": round(load, 1), **parts[part]()}
     return result
 
 
@@ -336,19 +336,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_images_option(parser)
     command.add_encoder_options(parser)
-    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--list-rows", type=int, default=LIST_ROWS)
-    parser.add_argument("--memory-rows", nargs="+", type=int, default=list(MEMORY_ROWS))
-    parser.add_argument("--start-rows", type=int, default=START_ROWS)
-    parser.add_argument("--zip-rows", type=int, help="default: as many as --start-rows")
-    parser.add_argument("--out", type=Path, default=RESULTS / "indexing.json")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), help="parts to run (default: all)")
+    parser.add_argument("--list-rows", type=int, default=LIST_ROWS, help="images per listed source")
+    parser.add_argument("--memory-rows", nargs="+", type=int, default=list(MEMORY_ROWS), help="numbers of indexed rows")
+    parser.add_argument("--start-rows", type=int, default=START_ROWS, help="listed images of the start")
+    parser.add_argument("--zip-rows", type=int, help="listed images of the start from a zip (default: --start-rows)")
+    parser.add_argument("--out", type=Path, default=RESULTS / "indexing.json", help="file to update with the results")
     options = command.parse_options(parser)
     paths = command.image_paths(options.pop("images"), 64)
     out = options.pop("out")
     result = run(paths, options.pop("encoder"), options.pop("only"), **options)
-    before = json.loads(out.read_text()) if out.exists() else {}
+    earlier = json.loads(out.read_text()) if out.exists() else {}
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(json.dumps({**before, **result}, indent=1) + "\n")
+    out.write_text(json.dumps({**earlier, **result}, indent=1) + "\n")
     command.print_result(result)
 
 

@@ -68,21 +68,21 @@ def run(
             store = Store.create(Path(folder) / name, loaded[name].space)
             index(list(images), store, loaded[name], IndexOptions(text=False))
             stored[name] = store.snapshot()
-        plain = stored[PLAIN]
-        result["images"] = len(plain)
+        reference = stored[PLAIN]
+        result["images"] = len(reference)
         rates = _rates(
             loaded, [decode(path.read_bytes()).pixels for path in command.image_paths(images, limit)], repeats
         )
-        order = np.argsort(plain.column("keys"))
+        reference_order = np.argsort(reference.column("keys"))
         for name, snapshot in stored.items():
-            same = np.argsort(snapshot.column("keys"))  # match rows by key: each store has its own order
+            order = np.argsort(snapshot.column("keys"))  # match rows by key: each store has its own order
             result[name] = {
                 "space": snapshot.space.fingerprint[:12],
                 "images_per_core_second": round(rates[name], 1),
                 "over_float32": round(rates[name] / rates[PLAIN], 2),
-                "agreement": agreement(snapshot.vectors(same), plain.vectors(order)),
+                "agreement": agreement(snapshot.vectors(order), reference.vectors(reference_order)),
                 "test": _heads(snapshot),
-                "same_neighbours": round(_same_neighbours(plain, order, snapshot, same), 4),
+                "same_neighbours": round(_same_neighbours(reference, reference_order, snapshot, order), 4),
             }
     return result
 
@@ -106,13 +106,13 @@ def _heads(snapshot: Snapshot) -> dict[str, dict[str, float | None]]:
     return {name: {"accuracy": metrics.accuracy, "auc": metrics.auc} for name, metrics in tests.items()}
 
 
-def _same_neighbours(plain: Snapshot, order: Positions, other: Snapshot, same: Positions) -> float:
-    """Mean share of a test image's nearest training images in `plain` that are among its nearest in `other`."""
-    _, parts = make_split(plain, TrainOptions())
-    where = np.argsort(order)  # position in `plain` -> the same image's place in both orders
-    test, train_rows = where[parts["test"]], where[parts["train"]]
+def _same_neighbours(reference: Snapshot, reference_order: Positions, other: Snapshot, other_order: Positions) -> float:
+    """Mean share of a test image's nearest training images in `reference` that are among its nearest in `other`."""
+    _, parts = make_split(reference, TrainOptions())
+    position = np.argsort(reference_order)  # position in `reference` -> position of the same image in both orders
+    test, train_rows = position[parts["test"]], position[parts["train"]]
     neighbors = []
-    for snapshot, rows in ((plain, order), (other, same)):
+    for snapshot, rows in ((reference, reference_order), (other, other_order)):
         vectors = snapshot.vectors(rows)
         neighbors.append(nearest(vectors[test], vectors[train_rows], train_rows, NEIGHBOURS).rows)
     shared = [

@@ -24,15 +24,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:  # the clients' process has no use for the rest
+if TYPE_CHECKING:  # the clients' process does not import these
     from ..store.space import Space
     from ..store.store import Store
 
-ROWS = 6_000  # of the bank
-Rate = tuple[float, float]  # images a second, images a core-second
+ROWS = 6_000  # rows of the bank
+Rate = tuple[float, float]  # images per second, images per core-second
 
 
-def bank(folder: Path, space: Space) -> Store:
+def create_bank(folder: Path, space: Space) -> Store:
     """A store of clustered vectors with a trained head; rows alternate between 8 real sources and 12 generators."""
     import numpy as np
 
@@ -86,63 +86,63 @@ def run(
 
     if threads:
         torch.set_num_threads(threads)
-    inner = load_encoder(encoder, device=device, precision=precision)
+    model = load_encoder(encoder, device=device, precision=precision)
     files = [simulated(i % len(SOURCES), i // len(SOURCES), seed=9) for i in range(images)]
     pixels = [decode(file).pixels for file in files]
     limits = {"together": Limits(batch=batch), "one_by_one": Limits(batch=1)}
     embed = load_naive(encoder, device)
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as clients:
-        store = bank(Path(folder) / "bank", inner.space)
+        store = create_bank(Path(folder) / "bank", model.space)
         paths = [Path(folder) / f"{i}.jpg" for i in range(len(files))]
         for path, content in zip(paths, files, strict=True):
             path.write_bytes(content)
         embed(paths[:2])
-        apps = {name: app(store, inner, decode, thumbnail, limits=metrics) for name, metrics in limits.items()}
+        apps = {name: app(store, model, decode, thumbnail, limits=metrics) for name, metrics in limits.items()}
         metrics = apps["together"].state.service.metrics.registry
         rates: dict[str, list[Rate]] = {
             name: [] for name in ("encoder", "encoder_one", *limits, "one_client", "naive_one")
         }
-        at_once: list[float] = []
+        batch_sizes: list[float] = []
         with (
-            serving(apps["together"]) as together,
-            serving(apps["one_by_one"]) as one_by_one,
+            running_server(apps["together"]) as together,
+            running_server(apps["one_by_one"]) as one_by_one,
         ):
 
-            def rate_of(port: int, many: int, some: int = images) -> Rate:
+            def service_rate(port: int, clients_at_once: int, count: int = images) -> Rate:
                 cpu = time.process_time()
-                wall = float(clients.apply(ask, (port, files[:some], many)))
-                return some / wall, some / (time.process_time() - cpu)
+                wall = float(clients.apply(send_requests, (port, files[:count], clients_at_once)))
+                return count / wall, count / (time.process_time() - cpu)
 
-            def alone(at_once: int, some: int) -> Rate:
+            def encoder_rate(size: int, count: int) -> Rate:
                 wall, cpu = time.perf_counter(), time.process_time()
-                for i in range(0, some, at_once):
-                    inner.encode(pixels[i : min(i + at_once, some)])
-                return some / (time.perf_counter() - wall), some / (time.process_time() - cpu)
+                for i in range(0, count, size):
+                    model.encode(pixels[i : min(i + size, count)])
+                return count / (time.perf_counter() - wall), count / (time.process_time() - cpu)
 
-            def naively(some: int) -> Rate:
+            def naive_rate(count: int) -> Rate:
                 wall, cpu = time.perf_counter(), time.process_time()
-                for path in paths[:some]:
+                for path in paths[:count]:
                     embed([path])
-                return some / (time.perf_counter() - wall), some / (time.process_time() - cpu)
+                return count / (time.perf_counter() - wall), count / (time.process_time() - cpu)
 
-            def batches() -> float:
+            def batch_count() -> float:
                 return float(metrics.get_sample_value("clipfake_batch_images_count") or 0)
 
-            for port in (together, one_by_one):  # everything is loaded and compiled by then
-                rate_of(port, concurrency, max(images // 4, 1))
+            for port in (together, one_by_one):  # warm-up: load and compile everything
+                service_rate(port, concurrency, max(images // 4, 1))
             for _ in range(repeats):
-                rates["encoder"].append(alone(batch, images))
-                rates["encoder_one"].append(alone(1, max(images // 4, 1)))
-                before = batches()
-                rates["together"].append(rate_of(together, concurrency))
-                at_once.append(images / (batches() - before))
-                rates["one_by_one"].append(rate_of(one_by_one, concurrency, max(images // 2, 1)))
-                rates["naive_one"].append(naively(max(images // 4, 1)))
-                rates["one_client"].append(rate_of(together, 1, max(images // 8, 1)))
-    found = {name: np.array(values) for name, values in rates.items()}  # (repeats, 2)
+                rates["encoder"].append(encoder_rate(batch, images))
+                rates["encoder_one"].append(encoder_rate(1, max(images // 4, 1)))
+                before = batch_count()
+                rates["together"].append(service_rate(together, concurrency))
+                batch_sizes.append(images / (batch_count() - before))
+                rates["one_by_one"].append(service_rate(one_by_one, concurrency, max(images // 2, 1)))
+                rates["naive_one"].append(naive_rate(max(images // 4, 1)))
+                rates["one_client"].append(service_rate(together, 1, max(images // 8, 1)))
+    samples = {name: np.array(values) for name, values in rates.items()}  # (repeats, 2)
 
-    def ratio(one: str, other: str) -> dict[str, float]:
-        wall, core = np.median(found[one] / found[other], axis=0)
+    def ratio(numerator: str, denominator: str) -> dict[str, float]:
+        wall, core = np.median(samples[numerator] / samples[denominator], axis=0)
         return {"wall": round(float(wall), 3), "cpu": round(float(core), 3)}
 
     return {
@@ -152,9 +152,9 @@ def run(
         "concurrency": concurrency,
         "batch": batch,
         "repeats": repeats,
-        "images_per_second": {name: round(float(np.median(values[:, 0])), 2) for name, values in found.items()},
-        "per_cpu_second": {name: round(float(np.median(values[:, 1])), 2) for name, values in found.items()},
-        "images_at_once": round(float(np.median(at_once)), 2),
+        "images_per_second": {name: round(float(np.median(values[:, 0])), 2) for name, values in samples.items()},
+        "per_cpu_second": {name: round(float(np.median(values[:, 1])), 2) for name, values in samples.items()},
+        "images_at_once": round(float(np.median(batch_sizes)), 2),
         "service_to_encoder": ratio("together", "encoder"),
         "together_to_one_by_one": ratio("together", "one_by_one"),
         "together_to_naive_one": ratio("together", "naive_one"),
@@ -164,46 +164,46 @@ def run(
 
 
 @contextmanager
-def serving(app: Any) -> Iterator[int]:
+def running_server(app: Any) -> Iterator[int]:
     """Run a real server in a thread of this process; yields its port."""
     import uvicorn
 
     from ..service.server import listening
 
-    with listening("127.0.0.1", 0) as ours:
+    with listening("127.0.0.1", 0) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on"))
-        thread = threading.Thread(target=server.run, kwargs={"sockets": [ours]})
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         try:
-            yield int(ours.getsockname()[1])
+            yield int(listener.getsockname()[1])
         finally:
             server.should_exit = True
             thread.join()
 
 
-def ask(port: int, files: Sequence[bytes], at_once: int) -> float:
+def send_requests(port: int, files: Sequence[bytes], concurrency: int) -> float:
     """Seconds until all files are judged, with one file per request and a number of concurrent requests."""
-    return asyncio.run(_ask(port, files, at_once))
+    return asyncio.run(_send_requests(port, files, concurrency))
 
 
-async def _ask(port: int, files: Sequence[bytes], at_once: int) -> float:
+async def _send_requests(port: int, files: Sequence[bytes], concurrency: int) -> float:
     """Send requests with a minimal client, whose own cost is negligible."""
-    waiting = iter(files)
+    remaining = iter(files)
     head = "POST /v1/query HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Type: image/jpeg\r\nContent-Length: {}\r\n\r\n"
 
     async def one_client() -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        for file in waiting:
+        for file in remaining:
             writer.write(head.format(len(file)).encode() + file)
-            answer = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
-            if " 200 " not in answer.partition("\r\n")[0]:
-                raise RuntimeError(f"the service answered {answer.partition(chr(13))[0]}")
-            await reader.readexactly(int(answer.partition("content-length: ")[2].partition("\r\n")[0]))
+            response = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
+            if " 200 " not in response.partition("\r\n")[0]:
+                raise RuntimeError(f"expected status 200 from the service, found {response.partition(chr(13))[0]}")
+            await reader.readexactly(int(response.partition("content-length: ")[2].partition("\r\n")[0]))
         writer.close()
 
-    begun = time.perf_counter()
-    await asyncio.gather(*(one_client() for _ in range(at_once)))
-    return time.perf_counter() - begun
+    began = time.perf_counter()
+    await asyncio.gather(*(one_client() for _ in range(concurrency)))
+    return time.perf_counter() - began
 
 
 def main() -> None:
@@ -211,13 +211,13 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     command.add_encoder_options(parser)
-    parser.add_argument("--images", type=int, default=128, help="a repeat")
-    parser.add_argument("--concurrency", type=int, default=32, help="clients")
-    parser.add_argument("--batch", type=int, default=16, help="images the encoder sees at once")
-    parser.add_argument("--repeats", type=int, default=3, help="interleaved; medians are printed")
-    parser.add_argument("--threads", type=int, help="threads of torch (default: its own choice)")
-    parser.add_argument("--device", default="auto")
-    parser.add_argument("--precision", default="auto")
+    parser.add_argument("--images", type=int, default=128, help="number of images per repeat")
+    parser.add_argument("--concurrency", type=int, default=32, help="number of concurrent clients")
+    parser.add_argument("--batch", type=int, default=16, help="maximum batch size of the service")
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats; medians are printed")
+    parser.add_argument("--threads", type=int, help="torch threads (default: chosen by torch)")
+    parser.add_argument("--device", default="auto", help="device of the encoder")
+    parser.add_argument("--precision", default="auto", help="precision of the encoder")
     arguments = command.parse_options(parser)
     command.print_result(run(arguments.pop("encoder"), **arguments))
 

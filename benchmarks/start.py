@@ -24,7 +24,7 @@ from ..indexer.encoders.load import load_encoder
 from ..simulated.images import simulated
 from .common import command
 from .common.architecture import write_checkpoint
-from .service import bank
+from .service import create_bank
 from .throughput import machine
 
 NAIVE = """
@@ -43,15 +43,15 @@ with torch.no_grad():
 
 def run(encoder: str, *, repeats: int = 5) -> dict[str, Any]:
     """Wall-clock and core seconds of each, medians of interleaved processes, and their ratios."""
-    with tempfile.TemporaryDirectory() as made:
-        clip, image = write_checkpoint(Path(made) / "clip", encoder), Path(made) / "image.jpg"
+    with tempfile.TemporaryDirectory() as scratch:
+        clip, image = write_checkpoint(Path(scratch) / "clip", encoder), Path(scratch) / "image.jpg"
         image.write_bytes(simulated(0, 0, seed=9))
-        store = bank(Path(made) / "bank", load_encoder(str(clip), device="cpu").space)
+        store = create_bank(Path(scratch) / "bank", load_encoder(str(clip), device="cpu").space)
         query = ["-m", "clipfake", "query", str(image), "--store", str(store.folder), "--device", "cpu", "--json"]
-        ways = {"ours": query, "naive": ["-c", NAIVE, str(clip), str(image)]}
-        costs: dict[str, list[dict[str, float]]] = {name: [] for name in ways}
+        commands = {"ours": query, "naive": ["-c", NAIVE, str(clip), str(image)]}
+        costs: dict[str, list[dict[str, float]]] = {name: [] for name in commands}
         for _ in range(repeats):
-            for name, arguments in ways.items():
+            for name, arguments in commands.items():
                 costs[name].append(process_cost([sys.executable, *arguments]))
     result: dict[str, Any] = {"machine": machine(), "encoder": encoder, "repeats": repeats}
     for name, samples in costs.items():
@@ -80,7 +80,7 @@ def process_cost(arguments: Sequence[str]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--encoder", default="openai/clip-vit-base-patch32", help="hub id or directory of a CLIP")
-    parser.add_argument("--repeats", type=int, default=5, help="interleaved; medians are printed")
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats; medians are printed")
     options = vars(parser.parse_args())
     command.print_result(run(options.pop("encoder"), **options))
 

@@ -3,7 +3,7 @@
 On a CPU: the pipeline with torch, with OpenVINO and with OpenVINO in bf16, each beside the naive script. On a GPU, for
 the encoder of `--encoder` and for one with ViT-L/14's dimensions: images per second from files to shards, beside the
 rates of the encoder alone and of decoding alone, the GPU's measured matrix rate, and the naive script. `--long` adds
-what takes minutes: memory over a million rows and the start of a run over millions of files (`benchmarks.indexing`).
+parts of `benchmarks.indexing` that take minutes: memory for a million rows, and the start over millions of files.
 `--quick` only tests the command; its figures are meaningless.
 
     python -m clipfake.benchmarks.targets --images ../shared/data/minifact/* \\
@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -32,29 +32,40 @@ from .common import command
 from .common.architecture import VIT_L_14, write_architecture
 from .common.flops import flops_per_image, matrix_rate
 
-CPU_WAYS = (("torch", "cpu", "float32"), ("openvino", "openvino", "float32"), ("openvino bf16", "openvino", "bf16"))
+CPU_BACK_ENDS = (
+    ("torch", "cpu", "float32"),
+    ("openvino", "openvino", "float32"),
+    ("openvino bf16", "openvino", "bf16"),
+)
 CPU_IMAGES = 500
-GPU_IMAGES = {"ViT-B/32": 200_000, "ViT-L/14": 20_000}  # some seconds of work at the target rates
+GPU_IMAGES = {"ViT-B/32": 200_000, "ViT-L/14": 20_000}  # several seconds of work at the target rates
 NAIVE_IMAGES = 500  # on a GPU; the naive script does a few hundred per second
-QUICK = 16  # images of every run
+QUICK = 16  # images per run
 
 
 @dataclass(frozen=True)
 class Target:
     """A target with its measured value."""
 
-    what: str
-    wanted: float
-    found: float
-    most: bool = False  # an upper bound, not a lower one
+    name: str
+    bound: float
+    measured: float
+    is_maximum: bool = False
     stretch: bool = False  # desirable, not required
 
     @property
     def met(self) -> bool:
-        return self.found <= self.wanted if self.most else self.found >= self.wanted
+        return self.measured <= self.bound if self.is_maximum else self.measured >= self.bound
 
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "met": self.met}
+        return {
+            "what": self.name,
+            "wanted": self.bound,
+            "found": self.measured,
+            "most": self.is_maximum,
+            "stretch": self.stretch,
+            "met": self.met,
+        }
 
 
 def run(
@@ -107,10 +118,10 @@ def run_on_cpu(
 ) -> tuple[dict[str, Any], list[Target]]:
     """Runs on a CPU, each beside the naive script, and their targets."""
     runs: dict[str, Any] = {}
-    for name, device, precision in CPU_WAYS:
-        at: dict[str, Any] = {"limit": limit, "repeats": repeats, "threads": threads}
+    for name, device, precision in CPU_BACK_ENDS:
+        settings: dict[str, Any] = {"limit": limit, "repeats": repeats, "threads": threads}
         try:
-            runs[name] = throughput.run(images, encoder, precision=precision, device=device, **at)[precision]
+            runs[name] = throughput.run(images, encoder, precision=precision, device=device, **settings)[precision]
         except ClipfakeError as e:  # OpenVINO is not installed, or the CPU has no bf16
             runs[name] = {"why": str(e)}
     # float32 uses MKL, which on some CPUs has half the rate of oneDNN and OpenVINO
@@ -142,18 +153,20 @@ def run_on_gpu(
     dimensions: dict[str, Any] = VIT_L_14,
 ) -> tuple[dict[str, Any], list[Target]]:
     """Runs on a GPU, each beside the naive script and the GPU's matrix rate, and their targets."""
-    place, _ = model_id_of(encoder)
+    model_path, _ = model_id_of(encoder)
     processes = processes_for(device, lambda: MIN_IMAGES, IndexOptions.threads)
     peak = matrix_rate(device, torch.bfloat16, QUICK * 16 if quick else 0)
     runs: dict[str, Any] = {}
-    with tempfile.TemporaryDirectory() as made:
-        large = write_architecture(Path(made) / "large", place, dimensions)
-        encoders = {"ViT-B/32": (encoder, place), "ViT-L/14": (with_random_weights(str(large)), str(large))}
+    with tempfile.TemporaryDirectory() as scratch:
+        large = write_architecture(Path(scratch) / "large", model_path, dimensions)
+        encoders = {"ViT-B/32": (encoder, model_path), "ViT-L/14": (with_random_weights(str(large)), str(large))}
         for name, (spec, folder) in encoders.items():
-            at: dict[str, Any] = {"limit": limit or GPU_IMAGES[name], "repeats": repeats, "threads": threads}
-            at |= {"processes": processes}
+            settings: dict[str, Any] = {"limit": limit or GPU_IMAGES[name], "repeats": repeats, "threads": threads}
+            settings |= {"processes": processes}
             try:
-                result = throughput.run(images, spec, device=device, naive_limit=NAIVE_IMAGES, repeated=True, **at)
+                result = throughput.run(
+                    images, spec, device=device, naive_limit=NAIVE_IMAGES, repeated=True, **settings
+                )
             except (ClipfakeError, torch.OutOfMemoryError) as e:
                 runs[name] = {"why": str(e)}
                 continue
@@ -169,18 +182,18 @@ def gpu_targets(runs: dict[str, Any]) -> list[Target]:
     targets = []
     if "encode" in (base := runs["ViT-B/32"]):
         decode, encode = (base[name]["images_per_second"] for name in ("decode", "encode"))
-        whole = best_rate(base)
-        share = round(whole / min(decode, encode), 3)
+        end_to_end = best_rate(base)
+        share = round(end_to_end / min(decode, encode), 3)
         targets += [
-            Target("ViT-B/32, images per second from files to shards", 25_000, whole),
-            Target("ViT-B/32, images per second from files to shards", 40_000, whole, stretch=True),
+            Target("ViT-B/32, images per second from files to shards", 25_000, end_to_end),
+            Target("ViT-B/32, images per second from files to shards", 40_000, end_to_end, stretch=True),
             Target("ViT-B/32, end to end over the slower of decoding and encoding", 0.8, share),
         ]
     if "encode" in (large := runs["ViT-L/14"]):
-        encode, whole = large["encode"]["images_per_second"], best_rate(large)
+        encode, end_to_end = large["encode"]["images_per_second"], best_rate(large)
         targets += [
-            Target("ViT-L/14, images per second from files to shards", 2_500, whole),
-            Target("ViT-L/14, end to end over the encoder's own rate", 0.85, round(whole / encode, 3)),
+            Target("ViT-L/14, images per second from files to shards", 2_500, end_to_end),
+            Target("ViT-L/14, end to end over the encoder's own rate", 0.85, round(end_to_end / encode, 3)),
             Target("ViT-L/14, encoder's share of the GPU's matrix rate", 0.5, large["encoder_over_card"]),
         ]
     return targets
@@ -188,7 +201,7 @@ def gpu_targets(runs: dict[str, Any]) -> list[Target]:
 
 def best_rate(run: dict[str, Any]) -> float:
     """Images per second from files to shards, by one process or by several, whichever is faster."""
-    return max(float(run[way]["images_per_second"]) for way in ("end_to_end", "crew") if way in run)
+    return max(float(run[pipeline]["images_per_second"]) for pipeline in ("end_to_end", "crew") if pipeline in run)
 
 
 def long_run_targets(result: dict[str, Any]) -> list[Target]:
@@ -196,8 +209,8 @@ def long_run_targets(result: dict[str, Any]) -> list[Target]:
     kinds = [kind for kind in result["start"].values() if isinstance(kind, dict) and "rows" in kind]
     start = max(kind["listing_to_first_batch"] for kind in kinds)
     return [
-        Target("peak memory, many rows over few", 1.5, result["memory"]["peak_ratio"], most=True),
-        Target("seconds from listing to the first batch", 10, start, most=True),
+        Target("peak memory, many rows over few", 1.5, result["memory"]["peak_ratio"], is_maximum=True),
+        Target("seconds from listing to the first batch", 10, start, is_maximum=True),
     ]
 
 
@@ -206,8 +219,8 @@ def main() -> None:
     command.add_images_option(parser)
     command.add_encoder_options(parser)
     parser.add_argument("--limit", type=int, help=f"number of images (default: {CPU_IMAGES}, on a GPU {GPU_IMAGES})")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int)
+    parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats; medians are printed")
+    parser.add_argument("--threads", type=int, help="torch threads (default: chosen by torch)")
     parser.add_argument("--long", action="store_true", help="measure memory and start-up too")
     parser.add_argument("--quick", action="store_true", help=f"{QUICK} images, once: only tests the command")
     options = command.parse_options(parser)

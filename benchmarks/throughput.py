@@ -57,10 +57,10 @@ def run(
 
     Parameters
     ----------
-    naive_limit : number of images for the naive script, if it would take too long for all
-    repeated : repeat the images until there are `limit`: a GPU is done with a few in an instant
-    processes : if more than one, measure the whole pipeline with that many worker processes too (`crew`), after they
-        have loaded their encoders
+    naive_limit : number of images for the naive script (default: all)
+    repeated : repeat the images up to `limit`, because a GPU needs many for a measurable duration
+    processes : number of worker processes; if more than one, the whole pipeline is also measured with a worker pool
+        (`crew`), after the workers have loaded their encoders
 
     Returns
     -------
@@ -72,14 +72,14 @@ def run(
     if threads:
         torch.set_num_threads(threads)
     paths = command.image_paths(images, limit)
-    few = paths[:: max(len(paths) // naive_limit, 1)][:naive_limit] if naive_limit else paths
+    naive_paths = paths[:: max(len(paths) // naive_limit, 1)][:naive_limit] if naive_limit else paths
     if repeated and limit:
         paths = list(islice(cycle(paths), limit))
     naive = load_naive(encoder, device)
     result: dict[str, Any] = {"machine": machine(), "images": len(paths), "encoder": encoder, "repeats": repeats}
     for name in precision.split(","):
         spec, index_options = EncoderSpec(encoder, device, name), options or IndexOptions(text=False)
-        result[name] = _measure(spec.load(), naive, paths, few, repeats, index_options)
+        result[name] = _measure(spec.load(), naive, paths, naive_paths, repeats, index_options)
         if processes > 1:
             rate = _measure_pool(spec, paths, repeats, index_options, processes)
             result[name]["crew"] = {"processes": processes, **rate}
@@ -102,7 +102,7 @@ def _measure(
     encoder: Encoder,
     naive: Callable[[Sequence[Path]], Any],
     paths: Sequence[Path],
-    few: Sequence[Path],
+    naive_paths: Sequence[Path],
     repeats: int,
     options: IndexOptions,
 ) -> dict[str, Any]:
@@ -121,8 +121,10 @@ def _measure(
         with ThreadPoolExecutor(options.threads) as pool:
             list(pool.map(decode_one, paths))
 
-    with tempfile.TemporaryDirectory() as made:  # for all repeats, so that creating and deleting it is not timed
-        folder, numbers = Path(made), count()
+    with (
+        tempfile.TemporaryDirectory() as scratch
+    ):  # one folder for all repeats, so that creating and deleting it is not timed
+        folder, numbers = Path(scratch), count()
         data = link_images(folder / "images", paths)
 
         def new_store() -> Store:
@@ -135,23 +137,23 @@ def _measure(
         def end_to_end() -> None:
             index([data], new_store(), encoder, replace(options, limit=None))
 
-        reference, place = naive(few), {path: i for i, path in enumerate(paths)}
-        work: dict[str, Callable[[], object]] = {
+        reference, position = naive(naive_paths), {path: i for i, path in enumerate(paths)}
+        stages: dict[str, Callable[[], object]] = {
             "decode": decode_all,
             "encode": lambda: encode_batches(encoder, batches),
             "write": write,
             "end_to_end": end_to_end,
         }
-        rates: dict[str, list[Rate]] = {name: [] for name in [*work, "naive"]}
+        rates: dict[str, list[Rate]] = {name: [] for name in [*stages, "naive"]}
         for _ in range(repeats):
-            for name, do in work.items():
-                rates[name].append(_rate(do, len(paths)))
-            rates["naive"].append(_rate(lambda: naive(few), len(few)))
+            for name, stage in stages.items():
+                rates[name].append(_rate(stage, len(paths)))
+            rates["naive"].append(_rate(lambda: naive(naive_paths), len(naive_paths)))
     return {
         **{name: _median(samples) for name, samples in rates.items()},
         "share_of_encoder": _ratio(rates["end_to_end"], rates["encode"]),
         "ratio_to_naive": _ratio(rates["end_to_end"], rates["naive"]),
-        "agreement": agreement(vectors[[place[path] for path in few]], reference),
+        "agreement": agreement(vectors[[position[path] for path in naive_paths]], reference),
     }
 
 
@@ -159,11 +161,14 @@ def _measure_pool(
     encoder: EncoderSpec, paths: Sequence[Path], repeats: int, options: IndexOptions, processes: int
 ) -> dict[str, float]:
     """Rate of the whole pipeline with several worker processes, without their start and a warm-up run."""
-    with tempfile.TemporaryDirectory() as made, ProcessPool(encoder, Path(made) / "store", options, processes) as pool:
-        store = Store.create(Path(made) / "store", pool.space)
+    with (
+        tempfile.TemporaryDirectory() as scratch,
+        ProcessPool(encoder, Path(scratch) / "store", options, processes) as pool,
+    ):
+        store = Store.create(Path(scratch) / "store", pool.space)
         rates = []
         for number in range(repeats + 1):
-            data = link_images(Path(made) / f"images-{number}", paths)
+            data = link_images(Path(scratch) / f"images-{number}", paths)
             rates.append(_rate(lambda data=data: index_with(pool, [data], store, options), len(paths)))  # type: ignore[misc]
     return {"images_per_second": _median(rates[1:])["images_per_second"]}
 
@@ -188,9 +193,9 @@ def link_images(folder: Path, paths: Sequence[Path]) -> Path:
     return folder
 
 
-def _rate(do: Callable[[], object], images: int) -> Rate:
+def _rate(call: Callable[[], object], images: int) -> Rate:
     wall, cpu = time.perf_counter(), time.process_time()
-    do()
+    call()
     return images / (time.perf_counter() - wall), images / max(time.process_time() - cpu, 1e-9)
 
 

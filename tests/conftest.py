@@ -15,11 +15,11 @@ from PIL import Image
 SOURCES = {"camera_a": 0, "camera_b": 0, "gan_a": 1, "gan_b": 1, "gan_c": 1}
 
 
-def drawn(source: str, number: int, seed: int = 0) -> bytes:
+def draw_image(source: str, number: int, seed: int = 0) -> bytes:
     """A PNG of soft bars in the colours of a source; fakes have a checkerboard."""
-    at = list(SOURCES).index(source)
-    rng = np.random.default_rng([seed, at, number])
-    bars = np.random.default_rng([9, at]).uniform(60, 190, (1, 8, 3)) + rng.normal(0, 18, (8, 8, 3))
+    source_number = list(SOURCES).index(source)
+    rng = np.random.default_rng([seed, source_number, number])
+    bars = np.random.default_rng([9, source_number]).uniform(60, 190, (1, 8, 3)) + rng.normal(0, 18, (8, 8, 3))
     bars[::2] += 40 * SOURCES[source]
     small = Image.fromarray(np.clip(bars, 0, 255).astype(np.uint8))
     out = io.BytesIO()
@@ -43,7 +43,7 @@ class Toy:
         self.store = Store.create(folder / "store", self.encoder.space)
         with self.store.writer("toy") as writer:
             for source, label in SOURCES.items():
-                images = [decode(drawn(source, number)) for number in range(60)]
+                images = [decode(draw_image(source, number)) for number in range(60)]
                 rows = Rows.make(
                     keys=[f"{source}/img {number}.png" for number in range(60)],
                     labels=[label] * 60,
@@ -53,11 +53,11 @@ class Toy:
                     digests=np.frombuffer(b"".join(image.digest for image in images), "V16"),
                 )
                 vectors = self.encoder.encode([image.pixels for image in images])
-                pictures = tuple(thumbnail(image.pixels) for image in images)
-                writer.append(Block(self.encoder.space, rows, vectors, pictures))
+                thumbnails = tuple(thumbnail(image.pixels) for image in images)
+                writer.append(Block(self.encoder.space, rows, vectors, thumbnails))
         fit_detector(self.store, options=TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).save()
 
-    drawn = staticmethod(drawn)
+    draw_image = staticmethod(draw_image)
 
     def copy(self, folder: Path) -> Any:
         """A copy of the store with its head, for a test that writes."""

@@ -1,4 +1,4 @@
-"""Failing what a change asks of the system, call by call: for a full disk once, for a killed process from then on."""
+"""Fault injection: the n-th system call of a change fails, as on a full disk or when the process is killed."""
 
 import os
 import shutil
@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-# What a commit asks of the system: each is failed on its first, second, … use.
+# The system calls of a commit. Tests fail the first call of a change, then the second, and so on.
 CALLS = [
     (os, "open"),
     (os, "fsync"),
@@ -36,23 +36,23 @@ CALLS = [
 
 
 class Killed(BaseException):
-    """The process is gone: nothing that comes after happens either."""
+    """Stands for the end of the process: all later calls fail too."""
 
 
 class Faults:
-    """Counts the calls of CALLS and fails the n-th: once for a full disk, from then on for a killed process."""
+    """Counts the calls in CALLS and fails the n-th: once for a full disk, with all later ones for a killed process."""
 
     def __init__(self, fail_at: int, kill: bool) -> None:
-        self.made, self.fail_at, self.kill = 0, fail_at, kill
+        self.count, self.fail_at, self.kill = 0, fail_at, kill
 
     def wrapped(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **options: Any) -> Any:
             if _only_reads(args):
                 return call(*args, **options)
-            self.made += 1
-            if self.kill and self.made >= self.fail_at:
+            self.count += 1
+            if self.kill and self.count >= self.fail_at:
                 raise Killed
-            if self.made == self.fail_at:
+            if self.count == self.fail_at:
                 if options.get("ignore_errors"):
                     return None
                 raise OSError(28, "No space left on device")
@@ -62,19 +62,19 @@ class Faults:
 
 
 def _only_reads(args: tuple[Any, ...]) -> bool:
-    """Whether an HDF5 file is opened or closed that nothing is written to: the disk is the same after."""
+    """Return True if the call opens or closes an HDF5 file without writing to it, so that the disk does not change."""
     if not (args and isinstance(args[0], h5py.File)):
         return False
-    if len(args) > 1:  # opened; h5py itself does it again and again, by number
+    if len(args) > 1:  # opened; h5py itself also opens files by their number
         return args[2:3] != ("r+",)
     return not args[0] or args[0].mode == "r"
 
 
 def calls_of(change: Callable[[], object]) -> int:
-    """How many calls a change makes that nothing disturbs."""
+    """Number of calls that a change makes if none of them fails."""
     with failing(10**9, kill=False) as faults:
         change()
-    return faults.made
+    return faults.count
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from clipfake.store.store import Store
 from PIL import Image as Pillow
 
 
-def pictures(folder: Path, count: int) -> Path:
+def write_images(folder: Path, count: int) -> Path:
     """Create a folder of `count` small, distinct images."""
     folder.mkdir(parents=True)
     for i in range(count):

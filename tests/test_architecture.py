@@ -1,4 +1,4 @@
-"""The structure of the source tree: what may import what, and how things are named."""
+"""The structure of the source tree: permitted imports, and names."""
 
 import ast
 import io
@@ -48,8 +48,8 @@ PACKAGES = sorted(path.parent for path in FILES if path.name == "__init__.py")
 HEAVY = ("torch", "transformers", "faiss", "sklearn", "pandas", "matplotlib", "fastapi", "h5py")
 
 
-def imported_rooms(path: Path) -> Iterator[str]:
-    """The packages that a file imports from, at its top or inside functions."""
+def imported_packages(path: Path) -> Iterator[str]:
+    """The packages that a file imports from, at module level or inside functions."""
     depth = len(path.relative_to(ROOT).parts)  # store/records.py: 2
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.level:
@@ -64,9 +64,9 @@ def imported_rooms(path: Path) -> Iterator[str]:
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_run_downward(path: Path) -> None:
-    room = path.relative_to(ROOT).with_suffix("").parts[0]
-    rooms = {name for name in imported_rooms(path) if name in {*BELOW, "cli", "clipfake"}} - {room}
-    assert rooms <= BELOW[room], f"{room} may import from {sorted(BELOW[room])}; pass a function instead"
+    package = path.relative_to(ROOT).with_suffix("").parts[0]
+    imported = {name for name in imported_packages(path) if name in {*BELOW, "cli", "clipfake"}} - {package}
+    assert imported <= BELOW[package], f"{package} may import from {sorted(BELOW[package])}; pass a function instead"
 
 
 def imported_files(path: Path) -> set[Path]:
@@ -75,36 +75,36 @@ def imported_files(path: Path) -> set[Path]:
     for node in ast.walk(tree):
         if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
             node.body = []
-    found = set()
+    candidates = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             base = path.parents[node.level - 1].joinpath(*(node.module or "").split("."))
-            found |= {base.with_suffix(".py"), *((base / f"{name.name}.py") for name in node.names)}
-    return {file for file in found if file.is_file()} - {path}
+            candidates |= {base.with_suffix(".py"), *((base / f"{name.name}.py") for name in node.names)}
+    return {file for file in candidates if file.is_file()} - {path}
 
 
-def test_no_two_files_need_each_other() -> None:
-    needs = {path: imported_files(path) for path in FILES}
-    circles, done = [], set()
+def test_imports_have_no_cycles() -> None:
+    imports = {path: imported_files(path) for path in FILES}
+    cycles, done = [], set()
 
     def walk(path: Path, trail: tuple[Path, ...]) -> None:
         if path in trail:
-            circles.append([str(one.relative_to(ROOT)) for one in trail[trail.index(path) :]])
+            cycles.append([str(module.relative_to(ROOT)) for module in trail[trail.index(path) :]])
         elif path not in done:
-            for other in sorted(needs.get(path, ())):
-                walk(other, (*trail, path))
+            for imported in sorted(imports.get(path, ())):
+                walk(imported, (*trail, path))
             done.add(path)
 
     for path in FILES:
         walk(path, ())
-    assert circles == []
+    assert cycles == []
 
 
 def test_every_package_is_listed_for_installation() -> None:
     listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     inits = {p.parent for name in BELOW for p in (ROOT / name).rglob("__init__.py")}
-    found = {"clipfake", *(f"clipfake.{'.'.join(p.relative_to(ROOT).parts)}" for p in inits)}
-    assert sorted(listed) == sorted(found)
+    expected = {"clipfake", *(f"clipfake.{'.'.join(p.relative_to(ROOT).parts)}" for p in inits)}
+    assert sorted(listed) == sorted(expected)
 
 
 def test_every_module_has_a_docstring() -> None:
@@ -125,25 +125,25 @@ def test_packages_are_small(package: Path) -> None:
 
 
 def test_no_two_classes_share_a_name() -> None:
-    places = defaultdict(list)
+    modules = defaultdict(list)
     for path in {*FILES, *ROOT.glob("*.py")}:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
-                places[node.name].append(str(path.relative_to(ROOT)))
-    assert {name: paths for name, paths in places.items() if len(paths) > 1} == {}
+                modules[node.name].append(str(path.relative_to(ROOT)))
+    assert {name: paths for name, paths in modules.items() if len(paths) > 1} == {}
 
 
 def test_identifiers_say_what_they_hold() -> None:
     """Names such as `told` do not say what they hold."""
     vague = {"told", "said", "asked", "tell"}
-    found = []
+    problems = []
     for path in [*FILES, *ROOT.glob("*.py"), *(ROOT / "tests").rglob("*.py")]:
         tokens = list(tokenize.generate_tokens(io.StringIO(path.read_text(encoding="utf-8")).readline))
-        # file.tell() is Python's own
+        # `file.tell()` is a method of Python's files
         for before, token in pairwise(tokens):
             if token.type == tokenize.NAME and token.string in vague and before.string != ".":
-                found.append(f"{path.relative_to(ROOT)}:{token.start[0]}: {token.string}")
-    assert found == []
+                problems.append(f"{path.relative_to(ROOT)}:{token.start[0]}: {token.string}")
+    assert problems == []
 
 
 def test_help_needs_nothing_heavy() -> None:

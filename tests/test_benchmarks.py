@@ -1,4 +1,4 @@
-"""Every benchmark runs at a tiny size, and its JSON has the ratios that it is run for."""
+"""Every benchmark runs at a tiny size and prints its ratios as JSON."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -176,21 +176,21 @@ def test_flops_match_the_model(inputs: tuple[list[Path], str]) -> None:
 
 
 def test_written_architecture_has_its_dimensions(inputs: tuple[list[Path], str], tmp_path: Path) -> None:
-    place = write_architecture(tmp_path / "large", inputs[1], VIT_L_14)
-    config = transformers.CLIPConfig.from_pretrained(place)
+    folder = write_architecture(tmp_path / "large", inputs[1], VIT_L_14)
+    config = transformers.CLIPConfig.from_pretrained(folder)
     assert (config.vision_config.num_hidden_layers, config.vision_config.patch_size) == (24, 14)
     assert config.text_config.vocab_size == transformers.CLIPConfig.from_pretrained(inputs[1]).text_config.vocab_size
     assert flops_per_image(VisionConfig.from_config(config.to_dict()), whole=True) / 1e9 == pytest.approx(162, rel=0.01)
     small = {"projection_dim": 32, "vision_config": {"hidden_size": 64, "projection_dim": 32}}
-    place = write_architecture(tmp_path / "small", inputs[1], small)
-    assert load_encoder(f"untrained:0:{place}", device="cpu").space.dim == 32
+    folder = write_architecture(tmp_path / "small", inputs[1], small)
+    assert load_encoder(f"untrained:0:{folder}", device="cpu").space.dim == 32
 
 
 def test_targets_of_the_runs_that_succeeded() -> None:
     rates = {"decode": 60_000.0, "encode": 40_000.0, "end_to_end": 36_000.0}
     base: dict[str, Any] = {name: {"images_per_second": rate} for name, rate in rates.items()}
     measured = targets.gpu_targets({"ViT-B/32": base, "ViT-L/14": {"why": "no memory"}})
-    assert [(target.found, target.met, target.stretch) for target in measured] == [
+    assert [(target.measured, target.met, target.stretch) for target in measured] == [
         (36_000, True, False),
         (36_000, False, True),
         (0.9, True, False),
@@ -202,7 +202,10 @@ def test_targets_of_the_runs_that_succeeded() -> None:
         False,
     ]
     assert targets.cpu_targets({"openvino": {"why": "not installed"}, "openvino bf16": {"why": "not installed"}}) == []
-    assert targets.Target("seconds", 10, 9.0, most=True).met and not targets.Target("seconds", 10, 11.0, most=True).met
+    assert (
+        targets.Target("seconds", 10, 9.0, is_maximum=True).met
+        and not targets.Target("seconds", 10, 11.0, is_maximum=True).met
+    )
 
 
 @pytest.mark.slow
@@ -215,8 +218,8 @@ def test_targets_of_this_machine(inputs: tuple[list[Path], str]) -> None:
 @pytest.mark.slow
 def test_gpu_run_works_on_a_cpu(inputs: tuple[list[Path], str]) -> None:
     small = {"vision_config": {"hidden_size": 64, "intermediate_size": 128}}
-    at: dict[str, Any] = {"limit": 20, "repeats": 1, "threads": 1, "quick": True}
-    result, measured = targets.run_on_gpu(*inputs, **at, device="cpu", dimensions=small)
+    settings: dict[str, Any] = {"limit": 20, "repeats": 1, "threads": 1, "quick": True}
+    result, measured = targets.run_on_gpu(*inputs, **settings, device="cpu", dimensions=small)
     assert len(measured) == 6 and result["card_tflops_bf16"] > 0
     assert all(run["images"] == 20 and run["ratio_to_naive"]["wall"] > 0 for run in result["runs"].values())
 
@@ -240,7 +243,7 @@ def test_configuration_that_fails_gives_its_reason(
 
     monkeypatch.setattr(torch, "compile", no_compiler)
     result = encoder_sweep.run(
-        inputs[1], device="cpu", batches=[1], ways=["compile"], precisions=["float32"], repeats=1
+        inputs[1], device="cpu", batches=[1], modes=["compile"], precisions=["float32"], repeats=1
     )
     assert result["float32"]["compile 1"] == {"why": "no C++ compiler"} and result["float32"]["best"] == ""
 
@@ -274,15 +277,15 @@ def test_clip_retrieval_beside_clipfake(inputs: tuple[list[Path], str], tmp_path
     peers = Path(__file__).parent.parent / ".peers"
     if not list(peers.glob("lib/python3*/site-packages/all_clip")):
         pytest.skip("`make peers` has not been run")
-    place = write_architecture(
+    folder = write_architecture(
         tmp_path / "clip", inputs[1], {"text_config": {"vocab_size": 49_408}}
     )  # the size of CLIP's vocabulary
-    result = printed(clip_retrieval.run(inputs[0], str(place), limit=12, repeats=1, threads=1, peers=peers))
+    result = printed(clip_retrieval.run(inputs[0], str(folder), limit=12, repeats=1, threads=1, peers=peers))
     assert result["agreement"]["cosine_min"] > 0.999 and result["clip_retrieval"]["startup_cpu_seconds"] > 0
 
 
 def test_feeding_by_worker_and_driver(inputs: tuple[list[Path], str]) -> None:
-    result = printed(feeding.run(inputs[0], few=40, many=200, processes=1))
+    result = printed(feeding.run(inputs[0], small_run=40, large_run=200, processes=1))
     assert result["crew"].keys() == {"processes", "worker_us", "driver_us", "images_per_second"}
     assert result["of_cores"].keys() == {"4", "8", "16", "32"}
 

@@ -405,19 +405,19 @@ def test_progress_as_json_lines_and_prometheus(sample: list[Path], tmp_path: Pat
 
 
 def test_verify_repair_and_compact(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
-    at = ["--store", tmp_path / "s"]
+    store_option = ["--store", tmp_path / "s"]
     for folder in sample[:2]:
-        run("index", "--folders", folder, "--encoder", "plain", *at)
-    assert run("store", "verify", *at, "--json").json["sound"]
-    assert run("store", "compact", *at, "--json").json["shards"] == [2, 1]
+        run("index", "--folders", folder, "--encoder", "plain", *store_option)
+    assert run("store", "verify", *store_option, "--json").json["sound"]
+    assert run("store", "compact", *store_option, "--json").json["shards"] == [2, 1]
     [shard] = (tmp_path / "s/shards").glob("*.h5")
     content = bytearray(shard.read_bytes())
     content[-COUNT * 384 :: 7] = bytes(len(content[-COUNT * 384 :: 7]))
     shard.write_bytes(content)
-    damaged = run("store", "verify", *at)
+    damaged = run("store", "verify", *store_option)
     assert damaged.code == 1 and shard.name in damaged.out
-    assert run("store", "repair", *at, "--json").json["actions"]
-    assert run("store", "verify", *at).code == 0
+    assert run("store", "repair", *store_option, "--json").json["actions"]
+    assert run("store", "verify", *store_option).code == 0
 
 
 @pytest.mark.parametrize("width", [50, 80, 200])

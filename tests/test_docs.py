@@ -18,14 +18,14 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 def commands() -> list[tuple[str, str]]:
     """(page, command line) of every `clipfake ...` and `make ...` in a code block."""
-    found = []
+    lines_of_pages = []
     for page in PAGES:
         for block in re.findall(r"```(?:console|sh|bash)\n(.*?)```", page.read_text(encoding="utf-8"), re.S):
             for line in block.replace("\\\n", " ").splitlines():
                 line = line.removeprefix("$ ").split("#")[0].strip()
                 parts = [part.strip() for part in line.split("&&")]
-                found += [(page.name, part) for part in parts if part.split()[:1] in (["clipfake"], ["make"])]
-    return found
+                lines_of_pages += [(page.name, part) for part in parts if part.split()[:1] in (["clipfake"], ["make"])]
+    return lines_of_pages
 
 
 def test_documents_have_commands() -> None:
@@ -35,47 +35,47 @@ def test_documents_have_commands() -> None:
 
 def examples() -> list[tuple[str, str]]:
     """(command, line) of every example in a command's help."""
-    found, inside = [], [("clipfake", typer.main.get_command(app))]
-    while inside:
-        name, command = inside.pop()
-        inside += [(f"{name} {sub}", one) for sub, one in getattr(command, "commands", {}).items()]
+    help_examples, pending = [], [("clipfake", typer.main.get_command(app))]
+    while pending:
+        name, command = pending.pop()
+        pending += [(f"{name} {sub}", subcommand) for sub, subcommand in getattr(command, "commands", {}).items()]
         lines = [line.strip() for line in (command.help or "").splitlines()]
-        found += [(name, line) for line in lines if line.startswith("clipfake ")]
-    return sorted(found)
+        help_examples += [(name, line) for line in lines if line.startswith("clipfake ")]
+    return sorted(help_examples)
 
 
 @pytest.mark.parametrize(("page", "line"), [*commands(), *examples()], ids=lambda value: value)
 def test_documented_commands_exist(page: str, line: str) -> None:
-    program, *words = shlex.split(line)
+    program, *arguments = shlex.split(line)
     if program == "make":
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.M)
-        assert {word for word in words if "=" not in word} <= set(targets)
+        assert {word for word in arguments if "=" not in word} <= set(targets)
         return
     command = typer.main.get_command(app)
     context = click.Context(command, info_name="clipfake")  # type: ignore[arg-type]
-    words = spread(words)
+    arguments = spread(arguments)
     while hasattr(command, "get_command"):
-        name = words.pop(0)
-        found = command.get_command(context, name)
-        assert found is not None, f"{page}: there is no command {name}"
-        command = found
-    known = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
-    assert {word.split("=")[0] for word in words if re.match(r"--?[a-z]", word)} <= known
+        name = arguments.pop(0)
+        subcommand = command.get_command(context, name)
+        assert subcommand is not None, f"{page}: there is no command {name}"
+        command = subcommand
+    options = {option for parameter in command.params for option in (*parameter.opts, *parameter.secondary_opts)}
+    assert {word.split("=")[0] for word in arguments if re.match(r"--?[a-z]", word)} <= options
 
 
-def leaves() -> dict[str, Any]:
+def leaf_commands() -> dict[str, Any]:
     """All commands by name, without groups."""
-    found, inside = {}, [("clipfake", typer.main.get_command(app))]
-    while inside:
-        name, command = inside.pop()
+    leaves, pending = {}, [("clipfake", typer.main.get_command(app))]
+    while pending:
+        name, command = pending.pop()
         below = getattr(command, "commands", {})
-        inside += [(f"{name} {sub}", one) for sub, one in below.items()]
+        pending += [(f"{name} {sub}", subcommand) for sub, subcommand in below.items()]
         if not below:
-            found[name] = command
-    return found
+            leaves[name] = command
+    return leaves
 
 
-@pytest.mark.parametrize("name", sorted(leaves()))
+@pytest.mark.parametrize("name", sorted(leaf_commands()))
 def test_every_help_has_an_example(name: str) -> None:
     """The example calls the command itself, its options parse, and it has no path of a particular machine."""
     lines = [line for shown, line in examples() if shown == name]
@@ -83,10 +83,9 @@ def test_every_help_has_an_example(name: str) -> None:
     for line in lines:
         assert line.startswith(f"{name} ")
         assert "shared" not in line
-        words = spread(shlex.split(line)[1:])[len(name.split()) - 1 :]
-        leaves()[name].make_context(
-            name, words
-        ).close()  # raises for an unknown option, an invalid value or a missing argument
+        arguments = spread(shlex.split(line)[1:])[len(name.split()) - 1 :]
+        # raises for an unknown option, an invalid value or a missing argument
+        leaf_commands()[name].make_context(name, arguments).close()
 
 
 MODULES = sorted(

@@ -69,7 +69,7 @@ def test_earlier_spelling_works(earlier: list[str], current: list[str], capsys: 
     assert capsys.readouterr().err == ""
 
 
-def test_earlier_spellings_are_not_in_help_and_current_ones_exist() -> None:
+def test_help_has_current_spellings_only() -> None:
     options = {" ".join(path): {opt for param in command.params for opt in param.opts} for path, command in COMMANDS}
     for command, renamed in OPTIONS.items():
         assert options[command].isdisjoint(renamed)

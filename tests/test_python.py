@@ -9,7 +9,7 @@ from typing import Any
 import clipfake
 import numpy as np
 import pytest
-from conftest import SOURCES, drawn
+from conftest import SOURCES, draw_image
 
 PAGE = (Path(__file__).parent.parent / "docs/PYTHON.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
@@ -22,13 +22,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with images under data/ and inbox/, and a trained store in mystore/."""
     folder = tmp_path_factory.mktemp("python")
     for source, label in SOURCES.items():
-        place = folder / "data" / ("fake" if label else "real") / source
-        place.mkdir(parents=True)
+        source_folder = folder / "data" / ("fake" if label else "real") / source
+        source_folder.mkdir(parents=True)
         for number in range(16):
-            (place / f"{number}.png").write_bytes(drawn(source, number))
+            (source_folder / f"{number}.png").write_bytes(draw_image(source, number))
     (folder / "data/real/broken.png").write_bytes(b"no image")
     (folder / "inbox").mkdir()
-    (folder / "inbox/photo.png").write_bytes(drawn("gan_a", 99))
+    (folder / "inbox/photo.png").write_bytes(draw_image("gan_a", 99))
     (folder / "inbox/broken.png").write_bytes(b"no image")
     clipfake.index([folder / "data/*"], store=folder / "mystore", encoder="plain")
     clipfake.Detector.fit(clipfake.Store.open(folder / "mystore")).save()
@@ -75,9 +75,9 @@ def test_vectors_as_documented(folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_search_as_documented(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(folder)
     names = run(CODE[3])
-    found = names["neighbors"].to_pandas()
-    assert len(found) == 9
-    assert set(found["label"]) == {"fake"} and set(found["generator"]) <= {"gan_a", "gan_b"}
+    neighbors = names["neighbors"].to_pandas()
+    assert len(neighbors) == 9
+    assert set(neighbors["label"]) == {"fake"} and set(neighbors["generator"]) <= {"gan_a", "gan_b"}
     assert len(names["rows"]) == 80 and set(names["rows"]["label"]) == {"real", "fake"}
     assert len(names["dataset"]) == 80
 

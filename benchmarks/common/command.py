@@ -25,7 +25,7 @@ def main(run: Callable[..., dict[str, Any]], description: str, *, precisions: st
 
     Parameters
     ----------
-    precisions : default of --precision; without it there is no such option
+    precisions : default of --precision; if empty, the option does not exist
     defaults : defaults of other options
     """
     parser = argparse.ArgumentParser(description=description)
@@ -34,9 +34,9 @@ def main(run: Callable[..., dict[str, Any]], description: str, *, precisions: st
     parser.add_argument("--limit", type=int, default=256, help="number of images")
     parser.add_argument("--repeats", type=int, default=3, help="interleaved repeats; medians are printed")
     parser.add_argument("--threads", type=int, help="torch threads (default: chosen by torch)")
-    parser.add_argument("--device", default="auto")
+    parser.add_argument("--device", default="auto", help="device of the encoder")
     if precisions:
-        parser.add_argument("--precision", default=precisions, help="one or several, separated by commas")
+        parser.add_argument("--precision", default=precisions, help="one or more precisions, separated by commas")
     parser.set_defaults(**defaults)
     options = parse_options(parser)
     print_result(run(options.pop("images"), options.pop("encoder"), **options))

@@ -12,8 +12,8 @@ import torch
 
 from ...indexer.encoders.clip_vision import VisionConfig
 
-MATRIX = 8192  # side of the square matrices on a GPU
-SMALL = 2048  # and on a CPU
+GPU_MATRIX_SIDE = 8192  # side of the square matrices on a GPU
+CPU_MATRIX_SIDE = 2048  # side of the square matrices on a CPU
 
 
 def flops_per_image(shape: VisionConfig, *, whole: bool = False) -> float:
@@ -23,7 +23,8 @@ def flops_per_image(shape: VisionConfig, *, whole: bool = False) -> float:
 
     Parameters
     ----------
-    whole : as in `transformers`; else as in `ClipVision`, the last layer for the class token only
+    whole : compute the last layer for all tokens, as `transformers` does; otherwise for the class token only, as
+        `ClipVision` does
 
     Examples
     --------
@@ -49,7 +50,7 @@ def matrix_rate(device: str, dtype: torch.dtype, side: int = 0, *, rounds: int =
     On a CPU it is measured in core time, which other programs do not affect.
     """
     cuda = device.startswith("cuda")
-    side = side or (MATRIX if cuda else SMALL)
+    side = side or (GPU_MATRIX_SIDE if cuda else CPU_MATRIX_SIDE)
     a, b = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     products = 10 if cuda else 1
 
@@ -57,18 +58,18 @@ def matrix_rate(device: str, dtype: torch.dtype, side: int = 0, *, rounds: int =
         for _ in range(products):
             a @ b
 
-    best = min(seconds(multiply, device) for _ in range(rounds + 1))
+    best = min(measure_seconds(multiply, device) for _ in range(rounds + 1))
     return products * 2 * side**3 / best / 1e12
 
 
-def seconds(do: Callable[[], object], device: str) -> float:
+def measure_seconds(call: Callable[[], object], device: str) -> float:
     """Duration of a call in seconds: wall-clock time until a GPU has finished, core time on a CPU."""
     if device.startswith("cuda"):
         torch.cuda.synchronize(device)
         began = time.perf_counter()
-        do()
+        call()
         torch.cuda.synchronize(device)
         return time.perf_counter() - began
     began = time.process_time()
-    do()
+    call()
     return max(time.process_time() - began, 1e-9)

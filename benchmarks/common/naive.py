@@ -34,21 +34,21 @@ def load_naive(name: str, device: str = "auto") -> Callable[[Sequence[Path]], np
     import transformers
 
     transformers.utils.logging.set_verbosity_error()
-    where = choose_device(device_names(device)[0])
+    torch_device = choose_device(device_names(device)[0])
     seed, (name, _) = seed_of(name), model_id_of(name)
     if seed is not None:
         torch.manual_seed(seed)
         model = transformers.CLIPModel(transformers.CLIPConfig.from_pretrained(name))
     else:
         model = transformers.CLIPModel.from_pretrained(name)
-    model = model.eval().to(where)
+    model = model.eval().to(torch_device)
     processor = transformers.CLIPImageProcessor.from_pretrained(name)
 
     def embed(paths: Sequence[Path]) -> npt.NDArray[np.float32]:
         vectors = []
         for first in range(0, len(paths), BATCH):
             images = [Image.open(path).convert("RGB") for path in paths[first : first + BATCH]]
-            inputs = processor(images=images, return_tensors="pt").to(where)
+            inputs = processor(images=images, return_tensors="pt").to(torch_device)
             with torch.no_grad():
                 features = model.get_image_features(**inputs)
             features = getattr(features, "pooler_output", features)  # transformers 5 wraps it

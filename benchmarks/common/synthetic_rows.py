@@ -36,11 +36,11 @@ def synthetic(rows: int, dim: int = 512, seed: int = 0, size: int = 16_384) -> I
         n = min(size, rows - start)
         source = rng.integers(0, SOURCES, n)
         category = rng.choice(CATEGORIES, n, p=weights / weights.sum())
-        own = _directions(rng, n, spectrum)
-        vectors = mean + 0.35 * shifts[source] + 0.6 * centres[category] + 0.75 * own
+        offsets = _directions(rng, n, spectrum)
+        vectors = mean + 0.35 * shifts[source] + 0.6 * centres[category] + 0.75 * offsets
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
         sources = [f"source-{s:02d}" for s in source.tolist()]
-        names = Rows.make(
+        metadata = Rows.make(
             keys=[f"{s}/img/{i:09d}.jpg" for i, s in enumerate(sources, start)],
             labels=np.where(source < 10, REAL, FAKE),
             targets=np.where(source < 10, 0, 1),
@@ -55,10 +55,10 @@ def synthetic(rows: int, dim: int = 512, seed: int = 0, size: int = 16_384) -> I
             formats=["JPEG"] * n,
             qualities=rng.integers(65, 101, n),
         )
-        yield Block(space(dim), names, vectors.astype(np.float32))
+        yield Block(space(dim), metadata, vectors.astype(np.float32))
 
 
 def _directions(rng: np.random.Generator, n: int, spectrum: npt.NDArray[np.floating[Any]]) -> npt.NDArray[np.float32]:
     """(n, dim) float32 unit vectors, normal with the standard deviations `spectrum` before normalisation."""
-    drawn = rng.standard_normal((n, len(spectrum)), dtype=np.float32) * spectrum.astype(np.float32)
-    return np.asarray(drawn / np.linalg.norm(drawn, axis=1, keepdims=True))
+    vectors = rng.standard_normal((n, len(spectrum)), dtype=np.float32) * spectrum.astype(np.float32)
+    return np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True))

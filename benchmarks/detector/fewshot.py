@@ -26,7 +26,7 @@ from ...store.store import Store
 from ..common import command
 
 ADDED = (0, 1, 5, 10, 50)
-DRAWS = 3  # of which images are added
+DRAWS = 3  # random choices of the added images
 
 
 def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
@@ -39,35 +39,39 @@ def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
     names = sorted(set(generators[labels == FAKE].tolist()))
     result: dict[str, Any] = {"store": store.folder.name, "rows": len(snapshot), "added": list(ADDED), "generators": {}}
     for name in names:
-        own = generators == name
-        train, validation = (np.flatnonzero((parts == PARTS[part]) & ~own) for part in ("train", "validation"))
+        from_generator = generators == name
+        train, validation = (
+            np.flatnonzero((parts == PARTS[part]) & ~from_generator) for part in ("train", "validation")
+        )
         train = subsample(train, labels[train], FITTED_ON, seed)
         training_set = TrainingSet(
             snapshot, split, Examples.from_snapshot(snapshot, train), Examples.from_snapshot(snapshot, validation)
         )
         head, _ = fit_head(training_set, options)
-        others = (parts == PARTS["train"]) & ~own
-        bank = Bank.from_snapshot(snapshot, EvidenceOptions(), where=others)
+        bank_rows = (parts == PARTS["train"]) & ~from_generator
+        bank = Bank.from_snapshot(snapshot, EvidenceOptions(), where=bank_rows)
         calibration = SignalTable.read(head, bank, validation).calibrated("rows", seed)
         test = positions["test"]
-        queries = {"own": test[own[test] | (labels[test] == REAL)], "others": test[~own[test]]}
-        vectors = {who: snapshot.vectors(rows) for who, rows in queries.items()}
-        margins = {who: head.decision_function(v) for who, v in vectors.items()}
-        pool = np.flatnonzero((parts == PARTS["train"]) & own)
+        queries = {"own": test[from_generator[test] | (labels[test] == REAL)], "others": test[~from_generator[test]]}
+        vectors = {query_set: snapshot.vectors(rows) for query_set, rows in queries.items()}
+        margins = {query_set: head.decision_function(v) for query_set, v in vectors.items()}
+        pool = np.flatnonzero((parts == PARTS["train"]) & from_generator)
         outcome: dict[str, list[float]] = {"own": [], "others": [], "own_neighbors_only": []}
         for count in ADDED:
-            found: dict[str, list[float]] = {key: [] for key in outcome}
+            samples: dict[str, list[float]] = {key: [] for key in outcome}
             for draw in range(DRAWS if count else 1):
                 chosen = np.random.default_rng([seed, draw, count]).permutation(pool)[:count]
-                where = others.copy()
-                where[chosen] = True
-                now = Bank.from_snapshot(snapshot, EvidenceOptions(), where=where)
-                for who, rows in queries.items():
-                    evidence: Evidence = now.evidence(vectors[who], snapshot.column("digests")[rows])
-                    found[who].append(_auc(labels[rows], calibration.decision_function(margins[who], evidence.signal)))
-                    if who == "own":
-                        found["own_neighbors_only"].append(_auc(labels[rows], evidence.signal))
-            for key, values in found.items():
+                extended_rows = bank_rows.copy()
+                extended_rows[chosen] = True
+                extended_bank = Bank.from_snapshot(snapshot, EvidenceOptions(), where=extended_rows)
+                for query_set, rows in queries.items():
+                    evidence: Evidence = extended_bank.evidence(vectors[query_set], snapshot.column("digests")[rows])
+                    samples[query_set].append(
+                        _auc(labels[rows], calibration.decision_function(margins[query_set], evidence.signal))
+                    )
+                    if query_set == "own":
+                        samples["own_neighbors_only"].append(_auc(labels[rows], evidence.signal))
+            for key, values in samples.items():
                 outcome[key].append(round(float(np.mean(values)), 4))
         result["generators"][name] = outcome
     result["mean"] = {

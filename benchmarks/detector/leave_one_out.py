@@ -25,24 +25,24 @@ from ...store.store import Store
 from ..common import command
 from ..common.synthetic_rows import space
 from ..throughput import machine
-from .training import PIECE, Watch
+from .training import ROWS_PER_SHARD, StepMonitor
 
 DIM = 512
-REFITTED = 3  # cells
+REFITTED_PAIRS = 3  # pairs that are refitted for comparison
 
 
-def stored(folder: str, rows: int, reals: int, fakes: int) -> None:
+def write_store(folder: str, rows: int, reals: int, fakes: int) -> None:
     """Write a store of noisy rows: fakes share one direction, and each source has a direction of its own."""
     rng = np.random.default_rng(0)
-    own = rng.standard_normal((reals + fakes, DIM), dtype=np.float32) / np.float32(np.sqrt(DIM))
-    common = rng.standard_normal(DIM, dtype=np.float32) / np.float32(np.sqrt(DIM))
+    source_directions = rng.standard_normal((reals + fakes, DIM), dtype=np.float32) / np.float32(np.sqrt(DIM))
+    fake_direction = rng.standard_normal(DIM, dtype=np.float32) / np.float32(np.sqrt(DIM))
     store = Store.create(Path(folder) / "s", space(DIM))
-    with store.writer("synthetic", rows_per_shard=PIECE) as writer:
+    with store.writer("synthetic", rows_per_shard=ROWS_PER_SHARD) as writer:
         for start in range(0, rows, 16_384):
             n = min(16_384, rows - start)
             source = rng.integers(0, reals + fakes, n)
             vectors = 0.6 + 3 * rng.standard_normal((n, DIM), dtype=np.float32) / np.sqrt(DIM)
-            vectors += own[source] + 0.3 * common * (source >= reals)[:, None]
+            vectors += source_directions[source] + 0.3 * fake_direction * (source >= reals)[:, None]
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             names = [f"real-{s:02d}" if s < reals else f"generator-{s - reals:02d}" for s in source.tolist()]
             keys = [f"{name}/{i:09d}" for i, name in enumerate(names, start)]
@@ -53,45 +53,45 @@ def stored(folder: str, rows: int, reals: int, fakes: int) -> None:
 def run(rows: int = 20_000, *, reals: int = 8, fakes: int = 25) -> dict[str, Any]:
     """Seconds, memory and mean AUC of each head, and the largest difference from refitted pairs."""
     with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
-        pool.apply(stored, (folder, rows, reals, fakes))
+        pool.apply(write_store, (folder, rows, reals, fakes))
         snapshot = Store.open(Path(folder) / "s").snapshot()
         result: dict[str, Any] = {"machine": machine(), "rows": rows, "reals": reals, "fakes": fakes}
-        with Watch() as watch:
+        with StepMonitor() as monitor:
             for head in ("ridge", "knn"):
-                watch.part(head)
-                made = rules.leave_one_out(snapshot, head)
-                seconds = time.perf_counter() - watch.since
-                watch.part("fitted anew")
-                apart = max(
-                    abs(cell.auc - _anew(snapshot, head, cell))
-                    for cell in made.cells[:: -(-len(made.cells) // REFITTED)]
+                monitor.start_step(head)
+                evaluation = rules.leave_one_out(snapshot, head)
+                seconds = time.perf_counter() - monitor.since
+                monitor.start_step("refitted")
+                difference = max(
+                    abs(cell.auc - _refitted_auc(snapshot, head, cell))
+                    for cell in evaluation.cells[:: -(-len(evaluation.cells) // REFITTED_PAIRS)]
                 )
                 result[head] = {
                     "seconds": round(seconds, 2),
-                    "mib": watch.mib.get(head),
-                    "cells": len(made.cells),
-                    "mean_auc": round(made.mean_auc, 4),
-                    "optimism": round(made.optimism, 4),
-                    "largest_difference": float(f"{apart:.2g}"),
+                    "mib": monitor.mib.get(head),
+                    "cells": len(evaluation.cells),
+                    "mean_auc": round(evaluation.mean_auc, 4),
+                    "optimism": round(evaluation.optimism, 4),
+                    "largest_difference": float(f"{difference:.2g}"),
                 }
         return result
 
 
-def _anew(snapshot: Snapshot, head: rules.Kind, cell: rules.PairResult) -> float:
-    """AUC of a pair with a head that was refitted, or a bank that was rebuilt, without its two sources."""
+def _refitted_auc(snapshot: Snapshot, head: rules.Kind, cell: rules.PairResult) -> float:
+    """AUC of a pair after refitting the head, or rebuilding the bank, without its two sources."""
     labels, sources = snapshot.column("labels"), snapshot.column("sources")
-    learned = np.ones(len(snapshot), bool)
+    fitted_rows = np.ones(len(snapshot), bool)
     groups, names = by_source(snapshot)
-    learned[rules.held_out(groups, 0)] = False
+    fitted_rows[rules.held_out(groups, 0)] = False
     classes = ((sources == cell.real) & (labels == REAL), (sources == cell.generator) & (labels == FAKE))
-    learned &= ~(classes[0] | classes[1])
+    fitted_rows &= ~(classes[0] | classes[1])
     scores = []
     if head == "ridge":
-        sums = [RidgeSums.from_vectors(snapshot.vectors(learned & (labels == label))) for label in (REAL, FAKE)]
+        sums = [RidgeSums.from_vectors(snapshot.vectors(fitted_rows & (labels == label))) for label in (REAL, FAKE)]
         weights = ridge(*sums)
         scores = [with_constant(snapshot.vectors(mask)) @ weights for mask in classes]
     else:
-        banks = [snapshot.vectors(learned & (labels == label)) for label in (REAL, FAKE)]
+        banks = [snapshot.vectors(fitted_rows & (labels == label)) for label in (REAL, FAKE)]
         for mask in classes:
             members = np.flatnonzero(mask)
             queries = snapshot.vectors(subsample(members, labels[members], max(rules.QUERIES // len(names), 1), 0))

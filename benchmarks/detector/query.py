@@ -28,15 +28,15 @@ from ..common import command
 from ..common.synthetic_rows import space, synthetic
 from ..throughput import machine
 
-PIECE = 50_000  # rows a shard
-K = 10  # of recall@10
+ROWS_PER_SHARD = 50_000
+K = 10  # neighbours of recall@10
 
 
-def stored(folder: Path, rows: int) -> Store:
+def create_store(folder: Path, rows: int) -> Store:
     """A store of synthetic rows."""
     blocks = synthetic(rows)
     store = Store.create(folder, space(512))
-    with store.writer("synthetic", rows_per_shard=PIECE) as writer:
+    with store.writer("synthetic", rows_per_shard=ROWS_PER_SHARD) as writer:
         for block in blocks:
             writer.append(block)
     return store
@@ -58,12 +58,12 @@ def run(
     pixels = np.random.default_rng(0).integers(0, 256, (200, 200, 3), np.uint8)
     forward = _times(lambda i: model.encode([pixels]), 10)
     with tempfile.TemporaryDirectory() as folder:
-        small = stored(Path(folder) / "small", 6_000).snapshot()
+        small = create_store(Path(folder) / "small", 6_000).snapshot()
         options = TrainOptions(triplet=TripletOptions(epochs=3), baselines=())
         head = train(small, options).head
         calibration = calibrate(small, head, options).calibration
-        store = stored(Path(folder) / "bank", rows)
-        built = build_index(store)
+        store = create_store(Path(folder) / "bank", rows)
+        report = build_index(store)
         snapshot = store.snapshot()
         query_rows = snapshot.vectors(np.random.default_rng(1).choice(rows, queries, replace=False))
         detector = VectorDetector(head, Bank.from_snapshot(snapshot), calibration)
@@ -82,7 +82,7 @@ def run(
         "machine": machine(),
         "encoder": encoder,
         "rows": rows,
-        "index": {"labels": [f"{one.kind}, {one.cells} cells" for one in built.labels], "bytes": built.bytes},
+        "index": {"labels": [f"{index.kind}, {index.cells} cells" for index in report.labels], "bytes": report.bytes},
         "recall_at_10": recall,
         "forward": forward,
         "verdict": verdict,
@@ -96,21 +96,21 @@ def _recall(bank: Bank, queries: Vectors) -> float:
     """Mean share of the K nearest rows of each class that are among the evidence's candidates."""
     shares = []
     for label, candidates in bank.candidates(queries).items():
-        found = candidates.matches.rows
-        true = bank.snapshot.search(queries, K, bank.labels == label, recall=1.0).rows
-        shares += [len(set(one) & set(two)) / K for one, two in zip(found.tolist(), true.tolist(), strict=True)]
+        approximate = candidates.matches.rows
+        exact = bank.snapshot.search(queries, K, bank.labels == label, recall=1.0).rows
+        shares += [len(set(a) & set(b)) / K for a, b in zip(approximate.tolist(), exact.tolist(), strict=True)]
     return round(float(np.mean(shares)), 4)
 
 
-def _times(do: Callable[[int], object], repeats: int) -> dict[str, float]:
-    do(0)
+def _times(call: Callable[[int], object], repeats: int) -> dict[str, float]:
+    call(0)
     seconds = []
     for i in range(repeats):
         began = time.perf_counter()
-        do(i)
+        call(i)
         seconds.append(time.perf_counter() - began)
-    median, late = np.quantile(seconds, [0.5, 0.99]) * 1000
-    return {"median_ms": round(float(median), 3), "p99_ms": round(float(late), 3)}
+    median, p99 = np.quantile(seconds, [0.5, 0.99]) * 1000
+    return {"median_ms": round(float(median), 3), "p99_ms": round(float(p99), 3)}
 
 
 def main() -> None:

@@ -4,10 +4,10 @@
 
 Measured, with interleaved repeats:
 
-- reading all vectors in order, and some thousand rows at random, from the store's shards and from one `numpy.memmap` of
+- reading all vectors in order, and 20,000 random rows, from the store's shards and from one `numpy.memmap` of
   the same bytes, both in the page cache;
 - reading keys, labels and sources of a store of many rows in a new process, with its memory;
-- finding the nearest neighbours of every row among a number of rows;
+- finding the nearest neighbours of each of a number of rows among all of them;
 - core time per appended row, 256 at a time with a thumbnail of 3 KB each, sealed in shards of 16,384, and of appending
   the same rows again.
 """
@@ -36,15 +36,15 @@ from ..throughput import machine
 
 DIM = 512
 RANDOM_ROWS = 20_000
-PIECE = 16_384
+ROWS_PER_READ = 16_384
 APPENDED_ROWS = 65_536
 BATCH = 256
 THUMBNAIL = 3000  # bytes
 
 
-def stored(folder: Path, rows: int, dim: int) -> Store:
+def create_store(folder: Path, rows: int, dim: int) -> Store:
     store = Store.create(folder, space(dim))
-    with store.writer("made up") as writer:
+    with store.writer("synthetic") as writer:
         if not len(writer.snapshot):
             for block in synthetic(rows, dim):
                 writer.append(block)
@@ -56,21 +56,21 @@ def run(rows: int, metadata_rows: int, pairs_rows: int, repeats: int) -> dict[st
     result: dict[str, Any] = {"machine": machine(), "rows": rows, "dim": DIM}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        result |= vectors(stored(folder / "s", rows, DIM).snapshot(), folder / "plain.npy", repeats)
+        result |= vectors(create_store(folder / "s", rows, DIM).snapshot(), folder / "plain.npy", repeats)
         result["append_microseconds"] = appending(folder / "a", min(rows, APPENDED_ROWS))
-        result["all_pairs"] = pairs(stored(folder / "s", rows, DIM).snapshot(), folder / "pairs", pairs_rows)
-        stored(folder / "m", metadata_rows, 4)
-        with multiprocessing.get_context("spawn").Pool(1) as other:
-            result["metadata"] = {"rows": metadata_rows, **other.apply(metadata, (str(folder / "m"),))}
+        result["all_pairs"] = pairs(create_store(folder / "s", rows, DIM).snapshot(), folder / "pairs", pairs_rows)
+        create_store(folder / "m", metadata_rows, 4)
+        with multiprocessing.get_context("spawn").Pool(1) as process:
+            result["metadata"] = {"rows": metadata_rows, **process.apply(metadata, (str(folder / "m"),))}
     return result
 
 
 def appending(folder: Path, rows: int) -> dict[str, float]:
     """Core microseconds per row until it is sealed; "user" excludes the kernel's time for writing."""
     rng = np.random.default_rng(0)
-    pictures = [rng.bytes(THUMBNAIL) for _ in range(BATCH)]
+    thumbnails = [rng.bytes(THUMBNAIL) for _ in range(BATCH)]
     blocks = [
-        Block(block.space, block.rows, block.vectors, tuple(pictures[: len(block)]))
+        Block(block.space, block.rows, block.vectors, tuple(thumbnails[: len(block)]))
         for block in synthetic(rows, DIM, size=BATCH)
     ]
     store, result = Store.create(folder, space(DIM)), {}
@@ -89,24 +89,24 @@ def vectors(snapshot: Snapshot, copy: Path, repeats: int) -> dict[str, Any]:
     """Cost of reading a snapshot's vectors, compared with reading the same bytes from one plain file."""
     rows = len(snapshot)
     written = np.lib.format.open_memmap(copy, "w+", np.float16, (rows, DIM))
-    for start in range(0, rows, PIECE):
-        written[start : start + PIECE] = snapshot.vectors(slice(start, start + PIECE), np.float16)
+    for start in range(0, rows, ROWS_PER_READ):
+        written[start : start + ROWS_PER_READ] = snapshot.vectors(slice(start, start + ROWS_PER_READ), np.float16)
     written.flush()
     plain = np.load(copy, mmap_mode="r")
     rng = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in ("order", "order_plain", "random", "random_plain")}
-    for repeat in range(repeats + 1):  # the first one brings both into the page cache
-        some = rng.integers(0, rows, RANDOM_ROWS)
-        ways: dict[str, Callable[[], object]] = {
+    for repeat in range(repeats + 1):  # the first repeat brings both into the page cache
+        positions = rng.integers(0, rows, RANDOM_ROWS)
+        reads: dict[str, Callable[[], object]] = {
             "order": lambda: _in_order(lambda part: snapshot.vectors(part, np.float16), rows),
             "order_plain": lambda: _in_order(lambda part: np.array(plain[part]), rows),
-            "random": partial(snapshot.vectors, some, np.float16),
-            "random_plain": partial(plain.__getitem__, some),
+            "random": partial(snapshot.vectors, positions, np.float16),
+            "random_plain": partial(plain.__getitem__, positions),
         }
-        for name, way in ways.items():
-            took = timed(way)
+        for name, read in reads.items():
+            elapsed = timed(read)
             if repeat:
-                seconds[name].append(took)
+                seconds[name].append(elapsed)
     return {
         "gigabytes_per_second": {
             name: round(rows * DIM * 2 / float(np.median(seconds[name])) / 1e9, 2) for name in ("order", "order_plain")
@@ -118,8 +118,8 @@ def vectors(snapshot: Snapshot, copy: Path, repeats: int) -> dict[str, Any]:
 
 def pairs(snapshot: Snapshot, folder: Path, rows: int) -> dict[str, Any]:
     """Cost of finding the ten nearest neighbours of each of the first rows among themselves."""
-    took = timed(lambda: all_pairs(snapshot, folder, 10, np.arange(len(snapshot)) < rows))
-    return {"rows": rows, "seconds": round(took, 2), "million_pairs_per_second": round(rows**2 / took / 1e6, 1)}
+    elapsed = timed(lambda: all_pairs(snapshot, folder, 10, np.arange(len(snapshot)) < rows))
+    return {"rows": rows, "seconds": round(elapsed, 2), "million_pairs_per_second": round(rows**2 / elapsed / 1e6, 1)}
 
 
 def metadata(folder: str) -> dict[str, float]:
@@ -127,9 +127,9 @@ def metadata(folder: str) -> dict[str, float]:
     snapshot = Store.open(folder).snapshot()
     before = _resident()
     began = time.perf_counter()
-    kept = [snapshot.column(name) for name in ("keys", "labels", "sources")]
+    columns = [snapshot.column(name) for name in ("keys", "labels", "sources")]
     seconds = time.perf_counter() - began
-    assert len({len(column) for column in kept}) == 1
+    assert len({len(column) for column in columns}) == 1
     return {
         "seconds": round(seconds, 2),
         "mebibytes": round((_resident() - before) / 2**20),
@@ -142,15 +142,15 @@ def ratio(plain: list[float], ours: list[float]) -> float:
     return round(float(np.median(np.array(plain) / np.array(ours))), 3)
 
 
-def timed(do: Callable[[], object]) -> float:
+def timed(call: Callable[[], object]) -> float:
     began = time.perf_counter()
-    do()
+    call()
     return time.perf_counter() - began
 
 
 def _in_order(read: Callable[[slice], Any], rows: int) -> None:
-    for start in range(0, rows, PIECE):
-        read(slice(start, min(start + PIECE, rows)))
+    for start in range(0, rows, ROWS_PER_READ):
+        read(slice(start, min(start + ROWS_PER_READ, rows)))
 
 
 def _resident() -> int:
@@ -169,12 +169,12 @@ def _status(name: str) -> int:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", type=int, default=1_000_000)
-    parser.add_argument("--metadata-rows", type=int, default=2_500_000)
-    parser.add_argument("--pairs-rows", type=int, default=50_000)
-    parser.add_argument("--repeats", type=int, default=5)
-    given = parser.parse_args()
-    command.print_result(run(given.rows, given.metadata_rows, given.pairs_rows, given.repeats))
+    parser.add_argument("--rows", type=int, default=1_000_000, help="rows of vectors")
+    parser.add_argument("--metadata-rows", type=int, default=2_500_000, help="rows of metadata")
+    parser.add_argument("--pairs-rows", type=int, default=50_000, help="rows of the neighbour search")
+    parser.add_argument("--repeats", type=int, default=5, help="interleaved repeats; medians are printed")
+    options = parser.parse_args()
+    command.print_result(run(options.rows, options.metadata_rows, options.pairs_rows, options.repeats))
 
 
 if __name__ == "__main__":

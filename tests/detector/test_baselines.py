@@ -23,7 +23,7 @@ from sklearn.svm import SVC
 DIM = 10
 
 
-def drawn(count: int, seed: int = 0, gap: float = 1.5) -> Examples:
+def random_examples(count: int, seed: int = 0, gap: float = 1.5) -> Examples:
     """Fakes lean along the first axis; more of them show dogs, and their files have fewer bytes per pixel."""
     rng = np.random.default_rng(seed)
     labels = (rng.random(count) < 0.4).astype(int)
@@ -37,7 +37,7 @@ def drawn(count: int, seed: int = 0, gap: float = 1.5) -> Examples:
     )
 
 
-TRAIN, VALIDATION, QUERIES = drawn(300), drawn(100, 1), drawn(80, 2)
+TRAIN, VALIDATION, QUERIES = random_examples(300), random_examples(100, 1), random_examples(80, 2)
 
 
 @pytest.mark.parametrize("name", BASELINES)

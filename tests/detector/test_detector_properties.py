@@ -35,7 +35,7 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)  # type: ignore[no-any-return]
 
 
-def drawn(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def random_vectors(labels: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Unit vectors; fakes lean along the first axis, but the classes overlap."""
     vectors = rng.standard_normal((len(labels), DIM))
     vectors[:, 0] += 2.5 * labels
@@ -56,20 +56,20 @@ def block(seed: int) -> Block:
         generators=[f"gan {one}" if one > 1 else "" for one in source],
         digests=np.frombuffer(rng.bytes(16 * len(source)), "V16"),
     )
-    return Block(SPACE, rows, drawn(labels, rng))
+    return Block(SPACE, rows, random_vectors(labels, rng))
 
 
 def detector(store: Store, seed: int) -> VectorDetector:
     """A head of a few random support vectors, calibrated with the bank on random rows."""
     rng = np.random.default_rng([seed, 1])
     labels = np.repeat([0, 1], rng.integers(10, 60, 2))
-    known = drawn(labels, rng)
+    known = random_vectors(labels, rng)
     projection = Projection.initialize("linear", known, dim=DIM, seed=seed)
     classifier = Svm(projection(known[:: len(known) // 9]), 2.0 * labels[:: len(known) // 9] - 1, 0.1, 1.0)
     split = Split.make([f"{i}" for i in range(40)], np.arange(40) % 2)
     head = Head(SPACE, 1, split, projection, classifier, versions={})
     bank = Bank.from_snapshot(store.snapshot())
-    evidence, fresh = bank.evidence(known), drawn(labels, rng)
+    evidence, fresh = bank.evidence(known), random_vectors(labels, rng)
     result = (head.decision_function(fresh), evidence.signal, evidence.nearest)
     return VectorDetector(
         head, bank, replace(Calibration.fit(*result, labels, held_out="rows", seed=seed), head=head.digest)
@@ -88,7 +88,7 @@ def random_queries(seed: int, *blocks: Block) -> Iterator[VectorDetector]:
 
 def query_vectors(seed: int, number: int = 8) -> np.ndarray:
     rng = np.random.default_rng([seed, 2])
-    return drawn(rng.random(number), rng)
+    return random_vectors(rng.random(number), rng)
 
 
 def judged(detector: VectorDetector, seed: int, **options: Any) -> list[Verdict]:
@@ -121,8 +121,8 @@ def test_verdict_agrees_with_score_prediction_set_and_neighbors(seed: int, error
             assert verdict.score == pytest.approx(score, abs=1e-6)
             names = tuple(name for name, included in zip(("real", "fake"), in_set, strict=True) if included)
             assert verdict.possible == names
-            known = verdict.percentile >= 1
-            assert verdict.verdict == (names[0] if len(names) == 1 and known else "unsure")
+            resembles_bank = verdict.percentile >= 1
+            assert verdict.verdict == (names[0] if len(names) == 1 and resembles_bank else "unsure")
             assert verdict.probability == pytest.approx(detector.calibration.fake_probability(score, prior))
             assert (verdict.generator != "") == (verdict.verdict == "fake")
             if verdict.verdict != "unsure":

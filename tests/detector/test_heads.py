@@ -23,7 +23,7 @@ DIM = 12
 SPACE = Space("toy", "0" * 64, dim=DIM)
 
 
-def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def random_vectors(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors of two classes of three clusters each, which no plane separates."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).standard_normal((2, 3, DIM))
@@ -35,12 +35,12 @@ def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    made = Store.create(tmp_path_factory.mktemp("heads") / "s", SPACE)
-    vectors, labels = drawn(400)
+    new_store = Store.create(tmp_path_factory.mktemp("heads") / "s", SPACE)
+    vectors, labels = random_vectors(400)
     rows = Rows.make([f"s/{i}" for i in range(400)], labels, sources=["s"] * 400)
-    with made.writer() as writer:
+    with new_store.writer() as writer:
         writer.append(Block(SPACE, rows, vectors))
-    return made
+    return new_store
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def head(store: Store) -> Head:
 def test_svm_equals_scikit_learn() -> None:
     from sklearn.svm import SVC
 
-    vectors, labels = drawn(300)
-    queries, _ = drawn(50, seed=1)
+    vectors, labels = random_vectors(300)
+    queries, _ = random_vectors(50, seed=1)
     theirs = SVC(C=1.0, kernel="rbf", gamma="scale").fit(vectors, labels).decision_function(queries)
     assert np.allclose(fit_svm(vectors, labels).decision_function(queries), theirs, atol=1e-5)
 
@@ -62,8 +62,8 @@ def in_blocks(vectors: np.ndarray, labels: np.ndarray, size: int):  # type: igno
 
 
 def test_nystroem_with_all_rows_as_landmarks_is_exact() -> None:
-    vectors, labels = drawn(400)
-    queries, labels_of_queries = drawn(1000, seed=1)
+    vectors, labels = random_vectors(400)
+    queries, labels_of_queries = random_vectors(1000, seed=1)
     exact = fit_svm(vectors, labels).decision_function(queries) > 0
     approximate = (
         fit_nystroem(in_blocks(vectors, labels, 400), gamma=scale_gamma(vectors), landmarks=800).decision_function(
@@ -76,7 +76,7 @@ def test_nystroem_with_all_rows_as_landmarks_is_exact() -> None:
 
 
 def test_nystroem_does_not_depend_on_the_block_size() -> None:
-    vectors, labels = drawn(500)
+    vectors, labels = random_vectors(500)
     one_block, many_blocks = (
         fit_nystroem(in_blocks(vectors, labels, size), gamma=1.0, landmarks=1000).decision_function(vectors)
         for size in (500, 77)
@@ -85,14 +85,14 @@ def test_nystroem_does_not_depend_on_the_block_size() -> None:
 
 
 def test_nystroem_rejects_one_class() -> None:
-    vectors, _ = drawn(50)
+    vectors, _ = random_vectors(50)
     with pytest.raises(NotEnoughRows, match="one class"):
         fit_nystroem(in_blocks(vectors, np.ones(50, int), 20), gamma=1.0)
 
 
 def test_svm_is_approximate_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("clipfake.detector.training.svm_training.EXACT", 1500)
-    vectors, labels = drawn(2000)
+    vectors, labels = random_vectors(2000)
     svm = fit_svm(vectors, labels)
     assert len(svm.vectors) == 1000
     assert ((svm.decision_function(vectors) > 0) == labels).mean() > 0.8
@@ -100,8 +100,8 @@ def test_svm_is_approximate_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_projections_give_128_dimensional_unit_vectors(kind: str) -> None:
-    vectors, _ = drawn(7)
-    texts = drawn(7, seed=2)[0]
+    vectors, _ = random_vectors(7)
+    texts = random_vectors(7, seed=2)[0]
     projection = Projection.initialize(kind, vectors, seed=3)
     projected = projection(vectors, texts if projection.reads_text else None)
     assert projected.shape == (7, 128)
@@ -123,14 +123,14 @@ def test_triplet_is_an_anchor_a_positive_and_a_negative(anchor: str) -> None:
 
 
 def test_too_few_rows_for_a_triplet_are_an_error() -> None:
-    vectors, _ = drawn(2)
-    few = Examples.from_arrays(vectors, np.array([0, 1]))
+    vectors, _ = random_vectors(2)
+    examples = Examples.from_arrays(vectors, np.array([0, 1]))
     with pytest.raises(HeadError, match="index more images"):
-        fit_projection("linear", few, few)
+        fit_projection("linear", examples, examples)
 
 
 def test_equal_rows_are_an_error() -> None:
-    alike = Examples.from_arrays(np.tile(drawn(1)[0], (40, 1)), np.arange(40) % 2)
+    alike = Examples.from_arrays(np.tile(random_vectors(1)[0], (40, 1)), np.arange(40) % 2)
     with pytest.raises(HeadError, match="are equal"):
         fit_projection("linear", alike, alike, TripletOptions(epochs=1))
 
@@ -138,7 +138,7 @@ def test_equal_rows_are_an_error() -> None:
 def test_head_round_trip(head: Head, tmp_path: Path) -> None:
     head.save(tmp_path)
     again = Head.load(tmp_path, SPACE)
-    queries, _ = drawn(20, seed=4)
+    queries, _ = random_vectors(20, seed=4)
     assert np.array_equal(again.decision_function(queries), head.decision_function(queries))
     assert json.dumps(again.to_dict()) == json.dumps(head.to_dict())
     with pytest.raises(SpaceMismatch):
@@ -149,8 +149,8 @@ def test_head_round_trip(head: Head, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", FUSIONS)
 def test_text_head_round_trip_keeps_the_categories(head: Head, tmp_path: Path, kind: str) -> None:
-    vocabulary = Vocabulary.from_texts(dict(zip(("dog", "cat", "ship"), drawn(3, seed=7)[0], strict=True)))
-    vectors, labels = drawn(60)
+    vocabulary = Vocabulary.from_texts(dict(zip(("dog", "cat", "ship"), random_vectors(3, seed=7)[0], strict=True)))
+    vectors, labels = random_vectors(60)
     projection = Projection.initialize(kind, vectors, seed=1)
     classifier = fit_svm(projection(vectors, vocabulary.text_vectors(vectors)), labels)
     text_head = replace(head, projection=projection, classifier=classifier, vocabulary=vocabulary)
@@ -262,7 +262,7 @@ def test_same_seed_gives_the_same_head(store: Store, head: Head) -> None:
 
 def test_copies_in_the_test_rows_are_counted(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", SPACE)
-    vectors, labels = drawn(200)
+    vectors, labels = random_vectors(200)
     digests = np.frombuffer(np.random.default_rng(0).bytes(16 * 200), "V16")
     with store.writer() as writer:
         for copy in range(2):

@@ -20,7 +20,7 @@ SPACE = Space("toy", "0" * 64, dim=10)
 SOURCES = {"camera_a": 0, "camera_b": 0, "mixed": 0, "gan_a": 1, "gan_b": 1, "strange": 1}
 
 
-def drawn(source: str, number: int) -> np.ndarray:
+def random_vectors(source: str, number: int) -> np.ndarray:
     """Fakes have one direction in common, except those of `strange`."""
     rng = np.random.default_rng(list(SOURCES).index(source))
     vectors = rng.standard_normal((number, 10))
@@ -34,7 +34,7 @@ def stored(folder: Path, sources: list[str]) -> Store:
     with store.writer() as writer:
         for source in sources:
             rows = Rows.make([f"{source}/{i}" for i in range(200)], [SOURCES[source]] * 200, sources=[source] * 200)
-            writer.append(Block(SPACE, rows, drawn(source, 200)))
+            writer.append(Block(SPACE, rows, random_vectors(source, 200)))
     return store
 
 
@@ -49,10 +49,10 @@ def result(store: Store) -> LeaveOneOut:
 
 
 def test_subtracted_sums_equal_sums_without() -> None:
-    real, fake, more = drawn("camera_a", 300), drawn("gan_a", 300), drawn("gan_b", 200)
+    real, fake, other_fake = random_vectors("camera_a", 300), random_vectors("gan_a", 300), random_vectors("gan_b", 200)
     subtracted = ridge(
         RidgeSums.from_vectors(real),
-        RidgeSums.from_vectors(np.concatenate([fake, more])) - RidgeSums.from_vectors(more),
+        RidgeSums.from_vectors(np.concatenate([fake, other_fake])) - RidgeSums.from_vectors(other_fake),
     )
     assert np.allclose(subtracted, ridge(RidgeSums.from_vectors(real), RidgeSums.from_vectors(fake)), atol=1e-10)
 
@@ -96,7 +96,7 @@ def test_sources_of_a_single_row_are_scored(tmp_path: Path, head: Any) -> None:
     with store.writer() as writer:
         for source in ("camera_b", "gan_b"):
             rows = Rows.make([f"{source}/0"], [SOURCES[source]], sources=[source])
-            writer.append(Block(SPACE, rows, drawn(source, 1)))
+            writer.append(Block(SPACE, rows, random_vectors(source, 1)))
     result = leave_one_out(store.snapshot(), head)
     assert [(cell.generator, cell.real, cell.n) for cell in result.cells] == [
         ("gan_a", "camera_a", 400),

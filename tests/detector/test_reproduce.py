@@ -102,7 +102,8 @@ def test_run_is_measured_on_its_own_and_other_data(snapshot: Snapshot, kind: str
     assert outcome.modes.keys() == (set() if kind == "linear" else {"given", "zero-shot", "mean"})
     assert set(outcome.baselines) == set(OPTIONS.baselines)
     saved = json.loads(json.dumps(outcome.to_dict(), allow_nan=False))
-    assert saved["asked"] == json.loads(json.dumps(run_inputs(snapshot, OPTIONS)))  # by which a run is found again
+    # these inputs identify a finished run
+    assert saved["asked"] == json.loads(json.dumps(run_inputs(snapshot, OPTIONS)))
     if kind == "triple":
         assert outcome.modes["given"] == outcome.parts["test"]
         combined = run(snapshot, PaperRun("b16", kind, "combined"), OPTIONS)

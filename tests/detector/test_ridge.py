@@ -23,7 +23,7 @@ DIM = 6
 SPACE = Space("toy", "0" * 64, dim=DIM)
 
 
-def drawn(count: int, label: int, seed: int = 0) -> np.ndarray:
+def random_vectors(count: int, label: int, seed: int = 0) -> np.ndarray:
     vectors = np.random.default_rng([seed, label]).standard_normal((count, DIM)) * np.arange(1, DIM + 1)
     vectors[:, :2] += label
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)  # type: ignore[no-any-return]
@@ -31,7 +31,7 @@ def drawn(count: int, label: int, seed: int = 0) -> np.ndarray:
 
 @pytest.mark.parametrize(("reals", "fakes"), [(300, 300), (40, 900), (1000, 1), (1, 2)])
 def test_ridge_equals_scikit_learn_with_balanced_classes(reals: int, fakes: int) -> None:
-    real, fake = drawn(reals, 0), drawn(fakes, 1)
+    real, fake = random_vectors(reals, 0), random_vectors(fakes, 1)
     x, y = np.concatenate([real, fake]).astype(np.float64), np.repeat([-1.0, 1.0], [reals, fakes])
     weight = np.repeat([1 / reals, 1 / fakes], [reals, fakes])
     strength = RIDGE * (weight[:, None] * x**2).sum() / DIM
@@ -41,7 +41,7 @@ def test_ridge_equals_scikit_learn_with_balanced_classes(reals: int, fakes: int)
 
 
 def test_direction_is_that_of_fisher() -> None:
-    real, fake = drawn(4000, 0), drawn(500, 1)
+    real, fake = random_vectors(4000, 0), random_vectors(500, 1)
     lda = LinearDiscriminantAnalysis(solver="lsqr", priors=[0.5, 0.5])
     lda.fit(np.concatenate([real, fake]).astype(np.float64), np.repeat([0, 1], [4000, 500]))
     ours = ridge(RidgeSums.from_vectors(real), RidgeSums.from_vectors(fake))[:-1]
@@ -56,7 +56,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     labels = [0, 1, -1] * 10 + [0] * 15 + [-1] * 5 + [1] * 8 + [-1] * 2
     rows = Rows.make([f"{i}" for i in range(60)], labels, sources=sources)
     with store.writer() as writer:
-        writer.append(Block(SPACE, rows, np.concatenate([drawn(40, 0), drawn(20, 1)])))
+        writer.append(Block(SPACE, rows, np.concatenate([random_vectors(40, 0), random_vectors(20, 1)])))
     return store.snapshot()
 
 

@@ -86,7 +86,7 @@ def test_single_rows_compensate_for_large_groups() -> None:
         split = Split.make(keys(1000), labels, recipe="grouped", groups=groups, seed=seed)
         assert split.counts == {"train": 700, "validation": 100, "test": 200}
         parts = split.parts_of(keys(1000))
-        assert (parts[:300] == PARTS["train"]).all()  # no other part has room for so many
+        assert (parts[:300] == PARTS["train"]).all()  # no other part can hold that many rows
         assert [labels[parts == part].sum() for part in PARTS.values()] == [203, 29, 58]  # of 290
 
 
@@ -135,10 +135,10 @@ def test_choose_selects_sources_and_balances_classes() -> None:
 def test_balanced_choice_keeps_all_rows_of_the_smaller_class() -> None:
     labels = np.array([1, -1] + [0] * 40 + [1, 1, -1] + [0] * 40)
     sources = names(["s"] * len(labels))
-    drawn = [choose(labels, sources, balanced=True, seed=seed).tolist() for seed in range(20)]
-    for rows in drawn:
+    draws = [choose(labels, sources, balanced=True, seed=seed).tolist() for seed in range(20)]
+    for rows in draws:
         assert rows == sorted(rows)
         assert labels[rows].tolist().count(0) == labels[rows].tolist().count(1) == 3
-    assert {row for rows in drawn for row in rows if row > 44} and len({tuple(rows) for rows in drawn}) > 15
-    assert choose(labels, sources, balanced=True, seed=3).tolist() == drawn[3]
+    assert {row for rows in draws for row in rows if row > 44} and len({tuple(rows) for rows in draws}) > 15
+    assert choose(labels, sources, balanced=True, seed=3).tolist() == draws[3]
     assert choose(np.zeros(5, int), names(["s"] * 5), balanced=True).tolist() == []

@@ -25,7 +25,7 @@ SPACE = Space("toy", "0" * 64, dim=DIM)
 CATEGORIES = ("cat", "dog", "ship")
 
 
-def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def random_vectors(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Unit vectors of two classes of three clusters each."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(99).standard_normal((2, 3, DIM))
@@ -39,16 +39,16 @@ def drawn(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     """600 rows in six shards, with text vectors."""
     store = Store.create(tmp_path_factory.mktemp("streaming") / "s", SPACE)
-    vectors, labels = drawn(600)
-    texts = dict(zip(CATEGORIES, drawn(3, seed=5)[0], strict=True))
+    vectors, labels = random_vectors(600)
+    texts = dict(zip(CATEGORIES, random_vectors(3, seed=5)[0], strict=True))
     with store.writer(rows_per_shard=100) as writer:
         for start in range(0, 600, 100):
-            here = slice(start, start + 100)
+            rows_of_shard = slice(start, start + 100)
             shown = [CATEGORIES[i % 3] for i in range(100)]
             rows = Rows.make(
-                [f"s/{start + i}" for i in range(100)], labels[here], sources=["s"] * 100, categories=shown
+                [f"s/{start + i}" for i in range(100)], labels[rows_of_shard], sources=["s"] * 100, categories=shown
             )
-            writer.append(Block(SPACE, rows, vectors[here], texts=texts))
+            writer.append(Block(SPACE, rows, vectors[rows_of_shard], texts=texts))
     return store.snapshot()
 
 
@@ -109,7 +109,7 @@ def test_read_ahead_changes_nothing(snapshot: Snapshot, monkeypatch: pytest.Monk
 
 
 def test_warm_start_from_a_sample_gives_the_same_svm(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors, labels = drawn(3000)
+    vectors, labels = random_vectors(3000)
 
     def blocks() -> list[tuple[np.ndarray, np.ndarray]]:
         return [(vectors[i : i + 700], labels[i : i + 700]) for i in range(0, 3000, 700)]
@@ -122,7 +122,7 @@ def test_warm_start_from_a_sample_gives_the_same_svm(monkeypatch: pytest.MonkeyP
 
 
 def test_gamma_depends_on_all_blocks() -> None:
-    vectors, labels = drawn(500)
+    vectors, labels = random_vectors(500)
     shifted = vectors + 3
     assert scale_gamma(shifted) == pytest.approx(1 / (DIM * shifted.astype(np.float64).var()))
     assert scale_gamma(np.full((40, 3), 0.1, np.float32)) == 1.0
@@ -131,12 +131,12 @@ def test_gamma_depends_on_all_blocks() -> None:
 
 
 def test_linear_probe_is_refined_on_all_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    vectors, labels = drawn(4000)
+    vectors, labels = random_vectors(4000)
     all_rows = Examples.from_arrays(vectors, labels)
     sample, validation, test = (
         all_rows.take(slice(0, 400)),
-        Examples.from_arrays(*drawn(200, 1)),
-        Examples.from_arrays(*drawn(300, 2)),
+        Examples.from_arrays(*random_vectors(200, 1)),
+        Examples.from_arrays(*random_vectors(300, 2)),
     )
     monkeypatch.setattr("clipfake.detector.training.baselines.INVERSE_REGULARIZATION", (1.0,))
     monkeypatch.setattr("clipfake.detector.training.examples.ROWS_AT_ONCE", 700)
@@ -149,7 +149,7 @@ def test_linear_probe_is_refined_on_all_rows(monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_one_search_serves_every_k(monkeypatch: pytest.MonkeyPatch) -> None:
-    train_rows, queries = Examples.from_arrays(*drawn(200)), Examples.from_arrays(*drawn(50, 1))
+    train_rows, queries = Examples.from_arrays(*random_vectors(200)), Examples.from_arrays(*random_vectors(50, 1))
     expected = [neighbor_rule(k)(train_rows, queries, 0)(queries.take(slice(0, 50))) for k in NEIGHBORS]
     calls = []
     monkeypatch.setattr(
@@ -184,7 +184,7 @@ def test_text_head_is_measured_in_every_mode(snapshot: Snapshot) -> None:
 
 def test_folds_use_the_kind_of_svm_of_the_calibrated_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = Store.create(tmp_path / "s", SPACE)
-    vectors, labels = drawn(400)
+    vectors, labels = random_vectors(400)
     made_by = [f"gan-{i % 3}" if label else "" for i, label in enumerate(labels)]
     rows = Rows.make([f"s/{i}" for i in range(400)], labels, sources=["s"] * 400, generators=made_by)
     with store.writer() as writer:

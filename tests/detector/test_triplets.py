@@ -56,18 +56,18 @@ def test_batch_hard_takes_farthest_positive_and_nearest_negative(batch: tuple[np
 def test_semihard_takes_the_nearest_negative_beyond_the_positive(batch: tuple[np.ndarray, ...]) -> None:
     distance, rows, pool = batch
     mined = mine(distance, rows, pool, "semihard")
-    kept = 0
+    semihard_count = 0
     for position, (positive, negative) in enumerate(zip(mined.positive, mined.negative, strict=True)):
-        assert positive == B + position  # the drawn one
+        assert positive == B + position  # the positive that was drawn
         _, negatives = allowed_partners(batch, position)  # type: ignore[arg-type]
         beyond = [i for i in negatives if distance[position, i] > distance[position, positive]]
         if beyond:
             assert distance[position, negative] == min(distance[position, beyond])
         else:
             assert negative == 2 * B + position
-            kept += 1
+            semihard_count += 1
         assert negative in negatives
-    assert kept < B
+    assert semihard_count < B
 
 
 def test_random_mining_keeps_the_drawn_triplets(batch: tuple[np.ndarray, ...]) -> None:

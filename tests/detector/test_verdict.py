@@ -27,7 +27,7 @@ SOURCES = {"camera_a": 0, "camera_b": 0, "gan_a": 1, "gan_b": 1, "gan_c": 1}
 OPTIONS = TrainOptions(triplet=TripletOptions(epochs=3), baselines=())
 
 
-def drawn(source: str, number: int, seed: int = 0) -> np.ndarray:
+def random_vectors(source: str, number: int, seed: int = 0) -> np.ndarray:
     """(number, 16) unit vectors around the direction of their source; all fakes have one direction in common."""
     rng = np.random.default_rng([seed, list(SOURCES).index(source)])
     centre = np.random.default_rng([9, list(SOURCES).index(source)]).standard_normal(16)
@@ -45,16 +45,16 @@ def block(source: str, number: int, seed: int = 0) -> Block:
         generators=[source if label else ""] * number,
         digests=np.frombuffer(np.random.default_rng([seed, 7, list(SOURCES).index(source)]).bytes(16 * number), "V16"),
     )
-    return Block(SPACE, rows, drawn(source, number, seed))
+    return Block(SPACE, rows, random_vectors(source, number, seed))
 
 
 @pytest.fixture(scope="module")
 def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    made = Store.create(tmp_path_factory.mktemp("toy") / "s", SPACE)
-    with made.writer() as writer:
+    new_store = Store.create(tmp_path_factory.mktemp("toy") / "s", SPACE)
+    with new_store.writer() as writer:
         for source in SOURCES:
             writer.append(block(source, 80))
-    return made
+    return new_store
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def detector(store: Store) -> VectorDetector:
 
 def test_neighbors_are_the_nearest_rows_of_their_class(store: Store) -> None:
     snapshot = store.snapshot()
-    queries = drawn("gan_a", 5, seed=3)
+    queries = random_vectors("gan_a", 5, seed=3)
     evidence = Bank.from_snapshot(snapshot, EvidenceOptions(k=4, per_source=99)).evidence(queries)
     for label, matches in ((0, evidence.real), (1, evidence.fake)):
         members = np.flatnonzero(snapshot.column("labels") == label)
@@ -80,7 +80,7 @@ def test_neighbors_are_the_nearest_rows_of_their_class(store: Store) -> None:
 def test_no_source_exceeds_its_cap_of_neighbors(store: Store) -> None:
     matches = (
         Bank.from_snapshot(store.snapshot(), EvidenceOptions(k=9, per_source=2))
-        .evidence(drawn("gan_a", 3, seed=4))
+        .evidence(random_vectors("gan_a", 3, seed=4))
         .fake
     )
     for rows in matches.rows:
@@ -111,7 +111,7 @@ def test_copy_is_evidence_once_its_twins_source_is_left_out(store: Store) -> Non
     bank = Bank.from_snapshot(
         snapshot, EvidenceOptions(k=50, per_source=99, duplicate=-1.0)
     )  # any two rows count as copies of each other
-    candidates = bank.candidates(drawn("gan_a", 3, seed=6))[1]
+    candidates = bank.candidates(random_vectors("gan_a", 3, seed=6))[1]
     assert candidates.unique.sum(1).tolist() == [1, 1, 1]
     first = int(candidates.select(bank.options).rows[0, 0])
     remaining = candidates.take([0]).without(int(bank.sources[first])).select(bank.options).rows[0]
@@ -127,7 +127,7 @@ def bank_with_copies(folder: Path, copies: int, digest: bytes = b"", max_candida
     digests = {"digests": np.frombuffer(digest * copies, "V16")} if digest else {}
     with store.writer() as writer:
         rows = Rows.make(keys, [0] * copies, sources=["crowd"] * copies, **digests)
-        writer.append(Block(SPACE, rows, np.repeat(drawn("camera_a", 1, seed=11), copies, axis=0)))
+        writer.append(Block(SPACE, rows, np.repeat(random_vectors("camera_a", 1, seed=11), copies, axis=0)))
         for source in ("camera_a", "camera_b", "gan_a"):
             writer.append(block(source, 40))
     return Bank.from_snapshot(store.snapshot(), EvidenceOptions(max_candidates=max_candidates))
@@ -136,7 +136,7 @@ def bank_with_copies(folder: Path, copies: int, digest: bytes = b"", max_candida
 @pytest.mark.parametrize("max_candidates", [2048, 50])
 def test_file_stored_under_many_keys_has_other_neighbors(tmp_path: Path, max_candidates: int) -> None:
     bank = bank_with_copies(tmp_path / "s", 200, digest=b"a" * 16, max_candidates=max_candidates)
-    queries = drawn("camera_a", 1, seed=11)
+    queries = random_vectors("camera_a", 1, seed=11)
     evidence = bank.evidence(queries, np.frombuffer(b"a" * 16, "V16"))
     single = bank_with_copies(tmp_path / "single", 1, digest=b"a" * 16).evidence(
         queries, np.frombuffer(b"a" * 16, "V16")
@@ -154,13 +154,13 @@ def test_class_of_one_file_has_no_neighbor_for_that_file(
 ) -> None:
     bank = bank_with_copies(tmp_path / "s", 200, digest=b"a" * 16, max_candidates=50)
     only = bank.where((bank.labels == 1) | (bank.snapshot.column("sources") == "crowd"))
-    evidence = only.evidence(drawn("camera_a", 2, seed=11), np.frombuffer(b"a" * 16 + b"b" * 16, "V16"))
+    evidence = only.evidence(random_vectors("camera_a", 2, seed=11), np.frombuffer(b"a" * 16 + b"b" * 16, "V16"))
     assert (evidence.real.rows >= 0).sum(1).tolist() == [0, 1]
     assert evidence.signal[0] == 0 != evidence.signal[1]
 
 
 def test_copies_do_not_crowd_out_other_neighbors(tmp_path: Path) -> None:
-    queries = drawn("camera_a", 1, seed=11) + 0.1 * drawn("camera_a", 2, seed=12)
+    queries = random_vectors("camera_a", 1, seed=11) + 0.1 * random_vectors("camera_a", 2, seed=12)
     queries /= np.linalg.norm(queries, axis=1, keepdims=True)
     with_copies, single = (bank_with_copies(tmp_path / f"{n}", n) for n in (300, 1))
     matches, expected = with_copies.evidence(queries).real, single.evidence(queries).real
@@ -175,20 +175,20 @@ def test_signal_is_zero_without_neighbors_of_a_class(detector: VectorDetector, t
         writer.append(block("gan_a", 1))
     other = VectorDetector(detector.head, Bank.from_snapshot(store.snapshot()), detector.calibration)
     digest = block("gan_a", 1).rows.digests
-    [verdict] = other.judge(["x"], drawn("gan_a", 1), digest)
+    [verdict] = other.judge(["x"], random_vectors("gan_a", 1), digest)
     assert verdict.known == "gan_a/0-0"
     assert verdict.neighbors["fake"] == ()
     assert verdict.signals["neighbors"] == pytest.approx(detector.calibration.neighbors.offset)
     assert verdict.generator in ("", "unknown")
     # no neighbour of either class: unlike anything indexed
-    assert Bank.from_snapshot(store.snapshot()).evidence(drawn("gan_a", 1), digest).nearest > 0
+    assert Bank.from_snapshot(store.snapshot()).evidence(random_vectors("gan_a", 1), digest).nearest > 0
     no_evidence = Evidence(Matches.none(2, 9), Matches.none(2, 9))
     assert no_evidence.signal.tolist() == [0, 0]
     assert detector.calibration.percentile(no_evidence.nearest).tolist() == [0, 0]
 
 
 def test_copies_are_recognized_in_half_precision(tmp_path: Path) -> None:
-    vectors = drawn("camera_b", 30, seed=13)
+    vectors = random_vectors("camera_b", 30, seed=13)
     store = Store.create(tmp_path / "s", SPACE)
     with store.writer() as writer:
         for copy in range(2):
@@ -266,7 +266,7 @@ def test_unknown_digests_do_not_match_each_other(detector: VectorDetector, tmp_p
     with store.writer() as writer:
         for source in ("camera_a", "gan_a"):
             rows = Rows.make([f"{source}/{i}" for i in range(20)], [SOURCES[source]] * 20, sources=[source] * 20)
-            writer.append(Block(SPACE, rows, drawn(source, 20)))
+            writer.append(Block(SPACE, rows, random_vectors(source, 20)))
     snapshot = store.snapshot()
     other = VectorDetector(detector.head, Bank.from_snapshot(snapshot), detector.calibration)
     [verdict] = other.judge(["x"], snapshot.vectors([25]), snapshot.column("digests")[[25]])
@@ -289,7 +289,7 @@ def test_head_never_gets_the_calibration_of_another(store: Store, detector: Vect
     """Whenever training is interrupted, the earlier head is loaded with its own calibration, or none is."""
     copy = Store.open(Path(shutil.copytree(store.folder, tmp_path / "s")))
     folder = copy.folder / "heads" / "default"
-    queries = drawn("gan_a", 5, seed=14)
+    queries = random_vectors("gan_a", 5, seed=14)
     before = detector.decision_function(queries)
     options = replace(OPTIONS, seed=1)
     head = train(copy.snapshot(), options).head
@@ -380,7 +380,7 @@ def test_generator_is_in_one_fold_only(store: Store, detector: VectorDetector) -
 
 def test_new_images_are_judged_correctly(detector: VectorDetector) -> None:
     for source, answer in (("camera_a", "real"), ("gan_b", "fake")):
-        verdicts = detector.judge([f"{i}" for i in range(20)], drawn(source, 20, seed=5))
+        verdicts = detector.judge([f"{i}" for i in range(20)], random_vectors(source, 20, seed=5))
         assert sum(v.verdict == answer for v in verdicts) >= 15
         assert all(v.verdict in (answer, "unsure") for v in verdicts)
     assert {v.generator for v in verdicts if v.verdict == "fake"} >= {"gan_b"}
@@ -397,7 +397,9 @@ def test_file_stored_as_real_and_as_fake_names_all_its_rows(detector: VectorDete
             )  # of all rows but the first
             writer.append(replace(block_of_source, rows=replace(block_of_source.rows, digests=digests)))
     bank = Bank.from_snapshot(store.snapshot())
-    [verdict] = VectorDetector(detector.head, bank, detector.calibration).judge(["x"], drawn("gan_a", 1), digest)
+    [verdict] = VectorDetector(detector.head, bank, detector.calibration).judge(
+        ["x"], random_vectors("gan_a", 1), digest
+    )
     assert [(row.key, row.label, row.source) for row in verdict.stored][:5] == [
         ("camera_a/0-1", "real", "camera_a"),
         ("camera_a/0-2", "real", "camera_a"),
@@ -427,7 +429,7 @@ def test_stored_image_is_named_with_its_neighbors(detector: VectorDetector) -> N
 def test_reported_changes_occur_when_the_rows_are_removed(
     store: Store, detector: VectorDetector, tmp_path: Path
 ) -> None:
-    mixed = drawn("gan_a", 200, seed=6) + drawn("camera_a", 200, seed=7)
+    mixed = random_vectors("gan_a", 200, seed=6) + random_vectors("camera_a", 200, seed=7)
     mixed /= np.linalg.norm(mixed, axis=1, keepdims=True)
     result = detector.judge(["x"] * len(mixed), mixed)
     predicted = [(i, change) for i, v in enumerate(result) for change in v.changes if change.what.startswith("without")]
@@ -446,7 +448,7 @@ def test_reported_changes_occur_when_the_rows_are_removed(
 
 
 def test_higher_error_rate_rules_out_more(detector: VectorDetector) -> None:
-    mixed = drawn("gan_a", 60, seed=8) + drawn("camera_b", 60, seed=9)
+    mixed = random_vectors("gan_a", 60, seed=8) + random_vectors("camera_b", 60, seed=9)
     possible = [
         sum(len(v.possible) for v in detector.judge(["x"] * 60, mixed, options=QueryOptions(error=e, changes=False)))
         for e in (0.01, 0.05, 0.3)
@@ -505,7 +507,7 @@ def test_probabilities_are_measured_at_the_share_of_test_fakes(tmp_path: Path) -
     with store.writer() as writer:
         for source, number in (("camera_a", 150), ("gan_a", 1350)):
             rows = block(source, number).rows
-            vectors = drawn(source, number)
+            vectors = random_vectors(source, number)
             vectors[:, 0] *= 0.1
             vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors = vectors + 1.0 * np.random.default_rng(len(rows)).standard_normal(vectors.shape)
@@ -544,7 +546,7 @@ def test_copies_of_a_file_are_in_one_fold(tmp_path: Path) -> None:
             writer.append(block(source, 40))
         for copy in range(3):
             rows = replace(block("camera_a", 40).rows, keys=names([f"copy {copy}/{i}" for i in range(40)]))
-            writer.append(Block(SPACE, rows, drawn("camera_a", 40)))
+            writer.append(Block(SPACE, rows, random_vectors("camera_a", 40)))
     snapshot = store.snapshot()
     folds = generator_folds(snapshot, np.zeros(len(snapshot), np.int8), seed=0)
     assert folds is not None
@@ -555,16 +557,16 @@ def test_copies_of_a_file_are_in_one_fold(tmp_path: Path) -> None:
 
 def test_training_is_reproducible(store: Store, detector: VectorDetector) -> None:
     again = train(store.snapshot(), OPTIONS).head
-    vectors = drawn("gan_c", 10, seed=10)
+    vectors = random_vectors("gan_c", 10, seed=10)
     assert np.array_equal(again.decision_function(vectors), detector.head.decision_function(vectors))
 
 
 def test_verdict_that_flips_on_a_degraded_copy_is_unsure(detector: VectorDetector) -> None:
-    [verdict] = [v for v in detector.judge(["x"] * 20, drawn("gan_b", 20, seed=5)) if v.verdict == "fake"][:1]
-    real, options = drawn("camera_a", 1, seed=5)[0], QueryOptions()
+    [verdict] = [v for v in detector.judge(["x"] * 20, random_vectors("gan_b", 20, seed=5)) if v.verdict == "fake"][:1]
+    real, options = random_vectors("camera_a", 1, seed=5)[0], QueryOptions()
     result = detector.check_stability(verdict, {"after JPEG": real}, b"", options)
     assert result.verdict == "unsure"
     assert "is not stable" in result.reasons[0]
-    same = detector.check_stability(verdict, {"after JPEG": drawn("gan_b", 1, seed=5)[0]}, b"", options)
+    same = detector.check_stability(verdict, {"after JPEG": random_vectors("gan_b", 1, seed=5)[0]}, b"", options)
     assert same.views
     assert same.verdict in ("fake", "unsure")

@@ -20,7 +20,7 @@ from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.index import index
 from clipfake.simulated.standin_encoder import build_standin
 from clipfake.store.store import Store
-from indexed import contents, pictures, store_at
+from indexed import contents, store_at, write_images
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(280)]
 
@@ -184,18 +184,18 @@ def end(first: "subprocess.Popen[str]") -> None:
 def lan(tmp_path: Path) -> Iterator[Lan]:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
     try:
-        made = Lan(tmp_path)
+        new_lan = Lan(tmp_path)
     except FileNotFoundError as e:
         pytest.skip(f"hosts cannot be created: {e.filename} is not installed")
     try:
-        yield made
+        yield new_lan
     finally:
-        made.close()
+        new_lan.close()
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = pictures(tmp_path_factory.mktemp("data") / "p", IMAGES)
+    path = write_images(tmp_path_factory.mktemp("data") / "p", IMAGES)
     (path / "bad.jpg").write_text("no image")
     return path
 

@@ -60,8 +60,8 @@ def test_locked_store_leaves_shards_for_the_next_run(
     with store.writer():  # another process is writing
         report = index([folder], store, PlainEncoder(), IndexOptions(part=(0, 2), batch_size=4, rows_per_shard=4))
     assert (len(store.snapshot()), len(waiting(store))) == (0, -(-report.added // 4))
-    rest = index([folder], store, PlainEncoder())
-    assert (rest.known, rest.added) == (report.added, 24 - report.added)
+    second_report = index([folder], store, PlainEncoder())
+    assert (second_report.known, second_report.added) == (report.added, 24 - report.added)
     assert waiting(store) == []
 
 

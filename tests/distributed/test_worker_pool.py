@@ -24,7 +24,7 @@ from clipfake.indexer.shard_inbox import commit
 from clipfake.indexer.sources.image_ref import ImageRef
 from clipfake.store.space import Space
 from clipfake.store.store import Store
-from indexed import contents, pictures, store_at
+from indexed import contents, store_at, write_images
 
 PLAIN = EncoderSpec("plain")
 
@@ -72,7 +72,7 @@ def test_task_size_is_within_bounds() -> None:
 
 
 def test_repeated_task_is_stored_once(tmp_path: Path) -> None:
-    folder, store = pictures(tmp_path / "p", 4), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", 4), store_at(tmp_path / "s")
     (folder / "bad.jpg").write_text("no image")
     worker = Worker(PLAIN, store.folder, IndexOptions(threads=1))
     task = Task.of([ImageRef(f"p/{path.name}", str(path)) for path in sorted(folder.iterdir())])
@@ -97,7 +97,7 @@ def test_encoder_error_is_raised_for_every_task(tmp_path: Path, monkeypatch: pyt
         raise EncoderError("the device is gone")
 
     monkeypatch.setattr(PlainEncoder, "encode", fail)
-    folder = pictures(tmp_path / "p", 2)
+    folder = write_images(tmp_path / "p", 2)
     worker = Worker(PLAIN, tmp_path, IndexOptions(threads=1))
     for path in sorted(folder.iterdir()):
         with pytest.raises(EncoderError, match="the device is gone"):
@@ -105,7 +105,7 @@ def test_encoder_error_is_raised_for_every_task(tmp_path: Path, monkeypatch: pyt
 
 
 def test_workers_store_the_same_rows_as_one_process(tmp_path: Path) -> None:
-    folder, store, whole = pictures(tmp_path / "p", 40), store_at(tmp_path / "s"), store_at(tmp_path / "whole")
+    folder, store, whole = write_images(tmp_path / "p", 40), store_at(tmp_path / "s"), store_at(tmp_path / "whole")
     (folder / "bad.jpg").write_text("no image")
     index([folder], store, PlainEncoder(), IndexOptions(limit=7))
     report = index_with(LocalPool(store.folder), [folder], store, IndexOptions(rows_per_shard=10))
@@ -121,7 +121,7 @@ def test_workers_store_the_same_rows_as_one_process(tmp_path: Path) -> None:
 
 
 def test_image_that_kills_workers_is_isolated(tmp_path: Path) -> None:
-    folder, store = pictures(tmp_path / "p", 40), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", 40), store_at(tmp_path / "s")
     pool = LocalPool(store.folder, lambda task: any(ref.key == "p/0013.png" for ref in task.images))
     report = index_with(pool, [folder], store, IndexOptions(rows_per_shard=20))
     assert [key for key, _ in report.skipped] == ["p/0013.png"]
@@ -130,16 +130,16 @@ def test_image_that_kills_workers_is_isolated(tmp_path: Path) -> None:
 
 
 def test_single_worker_death_loses_nothing(tmp_path: Path) -> None:
-    folder, store = pictures(tmp_path / "p", 30), store_at(tmp_path / "s")
-    seen: set[str] = set()
-    pool = LocalPool(store.folder, lambda task: task.id not in seen and not seen.add(task.id))  # type: ignore[func-returns-value]
+    folder, store = write_images(tmp_path / "p", 30), store_at(tmp_path / "s")
+    tried: set[str] = set()
+    pool = LocalPool(store.folder, lambda task: task.id not in tried and not tried.add(task.id))  # type: ignore[func-returns-value]
     report = index_with(pool, [folder], store, IndexOptions(rows_per_shard=10))
     assert (report.added, report.skipped) == (30, [])
     assert pool.requested == [10, 10, 10, 10, 10, 10]
 
 
 def test_repeated_worker_deaths_end_the_run(tmp_path: Path) -> None:
-    folder, store = pictures(tmp_path / "p", LOSSES), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", LOSSES), store_at(tmp_path / "s")
     with pytest.raises(SourceError, match="workers died"):
         index_with(LocalPool(store.folder, lambda task: True), [folder], store)
 
@@ -148,12 +148,12 @@ def test_images_before_a_listing_error_are_stored(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     store = store_at(tmp_path / "s")
     with pytest.raises(SourceError, match="no images"):
-        index_with(LocalPool(store.folder), [pictures(tmp_path / "p", 20), tmp_path / "empty"], store)
+        index_with(LocalPool(store.folder), [write_images(tmp_path / "p", 20), tmp_path / "empty"], store)
     assert len(contents(store)) == 20
 
 
 def test_ctrl_c_stores_tasks_in_progress(tmp_path: Path) -> None:
-    folder, store = pictures(tmp_path / "p", 40), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", 40), store_at(tmp_path / "s")
 
     class Stopped(LocalPool):
         calls = 0
@@ -188,7 +188,7 @@ def killing(killed: list[int]) -> Callable[[IndexReport], None]:
 
 
 def test_killed_process_loses_no_row(tmp_path: Path) -> None:
-    folder, store, whole = pictures(tmp_path / "p", 120), store_at(tmp_path / "s"), store_at(tmp_path / "whole")
+    folder, store, whole = write_images(tmp_path / "p", 120), store_at(tmp_path / "s"), store_at(tmp_path / "whole")
     (folder / "bad.jpg").write_text("no image")
     killed: list[int] = []
     options = IndexOptions(rows_per_shard=10, threads=2)
@@ -226,7 +226,7 @@ if __name__ == "__main__":
 
 @pytest.mark.parametrize("kills", [[40], pytest.param([10, 20, 30, 10], marks=pytest.mark.slow)])
 def test_killed_driver_ends_workers_and_can_be_resumed(tmp_path: Path, kills: list[int]) -> None:
-    folder, store = pictures(tmp_path / "p", 120 * len(kills)), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", 120 * len(kills)), store_at(tmp_path / "s")
     (tmp_path / "driver.py").write_text(DRIVER)
     for rows in kills:
         command = [sys.executable, str(tmp_path / "driver.py"), str(store.folder), str(folder), str(rows)]
@@ -275,7 +275,7 @@ if __name__ == "__main__":
 
 
 def test_ctrl_c_while_recording_loses_no_result(tmp_path: Path) -> None:
-    folder, store = pictures(tmp_path / "p", 120), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", 120), store_at(tmp_path / "s")
     (tmp_path / "driver.py").write_text(INTERRUPTED)
     command = [sys.executable, str(tmp_path / "driver.py"), str(store.folder), str(folder)]
     output = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
@@ -305,7 +305,7 @@ def test_worker_start_error_is_raised_by_the_pool(tmp_path: Path) -> None:
 def test_pool_with_another_encoder_is_refused(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", Space("other", "1" * 64, 192))
     with pytest.raises(SpaceMismatch):
-        index_with(LocalPool(store.folder), [pictures(tmp_path / "p", 1)], store)
+        index_with(LocalPool(store.folder), [write_images(tmp_path / "p", 1)], store)
 
 
 def test_missing_ray_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,7 +318,7 @@ def test_missing_ray_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyP
 @pytest.mark.filterwarnings("ignore")  # Ray's own
 def test_killed_ray_worker_loses_no_row(tmp_path: Path) -> None:
     pytest.importorskip("ray", reason="the extra `ray` is not installed")
-    folder, store = pictures(tmp_path / "p", 300), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", 300), store_at(tmp_path / "s")
     (folder / "bad.jpg").write_text("no image")
     killed: list[int] = []
     options = IndexOptions(rows_per_shard=10, threads=1)

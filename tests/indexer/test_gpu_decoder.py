@@ -55,7 +55,7 @@ CLIP = Preprocess(0, 0, 224, 224, "bicubic", 1 / 255, (0.5, 0.5, 0.5), (0.5, 0.5
 cpu_decode = partial(decode_on_cpu, CLIP, True)
 
 
-def picture(width: int, height: int, seed: int = 0) -> Pillow.Image:
+def draw_image(width: int, height: int, seed: int = 0) -> Pillow.Image:
     noise = np.random.default_rng(seed).integers(0, 256, (height // 40 + 2, width // 40 + 2, 3), np.uint8)
     return Pillow.fromarray(noise).resize((width, height), Pillow.Resampling.BICUBIC)
 
@@ -78,18 +78,18 @@ def turned() -> Pillow.Exif:
     return exif
 
 
-LARGE = saved(picture(700, 500))
+LARGE = saved(draw_image(700, 500))
 KINDS = {  # content of a file, and whether the GPU decoder accepts it
     "large": (LARGE, True),
-    "progressive": (saved(picture(600, 700, 1), progressive=True), True),
-    "grey": (saved(picture(640, 480, 2).convert("L")), True),
-    "full chroma": (saved(picture(900, 1700, 3), subsampling=0), True),
-    "small": (saved(picture(300, 300, 4)), False),
-    "tiny": (saved(picture(3, 2, 5)), False),
-    "long": (saved(picture(3000, 300, 6)), False),
-    "turned": (saved(picture(700, 500, 7), exif=turned()), False),
-    "cmyk": (saved(picture(700, 500, 8).convert("CMYK")), False),
-    "png": (saved(picture(700, 500, 9), "PNG"), False),
+    "progressive": (saved(draw_image(600, 700, 1), progressive=True), True),
+    "grey": (saved(draw_image(640, 480, 2).convert("L")), True),
+    "full chroma": (saved(draw_image(900, 1700, 3), subsampling=0), True),
+    "small": (saved(draw_image(300, 300, 4)), False),
+    "tiny": (saved(draw_image(3, 2, 5)), False),
+    "long": (saved(draw_image(3000, 300, 6)), False),
+    "turned": (saved(draw_image(700, 500, 7), exif=turned()), False),
+    "cmyk": (saved(draw_image(700, 500, 8).convert("CMYK")), False),
+    "png": (saved(draw_image(700, 500, 9), "PNG"), False),
     "cut off": (LARGE[:-500], False),
     "end lost": (LARGE[:-2], False),
     "not an image": (b"no image", False),
@@ -106,7 +106,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> TorchEncoder:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    path = tmp_path / "pictures"
+    path = tmp_path / "images"
     path.mkdir()
     for name, (content, _) in KINDS.items():
         (path / f"{name}.jpg").write_bytes(content)
@@ -211,15 +211,15 @@ def test_disagreeing_decoder_is_not_used_and_reported(decode: DecodeFunction, te
 
 
 def test_next_factory_is_tried_after_disagreement() -> None:
-    made: list[str] = []
+    tried: list[str] = []
 
     def factory(name: str, levels: int) -> Callable[[], DecodeFunction]:
-        return lambda: made.append(name) or shifted(levels)  # type: ignore[func-returns-value]
+        return lambda: tried.append(name) or shifted(levels)  # type: ignore[func-returns-value]
 
     double = gpu_decoder_of(factory("engine", 2), factory("cuda", 0), factory("never", 0))
     [image] = double.decode([LARGE]) or [None]
     assert image is not None and difference(image, cpu_decode(LARGE)).maximum == 0
-    assert (made, double.unused) == (["engine", "cuda"], "")
+    assert (tried, double.unused) == (["engine", "cuda"], "")
 
 
 def test_decoder_is_verified_on_real_images_before_use(
@@ -300,7 +300,7 @@ def test_thread_decodes_on_cpu_while_decoder_is_busy(
     """The decoder returns only once another thread has decoded a large image; without sharing, it never does."""
     reference, shared = partial(decode_on_cpu, encoder.preprocess, True), threading.Event()
     for i in range(12):
-        (folder / f"more {i}.jpg").write_bytes(saved(picture(600, 500, 20 + i)))
+        (folder / f"more {i}.jpg").write_bytes(saved(draw_image(600, 500, 20 + i)))
 
     def decoding(content: bytes) -> Any:
         image = decode(content)
@@ -342,13 +342,13 @@ def test_batches_stay_below_the_pixel_limit(
 def test_slow_decoder_is_dropped_if_it_must_be_faster(
     must_be_faster: bool, gpu_seconds: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now, small = [0.0], cpu_decode(LARGE)
+    clock, small = [0.0], cpu_decode(LARGE)
 
     def takes(seconds: float, content: bytes) -> ReducedImage:
-        now[0] += seconds
+        clock[0] += seconds
         return small if content == LARGE else cpu_decode(content)
 
-    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     gpu_decode = lambda contents: [takes(gpu_seconds, content) for content in contents]  # noqa: E731
     double = GpuDecoder("double", [lambda: gpu_decode], partial(takes, 1.0), must_be_faster=must_be_faster)
     for _ in range(VERIFIED_IMAGES // 8):
@@ -361,8 +361,8 @@ def test_slow_decoder_is_dropped_if_it_must_be_faster(
 def test_box_mean_equals_pillow_reduce(size: tuple[int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), np.uint8)
     for factor in (1, 2, 3, 5, 8, 17):
-        want = np.asarray(Pillow.fromarray(pixels).reduce(factor))
-        assert np.array_equal(box_mean(torch.from_numpy(pixels), factor).numpy(), want)
+        expected = np.asarray(Pillow.fromarray(pixels).reduce(factor))
+        assert np.array_equal(box_mean(torch.from_numpy(pixels), factor).numpy(), expected)
 
 
 @needs_library
@@ -400,7 +400,7 @@ def test_store_is_the_same_with_nvimagecodec(folder: Path, tmp_path: Path, encod
     assert reports[0].skipped == reports[1].skipped
     cpu, gpu = (store.snapshot().vectors().astype(np.float32) for store in stores)
     assert np.abs(cpu - gpu).max() < 1e-3  # the store keeps half precision
-    on_gpu = [KINDS[key.removeprefix("pictures/").removesuffix(".jpg")][1] for key in columns(stores[0])["keys"]]
+    on_gpu = [KINDS[key.removeprefix("images/").removesuffix(".jpg")][1] for key in columns(stores[0])["keys"]]
     assert np.array_equal(cpu[~np.array(on_gpu)], gpu[~np.array(on_gpu)])
     assert reports[1].decoded_by == {"cpu": 6, f"{NAME} (cpu)": 4} and reports[1].decoder_unused == ""
 
@@ -408,7 +408,7 @@ def test_store_is_the_same_with_nvimagecodec(folder: Path, tmp_path: Path, encod
 @needs_library
 def test_threads_share_nvimagecodec(folder: Path, tmp_path: Path, encoder: TorchEncoder) -> None:
     for i in range(20):
-        (folder / f"more {i:02d}.jpg").write_bytes(saved(picture(500 + i, 500, 20 + i)))
+        (folder / f"more {i:02d}.jpg").write_bytes(saved(draw_image(500 + i, 500, 20 + i)))
     store = Store.create(tmp_path / "s", encoder.space)
     report = index([folder], store, encoder, IndexOptions(threads=4, batch_size=6, decoder=NAME))
     assert sum(report.decoded_by.values()) == len(store.snapshot()) == 30
@@ -470,10 +470,10 @@ def test_gpu_decoder_is_tried_with_and_without_engine(
     class OnGpu(PlainEncoder):
         preprocess, device = encoder.preprocess, torch.device("cuda:1")
 
-    made: list[bool] = []
+    tried: list[bool] = []
 
     def codec(preprocess: Preprocess, device: torch.device, *, thumbnails: bool, engine: bool) -> DecodeFunction:
-        made.append(engine)
+        tried.append(engine)
         raise RuntimeError(f"no {device}")
 
     monkeypatch.setattr(nvimagecodec, "NvImageCodec", codec)
@@ -481,7 +481,7 @@ def test_gpu_decoder_is_tried_with_and_without_engine(
     taken = gpu_decoder_for(decoder, OnGpu(), thumbnails=True)
     assert taken is not None and taken.name == f"{NAME} (cuda:1)"
     assert taken.decode([LARGE]) == [None]
-    assert made == [True, False] and taken.unused == f"{NAME} (cuda:1) is not used: it failed (no cuda:1)"
+    assert tried == [True, False] and taken.unused == f"{NAME} (cuda:1) is not used: it failed (no cuda:1)"
     monkeypatch.setattr(nvimagecodec, "installed", lambda: False)
     if decoder == "auto":
         assert gpu_decoder_for(decoder, OnGpu(), thumbnails=True) is None

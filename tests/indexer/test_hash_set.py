@@ -16,15 +16,15 @@ class Crowded(str):
 
 @pytest.mark.parametrize("kind", [str, Crowded])
 def test_contains_exactly_the_added_names(kind: type[str]) -> None:
-    seen, before = HashSet(), set[int]()
+    hash_set, before = HashSet(), set[int]()
     for number in np.random.default_rng(0).integers(0, 1500, 4000).tolist():
-        assert seen.contains_or_add(kind(number)) == (number in before)
+        assert hash_set.contains_or_add(kind(number)) == (number in before)
         before.add(number)
-    assert len(seen) == len(before) > 1300
+    assert len(hash_set) == len(before) > 1300
 
 
 def test_a_name_takes_few_bytes() -> None:
-    seen = HashSet()
-    assert not any(seen.contains_or_add(f"coco2017/train2017/img{i:06d}.jpg") for i in range(100_000))
-    held = sum(sys.getsizeof(value) for value in vars(seen).values())
+    hash_set = HashSet()
+    assert not any(hash_set.contains_or_add(f"coco2017/train2017/img{i:06d}.jpg") for i in range(100_000))
+    held = sum(sys.getsizeof(value) for value in vars(hash_set).values())
     assert 100_000 * 8 < held < 100_000 * 27

@@ -44,7 +44,7 @@ def test_sample_is_stored_with_its_metadata(sample: list[Path], tmp_path: Path) 
 
 def test_rerun_replaces_only_changed_files(sample: list[Path], tmp_path: Path) -> None:
     store = store_at(tmp_path / "s")
-    folder = tmp_path / "pictures"
+    folder = tmp_path / "images"
     folder.mkdir()
     for i in range(4):
         (folder / f"{i}.jpg").write_bytes(simulated(0, i))
@@ -68,7 +68,7 @@ def test_bad_images_are_listed_in_the_report(tmp_path: Path) -> None:
 
 
 def test_interrupted_run_is_resumed(sample: list[Path], tmp_path: Path) -> None:
-    class Tired(PlainEncoder):
+    class StopsAfterTwo(PlainEncoder):
         left = 2
 
         def encode(self, images):  # type: ignore[no-untyped-def]
@@ -78,7 +78,7 @@ def test_interrupted_run_is_resumed(sample: list[Path], tmp_path: Path) -> None:
             return super().encode(images)
 
     store = store_at(tmp_path / "s")
-    first = index(expand(sample), store, Tired(), IndexOptions(batch_size=4))
+    first = index(expand(sample), store, StopsAfterTwo(), IndexOptions(batch_size=4))
     assert first.interrupted
     assert len(store.snapshot()) == first.added == 8
     second = index(expand(sample), store, PlainEncoder(), IndexOptions(batch_size=4))

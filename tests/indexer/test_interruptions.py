@@ -20,7 +20,7 @@ from clipfake.indexer.index import IndexOptions, index
 from clipfake.indexer.quarantine import read_quarantine
 from clipfake.indexer.sources.folders import count
 from clipfake.indexer.sources.image_ref import LocalFile
-from indexed import contents, pictures, store_at
+from indexed import contents, store_at, write_images
 from PIL import Image as Pillow
 
 # Starts the same run repeatedly, each time in a process that is killed after some seconds; the encoder is slow enough
@@ -52,7 +52,7 @@ for seconds in map(float, sys.argv[3:]):
 
 @pytest.mark.parametrize("kills", [2, pytest.param(20, marks=pytest.mark.slow)])
 def test_killed_run_can_be_resumed(tmp_path: Path, kills: int) -> None:
-    folder = pictures(tmp_path / "p", 40 * kills)
+    folder = write_images(tmp_path / "p", 40 * kills)
     moments = np.random.default_rng(kills).uniform(0.02, 0.6, kills)
     command = [sys.executable, "-c", PROGRAM, str(tmp_path / "s"), str(folder), *map(str, moments)]
     ended = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
@@ -68,7 +68,7 @@ def test_killed_run_can_be_resumed(tmp_path: Path, kills: int) -> None:
 
 
 def test_full_disk_keeps_stored_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder, store = pictures(tmp_path / "p", 24), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", 24), store_at(tmp_path / "s")
     written, create = 0, h5py.Group.create_dataset
 
     def full(self: h5py.Group, name: str, **options: object) -> object:
@@ -89,13 +89,13 @@ def test_full_disk_keeps_stored_rows(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_second_writer_raises_locked(tmp_path: Path) -> None:
-    folder, store = pictures(tmp_path / "p", 2), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", 2), store_at(tmp_path / "s")
     with store.writer(), pytest.raises(Locked, match="is being written"):
         index([folder], store, PlainEncoder())
 
 
 def test_quarantined_images_are_skipped_until_they_change(tmp_path: Path) -> None:
-    folder, store = pictures(tmp_path / "p", 2), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", 2), store_at(tmp_path / "s")
     (folder / "bad.jpg").write_text("no image")
     first = index([folder], store, PlainEncoder())
     again = index([folder], store, PlainEncoder())
@@ -111,7 +111,7 @@ def test_quarantined_images_are_skipped_until_they_change(tmp_path: Path) -> Non
 
 
 def test_damaged_quarantine_list_only_costs_a_retry(tmp_path: Path) -> None:
-    folder, store = pictures(tmp_path / "p", 1), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", 1), store_at(tmp_path / "s")
     (folder / "bad.jpg").write_text("no image")
     (tmp_path / "s/quarantine.json").write_text('{"format": "clip')
     assert index([folder], store, PlainEncoder()).tried == 2
@@ -119,7 +119,7 @@ def test_damaged_quarantine_list_only_costs_a_retry(tmp_path: Path) -> None:
 
 
 def test_too_many_bad_images_end_the_run(tmp_path: Path) -> None:
-    folder, store = pictures(tmp_path / "p", 9), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", 9), store_at(tmp_path / "s")
     (folder / "bad.jpg").write_text("no image")
     assert index([folder], store, PlainEncoder(), IndexOptions(max_bad=0.1)).added == 9
     (folder / "worse.jpg").write_text("no image either")
@@ -129,7 +129,7 @@ def test_too_many_bad_images_end_the_run(tmp_path: Path) -> None:
 
 
 def test_sync_deletes_only_missing_rows_of_its_sources(tmp_path: Path) -> None:
-    first, second = pictures(tmp_path / "one", 4), pictures(tmp_path / "other", 2)
+    first, second = write_images(tmp_path / "one", 4), write_images(tmp_path / "other", 2)
     store = store_at(tmp_path / "s")
     index([first, second], store, PlainEncoder())
     (first / "0001.png").unlink()
@@ -143,7 +143,7 @@ def test_sync_deletes_only_missing_rows_of_its_sources(tmp_path: Path) -> None:
 
 
 def test_sync_of_an_empty_folder_deletes_nothing(tmp_path: Path) -> None:
-    folder, store = pictures(tmp_path / "p", 2), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", 2), store_at(tmp_path / "s")
     index([folder], store, PlainEncoder())
     for path in folder.iterdir():
         path.unlink()
@@ -153,7 +153,7 @@ def test_sync_of_an_empty_folder_deletes_nothing(tmp_path: Path) -> None:
 
 
 def test_touched_file_is_read_and_recognised(tmp_path: Path) -> None:
-    folder, store = pictures(tmp_path / "p", 3), store_at(tmp_path / "s")
+    folder, store = write_images(tmp_path / "p", 3), store_at(tmp_path / "s")
     index([folder], store, PlainEncoder())
     os.utime(folder / "0001.png", ns=(1, 1))
     report = index([folder], store, PlainEncoder())
@@ -171,7 +171,7 @@ def appended(path: Path) -> None:
 def test_file_changed_during_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Path], None]
 ) -> None:
-    [path] = pictures(tmp_path / "p", 1).iterdir()
+    [path] = write_images(tmp_path / "p", 1).iterdir()
     fstat = os.fstat
 
     def changing(handle: int) -> os.stat_result:
@@ -185,14 +185,14 @@ def test_file_changed_during_read_is_refused(
 
 
 def test_short_reads_are_completed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    [path] = pictures(tmp_path / "p", 1).iterdir()
+    [path] = write_images(tmp_path / "p", 1).iterdir()
     whole, read = path.read_bytes(), os.read
     monkeypatch.setattr(os, "read", lambda handle, most: read(handle, min(most, 100)))
     assert LocalFile(str(path)).read() == (whole, path.stat().st_mtime_ns)
 
 
 def test_special_files_are_reported_and_handles_closed(tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "p", 2)
+    folder = write_images(tmp_path / "p", 2)
     os.mkfifo(folder / "pipe.jpg")
     (folder / "device.jpg").symlink_to("/dev/zero")
     (folder / "dead.jpg").symlink_to(folder / "nowhere")
@@ -221,7 +221,7 @@ def test_decompression_bomb_raises_image_error(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_million_files_in_one_folder(tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "p", 8)
+    folder = write_images(tmp_path / "p", 8)
     try:
         for i in range(1_000_000):
             path = folder / f"{i:07d}.png"

@@ -27,7 +27,7 @@ from PIL import Image as Pillow
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("data") / "pictures"
+    path = tmp_path_factory.mktemp("data") / "images"
     path.mkdir()
     for i in range(20):
         noise = np.random.default_rng(i).integers(0, 256, (6, 5 + i % 3, 3), np.uint8)
@@ -211,6 +211,6 @@ def test_invalid_vectors_are_refused_individually(folder: Path, tmp_path: Path, 
     report = index([folder], store_at(tmp_path), Odd(), IndexOptions(batch_size=10))
     assert report.added == 18
     assert [(key, "zero or not finite" in reason) for key, reason in report.skipped] == [
-        ("pictures/01.png", True),
-        ("pictures/11.png", True),
+        ("images/01.png", True),
+        ("images/11.png", True),
     ]

@@ -64,9 +64,9 @@ def rows_of(*sources: object) -> list[tuple[object, ...]]:
 
 
 def indexed(store: Path, *sources: object) -> list[tuple[str, bytes]]:
-    made = Store.create(store, PlainEncoder().space)
-    index(sources, made, PlainEncoder())  # type: ignore[arg-type]
-    rows = made.snapshot().rows
+    new_store = Store.create(store, PlainEncoder().space)
+    index(sources, new_store, PlainEncoder())  # type: ignore[arg-type]
+    rows = new_store.snapshot().rows
     return sorted((key, digest.tobytes()) for key, digest in zip(rows.keys, rows.digests, strict=True))
 
 

@@ -42,11 +42,11 @@ def encoded(kind: str, mode: str = "RGB", size: tuple[int, int] = (5, 7), **opti
 
 def header(name: str, size: int | bytes, kind: bytes = b"0") -> bytes:
     """Tar header block with any size."""
-    made = bytearray(tarfile.TarInfo(name).tobuf())
-    made[124:136] = size if isinstance(size, bytes) else b"%011o\0" % size
-    made[156:157], made[148:156] = kind, b" " * 8
-    made[148:156] = b"%06o\0 " % sum(made)
-    return bytes(made)
+    block = bytearray(tarfile.TarInfo(name).tobuf())
+    block[124:136] = size if isinstance(size, bytes) else b"%011o\0" % size
+    block[156:157], block[148:156] = kind, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
 
 
 def form(**fields: str) -> bytes:
@@ -72,9 +72,9 @@ def tar_at(folder: Path, content: bytes, name: str = "t.tar") -> TarArchive:
 
 def zip_at(folder: Path, files: dict[str, bytes], change: Callable[[bytes], bytes] = bytes) -> ZipArchive:
     out = io.BytesIO()
-    with zipfile.ZipFile(out, "w") as made:
+    with zipfile.ZipFile(out, "w") as archive:
         for name, content in files.items():
-            made.writestr(name, content)
+            archive.writestr(name, content)
     (folder / "z.zip").write_bytes(change(out.getvalue()))
     return ZipArchive(str(folder / "z.zip"))
 
@@ -318,11 +318,11 @@ def test_nan_pixels_are_black() -> None:
     assert decode(out.getvalue()).pixels[0, 0].tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("seen", [1, 16, 17])
+@pytest.mark.parametrize("cropped", [1, 16, 17])
 @pytest.mark.parametrize("length, new", [(40, 33), (31, 64), (200, 16 + 1)])
-def test_cropped_resize_equals_the_middle(length: int, new: int, seen: int) -> None:
-    whole, top = resize_matrix(length, new, "bicubic"), (new - seen) // 2
-    assert np.array_equal(resize_matrix(length, new, "bicubic", seen), whole[top : top + seen])
+def test_cropped_resize_equals_the_middle(length: int, new: int, cropped: int) -> None:
+    whole, top = resize_matrix(length, new, "bicubic"), (new - cropped) // 2
+    assert np.array_equal(resize_matrix(length, new, "bicubic", cropped), whole[top : top + cropped])
 
 
 # Encoders
@@ -408,29 +408,29 @@ def test_invalid_model_sizes_raise_encoder_error(vision: dict[str, Any], standin
 
 @pytest.mark.parametrize("value", [b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": 1, "b": "c"}}', DEEP])
 def test_invalid_weights_index_raises_encoder_error(value: bytes, standin: Path, tmp_path: Path) -> None:
-    place = copied(standin, tmp_path)
+    folder = copied(standin, tmp_path)
     (tmp_path / "model.safetensors.index.json").write_bytes(value)
     with pytest.raises(EncoderError, match="no valid weight_map"):
-        load_encoder(place)
+        load_encoder(folder)
 
 
 def test_weights_outside_the_folder_are_not_read(standin: Path, tmp_path: Path) -> None:
     inner = tmp_path / "inner"
     inner.mkdir()
-    place = copied(standin, inner)
+    checkpoint = copied(standin, inner)
     (inner / "model.safetensors").rename(tmp_path / "model.safetensors")
     index = {"weight_map": {"a": "../model.safetensors"}}
     (inner / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(EncoderError, match="no complete weights"):
-        open_checkpoint(place)
+        open_checkpoint(checkpoint)
 
 
 def test_code_in_an_encoder_folder_is_never_run(standin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    place = copied(standin, tmp_path, config=b'{"model_type": "mine", "auto_map": {"AutoConfig": "c.C"}}')
+    checkpoint = copied(standin, tmp_path, config=b'{"model_type": "mine", "auto_map": {"AutoConfig": "c.C"}}')
     (tmp_path / "c.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')\n")
     monkeypatch.setattr("builtins.input", lambda *_: "y")
     with pytest.raises(EncoderError):
-        load_encoder(place)
+        load_encoder(checkpoint)
     assert not (tmp_path / "executed").exists()
 
 
@@ -442,31 +442,31 @@ def test_boolean_model_size_raises_encoder_error() -> None:
 # Any change of a real file
 
 
-def changed(content: bytes) -> st.SearchStrategy[bytes]:
+def mutations_of(content: bytes) -> st.SearchStrategy[bytes]:
     """Mutations of a file: bits flipped, truncated, a piece copied or removed, or a number made huge."""
-    place = st.integers(0, len(content) - 1)
+    positions = st.integers(0, len(content) - 1)
     number = st.sampled_from([b"\0", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"-1", b"\xff" * 8, b"9" * 20])
 
     @st.composite
-    def made(draw: st.DrawFn) -> bytes:
-        now = bytearray(content)
+    def mutations(draw: st.DrawFn) -> bytes:
+        mutated = bytearray(content)
         for _ in range(draw(st.integers(1, 4))):
-            at, how = draw(place), draw(st.integers(0, 4))
-            if how == 0 and at < len(now):
-                now[at] ^= 1 << draw(st.integers(0, 7))
+            position, how = draw(positions), draw(st.integers(0, 4))
+            if how == 0 and position < len(mutated):
+                mutated[position] ^= 1 << draw(st.integers(0, 7))
             elif how == 1:
-                del now[at:]
+                del mutated[position:]
             elif how == 2:
                 result = draw(number)
-                now[at : at + len(result)] = result
+                mutated[position : position + len(result)] = result
             elif how == 3:
-                start, length = draw(place), draw(st.integers(1, 600))
-                now[at:at] = now[start : start + length]
+                start, length = draw(positions), draw(st.integers(1, 600))
+                mutated[position:position] = mutated[start : start + length]
             else:
-                del now[at : at + draw(st.integers(1, 30))]
-        return bytes(now)
+                del mutated[position : position + draw(st.integers(1, 30))]
+        return bytes(mutated)
 
-    return made()
+    return mutations()
 
 
 ANY = settings(
@@ -482,7 +482,7 @@ TABLES = {
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM", "ICO", "TGA"])
 def test_mutated_image_decodes_or_raises_image_error(kind: str) -> None:
     @ANY
-    @given(changed(encoded(kind)))
+    @given(mutations_of(encoded(kind)))
     def holds(content: bytes) -> None:
         try:
             pixels = decode(content).pixels
@@ -520,7 +520,7 @@ def test_mutated_tar_is_read_or_raises_source_error(kind: int, mode: Any, name: 
     assert len(readable(tar_at(tmp_path, out.getvalue(), name).images())) == 2  # the unchanged file is read
 
     @ANY
-    @given(changed(out.getvalue()))
+    @given(mutations_of(out.getvalue()))
     def holds(content: bytes) -> None:
         with suppress(SourceError):
             read(tar_at(tmp_path, content, name).images())
@@ -540,7 +540,7 @@ def test_mutated_zip_is_read_or_raises_source_error(suffix: str, method: int, tm
     assert len(readable(zip_at(tmp_path, {}, lambda _: out.getvalue()).images())) == 2
 
     @ANY
-    @given(changed(out.getvalue()))
+    @given(mutations_of(out.getvalue()))
     def holds(content: bytes) -> None:
         source = zip_at(tmp_path, {}, lambda _: content)
         try:
@@ -559,7 +559,7 @@ def test_mutated_table_is_read_or_raises_source_error(suffix: str, tmp_path: Pat
     assert readable(FolderSource(tmp_path).images())
 
     @ANY
-    @given(changed(TABLES[suffix] * 3))
+    @given(mutations_of(TABLES[suffix] * 3))
     def holds(content: bytes) -> None:
         (tmp_path / f"metadata.{suffix}").write_bytes(content)
         with suppress(SourceError):

@@ -88,8 +88,8 @@ def with_film() -> bytes:
 
 def with_preview() -> bytes:
     """A maker note segment that contains JPEG images."""
-    content, own = saved("RGB", "JPEG"), 300 * b"\xff\xda\x00\x02"
-    return content[:2] + b"\xff\xef" + (len(own) + 2).to_bytes(2) + own + content[2:]
+    content, note = saved("RGB", "JPEG"), 300 * b"\xff\xda\x00\x02"
+    return content[:2] + b"\xff\xef" + (len(note) + 2).to_bytes(2) + note + content[2:]
 
 
 def turned() -> bytes:
@@ -159,7 +159,9 @@ def test_decompression_bomb_is_refused_by_its_header(toy: Any, client: TestClien
         refused = client.post("/v1/query", content=bomb)
         assert kind(refused) == "too-large"
         assert "pixels" in refused.json()["detail"]
-    response = client.post("/v1/query", files=[("a", ("bomb.png", bomb)), ("b", ("good.png", toy.drawn("gan_a", 1)))])
+    response = client.post(
+        "/v1/query", files=[("a", ("bomb.png", bomb)), ("b", ("good.png", toy.draw_image("gan_a", 1)))]
+    )
     assert ["error" in one for one in response.json()["answers"]] == [True, False]
 
 
@@ -196,7 +198,7 @@ def test_json_needs_its_content_type(client: TestClient) -> None:
 
 
 def test_file_names_are_returned_unchanged(toy: Any, client: TestClient) -> None:
-    content = toy.drawn("gan_a", 1, seed=4)
+    content = toy.draw_image("gan_a", 1, seed=4)
     for name in ("../../etc/passwd", "ä/ö ü.png", "<script>alert(1)</script>.png", "x" * 1000):
         [answer] = client.post("/v1/query", files=[("images", (name, content))], params={"changes": False}).json()[
             "answers"
@@ -208,7 +210,7 @@ def test_file_names_are_returned_unchanged(toy: Any, client: TestClient) -> None
         assert client.post("/v1/query", content=body + b"\r\n--x--\r\n", headers=media).status_code == 200
 
 
-# --- whatever comes, parsing ends in images or in a problem
+# --- parsing any body ends in images or in a problem
 
 
 def parse(body: bytes, media: str, pieces: int = 1) -> Any:
@@ -257,13 +259,13 @@ def test_any_form_is_parsed_or_refused(
 ) -> None:
     body = start + b"".join(b"\r\nContent-Disposition: form-data; " + a + b + c + d for a, b, c, d in parts)
     try:
-        found = parse(body[: len(body) - cut], media, pieces)
+        form = parse(body[: len(body) - cut], media, pieces)
     except HttpProblem as e:
         assert e.kind == "bad-request"
         return
-    for one in found.uploads:
-        one.name.encode()
-        assert isinstance(one.content, bytes)
+    for upload in form.uploads:
+        upload.name.encode()
+        assert isinstance(upload.content, bytes)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -273,8 +275,8 @@ def test_any_form_is_parsed_or_refused(
 def test_form_round_trip(contents: list[bytes], pieces: int) -> None:
     head = '--x\r\nContent-Disposition: form-data; name="images"; filename="{}"\r\n\r\n'
     body = b"".join(head.format(i).encode() + content + b"\r\n" for i, content in enumerate(contents)) + b"--x--\r\n"
-    found = parse(body, "multipart/form-data; boundary=x", pieces)
-    assert [(one.name, one.content) for one in found.uploads] == [(str(i), c) for i, c in enumerate(contents)]
+    form = parse(body, "multipart/form-data; boundary=x", pieces)
+    assert [(upload.name, upload.content) for upload in form.uploads] == [(str(i), c) for i, c in enumerate(contents)]
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -309,11 +311,11 @@ def test_damaged_image_is_judged_or_refused(client: TestClient, data: st.DataObj
     assert response.status_code == 200 or kind(response) in ("bad-image", "too-large")
 
 
-# --- too much
+# --- limits and overload
 
 
 def test_exceeded_limit_is_named(toy: Any) -> None:
-    content = toy.drawn("gan_a", 1)
+    content = toy.draw_image("gan_a", 1)
     limits = Limits(image_bytes=len(content), request_bytes=3 * len(content), images=2, pixels=64 * 64, matches=5)
     with TestClient(toy.app(limits=limits), base_url="http://127.0.0.1") as client:
         assert client.post("/v1/query", content=content).status_code == 200
@@ -372,7 +374,7 @@ async def asking(app: Any) -> Any:
 
 def test_concurrent_requests_share_a_batch(toy: Any) -> None:
     counting = Counting(toy.encoder)
-    contents = [toy.drawn("gan_a", n, seed=5) for n in range(16)]
+    contents = [toy.draw_image("gan_a", n, seed=5) for n in range(16)]
 
     async def all_at_once() -> Any:
         async with asking(toy.app(encoder=counting, limits=Limits(batch=8, linger=20))) as client:
@@ -387,26 +389,26 @@ def test_concurrent_requests_share_a_batch(toy: Any) -> None:
 def test_single_image_does_not_wait_for_a_full_batch(toy: Any) -> None:
     counting = Counting(toy.encoder)
     with TestClient(toy.app(encoder=counting), base_url="http://127.0.0.1") as client:
-        assert client.post("/v1/embed", content=toy.drawn("gan_a", 1)).status_code == 200
+        assert client.post("/v1/embed", content=toy.draw_image("gan_a", 1)).status_code == 200
     assert counting.batches == [1]
 
 
 def test_full_queue_sends_retry_after(toy: Any) -> None:
     counting = Counting(toy.encoder)
     counting.go_on.clear()
-    two = [("images", (f"{n}.png", toy.drawn("gan_a", n, seed=5))) for n in range(2)]
+    two_images = [("images", (f"{n}.png", toy.draw_image("gan_a", n, seed=5))) for n in range(2)]
 
-    async def crowd() -> Any:
+    async def send_requests() -> Any:
         async with asking(toy.app(encoder=counting, limits=Limits(waiting=3, images=3))) as client:
-            first = asyncio.create_task(client.post("/v1/query", files=two))
+            first = asyncio.create_task(client.post("/v1/query", files=two_images))
             assert await asyncio.to_thread(counting.begun.wait, 20)
-            refused = await client.post("/v1/query", files=two)
+            refused = await client.post("/v1/query", files=two_images)
             health = await client.get("/healthz")
             counting.go_on.set()
             answered = await first
-            return refused, health, answered, await client.post("/v1/query", files=two)
+            return refused, health, answered, await client.post("/v1/query", files=two_images)
 
-    refused, health, answered, after = asyncio.run(crowd())
+    refused, health, answered, after = asyncio.run(send_requests())
     assert kind(refused) == "busy"
     assert 1 <= int(refused.headers["retry-after"]) <= 60
     assert (health.status_code, answered.status_code, after.status_code) == (200, 200, 200)
@@ -417,7 +419,7 @@ def test_too_many_requests_are_refused_except_health_checks(toy: Any) -> None:
     counting.go_on.clear()
 
     async def crowd() -> Any:
-        content = toy.drawn("gan_a", 1)
+        content = toy.draw_image("gan_a", 1)
         limits = Limits(requests=1, held_bytes=len(content) + 10)
         async with asking(toy.app(encoder=counting, limits=limits)) as client:
             first = asyncio.create_task(client.post("/v1/query", content=content))
@@ -436,7 +438,7 @@ def test_bodies_too_large_together_are_refused(toy: Any) -> None:
     counting.go_on.clear()
 
     async def crowd() -> Any:
-        content = toy.drawn("gan_a", 1)
+        content = toy.draw_image("gan_a", 1)
         async with asking(toy.app(encoder=counting, limits=Limits(held_bytes=2 * len(content) - 1))) as client:
             first = asyncio.create_task(client.post("/v1/embed", content=content))
             assert await asyncio.to_thread(counting.begun.wait, 20)
@@ -455,7 +457,7 @@ def test_slow_request_times_out(toy: Any) -> None:
 
     async def slow() -> Any:
         async with asking(toy.app(encoder=counting, limits=Limits(seconds=0.3))) as client:
-            answer = await client.post("/v1/embed", content=toy.drawn("gan_a", 1))
+            answer = await client.post("/v1/embed", content=toy.draw_image("gan_a", 1))
             counting.go_on.set()
 
             async def dripping() -> Any:
@@ -477,7 +479,7 @@ def test_encoder_failure_affects_one_image_only(toy: Any) -> None:
                 raise RuntimeError("secret insides")
             return super().encode(images)
 
-    files = [("images", ("good.png", toy.drawn("gan_a", 1))), ("images", ("bad.png", saved("RGB", "PNG")))]
+    files = [("images", ("good.png", toy.draw_image("gan_a", 1))), ("images", ("bad.png", saved("RGB", "PNG")))]
     with TestClient(toy.app(encoder=Fails(toy.encoder)), base_url="http://127.0.0.1") as client:
         answer = client.post("/v1/query", files=files).json()["answers"]
         refused = client.post("/v1/query", files=files[1:])
@@ -497,7 +499,7 @@ def test_missing_vector_makes_the_batch_encode_one_by_one(toy: Any) -> None:
         def encode(self, images: Sequence[Any]) -> Any:
             return super().encode(images)[: 1 if len(images) > 1 else None]
 
-    files = [("images", (f"{i}.png", toy.drawn("gan_a", i))) for i in range(3)]
+    files = [("images", (f"{i}.png", toy.draw_image("gan_a", i))) for i in range(3)]
     limits = Limits(seconds=5.0, linger=0.2)
     with TestClient(toy.app(encoder=Loses(toy.encoder), limits=limits), base_url="http://127.0.0.1") as client:
         response = client.post("/v1/query", files=files)
@@ -513,10 +515,10 @@ def test_image_with_unusable_vector_is_refused(toy: Any) -> None:
             return np.full((len(images), 192), np.nan, np.float32)
 
     with TestClient(toy.app(encoder=Blind(toy.encoder)), base_url="http://127.0.0.1") as client:
-        assert kind(client.post("/v1/query", content=toy.drawn("gan_a", 1))) == "bad-image"
+        assert kind(client.post("/v1/query", content=toy.draw_image("gan_a", 1))) == "bad-image"
 
 
-# --- the end
+# --- shutdown
 
 
 def test_close_encodes_queued_images() -> None:
@@ -570,7 +572,7 @@ def test_request_is_answered_during_shutdown(toy: Any, tmp_path: Path) -> None:
         url = server.stdout.readline().strip()
         answers: list[Any] = []
         asking = threading.Thread(
-            target=lambda: answers.append(httpx.post(f"{url}/v1/embed", content=toy.drawn("gan_a", 1), timeout=30))
+            target=lambda: answers.append(httpx.post(f"{url}/v1/embed", content=toy.draw_image("gan_a", 1), timeout=30))
         )
         asking.start()
         assert server.stdout.readline() == "encoding\n"

@@ -39,8 +39,8 @@ def test_json_round_trip(sent: Any, ascii_alone: bool, indent: int | None) -> No
         expected = json.loads(content.decode())
     except UnicodeDecodeError:  # half a character
         return
-    found = parse_json(content, Limits())  # for the names, which are texts too, words stand here
-    assert list(found.values()) == list(expected.values())
+    parsed = parse_json(content, Limits())  # names are long strings too, and are replaced
+    assert list(parsed.values()) == list(expected.values())
 
 
 @given(st.lists(TEXT, max_size=6))
@@ -123,7 +123,7 @@ def test_parsing_a_body_does_not_block_other_requests(toy: Any, monkeypatch: pyt
 
     monkeypatch.setattr(json_body, "LONG_STRING", 100)
     monkeypatch.setattr(json_body, "parse_json", reading)
-    content = base64.b64encode(toy.drawn("gan_a", 7)).decode()
+    content = base64.b64encode(toy.draw_image("gan_a", 7)).decode()
     with TestClient(toy.app(), base_url="http://127.0.0.1") as client:
         got: list[Any] = []
         asking = threading.Thread(target=lambda: got.append(client.post("/v1/search", json={"image": content, "k": 1})))

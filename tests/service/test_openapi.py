@@ -28,7 +28,7 @@ def test_responses_match_openapi(toy: Any, tmp_path: Any, mode: Any) -> None:
 
     app = toy.app(store=toy.copy(tmp_path / "store"), public=True, token="secret")
     schema = schemathesis.openapi.from_asgi("/openapi.json", app)
-    operations = [found.ok() for found in schema.get_all_operations()]
+    operations = [result.ok() for result in schema.get_all_operations()]
     assert len(operations) > 10
     for operation in operations:
         with suppress(Unsatisfiable):  # a request without parameters has no invalid form

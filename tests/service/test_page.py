@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from clipfake.detector.verdict import StoredCopy
 from clipfake.show.phrasing import CAVEAT, describe_origin, describe_ratio, percent
-from conftest import SOURCES, Toy, drawn
+from conftest import SOURCES, Toy, draw_image
 from PIL import Image
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -23,32 +23,31 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt-get install chromium)")
 
 expect = sync_api.expect
-Open = Callable[..., Any]  # an address, and options of the browser's context -> the page there
+Open = Callable[..., Any]  # (address, options of the browser's context) -> page
 PIXELS = """canvas => canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data.some(v => v > 0)"""
-SIZES = (
-    "images => Promise.all(images.map(image => image.decode().then(() => image.naturalWidth)))"  # once they are there
-)
+# widths of images, after all of them are decoded
+SIZES = "images => Promise.all(images.map(image => image.decode().then(() => image.naturalWidth)))"
 
 
 @contextmanager
 def served(app: Any) -> Iterator[str]:
     """Run an app on a free port; yields its address."""
-    listening = socket.create_server(("127.0.0.1", 0))  # whoever comes before the server is up waits in line
+    listener = socket.create_server(("127.0.0.1", 0))  # connections made before the server is up are queued
     server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="on"))
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         server.should_exit = True
         thread.join()
-        listening.close()
+        listener.close()
 
 
 @pytest.fixture(scope="module")
 def address(toy: Toy) -> Iterator[str]:
-    with served(toy.app(notice="The encoder is <b>a toy</b>.")) as at:
-        yield at
+    with served(toy.app(notice="The encoder is <b>a toy</b>.")) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -62,34 +61,34 @@ def browser() -> Iterator[Any]:
 @pytest.fixture
 def visit(browser: Any) -> Iterator[Open]:
     """Open pages, and check in every test that no request leaves the host and the console has no error."""
-    contexts, wrong = [], []
+    contexts, errors = [], []
 
-    def visiting(at: str, script: str = "", **options: Any) -> Any:
+    def visiting(url: str, script: str = "", **options: Any) -> Any:
         context = browser.new_context(**{"reduced_motion": "reduce", **options})
         contexts.append(context)
         page = context.new_page()
         page.set_default_timeout(10_000)
-        page.on("request", lambda it: None if it.url.startswith((at, "blob:", "data:")) else wrong.append(it.url))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        # a refusal's status is what its test is about; all else on the console is an error, the policy's among them
-        page.on("console", lambda it: None if "Failed to load resource" in it.text else wrong.append(it.text))
+        page.on("request", lambda it: None if it.url.startswith((url, "blob:", "data:")) else errors.append(it.url))
+        page.on("pageerror", lambda error: errors.append(str(error)))
+        # failed requests are tested by status; any other message is an error, also one of the content security policy
+        page.on("console", lambda it: None if "Failed to load resource" in it.text else errors.append(it.text))
         if script:
             page.add_init_script(script)
-        page.goto(at)
+        page.goto(url)
         return page
 
     yield visiting
     for context in contexts:
         context.close()
-    assert wrong == []
+    assert errors == []
 
 
 def file(name: str, content: bytes, kind: str = "image/png") -> dict[str, Any]:
     return {"name": name, "mimeType": kind, "buffer": content}
 
 
-FAKE = file("suspicious.png", drawn("gan_a", 77))
-REAL = file("holiday.png", drawn("camera_a", 77))
+FAKE = file("suspicious.png", draw_image("gan_a", 77))
+REAL = file("holiday.png", draw_image("camera_a", 77))
 BAD = file("<img src=x onerror=alert(1)>.txt", b"hello world", "text/plain")
 
 
@@ -116,10 +115,10 @@ def test_card_shows_verdict_and_evidence(visit: Open, address: str, image: dict[
     expect(card).to_have_attribute("data-state", answer["verdict"])
     expect(card.locator(".word")).to_have_text(answer["verdict"].capitalize())
     expect(card.locator(".by")).to_contain_text(answer["generator"])
-    # in the words of the terminal
+    # the wording of the terminal
     numbers = [*answer["signals"].values(), answer["score"]]
     expect(card.locator(".bar-words")).to_contain_text([describe_ratio(number) for number in numbers])
-    bars = [float(words.replace("−", "-")) for words in card.locator(".bar-words b").all_inner_texts()]
+    bars = [float(text.replace("−", "-")) for text in card.locator(".bar-words b").all_inner_texts()]
     assert bars == pytest.approx(numbers, abs=0.0051)
     expect(card.locator(".chance-number")).to_have_text(f"{percent(answer['probability'])} likely fake")
     expect(page.locator("#results")).to_contain_text(CAVEAT)
@@ -132,12 +131,12 @@ def test_card_shows_verdict_and_evidence(visit: Open, address: str, image: dict[
         expect(nearest).to_contain_text(neighbors[0]["source"])
         expect(card.locator(f".strip-{kind} li")).to_have_count(len(neighbors) - 1)
     shown = card.locator("img")
-    expect(shown).to_have_count(2 + sum(map(len, answer["neighbors"].values())))  # and the image itself twice
+    expect(shown).to_have_count(2 + sum(map(len, answer["neighbors"].values())))  # and the queried image twice
     assert all(shown.evaluate_all(SIZES))
 
 
 def test_card_names_stored_copies(visit: Open, address: str) -> None:
-    page, content = visit(address), drawn("gan_a", 7)
+    page, content = visit(address), draw_image("gan_a", 7)
     row = StoredCopy(**answer_of(address, content)["stored"][0])
     give(page, file("mine.png", content))
     text = f"his very file is stored as fake of gan_a ({row.key})"
@@ -190,15 +189,15 @@ def test_text_file_is_refused_and_its_name_escaped(visit: Open, address: str) ->
 
 def test_bad_image_does_not_block_the_others(visit: Open, address: str) -> None:
     page = visit(address)
-    several = [FAKE, BAD, REAL, file("cut.png", REAL["buffer"][:300])]
-    give(page, *several)
-    expect(page.locator(".name")).to_have_text([one["name"] for one in several])
+    images = [FAKE, BAD, REAL, file("cut.png", REAL["buffer"][:300])]
+    give(page, *images)
+    expect(page.locator(".name")).to_have_text([image["name"] for image in images])
     states = [card.get_attribute("data-state") for card in page.locator(".card").all()]
-    good = [answer_of(address, one["buffer"])["verdict"] for one in (FAKE, REAL)]
-    assert states == [good[0], "refused", good[1], "refused"]
+    verdicts = [answer_of(address, image["buffer"])["verdict"] for image in (FAKE, REAL)]
+    assert states == [verdicts[0], "refused", verdicts[1], "refused"]
     expect(page.locator("#summary")).to_contain_text("4 images")
     expect(page.locator("#summary")).to_contain_text("2 not judged")
-    page.locator(".toggle").nth(0).click()  # of many, the evidence is folded away
+    page.locator(".toggle").nth(0).click()  # for several images, the evidence is collapsed
     expect(page.locator(".nearest-real img")).to_have_count(1)
 
 
@@ -244,12 +243,12 @@ def test_empty_store_shows_what_to_do(visit: Open, toy: Toy, tmp_path: Path) -> 
         expect(page.locator(".card")).to_have_count(0)
 
 
-FLIES = "const set = setTimeout; setTimeout = (f, ms) => set(f, ms / 10);"  # time
+FAST_TIMERS = "const set = setTimeout; setTimeout = (f, ms) => set(f, ms / 10);"  # timers run ten times as fast
 CUT = """const asks = fetch; let cut = false; window.fetch = async (at, how) => {
     if (cut || !String(at).startsWith('/v1/query')) return asks(at, how);
     cut = true;
     return new Response(new ReadableStream({start: (stream) => stream.error(new TypeError('network error'))}));
-};"""  # the first answer ends after its head
+};"""  # the first response ends after its headers
 REFUSALS = {
     "busy": ("busy", 503, "256 images are waiting already; try again in 7 s"),
     "engine": ("engine-slow", 504, "the search back end of this service did not respond in time; try again in 7 s"),
@@ -257,7 +256,7 @@ REFUSALS = {
 
 
 @pytest.mark.parametrize(
-    ("trouble", "words"),
+    ("trouble", "message"),
     [
         ("busy", "The service is busy: 256 images are waiting already. Trying again in 7 seconds"),
         ("engine", "The search back end of this service did not respond in time. Trying again in 7 seconds"),
@@ -265,8 +264,8 @@ REFUSALS = {
         ("cut", "The service does not answer. Is it still running? Trying again in"),
     ],
 )
-def test_page_retries_a_busy_or_missing_service(visit: Open, address: str, trouble: str, words: str) -> None:
-    page = visit(address, script=FLIES + (CUT if trouble == "cut" else ""))
+def test_page_retries_a_busy_or_missing_service(visit: Open, address: str, trouble: str, message: str) -> None:
+    page = visit(address, script=FAST_TIMERS + (CUT if trouble == "cut" else ""))
 
     def refuse(route: Any) -> None:
         if trouble == "gone":
@@ -280,7 +279,7 @@ def test_page_retries_a_busy_or_missing_service(visit: Open, address: str, troub
         page.route("**/v1/query*", refuse, times=1)
     expect(page.locator("#choose")).to_be_enabled()
     page.set_input_files("#files", [FAKE])
-    expect(page.locator("#trouble")).to_contain_text(words)
+    expect(page.locator("#trouble")).to_contain_text(message)
     expect(page.locator(".card")).to_have_attribute("data-state", answer_of(address, FAKE["buffer"])["verdict"])
     expect(page.locator("#trouble")).to_be_hidden()
 
@@ -350,7 +349,7 @@ def test_page_asks_for_the_token(visit: Open, toy: Toy) -> None:
 
 def test_page_works_by_keyboard(visit: Open, address: str) -> None:
     page = visit(address)
-    page.on("filechooser", lambda _: None)  # so that the browser has been told by then to hand its chooser over
+    page.on("filechooser", lambda _: None)  # makes the browser intercept file choosers from the start
     expect(page.locator("#choose")).to_be_enabled()
     page.keyboard.press("Tab")
     expect(page.locator("#choose")).to_be_focused()
@@ -358,7 +357,7 @@ def test_page_works_by_keyboard(visit: Open, address: str) -> None:
         page.keyboard.press("Enter")
     chooser.value.set_files([FAKE])
     card = page.locator(".card")
-    expect(card).to_be_focused()  # the answer has come
+    expect(card).to_be_focused()  # after the answer has arrived
     verdict = answer_of(address, FAKE["buffer"])["verdict"].capitalize()
     expect(page.get_by_role("status")).to_contain_text(f"suspicious.png: {verdict}")
     page.keyboard.press("Tab")
@@ -414,7 +413,7 @@ def test_no_overflow_on_a_narrow_screen(visit: Open, address: str, width: int) -
     expect(page.locator(".nearest-real img")).to_have_count(1)
     page.get_by_text("What this store knows").click()
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    # what a card cuts off cannot be scrolled to
+    # content that a card cuts off cannot be reached by scrolling
     beyond = """all => all.filter(it => it.checkVisibility() &&
         it.getBoundingClientRect().right > it.closest('.card').getBoundingClientRect().right).map(it => it.outerHTML)"""
     assert page.locator(".card *").evaluate_all(beyond) == []
@@ -444,9 +443,9 @@ def test_text_contrast(visit: Open, address: str, scheme: str) -> None:
     give(page, FAKE, REAL, BAD)
     page.get_by_text("Your assumptions").click()
     page.get_by_text("What this store knows").click()
-    found = page.evaluate(CONTRASTS)
-    assert len(found) > 100
-    assert [text for contrast, text in found if contrast < 4.5] == []
+    contrasts = page.evaluate(CONTRASTS)
+    assert len(contrasts) > 100
+    assert [text for contrast, text in contrasts if contrast < 4.5] == []
 
 
 NAMELESS = """() => {
@@ -484,11 +483,11 @@ def test_object_urls_are_revoked(visit: Open, address: str) -> None:
         URL.createObjectURL = blob => { const made = createObjectURL(blob); held.add(made); return made; };
         URL.revokeObjectURL = address => { held.delete(address); revokeObjectURL(address); };"""
     page = visit(address, script=script)
-    give(page, BAD, FAKE)  # one that can be shown, one that cannot
+    give(page, BAD, FAKE)  # one that cannot be shown, and one that can
     expect(page.locator(".nearest-real img")).to_have_count(1)
     assert all(page.locator("img").evaluate_all(SIZES))
-    left = """async () => {
+    held_count = """async () => {
         for (let frames = 0; held.size && frames < 300; frames++) await new Promise(requestAnimationFrame);
         return held.size;
     }"""
-    assert page.evaluate(left) == 0
+    assert page.evaluate(held_count) == 0

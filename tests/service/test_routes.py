@@ -1,4 +1,4 @@
-"""The routes of the service: their responses and who may use them."""
+"""The routes of the service: responses, errors and authorization."""
 
 import base64
 import importlib.util
@@ -69,7 +69,7 @@ def data_url(content: bytes) -> str:
 
 
 def test_query_returns_the_json_of_the_command_line(toy: Any, client: TestClient) -> None:
-    content = toy.drawn("gan_b", 3, seed=1)
+    content = toy.draw_image("gan_b", 3, seed=1)
     image = toy.decode(content)
     verdict = VectorDetector.load(toy.store).judge_one(
         "0.png", toy.encoder.encode([image.pixels])[0], image.digest, QueryOptions(prior=0.1, error=0.2)
@@ -82,7 +82,7 @@ def test_query_returns_the_json_of_the_command_line(toy: Any, client: TestClient
 
 
 def test_image_as_body(toy: Any, client: TestClient) -> None:
-    content = toy.drawn("camera_a", 3, seed=1)
+    content = toy.draw_image("camera_a", 3, seed=1)
     [in_form] = client.post("/v1/query", files=files(content)).json()["answers"]
     for kind in ("image/png", "application/octet-stream", "image/jpeg; charset=x"):
         [answer] = client.post("/v1/query", content=content, headers={"content-type": kind}).json()["answers"]
@@ -92,11 +92,11 @@ def test_image_as_body(toy: Any, client: TestClient) -> None:
 
 
 def test_bad_image_keeps_its_position_in_the_answers(toy: Any, client: TestClient) -> None:
-    good = [toy.drawn("camera_a", 1, seed=2), toy.drawn("gan_a", 1, seed=2)]
+    good = [toy.draw_image("camera_a", 1, seed=2), toy.draw_image("gan_a", 1, seed=2)]
     answer = client.post("/v1/query", files=files(good[0], b"no image", good[1]), params={"map": True}).json()
     assert [one.get("verdict") for one in answer["answers"]] == ["real", None, "fake"]
     assert answer["answers"][1].keys() == {"image", "error"}
-    assert [place is None for place in answer["places"]] == [False, True, False]
+    assert [client_file is None for client_file in answer["places"]] == [False, True, False]
     alone = client.post("/v1/query", files=files(good[1])).json()
     assert {**alone["answers"][0], "image": "2.png"} == answer["answers"][2]
 
@@ -105,7 +105,7 @@ def test_bad_image_keeps_its_position_in_the_answers(toy: Any, client: TestClien
     "how", [{"prior": 0}, {"error": 0.6}, {"prior": "much"}, {"changes": "perhaps"}, {"pior": 0.1}]
 )
 def test_invalid_query_parameters_are_refused(toy: Any, client: TestClient, how: Any) -> None:
-    refused = client.post("/v1/query", content=toy.drawn("gan_a", 1), params=how)
+    refused = client.post("/v1/query", content=toy.draw_image("gan_a", 1), params=how)
     assert problem(refused) == (422, "invalid")
     assert refused.json()["errors"][0]["where"] == f"query.{next(iter(how))}"
 
@@ -117,7 +117,7 @@ def test_problem_names_all_images_if_none_is_readable(client: TestClient) -> Non
 
 
 def test_stored_image_is_not_its_own_evidence(toy: Any, client: TestClient) -> None:
-    [answer] = client.post("/v1/query", files=files(toy.drawn("gan_a", 7))).json()["answers"]
+    [answer] = client.post("/v1/query", files=files(toy.draw_image("gan_a", 7))).json()["answers"]
     assert answer["known"] == "gan_a/img 7.png"
     assert answer["stored"] == [{"key": "gan_a/img 7.png", "label": "fake", "source": "gan_a", "generator": "gan_a"}]
     assert "gan_a/img 7.png" not in [one["key"] for one in answer["neighbors"]["fake"]]
@@ -127,7 +127,7 @@ def test_map_places_the_query_near_its_class(toy: Any, client: TestClient) -> No
     flat = client.get("/v1/map").json()
     points, labels = np.array(flat["points"]), np.array(flat["labels"])
     assert len(points) == len(labels) == len(flat["sources"]) == 300
-    answer = client.post("/v1/query", files=files(toy.drawn("gan_c", 1, seed=3)), params={"map": True}).json()
+    answer = client.post("/v1/query", files=files(toy.draw_image("gan_c", 1, seed=3)), params={"map": True}).json()
     distance = np.linalg.norm(points - answer["places"][0], axis=1)
     assert flat["names"][flat["sources"][int(distance.argmin())]] == "gan_c"
     assert client.get("/v1/map").json() == flat
@@ -137,7 +137,7 @@ def test_map_places_the_query_near_its_class(toy: Any, client: TestClient) -> No
 
 
 def test_embed_returns_the_stored_vectors(toy: Any, client: TestClient) -> None:
-    content = toy.drawn("gan_a", 7)
+    content = toy.draw_image("gan_a", 7)
     answer = client.post("/v1/embed", files=files(content, b"no image")).json()
     assert answer["space"] == toy.encoder.space.to_dict()
     assert answer["answers"][1].keys() == {"image", "error"}
@@ -150,22 +150,22 @@ def test_embed_returns_the_stored_vectors(toy: Any, client: TestClient) -> None:
 
 
 def test_openai_embeddings_as_floats_or_base64(toy: Any, client: TestClient) -> None:
-    content = toy.drawn("gan_a", 7)
-    [one] = client.post("/v1/embed", content=content).json()["answers"]
+    content = toy.draw_image("gan_a", 7)
+    [embedded] = client.post("/v1/embed", content=content).json()["answers"]
     bare = base64.b64encode(content).decode()
     answer = client.post(
         "/v1/embeddings", json={"input": [data_url(content), bare], "model": "any", "user": "me"}
     ).json()
     assert (answer["object"], answer["model"], answer["usage"]["total_tokens"]) == ("list", "plain", 0)
     assert [(row["object"], row["index"]) for row in answer["data"]] == [("embedding", 0), ("embedding", 1)]
-    assert answer["data"][0]["embedding"] == answer["data"][1]["embedding"] == one["vector"]
+    assert answer["data"][0]["embedding"] == answer["data"][1]["embedding"] == embedded["vector"]
     packed = client.post("/v1/embeddings", json={"input": bare, "encoding_format": "base64"}).json()
     unpacked = np.frombuffer(base64.b64decode(packed["data"][0]["embedding"]), "<f4")
-    np.testing.assert_allclose(unpacked, one["vector"], atol=1e-7)
+    np.testing.assert_allclose(unpacked, embedded["vector"], atol=1e-7)
 
 
 def test_openai_embeddings_name_the_bad_input(toy: Any, client: TestClient) -> None:
-    good = data_url(toy.drawn("gan_a", 7))
+    good = data_url(toy.draw_image("gan_a", 7))
     refused = client.post("/v1/embeddings", json={"input": [good, data_url(b"no image")]})
     assert problem(refused) == (422, "bad-image")
     assert refused.json()["detail"].startswith("input 1: ")
@@ -178,15 +178,15 @@ def test_openai_embeddings_name_the_bad_input(toy: Any, client: TestClient) -> N
 
 
 def test_search_by_image_vector_and_key_agree(toy: Any, client: TestClient) -> None:
-    content = toy.drawn("gan_a", 7)
-    [one] = client.post("/v1/embed", content=content).json()["answers"]
-    ways: list[dict[str, Any]] = [
+    content = toy.draw_image("gan_a", 7)
+    [embedded] = client.post("/v1/embed", content=content).json()["answers"]
+    queries: list[dict[str, Any]] = [
         {"image": data_url(content)},
-        {"vector": one["vector"]},
-        {"vector": [1e300 * x for x in one["vector"]]},
+        {"vector": embedded["vector"]},
+        {"vector": [1e300 * x for x in embedded["vector"]]},
         {"key": "gan_a/img 7.png"},
     ]
-    answers = [client.post("/v1/search", json={**way, "k": 5}).json()["rows"] for way in ways]
+    answers = [client.post("/v1/search", json={**query, "k": 5}).json()["rows"] for query in queries]
     keys = [[row["key"] for row in rows] for rows in answers]
     assert keys[0] == keys[1] == keys[2] == keys[3]
     assert len(keys[0]) == 5
@@ -203,7 +203,7 @@ def test_search_by_image_vector_and_key_agree(toy: Any, client: TestClient) -> N
 
 
 @pytest.mark.parametrize(
-    ("which", "kept"),
+    ("query_filter", "sources"),
     [
         ({"labels": ["real"]}, {"camera_a", "camera_b"}),
         ({"sources": ["gan_b", "camera_a"]}, {"gan_b", "camera_a"}),
@@ -214,10 +214,10 @@ def test_search_by_image_vector_and_key_agree(toy: Any, client: TestClient) -> N
         ({"labels": ["unknown"]}, set()),
     ],
 )
-def test_search_with_filter(client: TestClient, which: Any, kept: set[str]) -> None:
-    rows = client.post("/v1/search", json={"key": "gan_a/img 7.png", "k": 1000, **which}).json()["rows"]
-    assert {row["source"] for row in rows} == kept
-    assert len(rows) == 60 * len(kept)
+def test_search_with_filter(client: TestClient, query_filter: Any, sources: set[str]) -> None:
+    rows = client.post("/v1/search", json={"key": "gan_a/img 7.png", "k": 1000, **query_filter}).json()["rows"]
+    assert {row["source"] for row in rows} == sources
+    assert len(rows) == 60 * len(sources)
     assert [row["similarity"] for row in rows] == sorted((row["similarity"] for row in rows), reverse=True)
 
 
@@ -266,10 +266,10 @@ def clip_client() -> Any:
     """The published client; only its one file is loaded, because its package has many dependencies."""
     pytest.importorskip("requests", reason="clip-retrieval's client needs requests, which is not installed")
     root = Path(__file__).parents[2]
-    place = next(root.glob(".peers/lib/python3*/site-packages/clip_retrieval/clip_client.py"), None)
-    if place is None:
+    client_file = next(root.glob(".peers/lib/python3*/site-packages/clip_retrieval/clip_client.py"), None)
+    if client_file is None:
         pytest.skip("clip-retrieval is not installed; `make peers` installs it")
-    spec = importlib.util.spec_from_file_location("published_clip_client", place)
+    spec = importlib.util.spec_from_file_location("published_clip_client", client_file)
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module
@@ -279,14 +279,14 @@ def clip_client() -> Any:
 
 def test_clip_client_works_unchanged(toy: Any, tmp_path: Path) -> None:
     published = clip_client()
-    (tmp_path / "asked.png").write_bytes(toy.drawn("gan_a", 7))
+    (tmp_path / "query.png").write_bytes(toy.draw_image("gan_a", 7))
     snapshot = toy.store.snapshot()
     with toy.served() as url:
         asking = published.ClipClient(url=f"{url}/knn-service", indice_name="any", num_images=5)
-        by_image = asking.query(image=str(tmp_path / "asked.png"))
+        by_image = asking.query(image=str(tmp_path / "query.png"))
         by_vector = asking.query(embedding_input=snapshot.vectors([127])[0].tolist())
         refused = asking.query(image="http://example.org/a.png")
-        picture = published.requests.get(by_image[0]["url"], timeout=10)
+        thumbnail = published.requests.get(by_image[0]["url"], timeout=10)
     assert len(by_image) == 5
     assert (by_image[0]["key"], by_image[0]["caption"]) == ("gan_a/img 7.png", "fake, gan_a, bars")
     assert [one["id"] for one in by_image] == [one["id"] for one in by_vector]
@@ -295,7 +295,7 @@ def test_clip_client_works_unchanged(toy: Any, tmp_path: Path) -> None:
     ]
     assert refused["status"] == 422
     assert "fetches no URLs" in refused["detail"]
-    assert picture.headers["content-type"] == "image/jpeg"
+    assert thumbnail.headers["content-type"] == "image/jpeg"
 
 
 def test_knn_deduplicates_and_shortens_rows(toy: Any, tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_knn_deduplicates_and_shortens_rows(toy: Any, tmp_path: Path) -> None:
     assert [one["id"] for one in fresh] == [all_of_them[0]["id"], all_of_them[3]["id"]]
 
 
-# --- what is stored
+# --- stored rows
 
 
 def test_store_statistics_hide_its_path(toy: Any, client: TestClient) -> None:
@@ -328,12 +328,12 @@ def test_store_statistics_hide_its_path(toy: Any, client: TestClient) -> None:
 
 
 def test_thumbnails_by_key_but_not_by_path(toy: Any, client: TestClient) -> None:
-    found = client.get("/v1/thumbnails/gan_a/img 7.png")
-    assert found.headers["content-type"] == "image/jpeg"
-    assert found.content == toy.store.snapshot().thumbnail(int(toy.store.snapshot().find(["gan_a/img 7.png"])[0]))
-    there = toy.store.folder / "heads" / "default" / "head.json"
+    thumbnail = client.get("/v1/thumbnails/gan_a/img 7.png")
+    assert thumbnail.headers["content-type"] == "image/jpeg"
+    assert thumbnail.content == toy.store.snapshot().thumbnail(int(toy.store.snapshot().find(["gan_a/img 7.png"])[0]))
+    head_file = toy.store.folder / "heads" / "default" / "head.json"
     for path in (
-        str(there),
+        str(head_file),
         "../heads/default/head.json",
         "..%2F..%2Fheads%2Fdefault%2Fhead.json",
         "....//head.json",
@@ -350,7 +350,7 @@ def test_thumbnails_by_key_but_not_by_path(toy: Any, client: TestClient) -> None
 
 def test_metrics(toy: Any) -> None:
     with client_of(toy) as client:
-        client.post("/v1/query", files=files(toy.drawn("gan_a", 1, seed=4), b"no image"))
+        client.post("/v1/query", files=files(toy.draw_image("gan_a", 1, seed=4), b"no image"))
         client.get("/v1/thumbnails/none")
         client.request("BREW", "/coffee")
         text = client.get("/metrics").text
@@ -369,12 +369,12 @@ def test_metrics(toy: Any) -> None:
         assert line in text.splitlines()
 
 
-# --- what changes while it serves
+# --- changes while the service runs
 
 
 def test_bank_add_and_remove_apply_to_the_next_query(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
-    content, other = toy.drawn("gan_b", 5, seed=6), toy.drawn("gan_b", 6, seed=6)
+    content, other = toy.draw_image("gan_b", 5, seed=6), toy.draw_image("gan_b", 6, seed=6)
     saved_anew = io.BytesIO()
     Image.open(io.BytesIO(other)).save(saved_anew, "JPEG")
 
@@ -422,7 +422,7 @@ def test_refused_bank_request_changes_nothing(toy: Any, form: Any, images: Any) 
     before = toy.store.snapshot().number
     with client_of(toy, token="secret") as client:
         assert client.post("/v1/bank", files=files(*images), data=form, headers=TOKEN).status_code == 422
-        twice = [("images", ("a.png", toy.drawn("gan_a", n, seed=9))) for n in (1, 2)]
+        twice = [("images", ("a.png", toy.draw_image("gan_a", n, seed=9))) for n in (1, 2)]
         refused = client.post("/v1/bank", files=twice, data={"source": "new", "label": "real"}, headers=TOKEN)
         assert problem(refused) == (422, "invalid")
         assert problem(client.post("/v1/bank", json={}, headers=TOKEN)) == (415, "wrong-media")
@@ -433,7 +433,7 @@ def test_locked_store_sends_retry_after(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
     form = {"source": "new", "label": "fake"}
     with client_of(toy, store=store, token="secret") as client, store.writer():
-        refused = client.post("/v1/bank", files=files(toy.drawn("gan_a", 1, seed=9)), data=form, headers=TOKEN)
+        refused = client.post("/v1/bank", files=files(toy.draw_image("gan_a", 1, seed=9)), data=form, headers=TOKEN)
     assert problem(refused) == (503, "locked")
     assert refused.headers["retry-after"] == "5"
     assert str(tmp_path) not in refused.text
@@ -441,7 +441,7 @@ def test_locked_store_sends_retry_after(toy: Any, tmp_path: Path) -> None:
 
 def test_rows_of_another_process_apply_to_the_next_query(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
-    content = toy.drawn("gan_a", 7)
+    content = toy.draw_image("gan_a", 7)
     with client_of(toy, store=store) as client:
         first = client.post("/v1/query", content=content).json()
         delete(store, Filter(key=["gan_a/img 7.png"]))
@@ -454,7 +454,7 @@ def test_retrained_head_applies_to_the_next_query(toy: Any, tmp_path: Path) -> N
     store = toy.copy(tmp_path / "store")
     heads, aside = store.folder / "heads", tmp_path / "heads"
     heads.rename(aside)
-    content = toy.drawn("gan_a", 7)
+    content = toy.draw_image("gan_a", 7)
     with client_of(toy, store=store) as client:
         assert problem(client.post("/v1/query", content=content)) == (409, "cannot-judge")
         assert problem(client.get("/readyz")) == (503, "not-ready")
@@ -502,7 +502,7 @@ INSIDE = "the collection clipfake at http://node1:6333 or in /srv/edge"
         (BackendDamaged(INSIDE), (502, "engine-failed")),
         (Locked(INSIDE), (503, "engine-down")),
     ],
-    ids=lambda given: type(given).__name__ if isinstance(given, Exception) else given[1],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else value[1],
 )
 def test_backend_failure_hides_its_address(
     toy: Any,
@@ -513,7 +513,7 @@ def test_backend_failure_hides_its_address(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(search_backend, "PAUSE_SECONDS", 0.0)
-    away, content = Away(), toy.drawn("gan_a", 7)
+    away, content = Away(), toy.draw_image("gan_a", 7)
     away.fails[when] = failure
     with client_of(toy, searcher_for=away) as client:
         answers = [client.post("/v1/query", content=content) for _ in range(2)]
@@ -539,7 +539,7 @@ def test_backend_that_is_down_is_not_retried_at_once(toy: Any, monkeypatch: pyte
     """Otherwise each request would hold a thread until its own timeout."""
     now = 100.0
     monkeypatch.setattr(search_backend, "monotonic", lambda: now)
-    away, content = Away(), toy.drawn("gan_a", 7)
+    away, content = Away(), toy.draw_image("gan_a", 7)
     with client_of(toy, searcher_for=away) as client:
         assert client.post("/v1/query", content=content).status_code == 200
         away.fails["searching"] = BackendTimeout("60 s")
@@ -556,7 +556,7 @@ def test_backend_that_is_down_is_not_retried_at_once(toy: Any, monkeypatch: pyte
 def test_more_copies_than_the_queue_are_refused(toy: Any) -> None:
     limits = Limits(images=4, waiting=8)
     with client_of(toy, limits=limits, degraded=lambda pixels: {"a": pixels, "b": pixels}) as client:
-        asking = files(*[toy.drawn("gan_a", i) for i in range(3)])
+        asking = files(*[toy.draw_image("gan_a", i) for i in range(3)])
         assert problem(client.post("/v1/query", files=asking, params={"steady": True})) == (413, "too-many")
         assert client.post("/v1/query", files=asking[:2], params={"steady": True}).status_code == 200
 
@@ -593,12 +593,12 @@ def test_similarity_is_at_most_one(toy: Any, client: TestClient) -> None:
     assert max(one.similarity for found in verdict.neighbors.values() for one in found) == 1.0
 
 
-# --- stores that cannot answer
+# --- stores that cannot judge
 
 
 def test_empty_store_says_what_to_do_and_can_be_filled(toy: Any, tmp_path: Path) -> None:
     store = Store.create(tmp_path / "private" / "store", toy.encoder.space)
-    content = toy.drawn("gan_a", 7)
+    content = toy.draw_image("gan_a", 7)
     with client_of(toy, store=store, token="secret") as client:
         refused = client.post("/v1/query", content=content)
         assert problem(refused) == (409, "cannot-judge")
@@ -619,7 +619,7 @@ def test_store_of_one_class_names_the_missing_one(toy: Any, tmp_path: Path) -> N
     store = toy.copy(tmp_path / "store")
     delete(store, Filter(label=[1]))
     with client_of(toy, store=store) as client:
-        refused = client.post("/v1/query", content=toy.drawn("gan_a", 7))
+        refused = client.post("/v1/query", content=toy.draw_image("gan_a", 7))
         assert problem(refused) == (409, "cannot-judge")
         assert "no fake rows" in refused.json()["detail"]
         assert client.get("/healthz").status_code == 200
@@ -634,7 +634,7 @@ def test_app_refuses_a_store_of_another_encoder(toy: Any, tmp_path: Path) -> Non
         toy.app(store=store)
 
 
-# --- who may ask
+# --- authorization
 
 
 def test_writing_needs_the_token(toy: Any) -> None:
@@ -692,7 +692,7 @@ def test_no_cross_origin_access(client: TestClient) -> None:
     assert problem(client.options("/v1/bank", headers={"Origin": "https://evil.example"})) == (405, "wrong-method")
 
 
-# --- what the page for engineers says
+# --- the page for engineers
 
 
 @pytest.fixture(scope="module")
@@ -722,7 +722,7 @@ def test_documentation_lists_problems_limits_and_metrics(toy: Any, client: TestC
 def test_steady_can_make_a_verdict_unsure(toy: Any) -> None:
     from clipfake.indexer.embedding import DEGRADATIONS, degraded_by_name
 
-    image = toy.drawn("gan_a", 80)
+    image = toy.draw_image("gan_a", 80)
     with client_of(toy, degraded=degraded_by_name) as client:
         plain = client.post("/v1/query", content=image, headers=AS_PNG).json()["answers"][0]
         steady = client.post("/v1/query?steady=true", content=image, headers=AS_PNG).json()["answers"][0]

@@ -55,10 +55,10 @@ def test_figure_text_is_not_cut_off(names: list[str]) -> None:
     for figure in draw_all(names):
         canvas = FigureCanvasAgg(figure.figure)
         canvas.draw()  # type: ignore[no-untyped-call]
-        drawn = figure.figure.get_tightbbox(canvas.get_renderer())  # type: ignore[no-untyped-call]  # inches
+        box = figure.figure.get_tightbbox(canvas.get_renderer())  # type: ignore[no-untyped-call]  # inches
         width, height = figure.figure.get_size_inches()
-        assert drawn.x0 > -EDGE and drawn.x1 < width + EDGE, (figure.name, drawn)
-        assert drawn.y0 > -EDGE and drawn.y1 < height + EDGE, (figure.name, drawn)
+        assert box.x0 > -EDGE and box.x1 < width + EDGE, (figure.name, box)
+        assert box.y0 > -EDGE and box.y1 < height + EDGE, (figure.name, box)
 
 
 def test_figures_fit_the_report_side_by_side() -> None:

@@ -75,16 +75,16 @@ def blocks(rows: int, seed: int = 0) -> Iterator[Block]:
     """Synthetic rows with random categories `0` … `999`, which give filters of every share."""
     rng = np.random.default_rng([seed, 1])
     for block in synthetic(rows, DIM, seed=seed, size=500):
-        drawn = names([str(i) for i in rng.integers(0, 1000, len(block))])
-        yield replace(block, rows=replace(block.rows, categories=drawn))
+        draw_image = names([str(i) for i in rng.integers(0, 1000, len(block))])
+        yield replace(block, rows=replace(block.rows, categories=draw_image))
 
 
 def of_share(share: float) -> Filter:
     return Filter(category=[str(i) for i in range(round(1000 * share))]) if share < 1 else Filter()
 
 
-def truth(snapshot: Snapshot, queries: np.ndarray, k: int, which: Filter) -> Matches:
-    positions = np.flatnonzero(which.mask(snapshot))
+def expected_matches(snapshot: Snapshot, queries: np.ndarray, k: int, row_filter: Filter) -> Matches:
+    positions = np.flatnonzero(row_filter.mask(snapshot))
     return nearest(queries, snapshot.vectors(positions), positions, k)
 
 
@@ -102,9 +102,9 @@ class Exact:
     def fill(self, store: Store) -> None:
         """Nothing to do."""
 
-    def search(self, store: Store, queries: np.ndarray, k: int, which: Filter) -> Matches:
+    def search(self, store: Store, queries: np.ndarray, k: int, row_filter: Filter) -> Matches:
         snapshot = store.snapshot()
-        return snapshot.search(queries, k, which.mask(snapshot), recall=1)
+        return snapshot.search(queries, k, row_filter.mask(snapshot), recall=1)
 
     def close(self) -> None:
         """Nothing is open."""
@@ -114,9 +114,9 @@ class Faiss(Exact):
     def fill(self, store: Store) -> None:
         build_index(store, "plain")
 
-    def search(self, store: Store, queries: np.ndarray, k: int, which: Filter) -> Matches:
+    def search(self, store: Store, queries: np.ndarray, k: int, row_filter: Filter) -> Matches:
         snapshot = store.snapshot()
-        return snapshot.search(queries, k, which.mask(snapshot))
+        return snapshot.search(queries, k, row_filter.mask(snapshot))
 
 
 class Qdrant(Exact):
@@ -132,8 +132,8 @@ class Qdrant(Exact):
     def fill(self, store: Store) -> None:
         push(store.snapshot(), self.backend, FEW_QUERIES)
 
-    def search(self, store: Store, queries: np.ndarray, k: int, which: Filter) -> Matches:
-        return remote_searcher(store.snapshot(), self.backend).search(queries, k, which)
+    def search(self, store: Store, queries: np.ndarray, k: int, row_filter: Filter) -> Matches:
+        return remote_searcher(store.snapshot(), self.backend).search(queries, k, row_filter)
 
     def close(self) -> None:
         self.backend.close()
@@ -179,19 +179,20 @@ def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 @pytest.mark.parametrize("share", SHARES)
 def test_recall_holds_at_every_filter_selectivity(served: tuple[Any, Store], share: float) -> None:
     back_end, store = served
-    snapshot, which = store.snapshot(), of_share(share)
+    snapshot, row_filter = store.snapshot(), of_share(share)
     queries = snapshot.vectors(slice(0, ROWS, 80))
-    matches, exact = back_end.search(store, queries, 10, which), truth(snapshot, queries, 10, which)
+    matches = back_end.search(store, queries, 10, row_filter)
+    exact = expected_matches(snapshot, queries, 10, row_filter)
     assert recall(matches, exact) >= MIN_RECALL
     assert ((matches.rows < 0) == (exact.rows < 0)).all()
-    assert which.mask(snapshot)[matches.rows[matches.rows >= 0]].all()
+    assert row_filter.mask(snapshot)[matches.rows[matches.rows >= 0]].all()
     assert np.allclose(matches.similarity, exact.similarity, atol=0.01, equal_nan=True)
     own = snapshot.vectors(matches.rows[:, 0])
     assert np.allclose((own * queries).sum(axis=1), matches.similarity[:, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    "which",
+    "row_filter",
     [
         Filter(label=(0,)),
         Filter(label=(1,), exclude_source=("source-12",)),
@@ -201,10 +202,11 @@ def test_recall_holds_at_every_filter_selectivity(served: tuple[Any, Store], sha
     ],
     ids=str,
 )
-def test_filters_select_the_same_rows_in_every_back_end(served: tuple[Any, Store], which: Filter) -> None:
+def test_filters_select_the_same_rows_in_every_back_end(served: tuple[Any, Store], row_filter: Filter) -> None:
     back_end, store = served
     queries = store.snapshot().vectors(slice(0, 20))
-    matches, exact = back_end.search(store, queries, 5, which), truth(store.snapshot(), queries, 5, which)
+    matches = back_end.search(store, queries, 5, row_filter)
+    exact = expected_matches(store.snapshot(), queries, 5, row_filter)
     assert ((matches.rows < 0) == (exact.rows < 0)).all()
     if (exact.rows >= 0).any():
         assert recall(matches, exact) >= MIN_RECALL
@@ -233,7 +235,7 @@ def test_deleted_and_added_rows_are_followed(kind: str, tmp_path: Path) -> None:
         snapshot = store.snapshot()
         queries = snapshot.vectors(slice(0, len(snapshot), 50))
         matches = back_end.search(store, queries, 10, Filter())
-        assert recall(matches, truth(snapshot, queries, 10, Filter())) >= MIN_RECALL
+        assert recall(matches, expected_matches(snapshot, queries, 10, Filter())) >= MIN_RECALL
         store.undo(before)
         back_end.fill(store)
     if isinstance(back_end, Qdrant):
@@ -297,7 +299,7 @@ def test_killed_fill_can_be_resumed(kind: str, after: int, tmp_path: Path) -> No
     assert len(snapshot) == ROWS
     queries = snapshot.vectors(slice(0, ROWS, 80))
     matches = again.search(store, queries, 10, of_share(0.1))
-    assert recall(matches, truth(snapshot, queries, 10, of_share(0.1))) >= MIN_RECALL
+    assert recall(matches, expected_matches(snapshot, queries, 10, of_share(0.1))) >= MIN_RECALL
     if isinstance(again, Qdrant):
         again.backend.remove()
     again.close()
@@ -480,7 +482,7 @@ def test_quantized_candidates_are_rescored(tmp_path: Path, small: Store, quantiz
     assert min(push(small.snapshot(), backend).recall.values()) >= 0.99
     queries = small.snapshot().vectors(slice(0, 20))
     matches = remote_searcher(small.snapshot(), backend).search(queries, 5, Filter(label=(1,)))
-    assert recall(matches, truth(small.snapshot(), queries, 5, Filter(label=(1,)))) >= 0.97
+    assert recall(matches, expected_matches(small.snapshot(), queries, 5, Filter(label=(1,)))) >= 0.97
     backend.close()
 
 
@@ -621,10 +623,10 @@ def test_server_requests_are_well_formed(tmp_path: Path) -> None:
     assert push(store.snapshot(), backend, PushOptions(queries=10)).dropped > 0
     snapshot = store.snapshot()
     queries = snapshot.vectors(slice(0, 5))
-    for which in (Filter(), Filter(label=(0,), exclude_source=("source-01",)), Filter(key=("x/y",))):
+    for row_filter in (Filter(), Filter(label=(0,), exclude_source=("source-01",)), Filter(key=("x/y",))):
         matches, exact = (
-            remote_searcher(snapshot, backend).search(queries, 5, which),
-            truth(snapshot, queries, 5, which),
+            remote_searcher(snapshot, backend).search(queries, 5, row_filter),
+            expected_matches(snapshot, queries, 5, row_filter),
         )
         assert (matches.rows == exact.rows).all()
     widths = {query.params.hnsw_ef for call, body in wire.requests if call.endswith("batch") for query in body.searches}
@@ -713,7 +715,7 @@ def test_detector_gives_the_same_verdict_with_a_back_end(toy: Any, tmp_path: Pat
         return Counted()
 
     other = VectorDetector.load(toy.store, searcher_for=elsewhere)
-    vectors = toy.encoder.encode([toy.decode(toy.drawn("gan_b", 70 + i)).pixels for i in range(4)])
+    vectors = toy.encoder.encode([toy.decode(toy.draw_image("gan_b", 70 + i)).pixels for i in range(4)])
     called = [f"{i}.png" for i in range(4)]
     for local, remote_verdict in zip(own.judge(called, vectors), other.judge(called, vectors), strict=True):
         assert (local.verdict, round(local.score, 4)) == (remote_verdict.verdict, round(remote_verdict.score, 4))

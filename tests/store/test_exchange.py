@@ -122,11 +122,11 @@ def foreign(folder: Path, rows: int = 6, scale: float = 1.0, **columns: Any) -> 
 
 
 def test_import_of_clip_retrieval_files(tmp_path: Path) -> None:
-    folder = foreign(tmp_path / "theirs", label=["real", "fake", "0", "1", None, "FAKE"], who=list("aabbcc"))
-    defaults = ImportDefaults(columns={"source": "who", "category": "caption"})
+    folder = foreign(tmp_path / "theirs", label=["real", "fake", "0", "1", None, "FAKE"], camera=list("aabbcc"))
+    defaults = ImportDefaults(columns={"source": "camera", "category": "caption"})
     assert import_rows(folder, tmp_path / "s", FOREIGN, defaults).added == 6
     rows = Store.open(tmp_path / "s").snapshot().rows
-    assert rows.keys.tolist() == [f"{who}/data/{i}.jpg" for i, who in enumerate("aabbcc")]
+    assert rows.keys.tolist() == [f"{source}/data/{i}.jpg" for i, source in enumerate("aabbcc")]
     assert rows.labels.tolist() == [0, 1, 0, 1, -1, 1]
     assert rows.generators.tolist() == ["", "a", "", "b", "", "c"]
     assert set(rows.categories.tolist()) == {"a cat"}
@@ -276,24 +276,24 @@ def test_label_spellings(value: Any, label: int) -> None:
 def test_export_and_import_commands(snapshot: Snapshot, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from clipfake.cli import main
 
-    def run_json(*words: object) -> dict[str, Any]:
+    def run_json(*arguments: object) -> dict[str, Any]:
         capsys.readouterr()
         with pytest.raises(SystemExit) as ended:
-            main(["store", *map(str, words), "--json"])
+            main(["store", *map(str, arguments), "--json"])
         assert not ended.value.code
         return json.loads(capsys.readouterr().out)  # type: ignore[no-any-return]
 
     output = run_json("export", "--to", tmp_path / "out", "--label", "fake", "--store", snapshot.folder)
     assert output["rows"] == (snapshot.column("labels") == 1).sum()
     assert run_json("import", tmp_path / "out", "--store", tmp_path / "s")["added"] == output["rows"]
-    foreign(tmp_path / "theirs", who=list("aabbcc"))
-    words = ("import", tmp_path / "theirs", "--space", "theirs", "--column", "source=who", "--label", "real")
-    assert run_json(*words, "--store", tmp_path / "t")["added"] == 6
+    foreign(tmp_path / "theirs", camera=list("aabbcc"))
+    arguments = ("import", tmp_path / "theirs", "--space", "theirs", "--column", "source=camera", "--label", "real")
+    assert run_json(*arguments, "--store", tmp_path / "t")["added"] == 6
     assert Store.open(tmp_path / "t").snapshot().rows.labels.tolist() == [0] * 6
 
 
 @pytest.mark.parametrize(
-    ("words", "text"),
+    ("arguments", "text"),
     [
         (["index", "--kind", "quick"], "'quick' is not one of 'auto'"),
         (["import", ".", "--column", "label"], "label names no column"),
@@ -301,11 +301,11 @@ def test_export_and_import_commands(snapshot: Snapshot, tmp_path: Path, capsys: 
     ],
 )
 def test_wrong_usage_of_the_commands(
-    snapshot: Snapshot, capsys: pytest.CaptureFixture[str], words: list[str], text: str
+    snapshot: Snapshot, capsys: pytest.CaptureFixture[str], arguments: list[str], text: str
 ) -> None:
     from clipfake.cli import main
 
     with pytest.raises(SystemExit) as ended:
-        main(["store", *words, "--store", str(snapshot.folder)])
+        main(["store", *arguments, "--store", str(snapshot.folder)])
     assert ended.value.code == 2
     assert text in capsys.readouterr().err

@@ -168,6 +168,8 @@ def test_threads_write_shards_concurrently(tmp_path: Path) -> None:
     _empty.cache_clear()
     blocks = [*synthetic(200, 4, size=10)]
     with ThreadPoolExecutor(8) as pool:
-        sealed = list(pool.map(lambda at: write_shard(tmp_path / f"{at}.h5", blocks[at]), range(len(blocks))))
+        sealed = list(
+            pool.map(lambda number: write_shard(tmp_path / f"{number}.h5", blocks[number]), range(len(blocks)))
+        )
     assert [header.rows for header in sealed] == [len(block) for block in blocks]
-    assert [Shard(tmp_path / f"{at}.h5").header for at in range(len(blocks))] == sealed
+    assert [Shard(tmp_path / f"{number}.h5").header for number in range(len(blocks))] == sealed

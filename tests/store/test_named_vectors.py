@@ -231,11 +231,11 @@ def test_changed_or_missing_files_get_no_vector(toy: Any, tmp_path: Path) -> Non
     folder = tmp_path / "camera_a"
     folder.mkdir()
     for number in range(6):
-        (folder / f"{number}.png").write_bytes(toy.drawn("camera_a", number))
+        (folder / f"{number}.png").write_bytes(toy.draw_image("camera_a", number))
     encoder = PlainEncoder()
     store = Store.create(tmp_path / "s", encoder.space)
     index([folder], store, encoder)
-    (folder / "1.png").write_bytes(toy.drawn("camera_a", 50))
+    (folder / "1.png").write_bytes(toy.draw_image("camera_a", 50))
     (folder / "2.png").unlink()
     report = add_vectors(store, "again", encoder)
     assert (report.added, report.missing) == (4, 2)
@@ -244,7 +244,7 @@ def test_changed_or_missing_files_get_no_vector(toy: Any, tmp_path: Path) -> Non
     moved = folder.rename(tmp_path / "moved").joinpath("camera_a")
     moved.mkdir()
     for number in range(6):
-        (moved / f"{number}.png").write_bytes(toy.drawn("camera_a", number))
+        (moved / f"{number}.png").write_bytes(toy.draw_image("camera_a", number))
     again = add_vectors(store, "again", encoder, [moved])
     assert (again.known, again.added, again.missing) == (4, 2, 0)
 
@@ -259,7 +259,7 @@ def test_head_on_concatenated_vectors_trains_and_predicts(
         subfolder = tmp_path / "images" / ("fake" if source.startswith("gan") else "real") / source
         subfolder.mkdir(parents=True)
         for number in range(55):
-            (subfolder / f"{number}.png").write_bytes(toy.drawn(source, number))
+            (subfolder / f"{number}.png").write_bytes(toy.draw_image(source, number))
     folders = [str(tmp_path / "images")]
     at = ["--store", str(tmp_path / "s"), "--json"]
 
@@ -279,7 +279,7 @@ def test_head_on_concatenated_vectors_trains_and_predicts(
     detector = VectorDetector.load(Store.open(tmp_path / "s"), "guided")
     assert isinstance(detector.snapshot, ConcatenatedSnapshot)
     image = tmp_path / "query.png"
-    image.write_bytes(toy.drawn("gan_a", 99))
+    image.write_bytes(toy.draw_image("gan_a", 99))
     [verdict] = run("query", str(image), "--head", "guided")
     assert verdict["neighbors"]["fake"]
     [plain] = run("train", "--epochs", "2")
@@ -313,7 +313,7 @@ def test_service_uses_all_encoders_of_a_head(toy: Any, tmp_path: Path) -> None:
     with TestClient(
         toy.app(store=store, encoder=ConcatenatedEncoder([toy.encoder, twin])), base_url="http://localhost"
     ) as client:
-        answer = client.post("/v1/query", content=toy.drawn("gan_b", 77), headers={"Content-Type": "image/png"})
+        answer = client.post("/v1/query", content=toy.draw_image("gan_b", 77), headers={"Content-Type": "image/png"})
     assert answer.status_code == 200, answer.text
     assert answer.json()["answers"][0]["neighbors"]["fake"]
 

@@ -25,7 +25,7 @@ def snapshot(tmp_path_factory: pytest.TempPathFactory) -> Snapshot:
     return store.snapshot()
 
 
-def truth(snapshot: Snapshot, k: int, positions: np.ndarray) -> np.ndarray:
+def expected_similarity(snapshot: Snapshot, k: int, positions: np.ndarray) -> np.ndarray:
     vectors = snapshot.vectors(positions)
     similarity = vectors @ vectors.T
     np.fill_diagonal(similarity, -np.inf)
@@ -39,7 +39,7 @@ def test_neighbours_match_a_matrix_product(snapshot: Snapshot, tmp_path: Path, b
     positions = np.arange(ROWS) if where is None else np.flatnonzero(where)
     pairs = all_pairs(snapshot, tmp_path / "p", 6, where, block_rows=block_rows)
     assert len(pairs) == len(positions)
-    assert np.allclose(pairs.similarity, truth(snapshot, 6, positions), atol=1e-5)
+    assert np.allclose(pairs.similarity, expected_similarity(snapshot, 6, positions), atol=1e-5)
     assert np.isin(pairs.rows, positions).all()
     assert not (pairs.rows == positions[:, None]).any()
     result = (
@@ -69,7 +69,7 @@ def test_interrupted_run_resumes(snapshot: Snapshot, tmp_path: Path, monkeypatch
     steps: list[int] = []
     pairs = all_pairs(snapshot, tmp_path / "p", 4, block_rows=60, on_progress=lambda done, rows: steps.append(done))
     assert steps == [260, 320, 380, 440, 500]
-    assert np.allclose(pairs.similarity, truth(snapshot, 4, np.arange(ROWS)), atol=1e-5)
+    assert np.allclose(pairs.similarity, expected_similarity(snapshot, 4, np.arange(ROWS)), atol=1e-5)
     monkeypatch.setattr(
         "clipfake.store.maintenance.near_duplicates.ExactSearch", None
     )  # a finished result is only read

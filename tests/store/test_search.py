@@ -27,15 +27,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
     return store
 
 
-def truth(snapshot: Snapshot, queries: np.ndarray, k: int, where: np.ndarray | None = None) -> Matches:
+def expected_matches(snapshot: Snapshot, queries: np.ndarray, k: int, where: np.ndarray | None = None) -> Matches:
     positions = np.arange(len(snapshot)) if where is None else np.flatnonzero(where)
     return nearest(queries, snapshot.vectors(positions), positions, k)
 
 
-def recall(found: Matches, true: Matches) -> float:
+def recall(approximate: Matches, exact: Matches) -> float:
     """Share of the true neighbours that were found."""
-    hits = [np.isin(t[t >= 0], f).sum() for t, f in zip(true.rows, found.rows, strict=True)]
-    return float(sum(hits) / (true.rows >= 0).sum())
+    hits = [np.isin(t[t >= 0], f).sum() for t, f in zip(exact.rows, approximate.rows, strict=True)]
+    return float(sum(hits) / (exact.rows >= 0).sum())
 
 
 @pytest.mark.parametrize("share", [None, 1.0, 0.6, 0.2, 0.01, 0.001])
@@ -50,7 +50,7 @@ def test_exact_search_equals_plain_matrix_product(
     query_rows = snapshot.vectors(slice(0, queries))
     exact = ExactSearch(snapshot, "cpu", kept_bytes)
     found = exact.search(snapshot, query_rows, 10, None if where is None else where.nonzero()[0])
-    true = truth(snapshot, query_rows, 10, where)
+    true = expected_matches(snapshot, query_rows, 10, where)
     assert np.allclose(found.similarity, true.similarity, atol=1e-5, equal_nan=True)
     assert recall(found, true) > 0.999  # ties may be in another order
 
@@ -67,7 +67,7 @@ def test_search_each_equals_separate_searches(
     query_rows = snapshot.vectors(slice(0, queries))
     found = ExactSearch(snapshot, "cpu").search_each(snapshot, query_rows, 10, [where.nonzero()[0] for where in wheres])
     for matches, where in zip(found, wheres, strict=True):
-        true = truth(snapshot, query_rows, 10, where)
+        true = expected_matches(snapshot, query_rows, 10, where)
         assert np.allclose(matches.similarity, true.similarity, atol=1e-5, equal_nan=True)
         assert recall(matches, true) > 0.999
 
@@ -78,7 +78,7 @@ def test_no_rows_or_no_queries_give_no_matches(store: Store) -> None:
     assert snapshot.search(np.zeros((0, DIM)), 3).rows.shape == (0, 3)
 
 
-def made(folder: Path, rows: int = 6000, first: int = 0) -> Store:
+def filled_store(folder: Path, rows: int = 6000, first: int = 0) -> Store:
     store = Store.create(folder, space(DIM))
     with store.writer() as writer:
         for block in synthetic(rows, DIM, size=1000):
@@ -88,7 +88,7 @@ def made(folder: Path, rows: int = 6000, first: int = 0) -> Store:
 
 @pytest.fixture(scope="module", params=["plain", "quantized"])
 def indexed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = made(tmp_path_factory.mktemp(request.param) / "s")
+    store = filled_store(tmp_path_factory.mktemp(request.param) / "s")
     built = build_index(store, request.param)
     assert [label.kind for label in built.labels] == [request.param] * 2
     assert min(min(label.recall.values()) for label in built.labels) >= 0.98
@@ -125,7 +125,7 @@ def test_recall_holds_for_filters_of_every_selectivity(indexed: Store) -> None:
         if where is not None and not where.any():
             continue
         found = snapshot.search(vectors, 10, where)
-        true = truth(snapshot, vectors, 10, where)
+        true = expected_matches(snapshot, vectors, 10, where)
         assert recall(found, true) >= 0.985, name
         assert ((found.rows < 0) == (true.rows < 0)).all(), name
         if where is not None:
@@ -146,13 +146,13 @@ def test_single_queries_match_a_batch(indexed: Store) -> None:
 def test_recall_of_one_is_exact(indexed: Store) -> None:
     snapshot = indexed.snapshot()
     vectors = snapshot.vectors(slice(0, 20))
-    assert recall(snapshot.search(vectors, 10, recall=1), truth(snapshot, vectors, 10)) == 1
+    assert recall(snapshot.search(vectors, 10, recall=1), expected_matches(snapshot, vectors, 10)) == 1
 
 
 @pytest.mark.usefixtures("always_indexed")
 @pytest.mark.parametrize("kind", ["plain", "quantized"])
 def test_stale_index_is_complemented_and_then_extended(tmp_path: Path, kind: Kind) -> None:
-    store = made(tmp_path / "s", 4000)
+    store = filled_store(tmp_path / "s", 4000)
     first = build_index(store, kind)
     with store.writer() as writer:
         writer.delete(np.arange(4000) % 50 == 0)
@@ -160,13 +160,13 @@ def test_stale_index_is_complemented_and_then_extended(tmp_path: Path, kind: Kin
             writer.append(block)
     snapshot = store.snapshot()
     vectors = snapshot.vectors(slice(3000, 4600, 20))
-    assert recall(snapshot.search(vectors, 10), truth(snapshot, vectors, 10)) >= 0.985
+    assert recall(snapshot.search(vectors, 10), expected_matches(snapshot, vectors, 10)) >= 0.985
     second = build_index(store, kind)
     assert (first.action, second.action) == ("built", "added")
     assert sum(label.rows for label in second.labels) == 4680  # deleted rows stay until the index is rebuilt
     assert [path.name for path in folders(store.folder)] == [f"knn-{snapshot.number:06d}"]
     snapshot = store.snapshot()
-    assert recall(snapshot.search(vectors, 10), truth(snapshot, vectors, 10)) >= 0.985
+    assert recall(snapshot.search(vectors, 10), expected_matches(snapshot, vectors, 10)) >= 0.985
     assert build_index(store, kind).action == "fresh"
 
 
@@ -221,7 +221,7 @@ def test_effort_does_not_decrease_with_recall() -> None:
 @pytest.mark.parametrize("where", ["index.json", "0.faiss", "1.ids.npy", "0.cells.npy"])
 @pytest.mark.parametrize("how", ["gone", "short", "flipped"])
 def test_damaged_index_is_skipped(tmp_path: Path, where: str, how: str) -> None:
-    store = made(tmp_path / "s", 1000)
+    store = filled_store(tmp_path / "s", 1000)
     build_index(store, "plain")
     path = folders(store.folder)[0] / where
     content = bytearray(path.read_bytes())
@@ -231,7 +231,8 @@ def test_damaged_index_is_skipped(tmp_path: Path, where: str, how: str) -> None:
         content[len(content) // 3] ^= 4
         path.write_bytes(content if how == "flipped" else content[:-1])
     snapshot = store.snapshot()
-    assert recall(snapshot.search(snapshot.vectors(slice(0, 5)), 10), truth(snapshot, snapshot.vectors()[:5], 10)) == 1
+    queries = snapshot.vectors(slice(0, 5))
+    assert recall(snapshot.search(queries, 10), expected_matches(snapshot, queries, 10)) == 1
 
 
 def test_index_replaced_while_opening_is_still_searched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

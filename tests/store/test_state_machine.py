@@ -99,12 +99,12 @@ class StoreModel(RuleBasedStateMachine):
         new = dict(row(number, version) for number in numbers)
         with self.store.writer(rows_per_shard=rows_per_shard) as writer:
             counts = writer.append(block(numbers, version))
-        known = {key for key in new if self.model.get(key) == new[key]}
-        replaced = {key for key in new if key in self.model} - known
+        unchanged = {key for key in new if self.model.get(key) == new[key]}
+        replaced = {key for key in new if key in self.model} - unchanged
         assert (counts.known, counts.replaced, counts.added) == (
-            len(known),
+            len(unchanged),
             len(replaced),
-            len(new) - len(known | replaced),
+            len(new) - len(unchanged | replaced),
         )
         self.model |= new
         self.record()
@@ -156,24 +156,24 @@ class StoreModel(RuleBasedStateMachine):
     @rule(
         numbers=st.lists(st.integers(0, 39), min_size=1, max_size=8, unique=True),
         fail_at=st.integers(1, 60),
-        what=st.sampled_from(["append", "delete", "undo", "index", "compact"]),
+        change=st.sampled_from(["append", "delete", "undo", "index", "compact"]),
     )
-    def crash(self, numbers: list[int], fail_at: int, what: str) -> None:
+    def crash(self, numbers: list[int], fail_at: int, change: str) -> None:
         """Kill the process during a change: the store is as before or as after it."""
         after = dict(self.model)
         back = self.store.snapshots()[0].number
         with failing(fail_at, kill=True), suppress(Killed):
-            if what == "append":
+            if change == "append":
                 after |= dict(row(number, 3) for number in numbers)
                 with self.store.writer() as writer:
                     writer.append(block(numbers, 3))
-            elif what == "delete":
+            elif change == "delete":
                 after = {key: row for key, row in after.items() if row[1] != "gan"}
                 delete(self.store, Filter(source=["gan"]))
-            elif what == "undo":
+            elif change == "undo":
                 after = dict(self.history[back])
                 self.store.undo(back)
-            elif what == "index":
+            elif change == "index":
                 build_index(self.store, "plain", anew=True)
             else:
                 compact(self.store, rows_per_shard=10)
@@ -258,6 +258,6 @@ class TestStoreModel(StoreModel.TestCase):  # type: ignore[misc, valid-type]
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)  # minutes, and more of them beside other tests
+@pytest.mark.timeout(1200)  # takes minutes, and longer beside other tests
 class TestStoreModelAtLength(StoreModel.TestCase):  # type: ignore[misc, valid-type]
     settings = settings(max_examples=45, stateful_step_count=40, deadline=None, suppress_health_check=QUIET)

@@ -289,17 +289,17 @@ TEXTS = st.text("ab\0 é", max_size=3)
 
 @settings(max_examples=300)
 @given(st.lists(TEXTS, min_size=1, max_size=12), st.lists(TEXTS | st.just("\ud800"), min_size=1, max_size=4))
-def test_filter_matches_values_exactly(stored: list[str], wanted: list[str]) -> None:
+def test_filter_matches_values_exactly(stored: list[str], selected: list[str]) -> None:
     """A NUL at the end of a value counts, although numpy would drop it."""
 
     class Rows(list[str]):
         def column(self, name: str) -> Any:
             return names(self)
 
-    allowed = Filter(source=wanted).mask(Rows(stored))  # type: ignore[arg-type]
-    assert allowed.tolist() == [word in wanted for word in stored]
-    excluded = Filter(exclude_source=wanted).mask(Rows(stored))  # type: ignore[arg-type]
-    assert excluded.tolist() == [word not in wanted for word in stored]
+    allowed = Filter(source=selected).mask(Rows(stored))  # type: ignore[arg-type]
+    assert allowed.tolist() == [word in selected for word in stored]
+    excluded = Filter(exclude_source=selected).mask(Rows(stored))  # type: ignore[arg-type]
+    assert excluded.tolist() == [word not in selected for word in stored]
 
 
 @pytest.fixture(scope="module")

@@ -44,7 +44,7 @@ def unit(rows: int, dim: int = 4) -> Any:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def original_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with a shard, tombstones, named vectors and an index."""
     store = Store.create(tmp_path_factory.mktemp("made") / "store", SPACE)
     keys = [f"s/{i}.png" for i in range(ROWS)]
@@ -61,9 +61,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def store(made: Path, tmp_path: Path) -> Path:
+def store(original_store: Path, tmp_path: Path) -> Path:
     """A copy of the store to be altered."""
-    return Path(shutil.copytree(made, tmp_path / "store"))
+    return Path(shutil.copytree(original_store, tmp_path / "store"))
 
 
 def read_everything(folder: Path) -> None:
@@ -287,13 +287,13 @@ SHARDS: dict[str, Callable[[h5py.File], Any]] = {
 }
 
 
-@pytest.mark.parametrize("what", SHARDS)
+@pytest.mark.parametrize("case", SHARDS)
 @pytest.mark.filterwarnings("ignore")
-def test_invalid_shard_is_damaged(what: str, store: Path) -> None:
+def test_invalid_shard_is_damaged(case: str, store: Path) -> None:
     other = store / "shards" / "other.h5"
     with h5py.File(other, "w") as file:
         file["x"] = np.zeros(ROWS, "i1")
-    alter_shard(store, SHARDS[what])
+    alter_shard(store, SHARDS[case])
     with pytest.raises(StoreError):
         read_everything(store)
 
@@ -335,12 +335,12 @@ INDEX: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("what", INDEX)
-def test_invalid_index_is_damaged_and_skipped_by_searches(what: str, store: Path) -> None:
+@pytest.mark.parametrize("case", INDEX)
+def test_invalid_index_is_damaged_and_skipped_by_searches(case: str, store: Path) -> None:
     folder = folders(store)[0]
     content = json.loads((folder / "index.json").read_text())
     content.pop("digest")
-    INDEX[what](content)
+    INDEX[case](content)
     (folder / "index.json").write_text(json.dumps({**content, "digest": digest_of(content)}))
     with pytest.raises(Damaged):
         open_index(folder, SPACE)
@@ -406,15 +406,15 @@ HEAD_FIELDS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize("what", HEADS)
-def test_invalid_arrays_of_a_head_raise_head_error(what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", HEADS)
+def test_invalid_arrays_of_a_head_raise_head_error(case: str, tmp_path: Path) -> None:
     from safetensors.numpy import load, save
 
     head().save(tmp_path)
     assert np.isfinite(Head.load(tmp_path, SPACE).decision_function(unit(3))).all()
     fields = json.loads((tmp_path / "head.json").read_text())
     arrays = {name: array.copy() for name, array in load((tmp_path / fields["arrays"]).read_bytes()).items()}
-    HEADS[what](arrays)
+    HEADS[case](arrays)
     content = save(arrays)
     (tmp_path / fields["arrays"]).write_bytes(content)
     fields["digest"] = hashlib.blake2b(content, digest_size=16).hexdigest()
@@ -494,10 +494,10 @@ ARRAYS = {
 }
 
 
-@pytest.mark.parametrize("what", ARRAYS)
-def test_invalid_imported_vectors_raise_source_error(what: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("case", ARRAYS)
+def test_invalid_imported_vectors_raise_source_error(case: str, tmp_path: Path) -> None:
     pyarrow = pytest.importorskip("pyarrow.parquet")
-    (tmp_path / "vectors.npy").write_bytes(ARRAYS[what])
+    (tmp_path / "vectors.npy").write_bytes(ARRAYS[case])
     pyarrow.write_table(pytest.importorskip("pyarrow").table({"path": ["a", "b"]}), tmp_path / "rows.parquet")
     with pytest.raises(SourceError):
         import_rows(tmp_path, tmp_path / "store", SPACE, ImportDefaults("s"), normalise=True)
@@ -547,8 +547,8 @@ ANYTHING |= st.lists(st.integers(), max_size=2) | st.dictionaries(st.text(max_si
 
 
 @pytest.mark.parametrize("where", ["manifest", "part", "space"])
-def test_any_manifest_value_gives_rows_or_a_store_error(where: str, made: Path, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(made, tmp_path / "store"))
+def test_any_manifest_value_gives_rows_or_a_store_error(where: str, original_store: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(original_store, tmp_path / "store"))
     path = path_of(folder, read_manifest(folder).number)
     original = path.read_text()
     keys = Store.open(folder).snapshot().column("keys").tolist()

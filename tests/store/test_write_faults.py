@@ -1,4 +1,4 @@
-"""Every call a commit makes to the system fails in turn: the store is then as before or as after, never between."""
+"""Each system call of a commit fails in turn: the store is then as before or as after the commit, never between."""
 
 import os
 import resource
@@ -120,10 +120,10 @@ def test_change_failing_anywhere_is_complete_or_absent(
         store = Store(shutil.copytree(start, tmp_path / f"{fail_at}"))
         with failing(fail_at, kill=kill), suppress(Killed, ClipfakeError):
             change(store)
-        now = state(store)
-        assert now in (before, after), f"call {fail_at} failed"
+        after_failure = state(store)
+        assert after_failure in (before, after), f"call {fail_at} failed"
         assert verify(store.folder).problems == (), f"call {fail_at} failed"
-        outcomes.add(now == after)
+        outcomes.add(after_failure == after)
         change(store)  # try again
         assert state(store) == after, f"call {fail_at} failed"
         shutil.rmtree(store.folder)
@@ -169,7 +169,7 @@ def test_failed_index_build_changes_no_result(tmp_path: Path) -> None:
     queries = store.snapshot().vectors(slice(0, 3))
     with failing(10**9, kill=False) as faults:
         index(store)
-    for fail_at in range(1, faults.made + 1, 4):
+    for fail_at in range(1, faults.count + 1, 4):
         with failing(fail_at, kill=False), suppress(ClipfakeError):
             index(store)
         assert verify(store.folder).problems == ()
@@ -272,8 +272,8 @@ def test_files_are_on_disk_before_the_commit(tmp_path: Path, monkeypatch: pytest
     commits: list[str] = []
     needs = {"snapshots": ("shards/*.h5", "deleted/*.u4"), "other": ("columns/other/*.f2",)}
 
-    def identity(found: os.stat_result) -> tuple[int, int, int]:
-        return found.st_ino, found.st_mtime_ns, found.st_size
+    def identity(status: os.stat_result) -> tuple[int, int, int]:
+        return status.st_ino, status.st_mtime_ns, status.st_size
 
     def fsync(handle: int) -> None:
         flushed.add(identity(os.fstat(handle)))
