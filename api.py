@@ -76,6 +76,8 @@ class Detector:
     >>> detector.predict(["suspicious.jpg"])    # doctest: +SKIP
     """
 
+    classes_ = ("real", "fake")  # columns of `predict_proba`, in order
+
     def __init__(self, session: Session, report: FitReport | None = None) -> None:
         self.session = session
         self._report = report

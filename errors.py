@@ -18,6 +18,7 @@ ClipfakeError
 ├── ImageError              one image that cannot be decoded; it is reported, and the run continues
 ├── EncoderError            an encoder that cannot be loaded or used
 ├── HeadError               a head that cannot be trained, saved or loaded
+├── InvalidOption           a value that an option cannot have, from Python (also ValueError)
 └── MissingExtra            an optional dependency that is not installed
 """
 
@@ -92,6 +93,10 @@ class EncoderError(ClipfakeError):
 
 class HeadError(ClipfakeError):
     """A head cannot be trained, saved or loaded."""
+
+
+class InvalidOption(ClipfakeError, ValueError):
+    """An option has a value that it cannot have."""
 
 
 class MissingExtra(ClipfakeError):

@@ -114,6 +114,9 @@ class Session:
             encoders.append(encoder)
         return ConcatenatedEncoder(encoders)
 
+    def __repr__(self) -> str:
+        return f"Session(store={str(self.store.folder)!r}, head={self.head_name!r})"
+
     @property
     def notice(self) -> str:
         """Notice that limits the meaning of the encoder's verdicts; empty for a real encoder."""

@@ -92,6 +92,8 @@ def query_command(
     from ..session import Session
     from ..show.contact_sheet import SheetEntry, write_sheet
 
+    if as_csv and as_json:
+        raise typer.BadParameter("only one of --csv and --json can be printed", param_hint="--csv")
     if sheet and sheet.suffix.lower() not in SHEET_SUFFIXES:
         raise typer.BadParameter(f"{sheet} is neither a .png nor a .jpg file", param_hint="--sheet")
     session = Session(

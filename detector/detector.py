@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.threads import one_core
-from ..errors import BadBlock, HeadError, NotEnoughRows
+from ..errors import BadBlock, HeadError, InvalidOption, NotEnoughRows
 from ..store.concatenated import concatenated_snapshot
 from ..store.records import FAKE, LABELS, REAL, Vectors
 from ..store.search.matches import Matches, Searcher
@@ -38,6 +38,12 @@ class QueryOptions:
     prior: float = 0.5  # expected share of fakes among the queried images
     error: float = 0.05  # nominal rate at which the true class is excluded, of real and of fake images; not of answers
     changes: bool = True  # search for what would change the verdict
+
+    def __post_init__(self) -> None:
+        """Raise InvalidOption if a share is not between 0 and 1."""
+        for name, value in (("prior", self.prior), ("error", self.error)):
+            if not 0 < value < 1:  # False for NaN too
+                raise InvalidOption(f"{name} must be between 0 and 1, found {value}")
 
 
 @dataclass(frozen=True)

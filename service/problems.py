@@ -100,6 +100,9 @@ def to_problem(error: Exception, folder: Path | None = None) -> HttpProblem:
 def validation_problem(errors: Sequence[Any]) -> HttpProblem:
     """Convert pydantic's errors in the parameters or the body."""
     kind = "bad-request" if any(error["type"] == "json_invalid" for error in errors) else "invalid"
-    listed = [{"where": ".".join(map(str, error["loc"])), "what": error["msg"]} for error in errors[:MAX_ERRORS]]
+    listed = [
+        {"where": ".".join(map(str, error["loc"])), "what": error["msg"].removeprefix("Value error, ")}
+        for error in errors[:MAX_ERRORS]
+    ]
     detail = "; ".join(f"{error['where']}: {error['what']}" for error in listed[:3])
     return HttpProblem(kind, detail or "see /openapi.json", errors=listed)

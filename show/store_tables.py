@@ -49,17 +49,20 @@ def history(report: dict[str, Any]) -> RenderableType:
     return table("snapshots", ["number", "rows", "created", "by"], rows, words=["created", "by"])
 
 
+LABEL_NAMES = {0: "real", 1: "fake", -1: "unknown"}
+KIND_NAMES = {"compact": "quantized"}  # of index kinds on disk whose option is called otherwise
+
+
 def built(report: dict[str, Any]) -> RenderableType:
     """Format the report of `clipfake store index`."""
     cost = f"{size(report['bytes'])}, {sum(report['seconds'].values()):.1f} s"
     text = f"{report['why'][:1].upper()}{report['why'][1:]} ({report['action']}, {cost})."
     if not report["labels"]:
         return Text(text)
-    names = {0: "real", 1: "fake", -1: "unknown"}
     rows = [
         [
-            names[index["label"]],
-            index["kind"],
+            LABEL_NAMES[index["label"]],
+            KIND_NAMES.get(index["kind"], index["kind"]),
             index["rows"],
             index["cells"],
             min(index["recall"].values(), default=None),
@@ -119,8 +122,20 @@ def pushed(report: dict[str, Any]) -> RenderableType:
     )
     if not report["recall"]:
         return Text(f"{text}; recall was not measured, every search is exact")
-    rows = [[name, report["recall_unplanned"][name], reached] for name, reached in report["recall"].items()]
+    rows = [
+        [_with_label_name(name), report["recall_unplanned"][name], reached]
+        for name, reached in report["recall"].items()
+    ]
     return Group(Text(text), table("recall@10 against exact search", ["filter", "back end alone", "planned"], rows))
+
+
+def _with_label_name(filter_name: str) -> str:
+    """Spell out the label in the name of a measured filter.
+
+    >>> _with_label_name("label 0 in 2 categories"), _with_label_name("all")
+    ('label real in 2 categories', 'all')
+    """
+    return re.sub(r"^label (-?\d+)", lambda match: f"label {LABEL_NAMES[int(match[1])]}", filter_name)
 
 
 def exported(report: dict[str, Any]) -> RenderableType:
@@ -199,7 +214,7 @@ def doubled(report: dict[str, Any]) -> RenderableType:
         if len(groups) > MAX_GROUPS
         else Text()
     )
-    columns = ["rows", "lowest similarity", "labels", "keys"]
+    columns = ["rows", "similarity", "labels", "keys"]
     return Group(table("largest groups", columns, rows, words=columns[2:]), more, Text(text))
 
 

@@ -27,7 +27,7 @@ def table(
     Parameters
     ----------
     folded : wrap the titles of all columns but the first at their word boundaries
-    words : columns of text, aligned left too
+    words : columns of text, aligned left too, and wrapped where the table is too wide
     """
     result = Table(
         title=title, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0), pad_edge=False
@@ -35,7 +35,10 @@ def table(
     for i, column in enumerate(columns):
         name = "\n".join(wrap_name(column)) if folded and i else column
         result.add_column(
-            name, justify="left" if i == 0 or column in words else "right", no_wrap=not (folded and i), overflow="fold"
+            name,
+            justify="left" if i == 0 or column in words else "right",
+            no_wrap=not (folded and i) and column not in words,
+            overflow="fold",
         )
     for row in rows:
         result.add_row(*(format_cell(value) for value in row))

@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.atomic_files import TEMPORARY
 from ..core.locking import writer_lock
-from ..errors import NoStore, NotAStore, StoreError
+from ..errors import BadFilter, InvalidOption, NoStore, NotAStore, StoreError
 from .filter import Filter
 from .manifest import Manifest, numbers, read_manifest, write_manifest
 from .records import Vectors
@@ -65,7 +65,13 @@ class Store:
         ------
         BadBlock
             The vectors have another dimension.
+        InvalidOption, BadFilter
+            `k` is less than 1, or `where` is not a filter.
         """
+        if k < 1:
+            raise InvalidOption(f"k must be at least 1, found {k}")
+        if where is not None and not isinstance(where, Filter):
+            raise BadFilter(f"where must be a clipfake.Filter, found {type(where).__name__}")
         snapshot = self.snapshot()
         mask = None if where is None or where.selects_all else where.mask(snapshot)
         return SearchResults(snapshot, snapshot.search(np.atleast_2d(vectors), k, mask, recall))

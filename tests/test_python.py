@@ -94,3 +94,20 @@ def test_exported_names_exist_and_are_sorted() -> None:
     assert set(clipfake.__all__) <= set(dir(clipfake))
     with pytest.raises(AttributeError, match="nonsense"):
         getattr(clipfake, "nonsense")  # noqa: B009 - the attribute does not exist, for mypy either
+
+
+@pytest.mark.parametrize("wrong", [{"prior": 0}, {"prior": 2}, {"error": 0}, {"error": -1}, {"error": float("nan")}])
+def test_query_options_are_shares(wrong: dict[str, float]) -> None:
+    with pytest.raises(clipfake.errors.InvalidOption, match=f"{next(iter(wrong))} must be between 0 and 1"):
+        clipfake.QueryOptions(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="must be between"):
+        clipfake.QueryOptions(**wrong)  # type: ignore[arg-type]
+
+
+def test_search_refuses_invalid_arguments(folder: Path) -> None:
+    store = clipfake.Store.open(folder / "mystore")
+    query = store.snapshot().vectors(np.arange(1))
+    with pytest.raises(clipfake.errors.InvalidOption, match="k must be at least 1, found 0"):
+        store.search(query, k=0)
+    with pytest.raises(clipfake.errors.BadFilter, match=r"must be a clipfake\.Filter, found dict"):
+        store.search(query, where={"label": "fake"})  # type: ignore[arg-type]
