@@ -27,7 +27,7 @@ from .torch_encoder import TorchEncoder, choose_device, choose_dtype
 from .vision_backbone import VisionBackbone, load_model, load_text_model, random_model
 
 OPENVINO = "openvino"  # value of --device
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # options of mallopt in malloc.h
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt in malloc.h
 
 
 def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") -> Encoder:
@@ -101,7 +101,6 @@ def keep_memory() -> None:
         libc = ctypes.CDLL(None)
         libc.mallopt(M_MMAP_THRESHOLD, 32 * 2**20)  # the maximum glibc allows
         libc.mallopt(M_TRIM_THRESHOLD, 256 * 2**20)
-        libc.mallopt(M_ARENA_MAX, 1)  # the encoder's thread would get another arena, limited to 64 MiB
 
 
 def device_names(device: str) -> list[str]:
