@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 
@@ -19,6 +20,8 @@ from .gpu.pinned_upload import PinnedUploader
 from .onednn_linear import use_onednn_linear
 from .preprocess import Preprocess
 from .text_encoder import TextEncoder
+
+logger = logging.getLogger(__name__)
 
 # Larger batches are no faster on a CPU, and the allocator cannot reuse the memory of their activations.
 CPU_BATCH_SIZE = 8
@@ -52,6 +55,8 @@ class TorchEncoder(Encoder):
         return self._pending_space.result()
 
     def _move(self, vision_model: torch.nn.Module, device: torch.device) -> None:
+        if self.dtype is torch.float16 and not fits_fp16(vision_model):
+            self.dtype = torch.bfloat16
         self.vision_model = vision_model.to(device=device, dtype=self.dtype).eval()
         self.device: torch.device = device
         self.overlaps = device.type == "cuda"
@@ -99,7 +104,7 @@ class TorchEncoder(Encoder):
                 for first in range(0, len(images), size):
                     features = self.vision_model(self.inputs(images[first : first + size]))
                     rows.append(features.float().cpu().numpy())
-            vectors = unit(np.concatenate(rows))
+            vectors = unit(self._without_overflow(np.concatenate(rows), images, self.dtype))
             return lambda: vectors
         wait = self._launch(images, reduce=False)
         return lambda: wait()[0]
@@ -127,21 +132,22 @@ class TorchEncoder(Encoder):
 
         def wait() -> tuple[Embeddings, Sequence[Pixels]]:
             done.synchronize()
-            vectors = output.numpy()
-            if dtype is torch.float16 and not np.isfinite(vectors).all():
-                self._use_bf16()
-                vectors = self._launch(images, reduce=False)()[0]
+            vectors = self._without_overflow(output.numpy(), images, dtype)
             return unit(vectors), thumbnails.images() if thumbnails is not None else ()
 
         return wait
 
-    def _use_bf16(self) -> None:
-        """Switch to bf16, which has the range of float32, after an activation has overflowed fp16."""
-        if self.dtype is torch.bfloat16:
-            return
-        torch.cuda.synchronize(self.device)  # batches in flight read the weights
-        self.dtype = torch.bfloat16
-        self.vision_model = self.vision_model.to(self.dtype)
+    def _without_overflow(self, vectors: Embeddings, images: Sequence[Pixels], dtype: torch.dtype) -> Embeddings:
+        """Return the vectors, computed again if an activation overflowed fp16; from then on bf16 is used."""
+        if dtype is not torch.float16 or np.isfinite(vectors).all():
+            return vectors
+        if self.dtype is torch.float16:
+            logger.warning("fp16 overflows in %s; it continues in bf16", self.space.encoder)
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)  # batches in flight read the weights
+            self.dtype = torch.bfloat16
+            self.vision_model = self.vision_model.to(self.dtype)
+        return self.encode(images)
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         if self.text_encoder is None:
@@ -154,6 +160,12 @@ class TorchEncoder(Encoder):
         if self._gpu_input is not None:
             return self._gpu_input(images, dtype or self.dtype)
         return self.preprocess(images, self.device, dtype or self.dtype, self._upload)
+
+
+def fits_fp16(model: torch.nn.Module) -> bool:
+    """True if no weight of a float32 model becomes infinite in fp16."""
+    largest = torch.finfo(torch.float16).max
+    return all(bool((weight.abs() <= largest).all()) for weight in model.state_dict().values())
 
 
 def choose_device(name: str) -> torch.device:

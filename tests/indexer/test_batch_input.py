@@ -18,11 +18,15 @@ from clipfake.indexer.encoders.base import Embeddings, PlainEncoder
 from clipfake.indexer.encoders.clip_vision import ClipVision, VisionConfig
 from clipfake.indexer.encoders.gpu import batch_input
 from clipfake.indexer.encoders.gpu.batch_input import ALIGN, PackedArrays, ReducedImages
+from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.preprocess import Preprocess
 from clipfake.indexer.encoders.resize import BITS
+from clipfake.indexer.encoders.torch_encoder import TorchEncoder
 from clipfake.indexer.index import IndexOptions, index
+from clipfake.simulated.standin_encoder import build_standin
 from clipfake.store.store import Store
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 CLIP = Preprocess(0, 0, 56, 56, "bicubic", 1 / 255, (0.48, 0.46, 0.41), (0.27, 0.26, 0.28))
 
@@ -186,3 +190,30 @@ def test_processes_share_a_gpu_by_cores_and_memory(monkeypatch: pytest.MonkeyPat
     Properties.total_memory = 24 * 2**30
     assert processes("cuda:1", 16) == 3
     assert processes("cuda:7", 16) == 1  # no such device: loading the encoder reports it
+
+
+@pytest.mark.parametrize("factor, at_the_start", [(1e3, False), (1e6, True)])
+def test_fp16_that_overflows_is_computed_again_in_bf16(factor: float, at_the_start: bool, tmp_path: Path) -> None:
+    standin = build_standin(tmp_path / "standin")
+    weights = load_file(standin / "model.safetensors")
+    for name in ("layer_norm2.weight", "mlp.fc1.weight"):  # activations beyond 65,504, with 1e6 weights too
+        weights[f"vision_model.encoder.layers.0.{name}"] *= factor
+    save_file(weights, standin / "model.safetensors")
+    batch = random_images((64, 64), (64, 80), (90, 64))
+    encoder = load_encoder(str(standin), device="cpu", precision="fp16")
+    assert isinstance(encoder, TorchEncoder)
+    assert (encoder.dtype is torch.bfloat16) == at_the_start
+    vectors = encoder.encode(batch)
+    assert encoder.dtype is torch.bfloat16
+    expected = load_encoder(str(standin), device="cpu", precision="bf16").encode(batch)
+    assert (vectors * expected).sum(1).min() > 0.99
+
+
+def test_fp16_without_overflow_stays(tmp_path: Path) -> None:
+    standin = build_standin(tmp_path / "standin")
+    batch = random_images((64, 64), (90, 64))
+    encoder = load_encoder(str(standin), device="cpu", precision="fp16")
+    vectors = encoder.encode(batch)
+    assert isinstance(encoder, TorchEncoder)
+    assert encoder.dtype is torch.float16
+    assert (vectors * load_encoder(str(standin), device="cpu").encode(batch)).sum(1).min() > 0.999
