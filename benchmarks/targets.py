@@ -174,7 +174,7 @@ def run_on_gpu(
             run = runs[name] = result["auto"]
             run["images"], run["gflop_per_image"] = result["images"], round(operations / 1e9, 2)
             run["encoder_over_card"] = round(run["encode"]["images_per_second"] * operations / (peak * 1e12), 3)
-    return {"runs": runs, "card_tflops_bf16": round(peak, 1)}, gpu_targets(runs)
+    return {"runs": runs, "card_tflops_bf16": round(peak, 4)}, gpu_targets(runs)
 
 
 def gpu_targets(runs: dict[str, Any]) -> list[Target]:
