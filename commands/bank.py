@@ -61,10 +61,10 @@ def bank_remove_command(
     clipfake bank remove newgan --store mystore
     """
     from ..show.store_tables import count
-    from ..store.filter import Filter, delete
+    from ..store.filter import Filter
     from ..store.store import Store
 
-    removed = delete(Store.open(store), Filter(source=source), f"bank remove {source}").rows
+    removed = Store.open(store).delete(Filter(source=source), f"bank remove {source}").rows
     if not removed:
         raise SourceError(f"the store {store} has no source {source}; `clipfake store info` lists its sources")
     print_result({"source": source, "removed": removed} if as_json else f"{count(removed, 'row')} of {source} removed")

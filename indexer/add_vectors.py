@@ -70,7 +70,7 @@ def add_vectors(
     StoreError, SpaceMismatch, SourceError
         The vectors of this name belong to another encoder, or a folder does not exist.
     """
-    with named_vectors_writer(store, name, encoder.space) as writer:
+    with named_vectors_writer(store.folder, name, encoder.space) as writer:
         snapshot = writer.snapshot
         missing = np.flatnonzero(writer.column.missing(snapshot))
         report = AddVectorsReport(name, encoder.space.encoder, len(snapshot), len(snapshot) - len(missing))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from ..errors import EncoderError
 from ..store.space import Space
 from .decoding.image import Pixels
 from .encoders.base import Embeddings, Encoder
+
+Wait = TypeVar("Wait")
 
 
 class BatchEncoder(Encoder):
@@ -55,24 +58,26 @@ class BatchEncoder(Encoder):
 
     def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
         """Start encoding; the returned function waits for the vectors."""
-        if 0 < len(images) <= self._size:
-            try:
-                return self.encoder.begin(images)
-            except torch.OutOfMemoryError:
-                pass
-            self._halve(len(images))
+        if (wait := self._start(self.encoder.begin, images)) is not None:
+            return wait
         vectors = self.encode(images)
         return lambda: vectors
 
     def begin_reduced(self, images: Sequence[Pixels]) -> Callable[[], tuple[Embeddings, Sequence[Pixels]]]:
-        """Start encoding; the function returned waits for the vectors and the images reduced for thumbnails."""
-        if 0 < len(images) <= self._size:
-            try:
-                return self.encoder.begin_reduced(images)
-            except torch.OutOfMemoryError:
-                pass
-            self._halve(len(images))
-        return super().begin_reduced(images)
+        """Start encoding; the returned function waits for the vectors and the images reduced for thumbnails."""
+        wait = self._start(self.encoder.begin_reduced, images)
+        return super().begin_reduced(images) if wait is None else wait
+
+    def _start(self, begin: Callable[[Sequence[Pixels]], Wait], images: Sequence[Pixels]) -> Wait | None:
+        """Start a batch, or return None if it is too large for the device."""
+        if not 0 < len(images) <= self._size:
+            return None
+        try:
+            return begin(images)
+        except torch.OutOfMemoryError:
+            pass
+        self._halve(len(images))
+        return None
 
     def _halve(self, images: int) -> None:
         if images == 1:

@@ -85,15 +85,7 @@ class ConcatenatedSnapshot(Snapshot):
 
 
 def concatenated_snapshot(snapshot: Snapshot, columns: Sequence[str]) -> Snapshot:
-    """The snapshot with these vectors concatenated ("main": the store's own), or the snapshot itself for ("main",).
-
-    Raises
-    ------
-    StoreError
-        There are no vectors of this name.
-    NotEnoughRows
-        A row has no vector of this name.
-    """
+    """A `ConcatenatedSnapshot` of these vectors, or the snapshot itself for ("main",)."""
     return snapshot if tuple(columns) == (MAIN,) else ConcatenatedSnapshot(snapshot, columns)
 
 

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from contextlib import suppress
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..errors import BadBlock, BadFilter
+from ..errors import BadFilter
 from .records import LABEL_NUMBERS, LABELS, TEXT, Mask, Names
 
 if TYPE_CHECKING:
     from .snapshot import Snapshot
-    from .store import Store
 
 
 @dataclass(frozen=True, init=False)
@@ -110,34 +109,6 @@ def _label(label: str | int) -> str:
     if name is None:
         raise BadFilter(f"there is no label {label!r}; use 'real', 'fake' or 'unknown'")
     return name
-
-
-@dataclass(frozen=True)
-class DeleteReport:
-    """Result of `delete`."""
-
-    rows: int  # number of deleted rows
-    snapshot: int  # number of the new snapshot
-    before: int  # number of the snapshot to `undo` to
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-def delete(store: Store, which: Filter, note: str = "deleted") -> DeleteReport:
-    """Delete the rows that a filter selects; `Store.undo` restores them until the store is compacted.
-
-    Raises
-    ------
-    BadBlock
-        The filter selects every row, which is probably a mistake.
-    """
-    if which.selects_all:
-        raise BadBlock("this would delete every row; name sources, labels, categories or keys, or remove the folder")
-    with store.writer(note) as writer:
-        before = writer.snapshot.number
-        rows = writer.delete(which.mask(writer.snapshot))
-        return DeleteReport(rows, writer.snapshot.number, before)
 
 
 def _is_in(values: Any, allowed: list[Any]) -> Mask:

@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -24,12 +23,9 @@ from ..errors import BadBlock, Damaged, StoreError
 from .manifest import Manifest, ShardRef, numbers, read_manifest
 from .records import Ids, Vectors, invalid_rows, to_float16
 from .search.matches import Positions
-from .snapshot import Snapshot
+from .snapshot import Snapshot, open_snapshot
 from .space import Space
 from .writer import SECONDS_PER_SHARD
-
-if TYPE_CHECKING:
-    from .store import Store
 
 FOLDER, LIST = "columns", "column.json"
 _AGAIN = "the store itself is intact; remove the folder of these vectors and run `clipfake store add-vectors` again"
@@ -146,10 +142,10 @@ def open_named_vectors(store: Path, name: str) -> NamedVectors:
 class NamedVectorsWriter:
     """Writer of named vectors; accepts rows in any order. Make it with `named_vectors_writer`."""
 
-    def __init__(self, store: Store, column: NamedVectors) -> None:
-        self.snapshot = store.snapshot()
+    def __init__(self, store: Path, column: NamedVectors) -> None:
+        self.snapshot = open_snapshot(store)
         self.column = column
-        self._store = store.folder
+        self._store = store
         self._parts = {part.number: part for part in self.snapshot.manifest.parts}
         self._waiting: list[tuple[Ids, Vectors]] = []
         self._sealed_at = time.monotonic()
@@ -196,8 +192,12 @@ class NamedVectorsWriter:
 
 
 @contextmanager
-def named_vectors_writer(store: Store, name: str, space: Space) -> Iterator[NamedVectorsWriter]:
+def named_vectors_writer(store: Path, name: str, space: Space) -> Iterator[NamedVectorsWriter]:
     """Open named vectors for writing, creating them if needed. Added vectors are written when the block ends.
+
+    Parameters
+    ----------
+    store : folder of the store
 
     Raises
     ------
@@ -212,12 +212,12 @@ def named_vectors_writer(store: Store, name: str, space: Space) -> Iterator[Name
         raise StoreError(
             f"invalid name {name!r} for vectors; use lowercase letters, digits, hyphens and underscores, not {MAIN!r}"
         )
-    with writer_lock(store.folder):
-        if name in vector_names(store.folder):
-            column = open_named_vectors(store.folder, name)
-            space.require(column.space, f"the column {name}")
+    with writer_lock(store):
+        if name in vector_names(store):
+            column = open_named_vectors(store, name)
+            space.require(column.space, f"the vectors {name}")
         else:
-            column = NamedVectors(store.folder / FOLDER / name, name, space, {})
+            column = NamedVectors(store / FOLDER / name, name, space, {})
             write_list(column)
         writer = NamedVectorsWriter(store, column)
         try:

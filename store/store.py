@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +12,7 @@ import numpy as np
 
 from ..core.atomic_files import TEMPORARY
 from ..core.locking import writer_lock
-from ..errors import BadFilter, InvalidOption, NoStore, NotAStore, StoreError
+from ..errors import BadBlock, BadFilter, InvalidOption, NoStore, NotAStore, StoreError
 from .filter import Filter
 from .manifest import Manifest, numbers, read_manifest, write_manifest
 from .records import Vectors
@@ -25,6 +25,18 @@ from .writer import Writer as Writer
 
 if TYPE_CHECKING:
     from .exchange.torch_dataset import VectorDataset
+
+
+@dataclass(frozen=True)
+class DeleteReport:
+    """Result of `Store.delete`."""
+
+    rows: int  # number of deleted rows
+    snapshot: int  # number of the new snapshot
+    before: int  # number of the snapshot to `undo` to
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
 
 
 @dataclass(frozen=True, repr=False)
@@ -176,6 +188,23 @@ class Store:
                 yield writer
             finally:  # the rows appended before an error are valid
                 writer.seal()
+
+    def delete(self, where: Filter, note: str = "deleted") -> DeleteReport:
+        """Delete the rows that a filter selects; `undo` restores them until the store is compacted.
+
+        Raises
+        ------
+        BadBlock
+            The filter selects every row, which is probably a mistake.
+        """
+        if where.selects_all:
+            raise BadBlock(
+                "this would delete every row; name sources, labels, categories or keys, or remove the folder"
+            )
+        with self.writer(note) as writer:
+            before = writer.snapshot.number
+            rows = writer.delete(where.mask(writer.snapshot))
+            return DeleteReport(rows, writer.snapshot.number, before)
 
     def undo(self, number: int) -> Snapshot:
         """Make a new snapshot with the rows of an earlier one. Nothing is lost: this can be undone as well.

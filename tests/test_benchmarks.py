@@ -14,6 +14,7 @@ from clipfake.benchmarks import (
     decoding,
     encoder_sweep,
     feeding,
+    gpu,
     house,
     indexing,
     int8,
@@ -331,3 +332,19 @@ def test_structure_of_a_source_tree(tmp_path: Path) -> None:
 def test_circular_imports_have_a_depth(tmp_path: Path) -> None:
     files = {"__init__.py": "", "a/__init__.py": "", "a/b.py": "from . import c\n", "a/c.py": "from . import b\n"}
     assert house.run(write_tree(tmp_path, files))["import_floors"] == {"a": 2}
+
+
+@pytest.mark.slow
+def test_gpu_benchmark_runs_without_a_gpu(inputs: tuple[list[Path], str], tmp_path: Path) -> None:
+    folders, encoder = inputs
+    setup = gpu.Setup([str(folder) for folder in folders], encoder, tmp_path / "work", dry=True)
+    setup.work.mkdir()
+    out = tmp_path / "gpu.jsonl"
+    results = gpu.run_steps(setup, ["index32", "encoder32", "decoding"], out, budget=280)
+    assert [json.loads(line) for line in out.read_text().splitlines()] == results
+    index, rates, decoding = results
+    assert index["images"] == gpu.DRY_IMAGES and index["skipped"] == 0, index
+    assert rates["float32"]["tower_only"] > 0, rates
+    assert decoding["1"] > 0, decoding
+    [late] = gpu.run_steps(setup, ["sound"], out, budget=0)
+    assert late == {"step": "sound", "why": "no time left"}

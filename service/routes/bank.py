@@ -11,7 +11,7 @@ from fastapi import APIRouter, Depends, Path, Request
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 
-from ...store.filter import Filter, delete
+from ...store.filter import Filter
 from ...store.records import FAKE, REAL, Block, Rows
 from ...store.space import Space
 from ..dependencies import WRITES, StateDep, form_only
@@ -84,7 +84,7 @@ async def remove(source: Annotated[str, Path(min_length=1)], state: StateDep) ->
 
     def drop() -> dict[str, Any]:
         with state.writing:
-            deleted = delete(state.store, Filter(source=[source]), f"bank remove {source}")
+            deleted = state.store.delete(Filter(source=[source]), f"bank remove {source}")
         if not deleted.rows:
             raise HttpProblem("not-found", f"there is no source {source[:100]!r}; /v1/store lists them")
         state.loaded(wait=True)

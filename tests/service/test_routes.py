@@ -21,7 +21,7 @@ from clipfake.service import search_backend
 from clipfake.service.limits import Limits
 from clipfake.service.problems import KINDS
 from clipfake.service.schemas import VerdictJson
-from clipfake.store.filter import Filter, delete
+from clipfake.store.filter import Filter
 from clipfake.store.records import Block, Rows
 from clipfake.store.store import Store
 from PIL import Image
@@ -444,7 +444,7 @@ def test_rows_of_another_process_apply_to_the_next_query(toy: Any, tmp_path: Pat
     content = toy.draw_image("gan_a", 7)
     with client_of(toy, store=store) as client:
         first = client.post("/v1/query", content=content).json()
-        delete(store, Filter(key=["gan_a/img 7.png"]))
+        store.delete(Filter(key=["gan_a/img 7.png"]))
         second = client.post("/v1/query", content=content).json()
     assert first["snapshot"] < second["snapshot"] == store.snapshot().number
     assert (first["answers"][0]["known"], second["answers"][0]["known"]) == ("gan_a/img 7.png", "")
@@ -617,7 +617,7 @@ def test_empty_store_says_what_to_do_and_can_be_filled(toy: Any, tmp_path: Path)
 
 def test_store_of_one_class_names_the_missing_one(toy: Any, tmp_path: Path) -> None:
     store = toy.copy(tmp_path / "store")
-    delete(store, Filter(label=[1]))
+    store.delete(Filter(label=[1]))
     with client_of(toy, store=store) as client:
         refused = client.post("/v1/query", content=toy.draw_image("gan_a", 7))
         assert problem(refused) == (409, "cannot-judge")

@@ -42,7 +42,7 @@ from clipfake.store.backends.qdrant_edge import QdrantEdge
 from clipfake.store.backends.qdrant_server import QdrantServer, shortest_decimals
 from clipfake.store.backends.remote_search import RemoteStore, remote_searcher
 from clipfake.store.backends.search_plan import SearchPlan
-from clipfake.store.filter import Filter, delete
+from clipfake.store.filter import Filter
 from clipfake.store.maintenance.build_index import build_index
 from clipfake.store.records import Block, names
 from clipfake.store.search.matches import Matches, nearest
@@ -225,11 +225,11 @@ def test_deleted_and_added_rows_are_followed(kind: str, tmp_path: Path) -> None:
     back_end, store = opened(kind, tmp_path), filled_store(tmp_path / "s", 2000)
     back_end.fill(store)
     before = store.snapshot().number
-    delete(store, Filter(source=("source-03",)))
+    store.delete(Filter(source=("source-03",)))
     with store.writer() as writer:
         for block in blocks(2600):
             writer.append(block)  # the deleted rows come back with new ids
-    delete(store, Filter(source=("source-04",)))
+    store.delete(Filter(source=("source-04",)))
     back_end.fill(store)
     for _ in range(2):
         snapshot = store.snapshot()
@@ -372,7 +372,7 @@ def test_arbitrary_large_mask_is_rejected(small: Store, edge: QdrantEdge, monkey
 def test_stale_back_end_is_rejected(tmp_path: Path, edge: QdrantEdge) -> None:
     store = filled_store(tmp_path / "s", 1000)
     push(store.snapshot(), edge, FEW_QUERIES)
-    delete(store, Filter(key=store.snapshot().column("keys")[:1].tolist()))
+    store.delete(Filter(key=store.snapshot().column("keys")[:1].tolist()))
     with pytest.raises(StoreError, match=r"1000 rows of snapshot \d+, but this is snapshot \d+ with 999 rows"):
         remote_searcher(store.snapshot(), edge)
 
@@ -619,7 +619,7 @@ def test_server_requests_are_well_formed(tmp_path: Path) -> None:
     assert max(i for i, call in enumerate(calls) if call == "PUT index") < calls.index("PUT points")
     [made] = [body for call, body in wire.requests if call == "PUT"]
     assert (made.shard_number, made.replication_factor, made.vectors["image"].datatype) == (6, 2, "float16")
-    delete(store, Filter(source=("source-03",)))
+    store.delete(Filter(source=("source-03",)))
     assert push(store.snapshot(), backend, PushOptions(queries=10)).dropped > 0
     snapshot = store.snapshot()
     queries = snapshot.vectors(slice(0, 5))

@@ -38,7 +38,7 @@ def vector_of(keys: Any) -> np.ndarray:
 
 
 def filled(store: Store, where: Any = None, name: str = "depth") -> None:
-    with named_vectors_writer(store, name, OTHER) as writer:
+    with named_vectors_writer(store.folder, name, OTHER) as writer:
         positions = np.arange(len(writer.snapshot))[slice(None) if where is None else where]
         for batch in np.array_split(np.random.default_rng(0).permutation(positions), 5):
             writer.put(batch, vector_of(writer.snapshot.column("keys")[batch]))
@@ -155,12 +155,18 @@ def test_damage_is_reported_and_repaired(store: Store) -> None:
 
 def test_invalid_spaces_names_and_vectors_are_refused(store: Store) -> None:
     filled(store)
-    with pytest.raises(SpaceMismatch, match="depth"), named_vectors_writer(store, "depth", Space("third", "e" * 64, 5)):
+    with (
+        pytest.raises(SpaceMismatch, match="depth"),
+        named_vectors_writer(store.folder, "depth", Space("third", "e" * 64, 5)),
+    ):
         pass
     for name in ("main", "../x", "", "Depth"):
-        with pytest.raises(StoreError, match="invalid name"), named_vectors_writer(store, name, OTHER):
+        with pytest.raises(StoreError, match="invalid name"), named_vectors_writer(store.folder, name, OTHER):
             pass
-    with named_vectors_writer(store, "depth", OTHER) as writer, pytest.raises(BadBlock, match="zero or not finite"):
+    with (
+        named_vectors_writer(store.folder, "depth", OTHER) as writer,
+        pytest.raises(BadBlock, match="zero or not finite"),
+    ):
         writer.put(np.array([3]), np.zeros((1, 5), np.float32))
     with pytest.raises(StoreError, match="has no vectors named colour"):
         open_named_vectors(store.folder, "colour")
@@ -298,7 +304,7 @@ def test_service_uses_all_encoders_of_a_head(toy: Any, tmp_path: Path) -> None:
 
     store = toy.copy(tmp_path / "s")
     twin = PlainEncoder()
-    with named_vectors_writer(store, "again", twin.space) as writer:
+    with named_vectors_writer(store.folder, "again", twin.space) as writer:
         writer.put(np.arange(len(writer.snapshot)), writer.snapshot.vectors())
     names = ["main", "again"]
     snapshot = concatenated_snapshot(store.snapshot(), names)
@@ -373,5 +379,5 @@ def test_unreadable_snapshot_does_not_block_adding_vectors(store: Store) -> None
     ],
 )
 def test_invalid_vectors_are_refused(store: Store, vectors: Any, text: str) -> None:
-    with named_vectors_writer(store, "depth", OTHER) as writer, pytest.raises(BadBlock, match=text):
+    with named_vectors_writer(store.folder, "depth", OTHER) as writer, pytest.raises(BadBlock, match=text):
         writer.put(np.array([3, 4]), vectors)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from clipfake.benchmarks.common.synthetic_rows import space
 from clipfake.errors import NoStore
-from clipfake.store.filter import Filter, delete
+from clipfake.store.filter import Filter
 from clipfake.store.maintenance.build_index import build_index
 from clipfake.store.maintenance.compact import compact
 from clipfake.store.maintenance.verify import verify
@@ -113,14 +113,14 @@ class StoreModel(RuleBasedStateMachine):
     def delete_some(self, by: str | int) -> None:
         which = Filter(label=[by]) if isinstance(by, int) else Filter(**{_column(by): [by]})
         gone = {key for key, row in self.model.items() if by in row[:3]}
-        assert delete(self.store, which).rows == len(gone)
+        assert self.store.delete(which).rows == len(gone)
         self.model = {key: row for key, row in self.model.items() if key not in gone}
         self.record()
 
     @rule(numbers=st.lists(st.integers(0, 39), min_size=1, max_size=5))
     def delete_keys(self, numbers: list[int]) -> None:
         keys = {row(number, 0)[0] for number in numbers}
-        assert delete(self.store, Filter(key=sorted(keys))).rows == len(keys & self.model.keys())
+        assert self.store.delete(Filter(key=sorted(keys))).rows == len(keys & self.model.keys())
         self.model = {key: row for key, row in self.model.items() if key not in keys}
         self.record()
 
@@ -147,7 +147,7 @@ class StoreModel(RuleBasedStateMachine):
     @rule(part=st.sampled_from([1, 2, 3]))
     def fill_column(self, part: int) -> None:
         """Add a named vector to every n-th row; for n = 1 no row is missing one afterwards."""
-        with named_vectors_writer(self.store, "other", OTHER) as writer:
+        with named_vectors_writer(self.store.folder, "other", OTHER) as writer:
             positions = np.arange(0, len(writer.snapshot), part)
             writer.put(positions, other_vectors(writer.snapshot)[positions])
         if part == 1:
@@ -169,7 +169,7 @@ class StoreModel(RuleBasedStateMachine):
                     writer.append(block(numbers, 3))
             elif change == "delete":
                 after = {key: row for key, row in after.items() if row[1] != "gan"}
-                delete(self.store, Filter(source=["gan"]))
+                self.store.delete(Filter(source=["gan"]))
             elif change == "undo":
                 after = dict(self.history[back])
                 self.store.undo(back)

@@ -60,7 +60,7 @@ def test_worker_copy_opens_the_same_snapshot(store: Store, tmp_path: Path) -> No
 
 
 def test_worker_copy_keeps_the_named_vectors(store: Store) -> None:
-    with named_vectors_writer(store, "other", space(4)) as writer:
+    with named_vectors_writer(store.folder, "other", space(4)) as writer:
         writer.put(np.arange(100), np.eye(4, dtype=np.float32)[np.arange(100) % 4])
     rows = VectorDataset(concatenated_snapshot(store.snapshot(), ("main", "other")))
     assert torch.equal(copy.copy(rows)[5][0], rows[5][0])

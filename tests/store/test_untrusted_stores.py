@@ -54,7 +54,7 @@ def original_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
         writer.append(Block(SPACE, rows, unit(ROWS), thumbnails, {"cat": unit(1)[0]}))
     with store.writer() as writer:
         writer.delete(np.arange(ROWS) == 3)
-    with named_vectors_writer(store, "depth", Space("deep", "cd" * 32, 4)) as column:
+    with named_vectors_writer(store.folder, "depth", Space("deep", "cd" * 32, 4)) as column:
         column.put(np.arange(2), unit(2))
     build_index(store, kind="plain")
     return store.folder

@@ -14,7 +14,7 @@ import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.errors import BadBlock, ClipfakeError, StoreError
 from clipfake.store.exchange.export_rows import LAYOUTS, Layout, export_rows
-from clipfake.store.filter import Filter, delete
+from clipfake.store.filter import Filter
 from clipfake.store.maintenance.build_index import build_index
 from clipfake.store.maintenance.compact import compact
 from clipfake.store.maintenance.repair import repair
@@ -58,7 +58,7 @@ def replace(store: Store) -> None:
 
 
 def drop(store: Store) -> None:
-    delete(store, Filter(label=[1]))
+    store.delete(Filter(label=[1]))
 
 
 def undo(store: Store) -> None:
@@ -75,7 +75,7 @@ def index(store: Store) -> None:
 
 
 def column(store: Store) -> None:
-    with named_vectors_writer(store, "other", space(DIM)) as writer:
+    with named_vectors_writer(store.folder, "other", space(DIM)) as writer:
         writer.put(np.arange(len(writer.snapshot)), writer.snapshot.vectors())
 
 

@@ -204,7 +204,8 @@ def gpu_input_for(preprocess: Preprocess, device: torch.device, uploader: Pinned
         gpu_input = GpuInput(preprocess, device, uploader.upload_bytes)
         gpu_input.check()
     except Exception as e:  # noqa: BLE001 - Triton is not installed, finds no compiler, or does not know the device
-        logger.warning("Resizing images with matrix products on %s, which is slower than Triton: %s", device, e)
+        reason = (str(e).strip().splitlines() or [type(e).__name__])[0]
+        logger.warning("Resizing images with matrix products on %s, which is slower than Triton: %s", device, reason)
         check_products(preprocess, device)
         return None
     return gpu_input
