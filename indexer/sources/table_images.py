@@ -5,7 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from zlib import crc32
 
@@ -14,11 +14,13 @@ from ...store.records import FAKE
 from .base import Tree, labels_of_folder, to_text
 from .file_names import spellings
 from .hash_set import HashSet
-from .image_ref import ImageRef, InMemory
+from .image_ref import ByteSource, ImageRef, InMemory
 from .labels import FolderLabel, label_from_row
 from .tables.class_names import CARDS, MAX_CARD, ClassNames, class_names_in_cards
 from .tables.columns import IMAGE_PATH
 from .tables.reading import read_rows
+
+FOLDERS_KEPT = 4096  # whose labels are kept while a table is read
 
 
 def images_from_table(tree: Tree, folder: str, name: str, named: HashSet) -> Iterator[ImageRef]:
@@ -45,10 +47,10 @@ def images_from_table(tree: Tree, folder: str, name: str, named: HashSet) -> Ite
             outcome = (
                 reader.image_in_table(table, line, cell, row)
                 if holds_image(cell)
-                else reader.image(str(cell or ""), row)
+                else reader.image(path_in_cell(cell), row)
             )
             if isinstance(outcome, str):
-                inside = str(cell or "")[:1000]
+                inside = path_in_cell(cell)[:1000]
                 key, path = f"{source}/{to_text(inside)}", f"{table}/../{inside}"
                 yield ImageRef(key, path, source=source, refused=f"line {line} of {table}: {outcome}")
             else:
@@ -65,6 +67,12 @@ def holds_image(cell: Any) -> bool:
     return isinstance(cell, bytes) or (isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes))
 
 
+def path_in_cell(cell: Any) -> str:
+    """Path in a cell of a table, "" if there is none."""
+    cell = cell.get("path") if isinstance(cell, dict) else cell
+    return "" if cell is None or cell != cell else str(cell).strip()
+
+
 def image_in_cell(cell: Any) -> tuple[str, InMemory]:
     """Path and content of an image in a cell; the path is "" if the table does not give it."""
     content = cell if isinstance(cell, bytes) else cell["bytes"]
@@ -78,14 +86,13 @@ def text_of(row: Mapping[str, Any], field: str) -> str:
     return "" if value is None or value != value else to_text(str(value).strip())
 
 
-def source_of(row: Mapping[str, Any], source: str, label: int) -> str:
-    """Source of a row: the column `source`, or for a fake image with a generator one of its own below `source`."""
-    generator = text_of(row, "generator") if label == FAKE else ""
-    return text_of(row, "source") or (f"{source}/{generator}" if generator else source)
-
-
 def labelled(
-    ref: ImageRef, row: Mapping[str, Any], label_and_target: tuple[int, int] | None, folders: FolderLabel, tree: str
+    key: str,
+    path: str,
+    location: ByteSource | None,
+    row: Mapping[str, Any],
+    label_and_target: tuple[int, int] | None,
+    folders: FolderLabel,
 ) -> ImageRef | str:
     """Return an image with the metadata of its row, or the reason why it is refused.
 
@@ -93,16 +100,18 @@ def labelled(
     ----------
     label_and_target : of the row, None to take the label of the folders
     folders : source and generator where the row names none
-    tree : name of the source, for a fake image of which nothing names a generator
     """
-    label, target = (folders.label, -1) if label_and_target is None else label_and_target
-    if label_and_target is None and folders.contradiction:
-        return folders.contradiction
-    generator = (text_of(row, "generator") or folders.generator or to_text(tree)) if label == FAKE else ""
-    source = source_of(row, folders.source, label)
-    return ref._replace(
-        label=label, target=target, source=source, generator=generator, category=text_of(row, "category")
-    )
+    if label_and_target is None:
+        if folders.contradiction:
+            return folders.contradiction
+        label_and_target = folders.label, -1
+    label, target = label_and_target
+    source, generator = text_of(row, "source") or folders.source, ""
+    if label == FAKE:
+        if generator := text_of(row, "generator"):
+            source = text_of(row, "source") or f"{folders.source}/{generator}"
+        generator = generator or folders.generator
+    return ImageRef(key, path, label, target, source, generator, text_of(row, "category"), "", location)
 
 
 def normalised(path: str) -> str:
@@ -126,7 +135,7 @@ def class_names_around(read: Callable[[str, int], bytes], folder: str) -> ClassN
     read : returns at most so many bytes of the file at a path, b"" if there is none
     """
     names: dict[str, tuple[str, ...]] = {}
-    for place in dict.fromkeys((folder, posixpath.dirname(folder))):
+    for place in (folder, posixpath.dirname(folder) if folder else ".."):
         cards = class_names_in_cards([read(posixpath.join(place, card), MAX_CARD) for card in CARDS])
         names = {**cards, **names}
     return names
@@ -154,10 +163,11 @@ class _RowReader:
     source: str
     generator: str  # of fake images whose row names none, "" to derive it from the folders
     named: HashSet
+    _folder_labels: dict[tuple[str, bool], FolderLabel] = field(default_factory=dict)
 
     def image(self, inside: str, row: Mapping[str, Any]) -> ImageRef | str:
         """Image of a row whose path is `inside` the table's folder."""
-        inside = self._spelled(normalised(inside.strip()))
+        inside = self._spelled(normalised(inside))
         if not inside or inside[0] == "/" or (".." in inside and ".." in inside.split("/")):
             return f"{inside!r} is not inside the folder"
         label_or_reason = label_from_row(row)
@@ -167,8 +177,8 @@ class _RowReader:
         if self.named.contains_or_add(path_in_tree):
             return f"{inside} was listed before"
         path, location = self.tree.locate(path_in_tree)
-        ref = ImageRef(f"{self.source}/{to_text(inside)}", path, location=location)
-        return self._labelled(ref, path_in_tree, row, label_or_reason)
+        folders = self._folder_label(path_in_tree.rpartition("/")[0], label_or_reason is None)
+        return labelled(f"{self.source}/{to_text(inside)}", path, location, row, label_or_reason, folders)
 
     def image_in_table(self, table: str, line: int, cell: Any, row: Mapping[str, Any]) -> ImageRef | str:
         """Image of a row that holds the image itself."""
@@ -177,20 +187,24 @@ class _RowReader:
             return label_or_reason
         name, content = image_in_cell(cell)
         name = f"{name or posixpath.basename(table)}#{line}" if self._is_taken(table, name) else name
-        ref = ImageRef(f"{self.source}/{to_text(name)}", f"{table}#{line}", location=content)
-        return self._labelled(ref, self.prefix + name, row, label_or_reason)
+        folders = self._folder_label((self.prefix + name).rpartition("/")[0], label_or_reason is None)
+        key = f"{self.source}/{to_text(name)}"
+        return labelled(key, f"{table}#{line}", content, row, label_or_reason, folders)
 
     def _is_taken(self, table: str, name: str) -> bool:
         """True if an image in the table has no name, or that of an image before it."""
         return not name or self.named.contains_or_add(f"{table}#{name}")
 
-    def _labelled(
-        self, ref: ImageRef, path_in_tree: str, row: Mapping[str, Any], label_and_target: tuple[int, int] | None
-    ) -> ImageRef | str:
-        by_folders = labels_of_folder(self.tree.path, self.tree.name, path_in_tree.rpartition("/")[0])
-        if label_and_target is not None:
-            by_folders = by_folders._replace(source=self.source, generator=self.generator or by_folders.generator)
-        return labelled(ref, row, label_and_target, by_folders, self.tree.name)
+    def _folder_label(self, folder: str, unlabelled: bool) -> FolderLabel:
+        """Label of a folder of the tree; with the source and generator of the table, unless its row has no label."""
+        if (label := self._folder_labels.get((folder, unlabelled))) is None:
+            label = labels_of_folder(self.tree.path, self.tree.name, folder)
+            generator = label.generator or to_text(self.tree.name)
+            if not unlabelled:
+                label = label._replace(source=self.source, generator=self.generator or generator)
+            if len(self._folder_labels) < FOLDERS_KEPT:
+                self._folder_labels[folder, unlabelled] = label
+        return label
 
     def _spelled(self, inside: str) -> str:
         """Return the path in the spelling of the tree; a plain one is not looked up."""

@@ -9,14 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...store.records import FAKE
 from .base import to_text
 from .cloud import open_binary, remote
 from .file_names import spellings
 from .hash_set import HashSet
 from .image_ref import ByteSource, ImageRef, is_url
 from .labels import label_from_row, labels_from_folders
-from .table_images import class_names_around, holds_image, image_in_cell, normalised, path_field_of, source_of, text_of
+from .table_images import (
+    class_names_around,
+    holds_image,
+    image_in_cell,
+    labelled,
+    normalised,
+    path_field_of,
+    path_in_cell,
+    text_of,
+)
 from .tables.columns import DEFAULT_COLUMNS, ColumnNames
 from .tables.reading import count_rows, read_rows
 
@@ -42,38 +50,27 @@ class TableSource:
 
     def _image(self, line: int, cell: Any, row: Mapping[str, Any], seen: HashSet) -> ImageRef:
         location: ByteSource | None
+        why = ""
         if holds_image(cell):
             name, location = image_in_cell(cell)
             name = f"{name or self.name}#{line}" if not name or seen.contains_or_add(name) else name
-            path, refused = f"{self.path}#{line}", ""
+            path = f"{self.path}#{line}"
         else:
-            name = "" if cell is None else str(cell).strip()
+            name = path_in_cell(cell)
             path, location = self._locate(name)
-            refused = f"{name} was listed before" if name and seen.contains_or_add(name) else ""
-            refused = refused if name else "no path"
-        ref = ImageRef(
-            to_text(f"{self.name}/{name.lstrip('/')}"), path, source=text_of(row, "source") or to_text(self.name)
-        )
+            if not name or seen.contains_or_add(name):
+                why = f"{name} was listed before" if name else "no path"
+        key, source = to_text(f"{self.name}/{name.lstrip('/')}"), text_of(row, "source") or to_text(self.name)
         label_or_reason = label_from_row(row)
-        refused = label_or_reason if isinstance(label_or_reason, str) else refused
-        if label_or_reason is None:
+        if not why and not isinstance(label_or_reason, str):
             above = posixpath.basename(posixpath.dirname(self.path))
-            by_folders = labels_from_folders([above, *normalised(name).split("/")[:-1]])
-            label, target, refused = by_folders.label, -1, refused or by_folders.contradiction
-        elif not isinstance(label_or_reason, str):
-            label, target = label_or_reason
-        if refused:
-            return ref.refuse(f"line {line} of {self.path}: {refused}")
-        source = source_of(row, to_text(self.name), label)
-        generator = (text_of(row, "generator") or source) if label == FAKE else ""
-        return ref._replace(
-            label=label,
-            target=target,
-            source=source,
-            generator=generator,
-            category=text_of(row, "category"),
-            location=location,
-        )
+            folders = labels_from_folders([above, *normalised(name).split("/")[:-1]])
+            folders = folders._replace(source=to_text(self.name), generator=source)
+            outcome = labelled(key, path, location, row, label_or_reason, folders)
+            if isinstance(outcome, ImageRef):
+                return outcome
+            why = outcome
+        return ImageRef(key, path, source=source, refused=f"line {line} of {self.path}: {why or label_or_reason}")
 
     def _locate(self, name: str) -> tuple[str, ByteSource | None]:
         """Path or URL of an image, and the location of its bytes."""

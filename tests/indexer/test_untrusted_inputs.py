@@ -22,9 +22,10 @@ from clipfake.indexer.encoders.resize import resize_matrix
 from clipfake.indexer.sources.archives import tar_archive
 from clipfake.indexer.sources.archives.tar_archive import TarArchive
 from clipfake.indexer.sources.archives.zip_archive import ZipArchive
-from clipfake.indexer.sources.folders import FolderSource, TableSource
+from clipfake.indexer.sources.folders import FolderSource
 from clipfake.indexer.sources.image_ref import ImageRef, PassedOver
 from clipfake.indexer.sources.labels import label_from_row
+from clipfake.indexer.sources.table_source import TableSource
 from clipfake.indexer.sources.tables import reading
 from clipfake.indexer.sources.tables.reading import read_rows
 from clipfake.simulated.standin_encoder import build_standin
@@ -499,11 +500,11 @@ def test_mutated_image_decodes_or_raises_image_error(kind: str) -> None:
     holds()
 
 
-def readable(images: Iterable[ImageRef]) -> list[str]:
+def readable(images: Iterable[ImageRef | PassedOver]) -> list[str]:
     """Decode all images and return their keys."""
     keys = []
     for image in images:
-        if not image.refused:
+        if isinstance(image, ImageRef) and not image.refused:
             decode(image.byte_source.read()[0])
             keys.append(image.key)
     return keys

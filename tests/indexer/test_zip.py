@@ -308,7 +308,7 @@ def test_long_local_header_is_read(tmp_path: Path) -> None:
 def test_pickled_zip_reads_its_directory_again(tmp_path: Path) -> None:
     source = ZipArchive(str(packed(tmp_path / "p.zip", {"a.jpg": b"a"})))
     before = list(refs(source))
-    reduced: tuple[Callable[..., ZipArchive], tuple[str]] = source.__reduce__()
+    reduced: tuple[Callable[..., ZipArchive], tuple[Any, ...]] = source.__reduce__()
     assert reduced[0](*reduced[1]) == source
     shutil.move(source.path, tmp_path / "q.zip")
     assert [ref.key for ref in refs(ZipArchive(str(tmp_path / "q.zip")))] == ["q/a.jpg"]

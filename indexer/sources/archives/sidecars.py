@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import posixpath
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..labels import label_from_row
@@ -78,12 +78,16 @@ def parse_sidecar(suffix: str, content: bytes) -> Fields:
             pairs = json.loads(text, object_pairs_hook=JsonPairs)
         except (ValueError, RecursionError):
             return {}
-        return _known_fields(pairs) if isinstance(pairs, JsonPairs) else {}
+        return known_fields(pairs) if isinstance(pairs, JsonPairs) else {}
     return {"label": text} if isinstance(label_from_row({"label": text}), tuple) and text else {}
 
 
-def _known_fields(pairs: JsonPairs) -> Fields:
-    """Known fields of an object; of one that stands twice with different values both, which no label is."""
+def known_fields(pairs: Iterable[tuple[str, Any]]) -> Fields:
+    """Known fields of a sample; of one that stands twice with different values both, which is no label.
+
+    >>> known_fields([("label", "real"), ("caption", "a cat"), ("label", "fake")])
+    {'label': 'real and fake'}
+    """
     fields: Fields = {}
     for key, value in pairs:
         if key in FIELDS:

@@ -27,7 +27,7 @@ from ..labels import label_from_row
 from ..table_images import labelled
 from ..tables.columns import DEFAULT_COLUMNS, ColumnNames
 from ..tables.reading import METADATA
-from .sidecars import AMBIGUOUS, SIDECARS, Fields, own_fields, parse_sidecar, sample_of, stem_of
+from .sidecars import AMBIGUOUS, SIDECARS, Fields, known_fields, own_fields, parse_sidecar, sample_of, stem_of
 from .tar_metadata import TarMetadata, TarTable, in_artifact_folder
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -72,7 +72,8 @@ class _Sample:
             self.tables[member.name] = content
         else:
             fields = parse_sidecar(posixpath.splitext(member.name)[1].lower(), content)
-            self.sidecars[stem_of(member.name)] = self.sidecars.get(stem_of(member.name), {}) | fields
+            stem = stem_of(member.name)
+            self.sidecars[stem] = known_fields([*self.sidecars.get(stem, {}).items(), *fields.items()])
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ class TarArchive:
         label_or_reason = label_from_row(fields)
         if isinstance(label_or_reason, str):
             return ref.refuse(f"{path}: {label_or_reason}")
-        outcome = labelled(ref, fields, label_or_reason, folders, self.name)
+        folders = folders._replace(generator=folders.generator or to_text(self.name))
+        outcome = labelled(key, path, location, fields, label_or_reason, folders)
         return ref.refuse(f"{path}: {outcome}") if isinstance(outcome, str) else outcome
 
     def _samples(self, metadata: TarMetadata, passed_over: PassedOverFiles) -> Iterator[_Sample]:

@@ -12,7 +12,7 @@ from ..base import to_text
 from ..file_names import spellings
 from ..image_ref import ImageRef
 from ..labels import FolderLabel
-from ..table_images import normalised, path_field_of
+from ..table_images import normalised, path_field_of, path_in_cell
 from ..tables.columns import IMAGE_PATH, ColumnNames
 from ..tables.reading import read_rows
 from .sidecars import Fields, stem_of, stems_above
@@ -41,7 +41,7 @@ class TarTable:
             source = to_text(posixpath.basename(folder) or archive_name)
             table = cls(path, folder, source, path_field == IMAGE_PATH)
             for line, row in rows:
-                inside = normalised(str(row[path_field] or "").strip())
+                inside = normalised(path_in_cell(row[path_field]))
                 if inside in table.rows:
                     table.repeated.append((line, inside))
                     continue

@@ -91,7 +91,9 @@ class ZipDirectory:
         """Return the directory offset of the file at a path, None if there is none."""
         raw = _raw(inside)
         if _is_odd(raw):
-            raw = posixpath.normpath(raw.replace(b"\\", b"/").strip(b"/"))
+            if b"\\" in raw:
+                return None
+            raw = posixpath.normpath(raw.strip(b"/"))
         start = self._next if self._is_at(self._next, raw) else self._look_up(raw)
         if start is not None:
             _, _, *lengths = LENGTHS.unpack_from(self._bytes, start)
