@@ -252,9 +252,7 @@ def index_command(
         print_message(f"stopped; {stored:,} images of this run are stored. Run the same command to resume.")
         raise SystemExit(130)
     if report.skipped and not report.done + report.known:
-        print_message(
-            f"none of the {len(report.skipped):,} listed images could be indexed; the reasons are listed above"
-        )
+        print_message("nothing was indexed; the reasons are listed above")
         raise SystemExit(1)
     if not as_json:
         print_message(next_step(opened.snapshot().column("labels"), shell_quoted(store)))
