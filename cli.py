@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Annotated, Any, NoReturn
 
@@ -93,6 +94,9 @@ def run(arguments: Sequence[str]) -> NoReturn:
         raise SystemExit(130) from e
     except ReaderGone:
         raise SystemExit(0) from None
+    except Exception as e:  # a defect: its traceback is printed here, where names in it are escaped
+        traceback.print_exc()
+        raise SystemExit(1) from e
 
 
 def show_usage_error(error: Any) -> None:
