@@ -25,7 +25,7 @@ from ..indexer.distributed.worker_pool import index_with
 from ..indexer.encoder_spec import EncoderSpec
 from ..indexer.encoders.base import Encoder
 from ..indexer.index import IndexOptions, index
-from ..indexer.sources.folders import listing
+from ..indexer.sources.folders import images_in
 from ..indexer.sources.image_ref import ImageRef
 from ..store.store import Store
 from .common import command
@@ -75,7 +75,7 @@ def run(
         `one_process`: `core_us`, `images_per_second` (measured with this machine's cores); `crew` (the worker pool):
         `worker_us`, `driver_us`, `images_per_second`; `of_cores`: by number of cores, images per second and its limit.
     """
-    files = tuple(ref for ref in listing(images) if not ref.refused)
+    files = tuple(ref for ref in images_in(images) if not ref.refused)
     options = IndexOptions(text=False, thumbnails=thumbnails, batch_size=BATCH)
     one_process = [_measure_one_process(RepeatedImages(files, rows), options) for rows in (small_run, large_run)]
     worker_pool = [_measure_pool(RepeatedImages(files, rows), options, processes) for rows in (small_run, large_run)]

@@ -42,7 +42,7 @@ from ..indexer.encoders.clip_vision import VisionConfig
 from ..indexer.encoders.load import load_encoder
 from ..indexer.encoders.torch_encoder import TorchEncoder
 from ..indexer.index import IndexOptions
-from ..indexer.sources.folders import expand, listing
+from ..indexer.sources.folders import expand, images_in
 from ..indexer.sources.image_ref import ImageRef
 from ..indexer.stage import limit_of
 from ..store.store import Store
@@ -73,7 +73,7 @@ class Setup:
 
     @cached_property
     def refs(self) -> list[ImageRef]:
-        return [ref for ref in listing(expand(self.images)) if not ref.refused]
+        return [ref for ref in images_in(expand(self.images)) if not ref.refused]
 
     def pixels(self, count: int) -> list[Pixels]:
         return [decode(ref.byte_source.read()[0]).pixels for ref in self.refs[:count]]

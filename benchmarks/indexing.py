@@ -41,9 +41,9 @@ from ..indexer.encoders.encoder_name import model_id_of, seed_of
 from ..indexer.encoders.load import load_encoder
 from ..indexer.index import IndexOptions, index
 from ..indexer.report import IndexReport
-from ..indexer.sources.folders import FolderSource, count, expand, listing
+from ..indexer.sources.archives.zip_directory import END, END_64, IN_EXTRA, LOCATOR_64
+from ..indexer.sources.folders import FolderSource, count, expand, images_in
 from ..indexer.sources.image_ref import ByteSource, InMemory, LocalFile
-from ..indexer.sources.zip_directory import END, END_64, IN_EXTRA, LOCATOR_64
 from ..store.space import Space
 from ..store.store import Store
 from .common import command
@@ -134,7 +134,7 @@ def measure_listing(path: str) -> dict[str, float]:
     """Cost of listing and of counting a source in this process."""
     [source], initial_mib = expand([path]), memory_mib("VmRSS")
     began, wall = time.process_time(), time.perf_counter()
-    entries = listing([source])
+    entries = images_in([source])
     next(entries)
     first_image = time.perf_counter() - wall
     images = 1 + sum(1 for _ in entries)
@@ -180,7 +180,7 @@ def measure_peak_memory(rows: int, kind: str) -> dict[str, float]:
 
     with tempfile.TemporaryDirectory() as folder:
         encoder, path = TrivialEncoder(), make_source(kind, Path(folder), [], rows)
-        source = RepeatedImageFolder(path, tiny_jpeg()) if kind == "metadata.csv" else path
+        source = RepeatedImageFolder(path, content=tiny_jpeg()) if kind == "metadata.csv" else path
         options = IndexOptions(text=False, thumbnails=False, batch_size=1024)
         report = index([source], Store.create(Path(folder) / "s", encoder.space), encoder, options, on_progress)
     assert report.added == rows

@@ -50,7 +50,19 @@ def index_command(
     arguments: FoldersArgument = None,
     folders: FoldersOption = None,
     store: StoreOption = STORE,
-    limit: Annotated[int | None, typer.Option(min=1, metavar="N", help="Maximum number of images.")] = None,
+    columns: Annotated[
+        str,
+        typer.Option(
+            metavar="LIST",
+            help="Columns of tables with other headings, as in image_path=filename,target=class. Fields: image_path, "
+            "file_name, target, label, category, generator, source.",
+        ),
+    ] = "",
+    limit: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="N", help="Index at most N images, drawn from every source and both classes."),
+    ] = None,
+    seed: Annotated[int, typer.Option(metavar="N", help="Random seed of --limit.")] = 0,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", metavar="", help="Only report what would be indexed, without opening an image.")
     ] = False,
@@ -181,12 +193,17 @@ def index_command(
     from ..indexer.index import IndexOptions, plan
     from ..indexer.progress import all_of
     from ..indexer.sources.folders import count, expand
+    from ..indexer.sources.tables.columns import ColumnNames
     from ..show.progress_display import class_table, index_progress, index_summary
     from ..store.store import Store
 
-    sources = expand(chosen_folders(arguments, folders))
+    try:
+        named_columns = ColumnNames.parse(columns)
+    except ValueError as e:
+        raise typer.BadParameter(str(e), param_hint="--columns") from e
+    sources = expand(chosen_folders(arguments, folders), named_columns)
     if dry_run or stats:
-        planned = {"dry_run": True, **plan(sources, limit).to_dict()}
+        planned = {"dry_run": True, **plan(sources, limit, seed).to_dict()}
         table = class_table(planned) if stats else index_summary(planned, planned=True)
         print_result(planned if as_json else table)
         return
@@ -196,6 +213,7 @@ def index_command(
         text=not no_text,
         thumbnails=not no_thumbnails,
         limit=limit,
+        seed=seed,
         max_bad=share_of(max_bad, "--max-bad"),
         retry_quarantined=retry_quarantined,
         sync=sync,
@@ -233,6 +251,11 @@ def index_command(
         stored = report.added + report.replaced
         print_message(f"stopped; {stored:,} images of this run are stored. Run the same command to resume.")
         raise SystemExit(130)
+    if report.skipped and not report.done + report.known:
+        print_message(
+            f"none of the {len(report.skipped):,} listed images could be indexed; the reasons are listed above"
+        )
+        raise SystemExit(1)
     if not as_json:
         print_message(next_step(opened.snapshot().column("labels"), shell_quoted(store)))
 

@@ -1,7 +1,8 @@
 """Image files to stored vectors. Encoders run here, with torch and transformers.
 
 runs       index.py indexes in this process; index_run.py separates new images from known ones; report.py counts;
-           progress.py logs; quarantine.py lists unreadable images; shard_inbox.py adopts the shards of workers
+           sample.py draws the images of a limited run; progress.py logs; quarantine.py lists unreadable images;
+           shard_inbox.py adopts the shards of workers
 stages     pipeline.py overlaps listing, decoding, encoding and writing, with a channel.py between each stage.py;
            batch_encoder.py halves batches when memory runs out
 queries    embedding.py embeds images without storing them; add_vectors.py adds a second encoder's vectors;

@@ -18,7 +18,7 @@ from .embedding import embed_batches
 from .encoders.base import Embeddings, Encoder
 from .index_run import Folders
 from .pipeline import batched
-from .sources.folders import listing
+from .sources.folders import images_in
 from .sources.image_ref import ImageRef
 
 FAILURES_KEPT = 1000  # failed rows reported by key
@@ -108,7 +108,7 @@ def _refs(
             yield ImageRef(key, path)
         return
     remaining = set(missing.tolist())
-    for batch in batched((ref for ref in listing(folders) if not ref.refused), KEYS_PER_LOOKUP):
+    for batch in batched((ref for ref in images_in(folders) if not ref.refused), KEYS_PER_LOOKUP):
         for ref, position in zip(batch, snapshot.find([ref.key for ref in batch]).tolist(), strict=True):
             if position in remaining:
                 remaining.remove(position)

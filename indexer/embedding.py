@@ -23,7 +23,8 @@ from .decoding.image import Image, Pixels
 from .decoding.reader import ImageReader
 from .encoders.base import Encoder
 from .pipeline import EncodedBatch, Pipeline
-from .sources.archive import TARS
+from .sources.archives.tar_archive import TARS
+from .sources.file_names import FileKind
 from .sources.folders import expand, listing
 from .sources.image_ref import ImageRef, InMemory, is_url
 
@@ -217,7 +218,11 @@ def image_refs(images: Iterable[ImageInput]) -> Iterator[ImageRef]:
         elif (path := os.fspath(image)) == "-":
             location = InMemory(sys.stdin.buffer.read(), 0)
         elif Path(path).is_dir() or path.lower().endswith(ARCHIVES):
-            yield from listing(expand([path]))
+            for listed in listing(expand([path], labels=False)):
+                if isinstance(listed, ImageRef):
+                    yield listed
+                elif listed.reason != FileKind.foreign:
+                    yield ImageRef(listed.example, listed.example, refused=f"one of {listed.files:,} {listed.reason}")
             continue
         elif is_url(path):
             yield ImageRef(path, path, refused="not on this machine; save the image and name the file")

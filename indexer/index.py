@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +21,14 @@ from .pipeline import EncodedBatch, Pipeline, batched
 from .report import IndexReport
 from .shard_inbox import Sink, StagedWriter, adopt_shards, commit
 from .sources.base import to_text
-from .sources.folders import listing
 
 COMMIT_TIMEOUT = 60.0  # seconds that a part waits for another process to commit
 
 
-def plan(folders: Folders, limit: int | None = None) -> IndexReport:
+def plan(folders: Folders, limit: int | None = None, seed: int = 0) -> IndexReport:
     """List what would be indexed, without opening an image (`--dry-run`, `--stats`); raises SourceError."""
     report = IndexReport()
-    for _ in accepted_images(islice(listing(folders), limit), report):
+    for _ in accepted_images(folders, report, limit, seed):
         pass
     return report
 

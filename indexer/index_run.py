@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +18,11 @@ from .pipeline import batched
 from .quarantine import NAME as QUARANTINE
 from .quarantine import QuarantinedImage, read_quarantine, write_quarantine
 from .report import IndexReport
+from .sample import sampled
 from .shard_inbox import Sink
-from .sources.base import Source, to_text
+from .sources.base import Listed, Source, to_text
 from .sources.folders import expand, listing
-from .sources.image_ref import ImageRef
+from .sources.image_ref import ImageRef, PassedOver
 
 MIN_TRIED = 1000  # images read before the share of bad ones can end a run early
 KEYS_PER_LOOKUP = 1024
@@ -36,7 +36,8 @@ class IndexOptions:
     threads: int = min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 4, 32)
     text: bool = True  # embed the name of each category, if the encoder embeds text
     thumbnails: bool = True
-    limit: int | None = None  # maximum number of images
+    limit: int | None = None  # maximum number of images, drawn from every source and both classes
+    seed: int = 0  # random seed of the draw
     max_bad: float = 1.0  # largest allowed share of bad images: 0.01 is 1 %
     retry_quarantined: bool = False  # read images again that could not be read before
     sync: bool = False  # delete rows of these sources whose file is gone; reread files whose size is unknown
@@ -85,7 +86,7 @@ class IndexRun:
 
     def images_to_read(self) -> Iterator[ImageRef]:
         """Iterate over the images that are neither stored unchanged nor known to be unreadable."""
-        images = accepted_images(islice(listing(self.sources), self.options.limit), self.report)
+        images = accepted_images(self.sources, self.report, self.options.limit, self.options.seed)
         if self.options.part is not None:
             part, parts = self.options.part
             images = (ref for ref in images if part_of(ref.key, parts) == part)
@@ -154,7 +155,7 @@ class IndexRun:
         if self.options.limit is not None or self.options.part is not None:
             raise SourceError("sync needs the whole listing; omit the limit and the part")
         keys, of_sources = self._before.column("keys"), np.zeros(len(self._before), bool)
-        for root in {source.name for source in self.sources} | {s.split("/")[0] for s, _ in self.report.sources}:
+        for root in {source.name for source in self.sources} | self.report.roots:
             of_sources |= np.strings.startswith(keys, np.array(f"{root}/", TEXT))
         missing_keys = keys[of_sources & ~self._seen]
         if len(missing_keys):
@@ -174,14 +175,30 @@ def part_of(key: str, parts: int) -> int:
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest(), "little") % parts
 
 
-def accepted_images(images: Iterable[ImageRef], report: IndexReport) -> Iterator[ImageRef]:
-    """Iterate over the images that are not refused, and record all of them in the report."""
-    for ref in images:
-        if ref.refused:
-            report.skipped.append((ref.key, ref.refused))
+def accepted_images(
+    folders: Folders, report: IndexReport, limit: int | None = None, seed: int = 0
+) -> Iterator[ImageRef]:
+    """Iterate over the images that are not refused, and record everything listed in the report.
+
+    Parameters
+    ----------
+    limit : maximum number of images, drawn at random from every source and both classes
+    seed : random seed of the draw
+    """
+    images = _accepted(listing(folders), report)
+    for ref in images if limit is None else sampled(images, limit, seed):
+        report.count_listed(ref)
+        yield ref
+
+
+def _accepted(listed: Iterable[Listed], report: IndexReport) -> Iterator[ImageRef]:
+    for item in listed:
+        if isinstance(item, PassedOver):
+            report.add_passed_over(item)
+        elif item.refused:
+            report.skipped.append((item.key, item.refused))
         else:
-            report.count_listed(ref)
-            yield ref
+            yield item
 
 
 def _stat_or_missing(ref: ImageRef) -> tuple[int, int]:

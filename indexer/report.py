@@ -7,8 +7,8 @@ from collections import Counter, deque
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..store.records import LABELS
-from .sources.image_ref import ImageRef
+from ..store.records import FAKE, LABELS
+from .sources.image_ref import ImageRef, PassedOver
 from .stage import Stage, limit_of
 
 RECENT = 30.0  # seconds over which the current speed is averaged
@@ -25,6 +25,9 @@ class IndexReport:
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (key, reason)
     sources: Counter[tuple[str, str]] = field(default_factory=Counter)  # (source, label) -> rows listed
     targets: Counter[tuple[str, int]] = field(default_factory=Counter)  # (source, raw target) -> rows listed
+    generators: dict[str, set[str]] = field(default_factory=dict)  # source -> generators of its fake images
+    roots: set[str] = field(default_factory=set)  # first parts of the keys of listed images
+    passed_over: dict[str, PassedOver] = field(default_factory=dict)  # reason -> files that are not indexed
     tried: int = 0  # images read, good or bad
     bad: int = 0  # images read that were bad
     seconds: float = 0.0
@@ -79,6 +82,15 @@ class IndexReport:
         """Count a listed image by source, label and target."""
         self.sources[ref.source, LABELS[ref.label]] += 1
         self.targets[ref.source, ref.target] += 1
+        self.roots.add(ref.key.partition("/")[0])
+        if ref.generator:
+            self.generators.setdefault(ref.source, set()).add(ref.generator)
+
+    def add_passed_over(self, files: PassedOver) -> None:
+        """Add files of a source that are not indexed."""
+        before = self.passed_over.get(files.reason)
+        number = files.files + (before.files if before else 0)
+        self.passed_over[files.reason] = PassedOver(files.reason, number, (before or files).example)
 
     def distribution(self) -> list[dict[str, Any]]:
         """Listed rows of each source by target (the data set's class code) and by label."""
@@ -91,6 +103,9 @@ class IndexReport:
             for source in sorted({source for source, _ in self.sources})
         ]
 
+    def _generators(self, source: str, label: str) -> list[str]:
+        return sorted(self.generators.get(source, ())) if label == LABELS[FAKE] else []
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "added": self.added,
@@ -98,8 +113,9 @@ class IndexReport:
             "replaced": self.replaced,
             "dropped": self.dropped,
             "skipped": [{"key": key, "reason": reason} for key, reason in self.skipped],
+            "passed_over": [files._asdict() for files in self.passed_over.values()],
             "sources": [
-                {"source": source, "label": label, "rows": rows}
+                {"source": source, "label": label, "rows": rows, "generators": self._generators(source, label)}
                 for (source, label), rows in sorted(self.sources.items())
             ],
             "distribution": self.distribution(),

@@ -115,7 +115,18 @@ def index_summary(report: dict[str, Any], *, planned: bool = False) -> Renderabl
     if skipped := report["skipped"]:
         parts.append(Text(f"\n{len(skipped):,} skipped:", style="yellow"))
         parts += [Text(line) for line in group_skipped(skipped)]
+    parts += [Text(line, style="yellow") for line in describe_passed_over(report["passed_over"])]
     return Group(*parts)
+
+
+def describe_passed_over(files: list[dict[str, Any]]) -> list[str]:
+    """Lines for the files that are not indexed, by reason.
+
+    >>> describe_passed_over([{"reason": "unfinished downloads", "files": 2, "example": "d/a.jpg.part"}])
+    ['', 'passed over (2): unfinished downloads, as d/a.jpg.part']
+    """
+    lines = [f"passed over ({row['files']:,}): {row['reason']}, as {row['example']}" for row in files]
+    return ["", *lines] if lines else []
 
 
 def describe_decoders(report: dict[str, Any]) -> Iterator[str]:

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from ...indexer.encoders.encoder_name import with_random_weights
-from ...indexer.sources.folders import expand, listing
+from ...indexer.sources.folders import expand, images_in
 
 
 def image_paths(folders: Iterable[str | Path], limit: int | None) -> list[Path]:
     """Up to `limit` image files of these folders, evenly spaced so that they represent all of them."""
-    paths = [Path(entry.path) for entry in listing(expand(folders)) if not entry.refused]
+    paths = [Path(entry.path) for entry in images_in(expand(folders)) if not entry.refused]
     return paths if limit is None else list(islice(paths[:: max(len(paths) // limit, 1)], limit))
 
 

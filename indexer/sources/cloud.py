@@ -10,8 +10,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ...errors import SourceError
-from .base import tree_images
-from .image_ref import ByteSource, ImageRef, RemoteFile, file_system, is_url
+from .base import Listed
+from .file_names import HEAD_BYTES
+from .image_ref import ByteSource, RemoteFile, file_system, is_url
+from .tables.columns import DEFAULT_COLUMNS, ColumnNames
+from .trees import tree_images
 
 
 @dataclass(frozen=True)
@@ -19,6 +22,8 @@ class CloudFolder:
     """Folder at a URL."""
 
     path: str  # or URL
+    columns: ColumnNames = DEFAULT_COLUMNS
+    labels: bool = True  # False: list every image without reading labels
     # files of the folder that is being listed, by path inside
     _files: dict[str, RemoteFile] = field(default_factory=dict, compare=False, repr=False)
 
@@ -26,7 +31,7 @@ class CloudFolder:
     def name(self) -> str:
         return posixpath.basename(self.path)
 
-    def images(self) -> Iterator[ImageRef]:
+    def images(self) -> Iterator[Listed]:
         return tree_images(self)
 
     def list(self, inside: str) -> tuple[list[str], list[str]]:
@@ -49,6 +54,22 @@ class CloudFolder:
 
     def locate(self, inside: str) -> tuple[str, ByteSource]:
         return f"{self.path}/{inside}", self._files.get(inside) or remote(f"{self.path}/{inside}")
+
+    def exists(self, inside: str) -> bool:
+        if inside in self._files:
+            return True
+        system, path = file_system(f"{self.path}/{inside}")
+        try:
+            return bool(system.isfile(path))
+        except (OSError, ValueError):
+            return False
+
+    def head(self, inside: str) -> bytes:
+        try:
+            system, path = file_system(f"{self.path}/{inside}")
+            return bytes(system.cat_file(path, start=0, end=HEAD_BYTES))
+        except (OSError, ValueError):
+            return b""
 
     def open(self, inside: str) -> BinaryIO:
         return open_remote(f"{self.path}/{inside}")

@@ -11,21 +11,25 @@ from __future__ import annotations
 import os
 import posixpath
 import re
+import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 from ...errors import SourceError
-from ...store.records import FAKE
-from . import archive, cloud, tables
-from .base import SUFFIXES, CountableSource, Source, is_image, to_text, tree_count, tree_images
-from .cloud import open_binary, remote
-from .hash_set import HashSet
-from .image_ref import ByteSource, ImageRef, is_url
-from .labels import label_from_row, labels_from_folders
+from .archives.tar_archive import TARS, TarArchive
+from .archives.zip_archive import ZipArchive
+from .base import CountableSource, Listed, Source
+from .cloud import CloudFolder
+from .file_names import HEAD_BYTES, SUFFIXES, is_image_name
+from .image_ref import ByteSource, ImageRef, PassedOver, is_url
+from .table_source import TableSource
+from .tables.columns import DEFAULT_COLUMNS, ColumnNames
+from .tables.reading import METADATA
+from .tables.reading import SUFFIXES as TABLE_SUFFIXES
+from .trees import tree_count, tree_images
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class FolderSource:
     """Folder on this machine."""
 
     root: Path
+    columns: ColumnNames = DEFAULT_COLUMNS
+    labels: bool = True  # False: list every image without reading labels
 
     @property
     def name(self) -> str:
@@ -42,7 +48,7 @@ class FolderSource:
     def path(self) -> str:
         return str(self.root)
 
-    def images(self) -> Iterator[ImageRef]:
+    def images(self) -> Iterator[Listed]:
         return tree_images(self)
 
     def count(self) -> int:
@@ -66,8 +72,21 @@ class FolderSource:
     def locate(self, inside: str) -> tuple[str, ByteSource | None]:
         return f"{self.path}/{inside}", None
 
+    def exists(self, inside: str) -> bool:
+        return os.path.isfile(os.path.join(self.root, inside))  # noqa: PTH113, PTH118 - called for many rows
+
     def open(self, inside: str) -> BinaryIO:
         return (self.root / inside).open("rb")
+
+    def head(self, inside: str) -> bytes:
+        try:
+            handle = os.open(self.root / inside, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would block
+            try:
+                return os.read(handle, HEAD_BYTES) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
+            finally:
+                os.close(handle)
+        except OSError:
+            return b""
 
 
 def _is_loop(link: str) -> bool:
@@ -80,52 +99,15 @@ def _is_loop(link: str) -> bool:
     return False
 
 
-@dataclass(frozen=True)
-class TableSource:
-    """CSV, JSON lines or parquet file with labels and paths (absolute, URLs, or relative to the table)."""
-
-    path: str  # or URL
-
-    @property
-    def name(self) -> str:
-        return posixpath.splitext(posixpath.basename(self.path))[0]
-
-    def images(self) -> Iterator[ImageRef]:
-        folder = posixpath.dirname(self.path).rstrip("/") + "/"
-        with open_binary(self.path) as file, closing(tables.rows(self.path, file)) as rows:
-            column = tables.path_column(list(next(rows)[1]), self.path, target=False)
-            seen = HashSet()
-            for line, row in rows:
-                given_path = str(row[column] or "").strip()
-                remote_file = is_url(given_path)
-                path = given_path if remote_file or given_path.startswith("/") else folder + given_path
-                key = to_text(f"{self.name}/{given_path.lstrip('/')}")
-                source = to_text(str(row.get("source") or "") or self.name)
-                label_or_reason = label_from_row(row)
-                if not given_path or isinstance(label_or_reason, str) or seen.contains_or_add(given_path):
-                    why = label_or_reason if isinstance(label_or_reason, str) else f"{given_path} was listed before"
-                    why = why if given_path else f"no {column}"
-                    yield ImageRef(key, path, source=source, refused=f"line {line} of {self.path}: {why}")
-                else:
-                    label, target = (
-                        label_or_reason
-                        if isinstance(label_or_reason, tuple)
-                        else (labels_from_folders(path.split("/")[:-1])[0], -1)
-                    )
-                    generator = to_text(str(row.get("generator") or "") or source) if label == FAKE else ""
-                    category = to_text(str(row.get("category") or "").strip())
-                    location = remote(path) if remote_file else None
-                    yield ImageRef(key, path, label, target, source, generator, category, "", location)
-
-    def count(self) -> int | None:
-        if is_url(self.path):
-            return None  # the table would be fetched twice
-        with open_binary(self.path) as file:
-            return tables.count(self.path, file)
-
-
-def expand(folders: Iterable[str | Path | Source]) -> list[Source]:
+def expand(
+    folders: Iterable[str | Path | Source], columns: ColumnNames = DEFAULT_COLUMNS, *, labels: bool = True
+) -> list[Source]:
     """Expand paths, quoted patterns and URLs to sources, each one once, in order.
+
+    Parameters
+    ----------
+    columns : headings of the columns of their tables
+    labels : read labels and tables; without them every image is listed
 
     Raises
     ------
@@ -140,7 +122,7 @@ def expand(folders: Iterable[str | Path | Source]) -> list[Source]:
             continue
         for pattern in _braces(str(folder)):
             for path in _matches(pattern):
-                if source := source_at(path):
+                if source := source_at(path, columns, labels=labels):
                     sources.setdefault(source.path, source)
                 else:
                     folder_tables.append(path)
@@ -150,15 +132,16 @@ def expand(folders: Iterable[str | Path | Source]) -> list[Source]:
     for source in sources.values():
         if (other := by_name.setdefault(source.name, source)) is not source:
             raise SourceError(
-                f"{other.path} and {source.path} have one name, so their images would have the same keys; rename one"
+                f"{other.path} and {source.path} have one name, so their images would have the same keys; rename one, "
+                f"or name the folder that holds both"
             )
     return list(sources.values())
 
 
-def source_at(path: str) -> Source | None:
+def source_at(path: str, columns: ColumnNames = DEFAULT_COLUMNS, *, labels: bool = True) -> Source | None:
     """Return the source at a path or URL; None for a metadata table, which describes the folder it is in."""
     name = path.lower()
-    if posixpath.basename(name) in tables.METADATA:  # a pattern such as `data/*` may match one
+    if posixpath.basename(name) in METADATA:  # a pattern such as `data/*` may match one
         return None
     if not is_url(path):
         local = Path(path)
@@ -166,16 +149,16 @@ def source_at(path: str) -> Source | None:
             raise SourceError(f"the folder {path} does not exist; check the path")
         path = str(local.resolve())
         if local.is_dir():
-            return FolderSource(Path(path))
+            return FolderSource(Path(path), columns, labels)
     if name.endswith(".zip"):
-        return archive.ZipArchive(path)
-    if name.endswith(archive.TARS):
-        return archive.TarArchive(path)
-    if name.endswith(tables.SUFFIXES):
-        return TableSource(path)
+        return ZipArchive(path, columns, labels)
+    if name.endswith(TARS):
+        return TarArchive(path, columns, labels)
+    if name.endswith(TABLE_SUFFIXES):
+        return TableSource(path, columns)
     if is_url(path):
-        return cloud.CloudFolder(path.rstrip("/"))
-    if is_image(path):
+        return CloudFolder(path.rstrip("/"), columns, labels)
+    if is_image_name(path):
         raise SourceError(f"{path} is a single image; name the folder it is in, or judge it with `clipfake query`")
     raise SourceError(f"{path} is not a folder; name folders of images, zip or tar archives, or a CSV or parquet table")
 
@@ -184,7 +167,7 @@ def _matches(pattern: str) -> list[str]:
     if is_url(pattern) or not any(wildcard in pattern for wildcard in "*?[") or Path(pattern).exists():
         return [pattern]
     base = Path(pattern).anchor or "."
-    suffixes = (*tables.SUFFIXES, ".zip", ".tar", ".tgz", ".gz")
+    suffixes = (*TABLE_SUFFIXES, ".zip", ".tar", ".tgz", ".gz")
     paths = Path(base).glob(pattern.removeprefix(base))
     matches = [path for path in paths if path.is_dir() or path.name.lower().endswith(suffixes)]
     if not matches:
@@ -208,17 +191,30 @@ def _braces(pattern: str) -> list[str]:
     ]
 
 
-def listing(folders: Sequence[str | Path | Source]) -> Iterator[ImageRef]:
-    """Iterate over the images of these sources; raises SourceError for a source without images."""
+def listing(folders: Sequence[str | Path | Source]) -> Iterator[Listed]:
+    """Iterate over the images of these sources, and what was passed over.
+
+    Raises SourceError for a source without images.
+    """
     for source in expand(folders):
-        count = 0
-        for ref in source.images():
-            count += 1
-            yield ref
-        if not count:
+        images, passed_over = 0, []
+        for listed in source.images():
+            if isinstance(listed, PassedOver):
+                passed_over.append(listed)
+            else:
+                images += 1
+            yield listed
+        if not images:
+            others = "; ".join(f"{other.reason} ({other.files:,})" for other in passed_over)
             raise SourceError(
-                f"{source.path} holds no images (looked for {', '.join(sorted(SUFFIXES))} and {tables.METADATA[0]})"
+                f"{source.path} holds no images{f', but {others}' if others else ''} "
+                f"(looked for {', '.join(sorted(SUFFIXES))} and {METADATA[0]})"
             )
+
+
+def images_in(folders: Sequence[str | Path | Source]) -> Iterator[ImageRef]:
+    """Iterate over the images of these sources, see `listing`."""
+    return (listed for listed in listing(folders) if not isinstance(listed, PassedOver))
 
 
 def count(folders: Iterable[str | Path | Source]) -> int | None:

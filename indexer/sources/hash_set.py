@@ -23,6 +23,15 @@ class HashSet:
     def __len__(self) -> int:
         return int(MAX_LOAD * len(self._slots)) - self._free
 
+    def __contains__(self, name: str) -> bool:
+        value = hash(name) or 1
+        index = value >> self._shift & self._last
+        while occupant := self._slots[index]:
+            if occupant == value:
+                return True
+            index = index + 1 & self._last
+        return False
+
     def contains_or_add(self, name: str) -> bool:
         """Add a name; True if it was in the set before."""
         value = hash(name) or 1

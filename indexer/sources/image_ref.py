@@ -55,6 +55,14 @@ class ImageRef(NamedTuple):
         return self.location or LocalFile(self.path)
 
 
+class PassedOver(NamedTuple):
+    """Files of a source that are not indexed, for one reason."""
+
+    reason: str  # what they are, in the plural
+    files: int  # number of files, or of folders with all their files
+    example: str  # displayed path of one of them
+
+
 @dataclass(frozen=True)
 class LocalFile:
     """File on this machine."""
@@ -152,7 +160,7 @@ class InMemory:
     """Bytes held in memory, such as those from a stream that cannot be read twice."""
 
     content: bytes
-    time: int
+    time: int  # any number that changes with the content, such as its time in nanoseconds since the epoch
 
     def stat(self) -> tuple[int, int]:
         return len(self.content), self.time

@@ -3,60 +3,131 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ...store.records import FAKE, REAL, UNKNOWN
 
 TARGETS = range(7)  # ArtiFact's codes: 0 is real, 1 to 6 are fake
 MAX_DIGITS = 20  # 0 may be written as 000, but Python refuses to parse thousands of digits
 CODES: dict[Any, tuple[int, int]] = {str(t): (REAL if t == 0 else FAKE, t) for t in TARGETS}
-REAL_NAMES = frozenset(("real", "reals", "0_real", "nature", "original", "authentic"))
-FAKE_NAMES = frozenset(("fake", "fakes", "1_fake", "ai", "generated", "synthetic"))
-WORDS = {**dict.fromkeys(REAL_NAMES, REAL), **dict.fromkeys(FAKE_NAMES, FAKE), "unknown": UNKNOWN}
+# Words that name a class, and words that may also name what an image shows or how it was treated (fake/nature/).
+CLASS_WORDS = {
+    **dict.fromkeys(("real", "reals", "0_real"), REAL),
+    **dict.fromkeys(("fake", "fakes", "1_fake"), FAKE),
+}
+OTHER_WORDS = {
+    **dict.fromkeys(("nature", "original", "authentic"), REAL),
+    **dict.fromkeys(("ai", "generated", "synthetic", "ai_generated", "ai-generated", "deepfake"), FAKE),
+}
+WORDS = {**CLASS_WORDS, **OTHER_WORDS, "unknown": UNKNOWN}
+# Folders of a split or of a layout; they name neither where images come from nor a generator.
+# fmt: off
+LAYOUT_FOLDERS = frozenset((
+    "train", "training", "test", "testing", "val", "valid", "validation", "dev", "images", "image", "imgs", "img",
+    "data", "dataset", "files", "pictures", "photos", "png", "jpg", "jpeg", "",
+))
+# fmt: on
 
 
-def labels_from_folders(parts: Sequence[str]) -> tuple[int, str, str]:
+class FolderLabel(NamedTuple):
+    """Label of the images in a folder, by the names on its path."""
+
+    label: int
+    source: str
+    generator: str
+    contradiction: str = ""  # why the names give no label, "" if they do
+
+
+def labels_from_folders(parts: Sequence[str]) -> FolderLabel:
     """Label, source and generator of an image in the nested folders `parts`, outermost first.
 
-    >>> labels_from_folders(["test", "progan", "1_fake"])
+    real, fake, 0_real and 1_fake decide wherever they are on the path. Words that may also say what an image shows,
+    such as nature or original, decide only without these.
+
+    >>> labels_from_folders(["test", "progan", "1_fake"])[:3]
     (1, 'test/progan/1_fake', 'progan')
-    >>> labels_from_folders(["mine", "fake", "sd14"])
-    (1, 'mine/fake', 'sd14')
-    >>> labels_from_folders(["holiday", "beach"])
+    >>> labels_from_folders(["mine", "fake", "sd14", "original"])[:3]
+    (1, 'mine/fake/sd14', 'sd14')
+    >>> labels_from_folders(["holiday", "beach"])[:3]
     (-1, 'holiday', '')
     """
-    labelling = [i for i, part in enumerate(parts) if part.lower() in REAL_NAMES | FAKE_NAMES]
-    if not labelling:
-        return UNKNOWN, parts[0], ""
-    depth = labelling[-1]  # the labelling folder nearest to the file decides
-    source = "/".join(parts[: depth + 1])
-    if parts[depth].lower() in REAL_NAMES:
-        return REAL, source, ""
+    for words in (CLASS_WORDS, OTHER_WORDS):
+        labelling = [i for i, part in enumerate(parts) if part.lower() in words]
+        if labelling:
+            break
+    else:
+        return FolderLabel(UNKNOWN, parts[0], "")
+    labels = {words[parts[i].lower()]: parts[i] for i in labelling}
+    if len(labels) > 1:
+        return FolderLabel(
+            UNKNOWN,
+            parts[0],
+            "",
+            f"it is below both {labels[REAL]}/ and {labels[FAKE]}/, which contradict each other; rename one of these "
+            f"folders, or add a metadata.csv with a column label",
+        )
+    depth = labelling[-1]
+    below = next((i for i in range(depth + 1, len(parts)) if not _is_layout(parts[i])), depth)
+    source = "/".join(parts[: below + 1])
+    if REAL in labels:
+        return FolderLabel(REAL, source, "")
     # the generator is the folder above in progan/1_fake/x.png and the one below in fake/progan/x.png
-    candidates = [*parts[depth + 1 : depth + 2], *parts[1:depth][-1:], *parts[:1]]
-    return FAKE, source, next((part for part in candidates if part.lower() not in FAKE_NAMES), "fake")
+    above = [part for part in reversed(parts[:depth]) if not _is_layout(part)]
+    candidates = [*parts[below : below + 1], *above]
+    return FolderLabel(FAKE, source, next((part for part in candidates if part.lower() not in WORDS), "fake"))
+
+
+def is_class_word(name: str) -> bool:
+    """True if a folder of this name labels the images in it whatever the folders inside are called."""
+    return name.lower() in CLASS_WORDS
+
+
+def _is_layout(name: str) -> bool:
+    return name.lower() in LAYOUT_FOLDERS or name.isdecimal()
 
 
 def label_from_row(row: Mapping[str, Any]) -> tuple[int, int] | str | None:
     """Label and target from a row of a table; the reason if they are invalid; None if the row has neither.
 
-    `target` is a code of 0 (real) to 6 (1 to 6 are fake); `label` is a word (real, fake, nature, ai, ...), 0 or 1.
+    `target` is a code of 0 (real) to 6 (1 to 6 are fake) or a word; `label` is a word (real, fake, nature, ai, ...),
+    0 or 1. Numbers may be written as 1.0.
 
     >>> label_from_row({"target": "6"}), label_from_row({"label": "Fake"}), label_from_row({"caption": "a cat"})
     ((1, 6), (1, -1), None)
     >>> label_from_row({"target": "9"})
     "target '9' is not one of 0 to 6"
+    >>> label_from_row({"target": "0", "label": "fake"})
+    "target '0' and label 'fake' contradict each other"
     """
     if "target" in row:
-        target = row["target"]
-        if isinstance(target, str) and (known := CODES.get(target)) is not None:
-            return known
-        word = str(target if target is not None else "").strip()
-        if len(word) > MAX_DIGITS or not word.isdecimal() or int(word) not in TARGETS:
-            return f"target {word[:80]!r} is not one of 0 to 6"
-        return (REAL if int(word) == 0 else FAKE), int(word)
+        outcome = _label_from_target(row["target"])
+        if "label" in row and not isinstance(outcome, str):
+            word = _word(row["label"])
+            if WORDS.get(word, UNKNOWN) not in (UNKNOWN, outcome[0]):  # a number may be the class of what it shows
+                return f"target {_word(row['target'])!r} and label {word[:80]!r} contradict each other"
+        return outcome
     if "label" in row:
-        word = str(row["label"] if row["label"] is not None else "").strip().lower()
+        word = _word(row["label"])
         label = {"0": REAL, "1": FAKE, "-1": UNKNOWN, "": UNKNOWN}.get(word, WORDS.get(word))
         return f"label {word[:80]!r} is neither real nor fake" if label is None else (label, -1)
     return None
+
+
+def _label_from_target(target: Any) -> tuple[int, int] | str:
+    if isinstance(target, str) and (known := CODES.get(target)) is not None:
+        return known
+    word = _word(target)
+    if word in WORDS and word != "unknown":
+        return WORDS[word], -1
+    if len(word) > MAX_DIGITS or not word.isdecimal() or int(word) not in TARGETS:
+        return f"target {word[:80]!r} is not one of 0 to 6"
+    return (REAL if int(word) == 0 else FAKE), int(word)
+
+
+def _word(value: Any) -> str:
+    """Text of a value in lower case; a whole number without decimals, "" for a missing one."""
+    if value is None or value != value:
+        return ""
+    word = str(value).strip().lower()
+    whole, _, zeros = word.partition(".")
+    return whole if zeros and not zeros.strip("0") and whole.removeprefix("-").isdecimal() else word

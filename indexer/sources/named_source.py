@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 from ...errors import SourceError
 from ...store.records import FAKE
-from .base import CountableSource, Source
-from .image_ref import ImageRef
+from .base import CountableSource, Listed, Source
+from .image_ref import PassedOver
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,11 @@ class NamedSource:
     def path(self) -> str:
         return self.inner.path
 
-    def images(self) -> Iterator[ImageRef]:
+    def images(self) -> Iterator[Listed]:
         for ref in self.inner.images():
+            if isinstance(ref, PassedOver):
+                yield ref
+                continue
             yield ref._replace(
                 key=f"{self.name}/{ref.key.partition('/')[2]}",
                 source=self.name,

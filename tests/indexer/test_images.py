@@ -15,7 +15,7 @@ from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.preprocess import Preprocess
 from clipfake.indexer.encoders.resize import resize_matrix
 from clipfake.indexer.encoders.vision_backbone import random_model
-from clipfake.indexer.sources.folders import expand, listing
+from clipfake.indexer.sources.folders import expand, images_in
 from clipfake.indexer.sources.image_ref import ImageRef
 from PIL import Image as Pillow
 
@@ -204,7 +204,7 @@ def artifact(folder: Path, *lines: str, header: str = "filename,image_path,targe
 
 def test_artifact_folder_is_listed_by_its_table(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "cycle_gan", "a.jpg,x/a.jpg,0,horse", "a.jpg,y/a.jpg,6,horse")
-    assert list(listing([folder])) == [
+    assert list(images_in([folder])) == [
         ImageRef("cycle_gan/x/a.jpg", str(folder / "x/a.jpg"), 0, 0, "cycle_gan", "", "horse"),
         ImageRef("cycle_gan/y/a.jpg", str(folder / "y/a.jpg"), 1, 6, "cycle_gan", "cycle_gan", "horse"),
     ]
@@ -212,12 +212,12 @@ def test_artifact_folder_is_listed_by_its_table(tmp_path: Path) -> None:
 
 def test_invalid_rows_are_refused_individually(tmp_path: Path) -> None:
     folder = artifact(tmp_path / "s", "a,a.jpg,9,", "a,../b.jpg,0,", "a,c.jpg,1,", "a,c.jpg,1,")
-    assert [bool(e.refused) for e in listing([folder])] == [True, True, False, True]
+    assert [bool(e.refused) for e in images_in([folder])] == [True, True, False, True]
 
 
 def test_missing_columns_raise_source_error(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no column target"):
-        list(listing([artifact(tmp_path / "s", "a", header="image_path")]))
+        list(images_in([artifact(tmp_path / "s", "a", header="image_path")]))
 
 
 def test_labels_come_from_folder_names(tmp_path: Path) -> None:
@@ -226,10 +226,10 @@ def test_labels_come_from_folder_names(tmp_path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
     (tmp_path / "t/loop").symlink_to(tmp_path / "t")
-    fields = {e.key: (e.label, e.source, e.generator) for e in listing([tmp_path / "t"])}
+    fields = {e.key: (e.label, e.source, e.generator) for e in images_in([tmp_path / "t"])}
     assert fields == {
         "t/d.png": (-1, "t", ""),
-        "t/fake/sd14/c.png": (1, "t/fake", "sd14"),
+        "t/fake/sd14/c.png": (1, "t/fake/sd14", "sd14"),
         "t/progan/0_real/a.png": (0, "t/progan/0_real", ""),
         "t/progan/1_fake/b.png": (1, "t/progan/1_fake", "progan"),
     }
@@ -244,4 +244,4 @@ def test_folders_are_expanded_and_checked(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="one name"):
         expand([tmp_path / "a/x", tmp_path / "b/x"])
     with pytest.raises(SourceError, match="no images"):
-        list(listing([tmp_path / "a/x"]))
+        list(images_in([tmp_path / "a/x"]))

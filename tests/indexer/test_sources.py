@@ -13,11 +13,11 @@ import pytest
 from clipfake.errors import ImageError, SourceError
 from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.index import index, plan
-from clipfake.indexer.sources import archive
-from clipfake.indexer.sources.folders import count, expand, listing
+from clipfake.indexer.sources.archives import zip_archive
+from clipfake.indexer.sources.archives.zip_directory import ZipDirectory
+from clipfake.indexer.sources.folders import count, expand, images_in
 from clipfake.indexer.sources.image_ref import ImageRef
 from clipfake.indexer.sources.named_source import NamedSource
-from clipfake.indexer.sources.zip_directory import ZipDirectory
 from clipfake.simulated.images import simulated
 from clipfake.store.store import Store
 
@@ -59,7 +59,7 @@ def tarred(out: Path, *members: tuple[str, bytes]) -> Path:
 def rows_of(*sources: object) -> list[tuple[object, ...]]:
     return sorted(
         (e.key, e.label, e.target, e.source, e.generator, e.category)
-        for e in listing(sources)  # type: ignore[arg-type]
+        for e in images_in(sources)  # type: ignore[arg-type]
     )
 
 
@@ -105,7 +105,7 @@ def test_invalid_archive_raises_source_error(tmp_path: Path) -> None:
     for name in ("a.zip", "b.tar"):
         (tmp_path / name).write_text("nothing of the kind, but long enough to look" * 20)
         with pytest.raises(SourceError, match="not a readable"):
-            list(listing([tmp_path / name]))
+            list(images_in([tmp_path / name]))
 
 
 @pytest.mark.parametrize("name", ["shard-0.tar", "shard-0.tar.gz"])
@@ -136,12 +136,14 @@ def test_ranges_of_shards_are_expanded(tmp_path: Path) -> None:
     assert [source.name for source in expand([f"{tmp_path}/{{000..002}}.tar"])] == ["000", "001", "002"]
 
 
-def test_table_in_a_tar_must_come_first(data: Path, tmp_path: Path) -> None:
+def test_table_in_a_tar_read_once_must_come_first(data: Path, tmp_path: Path) -> None:
     inside = [("data/afhq/x/0.jpg", PICTURES[0]), ("data/afhq/x/1.jpg", PICTURES[1])]
     metadata = ("data/afhq/metadata.csv", (data / "afhq/metadata.csv").read_bytes())
-    assert rows_of(tarred(tmp_path / "first.tar", metadata, *inside)) == rows_of(data / "afhq")
+    for name in ("first.tar", "first.tar.gz"):
+        assert rows_of(tarred(tmp_path / name, metadata, *inside)) == rows_of(data / "afhq")
+    assert rows_of(tarred(tmp_path / "last.tar", *inside, metadata)) == rows_of(data / "afhq")
     with pytest.raises(SourceError, match="pack the table first"):
-        rows_of(tarred(tmp_path / "last.tar", *inside, metadata))
+        rows_of(tarred(tmp_path / "last.tar.gz", *inside, metadata))
 
 
 @pytest.mark.parametrize("kind", ["metadata.csv", "metadata.jsonl"])
@@ -172,7 +174,7 @@ def test_nature_and_ai_folders_are_labels(tmp_path: Path) -> None:
     for name in ("glide/imagenet_glide/train/nature/a.jpg", "glide/imagenet_glide/train/ai/b.jpg"):
         (tmp_path / name).parent.mkdir(parents=True)
         (tmp_path / name).write_bytes(PICTURES[0])
-    assert [(e.label, e.generator) for e in listing([tmp_path / "glide"])] == [(1, "train"), (0, "")]
+    assert [(e.label, e.generator) for e in images_in([tmp_path / "glide"])] == [(1, "imagenet_glide"), (0, "")]
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
@@ -195,7 +197,7 @@ def test_table_of_paths_and_labels_is_a_source(data: Path, tmp_path: Path, kind:
             writer.writerows(rows)
     else:
         at.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    images = list(listing([at]))
+    images = list(images_in([at]))
     assert [(image.label, bool(image.refused)) for image in images] == [(0, False), (1, False), (-1, True), (-1, True)]
     assert len(indexed(tmp_path / "s", at)) == 2
 
@@ -203,7 +205,7 @@ def test_table_of_paths_and_labels_is_a_source(data: Path, tmp_path: Path, kind:
 def test_table_without_paths_raises_source_error(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("colour,label\nred,real\n")
     with pytest.raises(SourceError, match="no column image_path"):
-        list(listing([tmp_path / "t.csv"]))
+        list(images_in([tmp_path / "t.csv"]))
 
 
 def test_urls_are_sources(data: Path, tmp_path: Path) -> None:
@@ -219,7 +221,7 @@ def test_urls_are_sources(data: Path, tmp_path: Path) -> None:
     assert indexed(tmp_path / "c", "memory://bucket/d.zip") == local
     assert len(indexed(tmp_path / "d", "memory://bucket/s.tar", "memory://bucket/t.csv")) == 2
     with pytest.raises(SourceError):
-        list(listing(["memory://bucket/nothing"]))
+        list(images_in(["memory://bucket/nothing"]))
 
 
 def test_file_names_that_are_not_utf8_stay_distinct(tmp_path: Path) -> None:
@@ -235,7 +237,7 @@ def test_names_in_tables_and_tars_need_not_be_utf8(tmp_path: Path) -> None:
     folder.mkdir()
     (folder / name).write_bytes(PICTURES[0])
     (folder / "metadata.csv").write_bytes(ARTIFACT.encode() + b"\xff.jpg,\xff.jpg,0,caf\xe9\n")
-    [ref] = listing([folder])
+    [ref] = images_in([folder])
     assert (ref.key, ref.category) == ("p/\\xff.jpg", "caf\\xe9")
     assert [key for key, _ in indexed(tmp_path / "s", folder)] == [ref.key]
     assert [key for key, _ in indexed(tmp_path / "c", tarred(tmp_path / "t.tar", (name, PICTURES[0])))] == [
@@ -248,7 +250,7 @@ def test_mutual_links_are_not_followed_forever(tmp_path: Path) -> None:
         (tmp_path / "p" / folder).mkdir(parents=True)
         (tmp_path / "p" / folder / f"{folder}.png").write_bytes(b"")
         (tmp_path / "p" / folder / name).symlink_to(tmp_path / "p" / target)
-    keys = [ref.key for ref in listing([tmp_path / "p"])]
+    keys = [ref.key for ref in images_in([tmp_path / "p"])]
     assert sorted(keys) == ["p/a/a.png", "p/a/x/b.png", "p/b/b.png", "p/b/y/a.png"]
 
 
@@ -260,7 +262,7 @@ def test_link_loops_are_skipped_and_other_links_followed(tmp_path: Path) -> None
     (tmp_path / "p/deep/self").symlink_to(tmp_path / "p/deep")
     (tmp_path / "p/other").symlink_to(tmp_path / "outside")
     (tmp_path / "p/dead.jpg").symlink_to(tmp_path / "nowhere.jpg")
-    assert [e.key for e in listing([tmp_path / "p"])] == ["p/dead.jpg", "p/other/a.jpg"]
+    assert [e.key for e in images_in([tmp_path / "p"])] == ["p/dead.jpg", "p/other/a.jpg"]
 
 
 def test_special_files_are_refused_at_once(tmp_path: Path) -> None:
@@ -280,7 +282,7 @@ def test_listing_streams(tmp_path: Path) -> None:
     lines = "".join(f"{i}.jpg,x/{i}.jpg,0,cat\n" for i in range(20_000))
     (tmp_path / "big").mkdir()
     (tmp_path / "big/metadata.csv").write_text(ARTIFACT + lines + "this,line,makes,no,sense\n")
-    images = iter(listing([tmp_path / "big"]))
+    images = iter(images_in([tmp_path / "big"]))
     assert next(images).key == "big/x/0.jpg"
     assert plan([tmp_path / "big"]).listed == 20_000
 
@@ -318,9 +320,9 @@ def test_counted_and_listed_zip_is_read_once(data: Path, tmp_path: Path, monkeyp
             read.append(path)
             super().__init__(path)
 
-    monkeypatch.setattr(archive, "ZipDirectory", Noted)
+    monkeypatch.setattr(zip_archive, "ZipDirectory", Noted)
     sources = expand([zipped(data, tmp_path / "d.zip")])
-    assert count(sources) == len(list(listing(sources))) == 4
+    assert count(sources) == len(list(images_in(sources))) == 4
     assert len(read) == 1
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from clipfake.errors import ImageError, SourceError
 from clipfake.indexer.sources import image_ref
-from clipfake.indexer.sources.archive import TarArchive
-from clipfake.indexer.sources.folders import listing
+from clipfake.indexer.sources.archives.tar_archive import TarArchive
+from clipfake.indexer.sources.folders import images_in
 
 NAMES = ["a.jpg", "d/b.jpg", "x" * 96 + ".jpg", "e/" * 60 + "c.jpg", "ü.jpg", os.fsdecode(b"\xff.jpg"), "./f.jpg"]
 
@@ -36,7 +36,7 @@ def test_members_are_listed_with_content_and_time(tmp_path: Path, form: int, nam
     path = packed(tmp_path / name, form, "w:gz" if name.endswith("gz") else "w")
     with tarfile.open(path) as archive:
         expected = [(m.size, int(m.mtime * 10**9)) for m in archive if m.isfile()]
-    images = list(TarArchive(str(path)).images())
+    images = list(images_in([TarArchive(str(path))]))
     assert [image.key for image in images] == [f"t/{n.removeprefix('./')}".replace("\udcff", "\\xff") for n in NAMES]
     assert [image.byte_source.stat() for image in images] == expected
     assert [image.byte_source.read()[0] for image in images] == [bytes([65 + i]) * i for i in range(len(NAMES))]
@@ -49,7 +49,7 @@ def test_damaged_tar_raises_only_source_errors(tmp_path: Path) -> None:
     for content in tries:
         path.write_bytes(content)
         try:
-            damaged += sum(1 for image in listing([path]) if image.byte_source.read()) != len(NAMES)
+            damaged += sum(1 for image in images_in([path]) if image.byte_source.read()) != len(NAMES)
         except (SourceError, ImageError):
             damaged += 1
     assert damaged > len(tries) / 4
@@ -59,7 +59,7 @@ def test_damaged_tar_raises_only_source_errors(tmp_path: Path) -> None:
 def test_huge_tar_member_is_refused_unread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     path = packed(tmp_path / name, mode="w:gz" if name.endswith("gz") else "w")
     monkeypatch.setattr(image_ref, "BYTES_LIMIT", 3)
-    small, large = list(TarArchive(str(path)).images())[3:5]
+    small, large = list(images_in([TarArchive(str(path))]))[3:5]
     assert small.byte_source.read()[0] == b"DDD"
     with pytest.raises(ImageError, match="too large for an image"):
         large.byte_source.read()
@@ -71,6 +71,6 @@ def test_sparse_files_are_refused(tmp_path: Path) -> None:
         result.pax_headers = {"GNU.sparse.size": "9", "GNU.sparse.map": "0,1,8,1", "GNU.sparse.numblocks": "2"}
         result.size = 2
         archive.addfile(result, io.BytesIO(b"ab"))
-    [image] = TarArchive(str(tmp_path / "t.tar")).images()
+    [image] = images_in([tmp_path / "t.tar"])
     with pytest.raises(ImageError, match="sparse"):
         image.byte_source.read()

@@ -5,18 +5,18 @@ import posixpath
 import shutil
 import struct
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from clipfake.errors import ImageError, SourceError
-from clipfake.indexer.sources import zip_directory
-from clipfake.indexer.sources.archive import ZipArchive
-from clipfake.indexer.sources.folders import listing
+from clipfake.indexer.sources.archives import zip_directory
+from clipfake.indexer.sources.archives.zip_archive import ZipArchive
+from clipfake.indexer.sources.archives.zip_directory import ZipDirectory
+from clipfake.indexer.sources.folders import images_in
 from clipfake.indexer.sources.image_ref import ArchiveSpan, ImageRef
-from clipfake.indexer.sources.zip_directory import ZipDirectory
 
 Members = dict[str, bytes]
 TABLE = b"image_path,target\n"
@@ -31,15 +31,19 @@ def packed(path: Path, members: Members, method: int = zipfile.ZIP_STORED, comme
 
 
 def rows_of(source: object) -> list[tuple[object, ...]]:
-    return sorted((*ref[:1], *ref[2:7], bool(ref.refused)) for ref in listing([source]))  # type: ignore[list-item]
+    return sorted((*ref[:1], *ref[2:7], bool(ref.refused)) for ref in images_in([source]))  # type: ignore[list-item]
+
+
+def refs(source: ZipArchive) -> Iterator[ImageRef]:
+    return (listed for listed in source.images() if isinstance(listed, ImageRef))
 
 
 def contents(path: Path) -> Members:
-    return {ref.key: ref.byte_source.read()[0] for ref in ZipArchive(str(path)).images()}
+    return {ref.key: ref.byte_source.read()[0] for ref in refs(ZipArchive(str(path)))}
 
 
 def only_image(path: Path) -> ImageRef:
-    [ref] = ZipArchive(str(path)).images()
+    [ref] = refs(ZipArchive(str(path)))
     return ref
 
 
@@ -84,7 +88,7 @@ def test_zip_is_listed_like_its_folder(tmp_path: Path, seed: int) -> None:
             rows_of(path)
         return
     assert rows_of(path) == expected
-    for ref in ZipArchive(str(path)).images():
+    for ref in refs(ZipArchive(str(path))):
         if not ref.refused:
             assert ref.byte_source.read()[0] == members[ref.path.split("::")[0].removeprefix("zip://")]
 
@@ -97,13 +101,13 @@ def test_images_are_listed_in_archive_order(tmp_path: Path) -> None:
         "t/a.jpg": b"",
         "t/metadata.csv": TABLE + b"b.jpg,0\na.jpg,1\n",
     }
-    images = ZipArchive(str(packed(tmp_path / "p.zip", members))).images()
+    images = refs(ZipArchive(str(packed(tmp_path / "p.zip", members))))
     assert [ref.key for ref in images] == ["p/z.jpg", "t/b.jpg", "t/a.jpg", "p/y.jpg"]
 
 
 def test_more_than_65535_members(tmp_path: Path) -> None:
     path = packed(tmp_path / "p.zip", {f"{i}.jpg": str(i).encode() for i in range(65_537)})
-    images = list(ZipArchive(str(path)).images())
+    images = list(refs(ZipArchive(str(path))))
     assert [ref.key for ref in images] == [f"p/{i}.jpg" for i in range(65_537)]
     assert images[-1].byte_source.read()[0] == b"65536"
 
@@ -193,7 +197,7 @@ def test_unsupported_members_are_refused(tmp_path: Path, offset: int, content: b
         only_image(path).byte_source.read()
     table = patched(packed(tmp_path / "t.zip", {"metadata.csv": TABLE + b"a.jpg,0\n"}), offset, content)
     with pytest.raises(SourceError, match=why):
-        list(ZipArchive(str(table)).images())
+        list(refs(ZipArchive(str(table))))
 
 
 def test_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
@@ -203,7 +207,7 @@ def test_zip_bomb_is_refused_before_it_is_unpacked(tmp_path: Path) -> None:
         only_image(path).byte_source.read()
     table = packed(tmp_path / "t.zip", {"metadata.csv": TABLE + bytes(1 << 24)}, zipfile.ZIP_DEFLATED)
     with pytest.raises(SourceError, match="does not unpack"):
-        list(ZipArchive(str(patched(table, 24, (1000).to_bytes(4, "little")))).images())
+        list(refs(ZipArchive(str(patched(table, 24, (1000).to_bytes(4, "little"))))))
 
 
 @pytest.mark.parametrize("offset", [20, 24])
@@ -220,7 +224,7 @@ def test_wrong_checksum_is_detected(tmp_path: Path, method: int) -> None:
     )
     patched(path, 16, b"0123")
     with pytest.raises(ImageError, match="checksum"):
-        next(ZipArchive(str(path)).images()).byte_source.read()
+        next(refs(ZipArchive(str(path)))).byte_source.read()
 
 
 @pytest.mark.parametrize(("damage", "noticed"), [("disk", 1), ("cut", 0.9), ("turned", 0.4)])  # not all bytes matter
@@ -238,7 +242,7 @@ def test_damaged_zip_raises_only_own_errors(tmp_path: Path, damage: str, noticed
     for content in tries:
         path.write_bytes(content)
         try:
-            for ref in listing([path]):
+            for ref in images_in([path]):
                 ref.byte_source.read()
         except (SourceError, ImageError):
             damaged += 1
@@ -248,7 +252,7 @@ def test_damaged_zip_raises_only_own_errors(tmp_path: Path, damage: str, noticed
 def test_large_table_is_streamed(tmp_path: Path) -> None:
     lines = "".join(f"{i:07d}.jpg,{i % 7}\n" for i in range(80_000)).encode()
     path = packed(tmp_path / "p.zip", {"metadata.csv": TABLE + lines}, zipfile.ZIP_DEFLATED)
-    images = list(ZipArchive(str(path)).images())
+    images = list(refs(ZipArchive(str(path))))
     assert (len(images), images[-1].key, images[-1].target) == (80_000, "p/0079999.jpg", 79_999 % 7)
 
 
@@ -282,7 +286,7 @@ def test_only_the_directory_of_a_remote_zip_is_fetched(tmp_path: Path, monkeypat
             return content
 
     monkeypatch.setattr(zip_directory, "open_binary", lambda path: Counting(path))
-    assert len(list(ZipArchive(str(path)).images())) == 100
+    assert len(list(refs(ZipArchive(str(path))))) == 100
     assert fetched < 90_000  # 64 KiB that may contain the end record, and the directory
 
 
@@ -303,9 +307,9 @@ def test_long_local_header_is_read(tmp_path: Path) -> None:
 
 def test_pickled_zip_reads_its_directory_again(tmp_path: Path) -> None:
     source = ZipArchive(str(packed(tmp_path / "p.zip", {"a.jpg": b"a"})))
-    before = list(source.images())
+    before = list(refs(source))
     reduced: tuple[Callable[..., ZipArchive], tuple[str]] = source.__reduce__()
     assert reduced[0](*reduced[1]) == source
     shutil.move(source.path, tmp_path / "q.zip")
-    assert [ref.key for ref in ZipArchive(str(tmp_path / "q.zip")).images()] == ["q/a.jpg"]
+    assert [ref.key for ref in refs(ZipArchive(str(tmp_path / "q.zip")))] == ["q/a.jpg"]
     assert all(isinstance(ref.location, ArchiveSpan) for ref in before)

@@ -17,9 +17,9 @@ from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from ...errors import SourceError
-from .cloud import open_binary
-from .tables import METADATA
+from ....errors import SourceError
+from ..cloud import open_binary
+from ..tables.reading import METADATA
 
 END = Struct("<4s4H2LH")  # signature, disk, directory's disk, members on this disk, members, bytes, offset, comment
 END_64 = Struct("<4sQ2H2L4Q")  # signature, size, versions, disk, directory's disk, the same four as above
@@ -66,7 +66,7 @@ class ZipDirectory:
         hashes, starts = array("q"), array("Q")
         try:
             for start, raw in self._records():
-                if raw.endswith(TABLES) and not _is_macos(raw):
+                if raw.endswith(TABLES):
                     path = self._path(start, raw)  # a name ends at its first NUL
                     if posixpath.basename(path) in METADATA:
                         self.tables.append(path)
@@ -82,16 +82,16 @@ class ZipDirectory:
         self._next = 0  # offset of the record after the last one found
 
     def files(self) -> Iterator[tuple[str, int]]:
-        """Iterate over path and directory offset of each file, without folders and the files that macOS adds."""
+        """Iterate over path and directory offset of each file, without folders."""
         for start, raw in self._records():
-            if not (raw.endswith(b"/") or start in self._replaced or (b"__MACOSX/" in raw and _is_macos(raw))):
+            if not (raw.endswith((b"/", b"\\")) or start in self._replaced):
                 yield (self._path(start, raw) if _is_odd(raw) else raw.decode("ascii")), start
 
     def find(self, inside: str) -> int | None:
         """Return the directory offset of the file at a path, None if there is none."""
         raw = _raw(inside)
         if _is_odd(raw):
-            raw = posixpath.normpath(raw.strip(b"/"))
+            raw = posixpath.normpath(raw.replace(b"\\", b"/").strip(b"/"))
         start = self._next if self._is_at(self._next, raw) else self._look_up(raw)
         if start is not None:
             _, _, *lengths = LENGTHS.unpack_from(self._bytes, start)
@@ -150,7 +150,7 @@ class ZipDirectory:
             name = raw.decode("utf-8", "surrogateescape" if flags & UTF_8 else "strict")  # macOS does not set the flag
         except UnicodeDecodeError:
             name = raw.decode("cp437")
-        return posixpath.normpath(name.strip("/"))
+        return posixpath.normpath(name.replace("\\", "/").strip("/"))  # some Windows programs write backslashes
 
     def _replaced_starts(self) -> frozenset[int]:
         """Directory offsets of the files that are replaced by a later one of the same name."""
@@ -164,12 +164,7 @@ class ZipDirectory:
 
 def _is_odd(raw: bytes) -> bool:
     """True if a name is not a normalised ASCII path."""
-    return not raw.isascii() or raw[:1] in b"./" or b"/." in raw or b"//" in raw or b"\0" in raw
-
-
-def _is_macos(raw: bytes) -> bool:
-    """True for files that macOS adds to archives."""
-    return b"__MACOSX" in raw.split(b"/")[:-1]
+    return not raw.isascii() or raw[:1] in b"./" or b"/." in raw or b"//" in raw or b"\\" in raw or b"\0" in raw
 
 
 def _raw(path: str) -> bytes:

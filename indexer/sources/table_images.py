@@ -1,0 +1,200 @@
+"""Images that the rows of a metadata table describe."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any
+from zlib import crc32
+
+from ...errors import SourceError
+from ...store.records import FAKE
+from .base import Tree, labels_of_folder, to_text
+from .file_names import spellings
+from .hash_set import HashSet
+from .image_ref import ImageRef, InMemory
+from .labels import FolderLabel, label_from_row
+from .tables.class_names import CARDS, MAX_CARD, ClassNames, class_names_in_cards
+from .tables.columns import IMAGE_PATH
+from .tables.reading import read_rows
+
+
+def images_from_table(tree: Tree, folder: str, name: str, named: HashSet) -> Iterator[ImageRef]:
+    """Images of a tree by the table `name`, which describes `folder` and the folders below.
+
+    An ArtiFact folder is a source of its own at any depth: its name is the first part of the keys.
+
+    Parameters
+    ----------
+    named : paths in the tree of the images that tables named before; those of this table are added
+    """
+    table = f"{tree.path}/{name}"
+    names = _class_names(tree, folder)
+    with tree.open(name) as file, closing(read_rows(table, file, tree.columns, names, target=True)) as rows:
+        path_field = path_field_of(next(rows)[1])
+        folder_name = posixpath.basename(folder) or tree.name
+        artifact = path_field == IMAGE_PATH
+        source = to_text(folder_name if artifact else posixpath.join(tree.name, folder).rstrip("/"))
+        reader = _RowReader(
+            tree, f"{folder}/" if folder else "", source, to_text(folder_name) if artifact else "", named
+        )
+        for line, row in rows:
+            cell = row[path_field]
+            outcome = (
+                reader.image_in_table(table, line, cell, row)
+                if holds_image(cell)
+                else reader.image(str(cell or ""), row)
+            )
+            if isinstance(outcome, str):
+                inside = str(cell or "")[:1000]
+                key, path = f"{source}/{to_text(inside)}", f"{table}/../{inside}"
+                yield ImageRef(key, path, source=source, refused=f"line {line} of {table}: {outcome}")
+            else:
+                yield outcome
+
+
+def path_field_of(fields: Mapping[str, Any]) -> str:
+    """Field that names the file, of the fields of a table."""
+    return next(iter(fields.keys() & {IMAGE_PATH}), "file_name")
+
+
+def holds_image(cell: Any) -> bool:
+    """True if a cell of a table holds the bytes of an image, as in a Hugging Face parquet file."""
+    return isinstance(cell, bytes) or (isinstance(cell, dict) and isinstance(cell.get("bytes"), bytes))
+
+
+def image_in_cell(cell: Any) -> tuple[str, InMemory]:
+    """Path and content of an image in a cell; the path is "" if the table does not give it."""
+    content = cell if isinstance(cell, bytes) else cell["bytes"]
+    path = "" if isinstance(cell, bytes) else str(cell.get("path") or "")
+    return path, InMemory(content, crc32(content))  # a checksum in place of the time reveals changes
+
+
+def text_of(row: Mapping[str, Any], field: str) -> str:
+    """Text of a field, "" if the row has none."""
+    value = row.get(field)
+    return "" if value is None or value != value else to_text(str(value).strip())
+
+
+def source_of(row: Mapping[str, Any], source: str, label: int) -> str:
+    """Source of a row: the column `source`, or for a fake image with a generator one of its own below `source`."""
+    generator = text_of(row, "generator") if label == FAKE else ""
+    return text_of(row, "source") or (f"{source}/{generator}" if generator else source)
+
+
+def labelled(
+    ref: ImageRef, row: Mapping[str, Any], label_and_target: tuple[int, int] | None, folders: FolderLabel, tree: str
+) -> ImageRef | str:
+    """Return an image with the metadata of its row, or the reason why it is refused.
+
+    Parameters
+    ----------
+    label_and_target : of the row, None to take the label of the folders
+    folders : source and generator where the row names none
+    tree : name of the source, for a fake image of which nothing names a generator
+    """
+    label, target = (folders.label, -1) if label_and_target is None else label_and_target
+    if label_and_target is None and folders.contradiction:
+        return folders.contradiction
+    generator = (text_of(row, "generator") or folders.generator or to_text(tree)) if label == FAKE else ""
+    source = source_of(row, folders.source, label)
+    return ref._replace(
+        label=label, target=target, source=source, generator=generator, category=text_of(row, "category")
+    )
+
+
+def normalised(path: str) -> str:
+    """Remove `.` and empty parts of a path.
+
+    >>> normalised("./x//a.jpg"), normalised("x/../a.jpg")
+    ('x/a.jpg', 'x/../a.jpg')
+    """
+    if "./" not in path and "//" not in path:
+        return path
+    parts = [part for part in path.split("/")[1:] if part not in ("", ".")]
+    first = path.split("/", 1)[0]
+    return "/".join(parts if first == "." else [first, *parts])
+
+
+def class_names_around(read: Callable[[str, int], bytes], folder: str) -> ClassNames:
+    """Class names in the data set cards of a folder and the one above.
+
+    Parameters
+    ----------
+    read : returns at most so many bytes of the file at a path, b"" if there is none
+    """
+    names: dict[str, tuple[str, ...]] = {}
+    for place in dict.fromkeys((folder, posixpath.dirname(folder))):
+        cards = class_names_in_cards([read(posixpath.join(place, card), MAX_CARD) for card in CARDS])
+        names = {**cards, **names}
+    return names
+
+
+def _class_names(tree: Tree, folder: str) -> ClassNames:
+    def read(path: str, size: int) -> bytes:
+        try:
+            if not tree.exists(path):
+                return b""
+            with tree.open(path) as file:
+                return file.read(size)
+        except (OSError, SourceError):
+            return b""
+
+    return class_names_around(read, folder)
+
+
+@dataclass(frozen=True)
+class _RowReader:
+    """Reader of the rows of one table; each method returns an image, or the reason why the row is refused."""
+
+    tree: Tree
+    prefix: str  # path of the table's folder in the tree, with a slash, or ""
+    source: str
+    generator: str  # of fake images whose row names none, "" to derive it from the folders
+    named: HashSet
+
+    def image(self, inside: str, row: Mapping[str, Any]) -> ImageRef | str:
+        """Image of a row whose path is `inside` the table's folder."""
+        inside = self._spelled(normalised(inside.strip()))
+        if not inside or inside[0] == "/" or (".." in inside and ".." in inside.split("/")):
+            return f"{inside!r} is not inside the folder"
+        label_or_reason = label_from_row(row)
+        if isinstance(label_or_reason, str):
+            return label_or_reason
+        path_in_tree = self.prefix + inside
+        if self.named.contains_or_add(path_in_tree):
+            return f"{inside} was listed before"
+        path, location = self.tree.locate(path_in_tree)
+        ref = ImageRef(f"{self.source}/{to_text(inside)}", path, location=location)
+        return self._labelled(ref, path_in_tree, row, label_or_reason)
+
+    def image_in_table(self, table: str, line: int, cell: Any, row: Mapping[str, Any]) -> ImageRef | str:
+        """Image of a row that holds the image itself."""
+        label_or_reason = label_from_row(row)
+        if isinstance(label_or_reason, str):
+            return label_or_reason
+        name, content = image_in_cell(cell)
+        name = f"{name or posixpath.basename(table)}#{line}" if self._is_taken(table, name) else name
+        ref = ImageRef(f"{self.source}/{to_text(name)}", f"{table}#{line}", location=content)
+        return self._labelled(ref, self.prefix + name, row, label_or_reason)
+
+    def _is_taken(self, table: str, name: str) -> bool:
+        """True if an image in the table has no name, or that of an image before it."""
+        return not name or self.named.contains_or_add(f"{table}#{name}")
+
+    def _labelled(
+        self, ref: ImageRef, path_in_tree: str, row: Mapping[str, Any], label_and_target: tuple[int, int] | None
+    ) -> ImageRef | str:
+        by_folders = labels_of_folder(self.tree.path, self.tree.name, path_in_tree.rpartition("/")[0])
+        if label_and_target is not None:
+            by_folders = by_folders._replace(source=self.source, generator=self.generator or by_folders.generator)
+        return labelled(ref, row, label_and_target, by_folders, self.tree.name)
+
+    def _spelled(self, inside: str) -> str:
+        """Return the path in the spelling of the tree; a plain one is not looked up."""
+        if inside.isascii() and "\\" not in inside:
+            return inside
+        tries = (inside, *spellings(inside))
+        return next((path for path in tries if self.tree.exists(self.prefix + path)), inside.replace("\\", "/"))

@@ -1,0 +1,99 @@
+"""Table of paths and labels, named as a source of its own."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ...store.records import FAKE
+from .base import to_text
+from .cloud import open_binary, remote
+from .file_names import spellings
+from .hash_set import HashSet
+from .image_ref import ByteSource, ImageRef, is_url
+from .labels import label_from_row, labels_from_folders
+from .table_images import class_names_around, holds_image, image_in_cell, normalised, path_field_of, source_of, text_of
+from .tables.columns import DEFAULT_COLUMNS, ColumnNames
+from .tables.reading import count_rows, read_rows
+
+
+@dataclass(frozen=True)
+class TableSource:
+    """CSV, JSON lines or parquet file with labels and paths (absolute, URLs, or relative to the table), or images."""
+
+    path: str  # or URL
+    columns: ColumnNames = DEFAULT_COLUMNS
+
+    @property
+    def name(self) -> str:
+        return posixpath.splitext(posixpath.basename(self.path))[0]
+
+    def images(self) -> Iterator[ImageRef]:
+        names = class_names_around(self._read, posixpath.dirname(self.path))
+        with open_binary(self.path) as file, closing(read_rows(self.path, file, self.columns, names)) as rows:
+            path_field = path_field_of(next(rows)[1])
+            seen = HashSet()
+            for line, row in rows:
+                yield self._image(line, row[path_field], row, seen)
+
+    def _image(self, line: int, cell: Any, row: Mapping[str, Any], seen: HashSet) -> ImageRef:
+        location: ByteSource | None
+        if holds_image(cell):
+            name, location = image_in_cell(cell)
+            name = f"{name or self.name}#{line}" if not name or seen.contains_or_add(name) else name
+            path, refused = f"{self.path}#{line}", ""
+        else:
+            name = "" if cell is None else str(cell).strip()
+            path, location = self._locate(name)
+            refused = f"{name} was listed before" if name and seen.contains_or_add(name) else ""
+            refused = refused if name else "no path"
+        ref = ImageRef(
+            to_text(f"{self.name}/{name.lstrip('/')}"), path, source=text_of(row, "source") or to_text(self.name)
+        )
+        label_or_reason = label_from_row(row)
+        refused = label_or_reason if isinstance(label_or_reason, str) else refused
+        if label_or_reason is None:
+            above = posixpath.basename(posixpath.dirname(self.path))
+            by_folders = labels_from_folders([above, *normalised(name).split("/")[:-1]])
+            label, target, refused = by_folders.label, -1, refused or by_folders.contradiction
+        elif not isinstance(label_or_reason, str):
+            label, target = label_or_reason
+        if refused:
+            return ref.refuse(f"line {line} of {self.path}: {refused}")
+        source = source_of(row, to_text(self.name), label)
+        generator = (text_of(row, "generator") or source) if label == FAKE else ""
+        return ref._replace(
+            label=label,
+            target=target,
+            source=source,
+            generator=generator,
+            category=text_of(row, "category"),
+            location=location,
+        )
+
+    def _locate(self, name: str) -> tuple[str, ByteSource | None]:
+        """Path or URL of an image, and the location of its bytes."""
+        if is_url(name):
+            return name, remote(name)
+        folder = posixpath.dirname(self.path).rstrip("/") + "/"
+        if not is_url(self.path) and ("\\" in name or not name.isascii()):
+            tries = (name, *spellings(name))
+            name = next((path for path in tries if Path(folder, path).is_file()), name)
+        path = name if name.startswith("/") else folder + name
+        return path, remote(path) if is_url(path) else None
+
+    def _read(self, path: str, size: int) -> bytes:
+        if is_url(path) or not Path(path).is_file():
+            return b""
+        with open_binary(path) as file:
+            return file.read(size)
+
+    def count(self) -> int | None:
+        if is_url(self.path):
+            return None  # the table would be fetched twice
+        with open_binary(self.path) as file:
+            return count_rows(self.path, file)

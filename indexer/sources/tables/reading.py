@@ -1,0 +1,240 @@
+"""Rows of a table in CSV, JSON lines or parquet, read as a stream.
+
+CSV and JSON lines may be in UTF-8, UTF-16 or another encoding whose bytes are kept; a CSV may be separated by commas,
+semicolons, tabs or bars.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+from ....errors import MissingExtra, SourceError
+from ....store.exchange.tables import parquet_file, values_of
+from .class_names import ClassNames, class_names_in_schema, named_class
+from .columns import DEFAULT_COLUMNS, FILE_NAME, IMAGE_PATH, ColumnNames, JsonPairs
+
+SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # tables that describe the folder they are in
+SEPARATORS = ",;\t|"
+MAX_LINE = 1 << 20  # characters; a longer line could fill the memory
+MAX_COLUMNS = 1000  # columns of a CSV
+BLOCK = 1 << 20  # bytes read at once when counting lines
+PARQUET_ROWS, PARQUET_IMAGES = 4096, 32  # rows of a parquet file read at once, without and with images in them
+BOMS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
+
+Row = tuple[int, dict[str, Any]]  # line (or row) number, field (see `columns.FIELDS`) -> value
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What is known of a table before it is read."""
+
+    name: str
+    columns: ColumnNames
+    target: bool  # image_path must be accompanied by target or label
+
+    def require_fields(self, fields: Collection[str], headings: Sequence[str]) -> None:
+        """Raise SourceError if no column names the file, or its label is missing."""
+        missing = [] if {IMAGE_PATH, FILE_NAME} & set(fields) else [IMAGE_PATH]
+        if self.target and FILE_NAME not in fields and not {"target", "label"} & set(fields):
+            missing.append("target")
+        if missing:
+            raise SourceError(
+                f"{self.name} has no column {' or '.join(missing)} (it has {', '.join(headings) or 'none'}); expected "
+                f"filename,image_path,target,category, or file_name and label; name other columns with --columns, "
+                f"as in --columns image_path=COLUMN,target=COLUMN"
+            )
+
+
+def read_rows(
+    name: str,
+    file: BinaryIO,
+    columns: ColumnNames = DEFAULT_COLUMNS,
+    class_names: ClassNames | None = None,
+    *,
+    target: bool = False,
+) -> Generator[Row, None, None]:
+    """Iterate over the rows of a table, whose format is given by its suffix.
+
+    Row 0 comes first and holds the fields that the table has: `image_path` or `file_name`, and others.
+
+    Parameters
+    ----------
+    columns : headings of the user
+    class_names : names of the classes behind the numbers of a column; a parquet file may hold its own
+    target : the column image_path must be accompanied by target or label
+
+    Raises
+    ------
+    SourceError
+        The table cannot be read, lacks a column, or has one of them twice.
+    """
+    layout, class_names = _Layout(name, columns, target), class_names or {}
+    try:
+        if name.endswith(".parquet"):
+            yield from _parquet(layout, file, class_names)
+            return
+        peekable: Any = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)
+        text = io.TextIOWrapper(peekable, encoding=_encoding(peekable), errors="surrogateescape", newline="")
+        try:
+            read = _json_lines if name.endswith(".jsonl") else _csv
+            yield from read(layout, text, class_names)
+        finally:
+            text.detach()  # leave the file open for the caller
+            if peekable is not file:
+                peekable.detach()
+    except (csv.Error, ValueError, RecursionError, OSError) as e:  # JSON may nest too deeply or have huge numbers
+        raise SourceError(f"{name} is not a readable table: {e}") from e
+
+
+def _encoding(file: Any) -> str:
+    """Encoding of a text by its first bytes."""
+    head = file.peek(64)[:64]
+    if bom := next((encoding for mark, encoding in BOMS if head.startswith(mark)), None):
+        return bom
+    zeros = [i % 2 for i, byte in enumerate(head) if not byte]
+    if len(zeros) > len(head) // 4:  # UTF-16 without a mark: every other byte of English text is 0
+        return "utf-16-le" if sum(zeros) * 2 > len(zeros) else "utf-16-be"
+    return "utf-8-sig"
+
+
+def count_rows(name: str, file: BinaryIO) -> int:
+    """Estimate the number of rows by counting lines; line breaks inside quotes are counted too.
+
+    Raises SourceError if the table cannot be read.
+    """
+    try:
+        if name.endswith(".parquet"):
+            with _opened_parquet(name, file) as table:
+                return int(table.metadata.num_rows)
+        lines, last = 0, b"\n"
+        while block := file.read(BLOCK):
+            lines, last = lines + block.count(b"\n"), block[-1:]
+    except OSError as e:
+        raise SourceError(f"{name} is not a readable table: {e}") from e
+    lines += last != b"\n"
+    return max(lines - 1, 0) if name.endswith(".csv") else lines  # the first line of a CSV names the columns
+
+
+class _RowParser:
+    """Makes rows of values by the headings of their columns.
+
+    Raises SourceError if no column names the file, or if `target` is true and image_path is not accompanied by target
+    or label.
+    """
+
+    def __init__(
+        self, layout: _Layout, headings: Sequence[str], class_names: ClassNames, *, first: bool = True
+    ) -> None:
+        self.fields = layout.columns.fields_of(headings, layout.name, all_given=first)
+        if first:
+            layout.require_fields(self.fields.keys(), headings)
+        stripped = [heading.strip() for heading in headings]
+        self._named = {
+            field: class_names[stripped[i]]
+            for field, i in self.fields.items()
+            if field in ("label", "target") and stripped[i] in class_names
+        }
+
+    def __call__(self, values: Sequence[Any]) -> dict[str, Any]:
+        row = {field: values[i] for field, i in self.fields.items()}
+        for field, names in self._named.items():
+            row[field] = named_class(row[field], names)
+        return row
+
+
+def _csv(layout: _Layout, text: io.TextIOWrapper, class_names: ClassNames) -> Iterator[Row]:
+    lines = _lines(text)
+    first = next(lines, "")
+    separator, skipped = "", 0
+    if first.lower().startswith("sep=") and len(first.strip()) == 5:  # Excel's mark
+        separator, first, skipped = first.strip()[4], next(lines, ""), 1
+    candidates = [separator] if separator else list(SEPARATORS)
+    # the separator is the one that gives the most columns; a comma if none separates
+    separator = max(candidates, key=lambda candidate: len(next(csv.reader([first], delimiter=candidate), [])))
+    reader = csv.reader(_chain(first, lines), delimiter=separator)
+    headings = next(reader, [])
+    if len(headings) > MAX_COLUMNS:
+        raise csv.Error(f"its first line names {len(headings):,} columns, more than {MAX_COLUMNS:,}")
+    parse = _RowParser(layout, headings, class_names)
+    yield 0, dict.fromkeys(parse.fields)
+    for values in reader:
+        if values:
+            values += [""] * (len(headings) - len(values))
+            yield reader.line_num + skipped, parse(values)
+
+
+def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
+    yield first
+    yield from lines
+
+
+def _lines(text: io.TextIOWrapper) -> Iterator[str]:
+    """Iterate over the lines; raises ValueError for one of `MAX_LINE` characters or more."""
+    while line := text.readline(MAX_LINE):
+        if len(line) == MAX_LINE:
+            raise ValueError(f"a line of {MAX_LINE:,} characters or more")
+        yield line
+
+
+def _json_lines(layout: _Layout, text: io.TextIOWrapper, class_names: ClassNames) -> Iterator[Row]:
+    parsers: dict[tuple[str, ...], _RowParser] = {}
+    none: Mapping[str, Any] | None = None
+    for number, line in enumerate(filter(str.strip, _lines(text)), 1):
+        pairs = json.loads(line, object_pairs_hook=JsonPairs)
+        if not isinstance(pairs, JsonPairs):
+            raise json.JSONDecodeError("a line is not an object", line, 0)
+        headings = tuple(heading for heading, _ in pairs)
+        if (parse := parsers.get(headings)) is None:
+            parse = _RowParser(layout, headings, class_names, first=none is None)
+            if len(parsers) < MAX_COLUMNS:  # the lines of a table seldom differ in their keys
+                parsers[headings] = parse
+        if none is None:
+            none = dict.fromkeys(parse.fields)
+            yield 0, dict(none)
+        yield number, {**none, **parse([value for _, value in pairs])}
+    if none is None:
+        yield 0, {}
+
+
+def _parquet(layout: _Layout, file: BinaryIO, class_names: ClassNames) -> Iterator[Row]:
+    with _opened_parquet(layout.name, file) as table:
+        schema = table.schema_arrow
+        class_names = {**class_names, **class_names_in_schema(schema.metadata)}
+        fields = _RowParser(layout, schema.names, class_names).fields
+        yield 0, dict.fromkeys(fields)
+        headings = [schema.names[i] for i in fields.values()]
+        images = any(_holds_bytes(schema.field(i).type) for i in fields.values())
+        parse: _RowParser | None = None
+        number = 0
+        for batch in table.iter_batches(PARQUET_IMAGES if images else PARQUET_ROWS, columns=headings):
+            parse = parse or _RowParser(layout, batch.schema.names, class_names)
+            for values in zip(*(values_of(column) for column in batch.columns), strict=True):
+                number += 1
+                yield number, parse(values)
+
+
+def _holds_bytes(type_: Any) -> bool:
+    import pyarrow
+
+    is_binary = (pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_struct)
+    return any(check(type_) for check in is_binary)
+
+
+@contextmanager
+def _opened_parquet(name: str, file: BinaryIO) -> Iterator[Any]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as e:
+        raise MissingExtra(f"reading {name}", "parquet") from e
+    try:
+        yield parquet_file(file)
+    except (pyarrow.ArrowException, OSError) as e:
+        raise SourceError(f"{name} is not a readable table: {e}") from e

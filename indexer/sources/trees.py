@@ -1,0 +1,58 @@
+"""Listing of sources that have folders: by the metadata tables inside, or by the names of the folders."""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Iterator
+
+from .base import NOT_NAMED, ListableTree, Listed, PassedOverFiles, image_from_path, is_listed
+from .file_names import FileKind, is_foreign, is_image_name
+from .hash_set import HashSet
+from .table_images import images_from_table
+from .tables.reading import METADATA, count_rows
+
+
+def tree_images(tree: ListableTree) -> Iterator[Listed]:
+    """Images of a tree: by the metadata tables of their folder or a folder above, otherwise by folder names."""
+    passed_over = PassedOverFiles()
+    waiting: list[tuple[str, HashSet | None]] = [("", None)]  # folder, and the images named by the tables above
+    while waiting:
+        folder, named = waiting.pop()
+        folders, files = tree.list(folder)
+        prefix = f"{folder}/" if folder else ""
+        for table in (name for name in METADATA if name in files and tree.labels):
+            named = HashSet() if named is None else named
+            yield from images_from_table(tree, folder, prefix + table, named)
+        for name in files:
+            inside = prefix + name
+            if (named is not None and inside in named) or name in METADATA:
+                continue
+            if is_listed(tree, inside, passed_over):
+                if named is None:
+                    yield image_from_path(tree, inside, *tree.locate(inside))
+                else:
+                    passed_over.add(NOT_NAMED, f"{tree.path}/{inside}")
+        for name in reversed(folders):
+            if is_foreign(name):
+                passed_over.add(FileKind.foreign, f"{tree.path}/{prefix}{name}")
+            else:
+                waiting.append((prefix + name, named))
+    yield from passed_over
+
+
+def tree_count(tree: ListableTree) -> int:
+    """Estimate the number of images in a tree from the lines of tables and the names of files."""
+    count = 0
+    waiting = [("", False)]  # folder, and whether a folder above has a table
+    while waiting:
+        folder, described = waiting.pop()
+        folders, files = tree.list(folder)
+        for table in (name for name in METADATA if name in files):
+            described = True
+            name = posixpath.join(folder, table)
+            with tree.open(name) as file:
+                count += count_rows(f"{tree.path}/{name}", file)
+        if not described:
+            count += sum(map(is_image_name, files))
+        waiting += [(posixpath.join(folder, name), described) for name in folders if not is_foreign(name)]
+    return count
