@@ -115,6 +115,7 @@ COMMANDS = (
     "NAME",
     "index TREE --limit NAME",
     "index NAME --dry-run",
+    "index TREE --dry-run --columns NAME",
     "index TREE --decoder NAME",
     "store duplicates --label NAME --store STORE",
     "store duplicates --source NAME --store STORE",
@@ -260,7 +261,7 @@ def test_console_escapes_what_a_table_forgot(capsys: pytest.CaptureFixture[str])
 
 def test_streams_escape_what_libraries_write() -> None:
     stream = io.StringIO()
-    with contextlib.redirect_stderr(EscapingStream(stream)):  # type: ignore[type-var]
+    with contextlib.redirect_stderr(EscapingStream(stream)):
         try:
             raise ValueError("bad tag \x1b[2J\u202e")
         except ValueError:
