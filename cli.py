@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
-from typing import Annotated
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -19,8 +20,9 @@ from .commands.query import query_command
 from .commands.reproduce import reproduce_command
 from .commands.serve import serve_command
 from .commands.store import app as store
-from .commands.terminal import ReaderGone, configure_streams, print_line, print_message
+from .commands.terminal import ReaderGone, configure_streams, escaped_streams, print_line, print_message
 from .commands.train import report_command, train_command
+from .core.escaping import escape
 from .errors import ClipfakeError
 
 app = typer.Typer(
@@ -62,14 +64,28 @@ def about(
     """Find AI-generated images, with the nearest known images as evidence."""
 
 
+USAGE_ERROR: Any = typer.BadParameter.__base__  # of click, or of typer's own copy of it
 MULTI_VALUE_OPTIONS = ("--folders",)  # the shell expands `--folders data/*` to `--folders a b c`
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run a command. Exit code 0: done; 1: an error, explained on stderr; 2: wrong usage."""
     configure_streams()
+    with escaped_streams():
+        run(sys.argv[1:] if arguments is None else arguments)
+
+
+def run(arguments: Sequence[str]) -> NoReturn:
+    """Run a command; raises SystemExit with its exit code."""
     try:
-        app(args=spread(current_spelling(sys.argv[1:] if arguments is None else arguments)), prog_name="clipfake")
+        code = app(args=spread(current_spelling(arguments)), prog_name="clipfake", standalone_mode=False)
+        raise SystemExit(code or 0)
+    except USAGE_ERROR as e:
+        show_usage_error(e)
+        raise SystemExit(2) from e
+    except typer.Abort as e:
+        print_message("clipfake: aborted")
+        raise SystemExit(1) from e
     except ClipfakeError as e:
         print_message(f"clipfake: {e}")
         raise SystemExit(1) from e
@@ -78,6 +94,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(130) from e
     except ReaderGone:
         raise SystemExit(0) from None
+    except Exception as e:  # a defect: its traceback is printed here, where names in it are escaped
+        traceback.print_exc()
+        raise SystemExit(1) from e
+
+
+def show_usage_error(error: Any) -> None:
+    """Print a usage error as typer does, with the names in it escaped: they may be those of a stranger's files."""
+    from typer.rich_utils import rich_format_error
+
+    error.message = escape(error.message)
+    rich_format_error(error)
 
 
 def spread(arguments: Sequence[str]) -> list[str]:

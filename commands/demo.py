@@ -29,7 +29,8 @@ def demo_command(
 
     print_message(NOTICE)
     sample, store, query_folder = folder / "sample", folder / "store", folder / "queries"
-    print_message(f"\n[1/5] writing {images_per_source} images of each of {len(SOURCES)} simulated sources to {sample}")
+    counts = f"{images_per_source} images of each of {len(SOURCES)} simulated sources"
+    print_message("", f"[1/5] writing {counts} to {sample}")
     folders = [str(path) for path in write_sample(sample, images_per_source=images_per_source)]
     encoder = build_standin(folder)
     paths = {}
@@ -49,9 +50,8 @@ def demo_command(
     )
     for number, step in enumerate(steps, start=2):
         printed = step if number > 2 else ["index", "--folders", f"{sample}/*", *step[step.index("--store") :]]
-        print_message(f"\n[{number}/5] clipfake {' '.join(printed)}")
+        print_message("", f"[{number}/5] clipfake {' '.join(printed)}")
         context.find_root().command.main(step, prog_name="clipfake", standalone_mode=False)
-    print_message(f"\ncontact sheet    {sheet}\nreport           {page}")
-    print_message(
-        f"open the page    clipfake serve --store {store}\nuse your images  clipfake index --folders YOUR/DATA/*"
-    )
+    print_message("", f"contact sheet    {sheet}", f"report           {page}")
+    print_message(f"open the page    clipfake serve --store {store}")
+    print_message("use your images  clipfake index --folders YOUR/DATA/*")

@@ -73,7 +73,13 @@ def query_command(
         ),
     ] = None,
     as_csv: Annotated[
-        bool, typer.Option("--csv", metavar="", help="Print one CSV line per image.", rich_help_panel=OUTPUT)
+        bool,
+        typer.Option(
+            "--csv",
+            metavar="",
+            help="Print one CSV line per image; an apostrophe precedes names that begin like a formula.",
+            rich_help_panel=OUTPUT,
+        ),
     ] = False,
     as_json: Annotated[
         bool,

@@ -1,4 +1,4 @@
-"""Print results to stdout and everything else to stderr."""
+"""Print results to stdout and everything else to stderr, with control characters escaped."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any
 
+from ..core.escaping import escape, escape_json, escape_lines
 from ..errors import ClipfakeError
 
 LOADING = "loading the encoder …"
@@ -23,30 +24,63 @@ NO_BREAK_SPACE = "\x00"  # stands for a space at which a line must not be wrappe
 
 
 def print_result(result: Any) -> None:
-    """Print a result to stdout: a dict as one line of JSON, a string as it is, anything else with rich."""
+    """Print a result to stdout: a dict as one line of JSON, a string as a line, anything else with rich."""
     if isinstance(result, dict):
-        print_line(json.dumps(result, ensure_ascii=not _is_unicode(sys.stdout)))
+        print_line(escape_json(json.dumps(result, ensure_ascii=not _is_unicode(sys.stdout))))
     elif isinstance(result, str):
         print_line(result)
     else:
-        from rich.console import Console
+        from ..show.tables import EscapingConsole
 
         # with `| less`, rich takes the width from another stream that is a terminal
         streams = (sys.__stdin__, sys.__stdout__, sys.__stderr__)
         has_terminal = any(stream is not None and stream.isatty() for stream in streams)
         width = None if has_terminal or "COLUMNS" in os.environ else WIDTH_WITHOUT_TERMINAL
-        # no markup: names of files and sources may contain brackets and colons
-        console = Console(highlight=False, markup=False, emoji=False, width=width)
+        console = EscapingConsole(width=width)
         with stdout_errors():
             with console.capture() as capture:  # rich itself would exit with an error on a broken pipe
                 console.print(result)
-            print(capture.get(), end="", flush=True)  # noqa: T201
+            print(capture.get(), end="", flush=True, file=console.file)
 
 
 def print_line(text: str) -> None:
-    """Print a line of the result to stdout."""
+    """Print one line of the result to stdout; a line break in it is part of a name and is escaped."""
     with stdout_errors():
-        print(text, flush=True)  # noqa: T201
+        print(escape(text), flush=True)  # noqa: T201
+
+
+class EscapingStream:
+    """A text stream that escapes control characters, whoever writes: messages, warnings, logs, tracebacks, libraries.
+
+    Line breaks and tabs stay, and so do the moves to the start of a line with which tqdm draws progress bars. Rich
+    styles what it writes; it looks for `rich_proxied_file` and writes there. `EscapingConsole` escapes its content.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self.rich_proxied_file = stream
+
+    def write(self, text: str) -> int:
+        moves = re.match(r"\r?(?:\x1b\[A)*", text)
+        length = moves.end() if moves else 0
+        self.rich_proxied_file.write(text[:length] + escape_lines(text[length:]))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.rich_proxied_file, name)
+
+
+@contextmanager
+def escaped_streams() -> Iterator[None]:
+    """Escape control characters in everything that is written to stdout and stderr during the `with` block."""
+    with ExitStack() as stack:
+        for redirect, stream in ((redirect_stdout, sys.stdout), (redirect_stderr, sys.stderr)):
+            if stream is not None:
+                stack.enter_context(redirect(EscapingStream(stream)))
+        yield
 
 
 class ReaderGone(Exception):
@@ -86,27 +120,29 @@ def _is_unicode(stream: Any) -> bool:
     return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
 
 
-def print_message(text: str) -> None:
-    """Print a message to stderr, wrapped to the width of the terminal."""
+def print_message(*lines: str) -> None:
+    """Print lines to stderr, wrapped to the width of the terminal; a line break in one is part of a name."""
+    shown = [escape(line) for line in lines]
     if sys.stderr.isatty():
         width = shutil.get_terminal_size().columns
-        text = "\n".join(wrapped for line in text.split("\n") for wrapped in wrap_message(line, width))
+        shown = [wrapped for line in shown for wrapped in wrap_message(line, width)]
     with suppress(OSError):  # a closed stderr must not end the command
-        print(text, file=sys.stderr, flush=True)  # noqa: T201
+        print(*shown, sep="\n", file=sys.stderr, flush=True)  # noqa: T201
 
 
 @contextmanager
 def transient_message(text: str) -> Iterator[None]:
     """Show a message on stderr during the `with` block, if stderr is a terminal."""
-    if sys.stderr.isatty():
-        sys.stderr.write(text)
-        sys.stderr.flush()
+    stream = getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+    if stream.isatty():
+        stream.write(escape(text))
+        stream.flush()
     try:
         yield
     finally:
-        if sys.stderr.isatty():
-            sys.stderr.write("\r\x1b[2K")
-            sys.stderr.flush()
+        if stream.isatty():
+            stream.write("\r\x1b[2K")
+            stream.flush()
 
 
 def wrap_message(line: str, width: int) -> list[str]:

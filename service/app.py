@@ -94,12 +94,20 @@ def app(
         exception_handlers={RequestValidationError: refuse_invalid, HTTPException: refuse},
     )
     application.state.service, application.state.notice, application.state.token = state, notice, token
-    for routes in (query, embed, search, knn, bank, stored):
+    guarded, free = (query, embed, search, knn, bank, stored), (health, page)
+    for routes in guarded:
         application.include_router(routes.router, dependencies=[Security(BEARER)] if public else [])
-    for routes in (health, page):
+    for routes in free:
         application.include_router(routes.router)
+    paths = {getattr(route, "path", "") for routes in (*guarded, *free) for route in routes.router.routes}
     application.add_middleware(
-        ServiceMiddleware, limits=limits, metrics=metrics, token=token, public=public, folder=store.folder
+        ServiceMiddleware,
+        limits=limits,
+        metrics=metrics,
+        token=token,
+        public=public,
+        folder=store.folder,
+        paths={path for path in paths if "{" not in path},
     )
     return application
 

@@ -59,6 +59,7 @@ class JsonRequest(Request):
 def parse_json(content: bytes | bytearray, limits: Limits) -> Any:
     """Parse JSON as `json.loads` does; raises HttpProblem for more than `json_bytes` beside long strings.
 
+    Strings may have raw line breaks, which `base64` writes and which a shell script pastes into JSON as they are.
     Long strings are restored as a field of the outermost object or in the list of such a field, which is where the
     operations of this service accept them; anywhere else a placeholder remains.
 
@@ -66,10 +67,10 @@ def parse_json(content: bytes | bytearray, limits: Limits) -> Any:
     {'k': [1, 'two']}
     """
     if len(content) <= INLINE_BYTES:
-        value = json.loads(content)
+        value = json.loads(content, strict=False)
     else:
         rest, strings = cut_long_strings(content, limits)
-        value = restore_strings(json.loads(rest.decode()), strings)
+        value = restore_strings(json.loads(rest.decode("utf-8-sig"), strict=False), strings)
     if isinstance(value, dict) and len(value) > MAX_FIELDS:
         message = f"the JSON object has {len(value):,} fields, at most {MAX_FIELDS} are allowed"
         raise HttpProblem("invalid", f"{message}; see /openapi.json for the known ones")
@@ -86,7 +87,8 @@ def cut_long_strings(content: bytes | bytearray, limits: Limits) -> tuple[bytear
     copied = 0
     for begin, end in find_strings(content, limits.json_bytes):
         if end - begin >= LONG_STRING:
-            if (end - begin) * 3 // 4 > limits.image_bytes + LONG_STRING:  # base64; a data URL has a short prefix
+            # base64 in lines of 76 characters, each line break as up to four; a data URL has a short prefix
+            if (end - begin) * 3 // 4 * 76 // 80 > limits.image_bytes + LONG_STRING:
                 message = f"a string of {end - begin:,} bytes is too long for an image of {limits.image_bytes:,} bytes"
                 raise HttpProblem("too-large", f"{message}, the most that is allowed; send a smaller file")
             rest += content[copied:begin]

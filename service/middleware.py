@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import hmac
 import logging
+import re
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,16 +61,17 @@ def require_token(headers: Mapping[str, str], token: str) -> None:
         raise HttpProblem("token-required", message, headers={"WWW-Authenticate": "Bearer"})
 
 
-def host_of(header: str) -> str:
-    """Return the name in a Host header without its port.
+HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+?)\.?)(?::[0-9]*)?")
 
-    >>> host_of("localhost:8000"), host_of("[::1]:8000"), host_of("")
-    ('localhost', '::1', '')
+
+def host_of(header: str) -> str:
+    """Return the name in a Host header in lower case, without its port and the final dot of a full name; "" if invalid.
+
+    >>> host_of("LocalHost.:8000"), host_of("[::1]:8000"), host_of("localhost:evil"), host_of("")
+    ('localhost', '::1', '', '')
     """
-    if header.startswith("["):
-        name, bracket, _ = header[1:].partition("]")
-        return name if bracket else ""
-    return header.rpartition(":")[0] or header if header.count(":") == 1 else header
+    match = HOST.fullmatch(header.strip())
+    return (match[1] or match[2]).lower() if match else ""
 
 
 @dataclass
@@ -85,9 +87,17 @@ class ServiceMiddleware:
     """ASGI middleware around the whole application: limits, access checks, problem responses and metrics."""
 
     def __init__(
-        self, app: ASGIApp, *, limits: Limits, metrics: ServiceMetrics, token: str, public: bool, folder: Path
+        self,
+        app: ASGIApp,
+        *,
+        limits: Limits,
+        metrics: ServiceMetrics,
+        token: str,
+        public: bool,
+        folder: Path,
+        paths: Collection[str] = (),
     ) -> None:
-        self.app, self.limits, self.metrics = app, limits, metrics
+        self.app, self.limits, self.metrics, self.paths = app, limits, metrics, paths
         self.token, self.public, self.folder = token, public, folder
         self._in_progress = 0  # number of requests
         self._held = 0  # bytes of their bodies
@@ -98,6 +108,10 @@ class ServiceMiddleware:
             return
         started, body = time.perf_counter(), Body()
         status = 0  # of the response, once it has started
+        method = scope["method"]
+        scope = {**scope, "path": without_slash(scope["path"], self.paths)}
+        if method == "HEAD":  # the headers of GET, without its body (RFC 9110, 9.3.2)
+            scope["method"] = "GET"
 
         async def limited_receive() -> Message:
             if body.refused is None:
@@ -115,6 +129,8 @@ class ServiceMiddleware:
                 headers = Headers(raw=message["headers"])
                 extra = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k not in headers]
                 message["headers"] = [*message["headers"], *extra]
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         self._in_progress += 1
@@ -127,13 +143,14 @@ class ServiceMiddleware:
             if problem:
                 self.metrics.problems.labels(problem.kind).inc()
             if problem and not status:
+                if "GET" in (allowed := problem.headers.get("Allow", "")) and "HEAD" not in allowed:
+                    problem.headers["Allow"] = f"{allowed}, HEAD"
                 await problem.response()(scope, receive, checked_send)
         finally:
             self._in_progress -= 1
             self._held -= body.read
-            method = scope["method"] if scope["method"] in METHODS else "other"
             route = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(method, route, status or 499).inc()
+            self.metrics.requests.labels(method if method in METHODS else "other", route, status or 499).inc()
             self.metrics.request_seconds.labels(route).observe(time.perf_counter() - started)
 
     def _count_bytes(self, body: Body, message: Message) -> None:
@@ -154,6 +171,9 @@ class ServiceMiddleware:
         if self._in_progress > self.limits.requests and scope["path"] not in OPEN:
             message = f"{self.limits.requests} requests are in progress already; try again in a second"
             raise HttpProblem("busy", message, headers={"Retry-After": "1"})
+        if (coding := headers.get("content-encoding", "").strip().lower()) not in ("", "identity"):
+            message = f"the body is compressed (Content-Encoding: {coding[:80]}); send it as it is"
+            raise HttpProblem("wrong-media", message, headers={"Accept-Encoding": "identity", **CLOSE})
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.limits.request_bytes:
             raise too_large(self.limits.request_bytes)
@@ -168,6 +188,15 @@ class ServiceMiddleware:
         if problem.status == 500 and problem is not error:  # an HttpProblem was logged where it was raised
             LOG.error("request failed", exc_info=error)
         return problem
+
+
+def without_slash(path: str, paths: Collection[str]) -> str:
+    """Return a path without its final slash if that is one of the paths of the service.
+
+    >>> without_slash("/healthz/", {"/healthz"}), without_slash("/v1/thumbnails/a/", {"/healthz"})
+    ('/healthz', '/v1/thumbnails/a/')
+    """
+    return path[:-1] if path.endswith("/") and path[:-1] in paths else path
 
 
 def too_large(max_bytes: int) -> HttpProblem:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
+from ..core.escaping import escape_json
 from ..errors import (
     BadBlock,
     ClipfakeError,
@@ -51,6 +53,14 @@ MAX_ERRORS = 20  # validation errors listed in one response
 _BY_STATUS = {400: "bad-request", 404: "not-found", 405: "wrong-method", 415: "wrong-media", 422: "invalid"}
 
 
+class EscapedJSONResponse(JSONResponse):
+    """A JSON response in which control characters are escaped, C1 and bidirectional ones too: terminals show it."""
+
+    def render(self, content: Any) -> bytes:
+        text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        return escape_json(text).encode()
+
+
 class HttpProblem(Exception):
     """An error response: one of `KINDS`, a detail for this request, and further members of the JSON."""
 
@@ -64,8 +74,8 @@ class HttpProblem(Exception):
         fields = {"type": f"urn:clipfake:problem:{self.kind}", "title": self.title, "status": self.status}
         return {**fields, "detail": self.detail, **self.more}
 
-    def response(self) -> JSONResponse:
-        return JSONResponse(self.to_dict(), self.status, self.headers, MEDIA_TYPE)
+    def response(self) -> EscapedJSONResponse:
+        return EscapedJSONResponse(self.to_dict(), self.status, self.headers, MEDIA_TYPE)
 
 
 def to_problem(error: Exception, folder: Path | None = None) -> HttpProblem:

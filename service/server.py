@@ -66,6 +66,7 @@ def serve(
     config = uvicorn.Config(
         application,
         log_level="warning",
+        use_colors=False,  # the command escapes control characters on stderr, whoever writes them
         server_header=False,
         timeout_graceful_shutdown=int(limits.seconds) + 5,
         timeout_keep_alive=30,

@@ -16,10 +16,12 @@ from .limits import Limits
 from .problems import HttpProblem
 
 T = TypeVar("T")
-PIECE = 2**20  # base64 characters that are decoded at once, a multiple of four
+PIECE = 2**20  # base64 characters that are decoded at once
+STANDARD, WHITESPACE = bytes.maketrans(b"-_", b"+/"), b" \t\r\n\f\v"
+PERCENT_ENCODED = (("%2B", "+"), ("%2F", "/"), ("%3D", "="), ("%0D", ""), ("%0A", ""), ("%20", ""))  # in a data URL
 MAX_NAME = 200  # characters of a file's name
 FORM = "multipart/form-data"
-DATA_URL = re.compile(r"data:(?:[\w.+-]+/[\w.+-]+)?(?:;[\w.+-]+=[^;,]*)*;base64,", re.IGNORECASE)
+DATA_URL = re.compile(r"data:\s*(?:[\w.+-]+/[\w.+-]+)?(?:;\s*[\w.+-]+=[^;,]*)*;\s*base64\s*,", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -107,18 +109,41 @@ def clean_name(name: str) -> str:
 
 def upload_from_base64(text: str, name: str = "image") -> Upload:
     """Decode an image from a data URL or plain base64; raises HttpProblem. No URL is fetched."""
+    if text[:1].isspace():
+        text = text.lstrip()
     prefix = DATA_URL.match(text[:200])
     if prefix is None and re.match(r"[a-z][a-z0-9+.-]*:", text[:40], re.IGNORECASE):
         raise HttpProblem("invalid", "this service fetches no URLs; send the image itself as a data URL in base64")
+    content = text[prefix.end() :] if prefix else text
+    if prefix and "%" in content:
+        for encoded, character in PERCENT_ENCODED:
+            content = content.replace(encoded, character).replace(encoded.lower(), character)
     try:
-        return Upload(name, decode_base64(text[prefix.end() :] if prefix else text))
+        return Upload(name, decode_base64(content))
     except (binascii.Error, ValueError) as e:
         raise HttpProblem("invalid", f"not an image in base64 ({e}); send its bytes in base64") from e
 
 
 def decode_base64(text: str) -> bytes:
-    """Decode base64 in pieces, so that other threads run in between; raises ValueError."""
-    pieces = [base64.b64decode(text[i : i + PIECE], validate=True) for i in range(0, len(text), PIECE)]
-    if any(len(piece) < PIECE // 4 * 3 for piece in pieces[:-1]):
-        raise binascii.Error("Excess data after padding")
-    return b"".join(pieces)
+    r"""Decode base64 as programs write it: with line breaks (MIME), in the URL-safe alphabet, without padding.
+
+    It is decoded in pieces, so that other threads run in between. Raises ValueError.
+
+    >>> decode_base64("/+8=\r\n"), decode_base64("_-8")
+    (b'\xff\xef', b'\xff\xef')
+    """
+    if not text.isascii():
+        raise ValueError("it has characters outside ASCII")
+    decoded, rest, padded = bytearray(), b"", False  # rest: an incomplete group of four characters
+    for start in range(0, len(text), PIECE):
+        rest += text[start : start + PIECE].encode("ascii").translate(STANDARD, WHITESPACE)
+        if padded and rest:
+            raise ValueError("it continues after its padding")
+        whole = len(rest) // 4 * 4
+        decoded += base64.b64decode(rest[:whole], validate=True)
+        padded, rest = rest[:whole].endswith(b"="), rest[whole:]
+    if last := rest.rstrip(b"="):
+        decoded += base64.b64decode(last + b"=" * (4 - len(last)), validate=True)
+    elif rest:
+        raise ValueError("it has more padding than it needs")
+    return bytes(decoded)

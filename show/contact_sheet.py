@@ -13,6 +13,7 @@ from typing import Any
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..core.atomic_files import written_aside
+from ..core.escaping import escape
 from ..detector.verdict import Neighbor, Verdict
 from .phrasing import CAVEAT, describe_likelihood, describe_ratio, describe_source, describe_stored_copies
 from .verdict_style import VERDICT_STYLES
@@ -146,7 +147,8 @@ def _paste(sheet: Image.Image, image: Image.Image | None, corner: tuple[int, int
 
 
 def _fitted(text: str, font: Any, width: int) -> str:
-    """Shorten a text to a width in pixels with an ellipsis."""
+    """Shorten a text to a width in pixels with an ellipsis; its control characters are escaped."""
+    text = escape(text)
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:

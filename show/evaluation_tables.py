@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..core.atomic_files import write_text
+from ..core.escaping import csv_text, escape_all
 from ..detector.evaluation.leave_one_out import TITLES, LeaveOneOut
 from ..detector.evaluation.temporal_holdout import TemporalHoldout
 from .tables import WrappedTable, table
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 def leave_one_out_table(results: Sequence[LeaveOneOut]) -> RenderableType:
     """AUC of each left-out generator against each left-out real source, a table per head."""
     parts: list[RenderableType] = []
-    for result in results:
+    for result in escape_all(list(results)):
         values = result.table()
         named = zip(result.generators, values, strict=True)
         rows = [[name, *map(float, row), float(row.mean())] for name, row in named]
@@ -61,16 +60,15 @@ def write_leave_one_out(results: Sequence[LeaveOneOut], folder: Path) -> list[Pa
     for result in results:
         written += leave_one_out_figure(result).draw(folder)
     columns = ("head", "generator", "real", "n", "auc", "accuracy", "oracle")
-    out = io.StringIO()
     cells = leave_one_out_json(results)["cells"]
-    csv.writer(out, lineterminator="\n").writerows([columns, *([cell[c] for c in columns] for cell in cells)])
     written.append(folder / "leave_one_out.csv")
-    write_text(written[-1], out.getvalue())
+    write_text(written[-1], csv_text([columns, *([cell[c] for c in columns] for cell in cells)]))
     return written
 
 
 def temporal_holdout_table(result: TemporalHoldout) -> RenderableType:
     """Each release window, judged by a head trained on the sources released before it."""
+    result = escape_all(result)
     columns = ["released", "sources", "generators before", "rows", "AUC", "accuracy", "AUC on older sources"]
     rows = [[w.date, ", ".join(w.sources), w.generators, w.n, w.auc, w.accuracy, w.past_auc] for w in result.windows]
     windows = table("trained on older sources, tested on newer ones", columns, rows, folded=True, words=["sources"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import io
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from ..core.atomic_files import write_text, written_aside
+from ..core.escaping import csv_text, escape
 from .verdict_style import VERDICT_STYLES
 
 REAL, FAKE = VERDICT_STYLES["real"].print_color, VERDICT_STYLES["fake"].print_color
@@ -63,9 +63,7 @@ class ReportFigure:
 
     def csv(self) -> str:
         """The figure's data as CSV with a header."""
-        out = io.StringIO()
-        csv.writer(out, lineterminator="\n").writerows([self.columns, *self.rows])
-        return out.getvalue()
+        return csv_text([self.columns, *self.rows])
 
 
 def new_axes(
@@ -91,12 +89,16 @@ def add_legend_below(figure: Figure, ax: Axes, location: Literal["outside lower 
 
 
 def shorten_middle(name: str) -> str:
-    """Shorten a long name in its middle, since names may differ at either end.
+    r"""Shorten a long name in its middle, since names may differ at either end, and escape it for matplotlib.
 
     >>> shorten_middle("stylegan2"), shorten_middle("stable_diffusion_xl_base_1_0_refined")
     ('stylegan2', 'stable_diffu…_0_refined')
+    >>> print(shorten_middle("$gan$"))
+    \$gan\$
     """
-    return name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH // 2]}…{name[-(NAME_LENGTH // 2 - 2) :]}"
+    name = escape(name)
+    short = name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH // 2]}…{name[-(NAME_LENGTH // 2 - 2) :]}"
+    return short.replace("$", r"\$")  # between two of them it would be a formula
 
 
 def describe_counts(by_part: Mapping[str, int], what: str) -> str:

@@ -7,12 +7,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from ..core.escaping import escape, escape_all
 from .store_tables import count
-from .tables import table
+from .tables import EscapingConsole, table
 
 MAX_SKIPPED_LINES = 20
 MAX_KEYS = 3  # per reason
@@ -31,19 +32,19 @@ def index_progress(count: Callable[[], int | None]) -> Iterator[Callable[[Any], 
     ----------
     count : estimates the number of images, None if unknown; it may be slow and runs in a thread of its own
     """
-    console = Console(stderr=True)
+    console = EscapingConsole(stderr=True)
     if not console.is_terminal:
         yield None
         return
     narrow = console.width < NARROW
     with Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TextColumn("{task.fields[busy]}"),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TextColumn("{task.fields[busy]}", markup=False),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[bad]}", style="yellow"),
+        TextColumn("{task.fields[bad]}", style="yellow", markup=False),
         console=console,
         transient=True,
     ) as bar:
@@ -74,16 +75,17 @@ def index_progress(count: Callable[[], int | None]) -> Iterator[Callable[[Any], 
 @contextmanager
 def status_line(title: str) -> Iterator[Callable[[str], None]]:
     """A status line on stderr; yields a callback that sets its text. Silent if stderr is not a terminal."""
-    console = Console(stderr=True)
+    console = EscapingConsole(stderr=True)
     if not console.is_terminal:
         yield lambda step: None
         return
-    with console.status(title) as line:
-        yield lambda step: line.update(f"{title}: {step}")
+    with console.status(Text(title)) as line:  # a string would be read as markup
+        yield lambda step: line.update(Text(escape(f"{title}: {step}")))
 
 
 def index_summary(report: dict[str, Any], *, planned: bool = False) -> RenderableType:
     """Counts by source and label, throughput, and the skipped images with their reasons."""
+    report = escape_all(report)
     by_source: dict[str, dict[str, int]] = {}
     for row in report["sources"]:
         by_source.setdefault(row["source"], {})[row["label"]] = row["rows"]
@@ -166,6 +168,7 @@ def group_skipped(skipped: list[dict[str, str]]) -> list[str]:
 
 def class_table(report: dict[str, Any]) -> RenderableType:
     """Rows by raw target and by label for each source: how the targets were mapped to two classes."""
+    report = escape_all(report)
     targets = sorted({int(target) for row in report["distribution"] for target in row["targets"]})
     labels = ("real", "fake", "unknown")
     rows = [

@@ -16,6 +16,7 @@ import jinja2
 import numpy as np
 
 from ..core.atomic_files import read_json, write_text
+from ..core.escaping import escape
 from ..detector.calibration import probability
 from ..detector.detector import VectorDetector
 from ..detector.evaluation.leave_one_out import Kind as HeadKind
@@ -223,6 +224,7 @@ def render_page(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
         autoescape=True,  # names of sources and stores are somebody else's text
+        finalize=lambda value: escape(value) if type(value) is str else value,  # what the page's own macros made stays
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )

@@ -11,6 +11,7 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from ..core.atomic_files import write_text
+from ..core.escaping import escape_all
 from ..detector.evaluation.reproduce import (
     BACKBONES,
     PAPER_DATA,
@@ -40,6 +41,7 @@ WITHIN = "the paper's accuracy lies within the 95% interval of the reproduced on
 
 def paper_tables(result: dict[str, Any]) -> RenderableType:
     """Tables of the accuracies in the result of `clipfake reproduce`; the written files have the other measures."""
+    result = escape_all(result)
     parts: list[RenderableType] = [Text(f"{notice}\n", style="bold") for notice in result["notices"]]
     compared = [[*row[:3], *row[4:7]] for row in compared_rows(result) if row[3] == "accuracy"]
     if compared:
@@ -56,6 +58,7 @@ def paper_tables(result: dict[str, Any]) -> RenderableType:
 
 def write_tables(result: dict[str, Any], folder: Path) -> list[Path]:
     """Write all figures to tables.md and tables.csv; returns their paths."""
+    result = escape_all(result)
     compared, runs = compared_rows(result), run_rows(result)
     lines = ["# The paper's tables, reproduced", "", *(f"**{notice}**\n" for notice in result["notices"])]
     for title, columns, rows in (("The ten tables", FIGURE_COLUMNS, compared), ("Every run", RUN_COLUMNS, runs)):

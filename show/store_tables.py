@@ -8,11 +8,13 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ..core.escaping import escape_all
 from .tables import table
 
 
 def store_info(report: dict[str, Any]) -> RenderableType:
     """Format the report of `clipfake store info`."""
+    report = escape_all(report)
     space = report["space"]
     facts = [
         f"store     {report['path']}",
@@ -45,6 +47,7 @@ def store_info(report: dict[str, Any]) -> RenderableType:
 
 def history(report: dict[str, Any]) -> RenderableType:
     """Format the report of `clipfake store snapshots`."""
+    report = escape_all(report)
     rows = [[str(s["number"]), s["rows"], when(s["created"]), s["note"]] for s in report["snapshots"]]
     return table("snapshots", ["number", "rows", "created", "by"], rows, words=["created", "by"])
 
@@ -55,6 +58,7 @@ KIND_NAMES = {"compact": "quantized"}  # of index kinds on disk whose option is 
 
 def built(report: dict[str, Any]) -> RenderableType:
     """Format the report of `clipfake store index`."""
+    report = escape_all(report)
     cost = f"{size(report['bytes'])}, {sum(report['seconds'].values()):.1f} s"
     text = f"{report['why'][:1].upper()}{report['why'][1:]} ({report['action']}, {cost})."
     if not report["labels"]:
@@ -76,6 +80,7 @@ def built(report: dict[str, Any]) -> RenderableType:
 
 def health(report: dict[str, Any], store: str) -> RenderableType:
     """Format the report of `clipfake store verify`; `store` is the folder quoted for a shell."""
+    report = escape_all(report)
     checked = f"{report['files']:,} files, {size(report['bytes'])}, {report['rows']:,} rows"
     if report["sound"]:
         parts: list[RenderableType] = [Text(f"sound: {checked}", style="green")]
@@ -97,6 +102,7 @@ def _problem_line(problem: dict[str, Any]) -> Text:
 
 def repaired(report: dict[str, Any]) -> RenderableType:
     """Format the report of `clipfake store repair`."""
+    report = escape_all(report)
     if not report["actions"]:
         return Text(f"nothing to repair: {report['rows']:,} rows in snapshot {report['snapshot']}")
     parts: list[RenderableType] = [Text(f"  {action['path']}: {action['what']}") for action in report["actions"]]
@@ -107,6 +113,7 @@ def repaired(report: dict[str, Any]) -> RenderableType:
 
 def compacted(report: dict[str, Any]) -> RenderableType:
     """Format the report of `clipfake store compact`."""
+    report = escape_all(report)
     (shards, shards_now), (bytes_, bytes_now) = report["shards"], report["bytes"]
     before, now = f"{count(shards, 'shard')} of {size(bytes_)}", f"{shards_now:,} of {size(bytes_now)}"
     held = f"; {report['held']} still in use, removed by the next compact" if report["held"] else ""
@@ -116,6 +123,7 @@ def compacted(report: dict[str, Any]) -> RenderableType:
 
 def pushed(report: dict[str, Any]) -> RenderableType:
     """Format the report of `clipfake store push`."""
+    report = escape_all(report)
     text = (
         f"{report['rows']:,} rows of snapshot {report['snapshot']} in {report['to']}: {report['pushed']:,} pushed, "
         f"{report['kept']:,} kept, {report['dropped']:,} removed ({sum(report['seconds'].values()):.1f} s)"
@@ -140,12 +148,14 @@ def _with_label_name(filter_name: str) -> str:
 
 def exported(report: dict[str, Any]) -> RenderableType:
     """Format the report of `clipfake store export`."""
+    report = escape_all(report)
     text = f"{report['rows']:,} rows of snapshot {report['snapshot']} in {report['folder']}"
     return Text(f"{text}: {report['files']:,} files, {size(report['bytes'])}, layout {report['layout']}")
 
 
 def imported(report: dict[str, Any]) -> RenderableType:
     """Format the report of `clipfake store import`."""
+    report = escape_all(report)
     return Text(
         f"{report['rows']:,} rows read from {report['folder']}: {report['added']:,} added, "
         f"{report['known']:,} already stored, {report['replaced']:,} replaced (snapshot {report['snapshot']})"
@@ -154,6 +164,7 @@ def imported(report: dict[str, Any]) -> RenderableType:
 
 def filled(report: dict[str, Any]) -> RenderableType:
     """Format the report of `clipfake store add-vectors`."""
+    report = escape_all(report)
     text = (
         f"vectors {report['column']} ({report['encoder']}): {report['added']:,} of {report['rows']:,} rows added, "
         f"{report['known']:,} already stored, {report['missing']:,} still missing"
@@ -191,6 +202,7 @@ MAX_KEYS = 4  # of one group
 
 def doubled(report: dict[str, Any]) -> RenderableType:
     """Format the report of `clipfake store duplicates`: the largest groups of copies."""
+    report = escape_all(report)
     groups = report["groups"]
     if not groups:
         return Text(f"no two of {report['rows']:,} rows have a cosine similarity of {report['threshold']:g} or more")

@@ -1,17 +1,42 @@
-"""Plain tables for the terminal, shared by every command that prints one."""
+"""The console of every command, which escapes names of unknown origin, and plain tables for it."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Sequence
+import sys
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, RenderResult
+from rich.console import Console, ConsoleOptions, RenderableType, RenderResult
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from ..core.escaping import escape_lines
+
 TITLE_WIDTH = 12  # characters in a line of a wrapped column title
+
+
+class EscapingConsole(Console):
+    """Rich's console without markup. Control characters in its content are escaped; its own styles are not content.
+
+    The functions of this package escape names beforehand, line breaks too. What one of them forgets, this escapes.
+    """
+
+    def __init__(self, *, stderr: bool = False, **options: Any) -> None:
+        stream: Any = sys.stderr if stderr else sys.stdout
+        while hasattr(stream, "rich_proxied_file"):  # a stream that escapes would escape the styles too
+            stream = stream.rich_proxied_file
+        super().__init__(file=stream, highlight=False, markup=False, emoji=False, **options)
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(escape_lines(text), **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        for segment in super().render(renderable, options):
+            # control segments are Rich's own, such as the cursor moves of a progress line
+            yield segment if segment.control else segment._replace(text=escape_lines(segment.text))
 
 
 def table(

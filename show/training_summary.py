@@ -7,6 +7,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
+from ..core.escaping import escape_all
 from ..detector.split import PARTS
 from ..detector.training.baseline_names import baseline_name
 from .tables import table
@@ -25,6 +26,7 @@ MODES = {"zero-shot": "nearest by text", "given": "as stored", "mean": "unknown 
 
 def training_summary(report: dict[str, Any]) -> RenderableType:
     """Tables and sentences from the report that `clipfake train --json` prints."""
+    report = escape_all(report)
     rows = [[f"head, {part}", *_figures(report["head"][part])] for part in PARTS]
     rows.append(["head + neighbours, test", *_figures(report["detector"]["test"])])
     baselines = [[baseline_name(name).title, *_figures(result["test"])] for name, result in report["baselines"].items()]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from decimal import Decimal
 
 from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderResult
@@ -14,6 +12,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from ..core.escaping import csv_text, escape_all
 from ..detector.verdict import Neighbor, Refusal, Verdict
 from .phrasing import (
     STRONGEST,
@@ -33,7 +32,7 @@ class VerdictPanel:
     verdict: Verdict
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        verdict, style = self.verdict, VERDICT_STYLES[self.verdict.verdict]
+        verdict, style = escape_all(self.verdict), VERDICT_STYLES[self.verdict.verdict]
         head = Text(f"{style.sign} {verdict.verdict.upper()}", style=f"bold {style.terminal_color}")
         answer = ", ".join(filter(None, (describe_likelihood(verdict), describe_source(verdict))))
         head.append("   ").append(answer, style="default")
@@ -124,22 +123,7 @@ def csv_header() -> str:
 def csv_line(answer: Verdict | Refusal) -> str:
     """Format one answer as a line of CSV: the verdict with the keys of its nearest rows, or the error."""
     if isinstance(answer, Refusal):
-        values: list[Any] = [_escape_formula(answer.image), "", "", "", "", "", "", _escape_formula(answer.error)]
-    else:
-        classes = (answer.neighbors["real"], answer.neighbors["fake"])
-        nearest = [_escape_formula(neighbors[0].key) if neighbors else "" for neighbors in classes]
-        numbers = [f"{answer.score:.4f}", f"{answer.probability:.4f}"]
-        generator = _escape_formula(answer.generator)
-        values = [_escape_formula(answer.image), answer.verdict, *numbers, generator, *nearest, ""]
-    line = io.StringIO()
-    csv.writer(line, lineterminator="").writerow(values)
-    return line.getvalue()
-
-
-def _escape_formula(name: str) -> str:
-    """Prefix a name that a spreadsheet would evaluate as a formula with a quote.
-
-    >>> _escape_formula("=1+1.png"), _escape_formula("a=1.png")
-    ("'=1+1.png", 'a=1.png')
-    """
-    return f"'{name}" if name[:1] in tuple("=+-@\t\r") else name
+        return csv_text([[answer.image, "", None, None, "", "", "", answer.error]]).rstrip("\n")
+    nearest = [of_class[0].key if of_class else "" for of_class in map(answer.neighbors.get, ("real", "fake"))]
+    numbers = [Decimal(f"{value:.4f}") for value in (answer.score, answer.probability)]
+    return csv_text([[answer.image, answer.verdict, *numbers, answer.generator, *nearest, ""]]).rstrip("\n")

@@ -8,14 +8,13 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter, Depends, Path, Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, Field, ValidationError
 
 from ...store.filter import Filter
 from ...store.records import FAKE, REAL, Block, Rows
 from ...store.space import Space
 from ..dependencies import WRITES, StateDep, form_only
-from ..problems import HttpProblem, validation_problem
+from ..problems import EscapedJSONResponse, HttpProblem, validation_problem
 from ..schemas import AddedJson, RemovedJson, refusals
 from ..state import EmbeddedUpload, RefusedUpload, usable
 from ..uploads import Upload, check_count, form, request_body
@@ -73,7 +72,7 @@ async def add(request: Request, state: StateDep) -> Any:
             "before": before,
         }
 
-    return JSONResponse(await state.run(store))
+    return EscapedJSONResponse(await state.run(store))
 
 
 @router.delete(
@@ -90,7 +89,7 @@ async def remove(source: Annotated[str, Path(min_length=1)], state: StateDep) ->
         state.loaded(wait=True)
         return {"source": source, "removed": deleted.rows, "snapshot": deleted.snapshot, "before": deleted.before}
 
-    return JSONResponse(await state.run(drop))
+    return EscapedJSONResponse(await state.run(drop))
 
 
 def distinct(uploads: Sequence[Upload]) -> list[Upload]:

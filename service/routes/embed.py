@@ -6,13 +6,12 @@ import base64
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..batcher import Vector
 from ..dependencies import JSON_ONLY, StateDep
 from ..json_body import JsonRoute
-from ..problems import HttpProblem
+from ..problems import EscapedJSONResponse, HttpProblem
 from ..schemas import EmbeddingsJson, VectorsJson, refusals
 from ..state import RefusedUpload, usable, without_folders
 from ..uploads import check_count, request_body, upload_from_base64, uploads
@@ -38,7 +37,7 @@ async def embed(request: Request, state: StateDep) -> Any:
         for result in results
     ]
     space = state.image_decoder.encoder.space.to_dict()
-    return JSONResponse({"space": {**space, "encoder": without_folders(space["encoder"])}, "answers": answers})
+    return EscapedJSONResponse({"space": {**space, "encoder": without_folders(space["encoder"])}, "answers": answers})
 
 
 class EmbeddingsRequestJson(BaseModel):
@@ -75,7 +74,7 @@ async def embeddings(request_json: EmbeddingsRequestJson, state: StateDep) -> An
     rows = [{"object": "embedding", "index": i, "embedding": encode_values(vector)} for i, vector in enumerate(vectors)]
     model = without_folders(state.image_decoder.encoder.space.encoder)
     usage = {"prompt_tokens": 0, "total_tokens": 0}
-    return JSONResponse({"object": "list", "data": rows, "model": model, "usage": usage})
+    return EscapedJSONResponse({"object": "list", "data": rows, "model": model, "usage": usage})
 
 
 def to_floats(vector: Vector) -> list[float]:

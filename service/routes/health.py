@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter, Response
-from fastapi.responses import JSONResponse
 
 from ..dependencies import StateDep
-from ..problems import HttpProblem
+from ..problems import EscapedJSONResponse, HttpProblem
 from ..schemas import HealthJson, refusals
 
 router = APIRouter(tags=["operation"])
@@ -16,7 +15,7 @@ router = APIRouter(tags=["operation"])
 
 @router.get("/healthz", summary="Whether the service is up", response_model=HealthJson, responses=refusals())
 async def healthz() -> Any:
-    return JSONResponse({"status": "ok"})
+    return EscapedJSONResponse({"status": "ok"})
 
 
 @router.get("/readyz", summary="Whether images can be judged", response_model=HealthJson, responses=refusals())
@@ -24,7 +23,7 @@ async def readyz(state: StateDep) -> Any:
     loaded = await state.run(state.loaded)
     if loaded.problem:
         raise HttpProblem("not-ready", loaded.why, headers=loaded.problem.headers)
-    return JSONResponse({"status": "ready"})
+    return EscapedJSONResponse({"status": "ready"})
 
 
 @router.get(

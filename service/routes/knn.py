@@ -6,7 +6,6 @@ from typing import Any, Literal
 from urllib.parse import quote
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...detector.evidence import without_copies
@@ -14,7 +13,7 @@ from ...store.search.matches import Matches
 from ...store.snapshot import Snapshot
 from ..dependencies import StateDep
 from ..json_body import JsonRoute
-from ..problems import HttpProblem
+from ..problems import EscapedJSONResponse, HttpProblem
 from ..schemas import KnnRowJson, refusals
 from .search import Numbers, nearest, query_vector, rows_json
 
@@ -64,7 +63,9 @@ async def knn_service(request: Request, request_json: KnnRequestJson, state: Sta
     )
     matches = await nearest(state, snapshot, vector, request_json.num_result_ids or request_json.num_images)
     base = str(request.base_url)
-    return JSONResponse(await state.run(knn_rows_json, snapshot, matches, request_json, base, state.evidence.duplicate))
+    return EscapedJSONResponse(
+        await state.run(knn_rows_json, snapshot, matches, request_json, base, state.evidence.duplicate)
+    )
 
 
 def knn_rows_json(

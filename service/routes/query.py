@@ -5,11 +5,11 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...detector.detector import QueryOptions
 from ..dependencies import StateDep
+from ..problems import EscapedJSONResponse
 from ..schemas import AnswersJson, refusals
 from ..state import RefusedUpload, usable
 from ..uploads import request_body, uploads
@@ -70,4 +70,6 @@ async def query(request: Request, state: StateDep, options: Annotated[QueryOptio
             verdict, point = next(judged)
             answers.append(verdict.to_dict())
             points.append(point)
-    return JSONResponse({"snapshot": number, "answers": answers, **({"places": points} if options.on_map else {})})
+    return EscapedJSONResponse(
+        {"snapshot": number, "answers": answers, **({"places": points} if options.on_map else {})}
+    )

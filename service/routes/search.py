@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 from fastapi import APIRouter
-from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from ...store.filter import Filter
@@ -17,7 +16,7 @@ from ...store.snapshot import Snapshot
 from ..batcher import Vector
 from ..dependencies import JSON_ONLY, StateDep
 from ..json_body import JsonRoute
-from ..problems import HttpProblem
+from ..problems import EscapedJSONResponse, HttpProblem
 from ..schemas import SearchResponseJson, refusals
 from ..state import AppState, usable
 from ..uploads import upload_from_base64
@@ -91,7 +90,7 @@ async def search(request_json: SearchRequestJson, state: StateDep) -> Any:
         text=request_json.text,
     )
     matches = await nearest(state, snapshot, vector, request_json.k, request_json.filter)
-    return JSONResponse({"snapshot": snapshot.number, "rows": await state.run(rows_json, snapshot, matches)})
+    return EscapedJSONResponse({"snapshot": snapshot.number, "rows": await state.run(rows_json, snapshot, matches)})
 
 
 async def query_vector(

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
-from fastapi.responses import JSONResponse
 
 from ..dependencies import StateDep
-from ..problems import HttpProblem
+from ..problems import EscapedJSONResponse, HttpProblem
 from ..schemas import MapJson, StoreJson, refusals
 
 router = APIRouter(tags=["store"])
@@ -25,13 +24,13 @@ async def store(request: Request, state: StateDep) -> Any:
         "notice": app_state.notice,
         "writes": bool(app_state.token),
     }
-    return JSONResponse({**figures, **fields, "limits": state.limits.to_dict()})
+    return EscapedJSONResponse({**figures, **fields, "limits": state.limits.to_dict()})
 
 
 @router.get("/v1/map", summary="Two-dimensional map of the bank", response_model=MapJson, responses=refusals(409))
 async def bank_map(state: StateDep) -> Any:
     """Return up to 1,500 rows of the bank, half of each class, on two principal components of the projection."""
-    return JSONResponse(await state.run(lambda: state.loaded().map.to_dict()))
+    return EscapedJSONResponse(await state.run(lambda: state.loaded().map.to_dict()))
 
 
 @router.get(

@@ -63,6 +63,27 @@ function breakable(name) {
   return name.split(/(?<=[_\-/])/).flatMap((part) => [part, make("wbr")]);
 }
 
+// ---- names of unknown origin, as in core/escaping.py ----
+
+const SHORT = { "\n": "\\n", "\r": "\\r", "\t": "\\t" };
+
+/** A text with the characters escaped that are not seen, such as those that reverse the order of what follows. */
+function escapeUnseen(text) {
+  return text.replace(/[\p{Cc}\p{Cf}\p{Cs}\p{Zl}\p{Zp}]/gu, (character) => {
+    const code = character.codePointAt(0).toString(16);
+    const long = code.length > 4 ? `\\U${code.padStart(8, "0")}` : `\\u${code.padStart(4, "0")}`;
+    return SHORT[character] ?? (code.length > 2 ? long : `\\x${code.padStart(2, "0")}`);
+  });
+}
+
+/** A value with each text in it escaped. */
+function escapeAll(value) {
+  if (typeof value === "string") return escapeUnseen(value);
+  if (Array.isArray(value)) return value.map(escapeAll);
+  if (!value || typeof value !== "object") return value;
+  return Object.fromEntries(Object.entries(value).map(([name, part]) => [name, escapeAll(part)]));
+}
+
 // ---- numbers and verdicts in words, as in show/phrasing.py ----
 
 const count = (number) => number.toLocaleString("en-US");
@@ -128,7 +149,7 @@ function describeGenerator(answer) {
 /** A problem or a failure; status 0 if there was no response. */
 class Trouble extends Error {
   constructor(message, status, after = 0, kind = "") {
-    super(message);
+    super(escapeUnseen(message));
     this.status = status;
     this.after = after; // seconds until a retry, 0 for none
     this.kind = kind; // as docs/SERVICE.md lists them
@@ -254,7 +275,7 @@ async function loadStore() {
   clearTimeout(nextLook);
   let store;
   try {
-    store = await requestWithRetry("/v1/store");
+    store = escapeAll(await requestWithRetry("/v1/store"));
   } catch (e) {
     $("bank-line").textContent = e.message;
     const again = { type: "button", className: "quiet", textContent: "Try again", onclick: loadStore };
@@ -322,19 +343,20 @@ class Case {
   constructor(file, name) {
     this.file = file;
     this.name = name;
+    this.shownName = escapeUnseen(name);
     this.state = "waiting"; // or a verdict, or "refused"
     this.answer = null;
     this.place = null;
     this.snapshot = null;
     this.stopper = new AbortController();
     this.card = cloneTemplate("card-template").firstElementChild;
-    this.card.setAttribute("aria-label", name);
-    this.find(".name").textContent = name;
-    this.find(".preview").append(image(file, `Preview of ${name}`, "no preview", "lazy"));
+    this.card.setAttribute("aria-label", this.shownName);
+    this.find(".name").textContent = this.shownName;
+    this.find(".preview").append(image(file, `Preview of ${this.shownName}`, "no preview", "lazy"));
     this.find(".toggle").onclick = () => this.unfold(this.find(".evidence").hidden);
     this.find(".retry").onclick = () => judge([this]);
     this.find(".remove").onclick = () => removeCase(this);
-    this.find(".remove").setAttribute("aria-label", `Remove ${name}`);
+    this.find(".remove").setAttribute("aria-label", `Remove ${this.shownName}`);
     this.show("waiting", "");
   }
 
@@ -362,13 +384,13 @@ class Case {
 
   judged(answer, place, snapshot) {
     Object.assign(this, { answer, place, snapshot });
+    const { generator, stored } = escapeAll(answer);
     this.show(answer.verdict, describeVerdict(answer));
-    if (answer.generator) {
-      const unknown = answer.generator === "unknown";
-      this.find(".by").textContent = unknown ? "by an unknown generator" : `probably made by ${answer.generator}`;
+    if (generator) {
+      this.find(".by").textContent = generator === "unknown" ? "by an unknown generator" : `probably made by ${generator}`;
     }
-    this.find(".known").hidden = !answer.stored.length;
-    this.find(".known").textContent = `${describeStored(answer.stored)} It was not used as evidence.`;
+    this.find(".known").hidden = !stored.length;
+    this.find(".known").textContent = `${describeStored(stored)} It was not used as evidence.`;
     this.find(".chance").hidden = false;
     this.find(".chance strong").textContent = percent(answer.probability);
     this.find(".chance-mark").style.left = `${100 * answer.probability}%`;
@@ -387,9 +409,9 @@ class Case {
 
   /** The card in words, for screen readers. */
   summary() {
-    if (this.state === "refused") return `${this.name}: not judged. ${this.answer.error}`;
+    if (this.state === "refused") return `${this.shownName}: not judged. ${this.answer.error}`;
     const likely = `${percent(this.answer.probability)} likely fake`;
-    return `${this.name}: ${WORDS[this.state]}, ${likely}. ${describeVerdict(this.answer)}`;
+    return `${this.shownName}: ${WORDS[this.state]}, ${likely}. ${describeVerdict(this.answer)}`;
   }
 }
 
@@ -417,7 +439,7 @@ function judge(some) {
   }
   waiting.push(...some);
   summarise();
-  announce(some.length === 1 ? `Judging ${some[0].name}` : `Judging ${plural(some.length, "image")}`);
+  announce(some.length === 1 ? `Judging ${some[0].shownName}` : `Judging ${plural(some.length, "image")}`);
   while (working < Math.min(AT_ONCE, working + waiting.length)) work();
 }
 
@@ -526,7 +548,7 @@ function removeCase(one) {
   one.stopper.abort();
   one.card.remove();
   summarise();
-  announce(`Removed ${one.name}`);
+  announce(`Removed ${one.shownName}`);
   (next ? next.find(".remove") : $("choose")).focus();
 }
 
@@ -559,7 +581,7 @@ function save() {
 
 function showEvidence(one, room) {
   room.append(cloneTemplate("evidence-template"));
-  const { answer } = one;
+  const answer = escapeAll(one.answer);
   const find = (selector) => room.querySelector(selector);
   find(".reasons").append(...answer.reasons.map((why) => make("li", { textContent: sentence(why) })));
   showSignals(answer, find(".bars"), find(".agree"));
@@ -602,7 +624,7 @@ function showSignals(answer, bars, agree) {
 
 function neighborFrame(neighbor, kind) {
   const frame = make("div", { className: "frame" });
-  const alt = `Known ${kind} image ${fileName(neighbor)} from ${neighbor.source}, similarity ${near(neighbor)}`;
+  const alt = escapeUnseen(`Known ${kind} image ${fileName(neighbor)} from ${neighbor.source}, similarity ${near(neighbor)}`);
   loadThumbnail(neighbor.key).then(
     (blob) => frame.append(image(blob, alt, "cannot be shown")),
     (e) => frame.append(make("span", { textContent: e.status === 404 ? "no image stored" : "cannot be loaded" })),
@@ -614,7 +636,7 @@ const near = (neighbor) => neighbor.similarity.toFixed(3);
 const fileName = (neighbor) => neighbor.key.split("/").at(-1);
 
 function showNeighbors(one, find) {
-  find(".asked .frame").append(image(one.file, `The queried image, ${one.name}`, "no preview"));
+  find(".asked .frame").append(image(one.file, `The queried image, ${one.shownName}`, "no preview"));
   for (const kind of ["real", "fake"]) {
     const [nearest, ...further] = one.answer.neighbors[kind];
     if (!nearest) {
@@ -628,13 +650,13 @@ function showNeighbors(one, find) {
       nearest.category ? `category ${nearest.category}` : "",
       fileName(nearest),
     ].filter(Boolean);
-    const words = about.map((textContent) => make("span", { textContent }));
+    const words = about.map((text) => make("span", { textContent: escapeUnseen(text) }));
     words.unshift(make("strong", { textContent: `Nearest ${kind}` }));
     find(`.nearest-${kind}`).append(make("figure", {}, neighborFrame(nearest, kind), make("figcaption", {}, ...words)));
     find(`.strip-${kind}`).append(
       ...further.map((neighbor) => {
-        const caption = make("figcaption", {}, make("b", { textContent: near(neighbor) }), ...breakable(neighbor.source));
-        return make("li", { title: neighbor.key }, make("figure", {}, neighborFrame(neighbor, kind), caption));
+        const caption = make("figcaption", {}, make("b", { textContent: near(neighbor) }), ...breakable(escapeUnseen(neighbor.source)));
+        return make("li", { title: escapeUnseen(neighbor.key) }, make("figure", {}, neighborFrame(neighbor, kind), caption));
       }),
     );
     find(`.strip-${kind}`).parentElement.hidden = !further.length;
@@ -667,7 +689,7 @@ async function showMap(one, section) {
   words.textContent = "Drawing …";
   let map;
   try {
-    map = await loadMap(one.snapshot);
+    map = escapeAll(await loadMap(one.snapshot));
   } catch (e) {
     without(sentence(e.message));
     return;

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from clipfake.detector.verdict import StoredCopy
 from clipfake.show.phrasing import CAVEAT, describe_origin, describe_ratio, percent
+from clipfake.store.records import Block, Rows
 from conftest import SOURCES, Toy, draw_image
 from PIL import Image
 
@@ -170,6 +172,34 @@ def test_map_is_drawn_and_described(visit: Open, address: str) -> None:
     assert canvas.evaluate(PIXELS)
     expect(page.locator(".map-words")).to_contain_text("known images around it")
     expect(canvas).to_have_attribute("aria-label", f"Map of 300 known images. {page.inner_text('.map-words')}")
+
+
+def test_names_are_shown_escaped_and_saved_as_they_are(visit: Open, toy: Toy, tmp_path: Path) -> None:
+    hostile = "\x1b[2J\u202egpj.\u200b"
+    store = toy.copy(tmp_path / "store")
+    with store.writer("hostile") as writer:
+        snapshot = writer.snapshot
+        chosen = np.flatnonzero(snapshot.column("sources") == "gan_a")
+        rows = Rows.make(
+            keys=[f"{hostile}/{key}" for key in snapshot.column("keys")[chosen].tolist()],
+            labels=snapshot.column("labels")[chosen],
+            sources=[f"gan_b{hostile}"] * len(chosen),
+            generators=[f"gan_b{hostile}"] * len(chosen),
+            digests=snapshot.column("digests")[chosen],
+        )
+        writer.append(Block(snapshot.space, rows, snapshot.vectors(chosen), (b"",) * len(chosen)))
+    with served(toy.app(store=store)) as url:
+        page = visit(url)
+        give(page, file(f"mine{hostile}.png", draw_image("gan_a", 7)), file(f"bad{hostile}.png", b"no"))
+        expect(page.locator(".card .name").first).to_have_text(r"mine\x1b[2J\u202egpj.\u200b.png")
+        page.locator(".toggle").first.click() if page.locator(".evidence").first.is_hidden() else None
+        expect(page.locator(".card .known").first).to_contain_text(r"gan_b\x1b[2J")
+        everything = page.content()
+        with page.expect_download() as download:
+            page.locator("#save").click()
+    assert not set(hostile) & {"\x1b", "\u202e", "\u200b"} & set(everything)
+    saved = [json.loads(line) for line in Path(download.value.path()).read_text().splitlines()]
+    assert saved[0]["image"] == f"mine{hostile}.png"
 
 
 def test_notice_is_shown_as_text(visit: Open, address: str) -> None:

@@ -1,6 +1,7 @@
 """The routes of the service: responses, errors and authorization."""
 
 import base64
+import gzip
 import importlib.util
 import io
 import json
@@ -31,7 +32,7 @@ PAGE = Path(__file__).parents[2] / "docs" / "SERVICE.md"
 TOKEN = {"Authorization": "Bearer secret"}
 
 
-AS_PNG = {"Content-Type": "image/png"}
+AS_PNG, AS_JSON = {"Content-Type": "image/png"}, {"Content-Type": "application/json"}
 
 
 @contextmanager
@@ -678,9 +679,28 @@ def test_public_service_needs_the_token_except_page_and_health(toy: Any) -> None
 
 def test_local_service_checks_the_host_header(toy: Any) -> None:
     with TestClient(toy.app(), base_url="http://127.0.0.1") as client:
-        for name in ("127.0.0.1:8000", "localhost", "localhost:1", "[::1]:8000"):
+        for name in (
+            "127.0.0.1:8000",
+            "localhost",
+            "localhost:1",
+            "[::1]:8000",
+            "[::1]",
+            "LOCALHOST:8000",
+            "localhost.",
+        ):
             assert client.get("/healthz", headers={"Host": name}).status_code == 200
-        for name in ("evil.example", "127.0.0.1.evil.example", "localhost.", "[::1", ""):
+        for name in (
+            *("evil.example", "127.0.0.1.evil.example", "localhost.evil.example", "localhost..", ".", "", ":8000"),
+            *(
+                "[::1",
+                "[::1]evil.example",
+                "localhost:evil",
+                "localhost:80:80",
+                "localhost@evil",
+                "127.0.0.2",
+                "0.0.0.0",
+            ),
+        ):
             assert problem(client.get("/healthz", headers={"Host": name})) == (421, "wrong-host")
 
 
@@ -690,6 +710,101 @@ def test_no_cross_origin_access(client: TestClient) -> None:
     assert response.headers["cross-origin-resource-policy"] == "same-origin"
     assert response.headers["x-content-type-options"] == "nosniff"
     assert problem(client.options("/v1/bank", headers={"Origin": "https://evil.example"})) == (405, "wrong-method")
+
+
+def test_head_is_get_without_a_body(client: TestClient) -> None:
+    paths = (
+        "/",
+        "/healthz",
+        "/readyz",
+        "/metrics",
+        "/openapi.json",
+        "/v1/store",
+        "/v1/map",
+        "/v1/thumbnails/gan_a/img 1.png",
+    )
+    for path in (*paths, "/v1/thumbnails/none", "/nothing", "/v1/query"):  # refusals have the same headers too
+        got, head = client.get(path), client.head(path)
+        assert (head.status_code, head.content) == (got.status_code, b"")
+        changing = {"content-length"} if path in ("/metrics", "/readyz") else set()
+        assert {k: v for k, v in head.headers.items() if k not in changing} == {
+            k: v for k, v in got.headers.items() if k not in changing
+        }
+        assert head.headers["content-length"] != "0"
+
+
+def test_head_obeys_the_token(toy: Any) -> None:
+    with client_of(toy, public=True, token="secret") as client:
+        assert [client.head(path).status_code for path in ("/healthz", "/v1/store")] == [200, 401]
+        assert client.head("/v1/store", headers=TOKEN).status_code == 200
+
+
+def test_head_is_allowed_where_get_is(client: TestClient) -> None:
+    refused = client.delete("/healthz")
+    assert problem(refused) == (405, "wrong-method")
+    assert refused.headers["allow"] == "GET, HEAD"
+    assert client.get("/v1/query").headers["allow"] == "POST"
+    assert client.options("/v1/query").headers["allow"] == "POST"
+
+
+def test_final_slash_of_a_route_is_ignored(toy: Any, client: TestClient) -> None:
+    assert client.get("/healthz/").json() == {"status": "ok"}
+    assert client.post("/v1/embed/", content=toy.draw_image("gan_a", 7), headers=AS_PNG).status_code == 200
+    assert problem(client.get("/healthz//")) == (404, "not-found")
+    assert problem(client.get("/v1/thumbnails/gan_a/img 1.png/")) == (404, "not-found")  # another key
+    with client_of(toy, public=True, token="secret") as guarded:
+        assert guarded.get("/v1/store/").status_code == 401
+
+
+def test_content_type_in_any_case_and_with_parameters(toy: Any, client: TestClient) -> None:
+    content = toy.draw_image("gan_a", 7)
+    for kind in ("image/PNG", "IMAGE/png; q=1", "Application/Octet-Stream"):
+        assert client.post("/v1/embed", content=content, headers={"Content-Type": kind}).status_code == 200
+    body = json.dumps({"key": "gan_a/img 7.png", "k": 1}).encode()
+    for kind in ("application/json; charset=utf-8", "APPLICATION/JSON;charset=UTF-8", "application/vnd.api+json"):
+        assert client.post("/v1/search", content=body, headers={"Content-Type": kind}).status_code == 200
+    assert client.post("/v1/search", content=b"\xef\xbb\xbf" + body, headers=AS_JSON).status_code == 200
+
+
+def test_compressed_body_is_refused_by_name(toy: Any, client: TestClient) -> None:
+    body = gzip.compress(toy.draw_image("gan_a", 7))
+    refused = client.post("/v1/embed", content=body, headers={**AS_PNG, "Content-Encoding": "gzip"})
+    assert problem(refused) == (415, "wrong-media")
+    assert "Content-Encoding: gzip" in refused.json()["detail"]
+    assert refused.headers["accept-encoding"] == "identity"
+    plain = client.post(
+        "/v1/embed", content=toy.draw_image("gan_a", 7), headers={**AS_PNG, "Content-Encoding": "Identity"}
+    )
+    assert plain.status_code == 200
+
+
+def test_empty_body_and_percent_encoded_path(client: TestClient) -> None:
+    for path, headers in (("/v1/query", AS_PNG), ("/v1/search", AS_JSON)):
+        refused = client.post(path, content=b"", headers=headers)
+        assert refused.status_code == 422 and refused.headers["content-type"] == "application/problem+json"
+    assert client.get("/v1/thumbnails/%67an_a%2Fimg%201.png").headers["content-type"] == "image/jpeg"
+
+
+def test_image_field_of_a_form_has_any_name(toy: Any, client: TestClient) -> None:
+    for name in ("image", "file", "images[]"):
+        answer = client.post("/v1/embed", files=[(name, ("a.png", toy.draw_image("gan_a", 7)))])
+        assert [image["image"] for image in answer.json()["answers"]] == ["a.png"]
+    unbounded = client.post("/v1/embed", content=b"--x", headers={"Content-Type": "multipart/form-data"})
+    assert problem(unbounded) == (400, "bad-request")
+
+
+@pytest.mark.parametrize("encode", [base64.encodebytes, base64.urlsafe_b64encode], ids=["lines", "url-safe"])
+def test_base64_variants_in_every_json_route(toy: Any, client: TestClient, encode: Any) -> None:
+    text = encode(toy.draw_image("gan_a", 7)).decode().rstrip("=\n")
+    for image in (text, f"data:image/png;base64,{text}"):
+        for body in (
+            json.dumps({"image": image, "k": 1}),
+            f'{{"image": "{image}", "k": 1}}',
+        ):  # line breaks as they are
+            found = client.post("/v1/search", content=body, headers=AS_JSON)
+            assert found.json()["rows"][0]["key"] == "gan_a/img 7.png"
+        assert client.post("/v1/embeddings", json={"input": image}).status_code == 200
+        assert client.post("/knn-service", json={"image": image}).json()[0]["key"] == "gan_a/img 7.png"
 
 
 # --- the page for engineers

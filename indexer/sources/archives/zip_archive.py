@@ -105,7 +105,8 @@ class ZipArchive:
         return count
 
     def exists(self, inside: str) -> bool:
-        return self._directory.find(inside) is not None
+        # `find` reads backslashes as slashes: a table's path would keep them, and its image be taken for another one
+        return "\\" not in inside and self._directory.find(inside) is not None
 
     def head(self, inside: str) -> bytes:
         try:
