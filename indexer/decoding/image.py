@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -129,7 +128,17 @@ def thumbnail_of(small: Pixels) -> bytes:
 
 
 def pixels_of(image: Pillow.Image) -> Pixels:
-    """RGB pixels of a Pillow image, upright; raises ImageError for values without an agreed brightness."""
+    """RGB pixels of a Pillow image, upright; raises ImageError, also for a lazily opened file that is damaged."""
+    silence_pillow()
+    try:
+        return _upright_pixels(image)
+    except ImageError:
+        raise
+    except Exception as e:  # a damaged file can make Pillow's readers raise almost anything
+        raise _image_error(b"", e) from e
+
+
+def _upright_pixels(image: Pillow.Image) -> Pixels:
     image.load()
     rgb, turn = to_rgb(image), transposition(image)
     return np.asarray(rgb if turn is None else rgb.transpose(turn))
@@ -145,8 +154,7 @@ def _decode_with_pillow(content: bytes) -> tuple[Pixels, str]:
     except Exception as e:  # a damaged file can make Pillow's readers raise almost anything
         bare = without_metadata(content)
         if bare != content:
-            with suppress(Exception):
-                return _read_with_pillow(bare)
+            return _decode_with_pillow(bare)
         raise _image_error(content, e) from e
 
 
@@ -160,7 +168,7 @@ def _read_with_pillow(content: bytes) -> tuple[Pixels, str]:
         image.seek(0)
         if image.format == "PNG":
             scale_transparent_colour(image, depth=content[24])
-        return pixels_of(image), image.format or "unknown"
+        return _upright_pixels(image), image.format or "unknown"
 
 
 def _image_error(content: bytes, error: Exception) -> ImageError:
@@ -173,7 +181,9 @@ def _image_error(content: bytes, error: Exception) -> ImageError:
         return ImageError("a PDF, not an image; save the image in it as PNG or JPEG")
     for start, name in SIGNATURES.items():
         if content.startswith(start):
-            return ImageError(f"damaged {name}, or one of an unsupported kind; save it again as PNG or JPEG with 8 bits")
+            return ImageError(
+                f"damaged {name}, or one of an unsupported kind; save it again as PNG or JPEG with 8 bits"
+            )
     return ImageError(f"not an image ({len(content):,} bytes starting with {content[:8]!r})")
 
 

@@ -70,7 +70,7 @@ def without_damaged_tags(content: bytes) -> bytes:
 
     directory = number(word, word)
     first = directory + count_bytes
-    end = first + number(directory, count_bytes) * entry_bytes  # of the entries; the offset of the next directory follows
+    end = first + number(directory, count_bytes) * entry_bytes  # where the offset of the next directory is
     if content[:4] not in TIFF or end + word > len(content):
         return content
     entries = range(first, end, entry_bytes)
@@ -82,7 +82,7 @@ def without_damaged_tags(content: bytes) -> bytes:
 
 
 def without_metadata(content: bytes) -> bytes:
-    """Return the file with its pixels and a readable orientation alone; other formats, and what is damaged, unchanged."""
+    """Return the file with its pixels and a readable orientation alone; unchanged for most other formats."""
     if content.startswith(PNG):
         return _bare_png(content)
     if content.startswith(JPEG):

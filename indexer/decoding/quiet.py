@@ -9,7 +9,7 @@ import warnings
 from contextlib import suppress
 from functools import cache
 
-from PIL import Image as Pillow
+from PIL import _imaging
 
 PILLOW_MODULES = re.compile(r"PIL\.")
 
@@ -29,7 +29,7 @@ def silence_pillow() -> None:
 def _silence_once() -> None:
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # without any, Python prints errors
     with suppress(OSError, AttributeError):  # a Pillow without libtiff, or with one that is linked into it
-        libraries = ctypes.CDLL(Pillow.core.__file__)  # looks symbols up in the libraries that Pillow loaded too
+        libraries = ctypes.CDLL(_imaging.__file__)  # looks symbols up in the libraries that Pillow loaded too
         for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
             set_handler = getattr(libraries, name)
             set_handler.argtypes, set_handler.restype = [ctypes.c_void_p], ctypes.c_void_p

@@ -93,10 +93,10 @@ def _levels_of_integers(values: npt.NDArray[Any], white: int) -> npt.NDArray[np.
         )
     if white > MAX_OF_16_BITS and 0 < high <= MAX_OF_16_BITS:
         raise ImageError(
-            f"32-bit grey values up to {high:,} only, where {white:,} is white: it would be black; save it with 8 bits"
+            f"32-bit grey values only up to {high:,}, where {white:,} is white: it would be black; save it with 8 bits"
         )
-    wide = np.float32 if white <= MAX_OF_16_BITS else np.float64
-    return (values.astype(wide) * (255.0 / white) + 0.5).astype(np.uint8)
+    scaled: npt.NDArray[np.floating] = values.astype(np.float32 if white <= MAX_OF_16_BITS else np.float64)
+    return np.asarray(scaled * (255.0 / white) + 0.5, np.uint8)
 
 
 def _levels_of_floats(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
@@ -105,7 +105,8 @@ def _levels_of_floats(values: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     low, high = float(values.min()), float(values.max())
     if low < -FLOAT_TOLERANCE or high > 1 + FLOAT_TOLERANCE:
         raise ImageError(
-            f"floating-point grey values from {low:.6g} to {high:.6g}, where 0 is black and 1 white; save it with 8 bits"
+            f"floating-point grey values from {low:.6g} to {high:.6g}, where 0 is black and 1 is white; "
+            "save it with 8 bits"
         )
     return np.clip(values * 255 + 0.5, 0, 255).astype(np.uint8)
 
