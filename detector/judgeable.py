@@ -12,9 +12,11 @@ import numpy.typing as npt
 from ..errors import NothingToJudge
 
 MIN_SIDE = 32  # pixels; CLIP enlarges a smaller image sevenfold, and sees blurred blocks instead of a texture
-# Largest difference, in levels of 255, between pixels of one colour: lossy compression of a flat image stays within two
-# levels of its colour. The faintest text or gradient that a person can see differs by more.
-FLAT_LEVELS = 4
+# Largest differences, in levels of 255, between pixels of one colour. Lossy WebP changes the brightness of a flat image by
+# 2 levels and its colours by up to 15 (at quality 30), JPEG and AVIF by at most 1. Text or a gradient that a person can
+# see differs by more in brightness.
+FLAT_BRIGHTNESS, FLAT_CHANNEL = 4, 16
+BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
 SAMPLE_SIDE = 16  # most images are seen not to be flat from 16 x 16 of their pixels
 
 
@@ -32,8 +34,11 @@ def require_judgeable(pixels: npt.NDArray[np.uint8]) -> None:
 
 
 def _is_flat(pixels: npt.NDArray[np.uint8]) -> bool:
-    """True if no channel varies by more than `FLAT_LEVELS`."""
+    """True if all pixels have one colour, within `FLAT_BRIGHTNESS` and `FLAT_CHANNEL`."""
     rows = pixels.reshape(len(pixels), -1)  # columns are reduced several times faster than the last axes
     low = rows.min(0).reshape(-1, pixels.shape[2]).min(0)
     high = rows.max(0).reshape(-1, pixels.shape[2]).max(0)
-    return bool((high - low).max() <= FLAT_LEVELS)
+    varies = int((high - low).max())
+    if varies <= FLAT_BRIGHTNESS or varies > FLAT_CHANNEL:
+        return varies <= FLAT_BRIGHTNESS
+    return bool(np.ptp(pixels @ BRIGHTNESS) <= FLAT_BRIGHTNESS)
