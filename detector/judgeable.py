@@ -12,9 +12,9 @@ import numpy.typing as npt
 from ..errors import NothingToJudge
 
 MIN_SIDE = 32  # pixels; CLIP enlarges a smaller image sevenfold, and sees blurred blocks instead of a texture
-# Largest differences, in levels of 255, between pixels of one colour. Lossy WebP changes the brightness of a flat image by
-# 2 levels and its colours by up to 15 (at quality 30), JPEG and AVIF by at most 1. Text or a gradient that a person can
-# see differs by more in brightness.
+# Largest differences, in levels of 255, between pixels of one colour. Lossy WebP changes the brightness of a flat image
+# by 2 levels and its colours by up to 15 (at quality 30), JPEG and AVIF by at most 1. Text or a gradient that a person
+# can see differs by more in brightness.
 FLAT_BRIGHTNESS, FLAT_CHANNEL = 4, 16
 BRIGHTNESS = np.array([0.299, 0.587, 0.114], np.float32)  # of red, green and blue (ITU-R BT.601)
 SAMPLE_SIDE = 16  # most images are seen not to be flat from 16 x 16 of their pixels

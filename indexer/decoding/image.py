@@ -55,6 +55,9 @@ _ANNEX_K = np.array([
 # fmt: on
 
 
+silence_pillow()  # also for modules that read a header themselves, before an image is decoded
+
+
 @dataclass(frozen=True)
 class Image:
     """A decoded image and properties of its file."""
@@ -179,6 +182,10 @@ def _image_error(content: bytes, error: Exception) -> ImageError:
         return ImageError(f"damaged or unsupported image: {str(error) or type(error).__name__}")
     if content[:5] == b"%PDF-":
         return ImageError("a PDF, not an image; save the image in it as PNG or JPEG")
+    if content[4:8] == b"ftyp":
+        return ImageError(
+            "a video, or an AVIF or HEIC that is damaged or unsupported; save it as PNG or JPEG with 8 bits"
+        )
     for start, name in SIGNATURES.items():
         if content.startswith(start):
             return ImageError(

@@ -146,7 +146,7 @@ def test_damaged_tags_cost_no_image(data: st.DataObject, kind: str) -> None:
     if kind == "TIFF":
         directory = int.from_bytes(content[4:8], "little")
         entries = range(directory + 2, directory + 2 + 12 * content[directory], 12)
-        damaged = [entry for entry in entries if content[entry : entry + 2] in (b"\x0f\1", b"\x31\1", b"\x1a\1")]
+        damaged = [entry for entry in entries if bytes(content[entry : entry + 2]) in (b"\x0f\1", b"\x31\1", b"\x1a\1")]
         places = [entry + offset for entry in damaged for offset in range(2, 12)]
     else:
         start = content.index(b"makermaker") - 60
