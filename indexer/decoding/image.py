@@ -17,12 +17,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
-from PIL.TiffImagePlugin import TiffImageFile
 
 from ...errors import ImageError, MissingExtra
 from .metadata import PNG, TIFF, transposition, without_damaged_tags, without_metadata
 from .quiet import silence_pillow
-from .rgb import BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO, scale_transparent_colour, to_rgb
+from .rgb import scale_transparent_colour, to_rgb
+from .tiff_layout import refuse_misread_layouts
 
 try:
     import simplejpeg
@@ -41,8 +41,6 @@ SCANS_LIMIT = 100  # scans of a large JPEG; encoders write ten, and each needs f
 # Formats in common use; Pillow has others that run a program (EPS) or are obsolete.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "HEIF")
 SIGNATURES = {PNG: "PNG", SOI: "JPEG", b"GIF8": "GIF"} | dict.fromkeys(TIFF, "TIFF")
-COMPRESSION, FILL_ORDER, STRIP_BYTES, PLANAR_CONFIGURATION, TILE_BYTES = 259, 266, 279, 284, 325  # tags of TIFF
-YCBCR = 6  # a value of PHOTOMETRIC
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands of ISO/IEC 23008-12
 
 # Luminance table of ISO/IEC 10918-1 Annex K.1, which libjpeg scales by quality; only the sum of its values is used.
@@ -142,6 +140,7 @@ def pixels_of(image: Pillow.Image) -> Pixels:
 
 
 def _upright_pixels(image: Pillow.Image) -> Pixels:
+    refuse_misread_layouts(image)
     image.load()
     rgb, turn = to_rgb(image), transposition(image)
     return np.asarray(rgb if turn is None else rgb.transpose(turn))
@@ -167,7 +166,6 @@ def _read_with_pillow(content: bytes) -> tuple[Pixels, str]:
         _register_heic()
     with Pillow.open(io.BytesIO(content), formats=_formats()) as image:
         _check_size(*image.size)
-        _check_layout(image)
         image.seek(0)
         if image.format == "PNG":
             scale_transparent_colour(image, depth=content[24])
@@ -192,21 +190,6 @@ def _image_error(content: bytes, error: Exception) -> ImageError:
                 f"damaged {name}, or one of an unsupported kind; save it again as PNG or JPEG with 8 bits"
             )
     return ImageError(f"not an image ({len(content):,} bytes starting with {content[:8]!r})")
-
-
-def _check_layout(image: Pillow.Image) -> None:
-    """Refuse uncompressed TIFFs whose samples Pillow would take for others."""
-    if not isinstance(image, TiffImageFile) or image.tag_v2.get(COMPRESSION, 1) != 1:
-        return
-    tags = image.tag_v2
-    bits, photometric = set(tags.get(BITS_PER_SAMPLE, (1,))), tags.get(PHOTOMETRIC, WHITE_IS_ZERO)
-    if tags.get(PLANAR_CONFIGURATION, 1) == 2:  # each plane is read as of plain bytes, or of plain bits
-        plain = tags.get(FILL_ORDER, 1) == 1 and (bits == {8} or (bits == {1} and photometric == 1))
-        if not plain or photometric == WHITE_IS_ZERO:
-            raise ImageError("an uncompressed TIFF with separate planes of this kind is unsupported; save it as PNG")
-    width, height = image.size
-    if photometric == YCBCR and sum(tags.get(STRIP_BYTES, ()) or tags.get(TILE_BYTES, ())) < 3 * width * height:
-        raise ImageError("an uncompressed TIFF with reduced chroma is unsupported; save it as PNG")
 
 
 @cache
