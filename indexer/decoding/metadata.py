@@ -17,6 +17,7 @@ from PIL import Image as Pillow
 ORIENTATION = ExifTags.Base.Orientation
 PNG = b"\x89PNG\r\n\x1a\n"
 JPEG = b"\xff\xd8"
+JP2, JP2_METADATA = b"\0\0\0\x0cjP  ", (b"uuid", b"uinf", b"xml ")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 TAG_TYPES = {ORIENTATION: (3, 4), 282: (5,), 283: (5,), 296: (3,)}  # of orientation, resolution and its unit
@@ -87,6 +88,8 @@ def without_metadata(content: bytes) -> bytes:
         return _bare_png(content)
     if content.startswith(JPEG):
         return _bare_jpeg(content)
+    if content.startswith(JP2):
+        return _bare_jp2(content)
     if content[4:8] == b"ftyp":
         return EXIF_ITEM.sub(rb"\1free", content)  # an item of an unknown type is ignored
     return content
@@ -132,6 +135,19 @@ def _is_short_text(kind: bytes, data: bytes) -> bool:
     except zlib.error:
         return False
     return not inflater.unconsumed_tail
+
+
+def _bare_jp2(content: bytes) -> bytes:
+    """Drop the boxes of metadata of a JPEG 2000 file; Pillow does not reach the pixels after large ones."""
+    kept, start = [], 0
+    while start + 8 <= len(content):
+        length, kind = int.from_bytes(content[start : start + 4], "big"), content[start + 4 : start + 8]
+        if length < 8:  # 1: a longer length follows; 0: it lasts to the end
+            break
+        if kind not in JP2_METADATA:
+            kept.append(content[start : start + length])
+        start += length
+    return b"".join(kept) + content[start:]
 
 
 def _bare_jpeg(content: bytes) -> bytes:

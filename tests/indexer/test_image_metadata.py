@@ -180,6 +180,21 @@ def test_jpeg_segments_cost_no_image(name: str, orientation: int) -> None:
     assert np.array_equal(pixels, decode(content).pixels)
 
 
+@pytest.mark.parametrize("kind", [b"uuid", b"xml "])
+def test_large_boxes_cost_no_jpeg_2000(kind: bytes) -> None:
+    content, box = encoded("JPEG2000"), struct.pack(">I", 5_000_008) + kind + bytes(5_000_000)
+    start = content.index(b"jp2c") - 4
+    assert np.array_equal(decode(content[:start] + box + content[start:]).pixels, PIXELS)
+
+
+LARGE_EXIF = exif(3, 6) + bytes(3_000_000)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "AVIF"])
+def test_large_exif_is_read(kind: str) -> None:
+    assert decode(encoded(kind, exif=LARGE_EXIF)).pixels.shape == (30, 20, 3)
+
+
 NOISY = """
 import sys
 from pathlib import Path
