@@ -155,8 +155,8 @@ class Detector:
 
         Returns
         -------
-        A `Verdict` for each image, or a `Refusal` with the reason why it could not be read. `Session.judge` yields the
-        same answers one by one.
+        A `Verdict` for each image, or a `Refusal` with the reason why it could not be read, or holds nothing to
+        judge. `Session.judge` yields the same answers one by one.
         """
         if isinstance(images, str | bytes | Path):
             images = [images]

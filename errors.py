@@ -16,6 +16,7 @@ ClipfakeError
 │   └── NotEnoughRows       too few stored rows (empty bank, one class only, missing named vectors)
 ├── SourceError             a folder, archive or table of images that cannot be read
 ├── ImageError              one image that cannot be decoded; it is reported, and the run continues
+│   └── NothingToJudge      an image that can be decoded and indexed, but is too small or flat to be judged
 ├── EncoderError            an encoder that cannot be loaded or used
 ├── HeadError               a head that cannot be trained, saved or loaded
 ├── InvalidOption           a value that an option cannot have, from Python (also ValueError)
@@ -85,6 +86,10 @@ class SourceError(ClipfakeError):
 
 class ImageError(ClipfakeError):
     """One image cannot be decoded."""
+
+
+class NothingToJudge(ImageError):
+    """One image is too small, or has one colour only: it can be indexed, but not judged."""
 
 
 class EncoderError(ClipfakeError):

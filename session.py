@@ -14,6 +14,7 @@ from .detector.calibration import Calibration
 from .detector.detector import QueryOptions, VectorDetector
 from .detector.evidence import EvidenceOptions
 from .detector.head import DEFAULT, Head, head_folder, vector_names_of
+from .detector.judgeable import require_judgeable
 from .detector.verdict import Refusal, Verdict
 from .indexer.encoder_spec import EncoderSpec
 from .indexer.encoders.encoder_name import INT8, seed_of
@@ -133,6 +134,8 @@ class Session:
     ) -> Iterator[tuple[EmbeddedImage, Verdict | Refusal]]:
         """Embed and judge images as a stream: one encoder pass and one search per batch, results in order.
 
+        A file that cannot be read, or an image with nothing to judge (too small, one colour), gets a `Refusal`.
+
         Parameters
         ----------
         images : files, folders, archives, arrays, see `clipfake.indexer.embedding.embed_images`
@@ -146,7 +149,8 @@ class Session:
         from .indexer.embedding import DEGRADATIONS, degraded, embed_batches, image_refs
 
         refs = image_refs(images)
-        for batch in embed_batches(self.encoder, refs, make_views=degraded if check_stability else None):
+        make_views = degraded if check_stability else None
+        for batch in embed_batches(self.encoder, refs, make_views=make_views, check=require_judgeable):
             embedded = [image for image in batch if image.vector is not None]
             verdicts: Iterator[Verdict] = iter(())
             if embedded:

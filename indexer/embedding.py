@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
-from PIL import ImageOps
 
 from ..errors import ImageError
 from .channel import Channel, ChannelStopped
-from .decoding.image import Image, Pixels
+from .decoding.image import Image, Pixels, pixels_of
 from .decoding.reader import ImageReader
 from .encoders.base import Encoder
 from .pipeline import EncodedBatch, Pipeline
@@ -62,9 +61,9 @@ class PixelSource:
         return -1, 0
 
     def read(self) -> tuple[bytes, int]:
-        """Encode the pixels losslessly; raises ImageError for an array that is not an image."""
+        """Encode the pixels losslessly; raises ImageError for an array or a Pillow image that cannot be read."""
         if isinstance(self.pixels, Pillow.Image):
-            image = ImageOps.exif_transpose(self.pixels)
+            image = Pillow.fromarray(pixels_of(self.pixels))
         else:
             array = np.asarray(self.pixels)
             if (
@@ -120,11 +119,15 @@ def embed_batches(
     refs: Iterable[ImageRef],
     *,
     make_views: Callable[[Pixels], Sequence[Pixels]] | None = None,
+    check: Callable[[Pixels], None] | None = None,
     batch_size: int | None = None,
     threads: int | None = None,
 ) -> Iterator[list[EmbeddedImage]]:
-    """Embed listed images as `embed_images` does, and yield the results of each batch together."""
-    reader = ImageReader(encoder.shrink, make_views=make_views)
+    """Embed listed images as `embed_images` does, and yield the results of each batch together.
+
+    `check` raises ImageError for full-size pixels that are not to be embedded.
+    """
+    reader = ImageReader(encoder.shrink, make_views=make_views, check=check)
     size = batch_size or encoder.batch_size
     pipeline = Pipeline(encoder, reader, size, threads or len(os.sched_getaffinity(0)))
     batches: dict[int, list[ImageRef]] = {}

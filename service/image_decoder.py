@@ -11,8 +11,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
-from PIL import UnidentifiedImageError
 
+from ..detector.judgeable import require_judgeable
 from ..errors import ImageError
 from ..store.space import Space
 from .limits import Limits
@@ -25,6 +25,7 @@ MAX_SCANS = 100  # a progressive JPEG usually has about ten
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a JPEG marker other than stuffed zeros, restarts and padding
 MAX_MARKERS = 10_000  # far more than any image has
 END, SCAN, BARE = 0xD9, 0xDA, (0x01, 0xD8)  # markers: end of image, start of scan, those without a segment
+PNG = b"\x89PNG\r\n\x1a\n"  # followed by the header: its length and name, width and height
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
 
@@ -69,8 +70,10 @@ class ImageDecoder:
     thumbnail: Callable[[Pixels], bytes]  # to a small JPEG
     degraded: Callable[[Pixels], dict[str, Pixels]] | None = None  # to degraded copies by name
 
-    def open(self, content: bytes, limits: Limits, *, thumbnail: bool = False, views: bool = False) -> UploadedImage:
-        """Decode one file within the limits; raises ImageError or HttpProblem."""
+    def open(
+        self, content: bytes, limits: Limits, *, thumbnail: bool = False, views: bool = False, to_judge: bool = False
+    ) -> UploadedImage:
+        """Decode one file within the limits; raises ImageError (NothingToJudge if `to_judge` is set) or HttpProblem."""
         if len(content) > limits.image_bytes:
             message = f"{len(content):,} bytes are more than the {limits.image_bytes:,} allowed for an image"
             raise HttpProblem("too-large", f"{message}; send a smaller file")
@@ -85,6 +88,8 @@ class ImageDecoder:
         height, width = image.pixels.shape[:2]
         if height * width > limits.pixels:  # the size in the header is not readable for every format
             raise too_many_pixels(width, height, limits.pixels)
+        if to_judge:
+            require_judgeable(image.pixels)
         small = self.thumbnail(image.pixels) if thumbnail else b""
         copies = self.degraded(image.pixels) if views and self.degraded else {}
         return UploadedImage(
@@ -121,16 +126,19 @@ def refuse_hostile(content: bytes, max_pixels: int) -> None:
         raise ImageError(
             f"a JPEG of {scans} or more scans (at most {MAX_SCANS} are allowed); save the image again and retry"
         )
+    if content.startswith(PNG):  # Pillow would read, and refuse, large texts before the pixels
+        width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
+        if width * height > max_pixels:
+            raise too_many_pixels(width, height, max_pixels)
+        return
     try:
         with Pillow.open(io.BytesIO(content)) as header:
             width, height = header.size
             image_format = header.format or "unknown"
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
         raise HttpProblem("too-large", f"{e}; at most {max_pixels:,} pixels are allowed") from e
-    except UnidentifiedImageError:
-        return  # the decoder raises the better error
-    except Exception as e:
-        raise ImageError(f"damaged image header ({type(e).__name__}); save the image again and retry") from e
+    except Exception:  # noqa: BLE001 - the decoder raises the better error, or reads the image without its metadata
+        return
     if image_format not in FORMATS:
         raise ImageError(f"{image_format} images are not supported; convert it to JPEG or PNG and try again")
     if width * height > max_pixels:

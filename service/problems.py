@@ -20,6 +20,7 @@ from ..errors import (
     Locked,
     NoStore,
     NotEnoughRows,
+    NothingToJudge,
     SpaceMismatch,
 )
 
@@ -40,6 +41,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "invalid": (422, "The request is not valid"),
     "no-image": (422, "There is no image in the request"),
     "bad-image": (422, "The image cannot be read"),
+    "nothing-to-judge": (422, "The image cannot be judged"),
     "failed": (500, "The service failed"),
     "engine-failed": (502, "The search back end failed"),
     "not-ready": (503, "Not ready"),
@@ -92,7 +94,7 @@ def to_problem(error: Exception, folder: Path | None = None) -> HttpProblem:
     if isinstance(error, Locked):
         return HttpProblem("locked", detail, headers={"Retry-After": "5"})
     if isinstance(error, ImageError):
-        return HttpProblem("bad-image", detail)
+        return HttpProblem("nothing-to-judge" if isinstance(error, NothingToJudge) else "bad-image", detail)
     if isinstance(error, NoStore | NotEnoughRows | HeadError | SpaceMismatch):
         return HttpProblem("cannot-judge", detail)
     if isinstance(error, BadBlock | EncoderError):

@@ -154,10 +154,11 @@ class AppState:
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
     async def embed(
-        self, uploads: Sequence[Upload], *, thumbnails: bool = False, views: bool = False
+        self, uploads: Sequence[Upload], *, thumbnails: bool = False, views: bool = False, to_judge: bool = False
     ) -> list[EmbeddedUpload | RefusedUpload]:
         """Decode and encode uploads, with their degraded copies if `views` is set; one result per upload, in order.
 
+        If `to_judge` is set, images with nothing to judge are refused.
         Raises HttpProblem: busy if the queue has no room for all images, too-many if it never will.
         """
         if views and self.image_decoder.degraded is None:
@@ -166,12 +167,13 @@ class AppState:
         if images > self.limits.waiting:  # retrying would never help
             message = f"{len(uploads)} images with their degraded copies exceed the limit of {self.limits.waiting}"
             raise HttpProblem("too-many", f"{message} waiting images; send fewer")
+        options = {"thumbnail": thumbnails, "views": views, "to_judge": to_judge}
         with self.batcher.reserve(images):
-            return list(await asyncio.gather(*(self._embed_upload(upload, thumbnails, views) for upload in uploads)))
+            return list(await asyncio.gather(*(self._embed_upload(upload, options) for upload in uploads)))
 
-    async def _embed_upload(self, upload: Upload, thumbnail: bool, views: bool) -> EmbeddedUpload | RefusedUpload:
+    async def _embed_upload(self, upload: Upload, options: dict[str, bool]) -> EmbeddedUpload | RefusedUpload:
         try:
-            image = await self.run(self._decode, upload.content, thumbnail, views)
+            image = await self.run(self._decode, upload.content, options)
             inputs = [image.pixels, *image.views.values()]
             vector, *view_vectors = await asyncio.gather(*(self.batcher.vector(pixels) for pixels in inputs))
             return EmbeddedUpload(upload.name, image, vector, dict(zip(image.views, view_vectors, strict=True)))
@@ -182,9 +184,9 @@ class AppState:
             self.metrics.problems.labels(problem.kind).inc()
             return RefusedUpload(upload.name, problem)
 
-    def _decode(self, content: bytes, thumbnail: bool, views: bool) -> UploadedImage:
+    def _decode(self, content: bytes, options: dict[str, bool]) -> UploadedImage:
         with self.metrics.stage("decode"):
-            return self.image_decoder.open(content, self.limits, thumbnail=thumbnail, views=views)
+            return self.image_decoder.open(content, self.limits, **options)
 
     def judge(
         self, uploads: Sequence[EmbeddedUpload], options: QueryOptions, *, on_map: bool

@@ -1,8 +1,9 @@
 """Decode one image file to RGB pixels and properties of the file, with one policy for all formats.
 
-EXIF rotation is applied; CMYK and palettes are converted to RGB; transparency is blended with white; 16-bit grey is
-scaled to 8 bits; only the first frame of an animation is used. Plain JPEGs are decoded by simplejpeg if it is installed
-(the same pixels as Pillow's, faster), all others by Pillow. HEIC needs the extra `heic`.
+A valid EXIF orientation is applied, other metadata is ignored (metadata.py); CMYK and palettes are converted to RGB,
+transparency is blended with white, grey is scaled to 8 bits by its type (rgb.py); only the first frame of an animation
+is used. Plain JPEGs are decoded by simplejpeg if it is installed (the same pixels as Pillow's, faster), all others by
+Pillow. HEIC needs the extra `heic`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from functools import cache
 import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
-from PIL import ImageOps, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 
 from ...errors import ImageError, MissingExtra
+from .metadata import PNG, TIFF, transposition, without_damaged_tags, without_metadata
+from .quiet import silence_pillow
+from .rgb import scale_transparent_colour, to_rgb
+from .tiff_layout import refuse_misread_layouts
 
 try:
     import simplejpeg
@@ -35,6 +40,7 @@ ASPECT_LIMIT = 100  # largest aspect ratio; an encoder would see a more elongate
 SCANS_LIMIT = 100  # scans of a large JPEG; encoders write ten, and each needs few bytes but a pass over all pixels
 # Formats in common use; Pillow has others that run a program (EPS) or are obsolete.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "ICO", "HEIF")
+SIGNATURES = {PNG: "PNG", SOI: "JPEG", b"GIF8": "GIF"} | dict.fromkeys(TIFF, "TIFF")
 HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")  # brands of ISO/IEC 23008-12
 
 # Luminance table of ISO/IEC 10918-1 Annex K.1, which libjpeg scales by quality; only the sum of its values is used.
@@ -45,6 +51,9 @@ _ANNEX_K = np.array([
     120, 101, 72, 92, 95, 98, 112, 100, 103, 99,
 ])
 # fmt: on
+
+
+silence_pillow()  # also for modules that read a header themselves, before an image is decoded
 
 
 @dataclass(frozen=True)
@@ -119,26 +128,68 @@ def thumbnail_of(small: Pixels) -> bytes:
     return out.getvalue()
 
 
-def _decode_with_pillow(content: bytes) -> tuple[Pixels, str]:
-    if _is_heic(content):
-        _register_heic()
+def pixels_of(image: Pillow.Image) -> Pixels:
+    """RGB pixels of a Pillow image, upright; raises ImageError, also for a lazily opened file that is damaged."""
+    silence_pillow()
     try:
-        with Pillow.open(io.BytesIO(content), formats=_formats()) as image:
-            _check_size(*image.size)
-            name = image.format or "unknown"
-            image.seek(0)
-            ImageOps.exif_transpose(image, in_place=True)  # not in place, it would copy upright images too
-            return np.asarray(_rgb(image)), name
-    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
-        raise ImageError(f"more than {PIXEL_LIMIT:,} pixels: a decompression bomb, or too large to judge") from e
-    except UnidentifiedImageError as e:
-        if content[:5] == b"%PDF-":
-            raise ImageError("a PDF, not an image; save the image in it as PNG or JPEG") from e
-        raise ImageError(f"not an image ({len(content):,} bytes starting with {content[:8]!r})") from e
+        return _upright_pixels(image)
     except ImageError:
         raise
     except Exception as e:  # a damaged file can make Pillow's readers raise almost anything
-        raise ImageError(f"damaged or unsupported image: {str(e) or type(e).__name__}") from e
+        raise _image_error(b"", e) from e
+
+
+def _upright_pixels(image: Pillow.Image) -> Pixels:
+    refuse_misread_layouts(image)
+    image.load()
+    rgb, turn = to_rgb(image), transposition(image)
+    return np.asarray(rgb if turn is None else rgb.transpose(turn))
+
+
+def _decode_with_pillow(content: bytes) -> tuple[Pixels, str]:
+    if content.startswith(TIFF):
+        content = without_damaged_tags(content)
+    try:
+        return _read_with_pillow(content)
+    except ImageError:
+        raise
+    except Exception as e:  # a damaged file can make Pillow's readers raise almost anything
+        bare = without_metadata(content)
+        if bare != content:
+            return _decode_with_pillow(bare)
+        raise _image_error(content, e) from e
+
+
+def _read_with_pillow(content: bytes) -> tuple[Pixels, str]:
+    silence_pillow()
+    if _is_heic(content):
+        _register_heic()
+    with Pillow.open(io.BytesIO(content), formats=_formats()) as image:
+        _check_size(*image.size)
+        image.seek(0)
+        if image.format == "PNG":
+            scale_transparent_colour(image, depth=content[24])
+        return _upright_pixels(image), image.format or "unknown"
+
+
+def _image_error(content: bytes, error: Exception) -> ImageError:
+    """Say in our words why Pillow cannot read a file."""
+    if isinstance(error, Pillow.DecompressionBombError | Pillow.DecompressionBombWarning):
+        return ImageError(f"more than {PIXEL_LIMIT:,} pixels: a decompression bomb, or too large to judge")
+    if not isinstance(error, UnidentifiedImageError):
+        return ImageError(f"damaged or unsupported image: {str(error) or type(error).__name__}")
+    if content[:5] == b"%PDF-":
+        return ImageError("a PDF, not an image; save the image in it as PNG or JPEG")
+    if content[4:8] == b"ftyp":
+        return ImageError(
+            "a video, or an AVIF or HEIC that is damaged or unsupported; save it as PNG or JPEG with 8 bits"
+        )
+    for start, name in SIGNATURES.items():
+        if content.startswith(start):
+            return ImageError(
+                f"damaged {name}, or one of an unsupported kind; save it again as PNG or JPEG with 8 bits"
+            )
+    return ImageError(f"not an image ({len(content):,} bytes starting with {content[:8]!r})")
 
 
 @cache
@@ -162,20 +213,6 @@ def _register_heic() -> None:
         raise ImageError(str(MissingExtra("reading HEIC", "heic"))) from e
     register_heif_opener()
     _formats.cache_clear()
-
-
-def _rgb(image: Pillow.Image) -> Pillow.Image:
-    if image.mode == "RGB":  # a needless convert() would halve the speed of several threads
-        return image
-    if image.mode.startswith("I") or image.mode == "F":
-        values = np.nan_to_num(np.asarray(image, np.float32))
-        top = 65535.0 if values.max(initial=0) > 255 else 255.0
-        grey = np.clip(values * (255.0 / top) + 0.5, 0, 255).astype(np.uint8)
-        return Pillow.fromarray(grey).convert("RGB")
-    if "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "La", "RGBa"):
-        rgba = image.convert("RGBA")
-        return Pillow.alpha_composite(Pillow.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def _check_size(width: int, height: int) -> None:

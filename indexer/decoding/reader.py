@@ -68,6 +68,7 @@ class ImageReader:
         encoder_reduces: bool = False,
         gpu_decoder: GpuDecoder | None = None,
         make_views: Callable[[Pixels], Sequence[Pixels]] | None = None,
+        check: Callable[[Pixels], None] | None = None,
     ) -> None:
         """Set what to do with each image.
 
@@ -78,9 +79,10 @@ class ImageReader:
         encoder_reduces : leave the thumbnail of an image that `shrink` does not change to the encoder
         gpu_decoder : decodes large JPEGs beside the CPU
         make_views : makes further images of each one, from its full size; not with `gpu_decoder`
+        check : raises ImageError for full-size pixels that are not wanted; not with `gpu_decoder`
         """
         self._shrink, self._thumbnails, self._gpu_decoder = shrink, thumbnails, gpu_decoder
-        self._make_views = make_views
+        self._make_views, self._check = make_views, check
         self.leaves_thumbnails = thumbnails and encoder_reduces
         self._lock = Lock()
         self.counts = {CPU: 0} | ({gpu_decoder.name: 0} if gpu_decoder else {})  # decoder -> images
@@ -140,6 +142,8 @@ class ImageReader:
     def _decode(self, ref: ImageRef, content: bytes, time: int) -> DecodedImage:
         image = decode(content)
         height, width = image.height, image.width
+        if self._check:
+            self._check(image.pixels)
         views = [self._shrink(view) for view in self._make_views(image.pixels)] if self._make_views else ()
         shrunk = self._shrink(image.pixels)
         small: bytes | None = None

@@ -46,13 +46,13 @@ class QueryOptionsJson(BaseModel):
 async def query(request: Request, state: StateDep, options: Annotated[QueryOptionsJson, Query()]) -> Any:
     """Send images as files of a multipart form, or one image as the body.
 
-    An image that cannot be read has an error in its position of the list, and the others are judged. If none can be
-    read, the response is a problem.
+    An image that cannot be read, or that holds nothing to judge (below 32 pixels a side, or one colour), has an error
+    in its position of the list, and the others are judged. If there is no other, the response is a problem.
     """
     with state.metrics.stage("read"):
         received = await uploads(request, state.limits)
     await state.run(lambda: state.loaded().detector)  # raises before any image is encoded for nothing
-    results = await state.embed(received, views=options.steady)
+    results = await state.embed(received, views=options.steady, to_judge=True)
     embedded = usable(results)
     verdicts, number, coordinates = await state.run(
         lambda: state.judge(embedded, options.to_options(), on_map=options.on_map)

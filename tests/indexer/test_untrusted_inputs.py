@@ -318,12 +318,6 @@ def test_elongated_image_is_refused(size: tuple[int, int], kind: str) -> None:
         decode(encoded(kind, size=size))
 
 
-def test_nan_pixels_are_black() -> None:
-    out = io.BytesIO()
-    Pillow.fromarray(np.array([[np.nan, 255.0, np.inf]], np.float32)).save(out, "TIFF")
-    assert decode(out.getvalue()).pixels[0, 0].tolist() == [0, 0, 0]
-
-
 @pytest.mark.parametrize("cropped", [1, 16, 17])
 @pytest.mark.parametrize("length, new", [(40, 33), (31, 64), (200, 16 + 1)])
 def test_cropped_resize_equals_the_middle(length: int, new: int, cropped: int) -> None:

@@ -92,6 +92,21 @@ def with_preview() -> bytes:
     return content[:2] + b"\xff\xef" + (len(note) + 2).to_bytes(2) + note + content[2:]
 
 
+def with_workflow() -> bytes:
+    """A PNG with more compressed text than Pillow reads."""
+    content, text = saved("RGB", "PNG"), b"zTXtworkflow\0\0" + zlib.compress(bytes(2_000_000))
+    return content[:33] + struct.pack(">I", len(text) - 4) + text + struct.pack(">I", zlib.crc32(text)) + content[33:]
+
+
+def with_damaged_exif() -> bytes:
+    """An AVIF whose EXIF Pillow cannot open."""
+    exif = Image.Exif()
+    exif[0x010F] = "maker"
+    content = saved("RGB", "AVIF", exif=exif)
+    start = content.index(b"maker") - 30
+    return content[:start] + content[start : start + 60].replace(b"MM\0*", b"????") + content[start + 60 :]
+
+
 def turned() -> bytes:
     exif = Image.Exif()
     exif[0x0112] = 6  # orientation: rotate by 90 degrees
@@ -122,10 +137,12 @@ def client(toy: Any) -> Iterator[TestClient]:
         with_film(),
         with_preview(),
         scanned_again(20),
+        with_workflow(),
+        with_damaged_exif(),
     ],
     ids=[
         *("cmyk", "grey", "alpha", "progressive", "webp", "tiff", "16-bit", "animated", "turned"),
-        *("film", "preview", "scans"),
+        *("film", "preview", "scans", "workflow", "exif"),
     ],
 )
 def test_odd_image_has_the_vector_of_indexing(toy: Any, client: TestClient, content: bytes) -> None:

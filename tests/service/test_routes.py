@@ -102,6 +102,23 @@ def test_bad_image_keeps_its_position_in_the_answers(toy: Any, client: TestClien
     assert {**alone["answers"][0], "image": "2.png"} == answer["answers"][2]
 
 
+def flat(width: int, height: int) -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", (width, height)).save(out, "PNG")
+    return out.getvalue()
+
+
+def test_image_with_nothing_to_judge_is_refused(toy: Any, client: TestClient) -> None:
+    answer = client.post("/v1/query", files=files(flat(1, 1), toy.draw_image("gan_a", 1, seed=2), flat(64, 64))).json()
+    assert [one.get("verdict") for one in answer["answers"]] == [None, "fake", None]
+    small, _, black = answer["answers"]
+    assert small["error"] == "cannot be judged: 1 x 1 pixels; at least 32 on each side are needed"
+    assert black["error"] == "cannot be judged: it has one colour only, RGB (0, 0, 0)"
+    for alone in (flat(1, 1), flat(64, 64)):
+        assert problem(client.post("/v1/query", content=alone, params={"steady": False})) == (422, "nothing-to-judge")
+        assert client.post("/v1/embed", content=alone).status_code == 200
+
+
 @pytest.mark.parametrize(
     "how", [{"prior": 0}, {"error": 0.6}, {"prior": "much"}, {"changes": "perhaps"}, {"pior": 0.1}]
 )
