@@ -95,7 +95,13 @@ def index_summary(report: dict[str, Any], *, planned: bool = False) -> Renderabl
     ]
     rows.append(["total", *(sum(row[i] for row in rows) for i in (1, 2, 3))])
     title = "images found" if planned else "images listed"  # a plan includes images that the store has already
-    parts: list[RenderableType] = [table(title, ["source", *labels], rows)]
+    columns = ["source", *labels]
+    if planned:
+        columns.append("generator")
+        generators = {row["source"]: row["generators"] for row in report["sources"] if row["generators"]}
+        for row in rows:
+            row.append(_first_names(generators.get(row[0], [])))
+    parts: list[RenderableType] = [table(title, columns, rows)]
     if not planned:
         states = {"added": "added", "known": "already stored", "replaced": "replaced", "dropped": "dropped"}
         counts = ", ".join(
