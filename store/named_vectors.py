@@ -23,9 +23,9 @@ from ..errors import BadBlock, Damaged, StoreError
 from .manifest import Manifest, ShardRef, numbers, read_manifest
 from .records import Ids, Vectors, invalid_rows, to_float16
 from .search.matches import Positions
+from .shard import SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
 from .space import Space
-from .writer import SECONDS_PER_SHARD
 
 FOLDER, LIST = "columns", "column.json"
 _AGAIN = "the store itself is intact; remove the folder of these vectors and run `clipfake store add-vectors` again"

@@ -22,7 +22,20 @@ from ..core.atomic_files import reserve, written_aside
 from ..core.sealed_json import checksum
 from ..errors import BadBlock, Damaged, NotAStore
 from .key_index import Hashes
-from .records import COLUMNS, TEXT, Block, Names, Rows, Vectors, distinct, invalid_rows, names, to_float16
+from .records import (
+    COLUMNS,
+    LABEL_COLUMNS,
+    TEXT,
+    Block,
+    Names,
+    RowLabels,
+    Rows,
+    Vectors,
+    distinct,
+    invalid_rows,
+    names,
+    to_float16,
+)
 from .space import Space
 
 FORMAT = "clipfake-shard"
@@ -39,6 +52,8 @@ HEAP_WITHIN = 1 << 16  # bytes at the end of a shard that contain its global hea
 ROWS_PER_DIGEST = 256
 THUMBNAILS_PER_DIGEST = 16  # small JPEGs, in all about as large as 256 vectors
 ROWS_READ = 4096  # rows whose thumbnails are read at a time
+ROWS_PER_SHARD = 16_384
+SECONDS_PER_SHARD = 30.0  # so that the rows of a slow encoder are saved this often
 
 CODED = ("sources", "generators", "categories", "formats")  # few distinct values: stored as a table and codes
 TEXTUAL = ("keys", "paths")  # mostly distinct values: stored as concatenated bytes and end offsets
@@ -344,6 +359,35 @@ class Shard:
         if not self.has_thumbnails:
             return ()
         return tuple(_split(self._read("thumbnails/bytes").tobytes(), self._ends("thumbnails").tolist()))
+
+    def labels_of(self, rows: npt.NDArray[np.int64]) -> list[RowLabels]:
+        """Labels of these rows. The columns are cached as codes, at the cost of fifteen bytes per row."""
+        with self._parsing("labels"):
+            columns = [
+                values[rows].tolist() if table is None else [table[code] for code in values[rows].tolist()]
+                for table, values in self._label_columns
+            ]
+            return [RowLabels(*values) for values in zip(*columns, strict=True)]
+
+    @cached_property
+    def _label_columns(self) -> list[tuple[list[str] | None, npt.NDArray[Any]]]:
+        """The columns of `RowLabels`, each a table of texts and the codes of the rows, or None and the values."""
+        with self._parsing("labels"):
+            return [
+                (self._read_strings(name).tolist(), self._read(f"{name}/codes"))
+                if name in CODED
+                else (None, self.column(name))
+                for name in LABEL_COLUMNS
+            ]
+
+    def check_vectors(self, rows: npt.NDArray[np.int64]) -> None:
+        """Raise Damaged unless the vectors of these rows are as they were written; reads their digest groups only."""
+        digests = self._read("vector_digests")
+        for group in np.unique(rows // ROWS_PER_DIGEST).tolist():
+            first = group * ROWS_PER_DIGEST
+            expected = digests[group : group + 1]
+            if not np.array_equal(digest_groups(np.asarray(self.vectors[first : first + ROWS_PER_DIGEST])), expected):
+                raise self._altered(f"a vector of rows {first} to {first + ROWS_PER_DIGEST - 1}")
 
     @cached_property
     def digests(self) -> npt.NDArray[np.void]:

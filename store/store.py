@@ -17,9 +17,10 @@ from .filter import Filter
 from .manifest import Manifest, numbers, read_manifest, write_manifest
 from .records import Vectors
 from .search.results import SearchResults
+from .shard import ROWS_PER_SHARD, SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
 from .space import Space
-from .writer import ROWS_PER_SHARD, SECONDS_PER_SHARD, tidy
+from .writer import tidy
 from .writer import AppendCounts as AppendCounts  # re-exported
 from .writer import Writer as Writer
 
