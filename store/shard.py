@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ..core.atomic_files import reserve, written_aside
+from ..core.atomic_files import map_array, require_readable, reserve, written_aside
 from ..core.sealed_json import checksum
 from ..errors import BadBlock, Damaged, NotAStore
 from .key_index import Hashes
@@ -132,7 +132,7 @@ def _new_file(path: Path, size: int) -> h5py.File:
     """Create an HDF5 file with disk space for `size` bytes reserved: on a full disk, HDF5 would abort the process."""
     path.write_bytes(_empty())
     reserve(path, size)
-    return h5py.File(path, "r+", **_LAYOUT_OPTIONS)  # truncated to its actual size when it is closed
+    return h5py.File(path, "r+", locking=False, **_LAYOUT_OPTIONS)  # truncated to its actual size when it is closed
 
 
 @cache
@@ -219,11 +219,13 @@ class Shard:
     @contextmanager
     def _file(self) -> Iterator[h5py.File]:
         try:
-            with h5py.File(self.path, "r") as file:
+            # Shards never change, and HDF5's own locks fail where there are none.
+            with h5py.File(self.path, "r", locking=False) as file:
                 yield file
         except FileNotFoundError as e:
             raise Damaged(f"{self.path} is missing; {_REPAIR}") from e
         except _INVALID_CONTENT as e:
+            require_readable(self.path, e)
             raise Damaged(f"{self.path} is not a readable shard ({e}); {_REPAIR}") from e
 
     @cached_property
@@ -254,6 +256,7 @@ class Shard:
         try:
             return self.path.stat().st_size
         except OSError as e:
+            require_readable(self.path, e)
             raise Damaged(f"{self.path} is missing ({e.strerror}); {_REPAIR}") from e
 
     @cached_property
@@ -274,8 +277,8 @@ class Shard:
             return np.asarray(self._read("vectors"), dtype=dtype)
         if self.size < offset + dtype.itemsize * shape[0] * shape[1]:
             raise Damaged(f"{self.path} is truncated; {_REPAIR}")
-        mapped = np.memmap(self.path, dtype=dtype, mode="c", offset=offset, shape=shape)
-        return mapped.view(np.ndarray)  # np.memmap has overhead at every access
+        with self._parsing("vectors"):
+            return map_array(self.path, dtype, shape, mode="c", offset=offset)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One column of Rows; its checksum is verified."""
@@ -450,6 +453,7 @@ class Shard:
         try:
             yield
         except _INVALID_CONTENT as e:
+            require_readable(self.path, e)
             raise Damaged(f"{self.path}: {name} is invalid ({e}); {_REPAIR}") from e
 
     def _ends(self, name: str) -> npt.NDArray[np.uint64]:

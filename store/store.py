@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.atomic_files import TEMPORARY
+from ..core.atomic_files import TEMPORARY, require_local
 from ..core.locking import writer_lock
 from ..errors import BadBlock, BadFilter, InvalidOption, NoStore, NotAStore, StoreError
 from .filter import Filter
@@ -49,6 +49,10 @@ class Store:
     """
 
     folder: Path
+
+    def __post_init__(self) -> None:
+        """Raise StoreError if the folder is a URL."""
+        require_local(self.folder, "a store")
 
     def __len__(self) -> int:
         """Number of rows."""
