@@ -43,10 +43,10 @@ _UNREADABLE = frozenset(
 
 def require_readable(path: Path, error: BaseException) -> None:
     """Raise Unreadable if an error of reading says nothing about the content: no permission, or a failing disk."""
-    if isinstance(error, OSError) and error.errno in _UNREADABLE:
+    if isinstance(error, OSError) and error.errno is not None and error.errno in _UNREADABLE:
         raise Unreadable(
-            f"{path} cannot be read now ({os.strerror(error.errno)}), which does not mean that it is damaged; check its "
-            f"permissions, the disk and the mount, then run the same command again"
+            f"{path} cannot be read now ({os.strerror(error.errno)}), which does not mean that it is damaged; check "
+            f"its permissions, the disk and the mount, then run the same command again"
         ) from error
 
 
@@ -58,8 +58,8 @@ def require_local(path: Path | str, kind: str) -> None:
     """Raise StoreError for a URL, which would become a folder of this machine with a strange name."""
     if match := _URL.match(str(path)):
         raise StoreError(
-            f"{kind} must be on a local or mounted disk, and cannot be at a URL ({match[0]}//…); name a folder. One that "
-            f"is really called {match[0]} can be given by its absolute path"
+            f"{kind} must be on a local or mounted disk, and cannot be at a URL ({match[0]}//…); name a folder. One "
+            f"that is really called {match[0]} can be given by its absolute path"
         )
 
 

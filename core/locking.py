@@ -88,8 +88,8 @@ def _held(path: Path) -> Locked:
     with suppress(OSError):
         holder = path.read_text(errors="replace")[:200].strip() or holder
     return Locked(
-        f"{path.parent} is being written by {holder}; wait for it to end. If it was killed, it left {path} behind, since "
-        f"this file system has no locks that end with a process: remove that file"
+        f"{path.parent} is being written by {holder}; wait for it to end. If it was killed, it left {path} behind, "
+        f"since this file system has no locks that end with a process: remove that file"
     )
 
 

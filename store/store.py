@@ -20,9 +20,9 @@ from .search.results import SearchResults
 from .shard import ROWS_PER_SHARD, SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
 from .space import Space
-from .writer import tidy
 from .writer import AppendCounts as AppendCounts  # re-exported
 from .writer import Writer as Writer
+from .writer import tidy
 
 if TYPE_CHECKING:
     from .exchange.torch_dataset import VectorDataset

@@ -349,7 +349,11 @@ def _foreign_rows(
     if label_column not in table and (other := next((name for name in table if name.lower() == "label"), "")):
         raise SourceError(f"{path} has a column {other}; to read the labels from it, add --column label={other}")
     if values := table.get(label_column):
-        if class_names is None and MEANS_REAL.fullmatch(label_column) and any(isinstance(v, int | float) for v in values):
+        if (
+            class_names is None
+            and MEANS_REAL.fullmatch(label_column)
+            and any(isinstance(v, int | float) for v in values)
+        ):
             raise SourceError(
                 f"{path}: a 1 in the column {label_column} seems to mean real, but 1 is read as fake; write the words "
                 f"real and fake, or make a column in which 1 means fake"

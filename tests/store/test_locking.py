@@ -134,9 +134,7 @@ UNREADABLE = ["shards/000001.h5", "snapshots/000001.json", "indexes/knn-000001/i
 
 @pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE], ids=errno.errorcode.get)
 @pytest.mark.parametrize("name", UNREADABLE)
-def test_unreadable_is_not_called_damaged(
-    store: Store, monkeypatch: pytest.MonkeyPatch, name: str, error: int
-) -> None:
+def test_unreadable_is_not_called_damaged(store: Store, monkeypatch: pytest.MonkeyPatch, name: str, error: int) -> None:
     build_index(store, "plain")
     with named_vectors_writer(store.folder, "other", space(4)) as writer:
         writer.put(np.arange(60), writer.snapshot.vectors())
