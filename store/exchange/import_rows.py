@@ -252,8 +252,8 @@ def _numbered(folder: Path, pattern: str) -> dict[str, Path]:
             _, other = files.setdefault(int(match[1]), (match[1], path))
             if other is not path:
                 raise SourceError(
-                    f"{folder} has two files of number {int(match[1])}, {other.name} and {path.name}; keep those of one "
-                    f"run, with their partners, in a folder of their own"
+                    f"{folder} has two files of number {int(match[1])}, {other.name} and {path.name}; keep those of "
+                    f"one run, with their partners, in a folder of their own"
                 )
     return dict(files.values())
 
@@ -349,11 +349,8 @@ def _foreign_rows(
     if label_column not in table and (other := next((name for name in table if name.lower() == "label"), "")):
         raise SourceError(f"{path} has a column {other}; to read the labels from it, add --column label={other}")
     if values := table.get(label_column):
-        if (
-            class_names is None
-            and MEANS_REAL.fullmatch(label_column)
-            and any(isinstance(v, int | float) for v in values)
-        ):
+        numeric = any(isinstance(value, int | float) for value in values)
+        if numeric and class_names is None and MEANS_REAL.fullmatch(label_column):
             raise SourceError(
                 f"{path}: a 1 in the column {label_column} seems to mean real, but 1 is read as fake; write the words "
                 f"real and fake, or make a column in which 1 means fake"

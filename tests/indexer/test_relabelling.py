@@ -1,6 +1,8 @@
 """A label that was corrected in a table reaches the stored row without its image being read again."""
 
+import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -174,9 +176,7 @@ def test_damaged_vector_is_not_copied(data: Path, store: Store) -> None:
 
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "disk full"])
 def test_failure_anywhere_loses_no_row(data: Path, store: Store, tmp_path: Path, kill: bool) -> None:
-    import shutil
-
-    before = facts(store.snapshot())
+        before = facts(store.snapshot())
     correct(data)
 
     def run(folder: Path) -> None:
@@ -186,10 +186,8 @@ def test_failure_anywhere_loses_no_row(data: Path, store: Store, tmp_path: Path,
     for fail_at in range(1, calls + 1, 5):
         copy = Store(shutil.copytree(store.folder, tmp_path / f"{fail_at}"))
         with failing(fail_at, kill=kill):
-            try:
+            with suppress(Killed, Exception):
                 run(copy.folder)
-            except (Killed, Exception):  # noqa: BLE001
-                pass
         assert facts(copy.snapshot()) == before, f"call {fail_at} failed"
         run(copy.folder)
         assert labels(copy.snapshot()).items() >= CORRECTED.items(), f"call {fail_at} failed"
