@@ -81,7 +81,7 @@ class Writer:
         return self._snapshot.find(keys, hashes)
 
     def append(self, block: Block) -> AppendCounts:
-        """Append rows. One whose key is stored is replaced, unless the image is the same: then its labels are corrected.
+        """Append rows. One whose key is stored is replaced; if its image is the same, only its labels are corrected.
 
         It is the same image if the file digest is the same, and, where none is known, the vector. Labels are corrected
         as by `RowLabels.corrected`; a row that has them already is skipped.

@@ -176,7 +176,7 @@ def test_damaged_vector_is_not_copied(data: Path, store: Store) -> None:
 
 @pytest.mark.parametrize("kill", [True, False], ids=["killed", "disk full"])
 def test_failure_anywhere_loses_no_row(data: Path, store: Store, tmp_path: Path, kill: bool) -> None:
-        before = facts(store.snapshot())
+    before = facts(store.snapshot())
     correct(data)
 
     def run(folder: Path) -> None:
@@ -185,9 +185,8 @@ def test_failure_anywhere_loses_no_row(data: Path, store: Store, tmp_path: Path,
     calls = calls_of(lambda: run(shutil.copytree(store.folder, tmp_path / "model")))
     for fail_at in range(1, calls + 1, 5):
         copy = Store(shutil.copytree(store.folder, tmp_path / f"{fail_at}"))
-        with failing(fail_at, kill=kill):
-            with suppress(Killed, Exception):
-                run(copy.folder)
+        with failing(fail_at, kill=kill), suppress(Killed, Exception):
+            run(copy.folder)
         assert facts(copy.snapshot()) == before, f"call {fail_at} failed"
         run(copy.folder)
         assert labels(copy.snapshot()).items() >= CORRECTED.items(), f"call {fail_at} failed"
