@@ -5,6 +5,7 @@ ClipfakeError
 │   ├── NoStore             there is no store at a path, or no such snapshot
 │   ├── NotAStore           a folder or file that is not clipfake's, or of a version this release cannot read
 │   ├── Damaged             a file of a store that is missing, truncated or altered
+│   ├── Unreadable          a file that cannot be read now, for want of permission or because a disk is not there
 │   ├── Locked              another process is writing
 │   ├── SpaceMismatch       vectors of different encoders that cannot be compared
 │   ├── BackendError        a search back end refuses a request, or does not have the rows it should
@@ -42,6 +43,10 @@ class NotAStore(StoreError):
 
 class Damaged(StoreError):
     """A file of a store is missing, truncated or altered."""
+
+
+class Unreadable(StoreError):
+    """A file of a store cannot be read now: no permission, or a disk or network that fails. It need not be damaged."""
 
 
 class Locked(StoreError):

@@ -47,7 +47,8 @@ def bench_command(
         int | None, typer.Option(min=1, metavar="N", help="Number of torch threads (default: torch's own choice).")
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the JSON to this file too.", rich_help_panel=OUTPUT)
+        Path | None,
+        typer.Option(metavar="FILE", help="Write the JSON to this file too.", dir_okay=False, rich_help_panel=OUTPUT),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -167,7 +167,11 @@ def index_command(
     log_json: Annotated[
         Path | None,
         typer.Option(
-            "--log-json", metavar="FILE", help="Append progress as JSON lines to this file.", rich_help_panel=OUTPUT
+            "--log-json",
+            metavar="FILE",
+            help="Append progress as JSON lines to this file.",
+            dir_okay=False,
+            rich_help_panel=OUTPUT,
         ),
     ] = None,
     prometheus: Annotated[
@@ -175,6 +179,7 @@ def index_command(
         typer.Option(
             metavar="FILE",
             help="Write metrics to this .prom file for Prometheus' node exporter.",
+            dir_okay=False,
             rich_help_panel=OUTPUT,
         ),
     ] = None,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..core.atomic_files import write_text
+from ..core.atomic_files import require_local, write_text
 from ..errors import ClipfakeError, SourceError
 from .choices import Precision
 from .encoder_choice import encoder_name
@@ -35,7 +35,10 @@ def reproduce_command(
     arguments: FoldersArgument = None,
     folders: FoldersOption = None,
     out: Annotated[
-        Path, typer.Option(metavar="DIR", help="Folder for the stores, the result of each run, and the tables.")
+        Path,
+        typer.Option(
+            metavar="DIR", help="Folder for the stores, the result of each run, and the tables.", file_okay=False
+        ),
     ] = Path("reproduce"),
     b32: Annotated[
         str,
@@ -82,6 +85,7 @@ def reproduce_command(
         raise SourceError(
             f"none of these folders is {' or '.join(SOURCES)}, which the paper used; name these folders of ArtiFact"
         )
+    require_local(out, "--out")
     options = PaperOptions(epochs, seed)
     results: dict[str, Any] = {}
     missing: dict[str, str] = {}

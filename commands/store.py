@@ -142,7 +142,7 @@ def store_compact_command(store: StoreOption = STORE, as_json: JsonOption = Fals
 
 @app.command("export")
 def store_export_command(
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write, new or empty.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Folder to write, new or empty.", file_okay=False)],
     store: StoreOption = STORE,
     layout: Annotated[
         ExportLayout, typer.Option(help="Layout of the files; parquet has no vectors.")
@@ -273,7 +273,11 @@ def store_duplicates_command(
     category: CategoriesOption = "",
     out: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Folder that keeps every row's neighbours, so that the command is resumable."),
+        typer.Option(
+            metavar="DIR",
+            help="Folder that keeps every row's neighbours, so that the command is resumable.",
+            file_okay=False,
+        ),
     ] = None,
     as_json: JsonOption = False,
 ) -> None:

@@ -5,8 +5,12 @@ Errors of the disk are raised as StoreError.
 
 from __future__ import annotations
 
+import errno
 import json
+import math
+import mmap
 import os
+import re
 import secrets
 import sys
 from collections.abc import Iterator
@@ -17,9 +21,46 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import StoreError
+from ..errors import StoreError, Unreadable
 
 TEMPORARY = ".tmp"  # suffix of temporary files, which a killed writer leaves behind
+FILL_BYTES = 1 << 20  # written at a time where disk space cannot be reserved
+
+# What a file system answers that lacks an operation.
+_LACKING = frozenset((errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODEV))
+# What SMB and other shared folders answer to flushing a folder.
+_UNFLUSHED_FOLDER = _LACKING | {errno.EACCES, errno.EPERM, errno.EISDIR}
+# Errors of reading that say nothing about the content of the file.
+_UNREADABLE = frozenset(
+    getattr(errno, name)
+    for name in (
+        *("EACCES", "EPERM", "EIO", "EBUSY", "EAGAIN", "ENOLCK", "ENOSYS", "EOPNOTSUPP", "ENOTSUP", "EMFILE", "ENFILE"),
+        *("ENOMEM", "ENODEV", "ENXIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO"),
+    )
+    if hasattr(errno, name)
+)
+
+
+def require_readable(path: Path, error: BaseException) -> None:
+    """Raise Unreadable if an error of reading says nothing about the content: no permission, or a failing disk."""
+    if isinstance(error, OSError) and error.errno is not None and error.errno in _UNREADABLE:
+        raise Unreadable(
+            f"{path} cannot be read now ({os.strerror(error.errno)}), which does not mean that it is damaged; check "
+            f"its permissions, the disk and the mount, then run the same command again"
+        ) from error
+
+
+# A URL, also one of whose slashes `Path` has kept only one. One letter alone is a drive of Windows.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:(?=/|$)")
+
+
+def require_local(path: Path | str, kind: str) -> None:
+    """Raise StoreError for a URL, which would become a folder of this machine with a strange name."""
+    if match := _URL.match(str(path)):
+        raise StoreError(
+            f"{kind} must be on a local or mounted disk, and cannot be at a URL ({match[0]}//…); name a folder. One "
+            f"that is really called {match[0]} can be given by its absolute path"
+        )
 
 
 @contextmanager
@@ -29,9 +70,16 @@ def disk_errors(action: str) -> Iterator[None]:
         yield
     except OSError as e:
         raise StoreError(
-            f"could not {action}: {e.strerror or e}; nothing stored before was changed. "
-            f"Free disk space or give write access, then run the same command again"
+            f"could not {action}: {e.strerror or e}; nothing stored before was changed. {_advice(e)}"
         ) from e
+
+
+def _advice(error: OSError) -> str:
+    if error.errno in (errno.EISDIR, errno.ENOTDIR):
+        return "A folder is where a file should be, or the other way round; choose another name"
+    if error.errno in _LACKING | {errno.EEXIST}:
+        return "The file system lacks an operation that clipfake needs; choose another disk"
+    return "Free disk space or give write access, then run the same command again"
 
 
 @contextmanager
@@ -73,7 +121,12 @@ def read_array(path: Path, mode: Literal["r", "r+"] = "r") -> npt.NDArray[Any]:
     """Memory-map a .npy file; raises only OSError or ValueError, whatever the file contains. Never unpickles."""
     try:
         with np.errstate(over="raise"):  # for a shape whose product overflows
-            array = np.load(path, mmap_mode=mode, allow_pickle=False)
+            try:
+                array = np.load(path, mmap_mode=mode, allow_pickle=False)
+            except OSError as e:
+                if mode != "r" or e.errno not in _LACKING:
+                    raise
+                array = np.load(path, allow_pickle=False)  # the file system cannot map files
     except OSError:
         raise
     except Exception as e:  # numpy parses the header as Python, which can raise anything
@@ -83,10 +136,39 @@ def read_array(path: Path, mode: Literal["r", "r+"] = "r") -> npt.NDArray[Any]:
     return array
 
 
+def map_array(
+    path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...], *, mode: Literal["r", "c"] = "r", offset: int = 0
+) -> npt.NDArray[Any]:
+    """Memory-map the numbers in a file, or read them where the file system cannot map files.
+
+    Raises
+    ------
+    OSError, ValueError
+        The file cannot be read, or is too short.
+    """
+    try:
+        # a plain array, as np.memmap has overhead at every access
+        return np.memmap(path, dtype, mode, offset, shape).view(np.ndarray)
+    except OSError as e:
+        if e.errno not in _LACKING:
+            raise
+        return np.fromfile(path, dtype, math.prod(shape), offset=offset).reshape(shape)
+
+
+def can_map(path: Path) -> bool:
+    """False if the file is on a file system that cannot map files into memory."""
+    try:
+        with path.open("rb") as file, mmap.mmap(file.fileno(), 1, access=mmap.ACCESS_READ):
+            return True
+    except (OSError, ValueError) as e:  # other errors are reported by who reads the file
+        return not (isinstance(e, OSError) and e.errno in _LACKING)
+
+
 def make_folder(folder: Path) -> None:
     """Create a folder and its parents durably, so that they survive a power failure; an existing one is kept."""
     if folder.is_dir():
         return
+    require_local(folder, "what is written")
     make_folder(folder.parent)
     folder.mkdir(exist_ok=True)
     flush(folder.parent)
@@ -101,7 +183,14 @@ def reserve(path: Path, size: int) -> None:
         if sys.platform == "darwin":
             file.truncate(size)
         else:
-            os.posix_fallocate(file.fileno(), 0, size)
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as e:
+                if e.errno not in _LACKING:
+                    raise
+                file.seek(0, os.SEEK_END)
+                while (missing := size - file.tell()) > 0:
+                    file.write(bytes(min(missing, FILL_BYTES)))
 
 
 def remove_leftover(path: Path) -> None:
@@ -111,12 +200,19 @@ def remove_leftover(path: Path) -> None:
 
 
 def flush(path: Path) -> None:
-    """Flush a file's content, or a folder's entries, to the disk."""
-    handle = os.open(path, os.O_RDONLY)
+    """Flush a file's content, or a folder's entries, to the disk, unless the file system has no such operation.
+
+    Some network and shared folders do not: there, a power failure may undo the last changes.
+    """
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as e:
+        if e.errno not in (_UNFLUSHED_FOLDER if path.is_dir() else _LACKING):
+            raise
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,4 +1,8 @@
-"""Locks: one writer at a time, and leases on snapshots. The kernel releases the locks of a process that dies."""
+"""Locks: one writer at a time, and leases on snapshots. The kernel releases the locks of a process that dies.
+
+On a file system without `flock`, a file that exists while a writer holds the store takes its place. It remains when the
+writer is killed, and there are no leases.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,7 @@ from ..errors import Locked, StoreError
 from .atomic_files import remove_leftover
 
 NAME = "lock"
+HELD = "lock.held"  # exists while a writer without `flock` holds the store
 
 
 @contextmanager
@@ -25,7 +30,7 @@ def writer_lock(folder: Path) -> Iterator[None]:
     Locked
         Another process holds the lock; raised at once, with the name of the holder.
     StoreError
-        The folder is not writable, or its file system (some network mounts) does not support locks.
+        The folder is not writable.
     """
     path = folder / NAME
     try:
@@ -38,19 +43,54 @@ def writer_lock(folder: Path) -> Iterator[None]:
         except BlockingIOError as e:
             holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
             raise Locked(f"{folder} is being written by {holder}; wait for it to end, or stop it") from e
-        except OSError as e:
-            raise StoreError(
-                f"{folder} is on a file system without file locks ({e.strerror}), which must exclude a second writer; "
-                f"put the store on a local disk"
-            ) from e
+        except OSError:  # some network mounts
+            with _held_file(folder / HELD):
+                yield
+            return
+        if (folder / HELD).exists():  # of a writer on a machine that mounts this folder without locks
+            raise _held(folder / HELD)
         with suppress(OSError):  # the holder's name is only for messages, and a full disk must not prevent deletion
             os.ftruncate(handle, 0)
-            os.pwrite(handle, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+            os.pwrite(handle, _own_name(), 0)
         yield
         with suppress(OSError):
             os.ftruncate(handle, 0)
     finally:
         _unlock(handle)
+
+
+def _own_name() -> bytes:
+    return f"process {os.getpid()} on {socket.gethostname()}".encode()
+
+
+@contextmanager
+def _held_file(path: Path) -> Iterator[None]:
+    """Exclude other writers by a file that only one of them can create; raises Locked or StoreError."""
+    try:
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+    except FileExistsError as e:
+        raise _held(path) from e
+    except OSError as e:
+        raise StoreError(f"cannot write to {path.parent}: {e.strerror}; choose another --store") from e
+    try:
+        try:
+            os.write(handle, _own_name())
+        finally:
+            os.close(handle)
+        yield
+    finally:
+        remove_leftover(path)
+
+
+def _held(path: Path) -> Locked:
+    """The error for a store that a writer without `flock` holds. A process here cannot know whether it still runs."""
+    holder = "another process"
+    with suppress(OSError):
+        holder = path.read_text(errors="replace")[:200].strip() or holder
+    return Locked(
+        f"{path.parent} is being written by {holder}; wait for it to end. If it was killed, it left {path} behind, "
+        f"since this file system has no locks that end with a process: remove that file"
+    )
 
 
 def lease(manifest: Path, holder: object) -> bool:
@@ -70,9 +110,12 @@ def remove_unless_leased(manifest: Path) -> bool:
 
     The manifest stays locked until it is removed, so that a reader opening it in between notices.
     """
-    try:
-        handle = os.open(manifest, os.O_RDONLY)
-    except OSError:
+    handle = -1
+    for access in (os.O_RDWR, os.O_RDONLY):  # NFS locks exclusively only what is open for writing
+        with suppress(OSError):
+            handle = os.open(manifest, access)
+            break
+    if handle < 0:
         return not manifest.exists()
     try:
         with suppress(OSError):  # without file locks there are no leases

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ClipfakeError
-from .atomic_files import read_json, write_text
+from .atomic_files import read_json, require_readable, write_text
 
 # What reading the fields of an untrusted file can raise.
 PARSE_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError)
@@ -64,7 +64,9 @@ class SealedJson:
         self.foreign
             The file has another format, or a version this release cannot read.
         self.error
-            The file cannot be read, was altered, or has invalid fields.
+            The file was altered, or has invalid fields.
+        Unreadable
+            The file cannot be read now.
         """
         try:
             content = read_json(path)
@@ -75,6 +77,7 @@ class SealedJson:
         except FileNotFoundError:
             raise
         except PARSE_ERRORS as e:
+            require_readable(path, e)
             reason = f"no field {e}" if isinstance(e, KeyError) else e
             raise self.error(f"{path} is not a readable {self.kind} ({reason}); {self.advice}") from e
 

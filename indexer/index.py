@@ -128,6 +128,9 @@ class _LocalRun(IndexRun):
             self.report_progress()
         return report
 
+    def _text_vectors(self, categories: set[str]) -> dict[str, npt.NDArray[Any]]:
+        return _text_vectors(categories, self.encoder, self._texts) if self.options.text else {}
+
     def _write(self, batch: EncodedBatch) -> None:
         texts = texts_of(batch, self.encoder, self._texts) if self.options.text else {}
         counts = AppendCounts()
@@ -138,7 +141,12 @@ class _LocalRun(IndexRun):
 
 def texts_of(batch: EncodedBatch, encoder: Encoder, known: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
     """Text vectors of the batch's categories; new ones are embedded and added to `known`."""
-    categories = {image.ref.category for image in batch.images} - {""}
+    return _text_vectors({image.ref.category for image in batch.images} - {""}, encoder, known)
+
+
+def _text_vectors(
+    categories: set[str], encoder: Encoder, known: dict[str, npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[Any]]:
     if encoder.has_text and (new := sorted(categories - known.keys())):
         known.update(zip(new, encoder.encode_texts(new), strict=True))
     return {category: known[category] for category in categories & known.keys()}

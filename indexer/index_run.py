@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ..errors import ImageError, SourceError
-from ..store.records import TEXT
-from ..store.writer import ROWS_PER_SHARD, AppendCounts
+from ..store.records import TEXT, UNKNOWN, RowLabels, Vectors
+from ..store.shard import ROWS_PER_SHARD
+from ..store.writer import AppendCounts
 from .pipeline import batched
 from .quarantine import NAME as QUARANTINE
 from .quarantine import QuarantinedImage, read_quarantine, write_quarantine
@@ -67,12 +69,16 @@ class IndexRun:
         self._progress = progress
         self._before = sink.snapshot
         self._seen = np.zeros(len(self._before), bool)  # rows of `_before` whose image was listed
+        self._relabelled = array("q")  # positions in `_before` of unchanged images whose labels were corrected
+        self._new_labels: list[RowLabels] = []  # of each of them
+        self._distinct_labels: dict[RowLabels, RowLabels] = {}  # equal labels are kept once
         self._bad = read_quarantine(folder)
         self._known_bad = dict(self._bad)
         self._began = time.monotonic()
 
     def finish(self) -> None:
         """Do the steps that need a complete run."""
+        self._relabel()
         self._check_bad()
         if self.options.sync:
             self._delete_missing()
@@ -92,14 +98,57 @@ class IndexRun:
             images = (ref for ref in images if part_of(ref.key, parts) == part)
         for chunk in batched(images, KEYS_PER_LOOKUP):
             positions = self._before.find([ref.key for ref in chunk]) if len(self._before) else np.full(len(chunk), -1)
+            unchanged: dict[int, ImageRef] = {}  # by position
             for ref, position in zip(chunk, positions.tolist(), strict=True):
                 if position >= 0 and self._is_unchanged(ref, position):
-                    self._seen[position] = True
-                    self.report.known += 1
+                    if self._seen[position]:
+                        self.report.known += 1
+                    else:
+                        self._seen[position] = True
+                        unchanged[position] = ref
                 elif (bad := self._known_bad.get(ref.key)) and not self._should_retry(ref, bad):
                     self.report.skipped.append((ref.key, bad.reason))
                 else:
                     yield ref
+            yield from self._compare_labels(unchanged)
+
+    def _compare_labels(self, unchanged: dict[int, ImageRef]) -> Iterator[ImageRef]:
+        """Note the stored images, by position, whose labels were corrected; yields those that must be read for it."""
+        stored_labels = self._before.row_labels(np.fromiter(unchanged, np.int64, len(unchanged)))
+        for (position, ref), stored in zip(unchanged.items(), stored_labels, strict=True):
+            if ref.labels == stored:
+                self.report.known += 1
+                continue
+            listed = RowLabels(*ref.labels)
+            labels = stored.corrected(listed)
+            if (stored.label != UNKNOWN == listed.label) or (stored.category and not listed.category):
+                self.report.labels_kept += 1
+            if labels == stored:
+                self.report.known += 1
+            elif self._needs_reading(labels):
+                yield ref
+            else:
+                self._relabelled.append(position)
+                self._new_labels.append(self._distinct_labels.setdefault(labels, labels))
+
+    def _needs_reading(self, labels: RowLabels) -> bool:
+        """Whether an unchanged image must be read to get these labels; see `_Driver`."""
+        return False
+
+    def _text_vectors(self, categories: set[str]) -> Mapping[str, Vectors]:
+        """Text vectors of categories that were corrected, as far as they are new and can be embedded here."""
+        return {}
+
+    def _relabel(self) -> None:
+        """Write the corrected labels; the images are not read."""
+        positions = np.array(self._relabelled, np.int64)
+        order = np.argsort(positions)
+        texts = self._text_vectors({labels.category for labels in self._distinct_labels} - {""})
+        for start in range(0, len(order), self.options.rows_per_shard):
+            rows = order[start : start + self.options.rows_per_shard]
+            labels = [self._new_labels[i] for i in rows.tolist()]
+            self.report.relabelled += self.sink.relabel(self._before.ids[positions[rows]], labels, texts)
+            self.report_progress()
 
     def _is_unchanged(self, ref: ImageRef, position: int) -> bool:
         try:
@@ -128,6 +177,7 @@ class IndexRun:
         report.added += counts.added
         report.known += counts.known
         report.replaced += counts.replaced
+        report.relabelled += counts.relabelled
         report.tried += len(keys) + len(refused)
         report.bad += len(refused)
         if report.tried >= MIN_TRIED:
@@ -151,12 +201,18 @@ class IndexRun:
             )
 
     def _delete_missing(self) -> None:
-        """Delete the rows of this run's sources whose image was not listed or could not be read."""
+        """Delete the rows of this run's sources whose image was not listed or could not be read.
+
+        Rows whose image was listed with invalid metadata stay: it is the metadata that is to be corrected.
+        """
         if self.options.limit is not None or self.options.part is not None:
             raise SourceError("sync needs the whole listing; omit the limit and the part")
         keys, of_sources = self._before.column("keys"), np.zeros(len(self._before), bool)
         for root in {source.name for source in self.sources} | self.report.roots:
             of_sources |= np.strings.startswith(keys, np.array(f"{root}/", TEXT))
+        refused = [key for key, _ in self.report.skipped if key not in self._bad]
+        positions = self._before.find(refused) if refused else np.zeros(0, np.int64)
+        self._seen[positions[positions >= 0]] = True
         missing_keys = keys[of_sources & ~self._seen]
         if len(missing_keys):
             self.sink.seal()

@@ -21,8 +21,8 @@ Clock = Callable[[], float]  # seconds
 class JsonLines:
     """Write one JSON object per line, at most one every `every` seconds, and a last one with `"event": "end"`.
 
-    Fields: event, seconds, added, known, replaced, bad, images_per_second (of the whole run), images_per_second_now,
-    busy (share of each stage) and limit (the busiest stage).
+    Fields: event, seconds, added, known, replaced, relabelled, bad, images_per_second (of the whole run),
+    images_per_second_now, busy (share of each stage) and limit (the busiest stage).
     """
 
     def __init__(self, stream: TextIO, *, every: float = 1.0, clock: Clock = time.monotonic) -> None:
@@ -67,6 +67,7 @@ def figures(report: IndexReport) -> dict[str, Any]:
         "added": report.added,
         "known": report.known,
         "replaced": report.replaced,
+        "relabelled": report.relabelled,
         "bad": len(report.skipped),
         "images_per_second": round(report.images_per_second, 2),
         "images_per_second_now": round(report.images_per_second_now, 2),
@@ -87,7 +88,7 @@ class RunCollector:
 
         values = figures(self.report)
         images = CounterMetricFamily("clipfake_index_images", "Images processed by the run.", labels=["outcome"])
-        for outcome in ("added", "known", "replaced", "bad"):
+        for outcome in ("added", "known", "replaced", "relabelled", "bad"):
             images.add_metric([outcome], values[outcome])
         yield images
         busy = GaugeMetricFamily(

@@ -21,6 +21,8 @@ class IndexReport:
     added: int = 0
     known: int = 0
     replaced: int = 0
+    relabelled: int = 0  # rows of unchanged images whose label, target, source, generator or category was corrected
+    labels_kept: int = 0  # rows of unchanged images whose stored label or category stays, as none is listed any more
     dropped: int = 0  # rows whose file is gone
     skipped: list[tuple[str, str]] = field(default_factory=list)  # (key, reason)
     sources: Counter[tuple[str, str]] = field(default_factory=Counter)  # (source, label) -> rows listed
@@ -111,6 +113,8 @@ class IndexReport:
             "added": self.added,
             "known": self.known,
             "replaced": self.replaced,
+            "relabelled": self.relabelled,
+            "labels_kept": self.labels_kept,
             "dropped": self.dropped,
             "skipped": [{"key": key, "reason": reason} for key, reason in self.skipped],
             "passed_over": [files._asdict() for files in self.passed_over.values()],

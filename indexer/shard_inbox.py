@@ -9,17 +9,18 @@ from __future__ import annotations
 import os
 import socket
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
 from ..core.atomic_files import TEMPORARY, remove_leftover
 from ..errors import Damaged, Locked, StoreError
-from ..store.records import Block, Mask
-from ..store.shard import write_shard
+from ..store.records import Block, Ids, Mask, RowLabels, Vectors
+from ..store.shard import SECONDS_PER_SHARD, write_shard
 from ..store.snapshot import Snapshot
 from ..store.store import Store
-from ..store.writer import SECONDS_PER_SHARD, AppendCounts, Writer
+from ..store.writer import AppendCounts, Writer
 
 FOLDER = "incoming"
 ABANDONED = 86_400.0  # seconds after which an unfinished shard is removed
@@ -32,6 +33,8 @@ class Sink(Protocol):
     def snapshot(self) -> Snapshot: ...
 
     def append(self, block: Block) -> AppendCounts: ...
+
+    def relabel(self, ids: Ids, labels: Sequence[RowLabels], texts: Mapping[str, Vectors] | None = None) -> int: ...
 
     def seal(self) -> None: ...
 
@@ -52,14 +55,26 @@ class StagedWriter:
     def append(self, block: Block) -> AppendCounts:
         positions = self.snapshot.find(block.rows.keys)
         stored = positions >= 0
-        same = stored.copy()
-        same[stored] = self.snapshot.digests(positions[stored]) == block.rows.digests[stored]
-        self._waiting.append(block.take(~same))
+        same = self.snapshot.same_images(block, positions)
+        wrong = same.copy()  # rows of the same image whose labels differ; the adopting writer corrects them
+        stored_labels = self.snapshot.row_labels(positions[same])
+        listed_labels = block.rows.take(same).row_labels()
+        wrong[same] = [old != old.corrected(new) for old, new in zip(stored_labels, listed_labels, strict=True)]
+        self._waiting.append(block.take(~same | wrong))
+        self._seal_if_due()
+        replaced, relabelled = int((stored & ~same).sum()), int(wrong.sum())
+        return AppendCounts(int((~same).sum()) - replaced, int(same.sum()) - relabelled, replaced, relabelled)
+
+    def relabel(self, ids: Ids, labels: Sequence[RowLabels], texts: Mapping[str, Vectors] | None = None) -> int:
+        positions = self.snapshot.positions_of(ids)
+        self._waiting.append(self.snapshot.relabelled(positions, labels, texts))
+        self._seal_if_due()
+        return len(ids)
+
+    def _seal_if_due(self) -> None:
         late = time.monotonic() - self._sealed_at > SECONDS_PER_SHARD
         if late or sum(map(len, self._waiting)) >= self._rows_per_shard:
             self.seal()
-        replaced = int((stored & ~same).sum())
-        return AppendCounts(int((~same).sum()) - replaced, int(same.sum()), replaced)
 
     def seal(self) -> None:
         block = Block.concat(self._waiting) if self._waiting else None

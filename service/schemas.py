@@ -202,6 +202,7 @@ class AddedJson(BaseModel):
     added: int
     known: int = Field(description="Number of images already stored under the same name.")
     replaced: int = Field(description="Number of images that replaced another one of the same name.")
+    relabelled: int = Field(description="Number of images already stored whose label was corrected.")
     refused: list[RefusalJson]
     snapshot: int
     before: int = Field(description="Snapshot number for `clipfake store undo` to return to the state before.")

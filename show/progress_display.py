@@ -21,6 +21,9 @@ UNLABELLED = (
     "They are used neither for training nor as evidence. To label images, put them in a folder named real or fake, or "
     "add a metadata.csv with a column target or label."
 )
+KEPT = (
+    "kept although the listing has none; to forget them, delete these rows (`Store.delete` in Python) and index again"
+)
 NARROW = 110  # terminal columns below which the progress line is abbreviated
 
 
@@ -59,7 +62,7 @@ def index_progress(count: Callable[[], int | None]) -> Iterator[Callable[[Any], 
         threading.Thread(target=fill, daemon=True).start()
 
         def on_progress(report: Any) -> None:
-            done = report.added + report.known + report.replaced + len(report.skipped)
+            done = report.added + report.known + report.replaced + report.relabelled + len(report.skipped)
             bad = f"{len(report.skipped):,} skipped" if report.skipped else ""
             now, average = f"{report.images_per_second_now:,.0f}", f"{report.images_per_second:,.0f}"
             rate = f"{now}/s, {average} mean" if narrow else f"{now} images/s now, {average} on average"
@@ -103,11 +106,14 @@ def index_summary(report: dict[str, Any], *, planned: bool = False) -> Renderabl
             row.append(_first_names(generators.get(row[0], [])))
     parts: list[RenderableType] = [table(title, columns, rows)]
     if not planned:
-        states = {"added": "added", "known": "already stored", "replaced": "replaced", "dropped": "dropped"}
+        states = {"added": "added", "known": "already stored", "replaced": "replaced"}
+        states |= {"relabelled": "relabelled", "dropped": "dropped"}
         counts = ", ".join(
             f"{report[name]:,} {word}" for name, word in states.items() if report[name] or name == "added"
         )
         parts.append(Text(f"\n{counts} in {report['seconds']:.1f} s"))
+        if kept := report["labels_kept"]:
+            parts.append(Text(f"{count(kept, 'stored label or category', 'stored labels or categories')} {KEPT}"))
         if report["images_per_second"]:
             stages = ", ".join(f"{name} {stage['busy']:.0%}" for name, stage in report["stages"].items())
             limit = f", limited by {report['limit']} (busy: {stages})"

@@ -126,7 +126,7 @@ def write_report(
     Parameters
     ----------
     folder : the head's folder, with the report.json that training wrote
-    out : the page; the folder of the figures has the same name without its ending
+    out : the page; the folder of the figures has the same name without its ending, or with "-figures" if it has none
     notice : a sentence shown above all results
 
     Returns
@@ -145,7 +145,7 @@ def write_report(
         raise HeadError(f"{folder} has no report of its training ({e}); run `clipfake train --from-store` again") from e
     results = HeadResults(detector, training, evaluate_unseen(detector))
     figures = {figure.name: figure for figure in draw_figures(results)}
-    figure_folder = out.with_suffix("")
+    figure_folder = out.with_suffix("") if out.suffix else out.with_name(f"{out.name}-figures")
     written = [path for figure in figures.values() for path in figure.save(figure_folder)]
     write_text(out, render_page(results, figures, title=title, notice=notice, figure_folder=figure_folder.name))
     return [out, *written]

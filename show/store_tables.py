@@ -158,7 +158,8 @@ def imported(report: dict[str, Any]) -> RenderableType:
     report = escape_all(report)
     return Text(
         f"{report['rows']:,} rows read from {report['folder']}: {report['added']:,} added, "
-        f"{report['known']:,} already stored, {report['replaced']:,} replaced (snapshot {report['snapshot']})"
+        f"{report['known']:,} already stored, {report['replaced']:,} replaced, "
+        f"{report['relabelled']:,} relabelled (snapshot {report['snapshot']})"
     )
 
 

@@ -16,16 +16,16 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..core.atomic_files import TEMPORARY, remove_leftover, written_aside
+from ..core.atomic_files import TEMPORARY, map_array, remove_leftover, require_readable, written_aside
 from ..core.locking import writer_lock
 from ..core.sealed_json import SealedJson, checksum
-from ..errors import BadBlock, Damaged, StoreError
+from ..errors import BadBlock, Damaged, StoreError, Unreadable
 from .manifest import Manifest, ShardRef, numbers, read_manifest
 from .records import Ids, Vectors, invalid_rows, to_float16
 from .search.matches import Positions
+from .shard import SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
 from .space import Space
-from .writer import SECONDS_PER_SHARD
 
 FOLDER, LIST = "columns", "column.json"
 _AGAIN = "the store itself is intact; remove the folder of these vectors and run `clipfake store add-vectors` again"
@@ -103,16 +103,17 @@ class NamedVectors:
         try:
             if path.stat().st_size != expected:
                 raise Damaged(f"{path} has {path.stat().st_size} bytes instead of {expected}; {_AGAIN}")
-            mapped = np.memmap(path, "<f2", "r", shape=(part.rows, self.space.dim))
+            self._maps[name] = map_array(path, "<f2", (part.rows, self.space.dim))
         except (OSError, ValueError) as e:
+            require_readable(path, e)
             raise Damaged(f"{path} cannot be read ({getattr(e, 'strerror', None) or e}); {_AGAIN}") from e
-        self._maps[name] = mapped.view(np.ndarray)
         return self._maps[name]
 
     def _content(self, piece: VectorFile) -> bytes:
         try:
             content = (self.folder / piece.file).read_bytes()
         except OSError as e:
+            require_readable(self.folder / piece.file, e)
             raise Damaged(f"{self.folder / piece.file} cannot be read ({e.strerror}); {_AGAIN}") from e
         if checksum(content) != piece.digest:
             raise Damaged(f"{self.folder / piece.file} was altered (checksum differs); {_AGAIN}")
@@ -308,6 +309,8 @@ def find_damage(store: Path, manifests: Sequence[Manifest]) -> dict[str, str]:
     for name in vector_names(store):
         try:
             column = open_named_vectors(store, name)
+        except Unreadable:
+            raise
         except StoreError as e:
             damage[f"{FOLDER}/{name}/{LIST}"] = str(e)
             continue

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -115,6 +115,18 @@ class Rows:
         """The rows at these positions (integers, a slice or a mask), in that order."""
         return replace(self, **{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
+    def row_labels(self) -> list[RowLabels]:
+        """The labels of each row."""
+        columns = (getattr(self, name).tolist() for name in LABEL_COLUMNS)
+        return [RowLabels(*values) for values in zip(*columns, strict=True)]
+
+    def with_labels(self, labels: Sequence[RowLabels]) -> Rows:
+        """The same rows with these labels, one per row."""
+        columns = zip(*labels, strict=True) if labels else [()] * len(LABEL_COLUMNS)
+        return replace(
+            self, **{name: np.array(v, COLUMNS[name]) for name, v in zip(LABEL_COLUMNS, columns, strict=True)}
+        )
+
     @classmethod
     def concat(cls, parts: Sequence[Rows]) -> Rows:
         """Concatenate rows; an empty list gives no rows."""
@@ -146,6 +158,40 @@ class Rows:
         }
         values = {"keys": keys, "labels": labels, **unknown, **columns}
         return cls(**{name: np.asarray(column, dtype=COLUMNS[name]) for name, column in values.items()})
+
+
+class RowLabels(NamedTuple):
+    """What is known about a row's origin and content. All of it can be corrected while the image stays as it is."""
+
+    label: int
+    target: int
+    source: str
+    generator: str
+    category: str
+
+    def corrected(self, listed: RowLabels) -> RowLabels:
+        """Correct these values by those of a newer listing, where it has any: known is never replaced by unknown.
+
+        >>> RowLabels(0, 0, "ffhq", "", "face").corrected(RowLabels(1, -1, "ffhq", "gan", ""))
+        RowLabels(label=1, target=-1, source='ffhq', generator='gan', category='face')
+        >>> RowLabels(1, 6, "mine", "gan", "face").corrected(RowLabels(-1, -1, "photos", "", "cat"))
+        RowLabels(label=1, target=6, source='mine', generator='gan', category='cat')
+        """
+        category = listed.category or self.category
+        if listed.label == UNKNOWN != self.label:
+            return self._replace(category=category)
+        if listed.label != self.label:
+            return listed._replace(source=listed.source or self.source, category=category)
+        return RowLabels(
+            self.label,
+            self.target if listed.target < 0 else listed.target,
+            listed.source or self.source,
+            listed.generator or self.generator,
+            category,
+        )
+
+
+LABEL_COLUMNS = ("labels", "targets", "sources", "generators", "categories")  # the fields of RowLabels
 
 
 # dtype of each column of Rows in memory. docs/FORMAT.md describes the columns on disk.

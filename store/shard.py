@@ -18,11 +18,24 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ..core.atomic_files import reserve, written_aside
+from ..core.atomic_files import map_array, require_readable, reserve, written_aside
 from ..core.sealed_json import checksum
 from ..errors import BadBlock, Damaged, NotAStore
 from .key_index import Hashes
-from .records import COLUMNS, TEXT, Block, Names, Rows, Vectors, distinct, invalid_rows, names, to_float16
+from .records import (
+    COLUMNS,
+    LABEL_COLUMNS,
+    TEXT,
+    Block,
+    Names,
+    RowLabels,
+    Rows,
+    Vectors,
+    distinct,
+    invalid_rows,
+    names,
+    to_float16,
+)
 from .space import Space
 
 FORMAT = "clipfake-shard"
@@ -39,6 +52,8 @@ HEAP_WITHIN = 1 << 16  # bytes at the end of a shard that contain its global hea
 ROWS_PER_DIGEST = 256
 THUMBNAILS_PER_DIGEST = 16  # small JPEGs, in all about as large as 256 vectors
 ROWS_READ = 4096  # rows whose thumbnails are read at a time
+ROWS_PER_SHARD = 16_384
+SECONDS_PER_SHARD = 30.0  # so that the rows of a slow encoder are saved this often
 
 CODED = ("sources", "generators", "categories", "formats")  # few distinct values: stored as a table and codes
 TEXTUAL = ("keys", "paths")  # mostly distinct values: stored as concatenated bytes and end offsets
@@ -117,7 +132,7 @@ def _new_file(path: Path, size: int) -> h5py.File:
     """Create an HDF5 file with disk space for `size` bytes reserved: on a full disk, HDF5 would abort the process."""
     path.write_bytes(_empty())
     reserve(path, size)
-    return h5py.File(path, "r+", **_LAYOUT_OPTIONS)  # truncated to its actual size when it is closed
+    return h5py.File(path, "r+", locking=False, **_LAYOUT_OPTIONS)  # truncated to its actual size when it is closed
 
 
 @cache
@@ -204,11 +219,13 @@ class Shard:
     @contextmanager
     def _file(self) -> Iterator[h5py.File]:
         try:
-            with h5py.File(self.path, "r") as file:
+            # Shards never change, and HDF5's own locks fail where there are none.
+            with h5py.File(self.path, "r", locking=False) as file:
                 yield file
         except FileNotFoundError as e:
             raise Damaged(f"{self.path} is missing; {_REPAIR}") from e
         except _INVALID_CONTENT as e:
+            require_readable(self.path, e)
             raise Damaged(f"{self.path} is not a readable shard ({e}); {_REPAIR}") from e
 
     @cached_property
@@ -239,6 +256,7 @@ class Shard:
         try:
             return self.path.stat().st_size
         except OSError as e:
+            require_readable(self.path, e)
             raise Damaged(f"{self.path} is missing ({e.strerror}); {_REPAIR}") from e
 
     @cached_property
@@ -259,8 +277,8 @@ class Shard:
             return np.asarray(self._read("vectors"), dtype=dtype)
         if self.size < offset + dtype.itemsize * shape[0] * shape[1]:
             raise Damaged(f"{self.path} is truncated; {_REPAIR}")
-        mapped = np.memmap(self.path, dtype=dtype, mode="c", offset=offset, shape=shape)
-        return mapped.view(np.ndarray)  # np.memmap has overhead at every access
+        with self._parsing("vectors"):
+            return map_array(self.path, dtype, shape, mode="c", offset=offset)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One column of Rows; its checksum is verified."""
@@ -345,6 +363,35 @@ class Shard:
             return ()
         return tuple(_split(self._read("thumbnails/bytes").tobytes(), self._ends("thumbnails").tolist()))
 
+    def labels_of(self, rows: npt.NDArray[np.int64]) -> list[RowLabels]:
+        """Labels of these rows. The columns are cached as codes, at the cost of fifteen bytes per row."""
+        with self._parsing("labels"):
+            columns = [
+                values[rows].tolist() if table is None else [table[code] for code in values[rows].tolist()]
+                for table, values in self._label_columns
+            ]
+            return [RowLabels(*values) for values in zip(*columns, strict=True)]
+
+    @cached_property
+    def _label_columns(self) -> list[tuple[list[str] | None, npt.NDArray[Any]]]:
+        """The columns of `RowLabels`, each a table of texts and the codes of the rows, or None and the values."""
+        with self._parsing("labels"):
+            return [
+                (self._read_strings(name).tolist(), self._read(f"{name}/codes"))
+                if name in CODED
+                else (None, self.column(name))
+                for name in LABEL_COLUMNS
+            ]
+
+    def check_vectors(self, rows: npt.NDArray[np.int64]) -> None:
+        """Raise Damaged unless the vectors of these rows are as they were written; reads their digest groups only."""
+        digests = self._read("vector_digests")
+        for group in np.unique(rows // ROWS_PER_DIGEST).tolist():
+            first = group * ROWS_PER_DIGEST
+            expected = digests[group : group + 1]
+            if not np.array_equal(digest_groups(np.asarray(self.vectors[first : first + ROWS_PER_DIGEST])), expected):
+                raise self._altered(f"a vector of rows {first} to {first + ROWS_PER_DIGEST - 1}")
+
     @cached_property
     def digests(self) -> npt.NDArray[np.void]:
         """The column "digests", cached because writers read it for every block."""
@@ -406,6 +453,7 @@ class Shard:
         try:
             yield
         except _INVALID_CONTENT as e:
+            require_readable(self.path, e)
             raise Damaged(f"{self.path}: {name} is invalid ({e}); {_REPAIR}") from e
 
     def _ends(self, name: str) -> npt.NDArray[np.uint64]:

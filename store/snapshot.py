@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from ..errors import BadBlock, Damaged
 from .key_index import Hashes, KeyIndex
 from .live_shard import LiveShard
 from .manifest import Manifest, numbers, path_of, read_manifest
-from .records import LABELS, Block, Ids, Mask, Names, Rows, Vectors
+from .records import LABELS, Block, Ids, Mask, Names, RowLabels, Rows, Vectors, to_float16
 from .search.exact import ExactSearch
 from .search.matches import Matches, Positions, Searcher
 from .search.prepared_filter import PreparedFilter
@@ -143,6 +143,57 @@ class Snapshot:
         for shard, slots, rows in self._by_shard(positions):
             result[slots] = shard.file.digests[rows]
         return result
+
+    def same_images(self, block: Block, positions: Positions) -> npt.NDArray[np.bool_]:
+        """(rows of the block,) True where the row at the position (-1 for none) is of the same image.
+
+        Images are the same if their file digests are, and, where no digest is known, their vectors as stored.
+        """
+        same = np.zeros(len(block), bool)
+        stored = np.flatnonzero(positions >= 0)
+        same[stored] = self.digests(positions[stored]) == block.rows.digests[stored]
+        unknown = np.flatnonzero(same)
+        unknown = unknown[block.rows.digests[unknown] == np.zeros((), "V16")]
+        if len(unknown):
+            vectors = self.vectors(positions[unknown], np.float16)
+            same[unknown] = (vectors == to_float16(block.vectors[unknown])).all(axis=1)
+        return same
+
+    def row_labels(self, positions: Positions) -> list[RowLabels]:
+        """Labels of the rows at these positions, without loading whole columns of strings."""
+        result: list[Any] = [None] * len(positions)
+        for shard, slots, rows in self._by_shard(positions):
+            labels = shard.file.labels_of(np.arange(len(shard.file))[rows] if isinstance(rows, slice) else rows)
+            for i, of_row in zip(np.arange(len(positions))[slots].tolist(), labels, strict=True):
+                result[i] = of_row
+        return result
+
+    def relabelled(
+        self, positions: Positions, labels: Sequence[RowLabels], texts: Mapping[str, Vectors] | None = None
+    ) -> Block:
+        """The rows at these positions with other labels; vectors, thumbnails and facts of the files stay.
+
+        Parameters
+        ----------
+        texts : category -> (dim,) text vector, of categories that have none yet
+
+        Raises
+        ------
+        Damaged
+            A vector is not as it was written, so that it must not be copied.
+        """
+        for shard, _, rows in self._by_shard(positions):
+            shard.file.check_vectors(np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows)
+        [block] = self.blocks(max(len(positions), 1), positions)
+        thumbnails = self.thumbnails(positions) if self.has_thumbnails else ()
+        categories = {of_row.category for of_row in labels}
+        known = {**self.texts, **(texts or {})}
+        return replace(
+            block,
+            rows=block.rows.with_labels(labels),
+            thumbnails=thumbnails if any(thumbnails) else (),
+            texts={category: known[category] for category in categories & known.keys()},
+        )
 
     def blocks(self, size: int = 65_536, where: Any = None) -> Iterator[Block]:
         """Iterate over the rows (all, or those of a mask or at given positions) in blocks of `size`.

@@ -10,18 +10,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core.atomic_files import TEMPORARY
+from ..core.atomic_files import TEMPORARY, require_local
 from ..core.locking import writer_lock
 from ..errors import BadBlock, BadFilter, InvalidOption, NoStore, NotAStore, StoreError
 from .filter import Filter
 from .manifest import Manifest, numbers, read_manifest, write_manifest
 from .records import Vectors
 from .search.results import SearchResults
+from .shard import ROWS_PER_SHARD, SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
 from .space import Space
-from .writer import ROWS_PER_SHARD, SECONDS_PER_SHARD, tidy
 from .writer import AppendCounts as AppendCounts  # re-exported
 from .writer import Writer as Writer
+from .writer import tidy
 
 if TYPE_CHECKING:
     from .exchange.torch_dataset import VectorDataset
@@ -48,6 +49,10 @@ class Store:
     """
 
     folder: Path
+
+    def __post_init__(self) -> None:
+        """Raise StoreError if the folder is a URL."""
+        require_local(self.folder, "a store")
 
     def __len__(self) -> int:
         """Number of rows."""

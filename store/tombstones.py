@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..core.atomic_files import written_aside
+from ..core.atomic_files import require_readable, written_aside
 from ..core.sealed_json import checksum
 from ..errors import Damaged
 from .manifest import ShardRef
@@ -23,6 +23,7 @@ def read_tombstones(folder: Path, part: ShardRef) -> npt.NDArray[np.uint32]:
     try:
         content = path.read_bytes()
     except OSError as e:
+        require_readable(path, e)
         raise Damaged(f"{path} cannot be read ({e.strerror}); run `clipfake store repair`") from e
     if checksum(content) != part.deleted_digest:
         raise Damaged(f"{path} was altered (checksum differs); run `clipfake store repair`")

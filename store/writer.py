@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,15 +15,13 @@ from ..core.locking import remove_unless_leased
 from ..errors import BadBlock, StoreError
 from .key_index import Hashes
 from .manifest import ShardRef, numbers, path_of, read_manifest, write_manifest
-from .records import Block, Ids, Mask, Names, to_float16
+from .named_vectors import copy_vectors
+from .records import Block, Ids, Mask, Names, RowLabels, Vectors, to_float16
 from .search.matches import Positions
 from .shard import Shard, hash_keys, require_valid_vectors, write_checked_shard
 from .snapshot import Snapshot
 from .space import Space
 from .tombstones import write_tombstones
-
-ROWS_PER_SHARD = 16_384
-SECONDS_PER_SHARD = 30.0  # so that the rows of a slow encoder are saved this often
 
 
 @dataclass(frozen=True)
@@ -32,9 +31,10 @@ class AppendCounts:
     added: int = 0
     known: int = 0  # already stored, unchanged
     replaced: int = 0  # already stored with another file digest
+    relabelled: int = 0  # already stored with the same file and other labels, which were corrected
 
     def __add__(self, other: AppendCounts) -> AppendCounts:
-        return AppendCounts(self.added + other.added, self.known + other.known, self.replaced + other.replaced)
+        return AppendCounts(*(mine + theirs for mine, theirs in zip(astuple(self), astuple(other), strict=True)))
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class _Waiting:
     block: Block
     hashes: Hashes  # of their keys
     replaces: Positions  # (n,) positions in the snapshot, which does not change until the rows are sealed
+    relabelled: bool = False  # each row is the one it replaces with other labels, so that its named vectors stay
 
 
 class Writer:
@@ -80,7 +81,10 @@ class Writer:
         return self._snapshot.find(keys, hashes)
 
     def append(self, block: Block) -> AppendCounts:
-        """Append rows. A row whose key is stored is skipped if the file digest is the same, and replaced otherwise.
+        """Append rows. One whose key is stored is replaced; if its image is the same, only its labels are corrected.
+
+        It is the same image if the file digest is the same, and, where none is known, the vector. Labels are corrected
+        as by `RowLabels.corrected`; a row that has them already is skipped.
 
         Raises
         ------
@@ -95,20 +99,62 @@ class Writer:
         hashes = hash_keys(keys)
         positions = self.find(keys, hashes)
         stored = positions >= 0
-        same = np.zeros(len(block), bool)
-        same[stored] = self._snapshot.digests(positions[stored]) == block.rows.digests[stored]
+        same = self._snapshot.same_images(block, positions)
+        relabelled = self._correct(block.take(same), positions[same]) if same.any() else 0
         fresh = block.take(~same) if same.any() else block
         if len(fresh):
             fresh = replace(fresh, vectors=to_float16(fresh.vectors, copied=True))  # the caller may reuse its array
             require_valid_vectors(fresh)
             self._waiting.append(_Waiting(fresh, hashes[~same], positions[stored & ~same]))
             self._waiting_keys.update(fresh.rows.keys.tolist() if same.any() else keys)
-        if len(self._waiting_keys) >= self._rows_per_shard or (
-            self._waiting and time.monotonic() - self._sealed_at > self._seconds_per_shard
-        ):
-            self.seal()
+        self._seal_if_due()
         replaced = int((stored & ~same).sum())
-        return AppendCounts(added=len(fresh) - replaced, known=int(same.sum()), replaced=replaced)
+        return AppendCounts(len(fresh) - replaced, int(same.sum()) - relabelled, replaced, relabelled)
+
+    def relabel(self, ids: Ids, labels: Sequence[RowLabels], texts: Mapping[str, Vectors] | None = None) -> int:
+        """Give stored rows other labels; returns their number. Rows that are not stored any more are left out.
+
+        The rows are written again, with their vectors, thumbnails and named vectors, and the old ones are deleted in
+        the same commit: a process that is killed leaves each row with its old labels or with the new ones.
+
+        Parameters
+        ----------
+        ids : (n,) ids of the rows, each once
+        labels : labels of each row
+        texts : category -> (dim,) text vector, of categories that have none yet
+
+        Raises
+        ------
+        Damaged
+            A vector or named vector is damaged and cannot be copied.
+        """
+        self.seal()
+        positions = self._snapshot.positions_of(ids)
+        remaining = np.flatnonzero(positions >= 0)
+        self._relabel(positions[remaining], [labels[i] for i in remaining.tolist()], texts)
+        self._seal_if_due()
+        return len(remaining)
+
+    def _correct(self, block: Block, positions: Positions) -> int:
+        """Correct the labels of the rows at these positions by those of the same images; returns how many differed."""
+        stored = self._snapshot.row_labels(positions)
+        corrected = [old.corrected(new) for old, new in zip(stored, block.rows.row_labels(), strict=True)]
+        wrong = [i for i, (old, new) in enumerate(zip(stored, corrected, strict=True)) if old != new]
+        self._relabel(positions[wrong], [corrected[i] for i in wrong], block.texts)
+        return len(wrong)
+
+    def _relabel(self, positions: Positions, labels: Sequence[RowLabels], texts: Mapping[str, Vectors] | None) -> None:
+        if len(positions):
+            block = self._snapshot.relabelled(positions, labels, texts)
+            block = replace(block, vectors=to_float16(block.vectors))
+            keys = block.rows.keys.tolist()
+            self._waiting.append(_Waiting(block, hash_keys(keys), positions, relabelled=True))
+            self._waiting_keys.update(keys)
+
+    def _seal_if_due(self) -> None:
+        late = time.monotonic() - self._sealed_at > self._seconds_per_shard
+        if len(self._waiting_keys) >= self._rows_per_shard or (self._waiting and late):
+            self.seal()
 
     def adopt(self, path: Path) -> AppendCounts:
         """Move a shard that another process sealed inside the store's folder into the store.
@@ -161,9 +207,21 @@ class Writer:
         path = self._folder / "shards" / name
         header = write_checked_shard(path, block, hashes)  # `append` has checked the rows
         replaced_ids = self.snapshot.ids[replaced] if len(replaced) else replaced
-        parts = (*self._without(replaced_ids), ShardRef(name, header.rows, header.digest, path.stat().st_size))
-        self._commit(parts=parts, next_shard=number + 1)
+        part = ShardRef(name, header.rows, header.digest, path.stat().st_size)
+        self._keep_named_vectors(part)
+        self._commit(parts=(*self._without(replaced_ids), part), next_shard=number + 1)
         self._sealed_at = time.monotonic()
+
+    def _keep_named_vectors(self, part: ShardRef) -> None:
+        """Copy the named vectors of the rows that are relabelled to the shard in which they are written again."""
+        old, new, row = [], [], part.number << 32
+        for waiting in self._waiting:
+            if waiting.relabelled:
+                old.append(self.snapshot.ids[waiting.replaces])
+                new.append(row + np.arange(len(waiting.block)))
+            row += len(waiting.block)
+        if old:
+            copy_vectors(self._folder, np.concatenate(old), np.concatenate(new), [part])
 
     def _commit(self, **changes: object) -> None:
         before, after = self._manifest, self._manifest.follow(self._note, **changes)

@@ -211,6 +211,37 @@ def test_report_is_self_contained(store: Path, tmp_path: Path, run) -> None:  # 
     assert all(Path(path).stat().st_size for path in output.json["figures"])
 
 
+def test_report_may_have_no_suffix(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
+    page = tmp_path / "new folder" / "results"
+    assert run("report", "--store", store, "--out", page).code == 0
+    assert page.read_text(encoding="utf-8").lower().startswith("<!doctype html>")
+    assert list((tmp_path / "new folder" / "results-figures").glob("*.png"))
+    (tmp_path / "folder").mkdir()
+    assert run("report", "--store", store, "--out", tmp_path / "folder").code == 2
+
+
+URLS = ["s3://bucket/store", "gs://bucket", "https://host/store", "file:///srv/store", "S3:/bucket/store"]
+STORE_COMMANDS = ["store info", "store verify", "store repair", "store compact", "store index", "train --from-store"]
+STORE_COMMANDS += ["report", "query a.jpg", "evaluate", "serve", "bank remove x", "store export --to x", "index p"]
+
+
+@pytest.mark.parametrize("url", URLS)
+def test_url_is_no_store(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, run) -> None:  # type: ignore[no-untyped-def]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p").mkdir()
+    for command in STORE_COMMANDS:
+        ran = run(*command.split(), "--store", url)
+        assert (ran.code, "cannot be at a URL" in ran.err) == (1, True), command
+    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+
+
+@pytest.mark.parametrize("name", ["C:/data", "a:b", "with space", "s3", "weird%20name", "\\\\server\\share"])
+def test_odd_folder_names_are_no_urls(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert len(Store.create(Path(name), Space("x", "a" * 64, 2))) == 0
+    assert (tmp_path / name / "snapshots").is_dir()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

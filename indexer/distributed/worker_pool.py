@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Self
 
 from ...errors import SourceError
+from ...store.records import RowLabels
 from ...store.space import Space
 from ...store.store import AppendCounts, Store, Writer
 from ..index_run import Folders, IndexOptions, IndexRun, Progress
@@ -113,6 +114,7 @@ class _Driver(IndexRun):
     ) -> None:
         super().__init__(folders, writer, folder, options, progress)
         self._pool, self._writer = pool, writer
+        self._categories = set(writer.snapshot.texts)  # categories with a text vector, or with an image being read
         self._resubmit: deque[Task] = deque()
         self._under_way: dict[str, Task] = {}
         self._times_lost: Counter[str] = Counter()  # by task id
@@ -156,6 +158,13 @@ class _Driver(IndexRun):
                 self._collect()
         if self._listing_error is not None:
             raise self._listing_error
+
+    def _needs_reading(self, labels: RowLabels) -> bool:
+        """One image of each new category is read again: only workers have the encoder that embeds the name."""
+        if not self.options.text or not labels.category or labels.category in self._categories:
+            return False
+        self._categories.add(labels.category)
+        return True
 
     def _tasks(self) -> Iterator[Task]:
         refs = self.images_to_read()

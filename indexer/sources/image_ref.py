@@ -50,6 +50,11 @@ class ImageRef(NamedTuple):
         return ImageRef(self.key, self.path, source=self.source, refused=why)
 
     @property
+    def labels(self) -> tuple[int, int, str, str, str]:
+        """Label, target, source, generator and category, as in `RowLabels`."""
+        return self[2:7]
+
+    @property
     def byte_source(self) -> ByteSource:
         """Location of the image's bytes."""
         return self.location or LocalFile(self.path)

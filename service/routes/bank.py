@@ -46,7 +46,8 @@ FIELDS = BankSourceJson.model_json_schema()["properties"]
 async def add(request: Request, state: StateDep) -> Any:
     """Send a form of images with a `source`, the name of their origin, and a `label`, real or fake.
 
-    An image's key is its source and its file name; an image with an existing key replaces the stored one.
+    An image's key is its source and its file name. An image with an existing key replaces the stored one; if it is the
+    same image, the label of the stored one is corrected.
     """
     body = await form(request, state.limits)
     try:
@@ -67,6 +68,7 @@ async def add(request: Request, state: StateDep) -> Any:
             "added": outcome.added,
             "known": outcome.known,
             "replaced": outcome.replaced,
+            "relabelled": outcome.relabelled,
             "refused": [upload.to_dict() for upload in uploads if isinstance(upload, RefusedUpload)],
             "snapshot": writer.snapshot.number,
             "before": before,

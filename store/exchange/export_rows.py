@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -13,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder
+from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, require_local
 from ...errors import StoreError
 from ..records import Block
 from ..search.matches import Positions
@@ -75,6 +76,7 @@ def export_rows(
         pyarrow is not installed.
     """
     folder = Path(folder)
+    require_local(folder, "an export")
     arrow("exporting rows")
     if layout not in LAYOUTS:
         raise StoreError(f"unknown layout {layout!r}; use one of {', '.join(LAYOUTS)}")
@@ -183,8 +185,8 @@ def _blocks(snapshot: Snapshot, positions: Positions) -> Iterator[Block]:
 @contextmanager
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to `folder` on success and removed on failure."""
-    temporary = folder.with_name(folder.name + TEMPORARY)
-    shutil.rmtree(temporary, ignore_errors=True)
+    folder = folder.resolve()  # "." has no name
+    temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(6)}{TEMPORARY}")  # never a folder of the user
     with disk_errors(f"write {folder}"):
         try:
             make_folder(temporary)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -13,7 +15,9 @@ import numpy.typing as npt
 
 from ...core.atomic_files import read_array, read_json
 from ...errors import BadBlock, SourceError, SpaceMismatch
-from ..records import COLUMNS, FAKE, REAL, UNKNOWN, Block, Names, Rows
+from ..key_index import KeyIndex
+from ..records import COLUMNS, FAKE, LABELS, REAL, TEXT, UNKNOWN, Block, Names, Rows
+from ..shard import hash_keys
 from ..space import Space
 from ..store import Store
 from ..writer import AppendCounts
@@ -22,6 +26,7 @@ from .tables import NAMES, arrow, parquet_file, values_of
 
 LABEL_SPELLINGS = {"0": REAL, "real": REAL, "1": FAKE, "fake": FAKE, "-1": UNKNOWN, "unknown": UNKNOWN, "": UNKNOWN}
 PATH_COLUMNS = ("path", "image_path", "file_name", "url", "image")  # of foreign tables; the first one present is used
+MEANS_REAL = re.compile(r"(is_?)?(real|authentic|genuine|natural|original|human)", re.IGNORECASE)  # names of columns
 LENGTH_TOLERANCE = 0.02  # allowed difference from unit length in a normalised space
 
 
@@ -43,6 +48,7 @@ class ImportReport:
     added: int
     known: int  # already in the store, unchanged
     replaced: int
+    relabelled: int  # already in the store with the same vector and other labels, which were corrected
     snapshot: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -77,7 +83,13 @@ class ImportFolder:
                 f"{path} was exported without vectors (layout parquet); export with layout numpy to import the rows"
             )
         files = _find_files(path)
-        dims = {_open_vectors(pair.vectors).shape[1] for pair in files}
+        shapes = [_open_vectors(pair.vectors).shape for pair in files]
+        dims, rows = {dim for _, dim in shapes}, sum(rows for rows, _ in shapes)
+        if content.get("rows", rows) != rows:
+            raise SourceError(
+                f"{path} holds {rows} vectors, but {content['rows']} were exported, as {MANIFEST} says; restore the "
+                f"missing files, or remove those that are not of this export"
+            )
         if len(dims) > 1:
             raise SourceError(
                 f"the files in {path} hold vectors of {sorted(dims)} dimensions; all must have the same number"
@@ -157,14 +169,38 @@ def import_rows(
         raise SpaceMismatch(f"{folder} holds vectors of {source.dim} dimensions, but {space} has {space.dim}")
     target, rows, total = Store.create(store, space), 0, AppendCounts()
     with target.writer(f"imported {Path(folder).name}") as writer:
+        imported = KeyIndex()
         for block in source.blocks(space, defaults, normalise=normalise):
+            _require_new_keys(block, imported, folder)
             total += writer.append(block)
             rows += len(block)
-    return ImportReport(str(folder), rows, total.added, total.known, total.replaced, target.snapshot().number)
+    return ImportReport(str(folder), rows, **asdict(total), snapshot=target.snapshot().number)
 
 
-def label_of(value: Any) -> int:
-    """Parse a label from a table: 0, 1, -1, real, fake or unknown; raises ValueError for anything else."""
+def _require_new_keys(block: Block, imported: KeyIndex, folder: Path | str) -> None:
+    """Raise BadBlock if a key of the block was imported before; its keys are added to those imported."""
+    hashes = hash_keys(block.rows.keys)
+    repeated, _ = imported.candidates(hashes)
+    if len(repeated):
+        raise BadBlock(
+            f"{folder} has several rows with the key {block.rows.keys[repeated.min()]}, and only one of them could be "
+            f"stored; make the paths of each source unique. The rows before it are stored"
+        )
+    imported.add(hashes, np.zeros(len(block), np.int64))
+
+
+def label_of(value: Any, class_names: Sequence[str] | None = None) -> int:
+    """Parse a label from a table: 0, 1, -1, real, fake or unknown; raises ValueError for anything else.
+
+    Parameters
+    ----------
+    class_names : meaning of the numbers 0, 1, … in this table, -1 being unknown (default: real, fake)
+    """
+    if class_names is not None and isinstance(value, int | float) and value >= 0:
+        name = class_names[int(value)] if value < len(class_names) and float(value).is_integer() else value
+        if not isinstance(name, str) or (label := LABEL_SPELLINGS.get(name.strip().lower())) is None:
+            raise ValueError(name)
+        return label
     whole = isinstance(value, bool | float | np.floating) and float(value).is_integer()
     word = str(int(value)) if whole else str(value)
     word = "" if value is None or value != value else word
@@ -190,6 +226,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
 def _find_files(path: Path) -> list[ImportFiles]:
     """Files of vectors and their rows; raises SourceError for one without the other."""
     if (path / "vectors.npy").is_file() and (path / "rows.parquet").is_file():
+        if (path / "img_emb").is_dir():
+            raise SourceError(f"{path} holds two imports, vectors.npy and img_emb; move one to a folder of its own")
         return [ImportFiles(path / "vectors.npy", path / "rows.parquet")]
     vectors = _numbered(path / "img_emb", r"img_emb_(\d+)\.npy")
     rows = _numbered(path / "metadata", r"metadata_(\d+)\.parquet")
@@ -203,12 +241,21 @@ def _find_files(path: Path) -> list[ImportFiles]:
             f"{path}: img_emb and metadata do not match, number {unpaired[0]} is in one of them only; "
             f"restore the missing file or remove its partner"
         )
-    return [ImportFiles(vectors[number], rows[number]) for number in sorted(vectors)]
+    return [ImportFiles(vectors[number], rows[number]) for number in sorted(vectors, key=int)]
 
 
-def _numbered(folder: Path, pattern: str) -> dict[int, Path]:
-    matches = ((re.fullmatch(pattern, path.name), path) for path in folder.glob("*"))
-    return {int(match[1]): path for match, path in matches if match}
+def _numbered(folder: Path, pattern: str) -> dict[str, Path]:
+    """Files by their number as written, since 1 and 01 are of two runs; raises SourceError if both are there."""
+    files: dict[int, tuple[str, Path]] = {}
+    for path in sorted(folder.glob("*")):
+        if match := re.fullmatch(pattern, path.name, re.IGNORECASE | re.ASCII):
+            _, other = files.setdefault(int(match[1]), (match[1], path))
+            if other is not path:
+                raise SourceError(
+                    f"{folder} has two files of number {int(match[1])}, {other.name} and {path.name}; keep those of "
+                    f"one run, with their partners, in a folder of their own"
+                )
+    return dict(files.values())
 
 
 def _open_vectors(path: Path) -> npt.NDArray[Any]:
@@ -226,9 +273,23 @@ def _open_vectors(path: Path) -> npt.NDArray[Any]:
 def _open_table(path: Path) -> Any:
     pyarrow = arrow(f"reading {path.name}")
     try:
-        return parquet_file(path, page_checksum_verification=True)
+        parquet = parquet_file(path, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as e:
         raise SourceError(f"{path} is not a readable parquet file ({e}); export the rows again") from e
+    repeated = [name for name, count in Counter(parquet.schema_arrow.names).items() if count > 1]
+    if repeated:
+        raise SourceError(f"{path} has several columns named {repeated[0]}; rename or remove all but one")
+    return parquet
+
+
+def _class_names(schema: Any, column: str) -> list[str] | None:
+    """Names of the classes 0, 1, … of a column, which Hugging Face's `datasets` writes; None if there are none."""
+    try:
+        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
+        names = features[column]["names"]
+    except (KeyError, TypeError, ValueError):
+        return None
+    return list(map(str, names)) if isinstance(names, list) else None
 
 
 def _batches(parquet: Any, path: Path) -> Iterator[Any]:
@@ -258,33 +319,47 @@ def _rows_and_thumbnails(
             raise SourceError(f"{path} lacks the columns {', '.join(missing)}; export the rows again")
         columns = {name: _column(path, name, column, table[column]) for name, column in NAMES.items()}
         return Rows(**columns), thumbnails
-    return _foreign_rows(table, len(batch), defaults, path), thumbnails
+    label_column = defaults.columns.get("label", "label")
+    class_names = _class_names(batch.schema, label_column)
+    return _foreign_rows(table, len(batch), defaults, path, class_names), thumbnails
 
 
-def _foreign_rows(table: dict[str, list[Any]], rows: int, defaults: ImportDefaults, path: Path) -> Rows:
+def _foreign_rows(
+    table: dict[str, list[Any]], rows: int, defaults: ImportDefaults, path: Path, class_names: list[str] | None
+) -> Rows:
     for column in defaults.columns.values():
         if column not in table:
             raise SourceError(f"{path} has no column {column}; it has {', '.join(table)}")
 
     def texts_of(name: str, default: str) -> list[str]:
         values = table.get(defaults.columns.get(name, name))
-        return [str(value) if value is not None else default for value in values] if values else [default] * rows
+        return [default if value is None else _text(value) for value in values] if values else [default] * rows
 
     path_column = next((name for name in PATH_COLUMNS if name in table), None)
     if path_column is None:
         raise SourceError(f"{path} has no column of image paths ({', '.join(PATH_COLUMNS)}); it has {', '.join(table)}")
-    paths = [str(value or "") for value in table[path_column]]
+    paths = ["" if value is None else _text(value) for value in table[path_column]]
     if "" in paths:
         raise SourceError(f"{path}: row {paths.index('')} has no {path_column}; every row needs one, as its key")
     sources = texts_of("source", defaults.source)
     if "" in sources:
         raise SourceError(f"{path} does not say where its rows come from; name a source, or the column that has it")
     labels = [defaults.label] * rows
-    if values := table.get(defaults.columns.get("label", "label")):
+    label_column = defaults.columns.get("label", "label")
+    if label_column not in table and (other := next((name for name in table if name.lower() == "label"), "")):
+        raise SourceError(f"{path} has a column {other}; to read the labels from it, add --column label={other}")
+    if values := table.get(label_column):
+        numeric = any(isinstance(value, int | float) for value in values)
+        if numeric and class_names is None and MEANS_REAL.fullmatch(label_column):
+            raise SourceError(
+                f"{path}: a 1 in the column {label_column} seems to mean real, but 1 is read as fake; write the words "
+                f"real and fake, or make a column in which 1 means fake"
+            )
         try:
-            labels = [label_of(value) for value in values]
+            labels = [label_of(value, class_names) for value in values]
         except ValueError as e:
-            raise SourceError(f"{path}: the label {e} is neither real (0), fake (1) nor unknown (-1)") from e
+            classes = f" (the classes are {', '.join(class_names)})" if class_names else ""
+            raise SourceError(f"{path}: the label {e} is neither real (0), fake (1) nor unknown (-1){classes}") from e
     generators = [  # a fake row without a generator is taken to be made by its source
         generator or source if label == FAKE else generator
         for generator, source, label in zip(texts_of("generator", ""), sources, labels, strict=True)
@@ -300,9 +375,25 @@ def _column(path: Path, name: str, column: str, values: Sequence[Any]) -> Names 
             if any(len(value) != 16 for value in values):
                 raise ValueError("a digest has 16 bytes")
             return np.frombuffer(b"".join(values), "V16")
-        return np.asarray(values, dtype=COLUMNS[name])
+        column_values = np.asarray(values, dtype=COLUMNS[name])
+        if COLUMNS[name] is not TEXT and column_values.tolist() != list(values):
+            raise ValueError(f"it holds other numbers than {np.dtype(COLUMNS[name])}")
+        if name == "labels" and (wrong := set(column_values.tolist()) - LABELS.keys()):
+            raise ValueError(f"there is no label {wrong.pop()}")
+        return column_values
     except (TypeError, ValueError, OverflowError) as e:
         raise SourceError(f"{path}: the column {column} has been altered ({e}); export the rows again") from e
+
+
+def _text(value: Any) -> str:
+    """A value of a column of texts, also one stored as bytes; raises ValueError for one that is no text."""
+    if isinstance(value, dict):  # an image of Hugging Face's `datasets`
+        value = value.get("path") or ""
+    if isinstance(value, bytes):
+        return value.decode()
+    if isinstance(value, list):
+        raise ValueError(f"{str(value)[:80]} is not a text")
+    return str(value)
 
 
 def _unit_length(

@@ -14,10 +14,10 @@ from ...errors import Damaged
 from ..manifest import ShardRef, numbers, path_of, read_manifest, write_manifest
 from ..named_vectors import copy_vectors, tidy_all
 from ..records import Block, Ids
-from ..shard import Shard, write_shard
+from ..shard import ROWS_PER_SHARD, Shard, write_shard
 from ..store import Store
 from ..tombstones import read_tombstones
-from ..writer import ROWS_PER_SHARD, tidy
+from ..writer import tidy
 from .build_index import renumber
 
 

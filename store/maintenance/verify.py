@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ...core.atomic_files import TEMPORARY
+from ...core.atomic_files import TEMPORARY, require_local
 from ...core.locking import lease
-from ...errors import ClipfakeError, Damaged, NoStore
+from ...errors import ClipfakeError, Damaged, NoStore, Unreadable
 from ..manifest import Manifest, ShardRef, numbers, path_of, read_manifest
 from ..named_vectors import find_damage
 from ..records import distinct
@@ -62,6 +62,8 @@ def verify(folder: Path | str) -> VerifyReport:
     ------
     NoStore
         The folder is not a store.
+    Unreadable
+        A file cannot be read now, so that nothing can be said about it.
     """
     folder = Path(folder)
     require_store(folder)
@@ -99,6 +101,7 @@ def verify(folder: Path | str) -> VerifyReport:
 
 def require_store(folder: Path) -> None:
     """Raise NoStore if the folder is not a store."""
+    require_local(folder, "a store")
     if not numbers(folder) and not (folder / "shards").is_dir():
         read_manifest(folder)  # raises NoStore
 
@@ -115,6 +118,8 @@ def read_manifests(folder: Path) -> tuple[list[Manifest], list[Damage]]:
             manifests.append(manifest)
         except NoStore:
             pass
+        except Unreadable:
+            raise
         except (ClipfakeError, ValueError) as e:
             problems.append(Damage(_relative(folder, path), str(e)))
         if not path.exists():  # removed by a writer meanwhile: start again
@@ -145,9 +150,11 @@ def check_shard(folder: Path, manifest: Manifest, part: ShardRef) -> list[Damage
             return [Damage(name, message, lost=live_rows)]
         problems = [Damage(name, message)] if corrupt else []
         damaged = shard.damaged_rows()
+    except Unreadable:
+        raise
     except ClipfakeError as e:
         return [Damage(name, str(e), lost=live_rows)]
-    with suppress(ClipfakeError):  # reported by check_deleted
+    with suppress(Damaged):  # reported by check_deleted
         damaged = np.setdiff1d(damaged, read_tombstones(folder, part))  # deleted rows are not read
     if not len(damaged):
         return problems
@@ -161,7 +168,7 @@ def check_deleted(folder: Path, part: ShardRef) -> list[Damage]:
     """Return the damage of a shard's list of deleted rows."""
     try:
         deleted = read_tombstones(folder, part)
-    except ClipfakeError as e:
+    except Damaged as e:
         return [Damage(f"deleted/{part.deleted}", str(e), lost=part.rows - part.deleted_rows)]
     if len(deleted) == part.deleted_rows and (not len(deleted) or deleted.max() < part.rows):
         return []
@@ -171,6 +178,8 @@ def check_deleted(folder: Path, part: ShardRef) -> list[Damage]:
 def _is_intact(shard: Shard, dataset: str) -> bool:
     try:
         shard.check(dataset)
+    except Unreadable:
+        raise
     except ClipfakeError:
         return False
     return True
@@ -205,6 +214,8 @@ def _check_index(folder: Path, index: Path, newest: Manifest) -> tuple[list[Dama
     name = _relative(folder, index)
     try:
         number = open_index(index, newest.space, whole=True).number
+    except Unreadable:
+        raise
     except ClipfakeError as e:
         return [Damage(name, str(e))] if index.exists() else [], []  # a newer index may have replaced it meanwhile
     if number == newest.number:

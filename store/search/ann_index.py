@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from ...core.atomic_files import TEMPORARY, read_array
+from ...core.atomic_files import TEMPORARY, read_array, require_readable
 from ...core.sealed_json import SealedJson, checksum
 from ...errors import Damaged, StoreError
 from ..records import Mask, Vectors
@@ -259,6 +259,7 @@ def _read(
                 if not whole and checksum(file.read(tables)) != tables_checksum:
                     raise Damaged(f"{path} was altered (checksum differs); {AGAIN}")
         except OSError as e:
+            require_readable(path, e)
             raise Damaged(f"{path} cannot be read ({e.strerror}); {AGAIN}") from e
     stem = str(label_info.label)
     try:
@@ -268,6 +269,7 @@ def _read(
             raise ValueError(f"expected {label_info.rows} int64 ids, found {ids.dtype} of shape {ids.shape}")
         return IvfIndex.load(folder / f"{stem}.faiss", cell_of, mapped=mapped), ids
     except (OSError, ValueError, RuntimeError, TypeError, AttributeError, MemoryError) as e:
+        require_readable(folder, e)
         raise Damaged(f"{folder} cannot be read ({e}); {AGAIN}") from e
 
 

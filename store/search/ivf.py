@@ -18,6 +18,7 @@ import faiss
 import numpy as np
 import numpy.typing as npt
 
+from ...core.atomic_files import can_map
 from ...core.threads import faiss_cores_for
 from ..records import Mask, Vectors
 
@@ -194,7 +195,7 @@ class IvfIndex:
     @classmethod
     def load(cls, path: Path, cell_of: npt.NDArray[np.int64], *, mapped: bool = True) -> IvfIndex:
         """Load an index; one `mapped` into memory is read-only. Raises ValueError, or what FAISS raises."""
-        flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped else 0
+        flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped and can_map(path) else 0
         ivf: Any = faiss.read_index(str(path), flags)
         flat: Any = faiss.downcast_index(ivf.quantizer)
         if flat.d != ivf.d or flat.ntotal != ivf.nlist or cell_of.shape != (ivf.ntotal,):

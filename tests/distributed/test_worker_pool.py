@@ -104,6 +104,24 @@ def test_encoder_error_is_raised_for_every_task(tmp_path: Path, monkeypatch: pyt
             worker.work(Task.of([ImageRef(path.name, str(path))]))
 
 
+def test_workers_read_one_image_of_a_new_category(tmp_path: Path) -> None:
+    folder, store = write_images(tmp_path / "p", 6), store_at(tmp_path / "s")
+    lines = [f"{i:04d}.png,real,face" for i in range(6)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label,category", *lines]))
+    index([folder], store, PlainEncoder())
+    before = contents(store)
+    corrected = [line.replace("real,face", "fake,cat") if i in (1, 2, 4) else line for i, line in enumerate(lines)]
+    (folder / "metadata.csv").write_text("\n".join(["file_name,label,category", *corrected]))
+    with LocalPool(store.folder) as pool:
+        report = index_with(pool, [folder], store)
+    assert (report.relabelled, report.known, pool.requested) == (3, 3, [1])
+    rows = store.snapshot().rows
+    assert dict(zip(rows.keys.tolist(), rows.categories.tolist(), strict=True)) == {
+        f"p/{i:04d}.png": "cat" if i in (1, 2, 4) else "face" for i in range(6)
+    }
+    assert contents(store) == before
+
+
 def test_workers_store_the_same_rows_as_one_process(tmp_path: Path) -> None:
     folder, store, whole = write_images(tmp_path / "p", 40), store_at(tmp_path / "s"), store_at(tmp_path / "whole")
     (folder / "bad.jpg").write_text("no image")

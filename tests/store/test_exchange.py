@@ -309,3 +309,180 @@ def test_wrong_usage_of_the_commands(
         main(["store", *arguments, "--store", str(snapshot.folder)])
     assert ended.value.code == 2
     assert text in capsys.readouterr().err
+
+
+def shards(folder: Path, **numbers: int) -> Path:
+    """Pairs of files, named by what follows img_emb_ and metadata_; each has rows named by its own number."""
+    for kind in ("img_emb", "metadata"):
+        (folder / kind).mkdir(parents=True, exist_ok=True)
+    for name, number in numbers.items():
+        kind, _, written = name.partition("__")
+        if kind == "img_emb":
+            np.save(folder / f"img_emb/img_emb_{written}.npy", np.eye(4, dtype=np.float16)[[number, number]])
+        else:
+            table = pyarrow.table({"image_path": [f"{number}/a.jpg", f"{number}/b.jpg"]})
+            parquet.write_table(table, folder / f"metadata/metadata_{written}.parquet")
+    return folder
+
+
+def test_every_vector_is_under_the_name_of_its_row(tmp_path: Path) -> None:
+    names = {f"{kind}__{n:02d}": n for n in range(3) for kind in ("img_emb", "metadata")}
+    import_rows(shards(tmp_path / "f", **names), tmp_path / "s", FOREIGN, ImportDefaults("x"))
+    snapshot = Store.open(tmp_path / "s").snapshot()
+    for key, vector in zip(snapshot.column("keys").tolist(), snapshot.vectors(), strict=True):
+        assert key.split("/")[1] == str(vector.argmax())
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["img_emb__1", "img_emb__01", "metadata__1", "metadata__01"], "two files of number 1, img_emb_01"),
+        (["img_emb__1", "img_emb__01", "metadata__1"], "two files of number 1"),
+        (["img_emb__1", "metadata__1", "metadata__01"], "two files of number 1"),
+        (["img_emb__00", "metadata__0"], "number 0 is in one of them only"),
+        (["img_emb__0", "metadata__0", "img_emb__1"], "number 1 is in one of them only"),
+        (["img_emb__0", "metadata__0", "metadata__1"], "number 1 is in one of them only"),
+    ],
+)
+def test_files_that_are_no_pairs_are_refused(tmp_path: Path, names: list[str], message: str) -> None:
+    folder = shards(tmp_path / "f", **dict.fromkeys(names, 1))
+    with pytest.raises(SourceError, match=message):
+        import_rows(folder, tmp_path / "s", FOREIGN, ImportDefaults("x"))
+    assert not (tmp_path / "s").exists()
+
+
+def test_leftovers_beside_an_export_are_refused(snapshot: Snapshot, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    export_rows(snapshot, folder, rows_per_file=200)
+    for kind, suffix in (("img_emb", "npy"), ("metadata", "parquet")):
+        source = folder / kind / f"{kind}_2.{suffix}"
+        source.with_name(f"{kind}_9.{suffix}").write_bytes(source.read_bytes())
+    with pytest.raises(SourceError, match="but 560 were exported"):
+        import_rows(folder, tmp_path / "s")
+
+
+def test_two_layouts_in_one_folder_are_refused(tmp_path: Path) -> None:
+    folder = foreign(tmp_path / "f")
+    (folder / "vectors.npy").write_bytes((folder / "img_emb/img_emb_0.npy").read_bytes())
+    (folder / "rows.parquet").write_bytes((folder / "metadata/metadata_0.parquet").read_bytes())
+    with pytest.raises(SourceError, match="holds two imports"):
+        import_rows(folder, tmp_path / "s", FOREIGN, ImportDefaults("x"))
+
+
+def one_pair(folder: Path, table: Any, vectors: Any = None) -> Path:
+    """A folder of vectors.npy and rows.parquet."""
+    folder.mkdir()
+    np.save(folder / "vectors.npy", np.eye(4, dtype=np.float32)[: table.num_rows] if vectors is None else vectors)
+    parquet.write_table(table, folder / "rows.parquet")
+    return folder
+
+
+def with_classes(names: list[str]) -> Any:
+    """Rows whose labels are numbers of classes, as Hugging Face's `datasets` writes them."""
+    features = {"label": {"names": names, "_type": "ClassLabel"}, "path": {"dtype": "string", "_type": "Value"}}
+    table = pyarrow.table({"path": ["a", "b", "c", "d"], "label": pyarrow.array([0, 1, -1, None], pyarrow.int64())})
+    return table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+
+
+@pytest.mark.parametrize(("names", "labels"), [(["real", "fake"], [0, 1, -1, -1]), (["Fake", "Real"], [1, 0, -1, -1])])
+def test_class_names_decide_what_numbers_mean(tmp_path: Path, names: list[str], labels: list[int]) -> None:
+    import_rows(one_pair(tmp_path / "f", with_classes(names)), tmp_path / "s", FOREIGN, ImportDefaults("x"))
+    assert Store.open(tmp_path / "s").snapshot().column("labels").tolist() == labels
+
+
+def label_table(values: Any, name: str = "label") -> Any:
+    return pyarrow.table({"path": ["a", "b"], name: values})
+
+
+REFUSED = [
+    (with_classes(["cat", "dog"]), {}, "the label cat is neither .* .the classes are cat, dog"),
+    (with_classes(["real"]), {}, "the label 1 is neither"),
+    (label_table([0.0, 0.5]), {}, "the label 0.5 is neither"),
+    (label_table([b"real", b"fake"]), {}, "the label b'real' is neither"),
+    (label_table([0, 1], "Label"), {}, "--column label=Label"),
+    (label_table([True, False], "is_real"), {"label": "is_real"}, "1 in the column is_real seems to mean real"),
+    (label_table([1, 0], "real"), {"label": "real"}, "1 in the column real seems to mean real"),
+    (pyarrow.table([["a", "b"], [0, 1], [1, 0]], ["path", "label", "label"]), {}, "several columns named label"),
+    (pyarrow.table([["a", "b"], ["c", "d"]], ["path", "path"]), {}, "several columns named path"),
+    (pyarrow.table({"path": [["a"], ["b"]]}), {}, "is not a text"),
+]
+
+
+@pytest.mark.parametrize(("table", "columns", "message"), REFUSED, ids=range(len(REFUSED)))
+def test_doubtful_columns_are_refused(tmp_path: Path, table: Any, columns: dict[str, str], message: str) -> None:
+    with pytest.raises(SourceError, match=message):
+        import_rows(one_pair(tmp_path / "f", table), tmp_path / "s", FOREIGN, ImportDefaults("x", columns=columns))
+    assert not len(Store.open(tmp_path / "s"))
+
+
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        (pyarrow.array(["fake", "real"]).dictionary_encode(), [1, 0]),
+        (pyarrow.array([True, False]), [1, 0]),
+        (pyarrow.array([1.0, float("nan")]), [1, -1]),
+        (pyarrow.DictionaryArray.from_arrays(pyarrow.array([1, 0], pyarrow.int8()), pyarrow.array([1, 0])), [0, 1]),
+    ],
+    ids=["dictionary", "bool", "float", "dictionary of numbers"],
+)
+def test_labels_of_any_arrow_type(tmp_path: Path, values: Any, labels: list[int]) -> None:
+    import_rows(one_pair(tmp_path / "f", label_table(values)), tmp_path / "s", FOREIGN, ImportDefaults("x"))
+    assert Store.open(tmp_path / "s").snapshot().column("labels").tolist() == labels
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("dtype", ["<f2", ">f2", "<f4", ">f4", "<f8", ">f8"])
+def test_arrays_of_any_type_and_order(tmp_path: Path, dtype: str, order: Any) -> None:
+    vectors = np.random.default_rng(0).normal(size=(3, 4))
+    vectors = np.asarray(vectors / np.linalg.norm(vectors, axis=1, keepdims=True), dtype, order=order)
+    folder = one_pair(tmp_path / "f", pyarrow.table({"path": ["a", "b", "c"]}), vectors)
+    import_rows(folder, tmp_path / "s", FOREIGN, ImportDefaults("x"))
+    assert np.allclose(Store.open(tmp_path / "s").snapshot().vectors(), vectors.astype(np.float32), atol=1e-3)
+
+
+def test_repeated_paths_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("clipfake.store.exchange.import_rows.BLOCK_ROWS", 1)
+    folder = one_pair(tmp_path / "f", pyarrow.table({"path": ["/a.jpg", "b.jpg", "a.jpg"]}))
+    with pytest.raises(BadBlock, match=r"several rows with the key x/a\.jpg"):
+        import_rows(folder, tmp_path / "s", FOREIGN, ImportDefaults("x"))
+
+
+def test_paths_that_look_alike_stay_distinct(tmp_path: Path) -> None:
+    paths = ["caf\u00e9", "cafe\u0301", "CAFE"]
+    import_rows(one_pair(tmp_path / "f", pyarrow.table({"path": paths})), tmp_path / "s", FOREIGN, ImportDefaults("x"))
+    export_rows(Store.open(tmp_path / "s").snapshot(), tmp_path / "out", "numpy")
+    import_rows(tmp_path / "out", tmp_path / "back")
+    snapshot = Store.open(tmp_path / "back").snapshot()
+    assert snapshot.column("keys").tolist() == [f"x/{path}" for path in paths]
+    assert np.array_equal(snapshot.vectors(), np.eye(4)[:3])
+
+
+def test_corrected_tables_are_imported_again(tmp_path: Path) -> None:
+    def run(number: int, labels: list[str], vectors: Any) -> tuple[int, int, int]:
+        folder = one_pair(tmp_path / f"{number}", label_table(labels), vectors)
+        report = import_rows(folder, tmp_path / "s", FOREIGN, ImportDefaults("x"))
+        return report.known, report.replaced, report.relabelled
+
+    run(0, ["real", "real"], np.eye(4)[:2])
+    assert run(1, ["real", "fake"], np.eye(4)[:2]) == (1, 0, 1)
+    assert run(2, ["real", "fake"], np.eye(4)[[3, 1]]) == (1, 1, 0)
+    snapshot = Store.open(tmp_path / "s").snapshot()
+    values = zip(snapshot.rows.labels.tolist(), snapshot.vectors().argmax(axis=1).tolist(), strict=True)
+    assert dict(zip(snapshot.column("keys").tolist(), values, strict=True)) == {"x/a": (0, 3), "x/b": (1, 1)}
+
+
+@pytest.mark.parametrize("value", [0.9, 5, -2])
+def test_altered_label_of_an_export_is_refused(snapshot: Snapshot, tmp_path: Path, value: float) -> None:
+    export_rows(snapshot, tmp_path / "out", "numpy", np.arange(3))
+    table = parquet.read_table(tmp_path / "out/rows.parquet")
+    at = table.column_names.index("label")
+    parquet.write_table(table.set_column(at, "label", pyarrow.array([value] * 3)), tmp_path / "out/rows.parquet")
+    with pytest.raises(SourceError, match="the column label has been altered"):
+        import_rows(tmp_path / "out", tmp_path / "s")
+
+
+def test_export_spares_a_neighbour_named_tmp(snapshot: Snapshot, tmp_path: Path) -> None:
+    (tmp_path / "out.tmp").mkdir()
+    (tmp_path / "out.tmp/thesis.tex").touch()
+    export_rows(snapshot, tmp_path / "out", "numpy", np.arange(3))
+    assert (tmp_path / "out.tmp/thesis.tex").exists()

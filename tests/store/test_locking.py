@@ -2,23 +2,31 @@
 
 import errno
 import fcntl
+import mmap
 import os
+import re
 import signal
+import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.core import locking
-from clipfake.errors import Locked, StoreError
+from clipfake.core.atomic_files import reserve
+from clipfake.errors import Locked, StoreError, Unreadable
 from clipfake.store import snapshot as snapshots
 from clipfake.store.maintenance import verify as checking
+from clipfake.store.maintenance.build_index import build_index
 from clipfake.store.maintenance.compact import compact
+from clipfake.store.maintenance.repair import repair
 from clipfake.store.maintenance.verify import verify
+from clipfake.store.named_vectors import named_vectors_writer, open_named_vectors
 from clipfake.store.shard import Shard, _empty, write_shard
 from clipfake.store.store import Store
 
@@ -32,16 +40,120 @@ def store(tmp_path: Path) -> Store:
     return store
 
 
-def test_file_system_without_locks_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def no_locks(handle: int, how: int) -> None:
-        raise OSError(errno.ENOLCK, "No locks available")
+NO_LOCKS = [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EIO, errno.EINVAL]
 
-    before = store.snapshot().number
-    monkeypatch.setattr(fcntl, "flock", no_locks)
-    with pytest.raises(StoreError, match="without file locks"), store.writer():
+
+@pytest.mark.parametrize("error", NO_LOCKS, ids=errno.errorcode.get)
+def test_one_writer_at_a_time_without_file_locks(store: Store, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    monkeypatch.setattr(fcntl, "flock", failing_with(error))
+    with store.writer() as writer:
+        writer.delete(np.arange(60) < 5)
+        with pytest.raises(Locked, match=rf"process {os.getpid()} on .* remove that file"), store.writer():
+            pass
+        with monkeypatch.context() as locks:  # a machine that has locks respects it too
+            locks.undo()
+            with pytest.raises(Locked, match=f"process {os.getpid()} on"), store.writer():
+                pass
+        assert len(store.snapshot().vectors()) == 55  # reading needs no lock
+    assert verify(store.folder).sound
+    with store.writer():
         pass
-    assert store.snapshot().number == before
-    assert len(store.snapshot().vectors()) == 60  # reading needs no lock
+
+
+def test_file_left_by_a_killed_writer_is_named(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", failing_with(errno.ENOLCK))
+    left = store.folder / "lock.held"
+    left.write_text("process 1 on elsewhere")
+    with pytest.raises(Locked, match=f"process 1 on elsewhere.*{left}"), store.writer():
+        pass
+    left.unlink()
+    with store.writer():
+        pass
+
+
+def failing_with(error: int) -> Any:
+    """A system call that always fails with this error."""
+
+    def call(*args: Any, **options: Any) -> None:
+        raise OSError(error, os.strerror(error))
+
+    return call
+
+
+NO_FLUSH = [errno.EINVAL, errno.EBADF, errno.EACCES, errno.EPERM, errno.ENOTSUP, errno.ENOSYS]
+
+
+@pytest.mark.parametrize("error", NO_FLUSH, ids=errno.errorcode.get)
+def test_folders_that_cannot_be_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    real = os.fsync
+
+    def fsync(handle: int) -> None:
+        if stat.S_ISDIR(os.fstat(handle).st_mode):
+            raise OSError(error, os.strerror(error))
+        real(handle)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    store = Store.create(tmp_path / "s", space(4))
+    with store.writer() as writer:
+        writer.append(next(iter(synthetic(20, 4))))
+    assert verify(store.folder).sound
+
+
+@pytest.mark.parametrize("error", [errno.EIO, errno.ENOSPC], ids=errno.errorcode.get)
+def test_failing_flush_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    monkeypatch.setattr(os, "fsync", failing_with(error))
+    with pytest.raises(StoreError, match=re.escape(os.strerror(error))):
+        Store.create(tmp_path / "s", space(4))
+
+
+@pytest.mark.parametrize("error", [errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS], ids=errno.errorcode.get)
+def test_space_is_filled_if_not_reserved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    monkeypatch.setattr(os, "posix_fallocate", failing_with(error))
+    (tmp_path / "file").write_bytes(b"begin")
+    reserve(tmp_path / "file", 3 << 20)
+    content = (tmp_path / "file").read_bytes()
+    assert (len(content), content.rstrip(b"\0")) == (3 << 20, b"begin")
+    assert (tmp_path / "file").stat().st_blocks * 512 >= 3 << 20
+
+
+def test_files_that_cannot_be_mapped_are_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    build_index(store, "plain")
+    with named_vectors_writer(store.folder, "other", space(4)) as writer:
+        writer.put(np.arange(60), writer.snapshot.vectors())
+    expected = store.snapshot().vectors()
+    monkeypatch.setattr(mmap, "mmap", failing_with(errno.ENODEV))
+    snapshot = store.snapshot()
+    assert np.array_equal(snapshot.vectors(), expected)
+    assert snapshot.search(expected[:3], 1).rows.tolist() == [[0], [1], [2]]
+    assert np.array_equal(open_named_vectors(store.folder, "other").vectors(snapshot, np.arange(60)), expected)
+    assert verify(store.folder).sound
+
+
+UNREADABLE = ["shards/000001.h5", "snapshots/000001.json", "indexes/knn-000001/index.json", "columns/other/column.json"]
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE], ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", UNREADABLE)
+def test_unreadable_is_not_called_damaged(store: Store, monkeypatch: pytest.MonkeyPatch, name: str, error: int) -> None:
+    build_index(store, "plain")
+    with named_vectors_writer(store.folder, "other", space(4)) as writer:
+        writer.put(np.arange(60), writer.snapshot.vectors())
+    real, real_h5 = Path.open, h5py.File.__init__
+    refused = failing_with(error)
+
+    def open_path(path: Path, *args: Any, **options: Any) -> Any:
+        return refused() if path == store.folder / name else real(path, *args, **options)
+
+    def open_h5(file: Any, path: Any, *args: Any, **options: Any) -> None:
+        refused() if path == store.folder / name else real_h5(file, path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_path)
+    monkeypatch.setattr(h5py.File, "__init__", open_h5)
+    for check in (verify, repair):
+        with pytest.raises(Unreadable, match=rf"{name} cannot be read now \(.*does not mean that it is damaged"):
+            check(store.folder)
+    monkeypatch.undo()
+    assert verify(store.folder).sound
 
 
 def test_read_only_store_can_be_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
