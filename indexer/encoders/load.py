@@ -133,6 +133,7 @@ def _load(name: str, device: torch.device, precision: str) -> TorchEncoder:
     else:
         model = load(checkpoint.folder).eval()
         weights, vision_model = model.state_dict(), VisionBackbone(model)
+        require_finite(weights, checkpoint.folder)
         has_text = hasattr(model, "get_text_features")
         dim = probe(vision_model, checkpoint.preprocess)
     text_encoder = None
@@ -142,8 +143,8 @@ def _load(name: str, device: torch.device, precision: str) -> TorchEncoder:
     hashing = ThreadPoolExecutor(1)
     space = hashing.submit(lambda: Space(full_name, fingerprint_of(weights, checkpoint.preprocess), dim))
     hashing.shutdown(wait=False)
-    if seed is None:
-        require_finite(weights, checkpoint.folder)
+    if is_clip and seed is None:
+        require_finite(weights, checkpoint.folder)  # while they are hashed
     return TorchEncoder(
         space, vision_model, checkpoint.preprocess, text_encoder, device, choose_dtype(precision, device, clip=is_clip)
     )

@@ -53,7 +53,7 @@ class WeightNames:
         base : prefix that checkpoints of the model with a head have before these names
         """
         own = {*modules, base}
-        if self.missing and (prefix := common_prefix(self.unexpected)) and prefix[:-1] not in own:
+        if prefix := self._prefix(base):
             return (
                 f"the name of every weight begins with {prefix!r}, as if it was saved from within another module, such "
                 f"as DataParallel or torch.compile; save it again without {prefix!r}"
@@ -72,6 +72,12 @@ class WeightNames:
         ]
         problem = "; ".join(part for part in parts if part)
         return problem and f"{problem}; download it again, or correct config.json"
+
+    def _prefix(self, base: str) -> str:
+        """Return what precedes the model's names in the checkpoint, with a dot at its end, or ""."""
+        prefix = common_prefix(self.unexpected)
+        stripped = {name.removeprefix(prefix).removeprefix(f"{base}.") for name in self.unexpected if prefix}
+        return prefix if stripped & set(self.missing) else ""
 
 
 def common_prefix(names: Iterable[str]) -> str:
