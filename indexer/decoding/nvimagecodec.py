@@ -67,6 +67,10 @@ def gpu_decoder_for(decoder: str, encoder: Encoder, *, thumbnails: bool) -> GpuD
         return None
     if preprocess is None:
         raise EncoderError(f"--decoder {NAME} cannot resize for {encoder.space.encoder}; omit --decoder")
+    if preprocess.shrinking is None:  # the decoder returns images that are resized already
+        if decoder == "auto":
+            return None
+        raise EncoderError(f"--decoder {NAME} cannot resize as {encoder.space.encoder} does; omit --decoder")
     make: Callable[..., DecodeFunction] = partial(NvImageCodec, preprocess, device, thumbnails=thumbnails)
     # the JPEG engine may repeat chroma where CUDA interpolates it: if its pixels disagree, CUDA is tried alone
     factories = [partial(make, engine=True), partial(make, engine=False)] if on_gpu else [make]
@@ -88,7 +92,7 @@ class NvImageCodec:
         self, preprocess: Preprocess, device: torch.device, *, thumbnails: bool = True, engine: bool = True
     ) -> None:
         codec = library()
-        self._preprocess, self._thumbnails = preprocess, thumbnails
+        self._shrinking, self._thumbnails = preprocess.shrinking or preprocess, thumbnails
         self._device = device if device.type == "cuda" else torch.device("cpu")
         self._stream: Any = None
         backends = [codec.CPU_ONLY]
@@ -142,7 +146,7 @@ class NvImageCodec:
         header = jpeg_header(content)
         if header is None or tuple(pixels.shape) != (header.height, header.width, 3):
             return None
-        resized = self._preprocess.resize(pixels[None])[0].permute(1, 2, 0).to(torch.uint8)
+        resized = self._shrinking.resize(pixels[None])[0].permute(1, 2, 0).to(torch.uint8)
         small = box_mean(pixels, thumbnail_factor(header.height, header.width)) if self._thumbnails else None
         return ReducedImage(resized.contiguous().cpu().numpy(), None if small is None else small.cpu().numpy())
 

@@ -56,12 +56,33 @@ def open_checkpoint(model_id: str, *, weights: bool = True) -> Checkpoint:
         raise EncoderError(
             f"{folder} has no complete weights: neither {SAFETENSORS[0]} nor {PICKLED[0]}, in one file or in parts"
         )
-    for name in PREPROCESSING:
-        if (folder / name).is_file():
-            content = _json(folder / name)
-            content = content.get("image_processor", content)
-            return Checkpoint(folder, config, Preprocess.from_config(content if isinstance(content, dict) else {}))
-    raise EncoderError(f"{folder} has neither {PREPROCESSING[0]} nor {PREPROCESSING[1]}")
+    model_type = str(config.get("model_type", ""))
+    return Checkpoint(folder, config, Preprocess.from_config(_preprocessing_of(folder), model_type))
+
+
+def _preprocessing_of(folder: Path) -> dict[str, Any]:
+    """Read the fields of the image processor; as in `transformers`, those in processor_config.json go first."""
+    flat, nested = PREPROCESSING
+    for name in (nested, flat):
+        content = _json(folder / name) if (folder / name).is_file() else {}
+        if "image_processor" in content:
+            content = content["image_processor"]
+            if not isinstance(content, dict):
+                raise EncoderError(f"the image_processor in {folder / name} is not a JSON object")
+            return content
+    if (folder / flat).is_file():
+        return _json(folder / flat)
+    raise EncoderError(f"{folder} has neither {flat} nor {nested} with an image_processor")
+
+
+def require_finite(weights: Weights, folder: Path) -> None:
+    """Raise EncoderError if a weight is NaN or infinite."""
+    # a sum is the fastest test, but one of finite weights may be infinite as well
+    suspects = [name for name, weight in weights.items() if not bool(weight.float().sum().isfinite())]
+    broken = sorted(name for name in suspects if not bool(weights[name].float().isfinite().all()))
+    if broken:
+        shown = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
+        raise EncoderError(f"{folder}: {len(broken)} weights contain NaN or infinity ({shown}); download it again")
 
 
 def fingerprint_of(weights: Weights, preprocess: Preprocess) -> str:

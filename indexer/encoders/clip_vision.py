@@ -16,10 +16,12 @@ from torch import nn
 from torch.nn.functional import gelu, linear, scaled_dot_product_attention, silu
 
 from ...errors import EncoderError
+from .checkpoint_rules.weight_names import WeightNames
 
 MAX_LAYERS, MAX_SIZE = 1000, 1 << 16  # limit the memory that an untrusted config.json can make us allocate
 VISION_PREFIXES = ("vision_model.", "visual_projection.")  # of weight names; the others belong to the text model
-
+TEXT_NAMES = ("text_model.", "text_projection.", "logit_scale")
+MODULES = ("vision_model", "visual_projection", "text_model", "text_projection", "logit_scale")  # of a `CLIPModel`
 
 QUICK_GELU = 1.702  # quick_gelu(x) = x * sigmoid(1.702 x), which is silu(1.702 x) / 1.702
 
@@ -111,17 +113,31 @@ class ClipVision(nn.Module):
             model = cls(config)
         state = {name: weight.float() for name, weight in weights.items() if name.startswith(VISION_PREFIXES)}
         state.pop("vision_model.embeddings.position_ids", None)  # in older checkpoints: 0, 1, 2, ...
+        _require_match(model.state_dict(), weights)
         if config.activation == "quick_gelu":
             fold_quick_gelu(state)
-        try:
-            model.load_state_dict(state, assign=True)
-        except RuntimeError as e:
-            raise EncoderError(f"the weights do not match the config.json next to them: {e}") from e
+        model.load_state_dict(state, assign=True)
         return model.requires_grad_(False).eval()
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         features: torch.Tensor = self.visual_projection(self.vision_model(pixels))
         return features
+
+
+def _require_match(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+    """Raise EncoderError if vision weights are missing, left over, of another shape or quantised."""
+    shapes = {name: (tuple(weights[name].shape), tuple(expected[name].shape)) for name in expected if name in weights}
+    names = WeightNames(
+        missing=[name for name in expected if name not in weights],
+        unexpected=[name for name in weights if name not in expected and not name.startswith(TEXT_NAMES)],
+        mismatched={name: (found, wanted) for name, (found, wanted) in shapes.items() if found != wanted},
+    )
+    problem = names.problem(MODULES)
+    quantised = [name for name in shapes if not weights[name].is_floating_point()]
+    if quantised:
+        problem = f"{quantised[0]} and {len(quantised) - 1} more are stored as {weights[quantised[0]].dtype}"
+    if problem:
+        raise EncoderError(f"the weights do not match the config.json next to them: {problem}")
 
 
 def fold_quick_gelu(weights: dict[str, torch.Tensor]) -> None:

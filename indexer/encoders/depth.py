@@ -17,12 +17,12 @@ from ...errors import EncoderError
 from ...store.space import Space
 from ..decoding.image import Pixels
 from .base import Embeddings, Encoder, unit
-from .checkpoint import fingerprint_of, open_checkpoint
+from .checkpoint import fingerprint_of, open_checkpoint, require_finite
 from .encoder_name import DEPTH, load_error
 from .onednn_linear import use_onednn_linear
 from .preprocess import Preprocess
 from .torch_encoder import choose_device
-from .vision_backbone import load_model
+from .vision_backbone import load_model, probe
 
 MAP_SIDE = 16  # pixels of the reduced depth map
 BATCH_SIZE = 8  # images per call of the model
@@ -46,14 +46,18 @@ class DepthEncoder(Encoder):
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
         maps = [np.zeros((0, MAP_SIDE * MAP_SIDE), np.float32)]
         for start in range(0, len(images), BATCH_SIZE):
-            pixels = self.preprocess(images[start : start + BATCH_SIZE], self.device, torch.float32, None)
-            depth = self.model(pixel_values=pixels).predicted_depth  # (n, height, width)
-            small = torch.nn.functional.adaptive_avg_pool2d(depth[:, None].float(), MAP_SIDE).flatten(1)
+            small = self.preprocess.by_input_size(images[start : start + BATCH_SIZE], self._small_maps)
             maps.append((small - small.mean(1, keepdim=True)).cpu().numpy())
         vectors = np.concatenate(maps)
         flat = np.abs(vectors).max(axis=1, initial=0) < 1e-6
         vectors[flat, 0] = 1e-3  # a flat map carries no information, but a zero vector cannot be stored
         return unit(vectors)
+
+    def _small_maps(self, images: Sequence[Pixels]) -> torch.Tensor:
+        """Return the (n, 256) reduced depth maps of n images with one input size."""
+        pixels = self.preprocess(images, self.device, torch.float32)
+        depth = self.model(pixel_values=pixels).predicted_depth  # (n, height, width)
+        return torch.nn.functional.adaptive_avg_pool2d(depth[:, None].float(), MAP_SIDE).flatten(1)
 
 
 def load_depth_encoder(name: str, *, device: str = "auto") -> DepthEncoder:
@@ -61,7 +65,9 @@ def load_depth_encoder(name: str, *, device: str = "auto") -> DepthEncoder:
     model_id = name.removeprefix(DEPTH)
     try:
         checkpoint = open_checkpoint(model_id)
-        model = load_model(checkpoint.folder, "AutoModelForDepthEstimation")
+        model = load_model(checkpoint.folder, "AutoModelForDepthEstimation").eval()
+        require_finite(model.state_dict(), checkpoint.folder)
+        probe(lambda pixels: model(pixel_values=pixels).predicted_depth.flatten(1), checkpoint.preprocess)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, EncoderError) as e:
         raise load_error(f"the depth model {model_id}", e) from e
     if Path(model_id).is_dir():

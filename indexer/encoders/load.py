@@ -10,21 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from ...errors import EncoderError, MissingExtra
 from ...store.space import Space
 from .base import Encoder, PlainEncoder, Replicas
-from .checkpoint import Checkpoint, fingerprint_of, open_checkpoint
+from .checkpoint import Checkpoint, fingerprint_of, open_checkpoint, require_finite
 from .clip_vision import ClipVision, VisionConfig
 from .depth import load_depth_encoder
 from .encoder_name import DEPTH, INT8, PLAIN, load_error, model_id_of, seed_of, with_random_weights
 from .openvino import OpenVinoEncoder
-from .preprocess import Preprocess
 from .text_encoder import TextEncoder
 from .torch_encoder import TorchEncoder, choose_device, choose_dtype
-from .vision_backbone import VisionBackbone, load_model, load_text_model, random_model
+from .vision_backbone import VisionBackbone, load_model, load_text_model, probe, random_model
 
 OPENVINO = "openvino"  # value of --device
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt in malloc.h
@@ -129,13 +127,15 @@ def _load(name: str, device: torch.device, precision: str) -> TorchEncoder:
         config = VisionConfig.from_config(checkpoint.config)
         read_directly = seed is None and checkpoint.has_safetensors
         weights = checkpoint.weights() if read_directly else load(checkpoint.folder).state_dict()
-        vision_model, dim, has_text = ClipVision.from_weights(config, weights), config.dim, True
         _require_side(checkpoint, config)
+        vision_model, dim = ClipVision.from_weights(config, weights), config.dim
+        has_text = any(name.startswith("text_model.") for name in weights)
     else:
         model = load(checkpoint.folder).eval()
         weights, vision_model = model.state_dict(), VisionBackbone(model)
+        require_finite(weights, checkpoint.folder)
         has_text = hasattr(model, "get_text_features")
-        dim = _dim_of(vision_model, checkpoint.preprocess)
+        dim = probe(vision_model, checkpoint.preprocess)
     text_encoder = None
     if has_text and checkpoint.has_tokenizer:
         text_encoder = TextEncoder(partial(load_text_model, checkpoint.folder, load))
@@ -143,27 +143,19 @@ def _load(name: str, device: torch.device, precision: str) -> TorchEncoder:
     hashing = ThreadPoolExecutor(1)
     space = hashing.submit(lambda: Space(full_name, fingerprint_of(weights, checkpoint.preprocess), dim))
     hashing.shutdown(wait=False)
+    if is_clip and seed is None:
+        require_finite(weights, checkpoint.folder)  # while they are hashed
     return TorchEncoder(
         space, vision_model, checkpoint.preprocess, text_encoder, device, choose_dtype(precision, device, clip=is_clip)
     )
 
 
 def _require_side(checkpoint: Checkpoint, config: VisionConfig) -> None:
-    """Raise EncoderError if the preprocessed images have another number of patches than the model expects."""
-    preprocess = checkpoint.preprocess
-    height, width = (
-        (preprocess.crop, preprocess.crop)
-        if preprocess.crop
-        else (preprocess.height or preprocess.short, preprocess.width or preprocess.short)
-    )
-    if (height // config.patch) * (width // config.patch) != config.patches:
+    """Raise EncoderError if the preprocessed images have another size than the model expects."""
+    size = checkpoint.preprocess.fixed_size
+    if size != (config.side, config.side):
+        found = f"{size[0]} x {size[1]} pixels" if size else "a size that depends on the image"
         raise EncoderError(
-            f"{checkpoint.folder}: the preprocessing gives images of {height} x {width} pixels, but config.json has an "
-            f"image_size of {config.side}; correct one of them"
+            f"{checkpoint.folder}: the preprocessing gives images of {found}, but config.json has an image_size of "
+            f"{config.side}; correct one of them"
         )
-
-
-@torch.inference_mode()
-def _dim_of(vision_model: torch.nn.Module, preprocess: Preprocess) -> int:
-    grey = preprocess([np.full((64, 64, 3), 128, np.uint8)], torch.device("cpu"), torch.float32)
-    return int(vision_model(grey).shape[1])

@@ -85,6 +85,11 @@ def _compiler(torch_encoder: TorchEncoder, precision: str) -> Callable[[int], An
         raise EncoderError(f"OpenVINO supports --precision {', '.join(OPTIONS)}, not {precision}")
     if precision == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
         raise EncoderError("this CPU has no bf16 instructions, so OpenVINO would use float32; use --precision float32")
+    if torch_encoder.preprocess.fixed_size is None:
+        raise EncoderError(
+            f"the preprocessing of {torch_encoder.space.encoder} gives images of different sizes, and --device "
+            f"openvino needs one size; use --device cpu"
+        )
     example = torch_encoder.preprocess([np.zeros((64, 64, 3), np.uint8)], torch_encoder.device, torch.float32)
     with torch.inference_mode(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tracing the model warns about internals of the converter

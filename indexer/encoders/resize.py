@@ -47,19 +47,46 @@ def resize_matrix(length: int, new: int, filter_: str, cropped: int = 0) -> Any:
     return np.ascontiguousarray(matrix[:, :length])
 
 
+@lru_cache(maxsize=64)
+def exact_matrix(length: int, new: int, filter_: str, cropped: int = 0) -> Any:
+    """Return `resize_matrix` in float64 with Pillow's integer weights, whose products and sums are exact."""
+    taps = taps_of(length, new, filter_, cropped)
+    indices = taps.first[:, None] + np.arange(taps.weights.shape[1])
+    matrix = np.zeros((len(indices), length + indices.shape[1]))
+    np.put_along_axis(matrix, indices.astype(np.int64), taps.weights / 2**BITS, axis=1)
+    return np.ascontiguousarray(matrix[:, :length])
+
+
 def _weights(
     length: int, new: int, filter_: str, cropped: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-    """Return (cropped, taps) indices of input pixels and their weights; the weights of a row sum to 1."""
+    """Return (cropped, taps) indices of input pixels and their weights.
+
+    The weights of a row sum to 1, or are 0 outside of the image, if the crop is larger.
+    """
+    rows = np.arange((new - cropped) // 2, (new - cropped) // 2 + cropped)[:, None]
+    if cropped > new:
+        indices, weights = _weights(length, new, filter_, new)
+        inside, rows = (rows >= 0) & (rows < new), np.clip(rows[:, 0], 0, new - 1)
+        return indices[rows], np.where(inside, weights[rows], 0.0)
+    if filter_ == "nearest":
+        return _nearest(length, new)[rows], np.ones((cropped, 1))
     kernel, radius = _KERNELS[filter_]
     scale = length / new
     stretch = max(scale, 1.0)  # antialiasing: the kernel widens when the image shrinks
-    centre = (np.arange((new - cropped) // 2, (new - cropped) // 2 + cropped)[:, None] + 0.5) * scale
+    centre = (rows + 0.5) * scale
     first = np.maximum((centre - radius * stretch + 0.5).astype(int), 0)
     last = np.minimum((centre + radius * stretch + 0.5).astype(int), length)
     indices = first + np.arange((last - first).max())
     weights = np.where(indices < last, kernel((indices - centre + 0.5) / stretch), 0.0)
     return indices, weights / weights.sum(1, keepdims=True)
+
+
+def _nearest(length: int, new: int) -> npt.NDArray[np.int64]:
+    """Return (new,) indices of input pixels; Pillow adds up the step, and its rounding errors with it."""
+    step = length / new
+    positions = np.add.accumulate(np.concatenate([[step / 2], np.full(new - 1, step)]))
+    return np.minimum(positions.astype(np.int64), length - 1)
 
 
 def height_first(old: tuple[int, int], new: tuple[int, int]) -> bool:
@@ -87,4 +114,18 @@ def _lanczos(x: Any) -> Any:
     return np.where(np.abs(x) < 3, np.sinc(x) * np.sinc(x / 3), 0.0)
 
 
-_KERNELS = {"bicubic": (_bicubic, 2.0), "bilinear": (_bilinear, 1.0), "lanczos": (_lanczos, 3.0)}
+def _box(x: Any) -> Any:
+    return np.where((x > -0.5) & (x <= 0.5), 1.0, 0.0)
+
+
+def _hamming(x: Any) -> Any:
+    return np.where(np.abs(x) < 1, np.sinc(x) * (0.54 + 0.46 * np.cos(np.pi * x)), 0.0)
+
+
+_KERNELS = {
+    "bicubic": (_bicubic, 2.0),
+    "bilinear": (_bilinear, 1.0),
+    "lanczos": (_lanczos, 3.0),
+    "box": (_box, 0.5),
+    "hamming": (_hamming, 1.0),
+}

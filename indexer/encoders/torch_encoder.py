@@ -102,7 +102,7 @@ class TorchEncoder(Encoder):
             rows = [np.zeros((0, self.space.dim), np.float32)]
             with torch.inference_mode():
                 for first in range(0, len(images), size):
-                    features = self.vision_model(self.inputs(images[first : first + size]))
+                    features = self._features(images[first : first + size])
                     rows.append(features.float().cpu().numpy())
             vectors = unit(self._without_overflow(np.concatenate(rows), images, self.dtype))
             return lambda: vectors
@@ -120,9 +120,9 @@ class TorchEncoder(Encoder):
             reduced_images: ReducedImages | None = None
             if reduce and self._gpu_input is not None:
                 pixels, reduced_images = self._gpu_input.with_reduced(images, self.dtype)
+                features = self.vision_model(pixels).float()
             else:
-                pixels = self.inputs(images)
-            features = self.vision_model(pixels).float()
+                features = self._features(images).float()
             output = torch.empty(features.shape, pin_memory=True)
             output.copy_(features, non_blocking=True)
             thumbnails = reduced_images.download() if reduced_images is not None else None
@@ -136,6 +136,10 @@ class TorchEncoder(Encoder):
             return unit(vectors), thumbnails.images() if thumbnails is not None else ()
 
         return wait
+
+    def _features(self, images: Sequence[Pixels]) -> torch.Tensor:
+        """Return the (n, dim) features of n images, those with one input size at a time."""
+        return self.preprocess.by_input_size(images, lambda members: self.vision_model(self.inputs(members)))
 
     def _without_overflow(self, vectors: Embeddings, images: Sequence[Pixels], dtype: torch.dtype) -> Embeddings:
         """Return the vectors, computed again if an activation overflowed fp16; from then on bf16 is used."""

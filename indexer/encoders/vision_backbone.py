@@ -6,13 +6,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ...errors import EncoderError
+from .checkpoint_rules.weight_names import WeightNames
+from .preprocess import Preprocess
 
 
 class VisionBackbone(torch.nn.Module):
-    """Maps (n, 3, height, width) preprocessed pixels to (n, dim) features, the model's pooled output."""
+    """Maps (n, 3, height, width) preprocessed pixels to (n, dim) features, the model's pooled output.
+
+    Without a pooler, the features are the class token.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -37,13 +43,39 @@ def quiet_transformers() -> Any:
 
 
 def load_model(folder: Path, kind: str = "AutoModel") -> Any:
-    """Load a model of `transformers` in float32 from a directory; raises EncoderError."""
+    """Load a model of `transformers` in float32 from a directory.
+
+    A pooler that the checkpoint lacks is removed from the model, since it would have random weights.
+
+    Raises
+    ------
+    EncoderError
+        Weights are missing, left over or of another shape, or the model cannot be loaded at all.
+    """
     try:
-        return getattr(quiet_transformers(), kind).from_pretrained(
-            folder, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+        model, found = getattr(quiet_transformers(), kind).from_pretrained(
+            folder,
+            dtype=torch.float32,
+            local_files_only=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are refused by name instead
         )
     except Exception as e:
         raise EncoderError(f"{folder}: {str(e).strip() or type(e).__name__}") from e
+    shapes = {name: (tuple(shape), tuple(wanted)) for name, shape, wanted in found["mismatched_keys"]}
+    names = WeightNames(set(found["missing_keys"]) - set(shapes), found["unexpected_keys"], shapes)
+    modules = {name.partition(".")[0] for name in model.state_dict()}
+    if problem := names.problem(modules, model.base_model_prefix):
+        raise EncoderError(
+            f"{folder}: the weights do not match {type(model).__name__}, which config.json names: {problem}"
+        )
+    if names.lacks_pooler:
+        model.pooler = None
+    with torch.no_grad():
+        for name in names.unused:
+            model.get_parameter(name).zero_()  # random numbers would enter the fingerprint
+    return model
 
 
 def random_model(folder: Path, seed: int) -> Any:
@@ -62,3 +94,30 @@ def load_text_model(folder: Path, load: Callable[[Path], Any]) -> tuple[Any, Any
         del model.vision_model
     tokenizer = quiet_transformers().AutoTokenizer
     return tokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False), model
+
+
+@torch.inference_mode()
+def probe(compute: Callable[[torch.Tensor], torch.Tensor], preprocess: Preprocess) -> int:
+    """Run a model on grey images, and return the length of its (n, dim) features.
+
+    Raises
+    ------
+    EncoderError
+        The model cannot take the sizes of the preprocessed images, or its features are random, as those of a model
+        that masks a part of its input.
+    """
+    sizes = [(64, 64)] if preprocess.fixed_size else [(96, 192), (192, 96)]
+    for size in sizes:
+        grey = preprocess([np.full((*size, 3), 128, np.uint8)], torch.device("cpu"), torch.float32)
+        try:
+            features = compute(grey)
+        except Exception as e:  # models check their input in many ways
+            height, width = grey.shape[2:]
+            varying = "" if preprocess.fixed_size else ", and to other sizes for images of another aspect ratio"
+            raise EncoderError(
+                f"preprocessor_config.json resizes images to {height} x {width} pixels{varying}, which the model "
+                f"cannot take ({str(e).strip() or type(e).__name__}); correct size or crop_size"
+            ) from e
+    if not torch.allclose(features, compute(grey), rtol=1e-4, atol=1e-5 * float(features.abs().max())):
+        raise EncoderError("the model gives other features for the same image each time; it cannot be used to encode")
+    return int(features.shape[1])

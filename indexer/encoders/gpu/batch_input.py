@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image as Pillow
 
 from ....errors import EncoderError
 from ...decoding.image import Pixels, reduced, thumbnail_factor
@@ -129,7 +128,7 @@ class GpuInput:
         rows = values.cpu().numpy().transpose(0, 2, 3, 1)  # synchronises with the stream
         scale, shift = self._scale.cpu().numpy().reshape(2, 3)
         for image, row, thumbnail in zip(images, rows, thumbnails.images(), strict=True):
-            expected = _with_pillow(self._preprocess, image) * scale + shift
+            expected = self._preprocess.with_pillow(image) * scale + shift
             if np.abs(row - expected).max() > 1e-4 or not np.array_equal(thumbnail, reduced(image)):
                 raise EncoderError(f"{self._device} resizes images of {image.shape[:2]} differently from Pillow")
 
@@ -183,23 +182,17 @@ def _reduce_table(images: Sequence[Pixels]) -> tuple[Table, list[tuple[int, int]
     return table, shapes
 
 
-def _with_pillow(preprocess: Preprocess, image: Pixels) -> npt.NDArray[np.uint8]:
-    height, width = preprocess.resized_size(*image.shape[:2])
-    rows, columns = preprocess.input_size(*image.shape[:2])
-    filter_ = Pillow.Resampling[preprocess.filter.upper()]
-    resized = np.asarray(Pillow.fromarray(image).resize((width, height), filter_))
-    top, left = (height - rows) // 2, (width - columns) // 2
-    return resized[top : top + rows, left : left + columns]
-
-
 def gpu_input_for(preprocess: Preprocess, device: torch.device, uploader: PinnedUploader) -> GpuInput | None:
-    """Return a GpuInput whose pixels equal Pillow's, or None if Triton cannot run it on this device.
+    """Return a GpuInput whose pixels equal Pillow's, or None if the kernel or this device cannot do it.
 
     Raises
     ------
     EncoderError
         The fallback, matrix products, gives pixels that differ from Pillow's.
     """
+    if not preprocess.on_gpu:
+        check_products(preprocess, device)
+        return None
     try:
         gpu_input = GpuInput(preprocess, device, uploader.upload_bytes)
         gpu_input.check()
@@ -215,7 +208,7 @@ def check_products(preprocess: Preprocess, device: torch.device) -> None:
     """Compare `Preprocess.resize` with Pillow; raises EncoderError if a value differs by more than one level."""
     for image in _check_images():
         resized = preprocess.resize(torch.from_numpy(image[None]).to(device))[0].permute(1, 2, 0).cpu().numpy()
-        if np.abs(resized - _with_pillow(preprocess, image)).max() > 1:
+        if np.abs(resized - preprocess.with_pillow(image)).max() > 1:
             raise EncoderError(
                 f"{device} resizes images differently from Pillow; set torch.backends.cuda.matmul.allow_tf32 = False"
             )
