@@ -1,4 +1,4 @@
-"""Fixture of a small trained store, for the tests of the service and its page."""
+"""Fixture of a small trained store, for the tests of the service and its page; settings of property tests."""
 
 import io
 import shutil
@@ -10,7 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import settings
 from PIL import Image
+
+settings.register_profile("untimed", deadline=None)  # a busy machine must not fail a test
+settings.load_profile("untimed")
 
 SOURCES = {"camera_a": 0, "camera_b": 0, "gan_a": 1, "gan_b": 1, "gan_c": 1}
 
