@@ -9,7 +9,8 @@ import pytest
 from clipfake.errors import ImageError, SourceError
 from clipfake.indexer.sources import image_ref
 from clipfake.indexer.sources.archives.tar_archive import TarArchive
-from clipfake.indexer.sources.folders import images_in
+from clipfake.indexer.sources.folders import images_in, listing
+from clipfake.indexer.sources.image_ref import PassedOver
 
 NAMES = ["a.jpg", "d/b.jpg", "x" * 96 + ".jpg", "e/" * 60 + "c.jpg", "ü.jpg", os.fsdecode(b"\xff.jpg"), "./f.jpg"]
 
@@ -39,6 +40,7 @@ def test_members_are_listed_with_content_and_time(tmp_path: Path, form: int, nam
     images = list(images_in([TarArchive(str(path))]))
     assert [image.key for image in images] == [f"t/{n.removeprefix('./')}".replace("\udcff", "\\xff") for n in NAMES]
     assert [image.byte_source.stat() for image in images] == expected
+    assert PassedOver("links to other members of an archive", 1, f"{path}/link.jpg") in listing([path])
     assert [image.byte_source.read()[0] for image in images] == [bytes([65 + i]) * i for i in range(len(NAMES))]
 
 

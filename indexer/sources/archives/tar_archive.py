@@ -20,7 +20,7 @@ from typing import NamedTuple, Self
 from ....errors import ClipfakeError, SourceError
 from ..base import NOT_NAMED, Listed, PassedOverFiles, labels_of_folder, to_text
 from ..cloud import open_binary
-from ..file_names import HEAD_BYTES, FileKind, file_kind, is_foreign_path
+from ..file_names import HEAD_BYTES, FileKind, file_kind, is_foreign_path, is_image_name
 from ..hash_set import HashSet
 from ..image_ref import ArchiveSpan, ByteSource, ImageRef, InMemory, MissingFile, is_url, too_large
 from ..labels import label_from_row
@@ -41,6 +41,7 @@ EXTENDED_HEADERS = (
 SIDECAR_LIMIT = 1 << 20  # bytes of a sidecar that is read
 HEADER_LIMIT = 1 << 20  # bytes of an extended header
 HELD_LIMIT = 1 << 30  # bytes held in memory: a table that is read as a whole, or a tar's files of one name
+LINKS = "links to other members of an archive"
 LOOSE = "metadata files without an image of their name"
 TWICE = "stands twice in an archive that is read only once; unpack it to a folder or an uncompressed tar"
 
@@ -194,9 +195,11 @@ class TarArchive:
         ):
             for info in archive:
                 archive.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps all of them
-                if not info.isreg():
-                    continue
                 name = posixpath.normpath(info.name.replace("\\", "/"))
+                if not info.isreg():
+                    if (info.islnk() or info.issym()) and is_image_name(name):
+                        passed_over.add(LINKS, f"{self.path}/{name}")
+                    continue
                 folder, base = posixpath.split(name)
                 suffix = posixpath.splitext(base)[1].lower()
                 if is_foreign_path(folder):
