@@ -170,11 +170,12 @@ class _RowReader:
         inside = self._spelled(normalised(inside))
         if not inside or inside[0] == "/" or (".." in inside and ".." in inside.split("/")):
             return f"{inside!r} is not inside the folder"
+        path_in_tree = self.prefix + inside
+        is_repeated = self.named.contains_or_add(path_in_tree)
         label_or_reason = label_from_row(row)
         if isinstance(label_or_reason, str):
             return label_or_reason
-        path_in_tree = self.prefix + inside
-        if self.named.contains_or_add(path_in_tree):
+        if is_repeated:
             return f"{inside} was listed before"
         path, location = self.tree.locate(path_in_tree)
         folders = self._folder_label(path_in_tree.rpartition("/")[0], label_or_reason is None)

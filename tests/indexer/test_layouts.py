@@ -310,6 +310,7 @@ def test_headings_of_tables(tmp_path: Path, headings: str, columns: dict[str, st
     [
         ("file_name,label,label\na.jpg,real,fake\n", "2 columns named label"),
         ("file_name,label, Label\na.jpg,real,fake\n", "2 columns named label"),
+        ('file_name,label\na.jpg,"fake\nb.jpg,real\n', "unexpected end of data"),
         ("file_name,file_name,label\na.jpg,b.jpg,fake\n", "2 columns named file_name"),
         ("colour,label\nred,fake\n", "no column image_path (it has colour, label"),
     ],
@@ -322,6 +323,25 @@ def test_ambiguous_tables_are_refused(tmp_path: Path, content: str, message: str
     tree(ds, {"metadata.jsonl": '{"file_name": "a.jpg", "label": "real", "label": "fake"}\n'})
     with pytest.raises(SourceError, match="2 columns named label"):
         labels(ds)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        'file_name,"note; of; many; parts",label\na.jpg,x;y,fake\n',
+        "\n\r\nfile_name,label\na.jpg,fake\n",
+        "sep=;\nfile_name;label\na.jpg;fake\n",
+        'file_name,label,caption\na.jpg,fake,"two\n\nlines"\n',
+        'file_name,label,caption\na.jpg,fake,a "cat"s\n',
+    ],
+)
+def test_unusual_csv_is_read(tmp_path: Path, content: str) -> None:
+    assert labels(tree(tmp_path / "ds", {"metadata.csv": content, "a.jpg": PICTURE})) == {"ds/a.jpg": 1}
+
+
+def test_row_with_an_invalid_label_names_its_image(tmp_path: Path) -> None:
+    ds = tree(tmp_path / "ds", {"metadata.csv": "file_name,label\na.jpg,maybe\n", "a.jpg": PICTURE})
+    assert len(refusals(ds)) == 1 and passed_over(ds) == {}
 
 
 def test_unknown_column_is_refused(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,7 +53,7 @@ class ColumnNames:
         SourceError
             A column stands twice, or with `all_given` one of the user's columns is missing.
         """
-        names = [heading.strip().lstrip("\ufeff").casefold() for heading in headings]
+        names = [_name(heading) for heading in headings]
         fields: dict[str, int] = {}
         for field, heading in self.pairs:
             if all_given or heading.casefold() in names:
@@ -69,6 +69,15 @@ class ColumnNames:
 
 
 DEFAULT_COLUMNS = ColumnNames()
+
+
+def names_file(headings: Iterable[str]) -> bool:
+    """True if one of the headings is one of `PATHS`."""
+    return any(_name(heading) in PATHS for heading in headings)
+
+
+def _name(heading: str) -> str:
+    return heading.strip().lstrip("\ufeff").casefold()
 
 
 def _position(name: str, names: Sequence[str], table: str) -> int:

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import json
-from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -17,7 +18,7 @@ from typing import Any, BinaryIO
 from ....errors import MissingExtra, SourceError
 from ....store.exchange.tables import parquet_file, values_of
 from .class_names import ClassNames, class_names_in_schema, named_class
-from .columns import DEFAULT_COLUMNS, FILE_NAME, IMAGE_PATH, ColumnNames, JsonPairs
+from .columns import DEFAULT_COLUMNS, FILE_NAME, IMAGE_PATH, ColumnNames, JsonPairs, names_file
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # tables that describe the folder they are in
@@ -150,29 +151,42 @@ class _RowParser:
 
 
 def _csv(layout: _Layout, text: io.TextIOWrapper, class_names: ClassNames) -> Iterator[Row]:
-    lines = _lines(text)
-    first = next(lines, "")
-    separator, skipped = "", 0
+    lines, row_lines = _lines(text), list[str]()
+    skipped, first = next(((i, line) for i, line in enumerate(lines) if line.strip()), (0, ""))
+    separator = ""
     if first.lower().startswith("sep=") and len(first.strip()) == 5:  # Excel's mark
-        separator, first, skipped = first.strip()[4], next(lines, ""), 1
-    candidates = [separator] if separator else list(SEPARATORS)
-    # the separator is the one that gives the most columns; a comma if none separates
-    separator = max(candidates, key=lambda candidate: len(next(csv.reader([first], delimiter=candidate), [])))
-    reader = csv.reader(_chain(first, lines), delimiter=separator)
+        separator, first, skipped = first.strip()[4], next(lines, ""), skipped + 1
+    reader = csv.reader(_noted(itertools.chain([first], lines), row_lines), delimiter=separator or _separator(first))
     headings = next(reader, [])
     if len(headings) > MAX_COLUMNS:
         raise csv.Error(f"its first line names {len(headings):,} columns, more than {MAX_COLUMNS:,}")
     parse = _RowParser(layout, headings, class_names)
     yield 0, dict.fromkeys(parse.fields)
+    last: Sequence[str] = ()
     for values in reader:
+        last = row_lines.copy() if len(row_lines) > 1 else ()
+        row_lines.clear()
         if values:
             values += [""] * (len(headings) - len(values))
             yield reader.line_num + skipped, parse(values)
+    if last:  # an unclosed quote takes all lines after it for one value
+        list(csv.reader(last, delimiter=reader.dialect.delimiter, strict=True))
 
 
-def _chain(first: str, lines: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from lines
+def _separator(first: str) -> str:
+    """Return the separator of a table by its first line: one that gives a column of paths, and the most columns."""
+
+    def merit(separator: str) -> tuple[bool, int]:
+        headings = next(csv.reader([first], delimiter=separator), [])
+        return names_file(headings), len(headings)
+
+    return max(SEPARATORS, key=merit)  # the first of equals, a comma
+
+
+def _noted(lines: Iterable[str], row_lines: list[str]) -> Iterator[str]:
+    for line in lines:
+        row_lines.append(line)
+        yield line
 
 
 def _lines(text: io.TextIOWrapper) -> Iterator[str]:
