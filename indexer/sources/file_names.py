@@ -60,8 +60,8 @@ class FileKind(StrEnum):
     foreign = "files and folders of other programs"
     unread = "images or videos in a format that is not read"
     unfinished = "unfinished downloads"
-    archive = "archives inside a folder; name them to index their images"
-    table = "tables that are not named metadata.csv; name them to index their images"
+    archive = "archives inside a folder, which are indexed if they are named"
+    table = "tables not called metadata.csv, which are indexed if they are named"
     other = "files that are not images by their first bytes"
 
 

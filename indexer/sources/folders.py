@@ -23,11 +23,11 @@ from .archives.tar_archive import TARS, TarArchive
 from .archives.zip_archive import ZipArchive
 from .base import CountableSource, Listed, Source
 from .cloud import CloudFolder
-from .file_names import HEAD_BYTES, SUFFIXES, is_image_name
+from .file_names import HEAD_BYTES, is_image_name
 from .image_ref import ByteSource, ImageRef, PassedOver, is_url
 from .table_source import TableSource
 from .tables.columns import DEFAULT_COLUMNS, ColumnNames
-from .tables.reading import METADATA
+from .tables.reading import METADATA, is_metadata
 from .tables.reading import SUFFIXES as TABLE_SUFFIXES
 from .trees import tree_count, tree_images
 
@@ -141,7 +141,7 @@ def expand(
 def source_at(path: str, columns: ColumnNames = DEFAULT_COLUMNS, *, labels: bool = True) -> Source | None:
     """Return the source at a path or URL; None for a metadata table, which describes the folder it is in."""
     name = path.lower()
-    if posixpath.basename(name) in METADATA:  # a pattern such as `data/*` may match one
+    if is_metadata(posixpath.basename(name)):  # a pattern such as `data/*` may match one
         return None
     if not is_url(path):
         local = Path(path)
@@ -207,8 +207,8 @@ def listing(folders: Sequence[str | Path | Source]) -> Iterator[Listed]:
         if not images:
             others = "; ".join(f"{other.reason} ({other.files:,})" for other in passed_over)
             raise SourceError(
-                f"{source.path} holds no images{f', but {others}' if others else ''} "
-                f"(looked for {', '.join(sorted(SUFFIXES))} and {METADATA[0]})"
+                f"{source.path} holds no images to index{f'; passed over: {others}' if others else ''}. Looked for "
+                f"images by suffix and first bytes, and for {METADATA[0]}; check the path"
             )
 
 

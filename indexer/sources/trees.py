@@ -9,7 +9,7 @@ from .base import NOT_NAMED, ListableTree, Listed, PassedOverFiles, image_from_p
 from .file_names import FileKind, is_foreign, is_image_name
 from .hash_set import HashSet
 from .table_images import images_from_table
-from .tables.reading import METADATA, count_rows
+from .tables.reading import count_rows, is_metadata, metadata_tables
 
 
 def tree_images(tree: ListableTree) -> Iterator[Listed]:
@@ -20,12 +20,12 @@ def tree_images(tree: ListableTree) -> Iterator[Listed]:
         folder, named = waiting.pop()
         folders, files = tree.list(folder)
         prefix = f"{folder}/" if folder else ""
-        for table in (name for name in METADATA if name in files and tree.labels):
+        for table in metadata_tables(files) if tree.labels else ():
             named = HashSet() if named is None else named
             yield from images_from_table(tree, folder, prefix + table, named)
         for name in files:
             inside = prefix + name
-            if (named is not None and inside in named) or name in METADATA:
+            if (named is not None and inside in named) or is_metadata(name):
                 continue
             if is_listed(tree, inside, passed_over):
                 if named is None:
@@ -47,7 +47,7 @@ def tree_count(tree: ListableTree) -> int:
     while waiting:
         folder, described = waiting.pop()
         folders, files = tree.list(folder)
-        for table in (name for name in METADATA if name in files):
+        for table in metadata_tables(files):
             described = True
             name = posixpath.join(folder, table)
             with tree.open(name) as file:

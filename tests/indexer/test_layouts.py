@@ -217,6 +217,12 @@ def test_images_that_no_table_names_are_counted(tmp_path: Path) -> None:
         assert sorted(passed_over(source).values()) == [1, 2] and not_named[1] + foreign[1] == 3
 
 
+def test_case_of_a_tables_name_does_not_matter(tmp_path: Path) -> None:
+    files = {"d/Metadata.CSV": "file_name,label\na.jpg,fake\n", "d/a.jpg": PICTURE}
+    for source in (tree(tmp_path / "ds", files), zipped(tmp_path / "z.zip", files), tarred(tmp_path / "t.tar", files)):
+        assert list(labels(source).values()) == [1]
+
+
 def test_row_without_a_file_in_a_tar_is_refused(tmp_path: Path) -> None:
     table = "image_path,target\nx/a.jpg,0\nx/gone.jpg,1\nx/a.jpg,1\n"
     tar = tarred(tmp_path / "t.tar", {"ds/metadata.csv": table, "ds/x/a.jpg": PICTURE})

@@ -26,7 +26,7 @@ from ..image_ref import ArchiveSpan, ByteSource, ImageRef, InMemory, MissingFile
 from ..labels import label_from_row
 from ..table_images import labelled
 from ..tables.columns import DEFAULT_COLUMNS, ColumnNames
-from ..tables.reading import METADATA
+from ..tables.reading import is_metadata
 from .sidecars import AMBIGUOUS, SIDECARS, Fields, known_fields, own_fields, parse_sidecar, sample_of, stem_of
 from .tar_metadata import TarMetadata, TarTable, in_artifact_folder
 
@@ -69,7 +69,7 @@ class _Sample:
         self.size += len(held) if isinstance(held, bytes) else 0
         if not isinstance(content, bytes):
             self.images[member.name] = content
-        elif posixpath.basename(member.name) in METADATA:
+        elif is_metadata(posixpath.basename(member.name)):
             self.tables[member.name] = content
         else:
             fields = parse_sidecar(posixpath.splitext(member.name)[1].lower(), content)
@@ -204,7 +204,7 @@ class TarArchive:
                 suffix = posixpath.splitext(base)[1].lower()
                 if is_foreign_path(folder):
                     passed_over.add(FileKind.foreign, f"{self.path}/{name}")
-                elif base in METADATA or (suffix in SIDECARS and info.size <= SIDECAR_LIMIT and base[0] != "."):
+                elif is_metadata(base) or (suffix in SIDECARS and info.size <= SIDECAR_LIMIT and base[0] != "."):
                     if info.size > HELD_LIMIT:
                         raise SourceError(f"{self.path} holds {name} with {info.size:,} bytes, too many for a table")
                     yield _Member(name, info.offset_data, _content(archive, info))

@@ -20,7 +20,7 @@ from ..hash_set import HashSet
 from ..image_ref import ArchiveSpan, ByteSource, MissingFile, header_length, is_url, read_range
 from ..table_images import images_from_table
 from ..tables.columns import DEFAULT_COLUMNS, ColumnNames
-from ..tables.reading import METADATA, count_rows
+from ..tables.reading import count_rows, is_metadata, metadata_tables
 from .zip_directory import DEFLATED, STORED, ZipDirectory
 
 READING = Lock()  # held while a zip's directory is read, so that concurrent counting and listing read it once
@@ -51,7 +51,7 @@ class ZipArchive:
         for folder, _, name in (inside.rpartition("/") for inside in self._directory.tables if self.labels):
             if not is_foreign_path(folder):
                 names.setdefault(folder, []).append(name)
-        return {folder: sorted(set(tables), key=METADATA.index) for folder, tables in names.items()}
+        return {folder: metadata_tables(set(tables)) for folder, tables in names.items()}
 
     @cached_property
     def _stamp(self) -> int:
@@ -70,7 +70,7 @@ class ZipArchive:
                     yield from images_from_table(self, posixpath.dirname(table), table, named[folder])
             if is_foreign_path(inside.rpartition("/")[0]):
                 passed_over.add(FileKind.foreign, f"{self.path}/{inside}")
-            elif (folder is not None and inside in named[folder]) or posixpath.basename(inside) in METADATA:
+            elif (folder is not None and inside in named[folder]) or is_metadata(posixpath.basename(inside)):
                 continue
             elif is_listed(self, inside, passed_over):
                 if folder is None:
@@ -97,7 +97,7 @@ class ZipArchive:
             return None  # the directory would be fetched twice
         count = 0
         for inside, _, folder in self._files():
-            if posixpath.basename(inside) in METADATA and folder is not None:
+            if is_metadata(posixpath.basename(inside)) and folder is not None:
                 with self.open(inside) as file:
                     count += count_rows(f"{self.path}/{inside}", file)
             elif folder is None:

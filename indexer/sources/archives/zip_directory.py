@@ -19,7 +19,7 @@ import numpy as np
 
 from ....errors import SourceError
 from ..cloud import open_binary
-from ..tables.reading import METADATA
+from ..tables.reading import METADATA, is_metadata
 
 END = Struct("<4s4H2LH")  # signature, disk, directory's disk, members on this disk, members, bytes, offset, comment
 END_64 = Struct("<4sQ2H2L4Q")  # signature, size, versions, disk, directory's disk, the same four as above
@@ -32,6 +32,7 @@ IN_EXTRA = 0xFFFFFFFF  # marks a number that is in the zip64 extra field
 ENCRYPTED, UTF_8 = 1, 0x800  # flags
 STORED, DEFLATED = 0, 8  # compression methods
 TABLES = tuple(name.encode() for name in METADATA)
+TABLE_BYTES = max(map(len, TABLES))
 
 EPOCH = date(1970, 1, 1).toordinal()
 
@@ -66,9 +67,9 @@ class ZipDirectory:
         hashes, starts = array("q"), array("Q")
         try:
             for start, raw in self._records():
-                if raw.endswith(TABLES):
+                if raw[-TABLE_BYTES:].lower().endswith(TABLES):
                     path = self._path(start, raw)  # a name ends at its first NUL
-                    if posixpath.basename(path) in METADATA:
+                    if is_metadata(posixpath.basename(path)):
                         self.tables.append(path)
                 hashes.append(hash(_raw(self._path(start, raw)) if _is_odd(raw) else raw))
                 starts.append(start)

@@ -53,6 +53,20 @@ class _Layout:
             )
 
 
+def metadata_tables(names: Iterable[str]) -> list[str]:
+    """Return those of the files of a folder that describe it, in the order of `METADATA`; case does not matter.
+
+    >>> metadata_tables(["a.jpg", "metadata.jsonl", "Metadata.CSV"])
+    ['Metadata.CSV', 'metadata.jsonl']
+    """
+    return sorted(filter(is_metadata, names), key=lambda name: METADATA.index(name.lower()))
+
+
+def is_metadata(name: str) -> bool:
+    """True for the file name of a table that describes its folder."""
+    return name.lower() in METADATA
+
+
 def read_rows(
     name: str,
     file: BinaryIO,
@@ -78,13 +92,13 @@ def read_rows(
     """
     layout, class_names = _Layout(name, columns, target), class_names or {}
     try:
-        if name.endswith(".parquet"):
+        if name.lower().endswith(".parquet"):
             yield from _parquet(layout, file, class_names)
             return
         peekable: Any = file if isinstance(file, io.BufferedReader) else io.BufferedReader(file)
         text = io.TextIOWrapper(peekable, encoding=_encoding(peekable), errors="surrogateescape", newline="")
         try:
-            read = _json_lines if name.endswith(".jsonl") else _csv
+            read = _json_lines if name.lower().endswith(".jsonl") else _csv
             yield from read(layout, text, class_names)
         finally:
             text.detach()  # leave the file open for the caller
@@ -111,7 +125,7 @@ def count_rows(name: str, file: BinaryIO) -> int:
     Raises SourceError if the table cannot be read.
     """
     try:
-        if name.endswith(".parquet"):
+        if name.lower().endswith(".parquet"):
             with _opened_parquet(name, file) as table:
                 return int(table.metadata.num_rows)
         lines, last = 0, b"\n"
@@ -120,7 +134,9 @@ def count_rows(name: str, file: BinaryIO) -> int:
     except OSError as e:
         raise SourceError(f"{name} is not a readable table: {e}") from e
     lines += last != b"\n"
-    return max(lines - 1, 0) if name.endswith(".csv") else lines  # the first line of a CSV names the columns
+    return (
+        max(lines - 1, 0) if name.lower().endswith((".csv", ".tsv")) else lines
+    )  # the first line of a CSV names the columns
 
 
 class _RowParser:
