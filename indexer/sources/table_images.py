@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from zlib import crc32
 
 from ...errors import SourceError
+from ...store.exchange.class_names import CARDS, MAX_CARD, ClassNames, class_names_in_cards, class_names_in_folder
 from ...store.records import FAKE
 from .base import Tree, labels_of_folder, to_text
 from .file_names import spellings
 from .hash_set import HashSet
-from .image_ref import ByteSource, ImageRef, InMemory
+from .image_ref import ByteSource, ImageRef, InMemory, is_url
 from .labels import FolderLabel, label_from_row
-from .tables.class_names import CARDS, MAX_CARD, ClassNames, class_names_in_cards
 from .tables.columns import IMAGE_PATH
 from .tables.reading import read_rows
 
@@ -33,7 +34,7 @@ def images_from_table(tree: Tree, folder: str, name: str, named: HashSet) -> Ite
     named : paths in the tree of the images that tables named before; those of this table are added
     """
     table = f"{tree.path}/{name}"
-    names = _class_names(tree, folder)
+    names = class_names_around(tree, folder)
     with tree.open(name) as file, closing(read_rows(table, file, tree.columns, names, target=True)) as rows:
         path_field = path_field_of(next(rows)[1])
         folder_name = posixpath.basename(folder) or tree.name
@@ -127,31 +128,37 @@ def normalised(path: str) -> str:
     return "/".join(parts if first == "." else [first, *parts])
 
 
-def class_names_around(read: Callable[[str, int], bytes], folder: str) -> ClassNames:
-    """Class names in the data set cards of a folder and the one above.
+def class_names_around(tree: Tree, folder: str) -> ClassNames:
+    """Class names in the data set cards of a folder, of those above it in its tree, and beside the tree.
 
-    Parameters
-    ----------
-    read : returns at most so many bytes of the file at a path, b"" if there is none
+    The nearest card decides.
     """
-    names: dict[str, tuple[str, ...]] = {}
-    for place in (folder, posixpath.dirname(folder) if folder else ".."):
-        cards = class_names_in_cards([read(posixpath.join(place, card), MAX_CARD) for card in CARDS])
-        names = {**cards, **names}
+    names = class_names_beside(tree.path)
+    for place in reversed([folder, *_folders_above(folder)]):
+        contents = [_read_card(tree, posixpath.join(place, card)) for card in CARDS]
+        names = {**names, **class_names_in_cards(contents)}
     return names
 
 
-def _class_names(tree: Tree, folder: str) -> ClassNames:
-    def read(path: str, size: int) -> bytes:
-        try:
-            if not tree.exists(path):
-                return b""
-            with tree.open(path) as file:
-                return file.read(size)
-        except (OSError, SourceError):
-            return b""
+def class_names_beside(path: str) -> ClassNames:
+    """Class names in the data set cards beside a local source."""
+    return {} if is_url(path) else class_names_in_folder(Path(path).parent)
 
-    return class_names_around(read, folder)
+
+def _read_card(tree: Tree, path: str) -> bytes:
+    try:
+        if not tree.exists(path):
+            return b""
+        with tree.open(path) as file:
+            return file.read(MAX_CARD)
+    except (OSError, SourceError):
+        return b""
+
+
+def _folders_above(folder: str) -> Iterator[str]:
+    while folder:
+        folder = posixpath.dirname(folder)
+        yield folder
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from .hash_set import HashSet
 from .image_ref import ByteSource, ImageRef, is_url
 from .labels import label_from_row, labels_from_folders
 from .table_images import (
-    class_names_around,
+    class_names_beside,
     holds_image,
     image_in_cell,
     labelled,
@@ -41,7 +41,7 @@ class TableSource:
         return posixpath.splitext(posixpath.basename(self.path))[0]
 
     def images(self) -> Iterator[ImageRef]:
-        names = class_names_around(self._read, posixpath.dirname(self.path))
+        names = {**class_names_beside(posixpath.dirname(self.path)), **class_names_beside(self.path)}
         with open_binary(self.path) as file, closing(read_rows(self.path, file, self.columns, names)) as rows:
             path_field = path_field_of(next(rows)[1])
             seen = HashSet()
@@ -82,12 +82,6 @@ class TableSource:
             name = next((path for path in tries if Path(folder, path).is_file()), name)
         path = name if name.startswith("/") else folder + name
         return path, remote(path) if is_url(path) else None
-
-    def _read(self, path: str, size: int) -> bytes:
-        if is_url(path) or not Path(path).is_file():
-            return b""
-        with open_binary(path) as file:
-            return file.read(size)
 
     def count(self) -> int | None:
         if is_url(self.path):

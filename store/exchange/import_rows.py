@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -21,12 +20,12 @@ from ..shard import hash_keys
 from ..space import Space
 from ..store import Store
 from ..writer import AppendCounts
+from .class_names import MEANS_REAL, class_names_in_folder, class_names_in_schema, named_class
 from .export_rows import BLOCK_ROWS, FORMAT, MANIFEST, VERSION
 from .tables import NAMES, arrow, parquet_file, values_of
 
 LABEL_SPELLINGS = {"0": REAL, "real": REAL, "1": FAKE, "fake": FAKE, "-1": UNKNOWN, "unknown": UNKNOWN, "": UNKNOWN}
 PATH_COLUMNS = ("path", "image_path", "file_name", "url", "image")  # of foreign tables; the first one present is used
-MEANS_REAL = re.compile(r"(is_?)?(real|authentic|genuine|natural|original|human)", re.IGNORECASE)  # names of columns
 LENGTH_TOLERANCE = 0.02  # allowed difference from unit length in a normalised space
 
 
@@ -189,18 +188,15 @@ def _require_new_keys(block: Block, imported: KeyIndex, folder: Path | str) -> N
     imported.add(hashes, np.zeros(len(block), np.int64))
 
 
-def label_of(value: Any, class_names: Sequence[str] | None = None) -> int:
+def label_of(value: Any, class_names: tuple[str, ...] | None = None) -> int:
     """Parse a label from a table: 0, 1, -1, real, fake or unknown; raises ValueError for anything else.
 
     Parameters
     ----------
     class_names : meaning of the numbers 0, 1, … in this table, -1 being unknown (default: real, fake)
     """
-    if class_names is not None and isinstance(value, int | float) and value >= 0:
-        name = class_names[int(value)] if value < len(class_names) and float(value).is_integer() else value
-        if not isinstance(name, str) or (label := LABEL_SPELLINGS.get(name.strip().lower())) is None:
-            raise ValueError(name)
-        return label
+    if class_names is not None:
+        value = named_class(value, class_names)
     whole = isinstance(value, bool | float | np.floating) and float(value).is_integer()
     word = str(int(value)) if whole else str(value)
     word = "" if value is None or value != value else word
@@ -282,14 +278,11 @@ def _open_table(path: Path) -> Any:
     return parquet
 
 
-def _class_names(schema: Any, column: str) -> list[str] | None:
-    """Names of the classes 0, 1, … of a column, which Hugging Face's `datasets` writes; None if there are none."""
-    try:
-        features = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]
-        names = features[column]["names"]
-    except (KeyError, TypeError, ValueError):
-        return None
-    return list(map(str, names)) if isinstance(names, list) else None
+def _class_names(schema: Any, path: Path, column: str) -> tuple[str, ...] | None:
+    """Names of the classes 0, 1, … of a column of Hugging Face's `datasets`; None if there are none."""
+    folders = [path.parent, path.parent.parent]
+    names = {**class_names_in_folder(folders[1]), **class_names_in_folder(folders[0])}
+    return {**names, **class_names_in_schema(schema.metadata)}.get(column.casefold())
 
 
 def _batches(parquet: Any, path: Path) -> Iterator[Any]:
@@ -320,12 +313,12 @@ def _rows_and_thumbnails(
         columns = {name: _column(path, name, column, table[column]) for name, column in NAMES.items()}
         return Rows(**columns), thumbnails
     label_column = defaults.columns.get("label", "label")
-    class_names = _class_names(batch.schema, label_column)
+    class_names = _class_names(batch.schema, path, label_column)
     return _foreign_rows(table, len(batch), defaults, path, class_names), thumbnails
 
 
 def _foreign_rows(
-    table: dict[str, list[Any]], rows: int, defaults: ImportDefaults, path: Path, class_names: list[str] | None
+    table: dict[str, list[Any]], rows: int, defaults: ImportDefaults, path: Path, class_names: tuple[str, ...] | None
 ) -> Rows:
     for column in defaults.columns.values():
         if column not in table:
@@ -343,13 +336,16 @@ def _foreign_rows(
         raise SourceError(f"{path}: row {paths.index('')} has no {path_column}; every row needs one, as its key")
     sources = texts_of("source", defaults.source)
     if "" in sources:
-        raise SourceError(f"{path} does not say where its rows come from; name a source, or the column that has it")
+        raise SourceError(
+            f"{path} does not say where its rows come from; name a source with --source, or the column that has it "
+            f"with --column source=COLUMN"
+        )
     labels = [defaults.label] * rows
     label_column = defaults.columns.get("label", "label")
     if label_column not in table and (other := next((name for name in table if name.lower() == "label"), "")):
         raise SourceError(f"{path} has a column {other}; to read the labels from it, add --column label={other}")
     if values := table.get(label_column):
-        numeric = any(isinstance(value, int | float) for value in values)
+        numeric = any(str(value).strip() in ("0", "1", "0.0", "1.0", "True", "False") for value in values)
         if numeric and class_names is None and MEANS_REAL.fullmatch(label_column):
             raise SourceError(
                 f"{path}: a 1 in the column {label_column} seems to mean real, but 1 is read as fake; write the words "

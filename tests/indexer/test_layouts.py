@@ -382,12 +382,45 @@ dataset_info:
         {"dataset_infos.json": json.dumps({"default": CARD})},
         {"README.md": README},
         {"../README.md": README},
+        {"README.md": README.replace("\n", "\r\n")},
+        {"../README.md": README, "dataset_info.json": json.dumps(CARD)},
     ],
 )
 def test_class_names_of_a_data_set_card_are_used(tmp_path: Path, cards: dict[str, str]) -> None:
-    table = {"metadata.csv": "file_name,label\na.jpg,0\nb.jpg,1.0\nc.jpg,\n"}
+    table = {"metadata.csv": "file_name,Label\na.jpg,0\nb.jpg,1.0\nc.jpg,\n"}
     ds = tree(tmp_path / "repo/ds", {**table, **cards, **dict.fromkeys(("a.jpg", "b.jpg", "c.jpg"), PICTURE)})
     assert labels(ds) == {"ds/a.jpg": 1, "ds/b.jpg": 0, "ds/c.jpg": -1}
+
+
+@pytest.mark.parametrize(
+    "cards",
+    [
+        {"README.md": README.replace("fake", "{")},
+        {"dataset_info.json": "{"},
+        {
+            "dataset_infos.json": json.dumps(
+                {"a": CARD, "b": json.loads(json.dumps(CARD).replace('"fake", "real"', '"real", "fake"'))}
+            )
+        },
+        {
+            "dataset_info.json": json.dumps(
+                {"features": {"label": {"feature": CARD["features"]["label"], "_type": "Sequence"}}}
+            )
+        },
+        {"README.md": README, "dataset_info.json": json.dumps(CARD).replace('"fake", "real"', '"real", "fake"')},
+    ],
+)
+def test_numbers_without_a_usable_card_are_refused(tmp_path: Path, cards: dict[str, str]) -> None:
+    table = {"metadata.csv": "file_name,label\na.jpg,0\nb.jpg,real\n"}
+    ds = tree(tmp_path / "ds", {**table, **cards, "a.jpg": PICTURE, "b.jpg": PICTURE})
+    assert labels(ds) == {"ds/b.jpg": 0}
+    assert "a class whose name is not known" in refusals(ds)["ds/a.jpg"]
+
+
+def test_column_in_which_1_means_real_is_refused(tmp_path: Path) -> None:
+    ds = tree(tmp_path / "ds", {"metadata.csv": "file_name,is_real\na.jpg,1\n", "a.jpg": PICTURE})
+    with pytest.raises(SourceError, match="seems to mean real"):
+        labels(ds, label="is_real")
 
 
 def parquet(path: Path, columns: dict[str, Any], metadata: dict[str, Any] | None = None) -> Path:

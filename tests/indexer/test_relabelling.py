@@ -68,7 +68,7 @@ def labels(snapshot: Snapshot) -> dict[str, RowLabels]:
 
 
 CORRECTED = {
-    "data/0001.png": RowLabels(1, -1, "data", "gan", "face"),
+    "data/0001.png": RowLabels(1, -1, "data/gan", "gan", "face"),
     "data/0004.png": RowLabels(0, -1, "data", "", "cat"),
 }
 

@@ -1,5 +1,5 @@
 """Tables with one row per image.
 
 reading.py streams the rows of a table, whatever its format, encoding and separator; columns.py finds the columns by
-their headings, and class_names.py the names behind the numbers of a label column.
+their headings.
 """

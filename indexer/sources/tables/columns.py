@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ....errors import SourceError
+from ....store.exchange.class_names import MEANS_REAL
 
 FIELDS = ("image_path", "file_name", "target", "label", "category", "generator", "source")
 # Headings that name the file, by priority; each is read as `file_name`, except image_path, which is ArtiFact's.
@@ -53,7 +54,7 @@ class ColumnNames:
         SourceError
             A column stands twice, or with `all_given` one of the user's columns is missing.
         """
-        names = [_name(heading) for heading in headings]
+        names = [heading_name(heading) for heading in headings]
         fields: dict[str, int] = {}
         for field, heading in self.pairs:
             if all_given or heading.casefold() in names:
@@ -65,6 +66,12 @@ class ColumnNames:
         for field in FIELDS[2:]:
             if field in names and field not in fields and field not in chosen:
                 fields[field] = _position(field, names, table)
+        for field in fields.keys() & {"target", "label"}:
+            if MEANS_REAL.fullmatch(names[fields[field]]):
+                raise SourceError(
+                    f"a 1 in the column {names[fields[field]]} of {table} seems to mean real, but 1 is read as fake; "
+                    f"make a column with the words real and fake"
+                )
         return fields
 
 
@@ -73,10 +80,11 @@ DEFAULT_COLUMNS = ColumnNames()
 
 def names_file(headings: Iterable[str]) -> bool:
     """True if one of the headings is one of `PATHS`."""
-    return any(_name(heading) in PATHS for heading in headings)
+    return any(heading_name(heading) in PATHS for heading in headings)
 
 
-def _name(heading: str) -> str:
+def heading_name(heading: str) -> str:
+    """A heading as it is compared: without case and the spaces around it."""
     return heading.strip().lstrip("\ufeff").casefold()
 
 

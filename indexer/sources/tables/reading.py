@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from ....errors import MissingExtra, SourceError
+from ....store.exchange.class_names import ClassNames, class_names_in_schema, named_class
 from ....store.exchange.tables import parquet_file, values_of
-from .class_names import ClassNames, class_names_in_schema, named_class
-from .columns import DEFAULT_COLUMNS, FILE_NAME, IMAGE_PATH, ColumnNames, JsonPairs, names_file
+from .columns import DEFAULT_COLUMNS, FILE_NAME, IMAGE_PATH, ColumnNames, JsonPairs, heading_name, names_file
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # tables that describe the folder they are in
@@ -152,11 +152,11 @@ class _RowParser:
         self.fields = layout.columns.fields_of(headings, layout.name, all_given=first)
         if first:
             layout.require_fields(self.fields.keys(), headings)
-        stripped = [heading.strip() for heading in headings]
+        names = [heading_name(heading) for heading in headings]
         self._named = {
-            field: class_names[stripped[i]]
+            field: class_names[names[i]]
             for field, i in self.fields.items()
-            if field in ("label", "target") and stripped[i] in class_names
+            if field in ("label", "target") and names[i] in class_names
         }
 
     def __call__(self, values: Sequence[Any]) -> dict[str, Any]:
