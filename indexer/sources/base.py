@@ -113,11 +113,11 @@ def image_from_path(tree: Tree, inside: str, path: str, location: ByteSource | N
     """Return an image of a tree, labelled by the names of its folders if labels are read."""
     if not tree.labels:
         return ImageRef(to_text(f"{tree.name}/{inside}"), path, location=location)
-    label, source, generator, contradiction = labels_of_folder(tree.path, tree.name, inside.rpartition("/")[0])
+    folder = labels_of_folder(tree.path, tree.name, inside.rpartition("/")[0])
     key = to_text(f"{tree.name}/{inside}")
-    if contradiction:
-        return ImageRef(key, path, source=source, refused=contradiction)
-    return ImageRef(key, path, label, -1, source, generator, location=location)
+    if folder.contradiction:
+        return ImageRef(key, path, source=folder.source, refused=folder.contradiction)
+    return ImageRef(key, path, folder.label, -1, folder.source, folder.generator, location=location)
 
 
 @lru_cache(maxsize=1024)  # there are millions of files, but few folders

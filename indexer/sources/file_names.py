@@ -141,15 +141,17 @@ def spellings(path: str) -> Iterator[str]:
     """
     tried = {path}
     slashed = path.replace("\\", "/")
-    for variant in (slashed, _from_latin_1(slashed)):
+    for variant in (slashed, from_latin_1(slashed)):
         for spelling in (variant, *(unicodedata.normalize(form, variant) for form in ("NFC", "NFD"))):
             if spelling not in tried:
                 tried.add(spelling)
                 yield spelling
 
 
-def _from_latin_1(path: str) -> str:
-    """Decode the bytes of a path that were not UTF-8 as those of a Western European Windows."""
+def from_latin_1(path: str) -> str:
+    """Decode the bytes of a text that were not UTF-8 as those of a Western European Windows."""
+    if path.isascii():
+        return path
     try:
         path.encode("utf-8")
     except UnicodeEncodeError:

@@ -20,6 +20,7 @@ OTHER_WORDS = {
     **dict.fromkeys(("ai", "generated", "synthetic", "ai_generated", "ai-generated", "deepfake"), FAKE),
 }
 WORDS = {**CLASS_WORDS, **OTHER_WORDS, "unknown": UNKNOWN}
+EMPTY_WORDS = frozenset(("nan", "na", "n/a", "none", "null"))  # of a table without a value
 # Folders of a split or of a layout; they name neither where images come from nor a generator.
 # fmt: off
 LAYOUT_FOLDERS = frozenset((
@@ -29,6 +30,10 @@ LAYOUT_FOLDERS = frozenset((
 # fmt: on
 
 
+INVALID = "invalid"  # field of a row with the reason why the row cannot be read
+WEAK = "weak"  # field of a row whose label may be no label, such as a caption of one word
+
+
 class FolderLabel(NamedTuple):
     """Label of the images in a folder, by the names on its path."""
 
@@ -36,6 +41,7 @@ class FolderLabel(NamedTuple):
     source: str
     generator: str
     contradiction: str = ""  # why the names give no label, "" if they do
+    word: str = ""  # the folder that labels, if it is called real, fake, 0_real or 1_fake
 
 
 def labels_from_folders(parts: Sequence[str]) -> FolderLabel:
@@ -69,12 +75,32 @@ def labels_from_folders(parts: Sequence[str]) -> FolderLabel:
     depth = labelling[-1]
     below = next((i for i in range(depth + 1, len(parts)) if not _is_layout(parts[i])), depth)
     source = "/".join(parts[: below + 1])
+    word = parts[depth] if words is CLASS_WORDS else ""
     if REAL in labels:
-        return FolderLabel(REAL, source, "")
+        return FolderLabel(REAL, source, "", "", word)
     # the generator is the folder above in progan/1_fake/x.png and the one below in fake/progan/x.png
     above = [part for part in reversed(parts[:depth]) if not _is_layout(part)]
     candidates = [*parts[below : below + 1], *above]
-    return FolderLabel(FAKE, source, next((part for part in candidates if part.lower() not in WORDS), "fake"))
+    generator = next((part for part in candidates if part.lower() not in WORDS), "fake")
+    return FolderLabel(FAKE, source, generator, "", word)
+
+
+def contradiction_with_folder(row: Mapping[str, Any], label: int, folder: FolderLabel) -> str:
+    """Why the label of a row is refused beside that of its folder, "" if it is not.
+
+    A word corrects the folder. A number does not: its meaning is a convention, and in some data sets 1 is real.
+    """
+    value = row.get("target", row.get("label"))
+    if not folder.word or UNKNOWN in (label, folder.label) or label == folder.label:
+        return ""
+    if _word(value) in WORDS and WEAK not in row:
+        return ""
+    name = "target" if "target" in row else "label"
+    meaning = "fake" if label == FAKE else "real"
+    return (
+        f"{name} {_word(value)[:80]!r} means {meaning}, but the image is below {folder.word}/; write the words real "
+        f"and fake into the table"
+    )
 
 
 def is_class_word(name: str) -> bool:
@@ -83,7 +109,8 @@ def is_class_word(name: str) -> bool:
 
 
 def _is_layout(name: str) -> bool:
-    return name.lower() in LAYOUT_FOLDERS or name.isdecimal()
+    """True for a split, a number, a date or a size."""
+    return name.lower() in LAYOUT_FOLDERS or not name.strip("0123456789_-.x")
 
 
 def label_from_row(row: Mapping[str, Any]) -> tuple[int, int] | str | None:
@@ -99,6 +126,8 @@ def label_from_row(row: Mapping[str, Any]) -> tuple[int, int] | str | None:
     >>> label_from_row({"target": "0", "label": "fake"})
     "target '0' and label 'fake' contradict each other"
     """
+    if INVALID in row:
+        return str(row[INVALID])
     if "target" in row:
         outcome = _label_from_target(row["target"])
         if "label" in row and not isinstance(outcome, str):
@@ -129,5 +158,7 @@ def _word(value: Any) -> str:
     if value is None or value != value:
         return ""
     word = str(value).strip().lower()
+    if word in EMPTY_WORDS:
+        return ""
     whole, _, zeros = word.partition(".")
     return whole if zeros and not zeros.strip("0") and whole.removeprefix("-").isdecimal() else word

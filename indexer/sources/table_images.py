@@ -14,10 +14,10 @@ from ...errors import SourceError
 from ...store.exchange.class_names import CARDS, MAX_CARD, ClassNames, class_names_in_cards, class_names_in_folder
 from ...store.records import FAKE
 from .base import Tree, labels_of_folder, to_text
-from .file_names import spellings
+from .file_names import from_latin_1, spellings
 from .hash_set import HashSet
 from .image_ref import ByteSource, ImageRef, InMemory, is_url
-from .labels import FolderLabel, label_from_row
+from .labels import FolderLabel, contradiction_with_folder, label_from_row
 from .tables.columns import IMAGE_PATH
 from .tables.reading import read_rows
 
@@ -84,7 +84,7 @@ def image_in_cell(cell: Any) -> tuple[str, InMemory]:
 def text_of(row: Mapping[str, Any], field: str) -> str:
     """Text of a field, "" if the row has none."""
     value = row.get(field)
-    return "" if value is None or value != value else to_text(str(value).strip())
+    return "" if value is None or value != value else to_text(from_latin_1(str(value).strip()))
 
 
 def labelled(
@@ -107,6 +107,8 @@ def labelled(
             return folders.contradiction
         label_and_target = folders.label, -1
     label, target = label_and_target
+    if label != folders.label and (reason := contradiction_with_folder(row, label, folders)):
+        return reason
     source, generator = text_of(row, "source") or folders.source, ""
     if label == FAKE:
         if generator := text_of(row, "generator"):
@@ -121,7 +123,7 @@ def normalised(path: str) -> str:
     >>> normalised("./x//a.jpg"), normalised("x/../a.jpg")
     ('x/a.jpg', 'x/../a.jpg')
     """
-    if "./" not in path and "//" not in path:
+    if ("./" not in path and "//" not in path) or is_url(path):
         return path
     parts = [part for part in path.split("/")[1:] if part not in ("", ".")]
     first = path.split("/", 1)[0]

@@ -57,14 +57,13 @@ class TableSource:
             path = f"{self.path}#{line}"
         else:
             name = path_in_cell(cell)
-            path, location = self._locate(name)
-            if not name or seen.contains_or_add(name):
+            name, path, location = self._locate(normalised(name))
+            if not name or seen.contains_or_add(posixpath.normpath(path)):
                 why = f"{name} was listed before" if name else "no path"
         key, source = to_text(f"{self.name}/{name.lstrip('/')}"), text_of(row, "source") or to_text(self.name)
         label_or_reason = label_from_row(row)
         if not why and not isinstance(label_or_reason, str):
-            above = posixpath.basename(posixpath.dirname(self.path))
-            folders = labels_from_folders([above, *normalised(name).split("/")[:-1]])
+            folders = labels_from_folders(self._folders_of(name))
             folders = folders._replace(source=to_text(self.name), generator=source)
             outcome = labelled(key, path, location, row, label_or_reason, folders)
             if isinstance(outcome, ImageRef):
@@ -72,16 +71,23 @@ class TableSource:
             why = outcome
         return ImageRef(key, path, source=source, refused=f"line {line} of {self.path}: {why or label_or_reason}")
 
-    def _locate(self, name: str) -> tuple[str, ByteSource | None]:
-        """Path or URL of an image, and the location of its bytes."""
+    def _folders_of(self, name: str) -> list[str]:
+        """Folders of an image as the table names it; those of a relative path begin with the table's own folder."""
+        if name.startswith("/") or is_url(name):
+            return normalised(name).split("/")[:-1]
+        above = posixpath.basename(posixpath.dirname(self.path))
+        return posixpath.normpath(f"{above}/{name}").split("/")[:-1] or [self.name]
+
+    def _locate(self, name: str) -> tuple[str, str, ByteSource | None]:
+        """Name of an image as it is spelled on the disk, its path or URL, and the location of its bytes."""
         if is_url(name):
-            return name, remote(name)
+            return name, name, remote(name)
         folder = posixpath.dirname(self.path).rstrip("/") + "/"
         if not is_url(self.path) and ("\\" in name or not name.isascii()):
             tries = (name, *spellings(name))
-            name = next((path for path in tries if Path(folder, path).is_file()), name)
+            name = next((path for path in tries if Path(folder, path).is_file()), name.replace("\\", "/"))
         path = name if name.startswith("/") else folder + name
-        return path, remote(path) if is_url(path) else None
+        return name, path, remote(path) if is_url(path) else None
 
     def count(self) -> int | None:
         if is_url(self.path):

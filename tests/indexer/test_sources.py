@@ -238,7 +238,7 @@ def test_names_in_tables_and_tars_need_not_be_utf8(tmp_path: Path) -> None:
     (folder / name).write_bytes(PICTURES[0])
     (folder / "metadata.csv").write_bytes(ARTIFACT.encode() + b"\xff.jpg,\xff.jpg,0,caf\xe9\n")
     [ref] = images_in([folder])
-    assert (ref.key, ref.category) == ("p/\\xff.jpg", "caf\\xe9")
+    assert (ref.key, ref.category) == ("p/\\xff.jpg", "café")
     assert [key for key, _ in indexed(tmp_path / "s", folder)] == [ref.key]
     assert [key for key, _ in indexed(tmp_path / "c", tarred(tmp_path / "t.tar", (name, PICTURES[0])))] == [
         "t/\\xff.jpg"

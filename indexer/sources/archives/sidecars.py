@@ -7,11 +7,13 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from ..labels import label_from_row
+from ..labels import INVALID, WEAK, is_class_word
 from ..tables.columns import FIELDS, JsonPairs
 
 SIDECARS = (".json", ".cls", ".txt")
 AMBIGUOUS = "several images and metadata files share the first part of their name, and none is this image's own"
+
+KNOWN = {*FIELDS, INVALID, WEAK}  # fields that are kept
 
 Fields = dict[str, Any]
 
@@ -65,21 +67,24 @@ def own_fields(images: Sequence[str], sidecars: Mapping[str, Fields]) -> dict[st
 
 
 def parse_sidecar(suffix: str, content: bytes) -> Fields:
-    """Parse a sidecar: the known fields of a JSON object, a class code (0 is real), or a label word.
+    """Parse a sidecar: the known fields of a JSON object, a class code (0 is real), or a class word.
 
-    >>> parse_sidecar(".cls", b"1"), parse_sidecar(".txt", b"real"), parse_sidecar(".txt", b"a cat on a mat")
-    ({'target': '1'}, {'label': 'real'}, {})
+    A text file is mostly a caption, so that its word counts only where it is the name of a class and nothing says
+    otherwise.
+
+    >>> parse_sidecar(".cls", b"1"), parse_sidecar(".txt", b"nature"), parse_sidecar(".txt", b"a cat on a mat")
+    ({'target': '1'}, {}, {})
     """
-    text = content.decode("utf-8", "replace").strip().lstrip("\ufeff")
+    text = _decoded(content).strip().lstrip("\ufeff")
     if suffix == ".cls":
         return {"target": text}
     if suffix == ".json":
         try:
             pairs = json.loads(text, object_pairs_hook=JsonPairs)
-        except (ValueError, RecursionError):
-            return {}
-        return known_fields(pairs) if isinstance(pairs, JsonPairs) else {}
-    return {"label": text} if isinstance(label_from_row({"label": text}), tuple) and text else {}
+        except (ValueError, RecursionError) as e:
+            return {INVALID: f"the metadata file beside it is not valid JSON ({e})"}
+        return known_fields((key.casefold(), value) for key, value in pairs) if isinstance(pairs, JsonPairs) else {}
+    return {"label": text, WEAK: True} if is_class_word(text) else {}
 
 
 def known_fields(pairs: Iterable[tuple[str, Any]]) -> Fields:
@@ -90,6 +95,13 @@ def known_fields(pairs: Iterable[tuple[str, Any]]) -> Fields:
     """
     fields: Fields = {}
     for key, value in pairs:
-        if key in FIELDS:
-            fields[key] = value if fields.get(key, value) == value else f"{fields[key]} and {value}"
+        if key in KNOWN:
+            same = key not in fields or str(fields[key]) == str(value)
+            fields[key] = value if same else f"{fields[key]} and {value}"
     return fields
+
+
+def _decoded(content: bytes) -> str:
+    """Decode UTF-8, or UTF-16 with a byte order mark."""
+    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
+    return content.decode(encoding, "replace")

@@ -18,7 +18,8 @@ from typing import Any, BinaryIO
 from ....errors import MissingExtra, SourceError
 from ....store.exchange.class_names import ClassNames, class_names_in_schema, named_class
 from ....store.exchange.tables import parquet_file, values_of
-from .columns import DEFAULT_COLUMNS, FILE_NAME, IMAGE_PATH, ColumnNames, JsonPairs, heading_name, names_file
+from ..labels import INVALID
+from .columns import DEFAULT_COLUMNS, FILE_NAME, IMAGE_PATH, PATHS, ColumnNames, JsonPairs, heading_name, names_file
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # tables that describe the folder they are in
@@ -183,8 +184,12 @@ def _csv(layout: _Layout, text: io.TextIOWrapper, class_names: ClassNames) -> It
         last = row_lines.copy() if len(row_lines) > 1 else ()
         row_lines.clear()
         if values:
+            extra = len(values) > len(headings) and any(map(str.strip, values[len(headings) :]))
             values += [""] * (len(headings) - len(values))
-            yield reader.line_num + skipped, parse(values)
+            row = parse(values)
+            if extra:  # an unquoted separator has moved the values to the right
+                row[INVALID] = f"it has {len(values)} values for {len(headings)} columns; quote those with a separator"
+            yield reader.line_num + skipped, row
     if last:  # an unclosed quote takes all lines after it for one value
         list(csv.reader(last, delimiter=reader.dialect.delimiter, strict=True))
 
@@ -216,10 +221,15 @@ def _lines(text: io.TextIOWrapper) -> Iterator[str]:
 def _json_lines(layout: _Layout, text: io.TextIOWrapper, class_names: ClassNames) -> Iterator[Row]:
     parsers: dict[tuple[str, ...], _RowParser] = {}
     none: Mapping[str, Any] | None = None
-    for number, line in enumerate(filter(str.strip, _lines(text)), 1):
-        pairs = json.loads(line, object_pairs_hook=JsonPairs)
+    for number, line in enumerate(_lines(text), 1):
+        if not line.strip():
+            continue
+        try:
+            pairs = json.loads(line, object_pairs_hook=JsonPairs)
+        except json.JSONDecodeError as e:
+            raise ValueError(f"line {number}: {e.msg} at character {e.colno}") from e
         if not isinstance(pairs, JsonPairs):
-            raise json.JSONDecodeError("a line is not an object", line, 0)
+            raise ValueError(f"line {number} is not an object")
         headings = tuple(heading for heading, _ in pairs)
         if (parse := parsers.get(headings)) is None:
             parse = _RowParser(layout, headings, class_names, first=none is None)
@@ -237,24 +247,55 @@ def _parquet(layout: _Layout, file: BinaryIO, class_names: ClassNames) -> Iterat
     with _opened_parquet(layout.name, file) as table:
         schema = table.schema_arrow
         class_names = {**class_names, **class_names_in_schema(schema.metadata)}
-        fields = _RowParser(layout, schema.names, class_names).fields
-        yield 0, dict.fromkeys(fields)
-        headings = [schema.names[i] for i in fields.values()]
-        images = any(_holds_bytes(schema.field(i).type) for i in fields.values())
+        fields = layout.columns.fields_of(schema.names, layout.name)
+        image_column = _image_column(layout, schema, fields)
+        layout.require_fields({*fields, *([FILE_NAME] if image_column else [])}, schema.names)
+        path_field = IMAGE_PATH if IMAGE_PATH in fields else FILE_NAME
+        yield 0, dict.fromkeys((*fields, path_field))
+        headings = list(dict.fromkeys([*(schema.names[i] for i in fields.values()), *filter(None, [image_column])]))
         parse: _RowParser | None = None
         number = 0
-        for batch in table.iter_batches(PARQUET_IMAGES if images else PARQUET_ROWS, columns=headings):
-            parse = parse or _RowParser(layout, batch.schema.names, class_names)
-            for values in zip(*(values_of(column) for column in batch.columns), strict=True):
+        for batch in table.iter_batches(PARQUET_IMAGES if image_column else PARQUET_ROWS, columns=headings):
+            parse = parse or _RowParser(layout, batch.schema.names, class_names, first=False)
+            images = values_of(batch.column(batch.schema.names.index(image_column))) if image_column else None
+            for i, values in enumerate(zip(*(values_of(column) for column in batch.columns), strict=True)):
                 number += 1
-                yield number, parse(values)
+                row = parse(values)
+                if images is not None:
+                    row[path_field] = _image_cell(images[i], row.get(path_field))
+                yield number, row
+
+
+def _image_column(layout: _Layout, schema: Any, fields: Mapping[str, int]) -> str | None:
+    """Return the column with the bytes of images, None if the table has only paths; raises SourceError for several."""
+    columns = [name for name, field in zip(schema.names, schema, strict=True) if _holds_bytes(field.type)]
+    named = [name for name in columns if heading_name(name) in PATHS] or columns
+    path_columns = [schema.names[i] for field, i in fields.items() if field in (IMAGE_PATH, FILE_NAME)]
+    named = [name for name in named if name in path_columns] or named
+    if len(named) > 1:
+        raise SourceError(
+            f"{layout.name} has {len(named)} columns of images ({', '.join(named)}); choose one, as in "
+            f"--columns image={named[0]}"
+        )
+    return named[0] if named else None
+
+
+def _image_cell(image: Any, path: Any) -> Any:
+    """Join the bytes of an image and the path in another column, or in the image itself."""
+    if isinstance(image, dict):
+        content, own_path = image.get("bytes"), image.get("path")
+    else:
+        content, own_path = image, None
+    return {"bytes": content, "path": path if isinstance(path, str) and path else own_path}
 
 
 def _holds_bytes(type_: Any) -> bool:
+    """True for the bytes of images, alone or in the structure of Hugging Face's `datasets`."""
     import pyarrow
 
-    is_binary = (pyarrow.types.is_binary, pyarrow.types.is_large_binary, pyarrow.types.is_struct)
-    return any(check(type_) for check in is_binary)
+    if pyarrow.types.is_struct(type_):
+        return any(field.name == "bytes" and _holds_bytes(field.type) for field in type_)
+    return bool(pyarrow.types.is_binary(type_) or pyarrow.types.is_large_binary(type_))
 
 
 @contextmanager
