@@ -88,14 +88,15 @@ def labels_from_folders(parts: Sequence[str]) -> FolderLabel:
 def contradiction_with_folder(row: Mapping[str, Any], label: int, folder: FolderLabel) -> str:
     """Why the label of a row is refused beside that of its folder, "" if it is not.
 
-    A word corrects the folder. A number does not: its meaning is a convention, and in some data sets 1 is real.
+    A word corrects the folder, and so does a code of ArtiFact in the column target. A number in the column label does
+    not: its meaning is a convention, and in some data sets 1 is real.
     """
-    value = row.get("target", row.get("label"))
+    name = "target" if "target" in row else "label"
+    value = row.get(name)
     if not folder.word or UNKNOWN in (label, folder.label) or label == folder.label:
         return ""
-    if _word(value) in WORDS and WEAK not in row:
+    if WEAK not in row and (name == "target" or _word(value) in WORDS):
         return ""
-    name = "target" if "target" in row else "label"
     meaning = "fake" if label == FAKE else "real"
     return (
         f"{name} {_word(value)[:80]!r} means {meaning}, but the image is below {folder.word}/; write the words real "

@@ -423,6 +423,118 @@ def test_column_in_which_1_means_real_is_refused(tmp_path: Path) -> None:
         labels(ds, label="is_real")
 
 
+KAGGLE = "id,label,label_str,path\n0,1,real,train/real/a.jpg\n1,0,fake,train/fake/b.jpg\n2,1,real,x/c.jpg\n"
+
+
+def test_numbers_that_contradict_a_class_folder_are_refused(tmp_path: Path) -> None:
+    files = {"train/real/a.jpg": PICTURE, "train/fake/b.jpg": OTHER, "x/c.jpg": PICTURE}
+    tree(tmp_path, {**files, "list.csv": KAGGLE, "ds/metadata.csv": KAGGLE, **{f"ds/{n}": c for n, c in files.items()}})
+    tar = tarred(tmp_path / "t.tar", {"real/a.jpg": PICTURE, "real/a.cls": "1", "fake/b.jpg": OTHER, "fake/b.cls": "1"})
+    assert labels(tmp_path / "list.csv") == {"list/x/c.jpg": 1}
+    assert labels(tmp_path / "ds") == {"ds/x/c.jpg": 1}
+    assert labels(tar) == {"t/fake/b.jpg": 1}
+    assert "means fake, but the image is below real/" in refusals(tar)["t/real/a.jpg"]
+    tree(tmp_path, {"words.csv": KAGGLE.replace(",1,real", ",fake,x").replace(",0,fake", ",real,x")})
+    assert labels(tmp_path / "words.csv") == {  # words are corrections
+        "words/train/real/a.jpg": 1,
+        "words/train/fake/b.jpg": 0,
+        "words/x/c.jpg": 1,
+    }
+
+
+def test_row_with_more_values_than_headings_is_refused(tmp_path: Path) -> None:
+    table = "file_name,prompt,label\na.jpg,a photo, real, 4k,fake\nb.jpg,a photo,fake,,\n"
+    ds = tree(tmp_path / "ds", {"metadata.csv": table, "a.jpg": PICTURE, "b.jpg": PICTURE})
+    assert labels(ds) == {"ds/b.jpg": 1} and "5 values for 3 columns" in refusals(ds)["ds/a.jpg"]
+
+
+def test_captions_are_not_labels(tmp_path: Path) -> None:
+    files = {"fake/a.jpg": PICTURE, "fake/a.txt": "nature", "b.jpg": PICTURE, "b.txt": "Original", "c.jpg": PICTURE}
+    files |= {"c.txt": "0", "d.jpg": PICTURE, "d.txt": "real", "fake/e.jpg": PICTURE, "fake/e.txt": "real"}
+    tar = tarred(tmp_path / "t.tar", files)
+    assert labels(tar) == {"t/fake/a.jpg": 1, "t/b.jpg": -1, "t/c.jpg": -1, "t/d.jpg": 0}
+    assert list(refusals(tar)) == ["t/fake/e.jpg"]
+
+
+def test_unreadable_sidecars_are_refused(tmp_path: Path) -> None:
+    large = json.dumps({"workflow": "x" * 3_000_000, "Label": "fake"})
+    files = {"a.jpg": PICTURE, "a.json": large, "b.jpg": PICTURE, "b.json": '{"label": '}
+    files |= {
+        "c.jpg": PICTURE,
+        "c.json": sidecar("fake").encode("utf-16"),
+        "d.jpg": PICTURE,
+        "d.json": '{"label": NaN}',
+    }
+    tar = tarred(tmp_path / "t.tar", files)
+    assert labels(tar) == {"t/a.jpg": 1, "t/c.jpg": 1, "t/d.jpg": -1}
+    assert "not valid JSON" in refusals(tar)["t/b.jpg"]
+
+
+def test_sidecars_sorted_by_suffix_are_joined(tmp_path: Path) -> None:
+    files = {"a.b.jpg": PICTURE, "c.d.jpg": OTHER, "x.json": "{}"}
+    files |= {"a.b.json": json.dumps({"label": "fake", "generator": "sd14", "category": "cat"}), "y.jpg": PICTURE}
+    files |= {"a.b.cls": "1", "z.jpg": PICTURE, "c.d.json": sidecar("fake"), "q.jpg": PICTURE, "c.d.cls": "0"}
+    tar = tarred(tmp_path / "t.tar", files)
+    [ref] = [ref for ref in images_in([tar]) if ref.key == "t/a.b.jpg"]
+    assert (ref.label, ref.generator, ref.category) == (1, "sd14", "cat")
+    assert "contradict" in refusals(tar)["t/c.d.jpg"]
+
+
+def test_class_names_beside_an_archive_are_used(tmp_path: Path) -> None:
+    table = {"ds/metadata.csv": "file_name,label\na.jpg,0\n", "ds/a.jpg": PICTURE}
+    for files in (table | {"ds/README.md": README}, {"README.md": README} | table):
+        assert (
+            labels(zipped(tmp_path / "z.zip", files)) == labels(tarred(tmp_path / "z.tar", files)) == {"z/ds/a.jpg": 1}
+        )
+    tree(tmp_path, {"README.md": README})
+    cls = {"a.jpg": PICTURE, "a.cls": "0", "b.jpg": PICTURE, "b.json": '{"label": 1}'}
+    assert labels(zipped(tmp_path / "z.zip", table)) == {"z/ds/a.jpg": 1}
+    assert labels(tarred(tmp_path / "t.tar", cls)) == {"t/a.jpg": 1, "t/b.jpg": 0}
+
+
+def test_tables_of_a_tar_are_read_as_those_of_a_folder(tmp_path: Path) -> None:
+    files = {
+        "ds/metadata.csv": "file_name,label\nlow/a.jpg,real\n",
+        "ds/metadata.jsonl": '{"file_name": "b.jpg", "label": "fake"}\n',
+        "ds/low/metadata.csv": "file_name,label\na.jpg,fake\nc.jpg,fake\n",
+        **dict.fromkeys(("ds/low/a.jpg", "ds/b.jpg", "ds/low/c.jpg"), PICTURE),
+    }
+    tree(tmp_path / "x", files)
+    sources = tmp_path / "x/ds", zipped(tmp_path / "ds.zip", files), tarred(tmp_path / "ds.tar", files)
+    for source in sources:
+        by_name = {key.rpartition("/")[2]: label for key, label in labels(source).items()}
+        assert by_name == {"a.jpg": 0, "b.jpg": 1, "c.jpg": 1}
+        assert len(refusals(source)) == 1
+
+
+def test_joined_and_incomplete_tars_are_noticed(tmp_path: Path) -> None:
+    first = tarred(tmp_path / "a.tar", {"a.jpg": PICTURE}).read_bytes()
+    second = tarred(tmp_path / "b.tar", {"b.jpg": PICTURE}).read_bytes()
+    (tmp_path / "joined.tar").write_bytes(first + second)
+    with pytest.raises(SourceError, match="goes on after its end"):
+        labels(tmp_path / "joined.tar")
+    (tmp_path / "cut.tar").write_bytes(first.rstrip(b"\0").ljust(-(-len(first.rstrip(b"\0")) // 512) * 512, b"\0"))
+    (tmp_path / "zeros.tar").write_bytes(first + bytes(3 << 20))
+    assert [list(passed_over(tmp_path / name)) for name in ("a.tar", "cut.tar", "zeros.tar")] == [
+        [],
+        ["archives without an end mark, which may be incomplete"],
+        ["archives that end in many zeros, which may be an incomplete download"],
+    ]
+
+
+def test_one_file_in_several_spellings_is_listed_once(tmp_path: Path) -> None:
+    tree(tmp_path, {"a/b.jpg": PICTURE})
+    names = ("a/b.jpg", "./a/b.jpg", "a\\b.jpg", "a//b.jpg", str(tmp_path / "a/b.jpg"), "x/../a/b.jpg")
+    tree(tmp_path, {"list.csv": "path,label\n" + "".join(f"{name},{i % 2}\n" for i, name in enumerate(names))})
+    assert labels(tmp_path / "list.csv") == {"list/a/b.jpg": 0}
+
+
+def test_table_without_labels_takes_those_of_the_paths(tmp_path: Path) -> None:
+    tree(tmp_path, {"fake/1.jpg": PICTURE, "real/2.jpg": PICTURE, "x/3.jpg": PICTURE})
+    tree(tmp_path, {"fake/list.csv": f"path\n1.jpg\n../real/2.jpg\n{tmp_path}/x/3.jpg\n"})
+    assert list(labels(tmp_path / "fake/list.csv").values()) == [1, 0, -1]
+
+
 def parquet(path: Path, columns: dict[str, Any], metadata: dict[str, Any] | None = None) -> Path:
     pyarrow = pytest.importorskip("pyarrow", reason="the extra `parquet` is not installed")
     table = pyarrow.table(columns)
@@ -457,6 +569,13 @@ def test_images_inside_a_parquet_are_read_from_there(tmp_path: Path) -> None:
     store = Store.create(tmp_path / "s", PlainEncoder().space)
     assert index([table], store, PlainEncoder()).added == 4
     assert index([table], store, PlainEncoder()).known == 4
+    texts = {"image": [{"bytes": PICTURE, "path": None}], "file_name": ["a/b.jpg"], "mask": [OTHER], "label": ["fake"]}
+    [ref] = images_in([parquet(tmp_path / "texts.parquet", texts)])
+    assert (ref.key, ref.byte_source.read()[0]) == ("texts/a/b.jpg", PICTURE)
+    [ref] = images_in([parquet(tmp_path / "jpg.parquet", {"jpg": [OTHER], "label": ["fake"]})])
+    assert ref.byte_source.read()[0] == OTHER
+    with pytest.raises(SourceError, match="2 columns of images"):
+        labels(parquet(tmp_path / "two.parquet", {"left": [PICTURE], "right": [OTHER], "label": ["fake"]}))
     parquet(tmp_path / "ds/metadata.parquet", {"image": [PICTURE, OTHER], "label": ["real", "fake"]})
     (tmp_path / "ds/a.jpg").unlink()
     assert list(labels(tmp_path / "ds").values()) == [0, 1]

@@ -7,6 +7,7 @@ import posixpath
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+from ....store.exchange.class_names import ClassNames, named_class
 from ..labels import INVALID, WEAK, is_class_word
 from ..tables.columns import FIELDS, JsonPairs
 
@@ -73,11 +74,11 @@ def parse_sidecar(suffix: str, content: bytes) -> Fields:
     otherwise.
 
     >>> parse_sidecar(".cls", b"1"), parse_sidecar(".txt", b"nature"), parse_sidecar(".txt", b"a cat on a mat")
-    ({'target': '1'}, {}, {})
+    ({'target': '1', 'weak': True}, {}, {})
     """
     text = _decoded(content).strip().lstrip("\ufeff")
     if suffix == ".cls":
-        return {"target": text}
+        return {"target": text, WEAK: True}
     if suffix == ".json":
         try:
             pairs = json.loads(text, object_pairs_hook=JsonPairs)
@@ -105,3 +106,12 @@ def _decoded(content: bytes) -> str:
     """Decode UTF-8, or UTF-16 with a byte order mark."""
     encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8"
     return content.decode(encoding, "replace")
+
+
+def with_class_names(fields: Fields, class_names: ClassNames) -> Fields:
+    """Replace class numbers by the names of a data set card; a .cls file has those of the column cls or label."""
+    names = {"label": class_names.get("label"), "target": class_names.get("cls", class_names.get("label"))}
+    return {
+        field: named_class(value, of_field) if (of_field := names.get(field)) is not None else value
+        for field, value in fields.items()
+    }

@@ -7,6 +7,7 @@ once, so that tables and sidecars must come before or beside their images.
 
 from __future__ import annotations
 
+import itertools
 import posixpath
 import tarfile
 from collections.abc import Generator, Iterator
@@ -18,16 +19,27 @@ from pathlib import Path
 from typing import NamedTuple, Self
 
 from ....errors import ClipfakeError, SourceError
+from ....store.exchange.class_names import CARDS, class_names_in_cards
 from ..base import NOT_NAMED, Listed, PassedOverFiles, labels_of_folder, to_text
 from ..cloud import open_binary
 from ..file_names import HEAD_BYTES, FileKind, file_kind, is_foreign_path, is_image_name
 from ..hash_set import HashSet
 from ..image_ref import ArchiveSpan, ByteSource, ImageRef, InMemory, MissingFile, is_url, too_large
 from ..labels import label_from_row
-from ..table_images import labelled
+from ..table_images import class_names_beside, labelled
 from ..tables.columns import DEFAULT_COLUMNS, ColumnNames
 from ..tables.reading import is_metadata
-from .sidecars import AMBIGUOUS, SIDECARS, Fields, known_fields, own_fields, parse_sidecar, sample_of, stem_of
+from .sidecars import (
+    AMBIGUOUS,
+    SIDECARS,
+    Fields,
+    known_fields,
+    own_fields,
+    parse_sidecar,
+    sample_of,
+    stem_of,
+    with_class_names,
+)
 from .tar_metadata import TarMetadata, TarTable, in_artifact_folder
 
 TARS = (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz")
@@ -38,10 +50,11 @@ EXTENDED_HEADERS = (
     tarfile.GNUTYPE_LONGNAME,
     tarfile.GNUTYPE_LONGLINK,
 )
-SIDECAR_LIMIT = 1 << 20  # bytes of a sidecar that is read
 HEADER_LIMIT = 1 << 20  # bytes of an extended header
 HELD_LIMIT = 1 << 30  # bytes held in memory: a table that is read as a whole, or a tar's files of one name
 LINKS = "links to other members of an archive"
+NO_END = "archives without an end mark, which may be incomplete"
+ZEROS = "archives that end in many zeros, which may be an incomplete download"
 LOOSE = "metadata files without an image of their name"
 TWICE = "stands twice in an archive that is read only once; unpack it to a folder or an uncompressed tar"
 
@@ -59,8 +72,9 @@ class _Sample:
     """Members of one WebDataset sample, which are beside each other."""
 
     images: dict[str, ByteSource] = field(default_factory=dict)
-    sidecars: dict[str, Fields] = field(default_factory=dict)  # by stem
+    sidecars: dict[str, Fields] = field(default_factory=dict)  # by name
     tables: dict[str, bytes] = field(default_factory=dict)
+    cards: dict[str, bytes] = field(default_factory=dict)
     size: int = 0  # bytes held in memory
 
     def add(self, member: _Member) -> None:
@@ -71,10 +85,18 @@ class _Sample:
             self.images[member.name] = content
         elif is_metadata(posixpath.basename(member.name)):
             self.tables[member.name] = content
+        elif posixpath.basename(member.name) in CARDS:
+            self.cards[member.name] = content
         else:
-            fields = parse_sidecar(posixpath.splitext(member.name)[1].lower(), content)
-            stem = stem_of(member.name)
-            self.sidecars[stem] = known_fields([*self.sidecars.get(stem, {}).items(), *fields.items()])
+            self.sidecars[member.name] = parse_sidecar(posixpath.splitext(member.name)[1].lower(), content)
+
+    def by_stem(self) -> dict[str, Fields]:
+        """Fields of the sidecars, by their names without suffix."""
+        fields: dict[str, Fields] = {}
+        for name, of_file in self.sidecars.items():
+            stem = stem_of(name)
+            fields[stem] = known_fields([*fields.get(stem, {}).items(), *of_file.items()])
+        return fields
 
 
 @dataclass(frozen=True)
@@ -102,9 +124,9 @@ class TarArchive:
     def images(self) -> Iterator[Listed]:
         passed_over = PassedOverFiles()
         try:
-            metadata = self._read_ahead() if self._in_place and self.labels else TarMetadata()
+            metadata = self._read_ahead() if self._in_place and self.labels else self._new_metadata()
             for sample in self._samples(metadata, passed_over):
-                for name, fields in own_fields(list(sample.images), sample.sidecars).items():
+                for name, fields in own_fields(list(sample.images), sample.by_stem()).items():
                     if (ref := self._image(name, sample.images[name], fields, metadata)) is None:
                         passed_over.add(NOT_NAMED, f"{self.path}/{name}")
                     else:
@@ -113,7 +135,7 @@ class TarArchive:
             raise
         except Exception as e:  # a damaged archive can make tarfile raise almost anything
             raise SourceError(f"{self.path} is not a readable tar archive ({e}); download it again") from e
-        for table in metadata.tables.values():
+        for table in itertools.chain.from_iterable(metadata.tables.values()):
             yield from table.refused_rows()
         for stem in metadata.unused():
             passed_over.add(LOOSE, f"{self.path}/{stem}")
@@ -134,8 +156,9 @@ class TarArchive:
                 return None
             folders = in_artifact_folder(folders, table)
             key = table.key_of(name) if table.artifact else key
-        elif fields is not None and not fields:
-            fields = metadata.loose_fields_of(name)
+        elif fields is not None:
+            fields = fields or metadata.loose_fields_of(name)
+            fields = with_class_names(fields, metadata.class_names)
         ref = ImageRef(key, path, source=folders.source, location=location)
         if fields is None:
             return ref.refuse(f"{path}: {AMBIGUOUS}")
@@ -166,8 +189,9 @@ class TarArchive:
                 yield sample
 
     def _read_ahead(self) -> TarMetadata:
-        """Read the tables and loose sidecars, and find the members that stand twice."""
-        metadata, names = TarMetadata(), HashSet()
+        """Read the cards, tables and loose sidecars, and find the members that stand twice."""
+        metadata, names = self._new_metadata(), HashSet()
+        tables: dict[str, bytes] = {}
         with closing(self._members(PassedOverFiles())) as members:
             for _, group in groupby(members, key=lambda member: sample_of(member.name)):
                 sample = _Sample()
@@ -175,16 +199,28 @@ class TarArchive:
                     sample.add(member)
                     if names.contains_or_add(member.name):
                         metadata.latest[member.name] = member.offset
+                tables |= sample.tables
+                sample.tables.clear()
                 self._add(metadata, sample)
+        for name, content in tables.items():  # when all cards are known
+            self._add_table(metadata, name, content)
         return metadata
 
+    def _new_metadata(self) -> TarMetadata:
+        return TarMetadata(class_names=class_names_beside(self.path))
+
     def _add(self, metadata: TarMetadata, sample: _Sample) -> None:
-        """Add the tables of a sample and, if it has no image, its sidecars."""
+        """Add the cards and tables of a sample and, if it has no image, its sidecars."""
+        for name, content in sample.cards.items():
+            contents = [content if card == posixpath.basename(name) else b"" for card in CARDS]
+            metadata.class_names = {**metadata.class_names, **class_names_in_cards(contents)}
         for name, content in sample.tables.items():
-            table = TarTable.read(self.path, self.name, name, content, self.columns)
-            metadata.tables[table.folder] = table
-        if not sample.images:
-            metadata.loose |= {stem: fields for stem, fields in sample.sidecars.items() if fields}
+            self._add_table(metadata, name, content)
+        for name, fields in ({} if sample.images else sample.sidecars).items():
+            metadata.add_loose(name, fields)
+
+    def _add_table(self, metadata: TarMetadata, name: str, content: bytes) -> None:
+        metadata.add_table(TarTable.read(self.path, self.name, name, content, self.columns, metadata.class_names))
 
     def _members(self, passed_over: PassedOverFiles) -> Generator[_Member, None, None]:
         """Iterate over the images, sidecars and tables; whatever else is not a document is counted."""
@@ -193,7 +229,7 @@ class TarArchive:
             open_binary(self.path) as file,
             tarfile.open(fileobj=file, mode="r:" if self._in_place else "r|*", tarinfo=_Header) as archive,
         ):
-            for info in archive:
+            for info in self._headers(archive, passed_over):
                 archive.members = []  # type: ignore[attr-defined]  # otherwise tarfile keeps all of them
                 name = posixpath.normpath(info.name.replace("\\", "/"))
                 if not info.isreg():
@@ -204,9 +240,9 @@ class TarArchive:
                 suffix = posixpath.splitext(base)[1].lower()
                 if is_foreign_path(folder):
                     passed_over.add(FileKind.foreign, f"{self.path}/{name}")
-                elif is_metadata(base) or (suffix in SIDECARS and info.size <= SIDECAR_LIMIT and base[0] != "."):
+                elif is_metadata(base) or base in CARDS or (suffix in SIDECARS and base[0] != "."):
                     if info.size > HELD_LIMIT:
-                        raise SourceError(f"{self.path} holds {name} with {info.size:,} bytes, too many for a table")
+                        raise SourceError(f"{self.path} holds {name} with {info.size:,} bytes, too many for metadata")
                     yield _Member(name, info.offset_data, _content(archive, info))
                 else:
                     kind, content = self._kind(archive, info, base)
@@ -214,6 +250,29 @@ class TarArchive:
                         yield _Member(name, info.offset_data, self._locate(archive, info, stamp, content))
                     elif kind is not FileKind.document:
                         passed_over.add(kind, f"{self.path}/{name}")
+
+    def _headers(self, archive: tarfile.TarFile, passed_over: PassedOverFiles) -> Iterator[tarfile.TarInfo]:
+        """Iterate over the headers, then check that nothing follows the end of a local archive.
+
+        Raises SourceError if more members follow, as in archives that were joined.
+        """
+        yield from archive
+        if not self._in_place:
+            return
+        file, zeros = archive.fileobj, 0
+        assert file is not None
+        file.seek(archive.offset)  # after the last member
+        while piece := file.read(HEADER_LIMIT):
+            if piece.strip(b"\0"):
+                raise SourceError(
+                    f"{self.path} goes on after its end, like archives that were joined; unpack it with "
+                    f"tar --ignore-zeros and name the folder"
+                )
+            zeros += len(piece)
+        if not zeros:
+            passed_over.add(NO_END, self.path)
+        elif zeros > HEADER_LIMIT:
+            passed_over.add(ZEROS, self.path)
 
     def _kind(self, archive: tarfile.TarFile, info: tarfile.TarInfo, base: str) -> tuple[FileKind, bytes | None]:
         """Kind of a member and, if its first bytes were needed and the archive is read only once, its content."""
@@ -255,7 +314,7 @@ class _Order:
                     f"pack the table first, or unpack the archive to a folder or an uncompressed tar"
                 )
         if not sample.images:
-            for stem, fields in sample.sidecars.items():
+            for stem, fields in sample.by_stem().items():
                 if fields and stem in self._unlabelled:
                     raise SourceError(
                         f"{self._path} holds metadata of {stem} apart from the image, which was listed before, and "

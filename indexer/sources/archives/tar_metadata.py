@@ -8,14 +8,16 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 
+from ....errors import SourceError
+from ....store.exchange.class_names import ClassNames
 from ..base import to_text
 from ..file_names import spellings
 from ..image_ref import ImageRef
 from ..labels import FolderLabel
-from ..table_images import normalised, path_field_of, path_in_cell
+from ..table_images import holds_image, normalised, path_field_of, path_in_cell
 from ..tables.columns import IMAGE_PATH, ColumnNames
 from ..tables.reading import read_rows
-from .sidecars import Fields, stem_of, stems_above
+from .sidecars import Fields, known_fields, stem_of, stems_above
 
 NOT_IN_ARCHIVE = "cannot be read: the archive holds no such file"
 
@@ -33,14 +35,18 @@ class TarTable:
     _spelled: dict[str, str] = field(default_factory=dict)  # another spelling -> path
 
     @classmethod
-    def read(cls, archive: str, archive_name: str, name: str, content: bytes, columns: ColumnNames) -> TarTable:
-        """Read a table of an archive; raises SourceError."""
+    def read(
+        cls, archive: str, source: str, name: str, content: bytes, columns: ColumnNames, class_names: ClassNames
+    ) -> TarTable:
+        """Read a table of an archive whose own name is `source`; raises SourceError."""
         path, folder = f"{archive}/{name}", posixpath.dirname(name)
-        with closing(read_rows(path, io.BytesIO(content), columns, target=True)) as rows:
+        with closing(read_rows(path, io.BytesIO(content), columns, class_names, target=True)) as rows:
             path_field = path_field_of(next(rows)[1])
-            source = to_text(posixpath.basename(folder) or archive_name)
+            source = to_text(posixpath.basename(folder) or source)
             table = cls(path, folder, source, path_field == IMAGE_PATH)
             for line, row in rows:
+                if holds_image(row[path_field]):
+                    raise SourceError(f"{path} holds images, which cannot be read inside a tar; unpack the archive")
                 inside = normalised(path_in_cell(row[path_field]))
                 if inside in table.rows:
                     table.repeated.append((line, inside))
@@ -50,13 +56,12 @@ class TarTable:
                     table._spelled |= dict.fromkeys(spellings(inside), inside)
         return table
 
-    def take(self, name: str) -> Fields | None:
-        """Remove and return the row of a member, None if the table does not name it."""
+    def take(self, name: str) -> tuple[int, Fields] | None:
+        """Remove and return the line and the row of a member, None if the table does not name it."""
         inside = name[len(self.folder) + 1 :] if self.folder else name
         if inside not in self.rows and not inside.isascii():
             inside = next((self._spelled[path] for path in (inside, *spellings(inside)) if path in self._spelled), "")
-        _, row = self.rows.pop(self._spelled.get(inside, inside) if inside not in self.rows else inside, (0, None))
-        return row
+        return self.rows.pop(inside if inside in self.rows else self._spelled.get(inside, inside), None)
 
     def key_of(self, name: str) -> str:
         """Key of a member of an ArtiFact folder: the same as of the unpacked archive."""
@@ -80,8 +85,9 @@ class TarTable:
 class TarMetadata:
     """Tables and loose sidecars of a tar, and the members that stand twice."""
 
-    tables: dict[str, TarTable] = field(default_factory=dict)  # by folder
-    loose: dict[str, Fields] = field(default_factory=dict)  # stem of a sidecar that is beside no image -> fields
+    tables: dict[str, list[TarTable]] = field(default_factory=dict)  # by folder
+    class_names: ClassNames = field(default_factory=dict)  # of the data set cards
+    loose: dict[str, dict[str, Fields]] = field(default_factory=dict)  # stem -> sidecars beside no image, by name
     latest: dict[str, int] = field(default_factory=dict)  # name of a member that stands twice -> offset of the last
     _used: set[str] = field(default_factory=set)  # loose sidecars that belong to an image
 
@@ -89,22 +95,40 @@ class TarMetadata:
         """True if a later member has the same name."""
         return self.latest.get(name, offset) != offset
 
-    def row_of(self, name: str) -> tuple[TarTable, Fields | None] | None:
-        """Return the nearest table that names a member, and its row, or a table above it and no row.
+    def add_table(self, table: TarTable) -> None:
+        self.tables.setdefault(table.folder, []).append(table)
 
-        None if the member is below no table.
+    def add_loose(self, name: str, fields: Fields) -> None:
+        """Add a sidecar that is beside no image; a later one of the same name replaces it."""
+        if fields:
+            self.loose.setdefault(stem_of(name), {})[name] = fields
+
+    def row_of(self, name: str) -> tuple[TarTable, Fields | None] | None:
+        """Return the topmost table that names a member, and its row; or a table above the member, and no row.
+
+        None if the member is below no table. The rows of further tables that name it are refused.
         """
-        above = [self.tables[folder] for folder in _folders_above(name) if folder in self.tables] if self.tables else []
-        rows = [(table, table.take(name)) for table in above]
-        return next(((table, row) for table, row in rows if row is not None), rows[0] if rows else None)
+        if not self.tables:
+            return None
+        folders = reversed(list(_folders_above(name)))
+        above = [table for folder in folders for table in self.tables.get(folder, ())]
+        first: tuple[TarTable, Fields | None] | None = None
+        for table in above:
+            if (taken := table.take(name)) is None:
+                continue
+            if first is None:
+                first = table, taken[1]
+            else:
+                table.repeated.append((taken[0], name))
+        return first or ((above[-1], None) if above else None)
 
     def loose_fields_of(self, name: str) -> Fields:
-        """Fields of the loose sidecar of an image, {} if it has none."""
+        """Fields of the loose sidecars of an image, {} if it has none."""
         stem = next((stem for stem in stems_above(stem_of(name)) if stem in self.loose), None) if self.loose else None
         if stem is None:
             return {}
         self._used.add(stem)
-        return self.loose[stem]
+        return known_fields(pair for fields in self.loose[stem].values() for pair in fields.items())
 
     def unused(self) -> list[str]:
         """Stems of the loose sidecars that belong to no image."""

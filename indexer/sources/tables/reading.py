@@ -293,6 +293,8 @@ def _holds_bytes(type_: Any) -> bool:
     """True for the bytes of images, alone or in the structure of Hugging Face's `datasets`."""
     import pyarrow
 
+    if pyarrow.types.is_dictionary(type_):
+        return _holds_bytes(type_.value_type)
     if pyarrow.types.is_struct(type_):
         return any(field.name == "bytes" and _holds_bytes(field.type) for field in type_)
     return bool(pyarrow.types.is_binary(type_) or pyarrow.types.is_large_binary(type_))

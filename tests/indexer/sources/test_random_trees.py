@@ -178,6 +178,8 @@ def hugging_face(data: DataSet) -> None:
             label = rng.choice((REAL, FAKE, UNKNOWN))
             words = {REAL: ("real", "Real", "0"), FAKE: ("fake", "FAKE", "1"), UNKNOWN: ("unknown", "")}[label]
             path = f"{rng.choice(('', 'images/', 'fake/', 'real/nature/'))}{data.image_name()}"
+            if path.startswith(("fake/", "real/")):  # a number that contradicts these is refused
+                words = words[:2] if label != UNKNOWN else words
             generator = rng.choice(GENERATORS) if with_generator and label == FAKE else ""
             data.put(folder + path, Truth(label, generator if with_generator or label != FAKE else None))
             table.append(
