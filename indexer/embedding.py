@@ -225,7 +225,9 @@ def image_refs(images: Iterable[ImageInput]) -> Iterator[ImageRef]:
                 if isinstance(listed, ImageRef):
                     yield listed
                 elif listed.reason != FileKind.foreign:
-                    yield ImageRef(listed.example, listed.example, refused=f"one of {listed.files:,} {listed.reason}")
+                    yield ImageRef(
+                        listed.example, listed.example, refused=f"not read: {listed.reason} ({listed.files:,})"
+                    )
             continue
         elif is_url(path):
             yield ImageRef(path, path, refused="not on this machine; save the image and name the file")

@@ -18,8 +18,8 @@ from .tables import EscapingConsole, table
 MAX_SKIPPED_LINES = 20
 MAX_KEYS = 3  # per reason
 UNLABELLED = (
-    "They are used neither for training nor as evidence. To label images, put them in a folder named real or fake, or "
-    "add a metadata.csv with a column target or label."
+    "They are used neither for training nor as evidence. To label images, put them in a folder named real or fake, add "
+    "a metadata.csv with a column target or label, or name the column of a table with --columns label=COLUMN."
 )
 KEPT = (
     "kept although the listing has none; to forget them, delete these rows (`Store.delete` in Python) and index again"

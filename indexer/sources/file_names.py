@@ -27,11 +27,18 @@ UNFINISHED = frozenset((".part", ".partial", ".crdownload", ".download", ".opdow
 ARCHIVES = (".zip", ".tar", ".tgz", ".tar.gz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 TABLES = (".csv", ".tsv", ".jsonl", ".parquet")
 DOCUMENTS = frozenset((
-    ".txt", ".json", ".cls", ".md", ".rst", ".html", ".htm", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg", ".log",
-    ".py", ".ipynb", ".sh", ".c", ".h", ".js", ".css", ".npy", ".npz", ".pt", ".pth", ".bin", ".safetensors", ".h5",
-    ".pkl", ".mat", ".xls", ".xlsx", ".doc", ".docx", ".sqlite", ".db", ".mdb", ".tfrecord", ".arrow", ".caption",
-    ".license", ".bib", ".tex", ".gitattributes", ".lock", ".md5", ".sha256", ".sha1", ".xmp", ".mp3", ".wav",
+    ".txt", ".json", ".cls", ".md", ".rst", ".xml", ".yaml", ".yml", ".toml", ".ini", ".cfg",
+    ".py", ".ipynb", ".sh", ".c", ".h", ".js", ".css", ".pt", ".pth", ".safetensors", ".doc", ".docx", ".caption",
+    ".license", ".bib", ".tex", ".gitattributes", ".md5", ".sha256", ".sha1", ".xmp", ".mp3", ".wav",
 ))
+# Files that are documents unless their first bytes are those of an image: caches save images under any name.
+CHECKED = frozenset((".html", ".htm", ".bin", ".lock", ".dat", ".log"))
+# Files that may hold images or labels, in a form that is not read.
+CONTAINERS = frozenset((
+    ".npy", ".npz", ".h5", ".hdf5", ".pkl", ".pickle", ".mat", ".tfrecord", ".tfrecords", ".arrow", ".feather", ".mdb",
+    ".lmdb", ".db", ".sqlite", ".xls", ".xlsx", ".ods", ".beton",
+))
+LABEL_FILES = frozenset(("metadata.json", "labels.json", "annotations.json", "dataset.json", "train.json", "test.json"))
 # Folders that other programs keep beside images: previews, bins, checkpoints, settings.
 FOREIGN_FOLDERS = frozenset((
     "__macosx", "@eadir", "@tmp", "@recycle", "@recycler", "@snapshot", "#recycle", "#snapshot", "$recycle.bin",
@@ -60,8 +67,9 @@ class FileKind(StrEnum):
     foreign = "files and folders of other programs"
     unread = "images or videos in a format that is not read"
     unfinished = "unfinished downloads"
-    archive = "archives inside a folder, which are indexed if they are named"
+    archive = "archives inside a folder or archive, which are indexed if they are unpacked or named"
     table = "tables not called metadata.csv, which are indexed if they are named"
+    container = "files that may hold images or labels in a form that is not read"
     other = "files that are not images by their first bytes"
 
 
@@ -109,13 +117,17 @@ def file_kind(name: str, head: Callable[[], bytes]) -> FileKind:
     if lower.endswith(TABLES):
         return FileKind.table
     suffix = posixpath.splitext(lower)[1]
+    if suffix in CONTAINERS or lower in LABEL_FILES:
+        return FileKind.container
     if suffix in DOCUMENTS:
         return FileKind.document
     if suffix in UNREAD:
         return FileKind.unread
     if suffix in UNFINISHED:
         return FileKind.unfinished
-    return FileKind.image if is_image_head(head(), suffix) else FileKind.other
+    if is_image_head(head(), suffix):
+        return FileKind.image
+    return FileKind.document if suffix in CHECKED else FileKind.other
 
 
 def is_image_head(head: bytes, suffix: str = "") -> bool:

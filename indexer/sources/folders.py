@@ -23,13 +23,15 @@ from .archives.tar_archive import TARS, TarArchive
 from .archives.zip_archive import ZipArchive
 from .base import CountableSource, Listed, Source
 from .cloud import CloudFolder
-from .file_names import HEAD_BYTES, is_image_name
+from .file_names import HEAD_BYTES, SUFFIXES, FileKind, is_foreign, is_image_name
 from .image_ref import ByteSource, ImageRef, PassedOver, is_url
 from .table_source import TableSource
 from .tables.columns import DEFAULT_COLUMNS, ColumnNames
 from .tables.reading import METADATA, is_metadata
 from .tables.reading import SUFFIXES as TABLE_SUFFIXES
 from .trees import tree_count, tree_images
+
+BESIDE_FOLDERS = "images beside the folders that a pattern matches, which are indexed if their own folder is named"
 
 
 @dataclass(frozen=True)
@@ -122,20 +124,53 @@ def expand(
             continue
         for pattern in _braces(str(folder)):
             for path in _matches(pattern):
-                if source := source_at(path, columns, labels=labels):
+                if reason := _passed_over(path, is_pattern=path != pattern):
+                    sources.setdefault(path, PassedOverPath(path, reason))
+                elif source := source_at(path, columns, labels=labels):
                     sources.setdefault(source.path, source)
                 else:
                     folder_tables.append(path)
-    if folder_tables and not sources:
-        raise SourceError(f"{folder_tables[0]} describes the folder it is in; name that folder instead")
+    for table in folder_tables:
+        if str(Path(table).parent.resolve()) not in sources and posixpath.dirname(table) not in sources:
+            raise SourceError(
+                f"{table} describes the folder it is in; name {posixpath.dirname(table) or 'that folder'} instead"
+            )
     by_name: dict[str, Source] = {}
     for source in sources.values():
+        if isinstance(source, PassedOverPath):
+            continue
         if (other := by_name.setdefault(source.name, source)) is not source:
             raise SourceError(
                 f"{other.path} and {source.path} have one name, so their images would have the same keys; rename one, "
-                f"or name the folder that holds both"
+                f"leave one out, or name the folder that holds both"
             )
     return list(sources.values())
+
+
+@dataclass(frozen=True)
+class PassedOverPath:
+    """Path among the sources that is not indexed, such as a folder of another program that a pattern matches."""
+
+    path: str
+    reason: str
+
+    @property
+    def name(self) -> str:
+        return posixpath.basename(self.path)
+
+    def images(self) -> Iterator[Listed]:
+        yield PassedOver(self.reason, 1, self.path)
+
+    def count(self) -> int:
+        return 0
+
+
+def _passed_over(path: str, *, is_pattern: bool) -> str:
+    """Why a path is passed over, "" if it is not. A hidden folder is indexed if it is named in full."""
+    name = posixpath.basename(path.rstrip("/"))
+    if is_foreign(name) and (is_pattern or name[:1] != "."):
+        return FileKind.foreign
+    return BESIDE_FOLDERS if is_pattern and is_image_name(name) and not Path(path).is_dir() else ""
 
 
 def source_at(path: str, columns: ColumnNames = DEFAULT_COLUMNS, *, labels: bool = True) -> Source | None:
@@ -169,7 +204,7 @@ def _matches(pattern: str) -> list[str]:
     base = Path(pattern).anchor or "."
     suffixes = (*TABLE_SUFFIXES, ".zip", ".tar", ".tgz", ".gz")
     paths = Path(base).glob(pattern.removeprefix(base))
-    matches = [path for path in paths if path.is_dir() or path.name.lower().endswith(suffixes)]
+    matches = [path for path in paths if path.is_dir() or path.name.lower().endswith((*suffixes, *SUFFIXES))]
     if not matches:
         raise SourceError(f"no folder matches {pattern}; check the pattern")
     return sorted(map(str, matches))
@@ -196,7 +231,9 @@ def listing(folders: Sequence[str | Path | Source]) -> Iterator[Listed]:
 
     Raises SourceError for a source without images.
     """
-    for source in expand(folders):
+    listed_images = 0
+    sources = expand(folders)
+    for source in sources:
         images, passed_over = 0, []
         for listed in source.images():
             if isinstance(listed, PassedOver):
@@ -204,12 +241,15 @@ def listing(folders: Sequence[str | Path | Source]) -> Iterator[Listed]:
             else:
                 images += 1
             yield listed
-        if not images:
+        listed_images += images
+        if not images and not isinstance(source, PassedOverPath):
             others = "; ".join(f"{other.reason} ({other.files:,})" for other in passed_over)
             raise SourceError(
                 f"{source.path} holds no images to index{f'; passed over: {others}' if others else ''}. Looked for "
                 f"images by suffix and first bytes, and for {METADATA[0]}; check the path"
             )
+    if not listed_images and sources:
+        raise SourceError(f"{sources[0].path} and the others named hold no images to index; check the paths")
 
 
 def images_in(folders: Sequence[str | Path | Source]) -> Iterator[ImageRef]:

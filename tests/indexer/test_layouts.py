@@ -711,7 +711,9 @@ def test_queried_folder_gives_every_image(tmp_path: Path) -> None:
     ds = tree(tmp_path / "ds", files)
     refs = list(image_refs([ds]))
     assert sorted(Path(ref.path).name for ref in refs if not ref.refused) == ["a.jpg", "b.jfif", "c"]
-    assert [ref.refused for ref in refs if ref.refused] == ["one of 1 images or videos in a format that is not read"]
+    assert [ref.refused for ref in refs if ref.refused] == [
+        "not read: images or videos in a format that is not read (1)"
+    ]
 
 
 def test_sync_deletes_only_rows_of_listed_folders(tmp_path: Path) -> None:
