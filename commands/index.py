@@ -211,6 +211,9 @@ def index_command(
         planned = {"dry_run": True, **plan(sources, limit, seed).to_dict()}
         table = class_table(planned) if stats else index_summary(planned, planned=True)
         print_result(planned if as_json else table)
+        if planned["skipped"] and not planned["sources"]:
+            print_message("nothing would be indexed; the reasons are listed above")
+            raise SystemExit(1)
         return
     options = IndexOptions(
         batch_size=batch_size,

@@ -7,7 +7,9 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +18,19 @@ from ..errors import ImageError, SourceError
 from ..store.records import TEXT, UNKNOWN, RowLabels, Vectors
 from ..store.shard import ROWS_PER_SHARD
 from ..store.writer import AppendCounts
+from .decoding.image import digest_of
 from .pipeline import batched
 from .quarantine import NAME as QUARANTINE
 from .quarantine import QuarantinedImage, read_quarantine, write_quarantine
 from .report import IndexReport
 from .sample import sampled
 from .shard_inbox import Sink
+from .sources.archives.tar_archive import TarArchive
+from .sources.archives.zip_archive import ZipArchive
 from .sources.base import Listed, Source, to_text
-from .sources.folders import expand, listing
+from .sources.cloud import CloudFolder
+from .sources.folders import FolderSource, expand, listing
+from .sources.hash_set import HashSet
 from .sources.image_ref import ImageRef, PassedOver
 
 MIN_TRIED = 1000  # images read before the share of bad ones can end a run early
@@ -99,8 +106,13 @@ class IndexRun:
         for chunk in batched(images, KEYS_PER_LOOKUP):
             positions = self._before.find([ref.key for ref in chunk]) if len(self._before) else np.full(len(chunk), -1)
             unchanged: dict[int, ImageRef] = {}  # by position
+            known = positions[positions >= 0]
+            stored_paths = dict(zip(known.tolist(), self._before.paths(known), strict=True)) if len(known) else {}
             for ref, position in zip(chunk, positions.tolist(), strict=True):
-                if position >= 0 and self._is_unchanged(ref, position):
+                if position >= 0 and (clash := self._clash(ref, position, stored_paths[position])):
+                    self._seen[position] = True
+                    self.report.skipped.append((ref.key, clash))
+                elif position >= 0 and self._is_unchanged(ref, position):
                     if self._seen[position]:
                         self.report.known += 1
                     else:
@@ -111,6 +123,22 @@ class IndexRun:
                 else:
                     yield ref
             yield from self._compare_labels(unchanged)
+
+    def _clash(self, ref: ImageRef, position: int, stored_path: str) -> str:
+        """Why an image cannot be stored under its key, "" if it can: the key is that of another file, still there."""
+        path = to_text(ref.path)
+        if path == stored_path or not is_elsewhere(path, stored_path):
+            return ""
+        try:
+            content, _ = ref.byte_source.read()
+        except ImageError:
+            return ""  # reported when it is read
+        if digest_of(content) == self._before.digests(np.array([position]))[0].tobytes():
+            return ""
+        return (
+            f"{path} has the key of {stored_path}, which is another image; rename one of the two folders or archives "
+            f"called {ref.key.partition('/')[0]}, or index the folder that holds both"
+        )
 
     def _compare_labels(self, unchanged: dict[int, ImageRef]) -> Iterator[ImageRef]:
         """Note the stored images, by position, whose labels were corrected; yields those that must be read for it."""
@@ -203,13 +231,25 @@ class IndexRun:
     def _delete_missing(self) -> None:
         """Delete the rows of this run's sources whose image was not listed or could not be read.
 
-        Rows whose image was listed with invalid metadata stay: it is the metadata that is to be corrected.
+        Rows whose image was listed with invalid metadata stay: it is the metadata that is to be corrected. So do those
+        of another folder of the same name whose file is still there.
         """
         if self.options.limit is not None or self.options.part is not None:
             raise SourceError("sync needs the whole listing; omit the limit and the part")
-        keys, of_sources = self._before.column("keys"), np.zeros(len(self._before), bool)
+        keys, paths = self._before.column("keys"), self._before.column("paths")
+        of_sources, of_names = np.zeros(len(self._before), bool), np.zeros(len(self._before), bool)
+        for source in self.sources:
+            if isinstance(source, FolderSource | CloudFolder | ZipArchive | TarArchive):
+                path = to_text(source.path)
+                of_sources |= np.strings.startswith(paths, np.array(f"{path}/", TEXT))
+                of_sources |= np.strings.endswith(paths, np.array(f"::{path}", TEXT))
+            else:
+                of_sources |= np.strings.startswith(keys, np.array(f"{source.name}/", TEXT))
         for root in {source.name for source in self.sources} | self.report.roots:
-            of_sources |= np.strings.startswith(keys, np.array(f"{root}/", TEXT))
+            of_names |= np.strings.startswith(keys, np.array(f"{root}/", TEXT))
+        moved = np.flatnonzero(of_names & ~of_sources & ~self._seen)
+        gone = [i for i, path in zip(moved.tolist(), paths[moved].tolist(), strict=True) if not file_exists(path)]
+        of_sources[np.array(gone, np.int64)] = True
         refused = [key for key, _ in self.report.skipped if key not in self._bad]
         positions = self._before.find(refused) if refused else np.zeros(0, np.int64)
         self._seen[positions[positions >= 0]] = True
@@ -241,20 +281,56 @@ def accepted_images(
     limit : maximum number of images, drawn at random from every source and both classes
     seed : random seed of the draw
     """
-    images = _accepted(listing(folders), report)
+    images = _accepted(listing(folders), report, HashSet())
     for ref in images if limit is None else sampled(images, limit, seed):
         report.count_listed(ref)
         yield ref
 
 
-def _accepted(listed: Iterable[Listed], report: IndexReport) -> Iterator[ImageRef]:
+def _accepted(listed: Iterable[Listed], report: IndexReport, keys: HashSet) -> Iterator[ImageRef]:
     for item in listed:
         if isinstance(item, PassedOver):
             report.add_passed_over(item)
         elif item.refused:
             report.skipped.append((item.key, item.refused))
+        elif keys.contains_or_add(item.key):
+            root = item.key.partition("/")[0]
+            reason = f"{item.path} has the key of an image listed before; rename one of the two folders called {root}"
+            report.skipped.append((item.key, reason))
         else:
             yield item
+
+
+def is_elsewhere(path: str, stored_path: str) -> bool:
+    """True if a stored image is still at its own path, which is not that of another image with the same key."""
+    if container_of(path) == container_of(stored_path) or not file_exists(stored_path):
+        return False
+    with suppress(OSError):
+        return not os.path.samefile(container_of(path), container_of(stored_path))  # noqa: PTH121
+    return True
+
+
+def file_exists(path: str) -> bool:
+    """True if the file or archive of a stored path is on this machine; a missing folder is looked up once."""
+    container = container_of(path)
+    return _folder_exists(os.path.dirname(container)) and os.path.exists(container)  # noqa: PTH110, PTH120
+
+
+@lru_cache(maxsize=4096)
+def _folder_exists(folder: str) -> bool:
+    return Path(folder).is_dir()
+
+
+def container_of(path: str) -> str:
+    """File that holds the image of a displayed path: an archive, a parquet file, or the file itself.
+
+    >>> container_of("zip://a.jpg::/d.zip"), container_of("/t.parquet#3"), container_of("/d/a#1.jpg")
+    ('/d.zip', '/t.parquet', '/d/a#1.jpg')
+    """
+    if "::" in path and path.startswith(("zip://", "tar://")):
+        return path.rpartition("::")[2]
+    table, number, row = path.rpartition("#")
+    return table if number and row.isdecimal() else path
 
 
 def _stat_or_missing(ref: ImageRef) -> tuple[int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import fields, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from .records import LABELS, Block, Ids, Mask, Names, RowLabels, Rows, Vectors, 
 from .search.exact import ExactSearch
 from .search.matches import Matches, Positions, Searcher
 from .search.prepared_filter import PreparedFilter
-from .shard import hash_keys
+from .shard import Shard, hash_keys
 from .space import Space
 
 if TYPE_CHECKING:
@@ -158,6 +158,15 @@ class Snapshot:
             vectors = self.vectors(positions[unknown], np.float16)
             same[unknown] = (vectors == to_float16(block.vectors[unknown])).all(axis=1)
         return same
+
+    def paths(self, positions: Positions) -> list[str]:
+        """Paths of the images at these positions; those of two shards are kept."""
+        result = [""] * len(positions)
+        for shard, slots, rows in self._by_shard(positions):
+            paths = _paths_of(shard.file)[rows].tolist()
+            for i, path in zip(np.arange(len(positions))[slots].tolist(), paths, strict=True):
+                result[i] = path
+        return result
 
     def row_labels(self, positions: Positions) -> list[RowLabels]:
         """Labels of the rows at these positions, without loading whole columns of strings."""
@@ -384,3 +393,8 @@ def open_snapshot(folder: Path, number: int | None = None) -> Snapshot:
         if number is not None or numbers(folder)[-1] == manifest.number:
             raise
     return open_snapshot(folder, number)  # a writer committed a newer one in the meantime
+
+
+@lru_cache(maxsize=2)
+def _paths_of(shard: Shard) -> Names:
+    return np.asarray(shard.column("paths"))

@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import re
+import shutil
 import tarfile
 import unicodedata
 import zipfile
@@ -727,3 +728,90 @@ def test_sync_deletes_only_rows_of_listed_folders(tmp_path: Path) -> None:
 
 def test_gzip_without_a_name_is_still_an_image() -> None:
     assert file_kind("x", lambda: gzip.compress(b"x")[:32]) is FileKind.other
+
+
+def test_key_of_another_folder_is_not_taken(tmp_path: Path) -> None:
+    tree(tmp_path, {"a/real/images/0.jpg": PICTURE, "a/fake/images/0.jpg": OTHER, "a/fake/images/1.jpg": OTHER})
+    store = Store.create(tmp_path / "s", PlainEncoder().space)
+    assert index([tmp_path / "a/real/images"], store, PlainEncoder()).added == 1
+    before = store.snapshot()
+    report = index([tmp_path / "a/fake/images"], store, PlainEncoder())
+    assert (report.added, report.replaced, report.relabelled) == (1, 0, 0)
+    assert "another image; rename one of the two folders" in report.skipped[0][1]
+    stored = store.snapshot()
+    assert stored.digests(stored.find(["images/0.jpg"])) == before.digests(before.find(["images/0.jpg"]))
+
+
+def test_moved_and_copied_folders_are_known(tmp_path: Path) -> None:
+    tree(tmp_path, {"old/ds/real/0.jpg": PICTURE})
+    store = Store.create(tmp_path / "s", PlainEncoder().space)
+    index([tmp_path / "old/ds"], store, PlainEncoder())
+    shutil.copytree(tmp_path / "old/ds", tmp_path / "copy/ds")
+    assert index([tmp_path / "copy/ds"], store, PlainEncoder()).known == 1
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert index([tmp_path / "new/ds"], store, PlainEncoder()).known == 1
+    tree(tmp_path, {"copy/ds/real/0.jpg": OTHER})
+    shutil.rmtree(tmp_path / "new")
+    assert index([tmp_path / "copy/ds"], store, PlainEncoder()).replaced == 1
+
+
+def test_two_folders_of_one_name_in_a_tree_are_noticed(tmp_path: Path) -> None:
+    table = "image_path,target\n0.jpg,0\n"
+    files = {"t/ffhq/images/metadata.csv": table, "t/sd/images/metadata.csv": table.replace(",0\n", ",6\n")}
+    tree(tmp_path, {**files, "t/ffhq/images/0.jpg": PICTURE, "t/sd/images/0.jpg": OTHER})
+    store = Store.create(tmp_path / "s", PlainEncoder().space)
+    for report in (plan([tmp_path / "t"]), index([tmp_path / "t"], store, PlainEncoder())):
+        assert report.listed == 1 and "two folders called images" in report.skipped[0][1]
+
+
+def test_sync_concerns_the_listed_folder_alone(tmp_path: Path) -> None:
+    tree(tmp_path, {"ds1/real/0.jpg": PICTURE, "ds2/real/1.jpg": OTHER, "tree/a/metadata.csv": "image_path,target\n"})
+    for name in ("a", "b"):
+        tree(tmp_path / "tree" / name, {"metadata.csv": "image_path,target\nx.jpg,0\n", "x.jpg": PICTURE})
+    store = Store.create(tmp_path / "s", PlainEncoder().space)
+    index([tmp_path / "ds1/real"], store, PlainEncoder())
+    assert index([tmp_path / "ds2/real"], store, PlainEncoder(), IndexOptions(sync=True)).dropped == 0
+    index([tmp_path / "tree"], store, PlainEncoder())
+    shutil.rmtree(tmp_path / "tree/b")
+    assert index([tmp_path / "tree"], store, PlainEncoder(), IndexOptions(sync=True)).dropped == 1
+    (tmp_path / "ds1/real/0.jpg").unlink()
+    assert index([tmp_path / "ds2/real"], store, PlainEncoder(), IndexOptions(sync=True)).dropped == 1
+
+
+def test_sync_keeps_rows_whose_label_is_invalid(tmp_path: Path) -> None:
+    ds = tree(tmp_path / "ds", {"metadata.csv": "file_name,label\na.jpg,fake\n", "a.jpg": PICTURE})
+    store = Store.create(tmp_path / "s", PlainEncoder().space)
+    index([ds], store, PlainEncoder())
+    tree(ds, {"metadata.csv": "file_name,label\na.jpg,faek\n"})
+    report = index([ds], store, PlainEncoder(), IndexOptions(sync=True))
+    assert (report.dropped, len(report.skipped)) == (0, 1)
+
+
+def test_roots_of_other_programs_are_passed_over(tmp_path: Path) -> None:
+    tree(tmp_path, {"n/fake/sd14/a.jpg": PICTURE, "n/fake/@eaDir/b.jpg": OTHER, "n/fake/.thumbnails/c.jpg": OTHER})
+    tree(tmp_path, {"n/fake/d.jpg": OTHER, "n/.hidden/e.jpg": PICTURE})
+    pattern = passed_over(f"{tmp_path}/n/fake/*")
+    assert pattern[FileKind.foreign] == 2 and sum(pattern.values()) == 3
+    assert labels(f"{tmp_path}/n/fake/*") == {"sd14/a.jpg": 1}
+    assert labels(tmp_path / "n/fake/sd14", tmp_path / "n/fake/@eaDir") == {"sd14/a.jpg": 1}
+    assert labels(tmp_path / "n/.hidden") == {".hidden/e.jpg": -1}
+    with pytest.raises(SourceError, match="no images"):
+        labels(tmp_path / "n/fake/@eaDir")
+
+
+def test_table_beside_other_folders_is_refused(tmp_path: Path) -> None:
+    tree(tmp_path, {"m/real/a.jpg": PICTURE, "m/fakes/metadata.csv": "file_name,label\nb.jpg,fake\n"})
+    with pytest.raises(SourceError, match="describes the folder it is in"):
+        expand([tmp_path / "m/real", tmp_path / "m/fakes/metadata.csv"])
+    assert len(expand([tmp_path / "m/fakes", tmp_path / "m/fakes/metadata.csv"])) == 1
+
+
+@pytest.mark.parametrize("name", ["x.npz", "x.arrow", "x.tfrecord", "x.h5", "x.pkl", "labels.xlsx", "metadata.json"])
+def test_containers_are_counted(tmp_path: Path, name: str) -> None:
+    assert passed_over(tree(tmp_path / "ds", {"a.jpg": PICTURE, name: "x"})) == {FileKind.container: 1}
+
+
+@pytest.mark.parametrize("name", ["photo.bin", "made with v1.5.bin", "page.html", "x.lock"])
+def test_images_with_the_suffix_of_a_document_are_listed(tmp_path: Path, name: str) -> None:
+    ds = tree(tmp_path / "ds", {name: PICTURE, "a.bin": "x", "b.html": "<p>"})
+    assert list(labels(ds)) == [f"ds/{name}"] and passed_over(ds) == {}

@@ -149,6 +149,8 @@ class TarArchive:
         path, key = f"tar://{name}::{self.path}", to_text(f"{self.name}/{name}")
         if not self.labels:
             return ImageRef(key, path, location=location)
+        if location == MissingFile(TWICE):
+            return ImageRef(key, path, refused=f"{path}: it {TWICE}")
         folders = labels_of_folder(self.path, self.name, posixpath.dirname(name))
         if (described := metadata.row_of(name)) is not None:
             table, fields = described
