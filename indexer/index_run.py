@@ -7,9 +7,7 @@ import os
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +30,7 @@ from .sources.cloud import CloudFolder
 from .sources.folders import FolderSource, expand, listing
 from .sources.hash_set import HashSet
 from .sources.image_ref import ImageRef, PassedOver
+from .sources.stored_paths import file_exists, is_elsewhere
 
 MIN_TRIED = 1000  # images read before the share of bad ones can end a run early
 KEYS_PER_LOOKUP = 1024
@@ -299,38 +298,6 @@ def _accepted(listed: Iterable[Listed], report: IndexReport, keys: HashSet) -> I
             report.skipped.append((item.key, reason))
         else:
             yield item
-
-
-def is_elsewhere(path: str, stored_path: str) -> bool:
-    """True if a stored image is still at its own path, which is not that of another image with the same key."""
-    if container_of(path) == container_of(stored_path) or not file_exists(stored_path):
-        return False
-    with suppress(OSError):
-        return not os.path.samefile(container_of(path), container_of(stored_path))  # noqa: PTH121
-    return True
-
-
-def file_exists(path: str) -> bool:
-    """True if the file or archive of a stored path is on this machine; a missing folder is looked up once."""
-    container = container_of(path)
-    return _folder_exists(os.path.dirname(container)) and os.path.exists(container)  # noqa: PTH110, PTH120
-
-
-@lru_cache(maxsize=4096)
-def _folder_exists(folder: str) -> bool:
-    return Path(folder).is_dir()
-
-
-def container_of(path: str) -> str:
-    """File that holds the image of a displayed path: an archive, a parquet file, or the file itself.
-
-    >>> container_of("zip://a.jpg::/d.zip"), container_of("/t.parquet#3"), container_of("/d/a#1.jpg")
-    ('/d.zip', '/t.parquet', '/d/a#1.jpg')
-    """
-    if "::" in path and path.startswith(("zip://", "tar://")):
-        return path.rpartition("::")[2]
-    table, number, row = path.rpartition("#")
-    return table if number and row.isdecimal() else path
 
 
 def _stat_or_missing(ref: ImageRef) -> tuple[int, int]:
