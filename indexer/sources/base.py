@@ -98,9 +98,11 @@ class PassedOverFiles:
         return (PassedOver(reason, count, self._examples[reason]) for reason, count in self._counts.items())
 
 
-def is_listed(tree: Tree, inside: str, passed_over: PassedOverFiles) -> bool:
-    """True if a file is an image; any other file but a document is counted in `passed_over`."""
-    name = inside.rpartition("/")[2]
+def is_listed(tree: Tree, inside: str, name: str, passed_over: PassedOverFiles) -> bool:
+    """True if a file is an image; any other file but a document is counted in `passed_over`.
+
+    `name` is the last part of the path `inside` the tree.
+    """
     if is_image_name(name) and name[0] != ".":
         return True
     kind = file_kind(name, lambda: tree.head(inside))

@@ -46,6 +46,7 @@ FOREIGN_FOLDERS = frozenset((
 ))
 FOREIGN_FILES = frozenset(("thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r"))
 # fmt: on
+_SUFFIXES = frozenset(SUFFIXES)
 HEAD_BYTES = 32  # first bytes of a file that show its format
 MAGIC = (
     b"\xff\xd8\xff",
@@ -75,7 +76,8 @@ class FileKind(StrEnum):
 
 def is_image_name(name: str) -> bool:
     """True if a file name has the suffix of an image format that is read."""
-    return name.lower().endswith(SUFFIXES)
+    dot = name.rfind(".")
+    return dot >= 0 and name[dot:].lower() in _SUFFIXES
 
 
 def is_foreign(name: str) -> bool:

@@ -6,6 +6,7 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from .cloud import open_binary, remote
 from .file_names import spellings
 from .hash_set import HashSet
 from .image_ref import ByteSource, ImageRef, is_url
-from .labels import label_from_row, labels_from_folders
+from .labels import FolderLabel, label_from_row, labels_from_folders
 from .table_images import (
     class_names_beside,
     holds_image,
@@ -58,25 +59,17 @@ class TableSource:
         else:
             name = path_in_cell(cell)
             name, path, location = self._locate(normalised(name))
-            if not name or seen.contains_or_add(posixpath.normpath(path)):
+            if not name or seen.contains_or_add(path if "/." not in path else posixpath.normpath(path)):
                 why = f"{name} was listed before" if name else "no path"
         key, source = to_text(f"{self.name}/{name.lstrip('/')}"), text_of(row, "source") or to_text(self.name)
         label_or_reason = label_from_row(row)
         if not why and not isinstance(label_or_reason, str):
-            folders = labels_from_folders(self._folders_of(name))
-            folders = folders._replace(source=to_text(self.name), generator=source)
+            folders = _labels_of(self.path, self.name, source, name.rpartition("/")[0])
             outcome = labelled(key, path, location, row, label_or_reason, folders)
             if isinstance(outcome, ImageRef):
                 return outcome
             why = outcome
         return ImageRef(key, path, source=source, refused=f"line {line} of {self.path}: {why or label_or_reason}")
-
-    def _folders_of(self, name: str) -> list[str]:
-        """Folders of an image as the table names it; those of a relative path begin with the table's own folder."""
-        if name.startswith("/") or is_url(name):
-            return normalised(name).split("/")[:-1]
-        above = posixpath.basename(posixpath.dirname(self.path))
-        return posixpath.normpath(f"{above}/{name}").split("/")[:-1] or [self.name]
 
     def _locate(self, name: str) -> tuple[str, str, ByteSource | None]:
         """Name of an image as it is spelled on the disk, its path or URL, and the location of its bytes."""
@@ -94,3 +87,11 @@ class TableSource:
             return None  # the table would be fetched twice
         with open_binary(self.path) as file:
             return count_rows(self.path, file)
+
+
+@lru_cache(maxsize=1024)  # there are millions of rows, but few folders
+def _labels_of(table: str, name: str, source: str, folder: str) -> FolderLabel:
+    """Label of the images in a folder as the table names it; a relative path begins with the table's own folder."""
+    if not folder.startswith("/") and not is_url(folder):
+        folder = posixpath.normpath(f"{posixpath.basename(posixpath.dirname(table))}/{folder}")
+    return labels_from_folders(folder.split("/"))._replace(source=to_text(name), generator=source)

@@ -27,7 +27,7 @@ def tree_images(tree: ListableTree) -> Iterator[Listed]:
             inside = prefix + name
             if (named is not None and inside in named) or is_metadata(name):
                 continue
-            if is_listed(tree, inside, passed_over):
+            if is_listed(tree, inside, name, passed_over):
                 if named is None:
                     yield image_from_path(tree, inside, *tree.locate(inside))
                 else:

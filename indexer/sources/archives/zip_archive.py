@@ -64,15 +64,16 @@ class ZipArchive:
         passed_over = PassedOverFiles()
         named: dict[str, HashSet] = {}  # folder with tables -> images that the tables in it and below name
         for inside, start, folder in self._files():
+            above, _, name = inside.rpartition("/")
             if folder is not None and folder not in named:
                 named[folder] = HashSet()
                 for table in self._tables_below(folder):
                     yield from images_from_table(self, posixpath.dirname(table), table, named[folder])
-            if is_foreign_path(inside.rpartition("/")[0]):
+            if is_foreign_path(above):
                 passed_over.add(FileKind.foreign, f"{self.path}/{inside}")
-            elif (folder is not None and inside in named[folder]) or is_metadata(posixpath.basename(inside)):
+            elif (folder is not None and inside in named[folder]) or is_metadata(name):
                 continue
-            elif is_listed(self, inside, passed_over):
+            elif is_listed(self, inside, name, passed_over):
                 if folder is None:
                     yield image_from_path(self, inside, *self._locate(inside, start))
                 else:
