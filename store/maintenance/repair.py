@@ -16,7 +16,7 @@ from ...core.atomic_files import disk_errors, flush, make_folder
 from ...core.locking import writer_lock
 from ...core.sealed_json import checksum
 from ...errors import ClipfakeError, Damaged
-from ..manifest import Manifest, ShardRef, path_of, read_manifest, write_manifest
+from ..manifest import Manifest, ShardRef, path_of, read_manifest, unused_shard, write_manifest
 from ..named_vectors import forget_file
 from ..records import Block
 from ..shard import Shard, write_shard
@@ -66,7 +66,7 @@ def repair(folder: Path | str) -> RepairReport:
     """
     folder = Path(folder)
     require_store(folder)  # first, so that no other folder gets a lock file
-    with writer_lock(folder), disk_errors(f"repair {folder}"):
+    with writer_lock(folder) as lock, disk_errors(f"repair {folder}"):
         health = verify(folder)
         actions: list[RepairAction] = []
         manifest = _recover_manifest(folder, health, actions)
@@ -74,6 +74,7 @@ def repair(folder: Path | str) -> RepairReport:
         newest = max([manifest.number, *_manifest_numbers(folder)])
         if repaired != manifest or manifest.number != health.snapshot or manifest.number < newest:
             repaired = replace(repaired, number=newest).follow("repaired")
+            lock.require_held()
             write_manifest(folder, repaired)
         _quarantine(folder, health, repaired, actions)
     return RepairReport(str(folder), repaired.number, repaired.rows, tuple(actions))
@@ -133,8 +134,8 @@ def _repair_shards(folder: Path, manifest: Manifest, health: VerifyReport, actio
                 kept = part = write_tombstones(folder, part, rows, max(_manifest_numbers(folder)) + 1)
                 actions.append(RepairAction(problem.path, f"dropped the damaged rows: {problem.what}", problem.lost))
             elif problem.lost == 0 and part.rows > part.deleted_rows:
-                kept = _without_optional(folder, part, next_shard)
-                next_shard += 1
+                number = unused_shard(folder, next_shard)
+                kept, next_shard = _without_optional(folder, part, number), number + 1
                 actions.append(RepairAction(problem.path, f"rewritten without the damaged data: {problem.what}"))
             else:
                 kept = None
@@ -191,7 +192,7 @@ def _without_optional(folder: Path, part: ShardRef, number: int) -> ShardRef:
     block = Block(shard.header.space, shard.rows(), np.asarray(shard.vectors), thumbnails, texts)
     live_rows = np.delete(np.arange(part.rows), read_tombstones(folder, part))
     path = folder / "shards" / f"{number:06d}.h5"
-    header = write_shard(path, block.take(live_rows))
+    header = write_shard(path, block.take(live_rows), exclusive=True)
     return ShardRef(path.name, header.rows, header.digest, path.stat().st_size)
 
 

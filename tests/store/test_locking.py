@@ -6,6 +6,7 @@ import mmap
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.core import locking
 from clipfake.core.atomic_files import reserve
+from clipfake.core.locking import WriterLock
 from clipfake.errors import Locked, StoreError, Unreadable
 from clipfake.store import snapshot as snapshots
 from clipfake.store.maintenance import verify as checking
@@ -29,6 +31,7 @@ from clipfake.store.maintenance.verify import verify
 from clipfake.store.named_vectors import named_vectors_writer, open_named_vectors
 from clipfake.store.shard import Shard, _empty, write_shard
 from clipfake.store.store import Store
+from clipfake.store.writer import Writer
 
 
 @pytest.fixture
@@ -69,6 +72,66 @@ def test_file_left_by_a_killed_writer_is_named(store: Store, monkeypatch: pytest
     left.unlink()
     with store.writer():
         pass
+
+
+def test_writer_without_locks_respects_one_with_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with store.writer() as writer:
+        with monkeypatch.context() as locks:
+            locks.setattr(fcntl, "flock", failing_with(errno.EIO))
+            with pytest.raises(Locked, match=rf"process {os.getpid()} on .*/lock, .* empty that file"), store.writer():
+                pass
+        writer.delete(np.arange(60) < 5)
+    monkeypatch.setattr(fcntl, "flock", failing_with(errno.EIO))
+    with store.writer() as writer:  # the first one has removed its name
+        assert len(writer.snapshot) == 55
+
+
+@pytest.mark.parametrize("change", ["rows", "named vectors"])
+def test_commit_is_refused_while_another_writer_holds_the_store(store: Store, change: str) -> None:
+    held, number = store.folder / "lock.held", store.snapshot().number
+    with pytest.raises(Locked, match=f"process 7 on elsewhere.*{held}"):
+        if change == "rows":
+            with store.writer() as writer:
+                held.write_text("process 7 on elsewhere")
+                writer.delete(np.arange(60) < 5)
+        else:
+            with named_vectors_writer(store.folder, "other", space(4)) as vectors:
+                vectors.put(np.arange(60), vectors.snapshot.vectors())
+                held.write_text("process 7 on elsewhere")
+    held.unlink()
+    assert store.snapshot().number == number
+    with store.writer():  # and the refused writer holds nothing any more
+        assert (store.folder / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    assert (store.folder / "lock").read_text() == ""
+
+
+def test_removal_of_lock_held_stops_its_writer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", failing_with(errno.ENOLCK))
+    with pytest.raises(StoreError, match="lock.held was removed while this process was writing"):
+        with store.writer() as writer:
+            (store.folder / "lock.held").unlink()
+            writer.delete(np.arange(60) < 5)
+    assert len(store.snapshot()) == 60
+
+
+@pytest.mark.parametrize("links", [None, errno.EPERM, errno.EOPNOTSUPP], ids=["links", "EPERM", "EOPNOTSUPP"])
+@pytest.mark.parametrize("commits", [1, 2])
+def test_no_writer_overwrites_another_ones_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: int | None, commits: int
+) -> None:
+    """Two writers hold the store at once, as if no lock worked."""
+    store = Store.create(tmp_path / "s", space(4))
+    first, second = (Writer(WriterLock(store.folder, by_file=False), "", 16, 99) for _ in range(2))
+    blocks = list(synthetic(60, 4, size=20))
+    if links:
+        monkeypatch.setattr(os, "link", failing_with(links))
+    for block in blocks[:commits]:
+        first.append(block)
+    for _ in range(2):
+        with pytest.raises(StoreError, match="another process has (written|committed)"):
+            second.append(blocks[2]) if not second._waiting else second.seal()
+    assert len(store.snapshot()) == 20 * commits
+    assert verify(store.folder).sound
 
 
 def failing_with(error: int) -> Any:
