@@ -32,20 +32,25 @@ _LACKING = frozenset((errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, er
 _UNFLUSHED_FOLDER = _LACKING | {errno.EACCES, errno.EPERM, errno.EISDIR}
 # What file systems answer that have no hard links.
 _WITHOUT_LINKS = _LACKING | {errno.EPERM, errno.EACCES, errno.EMLINK, errno.EXDEV}
-# Errors of reading that say nothing about the content of the file.
-_UNREADABLE = frozenset(
+# Errors of reading that concern the file itself: it is missing or not a file, an offset found in it is impossible, or the
+# file system has found its content damaged (ext4 and XFS answer EUCLEAN and EBADMSG). All others say nothing about the
+# content, also EIO, which cables and mounts cause as well.
+_OF_THE_FILE = frozenset(
     getattr(errno, name)
     for name in (
-        *("EACCES", "EPERM", "EIO", "EBUSY", "EAGAIN", "ENOLCK", "ENOSYS", "EOPNOTSUPP", "ENOTSUP", "EMFILE", "ENFILE"),
-        *("ENOMEM", "ENODEV", "ENXIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO"),
+        *("ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG", "EINVAL", "EOVERFLOW", "EFBIG", "EILSEQ"),
+        *("EUCLEAN", "EBADMSG"),
     )
     if hasattr(errno, name)
 )
 
 
 def require_readable(path: Path, error: BaseException) -> None:
-    """Raise Unreadable if an error of reading says nothing about the content: no permission, or a failing disk."""
-    if isinstance(error, OSError) and error.errno is not None and error.errno in _UNREADABLE:
+    """Raise Unreadable if an error of reading says nothing about the content: no permission, or a failing disk.
+
+    Errors without a number of the operating system are of the library that parses the content.
+    """
+    if isinstance(error, OSError) and error.errno is not None and error.errno not in _OF_THE_FILE:
         raise Unreadable(
             f"{path} cannot be read now ({os.strerror(error.errno)}), which does not mean that it is damaged; check "
             f"its permissions, the disk and the mount, then run the same command again"

@@ -243,10 +243,14 @@ def copy_vectors(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> 
     ------
     Damaged
         The checksum of vectors to copy differs.
+    Unreadable
+        Vectors to copy cannot be read now.
     """
     for name in vector_names(store):
         try:
             column = open_named_vectors(store, name)
+        except Unreadable:
+            raise  # without a copy they would be lost
         except StoreError:
             continue  # reported by `verify`
         pieces = dict(column.pieces)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ...core.atomic_files import disk_errors, flush, make_folder
 from ...core.locking import writer_lock
 from ...core.sealed_json import checksum
-from ...errors import ClipfakeError, Damaged
+from ...errors import ClipfakeError, Damaged, Unreadable
 from ..manifest import Manifest, ShardRef, path_of, read_manifest, unused_shard, write_manifest
 from ..named_vectors import forget_file
 from ..records import Block
@@ -63,6 +63,8 @@ def repair(folder: Path | str) -> RepairReport:
         The disk is full or read-only. Calling it again continues the repair.
     Damaged
         No snapshot and no shard can be read.
+    Unreadable
+        A file cannot be read now; nothing is changed.
     """
     folder = Path(folder)
     require_store(folder)  # first, so that no other folder gets a lock file
@@ -80,6 +82,17 @@ def repair(folder: Path | str) -> RepairReport:
     return RepairReport(str(folder), repaired.number, repaired.rows, tuple(actions))
 
 
+@contextmanager
+def _damage_ignored() -> Iterator[None]:
+    """Go on after damage, but not if a file cannot be read now: its rows would be lost."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except (ClipfakeError, ValueError):
+        pass
+
+
 def _manifest_numbers(folder: Path) -> list[int]:
     """Numbers of all manifests, readable or not."""
     return [int(path.stem) for path in (folder / "snapshots").glob("*.json") if path.stem.isdigit()]
@@ -93,7 +106,7 @@ def _recover_manifest(folder: Path, health: VerifyReport, actions: list[RepairAc
     base = read_manifest(folder, health.snapshot) if health.snapshot is not None else None
     parts, space = list(base.parts) if base else [], base.space if base else None
     for path in sorted((folder / "shards").glob("*.h5")):
-        with suppress(ClipfakeError, ValueError):  # an unreadable shard is moved to quarantine below
+        with _damage_ignored():  # a damaged shard is moved to quarantine below
             if base and int(path.stem) < base.next_shard:
                 continue
             shard = Shard(path)
@@ -153,7 +166,7 @@ def _quarantine(folder: Path, health: VerifyReport, current: Manifest, actions: 
         if number == current.number:
             continue
         path = path_of(folder, number)
-        with suppress(ClipfakeError):
+        with _damage_ignored():
             parts = read_manifest(folder, number).parts
             if damaged.isdisjoint({f"shards/{p.name}" for p in parts} | {f"deleted/{p.deleted}" for p in parts}):
                 continue

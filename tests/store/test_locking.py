@@ -195,7 +195,10 @@ def test_files_that_cannot_be_mapped_are_read(store: Store, monkeypatch: pytest.
 UNREADABLE = ["shards/000001.h5", "snapshots/000001.json", "indexes/knn-000001/index.json", "columns/other/column.json"]
 
 
-@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE], ids=errno.errorcode.get)
+NO_READING = [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ECONNRESET, errno.EDEADLK, errno.ENODATA, 127]
+
+
+@pytest.mark.parametrize("error", NO_READING, ids=errno.errorcode.get)
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_unreadable_is_not_called_damaged(store: Store, monkeypatch: pytest.MonkeyPatch, name: str, error: int) -> None:
     build_index(store, "plain")
@@ -217,6 +220,51 @@ def test_unreadable_is_not_called_damaged(store: Store, monkeypatch: pytest.Monk
             check(store.folder)
     monkeypatch.undo()
     assert verify(store.folder).sound
+
+
+@pytest.mark.parametrize("error", [errno.EUCLEAN, errno.EBADMSG], ids=errno.errorcode.get)
+def test_damage_found_by_the_file_system_is_damage(
+    store: Store, monkeypatch: pytest.MonkeyPatch, error: int
+) -> None:
+    monkeypatch.setattr(h5py.File, "__init__", failing_with(error))
+    [problem] = verify(store.folder).problems
+    assert (problem.path, problem.lost) == ("shards/000001.h5", 60)
+
+
+def test_repair_loses_no_rows_of_a_shard_it_cannot_read_now(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shard is in no readable manifest, so that `verify` does not read it."""
+    rows, real = store.snapshot().vectors(), h5py.File.__init__
+    (store.folder / "snapshots/000001.json").write_text("{")
+
+    def open_h5(file: Any, path: Any, *args: Any, **options: Any) -> None:
+        if args[:1] == ("r",):
+            failing_with(errno.ECONNRESET)()
+        real(file, path, *args, **options)
+
+    monkeypatch.setattr(h5py.File, "__init__", open_h5)
+    with pytest.raises(Unreadable, match="000001.h5"):
+        repair(store.folder)
+    monkeypatch.undo()
+    assert repair(store.folder).rows == 60
+    assert np.array_equal(store.snapshot().vectors(), rows)
+
+
+def test_compact_loses_no_vectors_it_cannot_read_now(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with named_vectors_writer(store.folder, "other", space(4)) as vectors:
+        vectors.put(np.arange(60), vectors.snapshot.vectors())
+    with store.writer() as writer:
+        writer.delete(np.arange(60) < 5)
+    real = Path.open
+
+    def open_path(path: Path, *args: Any, **options: Any) -> Any:
+        return failing_with(errno.ECONNRESET)() if path.name == "column.json" else real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_path)
+    with pytest.raises(Unreadable, match="column.json"):
+        compact(store)
+    monkeypatch.undo()
+    compact(store)
+    assert not open_named_vectors(store.folder, "other").missing(store.snapshot()).any()
 
 
 def test_read_only_store_can_be_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
