@@ -32,9 +32,9 @@ _LACKING = frozenset((errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, er
 _UNFLUSHED_FOLDER = _LACKING | {errno.EACCES, errno.EPERM, errno.EISDIR}
 # What file systems answer that have no hard links.
 _WITHOUT_LINKS = _LACKING | {errno.EPERM, errno.EACCES, errno.EMLINK, errno.EXDEV}
-# Errors of reading that concern the file itself: it is missing or not a file, an offset found in it is impossible, or the
-# file system has found its content damaged (ext4 and XFS answer EUCLEAN and EBADMSG). All others say nothing about the
-# content, also EIO, which cables and mounts cause as well.
+# Errors of reading that concern the file itself: it is missing or not a file, an offset found in it is impossible, or
+# the file system has found its content damaged (ext4 and XFS answer EUCLEAN and EBADMSG). All others say nothing about
+# the content, also EIO, which cables and mounts cause as well.
 _OF_THE_FILE = frozenset(
     getattr(errno, name)
     for name in (

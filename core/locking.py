@@ -132,8 +132,8 @@ def _held(path: Path) -> Locked:
 def _named(path: Path, holder: str) -> Locked:
     """The error of a writer without `flock` for a lock file that names the holder of a lock."""
     return Locked(
-        f"{path.parent} is being written by {holder}; wait for it to end. If it was killed, it left its name in {path}, "
-        f"and whether it runs cannot be found out, since locks fail here: empty that file"
+        f"{path.parent} is being written by {holder}; wait for it to end. If it was killed, it left its name in "
+        f"{path}, and whether it runs cannot be found out, since locks fail here: empty that file"
     )
 
 

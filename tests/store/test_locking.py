@@ -107,10 +107,9 @@ def test_commit_is_refused_while_another_writer_holds_the_store(store: Store, ch
 
 def test_removal_of_lock_held_stops_its_writer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fcntl, "flock", failing_with(errno.ENOLCK))
-    with pytest.raises(StoreError, match="lock.held was removed while this process was writing"):
-        with store.writer() as writer:
-            (store.folder / "lock.held").unlink()
-            writer.delete(np.arange(60) < 5)
+    with pytest.raises(StoreError, match=r"lock\.held was removed while this"), store.writer() as writer:
+        (store.folder / "lock.held").unlink()
+        writer.delete(np.arange(60) < 5)
     assert len(store.snapshot()) == 60
 
 
@@ -128,7 +127,7 @@ def test_no_writer_overwrites_another_ones_rows(
     for block in blocks[:commits]:
         first.append(block)
     for _ in range(2):
-        with pytest.raises(StoreError, match="another process has (written|committed)"):
+        with pytest.raises(StoreError, match=r"another process has (written|committed)"):
             second.append(blocks[2]) if not second._waiting else second.seal()
     assert len(store.snapshot()) == 20 * commits
     assert verify(store.folder).sound
@@ -223,9 +222,7 @@ def test_unreadable_is_not_called_damaged(store: Store, monkeypatch: pytest.Monk
 
 
 @pytest.mark.parametrize("error", [errno.EUCLEAN, errno.EBADMSG], ids=errno.errorcode.get)
-def test_damage_found_by_the_file_system_is_damage(
-    store: Store, monkeypatch: pytest.MonkeyPatch, error: int
-) -> None:
+def test_damage_found_by_the_file_system_is_damage(store: Store, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
     monkeypatch.setattr(h5py.File, "__init__", failing_with(error))
     [problem] = verify(store.folder).problems
     assert (problem.path, problem.lost) == ("shards/000001.h5", 60)
@@ -242,7 +239,7 @@ def test_repair_loses_no_rows_of_a_shard_it_cannot_read_now(store: Store, monkey
         real(file, path, *args, **options)
 
     monkeypatch.setattr(h5py.File, "__init__", open_h5)
-    with pytest.raises(Unreadable, match="000001.h5"):
+    with pytest.raises(Unreadable, match=r"000001.h5"):
         repair(store.folder)
     monkeypatch.undo()
     assert repair(store.folder).rows == 60
@@ -260,7 +257,7 @@ def test_compact_loses_no_vectors_it_cannot_read_now(store: Store, monkeypatch: 
         return failing_with(errno.ECONNRESET)() if path.name == "column.json" else real(path, *args, **options)
 
     monkeypatch.setattr(Path, "open", open_path)
-    with pytest.raises(Unreadable, match="column.json"):
+    with pytest.raises(Unreadable, match=r"column.json"):
         compact(store)
     monkeypatch.undo()
     compact(store)
