@@ -30,20 +30,27 @@ FILL_BYTES = 1 << 20  # written at a time where disk space cannot be reserved
 _LACKING = frozenset((errno.EINVAL, errno.EBADF, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENODEV))
 # What SMB and other shared folders answer to flushing a folder.
 _UNFLUSHED_FOLDER = _LACKING | {errno.EACCES, errno.EPERM, errno.EISDIR}
-# Errors of reading that say nothing about the content of the file.
-_UNREADABLE = frozenset(
+# What file systems answer that have no hard links.
+_WITHOUT_LINKS = _LACKING | {errno.EPERM, errno.EACCES, errno.EMLINK, errno.EXDEV}
+# Errors of reading that concern the file itself: it is missing or not a file, an offset found in it is impossible, or
+# the file system has found its content damaged (ext4 and XFS answer EUCLEAN and EBADMSG). All others say nothing about
+# the content, also EIO, which cables and mounts cause as well.
+_OF_THE_FILE = frozenset(
     getattr(errno, name)
     for name in (
-        *("EACCES", "EPERM", "EIO", "EBUSY", "EAGAIN", "ENOLCK", "ENOSYS", "EOPNOTSUPP", "ENOTSUP", "EMFILE", "ENFILE"),
-        *("ENOMEM", "ENODEV", "ENXIO", "ESTALE", "ETIMEDOUT", "ENOTCONN", "EHOSTDOWN", "EHOSTUNREACH", "EREMOTEIO"),
+        *("ENOENT", "ENOTDIR", "EISDIR", "ELOOP", "ENAMETOOLONG", "EINVAL", "EOVERFLOW", "EFBIG", "EILSEQ"),
+        *("EUCLEAN", "EBADMSG"),
     )
     if hasattr(errno, name)
 )
 
 
 def require_readable(path: Path, error: BaseException) -> None:
-    """Raise Unreadable if an error of reading says nothing about the content: no permission, or a failing disk."""
-    if isinstance(error, OSError) and error.errno is not None and error.errno in _UNREADABLE:
+    """Raise Unreadable if an error of reading says nothing about the content: no permission, or a failing disk.
+
+    Errors without a number of the operating system are of the library that parses the content.
+    """
+    if isinstance(error, OSError) and error.errno is not None and error.errno not in _OF_THE_FILE:
         raise Unreadable(
             f"{path} cannot be read now ({os.strerror(error.errno)}), which does not mean that it is damaged; check "
             f"its permissions, the disk and the mount, then run the same command again"
@@ -83,15 +90,19 @@ def _advice(error: OSError) -> str:
 
 
 @contextmanager
-def written_aside(path: Path) -> Iterator[Path]:
+def written_aside(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to `path` when the block ends without an error.
 
     Whatever happens in between, `path` is either unchanged or complete.
 
+    Parameters
+    ----------
+    exclusive : never replace an existing file
+
     Raises
     ------
     StoreError
-        The disk is full, read-only or failing.
+        The disk is full, read-only or failing, or `exclusive` is set and the file exists.
     """
     # Not named by process id, which may be the same on two hosts.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
@@ -100,10 +111,40 @@ def written_aside(path: Path) -> Iterator[Path]:
             make_folder(path.parent)
             yield temporary
             flush(temporary)
-            temporary.replace(path)
-            flush(path.parent)
+            if exclusive:
+                _link_new(temporary, path)
+            else:
+                temporary.replace(path)
+                flush(path.parent)
         finally:
             remove_leftover(temporary)
+
+
+def _link_new(temporary: Path, path: Path) -> None:
+    """Give a file its final name unless another file has it, and flush the folder; if that fails, the name is free."""
+    try:
+        os.link(temporary, path)
+    except FileExistsError as e:
+        if not temporary.samefile(path):  # it is if a network mount repeated a request whose answer was lost
+            raise _exists(path) from e
+    except OSError as e:
+        if e.errno not in _WITHOUT_LINKS:
+            raise
+        if path.exists():
+            raise _exists(path) from e
+        temporary.replace(path)
+    try:
+        flush(path.parent)
+    except OSError:
+        remove_leftover(path)
+        raise
+
+
+def _exists(path: Path) -> StoreError:
+    return StoreError(
+        f"{path} exists already: another process has written it meanwhile, and it was not changed; run the same "
+        f"command again when no other process writes there"
+    )
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -215,7 +256,7 @@ def flush(path: Path) -> None:
             raise
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a small text file atomically."""
-    with written_aside(path) as temporary:
+def write_text(path: Path, text: str, *, exclusive: bool = False) -> None:
+    """Write a small text file atomically; see `written_aside`."""
+    with written_aside(path, exclusive=exclusive) as temporary:
         temporary.write_text(text, encoding="utf-8")

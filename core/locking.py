@@ -1,7 +1,8 @@
 """Locks: one writer at a time, and leases on snapshots. The kernel releases the locks of a process that dies.
 
 On a file system without `flock`, a file that exists while a writer holds the store takes its place. It remains when the
-writer is killed, and there are no leases.
+writer is killed, and there are no leases. Where `flock` fails only for some processes, each kind of lock respects the
+other: both files name their holder.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import socket
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import Locked, StoreError
@@ -21,8 +23,30 @@ NAME = "lock"
 HELD = "lock.held"  # exists while a writer without `flock` holds the store
 
 
+@dataclass(frozen=True)
+class WriterLock:
+    """The writer lock of a store, which this process holds."""
+
+    folder: Path
+    by_file: bool  # held by `lock.held`, since `flock` failed
+
+    def require_held(self) -> None:
+        """Raise Locked or StoreError if another process writes too. Call it before each commit.
+
+        On a file system whose locks fail now and then, one writer may hold `lock` and another one `lock.held`.
+        """
+        path = self.folder / HELD
+        if self.by_file and not path.exists():
+            raise StoreError(
+                f"{path} was removed while this process was writing, so that another one may write too; nothing more "
+                f"was stored. Run the same command again"
+            )
+        if not self.by_file and path.exists():
+            raise _held(path)
+
+
 @contextmanager
-def writer_lock(folder: Path) -> Iterator[None]:
+def writer_lock(folder: Path) -> Iterator[WriterLock]:
     """Hold the writer lock of a store.
 
     Raises
@@ -41,26 +65,37 @@ def writer_lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as e:
-            holder = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+            holder = _holder(handle) or "another process"
             raise Locked(f"{folder} is being written by {holder}; wait for it to end, or stop it") from e
         except OSError:  # some network mounts
             with _held_file(folder / HELD):
-                yield
+                # Only now: of two writers that start together, at least one sees the other.
+                if holder := _holder(handle):
+                    raise _named(path, holder) from None
+                yield WriterLock(folder, by_file=True)
             return
-        if (folder / HELD).exists():  # of a writer on a machine that mounts this folder without locks
-            raise _held(folder / HELD)
-        with suppress(OSError):  # the holder's name is only for messages, and a full disk must not prevent deletion
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, _own_name(), 0)
-        yield
-        with suppress(OSError):
-            os.ftruncate(handle, 0)
+        try:
+            with suppress(OSError):  # a full disk must not prevent deletion
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, _own_name(), 0)
+                os.fsync(handle)  # for other machines that mount this folder
+            lock = WriterLock(folder, by_file=False)
+            lock.require_held()
+            yield lock
+        finally:
+            with suppress(OSError):
+                os.ftruncate(handle, 0)
     finally:
         _unlock(handle)
 
 
 def _own_name() -> bytes:
     return f"process {os.getpid()} on {socket.gethostname()}".encode()
+
+
+def _holder(handle: int) -> str:
+    """The name of the process that a lock file names; "" for none."""
+    return os.pread(handle, 200, 0).decode(errors="replace").strip()
 
 
 @contextmanager
@@ -74,7 +109,8 @@ def _held_file(path: Path) -> Iterator[None]:
         raise StoreError(f"cannot write to {path.parent}: {e.strerror}; choose another --store") from e
     try:
         try:
-            os.write(handle, _own_name())
+            with suppress(OSError):  # the name is only for messages
+                os.write(handle, _own_name())
         finally:
             os.close(handle)
         yield
@@ -90,6 +126,14 @@ def _held(path: Path) -> Locked:
     return Locked(
         f"{path.parent} is being written by {holder}; wait for it to end. If it was killed, it left {path} behind, "
         f"since this file system has no locks that end with a process: remove that file"
+    )
+
+
+def _named(path: Path, holder: str) -> Locked:
+    """The error of a writer without `flock` for a lock file that names the holder of a lock."""
+    return Locked(
+        f"{path.parent} is being written by {holder}; wait for it to end. If it was killed, it left its name in "
+        f"{path}, and whether it runs cannot be found out, since locks fail here: empty that file"
     )
 
 

@@ -44,14 +44,17 @@ class SealedJson:
     sealed: bool = True  # whether the field "digest" has a digest of the other fields
     foreign: type[ClipfakeError] | None = None  # raised for another format or version (default: `error`)
 
-    def write(self, path: Path, content: Mapping[str, Any]) -> None:
-        """Write `content` atomically; raises StoreError if the disk is full, read-only or failing."""
+    def write(self, path: Path, content: Mapping[str, Any], *, exclusive: bool = False) -> None:
+        """Write `content` atomically; raises StoreError if the disk is full, read-only or failing.
+
+        With `exclusive`, a file that exists is not replaced, and StoreError is raised.
+        """
         fields = {"format": self.format, "version": self.version, **content}
         # Converts keys to strings and tuples to lists, as they will be read: the digest depends on them.
         fields = json.loads(json.dumps(fields, allow_nan=False))
         if self.sealed:
             fields["digest"] = digest_of(fields)
-        write_text(path, json.dumps(fields, indent=1) + "\n")
+        write_text(path, json.dumps(fields, indent=1) + "\n", exclusive=exclusive)
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[dict[str, Any]]:

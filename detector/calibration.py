@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..core.atomic_files import read_json, write_text
+from ..core.atomic_files import read_json, require_readable, write_text
 from ..core.sealed_json import PARSE_ERRORS
 from ..errors import HeadError, NotEnoughRows
 from ..store.records import FAKE, REAL
@@ -209,7 +209,7 @@ class Calibration:
 
     @classmethod
     def load(cls, folder: Path, head: str) -> Calibration:
-        """Load the calibration of the head with this digest from its folder; raises HeadError."""
+        """Load the calibration of the head with this digest from its folder; raises HeadError or Unreadable."""
         path = folder / NAME.format(head[:16])
         try:
             calibration = cls.from_dict(read_json(path))
@@ -222,6 +222,7 @@ class Calibration:
                 f"train the head again with `clipfake train`"
             ) from e
         except PARSE_ERRORS as e:
+            require_readable(path, e)
             why = f"no field {e}" if isinstance(e, KeyError) else e
             raise HeadError(
                 f"{path} is not a readable calibration ({why}); train the head again with `clipfake train`"

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..core.atomic_files import read_json, written_aside
+from ..core.atomic_files import read_json, require_readable, written_aside
 from ..core.sealed_json import PARSE_ERRORS, SealedJson
 from ..errors import BadBlock, HeadError, SpaceMismatch
 from ..store.named_vectors import MAIN
@@ -176,13 +176,15 @@ class Head:
             There is no head, it is damaged, or this release does not know its format.
         SpaceMismatch
             It was trained on the vectors of another encoder.
+        Unreadable
+            One of its files cannot be read now.
         """
         from safetensors import SafetensorError
         from safetensors.numpy import load
 
         try:
             with FILE.reading(folder / "head.json") as fields:
-                content = (folder / Path(fields["arrays"]).name).read_bytes()
+                content = _read(folder / Path(fields["arrays"]).name)
                 if hashlib.blake2b(content, digest_size=16).hexdigest() != fields["digest"]:
                     raise HeadError(f"{folder / fields['arrays']} was altered (checksum differs); {FILE.advice}")
                 try:
@@ -197,6 +199,14 @@ class Head:
         if space is not None:
             head.space.require(space, "the queried vectors")
         return head
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as e:
+        require_readable(path, e)
+        raise
 
 
 def versions() -> dict[str, str]:

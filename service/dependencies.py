@@ -34,6 +34,13 @@ async def json_only(request: Request) -> None:
         raise HttpProblem("wrong-media", message)
 
 
+async def no_parameter_twice(request: Request) -> None:
+    """Raise HttpProblem if a query parameter is repeated, since only one of its values would be used."""
+    names = [name for name, _ in request.query_params.multi_items()]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise HttpProblem("invalid", f"the query parameter {repeated[0][:80]!r} is given more than once; give it once")
+
+
 async def form_only(request: Request) -> None:
     """Raise HttpProblem unless the body is a multipart form."""
     if (kind := media_type(request)) != FORM:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -83,9 +84,18 @@ def check_count(images: list[T], limits: Limits) -> list[T]:
     return images
 
 
-async def form(request: Request, limits: Limits) -> Form:
-    """Parse a multipart form; raises HttpProblem."""
-    parser = MultiPartParser(request.headers, request.stream(), max_files=10_000, max_fields=100)
+class CompleteFormParser(MultiPartParser):
+    """Form parser that knows whether the last boundary arrived: starlette drops a part that was cut off."""
+
+    complete = False
+
+    def on_end(self) -> None:
+        self.complete = True
+
+
+async def form(request: Request, limits: Limits, fields: Collection[str] = ()) -> Form:
+    """Parse a multipart form of images and these text fields; raises HttpProblem for any other field, or one twice."""
+    parser = CompleteFormParser(request.headers, request.stream(), max_files=10_000, max_fields=100)
     parser.spool_max_size = limits.request_bytes  # never spool to disk
     result = Form()
     try:
@@ -93,13 +103,29 @@ async def form(request: Request, limits: Limits) -> Form:
             if isinstance(value, UploadFile):
                 result.uploads.append(Upload(clean_name(value.filename or "image"), await value.read()))
             else:
+                _require_new(name, fields, result.fields)
                 result.fields[name] = clean_name(value)
+        if not parser.complete:
+            raise HttpProblem("bad-request", "the form ends before its last boundary; send all of it again")
     except MultiPartException as e:
         raise HttpProblem("bad-request", f"the form cannot be read: {e.message}") from e
     finally:
         for file in parser._files_to_close_on_error:  # includes a part that never ended, which the parser leaves open
             file.close()
     return result
+
+
+def _require_new(name: str, allowed: Collection[str], present: Collection[str]) -> None:
+    """Raise HttpProblem unless a part without a file name is an allowed field that occurs for the first time."""
+    shown = clean_name(name)
+    if name not in allowed:
+        raise HttpProblem(
+            "bad-request",
+            f"the form has a part {shown!r} without a file name, which is not a field of this operation; send images "
+            f"with a file name, and options as query parameters",
+        )
+    if name in present:
+        raise HttpProblem("bad-request", f"the form has the field {shown!r} twice; send it once")
 
 
 def clean_name(name: str) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.sealed_json import SealedJson
-from ..errors import Damaged, NoStore, NotAStore
+from ..errors import Damaged, NoStore, NotAStore, StoreError
 from .space import Space
 
 REPAIR = "run `clipfake store repair` to return to an earlier snapshot"
@@ -84,8 +84,24 @@ def _newest(folder: Path) -> int:
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Write a manifest; the rename that makes it visible is the commit."""
-    FILE.write(path_of(folder, manifest.number), asdict(manifest))
+    """Write a manifest; the name that makes it visible is the commit.
+
+    Raises
+    ------
+    StoreError
+        The disk is full, read-only or failing, or another process has committed the same snapshot or a newer one.
+    """
+    if (existing := numbers(folder)) and existing[-1] >= manifest.number:
+        raise StoreError(
+            f"another process has committed snapshot {existing[-1]} of {folder} meanwhile, and snapshot "
+            f"{manifest.number} of this one was not stored; run the same command again when no other process writes"
+        )
+    FILE.write(path_of(folder, manifest.number), asdict(manifest), exclusive=True)
+
+
+def unused_shard(folder: Path, number: int) -> int:
+    """A number for a new shard, at least `number`: above those of all files, also of what a killed writer left."""
+    return max([number, *(int(path.stem) + 1 for path in (folder / "shards").glob("*.h5") if path.stem.isdigit())])
 
 
 def read_manifest(folder: Path, number: int | None = None) -> Manifest:

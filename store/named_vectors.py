@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.atomic_files import TEMPORARY, map_array, remove_leftover, require_readable, written_aside
-from ..core.locking import writer_lock
+from ..core.locking import WriterLock, writer_lock
 from ..core.sealed_json import SealedJson, checksum
 from ..errors import BadBlock, Damaged, StoreError, Unreadable
 from .manifest import Manifest, ShardRef, numbers, read_manifest
@@ -143,10 +143,10 @@ def open_named_vectors(store: Path, name: str) -> NamedVectors:
 class NamedVectorsWriter:
     """Writer of named vectors; accepts rows in any order. Make it with `named_vectors_writer`."""
 
-    def __init__(self, store: Path, column: NamedVectors) -> None:
-        self.snapshot = open_snapshot(store)
+    def __init__(self, lock: WriterLock, column: NamedVectors) -> None:
+        self._lock = lock
+        self.snapshot = open_snapshot(lock.folder)
         self.column = column
-        self._store = store
         self._parts = {part.number: part for part in self.snapshot.manifest.parts}
         self._waiting: list[tuple[Ids, Vectors]] = []
         self._sealed_at = time.monotonic()
@@ -187,8 +187,9 @@ class NamedVectorsWriter:
             merged[ids[in_shard] & 0xFFFFFFFF] = vectors[in_shard]
             pieces[part.name] = write_vector_file(self.column.folder, part, merged)
         self.column = replace(self.column, pieces=pieces)
+        self._lock.require_held()
         write_list(self.column)
-        tidy(self._store, self.column)
+        tidy(self._lock.folder, self.column)
         self._waiting, self._sealed_at = [], time.monotonic()
 
 
@@ -213,14 +214,14 @@ def named_vectors_writer(store: Path, name: str, space: Space) -> Iterator[Named
         raise StoreError(
             f"invalid name {name!r} for vectors; use lowercase letters, digits, hyphens and underscores, not {MAIN!r}"
         )
-    with writer_lock(store):
+    with writer_lock(store) as lock:
         if name in vector_names(store):
             column = open_named_vectors(store, name)
             space.require(column.space, f"the vectors {name}")
         else:
             column = NamedVectors(store / FOLDER / name, name, space, {})
             write_list(column)
-        writer = NamedVectorsWriter(store, column)
+        writer = NamedVectorsWriter(lock, column)
         try:
             yield writer
         finally:
@@ -242,10 +243,14 @@ def copy_vectors(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> 
     ------
     Damaged
         The checksum of vectors to copy differs.
+    Unreadable
+        Vectors to copy cannot be read now.
     """
     for name in vector_names(store):
         try:
             column = open_named_vectors(store, name)
+        except Unreadable:
+            raise  # without a copy they would be lost
         except StoreError:
             continue  # reported by `verify`
         pieces = dict(column.pieces)

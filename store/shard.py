@@ -86,8 +86,8 @@ def digest_groups(vectors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.frombuffer(digests, np.uint8).reshape(-1, 16)
 
 
-def write_shard(path: Path, block: Block) -> Header:
-    """Check a block and write it as a shard, atomically.
+def write_shard(path: Path, block: Block, *, exclusive: bool = False) -> Header:
+    """Check a block and write it as a shard, atomically. With `exclusive`, a file that exists is not replaced.
 
     Vectors are stored as float16, which changes inner products of unit vectors by about 0.0005.
 
@@ -96,16 +96,16 @@ def write_shard(path: Path, block: Block) -> Header:
     BadBlock
         A vector is zero or not finite as float16, or a key occurs twice; nothing is written.
     StoreError
-        The disk is full or read-only; nothing is left behind.
+        The disk is full or read-only, or `exclusive` is set and the file exists; nothing is left behind.
     """
     block = replace(block, vectors=to_float16(block.vectors))
     hashes = hash_keys(block.rows.keys)
     require_valid_vectors(block)
     _require_unique_keys(block, hashes)
-    return write_checked_shard(path, block, hashes)
+    return write_checked_shard(path, block, hashes, exclusive=exclusive)
 
 
-def write_checked_shard(path: Path, block: Block, hashes: Hashes) -> Header:
+def write_checked_shard(path: Path, block: Block, hashes: Hashes, *, exclusive: bool = False) -> Header:
     """Write a block as a shard without checking it again; see `write_shard`.
 
     Parameters
@@ -116,7 +116,7 @@ def write_checked_shard(path: Path, block: Block, hashes: Hashes) -> Header:
     datasets = dict(_datasets(block, hashes))
     header = Header(len(block), block.space, {name: checksum(values) for name, values in datasets.items()})
     size = sum(values.nbytes + PAGE + DATASET_METADATA for values in datasets.values()) + 2**16
-    with written_aside(path) as temporary, _new_file(temporary, size) as file:
+    with written_aside(path, exclusive=exclusive) as temporary, _new_file(temporary, size) as file:
         for name, values in datasets.items():
             file.create_dataset(name, data=values)
         file.attrs["format"] = FORMAT

@@ -130,7 +130,11 @@ class Store:
         store = cls(Path(folder))
         store.require_room()
         if not numbers(store.folder):
-            write_manifest(store.folder, replace(Manifest(-1, space).follow("created"), number=0))
+            try:
+                write_manifest(store.folder, replace(Manifest(-1, space).follow("created"), number=0))
+            except StoreError:
+                if not numbers(store.folder):  # else another process has created it meanwhile
+                    raise
         space.require(read_manifest(store.folder).space, f"the store {folder}")
         return store
 
@@ -186,9 +190,9 @@ class Store:
         Locked
             Another process is writing.
         """
-        with writer_lock(self.folder):
+        with writer_lock(self.folder) as lock:
             tidy(self.folder)
-            writer = Writer(self.folder, note, rows_per_shard, seconds_per_shard)
+            writer = Writer(lock, note, rows_per_shard, seconds_per_shard)
             try:
                 yield writer
             finally:  # the rows appended before an error are valid
@@ -221,9 +225,10 @@ class Store:
         Locked
             Another process is writing.
         """
-        with writer_lock(self.folder):
+        with writer_lock(self.folder) as lock:
             current, earlier = read_manifest(self.folder), self.snapshot(number)
             earlier.require_shards()
+            lock.require_held()
             write_manifest(self.folder, current.follow(f"back to snapshot {number}", parts=earlier.manifest.parts))
         return self.snapshot()
 

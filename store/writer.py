@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ..core.atomic_files import TEMPORARY, flush, make_folder, remove_leftover
-from ..core.locking import remove_unless_leased
+from ..core.locking import WriterLock, remove_unless_leased
 from ..errors import BadBlock, StoreError
 from .key_index import Hashes
-from .manifest import ShardRef, numbers, path_of, read_manifest, write_manifest
+from .manifest import ShardRef, numbers, path_of, read_manifest, unused_shard, write_manifest
 from .named_vectors import copy_vectors
 from .records import Block, Ids, Mask, Names, RowLabels, Vectors, to_float16
 from .search.matches import Positions
@@ -54,10 +54,11 @@ class Writer:
     commit. A process that is killed loses at most the rows not yet sealed.
     """
 
-    def __init__(self, folder: Path, note: str, rows_per_shard: int, seconds_per_shard: float) -> None:
-        """The caller must hold the writer lock of the folder."""
-        self._folder = folder
+    def __init__(self, lock: WriterLock, note: str, rows_per_shard: int, seconds_per_shard: float) -> None:
+        self._lock = lock
+        self._folder = folder = lock.folder
         self._manifest = read_manifest(folder)
+        self._next_shard = unused_shard(folder, self._manifest.next_shard)
         self._first = self._manifest.number  # the snapshot before this writer
         self._note = note
         self._rows_per_shard = rows_per_shard
@@ -170,7 +171,7 @@ class Writer:
         self.seal()
         shard = Shard(path)
         self.space.require(shard.header.space, str(path))
-        number = self._manifest.next_shard
+        number = self._shard_number()
         part = ShardRef(f"{number:06d}.h5", len(shard), shard.header.digest, shard.size)
         counts = AppendCounts(added=len(shard))
         known = self.find(shard.column("keys"), shard.column("key_hashes")) >= 0
@@ -202,15 +203,20 @@ class Writer:
         block = Block.concat([waiting.block for waiting in self._waiting])
         hashes = np.concatenate([waiting.hashes for waiting in self._waiting])
         replaced = np.concatenate([waiting.replaces for waiting in self._waiting])
-        number = self._manifest.next_shard
+        number = self._shard_number()
         name = f"{number:06d}.h5"
         path = self._folder / "shards" / name
-        header = write_checked_shard(path, block, hashes)  # `append` has checked the rows
+        header = write_checked_shard(path, block, hashes, exclusive=True)  # `append` has checked the rows
         replaced_ids = self.snapshot.ids[replaced] if len(replaced) else replaced
         part = ShardRef(name, header.rows, header.digest, path.stat().st_size)
         self._keep_named_vectors(part)
         self._commit(parts=(*self._without(replaced_ids), part), next_shard=number + 1)
         self._sealed_at = time.monotonic()
+
+    def _shard_number(self) -> int:
+        """A number for a new shard. Each attempt has its own, so that no file is ever replaced."""
+        self._next_shard += 1
+        return self._next_shard - 1
 
     def _keep_named_vectors(self, part: ShardRef) -> None:
         """Copy the named vectors of the rows that are relabelled to the shard in which they are written again."""
@@ -225,6 +231,7 @@ class Writer:
 
     def _commit(self, **changes: object) -> None:
         before, after = self._manifest, self._manifest.follow(self._note, **changes)
+        self._lock.require_held()
         write_manifest(self._folder, after)
         # Only now, so that a failed commit is tried again.
         self._manifest, self._waiting, self._waiting_keys = after, [], set()
@@ -244,10 +251,9 @@ class Writer:
 
 
 def _hard_link(path: Path, target: Path) -> bool:
-    """Make `target` a hard link to `path`; False if the file system has no hard links."""
+    """Make `target` a new hard link to `path`; False if it exists, or the file system has no hard links."""
     try:
         make_folder(target.parent)
-        target.unlink(missing_ok=True)
         os.link(path, target)
         flush(target.parent)
     except OSError:

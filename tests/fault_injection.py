@@ -17,6 +17,7 @@ CALLS = [
     (os, "open"),
     (os, "fsync"),
     (os, "replace"),
+    (os, "link"),
     (os, "unlink"),
     (os, "mkdir"),
     (os, "rename"),

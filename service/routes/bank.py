@@ -49,7 +49,7 @@ async def add(request: Request, state: StateDep) -> Any:
     An image's key is its source and its file name. An image with an existing key replaces the stored one; if it is the
     same image, the label of the stored one is corrected.
     """
-    body = await form(request, state.limits)
+    body = await form(request, state.limits, FIELDS)
     try:
         metadata = BankSourceJson.model_validate(body.fields)
     except ValidationError as e:

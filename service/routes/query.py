@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from ...detector.detector import QueryOptions
-from ..dependencies import StateDep
+from ..dependencies import StateDep, no_parameter_twice
 from ..problems import EscapedJSONResponse
 from ..schemas import AnswersJson, refusals
 from ..state import RefusedUpload, usable
@@ -42,6 +42,7 @@ class QueryOptionsJson(BaseModel):
     response_model=AnswersJson,
     responses=refusals(400, 409, 415, 422),
     openapi_extra=request_body(),
+    dependencies=[Depends(no_parameter_twice)],
 )
 async def query(request: Request, state: StateDep, options: Annotated[QueryOptionsJson, Query()]) -> Any:
     """Send images as files of a multipart form, or one image as the body.

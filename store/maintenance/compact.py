@@ -11,7 +11,7 @@ import numpy as np
 
 from ...core.locking import remove_unless_leased, writer_lock
 from ...errors import Damaged
-from ..manifest import ShardRef, numbers, path_of, read_manifest, write_manifest
+from ..manifest import ShardRef, numbers, path_of, read_manifest, unused_shard, write_manifest
 from ..named_vectors import copy_vectors, tidy_all
 from ..records import Block, Ids
 from ..shard import ROWS_PER_SHARD, Shard, write_shard
@@ -50,14 +50,15 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> CompactRep
         A row is damaged and cannot be copied: run `clipfake store repair` first.
     """
     folder = store.folder
-    with writer_lock(folder):
+    with writer_lock(folder) as lock:
         before = read_manifest(folder)
         size = _bytes(folder)
         kept, moved = plan(before.parts, rows_per_shard)
-        number, parts, old_ids, new_ids = before.next_shard, list(kept), [], []
+        number = unused_shard(folder, before.next_shard)
+        parts, old_ids, new_ids = list(kept), [], []
         for block, ids in _regroup(_live_blocks(folder, moved), rows_per_shard):
             path = folder / "shards" / f"{number:06d}.h5"
-            header = write_shard(path, block)
+            header = write_shard(path, block, exclusive=True)
             parts.append(ShardRef(path.name, header.rows, header.digest, path.stat().st_size))
             old_ids.append(ids)
             new_ids.append((number << 32) + np.arange(len(block)))
@@ -67,6 +68,7 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> CompactRep
             if old_ids:  # none if all their rows are deleted
                 copy_vectors(folder, np.concatenate(old_ids), np.concatenate(new_ids), parts[len(kept) :])
             after = before.follow("compacted", parts=tuple(parts), next_shard=number)
+            lock.require_held()
             write_manifest(folder, after)
         earlier = [n for n in numbers(folder) if n != after.number]
         held = [n for n in earlier if not remove_unless_leased(path_of(folder, n))]

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,8 @@ import numpy.typing as npt
 from ...core.atomic_files import disk_errors, flush, make_folder
 from ...core.locking import writer_lock
 from ...core.sealed_json import checksum
-from ...errors import ClipfakeError, Damaged
-from ..manifest import Manifest, ShardRef, path_of, read_manifest, write_manifest
+from ...errors import ClipfakeError, Damaged, Unreadable
+from ..manifest import Manifest, ShardRef, path_of, read_manifest, unused_shard, write_manifest
 from ..named_vectors import forget_file
 from ..records import Block
 from ..shard import Shard, write_shard
@@ -63,10 +63,12 @@ def repair(folder: Path | str) -> RepairReport:
         The disk is full or read-only. Calling it again continues the repair.
     Damaged
         No snapshot and no shard can be read.
+    Unreadable
+        A file cannot be read now; nothing is changed.
     """
     folder = Path(folder)
     require_store(folder)  # first, so that no other folder gets a lock file
-    with writer_lock(folder), disk_errors(f"repair {folder}"):
+    with writer_lock(folder) as lock, disk_errors(f"repair {folder}"):
         health = verify(folder)
         actions: list[RepairAction] = []
         manifest = _recover_manifest(folder, health, actions)
@@ -74,9 +76,21 @@ def repair(folder: Path | str) -> RepairReport:
         newest = max([manifest.number, *_manifest_numbers(folder)])
         if repaired != manifest or manifest.number != health.snapshot or manifest.number < newest:
             repaired = replace(repaired, number=newest).follow("repaired")
+            lock.require_held()
             write_manifest(folder, repaired)
         _quarantine(folder, health, repaired, actions)
     return RepairReport(str(folder), repaired.number, repaired.rows, tuple(actions))
+
+
+@contextmanager
+def _damage_ignored() -> Iterator[None]:
+    """Go on after damage, but not if a file cannot be read now: its rows would be lost."""
+    try:
+        yield
+    except Unreadable:
+        raise
+    except (ClipfakeError, ValueError):
+        pass
 
 
 def _manifest_numbers(folder: Path) -> list[int]:
@@ -92,7 +106,7 @@ def _recover_manifest(folder: Path, health: VerifyReport, actions: list[RepairAc
     base = read_manifest(folder, health.snapshot) if health.snapshot is not None else None
     parts, space = list(base.parts) if base else [], base.space if base else None
     for path in sorted((folder / "shards").glob("*.h5")):
-        with suppress(ClipfakeError, ValueError):  # an unreadable shard is moved to quarantine below
+        with _damage_ignored():  # a damaged shard is moved to quarantine below
             if base and int(path.stem) < base.next_shard:
                 continue
             shard = Shard(path)
@@ -133,8 +147,8 @@ def _repair_shards(folder: Path, manifest: Manifest, health: VerifyReport, actio
                 kept = part = write_tombstones(folder, part, rows, max(_manifest_numbers(folder)) + 1)
                 actions.append(RepairAction(problem.path, f"dropped the damaged rows: {problem.what}", problem.lost))
             elif problem.lost == 0 and part.rows > part.deleted_rows:
-                kept = _without_optional(folder, part, next_shard)
-                next_shard += 1
+                number = unused_shard(folder, next_shard)
+                kept, next_shard = _without_optional(folder, part, number), number + 1
                 actions.append(RepairAction(problem.path, f"rewritten without the damaged data: {problem.what}"))
             else:
                 kept = None
@@ -152,7 +166,7 @@ def _quarantine(folder: Path, health: VerifyReport, current: Manifest, actions: 
         if number == current.number:
             continue
         path = path_of(folder, number)
-        with suppress(ClipfakeError):
+        with _damage_ignored():
             parts = read_manifest(folder, number).parts
             if damaged.isdisjoint({f"shards/{p.name}" for p in parts} | {f"deleted/{p.deleted}" for p in parts}):
                 continue
@@ -191,7 +205,7 @@ def _without_optional(folder: Path, part: ShardRef, number: int) -> ShardRef:
     block = Block(shard.header.space, shard.rows(), np.asarray(shard.vectors), thumbnails, texts)
     live_rows = np.delete(np.arange(part.rows), read_tombstones(folder, part))
     path = folder / "shards" / f"{number:06d}.h5"
-    header = write_shard(path, block.take(live_rows))
+    header = write_shard(path, block.take(live_rows), exclusive=True)
     return ShardRef(path.name, header.rows, header.digest, path.stat().st_size)
 
 

@@ -11,9 +11,11 @@ from typing import Any
 import numpy as np
 
 from ...core.atomic_files import TEMPORARY, require_local
-from ...core.locking import lease
+from ...core.locking import HELD, lease
+from ...core.locking import NAME as LOCK
 from ...errors import ClipfakeError, Damaged, NoStore, Unreadable
 from ..manifest import Manifest, ShardRef, numbers, path_of, read_manifest
+from ..named_vectors import FOLDER as COLUMNS_FOLDER
 from ..named_vectors import find_damage
 from ..records import distinct
 from ..search.ann_index import folders, open_index
@@ -23,6 +25,8 @@ from ..tombstones import read_tombstones
 
 # a shard without these lacks only images to show and names of categories
 OPTIONAL = ("thumbnails", "texts")
+# The folders whose files are verified. Heads are verified when they are loaded.
+EXAMINED = ("snapshots", "shards", "deleted", "indexes", COLUMNS_FOLDER)
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class VerifyReport:
 
 
 def verify(folder: Path | str) -> VerifyReport:
-    """Verify every byte of a store.
+    """Verify every byte of a store's rows, named vectors and indexes. Heads are verified when they are loaded.
 
     Raises
     ------
@@ -225,11 +229,12 @@ def _check_index(folder: Path, index: Path, newest: Manifest) -> tuple[list[Dama
 
 
 def _sizes(folder: Path) -> Iterator[int]:
-    """Sizes of all files, except those that a writer removes meanwhile."""
-    for path in folder.rglob("*"):
-        with suppress(OSError):
-            if path.is_file():
-                yield path.stat().st_size
+    """Sizes of the examined files, except those that a writer removes meanwhile."""
+    for examined in EXAMINED:
+        for path in (folder / examined).rglob("*"):
+            with suppress(OSError):
+                if path.is_file() and path.name not in (LOCK, HELD):
+                    yield path.stat().st_size
 
 
 def _relative(folder: Path, path: Path) -> str:

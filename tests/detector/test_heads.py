@@ -1,11 +1,13 @@
 """Heads: saving and loading, exact and approximate SVMs, and errors of impossible training."""
 
+import errno
 import json
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from clipfake.detector.calibration import Calibration
 from clipfake.detector.head import Head, head_folder, vector_names_of
 from clipfake.detector.projection import FUSIONS, KINDS, Projection
 from clipfake.detector.training.examples import Examples
@@ -14,7 +16,7 @@ from clipfake.detector.training.svm_training import fit_svm, scale_gamma
 from clipfake.detector.training.train import TrainOptions, train
 from clipfake.detector.training.triplet import TripletOptions, draw, fit_projection
 from clipfake.detector.vocabulary import Vocabulary
-from clipfake.errors import HeadError, NotEnoughRows, SpaceMismatch
+from clipfake.errors import HeadError, NotEnoughRows, SpaceMismatch, Unreadable
 from clipfake.store.records import Block, Rows, distinct, names
 from clipfake.store.space import Space
 from clipfake.store.store import Store
@@ -243,6 +245,25 @@ def test_altered_head_is_rejected(head: Head, tmp_path: Path) -> None:
     arrays.write_bytes(content)
     with pytest.raises(HeadError, match="altered"):
         Head.load(tmp_path)
+
+
+@pytest.mark.parametrize("error", [errno.EACCES, errno.ECONNRESET, errno.ENODATA], ids=errno.errorcode.get)
+@pytest.mark.parametrize("pattern", ["head.json", "head-*.safetensors", "calibration-*.json"])
+def test_head_that_cannot_be_read_now_is_not_called_damaged(
+    head: Head, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pattern: str, error: int
+) -> None:
+    head.save(tmp_path)
+    (tmp_path / f"calibration-{head.digest[:16]}.json").write_text("{}")
+    [unreadable], real = tmp_path.glob(pattern), Path.open
+
+    def open_path(path: Path, *args: object, **options: object) -> object:
+        if path == unreadable:
+            raise OSError(error, "no")
+        return real(path, *args, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(Path, "open", open_path)
+    with pytest.raises(Unreadable, match=rf"{unreadable.name} cannot be read now"):
+        Calibration.load(tmp_path, Head.load(tmp_path).digest)
 
 
 def test_error_of_a_missing_head_names_the_present_ones(head: Head, tmp_path: Path) -> None:

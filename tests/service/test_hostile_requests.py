@@ -187,8 +187,50 @@ def test_request_without_image_is_a_problem(client: TestClient) -> None:
     assert kind(client.post("/v1/query", content=b"", headers={"content-type": "image/png"})) == "no-image"
     boundary = {"content-type": "multipart/form-data; boundary=x"}
     assert kind(client.post("/v1/query", content=b"--x--\r\n", headers=boundary)) == "no-image"
-    text = b'--x\r\nContent-Disposition: form-data; name="images"\r\n\r\ntext, no file\r\n--x--\r\n'
-    assert kind(client.post("/v1/query", content=text, headers=boundary)) == "no-image"
+
+
+IN_FORM = b'--x\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n'
+FORM_X = {"content-type": "multipart/form-data; boundary=x"}
+
+
+@pytest.mark.parametrize("cut", [2, 4, 8, 9, 50])
+@pytest.mark.parametrize("path", ["/v1/query", "/v1/embed", "/v1/bank"])
+def test_form_that_was_cut_off_is_refused(toy: Any, cut: int, path: str) -> None:
+    part = IN_FORM % (b"images", b'; filename="%d.png"')
+    body = b"".join(part % i + toy.draw_image("gan_a", i) + b"\r\n" for i in range(2)) + b"--x--"
+    fields = IN_FORM % (b"source", b"") + b"new\r\n" + IN_FORM % (b"label", b"") + b"fake\r\n"
+    headers = FORM_X | {"Authorization": "Bearer secret"}
+    with TestClient(toy.app(token="secret"), base_url="http://127.0.0.1") as client:
+        content = ((fields if path == "/v1/bank" else b"") + body)[:-cut]
+        refused = client.post(path, content=content, headers=headers)
+    assert kind(refused) == "bad-request"
+    assert "the form ends before its last boundary" in refused.json()["detail"]
+
+
+@pytest.mark.parametrize("field", ["b", "images", "prior"])
+def test_form_part_without_file_name_is_refused(toy: Any, client: TestClient, field: str) -> None:
+    image = toy.draw_image("gan_a", 1)
+    first = IN_FORM % (b"images", b'; filename="a.png"') + image + b"\r\n"
+    for value in (image, b"0.0001"):
+        body = first + IN_FORM % (field.encode(), b"") + value + b"\r\n--x--\r\n"
+        refused = client.post("/v1/query", content=body, headers=FORM_X)
+        assert kind(refused) == "bad-request"
+        assert f"part {field!r} without a file name" in refused.json()["detail"]
+
+
+def test_repeated_values_are_refused(toy: Any, client: TestClient) -> None:
+    image = toy.draw_image("gan_a", 1)
+    refused = client.post("/v1/query?prior=0.1&prior=0.9", content=image)
+    assert kind(refused) == "invalid"
+    assert "'prior' is given more than once" in refused.json()["detail"]
+    parts = [("source", b"", b"new"), ("label", b"", b"fake"), ("label", b"", b"real")]
+    parts.append(("images", b'; filename="a.png"', image))
+    body = b"".join(IN_FORM % (name.encode(), more) + value + b"\r\n" for name, more, value in parts) + b"--x--\r\n"
+    with TestClient(toy.app(token="secret"), base_url="http://127.0.0.1") as writing:
+        headers = FORM_X | {"Authorization": "Bearer secret"}
+        twice = writing.post("/v1/bank", content=body, headers=headers)
+    assert kind(twice) == "bad-request"
+    assert "the field 'label' twice" in twice.json()["detail"]
 
 
 @pytest.mark.parametrize("media", ["text/plain", "application/json", "multipart/mixed; boundary=x", "video/mp4"])

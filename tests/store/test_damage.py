@@ -247,6 +247,17 @@ def test_leftovers_are_notes_not_damage(folder: Path) -> None:
     assert [note.path for note in health.notes] == ["shards/000009.h5", "shards/000010.h5.7.tmp"]
 
 
+def test_files_that_are_not_verified_are_not_counted(folder: Path) -> None:
+    before = verify(folder)
+    (folder / "heads" / "default").mkdir(parents=True)
+    (folder / "heads" / "default" / "head.json").write_text("altered")
+    assert verify(folder) == before
+    others = {"lock", "indexes/lock", "heads/default/head.json"}
+    files = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+    assert before.files == len(files - others) == len(files) - 3
+    assert before.sound
+
+
 def test_stale_index_is_a_note(folder: Path) -> None:
     with Store.open(folder).writer() as writer:
         writer.delete(np.arange(ROWS - 50) == 3)

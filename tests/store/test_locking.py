@@ -6,6 +6,7 @@ import mmap
 import os
 import re
 import signal
+import socket
 import stat
 import subprocess
 import sys
@@ -19,6 +20,7 @@ import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.core import locking
 from clipfake.core.atomic_files import reserve
+from clipfake.core.locking import WriterLock
 from clipfake.errors import Locked, StoreError, Unreadable
 from clipfake.store import snapshot as snapshots
 from clipfake.store.maintenance import verify as checking
@@ -29,6 +31,7 @@ from clipfake.store.maintenance.verify import verify
 from clipfake.store.named_vectors import named_vectors_writer, open_named_vectors
 from clipfake.store.shard import Shard, _empty, write_shard
 from clipfake.store.store import Store
+from clipfake.store.writer import Writer
 
 
 @pytest.fixture
@@ -69,6 +72,65 @@ def test_file_left_by_a_killed_writer_is_named(store: Store, monkeypatch: pytest
     left.unlink()
     with store.writer():
         pass
+
+
+def test_writer_without_locks_respects_one_with_them(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with store.writer() as writer:
+        with monkeypatch.context() as locks:
+            locks.setattr(fcntl, "flock", failing_with(errno.EIO))
+            with pytest.raises(Locked, match=rf"process {os.getpid()} on .*/lock, .* empty that file"), store.writer():
+                pass
+        writer.delete(np.arange(60) < 5)
+    monkeypatch.setattr(fcntl, "flock", failing_with(errno.EIO))
+    with store.writer() as writer:  # the first one has removed its name
+        assert len(writer.snapshot) == 55
+
+
+@pytest.mark.parametrize("change", ["rows", "named vectors"])
+def test_commit_is_refused_while_another_writer_holds_the_store(store: Store, change: str) -> None:
+    held, number = store.folder / "lock.held", store.snapshot().number
+    with pytest.raises(Locked, match=f"process 7 on elsewhere.*{held}"):
+        if change == "rows":
+            with store.writer() as writer:
+                held.write_text("process 7 on elsewhere")
+                writer.delete(np.arange(60) < 5)
+        else:
+            with named_vectors_writer(store.folder, "other", space(4)) as vectors:
+                vectors.put(np.arange(60), vectors.snapshot.vectors())
+                held.write_text("process 7 on elsewhere")
+    held.unlink()
+    assert store.snapshot().number == number
+    with store.writer():  # and the refused writer holds nothing any more
+        assert (store.folder / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+    assert (store.folder / "lock").read_text() == ""
+
+
+def test_removal_of_lock_held_stops_its_writer(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "flock", failing_with(errno.ENOLCK))
+    with pytest.raises(StoreError, match=r"lock\.held was removed while this"), store.writer() as writer:
+        (store.folder / "lock.held").unlink()
+        writer.delete(np.arange(60) < 5)
+    assert len(store.snapshot()) == 60
+
+
+@pytest.mark.parametrize("links", [None, errno.EPERM, errno.EOPNOTSUPP], ids=["links", "EPERM", "EOPNOTSUPP"])
+@pytest.mark.parametrize("commits", [1, 2])
+def test_no_writer_overwrites_another_ones_rows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: int | None, commits: int
+) -> None:
+    """Two writers hold the store at once, as if no lock worked."""
+    store = Store.create(tmp_path / "s", space(4))
+    first, second = (Writer(WriterLock(store.folder, by_file=False), "", 16, 99) for _ in range(2))
+    blocks = list(synthetic(60, 4, size=20))
+    if links:
+        monkeypatch.setattr(os, "link", failing_with(links))
+    for block in blocks[:commits]:
+        first.append(block)
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"another process has (written|committed)"):
+            second.append(blocks[2]) if not second._waiting else second.seal()
+    assert len(store.snapshot()) == 20 * commits
+    assert verify(store.folder).sound
 
 
 def failing_with(error: int) -> Any:
@@ -132,7 +194,10 @@ def test_files_that_cannot_be_mapped_are_read(store: Store, monkeypatch: pytest.
 UNREADABLE = ["shards/000001.h5", "snapshots/000001.json", "indexes/knn-000001/index.json", "columns/other/column.json"]
 
 
-@pytest.mark.parametrize("error", [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE], ids=errno.errorcode.get)
+NO_READING = [errno.EACCES, errno.EIO, errno.ESTALE, errno.EMFILE, errno.ECONNRESET, errno.EDEADLK, errno.ENODATA, 127]
+
+
+@pytest.mark.parametrize("error", NO_READING, ids=errno.errorcode.get)
 @pytest.mark.parametrize("name", UNREADABLE)
 def test_unreadable_is_not_called_damaged(store: Store, monkeypatch: pytest.MonkeyPatch, name: str, error: int) -> None:
     build_index(store, "plain")
@@ -154,6 +219,49 @@ def test_unreadable_is_not_called_damaged(store: Store, monkeypatch: pytest.Monk
             check(store.folder)
     monkeypatch.undo()
     assert verify(store.folder).sound
+
+
+@pytest.mark.parametrize("error", [errno.EUCLEAN, errno.EBADMSG], ids=errno.errorcode.get)
+def test_damage_found_by_the_file_system_is_damage(store: Store, monkeypatch: pytest.MonkeyPatch, error: int) -> None:
+    monkeypatch.setattr(h5py.File, "__init__", failing_with(error))
+    [problem] = verify(store.folder).problems
+    assert (problem.path, problem.lost) == ("shards/000001.h5", 60)
+
+
+def test_repair_loses_no_rows_of_a_shard_it_cannot_read_now(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shard is in no readable manifest, so that `verify` does not read it."""
+    rows, real = store.snapshot().vectors(), h5py.File.__init__
+    (store.folder / "snapshots/000001.json").write_text("{")
+
+    def open_h5(file: Any, path: Any, *args: Any, **options: Any) -> None:
+        if args[:1] == ("r",):
+            failing_with(errno.ECONNRESET)()
+        real(file, path, *args, **options)
+
+    monkeypatch.setattr(h5py.File, "__init__", open_h5)
+    with pytest.raises(Unreadable, match=r"000001.h5"):
+        repair(store.folder)
+    monkeypatch.undo()
+    assert repair(store.folder).rows == 60
+    assert np.array_equal(store.snapshot().vectors(), rows)
+
+
+def test_compact_loses_no_vectors_it_cannot_read_now(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    with named_vectors_writer(store.folder, "other", space(4)) as vectors:
+        vectors.put(np.arange(60), vectors.snapshot.vectors())
+    with store.writer() as writer:
+        writer.delete(np.arange(60) < 5)
+    real = Path.open
+
+    def open_path(path: Path, *args: Any, **options: Any) -> Any:
+        return failing_with(errno.ECONNRESET)() if path.name == "column.json" else real(path, *args, **options)
+
+    monkeypatch.setattr(Path, "open", open_path)
+    with pytest.raises(Unreadable, match=r"column.json"):
+        compact(store)
+    monkeypatch.undo()
+    compact(store)
+    assert not open_named_vectors(store.folder, "other").missing(store.snapshot()).any()
 
 
 def test_read_only_store_can_be_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -302,6 +302,7 @@ def test_files_are_on_disk_before_the_commit(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(os, "mkdir", mkdir)
     monkeypatch.setattr(os, "rename", moved(os.rename))
     monkeypatch.setattr(os, "replace", moved(os.replace))
+    monkeypatch.setattr(os, "link", moved(os.link))
     store = prepared(tmp_path / "s")
     for change in EVERY:
         change(store)
