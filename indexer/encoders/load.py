@@ -145,6 +145,7 @@ def _load(name: str, device: torch.device, precision: str) -> TorchEncoder:
     hashing.shutdown(wait=False)
     if is_clip and seed is None:
         require_finite(weights, checkpoint.folder)  # while they are hashed
+        probe(vision_model, checkpoint.preprocess)
     return TorchEncoder(
         space, vision_model, checkpoint.preprocess, text_encoder, device, choose_dtype(precision, device, clip=is_clip)
     )

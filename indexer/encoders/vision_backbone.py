@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,24 +14,41 @@ from ...errors import EncoderError
 from .checkpoint_rules.weight_names import WeightNames
 from .preprocess import Preprocess
 
+CLASS_TOKEN = re.compile(r"(^|[._])(cls|class)_(token|embedding)s?$")  # names of its weight
+
 
 class VisionBackbone(torch.nn.Module):
     """Maps (n, 3, height, width) preprocessed pixels to (n, dim) features, the model's pooled output.
 
-    Without a pooler, the features are the class token.
+    Without a pooler, the features are the class token, or in a model without one the mean of all positions.
     """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+        self.has_class_token = any(CLASS_TOKEN.search(name) for name in model.state_dict())
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Return (n, dim) features, not normalised; raises EncoderError if the model has none."""
         output = getattr(self.model, "get_image_features", self.model)(pixel_values=pixels)
         if isinstance(output, torch.Tensor):  # `get_image_features` in transformers 4
             return output
-        pooled = getattr(output, "pooler_output", None)
-        features: torch.Tensor = output.last_hidden_state[:, 0] if pooled is None else pooled
-        return features.flatten(1)
+        for name in ("image_embeds", "pooler_output"):
+            features = getattr(output, name, None)
+            if features is not None:
+                return torch.flatten(features, 1)
+        class_token = getattr(output, "cls_token_value", None)  # of CvT, (n, 1, dim); None if its last stage has none
+        if class_token is not None:
+            return torch.flatten(class_token, 1)
+        return self._without_pooler(getattr(output, "last_hidden_state", None))
+
+    def _without_pooler(self, hidden: torch.Tensor | None) -> torch.Tensor:
+        """Return (n, dim) features of (n, tokens, dim) tokens or (n, dim, height, width) feature maps."""
+        if hidden is None or hidden.ndim not in (3, 4):
+            raise EncoderError(f"{type(self.model).__name__} gives no features of a whole image; it cannot be used")
+        if hidden.ndim == 4:
+            return hidden.mean((2, 3))
+        return hidden[:, 0] if self.has_class_token else hidden.mean(1)
 
 
 def quiet_transformers() -> Any:
@@ -97,27 +115,51 @@ def load_text_model(folder: Path, load: Callable[[Path], Any]) -> tuple[Any, Any
 
 
 @torch.inference_mode()
-def probe(compute: Callable[[torch.Tensor], torch.Tensor], preprocess: Preprocess) -> int:
-    """Run a model on grey images, and return the length of its (n, dim) features.
+def probe(compute: Callable[[torch.Tensor], torch.Tensor], preprocess: Preprocess, *, zero: bool = False) -> int:
+    """Run a model on images of noise, and return the length of its (n, dim) features; `zero` allows zeros alone.
 
     Raises
     ------
     EncoderError
-        The model cannot take the sizes of the preprocessed images, or its features are random, as those of a model
-        that masks a part of its input.
+        The model cannot take the sizes of the preprocessed images. Or its features are NaN, infinite or zero, depend
+        in length on the size, or are random, as those of a model that masks a part of its input.
     """
     sizes = [(64, 64)] if preprocess.fixed_size else [(96, 192), (192, 96)]
-    for size in sizes:
-        grey = preprocess([np.full((*size, 3), 128, np.uint8)], torch.device("cpu"), torch.float32)
-        try:
-            features = compute(grey)
-        except Exception as e:  # models check their input in many ways
-            height, width = grey.shape[2:]
-            varying = "" if preprocess.fixed_size else ", and to other sizes for images of another aspect ratio"
-            raise EncoderError(
-                f"preprocessor_config.json resizes images to {height} x {width} pixels{varying}, which the model "
-                f"cannot take ({str(e).strip() or type(e).__name__}); correct size or crop_size"
-            ) from e
-    if not torch.allclose(features, compute(grey), rtol=1e-4, atol=1e-5 * float(features.abs().max())):
+    features = [_probe_size(compute, preprocess, size) for size in sizes]
+    if not zero and not any(bool(of_one.any()) for of_one in features):
+        raise EncoderError("the model gives features that are all zero, so its weights are wrong; download it again")
+    lengths = {of_one.shape[1] for of_one in features}
+    if len(lengths) > 1:
+        raise EncoderError(
+            f"the model gives {' or '.join(map(str, sorted(lengths)))} numbers for an image, depending on its aspect "
+            f"ratio; give size in preprocessor_config.json a height and a width"
+        )
+    return lengths.pop()
+
+
+def _probe_size(
+    compute: Callable[[torch.Tensor], torch.Tensor], preprocess: Preprocess, size: tuple[int, int]
+) -> torch.Tensor:
+    """Return the features of an image of noise; raises EncoderError if they are not finite or not repeatable."""
+    # not a plain image: the features of one are the same whichever patches are masked
+    noise = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    image = preprocess([noise], torch.device("cpu"), torch.float32)
+    try:
+        features = compute(image)
+    except EncoderError:
+        raise
+    except Exception as e:  # models check their input in many ways
+        height, width = image.shape[2:]
+        varying = "" if preprocess.fixed_size else ", and to other sizes for images of another aspect ratio"
+        raise EncoderError(
+            f"preprocessor_config.json resizes images to {height} x {width} pixels{varying}, which the model "
+            f"cannot take ({str(e).strip() or type(e).__name__}); correct size or crop_size"
+        ) from e
+    if not bool(features.isfinite().all()):
+        raise EncoderError(
+            "the model gives features that are not finite (NaN or infinity), though its weights are finite, so they "
+            "are wrong; download it again"
+        )
+    if not torch.allclose(features, compute(image), rtol=1e-4, atol=1e-5 * float(features.abs().max())):
         raise EncoderError("the model gives other features for the same image each time; it cannot be used to encode")
-    return int(features.shape[1])
+    return features
