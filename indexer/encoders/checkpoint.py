@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from ...errors import EncoderError
+from .checkpoint_rules.weight_names import holds_integers
 from .hub import CONFIG, PICKLED, PREPROCESSING, SAFETENSORS, TOKENIZER, folder_of, has_weights, weight_files
 from .preprocess import Preprocess
 
 Weights = dict[str, torch.Tensor]
+FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes as safetensors names them
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,39 @@ def _preprocessing_of(folder: Path) -> dict[str, Any]:
     if (folder / flat).is_file():
         return _json(folder / flat)
     raise EncoderError(f"{folder} has neither {flat} nor {nested} with an image_processor")
+
+
+def require_floats(folder: Path) -> None:
+    """Raise EncoderError if weights in a directory are stored as integers, truth values or complex numbers.
+
+    `transformers` casts them to floats without a word. Integers are quantised, and useless without their scales.
+    """
+    dtypes = _dtypes(folder)
+    wrong = sorted(name for name, dtype in dtypes.items() if not (dtype.is_floating_point or holds_integers(name)))
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise EncoderError(
+            f"{folder}: {wrong[0]}{more} are stored as {dtypes[wrong[0]]}, as quantised weights are, and their scales "
+            f"are not known; name a checkpoint in float32, float16 or bfloat16"
+        )
+
+
+def _dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """Return the dtype of each weight; the weights are not read. Files that cannot be read are left out."""
+    files = weight_files(folder, SAFETENSORS)
+    dtypes: dict[str, torch.dtype] = {}
+    if all(file.is_file() for file in files):
+        for file in files:
+            with suppress(SafetensorError), safe_open(file, "pt") as opened:  # type: ignore[no-untyped-call]
+                for name in opened.keys():  # noqa: SIM118
+                    if opened.get_slice(name).get_dtype() not in FLOATS:
+                        dtypes[name] = opened.get_tensor(name).dtype
+        return dtypes
+    for file in weight_files(folder, PICKLED):
+        with suppress(Exception):  # `transformers` will say what is wrong with it
+            content = torch.load(file, map_location="meta", weights_only=True)
+            dtypes |= {name: weight.dtype for name, weight in content.items() if isinstance(weight, torch.Tensor)}
+    return dtypes
 
 
 def require_finite(weights: Weights, folder: Path) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,8 @@ import numpy as np
 import torch
 
 from ...errors import EncoderError
-from .checkpoint_rules.weight_names import WeightNames
+from .checkpoint import require_floats
+from .checkpoint_rules.weight_names import WeightNames, is_pooler, is_text
 from .preprocess import Preprocess
 
 CLASS_TOKEN = re.compile(r"(^|[._])(cls|class)_(token|embedding)s?$")  # names of its weight
@@ -63,13 +66,41 @@ def quiet_transformers() -> Any:
 def load_model(folder: Path, kind: str = "AutoModel") -> Any:
     """Load a model of `transformers` in float32 from a directory.
 
-    A pooler that the checkpoint lacks is removed from the model, since it would have random weights.
+    A pooler or text model that the checkpoint lacks is removed from the model, since it would have random weights.
 
     Raises
     ------
     EncoderError
-        Weights are missing, left over or of another shape, or the model cannot be loaded at all.
+        Weights are missing, left over, of another shape or stored as integers, or the model cannot be loaded at all.
     """
+    require_floats(folder)
+    model, names = _loaded(folder, kind)
+    pooler = [name for name in names.unexpected if is_pooler(name.removeprefix(f"{model.base_model_prefix}."))]
+    if pooler and "add_pooling_layer" in inspect.signature(type(model).__init__).parameters:
+        model, names = _loaded(folder, kind, add_pooling_layer=True)
+    modules = {name.partition(".")[0] for name in model.state_dict()}
+    if problem := names.problem(modules, model.base_model_prefix):
+        raise EncoderError(
+            f"{folder}: the weights do not match {type(model).__name__}, which config.json names: {problem}"
+        )
+    if names.lacks_pooler:
+        model.pooler = None
+    if names.lacks_text:
+        for module in {name.partition(".")[0] for name in model.state_dict() if is_text(name)}:
+            setattr(model, module, None)
+    with torch.no_grad():
+        for name in names.unused:
+            model.get_parameter(name).zero_()  # random numbers would enter the fingerprint
+    return model
+
+
+def has_text_model(model: Any) -> bool:
+    """Return whether a model of `transformers` can encode texts."""
+    return hasattr(model, "get_text_features") and getattr(model, "text_model", model) is not None
+
+
+def _loaded(folder: Path, kind: str, **options: Any) -> tuple[Any, WeightNames]:
+    """Load a model, and compare its weights with those in the directory; raises EncoderError."""
     try:
         model, found = getattr(quiet_transformers(), kind).from_pretrained(
             folder,
@@ -78,30 +109,64 @@ def load_model(folder: Path, kind: str = "AutoModel") -> Any:
             trust_remote_code=False,
             output_loading_info=True,
             ignore_mismatched_sizes=True,  # they are refused by name instead
+            **options,
         )
     except Exception as e:
         raise EncoderError(f"{folder}: {str(e).strip() or type(e).__name__}") from e
     shapes = {name: (tuple(shape), tuple(wanted)) for name, shape, wanted in found["mismatched_keys"]}
-    names = WeightNames(set(found["missing_keys"]) - set(shapes), found["unexpected_keys"], shapes)
-    modules = {name.partition(".")[0] for name in model.state_dict()}
-    if problem := names.problem(modules, model.base_model_prefix):
-        raise EncoderError(
-            f"{folder}: the weights do not match {type(model).__name__}, which config.json names: {problem}"
-        )
-    if names.lacks_pooler:
-        model.pooler = None
-    with torch.no_grad():
-        for name in names.unused:
-            model.get_parameter(name).zero_()  # random numbers would enter the fingerprint
-    return model
+    missing = set(found["missing_keys"]) - set(shapes)
+    if not (missing or found["unexpected_keys"] or shapes):
+        return model, WeightNames()
+    prefix, architecture = model.base_model_prefix, architecture_of(model.config.to_dict())
+    saved_as = "" if architecture == type(model).__name__ else architecture
+    saved = _weights_of_class(saved_as, model)
+    # a class with a head has the pooler or not; of the bare model, checkpoints exist with it and without it (DINO)
+    optional = [name for name in model.state_dict() if is_pooler(name) and f"{prefix}.{name}" not in saved]
+    if hasattr(model, "get_image_features"):
+        optional += [name for name in model.state_dict() if is_text(name)]
+    head = {name for name in saved if not name.startswith(f"{prefix}.")}
+    return model, WeightNames(missing, found["unexpected_keys"], shapes, optional, head, saved_as)
 
 
-def random_model(folder: Path, seed: int) -> Any:
+def _weights_of_class(name: str, model: Any) -> set[str]:
+    """Return the names of all weights in a class with a head on top of `model`; none if it is not such a class."""
+    kind = getattr(quiet_transformers(), name, None) if name else None
+    if getattr(kind, "base_model_prefix", None) != model.base_model_prefix:
+        return set()
+    whole: Any = None
+    with suppress(Exception), torch.device("meta"):  # classes check a config.json in many ways
+        whole = kind(model.config)  # type: ignore[misc]
+    return set(whole.state_dict()) if hasattr(whole, model.base_model_prefix) else set()
+
+
+def architecture_of(config: Mapping[str, Any]) -> str:
+    """Return the class that a checkpoint was saved from, by its config.json, or "".
+
+    >>> architecture_of({"architectures": ["CLIPModel"]}), architecture_of({"architectures": None})
+    ('CLIPModel', '')
+    """
+    names = config.get("architectures")
+    return names[0] if isinstance(names, list) and names and isinstance(names[0], str) else ""
+
+
+def kind_of(config: Mapping[str, Any]) -> str:
+    """Return the class of `transformers` to load a checkpoint with. AutoModel would drop the projection of some.
+
+    >>> kind_of({"architectures": ["CLIPVisionModelWithProjection"]}), kind_of({"architectures": ["ViTModel"]})
+    ('CLIPVisionModelWithProjection', 'AutoModel')
+    """
+    architecture = architecture_of(config)
+    return architecture if architecture.endswith("VisionModelWithProjection") else "AutoModel"
+
+
+def random_model(folder: Path, kind: str = "AutoModel", *, seed: int) -> Any:
     """Build the architecture in a directory with random weights."""
     transformers = quiet_transformers()
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
+        if kind != "AutoModel":
+            return getattr(transformers, kind)._from_config(config, dtype=torch.float32)
         return transformers.AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)
 
 

@@ -156,3 +156,75 @@ def test_useless_features_are_refused_when_loading(kind: str, change: Any, found
     model.save_pretrained(folder)
     with pytest.raises(EncoderError, match=found):
         load_encoder(str(folder), device="cpu")
+
+
+def clip_config() -> Any:
+    import transformers
+
+    return transformers.CLIPConfig(vision_config={**SMALL, "projection_dim": 24}, text_config=TEXT, projection_dim=24)
+
+
+def test_projection_of_a_vision_model_is_used(tmp_path: Path) -> None:
+    """The vectors are those of the whole CLIP model that it was taken from."""
+    import transformers
+
+    torch.manual_seed(0)
+    whole = transformers.CLIPModel(clip_config())
+    folder = saved(tmp_path / "clip", whole)
+    part = transformers.CLIPVisionModelWithProjection.from_pretrained(folder)
+    part.save_pretrained(tmp_path / "part")
+    (tmp_path / "part" / "preprocessor_config.json").write_text(json.dumps(FIELDS))
+    vectors, output = vectors_and_output(tmp_path / "part", transformers.CLIPVisionModelWithProjection.from_pretrained)
+    assert vectors.shape == (2, 24)
+    assert np.allclose(vectors, unit(output.image_embeds), atol=1e-5)
+    assert np.allclose(vectors, load_encoder(str(folder), device="cpu").encode(images()), atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["PoolFormer", "SwiftFormer"])
+def test_normalisation_of_a_classifier_is_part_of_its_head(kind: str, tmp_path: Path) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    sizes = {"hidden_sizes": [8, 16, 24, 32], "embed_dims": [8, 16, 24, 32], "depths": [1] * 4, "image_size": 64}
+    config = getattr(transformers, f"{kind}Config")(**sizes)
+    fields = {**FIELDS, "size": 64}
+    folder = saved(tmp_path, getattr(transformers, f"{kind}ForImageClassification")(config), fields)
+    vectors, output = vectors_and_output(folder)
+    assert np.allclose(vectors, unit(output.last_hidden_state.mean((2, 3))), atol=1e-5)
+
+
+def test_pooler_of_a_classifier_is_used(tmp_path: Path) -> None:
+    """AutoModel builds Data2VecVision without one."""
+    import transformers
+
+    torch.manual_seed(0)
+    model = transformers.Data2VecVisionForImageClassification(transformers.Data2VecVisionConfig(**SMALL))
+
+    def pooled(folder: Path) -> Any:
+        return transformers.Data2VecVisionModel.from_pretrained(folder, add_pooling_layer=True)
+
+    vectors, output = vectors_and_output(saved(tmp_path, model), pooled)
+    assert np.allclose(vectors, unit(output.pooler_output), atol=1e-5)
+
+
+def test_image_features_need_no_text_model(tmp_path: Path) -> None:
+    import transformers
+
+    torch.manual_seed(0)
+    config = transformers.SiglipConfig(vision_config=dict(SMALL), text_config={**TEXT, "projection_size": 32})
+    model = transformers.SiglipForImageClassification(config)
+    folder = saved(tmp_path, model)
+    (folder / "tokenizer.json").write_text("{}")
+
+    vectors, output = vectors_and_output(folder, lambda _: model.vision_model)
+    assert np.allclose(vectors, unit(output.pooler_output), atol=1e-5)
+    first, again = (load_encoder(str(folder), device="cpu") for _ in range(2))
+    assert first.space == again.space and not first.has_text
+
+
+def test_classifier_without_projection_is_named(tmp_path: Path) -> None:
+    import transformers
+
+    folder = saved(tmp_path, transformers.CLIPForImageClassification(clip_config()))
+    with pytest.raises(EncoderError, match=r"1 weight is missing.* saved from CLIPForImageClassification"):
+        load_encoder(str(folder), device="cpu")
