@@ -99,14 +99,16 @@ def _dtypes(folder: Path) -> dict[str, torch.dtype]:
     dtypes: dict[str, torch.dtype] = {}
     if all(file.is_file() for file in files):
         for file in files:
-            with suppress(SafetensorError), safe_open(file, "pt") as opened:  # type: ignore[no-untyped-call]
+            with suppress(SafetensorError), safe_open(file, "pt") as opened:
                 for name in opened.keys():  # noqa: SIM118
                     if opened.get_slice(name).get_dtype() not in FLOATS:
                         dtypes[name] = opened.get_tensor(name).dtype
         return dtypes
+    from transformers.modeling_utils import load_state_dict
+
     for file in weight_files(folder, PICKLED):
-        with suppress(Exception):  # `transformers` will say what is wrong with it
-            content = torch.load(file, map_location="meta", weights_only=True)
+        with suppress(Exception):  # loading the model will say what is wrong with it
+            content = load_state_dict(file, map_location="meta", weights_only=True)  # runs no code in it
             dtypes |= {name: weight.dtype for name, weight in content.items() if isinstance(weight, torch.Tensor)}
     return dtypes
 
@@ -121,9 +123,10 @@ def require_finite(weights: Weights, folder: Path) -> None:
         raise EncoderError(f"{folder}: {len(broken)} weights contain NaN or infinity ({shown}); download it again")
 
 
-def fingerprint_of(weights: Weights, preprocess: Preprocess) -> str:
-    """Return the hex SHA-256 of all weights (name, shape, float32 bytes) and the preprocessing."""
+def fingerprint_of(weights: Weights, preprocess: Preprocess, pooling: str = "") -> str:
+    """Return the hex SHA-256 of all weights (name, shape, float32 bytes), the preprocessing and the pooling, if any."""
     digest = hashlib.sha256(json.dumps(preprocess.to_dict(), sort_keys=True).encode())
+    digest.update(pooling.encode())
     for name, weight in sorted(weights.items()):
         if weight.is_floating_point():  # skips the integer position ids of older checkpoints
             digest.update(f"{name} {tuple(weight.shape)}".encode())

@@ -152,8 +152,9 @@ def _load(name: str, device: torch.device, precision: str) -> TorchEncoder:
     if has_text and checkpoint.has_tokenizer:
         text_encoder = TextEncoder(partial(load_text_model, checkpoint.folder, load))
     full_name = model_id if seed is None else with_random_weights(model_id, seed)
+    pooling = vision_model.pooling if isinstance(vision_model, VisionBackbone) else ""
     hashing = ThreadPoolExecutor(1)
-    space = hashing.submit(lambda: Space(full_name, fingerprint_of(weights, checkpoint.preprocess), dim))
+    space = hashing.submit(lambda: Space(full_name, fingerprint_of(weights, checkpoint.preprocess, pooling), dim))
     hashing.shutdown(wait=False)
     if is_clip and seed is None:
         require_finite(weights, checkpoint.folder)  # while they are hashed

@@ -30,6 +30,7 @@ class VisionBackbone(torch.nn.Module):
         super().__init__()
         self.model = model
         self.has_class_token = any(CLASS_TOKEN.search(name) for name in model.state_dict())
+        self.pooling = ""  # how features are pooled, if not by the model and not its first token; known after a call
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         """Return (n, dim) features, not normalised; raises EncoderError if the model has none."""
@@ -42,6 +43,7 @@ class VisionBackbone(torch.nn.Module):
                 return torch.flatten(features, 1)
         class_token = getattr(output, "cls_token_value", None)  # of CvT, (n, 1, dim); None if its last stage has none
         if class_token is not None:
+            self.pooling = "class token"
             return torch.flatten(class_token, 1)
         return self._without_pooler(getattr(output, "last_hidden_state", None))
 
@@ -49,9 +51,10 @@ class VisionBackbone(torch.nn.Module):
         """Return (n, dim) features of (n, tokens, dim) tokens or (n, dim, height, width) feature maps."""
         if hidden is None or hidden.ndim not in (3, 4):
             raise EncoderError(f"{type(self.model).__name__} gives no features of a whole image; it cannot be used")
-        if hidden.ndim == 4:
-            return hidden.mean((2, 3))
-        return hidden[:, 0] if self.has_class_token else hidden.mean(1)
+        if hidden.ndim == 3 and self.has_class_token:
+            return hidden[:, 0]
+        self.pooling = "mean"
+        return hidden.mean((2, 3) if hidden.ndim == 4 else 1)
 
 
 def quiet_transformers() -> Any:
@@ -124,8 +127,9 @@ def _loaded(folder: Path, kind: str, **options: Any) -> tuple[Any, WeightNames]:
     optional = [name for name in model.state_dict() if is_pooler(name) and f"{prefix}.{name}" not in saved]
     if hasattr(model, "get_image_features"):
         optional += [name for name in model.state_dict() if is_text(name)]
+    held = [name for name in model.state_dict() if f"{prefix}.{name}" in saved]
     head = {name for name in saved if not name.startswith(f"{prefix}.")}
-    return model, WeightNames(missing, found["unexpected_keys"], shapes, optional, head, saved_as)
+    return model, WeightNames(missing, found["unexpected_keys"], shapes, optional, head, saved_as, held)
 
 
 def _weights_of_class(name: str, model: Any) -> set[str]:
@@ -159,7 +163,7 @@ def kind_of(config: Mapping[str, Any]) -> str:
     return architecture if architecture.endswith("VisionModelWithProjection") else "AutoModel"
 
 
-def random_model(folder: Path, kind: str = "AutoModel", *, seed: int) -> Any:
+def random_model(folder: Path, seed: int, kind: str = "AutoModel") -> Any:
     """Build the architecture in a directory with random weights."""
     transformers = quiet_transformers()
     config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)

@@ -39,6 +39,7 @@ class WeightNames:
     optional: Collection[str] = ()  # the model's weights that may be missing, but only all of them: pooler or text half
     head: Collection[str] = ()  # weights that the class which was saved has beyond the model
     saved_as: str = ""  # the class which was saved, if it is another than the model's
+    held: Collection[str] = ()  # the model's weights that the class which was saved has
 
     @property
     def unused(self) -> list[str]:
@@ -96,7 +97,8 @@ class WeightNames:
             _listed("of another shape", shapes),
         ]
         problem = "; ".join(part for part in parts if part)
-        if problem and self.saved_as:
+        by_design = bool(set(left_over) & set(self.head)) or not set(missing) <= set(self.held)
+        if self.saved_as and by_design:
             return (
                 f"{problem}; config.json says that it was saved from {self.saved_as}, whose checkpoints need not have "
                 f"the weights of image features: name a checkpoint of the model that {self.saved_as} was made from, or "

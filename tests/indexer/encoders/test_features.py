@@ -11,6 +11,7 @@ import pytest
 import torch
 from clipfake.errors import EncoderError
 from clipfake.indexer.decoding.image import Pixels
+from clipfake.indexer.encoders.checkpoint import fingerprint_of
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.torch_encoder import TorchEncoder
 
@@ -64,6 +65,18 @@ def test_features_of_a_feature_map_are_its_mean(kind: str, tmp_path: Path) -> No
     config = getattr(transformers, f"{kind}Config")(**STAGES)
     vectors, output = vectors_and_output(saved(tmp_path, getattr(transformers, f"{kind}Model")(config)))
     assert np.allclose(vectors, unit(output.last_hidden_state.mean((2, 3))), atol=1e-5)
+
+
+def test_pooling_is_part_of_the_fingerprint(tmp_path: Path) -> None:
+    """Stores of earlier versions hold the vectors of other pooling, which must not be mixed with the mean."""
+    import transformers
+
+    folder = saved(tmp_path, transformers.IJepaModel(transformers.IJepaConfig(**SMALL)))
+    encoder = load_encoder(str(folder), device="cpu")
+    assert isinstance(encoder, TorchEncoder)
+    weights = transformers.IJepaModel.from_pretrained(folder).state_dict()
+    assert encoder.space.fingerprint == fingerprint_of(weights, encoder.preprocess, "mean")
+    assert encoder.space.fingerprint != fingerprint_of(weights, encoder.preprocess)
 
 
 def test_feature_map_of_any_size_gives_one_length(tmp_path: Path) -> None:

@@ -280,6 +280,17 @@ def test_model_of_any_size_encodes_images_of_all_shapes(kind: str, tmp_path: Pat
     assert np.allclose(together, np.concatenate([encoder.encode([image]) for image in batch]), atol=1e-5)
 
 
+def test_a_damaged_classifier_is_not_called_another_class() -> None:
+    names = WeightNames(
+        ["norm.bias"], ["norm.weight"], optional=[], head=["fc.weight"], saved_as="Net", held=["norm.bias"]
+    )
+    assert "download it again, or correct config.json" in names.problem(["norm"], "net")
+    assert "saved from Net" in WeightNames(["proj.weight"], saved_as="Net").problem(["norm"])
+    assert "saved from Net" in WeightNames(
+        unexpected=["norm.bias"], optional=["pooler.bias"], head=["norm.bias"], saved_as="Net", missing=["pooler.bias"]
+    ).problem(["layers"])
+
+
 @pytest.mark.parametrize(
     "unexpected, harmless",
     [
