@@ -5,19 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from ...errors import EncoderError
+from .checkpoint_rules.weight_names import holds_integers
 from .hub import CONFIG, PICKLED, PREPROCESSING, SAFETENSORS, TOKENIZER, folder_of, has_weights, weight_files
 from .preprocess import Preprocess
 
 Weights = dict[str, torch.Tensor]
+FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes as safetensors names them
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,41 @@ def _preprocessing_of(folder: Path) -> dict[str, Any]:
     raise EncoderError(f"{folder} has neither {flat} nor {nested} with an image_processor")
 
 
+def require_floats(folder: Path) -> None:
+    """Raise EncoderError if weights in a directory are stored as integers, truth values or complex numbers.
+
+    `transformers` casts them to floats without a word. Integers are quantised, and useless without their scales.
+    """
+    dtypes = _dtypes(folder)
+    wrong = sorted(name for name, dtype in dtypes.items() if not (dtype.is_floating_point or holds_integers(name)))
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise EncoderError(
+            f"{folder}: {wrong[0]}{more} are stored as {dtypes[wrong[0]]}, as quantised weights are, and their scales "
+            f"are not known; name a checkpoint in float32, float16 or bfloat16"
+        )
+
+
+def _dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """Return the dtype of each weight; the weights are not read. Files that cannot be read are left out."""
+    files = weight_files(folder, SAFETENSORS)
+    dtypes: dict[str, torch.dtype] = {}
+    if all(file.is_file() for file in files):
+        for file in files:
+            with suppress(SafetensorError), safe_open(file, "pt") as opened:
+                for name in opened.keys():  # noqa: SIM118
+                    if opened.get_slice(name).get_dtype() not in FLOATS:
+                        dtypes[name] = opened.get_tensor(name).dtype
+        return dtypes
+    from transformers.modeling_utils import load_state_dict
+
+    for file in weight_files(folder, PICKLED):
+        with suppress(Exception):  # loading the model will say what is wrong with it
+            content = load_state_dict(file, map_location="meta", weights_only=True)  # runs no code in it
+            dtypes |= {name: weight.dtype for name, weight in content.items() if isinstance(weight, torch.Tensor)}
+    return dtypes
+
+
 def require_finite(weights: Weights, folder: Path) -> None:
     """Raise EncoderError if a weight is NaN or infinite."""
     # a sum is the fastest test, but one of finite weights may be infinite as well
@@ -85,9 +123,10 @@ def require_finite(weights: Weights, folder: Path) -> None:
         raise EncoderError(f"{folder}: {len(broken)} weights contain NaN or infinity ({shown}); download it again")
 
 
-def fingerprint_of(weights: Weights, preprocess: Preprocess) -> str:
-    """Return the hex SHA-256 of all weights (name, shape, float32 bytes) and the preprocessing."""
+def fingerprint_of(weights: Weights, preprocess: Preprocess, pooling: str = "") -> str:
+    """Return the hex SHA-256 of all weights (name, shape, float32 bytes), the preprocessing and the pooling, if any."""
     digest = hashlib.sha256(json.dumps(preprocess.to_dict(), sort_keys=True).encode())
+    digest.update(pooling.encode())
     for name, weight in sorted(weights.items()):
         if weight.is_floating_point():  # skips the integer position ids of older checkpoints
             digest.update(f"{name} {tuple(weight.shape)}".encode())

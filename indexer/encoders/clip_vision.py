@@ -60,14 +60,16 @@ class VisionConfig:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> VisionConfig:
-        """Parse the `config.json` of a `CLIPModel`, with CLIP's defaults for missing fields.
+        """Parse the `config.json` of a CLIP model, whole or vision model only, with CLIP's defaults for missing fields.
 
         Raises EncoderError if a size is invalid or the activation is not supported.
 
         >>> VisionConfig.from_config({"vision_config": {"patch_size": 16}}).patch
         16
         """
-        fields = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
+        fields = config
+        if config.get("model_type") != "clip_vision_model":
+            fields = {**(config.get("vision_config") or {}), **(config.get("vision_config_dict") or {})}
         names = {
             "width": "hidden_size",
             "hidden": "intermediate_size",
@@ -107,13 +109,16 @@ class ClipVision(nn.Module):
         self.visual_projection = nn.Linear(config.width, config.dim, bias=False)
 
     @classmethod
-    def from_weights(cls, config: VisionConfig, weights: Mapping[str, torch.Tensor]) -> ClipVision:
-        """Build the model in float32 from a checkpoint's weights; raises EncoderError if they do not match `config`."""
+    def from_weights(cls, config: VisionConfig, weights: Mapping[str, torch.Tensor], saved_as: str = "") -> ClipVision:
+        """Build the model in float32 from a checkpoint's weights; raises EncoderError if they do not match `config`.
+
+        `saved_as` is the class that the checkpoint was saved from, if that need not have all weights.
+        """
         with torch.device("meta"):
             model = cls(config)
         state = {name: weight.float() for name, weight in weights.items() if name.startswith(VISION_PREFIXES)}
         state.pop("vision_model.embeddings.position_ids", None)  # in older checkpoints: 0, 1, 2, ...
-        _require_match(model.state_dict(), weights)
+        _require_match(model.state_dict(), weights, saved_as)
         if config.activation == "quick_gelu":
             fold_quick_gelu(state)
         model.load_state_dict(state, assign=True)
@@ -124,13 +129,14 @@ class ClipVision(nn.Module):
         return features
 
 
-def _require_match(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor]) -> None:
+def _require_match(expected: Mapping[str, torch.Tensor], weights: Mapping[str, torch.Tensor], saved_as: str) -> None:
     """Raise EncoderError if vision weights are missing, left over, of another shape or quantised."""
     shapes = {name: (tuple(weights[name].shape), tuple(expected[name].shape)) for name in expected if name in weights}
     names = WeightNames(
         missing=[name for name in expected if name not in weights],
         unexpected=[name for name in weights if name not in expected and not name.startswith(TEXT_NAMES)],
         mismatched={name: (found, wanted) for name, (found, wanted) in shapes.items() if found != wanted},
+        saved_as=saved_as,
     )
     problem = names.problem(MODULES)
     quantised = [name for name in shapes if not weights[name].is_floating_point()]

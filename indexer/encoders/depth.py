@@ -55,9 +55,13 @@ class DepthEncoder(Encoder):
 
     def _small_maps(self, images: Sequence[Pixels]) -> torch.Tensor:
         """Return the (n, 256) reduced depth maps of n images with one input size."""
-        pixels = self.preprocess(images, self.device, torch.float32)
-        depth = self.model(pixel_values=pixels).predicted_depth  # (n, height, width)
-        return torch.nn.functional.adaptive_avg_pool2d(depth[:, None].float(), MAP_SIDE).flatten(1)
+        return reduced_depth(self.model, self.preprocess(images, self.device, torch.float32))
+
+
+def reduced_depth(model: Any, pixels: torch.Tensor) -> torch.Tensor:
+    """Return the (n, 256) reduced depth maps of (n, 3, height, width) preprocessed pixels."""
+    depth = model(pixel_values=pixels).predicted_depth  # (n, height, width)
+    return torch.nn.functional.adaptive_avg_pool2d(depth[:, None].float(), MAP_SIDE).flatten(1)
 
 
 def load_depth_encoder(name: str, *, device: str = "auto") -> DepthEncoder:
@@ -67,7 +71,7 @@ def load_depth_encoder(name: str, *, device: str = "auto") -> DepthEncoder:
         checkpoint = open_checkpoint(model_id)
         model = load_model(checkpoint.folder, "AutoModelForDepthEstimation").eval()
         require_finite(model.state_dict(), checkpoint.folder)
-        probe(lambda pixels: model(pixel_values=pixels).predicted_depth.flatten(1), checkpoint.preprocess)
+        probe(lambda pixels: reduced_depth(model, pixels), checkpoint.preprocess, zero=True)
     except (OSError, ValueError, KeyError, RuntimeError, ImportError, AttributeError, EncoderError) as e:
         raise load_error(f"the depth model {model_id}", e) from e
     if Path(model_id).is_dir():

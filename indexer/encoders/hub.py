@@ -65,9 +65,13 @@ def has_weights(folder: Path) -> bool:
 
 
 def weight_files(folder: Path, kind: Sequence[str]) -> list[Path]:
-    """Return the paths of the weight files of a kind (SAFETENSORS or PICKLED), whether they exist or not."""
+    """Return the paths of the weight files of a kind (SAFETENSORS or PICKLED), whether they exist or not.
+
+    A single file goes before the parts of an index.
+    """
     single, index = kind
-    if not (folder / index).is_file():
+    # as transformers does: an index next to a single file may be left over from parts that were joined
+    if (folder / single).is_file() or not (folder / index).is_file():
         return [folder / single]
     try:
         parts = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
@@ -81,14 +85,17 @@ def _fetch_weights(model_id: str, folder: Path) -> None:
     from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
     for kind in (SAFETENSORS, PICKLED):
-        try:
-            for file in weight_files(folder, kind):
-                hf_hub_download(model_id, file.name)
-            return
-        except LocalEntryNotFoundError:
-            raise
-        except EntryNotFoundError:  # the repository has no files of this kind
-            continue
+        single = [folder / kind[0]]
+        parts = weight_files(folder, kind)
+        for files in (single,) if parts == single else (single, parts):
+            try:
+                for file in files:
+                    hf_hub_download(model_id, file.name)
+                return
+            except LocalEntryNotFoundError:
+                raise
+            except EntryNotFoundError:  # the repository has no such files
+                continue
 
 
 @contextmanager

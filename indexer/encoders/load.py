@@ -22,7 +22,16 @@ from .encoder_name import DEPTH, INT8, PLAIN, load_error, model_id_of, seed_of, 
 from .openvino import OpenVinoEncoder
 from .text_encoder import TextEncoder
 from .torch_encoder import TorchEncoder, choose_device, choose_dtype
-from .vision_backbone import VisionBackbone, load_model, load_text_model, probe, random_model
+from .vision_backbone import (
+    VisionBackbone,
+    architecture_of,
+    has_text_model,
+    kind_of,
+    load_model,
+    load_text_model,
+    probe,
+    random_model,
+)
 
 OPENVINO = "openvino"  # value of --device
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt in malloc.h
@@ -120,34 +129,45 @@ def _load(name: str, device: torch.device, precision: str) -> TorchEncoder:
     checkpoint = open_checkpoint(model_id, weights=trained)
     if Path(model_id).is_dir():
         model_id = str(checkpoint.folder)
-    load: Callable[[Path], Any] = load_model if seed is None else partial(random_model, seed=seed)
+    kind = kind_of(checkpoint.config)
+    load: Callable[[Path], Any] = partial(load_model, kind=kind)
+    if seed is not None:
+        load = partial(random_model, kind=kind, seed=seed)
     vision_model: torch.nn.Module
-    is_clip = checkpoint.config.get("model_type") == "clip"
+    is_clip = checkpoint.config.get("model_type") == "clip" or kind == "CLIPVisionModelWithProjection"
     if is_clip:
         config = VisionConfig.from_config(checkpoint.config)
         read_directly = seed is None and checkpoint.has_safetensors
         weights = checkpoint.weights() if read_directly else load(checkpoint.folder).state_dict()
         _require_side(checkpoint, config)
-        vision_model, dim = ClipVision.from_weights(config, weights), config.dim
+        vision_model, dim = ClipVision.from_weights(config, weights, _other_class(checkpoint)), config.dim
         has_text = any(name.startswith("text_model.") for name in weights)
     else:
         model = load(checkpoint.folder).eval()
         weights, vision_model = model.state_dict(), VisionBackbone(model)
         require_finite(weights, checkpoint.folder)
-        has_text = hasattr(model, "get_text_features")
+        has_text = has_text_model(model)
         dim = probe(vision_model, checkpoint.preprocess)
     text_encoder = None
     if has_text and checkpoint.has_tokenizer:
         text_encoder = TextEncoder(partial(load_text_model, checkpoint.folder, load))
     full_name = model_id if seed is None else with_random_weights(model_id, seed)
+    pooling = vision_model.pooling if isinstance(vision_model, VisionBackbone) else ""
     hashing = ThreadPoolExecutor(1)
-    space = hashing.submit(lambda: Space(full_name, fingerprint_of(weights, checkpoint.preprocess), dim))
+    space = hashing.submit(lambda: Space(full_name, fingerprint_of(weights, checkpoint.preprocess, pooling), dim))
     hashing.shutdown(wait=False)
     if is_clip and seed is None:
         require_finite(weights, checkpoint.folder)  # while they are hashed
+        probe(vision_model, checkpoint.preprocess)
     return TorchEncoder(
         space, vision_model, checkpoint.preprocess, text_encoder, device, choose_dtype(precision, device, clip=is_clip)
     )
+
+
+def _other_class(checkpoint: Checkpoint) -> str:
+    """Return the class that a checkpoint of CLIP was saved from, or "" if it is one with image features."""
+    architecture = architecture_of(checkpoint.config)
+    return "" if architecture in ("CLIPModel", "CLIPVisionModelWithProjection") else architecture
 
 
 def _require_side(checkpoint: Checkpoint, config: VisionConfig) -> None:

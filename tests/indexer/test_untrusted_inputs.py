@@ -412,6 +412,7 @@ def test_invalid_model_sizes_raise_encoder_error(vision: dict[str, Any], standin
 @pytest.mark.parametrize("value", [b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": 1, "b": "c"}}', DEEP])
 def test_invalid_weights_index_raises_encoder_error(value: bytes, standin: Path, tmp_path: Path) -> None:
     folder = copied(standin, tmp_path)
+    (tmp_path / "model.safetensors").unlink()
     (tmp_path / "model.safetensors.index.json").write_bytes(value)
     with pytest.raises(EncoderError, match="no valid weight_map"):
         load_encoder(folder)

@@ -48,6 +48,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
         "clip": build_standin(root),
         "vit": saved(root / "vit", transformers.ViTModel(transformers.ViTConfig(**SMALL))),
         "classifier": saved(root / "cls", transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL))),
+        "beit": saved(root / "beit", transformers.BeitForImageClassification(transformers.BeitConfig(**SMALL))),
         "mae": saved(root / "mae", transformers.ViTMAEModel(transformers.ViTMAEConfig(**SMALL))),
         "depth": saved(
             root / "dpt",
@@ -164,15 +165,55 @@ def test_checkpoint_without_text_model_has_no_texts(checkpoint: Any) -> None:
     def vision_only(weights: Weights) -> Weights:
         return {name: weight for name, weight in weights.items() if name.startswith(("vision_model", "visual_"))}
 
-    assert not load_encoder(checkpoint("clip", vision_only), device="cpu").has_text
+    encoders = [load_encoder(checkpoint("clip", vision_only, store), device="cpu") for store in ("safetensors", "bin")]
+    assert not any(encoder.has_text for encoder in encoders)
+    assert encoders[0].space.fingerprint == encoders[1].space.fingerprint
 
 
-def test_quantised_weights_are_refused(checkpoint: Any) -> None:
+@pytest.mark.parametrize("kind", ["clip", "vit", "depth"])
+@pytest.mark.parametrize("store", ["safetensors", "bin"])
+@pytest.mark.parametrize("dtype", [torch.int8, torch.bool])
+def test_quantised_weights_are_refused(checkpoint: Any, kind: str, store: str, dtype: torch.dtype) -> None:
     def quantised(weights: Weights) -> Weights:
-        return {name: weight.to(torch.int8) for name, weight in weights.items()}
+        return {name: weight.to(dtype) for name, weight in weights.items()}
 
-    with pytest.raises(EncoderError, match=r"torch\.int8"):
-        load_encoder(checkpoint("clip", quantised), device="cpu")
+    with pytest.raises(EncoderError, match=str(dtype)):
+        load_encoder(checkpoint(kind, quantised, store), device="cpu")
+
+
+@pytest.mark.parametrize("kind", ["clip", "vit"])
+def test_single_file_goes_before_an_index_of_parts(checkpoint: Any, kind: str) -> None:
+    """As in transformers: parts may be left over from before they were joined, or their index alone."""
+    single = checkpoint(kind)
+    both, index_only = (
+        checkpoint(kind, lambda weights: {name: weight * 2 for name, weight in weights.items()}, "shards")
+        for _ in range(2)
+    )
+    for part in Path(index_only).glob("model-*.safetensors"):
+        part.unlink()
+    for folder in (both, index_only):
+        shutil.copy(Path(single, "model.safetensors"), folder)
+        assert load_encoder(folder, device="cpu").space.fingerprint == (
+            load_encoder(single, device="cpu").space.fingerprint
+        )
+
+
+def test_half_of_a_pooler_is_refused_and_none_is_not(checkpoint: Any) -> None:
+    def without(start: str) -> Callable[[Weights], Weights]:
+        return lambda weights: {name: weight for name, weight in weights.items() if not name.startswith(start)}
+
+    with pytest.raises(EncoderError, match=r"1 weight is missing \(pooler\.dense\.bias\)"):
+        load_encoder(checkpoint("vit", without("pooler.dense.bias")), device="cpu")
+    load_encoder(checkpoint("vit", without("pooler.")), device="cpu")
+
+
+def test_pooler_that_a_classifier_has_may_not_be_missing(checkpoint: Any) -> None:
+    def without_pooler(weights: Weights) -> Weights:
+        return {name: weight for name, weight in weights.items() if ".pooler." not in name}
+
+    load_encoder(checkpoint("beit"), device="cpu")
+    with pytest.raises(EncoderError, match=r"2 weights are missing \(pooler\.layernorm\.bias"):
+        load_encoder(checkpoint("beit", without_pooler), device="cpu")
 
 
 def test_head_of_a_classifier_is_not_needed(checkpoint: Any, checkpoints: Mapping[str, Path]) -> None:
@@ -237,6 +278,17 @@ def test_model_of_any_size_encodes_images_of_all_shapes(kind: str, tmp_path: Pat
     batch = [np.random.default_rng(i).integers(0, 256, (*shape, 3), np.uint8) for i, shape in enumerate(shapes)]
     together = encoder.encode(batch)
     assert np.allclose(together, np.concatenate([encoder.encode([image]) for image in batch]), atol=1e-5)
+
+
+def test_a_damaged_classifier_is_not_called_another_class() -> None:
+    names = WeightNames(
+        ["norm.bias"], ["norm.weight"], optional=[], head=["fc.weight"], saved_as="Net", held=["norm.bias"]
+    )
+    assert "download it again, or correct config.json" in names.problem(["norm"], "net")
+    assert "saved from Net" in WeightNames(["proj.weight"], saved_as="Net").problem(["norm"])
+    assert "saved from Net" in WeightNames(
+        unexpected=["norm.bias"], optional=["pooler.bias"], head=["norm.bias"], saved_as="Net", missing=["pooler.bias"]
+    ).problem(["layers"])
 
 
 @pytest.mark.parametrize(
