@@ -133,7 +133,7 @@ def expand(
     for table in folder_tables:
         if str(Path(table).parent.resolve()) not in sources and posixpath.dirname(table) not in sources:
             raise SourceError(
-                f"{table} describes the folder it is in; name {posixpath.dirname(table) or 'that folder'} instead"
+                f"{table} describes the folder it is in; name that folder ({posixpath.dirname(table) or '.'}) instead"
             )
     by_name: dict[str, Source] = {}
     for source in sources.values():

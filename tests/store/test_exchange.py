@@ -396,7 +396,7 @@ def label_table(values: Any, name: str = "label") -> Any:
 
 REFUSED = [
     (with_classes(["cat", "dog"]), {}, "the label cat is neither .* .the classes are cat, dog"),
-    (with_classes(["real"]), {}, "the label 1 is neither"),
+    (with_classes(["real"]), {}, "the label 1 .a class whose name is not known. is neither"),
     (label_table([0.0, 0.5]), {}, "the label 0.5 is neither"),
     (label_table([b"real", b"fake"]), {}, "the label b'real' is neither"),
     (label_table([0, 1], "Label"), {}, "--column label=Label"),
