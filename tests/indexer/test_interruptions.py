@@ -230,7 +230,7 @@ def test_a_million_files_in_one_folder(tmp_path: Path) -> None:
             else:
                 os.link(first, path)
         report = index([folder], store_at(tmp_path / "s"), PlainEncoder(), IndexOptions(limit=3, batch_size=2))
-        assert (report.added, [key for key, _ in report.skipped]) == (1, ["p/0000000.png", "p/0000001.png"])
+        assert report.listed == report.added + len(report.skipped) == 3  # drawn at random
         assert count([folder]) == 1_000_008
     finally:
         shutil.rmtree(folder)  # otherwise pytest keeps it
