@@ -248,8 +248,10 @@ def listing(folders: Sequence[str | Path | Source]) -> Iterator[Listed]:
                 f"{source.path} holds no images to index{f'; passed over: {others}' if others else ''}. Looked for "
                 f"images by suffix and first bytes, and for {METADATA[0]}; check the path"
             )
-    if not listed_images and sources:
-        raise SourceError(f"{sources[0].path} and the others named hold no images to index; check the paths")
+    if not listed_images and sources:  # nothing but paths that are passed over
+        reasons = {source.reason: source.path for source in sources if isinstance(source, PassedOverPath)}
+        others = "; ".join(f"{reason}, as {path}" for reason, path in reasons.items())
+        raise SourceError(f"nothing to index: {others}; name the folder of the images")
 
 
 def images_in(folders: Sequence[str | Path | Source]) -> Iterator[ImageRef]:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 from contextlib import suppress
-from functools import lru_cache
-from pathlib import Path
 
 
 def is_elsewhere(path: str, stored_path: str) -> bool:
@@ -18,14 +16,8 @@ def is_elsewhere(path: str, stored_path: str) -> bool:
 
 
 def file_exists(path: str) -> bool:
-    """True if the file or archive of a stored path is on this machine; a missing folder is looked up once."""
-    container = container_of(path)
-    return _folder_exists(os.path.dirname(container)) and os.path.exists(container)  # noqa: PTH110, PTH120
-
-
-@lru_cache(maxsize=4096)
-def _folder_exists(folder: str) -> bool:
-    return Path(folder).is_dir()
+    """True if the file or archive of a stored path is on this machine."""
+    return os.path.exists(container_of(path))  # noqa: PTH110 - called for every image of a folder that was moved
 
 
 def container_of(path: str) -> str:

@@ -109,11 +109,9 @@ def labelled(
     label, target = label_and_target
     if label != folders.label and (reason := contradiction_with_folder(row, label, folders)):
         return reason
-    source, generator = text_of(row, "source") or folders.source, ""
-    if label == FAKE:
-        if generator := text_of(row, "generator"):
-            source = text_of(row, "source") or f"{folders.source}/{generator}"
-        generator = generator or folders.generator
+    source, generator = text_of(row, "source"), text_of(row, "generator") if label == FAKE else ""
+    source = source or (f"{folders.source}/{generator}" if generator else folders.source)
+    generator = generator or (folders.generator if label == FAKE else "")
     return ImageRef(key, path, label, target, source, generator, text_of(row, "category"), "", location)
 
 

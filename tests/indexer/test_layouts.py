@@ -317,7 +317,7 @@ def test_headings_of_tables(tmp_path: Path, headings: str, columns: dict[str, st
     [
         ("file_name,label,label\na.jpg,real,fake\n", "2 columns named label"),
         ("file_name,label, Label\na.jpg,real,fake\n", "2 columns named label"),
-        ('file_name,label\na.jpg,"fake\nb.jpg,real\n', "unexpected end of data"),
+        ('file_name,label\na.jpg,"fake\nb.jpg,real\n', "a quote in line 2 is not closed"),
         ("file_name,file_name,label\na.jpg,b.jpg,fake\n", "2 columns named file_name"),
         ("colour,label\nred,fake\n", "no column image_path (it has colour, label"),
     ],
@@ -340,6 +340,7 @@ def test_ambiguous_tables_are_refused(tmp_path: Path, content: str, message: str
         "sep=;\nfile_name;label\na.jpg;fake\n",
         'file_name,label,caption\na.jpg,fake,"two\n\nlines"\n',
         'file_name,label,caption\na.jpg,fake,a "cat"s\n',
+        'file_name,label,caption\na.jpg,fake,"two\nlines" and more\n',
     ],
 )
 def test_unusual_csv_is_read(tmp_path: Path, content: str) -> None:
@@ -573,6 +574,9 @@ def test_images_inside_a_parquet_are_read_from_there(tmp_path: Path) -> None:
     texts = {"image": [{"bytes": PICTURE, "path": None}], "file_name": ["a/b.jpg"], "mask": [OTHER], "label": ["fake"]}
     [ref] = images_in([parquet(tmp_path / "texts.parquet", texts)])
     assert (ref.key, ref.byte_source.read()[0]) == ("texts/a/b.jpg", PICTURE)
+    sums = {"path": [b"ds/a.jpg"], "md5": [b"0123456789abcdef"], "label": ["fake"]}
+    [ref] = images_in([parquet(tmp_path / "sums.parquet", sums)])  # a checksum is no image
+    assert (ref.key, ref.byte_source.read()[0]) == ("sums/ds/a.jpg", OTHER)
     [ref] = images_in([parquet(tmp_path / "jpg.parquet", {"jpg": [OTHER], "label": ["fake"]})])
     assert ref.byte_source.read()[0] == OTHER
     with pytest.raises(SourceError, match="2 columns of images"):
@@ -795,8 +799,10 @@ def test_roots_of_other_programs_are_passed_over(tmp_path: Path) -> None:
     assert labels(f"{tmp_path}/n/fake/*") == {"sd14/a.jpg": 1}
     assert labels(tmp_path / "n/fake/sd14", tmp_path / "n/fake/@eaDir") == {"sd14/a.jpg": 1}
     assert labels(tmp_path / "n/.hidden") == {".hidden/e.jpg": -1}
-    with pytest.raises(SourceError, match="no images"):
+    with pytest.raises(SourceError, match="nothing to index: files and folders of other programs"):
         labels(tmp_path / "n/fake/@eaDir")
+    with pytest.raises(SourceError, match="nothing to index: images beside the folders"):
+        labels(f"{tmp_path}/n/fake/*.jpg")
 
 
 def test_table_beside_other_folders_is_refused(tmp_path: Path) -> None:

@@ -27,6 +27,8 @@ SEPARATORS = ",;\t|"
 MAX_LINE = 1 << 20  # characters; a longer line could fill the memory
 MAX_COLUMNS = 1000  # columns of a CSV
 BLOCK = 1 << 20  # bytes read at once when counting lines
+IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "image_bytes")  # columns of image bytes
+TEXT_PATHS = frozenset(PATHS) - {"image", "img", "file"}  # columns that hold a path even if it is stored as bytes
 PARQUET_ROWS, PARQUET_IMAGES = 4096, 32  # rows of a parquet file read at once, without and with images in them
 BOMS = ((b"\xff\xfe\0\0", "utf-32"), (b"\0\0\xfe\xff", "utf-32"), (b"\xff\xfe", "utf-16"), (b"\xfe\xff", "utf-16"))
 
@@ -135,9 +137,8 @@ def count_rows(name: str, file: BinaryIO) -> int:
     except OSError as e:
         raise SourceError(f"{name} is not a readable table: {e}") from e
     lines += last != b"\n"
-    return (
-        max(lines - 1, 0) if name.lower().endswith((".csv", ".tsv")) else lines
-    )  # the first line of a CSV names the columns
+    has_headings = name.lower().endswith((".csv", ".tsv"))
+    return max(lines - 1, 0) if has_headings else lines
 
 
 class _RowParser:
@@ -179,6 +180,7 @@ def _csv(layout: _Layout, text: io.TextIOWrapper, class_names: ClassNames) -> It
         raise csv.Error(f"its first line names {len(headings):,} columns, more than {MAX_COLUMNS:,}")
     parse = _RowParser(layout, headings, class_names)
     yield 0, dict.fromkeys(parse.fields)
+    row_lines.clear()
     last: Sequence[str] = ()
     for values in reader:
         last = row_lines.copy() if len(row_lines) > 1 else ()
@@ -190,8 +192,17 @@ def _csv(layout: _Layout, text: io.TextIOWrapper, class_names: ClassNames) -> It
             if extra:  # an unquoted separator has moved the values to the right
                 row[INVALID] = f"it has {len(values)} values for {len(headings)} columns; quote those with a separator"
             yield reader.line_num + skipped, row
-    if last:  # an unclosed quote takes all lines after it for one value
-        list(csv.reader(last, delimiter=reader.dialect.delimiter, strict=True))
+    if last and _is_unclosed(last, reader.dialect.delimiter):
+        raise csv.Error(f"a quote in line {reader.line_num + skipped - len(last) + 1} is not closed")
+
+
+def _is_unclosed(lines: Sequence[str], separator: str) -> bool:
+    """True if a quote in the last row is not closed, so that it takes all lines after it for one value."""
+    try:
+        list(csv.reader(lines, delimiter=separator, strict=True))
+    except csv.Error as e:
+        return "unexpected end of data" in str(e)  # other errors, such as a quote within a value, do no harm
+    return False
 
 
 def _separator(first: str) -> str:
@@ -261,17 +272,23 @@ def _parquet(layout: _Layout, file: BinaryIO, class_names: ClassNames) -> Iterat
             for i, values in enumerate(zip(*(values_of(column) for column in batch.columns), strict=True)):
                 number += 1
                 row = parse(values)
-                if images is not None:
+                if images is None:
+                    row[path_field] = _as_text(row[path_field])
+                else:
                     row[path_field] = _image_cell(images[i], row.get(path_field))
                 yield number, row
 
 
 def _image_column(layout: _Layout, schema: Any, fields: Mapping[str, int]) -> str | None:
-    """Return the column with the bytes of images, None if the table has only paths; raises SourceError for several."""
+    """Return the column with the bytes of images, None if the table has only paths.
+
+    It is the column that names the file, or one called like an image, or, in a table without paths, the only one of
+    bytes. Beside paths, other bytes may be checksums. Raises SourceError if there are several.
+    """
     columns = [name for name, field in zip(schema.names, schema, strict=True) if _holds_bytes(field.type)]
-    named = [name for name in columns if heading_name(name) in PATHS] or columns
-    path_columns = [schema.names[i] for field, i in fields.items() if field in (IMAGE_PATH, FILE_NAME)]
-    named = [name for name in named if name in path_columns] or named
+    paths = [schema.names[i] for field, i in fields.items() if field in (IMAGE_PATH, FILE_NAME)]
+    own = [name for name in columns if name in paths and heading_name(name) not in TEXT_PATHS]
+    named = own or [name for name in columns if heading_name(name) in IMAGES] or ([] if paths else columns)
     if len(named) > 1:
         raise SourceError(
             f"{layout.name} has {len(named)} columns of images ({', '.join(named)}); choose one, as in "
@@ -280,12 +297,18 @@ def _image_column(layout: _Layout, schema: Any, fields: Mapping[str, int]) -> st
     return named[0] if named else None
 
 
+def _as_text(path: Any) -> Any:
+    """Decode a path that is stored as bytes."""
+    return path.decode("utf-8", "surrogateescape") if isinstance(path, bytes) else path
+
+
 def _image_cell(image: Any, path: Any) -> Any:
     """Join the bytes of an image and the path in another column, or in the image itself."""
     if isinstance(image, dict):
         content, own_path = image.get("bytes"), image.get("path")
     else:
         content, own_path = image, None
+    path = None if path is image else _as_text(path)  # the column of paths may be that of the images
     return {"bytes": content, "path": path if isinstance(path, str) and path else own_path}
 
 

@@ -14,28 +14,19 @@ from clipfake.indexer.decoding.image import Pixels
 from clipfake.indexer.encoders.checkpoint import fingerprint_of
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.torch_encoder import TorchEncoder
+from tiny_models import FIELDS, SMALL, saved
 
 STAGES: Mapping[str, Any] = {"hidden_sizes": [8, 16, 24, 32], "depths": [1] * 4, "num_attention_heads": [1, 1, 2, 2]}
-SMALL: Mapping[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-}
 TEXT = {**SMALL, "vocab_size": 50, "max_position_embeddings": 8}
-FIELDS: Mapping[str, Any] = {"image_processor_type": "ViTImageProcessor", "size": 32}
 SHAPES = {"image_processor_type": "ViTImageProcessor", "size": {"shortest_edge": 64}}
 
 
-def saved(folder: Path, model: Any, fields: Mapping[str, Any] = FIELDS) -> Path:
+def varied(folder: Path, model: Any, fields: Mapping[str, Any] = FIELDS) -> Path:
+    """Save a model whose weights differ from each other, so that no two features are alike."""
     with torch.no_grad():
         for weight in model.parameters():
             weight.add_(torch.randn_like(weight) * 0.2)
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(fields))
-    return folder
+    return saved(folder, model, fields)
 
 
 def images() -> list[Pixels]:
@@ -63,7 +54,7 @@ def test_features_of_a_feature_map_are_its_mean(kind: str, tmp_path: Path) -> No
 
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**STAGES)
-    vectors, output = vectors_and_output(saved(tmp_path, getattr(transformers, f"{kind}Model")(config)))
+    vectors, output = vectors_and_output(varied(tmp_path, getattr(transformers, f"{kind}Model")(config)))
     assert np.allclose(vectors, unit(output.last_hidden_state.mean((2, 3))), atol=1e-5)
 
 
@@ -71,7 +62,7 @@ def test_pooling_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     """Stores of earlier versions hold the vectors of other pooling, which must not be mixed with the mean."""
     import transformers
 
-    folder = saved(tmp_path, transformers.IJepaModel(transformers.IJepaConfig(**SMALL)))
+    folder = varied(tmp_path, transformers.IJepaModel(transformers.IJepaConfig(**SMALL)))
     encoder = load_encoder(str(folder), device="cpu")
     assert isinstance(encoder, TorchEncoder)
     weights = transformers.IJepaModel.from_pretrained(folder).state_dict()
@@ -83,7 +74,7 @@ def test_feature_map_of_any_size_gives_one_length(tmp_path: Path) -> None:
     import transformers
 
     model = transformers.GLPNForDepthEstimation(transformers.GLPNConfig(**STAGES, decoder_hidden_size=8))
-    folder = saved(tmp_path, model, {"image_processor_type": "GLPNImageProcessor"})
+    folder = varied(tmp_path, model, {"image_processor_type": "GLPNImageProcessor"})
     shapes = [(64, 128), (128, 64), (96, 96)]
     mixed = [np.random.default_rng(i).integers(0, 256, (*shape, 3), np.uint8) for i, shape in enumerate(shapes)]
     assert load_encoder(str(folder), device="cpu").encode(mixed).shape == (3, 32)
@@ -98,7 +89,7 @@ def test_without_class_token_the_patches_are_averaged(kind: str, fields: dict[st
 
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**SMALL, **fields)
-    vectors, output = vectors_and_output(saved(tmp_path, getattr(transformers, f"{kind}Model")(config)))
+    vectors, output = vectors_and_output(varied(tmp_path, getattr(transformers, f"{kind}Model")(config)))
     assert np.allclose(vectors, unit(output.last_hidden_state.mean(1)), atol=1e-5)
 
 
@@ -108,7 +99,7 @@ def test_with_class_token_it_is_the_vector(kind: str, tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     config = getattr(transformers, f"{kind}Config")(**(SMALL if kind == "ViTMSN" else {**STAGES, "image_size": 32}))
-    vectors, output = vectors_and_output(saved(tmp_path, getattr(transformers, f"{kind}Model")(config)))
+    vectors, output = vectors_and_output(varied(tmp_path, getattr(transformers, f"{kind}Model")(config)))
     assert np.allclose(vectors, unit(output.last_hidden_state[:, 0]), atol=1e-5)
 
 
@@ -118,7 +109,7 @@ def test_masking_model_without_positions_is_refused(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     model = transformers.ViTMAEModel(transformers.ViTMAEConfig(**SMALL))
-    folder = saved(tmp_path, model)
+    folder = varied(tmp_path, model)
     model.embeddings.position_embeddings.data.zero_()
     model.save_pretrained(folder)
     with pytest.raises(EncoderError, match="other features for the same image"):
@@ -163,7 +154,7 @@ def test_useless_features_are_refused_when_loading(kind: str, change: Any, found
         model = transformers.ViTModel(transformers.ViTConfig(**SMALL))
     else:
         model = transformers.CLIPModel(transformers.CLIPConfig(vision_config=dict(SMALL), text_config=TEXT))
-    folder = saved(tmp_path, model)
+    folder = varied(tmp_path, model)
     with torch.no_grad():
         change(model)
     model.save_pretrained(folder)
@@ -183,7 +174,7 @@ def test_projection_of_a_vision_model_is_used(tmp_path: Path) -> None:
 
     torch.manual_seed(0)
     whole = transformers.CLIPModel(clip_config())
-    folder = saved(tmp_path / "clip", whole)
+    folder = varied(tmp_path / "clip", whole)
     part = transformers.CLIPVisionModelWithProjection.from_pretrained(folder)
     part.save_pretrained(tmp_path / "part")
     (tmp_path / "part" / "preprocessor_config.json").write_text(json.dumps(FIELDS))
@@ -201,7 +192,7 @@ def test_normalisation_of_a_classifier_is_part_of_its_head(kind: str, tmp_path: 
     sizes = {"hidden_sizes": [8, 16, 24, 32], "embed_dims": [8, 16, 24, 32], "depths": [1] * 4, "image_size": 64}
     config = getattr(transformers, f"{kind}Config")(**sizes)
     fields = {**FIELDS, "size": 64}
-    folder = saved(tmp_path, getattr(transformers, f"{kind}ForImageClassification")(config), fields)
+    folder = varied(tmp_path, getattr(transformers, f"{kind}ForImageClassification")(config), fields)
     vectors, output = vectors_and_output(folder)
     assert np.allclose(vectors, unit(output.last_hidden_state.mean((2, 3))), atol=1e-5)
 
@@ -216,7 +207,7 @@ def test_pooler_of_a_classifier_is_used(tmp_path: Path) -> None:
     def pooled(folder: Path) -> Any:
         return transformers.Data2VecVisionModel.from_pretrained(folder, add_pooling_layer=True)
 
-    vectors, output = vectors_and_output(saved(tmp_path, model), pooled)
+    vectors, output = vectors_and_output(varied(tmp_path, model), pooled)
     assert np.allclose(vectors, unit(output.pooler_output), atol=1e-5)
 
 
@@ -226,7 +217,7 @@ def test_image_features_need_no_text_model(tmp_path: Path) -> None:
     torch.manual_seed(0)
     config = transformers.SiglipConfig(vision_config=dict(SMALL), text_config={**TEXT, "projection_size": 32})
     model = transformers.SiglipForImageClassification(config)
-    folder = saved(tmp_path, model)
+    folder = varied(tmp_path, model)
     (folder / "tokenizer.json").write_text("{}")
 
     vectors, output = vectors_and_output(folder, lambda _: model.vision_model)
@@ -238,6 +229,6 @@ def test_image_features_need_no_text_model(tmp_path: Path) -> None:
 def test_classifier_without_projection_is_named(tmp_path: Path) -> None:
     import transformers
 
-    folder = saved(tmp_path, transformers.CLIPForImageClassification(clip_config()))
+    folder = varied(tmp_path, transformers.CLIPForImageClassification(clip_config()))
     with pytest.raises(EncoderError, match=r"1 weight is missing.* saved from CLIPForImageClassification"):
         load_encoder(str(folder), device="cpu")

@@ -17,23 +17,9 @@ from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.torch_encoder import TorchEncoder
 from clipfake.simulated.standin_encoder import build_standin
 from safetensors.torch import load_file, save_file
+from tiny_models import FIELDS, SMALL, saved
 
 Weights = dict[str, torch.Tensor]
-SMALL: Mapping[str, Any] = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "image_size": 32,
-    "patch_size": 8,
-}
-FIELDS = {"image_processor_type": "ViTImageProcessor", "size": 32}
-
-
-def saved(folder: Path, model: Any, fields: Mapping[str, Any] = FIELDS) -> Path:
-    model.save_pretrained(folder)
-    (folder / "preprocessor_config.json").write_text(json.dumps(fields))
-    return folder
 
 
 @pytest.fixture(scope="module")
