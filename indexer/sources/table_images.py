@@ -70,6 +70,8 @@ def holds_image(cell: Any) -> bool:
 
 def path_in_cell(cell: Any) -> str:
     """Path in a cell of a table, "" if there is none."""
+    if isinstance(cell, str):
+        return cell.strip()
     cell = cell.get("path") if isinstance(cell, dict) else cell
     return "" if cell is None or cell != cell else str(cell).strip()
 
@@ -84,7 +86,11 @@ def image_in_cell(cell: Any) -> tuple[str, InMemory]:
 def text_of(row: Mapping[str, Any], field: str) -> str:
     """Text of a field, "" if the row has none."""
     value = row.get(field)
-    return "" if value is None or value != value else to_text(from_latin_1(str(value).strip()))
+    if not value and value != 0:
+        return ""
+    if isinstance(value, str) and value.isascii():
+        return value.strip()
+    return "" if value != value else to_text(from_latin_1(str(value).strip()))
 
 
 def labelled(

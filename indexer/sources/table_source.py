@@ -6,7 +6,7 @@ import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +37,13 @@ class TableSource:
     path: str  # or URL
     columns: ColumnNames = DEFAULT_COLUMNS
 
-    @property
+    @cached_property
     def name(self) -> str:
         return posixpath.splitext(posixpath.basename(self.path))[0]
+
+    @cached_property
+    def _folder(self) -> str:
+        return posixpath.dirname(self.path).rstrip("/") + "/"
 
     def images(self) -> Iterator[ImageRef]:
         names = {**class_names_beside(posixpath.dirname(self.path)), **class_names_beside(self.path)}
@@ -75,11 +79,10 @@ class TableSource:
         """Name of an image as it is spelled on the disk, its path or URL, and the location of its bytes."""
         if is_url(name):
             return name, name, remote(name)
-        folder = posixpath.dirname(self.path).rstrip("/") + "/"
         if not is_url(self.path) and ("\\" in name or not name.isascii()):
             tries = (name, *spellings(name))
-            name = next((path for path in tries if Path(folder, path).is_file()), name.replace("\\", "/"))
-        path = name if name.startswith("/") else folder + name
+            name = next((path for path in tries if Path(self._folder, path).is_file()), name.replace("\\", "/"))
+        path = name if name.startswith("/") else self._folder + name
         return name, path, remote(path) if is_url(path) else None
 
     def count(self) -> int | None:
