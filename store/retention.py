@@ -6,17 +6,20 @@ file by file, has then everything that the newest snapshot of its beginning name
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
-from ..core.atomic_files import flush
+from ..core.atomic_files import disk_errors, flush, make_folder
 from ..core.locking import remove_unless_leased
 from ..errors import StoreError
 from .manifest import Manifest, numbers, path_of, read_manifest
-from .rooms import OWN_NAMES, remove_files, remove_temporary_files
+from .rooms import OWN_NAMES, SHARDS, own_files, remove_files, remove_temporary_files
+from .shard import Shard
+from .snapshot import Snapshot
 
+QUARANTINE = "quarantine"
 GRACE = timedelta(hours=1)  # for which compaction keeps what earlier snapshots name
 
 
@@ -42,9 +45,40 @@ def tidy(folder: Path) -> bool:
     if not remaining or not _flushed(folder / "snapshots"):
         return False
     parts = [part for manifest in remaining for part in manifest.parts]
+    _set_aside(folder, remaining[-1], {part.name for part in parts})
     remove_files(folder, "shards", own=OWN_NAMES["shards"], keep={part.name for part in parts})
     remove_files(folder, "deleted", own=OWN_NAMES["deleted"], keep={part.deleted for part in parts})
     return True
+
+
+def _set_aside(folder: Path, newest: Manifest, named: Container[str]) -> None:
+    """Move whole shards that are newer than every snapshot, and hold keys that the newest lacks, to quarantine.
+
+    A writer that was killed before its commit leaves such a shard, and so does a copy of the store whose snapshots were
+    copied before its shards.
+    """
+    for name in own_files(folder, "shards", own=SHARDS):
+        if name in named or not SHARDS.fullmatch(name) or int(Path(name).stem) < newest.next_shard:
+            continue
+        path = folder / "shards" / name
+        try:
+            unknown = (Snapshot(folder, newest).find(Shard(path).column("keys")) < 0).any()
+        except StoreError:
+            continue  # not whole
+        if unknown:
+            move_to_quarantine(folder, path)
+
+
+def move_to_quarantine(folder: Path, path: Path) -> None:
+    """Move a file of a store to `quarantine/`, under its own path; an existing file is not replaced."""
+    target = folder / QUARANTINE / path.relative_to(folder)
+    with disk_errors(f"move {path} to {QUARANTINE}/"):
+        make_folder(target.parent)
+        while target.exists():
+            target = target.with_name(f"{target.name}.again")
+        path.rename(target)
+        flush(target.parent)
+        flush(path.parent)
 
 
 def complete_manifests(folder: Path) -> list[Manifest]:
