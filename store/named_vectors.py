@@ -16,12 +16,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..core.atomic_files import TEMPORARY, map_array, remove_leftover, require_readable, written_aside
-from ..core.locking import WriterLock, writer_lock
+from ..core.atomic_files import map_array, require_readable, written_aside
+from ..core.locking import WriterLock
 from ..core.sealed_json import SealedJson, checksum
 from ..errors import BadBlock, Damaged, StoreError, Unreadable
-from .manifest import Manifest, ShardRef, numbers, read_manifest
+from .manifest import Manifest, ShardRef, read_manifest
 from .records import Ids, Vectors, invalid_rows, to_float16
+from .retention import complete_manifests
+from .rooms import NAMED_VECTORS, remove_files, store_lock
 from .search.matches import Positions
 from .shard import SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
@@ -44,7 +46,7 @@ class VectorFile:
     digest: str  # checksum of the file
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\d{6,}-[0-9a-f]{12}\.f2", self.file):
+        if not NAMED_VECTORS.fullmatch(self.file) or self.file == LIST:
             raise ValueError(f"invalid file name {self.file!r}")  # it could be a path out of the store
 
 
@@ -214,7 +216,7 @@ def named_vectors_writer(store: Path, name: str, space: Space) -> Iterator[Named
         raise StoreError(
             f"invalid name {name!r} for vectors; use lowercase letters, digits, hyphens and underscores, not {MAIN!r}"
         )
-    with writer_lock(store) as lock:
+    with store_lock(store) as lock:
         if name in vector_names(store):
             column = open_named_vectors(store, name)
             space.require(column.space, f"the vectors {name}")
@@ -286,9 +288,8 @@ def write_list(column: NamedVectors) -> None:
 
 def tidy(store: Path, column: NamedVectors) -> None:
     """Remove files that are no longer listed, and those of shards that no snapshot refers to."""
-    try:
-        manifests: list[Manifest] = [read_manifest(store, n) for n in numbers(store)]
-    except StoreError:
+    manifests = complete_manifests(store)
+    if not manifests:
         return  # an unreadable snapshot may refer to any shard; `store repair` decides
     shards = {(part.name, part.header) for manifest in manifests for part in manifest.parts}
     kept = {name: piece for name, piece in column.pieces.items() if (name, piece.header) in shards}
@@ -296,9 +297,7 @@ def tidy(store: Path, column: NamedVectors) -> None:
         column = replace(column, pieces=kept)
         write_list(column)
     listed = {piece.file for piece in kept.values()} | {LIST}
-    for path in column.folder.iterdir():
-        if path.name not in listed or path.suffix == TEMPORARY:
-            remove_leftover(path)
+    remove_files(store, FOLDER, column.name, own=NAMED_VECTORS, keep=listed)
 
 
 def tidy_all(store: Path) -> None:
