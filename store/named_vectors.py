@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.atomic_files import TEMPORARY, map_array, remove_leftover, require_readable, written_aside
-from ..core.locking import WriterLock, writer_lock
+from ..core.locking import WriterLock
 from ..core.sealed_json import SealedJson, checksum
 from ..errors import BadBlock, Damaged, StoreError, Unreadable
 from .manifest import Manifest, ShardRef, numbers, read_manifest
@@ -26,6 +26,7 @@ from .search.matches import Positions
 from .shard import SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
 from .space import Space
+from .store_lock import store_lock
 
 FOLDER, LIST = "columns", "column.json"
 _AGAIN = "the store itself is intact; remove the folder of these vectors and run `clipfake store add-vectors` again"
@@ -175,6 +176,7 @@ class NamedVectorsWriter:
         """Write the buffered vectors and make them visible."""
         if not self._waiting:
             return
+        self._lock.require_held()
         ids = np.concatenate([ids for ids, _ in self._waiting])
         vectors = np.concatenate([vectors for _, vectors in self._waiting])
         pieces = dict(self.column.pieces)
@@ -187,9 +189,8 @@ class NamedVectorsWriter:
             merged[ids[in_shard] & 0xFFFFFFFF] = vectors[in_shard]
             pieces[part.name] = write_vector_file(self.column.folder, part, merged)
         self.column = replace(self.column, pieces=pieces)
-        self._lock.require_held()
-        write_list(self.column)
-        tidy(self._lock.folder, self.column)
+        write_list(self.column, self._lock)
+        tidy(self._lock, self.column)
         self._waiting, self._sealed_at = [], time.monotonic()
 
 
@@ -214,13 +215,13 @@ def named_vectors_writer(store: Path, name: str, space: Space) -> Iterator[Named
         raise StoreError(
             f"invalid name {name!r} for vectors; use lowercase letters, digits, hyphens and underscores, not {MAIN!r}"
         )
-    with writer_lock(store) as lock:
+    with store_lock(store) as lock:
         if name in vector_names(store):
             column = open_named_vectors(store, name)
             space.require(column.space, f"the vectors {name}")
         else:
             column = NamedVectors(store / FOLDER / name, name, space, {})
-            write_list(column)
+            write_list(column, lock)
         writer = NamedVectorsWriter(lock, column)
         try:
             yield writer
@@ -228,7 +229,7 @@ def named_vectors_writer(store: Path, name: str, space: Space) -> Iterator[Named
             writer.seal()
 
 
-def copy_vectors(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> None:
+def copy_vectors(lock: WriterLock, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> None:
     """Copy all readable named vectors of rows that are about to be moved to new shards.
 
     The files of the old shards stay until no snapshot refers to them, so nothing is lost if the process is killed
@@ -236,6 +237,7 @@ def copy_vectors(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> 
 
     Parameters
     ----------
+    lock : of the store
     old, new : (n,) ids of the rows, before and after
     parts : the new shards
 
@@ -246,6 +248,7 @@ def copy_vectors(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> 
     Unreadable
         Vectors to copy cannot be read now.
     """
+    store = lock.folder
     for name in vector_names(store):
         try:
             column = open_named_vectors(store, name)
@@ -265,7 +268,7 @@ def copy_vectors(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> 
                     copied[new[rows] & 0xFFFFFFFF] = column.shard_vectors(before[number])[old[rows] & 0xFFFFFFFF]
             if not np.isnan(copied[:, 0]).all():
                 pieces[part.name] = write_vector_file(column.folder, part, copied)
-        write_list(replace(column, pieces=pieces))
+        write_list(replace(column, pieces=pieces), lock)
 
 
 def write_vector_file(folder: Path, part: ShardRef, vectors: npt.NDArray[np.float16]) -> VectorFile:
@@ -273,19 +276,21 @@ def write_vector_file(folder: Path, part: ShardRef, vectors: npt.NDArray[np.floa
     content = np.ascontiguousarray(vectors, "<f2").tobytes()
     digest = checksum(content)
     name = f"{part.number:06d}-{digest[:12]}.f2"
-    with written_aside(folder / name) as temporary:
+    with written_aside(folder / name, pending=True) as temporary:
         temporary.write_bytes(content)
     return VectorFile(part.name, part.header, name, digest)
 
 
-def write_list(column: NamedVectors) -> None:
-    """Write the list of vector files; replacing it commits the files it names."""
+def write_list(column: NamedVectors, lock: WriterLock | None = None) -> None:
+    """Write the list of vector files; replacing it commits the files it names. The lock is checked right before."""
+    check = lock.require_held if lock else None
     pieces = [asdict(piece) for _, piece in sorted(column.pieces.items())]
-    FILE.write(column.folder / LIST, {"space": column.space.to_dict(), "pieces": pieces})
+    FILE.write(column.folder / LIST, {"space": column.space.to_dict(), "pieces": pieces}, check=check)
 
 
-def tidy(store: Path, column: NamedVectors) -> None:
+def tidy(lock: WriterLock, column: NamedVectors) -> None:
     """Remove files that are no longer listed, and those of shards that no snapshot refers to."""
+    store = lock.folder
     try:
         manifests: list[Manifest] = [read_manifest(store, n) for n in numbers(store)]
     except StoreError:
@@ -294,18 +299,19 @@ def tidy(store: Path, column: NamedVectors) -> None:
     kept = {name: piece for name, piece in column.pieces.items() if (name, piece.header) in shards}
     if len(kept) < len(column.pieces):
         column = replace(column, pieces=kept)
-        write_list(column)
+        write_list(column, lock)
     listed = {piece.file for piece in kept.values()} | {LIST}
     for path in column.folder.iterdir():
         if path.name not in listed or path.suffix == TEMPORARY:
+            lock.require_held()  # another writer could list the file
             remove_leftover(path)
 
 
-def tidy_all(store: Path) -> None:
+def tidy_all(lock: WriterLock) -> None:
     """Run `tidy` on all named vectors that can be read."""
-    for name in vector_names(store):
+    for name in vector_names(lock.folder):
         with suppress(StoreError):
-            tidy(store, open_named_vectors(store, name))
+            tidy(lock, open_named_vectors(lock.folder, name))
 
 
 def find_damage(store: Path, manifests: Sequence[Manifest]) -> dict[str, str]:

@@ -116,7 +116,7 @@ def write_checked_shard(path: Path, block: Block, hashes: Hashes, *, exclusive: 
     datasets = dict(_datasets(block, hashes))
     header = Header(len(block), block.space, {name: checksum(values) for name, values in datasets.items()})
     size = sum(values.nbytes + PAGE + DATASET_METADATA for values in datasets.values()) + 2**16
-    with written_aside(path, exclusive=exclusive) as temporary, _new_file(temporary, size) as file:
+    with written_aside(path, exclusive=exclusive, pending=True) as temporary, _new_file(temporary, size) as file:
         for name, values in datasets.items():
             file.create_dataset(name, data=values)
         file.attrs["format"] = FORMAT

@@ -20,6 +20,7 @@ from .search.results import SearchResults
 from .shard import ROWS_PER_SHARD, SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
 from .space import Space
+from .store_lock import store_lock
 from .writer import AppendCounts as AppendCounts  # re-exported
 from .writer import Writer as Writer
 from .writer import tidy
@@ -190,7 +191,7 @@ class Store:
         Locked
             Another process is writing.
         """
-        with writer_lock(self.folder) as lock:
+        with store_lock(self.folder) as lock:
             tidy(self.folder)
             writer = Writer(lock, note, rows_per_shard, seconds_per_shard)
             try:
@@ -225,11 +226,11 @@ class Store:
         Locked
             Another process is writing.
         """
-        with writer_lock(self.folder) as lock:
+        with store_lock(self.folder) as lock:
             current, earlier = read_manifest(self.folder), self.snapshot(number)
             earlier.require_shards()
-            lock.require_held()
-            write_manifest(self.folder, current.follow(f"back to snapshot {number}", parts=earlier.manifest.parts))
+            after = current.follow(f"back to snapshot {number}", parts=earlier.manifest.parts)
+            write_manifest(self.folder, after, lock)
         return self.snapshot()
 
 

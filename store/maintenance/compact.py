@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from ...core.locking import remove_unless_leased, writer_lock
+from ...core.locking import remove_unless_leased
 from ...errors import Damaged
 from ..manifest import ShardRef, numbers, path_of, read_manifest, unused_shard, write_manifest
 from ..named_vectors import copy_vectors, tidy_all
 from ..records import Block, Ids
 from ..shard import ROWS_PER_SHARD, Shard, write_shard
 from ..store import Store
+from ..store_lock import store_lock
 from ..tombstones import read_tombstones
 from ..writer import tidy
 from .build_index import renumber
@@ -50,7 +51,7 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> CompactRep
         A row is damaged and cannot be copied: run `clipfake store repair` first.
     """
     folder = store.folder
-    with writer_lock(folder) as lock:
+    with store_lock(folder) as lock:
         before = read_manifest(folder)
         size = _bytes(folder)
         kept, moved = plan(before.parts, rows_per_shard)
@@ -66,14 +67,13 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> CompactRep
         after = before
         if moved:
             if old_ids:  # none if all their rows are deleted
-                copy_vectors(folder, np.concatenate(old_ids), np.concatenate(new_ids), parts[len(kept) :])
+                copy_vectors(lock, np.concatenate(old_ids), np.concatenate(new_ids), parts[len(kept) :])
             after = before.follow("compacted", parts=tuple(parts), next_shard=number)
-            lock.require_held()
-            write_manifest(folder, after)
-        earlier = [n for n in numbers(folder) if n != after.number]
+            write_manifest(folder, after, lock)
+        earlier = [n for n in numbers(folder) if n < after.number]
         held = [n for n in earlier if not remove_unless_leased(path_of(folder, n))]
         tidy(folder)
-        tidy_all(folder)
+        tidy_all(lock)
         if old_ids:
             renumber(folder, after.number, np.concatenate(old_ids), np.concatenate(new_ids))
     shards = len(before.parts), len(after.parts)

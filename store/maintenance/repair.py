@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.atomic_files import disk_errors, flush, make_folder
-from ...core.locking import writer_lock
 from ...core.sealed_json import checksum
 from ...errors import ClipfakeError, Damaged, Unreadable
 from ..manifest import Manifest, ShardRef, path_of, read_manifest, unused_shard, write_manifest
@@ -21,10 +20,12 @@ from ..named_vectors import forget_file
 from ..records import Block
 from ..shard import Shard, write_shard
 from ..snapshot import Snapshot
+from ..store_lock import store_lock
 from ..tombstones import read_tombstones, write_tombstones
 from .verify import VerifyReport, check_shard, require_store, verify
 
 QUARANTINE = "quarantine"
+REPAIRED_IN_PART = "some of it may be repaired, and no readable row was removed"
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def repair(folder: Path | str) -> RepairReport:
     """
     folder = Path(folder)
     require_store(folder)  # first, so that no other folder gets a lock file
-    with writer_lock(folder) as lock, disk_errors(f"repair {folder}"):
+    with store_lock(folder) as lock, disk_errors(f"repair {folder}", REPAIRED_IN_PART):
         health = verify(folder)
         actions: list[RepairAction] = []
         manifest = _recover_manifest(folder, health, actions)
@@ -76,8 +77,7 @@ def repair(folder: Path | str) -> RepairReport:
         newest = max([manifest.number, *_manifest_numbers(folder)])
         if repaired != manifest or manifest.number != health.snapshot or manifest.number < newest:
             repaired = replace(repaired, number=newest).follow("repaired")
-            lock.require_held()
-            write_manifest(folder, repaired)
+            write_manifest(folder, repaired, lock)
         _quarantine(folder, health, repaired, actions)
     return RepairReport(str(folder), repaired.number, repaired.rows, tuple(actions))
 
