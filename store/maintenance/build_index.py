@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, read_json
-from ...core.locking import writer_lock
+from ...core.locking import WriterLock, writer_lock
 from ...errors import Locked, StoreError
 from ..records import Ids, Mask, Vectors
 from ..search.ann_index import (
@@ -122,7 +122,8 @@ def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool 
     snapshot, clock = store.snapshot(), _Clock()
     with disk_errors(f"create {store.folder / 'indexes'}"):
         make_folder(store.folder / "indexes")
-    with writer_lock(store.folder / "indexes"):
+    with writer_lock(store.folder / "indexes") as lock:
+        _remove_begun(lock.folder)
         previous = None if anew else _open_previous(snapshot)
         labels = snapshot.column("labels")
         kinds = {int(label): kind_for(int((labels == label).sum()), kind) for label in np.unique(labels)}
@@ -140,7 +141,7 @@ def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool 
             return BuildReport(
                 "fresh", "every row is indexed", snapshot.number, tuple(label_info for label_info, _, _ in indexes)
             )
-        infos, size = _write(store.folder, snapshot.number, snapshot.space, indexes, clock)
+        infos, size = _write(lock, snapshot.number, snapshot.space, indexes, clock)
         rebuilt = any(action == "rebuild" for action, _ in actions) or not indexes
         reasons = sorted({why for action, why in actions if action != "fresh"})
         why = "; ".join(reasons) or "few rows, searched exactly"
@@ -153,12 +154,19 @@ def renumber(store: Path, number: int, old: Ids, new: Ids) -> None:
     An unreadable index is skipped. If an index is being built, nothing is changed; it will be built again.
     """
     if folders(store):
-        with suppress(Locked), writer_lock(store / "indexes"):
-            _renumber(store, number, old, new)
+        with suppress(Locked), writer_lock(store / "indexes") as lock:
+            _remove_begun(lock.folder)
+            _renumber(lock, number, old, new)
 
 
-def _renumber(store: Path, number: int, old: Ids, new: Ids) -> None:
-    for folder in folders(store):
+def _remove_begun(folder: Path) -> None:
+    """Remove builds that were killed; one that still runs though it lost its lock cannot commit then."""
+    for begun in folder.glob(f"*{TEMPORARY}"):
+        shutil.rmtree(begun, ignore_errors=True)
+
+
+def _renumber(lock: WriterLock, number: int, old: Ids, new: Ids) -> None:
+    for folder in folders(lock.folder.parent):
         try:
             space = Space.from_dict(read_json(folder / "index.json")["space"])
             # not memory-mapped: FAISS would write a mapped index as a reference to its file
@@ -169,7 +177,7 @@ def _renumber(store: Path, number: int, old: Ids, new: Ids) -> None:
         for label_info, cells, ids in labels:
             position = np.minimum(np.searchsorted(old, ids), len(old) - 1)
             renumbered.append((label_info, cells, np.where(old[position] == ids, new[position], ids)))
-        _write(store, number, space, renumbered, _Clock())
+        _write(lock, number, space, renumbered, _Clock())
 
 
 LabelIndex = tuple[LabelIndexInfo, IvfIndex, Ids]  # the ids of the indexed rows, by ordinal
@@ -289,11 +297,11 @@ def _aheads(cells: IvfIndex, queries: Vectors, truth: GroundTruth) -> tuple[floa
 
 
 def _write(
-    store: Path, number: int, space: Space, indexes: list[LabelIndex], clock: _Clock
+    lock: WriterLock, number: int, space: Space, indexes: list[LabelIndex], clock: _Clock
 ) -> tuple[tuple[LabelIndexInfo, ...], int]:
     """Replace the old index. Both stay complete, or get a name that searches ignore. Also returns the size in bytes."""
-    final = store / "indexes" / f"{NAME}-{number:06d}"
-    temporary = final.with_suffix(TEMPORARY)
+    final = lock.folder / f"{NAME}-{number:06d}"
+    temporary = final.with_suffix(f".{secrets.token_hex(6)}{TEMPORARY}")  # no other writer has it
     try:
         with clock("write"), _temporary_folder(temporary):
             labels = tuple(_save(temporary, index) for index in indexes)
@@ -303,14 +311,15 @@ def _write(
                 "labels": [label.to_dict() for label in labels],
             }
             FILE.write(temporary / "index.json", content)
+            lock.require_held()
             if final.exists():  # rebuilt for the same snapshot
                 final.rename(_gone(final))
             temporary.rename(final)
             flush(final.parent)
-            for old in folders(store):
+            for old in folders(lock.folder.parent):
                 if old != final:
                     old.rename(_gone(old))
-            for leftover in final.parent.glob(f"*{TEMPORARY}"):  # of this build, and of builds that were killed
+            for leftover in final.parent.glob(f"*{GONE}"):
                 shutil.rmtree(leftover, ignore_errors=True)
     except (OSError, RuntimeError) as e:
         raise StoreError(
