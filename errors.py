@@ -4,6 +4,7 @@ ClipfakeError
 ├── StoreError              the store on disk
 │   ├── NoStore             there is no store at a path, or no such snapshot
 │   ├── NotAStore           a folder or file that is not clipfake's, or of a version this release cannot read
+│   ├── Linked              a store with a symbolic link in it, which could lead a write outside
 │   ├── Damaged             a file of a store that is missing, truncated or altered
 │   ├── Unreadable          a file that cannot be read now, for want of permission or because a disk is not there
 │   ├── Unflushed           a change that was made, and that a power failure may undo, as the disk failed to flush it
@@ -40,6 +41,10 @@ class NoStore(StoreError):
 
 class NotAStore(StoreError):
     """A file or folder is not clipfake's, or has a format version this release cannot read."""
+
+
+class Linked(StoreError):
+    """A store has a symbolic link in it: what is written or removed there would be outside the store."""
 
 
 class Damaged(StoreError):

@@ -127,16 +127,31 @@ def store_repair_command(store: StoreOption = STORE, as_json: JsonOption = False
 
 
 @app.command("compact")
-def store_compact_command(store: StoreOption = STORE, as_json: JsonOption = False) -> None:
-    """Reclaim the space of deleted rows and merge small shards. Earlier snapshots are removed.
+def store_compact_command(
+    store: StoreOption = STORE,
+    grace: Annotated[
+        float,
+        typer.Option(
+            metavar="MINUTES",
+            help="Minutes for which earlier snapshots are kept, so that copies of the store under way are whole. The "
+            "first command that writes after them frees the space; 0 frees it at once.",
+            min=0,
+            max=1_000_000,
+        ),
+    ] = 60.0,
+    as_json: JsonOption = False,
+) -> None:
+    """Reclaim the space of deleted rows and merge small shards. Earlier snapshots are removed after an hour.
 
     clipfake store compact --store mystore
     """
+    from datetime import timedelta
+
     from ..show.store_tables import compacted
     from ..store.maintenance.compact import compact
     from ..store.store import Store
 
-    report = compact(Store.open(store)).to_dict()
+    report = compact(Store.open(store), grace=timedelta(minutes=grace)).to_dict()
     print_result(report if as_json else compacted(report))
 
 

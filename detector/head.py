@@ -6,6 +6,7 @@ It is saved as arrays and a JSON file, and bound to the embedding space it was t
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ from ..core.sealed_json import PARSE_ERRORS, SealedJson
 from ..errors import BadBlock, HeadError, SpaceMismatch
 from ..store.named_vectors import MAIN
 from ..store.records import Names, Vectors, names
+from ..store.rooms import remove_files
 from ..store.space import Space
 from .projection import KINDS, Projected, Projection
 from .split import Split
@@ -30,6 +32,7 @@ from .vocabulary import Mode, Vocabulary
 
 FILE = SealedJson("clipfake head", 1, "head", HeadError, "train the head again", sealed=False)
 DEFAULT = "default"
+REPLACED_FILES = re.compile(r"head-[0-9a-f]{16}\.safetensors|calibration(-[0-9a-f]{16})?\.json")
 
 
 def head_folder(store: Path, name: str = DEFAULT) -> Path:
@@ -161,10 +164,7 @@ class Head:
             fields["categories"] = self.vocabulary.categories.tolist()
         FILE.write(folder / "head.json", fields)
         current = {arrays.name, f"calibration-{self.digest[:16]}.json"}
-        for old in (*folder.glob("head-*.safetensors"), *folder.glob("calibration*.json")):
-            if old.name not in current:
-                with suppress(OSError):
-                    old.unlink()
+        remove_files(folder.parent, folder.name, own=REPLACED_FILES, keep=current)
 
     @classmethod
     def load(cls, folder: Path, space: Space | None = None) -> Head:

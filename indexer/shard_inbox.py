@@ -91,7 +91,7 @@ class StagedWriter:
 
 def adopt_shards(writer: Writer, folder: Path) -> AppendCounts:
     """Append the shards in the store's `incoming` folder and remove them; abandoned unfinished ones are removed too."""
-    for unfinished in (folder / FOLDER).glob(f"*{TEMPORARY}"):
+    for unfinished in (folder / FOLDER).glob(f"*.h5.*{TEMPORARY}"):
         with suppress(OSError):  # another process may just have finished it
             if time.time() - unfinished.stat().st_mtime > ABANDONED:
                 unfinished.unlink()

@@ -88,7 +88,8 @@ def health(report: dict[str, Any], store: str) -> RenderableType:
         lost = sum(problem["lost"] for problem in report["problems"])
         text = f"damaged: {lost:,} of {report['rows']:,} rows cannot be trusted ({checked})"
         parts = [Text(text, style="red"), *(_problem_line(problem) for problem in report["problems"])]
-        parts.append(Text(f"next: clipfake store repair --store {store}, then repeat the clipfake index command"))
+        if report["files"]:  # none is examined in a store with links
+            parts.append(Text(f"next: clipfake store repair --store {store}, then repeat the clipfake index command"))
     if report["notes"]:
         parts += [Text("\nnotes (no damage):"), *(_problem_line(note) for note in report["notes"])]
     return Group(*parts)
@@ -115,10 +116,17 @@ def compacted(report: dict[str, Any]) -> RenderableType:
     """Format the report of `clipfake store compact`."""
     report = escape_all(report)
     (shards, shards_now), (bytes_, bytes_now) = report["shards"], report["bytes"]
-    before, now = f"{count(shards, 'shard')} of {size(bytes_)}", f"{shards_now:,} of {size(bytes_now)}"
-    held = f"; {report['held']} still in use, removed by the next compact" if report["held"] else ""
-    removed = f"{count(report['given_up'], 'earlier snapshot')} removed{held}"
-    return Text(f"{count(report['rows'], 'row')}: {before} became {now}\n{removed}")
+    # bytes are of all shards on the disk, which are more than the snapshot's while earlier ones are kept
+    before, now = f"{count(shards, 'shard')}, {size(bytes_)} on disk,", f"{shards_now:,}, {size(bytes_now)} on disk"
+    notes = [f"{count(report['given_up'], 'earlier snapshot')} removed"]
+    if report["held"]:
+        notes.append(f"{report['held']} still in use, removed by a later writer")
+    if report["kept"]:
+        until = f" until {when(report['kept_until'])}" if report["kept_until"] else ""
+        notes.append(f"{report['kept']} kept{until} for copies under way (--grace 0 keeps none)")
+    if report["reclaimable"]:
+        notes.append(f"{size(report['reclaimable'])} more will be free without them")
+    return Text(f"{count(report['rows'], 'row')}: {before} became {now}\n{'; '.join(notes)}")
 
 
 def pushed(report: dict[str, Any]) -> RenderableType:

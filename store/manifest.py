@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import Any
 from ..core.locking import WriterLock
 from ..core.sealed_json import SealedJson
 from ..errors import Damaged, NoStore, NotAStore, StoreError, Unflushed
+from .rooms import SHARDS, SNAPSHOTS, TOMBSTONES
 from .space import Space
 
 REPAIR = "run `clipfake store repair` to return to an earlier snapshot"
@@ -32,7 +33,7 @@ class ShardRef:
     deleted_digest: str = ""
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\d{6,9}\.h5", self.name) or not re.fullmatch(r"(\d{6,9}-\d{6,}\.u4)?", self.deleted):
+        if not SHARDS.fullmatch(self.name) or not (self.deleted == "" or TOMBSTONES.fullmatch(self.deleted)):
             # They could be paths out of the store.
             raise ValueError(f"invalid file names {self.name!r} and {self.deleted!r}")
         counts = (self.rows, self.size, self.deleted_rows)
@@ -47,6 +48,29 @@ class ShardRef:
 
 
 @dataclass(frozen=True)
+class Compaction:
+    """What a compaction has rewritten, and until when the snapshots before it are kept."""
+
+    first: int  # number of the first shard it wrote
+    replaced: tuple[ShardRef, ...]  # the shards it rewrote, with the rows that were deleted then
+    earlier_until: str  # ISO time after which the snapshots before it may be removed
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> Compaction:
+        """Parse the fields; raises KeyError, TypeError or ValueError if they are invalid."""
+        if not isinstance(fields["first"], int) or not isinstance(fields["replaced"], list):
+            raise ValueError("compaction has an invalid shard number or list of shards")
+        until = datetime.fromisoformat(fields["earlier_until"])
+        if until.tzinfo is None:
+            raise ValueError("compaction has a time without UTC offset")
+        return cls(fields["first"], tuple(ShardRef(**part) for part in fields["replaced"]), until.isoformat())
+
+    def is_over(self, now: datetime) -> bool:
+        """True if the earlier snapshots may be removed."""
+        return datetime.fromisoformat(self.earlier_until) <= now
+
+
+@dataclass(frozen=True)
 class Manifest:
     """List of the shards of a snapshot."""
 
@@ -56,6 +80,7 @@ class Manifest:
     next_shard: int = 1  # a number never used before, so that the name of a lost shard is not used again
     note: str = ""  # what created the snapshot, for the user
     created: str = ""
+    compaction: Compaction | None = None  # of the snapshot that `compact` made
 
     @property
     def rows(self) -> int:
@@ -64,7 +89,7 @@ class Manifest:
     def follow(self, note: str, **changes: Any) -> Manifest:
         """Make the manifest of the next snapshot."""
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        return replace(self, number=self.number + 1, note=note, created=now, **changes)
+        return replace(self, **{"compaction": None, **changes}, number=self.number + 1, note=note, created=now)
 
 
 def path_of(folder: Path, number: int) -> Path:
@@ -73,7 +98,7 @@ def path_of(folder: Path, number: int) -> Path:
 
 def numbers(folder: Path) -> list[int]:
     """Numbers of the snapshots of a store, oldest first."""
-    return sorted(int(p.stem) for p in (folder / "snapshots").glob("*.json") if p.stem.isdigit())
+    return sorted(int(p.stem) for p in (folder / "snapshots").glob("*.json") if SNAPSHOTS.fullmatch(p.name))
 
 
 def _newest(folder: Path) -> int:
@@ -104,9 +129,12 @@ def write_manifest(folder: Path, manifest: Manifest, lock: WriterLock | None = N
             f"another process has committed snapshot {existing[-1]} of {folder} meanwhile, and snapshot "
             f"{manifest.number} of this one was not stored; run the same command again when no other process writes"
         )
+    fields = asdict(manifest)
+    if manifest.compaction is None:
+        del fields["compaction"]
     check = lock.require_held if lock else None
     try:
-        FILE.write(path_of(folder, manifest.number), asdict(manifest), exclusive=True, check=check)
+        FILE.write(path_of(folder, manifest.number), fields, exclusive=True, check=check)
     except Unflushed as e:
         raise Unflushed(
             f"snapshot {manifest.number} of {folder} was committed, but {e}; "
@@ -116,7 +144,9 @@ def write_manifest(folder: Path, manifest: Manifest, lock: WriterLock | None = N
 
 def unused_shard(folder: Path, number: int) -> int:
     """A number for a new shard, at least `number`: above those of all files, also of what a killed writer left."""
-    return max([number, *(int(path.stem) + 1 for path in (folder / "shards").glob("*.h5") if path.stem.isdigit())])
+    return max(
+        [number, *(int(path.stem) + 1 for path in (folder / "shards").glob("*.h5") if SHARDS.fullmatch(path.name))]
+    )
 
 
 def read_manifest(folder: Path, number: int | None = None) -> Manifest:
@@ -147,7 +177,9 @@ def read_manifest(folder: Path, number: int | None = None) -> Manifest:
             parts = tuple(ShardRef(**part) for part in content["parts"])
             space = Space.from_dict(content["space"])
             note, created = str(content["note"]), str(content["created"])
-            manifest = Manifest(content["number"], space, parts, content["next_shard"], note, created)
+            fields = content.get("compaction")
+            compaction = None if fields is None else Compaction.from_dict(fields)
+            manifest = Manifest(content["number"], space, parts, content["next_shard"], note, created, compaction)
             _validate(manifest, number)
             return manifest
     except FileNotFoundError as e:

@@ -7,6 +7,7 @@ of its shard, NaN where there is none yet. docs/FORMAT.md describes the format.
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -16,17 +17,18 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..core.atomic_files import TEMPORARY, map_array, remove_leftover, require_readable, written_aside
+from ..core.atomic_files import map_array, require_readable, written_aside
 from ..core.locking import WriterLock
 from ..core.sealed_json import SealedJson, checksum
 from ..errors import BadBlock, Damaged, StoreError, Unreadable
-from .manifest import Manifest, ShardRef, numbers, read_manifest
+from .manifest import Manifest, ShardRef, read_manifest
 from .records import Ids, Vectors, invalid_rows, to_float16
+from .retention import complete_manifests
+from .rooms import NAMED_VECTORS, own_files, remove_files, store_lock
 from .search.matches import Positions
 from .shard import SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
 from .space import Space
-from .store_lock import store_lock
 
 FOLDER, LIST = "columns", "column.json"
 _AGAIN = "the store itself is intact; remove the folder of these vectors and run `clipfake store add-vectors` again"
@@ -45,7 +47,7 @@ class VectorFile:
     digest: str  # checksum of the file
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"\d{6,}-[0-9a-f]{12}\.f2", self.file):
+        if not NAMED_VECTORS.fullmatch(self.file) or self.file == LIST:
             raise ValueError(f"invalid file name {self.file!r}")  # it could be a path out of the store
 
 
@@ -275,7 +277,7 @@ def write_vector_file(folder: Path, part: ShardRef, vectors: npt.NDArray[np.floa
     """Write the (rows of the shard, dim) vectors of one shard; `write_list` makes them visible."""
     content = np.ascontiguousarray(vectors, "<f2").tobytes()
     digest = checksum(content)
-    name = f"{part.number:06d}-{digest[:12]}.f2"
+    name = f"{part.number:06d}-{secrets.token_hex(6)}.f2"  # never used before: another writer may be removing others
     with written_aside(folder / name, pending=True) as temporary:
         temporary.write_bytes(content)
     return VectorFile(part.name, part.header, name, digest)
@@ -290,10 +292,8 @@ def write_list(column: NamedVectors, lock: WriterLock | None = None) -> None:
 
 def tidy(lock: WriterLock, column: NamedVectors) -> None:
     """Remove files that are no longer listed, and those of shards that no snapshot refers to."""
-    store = lock.folder
-    try:
-        manifests: list[Manifest] = [read_manifest(store, n) for n in numbers(store)]
-    except StoreError:
+    manifests = complete_manifests(lock.folder)
+    if not manifests:
         return  # an unreadable snapshot may refer to any shard; `store repair` decides
     shards = {(part.name, part.header) for manifest in manifests for part in manifest.parts}
     kept = {name: piece for name, piece in column.pieces.items() if (name, piece.header) in shards}
@@ -301,10 +301,9 @@ def tidy(lock: WriterLock, column: NamedVectors) -> None:
         column = replace(column, pieces=kept)
         write_list(column, lock)
     listed = {piece.file for piece in kept.values()} | {LIST}
-    for path in column.folder.iterdir():
-        if path.name not in listed or path.suffix == TEMPORARY:
-            lock.require_held()  # another writer could list the file
-            remove_leftover(path)
+    files = own_files(lock.folder, FOLDER, column.name, own=NAMED_VECTORS)
+    unlisted = [name for name in files if name not in listed]
+    remove_files(lock.folder, FOLDER, column.name, own=NAMED_VECTORS, names=unlisted, lock=lock)
 
 
 def tidy_all(lock: WriterLock) -> None:

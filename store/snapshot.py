@@ -18,6 +18,7 @@ from .key_index import Hashes, KeyIndex
 from .live_shard import LiveShard
 from .manifest import Manifest, numbers, path_of, read_manifest
 from .records import LABELS, Block, Ids, Mask, Names, RowLabels, Rows, Vectors, to_float16
+from .rooms import require_unlinked
 from .search.exact import ExactSearch
 from .search.matches import Matches, Positions, Searcher
 from .search.prepared_filter import PreparedFilter
@@ -383,7 +384,10 @@ def open_snapshot(folder: Path, number: int | None = None) -> Snapshot:
         There is no snapshot with this number, or no longer.
     NotAStore, Damaged
         The manifest cannot be read.
+    Linked
+        Something in the store is a symbolic link.
     """
+    require_unlinked(folder)
     manifest = read_manifest(folder, number)
     try:
         snapshot = Snapshot(folder, manifest)

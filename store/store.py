@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.atomic_files import TEMPORARY, require_local
-from ..core.locking import writer_lock
 from ..errors import BadBlock, BadFilter, InvalidOption, NoStore, NotAStore, StoreError
 from .filter import Filter
 from .manifest import Manifest, numbers, read_manifest, write_manifest
 from .records import Vectors
+from .retention import tidy
+from .rooms import require_unlinked, store_lock
 from .search.results import SearchResults
 from .shard import ROWS_PER_SHARD, SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
 from .space import Space
-from .store_lock import store_lock
 from .writer import AppendCounts as AppendCounts  # re-exported
 from .writer import Writer as Writer
-from .writer import tidy
 
 if TYPE_CHECKING:
     from .exchange.torch_dataset import VectorDataset
@@ -120,8 +119,9 @@ class Store:
 
     @classmethod
     def open(cls, folder: Path | str) -> Store:
-        """Open an existing store; raises NoStore, NotAStore or Damaged."""
+        """Open an existing store; raises NoStore, NotAStore, Linked or Damaged."""
         store = cls(Path(folder))
+        require_unlinked(store.folder)
         read_manifest(store.folder)
         return store
 
@@ -129,6 +129,7 @@ class Store:
     def create(cls, folder: Path | str, space: Space) -> Store:
         """Create an empty store or open an existing one; raises SpaceMismatch if that one has another space."""
         store = cls(Path(folder))
+        require_unlinked(store.folder)
         store.require_room()
         if not numbers(store.folder):
             try:
@@ -147,7 +148,7 @@ class Store:
     def require_free(self) -> None:
         """Raise Locked if another process is writing; one may still start to write afterwards."""
         if numbers(self.folder):
-            with writer_lock(self.folder):
+            with store_lock(self.folder):
                 pass
 
     def snapshot(self, number: int | None = None) -> Snapshot:
@@ -192,7 +193,7 @@ class Store:
             Another process is writing.
         """
         with store_lock(self.folder) as lock:
-            tidy(self.folder)
+            tidy(lock)
             writer = Writer(lock, note, rows_per_shard, seconds_per_shard)
             try:
                 yield writer

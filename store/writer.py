@@ -10,11 +10,11 @@ from pathlib import Path
 
 import numpy as np
 
-from ..core.atomic_files import TEMPORARY, flush, make_folder, remove_leftover
+from ..core.atomic_files import flush, make_folder, remove_leftover
 from ..core.locking import WriterLock, remove_unless_leased
-from ..errors import BadBlock, StoreError, Unflushed
+from ..errors import BadBlock, Unflushed
 from .key_index import Hashes
-from .manifest import Manifest, ShardRef, numbers, path_of, read_manifest, unused_shard, write_manifest
+from .manifest import Manifest, ShardRef, path_of, read_manifest, unused_shard, write_manifest
 from .named_vectors import copy_vectors
 from .records import Block, Ids, Mask, Names, RowLabels, Vectors, to_float16
 from .search.matches import Positions
@@ -266,18 +266,3 @@ def _hard_link(path: Path, target: Path) -> bool:
     except OSError:
         return False
     return True
-
-
-def tidy(folder: Path) -> None:
-    """Remove temporary files, and files no snapshot refers to, that a killed writer left. The lock must be held."""
-    for subfolder in ("shards", "deleted", "snapshots"):
-        for path in (folder / subfolder).glob(f"*{TEMPORARY}"):
-            remove_leftover(path)
-    try:
-        parts = [part for n in numbers(folder) for part in read_manifest(folder, n).parts]
-    except StoreError:
-        return  # an unreadable snapshot may refer to any file; `store repair` decides
-    for subfolder, used in (("shards", {p.name for p in parts}), ("deleted", {p.deleted for p in parts})):
-        for path in (folder / subfolder).glob("*"):
-            if path.name not in used:
-                remove_leftover(path)

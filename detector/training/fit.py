@@ -13,6 +13,7 @@ from ...core.atomic_files import write_text
 from ...errors import StoreError
 from ...store.concatenated import concatenated_snapshot
 from ...store.named_vectors import MAIN
+from ...store.rooms import require_unlinked
 from ...store.snapshot import Snapshot
 from ...store.store import Store
 from ..head import DEFAULT, head_folder
@@ -45,6 +46,7 @@ class FitReport:
         Raises StoreError.
         """
         require_writable(self.folder)
+        require_unlinked(self.folder.parent.parent)  # the store
         # in this order, so that at any moment the folder holds a head and its own calibration
         self.calibrated.calibration.save(self.folder)
         self.trained.head.save(self.folder)

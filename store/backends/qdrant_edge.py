@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import BackendDamaged, Locked, MissingExtra, NotAStore, StoreError
+from ...errors import BackendDamaged, Linked, Locked, MissingExtra, NotAStore, StoreError
 from ..records import Ids, Vectors
 from ..space import Space
 from .base import BackendFilter
 from .qdrant_base import IDS_PER_PAGE, INTEGER_FIELDS, MAX_SHARDS, VECTOR, CollectionLayout, QdrantBackend
+
+ENTRIES = ("edge_config.json", "segments", "wal")  # what a shard consists of
 
 
 class QdrantEdge(QdrantBackend):
@@ -30,6 +33,9 @@ class QdrantEdge(QdrantBackend):
         self._shard: Any = None
         if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not self.exists())):
             raise NotAStore(f"{folder} exists and is not a Qdrant Edge shard; name an empty or new folder")
+        for path in (folder / name for name in ENTRIES):
+            if path.is_symlink():
+                raise Linked(f"{path} is a symbolic link, and would be written; name an empty or new folder")
 
     @property
     def name(self) -> str:
@@ -43,8 +49,13 @@ class QdrantEdge(QdrantBackend):
         super().create(space)
 
     def remove(self) -> None:
+        """Remove the shard. The folder stays if it holds anything else."""
         self.close()
-        shutil.rmtree(self._folder)
+        for folder in ENTRIES[1:]:
+            shutil.rmtree(self._folder / folder, ignore_errors=True)
+        (self._folder / ENTRIES[0]).unlink()
+        with suppress(OSError):
+            self._folder.rmdir()
 
     def write_note(self, note_id: int, content: dict[str, Any]) -> None:
         self._update(self._models.UpdateOperation.upsert_points([self._models.Point(note_id, {}, content)]))

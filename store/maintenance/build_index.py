@@ -5,7 +5,7 @@ New rows are added to an index as long as its cells fit them; after too much dri
 
 from __future__ import annotations
 
-import shutil
+import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -19,6 +19,7 @@ from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, rea
 from ...core.locking import WriterLock, writer_lock
 from ...errors import Locked, StoreError
 from ..records import Ids, Mask, Vectors
+from ..rooms import INDEX_FILES, remove_folder
 from ..search.ann_index import (
     AHEADS,
     FILE,
@@ -49,7 +50,7 @@ from ..store import Store
 
 EXACT_ROWS = 50_000  # up to here a label gets no index: exact search takes a few milliseconds
 PLAIN_ROWS = 4_000_000  # up to here an index holds float16; beyond, quantized vectors take a sixth of the memory
-GONE = f".gone{TEMPORARY}"  # suffix of an index that is being removed
+ROOM = "indexes"  # the folder of a store that holds its indexes
 QUERIES = 200  # at most; of the store's own vectors, to measure recall
 MEASURED_K = (10, 100)
 
@@ -121,9 +122,9 @@ def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool 
     """
     snapshot, clock = store.snapshot(), _Clock()
     with disk_errors(f"create {store.folder / 'indexes'}"):
-        make_folder(store.folder / "indexes")
-    with writer_lock(store.folder / "indexes") as lock:
-        _remove_begun(lock.folder)
+        make_folder(store.folder / ROOM)
+    with writer_lock(store.folder / ROOM) as lock:
+        _remove_begun(store.folder)
         previous = None if anew else _open_previous(snapshot)
         labels = snapshot.column("labels")
         kinds = {int(label): kind_for(int((labels == label).sum()), kind) for label in np.unique(labels)}
@@ -154,15 +155,15 @@ def renumber(store: Path, number: int, old: Ids, new: Ids) -> None:
     An unreadable index is skipped. If an index is being built, nothing is changed; it will be built again.
     """
     if folders(store):
-        with suppress(Locked), writer_lock(store / "indexes") as lock:
-            _remove_begun(lock.folder)
+        with suppress(Locked), writer_lock(store / ROOM) as lock:
+            _remove_begun(store)
             _renumber(lock, number, old, new)
 
 
-def _remove_begun(folder: Path) -> None:
-    """Remove builds that were killed; one that still runs though it lost its lock cannot commit then."""
-    for begun in folder.glob(f"*{TEMPORARY}"):
-        shutil.rmtree(begun, ignore_errors=True)
+def _remove_begun(store: Path) -> None:
+    """Remove what is left of builds and of earlier indexes. A build that still runs, but lost its lock, fails then."""
+    for leftover in (store / ROOM).glob(f"{NAME}-*{TEMPORARY}"):
+        remove_folder(store, ROOM, leftover.name, own=INDEX_FILES)
 
 
 def _renumber(lock: WriterLock, number: int, old: Ids, new: Ids) -> None:
@@ -300,8 +301,9 @@ def _write(
     lock: WriterLock, number: int, space: Space, indexes: list[LabelIndex], clock: _Clock
 ) -> tuple[tuple[LabelIndexInfo, ...], int]:
     """Replace the old index. Both stay complete, or get a name that searches ignore. Also returns the size in bytes."""
+    store = lock.folder.parent
     final = lock.folder / f"{NAME}-{number:06d}"
-    temporary = final.with_suffix(f".{secrets.token_hex(6)}{TEMPORARY}")  # no other writer has it
+    temporary = _unused_name(final)
     try:
         with clock("write"), _temporary_folder(temporary):
             labels = tuple(_save(temporary, index) for index in indexes)
@@ -313,14 +315,15 @@ def _write(
             FILE.write(temporary / "index.json", content)
             lock.require_held()
             if final.exists():  # rebuilt for the same snapshot
-                final.rename(_gone(final))
+                final.rename(_unused_name(final))
             temporary.rename(final)
             flush(final.parent)
-            for old in folders(lock.folder.parent):
+            for old in folders(store):
                 if old != final:
-                    old.rename(_gone(old))
-            for leftover in final.parent.glob(f"*{GONE}"):
-                shutil.rmtree(leftover, ignore_errors=True)
+                    old.rename(_unused_name(old))
+            # Else an index could get its name back after a power failure, but not its files.
+            flush(final.parent)
+            _remove_begun(store)
     except (OSError, RuntimeError) as e:
         raise StoreError(
             f"could not write the index {final} ({e}); searches use the previous index or stay exact"
@@ -328,11 +331,9 @@ def _write(
     return labels, sum(path.stat().st_size for path in final.iterdir())
 
 
-def _gone(folder: Path) -> Path:
-    """Path to which an index is moved before removal; leftovers of a killed process are removed first."""
-    gone = folder.with_suffix(GONE)
-    shutil.rmtree(gone, ignore_errors=True)
-    return gone
+def _unused_name(folder: Path) -> Path:
+    """A name that searches ignore, for an index that is being written or removed."""
+    return folder.with_name(f"{folder.name}.{secrets.token_hex(6)}{TEMPORARY}")
 
 
 def _save(folder: Path, index: LabelIndex) -> LabelIndexInfo:
@@ -352,12 +353,11 @@ def _save(folder: Path, index: LabelIndex) -> LabelIndexInfo:
 @contextmanager
 def _temporary_folder(folder: Path) -> Iterator[None]:
     """Create an empty folder, and remove it at the end unless it was renamed."""
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     try:
         yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder.parent, folder.name, own=INDEX_FILES)
 
 
 class _Clock:

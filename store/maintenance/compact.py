@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...core.locking import remove_unless_leased
 from ...errors import Damaged
-from ..manifest import ShardRef, numbers, path_of, read_manifest, unused_shard, write_manifest
+from ..manifest import Compaction, ShardRef, numbers, read_manifest, unused_shard, write_manifest
 from ..named_vectors import copy_vectors, tidy_all
 from ..records import Block, Ids
+from ..retention import GRACE, complete_manifests, give_up, superseded, tidy
+from ..rooms import store_lock
 from ..shard import ROWS_PER_SHARD, Shard, write_shard
+from ..snapshot import Snapshot
 from ..store import Store
-from ..store_lock import store_lock
 from ..tombstones import read_tombstones
-from ..writer import tidy
 from .build_index import renumber
 
 
@@ -28,34 +29,43 @@ class CompactReport:
 
     snapshot: int
     rows: int
-    shards: tuple[int, int]  # before and after
-    bytes: tuple[int, int]  # of all shards, before and after
-    given_up: int  # earlier snapshots, to which `undo` can no longer return
-    held: int  # earlier snapshots still open in readers; a later `compact` removes their files
+    shards: tuple[int, int]  # of the snapshot, before and after
+    bytes: tuple[int, int]  # of all shards on disk, before and after; more after it while earlier snapshots are kept
+    given_up: int  # earlier snapshots that were removed, to which `undo` can no longer return
+    held: int  # earlier snapshots still open in readers; a later writer or `compact` removes them and their files
+    kept: int = 0  # earlier snapshots kept for copies under way; a later writer removes them and their files
+    kept_until: str = ""  # ISO time until which they are kept
+    reclaimable: int = 0  # bytes of the shards that only earlier snapshots name
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> CompactReport:
+def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD, grace: timedelta = GRACE) -> CompactReport:
     """Rewrite shards that have deleted rows or are small, and give up earlier snapshots.
 
     One shard at a time is in memory. If the process is killed, the store is unchanged or compacted. Rewritten rows get
     new ids; indexes are updated.
+
+    Parameters
+    ----------
+    grace : time for which the snapshots before are kept, so that a copy that was begun before, file by file, is whole.
+        Their files are removed by the first writer or `compact` after it. Zero reclaims their space at once
 
     Raises
     ------
     Locked
         Another process is writing.
     Damaged
-        A row is damaged and cannot be copied: run `clipfake store repair` first.
+        A shard is missing, or a row is damaged and cannot be copied: run `clipfake store repair` first.
     """
     folder = store.folder
     with store_lock(folder) as lock:
         before = read_manifest(folder)
+        Snapshot(folder, before).require_shards()  # an earlier snapshot may be the only whole one
         size = _bytes(folder)
         kept, moved = plan(before.parts, rows_per_shard)
-        number = unused_shard(folder, before.next_shard)
+        first = number = unused_shard(folder, before.next_shard)
         parts, old_ids, new_ids = list(kept), [], []
         for block, ids in _regroup(_live_blocks(folder, moved), rows_per_shard):
             path = folder / "shards" / f"{number:06d}.h5"
@@ -68,16 +78,29 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD) -> CompactRep
         if moved:
             if old_ids:  # none if all their rows are deleted
                 copy_vectors(lock, np.concatenate(old_ids), np.concatenate(new_ids), parts[len(kept) :])
-            after = before.follow("compacted", parts=tuple(parts), next_shard=number)
+            until = (datetime.now(UTC) + grace).isoformat(timespec="seconds")
+            compaction = Compaction(first, tuple(moved), until)
+            after = before.follow("compacted", parts=tuple(parts), next_shard=number, compaction=compaction)
             write_manifest(folder, after, lock)
-        earlier = [n for n in numbers(folder) if n < after.number]
-        held = [n for n in earlier if not remove_unless_leased(path_of(folder, n))]
-        tidy(folder)
-        tidy_all(lock)
+        earlier = [n for n in numbers(folder) if n != after.number]
+        lock.require_held()  # another writer may be about to name what no snapshot names now
+        held = give_up(folder, superseded(complete_manifests(folder), grace))
+        if tidy(lock):
+            tidy_all(lock)
         if old_ids:
             renumber(folder, after.number, np.concatenate(old_ids), np.concatenate(new_ids))
-    shards = len(before.parts), len(after.parts)
-    return CompactReport(after.number, after.rows, shards, (size, _bytes(folder)), len(earlier) - len(held), len(held))
+    remaining = [n for n in numbers(folder) if n != after.number]
+    return CompactReport(
+        after.number,
+        after.rows,
+        (len(before.parts), len(after.parts)),
+        (size, _bytes(folder)),
+        given_up=len(earlier) - len(remaining),
+        held=len(held),
+        kept=len(remaining) - len(held),
+        kept_until=after.compaction.earlier_until if after.compaction and len(remaining) > len(held) else "",
+        reclaimable=_bytes(folder) - sum(part.size for part in after.parts),
+    )
 
 
 def plan(parts: tuple[ShardRef, ...], rows_per_shard: int) -> tuple[list[ShardRef], list[ShardRef]]:

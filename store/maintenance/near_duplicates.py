@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.atomic_files import disk_errors, flush, make_folder, read_array, read_json, reserve, write_text
-from ...errors import StoreError
+from ...errors import Linked, StoreError
 from ..records import FAKE, REAL, Mask, Names, distinct
 from ..search.exact import ExactSearch
 from ..search.matches import Matches, Positions
@@ -69,6 +69,7 @@ def all_pairs(
         There are no rows, or the folder cannot be written or holds the result of other rows or another k.
     """
     folder = Path(folder)
+    _require_unlinked(folder)
     positions = np.arange(len(snapshot)) if where is None else np.flatnonzero(where)
     if not len(positions):
         raise StoreError(f"no rows to compare: the filter selects none of {len(snapshot)} rows in {snapshot.folder}")
@@ -96,6 +97,13 @@ def all_pairs(
             on_progress(done, len(positions))
     rows, similarity = (_open_array(folder / name, (len(positions), k), "r") for name in FILES)
     return NeighborTable(snapshot.number, positions, rows, similarity)
+
+
+def _require_unlinked(folder: Path) -> None:
+    """Raise Linked if a file of the result is a link: the file that it leads to would be written."""
+    for path in (folder / name for name in (*FILES, PROGRESS_FILE)):
+        if path.is_symlink():
+            raise Linked(f"{path} is a symbolic link, and would be written; remove it, or name another folder")
 
 
 def _start_or_resume(folder: Path, parameters: dict[str, Any], shape: tuple[int, int]) -> int:

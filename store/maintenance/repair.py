@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,15 +12,15 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.atomic_files import disk_errors, flush, make_folder
-from ...core.sealed_json import checksum
 from ...errors import ClipfakeError, Damaged, Unreadable
-from ..manifest import Manifest, ShardRef, path_of, read_manifest, unused_shard, write_manifest
+from ..manifest import Manifest, ShardRef, numbers, path_of, read_manifest, unused_shard, write_manifest
 from ..named_vectors import forget_file
 from ..records import Block
+from ..rooms import INDEX_FILES, SHARDS, is_temporary, own_files, remove_folder, require_unlinked, store_lock
 from ..shard import Shard, write_shard
 from ..snapshot import Snapshot
-from ..store_lock import store_lock
 from ..tombstones import read_tombstones, write_tombstones
+from .salvage import latest_tombstones, salvage, with_tombstones
 from .verify import VerifyReport, check_shard, require_store, verify
 
 QUARANTINE = "quarantine"
@@ -35,6 +34,7 @@ class RepairAction:
     path: str
     what: str
     lost: int = 0  # live rows that were removed; running the same `clipfake index` again restores them
+    recovered: int = 0  # of the lost rows, those that were found in another shard
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,8 @@ class RepairReport:
 
     @property
     def lost(self) -> int:
-        return sum(action.lost for action in self.actions)
+        """Number of live rows that were removed and not found elsewhere."""
+        return sum(action.lost - action.recovered for action in self.actions)
 
     def to_dict(self) -> dict[str, Any]:
         return {**asdict(self), "lost": self.lost}
@@ -68,16 +69,22 @@ def repair(folder: Path | str) -> RepairReport:
         A file cannot be read now; nothing is changed.
     """
     folder = Path(folder)
+    require_unlinked(folder)
     require_store(folder)  # first, so that no other folder gets a lock file
     with store_lock(folder) as lock, disk_errors(f"repair {folder}", REPAIRED_IN_PART):
         health = verify(folder)
         actions: list[RepairAction] = []
         manifest = _recover_manifest(folder, health, actions)
         repaired = _repair_shards(folder, manifest, health, actions)
-        newest = max([manifest.number, *_manifest_numbers(folder)])
+        aside: dict[str, int] = {}
+        if health.problems:
+            repaired, aside = _salvage(folder, repaired, actions)
+        newest = max([manifest.number, *numbers(folder)])
         if repaired != manifest or manifest.number != health.snapshot or manifest.number < newest:
             repaired = replace(repaired, number=newest).follow("repaired")
             write_manifest(folder, repaired, lock)
+        # Only now: killed in between, the store has lost nothing, and repairing it again goes on.
+        _set_aside(folder, aside, actions)
         _quarantine(folder, health, repaired, actions)
     return RepairReport(str(folder), repaired.number, repaired.rows, tuple(actions))
 
@@ -93,21 +100,15 @@ def _damage_ignored() -> Iterator[None]:
         pass
 
 
-def _manifest_numbers(folder: Path) -> list[int]:
-    """Numbers of all manifests, readable or not."""
-    return [int(path.stem) for path in (folder / "snapshots").glob("*.json") if path.stem.isdigit()]
-
-
 def _recover_manifest(folder: Path, health: VerifyReport, actions: list[RepairAction]) -> Manifest:
     """The newest manifest; if it cannot be read, the newest readable one plus every sound shard written after it."""
-    numbers = sorted(_manifest_numbers(folder))
-    if health.snapshot is not None and numbers[-1] == health.snapshot:
+    if health.snapshot is not None and numbers(folder)[-1] == health.snapshot:
         return read_manifest(folder, health.snapshot)
     base = read_manifest(folder, health.snapshot) if health.snapshot is not None else None
     parts, space = list(base.parts) if base else [], base.space if base else None
-    for path in sorted((folder / "shards").glob("*.h5")):
+    for path in sorted(folder / "shards" / name for name in own_files(folder, "shards", own=SHARDS)):
         with _damage_ignored():  # a damaged shard is moved to quarantine below
-            if base and int(path.stem) < base.next_shard:
+            if is_temporary(path.name, SHARDS) or (base and int(path.stem) < base.next_shard):
                 continue
             shard = Shard(path)
             part = ShardRef(path.name, len(shard), shard.header.digest, shard.size)
@@ -121,7 +122,7 @@ def _recover_manifest(folder: Path, health: VerifyReport, actions: list[RepairAc
         raise Damaged(f"{folder}: no snapshot and no shard can be read; create a new store and index again")
     next_shard = max([part.number for part in parts], default=0) + 1
     manifest = base or Manifest(0, space)
-    parts = [_with_tombstones(part, _latest_tombstones(folder, part)) for part in parts]
+    parts = [with_tombstones(part, latest_tombstones(folder, part)) for part in parts]
     manifest = replace(manifest, parts=tuple(parts), next_shard=max(manifest.next_shard, next_shard))
     return replace(manifest, parts=_with_unique_keys(folder, manifest))
 
@@ -130,21 +131,16 @@ def _repair_shards(folder: Path, manifest: Manifest, health: VerifyReport, actio
     """Return the manifest without damaged rows and shards. Writes files, but commits nothing."""
     damaged, parts, next_shard, restored = {p.path for p in health.problems}, [], manifest.next_shard, False
     for part in manifest.parts:
-        if f"deleted/{part.deleted}" in damaged:
-            readable = _readable_tombstones(folder, part)
-            count = part.deleted_rows - (readable.deleted_rows if readable else 0)
-            part = readable or _with_tombstones(part, None)
-            actions.append(
-                RepairAction(f"deleted/{part.deleted}", f"up to {count} deleted rows of {part.name} came back")
-            )
-            restored = True
-        suspect = restored or f"shards/{part.name}" in damaged
+        listed = part
+        if damaged_list := f"deleted/{part.deleted}" in damaged:
+            part = _readable_tombstones(folder, part) or with_tombstones(part, None)
+        suspect = restored or damaged_list or f"shards/{part.name}" in damaged
         problems = check_shard(folder, manifest, part) if suspect else []
         kept: ShardRef | None = part
         for problem in sorted(problems, key=lambda problem: not problem.rows):  # rows first: no new shard gets them
             if problem.rows:
                 rows = np.concatenate([np.arange(first, last) for first, last in problem.rows])
-                kept = part = write_tombstones(folder, part, rows, max(_manifest_numbers(folder)) + 1)
+                kept = part = write_tombstones(folder, part, rows, max(numbers(folder)) + 1)
                 actions.append(RepairAction(problem.path, f"dropped the damaged rows: {problem.what}", problem.lost))
             elif problem.lost == 0 and part.rows > part.deleted_rows:
                 number = unused_shard(folder, next_shard)
@@ -152,17 +148,50 @@ def _repair_shards(folder: Path, manifest: Manifest, health: VerifyReport, actio
                 actions.append(RepairAction(problem.path, f"rewritten without the damaged data: {problem.what}"))
             else:
                 kept = None
-                actions.append(RepairAction(problem.path, f"dropped: {problem.what}", problem.lost))
+                lost = listed.rows - listed.deleted_rows
+                actions.append(RepairAction(problem.path, f"dropped: {problem.what}", lost))
+        if damaged_list and kept:
+            count = listed.deleted_rows - part.deleted_rows
+            message = f"up to {count} deleted rows of {part.name} came back"
+            actions.append(RepairAction(f"deleted/{listed.deleted}", message))
+            restored = True
         parts += [kept] if kept else []
     repaired = replace(manifest, parts=tuple(sorted(parts, key=lambda part: part.number)), next_shard=next_shard)
     return replace(repaired, parts=_with_unique_keys(folder, repaired)) if restored else repaired
 
 
+def _salvage(folder: Path, manifest: Manifest, actions: list[RepairAction]) -> tuple[Manifest, dict[str, int]]:
+    """The manifest with whole shards that hold lost rows; and whole shards to set aside, with their numbers of rows."""
+    lost: dict[str, int] = {}
+    for action in actions:
+        if action.lost:
+            name = Path(action.path).name
+            lost[name] = lost.get(name, 0) + action.lost
+    manifest, salvaged, aside = salvage(folder, manifest, lost)
+    for shard in salvaged:
+        message = f"took over {shard.rows} rows that were lost with {', '.join(lost)}"
+        if shard.excess:
+            message += f"; up to {shard.excess} of them had been deleted since, and came back"
+        actions.append(RepairAction(f"shards/{shard.part.name}", message, recovered=shard.rows - shard.excess))
+    return manifest, aside
+
+
+def _set_aside(folder: Path, aside: Mapping[str, int], actions: list[RepairAction]) -> None:
+    """Move whole shards with rows that no snapshot has to quarantine, before a writer removes them."""
+    for name, rows in aside.items():
+        _move_to_quarantine(folder, folder / "shards" / name)
+        message = (
+            f"moved to {QUARANTINE}/: no snapshot names it, and the keys of {rows} of its rows are not in the store; "
+            f"if these were not deleted on purpose, move it to incoming/, and `clipfake index` adds them"
+        )
+        actions.append(RepairAction(f"shards/{name}", message))
+
+
 def _quarantine(folder: Path, health: VerifyReport, current: Manifest, actions: list[RepairAction]) -> None:
-    """Move the damaged files, and the earlier snapshots that need them, to quarantine."""
+    """Move the earlier snapshots that need damaged files to quarantine, and then these files."""
     damaged = {problem.path for problem in health.problems}
     used = {f"shards/{part.name}" for part in current.parts} | {f"deleted/{part.deleted}" for part in current.parts}
-    for number in _manifest_numbers(folder):
+    for number in numbers(folder):
         if number == current.number:
             continue
         path = path_of(folder, number)
@@ -171,10 +200,11 @@ def _quarantine(folder: Path, health: VerifyReport, current: Manifest, actions: 
             if damaged.isdisjoint({f"shards/{p.name}" for p in parts} | {f"deleted/{p.deleted}" for p in parts}):
                 continue
         damaged.add(f"snapshots/{path.name}")
-    for name in sorted(damaged - used):
+    # Snapshots first: one that remained without its files would be damage.
+    for name in sorted(damaged - used, key=lambda name: (not name.startswith("snapshots/"), name)):
         path = folder / name
         if name.startswith("indexes/"):
-            shutil.rmtree(path, ignore_errors=True)
+            remove_folder(folder, *Path(name).parts, own=INDEX_FILES)
             actions.append(RepairAction(name, "removed; run `clipfake store index` to build it again"))
         elif path.exists():
             if name.startswith("columns/"):
@@ -209,28 +239,10 @@ def _without_optional(folder: Path, part: ShardRef, number: int) -> ShardRef:
     return ShardRef(path.name, header.rows, header.digest, path.stat().st_size)
 
 
-def _with_tombstones(part: ShardRef, path: Path | None) -> ShardRef:
-    """The shard with the deleted rows listed in a file, which is not checked; without deleted rows for None."""
-    if path is None:
-        return replace(part, deleted="", deleted_rows=0, deleted_digest="")
-    content = path.read_bytes()
-    return replace(part, deleted=path.name, deleted_rows=len(content) // 4, deleted_digest=checksum(content))
-
-
-def _latest_tombstones(folder: Path, part: ShardRef) -> Path | None:
-    """The newest plausible list of a shard's deleted rows, whether or not a manifest records its checksum."""
-    for path in sorted((folder / "deleted").glob(f"{part.number:06d}-*.u4"), reverse=True):
-        content = path.read_bytes()
-        rows = np.frombuffer(content[: len(content) // 4 * 4], "<u4").astype(np.int64)
-        if len(content) % 4 == 0 and len(rows) and (np.diff(rows) > 0).all() and rows[-1] < part.rows:
-            return path
-    return None
-
-
 def _readable_tombstones(folder: Path, part: ShardRef) -> ShardRef | None:
     """The shard with its longest list of deleted rows that matches the checksum in a manifest."""
     candidates: list[ShardRef] = []
-    for number in _manifest_numbers(folder):
+    for number in numbers(folder):
         with suppress(ClipfakeError):
             parts = read_manifest(folder, number).parts
             same = [p for p in parts if (p.name, p.header) == (part.name, part.header)]
@@ -249,7 +261,7 @@ def _with_unique_keys(folder: Path, manifest: Manifest) -> tuple[ShardRef, ...]:
 
 def _without_rows(folder: Path, parts: Iterable[ShardRef], ids: npt.NDArray[np.int64]) -> Iterable[ShardRef]:
     """The shards with the rows of these ids deleted; writes their lists of deleted rows."""
-    number = max(_manifest_numbers(folder), default=0) + 1
+    number = max(numbers(folder), default=0) + 1
     for part in parts:
         rows = ids[ids >> 32 == part.number] & 0xFFFFFFFF
         yield write_tombstones(folder, part, rows, number) if len(rows) else part

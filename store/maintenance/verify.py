@@ -16,8 +16,10 @@ from ...core.locking import NAME as LOCK
 from ...errors import ClipfakeError, Damaged, NoStore, Unreadable
 from ..manifest import Manifest, ShardRef, numbers, path_of, read_manifest
 from ..named_vectors import FOLDER as COLUMNS_FOLDER
-from ..named_vectors import find_damage
+from ..named_vectors import find_damage, vector_names
 from ..records import distinct
+from ..retention import is_complete
+from ..rooms import INDEX_FILES, NAMED_VECTORS, OWN_NAMES, foreign_entries, is_temporary, links, own_files
 from ..search.ann_index import folders, open_index
 from ..shard import Shard
 from ..snapshot import Snapshot
@@ -70,6 +72,8 @@ def verify(folder: Path | str) -> VerifyReport:
         A file cannot be read now, so that nothing can be said about it.
     """
     folder = Path(folder)
+    if linked := links(folder):
+        return _linked_report(folder, linked)
     require_store(folder)
     manifests, problems = read_manifests(folder)
     notes: list[Damage] = []
@@ -85,7 +89,7 @@ def verify(folder: Path | str) -> VerifyReport:
         newest = manifests[-1]
         rows = newest.rows
         problems += _duplicate_keys(folder, newest) if not problems else []
-        notes += _leftovers(folder, manifests)
+        notes += [*_leftovers(folder, manifests), *_foreign(folder)]
         problems += [Damage(path, message) for path, message in find_damage(folder, manifests).items()]
         for index in folders(folder):
             index_problems, index_notes = _check_index(folder, index, newest)
@@ -103,6 +107,16 @@ def verify(folder: Path | str) -> VerifyReport:
     )
 
 
+def _linked_report(folder: Path, linked: list[Path]) -> VerifyReport:
+    """Report of a store with links, through which nothing is read."""
+    message = (
+        "is a symbolic link, which would lead reads, writes and removals outside the store; if the store is yours, "
+        "replace it by what it leads to. Nothing else was verified"
+    )
+    problems = tuple(Damage(_relative(folder, path), message) for path in linked)
+    return VerifyReport(str(folder), None, 0, 0, 0, problems, ())
+
+
 def require_store(folder: Path) -> None:
     """Raise NoStore if the folder is not a store."""
     require_local(folder, "a store")
@@ -113,18 +127,17 @@ def require_store(folder: Path) -> None:
 def read_manifests(folder: Path) -> tuple[list[Manifest], list[Damage]]:
     """Return the readable manifests, oldest first, and the damage of the others."""
     manifests, problems = [], []
-    for path in sorted((folder / "snapshots").glob("*.json")):
+    for number in numbers(folder):
+        path = path_of(folder, number)
         try:
-            manifest = read_manifest(folder, int(path.stem))
-            if manifest.number != int(path.stem):
-                raise Damaged(f"{path} is the manifest of snapshot {manifest.number}, renamed")
+            manifest = read_manifest(folder, number)
             lease(path, manifest)  # keeps its files until they are verified
             manifests.append(manifest)
         except NoStore:
             pass
         except Unreadable:
             raise
-        except (ClipfakeError, ValueError) as e:
+        except ClipfakeError as e:
             problems.append(Damage(_relative(folder, path), str(e)))
         if not path.exists():  # removed by a writer meanwhile: start again
             return read_manifests(folder)
@@ -204,13 +217,45 @@ def _duplicate_keys(folder: Path, manifest: Manifest) -> list[Damage]:
 
 
 def _leftovers(folder: Path, manifests: list[Manifest]) -> list[Damage]:
+    """Notes about clipfake's own files that nothing refers to."""
     parts = [part for manifest in manifests for part in manifest.parts]
-    used = {"shards": {part.name for part in parts}, "deleted": {part.deleted for part in parts}}
-    leftovers = [path for path in folder.rglob(f"*{TEMPORARY}") if path.parent.name != "quarantine"]
-    for subfolder, names in used.items():
-        leftovers += [p for p in (folder / subfolder).glob("*") if p.name not in names and p.suffix != TEMPORARY]
+    used = {
+        "shards": {part.name for part in parts},
+        "deleted": {part.deleted for part in parts},
+        "snapshots": {path_of(folder, number).name for number in numbers(folder)},
+    }
     message = "is left over from an interrupted writer; the next writer removes it"
-    return [Damage(_relative(folder, path), message) for path in sorted(leftovers)]
+    if not is_complete(folder, manifests):
+        message = "is in no snapshot, and kept until `clipfake store repair` takes its rows over or sets it aside"
+    leftovers = [
+        f"{room}/{name}"
+        for room, names in used.items()
+        for name in own_files(folder, room, own=OWN_NAMES[room])
+        if name not in names
+    ]
+    leftovers += [_relative(folder, path) for path in (folder / "incoming").glob(f"*{TEMPORARY}")]
+    leftovers += [_relative(folder, path) for path in (folder / "indexes").glob(f"*{TEMPORARY}")]
+    for name in vector_names(folder):
+        room = (COLUMNS_FOLDER, name)
+        leftovers += [
+            "/".join((*room, file))
+            for file in own_files(folder, *room, own=NAMED_VECTORS)
+            if is_temporary(file, NAMED_VECTORS)
+        ]
+    return [Damage(path, message) for path in sorted(leftovers)]
+
+
+def _foreign(folder: Path) -> list[Damage]:
+    """Notes about files and folders in the store's rooms that clipfake has not written."""
+    rooms = [((room,), own) for room, own in OWN_NAMES.items()]
+    rooms += [((COLUMNS_FOLDER, name), NAMED_VECTORS) for name in vector_names(folder)]
+    rooms += [(("indexes", path.name), INDEX_FILES) for path in (folder / "indexes").glob("knn-*") if path.is_dir()]
+    message = "is not a file of clipfake's, and is never read or removed"
+    return [
+        Damage("/".join((*room, name)), message)
+        for room, own in rooms
+        for name in foreign_entries(folder, *room, own=own)
+    ]
 
 
 def _check_index(folder: Path, index: Path, newest: Manifest) -> tuple[list[Damage], list[Damage]]:
