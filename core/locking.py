@@ -16,6 +16,7 @@ import os
 import secrets
 import socket
 import stat
+import time
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -28,6 +29,7 @@ from .atomic_files import remove_leftover
 NAME = "lock"
 HELD = "lock.held"  # exists while a writer without `flock` holds the store
 TEXT_BYTES = 200  # read of a lock file
+PATIENCE = 10.0  # seconds for which `folder_lock` waits
 _NO_LINK = os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe must not block
 
 
@@ -210,6 +212,25 @@ def _named(path: Path, holder: str) -> Locked:
         f"{path.parent} is being written by {holder}; wait for it to end. If it was killed, it left its name in "
         f"{path}, and whether it runs cannot be found out, since locks fail here: empty that file"
     )
+
+
+@contextmanager
+def folder_lock(folder: Path) -> Iterator[None]:
+    """Exclude other processes while a few files of a folder are replaced; raises Locked after `PATIENCE` seconds.
+
+    On a file system without locks on folders, nobody is excluded.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        until = time.monotonic() + PATIENCE
+        with suppress(OSError):
+            while not _try_lock(handle):
+                if time.monotonic() > until:
+                    raise Locked(f"another process has been writing to {folder} for {PATIENCE:g} seconds; wait for it")
+                time.sleep(0.05)
+        yield
+    finally:
+        _unlock(handle)
 
 
 def lease(manifest: Path, holder: object) -> bool:

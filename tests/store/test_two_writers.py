@@ -257,10 +257,10 @@ def test_lost_lock_is_told_with_what_happened(tmp_path: Path, monkeypatch: pytes
 
     losses = ((removed, "was removed"), (replaced, "was replaced"), (written, "was written by process 7 on elsewhere"))
     for lose, told in losses:
-        with pytest.raises(StoreError, match=rf"{held} {told} while this .* nothing more was stored"):
-            with store.writer() as writer:
-                writer.append(BLOCKS[2])
-                lose()
+        expected = rf"{held} {told} while this .* nothing more was stored"
+        with pytest.raises(StoreError, match=expected), store.writer() as writer:
+            writer.append(BLOCKS[2])
+            lose()
         assert len(store.snapshot()) == 40
         assert path.exists() == (lose is not removed)  # the lock of the other one stays
         path.unlink(missing_ok=True)
