@@ -8,15 +8,16 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import faiss
 import numpy as np
 import pytest
-from clipfake.detector.head import Head
-from clipfake.errors import ClipfakeError
+import torch
+from clipfake.errors import ClipfakeError, StoreError
 from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.index import index
 from clipfake.indexer.sources.folders import expand
@@ -34,7 +35,7 @@ from indexed import write_images
 from system_faults import KILL, TRACEBACK, available, calls_in, run
 
 EVERY = bool(os.environ.get("CLIPFAKE_EVERY_CALL"))
-SAMPLE = 6  # faults of a command, otherwise
+SAMPLE = int(os.environ.get("CLIPFAKE_FAULTS", 6))  # faults of a command, otherwise
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,6 @@ class Command:
     change: Callable[[Path], object]
     prepare: Callable[[Path], object] = lambda work: None
     damaged: bool = False  # the store is, before
-
-    def damage(self, work: Path) -> tuple[Any, ...]:
-        return verify(work / "store").problems
 
 
 def add(work: Path, source: str = "new") -> None:
@@ -59,10 +57,7 @@ def remove(work: Path) -> None:
 
 
 def delete(work: Path) -> None:
-    Store(work / "store").delete(Filter(key=f"*{SECOND}"))
-
-
-SECOND = "0002.png"
+    Store(work / "store").delete(Filter(key="first/0002.png"))
 
 
 def undo(work: Path) -> None:
@@ -90,7 +85,6 @@ def imported(work: Path) -> None:
 def exportable(work: Path) -> None:
     copy = shutil.copytree(work / "store", work / "copy")
     Store(copy).delete(Filter(source="old"))
-    add(work / "..") if False else None
     export_rows(Store(work / "store").snapshot(), work / "imported", "numpy")
     shutil.rmtree(work / "store")
     copy.rename(work / "store")
@@ -108,11 +102,13 @@ def named(work: Path) -> None:
 
 def relabelled(work: Path) -> None:
     with Store(work / "store").writer() as writer:
-        labels = [replace(row, category="other") for row in writer.snapshot.row_labels(np.arange(3))]
+        labels = [row._replace(category="other") for row in writer.snapshot.row_labels(np.arange(3))]
         writer.relabel(writer.snapshot.ids[:3], labels)
 
 
 def indexed(work: Path) -> None:
+    torch.set_num_threads(1)  # threads do not survive the fork
+    faiss.omp_set_num_threads(1)
     build_index(Store(work / "store"), "plain", anew=True)
 
 
@@ -220,7 +216,10 @@ def check(command: Command, work: Path, outcome: Any, before: Any, after: Any, *
             assert found["rows"].keys() in (before["rows"].keys(), {*before["rows"], *found["rows"]}), "untrue message"
     elif outcome.status == 0:
         assert state(work) == after
-    command.change(work)  # the same command again
+    try:
+        command.change(work)  # the same command again
+    except StoreError as e:
+        assert "already exists and is not empty" in str(e)  # the export is whole
     assert state(work) == after, "the second run ends otherwise"
     assert verify(work / "store").problems == ()
     assert not [path for path in work.iterdir() if path.suffix == ".tmp" and not killed]
@@ -228,9 +227,3 @@ def check(command: Command, work: Path, outcome: Any, before: Any, after: Any, *
 
 def re_unchanged(output: str) -> bool:
     return "nothing stored before was changed" in output
-
-
-def test_head_is_whole_or_absent(toy: Any, tmp_path: Path) -> None:
-    """`train`: the files of a head are written over those of another one."""
-    other = Head.load(toy.store.folder / "heads/default")
-    assert other.digest
