@@ -7,6 +7,7 @@ ClipfakeError
 │   ├── Linked              a store with a symbolic link in it, which could lead a write outside
 │   ├── Damaged             a file of a store that is missing, truncated or altered
 │   ├── Unreadable          a file that cannot be read now, for want of permission or because a disk is not there
+│   ├── Unflushed           a change that was made, and that a power failure may undo, as the disk failed to flush it
 │   ├── Locked              another process is writing
 │   ├── SpaceMismatch       vectors of different encoders that cannot be compared
 │   ├── BackendError        a search back end refuses a request, or does not have the rows it should
@@ -52,6 +53,10 @@ class Damaged(StoreError):
 
 class Unreadable(StoreError):
     """A file of a store cannot be read now: no permission, or a disk or network that fails. It need not be damaged."""
+
+
+class Unflushed(StoreError):
+    """A change was made, but the disk failed to flush it: a power failure may undo it."""
 
 
 class Locked(StoreError):

@@ -13,7 +13,7 @@ import os
 import re
 import secrets
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import StoreError, Unreadable
+from ..errors import StoreError, Unflushed, Unreadable
 
 TEMPORARY = ".tmp"  # suffix of temporary files, which a killed writer leaves behind
 FILL_BYTES = 1 << 20  # written at a time where disk space cannot be reserved
@@ -71,14 +71,17 @@ def require_local(path: Path | str, kind: str) -> None:
 
 
 @contextmanager
-def disk_errors(action: str) -> Iterator[None]:
-    """Raise errors of a full, read-only or failing disk as StoreError: "could not <action>: <reason>"."""
+def disk_errors(action: str, state: str = "nothing stored before was changed") -> Iterator[None]:
+    """Raise errors of a full, read-only or failing disk as StoreError: "could not <action>: <reason>; <state>".
+
+    Parameters
+    ----------
+    state : what is known then about the change
+    """
     try:
         yield
     except OSError as e:
-        raise StoreError(
-            f"could not {action}: {e.strerror or e}; nothing stored before was changed. {_advice(e)}"
-        ) from e
+        raise StoreError(f"could not {action}: {e.strerror or e}; {state}. {_advice(e)}") from e
 
 
 def _advice(error: OSError) -> str:
@@ -90,7 +93,9 @@ def _advice(error: OSError) -> str:
 
 
 @contextmanager
-def written_aside(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
+def written_aside(
+    path: Path, *, exclusive: bool = False, pending: bool = False, check: Callable[[], None] | None = None
+) -> Iterator[Path]:
     """Yield a temporary path in the same folder, and rename it to `path` when the block ends without an error.
 
     Whatever happens in between, `path` is either unchanged or complete.
@@ -98,11 +103,15 @@ def written_aside(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
     Parameters
     ----------
     exclusive : never replace an existing file
+    pending : the file does not count before another one refers to it
+    check : called right before the file gets its name; nothing changes if it raises
 
     Raises
     ------
     StoreError
-        The disk is full, read-only or failing, or `exclusive` is set and the file exists.
+        The disk is full, read-only or failing, or `exclusive` is set and the file exists; nothing was changed.
+    Unflushed
+        The file has its name, but a power failure may undo that. Not raised if it is `pending`.
     """
     # Not named by process id, which may be the same on two hosts.
     temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
@@ -111,17 +120,43 @@ def written_aside(path: Path, *, exclusive: bool = False) -> Iterator[Path]:
             make_folder(path.parent)
             yield temporary
             flush(temporary)
-            if exclusive:
-                _link_new(temporary, path)
-            else:
-                temporary.replace(path)
-                flush(path.parent)
+            if check is not None:
+                check()
+            _give_name(temporary, path, exclusive=exclusive)
         finally:
             remove_leftover(temporary)
+        try:
+            flush(path.parent)
+        except OSError as e:
+            if pending:
+                raise
+            raise unflushed(path, e) from e
+
+
+def unflushed(path: Path, error: OSError) -> Unflushed:
+    """The error for a file or folder that has its name already, if its parent folder could not be flushed."""
+    return Unflushed(
+        f"{path} was written, but the disk failed to flush it ({error.strerror or error}): it may or may not be there "
+        f"after a power failure. Check the disk, then run the same command again"
+    )
+
+
+def _give_name(temporary: Path, path: Path, *, exclusive: bool) -> None:
+    """Rename a file; with `exclusive`, raise StoreError if another file has the name."""
+    try:
+        if exclusive:
+            _link_new(temporary, path)
+        else:
+            temporary.replace(path)
+    except FileNotFoundError as e:
+        raise StoreError(
+            f"{temporary} was removed before it became {path.name}, probably by another process that writes there; "
+            f"nothing stored before was changed. Run the same command again when no other process writes there"
+        ) from e
 
 
 def _link_new(temporary: Path, path: Path) -> None:
-    """Give a file its final name unless another file has it, and flush the folder; if that fails, the name is free."""
+    """Give a file its final name unless another file has it."""
     try:
         os.link(temporary, path)
     except FileExistsError as e:
@@ -133,11 +168,6 @@ def _link_new(temporary: Path, path: Path) -> None:
         if path.exists():
             raise _exists(path) from e
         temporary.replace(path)
-    try:
-        flush(path.parent)
-    except OSError:
-        remove_leftover(path)
-        raise
 
 
 def _exists(path: Path) -> StoreError:
@@ -256,7 +286,7 @@ def flush(path: Path) -> None:
             raise
 
 
-def write_text(path: Path, text: str, *, exclusive: bool = False) -> None:
+def write_text(path: Path, text: str, *, exclusive: bool = False, check: Callable[[], None] | None = None) -> None:
     """Write a small text file atomically; see `written_aside`."""
-    with written_aside(path, exclusive=exclusive) as temporary:
+    with written_aside(path, exclusive=exclusive, check=check) as temporary:
         temporary.write_text(text, encoding="utf-8")

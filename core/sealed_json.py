@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,17 +44,21 @@ class SealedJson:
     sealed: bool = True  # whether the field "digest" has a digest of the other fields
     foreign: type[ClipfakeError] | None = None  # raised for another format or version (default: `error`)
 
-    def write(self, path: Path, content: Mapping[str, Any], *, exclusive: bool = False) -> None:
-        """Write `content` atomically; raises StoreError if the disk is full, read-only or failing.
-
-        With `exclusive`, a file that exists is not replaced, and StoreError is raised.
-        """
+    def write(
+        self,
+        path: Path,
+        content: Mapping[str, Any],
+        *,
+        exclusive: bool = False,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """Write `content` atomically; raises the errors of `written_aside`, which has the parameters too."""
         fields = {"format": self.format, "version": self.version, **content}
         # Converts keys to strings and tuples to lists, as they will be read: the digest depends on them.
         fields = json.loads(json.dumps(fields, allow_nan=False))
         if self.sealed:
             fields["digest"] = digest_of(fields)
-        write_text(path, json.dumps(fields, indent=1) + "\n", exclusive=exclusive)
+        write_text(path, json.dumps(fields, indent=1) + "\n", exclusive=exclusive, check=check)
 
     @contextmanager
     def reading(self, path: Path) -> Iterator[dict[str, Any]]:

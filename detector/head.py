@@ -23,7 +23,7 @@ from ..core.sealed_json import PARSE_ERRORS, SealedJson
 from ..errors import BadBlock, HeadError, SpaceMismatch
 from ..store.named_vectors import MAIN
 from ..store.records import Names, Vectors, names
-from ..store.rooms import remove_files
+from ..store.rooms import own_files, remove_files
 from ..store.space import Space
 from .projection import KINDS, Projected, Projection
 from .split import Split
@@ -157,14 +157,15 @@ class Head:
         digest = hashlib.blake2b(content, digest_size=16).hexdigest()
         # The name depends on the content and head.json is replaced last, so an interrupted save leaves the old head.
         arrays = folder / f"head-{digest[:16]}.safetensors"
-        with written_aside(arrays) as temporary:
+        with written_aside(arrays, pending=True) as temporary:
             temporary.write_bytes(content)
         fields = {"arrays": arrays.name, "digest": digest, **self.to_dict()}
         if self.vocabulary is not None:
             fields["categories"] = self.vocabulary.categories.tolist()
         FILE.write(folder / "head.json", fields)
         current = {arrays.name, f"calibration-{self.digest[:16]}.json"}
-        remove_files(folder.parent, folder.name, own=REPLACED_FILES, keep=current)
+        replaced = [name for name in own_files(folder.parent, folder.name, own=REPLACED_FILES) if name not in current]
+        remove_files(folder.parent, folder.name, own=REPLACED_FILES, names=replaced)
 
     @classmethod
     def load(cls, folder: Path, space: Space | None = None) -> Head:

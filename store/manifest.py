@@ -8,8 +8,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from ..core.locking import WriterLock
 from ..core.sealed_json import SealedJson
-from ..errors import Damaged, NoStore, NotAStore, StoreError
+from ..errors import Damaged, NoStore, NotAStore, StoreError, Unflushed
 from .rooms import SHARDS, SNAPSHOTS, TOMBSTONES
 from .space import Space
 
@@ -108,13 +109,20 @@ def _newest(folder: Path) -> int:
     raise NoStore(f"there is no store at {folder}; create one with `clipfake index --folders ... --store {folder}`")
 
 
-def write_manifest(folder: Path, manifest: Manifest) -> None:
+def write_manifest(folder: Path, manifest: Manifest, lock: WriterLock | None = None) -> None:
     """Write a manifest; the name that makes it visible is the commit.
+
+    Parameters
+    ----------
+    lock : checked right before the commit (default: the store is new, and not locked)
 
     Raises
     ------
     StoreError
-        The disk is full, read-only or failing, or another process has committed the same snapshot or a newer one.
+        The disk is full, read-only or failing, the lock was lost, or another process has committed the same snapshot or
+        a newer one; nothing was committed.
+    Unflushed
+        The snapshot was committed, and a power failure may undo that.
     """
     if (existing := numbers(folder)) and existing[-1] >= manifest.number:
         raise StoreError(
@@ -124,7 +132,14 @@ def write_manifest(folder: Path, manifest: Manifest) -> None:
     fields = asdict(manifest)
     if manifest.compaction is None:
         del fields["compaction"]
-    FILE.write(path_of(folder, manifest.number), fields, exclusive=True)
+    check = lock.require_held if lock else None
+    try:
+        FILE.write(path_of(folder, manifest.number), fields, exclusive=True, check=check)
+    except Unflushed as e:
+        raise Unflushed(
+            f"snapshot {manifest.number} of {folder} was committed, but {e}; "
+            f"`clipfake store snapshots` shows whether it is there"
+        ) from e
 
 
 def unused_shard(folder: Path, number: int) -> int:

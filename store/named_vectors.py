@@ -7,6 +7,7 @@ of its shard, NaN where there is none yet. docs/FORMAT.md describes the format.
 from __future__ import annotations
 
 import re
+import secrets
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -23,7 +24,7 @@ from ..errors import BadBlock, Damaged, StoreError, Unreadable
 from .manifest import Manifest, ShardRef, read_manifest
 from .records import Ids, Vectors, invalid_rows, to_float16
 from .retention import complete_manifests
-from .rooms import NAMED_VECTORS, remove_files, store_lock
+from .rooms import NAMED_VECTORS, own_files, remove_files, store_lock
 from .search.matches import Positions
 from .shard import SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
@@ -177,6 +178,7 @@ class NamedVectorsWriter:
         """Write the buffered vectors and make them visible."""
         if not self._waiting:
             return
+        self._lock.require_held()
         ids = np.concatenate([ids for ids, _ in self._waiting])
         vectors = np.concatenate([vectors for _, vectors in self._waiting])
         pieces = dict(self.column.pieces)
@@ -189,9 +191,8 @@ class NamedVectorsWriter:
             merged[ids[in_shard] & 0xFFFFFFFF] = vectors[in_shard]
             pieces[part.name] = write_vector_file(self.column.folder, part, merged)
         self.column = replace(self.column, pieces=pieces)
-        self._lock.require_held()
-        write_list(self.column)
-        tidy(self._lock.folder, self.column)
+        write_list(self.column, self._lock)
+        tidy(self._lock, self.column)
         self._waiting, self._sealed_at = [], time.monotonic()
 
 
@@ -222,7 +223,7 @@ def named_vectors_writer(store: Path, name: str, space: Space) -> Iterator[Named
             space.require(column.space, f"the vectors {name}")
         else:
             column = NamedVectors(store / FOLDER / name, name, space, {})
-            write_list(column)
+            write_list(column, lock)
         writer = NamedVectorsWriter(lock, column)
         try:
             yield writer
@@ -230,7 +231,7 @@ def named_vectors_writer(store: Path, name: str, space: Space) -> Iterator[Named
             writer.seal()
 
 
-def copy_vectors(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> None:
+def copy_vectors(lock: WriterLock, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> None:
     """Copy all readable named vectors of rows that are about to be moved to new shards.
 
     The files of the old shards stay until no snapshot refers to them, so nothing is lost if the process is killed
@@ -238,6 +239,7 @@ def copy_vectors(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> 
 
     Parameters
     ----------
+    lock : of the store
     old, new : (n,) ids of the rows, before and after
     parts : the new shards
 
@@ -248,6 +250,7 @@ def copy_vectors(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> 
     Unreadable
         Vectors to copy cannot be read now.
     """
+    store = lock.folder
     for name in vector_names(store):
         try:
             column = open_named_vectors(store, name)
@@ -267,44 +270,47 @@ def copy_vectors(store: Path, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> 
                     copied[new[rows] & 0xFFFFFFFF] = column.shard_vectors(before[number])[old[rows] & 0xFFFFFFFF]
             if not np.isnan(copied[:, 0]).all():
                 pieces[part.name] = write_vector_file(column.folder, part, copied)
-        write_list(replace(column, pieces=pieces))
+        write_list(replace(column, pieces=pieces), lock)
 
 
 def write_vector_file(folder: Path, part: ShardRef, vectors: npt.NDArray[np.float16]) -> VectorFile:
     """Write the (rows of the shard, dim) vectors of one shard; `write_list` makes them visible."""
     content = np.ascontiguousarray(vectors, "<f2").tobytes()
     digest = checksum(content)
-    name = f"{part.number:06d}-{digest[:12]}.f2"
-    with written_aside(folder / name) as temporary:
+    name = f"{part.number:06d}-{secrets.token_hex(6)}.f2"  # never used before: another writer may be removing others
+    with written_aside(folder / name, pending=True) as temporary:
         temporary.write_bytes(content)
     return VectorFile(part.name, part.header, name, digest)
 
 
-def write_list(column: NamedVectors) -> None:
-    """Write the list of vector files; replacing it commits the files it names."""
+def write_list(column: NamedVectors, lock: WriterLock | None = None) -> None:
+    """Write the list of vector files; replacing it commits the files it names. The lock is checked right before."""
+    check = lock.require_held if lock else None
     pieces = [asdict(piece) for _, piece in sorted(column.pieces.items())]
-    FILE.write(column.folder / LIST, {"space": column.space.to_dict(), "pieces": pieces})
+    FILE.write(column.folder / LIST, {"space": column.space.to_dict(), "pieces": pieces}, check=check)
 
 
-def tidy(store: Path, column: NamedVectors) -> None:
+def tidy(lock: WriterLock, column: NamedVectors) -> None:
     """Remove files that are no longer listed, and those of shards that no snapshot refers to."""
-    manifests = complete_manifests(store)
+    manifests = complete_manifests(lock.folder)
     if not manifests:
         return  # an unreadable snapshot may refer to any shard; `store repair` decides
     shards = {(part.name, part.header) for manifest in manifests for part in manifest.parts}
     kept = {name: piece for name, piece in column.pieces.items() if (name, piece.header) in shards}
     if len(kept) < len(column.pieces):
         column = replace(column, pieces=kept)
-        write_list(column)
+        write_list(column, lock)
     listed = {piece.file for piece in kept.values()} | {LIST}
-    remove_files(store, FOLDER, column.name, own=NAMED_VECTORS, keep=listed)
+    files = own_files(lock.folder, FOLDER, column.name, own=NAMED_VECTORS)
+    unlisted = [name for name in files if name not in listed]
+    remove_files(lock.folder, FOLDER, column.name, own=NAMED_VECTORS, names=unlisted, lock=lock)
 
 
-def tidy_all(store: Path) -> None:
+def tidy_all(lock: WriterLock) -> None:
     """Run `tidy` on all named vectors that can be read."""
-    for name in vector_names(store):
+    for name in vector_names(lock.folder):
         with suppress(StoreError):
-            tidy(store, open_named_vectors(store, name))
+            tidy(lock, open_named_vectors(lock.folder, name))
 
 
 def find_damage(store: Path, manifests: Sequence[Manifest]) -> dict[str, str]:

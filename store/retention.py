@@ -6,13 +6,13 @@ file by file, has then everything that the newest snapshot of its beginning name
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
 from ..core.atomic_files import disk_errors, flush, make_folder
-from ..core.locking import remove_unless_leased
+from ..core.locking import WriterLock, remove_unless_leased
 from ..errors import StoreError
 from .manifest import Manifest, numbers, path_of, read_manifest
 from .rooms import OWN_NAMES, SHARDS, own_files, remove_files, remove_temporary_files
@@ -23,8 +23,8 @@ QUARANTINE = "quarantine"
 GRACE = timedelta(hours=1)  # for which compaction keeps what earlier snapshots name
 
 
-def tidy(folder: Path) -> bool:
-    """Remove snapshots that were given up, and files of a killed writer or that no snapshot names. Hold the lock.
+def tidy(lock: WriterLock) -> bool:
+    """Remove snapshots that were given up, and files of a killed writer or that no snapshot names.
 
     Only temporary files are removed while a snapshot cannot be read or a file that one names is missing: a file that
     no snapshot names may then hold the only copy of its rows, and `repair` decides.
@@ -33,9 +33,17 @@ def tidy(folder: Path) -> bool:
     -------
     bool
         True if what no snapshot names may be removed.
+
+    Raises
+    ------
+    Locked, StoreError
+        The lock was lost; nothing more is removed.
     """
+    folder = lock.folder
     for room, own in OWN_NAMES.items():
-        remove_temporary_files(folder, room, own=own)
+        remove_temporary_files(folder, room, own=own, lock=lock)
+    # listed before the snapshots are read, so that the files of a later snapshot are not among them
+    files = {room: own_files(folder, room, own=OWN_NAMES[room]) for room in ("shards", "deleted")}
     manifests = complete_manifests(folder)
     if not manifests:
         return False
@@ -45,20 +53,24 @@ def tidy(folder: Path) -> bool:
     if not remaining or not _flushed(folder / "snapshots"):
         return False
     parts = [part for manifest in remaining for part in manifest.parts]
-    _set_aside(folder, remaining[-1], {part.name for part in parts})
-    remove_files(folder, "shards", own=OWN_NAMES["shards"], keep={part.name for part in parts})
-    remove_files(folder, "deleted", own=OWN_NAMES["deleted"], keep={part.deleted for part in parts})
+    named = {name for part in parts for name in (part.name, part.deleted)}
+    unnamed_shards = [name for name in files["shards"] if name not in named]
+    _set_aside(lock, remaining[-1], unnamed_shards)
+    for room, names in files.items():
+        unnamed = [name for name in names if name not in named]
+        remove_files(folder, room, own=OWN_NAMES[room], names=unnamed, lock=lock)
     return True
 
 
-def _set_aside(folder: Path, newest: Manifest, named: Container[str]) -> None:
+def _set_aside(lock: WriterLock, newest: Manifest, names: Iterable[str]) -> None:
     """Move whole shards that are newer than every snapshot, and hold keys that the newest lacks, to quarantine.
 
     A writer that was killed before its commit leaves such a shard, and so does a copy of the store whose snapshots were
     copied before its shards.
     """
-    for name in own_files(folder, "shards", own=SHARDS):
-        if name in named or not SHARDS.fullmatch(name) or int(Path(name).stem) < newest.next_shard:
+    folder = lock.folder
+    for name in names:
+        if not SHARDS.fullmatch(name) or int(Path(name).stem) < newest.next_shard:
             continue
         path = folder / "shards" / name
         try:
@@ -66,6 +78,7 @@ def _set_aside(folder: Path, newest: Manifest, named: Container[str]) -> None:
         except StoreError:
             continue  # not whole
         if unknown:
+            lock.require_held()
             move_to_quarantine(folder, path)
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Container, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from ..core.atomic_files import TEMPORARY
 from ..core.locking import NAME as LOCK
 from ..core.locking import WriterLock, writer_lock
-from ..errors import Linked, NotAStore
+from ..errors import Linked, NotAStore, StoreError
 
 # Everything in a store that clipfake writes or removes; anything beside it belongs to somebody else.
 ROOMS = ("snapshots", "shards", "deleted", "columns", "indexes", "heads", "incoming", "quarantine")
@@ -74,6 +74,10 @@ def require_unlinked(folder: Path) -> None:
 def store_lock(folder: Path) -> Iterator[WriterLock]:
     """Hold the writer lock of a store that has no links.
 
+    Another writer may still run that has lost its lock. It commits by renaming a temporary file after it has checked
+    its lock. If it checked before this process took the lock, it has either committed before the temporary files are
+    removed here, so that its rows are seen, or it cannot commit any more.
+
     Raises
     ------
     Linked
@@ -86,7 +90,24 @@ def store_lock(folder: Path) -> Iterator[WriterLock]:
     require_unlinked(folder)
     _require_own_lock(folder / LOCK)
     with writer_lock(folder) as lock:
+        _withdraw(folder, "snapshots", own=SNAPSHOTS)
+        for name in _folders(folder, "columns"):
+            _withdraw(folder, "columns", name, own=NAMED_VECTORS)
         yield lock
+
+
+def _withdraw(folder: Path, *room: str, own: re.Pattern[str]) -> None:
+    """Remove the temporary files of commits in a room; raises StoreError if one cannot be removed."""
+    remove_temporary_files(folder, *room, own=own)
+    if begun := [name for name in own_files(folder, *room, own=own) if is_temporary(name, own)]:
+        raise StoreError(f"{folder.joinpath(*room, begun[0])} cannot be removed; remove it, then run the command again")
+
+
+def _folders(folder: Path, *room: str) -> list[str]:
+    """Names of the folders in a room."""
+    with suppress(OSError), _opened(folder, room) as handle, os.scandir(handle) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
+    return []
 
 
 def _require_own_lock(path: Path) -> None:
@@ -143,19 +164,38 @@ def _is_own(handle: int, name: str, own: re.Pattern[str]) -> bool:
     return False
 
 
-def remove_files(folder: Path, *room: str, own: re.Pattern[str], keep: Container[str] = ()) -> None:
-    """Remove clipfake's files in a room, temporary ones too, except those to keep. What cannot be removed is left."""
+def remove_files(
+    folder: Path,
+    *room: str,
+    own: re.Pattern[str],
+    names: Iterable[str] | None = None,
+    lock: WriterLock | None = None,
+) -> None:
+    """Remove clipfake's files in a room, temporary ones too. What cannot be removed is left.
+
+    Parameters
+    ----------
+    names : of the files to remove (default: all that match the pattern)
+    lock : checked before each removal; another writer may be about to name a file that no snapshot names yet
+
+    Raises
+    ------
+    Locked, StoreError
+        The lock was lost.
+    """
     with suppress(OSError), _opened(folder, room) as handle:
-        for name in _names(handle):
-            if name not in keep and _is_own(handle, name, own):
+        for name in _names(handle) if names is None else names:
+            if _is_own(handle, name, own):
+                if lock is not None:
+                    lock.require_held()
                 with suppress(OSError):
                     os.unlink(name, dir_fd=handle)
 
 
-def remove_temporary_files(folder: Path, *room: str, own: re.Pattern[str]) -> None:
-    """Remove the temporary files in a room that a killed writer left."""
-    final = {name for name in own_files(folder, *room, own=own) if own.fullmatch(name)}
-    remove_files(folder, *room, own=own, keep=final)
+def remove_temporary_files(folder: Path, *room: str, own: re.Pattern[str], lock: WriterLock | None = None) -> None:
+    """Remove the temporary files in a room that a killed writer left; see `remove_files`."""
+    names = [name for name in own_files(folder, *room, own=own) if is_temporary(name, own)]
+    remove_files(folder, *room, own=own, names=names, lock=lock)
 
 
 def remove_folder(folder: Path, *room: str, own: re.Pattern[str]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import h5py
 import numpy as np
@@ -116,7 +116,7 @@ def write_checked_shard(path: Path, block: Block, hashes: Hashes, *, exclusive: 
     datasets = dict(_datasets(block, hashes))
     header = Header(len(block), block.space, {name: checksum(values) for name, values in datasets.items()})
     size = sum(values.nbytes + PAGE + DATASET_METADATA for values in datasets.values()) + 2**16
-    with written_aside(path, exclusive=exclusive) as temporary, _new_file(temporary, size) as file:
+    with written_aside(path, exclusive=exclusive, pending=True) as temporary, _new_file(temporary, size) as file:
         for name, values in datasets.items():
             file.create_dataset(name, data=values)
         file.attrs["format"] = FORMAT
@@ -128,11 +128,60 @@ def write_checked_shard(path: Path, block: Block, hashes: Hashes, *, exclusive: 
     return header
 
 
-def _new_file(path: Path, size: int) -> h5py.File:
-    """Create an HDF5 file with disk space for `size` bytes reserved: on a full disk, HDF5 would abort the process."""
+@contextmanager
+def _new_file(path: Path, size: int) -> Iterator[h5py.File]:
+    """Create an HDF5 file with disk space for `size` bytes reserved, and truncate it to its actual size at the end."""
     path.write_bytes(_empty())
     reserve(path, size)
-    return h5py.File(path, "r+", locking=False, **_LAYOUT_OPTIONS)  # truncated to its actual size when it is closed
+    with path.open("r+b") as file:
+        kept = _KeptErrors(file)
+        try:
+            with h5py.File(kept, "r+", **_LAYOUT_OPTIONS) as created:
+                yield created
+        finally:
+            kept.raise_first()  # rather than what HDF5 makes of it
+
+
+class _KeptErrors:
+    """A file for HDF5, which would crash the process if a write failed: the first error is kept, to be raised later."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._error: OSError | None = None
+
+    def raise_first(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def _try(self, method: str, *arguments: Any) -> Any:
+        if self._error is None:
+            try:
+                return getattr(self._file, method)(*arguments)
+            except OSError as e:
+                self._error = e
+        return None
+
+    def write(self, content: Any) -> int:
+        self._try("write", content)
+        return len(content)
+
+    def read(self, size: int = -1) -> bytes:  # by which h5py recognises a file
+        return self._try("read", size) or b""
+
+    def readinto(self, content: Any) -> int:
+        return self._try("readinto", content) or 0
+
+    def seek(self, *place: int) -> int:
+        return self._try("seek", *place) or 0
+
+    def tell(self) -> int:
+        return self._try("tell") or 0
+
+    def truncate(self, size: int) -> None:
+        self._try("truncate", size)
+
+    def flush(self) -> None:
+        self._try("flush")
 
 
 @cache

@@ -193,7 +193,7 @@ class Store:
             Another process is writing.
         """
         with store_lock(self.folder) as lock:
-            tidy(self.folder)
+            tidy(lock)
             writer = Writer(lock, note, rows_per_shard, seconds_per_shard)
             try:
                 yield writer
@@ -230,8 +230,8 @@ class Store:
         with store_lock(self.folder) as lock:
             current, earlier = read_manifest(self.folder), self.snapshot(number)
             earlier.require_shards()
-            lock.require_held()
-            write_manifest(self.folder, current.follow(f"back to snapshot {number}", parts=earlier.manifest.parts))
+            after = current.follow(f"back to snapshot {number}", parts=earlier.manifest.parts)
+            write_manifest(self.folder, after, lock)
         return self.snapshot()
 
 

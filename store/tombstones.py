@@ -37,9 +37,19 @@ def read_tombstones(folder: Path, part: ShardRef) -> npt.NDArray[np.uint32]:
 
 
 def write_tombstones(folder: Path, part: ShardRef, rows: npt.NDArray[Any], number: int) -> ShardRef:
-    """Write tombstones for these rows and those already deleted; returns the part as snapshot `number` sees it."""
+    """Write tombstones for these rows and those already deleted; returns the part as snapshot `number` sees it.
+
+    A file that exists is never replaced, as a snapshot of another writer may name it: the new one then gets a higher
+    number in its name than that of the snapshot.
+    """
     deleted = np.union1d(read_tombstones(folder, part), rows).astype("<u4")
-    name = f"{part.number:06d}-{number:06d}.u4"
-    with written_aside(folder / "deleted" / name) as temporary:
+    name = f"{part.number:06d}-{max(number, _unused(folder, part)):06d}.u4"
+    with written_aside(folder / "deleted" / name, exclusive=True, pending=True) as temporary:
         temporary.write_bytes(deleted.tobytes())
     return replace(part, deleted=name, deleted_rows=len(deleted), deleted_digest=checksum(deleted.tobytes()))
+
+
+def _unused(folder: Path, part: ShardRef) -> int:
+    """A number above those in the names of all tombstones of a shard, so that the newest has the highest."""
+    names = (path.stem.partition("-")[2] for path in (folder / "deleted").glob(f"{part.number:06d}-*.u4"))
+    return max((int(number) + 1 for number in names if number.isdecimal()), default=0)

@@ -12,9 +12,9 @@ import numpy as np
 
 from ..core.atomic_files import flush, make_folder, remove_leftover
 from ..core.locking import WriterLock, remove_unless_leased
-from ..errors import BadBlock
+from ..errors import BadBlock, Unflushed
 from .key_index import Hashes
-from .manifest import ShardRef, path_of, read_manifest, unused_shard, write_manifest
+from .manifest import Manifest, ShardRef, path_of, read_manifest, unused_shard, write_manifest
 from .named_vectors import copy_vectors
 from .records import Block, Ids, Mask, Names, RowLabels, Vectors, to_float16
 from .search.matches import Positions
@@ -200,6 +200,7 @@ class Writer:
         """Write the buffered rows as a shard and commit it."""
         if not self._waiting:
             return
+        self._lock.require_held()  # also before the commit; here, nothing is written into the folder of another store
         block = Block.concat([waiting.block for waiting in self._waiting])
         hashes = np.concatenate([waiting.hashes for waiting in self._waiting])
         replaced = np.concatenate([waiting.replaces for waiting in self._waiting])
@@ -227,17 +228,23 @@ class Writer:
                 new.append(row + np.arange(len(waiting.block)))
             row += len(waiting.block)
         if old:
-            copy_vectors(self._folder, np.concatenate(old), np.concatenate(new), [part])
+            copy_vectors(self._lock, np.concatenate(old), np.concatenate(new), [part])
 
     def _commit(self, **changes: object) -> None:
         before, after = self._manifest, self._manifest.follow(self._note, **changes)
-        self._lock.require_held()
-        write_manifest(self._folder, after)
-        # Only now, so that a failed commit is tried again.
-        self._manifest, self._waiting, self._waiting_keys = after, [], set()
+        try:
+            write_manifest(self._folder, after, self._lock)
+        except Unflushed:
+            self._committed(after)
+            raise
+        self._committed(after)
         if before.number > self._first:  # the history keeps one snapshot per writer
             remove_unless_leased(path_of(self._folder, before.number))
-        self._snapshot = Snapshot(self._folder, after, self._snapshot)
+
+    def _committed(self, manifest: Manifest) -> None:
+        # Only after the commit, so that a failed one is tried again.
+        self._manifest, self._waiting, self._waiting_keys = manifest, [], set()
+        self._snapshot = Snapshot(self._folder, manifest, self._snapshot)
 
     def _without(self, ids: Ids) -> tuple[ShardRef, ...]:
         """Write tombstones for these rows and return the parts that refer to them; nothing is committed yet."""

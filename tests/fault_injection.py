@@ -1,4 +1,7 @@
-"""Fault injection: the n-th system call of a change fails, as on a full disk or when the process is killed."""
+"""Fault injection: the n-th system call of a change fails, as on a full disk or when the process is killed.
+
+Or the change is paused there, while another process does what it likes.
+"""
 
 import os
 import shutil
@@ -41,16 +44,25 @@ class Killed(BaseException):
 
 
 class Faults:
-    """Counts the calls in CALLS and fails the n-th: once for a full disk, with all later ones for a killed process."""
+    """Counts the calls in CALLS and fails the n-th: once for a full disk, with all later ones for a killed process.
 
-    def __init__(self, fail_at: int, kill: bool) -> None:
-        self.count, self.fail_at, self.kill = 0, fail_at, kill
+    With `meanwhile`, the n-th call does not fail; `meanwhile` is called before it, and its calls are not counted.
+    """
+
+    def __init__(self, fail_at: int, kill: bool, meanwhile: Callable[[], object] | None = None) -> None:
+        self.count, self.fail_at, self.kill, self.meanwhile = 0, fail_at, kill, meanwhile
+        self.paused = False
 
     def wrapped(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def counted(*args: Any, **options: Any) -> Any:
-            if _only_reads(args):
+            if self.paused or _only_reads(args):
                 return call(*args, **options)
             self.count += 1
+            if self.meanwhile and self.count == self.fail_at:
+                self.paused = True
+                self.meanwhile()
+                self.paused = False
+                return call(*args, **options)
             if self.kill and self.count >= self.fail_at:
                 raise Killed
             if self.count == self.fail_at:
@@ -79,8 +91,8 @@ def calls_of(change: Callable[[], object]) -> int:
 
 
 @contextmanager
-def failing(fail_at: int, *, kill: bool) -> Iterator[Faults]:
-    faults = Faults(fail_at, kill)
+def failing(fail_at: int, *, kill: bool, meanwhile: Callable[[], object] | None = None) -> Iterator[Faults]:
+    faults = Faults(fail_at, kill, meanwhile)
     with pytest.MonkeyPatch.context() as patch:
         for owner, name in CALLS:
             patch.setattr(owner, name, faults.wrapped(getattr(owner, name)))

@@ -9,14 +9,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from ...core.atomic_files import write_text
-from ...errors import StoreError
+from ...core.atomic_files import disk_errors, make_folder, write_text
+from ...core.locking import folder_lock
+from ...errors import HeadError, StoreError
 from ...store.concatenated import concatenated_snapshot
 from ...store.named_vectors import MAIN
 from ...store.rooms import require_unlinked
 from ...store.snapshot import Snapshot
 from ...store.store import Store
-from ..head import DEFAULT, head_folder
+from ..calibration import Calibration
+from ..head import DEFAULT, Head, head_folder
 from .calibrate import CalibrationReport, calibrate
 from .train import TrainOptions, TrainReport, train
 
@@ -43,14 +45,26 @@ class FitReport:
     def save(self) -> None:
         """Write head, calibration and report into `folder`, whole or not at all; an earlier head is replaced.
 
-        Raises StoreError.
+        Raises
+        ------
+        StoreError
+            The disk is full, read-only or failing, or another process saves a head of this name.
         """
+        require_unlinked(self.store)
         require_writable(self.folder)
-        require_unlinked(self.folder.parent.parent)  # the store
-        # in this order, so that at any moment the folder holds a head and its own calibration
-        self.calibrated.calibration.save(self.folder)
-        self.trained.head.save(self.folder)
-        write_text(self.folder / "report.json", json.dumps(self.to_dict()) + "\n")
+        with disk_errors(f"create {self.folder}"):
+            make_folder(self.folder)
+        with folder_lock(self.folder):  # two heads saved at the same time would remove each other's files
+            # in this order, so that at any moment the folder holds a head and its own calibration
+            self.calibrated.calibration.save(self.folder)
+            self.trained.head.save(self.folder)
+            write_text(self.folder / "report.json", json.dumps(self.to_dict()) + "\n")
+            try:
+                Calibration.load(self.folder, Head.load(self.folder).digest)
+            except HeadError as e:  # on a file system without locks
+                raise StoreError(
+                    f"another process has saved a head in {self.folder} at the same time; train again when it has ended"
+                ) from e
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain types: the report that is saved with the head."""

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, require_local
+from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, require_local, unflushed
 from ...errors import StoreError
 from ..records import Block
 from ..search.matches import Positions
@@ -194,6 +194,9 @@ def _new_folder(folder: Path) -> Iterator[Path]:
             for path in (temporary, *temporary.rglob("*")):
                 flush(path)
             temporary.replace(folder)
-            flush(folder.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            flush(folder.parent)
+        except OSError as e:
+            raise unflushed(folder, e) from e

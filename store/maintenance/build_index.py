@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, read_json
-from ...core.locking import writer_lock
+from ...core.locking import WriterLock, writer_lock
 from ...errors import Locked, StoreError
 from ..records import Ids, Mask, Vectors
 from ..rooms import INDEX_FILES, remove_folder
@@ -123,7 +123,8 @@ def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool 
     snapshot, clock = store.snapshot(), _Clock()
     with disk_errors(f"create {store.folder / 'indexes'}"):
         make_folder(store.folder / ROOM)
-    with writer_lock(store.folder / ROOM):
+    with writer_lock(store.folder / ROOM) as lock:
+        _remove_begun(store.folder)
         previous = None if anew else _open_previous(snapshot)
         labels = snapshot.column("labels")
         kinds = {int(label): kind_for(int((labels == label).sum()), kind) for label in np.unique(labels)}
@@ -141,7 +142,7 @@ def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool 
             return BuildReport(
                 "fresh", "every row is indexed", snapshot.number, tuple(label_info for label_info, _, _ in indexes)
             )
-        infos, size = _write(store.folder, snapshot.number, snapshot.space, indexes, clock)
+        infos, size = _write(lock, snapshot.number, snapshot.space, indexes, clock)
         rebuilt = any(action == "rebuild" for action, _ in actions) or not indexes
         reasons = sorted({why for action, why in actions if action != "fresh"})
         why = "; ".join(reasons) or "few rows, searched exactly"
@@ -154,12 +155,19 @@ def renumber(store: Path, number: int, old: Ids, new: Ids) -> None:
     An unreadable index is skipped. If an index is being built, nothing is changed; it will be built again.
     """
     if folders(store):
-        with suppress(Locked), writer_lock(store / ROOM):
-            _renumber(store, number, old, new)
+        with suppress(Locked), writer_lock(store / ROOM) as lock:
+            _remove_begun(store)
+            _renumber(lock, number, old, new)
 
 
-def _renumber(store: Path, number: int, old: Ids, new: Ids) -> None:
-    for folder in folders(store):
+def _remove_begun(store: Path) -> None:
+    """Remove what is left of builds and of earlier indexes. A build that still runs, but lost its lock, fails then."""
+    for leftover in (store / ROOM).glob(f"{NAME}-*{TEMPORARY}"):
+        remove_folder(store, ROOM, leftover.name, own=INDEX_FILES)
+
+
+def _renumber(lock: WriterLock, number: int, old: Ids, new: Ids) -> None:
+    for folder in folders(lock.folder.parent):
         try:
             space = Space.from_dict(read_json(folder / "index.json")["space"])
             # not memory-mapped: FAISS would write a mapped index as a reference to its file
@@ -170,7 +178,7 @@ def _renumber(store: Path, number: int, old: Ids, new: Ids) -> None:
         for label_info, cells, ids in labels:
             position = np.minimum(np.searchsorted(old, ids), len(old) - 1)
             renumbered.append((label_info, cells, np.where(old[position] == ids, new[position], ids)))
-        _write(store, number, space, renumbered, _Clock())
+        _write(lock, number, space, renumbered, _Clock())
 
 
 LabelIndex = tuple[LabelIndexInfo, IvfIndex, Ids]  # the ids of the indexed rows, by ordinal
@@ -290,10 +298,11 @@ def _aheads(cells: IvfIndex, queries: Vectors, truth: GroundTruth) -> tuple[floa
 
 
 def _write(
-    store: Path, number: int, space: Space, indexes: list[LabelIndex], clock: _Clock
+    lock: WriterLock, number: int, space: Space, indexes: list[LabelIndex], clock: _Clock
 ) -> tuple[tuple[LabelIndexInfo, ...], int]:
     """Replace the old index. Both stay complete, or get a name that searches ignore. Also returns the size in bytes."""
-    final = store / ROOM / f"{NAME}-{number:06d}"
+    store = lock.folder.parent
+    final = lock.folder / f"{NAME}-{number:06d}"
     temporary = _unused_name(final)
     try:
         with clock("write"), _temporary_folder(temporary):
@@ -304,6 +313,7 @@ def _write(
                 "labels": [label.to_dict() for label in labels],
             }
             FILE.write(temporary / "index.json", content)
+            lock.require_held()
             if final.exists():  # rebuilt for the same snapshot
                 final.rename(_unused_name(final))
             temporary.rename(final)
@@ -313,8 +323,7 @@ def _write(
                     old.rename(_unused_name(old))
             # Else an index could get its name back after a power failure, but not its files.
             flush(final.parent)
-            for leftover in final.parent.glob(f"{NAME}-*{TEMPORARY}"):  # of this build, and of builds that were killed
-                remove_folder(store, ROOM, leftover.name, own=INDEX_FILES)
+            _remove_begun(store)
     except (OSError, RuntimeError) as e:
         raise StoreError(
             f"could not write the index {final} ({e}); searches use the previous index or stay exact"

@@ -77,16 +77,16 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD, grace: timede
         after = before
         if moved:
             if old_ids:  # none if all their rows are deleted
-                copy_vectors(folder, np.concatenate(old_ids), np.concatenate(new_ids), parts[len(kept) :])
+                copy_vectors(lock, np.concatenate(old_ids), np.concatenate(new_ids), parts[len(kept) :])
             until = (datetime.now(UTC) + grace).isoformat(timespec="seconds")
             compaction = Compaction(first, tuple(moved), until)
             after = before.follow("compacted", parts=tuple(parts), next_shard=number, compaction=compaction)
-            lock.require_held()
-            write_manifest(folder, after)
+            write_manifest(folder, after, lock)
         earlier = [n for n in numbers(folder) if n != after.number]
+        lock.require_held()  # another writer may be about to name what no snapshot names now
         held = give_up(folder, superseded(complete_manifests(folder), grace))
-        if tidy(folder):
-            tidy_all(folder)
+        if tidy(lock):
+            tidy_all(lock)
         if old_ids:
             renumber(folder, after.number, np.concatenate(old_ids), np.concatenate(new_ids))
     remaining = [n for n in numbers(folder) if n != after.number]

@@ -24,6 +24,8 @@ from ..tombstones import read_tombstones, write_tombstones
 from .salvage import latest_tombstones, salvage, with_tombstones
 from .verify import VerifyReport, check_shard, require_store, verify
 
+REPAIRED_IN_PART = "some of it may be repaired, and no readable row was removed"
+
 
 @dataclass(frozen=True)
 class RepairAction:
@@ -69,7 +71,7 @@ def repair(folder: Path | str) -> RepairReport:
     folder = Path(folder)
     require_unlinked(folder)
     require_store(folder)  # first, so that no other folder gets a lock file
-    with store_lock(folder) as lock, disk_errors(f"repair {folder}"):
+    with store_lock(folder) as lock, disk_errors(f"repair {folder}", REPAIRED_IN_PART):
         health = verify(folder)
         actions: list[RepairAction] = []
         manifest = _recover_manifest(folder, health, actions)
@@ -80,8 +82,7 @@ def repair(folder: Path | str) -> RepairReport:
         newest = max([manifest.number, *numbers(folder)])
         if repaired != manifest or manifest.number != health.snapshot or manifest.number < newest:
             repaired = replace(repaired, number=newest).follow("repaired")
-            lock.require_held()
-            write_manifest(folder, repaired)
+            write_manifest(folder, repaired, lock)
         # Only now: killed in between, the store has lost nothing, and repairing it again goes on.
         _set_aside(folder, aside, actions)
         _quarantine(folder, health, repaired, actions)

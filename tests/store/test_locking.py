@@ -20,7 +20,6 @@ import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.core import locking
 from clipfake.core.atomic_files import reserve
-from clipfake.core.locking import WriterLock
 from clipfake.errors import Locked, StoreError, Unreadable
 from clipfake.store import snapshot as snapshots
 from clipfake.store.maintenance import verify as checking
@@ -31,7 +30,6 @@ from clipfake.store.maintenance.verify import verify
 from clipfake.store.named_vectors import named_vectors_writer, open_named_vectors
 from clipfake.store.shard import Shard, _empty, write_shard
 from clipfake.store.store import Store
-from clipfake.store.writer import Writer
 
 
 @pytest.fixture
@@ -101,7 +99,8 @@ def test_commit_is_refused_while_another_writer_holds_the_store(store: Store, ch
     held.unlink()
     assert store.snapshot().number == number
     with store.writer():  # and the refused writer holds nothing any more
-        assert (store.folder / "lock").read_text() == f"process {os.getpid()} on {socket.gethostname()}"
+        text = (store.folder / "lock").read_text()
+        assert re.fullmatch(rf"process {os.getpid()} on {socket.gethostname()}, writer [0-9a-f]{{8}}", text)
     assert (store.folder / "lock").read_text() == ""
 
 
@@ -111,26 +110,6 @@ def test_removal_of_lock_held_stops_its_writer(store: Store, monkeypatch: pytest
         (store.folder / "lock.held").unlink()
         writer.delete(np.arange(60) < 5)
     assert len(store.snapshot()) == 60
-
-
-@pytest.mark.parametrize("links", [None, errno.EPERM, errno.EOPNOTSUPP], ids=["links", "EPERM", "EOPNOTSUPP"])
-@pytest.mark.parametrize("commits", [1, 2])
-def test_no_writer_overwrites_another_ones_rows(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: int | None, commits: int
-) -> None:
-    """Two writers hold the store at once, as if no lock worked."""
-    store = Store.create(tmp_path / "s", space(4))
-    first, second = (Writer(WriterLock(store.folder, by_file=False), "", 16, 99) for _ in range(2))
-    blocks = list(synthetic(60, 4, size=20))
-    if links:
-        monkeypatch.setattr(os, "link", failing_with(links))
-    for block in blocks[:commits]:
-        first.append(block)
-    for _ in range(2):
-        with pytest.raises(StoreError, match=r"another process has (written|committed)"):
-            second.append(blocks[2]) if not second._waiting else second.seal()
-    assert len(store.snapshot()) == 20 * commits
-    assert verify(store.folder).sound
 
 
 def failing_with(error: int) -> Any:
