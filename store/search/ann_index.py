@@ -16,7 +16,8 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from ...core.atomic_files import TEMPORARY, read_array, require_readable
+from ...core.atomic_files import TEMPORARY, require_readable
+from ...core.npy_file import read_npy
 from ...core.sealed_json import SealedJson, checksum
 from ...errors import Damaged, StoreError
 from ..records import Mask, Vectors
@@ -263,8 +264,8 @@ def _read(
             raise Damaged(f"{path} cannot be read ({e.strerror}); {AGAIN}") from e
     stem = str(label_info.label)
     try:
-        ids = np.array(read_array(folder / f"{stem}.ids.npy"))
-        cell_of = read_array(folder / f"{stem}.cells.npy").astype(np.int64)
+        ids = read_npy(folder / f"{stem}.ids.npy", Damaged)
+        cell_of = read_npy(folder / f"{stem}.cells.npy", Damaged).astype(np.int64)
         if ids.shape != (label_info.rows,) or ids.dtype != np.int64:
             raise ValueError(f"expected {label_info.rows} int64 ids, found {ids.dtype} of shape {ids.shape}")
         return IvfIndex.load(folder / f"{stem}.faiss", cell_of, mapped=mapped), ids
