@@ -105,8 +105,11 @@ class RowFile:
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, rows: slice | npt.NDArray[Any]) -> npt.NDArray[Any]:
-        """Read rows; raises `error` or Unreadable."""
+    def __getitem__(self, rows: int | slice | npt.NDArray[Any]) -> npt.NDArray[Any]:
+        """Read rows, or one row; raises `error` or Unreadable."""
+        if isinstance(rows, int):
+            row: npt.NDArray[Any] = self[np.array([range(len(self))[rows]])][0]
+            return row
         if isinstance(rows, slice):
             count = len(range(*rows.indices(len(self))))
         else:
@@ -116,7 +119,7 @@ class RowFile:
         self.copy_to(result, slice(0, count), rows)
         return result
 
-    def __array__(self, dtype: npt.DTypeLike = None, copy: bool | None = None) -> npt.NDArray[Any]:
+    def __array__(self, dtype: npt.DTypeLike | None = None, copy: bool | None = None) -> npt.NDArray[Any]:
         whole = self[:]
         return whole if dtype is None else whole.astype(dtype, copy=False)
 
@@ -174,7 +177,8 @@ class RowFile:
             return found
         before = np.concatenate([[0], np.cumsum(counts)[:-1]])  # rows read before each range
         sizes = np.diff(np.concatenate([[0], cuts + 1, [len(rows)]]))
-        return found[rows + np.repeat(before - firsts, sizes)]
+        wanted: npt.NDArray[Any] = found[rows + np.repeat(before - firsts, sizes)]
+        return wanted
 
     def _read_ranges(self, firsts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> bytes:
         """The bytes of several ranges of rows."""
@@ -191,7 +195,7 @@ class RowFile:
         """Read the rows from `first` on into a contiguous array."""
         if not array.nbytes:
             return
-        buffer = memoryview(array.reshape(-1).view(np.uint8))
+        buffer = array.reshape(-1).view(np.uint8).data
         offset = self.offset + first * self._row_bytes
 
         def read(descriptor: int) -> bool | None:

@@ -187,6 +187,7 @@ def main() -> None:
         edge = QdrantEdge(*connection.recv())
 
         def answer(number: int, method: str, arguments: tuple[Any, ...]) -> None:
+            answered: tuple[int, Any, Exception | None]
             try:
                 answered = number, getattr(edge, method)(*arguments), None
             except Exception as e:

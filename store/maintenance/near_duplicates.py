@@ -89,8 +89,8 @@ def all_pairs(
         block = positions[done : done + block_rows]
         matches = exact.search(snapshot, snapshot.vectors(block), k + 1, None if where is None else positions)
         matches = _without_self(matches, block, k)
-        for array, values in zip(arrays, (matches.rows, matches.similarity), strict=True):
-            _write_rows(array, done, values)
+        _write_rows(arrays[0], done, matches.rows)
+        _write_rows(arrays[1], done, matches.similarity)
         done += len(block)
         write_text(folder / PROGRESS_FILE, json.dumps({**parameters, "done": done}) + "\n")
         if on_progress:

@@ -36,7 +36,8 @@ class CellFile:
     def __init__(self, path: Path, ivf: Any, kept_bytes: int | None = None) -> None:
         """`ivf` is an index from `faiss.read_index` with IO_FLAG_MMAP. Raises ValueError or Damaged."""
         self._ivf = ivf  # destroyed after self, so that FAISS unmaps its map and not the memory
-        self._lists: Any = faiss.downcast_InvertedLists(ivf.invlists)
+        lists: Any = faiss.downcast_InvertedLists(ivf.invlists)
+        self._lists = lists
         size, cells = int(self._lists.totsize), int(ivf.nlist)
         address = int(self._lists.lists.data().this)
         table = np.ctypeslib.as_array((ctypes.c_uint64 * (3 * cells)).from_address(address)).reshape(cells, 3)

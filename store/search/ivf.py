@@ -187,7 +187,8 @@ class IvfIndex:
         for part in self._cell_file.parts(probed):
             with self._cell_file.in_memory(part):
                 found = self._search_cells(queries, k, rows, part, selector)
-            ordinals, scores = (np.concatenate(both, axis=1) for both in zip((ordinals, scores), found, strict=True))
+            ordinals = np.concatenate([ordinals, found[0]], axis=1)
+            scores = np.concatenate([scores, found[1]], axis=1)
             best = np.argsort(-np.where(ordinals < 0, -np.inf, scores), axis=1, kind="stable")[:, :k]
             ordinals, scores = np.take_along_axis(ordinals, best, 1), np.take_along_axis(scores, best, 1)
         return ordinals
