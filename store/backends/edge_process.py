@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import threading
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
@@ -20,7 +21,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-from ...errors import BackendDamaged, BackendError
+from ...errors import BackendDamaged, BackendError, StoreError
 from ..records import Ids, Vectors
 from ..space import Space
 from .base import BackendFilter, SearchBackend
@@ -100,6 +101,7 @@ class EdgeProcess(SearchBackend):
         with self._lock:
             if self._child is None or self._child.ended:
                 self._child = _Child(*self._arguments)
+                weakref.finalize(self, self._child.close)
             child = self._child
         try:
             return child.request(method, arguments).result()
@@ -153,8 +155,9 @@ class _Child:
 
     def close(self) -> None:
         """Close the folder and end the process."""
-        with suppress(OSError):
-            socket.socket(fileno=os.dup(self._connection.fileno())).shutdown(socket.SHUT_WR)
+        with self._lock, suppress(OSError):
+            if not self.ended:
+                self._connection.send(None)
         try:
             self.process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -162,7 +165,7 @@ class _Child:
             self.process.wait()
 
     def _receive(self) -> None:
-        with self._connection, suppress(EOFError, OSError):
+        with suppress(EOFError, OSError):
             while True:
                 number, result, error = self._connection.recv()
                 with self._lock:
@@ -173,32 +176,38 @@ class _Child:
                     future.set_exception(error)
         with self._lock:
             self.ended = True
+            self._connection.close()
             waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
             future.set_exception(EOFError())
 
 
 def main() -> None:
-    """Answer the requests on the socket whose number is the argument, until it is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes the socket
+    """Answer the requests on the socket whose number is the argument. The request None closes the folder."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the parent, which closes the folder
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     lock = threading.Lock()
-    with Connection(int(sys.argv[1])) as connection:
-        edge = QdrantEdge(*connection.recv())
+    connection = Connection(int(sys.argv[1]))
+    edge = QdrantEdge(*connection.recv())
 
-        def answer(number: int, method: str, arguments: tuple[Any, ...]) -> None:
-            answered: tuple[int, Any, Exception | None]
-            try:
-                answered = number, getattr(edge, method)(*arguments), None
-            except Exception as e:
-                answered = number, None, e
-            with lock, suppress(OSError):  # the parent has ended
-                connection.send(answered)
+    def answer(number: int, method: str, arguments: tuple[Any, ...]) -> None:
+        result, error = None, None
+        try:
+            result = getattr(edge, method)(*arguments)
+        except StoreError as e:
+            error = e
+        except (TypeError, ValueError, MemoryError, OSError) as e:  # of Python's side; those of Edge are translated
+            error = BackendError(f"{edge.name} cannot be used ({e!r})")
+        with lock, suppress(OSError):  # the parent has ended
+            connection.send((number, result, error))
 
-        with ThreadPoolExecutor(THREADS) as threads, suppress(EOFError, ConnectionError):
-            while True:
-                threads.submit(answer, *connection.recv())
-        edge.close()
+    with ThreadPoolExecutor(THREADS) as threads:
+        try:
+            while (request := connection.recv()) is not None:
+                threads.submit(answer, *request)
+        except (EOFError, OSError):  # the parent was killed, and the folder must not stay locked
+            os._exit(1)
+    edge.close()
 
 
 if __name__ == "__main__":

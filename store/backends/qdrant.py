@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ...errors import StoreError
 from .base import SearchBackend
-from .qdrant_base import CollectionLayout
 from .edge_process import EdgeProcess
+from .qdrant_base import CollectionLayout
 from .qdrant_server import COLLECTION, TIMEOUT, QdrantServer
 
 

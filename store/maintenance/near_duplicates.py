@@ -147,7 +147,7 @@ def _again(path: Path) -> str:
 
 def _write_rows(array: RowFile, start: int, values: npt.NDArray[Any]) -> None:
     """Write rows from `start` on and flush them to the disk; raises StoreError for a file that was cut short."""
-    array[start : start + len(values)]  # written beyond its end, a file that was cut short would have zeros before
+    _ = array[start : start + len(values)]  # after the end of a file that was cut short, there would be zeros between
     with disk_errors(f"write {array.path}"), array.path.open("r+b") as file:
         file.seek(array.offset + start * values.itemsize * values.shape[1])
         file.write(np.ascontiguousarray(values, array.dtype).data)

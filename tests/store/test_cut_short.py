@@ -21,7 +21,7 @@ import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.core.npy_file import open_npy, read_npy
 from clipfake.core.row_file import RowFile
-from clipfake.errors import BackendError, Damaged, SourceError, StoreError, Unreadable
+from clipfake.errors import BackendDamaged, Damaged, SourceError, StoreError, Unreadable
 from clipfake.store.concatenated import ConcatenatedSnapshot
 from clipfake.store.exchange.export_rows import export_rows
 from clipfake.store.exchange.import_rows import ImportDefaults, ImportFolder
@@ -47,7 +47,7 @@ def in_child(program: Callable[..., None], *arguments: Any) -> int | None:
 def filled(folder: Path, *, rows: int = ROWS, rows_per_shard: int = 1500) -> Store:
     store = Store.create(folder, space(DIM))
     with store.writer(rows_per_shard=rows_per_shard) as writer:
-        for block in synthetic(rows, DIM):
+        for block in synthetic(rows, DIM, size=rows_per_shard):
             writer.append(block)
     return store
 
@@ -138,7 +138,7 @@ def cut_import(folder: Path) -> None:
     blocks = opened.blocks(opened.space or space(DIM), ImportDefaults())
     content = open_npy(path, SourceError)
     assert isinstance(content, RowFile)
-    content[:1]
+    assert content[:1].shape == (1, DIM)
     with cut(path, 1000), pytest.raises(SourceError, match="cut short"):
         content[:1000]
     assert len(next(iter(blocks)))
@@ -209,15 +209,13 @@ def cut_edge(folder: Path) -> None:
     queries = snapshot.vectors(np.arange(4))
     backend.search(queries, 5, BackendFilter(Filter()), None)
     for path in sorted(path for path in (folder / "edge").rglob("*") if path.is_file()):
-        os.truncate(path, path.stat().st_size // 3)
-    failures = 0
-    for _ in range(3):
-        try:
-            backend.search(queries, 5, BackendFilter(Filter()), None)
-        except BackendError:
-            failures += 1
-    assert failures
+        os.truncate(path, 0)
+    with pytest.raises(BackendDamaged, match="ended by SIGBUS"):
+        backend.search(queries, 5, BackendFilter(Filter()), None)
+    with pytest.raises(BackendDamaged, match="delete the folder"):
+        backend.search(queries, 5, BackendFilter(Filter()), None)
     backend.close()
+    push(snapshot, open_backend(folder / "anew"), PushOptions(queries=0))
 
 
 @pytest.mark.parametrize(
@@ -245,7 +243,7 @@ def fill_the_disk(folder: Path, store: Path) -> None:
         RemoteStore(open_backend(folder / "edge"))
 
 
-@pytest.mark.parametrize("megabytes", [1, 8, 40])
+@pytest.mark.parametrize("megabytes", [1, 4, 8])
 def test_full_disk_during_a_push_is_a_typed_error(tmp_path: Path, megabytes: int) -> None:
     pytest.importorskip("qdrant_edge", reason="the extra `qdrant` is not installed")
     filled(tmp_path / "s", rows=6000)
@@ -277,7 +275,7 @@ def test_failing_disk_is_no_damage(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def use_few_descriptors(folder: Path) -> None:
     snapshot = filled(folder, rows=1200, rows_per_shard=10).snapshot()
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    in_use = len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 30
+    in_use = os.open(os.devnull, os.O_RDONLY)  # the number of the next descriptor
     resource.setrlimit(resource.RLIMIT_NOFILE, (2 * in_use + 20, hard))
     for _ in range(2):
         assert snapshot.vectors().shape == (1200, DIM)
