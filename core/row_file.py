@@ -25,6 +25,7 @@ from .atomic_files import require_readable
 
 GAP_BYTES = 8192  # a system call costs about as much as reading this many bytes
 PIECE_BYTES = 1 << 17  # read at a time for a conversion, so that the bytes stay in the processor's cache
+FEW_ROWS = 64  # not worth looking for gaps
 ROWS_AT_ONCE = 1024  # rows that are not consecutive
 MOST_OPEN = 4096  # files kept open in one process, if it may have four times as many
 
@@ -141,29 +142,41 @@ class RowFile:
         self, target: npt.NDArray[Any], slots: slice | npt.NDArray[np.int64], start: int, stop: int
     ) -> None:
         if isinstance(slots, slice):
-            part = target[slots]
-            if part.dtype == self.dtype and part.flags.c_contiguous:
-                self._fill(part, start)
+            target, slots = target[slots], slice(0, stop - start)
+            if target.dtype == self.dtype and target.flags.c_contiguous:
+                self._fill(target, start)
                 return
-        places = _numbers(slots, len(target))
         step = max(PIECE_BYTES // max(self._row_bytes, 1), 1)
         piece = np.empty((min(step, stop - start), *self.shape[1:]), self.dtype)
         for first in range(start, stop, step):
             count = min(step, stop - first)
             self._fill(piece[:count], first)
-            target[places[first - start : first - start + count]] = piece[:count]
+            target[_part(slots, first - start, count)] = piece[:count]
 
     def _copy_rows(
         self, target: npt.NDArray[Any], slots: slice | npt.NDArray[np.int64], rows: npt.NDArray[np.int64]
     ) -> None:
-        if len(rows) and not 0 <= rows.min() <= rows.max() < len(self):
+        if not len(rows):
+            return
+        if rows.min() < 0 or rows.max() >= len(self):
             raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
-        places = _numbers(slots, len(target))
-        if (np.diff(rows) < 0).any():
+        if len(rows) <= FEW_ROWS:
+            target[slots] = self._each(rows)
+            return
+        if (rows[1:] < rows[:-1]).any():
             order = np.argsort(rows, kind="stable")
-            rows, places = rows[order], places[order]
+            slots = np.arange(*slots.indices(len(target))) if isinstance(slots, slice) else slots
+            rows, slots = rows[order], slots[order]
+        elif isinstance(slots, slice):
+            target, slots = target[slots], slice(0, len(rows))
         for start in range(0, len(rows), ROWS_AT_ONCE):
-            target[places[start : start + ROWS_AT_ONCE]] = self._gather(rows[start : start + ROWS_AT_ONCE])
+            part = rows[start : start + ROWS_AT_ONCE]
+            target[_part(slots, start, len(part))] = self._gather(part)
+
+    def _each(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+        """Read rows one by one."""
+        content = self._read_ranges([self._row_bytes] * len(rows), (self.offset + rows * self._row_bytes).tolist())
+        return np.frombuffer(content, self.dtype).reshape(len(rows), *self.shape[1:])
 
     def _gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
         """Read rows in ascending order. Those with small gaps between them are read by one call, gaps included."""
@@ -171,7 +184,9 @@ class RowFile:
         cuts = np.flatnonzero(gaps * self._row_bytes > GAP_BYTES)
         firsts, lasts = rows[np.concatenate([[0], cuts + 1])], rows[np.concatenate([cuts, [len(rows) - 1]])]
         counts = lasts - firsts + 1
-        content = self._read_ranges(firsts, counts)
+        content = self._read_ranges(
+            (counts * self._row_bytes).tolist(), (self.offset + firsts * self._row_bytes).tolist()
+        )
         found = np.frombuffer(content, self.dtype).reshape(-1, *self.shape[1:])
         if len(found) == len(rows) and not (gaps == 0).any():
             return found
@@ -180,9 +195,8 @@ class RowFile:
         wanted: npt.NDArray[Any] = found[rows + np.repeat(before - firsts, sizes)]
         return wanted
 
-    def _read_ranges(self, firsts: npt.NDArray[np.int64], counts: npt.NDArray[np.int64]) -> bytes:
-        """The bytes of several ranges of rows."""
-        sizes, offsets = (counts * self._row_bytes).tolist(), (self.offset + firsts * self._row_bytes).tolist()
+    def _read_ranges(self, sizes: list[int], offsets: list[int]) -> bytes:
+        """The bytes of several ranges of the file."""
 
         def read(descriptor: int) -> bytes | None:
             content = b"".join(map(os.pread, repeat(descriptor), sizes, offsets))
@@ -243,8 +257,9 @@ class RowFile:
         return descriptor
 
 
-def _numbers(slots: slice | npt.NDArray[np.int64], length: int) -> npt.NDArray[np.int64]:
-    return np.arange(*slots.indices(length)) if isinstance(slots, slice) else slots
+def _part(slots: slice | npt.NDArray[np.int64], start: int, count: int) -> slice | npt.NDArray[np.int64]:
+    """Slots start to start + count - 1; a slice begins at 0."""
+    return slice(start, start + count) if isinstance(slots, slice) else slots[start : start + count]
 
 
 def copy_rows(source: RowFile | npt.NDArray[Any], rows: Any, target: npt.NDArray[Any], slots: Any) -> None:
