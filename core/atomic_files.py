@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import json
-import math
 import mmap
 import os
 import re
@@ -16,10 +15,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Literal
-
-import numpy as np
-import numpy.typing as npt
+from typing import Any
 
 from ..errors import StoreError, Unflushed, Unreadable
 
@@ -186,44 +182,6 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise ValueError("not a JSON object")
     return content
-
-
-def read_array(path: Path, mode: Literal["r", "r+"] = "r") -> npt.NDArray[Any]:
-    """Memory-map a .npy file; raises only OSError or ValueError, whatever the file contains. Never unpickles."""
-    try:
-        with np.errstate(over="raise"):  # for a shape whose product overflows
-            try:
-                array = np.load(path, mmap_mode=mode, allow_pickle=False)
-            except OSError as e:
-                if mode != "r" or e.errno not in _LACKING:
-                    raise
-                array = np.load(path, allow_pickle=False)  # the file system cannot map files
-    except OSError:
-        raise
-    except Exception as e:  # numpy parses the header as Python, which can raise anything
-        raise ValueError(str(e) or type(e).__name__) from e
-    if not isinstance(array, np.ndarray):
-        raise ValueError("expected one array, found an archive of several")
-    return array
-
-
-def map_array(
-    path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...], *, mode: Literal["r", "c"] = "r", offset: int = 0
-) -> npt.NDArray[Any]:
-    """Memory-map the numbers in a file, or read them where the file system cannot map files.
-
-    Raises
-    ------
-    OSError, ValueError
-        The file cannot be read, or is too short.
-    """
-    try:
-        # a plain array, as np.memmap has overhead at every access
-        return np.memmap(path, dtype, mode, offset, shape).view(np.ndarray)
-    except OSError as e:
-        if e.errno not in _LACKING:
-            raise
-        return np.fromfile(path, dtype, math.prod(shape), offset=offset).reshape(shape)
 
 
 def can_map(path: Path) -> bool:

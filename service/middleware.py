@@ -15,6 +15,7 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from ..errors import Damaged, StoreError, Unreadable
 from .limits import Limits
 from .metrics import ServiceMetrics
 from .problems import HttpProblem, to_problem
@@ -23,6 +24,7 @@ LOG = logging.getLogger("clipfake.service")
 OPEN = {"/", "/healthz", "/readyz", "/openapi.json"}  # paths that reveal nothing of the store
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+LOG_SECONDS = 60.0  # between two lines about the same file of the store
 CLOSE = {"Connection": "close"}  # the rest of the body is not read
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -101,6 +103,7 @@ class ServiceMiddleware:
         self.token, self.public, self.folder = token, public, folder
         self._in_progress = 0  # number of requests
         self._held = 0  # bytes of their bodies
+        self._store_error, self._store_error_logged = "", 0.0  # the last one, and when it was logged
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -185,9 +188,18 @@ class ServiceMiddleware:
             message = f"the request took more than {self.limits.seconds:g} s; send fewer images at once, or try again"
             return HttpProblem("too-slow", message) if body.done else HttpProblem("slow-upload", message, headers=CLOSE)
         problem = to_problem(error, self.folder)
-        if problem.status == 500 and problem is not error:  # an HttpProblem was logged where it was raised
+        if isinstance(error, Damaged | Unreadable):
+            self._log_store(error)
+        elif problem.status == 500 and problem is not error:  # an HttpProblem was logged where it was raised
             LOG.error("request failed", exc_info=error)
         return problem
+
+    def _log_store(self, error: StoreError) -> None:
+        """Log that a file of the store cannot be read: once in a while, as every request may find it."""
+        now = time.monotonic()
+        if str(error) != self._store_error or now - self._store_error_logged >= LOG_SECONDS:
+            LOG.error("request failed: %s", error)
+            self._store_error, self._store_error_logged = str(error), now
 
 
 def without_slash(path: str, paths: Collection[str]) -> str:

@@ -14,6 +14,7 @@ from ..core.escaping import escape_json
 from ..errors import (
     BadBlock,
     ClipfakeError,
+    Damaged,
     EncoderError,
     HeadError,
     ImageError,
@@ -22,6 +23,7 @@ from ..errors import (
     NotEnoughRows,
     NothingToJudge,
     SpaceMismatch,
+    Unreadable,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -43,10 +45,12 @@ KINDS: dict[str, tuple[int, str]] = {
     "bad-image": (422, "The image cannot be read"),
     "nothing-to-judge": (422, "The image cannot be judged"),
     "failed": (500, "The service failed"),
+    "store-damaged": (500, "A file of the store is damaged"),
     "engine-failed": (502, "The search back end failed"),
     "not-ready": (503, "Not ready"),
     "busy": (503, "Busy"),
     "locked": (503, "Another process is writing"),
+    "store-unreadable": (503, "A file of the store cannot be read now"),
     "engine-down": (503, "The search back end cannot be reached"),
     "engine-slow": (504, "The search back end took too long"),
     "too-slow": (504, "The response took too long"),
@@ -93,6 +97,10 @@ def to_problem(error: Exception, folder: Path | None = None) -> HttpProblem:
     detail = str(error).replace(str(folder), folder.name) if folder else str(error)
     if isinstance(error, Locked):
         return HttpProblem("locked", detail, headers={"Retry-After": "5"})
+    if isinstance(error, Unreadable):
+        return HttpProblem("store-unreadable", detail, headers={"Retry-After": "5"})
+    if isinstance(error, Damaged):
+        return HttpProblem("store-damaged", detail)
     if isinstance(error, ImageError):
         return HttpProblem("nothing-to-judge" if isinstance(error, NothingToJudge) else "bad-image", detail)
     if isinstance(error, NoStore | NotEnoughRows | HeadError | SpaceMismatch):

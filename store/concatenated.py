@@ -47,7 +47,7 @@ class ConcatenatedSnapshot(Snapshot):
                 self._vectors.append(None)
                 continue
             column = open_named_vectors(snapshot.folder, name)
-            column.map_files(snapshot)
+            column.open_files(snapshot)
             if missing := int(column.missing(snapshot).sum()):
                 raise NotEnoughRows(
                     f"{missing} of {len(snapshot)} rows have no vector {name}; "

@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from ..core.atomic_files import map_array, require_readable, written_aside
+from ..core.atomic_files import require_readable, written_aside
 from ..core.locking import WriterLock
+from ..core.row_file import RowFile
 from ..core.sealed_json import SealedJson, checksum
 from ..errors import BadBlock, Damaged, StoreError, Unreadable
 from .manifest import Manifest, ShardRef, read_manifest
@@ -35,6 +36,7 @@ _AGAIN = "the store itself is intact; remove the folder of these vectors and run
 FILE = SealedJson("clipfake-column", 1, "list of named vectors", Damaged, _AGAIN)
 MAIN = "main"  # name of the store's own vectors
 ROWS_HELD = 65_536  # rows a writer buffers before it writes them
+ROWS_READ = 4096  # at a time
 
 
 @dataclass(frozen=True)
@@ -59,10 +61,10 @@ class NamedVectors:
     name: str
     space: Space
     pieces: dict[str, VectorFile]  # by name of the shard
-    _maps: dict[str, npt.NDArray[np.float16]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _files: dict[str, RowFile] = field(default_factory=dict, init=False, repr=False, compare=False)
 
-    def map_files(self, snapshot: Snapshot) -> None:
-        """Map the files of a snapshot's shards, so that they stay readable when a writer replaces them."""
+    def open_files(self, snapshot: Snapshot) -> None:
+        """Open the files of a snapshot's shards, so that they stay readable when a writer replaces them."""
         for part in snapshot.manifest.parts:
             if self.covers(part):
                 self.shard_vectors(part)
@@ -84,8 +86,13 @@ class NamedVectors:
         for part in snapshot.manifest.parts:
             if self.covers(part):
                 in_shard = number == part.number
-                result[in_shard] = np.isnan(self.shard_vectors(part)[:, 0])[row[in_shard]]
+                result[in_shard] = np.isnan(self._first_values(part))[row[in_shard]]
         return result
+
+    def _first_values(self, part: ShardRef) -> npt.NDArray[np.float16]:
+        vectors = self.shard_vectors(part)
+        pieces = [vectors[start : start + ROWS_READ][:, 0] for start in range(0, part.rows, ROWS_READ)]
+        return np.concatenate([np.zeros(0, np.float16), *pieces])
 
     def check(self, part: ShardRef) -> None:
         """Verify the checksum of a shard's vectors, reading every byte; raises Damaged."""
@@ -96,21 +103,18 @@ class NamedVectors:
         """True if there is a file with vectors of this shard's rows."""
         return part.name in self.pieces and self.pieces[part.name].header == part.header
 
-    def shard_vectors(self, part: ShardRef) -> npt.NDArray[np.float16]:
-        """(rows of the shard, dim) vectors of a shard that is covered, memory-mapped; raises Damaged."""
+    def shard_vectors(self, part: ShardRef) -> RowFile:
+        """(rows of the shard, dim) float16 vectors of a shard that is covered, read when indexed; raises Damaged."""
         name = self.pieces[part.name].file
-        if name in self._maps:
-            return self._maps[name]
-        path = self.folder / name
-        expected = part.rows * self.space.dim * 2
-        try:
-            if path.stat().st_size != expected:
-                raise Damaged(f"{path} has {path.stat().st_size} bytes instead of {expected}; {_AGAIN}")
-            self._maps[name] = map_array(path, "<f2", (part.rows, self.space.dim))
-        except (OSError, ValueError) as e:
-            require_readable(path, e)
-            raise Damaged(f"{path} cannot be read ({getattr(e, 'strerror', None) or e}); {_AGAIN}") from e
-        return self._maps[name]
+        if name not in self._files:
+            path = self.folder / name
+            shape = (part.rows, self.space.dim)
+            # a file of this name always has the same content, as its checksum is in the name
+            file = RowFile(path, "<f2", shape, error=_invalid_file, verify=lambda: None)
+            if (size := path.stat().st_size) != (expected := 2 * part.rows * self.space.dim):
+                raise _invalid_file(f"{path} has {size} bytes instead of {expected}")
+            self._files[name] = file
+        return self._files[name]
 
     def _content(self, piece: VectorFile) -> bytes:
         try:
@@ -121,6 +125,10 @@ class NamedVectors:
         if checksum(content) != piece.digest:
             raise Damaged(f"{self.folder / piece.file} was altered (checksum differs); {_AGAIN}")
         return content
+
+
+def _invalid_file(problem: str) -> Damaged:
+    return Damaged(f"{problem}; {_AGAIN}")
 
 
 def vector_names(store: Path) -> list[str]:

@@ -18,7 +18,8 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 
-from ..core.atomic_files import map_array, require_readable, reserve, written_aside
+from ..core.atomic_files import require_readable, reserve, written_aside
+from ..core.row_file import RowFile
 from ..core.sealed_json import checksum
 from ..errors import BadBlock, Damaged, NotAStore
 from .key_index import Hashes
@@ -309,14 +310,12 @@ class Shard:
             raise Damaged(f"{self.path} is missing ({e.strerror}); {_REPAIR}") from e
 
     @cached_property
-    def vectors(self) -> Vectors:
-        """(rows, dim) vectors, memory-mapped copy-on-write: writing to the array does not change the file.
+    def vectors(self) -> RowFile | Vectors:
+        """(rows, dim) vectors, read from the file when they are indexed with a slice, integers or a mask.
 
         Their checksums are not verified; see `damaged_rows`.
         """
-        with self._file() as file:
-            dataset = self._dataset(file, "vectors")
-            offset, shape, dtype = dataset.id.get_offset(), dataset.shape, dataset.dtype
+        offset, shape, dtype = self._vectors_location
         if shape != (len(self), self.header.space.dim) or dtype.kind != "f":
             raise Damaged(
                 f"{self.path} has {dtype} vectors of shape {shape} for {len(self)} rows of "
@@ -324,10 +323,23 @@ class Shard:
             )
         if offset is None:  # no rows, or written in chunks by other software
             return np.asarray(self._read("vectors"), dtype=dtype)
-        if self.size < offset + dtype.itemsize * shape[0] * shape[1]:
-            raise Damaged(f"{self.path} is truncated; {_REPAIR}")
-        with self._parsing("vectors"):
-            return map_array(self.path, dtype, shape, mode="c", offset=offset)
+        return RowFile(self.path, dtype, shape, offset=offset, error=self._invalid_file, verify=self._require_same_file)
+
+    @cached_property
+    def _vectors_location(self) -> tuple[int | None, tuple[int, ...], np.dtype[Any]]:
+        """Offset, shape and dtype of the vectors."""
+        with self._file() as file:
+            dataset = self._dataset(file, "vectors")
+            return dataset.id.get_offset(), dataset.shape, dataset.dtype
+
+    def _require_same_file(self) -> None:
+        """Raise Damaged unless the file at the path now is a copy of the one that was opened, as from a backup."""
+        now = Shard(self.path)
+        if now.header != self.header or now._vectors_location != self._vectors_location:
+            raise self._invalid_file(f"{self.path} was replaced by another shard")
+
+    def _invalid_file(self, problem: str) -> Damaged:
+        return Damaged(f"{problem}; {_REPAIR}")
 
     def column(self, name: str) -> npt.NDArray[Any]:
         """One column of Rows; its checksum is verified."""
@@ -351,7 +363,7 @@ class Shard:
 
     def block(self) -> Block:
         """Read all rows with vectors, thumbnails and texts. All checksums but those of the vectors are verified."""
-        return Block(self.header.space, self.rows(), self.vectors, self.thumbnails(), self.texts)
+        return Block(self.header.space, self.rows(), np.asarray(self.vectors), self.thumbnails(), self.texts)
 
     @cached_property
     def texts(self) -> dict[str, Vectors]:

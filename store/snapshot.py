@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.locking import lease
+from ..core.row_file import copy_rows
 from ..errors import BadBlock, Damaged
 from .key_index import Hashes, KeyIndex
 from .live_shard import LiveShard
@@ -135,7 +136,7 @@ class Snapshot:
         positions = self._positions(positions)
         result = np.empty((len(positions), self.space.dim), dtype)
         for shard, slots, rows in self._by_shard(positions):
-            result[slots] = shard.file.vectors[rows]
+            copy_rows(shard.file.vectors, rows, result, slots)
         return result
 
     def digests(self, positions: Positions) -> npt.NDArray[np.void]:

@@ -1,4 +1,4 @@
-"""Open Qdrant as a search back end: a server or cluster by its URL, or Qdrant Edge in this process, in a folder."""
+"""Open Qdrant as a search back end: a server or cluster by its URL, or Qdrant Edge in a child process, in a folder."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ...errors import StoreError
 from .base import SearchBackend
+from .edge_process import EdgeProcess
 from .qdrant_base import CollectionLayout
-from .qdrant_edge import QdrantEdge
 from .qdrant_server import COLLECTION, TIMEOUT, QdrantServer
 
 
@@ -37,4 +37,4 @@ def open_backend(
         return QdrantServer(str(location), collection, layout, timeout=timeout or TIMEOUT)
     if "://" in str(location):
         raise StoreError(f"{location} is neither an http:// or https:// URL nor a folder")
-    return QdrantEdge(Path(location), layout)
+    return EdgeProcess(Path(location), layout)

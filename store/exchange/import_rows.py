@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...core.atomic_files import read_array, read_json
+from ...core.atomic_files import read_json
+from ...core.npy_file import open_npy
+from ...core.row_file import RowFile
 from ...errors import BadBlock, SourceError, SpaceMismatch
 from ..key_index import KeyIndex
 from ..records import COLUMNS, FAKE, LABELS, REAL, TEXT, UNKNOWN, Block, Names, Rows
@@ -98,7 +100,7 @@ class ImportFolder:
         if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
             raise SourceError(f"{path / MANIFEST}: the field texts is not a list of strings; export the rows again")
         if names:
-            vectors = _open_vectors(path / "texts.npy").astype(np.float32)
+            vectors = np.asarray(_open_vectors(path / "texts.npy"), np.float32)
             if vectors.shape != (len(names), *dims):
                 raise SourceError(
                     f"{path / 'texts.npy'} has shape {vectors.shape}, expected {(len(names), *dims)}; "
@@ -254,12 +256,12 @@ def _numbered(folder: Path, pattern: str) -> dict[str, Path]:
     return dict(files.values())
 
 
-def _open_vectors(path: Path) -> npt.NDArray[Any]:
+def _open_vectors(path: Path) -> RowFile | npt.NDArray[Any]:
     try:
-        vectors = read_array(path)
+        vectors = open_npy(path, lambda problem: SourceError(f"{problem}; export the rows again"))
     except (OSError, ValueError) as e:
         raise SourceError(f"{path} is not a readable numpy array ({e}); export the rows again") from e
-    if vectors.ndim != 2 or vectors.dtype.kind != "f":
+    if len(vectors.shape) != 2 or vectors.dtype.kind != "f":
         raise SourceError(
             f"{path} holds {vectors.dtype} of shape {vectors.shape}; expected floats of shape (rows, dim)"
         )

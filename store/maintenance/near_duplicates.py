@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from ...core.atomic_files import disk_errors, flush, make_folder, read_array, read_json, reserve, write_text
+from ...core.atomic_files import disk_errors, flush, make_folder, read_json, reserve, write_text
+from ...core.npy_file import open_npy
+from ...core.row_file import RowFile
 from ...errors import Linked, StoreError
 from ..records import FAKE, REAL, Mask, Names, distinct
 from ..search.exact import ExactSearch
@@ -31,10 +35,8 @@ class NeighborTable:
 
     snapshot: int
     positions: Positions  # (n,) of the compared rows, ascending
-    rows: (
-        Positions  # (n, k) positions of their neighbours, nearest first, -1 where there are fewer than k; memory-mapped
-    )
-    similarity: npt.NDArray[np.float32]  # (n, k) inner products, NaN where there is no row; memory-mapped
+    rows: Positions  # (n, k) positions of their neighbours, nearest first, -1 where there are fewer than k
+    similarity: npt.NDArray[np.float32]  # (n, k) inner products, NaN where there is no row
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -54,7 +56,8 @@ def all_pairs(
     continues after the last finished block; a finished one is only read.
 
     Memory: the vectors as float32 while they take less than a gigabyte (and half as much again during the conversion),
-    otherwise a part of them at a time, and at most 256 MiB of similarities. Time grows with the square of the number of
+    otherwise a part of them at a time, at most 256 MiB of similarities, and in the end the result, 12 bytes for each of
+    the k neighbours of a row. Time grows with the square of the number of
     rows: a million 512-d rows are a quadrillion multiply-adds, hours on two cores and about a minute on a GPU, which is
     used if there is one.
 
@@ -80,22 +83,20 @@ def all_pairs(
         "k": k,
     }
     done = _start_or_resume(folder, parameters, (len(positions), k))
-    arrays = [_open_array(folder / name, (len(positions), k), "r+") for name in FILES]
+    arrays = [_open_array(folder / name, (len(positions), k)) for name in FILES]
     exact = ExactSearch(snapshot) if done < len(positions) else None
     while done < len(positions):
         assert exact is not None
         block = positions[done : done + block_rows]
         matches = exact.search(snapshot, snapshot.vectors(block), k + 1, None if where is None else positions)
         matches = _without_self(matches, block, k)
-        part = slice(done, done + len(block))
-        for array, values in zip(arrays, (matches.rows, matches.similarity), strict=True):
-            array[part] = values
-            array.flush()
+        _write_rows(arrays[0], done, matches.rows)
+        _write_rows(arrays[1], done, matches.similarity)
         done += len(block)
         write_text(folder / PROGRESS_FILE, json.dumps({**parameters, "done": done}) + "\n")
         if on_progress:
             on_progress(done, len(positions))
-    rows, similarity = (_open_array(folder / name, (len(positions), k), "r") for name in FILES)
+    rows, similarity = (array[:] for array in arrays)
     return NeighborTable(snapshot.number, positions, rows, similarity)
 
 
@@ -127,28 +128,39 @@ def _start_or_resume(folder: Path, parameters: dict[str, Any], shape: tuple[int,
     with disk_errors(f"write {folder}"):
         make_folder(folder)
         for name, dtype in FILES.items():
-            np.lib.format.open_memmap(folder / name, mode="w+", dtype=dtype, shape=shape).flush()
-            reserve(folder / name, (folder / name).stat().st_size)
+            header = {"descr": dtype.newbyteorder("<").str, "fortran_order": False, "shape": shape}
+            with (folder / name).open("wb") as file:
+                np.lib.format.write_array_header_1_0(file, header)
+                size = file.tell() + math.prod(shape) * dtype.itemsize
+            reserve(folder / name, size)
             flush(folder / name)
     write_text(folder / PROGRESS_FILE, json.dumps({**parameters, "done": 0}) + "\n")
     return 0
 
 
-def _open_array(path: Path, shape: tuple[int, int], mode: Literal["r", "r+"]) -> np.memmap[Any, Any]:
-    """Memory-map a file of the result; raises StoreError if it does not have the expected shape and type."""
+def _open_array(path: Path, shape: tuple[int, int]) -> RowFile:
+    """Open a file of the result; raises StoreError if it does not have the expected shape and type."""
     try:
-        read_array(path)  # checks the length: opened for writing, numpy would extend a truncated file
-        mapped = read_array(path, mode)
-        assert isinstance(mapped, np.memmap)
+        array = open_npy(path, lambda problem: StoreError(f"{problem}; {_again(path)}"))
     except (OSError, ValueError) as e:
-        raise StoreError(
-            f"{path} cannot be read ({e}); remove the folder {path.parent} and run the command again"
-        ) from e
-    if (mapped.shape, mapped.dtype) != (shape, FILES[path.name]):
-        raise StoreError(
-            f"{path} holds {mapped.dtype} {mapped.shape} instead of {shape}; remove the folder {path.parent}"
-        )
-    return mapped
+        raise StoreError(f"{path} cannot be read ({e}); {_again(path)}") from e
+    if (array.shape, array.dtype) != (shape, FILES[path.name]) or not isinstance(array, RowFile):
+        raise StoreError(f"{path} holds {array.dtype} {array.shape} instead of {shape}; {_again(path)}")
+    return array
+
+
+def _again(path: Path) -> str:
+    return f"remove the folder {path.parent} and run the command again"
+
+
+def _write_rows(array: RowFile, start: int, values: npt.NDArray[Any]) -> None:
+    """Write rows from `start` on and flush them to the disk; raises StoreError for a file that was cut short."""
+    _ = array[start : start + len(values)]  # after the end of a file that was cut short, there would be zeros between
+    with disk_errors(f"write {array.path}"), array.path.open("r+b") as file:
+        file.seek(array.offset + start * values.itemsize * values.shape[1])
+        file.write(np.ascontiguousarray(values, array.dtype).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _without_self(matches: Matches, queries: Positions, k: int) -> Matches:

@@ -8,6 +8,7 @@ the indexes.
 from __future__ import annotations
 
 import hashlib
+import logging
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -16,9 +17,10 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from ...core.atomic_files import TEMPORARY, read_array, require_readable
+from ...core.atomic_files import TEMPORARY, require_readable
+from ...core.npy_file import read_npy
 from ...core.sealed_json import SealedJson, checksum
-from ...errors import Damaged, StoreError
+from ...errors import Damaged, StoreError, Unreadable
 from ..records import Mask, Vectors
 from ..space import Space
 from .ivf import AllowedRows, IvfIndex, ProbeBudget
@@ -28,6 +30,7 @@ from .prepared_filter import PreparedFilter
 AGAIN = "searches are still correct, only slower; run `clipfake store index` to rebuild it"
 FILE = SealedJson("clipfake-index", 1, "index", Damaged, AGAIN)
 NAME = "knn"
+LOG = logging.getLogger(__name__)
 
 AHEADS = (50, 100, 200, 400, 800, 1600, 3200)  # numbers of quantised candidates to rescore
 RESCORED_ROWS = 65_536  # vectors read at a time for rescoring
@@ -103,6 +106,7 @@ class SnapshotIndex:
         self.labels = labels  # each with the ids of its rows, by ordinal
         self._positions: list[tuple[Positions, Mask | None]] = []  # position and liveness by ordinal; None: all live
         self._unindexed: Mask = np.zeros(0, bool)  # rows of the snapshot that no index contains
+        self._unreadable: set[int] = set()  # labels whose index could not be read by the last search
         # Weak, so that the translation of a filter is dropped together with the filter.
         self._filters: WeakKeyDictionary[PreparedFilter, IndexedFilter] = WeakKeyDictionary()
 
@@ -134,10 +138,21 @@ class SnapshotIndex:
                 exact_labels.append(label_info.label)
                 continue
             ahead = min(label_info.ahead(k, recall), allowed.count)
-            ordinals = cells.search(queries, ahead, effort, allowed)
+            try:
+                ordinals = cells.search(queries, ahead, effort, allowed)
+            except (Damaged, Unreadable) as e:  # the file was cut short after it was opened, or the disk fails
+                self._log(label_info.label, e)
+                exact_labels.append(label_info.label)
+                continue
+            self._unreadable.discard(label_info.label)
             candidates = np.where(ordinals < 0, -1, positions[ordinals])
             result = result.merge(rescore(snapshot, queries, candidates, k), k)
         return result, self._remaining(where, indexed, exact_labels)
+
+    def _log(self, label: int, error: StoreError) -> None:
+        if label not in self._unreadable:  # once, not with every search
+            LOG.warning("an index cannot be read, so that searches are exact: %s; %s", error, AGAIN)
+            self._unreadable.add(label)
 
     def _indexed_filter(self, where: PreparedFilter) -> IndexedFilter:
         """Translate a filter from positions to the ordinals of each index."""
@@ -263,8 +278,8 @@ def _read(
             raise Damaged(f"{path} cannot be read ({e.strerror}); {AGAIN}") from e
     stem = str(label_info.label)
     try:
-        ids = np.array(read_array(folder / f"{stem}.ids.npy"))
-        cell_of = read_array(folder / f"{stem}.cells.npy").astype(np.int64)
+        ids = read_npy(folder / f"{stem}.ids.npy", Damaged)
+        cell_of = read_npy(folder / f"{stem}.cells.npy", Damaged).astype(np.int64)
         if ids.shape != (label_info.rows,) or ids.dtype != np.int64:
             raise ValueError(f"expected {label_info.rows} int64 ids, found {ids.dtype} of shape {ids.shape}")
         return IvfIndex.load(folder / f"{stem}.faiss", cell_of, mapped=mapped), ids

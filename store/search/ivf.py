@@ -21,6 +21,7 @@ import numpy.typing as npt
 from ...core.atomic_files import can_map
 from ...core.threads import faiss_cores_for
 from ..records import Mask, Vectors
+from .cell_file import CellFile
 
 Ordinals = npt.NDArray[np.int64]  # numbers of rows in an index, in the order they were added
 
@@ -105,8 +106,11 @@ def nearest_cell(vectors: Vectors, centres: Vectors) -> tuple[npt.NDArray[np.int
 class IvfIndex:
     """IVF index of the rows of one label, which it knows by ordinal."""
 
-    def __init__(self, ivf: Any, centres: Vectors, cell_of: npt.NDArray[np.int64]) -> None:
+    def __init__(
+        self, ivf: Any, centres: Vectors, cell_of: npt.NDArray[np.int64], cell_file: CellFile | None = None
+    ) -> None:
         self._ivf = ivf
+        self._cell_file = cell_file  # None: all cells are in memory
         self.centres = centres  # (cells, dim)
         self.cell_of = cell_of  # (rows,)
 
@@ -176,6 +180,23 @@ class IvfIndex:
         probed = probes(np.asarray(queries, np.float32) @ self.centres.T, allowed.counts, rows)
         if not probed.size:
             return np.full((len(queries), k), -1, np.int64)
+        if self._cell_file is None:
+            return self._search_cells(queries, k, rows, probed, selector)[0]
+        ordinals = np.full((len(queries), 0), -1, np.int64)
+        scores = np.zeros((len(queries), 0), np.float32)
+        for part in self._cell_file.parts(probed):
+            with self._cell_file.in_memory(part):
+                found = self._search_cells(queries, k, rows, part, selector)
+            ordinals = np.concatenate([ordinals, found[0]], axis=1)
+            scores = np.concatenate([scores, found[1]], axis=1)
+            best = np.argsort(-np.where(ordinals < 0, -np.inf, scores), axis=1, kind="stable")[:, :k]
+            ordinals, scores = np.take_along_axis(ordinals, best, 1), np.take_along_axis(scores, best, 1)
+        return ordinals
+
+    def _search_cells(
+        self, queries: Vectors, k: int, rows: int, probed: npt.NDArray[np.int64], selector: Any
+    ) -> tuple[Ordinals, npt.NDArray[np.float32]]:
+        """(queries, k) ordinals and their scores in these cells, best first."""
         options = faiss.SearchParametersIVF(sel=selector, nprobe=probed.shape[1])  # type: ignore[call-arg]
         self._ivf.parallel_mode = 1 if len(queries) < 4 else 0  # 1: over cells, 0: over queries
         queries = np.ascontiguousarray(queries, np.float32)
@@ -185,7 +206,7 @@ class IvfIndex:
         # The C++ method, because the Python wrapper does not pass the selector on.
         with faiss_cores_for(len(queries) * rows * self.centres.shape[1]):
             self._ivf.search_preassigned_c(len(queries), faiss.swig_ptr(queries), k, *arrays, False, options)
-        return np.where((ordinals < 0) | (ordinals >= len(self)), -1, ordinals)
+        return np.where((ordinals < 0) | (ordinals >= len(self)), -1, ordinals), scores
 
     def save(self, path: Path) -> int:
         """Write a FAISS file; returns the size of the rows at its end. What precedes them are tables."""
@@ -194,7 +215,7 @@ class IvfIndex:
 
     @classmethod
     def load(cls, path: Path, cell_of: npt.NDArray[np.int64], *, mapped: bool = True) -> IvfIndex:
-        """Load an index; one `mapped` into memory is read-only. Raises ValueError, or what FAISS raises."""
+        """Load an index, its cells as they are searched if `mapped`. Raises ValueError, or what FAISS raises."""
         flags = faiss.IO_FLAG_MMAP | faiss.IO_FLAG_READ_ONLY if mapped and can_map(path) else 0
         ivf: Any = faiss.read_index(str(path), flags)
         flat: Any = faiss.downcast_index(ivf.quantizer)
@@ -206,7 +227,7 @@ class IvfIndex:
         centres = faiss.rev_swig_ptr(flat.get_xb(), flat.ntotal * ivf.d).reshape(flat.ntotal, ivf.d).copy()
         if len(cell_of) and not 0 <= cell_of.min() <= cell_of.max() < len(centres):
             raise ValueError(f"{path} has {len(centres)} cells, but rows in cells {cell_of.min()} to {cell_of.max()}")
-        return cls(ivf, centres, cell_of)
+        return cls(ivf, centres, cell_of, CellFile(path, ivf) if flags else None)
 
 
 class AllowedRows:
