@@ -17,7 +17,7 @@ OPEN = {"/", "/healthz", "/readyz", "/openapi.json"}  # paths that reveal nothin
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 OWN_SITE = {"same-origin", "none"}  # values of Sec-Fetch-Site: the service's own page; an address that a user typed
 PORTS = {"http": "80", "https": "443"}
-AUTHORITY = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+?)\.?)(?::([0-9]*))?")
+AUTHORITY = re.compile(r"(?:\[([^\[\]]*:[^\[\]]*)\]|([^:\[\]]+?)\.?)(?::([0-9]*))?")
 ORIGIN = re.compile(r"(https?)://([^/?#\s]+)", re.IGNORECASE)
 ABSOLUTE = re.compile(r"https?://([^/?#]*)(.*)", re.IGNORECASE | re.DOTALL)
 
