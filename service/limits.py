@@ -26,7 +26,7 @@ class Limits:
     connections: int = 512  # open at the same time
     client_connections: int = 384  # of one address, if it is another machine's
     head_seconds: float = 30.0  # for the whole head of a request, from the first moment or the last response
-    backlog: int = 128  # connections that wait to be accepted
+    backlog: int = 512  # connections that wait to be accepted; beyond, clients try again after a second
 
     def __post_init__(self) -> None:
         for name, limit in self.to_dict().items():
