@@ -57,7 +57,8 @@ def index(
 
     if encoder is None:
         try:
-            encoder = Store.open(store.folder if isinstance(store, Store) else store).snapshot().space.encoder
+            space = Store.open(store.folder if isinstance(store, Store) else store).snapshot().space
+            encoder = EncoderSpec.of_space(space)
         except NoStore:
             encoder = DEFAULT_ENCODER
     if isinstance(encoder, str):

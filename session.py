@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -81,7 +80,7 @@ class Session:
     def encoder_spec(self) -> EncoderSpec:
         """Specification of the encoder of the store's own vectors."""
         spec = self._encoder if isinstance(self._encoder, EncoderSpec) else EncoderSpec()
-        return spec if spec.name else replace(spec, name=self.snapshot.space.encoder)
+        return spec if spec.name else EncoderSpec.of_space(self.snapshot.space, spec.device, spec.precision)
 
     @cached_property
     def main_encoder(self) -> Encoder:
@@ -110,7 +109,7 @@ class Session:
                 encoders.append(self.main_encoder)
                 continue
             space = open_named_vectors(self.store.folder, name).space
-            encoder = EncoderSpec(space.encoder, self.encoder_spec.device, self.encoder_spec.precision).load()
+            encoder = EncoderSpec.of_space(space, self.encoder_spec.device, self.encoder_spec.precision).load()
             encoder.space.require(space, f"the vectors {name} of {self.store.folder}")
             encoders.append(encoder)
         return ConcatenatedEncoder(encoders)

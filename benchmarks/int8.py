@@ -25,6 +25,7 @@ from ..errors import EncoderError
 from ..indexer.decoding.image import decode
 from ..indexer.encoders.load import OPENVINO, load_encoder
 from ..indexer.index import IndexOptions, index
+from ..store.records import TextIndex
 from ..store.search.matches import Positions, nearest
 from ..store.snapshot import Snapshot
 from ..store.store import Store
@@ -73,16 +74,16 @@ def run(
         rates = _rates(
             loaded, [decode(path.read_bytes()).pixels for path in command.image_paths(images, limit)], repeats
         )
-        reference_order = np.argsort(reference.column("keys"))
+        keys, reference_vectors = reference.column("keys"), reference.vectors()
         for name, snapshot in stored.items():
-            order = np.argsort(snapshot.column("keys"))  # match rows by key: each store has its own order
+            order = TextIndex(snapshot.column("keys")).find(keys)  # match rows by key: each store has its own order
             result[name] = {
                 "space": snapshot.space.fingerprint[:12],
                 "images_per_core_second": round(rates[name], 1),
                 "over_float32": round(rates[name] / rates[PLAIN], 2),
-                "agreement": agreement(snapshot.vectors(order), reference.vectors(reference_order)),
+                "agreement": agreement(snapshot.vectors(order), reference_vectors),
                 "test": _heads(snapshot),
-                "same_neighbours": round(_same_neighbours(reference, reference_order, snapshot, order), 4),
+                "same_neighbours": round(_same_neighbours(reference, snapshot, order), 4),
             }
     return result
 
@@ -106,15 +107,19 @@ def _heads(snapshot: Snapshot) -> dict[str, dict[str, float | None]]:
     return {name: {"accuracy": metrics.accuracy, "auc": metrics.auc} for name, metrics in tests.items()}
 
 
-def _same_neighbours(reference: Snapshot, reference_order: Positions, other: Snapshot, other_order: Positions) -> float:
-    """Mean share of a test image's nearest training images in `reference` that are among its nearest in `other`."""
+def _same_neighbours(reference: Snapshot, other: Snapshot, order: Positions) -> float:
+    """Mean share of a test image's nearest training images in `reference` that are among its nearest in `other`.
+
+    Parameters
+    ----------
+    order : (rows,) position in `other` of each row of `reference`
+    """
     _, parts = make_split(reference, TrainOptions())
-    position = np.argsort(reference_order)  # position in `reference` -> position of the same image in both orders
-    test, train_rows = position[parts["test"]], position[parts["train"]]
-    neighbors = []
-    for snapshot, rows in ((reference, reference_order), (other, other_order)):
-        vectors = snapshot.vectors(rows)
-        neighbors.append(nearest(vectors[test], vectors[train_rows], train_rows, NEIGHBOURS).rows)
+    test, train_rows = parts["test"], parts["train"]
+    neighbors = [
+        nearest(vectors[test], vectors[train_rows], train_rows, NEIGHBOURS).rows
+        for vectors in (reference.vectors(), other.vectors(order))
+    ]
     shared = [
         len(np.intersect1d(a[a >= 0], b[b >= 0])) / max(int((a >= 0).sum()), 1) for a, b in zip(*neighbors, strict=True)
     ]

@@ -8,7 +8,7 @@ import typer
 
 from ..errors import SourceError
 from .choices import KnownLabel
-from .options import STORE, DeviceOption, JsonOption, StoreOption
+from .options import STORE, DeviceOption, EncoderOption, JsonOption, StoreOption
 from .terminal import LOADING, print_message, print_result, transient_message
 
 app = typer.Typer(no_args_is_help=True, help="Add a source to the bank of labelled images, or remove one.")
@@ -22,6 +22,7 @@ def bank_add_command(
     ],
     label: Annotated[KnownLabel, typer.Option("--label", help="Label of the images.")],
     store: StoreOption = STORE,
+    encoder: EncoderOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
@@ -30,23 +31,22 @@ def bank_add_command(
     clipfake bank add new-generator/ --source new-generator --label fake --store mystore
     """
     from ..indexer.encoder_spec import EncoderSpec
-    from ..indexer.encoders.hub import ensure_downloaded
     from ..session import Session
     from ..show.progress_display import index_summary
     from ..store.records import LABEL_NUMBERS
 
-    session = Session(store, encoder=EncoderSpec(device=device))
-    ensure_downloaded(session.encoder_spec.name)
+    session = Session(store, encoder=EncoderSpec(encoder or "", device))
+    session.encoder_spec.ensure_available()
     with transient_message(LOADING):
         from ..indexer.index import index
         from ..indexer.sources.folders import expand
         from ..indexer.sources.named_source import NamedSource
 
-        encoder = session.main_encoder
+        model = session.main_encoder
     if session.notice:
         print_message(session.notice)
     sources = [NamedSource(expanded, source, LABEL_NUMBERS[label.value]) for expanded in expand([folder])]
-    report = index(sources, session.store, encoder)
+    report = index(sources, session.store, model)
     print_result(report.to_dict() if as_json else index_summary(report.to_dict()))
 
 

@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .terminal import print_message
 
+if TYPE_CHECKING:
+    from ..indexer.encoder_spec import EncoderSpec
 
-def encoder_name(store: Path, encoder: str | None, *, untrained: bool = False) -> str:
-    """Return the name of the encoder to load: `encoder`, else the store's own, else the default."""
+
+def choose_encoder(
+    store: Path, encoder: str | None, device: str, precision: str, *, untrained: bool = False
+) -> EncoderSpec:
+    """Specification of the encoder to load: `encoder`, else the store's own, else the default."""
     from ..errors import NoStore
+    from ..indexer.encoder_spec import EncoderSpec
     from ..indexer.encoders.encoder_name import DEFAULT_ENCODER, with_random_weights
     from ..store.store import Store
 
+    spec = EncoderSpec(encoder or DEFAULT_ENCODER, device, precision)
     if encoder is None:
-        try:
-            encoder = Store.open(store).snapshot().space.encoder
-        except NoStore:
-            encoder = DEFAULT_ENCODER
-    return with_random_weights(encoder) if untrained else encoder
+        with suppress(NoStore):
+            spec = EncoderSpec.of_space(Store.open(store).snapshot().space, device, precision)
+    return replace(spec, name=with_random_weights(spec.name)) if untrained else spec
 
 
 def print_notice(encoder: str) -> None:

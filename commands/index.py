@@ -13,7 +13,7 @@ import typer
 
 from ..errors import SourceError
 from .choices import Decoder, Engine, Precision
-from .encoder_choice import encoder_name, print_notice
+from .encoder_choice import choose_encoder, print_notice
 from .options import (
     MACHINES,
     MODEL,
@@ -193,8 +193,6 @@ def index_command(
     """
     from ..indexer.decoding.nvimagecodec import require_decoder
     from ..indexer.distributed.process_pool import processes_for
-    from ..indexer.encoder_spec import EncoderSpec
-    from ..indexer.encoders.hub import ensure_downloaded
     from ..indexer.index import IndexOptions, plan
     from ..indexer.progress import all_of
     from ..indexer.sources.folders import count, expand
@@ -239,13 +237,11 @@ def index_command(
     Store(store).require_room()  # before the encoder is loaded, which takes a while
     if options.part is None:
         Store(store).require_free()
-    spec = EncoderSpec(encoder_name(store, encoder, untrained=untrained), device, precision.value)
+    spec = choose_encoder(store, encoder, device, precision.value, untrained=untrained)
     if processes is None:
         processes = 1 if options.part else processes_for(device, expected_images, options.threads)
     if engine is Engine.local:
-        ensure_downloaded(
-            spec.name
-        )  # download once, before several workers need it; each Ray worker downloads its own copy
+        spec.ensure_available()  # downloaded once, before several workers need it; Ray workers download their own copy
     placement = Placement(engine, processes, ray_address, ray_workers)
     with indexer_of(spec, store, options, placement) as (space, run):
         print_notice(space.encoder)

@@ -94,7 +94,6 @@ def query_command(
     from ..detector.evidence import EvidenceOptions
     from ..detector.verdict import Refusal
     from ..indexer.encoder_spec import EncoderSpec
-    from ..indexer.encoders.hub import ensure_downloaded
     from ..session import Session
     from ..show.contact_sheet import SheetEntry, write_sheet
 
@@ -110,7 +109,7 @@ def query_command(
         searcher_for=searcher_for(search_backend),
     )
     _ = session.detector  # a missing store or head is reported before torch is imported
-    ensure_downloaded(session.encoder_spec.name)
+    session.encoder_spec.ensure_available()
     with transient_message(LOADING):
         _ = session.encoder
     if session.notice:

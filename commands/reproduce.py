@@ -11,7 +11,6 @@ import typer
 from ..core.atomic_files import require_local, write_text
 from ..errors import ClipfakeError, SourceError
 from .choices import Precision
-from .encoder_choice import encoder_name
 from .options import (
     MODEL,
     DeviceOption,
@@ -75,6 +74,7 @@ def reproduce_command(
     clipfake reproduce --folders ARTIFACT/cycle_gan ARTIFACT/pro_gan --out reproduce
     """
     from ..detector.evaluation.reproduce import PAPER_RUNS, SOURCES, PaperOptions
+    from ..indexer.encoders.encoder_name import with_random_weights
     from ..indexer.encoders.load import load_encoder
     from ..indexer.sources.folders import expand
     from ..session import encoder_notice
@@ -94,7 +94,7 @@ def reproduce_command(
     for backbone, encoder in backbones.items():
         paper_runs = [paper_run for paper_run in PAPER_RUNS if paper_run.backbone == backbone]
         try:
-            name = encoder_name(out / backbone, encoder, untrained=untrained)
+            name = with_random_weights(encoder) if untrained else encoder
             model = load_encoder(name, device=device, precision=precision.value)
             snapshot = index_sources(sources, out / backbone, model)
         except SourceError:

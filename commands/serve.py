@@ -55,11 +55,10 @@ def serve_command(
     clipfake serve --store mystore
     """
     from ..indexer.encoder_spec import EncoderSpec
-    from ..indexer.encoders.hub import ensure_downloaded
     from ..session import Session
 
     session = Session(store, head, encoder=EncoderSpec(encoder or "", device, precision.value))
-    ensure_downloaded(session.encoder_spec.name)
+    session.encoder_spec.ensure_available()
     with transient_message(LOADING):
         from ..indexer.batch_encoder import BatchEncoder
         from ..indexer.decoding.image import decode, thumbnail

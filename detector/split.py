@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import NotEnoughRows
-from ..store.records import FAKE, REAL, Ints, Names, distinct
+from ..store.records import FAKE, REAL, Ints, Names, TextIndex, distinct
 from ..store.shard import hash_keys
 
 TRAIN, VALIDATION, TEST, NONE = 0, 1, 2, -1
@@ -196,7 +196,7 @@ def choose(
                 f"no row of {', '.join(missing)} is stored; "
                 f"the stored sources are {', '.join(sorted(stored)) or 'none'}"
             )
-        wanted &= np.isin(sources, np.asarray(only, sources.dtype))
+        wanted &= TextIndex(only).find(sources) >= 0
     if balanced:
         rng = np.random.default_rng(seed)
         classes = [np.flatnonzero(wanted & (labels == label)) for label in (REAL, FAKE)]

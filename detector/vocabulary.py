@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import HeadError
-from ..store.records import TEXT, Names, Vectors
+from ..store.records import TEXT, Names, TextIndex, Vectors
 
 Mode = Literal["zero-shot", "given", "mean"]
 MODES: tuple[Mode, ...] = ("zero-shot", "given", "mean")
@@ -36,6 +37,10 @@ class Vocabulary:
                 "index it with --text and an encoder with a text side (CLIP), or train an image-only head"
             )
         return cls(np.array(categories, TEXT), np.stack([np.asarray(texts[c], np.float32) for c in categories]))
+
+    @cached_property
+    def _index(self) -> TextIndex:
+        return TextIndex(self.categories)
 
     def nearest(self, vectors: Vectors) -> npt.NDArray[np.int64]:
         """(n,) positions of the categories whose text has the largest inner product with each of (n, dim) vectors."""
@@ -65,13 +70,12 @@ class Vocabulary:
                 f"{len(vectors)} images need {len(vectors)} categories, found {0 if given is None else len(given)}; "
                 f"give one for each image, or use mode 'zero-shot'"
             )
-        wanted = np.asarray(given, TEXT)
-        position = np.minimum(np.searchsorted(self.categories, wanted), len(self) - 1)
-        empty = wanted == ""
-        missing = (self.categories[position] != wanted) & ~empty
-        if missing.any():
+        position = self._index.find(given)
+        empty = np.array([category == "" for category in given], bool)
+        missing = np.flatnonzero((position < 0) & ~empty)
+        if len(missing):
             raise HeadError(
-                f"no text vector of category {wanted[missing][0]!r} is stored; the stored ones are"
+                f"no text vector of category {str(given[missing[0]])!r} is stored; the stored ones are"
                 f" {', '.join(self.categories[:12].tolist())}{' …' if len(self) > 12 else ''}"
             )
         if empty.any():

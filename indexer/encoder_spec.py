@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from ..store.space import Space
+
 if TYPE_CHECKING:
     from .encoders.base import Encoder
 
@@ -16,9 +18,21 @@ class EncoderSpec:
     name: str = ""  # "": the encoder of the store
     device: str = "auto"
     precision: str = "auto"
+    download: bool = True  # False for a name that a store gives: an encoder is downloaded only if the user names it
+
+    @classmethod
+    def of_space(cls, space: Space, device: str = "auto", precision: str = "auto") -> EncoderSpec:
+        """The encoder of stored vectors, which is not downloaded."""
+        return cls(space.encoder, device, precision, download=False)
+
+    def ensure_available(self) -> None:
+        """Download the encoder's files unless they are on this machine; raises EncoderError."""
+        from .encoders.hub import ensure_available
+
+        ensure_available(self.name, download=self.download)
 
     def load(self) -> Encoder:
         """Load the encoder; raises EncoderError or MissingExtra."""
         from .encoders.load import load_encoder
 
-        return load_encoder(self.name, device=self.device, precision=self.precision)
+        return load_encoder(self.name, device=self.device, precision=self.precision, download=self.download)

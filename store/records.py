@@ -65,8 +65,9 @@ def distinct(texts: Names) -> tuple[Names, Ints, Ints]:
     >>> [part.tolist() for part in distinct(names(["b", "a", "b"]))]
     [['a', 'b'], [1, 0, 1], [1, 2]]
     """
-    # With a dictionary: np.unique sorts all rows, which is eight times slower if few texts differ, and numpy's
-    # quicksort of strings crashes on several sorted runs (numpy 2.4.6).
+    # With a dictionary: np.unique sorts all rows, which is eight times slower if few texts differ, and numpy (2.4.6)
+    # must never order strings of variable length: sorting them can crash, and searching them gives wrong positions for
+    # texts of 16 bytes or more. tests/conftest.py refuses every such call.
     codes: dict[str, int] = {}  # by text, in order of first occurrence
     inverse = np.empty(len(texts), np.int64)
     for start in range(0, len(texts), PIECE_ROWS):
@@ -79,6 +80,26 @@ def distinct(texts: Names) -> tuple[Names, Ints, Ints]:
     rank[[codes[text] for text in ordered]] = np.arange(len(ordered))
     inverse = rank[inverse]
     return names(ordered), inverse, np.bincount(inverse, minlength=len(ordered))
+
+
+class TextIndex:
+    """Index of distinct texts, to find others among them.
+
+    >>> TextIndex(["a", "b"]).find(["b", "c"]).tolist()
+    [1, -1]
+    """
+
+    def __init__(self, texts: Sequence[str] | Names) -> None:
+        self._index_of = {text: index for index, text in enumerate(_as_list(texts))}
+
+    def find(self, texts: Sequence[str] | Names) -> npt.NDArray[np.int64]:
+        """(n,) index of each text among those of this index, -1 for one that is not among them."""
+        get = self._index_of.get
+        return np.array([get(text, -1) for text in _as_list(texts)], np.int64)
+
+
+def _as_list(texts: Sequence[str] | Names) -> list[str]:
+    return texts.tolist() if isinstance(texts, np.ndarray) else list(texts)
 
 
 @dataclass(frozen=True)

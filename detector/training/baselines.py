@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from ...store.records import FAKE, REAL, Vectors, distinct
+from ...store.records import FAKE, REAL, TextIndex, Vectors, distinct
 from ...store.search.matches import Matches, nearest
 from ..metrics import Metrics, auc, best_threshold, measure
 from ..projection import Projection
@@ -65,13 +65,9 @@ def category_only(train: Examples, validation: Examples, seed: int) -> Scorer:
     known, codes, _ = distinct(train.categories)
     fake = np.bincount(codes, train.labels == FAKE, len(known)) + 1
     real = np.bincount(codes, train.labels == REAL, len(known)) + 1
-    log_odds = np.log(fake / real)
-
-    def score(rows: Examples) -> npt.NDArray[np.float64]:
-        position = np.minimum(np.searchsorted(known, rows.categories), len(known) - 1)
-        return np.where(known[position] == rows.categories, log_odds[position], 0.0)
-
-    return score
+    log_odds = np.append(np.log(fake / real), 0.0)  # the last one is of unknown categories
+    index = TextIndex(known)
+    return lambda rows: np.asarray(log_odds[index.find(rows.categories)])
 
 
 def file_facts(train: Examples, validation: Examples, seed: int) -> Scorer:

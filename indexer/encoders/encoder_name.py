@@ -6,6 +6,8 @@ NAME is a Hugging Face Hub id or a local directory. "untrained:SEED:NAME" is its
 
 from __future__ import annotations
 
+import re
+
 from ...errors import EncoderError
 
 DEFAULT_ENCODER = "openai/clip-vit-base-patch32"
@@ -14,6 +16,7 @@ PLAIN = "plain"
 UNTRAINED = "untrained:"
 DEPTH = "depth:"
 INT8 = "int8:"
+_RANDOM = re.compile(rf"{UNTRAINED}([0-9]{{1,18}}):(.+)", re.DOTALL)
 
 
 def model_id_of(name: str) -> tuple[str, bool]:
@@ -23,9 +26,8 @@ def model_id_of(name: str) -> tuple[str, bool]:
     (('openai/clip-vit-base-patch32', True), ('models/clip', False))
     """
     name = name.removeprefix(INT8).removeprefix(DEPTH)
-    if not name.startswith(UNTRAINED):
-        return name, True
-    return name.removeprefix(UNTRAINED).partition(":")[2], False
+    random = _RANDOM.fullmatch(name)
+    return (random[2], False) if random else (name, True)
 
 
 def with_random_weights(name: str, seed: int = 0) -> str:
@@ -43,7 +45,8 @@ def seed_of(name: str) -> int | None:
     >>> seed_of("untrained:7:models/clip"), seed_of("models/clip")
     (7, None)
     """
-    return int(name.removeprefix(UNTRAINED).partition(":")[0]) if name.startswith(UNTRAINED) else None
+    random = _RANDOM.fullmatch(name)
+    return int(random[1]) if random else None
 
 
 def load_error(model: str, error: Exception) -> EncoderError:

@@ -1,6 +1,7 @@
 """Locate a model's files: in a local directory or, by hub id, in the Hugging Face cache, downloaded if missing.
 
-Cached files are used without contacting the hub, so that a machine without network does not wait for a timeout.
+Cached files are used without contacting the hub, so that a machine without network does not wait for a timeout. Only
+what the user names is downloaded; everything is loaded offline.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...errors import EncoderError
 from .encoder_name import PLAIN, load_error, model_id_of
 
 CONFIG = "config.json"
@@ -21,42 +23,92 @@ SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def ensure_downloaded(name: str) -> None:
+def ensure_available(name: str, *, download: bool = True) -> None:
     """Download an encoder's files unless they are on this machine; progress is shown on stderr.
+
+    Parameters
+    ----------
+    download
+        False if a file names the encoder and not the user: who made a store must not choose what is downloaded.
 
     Raises
     ------
     EncoderError
-        The files are not on this machine and cannot be downloaded.
+        The files are not on this machine, and cannot be downloaded or must not be.
     """
     if name == PLAIN:
         return
     model_id, weights = model_id_of(name)
     try:
-        folder_of(model_id, weights=weights)
-    except (OSError, ValueError) as e:
+        if local_folder(model_id, weights=weights) is None:
+            if not download:
+                raise EncoderError(
+                    f"the encoder {name} is not on this machine. The store names it, and what a store names is not "
+                    f"downloaded unasked; if you trust it, give --encoder {name} (in Python, encoder={name!r}), or "
+                    f"download it with `hf download {model_id}`"
+                )
+            _download(model_id, weights=weights)
+    except EncoderError:
+        raise
+    except Exception as e:  # a hub that answers badly makes its client raise anything
         raise load_error(f"the encoder {name}", e) from e
 
 
-def folder_of(model_id: str, *, weights: bool = True) -> Path:
-    """Return the directory with the files of a directory or hub id; raises OSError or ValueError."""
+def local_folder(model_id: str, *, weights: bool = True) -> Path | None:
+    """The directory with the files of a directory or hub id, None if a hub id is not in the cache.
+
+    Raises
+    ------
+    OSError, ValueError
+        The directory does not exist, or the name is no hub id.
+    """
     if Path(model_id).is_dir():
         return Path(model_id).resolve()
     if model_id.startswith((".", "/", "~")) or model_id.count("/") > 1:  # not a hub id
         raise FileNotFoundError(f"directory {model_id} does not exist")
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    from huggingface_hub import snapshot_download, try_to_load_from_cache
+    from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(model_id, CONFIG)
     if isinstance(cached, str):
         folder = Path(cached).parent
         if any((folder / file).is_file() for file in PREPROCESSING) and (not weights or has_weights(folder)):
             return folder
+    return None
+
+
+def folder_of(model_id: str, *, weights: bool = True) -> Path:
+    """The directory with the files of a directory or hub id that `ensure_available` has found.
+
+    Raises
+    ------
+    OSError, ValueError
+        The files are not on this machine.
+    """
+    if folder := local_folder(model_id, weights=weights):
+        return folder
+    raise FileNotFoundError(f"{model_id} is not in the Hugging Face cache")
+
+
+@contextmanager
+def offline() -> Iterator[None]:
+    """Refuse every request to the hub, such as for a model that the configuration of another one names."""
+    from huggingface_hub import constants
+
+    before, constants.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE, True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _download(model_id: str, *, weights: bool) -> None:
+    from huggingface_hub import snapshot_download
+
     with _no_progress_bars():
         folder = Path(snapshot_download(model_id, allow_patterns=[*SMALL_FILES, SAFETENSORS[1], PICKLED[1]]))
     if weights and not has_weights(folder):
         _fetch_weights(model_id, folder)
-    return folder
 
 
 def has_weights(folder: Path) -> bool:

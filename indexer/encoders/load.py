@@ -19,6 +19,7 @@ from .checkpoint import Checkpoint, fingerprint_of, open_checkpoint, require_fin
 from .clip_vision import ClipVision, VisionConfig
 from .depth import load_depth_encoder
 from .encoder_name import DEPTH, INT8, PLAIN, load_error, model_id_of, seed_of, with_random_weights
+from .hub import ensure_available, offline
 from .openvino import OpenVinoEncoder
 from .text_encoder import TextEncoder
 from .torch_encoder import TorchEncoder, choose_device, choose_dtype
@@ -37,7 +38,7 @@ OPENVINO = "openvino"  # value of --device
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt in malloc.h
 
 
-def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") -> Encoder:
+def load_encoder(name: str, *, device: str = "auto", precision: str = "auto", download: bool = True) -> Encoder:
     """Load an encoder by hub id or local directory.
 
     "untrained:0:NAME" is NAME with random weights of seed 0, "depth:NAME" a depth model and "int8:NAME" is NAME in
@@ -49,16 +50,24 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto") ->
         OpenVINO runs the vision model on the CPU, faster than torch; it needs the extra `cpu`.
     precision : "auto" (float32 on a CPU, bf16 or fp16 on a GPU), "float32", "bf16", "fp16", or with OpenVINO "int8"
         int8 vectors form a separate space, "int8:NAME", and are never mixed with others in a store.
+    download : download an encoder that is not on this machine; set it to False for a name from an untrusted file
 
     Raises
     ------
     EncoderError
-        The encoder is missing and cannot be downloaded, or is not a vision model.
+        The encoder is missing and is not or cannot be downloaded, or is not a vision model.
     MissingExtra
         OpenVINO is requested but not installed.
     """
     if name == PLAIN:
         return PlainEncoder()
+    ensure_available(name, download=download)
+    with offline():
+        return _load_available(name, device, precision)
+
+
+def _load_available(name: str, device: str, precision: str) -> Encoder:
+    """Load an encoder whose files are on this machine; see `load_encoder`."""
     if name.startswith(DEPTH):
         return load_depth_encoder(name, device="cpu" if device == OPENVINO else device)
     name, device, precision = resolve_int8(name, device, precision)

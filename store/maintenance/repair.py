@@ -242,8 +242,8 @@ def _with_unique_keys(folder: Path, manifest: Manifest) -> tuple[ShardRef, ...]:
     """The shards with every key in one live row: of several rows with the same key, the newest one stays."""
     sound = [part for part in manifest.parts if not check_shard(folder, manifest, part)]
     snapshot = Snapshot(folder, replace(manifest, parts=tuple(sound)))
-    _, newest = np.unique(snapshot.column("keys")[::-1], return_index=True)
-    older = np.delete(snapshot.ids, len(snapshot) - 1 - newest)
+    newest = {key: position for position, key in enumerate(snapshot.column("keys").tolist())}
+    older = np.delete(snapshot.ids, list(newest.values()))
     return tuple(_without_rows(folder, manifest.parts, older))
 
 

@@ -3,25 +3,37 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from clipfake.cli import main
+from clipfake.detector.training.fit import fit_detector
+from clipfake.detector.training.train import TrainOptions
+from clipfake.detector.training.triplet import TripletOptions
 from clipfake.errors import EncoderError
 from clipfake.indexer.decoding.image import Pixels
 from clipfake.indexer.encoders.checkpoint import fingerprint_of, open_checkpoint
 from clipfake.indexer.encoders.clip_vision import ClipVision, VisionConfig
-from clipfake.indexer.encoders.hub import PREPROCESSING, ensure_downloaded
+from clipfake.indexer.encoders.encoder_name import seed_of
+from clipfake.indexer.encoders.hub import PREPROCESSING, ensure_available
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.simulated.standin_encoder import build_standin
+from clipfake.store.records import Block, Rows
+from clipfake.store.space import Space
+from clipfake.store.store import Store
+from PIL import Image
 from safetensors.torch import load_file, save_file
 
 
@@ -270,9 +282,13 @@ def hub(clip: Path) -> Iterator[Hub]:
 CODE = """
 import sys
 from clipfake.indexer.encoders.load import load_encoder
+from clipfake.cli import main
+from clipfake.detector.training.fit import fit_detector
+from clipfake.detector.training.train import TrainOptions
+from clipfake.detector.training.triplet import TripletOptions
 from clipfake.errors import EncoderError
 try:
-    encoder = load_encoder("someone/clip", device="cpu")
+    encoder = load_encoder("someone/clip", device="cpu", download="stored" not in sys.argv)
     print(encoder.space.fingerprint, encoder.space.encoder)
     if "texts" in sys.argv:
         print(encoder.encode_texts(["leaves"]).shape)
@@ -281,7 +297,7 @@ except EncoderError as e:
 """
 
 
-def load_from(hub: Hub, tmp_path: Path, *arguments: str, **environment: str) -> str:
+def load_from(hub: Hub | SimpleNamespace, tmp_path: Path, *arguments: str, **environment: str) -> str:
     """Return what CODE prints in a new process, since `huggingface_hub` reads its settings only once."""
     inherited = {name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"}
     settings = {**inherited, "HF_ENDPOINT": hub.url, "HF_HUB_CACHE": str(tmp_path / "cache"), **environment}
@@ -323,8 +339,85 @@ def test_partial_download_is_completed(hub: Hub, clip: Path, tmp_path: Path) -> 
 
 def test_download_accepts_names_with_prefixes(clip: Path) -> None:
     for name in ("plain", str(clip), f"int8:{clip}", f"depth:{clip}", f"untrained:0:{clip}"):
-        ensure_downloaded(name)
+        ensure_available(name)
     (clip / "model.safetensors").unlink()
-    ensure_downloaded(f"untrained:0:{clip}")
+    ensure_available(f"untrained:0:{clip}")
     with pytest.raises(EncoderError, match="cannot be loaded"):
-        ensure_downloaded("int8:/nowhere/at/all")
+        ensure_available("int8:/nowhere/at/all")
+
+
+def test_what_a_store_names_is_never_downloaded(hub: Hub, tmp_path: Path) -> None:
+    assert "give --encoder someone/clip" in load_from(hub, tmp_path, "stored")
+    assert hub.requests == []
+    load_from(hub, tmp_path)
+    hub.requests.clear()
+    assert load_from(hub, tmp_path, "stored").split()[1] == "someone/clip"
+    assert hub.requests == []
+
+
+NAMED_BY_A_STORE = ("someone/clip", "int8:someone/clip", "depth:someone/clip", "untrained:0:someone/clip", "clip")
+
+
+@pytest.fixture(params=NAMED_BY_A_STORE, scope="module")
+def trained_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """A store with a head, whose manifest names an encoder."""
+    space = Space(request.param, "0" * 64, dim=8)
+    labels = np.arange(240) % 2
+    vectors = np.random.default_rng(0).standard_normal((240, 8)) + 2 * labels[:, None]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    store = Store.create(tmp_path_factory.mktemp("named") / "store", space)
+    with store.writer() as writer:
+        writer.append(Block(space, Rows.make([f"s/{i}" for i in range(240)], labels, sources=["s"] * 240), vectors))
+    fit_detector(store, options=TrainOptions(triplet=TripletOptions(epochs=1), baselines=())).save()
+    return store
+
+
+@pytest.mark.parametrize("command", ["query", "serve", "bank add", "index"])
+def test_command_downloads_no_encoder_that_only_the_store_names(
+    hub: Hub,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    trained_store: Store,
+    command: str,
+) -> None:
+    from huggingface_hub import constants
+
+    for setting, value in (("ENDPOINT", hub.url), ("HF_HUB_CACHE", str(tmp_path / "cache")), ("HF_HUB_OFFLINE", False)):
+        monkeypatch.setattr(constants, setting, value)
+    name = trained_store.snapshot().space.encoder
+    image = tmp_path / "fake" / "a.png"
+    image.parent.mkdir()
+    Image.new("RGB", (64, 64)).save(image)
+    arguments = {
+        "query": [str(image)],
+        "serve": ["--port", "0"],
+        "bank add": [str(image.parent), "--source", "s", "--label", "fake"],
+        "index": [str(image.parent)],
+    }[command]
+    with pytest.raises(SystemExit) as ended:
+        main([*command.split(), *arguments, "--store", str(trained_store.folder)])
+    assert ended.value.code == 1
+    assert f"the encoder {name} is not on this machine" in capsys.readouterr().err
+    assert hub.requests == []
+
+
+def test_hub_that_answers_badly_is_an_encoder_error(tmp_path: Path) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def hang_up() -> None:
+        with suppress(OSError):
+            while True:
+                listener.accept()[0].close()
+
+    Thread(target=hang_up, daemon=True).start()
+    hub = SimpleNamespace(url=f"http://127.0.0.1:{listener.getsockname()[1]}")
+    assert "the encoder someone/clip cannot be loaded" in load_from(hub, tmp_path)
+    listener.close()
+
+
+@pytest.mark.parametrize("name", ["untrained:x:clip", "untrained::clip", f"untrained:{'9' * 5000}:clip"])
+def test_name_with_an_invalid_seed_is_no_hub_id(name: str) -> None:
+    assert seed_of(name) is None
+    with pytest.raises(EncoderError, match="cannot be loaded"):
+        ensure_available(name)
