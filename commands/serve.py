@@ -38,6 +38,12 @@ def serve_command(
             "--proxy", metavar="", help="Require the token for everything, because a proxy forwards requests."
         ),
     ] = False,
+    origin: Annotated[
+        str,
+        typer.Option(
+            metavar="URL", help="Address of the page, like https://name, if a proxy does not pass on the Host header."
+        ),
+    ] = "",
     head: NameOption = DEFAULT_HEAD,
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
@@ -72,6 +78,7 @@ def serve_command(
         host=host,
         port=port,
         proxy=proxy,
+        origin=origin,
         head=head,
         notice=notice,
         degraded=degraded_by_name,

@@ -14,6 +14,7 @@ from .. import __version__
 from ..detector.evidence import EvidenceOptions
 from ..store.store import Store
 from .dependencies import BEARER
+from .http.access import Origin
 from .image_decoder import DecodedPixels, ImageDecoder, ImageEncoder, Pixels
 from .limits import Limits
 from .metrics import ServiceMetrics
@@ -35,6 +36,7 @@ def app(
     limits: Limits = Limits(),
     token: str = "",
     public: bool = False,
+    origin: str = "",
     notice: str = "",
     degraded: Callable[[Pixels], dict[str, Pixels]] | None = None,
     searcher_for: SearcherFactory | None = None,
@@ -52,6 +54,8 @@ def app(
     public
         Whether other machines may reach the service. If so, everything except the page and the health checks requires
         the token, and any host name is accepted.
+    origin
+        Origin of the page as browsers see it, for a public service behind a proxy that changes the Host header.
     notice : sentence shown with every verdict
     degraded : maps pixels to degraded copies by name, for clients that ask for a stability check
     searcher_for : makes a searcher for a snapshot (default: the store's own index)
@@ -64,6 +68,9 @@ def app(
     """
     if public and not token:
         raise ValueError("a public service needs a token")
+    page_origin = Origin.parse(origin)
+    if origin and not (public and page_origin):
+        raise ValueError(f"origin is {origin!r}; it must be like https://name, of a public service")
     metrics = ServiceMetrics()
     state = AppState(
         store,
@@ -107,6 +114,7 @@ def app(
         token=token,
         public=public,
         folder=store.folder,
+        origin=page_origin,
         paths={path for path in paths if "{" not in path},
     )
     return application

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Depends, Request, Security
 from fastapi.security import HTTPBearer
 
-from .middleware import allow_writing
+from .http.access import allow_writing
 from .problems import HttpProblem
 from .state import AppState
 from .uploads import FORM, media_type

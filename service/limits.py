@@ -10,6 +10,11 @@ from typing import Any
 class Limits:
     """Limits of the service. A request that exceeds one is refused with a problem that names the limit."""
 
+    connections: int = 512  # open at the same time
+    client_connections: int = 384  # of one address, if it is another machine's
+    head_seconds: float = 30.0  # for the whole head of a request, from the first moment or the last response
+    backlog: int = 512  # connections that wait to be accepted; beyond, clients try again after a second
+
     image_bytes: int = 32 * 2**20  # of one file
     request_bytes: int = 128 * 2**20  # of one body
     json_bytes: int = 3 * 2**20  # of one JSON body without its images
@@ -17,7 +22,7 @@ class Limits:
     pixels: int = 64_000_000  # of one image, checked in its header before it is decoded
     images: int = 64  # in one request
     matches: int = 1000  # rows that one search returns
-    seconds: float = 60.0  # for one request, from its first byte to the last byte of the response
+    seconds: float = 60.0  # for one request, from its whole head to the last byte of the response
     requests: int = 256  # in progress at the same time
     waiting: int = 256  # accepted images without a vector yet
     batch: int = 32  # images in one forward pass

@@ -43,6 +43,13 @@ class ServiceMetrics:
         )
         self.verdicts = Counter("clipfake_verdicts", "Verdicts by answer.", ["verdict"], registry=self.registry)
         self.rows = Gauge("clipfake_bank_rows", "Rows of the store that is served.", registry=self.registry)
+        self.connections = Gauge("clipfake_connections", "Open connections.", registry=self.registry)
+        self.closed = Counter(
+            "clipfake_connections_closed",
+            "Connections closed by the service: late, stalled, replaced or refused.",
+            ["reason"],
+            registry=self.registry,
+        )
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:

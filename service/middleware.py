@@ -1,13 +1,11 @@
-"""Middleware of every request: checks host, token, size and time, and records metrics on the way out."""
+"""Middleware of every request: checks access, size and time, and records metrics on the way out."""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import logging
-import re
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,16 +13,14 @@ from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..errors import Damaged, StoreError, Unreadable
+from ..errors import Damaged, Unreadable
+from .http.access import OPEN, Origin, allow, with_path_alone
 from .limits import Limits
 from .metrics import ServiceMetrics
 from .problems import HttpProblem, to_problem
 
 LOG = logging.getLogger("clipfake.service")
-OPEN = {"/", "/healthz", "/readyz", "/openapi.json"}  # paths that reveal nothing of the store
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-LOG_SECONDS = 60.0  # between two lines about the same file of the store
 CLOSE = {"Connection": "close"}  # the rest of the body is not read
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -32,48 +28,6 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "cache-control": "no-store",
 }
-
-
-def allow(path: str, headers: Mapping[str, str], token: str, *, public: bool) -> None:
-    """Raise HttpProblem unless this request may read.
-
-    A service that only this machine reaches needs no token to read, but checks the Host header: a web page must not
-    reach it through a domain that resolves to this machine (DNS rebinding).
-    """
-    if public and path not in OPEN:
-        require_token(headers, token)
-    if not public and host_of(headers.get("host", "")) not in LOOPBACK:
-        message = f"the Host header must be one of {', '.join(LOOPBACK)}; open the service under one of these names"
-        raise HttpProblem("wrong-host", message)
-
-
-def allow_writing(headers: Mapping[str, str], token: str) -> None:
-    """Raise HttpProblem unless this request may change the store, which always requires the token."""
-    if not token:
-        message = "the service was started without a token; start it with CLIPFAKE_TOKEN set, and send that token"
-        raise HttpProblem("writes-off", message)
-    require_token(headers, token)
-
-
-def require_token(headers: Mapping[str, str], token: str) -> None:
-    """Raise HttpProblem unless the Authorization header has the token."""
-    scheme, _, credentials = headers.get("authorization", "").partition(" ")
-    if scheme.lower() != "bearer" or not hmac.compare_digest(credentials.strip().encode("latin-1"), token.encode()):
-        message = "the token is missing or wrong; send `Authorization: Bearer TOKEN` with the service's CLIPFAKE_TOKEN"
-        raise HttpProblem("token-required", message, headers={"WWW-Authenticate": "Bearer"})
-
-
-HOST = re.compile(r"(?:\[([^\[\]]+)\]|([^:\[\]]+?)\.?)(?::[0-9]*)?")
-
-
-def host_of(header: str) -> str:
-    """Return the name in a Host header in lower case, without its port and the final dot of a full name; "" if invalid.
-
-    >>> host_of("LocalHost.:8000"), host_of("[::1]:8000"), host_of("localhost:evil"), host_of("")
-    ('localhost', '::1', '', '')
-    """
-    match = HOST.fullmatch(header.strip())
-    return (match[1] or match[2]).lower() if match else ""
 
 
 @dataclass
@@ -98,12 +52,12 @@ class ServiceMiddleware:
         public: bool,
         folder: Path,
         paths: Collection[str] = (),
+        origin: Origin | None = None,
     ) -> None:
         self.app, self.limits, self.metrics, self.paths = app, limits, metrics, paths
-        self.token, self.public, self.folder = token, public, folder
+        self.token, self.public, self.folder, self.origin = token, public, folder, origin
         self._in_progress = 0  # number of requests
         self._held = 0  # bytes of their bodies
-        self._store_error, self._store_error_logged = "", 0.0  # the last one, and when it was logged
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -112,7 +66,7 @@ class ServiceMiddleware:
         started, body = time.perf_counter(), Body()
         status = 0  # of the response, once it has started
         method = scope["method"]
-        scope = {**scope, "path": without_slash(scope["path"], self.paths)}
+        scope = dict(scope)
         if method == "HEAD":  # the headers of GET, without its body (RFC 9110, 9.3.2)
             scope["method"] = "GET"
 
@@ -138,6 +92,8 @@ class ServiceMiddleware:
 
         self._in_progress += 1
         try:
+            scope = with_path_alone(scope)
+            scope["path"] = without_slash(scope["path"], self.paths)
             self._check(scope)
             async with asyncio.timeout(self.limits.seconds):
                 await self.app(scope, limited_receive, checked_send)
@@ -170,7 +126,7 @@ class ServiceMiddleware:
 
     def _check(self, scope: Scope) -> None:
         headers = Headers(scope=scope)
-        allow(scope["path"], headers, self.token, public=self.public)
+        allow(scope, self.token, public=self.public, origin=self.origin)
         if self._in_progress > self.limits.requests and scope["path"] not in OPEN:
             message = f"{self.limits.requests} requests are in progress already; try again in a second"
             raise HttpProblem("busy", message, headers={"Retry-After": "1"})
@@ -189,17 +145,10 @@ class ServiceMiddleware:
             return HttpProblem("too-slow", message) if body.done else HttpProblem("slow-upload", message, headers=CLOSE)
         problem = to_problem(error, self.folder)
         if isinstance(error, Damaged | Unreadable):
-            self._log_store(error)
+            LOG.error("request failed: %s", error)
         elif problem.status == 500 and problem is not error:  # an HttpProblem was logged where it was raised
             LOG.error("request failed", exc_info=error)
         return problem
-
-    def _log_store(self, error: StoreError) -> None:
-        """Log that a file of the store cannot be read: once in a while, as every request may find it."""
-        now = time.monotonic()
-        if str(error) != self._store_error or now - self._store_error_logged >= LOG_SECONDS:
-            LOG.error("request failed: %s", error)
-            self._store_error, self._store_error_logged = str(error), now
 
 
 def without_slash(path: str, paths: Collection[str]) -> str:

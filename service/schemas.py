@@ -218,7 +218,7 @@ class RemovedJson(BaseModel):
 def refusals(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Describe the error responses of an operation for OpenAPI."""
     schema = {"schema": ProblemDetails.model_json_schema()}
-    common = (401, 408, 413, 421, 500, 502, 503, 504)
+    common = (401, 403, 408, 413, 421, 500, 502, 503, 504)
     return {
         status: {"description": "A problem", "content": {"application/problem+json": schema}}
         for status in sorted({*common, *statuses})

@@ -24,6 +24,7 @@ def serve(
     port: int = 8000,
     token: str | None = None,
     proxy: bool = False,
+    origin: str = "",
     on_ready: Callable[[str], None] = lambda url: None,
     **options: Any,
 ) -> None:
@@ -35,6 +36,7 @@ def serve(
     token : secret that clients send (default: the environment variable CLIPFAKE_TOKEN)
     proxy
         Whether a proxy forwards requests from other machines. If so, everything requires the token, whatever the host.
+    origin : origin of the page as browsers see it, like https://name, if a proxy changes the Host header
     on_ready : called with the URL as soon as the port is open
 
     Raises
@@ -44,14 +46,15 @@ def serve(
     SpaceMismatch
         The store was written by another encoder.
     ClipfakeError
-        Other machines can reach the service but no token is set, or the port cannot be opened.
+        Other machines can reach the service but no token is set, the origin is none or the service local, or the port
+        cannot be opened.
     """
     try:
-        import uvicorn
-
         from .app import app
+        from .http.access import LOOPBACK, Origin
+        from .http.descriptors import fitted, raise_descriptor_limit
+        from .http.uvicorn_server import ServiceServer
         from .limits import Limits
-        from .middleware import LOOPBACK
     except ModuleNotFoundError as e:
         raise MissingExtra("the service", "serve") from e
     token = os.environ.get(TOKEN, "") if token is None else token
@@ -61,21 +64,19 @@ def serve(
             f"a service on {host}{' behind a proxy' if proxy else ''} can be reached from other machines and needs a "
             f"token; set the environment variable {TOKEN} to a secret, or serve on 127.0.0.1 without --proxy"
         )
-    limits: Limits = options.setdefault("limits", Limits())
-    application = app(store, encoder, decode, thumbnail, token=token, public=public, **options)
-    config = uvicorn.Config(
-        application,
-        log_level="warning",
-        use_colors=False,  # the command escapes control characters on stderr, whoever writes them
-        server_header=False,
-        timeout_graceful_shutdown=int(limits.seconds) + 5,
-        timeout_keep_alive=30,
-        lifespan="on",
+    if origin and not public:
+        raise ClipfakeError(f"the origin {origin} is that of a page behind a proxy; add --proxy, or leave it out")
+    if origin and not Origin.parse(origin):
+        raise ClipfakeError(f"{origin!r} is not the origin of a page; give its scheme and name, as https://name")
+    limits = fitted(options.pop("limits", None) or Limits(), raise_descriptor_limit())
+    application = app(
+        store, encoder, decode, thumbnail, token=token, public=public, origin=origin, limits=limits, **options
     )
+    server = ServiceServer(application, limits, application.state.service.metrics, proxy=proxy)
     with listening(host, port) as listener, suppress(KeyboardInterrupt):
         name = f"[{host}]" if ":" in host else host
         on_ready(f"http://{name}:{listener.getsockname()[1]}")  # requests sent before the server runs are queued
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener])
 
 
 def listening(host: str, port: int) -> socket.socket:

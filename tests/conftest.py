@@ -3,6 +3,7 @@
 import functools
 import io
 import shutil
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -109,13 +110,21 @@ class Toy:
         return app(options.pop("store", self.store), encoder, self.decode, self.thumbnail, **options)
 
     @contextmanager
-    def served(self, **options: Any) -> Iterator[str]:
-        """Run a real server of the app on a free port; yields its URL."""
-        import uvicorn
+    def served(self, *, send_buffer: int = 0, **options: Any) -> Iterator[str]:
+        """Run a real server of the app on a free port; yields its URL.
+
+        With a small send buffer, in bytes, a response that the client does not read stays in the server.
+        """
+        from clipfake.service.http.uvicorn_server import ServiceServer
+        from clipfake.service.limits import Limits
         from clipfake.service.server import listening
 
+        limits = options.setdefault("limits", Limits())
         with listening("127.0.0.1", 0) as port:
-            server = uvicorn.Server(uvicorn.Config(self.app(**options), log_level="warning", lifespan="on"))
+            if send_buffer:
+                port.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, send_buffer)  # its connections inherit it
+            app = self.app(**options)
+            server = ServiceServer(app, limits, app.state.service.metrics)
             thread = threading.Thread(target=server.run, kwargs={"sockets": [port]})
             thread.start()
             try:

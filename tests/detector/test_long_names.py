@@ -4,6 +4,7 @@ numpy 2.4.6 finds wrong positions among strings of variable length, mostly among
 """
 
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from clipfake.detector.split import choose
 from clipfake.detector.training.baselines import BASELINES
 from clipfake.detector.training.examples import Examples
 from clipfake.detector.training.train import TrainOptions, train
-from clipfake.detector.training.triplet import TripletOptions, match_numbers
+from clipfake.detector.training.triplet import Match, TripletOptions, match_numbers
 from clipfake.detector.vocabulary import Vocabulary
 from clipfake.store.filter import Filter
 from clipfake.store.records import FAKE, REAL, Block, Rows, TextIndex, distinct, names
@@ -105,8 +106,8 @@ def labelled_store(folder: Path, categories: list[str], sources: list[str]) -> S
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
-@pytest.mark.parametrize("match", ["none", "category", "source"])
-def test_long_categories_train_the_same_head_as_short_ones(tmp_path: Path, kind: str, match: str) -> None:
+@pytest.mark.parametrize("match", get_args(Match))
+def test_long_categories_train_the_same_head_as_short_ones(tmp_path: Path, kind: str, match: Match) -> None:
     short = labelled_store(tmp_path / "short", list("abcdefg"), list("pqr"))
     long_names = make_names("latin", 120, 7), make_names("chinese", 60, 3)
     long = labelled_store(tmp_path / "long", *long_names)
@@ -118,7 +119,7 @@ def test_long_categories_train_the_same_head_as_short_ones(tmp_path: Path, kind:
         )
         for result, store in zip(results, (short, long), strict=True)
     ]
-    assert np.array_equal(*scores)
+    assert np.array_equal(scores[0], scores[1])
     assert results[0].metrics["test"] == results[1].metrics["test"]
     first, second = (result.baselines["category_only"].test_scores for result in results)
     assert np.array_equal(first, second)
