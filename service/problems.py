@@ -14,14 +14,17 @@ from ..core.escaping import escape_json
 from ..errors import (
     BadBlock,
     ClipfakeError,
+    Damaged,
     EncoderError,
     HeadError,
     ImageError,
     Locked,
     NoStore,
+    NotAStore,
     NotEnoughRows,
     NothingToJudge,
     SpaceMismatch,
+    Unreadable,
 )
 
 MEDIA_TYPE = "application/problem+json"
@@ -95,7 +98,7 @@ def to_problem(error: Exception, folder: Path | None = None) -> HttpProblem:
         return HttpProblem("locked", detail, headers={"Retry-After": "5"})
     if isinstance(error, ImageError):
         return HttpProblem("nothing-to-judge" if isinstance(error, NothingToJudge) else "bad-image", detail)
-    if isinstance(error, NoStore | NotEnoughRows | HeadError | SpaceMismatch):
+    if isinstance(error, NoStore | NotAStore | Damaged | Unreadable | NotEnoughRows | HeadError | SpaceMismatch):
         return HttpProblem("cannot-judge", detail)
     if isinstance(error, BadBlock | EncoderError):
         return HttpProblem("invalid", detail)
