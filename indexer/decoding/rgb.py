@@ -26,7 +26,7 @@ SIDEWAYS = (Turn.TRANSPOSE, Turn.ROTATE_90, Turn.ROTATE_270, Turn.TRANSVERSE)  #
 BACKWARDS = (Turn.FLIP_TOP_BOTTOM, Turn.ROTATE_180, Turn.ROTATE_270, Turn.TRANSVERSE)  # the first row becomes the last
 # Large images are converted in bands of this many pixels: whole copies of an image would take several times its memory,
 # and Pillow holds the GIL while it makes some of them.
-BAND_PIXELS = 2**20
+BAND_PIXELS = 2**18
 FLOAT_TOLERANCE = 1 / 255  # floats may exceed 0..1 by one level of 8 bits, as resampled ones do; they are clipped
 # An image of 32-bit integers without any value above this holds 8- or 16-bit values in a wider type: it would be black.
 MAX_OF_16_BITS = 65_535

@@ -54,6 +54,7 @@ async def add(request: Request, state: StateDep) -> Any:
         metadata = BankSourceJson.model_validate(body.fields)
     except ValidationError as e:
         raise validation_problem([{**error, "loc": ("form", *error["loc"])} for error in e.errors()]) from e
+    await state.run(state.loaded)  # raises before any image is encoded for nothing
     uploads = await state.embed(request, distinct(check_count(body.uploads, state.limits)), thumbnails=True)
     block = make_block(state.image_decoder.encoder.space, metadata, usable(uploads))
 
@@ -87,6 +88,7 @@ async def remove(source: Annotated[str, Path(min_length=1)], state: StateDep) ->
     """Remove all rows of a source. `clipfake store undo` with the number `before` restores them."""
 
     def drop() -> dict[str, Any]:
+        state.loaded()  # raises if the store is gone
         with state.writing:
             deleted = state.store.delete(Filter(source=[source]), f"bank remove {source}")
         if not deleted.rows:
