@@ -116,28 +116,28 @@ def kinds_of_requests() -> dict[str, tuple[int, list[HttpRequest]]]:
     searches = [{"key": key, "k": 5, "labels": ["real"]} for key in keys]
     gone = [0.0, 0.3, 0.9]
     return {
-        "query": (300, of("query", "/v1/query", images)),
-        "embed": (100, of("embed", "/v1/embed", images)),
-        "search_key": (150, of("search_key", "/v1/search", as_json(*searches), media=as_text)),
+        "query": (120, of("query", "/v1/query", images)),
+        "embed": (60, of("embed", "/v1/embed", images)),
+        "search_key": (280, of("search_key", "/v1/search", as_json(*searches), media=as_text)),
         "search_image": (
-            60,
+            20,
             of("search_image", "/v1/search", as_json(*({"image": text} for text in texts)), media=as_text),
         ),
-        "knn": (40, of("knn", "/knn-service", as_json(*({"image": text} for text in texts)), media=as_text)),
-        "store": (80, [HttpRequest("store", path) for path in ("/v1/store", "/readyz", "/metrics", "/v1/map")]),
-        "thumbnail": (50, [HttpRequest("thumbnail", f"/v1/thumbnails/{key}") for key in keys]),
-        "form": (40, of("form", "/v1/query", [form(images[:8]), form(images[8:12])], media=multipart)),
-        "photo": (6, of("photo", "/v1/query", [photo.getvalue()])),
+        "knn": (20, of("knn", "/knn-service", as_json(*({"image": text} for text in texts)), media=as_text)),
+        "store": (140, [HttpRequest("store", path) for path in ("/v1/store", "/readyz", "/metrics", "/v1/map")]),
+        "thumbnail": (150, [HttpRequest("thumbnail", f"/v1/thumbnails/{key}") for key in keys]),
+        "form": (15, of("form", "/v1/query", [form(images[:8]), form(images[8:12])], media=multipart)),
+        "photo": (3, of("photo", "/v1/query", [photo.getvalue()])),
         "giant": (
             1,
-            of("giant", "/v1/query", [giant]) + of("giant", "/v1/query", [form([giant] * 2)], media=multipart),
+            of("giant", "/v1/query", [giant]),
         ),
-        "hostile": (110, hostile),
+        "hostile": (120, hostile),
         "disconnecting": (
-            50,
+            60,
             [
                 HttpRequest("disconnecting", "/v1/query", form(images[:8]), multipart, share_sent=share, hangs_up=True)
-                for share in 8 * [*gone, 1.0]
+                for share in 16 * [*gone, 1.0]
             ]
             + [HttpRequest("disconnecting", "/v1/query", form([giant] * 4), multipart, hangs_up=True)],
         ),

@@ -29,7 +29,7 @@ MAX_MARKERS = 10_000  # far more than any image has
 END, SCAN, BARE = 0xD9, 0xDA, (0x01, 0xD8)  # markers: end of image, start of scan, those without a segment
 # Memory that decoding takes at most, in bytes per pixel: the decoder's buffers, its image, and the RGB copy.
 BYTES_PER_PIXEL = 14
-BYTES_PER_PIXEL_OF = {"WEBP": 28, "AVIF": 28, "JPEG2000": 28, "TIFF": 20}
+BYTES_PER_PIXEL_OF = {"WEBP": 20, "AVIF": 20, "TIFF": 20, "JPEG2000": 28}
 BYTES_PER_PIXEL_OF_VIEWS = 16  # of making degraded copies, after decoding
 PNG = b"\x89PNG\r\n\x1a\n"  # followed by the header: its length and name, width and height
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows

@@ -213,7 +213,7 @@ class AppState:
         with self.batcher.reserve(images):
             try:
                 work = asyncio.gather(*(self._embed_upload(upload, options, turns) for upload in uploads))
-                return list(await while_connected(request, work))
+                return await while_connected(request, work)
             finally:
                 self._memory.note_work()
 

@@ -5,11 +5,14 @@ import gc
 import io
 import json
 import struct
+import subprocess
+import sys
 import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -259,6 +262,49 @@ def test_memory_needed_is_known_from_the_header() -> None:
     assert pixels_of(b"unreadable", 10**6) == (10**6, max(BYTES_PER_PIXEL_OF.values()))
     with pytest.raises(HttpProblem, match="16000 x 16000"):
         pixels_of(tiled_tiff(), 10**6)
+
+
+MEASURE = """
+import ctypes, sys
+from pathlib import Path
+from clipfake.indexer.decoding.image import decode, thumbnail
+
+def megabytes(name):
+    line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
+    return int(line.split()[1]) / 1000
+
+for path in sys.argv[1:]:
+    content = Path(path).read_bytes()
+    decode(content)  # what is loaded once
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    before = megabytes("VmRSS")
+    thumbnail(decode(content).pixels)
+    print(megabytes("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="the peak of memory is read from /proc")
+def test_decoding_takes_no_more_memory_than_is_counted(tmp_path: Path) -> None:
+    side = 2000
+    colours = Image.fromarray(np.random.default_rng(0).integers(0, 256, (50, 50, 4), np.uint8)).resize((side, side))
+    integers = Image.fromarray(np.arange(side * side, dtype=np.int32).reshape(side, side) * 500)
+    images: list[tuple[str, Image.Image, dict[str, Any]]] = [
+        ("PNG", colours, {"compress_level": 1}),
+        ("JPEG", colours.convert("CMYK"), {"progressive": True}),
+        ("WEBP", colours, {}),
+        ("AVIF", colours, {"speed": 10}),
+        ("JPEG2000", colours, {}),
+        ("TIFF", integers, {}),
+    ]
+    for format_, image, options in images:
+        image.save(tmp_path / format_, format_, **options)
+    program = [sys.executable, "-c", MEASURE, *(str(tmp_path / format_) for format_, _, _ in images)]
+    output = subprocess.run(program, check=True, capture_output=True, text=True).stdout
+    peaks = dict(zip((format_ for format_, _, _ in images), map(float, output.split()), strict=True))
+    counted = {format_: side**2 / 1e6 * BYTES_PER_PIXEL_OF.get(format_, BYTES_PER_PIXEL) for format_ in peaks}
+    assert {format_: peak for format_, peak in peaks.items() if peak > counted[format_] + 4} == {}
 
 
 # --- parsing

@@ -51,7 +51,7 @@ def ask_all(toy: Any, client: TestClient) -> dict[str, int]:
     """Statuses of all routes that use the store."""
     image = toy.draw_image("gan_a", 7, seed=3)
     text = base64.b64encode(image).decode()
-    form = {"data": {"source": "new", "label": "fake"}, "files": [("images", ("a.png", image))], "headers": TOKEN}
+    form: Any = {"data": {"source": "new", "label": "fake"}, "files": [("images", ("a.png", image))], "headers": TOKEN}
     return {
         "query": client.post("/v1/query", content=image).status_code,
         "search": client.post("/v1/search", json={"key": KEY}).status_code,
