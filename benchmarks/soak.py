@@ -20,11 +20,12 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 PROBE_SECONDS = 0.1  # between two probes of /healthz
 SETTLE_SECONDS = 5.0  # after the last request, before the memory that is kept is read
@@ -70,8 +71,8 @@ class Outcome:
     stalls: list[float] = field(default_factory=list)  # seconds of each probe
 
 
-def kinds_of_requests() -> dict[str, tuple[int, list[HttpRequest]]]:
-    """The requests of each kind, and how many of 1000 are of that kind."""
+def kinds_of_requests(keys: Sequence[str]) -> dict[str, tuple[int, list[HttpRequest]]]:
+    """The requests of each kind, and how many of 1000 are of that kind; `keys` are of stored rows."""
     import numpy as np
     from PIL import Image
 
@@ -112,7 +113,6 @@ def kinds_of_requests() -> dict[str, tuple[int, list[HttpRequest]]]:
         *of("hostile", "/v1/query", images[:1], host="evil.example"),
         *of("hostile", "/v1/query?prior=9", images[:1]),
     ]
-    keys = [f"source{i % 20:02d}/{i}" for i in range(40)]
     searches = [{"key": key, "k": 5, "labels": ["real"]} for key in keys]
     gone = [0.0, 0.3, 0.9]
     return {
@@ -125,7 +125,7 @@ def kinds_of_requests() -> dict[str, tuple[int, list[HttpRequest]]]:
         ),
         "knn": (20, of("knn", "/knn-service", as_json(*({"image": text} for text in texts)), media=as_text)),
         "store": (140, [HttpRequest("store", path) for path in ("/v1/store", "/readyz", "/metrics", "/v1/map")]),
-        "thumbnail": (150, [HttpRequest("thumbnail", f"/v1/thumbnails/{key}") for key in keys]),
+        "thumbnail": (150, [HttpRequest("thumbnail", f"/v1/thumbnails/{quote(key)}") for key in keys]),
         "form": (15, of("form", "/v1/query", [form(images[:8]), form(images[8:12])], media=multipart)),
         "photo": (3, of("photo", "/v1/query", [photo.getvalue()])),
         "giant": (
@@ -144,11 +144,11 @@ def kinds_of_requests() -> dict[str, tuple[int, list[HttpRequest]]]:
     }
 
 
-def mixed(count: int, seed: int) -> Iterator[HttpRequest]:
+def mixed(count: int, seed: int, keys: Sequence[str]) -> Iterator[HttpRequest]:
     """Requests of all kinds in a random order."""
     import numpy as np
 
-    kinds = kinds_of_requests()
+    kinds = kinds_of_requests(keys)
     rng = np.random.default_rng(seed)
     shares = np.array([share for share, _ in kinds.values()], float)
     for kind in rng.choice(list(kinds), count, p=shares / shares.sum()):
@@ -231,21 +231,26 @@ def served(store: Path, encoder: str) -> Iterator[tuple[int, int]]:
 
 
 def run(
-    encoder: str, *, requests: int = 20_000, concurrency: int = 16, every: int = 1_000, seed: int = 0
+    encoder: str, *, requests: int = 20_000, concurrency: int = 16, every: int = 1_000, seed: int = 0, store: str = ""
 ) -> dict[str, Any]:
-    """Memory in MiB, seconds of small requests, the longest stall, and the number of answers by kind and status."""
+    """Memory in MiB, seconds of small requests, the longest stall, and the number of answers by kind and status.
+
+    `store` is a trained store of the encoder (default: a synthetic one).
+    """
     import numpy as np
 
     from ..indexer.encoders.load import load_encoder
+    from ..store.store import Store
     from .service import create_bank
     from .throughput import machine
 
     with tempfile.TemporaryDirectory() as folder:
-        store = create_bank(Path(folder) / "bank", load_encoder(encoder).space).folder
-        with served(store, encoder) as (port, process):
+        bank = Store.open(store) if store else create_bank(Path(folder) / "bank", load_encoder(encoder).space)
+        keys = bank.snapshot().column("keys")[:40].tolist()
+        with served(bank.folder, encoder) as (port, process):
             idle = resident(process)
             began = time.perf_counter()
-            outcome = asyncio.run(send_all(port, process, mixed(requests, seed), concurrency, every))
+            outcome = asyncio.run(send_all(port, process, mixed(requests, seed, keys), concurrency, every))
             seconds = time.perf_counter() - began - SETTLE_SECONDS
             kept, peak = resident(process), resident(process, "VmHWM")
     small = np.array([value for kind in SMALL for value in outcome.seconds[kind]])
@@ -278,6 +283,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000, help="number of requests")
     parser.add_argument("--concurrency", type=int, default=16, help="number of concurrent clients")
     parser.add_argument("--every", type=int, default=1_000, help="requests between two readings of the memory")
+    parser.add_argument("--store", default="", help="trained store of the encoder (default: a synthetic one)")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the order")
     arguments = command.parse_options(parser)
     command.print_result(run(arguments.pop("encoder"), **arguments))
