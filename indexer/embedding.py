@@ -201,8 +201,9 @@ def degraded(pixels: Pixels) -> Sequence[Pixels]:
     image = Pillow.fromarray(pixels)
     jpeg = io.BytesIO()
     image.save(jpeg, "JPEG", quality=60)
-    half = image.resize((max(image.width // 2, 1), max(image.height // 2, 1)), Pillow.Resampling.LANCZOS)
-    return [np.asarray(Pillow.open(jpeg).convert("RGB")), np.asarray(half)]
+    half = np.asarray(image.resize((max(image.width // 2, 1), max(image.height // 2, 1)), Pillow.Resampling.LANCZOS))
+    del image  # one copy less of a large image
+    return [pixels_of(Pillow.open(jpeg)), half]
 
 
 def degraded_by_name(pixels: Pixels) -> dict[str, Pixels]:

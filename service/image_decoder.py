@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,9 +22,15 @@ Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 # Formats that can hold a photograph. Pillow reads more, among them some that start other programs (EPS).
 FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"}
 MAX_SCANS = 100  # a progressive JPEG usually has about ten
+TILE_WIDTH, TILE_HEIGHT = 322, 323  # tags of TIFF
+PIECE = 2**20  # bytes that are searched for markers at once; other threads run in between
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a JPEG marker other than stuffed zeros, restarts and padding
 MAX_MARKERS = 10_000  # far more than any image has
 END, SCAN, BARE = 0xD9, 0xDA, (0x01, 0xD8)  # markers: end of image, start of scan, those without a segment
+# Memory that decoding takes at most, in bytes per pixel: the decoder's buffers, its image, and the RGB copy.
+BYTES_PER_PIXEL = 14
+BYTES_PER_PIXEL_OF = {"WEBP": 20, "AVIF": 20, "TIFF": 20, "JPEG2000": 28}
+BYTES_PER_PIXEL_OF_VIEWS = 16  # of making degraded copies, after decoding
 PNG = b"\x89PNG\r\n\x1a\n"  # followed by the header: its length and name, width and height
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
@@ -70,14 +76,24 @@ class ImageDecoder:
     thumbnail: Callable[[Pixels], bytes]  # to a small JPEG
     degraded: Callable[[Pixels], dict[str, Pixels]] | None = None  # to degraded copies by name
 
-    def open(
-        self, content: bytes, limits: Limits, *, thumbnail: bool = False, views: bool = False, to_judge: bool = False
-    ) -> UploadedImage:
-        """Decode one file within the limits; raises ImageError (NothingToJudge if `to_judge` is set) or HttpProblem."""
+    def memory_needed(self, content: bytes, limits: Limits, *, views: bool = False) -> int:
+        """Return the bytes of memory that decoding a file takes at most, from its header.
+
+        Raises ImageError or HttpProblem for a file beyond the limits, or one that is too expensive to decode.
+        """
         if len(content) > limits.image_bytes:
             message = f"{len(content):,} bytes are more than the {limits.image_bytes:,} allowed for an image"
             raise HttpProblem("too-large", f"{message}; send a smaller file")
-        refuse_hostile(content, limits.pixels)
+        pixels, bytes_per_pixel = pixels_of(content, limits.pixels)
+        return pixels * max(bytes_per_pixel, BYTES_PER_PIXEL_OF_VIEWS if views else 0)
+
+    def open(
+        self, content: bytes, limits: Limits, *, thumbnail: bool = False, views: bool = False, to_judge: bool = False
+    ) -> UploadedImage:
+        """Decode one file that `memory_needed` did not refuse.
+
+        Raises ImageError (NothingToJudge if `to_judge` is set), or HttpProblem if it has too many pixels.
+        """
         try:
             image = self.decode(content)
         except (ImageError, MemoryError):
@@ -119,9 +135,22 @@ class UploadedImage:
     thumbnail: bytes  # empty unless requested
     views: dict[str, Any] = field(default_factory=dict)  # pixels of the degraded copies by name, if requested
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its pixels and of those of its copies."""
+        return sum(int(getattr(pixels, "nbytes", 0)) for pixels in (self.pixels, *self.views.values()))
 
-def refuse_hostile(content: bytes, max_pixels: int) -> None:
-    """Raise if the header shows a file that is too expensive to decode or that would start another program."""
+    def without_pixels(self) -> UploadedImage:
+        """Return everything but the pixels, which are not needed once there are vectors."""
+        return replace(self, pixels=None, views={})
+
+
+def pixels_of(content: bytes, max_pixels: int) -> tuple[int, int]:
+    """Return the number of pixels in the header of a file, and the bytes of memory that decoding takes per pixel.
+
+    A header that cannot be read counts as the largest image of the most expensive format. Raises HttpProblem for too
+    many pixels, and ImageError for a file that is too expensive to decode or that would start another program.
+    """
     if content.startswith(b"\xff\xd8") and (scans := count_scans(content)) > MAX_SCANS:
         raise ImageError(
             f"a JPEG of {scans} or more scans (at most {MAX_SCANS} are allowed); save the image again and retry"
@@ -130,19 +159,32 @@ def refuse_hostile(content: bytes, max_pixels: int) -> None:
         width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
         if width * height > max_pixels:
             raise too_many_pixels(width, height, max_pixels)
-        return
+        return width * height, BYTES_PER_PIXEL
     try:
         with Pillow.open(io.BytesIO(content)) as header:
             width, height = header.size
             image_format = header.format or "unknown"
+            tile_width, tile_height = _tile_size(header)
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
         raise HttpProblem("too-large", f"{e}; at most {max_pixels:,} pixels are allowed") from e
     except Exception:  # noqa: BLE001 - the decoder raises the better error, or reads the image without its metadata
-        return
+        return max_pixels, max(BYTES_PER_PIXEL_OF.values())
     if image_format not in FORMATS:
         raise ImageError(f"{image_format} images are not supported; convert it to JPEG or PNG and try again")
     if width * height > max_pixels:
         raise too_many_pixels(width, height, max_pixels)
+    if tile_width * tile_height > max_pixels:
+        raise too_many_pixels(tile_width, tile_height, max_pixels)
+    pixels = max(width * height, tile_width * tile_height)
+    return pixels, BYTES_PER_PIXEL_OF.get(image_format, BYTES_PER_PIXEL)
+
+
+def _tile_size(header: Pillow.Image) -> tuple[int, int]:
+    """Width and height of the tiles of a TIFF, each of which is decoded whole; zeros for any other image."""
+    tags = getattr(header, "tag_v2", {})
+    sides = (tags.get(TILE_WIDTH, 0), tags.get(TILE_HEIGHT, 0))
+    width, height = (side if isinstance(side, int) else 0 for side in sides)
+    return width, height
 
 
 def count_scans(content: bytes) -> int:
@@ -152,7 +194,7 @@ def count_scans(content: bytes) -> int:
     """
     offset = scans = 0
     for _ in range(MAX_MARKERS):
-        match = MARKER.search(content, offset)
+        match = _next_marker(content, offset)
         if match is None or content[match.start() + 1] == END:
             return scans
         offset, kind = match.end(), content[match.start() + 1]
@@ -160,6 +202,13 @@ def count_scans(content: bytes) -> int:
         if kind not in BARE:
             offset += int.from_bytes(content[offset : offset + 2])
     return MAX_MARKERS
+
+
+def _next_marker(content: bytes, offset: int) -> re.Match[bytes] | None:
+    for start in range(offset, len(content), PIECE):
+        if match := MARKER.search(content, start, start + PIECE + 1):
+            return match
+    return None
 
 
 def too_many_pixels(width: int, height: int, max_pixels: int) -> HttpProblem:

@@ -51,7 +51,9 @@ class JsonRequest(Request):
         try:
             if len(content) <= INLINE_BYTES:
                 return parse_json(content, state.limits)
-            return await state.run(parse_json, content, state.limits)
+            value = await state.run(parse_json, content, state.limits)
+            content.clear()  # it would stay in memory until the response is sent
+            return value
         except HttpProblem as e:  # FastAPI lets only HTTPException through
             raise HTTPException(e.status) from e
 

@@ -28,6 +28,8 @@ class Limits:
     batch: int = 32  # images in one forward pass
     linger: float = 0.002  # seconds that a batch with room left waits for more images
 
+    decoding_bytes: int = 768 * 2**20  # memory of the images under way; one that needs more is decoded alone
+
     def __post_init__(self) -> None:
         for name, limit in self.to_dict().items():
             if limit < 0 or (limit == 0 and name != "linger"):

@@ -20,6 +20,7 @@ from ..errors import (
     ImageError,
     Locked,
     NoStore,
+    NotAStore,
     NotEnoughRows,
     NothingToJudge,
     SpaceMismatch,
@@ -105,7 +106,7 @@ def to_problem(error: Exception, folder: Path | None = None) -> HttpProblem:
         return HttpProblem("store-damaged", detail)
     if isinstance(error, ImageError):
         return HttpProblem("nothing-to-judge" if isinstance(error, NothingToJudge) else "bad-image", detail)
-    if isinstance(error, NoStore | NotEnoughRows | HeadError | SpaceMismatch):
+    if isinstance(error, NoStore | NotAStore | Damaged | Unreadable | NotEnoughRows | HeadError | SpaceMismatch):
         return HttpProblem("cannot-judge", detail)
     if isinstance(error, BadBlock | EncoderError):
         return HttpProblem("invalid", detail)

@@ -16,28 +16,35 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
+from starlette.requests import ClientDisconnect, Request
 
+from ..core.file_identity import FileDigests
 from ..detector.detector import QueryOptions, VectorDetector
 from ..detector.evidence import EvidenceOptions
 from ..detector.head import head_folder, vector_names_of
 from ..detector.verdict import Refusal, Verdict
-from ..errors import HeadError, NotEnoughRows, SpaceMismatch, StoreError
+from ..errors import HeadError, NotEnoughRows, SpaceMismatch, StoreError, Unreadable
 from ..store.concatenated import space_of
 from ..store.maintenance.info import info
-from ..store.manifest import numbers
+from ..store.manifest import numbers, path_of
 from ..store.snapshot import Snapshot
+from ..store.space import Space
 from ..store.store import Store
 from .bank_map import BankMap
-from .batcher import Batcher, Vector
 from .image_decoder import ImageDecoder, UploadedImage
 from .limits import Limits
 from .metrics import ServiceMetrics
-from .problems import HttpProblem, to_problem
+from .problems import EscapedJSONResponse, HttpProblem, to_problem
+from .scheduling.batcher import Batcher, Vector
+from .scheduling.decode_lanes import DecodeLanes, Turns
+from .scheduling.memory import IdleRelease, release_memory
 from .search_backend import GuardedBackend, SearcherFactory
 from .uploads import Upload
 
 R = TypeVar("R")
-Version = tuple[int, tuple[tuple[str, int], ...]]  # number of the snapshot; names and mtimes of the head's files
+# Number of the snapshot, -1 for none; names and digests of its manifest and of the files of the head. A store that was
+# made again has other digests, whatever its numbers.
+Version = tuple[int, tuple[tuple[str, str], ...]]
 VIEWS = 3  # vectors of an image with its two degraded copies
 LOG = logging.getLogger("clipfake.service")
 
@@ -74,8 +81,16 @@ class LoadedDetector:
 
     @classmethod
     def of(
-        cls, store: Store, head: str, evidence: EvidenceOptions, version: Version, backend: GuardedBackend | None
+        cls,
+        store: Store,
+        head: str,
+        evidence: EvidenceOptions,
+        version: Version,
+        backend: GuardedBackend | None,
+        space: Space,
     ) -> LoadedDetector:
+        """Load a detector; raises SpaceMismatch if the store has vectors of another encoder than `space`."""
+        require_space(store, head, space)
         try:
             detector = VectorDetector.load(store, head, evidence, backend.of if backend else None)
         except (HeadError, NotEnoughRows, SpaceMismatch) as e:
@@ -85,6 +100,11 @@ class LoadedDetector:
         except HttpProblem as e:  # a back end can recover without any change in the store
             return cls(None, store.snapshot(), None, e)
         return cls(version, detector.snapshot, detector)
+
+    def precedes(self, version: Version) -> bool:
+        """True if a version is of the same store: of the same snapshot, or of one that followed."""
+        same = self.version is not None and version[1][:1] == self.version[1][:1]
+        return same or version[0] > self.snapshot.number
 
     @property
     def why(self) -> str:
@@ -102,6 +122,12 @@ class LoadedDetector:
     @cached_property
     def map(self) -> BankMap:
         return BankMap.of(self.detector)
+
+
+def require_space(store: Store, head: str, space: Space) -> None:
+    """Raise SpaceMismatch unless an encoder's vectors are those of the store and the head."""
+    stored = space_of(store.snapshot(), vector_names_of(head_folder(store.folder, head)))
+    space.require(stored, f"the store {store.folder}")
 
 
 def usable(uploads: Sequence[EmbeddedUpload | RefusedUpload]) -> list[EmbeddedUpload]:
@@ -129,23 +155,27 @@ class AppState:
         metrics: ServiceMetrics,
         searcher_for: SearcherFactory | None = None,
     ) -> None:
-        space = space_of(store.snapshot(), vector_names_of(head_folder(store.folder, head)))
-        image_decoder.encoder.space.require(space, f"the store {store.folder}")
+        require_space(store, head, image_decoder.encoder.space)
         self.store, self.image_decoder, self.limits, self.metrics = store, image_decoder, limits, metrics
         self._head, self.evidence = head, evidence
         self._backend = GuardedBackend(searcher_for) if searcher_for else None
         self._loaded: LoadedDetector | None = None
-        self._figures: tuple[Version, dict[str, Any]] | None = None
+        self._figures: tuple[Any, dict[str, Any]] | None = None
+        self._files = FileDigests()
         self._loading = threading.Lock()
         self.writing = threading.Lock()
 
     def start(self) -> None:
         """Start the threads. Call `stop` at the end."""
         self._pool = ThreadPoolExecutor(max(2, os.cpu_count() or 2), "service")
+        self.lanes = DecodeLanes(self.limits.decoding_bytes)
         self.batcher = Batcher(self.image_decoder.encoder.encode, self.limits, self.metrics)
+        self._memory = IdleRelease(lambda: self._pool.submit(release_memory))
 
     def stop(self) -> None:
         """Encode the images in the queue, then stop the threads."""
+        self._memory.stop()
+        self.lanes.close()
         self.batcher.close()
         self._pool.shutdown()
 
@@ -153,13 +183,24 @@ class AppState:
         """Call a blocking function in the thread pool."""
         return await asyncio.get_running_loop().run_in_executor(self._pool, function, *arguments)
 
+    async def respond(self, function: Callable[..., Any], *arguments: Any) -> EscapedJSONResponse:
+        """Return the result of a blocking function as JSON; long answers are written in the thread too."""
+        return await self.run(lambda: EscapedJSONResponse(function(*arguments)))
+
     async def embed(
-        self, uploads: Sequence[Upload], *, thumbnails: bool = False, views: bool = False, to_judge: bool = False
+        self,
+        request: Request,
+        uploads: Sequence[Upload],
+        *,
+        thumbnails: bool = False,
+        views: bool = False,
+        to_judge: bool = False,
     ) -> list[EmbeddedUpload | RefusedUpload]:
         """Decode and encode uploads, with their degraded copies if `views` is set; one result per upload, in order.
 
-        If `to_judge` is set, images with nothing to judge are refused.
-        Raises HttpProblem: busy if the queue has no room for all images, too-many if it never will.
+        If `to_judge` is set, images with nothing to judge are refused. The images of several requests take turns.
+        Raises HttpProblem: busy if the queue has no room for all images, too-many if it never will. Raises
+        ClientDisconnect, without decoding the remaining images, if the client disconnects.
         """
         if views and self.image_decoder.degraded is None:
             raise HttpProblem("invalid", "this service makes no degraded copies; send the request without `steady`")
@@ -168,21 +209,40 @@ class AppState:
             message = f"{len(uploads)} images with their degraded copies exceed the limit of {self.limits.waiting}"
             raise HttpProblem("too-many", f"{message} waiting images; send fewer")
         options = {"thumbnail": thumbnails, "views": views, "to_judge": to_judge}
+        turns = Turns()
         with self.batcher.reserve(images):
-            return list(await asyncio.gather(*(self._embed_upload(upload, options) for upload in uploads)))
+            try:
+                work = asyncio.gather(*(self._embed_upload(upload, options, turns) for upload in uploads))
+                return await while_connected(request, work)
+            finally:
+                self._memory.note_work()
 
-    async def _embed_upload(self, upload: Upload, options: dict[str, bool]) -> EmbeddedUpload | RefusedUpload:
+    async def _embed_upload(
+        self, upload: Upload, options: dict[str, bool], turns: Turns
+    ) -> EmbeddedUpload | RefusedUpload:
         try:
-            image = await self.run(self._decode, upload.content, options)
-            inputs = [image.pixels, *image.views.values()]
-            vector, *view_vectors = await asyncio.gather(*(self.batcher.vector(pixels) for pixels in inputs))
-            return EmbeddedUpload(upload.name, image, vector, dict(zip(image.views, view_vectors, strict=True)))
+            return await self._decode_and_encode(upload, options, turns)
         except Exception as e:
             problem = to_problem(e)
             if problem.status == 500:
                 LOG.error("image failed", exc_info=e)
             self.metrics.problems.labels(problem.kind).inc()
             return RefusedUpload(upload.name, problem)
+
+    async def _decode_and_encode(self, upload: Upload, options: dict[str, bool], turns: Turns) -> EmbeddedUpload:
+        content, decoder = upload.content, self.image_decoder
+        async with self.lanes.small.admit(turns.small, len(content)) as admission:  # headers can be made slow to read
+            needed = await admission.run(lambda: decoder.memory_needed(content, self.limits, views=options["views"]))
+        async with self.lanes.admit(turns, needed) as admission:
+            image = await admission.run(self._decode, content, options)
+            admission.keep(image.nbytes)
+            inputs = [image.pixels, *image.views.values()]
+            vector, *view_vectors = await asyncio.gather(
+                *(self.batcher.vector(pixels, turns.encoder) for pixels in inputs)
+            )
+        return EmbeddedUpload(
+            upload.name, image.without_pixels(), vector, dict(zip(image.views, view_vectors, strict=True))
+        )
 
     def _decode(self, content: bytes, options: dict[str, bool]) -> UploadedImage:
         with self.metrics.stage("decode"):
@@ -213,35 +273,50 @@ class AppState:
     def loaded(self, *, wait: bool = False) -> LoadedDetector:
         """Return the detector for the store's newest rows and head, loading it if they changed.
 
-        While another thread loads it, the previous one is returned, unless `wait` is set.
+        While another thread loads it, the previous one of the same store is returned, unless `wait` is set.
+
+        Raises
+        ------
+        StoreError
+            There is no store any more, it cannot be read, or it has vectors of another encoder.
         """
-        current = self._loaded
-        if current and current.version == self._version():
+        current, version = self._loaded, self._version()
+        if current and current.version == version:
             return current
-        if current is None or wait:
+        if current is None or wait or not current.precedes(version):
             self._loading.acquire()
         elif not self._loading.acquire(blocking=False):
             return current
         try:
             version = self._version()
             if self._loaded is None or self._loaded.version != version:
-                self._loaded = LoadedDetector.of(self.store, self._head, self.evidence, version, self._backend)
+                self._loaded = self._load(version)
                 self.metrics.rows.set(len(self._loaded.snapshot))
             return self._loaded
         finally:
             self._loading.release()
 
+    def _load(self, version: Version) -> LoadedDetector:
+        space = self.image_decoder.encoder.space
+        try:
+            return LoadedDetector.of(self.store, self._head, self.evidence, version, self._backend, space)
+        except BaseException:
+            self._loaded = None  # the old rows are not served any more
+            raise
+
     def _version(self) -> Version:
-        snapshots, folder = numbers(self.store.folder), head_folder(self.store.folder, self._head)
-        files = []
-        for path in sorted([*folder.glob("head.json"), *folder.glob("calibration-*.json")]):
-            with suppress(FileNotFoundError):  # a training run may be replacing it
-                files.append((path.name, path.stat().st_mtime_ns))
-        return (snapshots[-1] if snapshots else -1, tuple(files))
+        folder, snapshots = head_folder(self.store.folder, self._head), numbers(self.store.folder)
+        newest = [path_of(self.store.folder, snapshots[-1])] if snapshots else []
+        named = sorted((self.store.folder / "columns").glob("*/column.json"))
+        head = sorted([*folder.glob("head.json"), *folder.glob("calibration-*.json")])
+        try:
+            return snapshots[-1] if snapshots else -1, self._files.of([*newest, *head, *named])
+        except OSError as e:
+            raise Unreadable(f"the store {self.store.folder} cannot be read ({e.strerror or e})") from e
 
     def figures(self) -> dict[str, Any]:
         """Return the report of `clipfake store info` without the store's path."""
-        version = self._version()
+        version = self._version(), self._artifacts()
         if self._figures is None or self._figures[0] != version:
             report = info(self.store).to_dict()
             del report["path"]
@@ -249,11 +324,41 @@ class AppState:
             self._figures = version, report
         return self._figures[1]
 
+    def _artifacts(self) -> list[tuple[str, int]]:
+        """Paths and times of indexes, heads and named vectors."""
+        found = []
+        for kind in ("indexes", "heads", "columns"):
+            for path in sorted((self.store.folder / kind).glob("*")):
+                with suppress(OSError):  # removed meanwhile
+                    found.append((str(path), path.stat().st_mtime_ns))
+        return found
+
     def embed_text(self, text: str) -> npt.NDArray[np.float32]:
         """(dim,) vector of a text; raises HttpProblem if the encoder has no text encoder."""
         if not self.image_decoder.encoder.has_text:
             raise HttpProblem("invalid", "the encoder of this store cannot embed text; send an image or a vector")
         return np.asarray(self.image_decoder.encoder.encode_texts([text])[0], np.float32)
+
+
+async def while_connected(request: Request, work: asyncio.Future[R]) -> R:
+    """Wait for the work of a request whose body was read; if the client disconnects, cancel it.
+
+    Raises ClientDisconnect.
+    """
+
+    async def disconnected() -> None:
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    watch = asyncio.ensure_future(disconnected())
+    try:
+        await asyncio.wait((work, watch), return_when=asyncio.FIRST_COMPLETED)
+        if not work.done():
+            raise ClientDisconnect
+        return work.result()
+    finally:
+        work.cancel()
+        watch.cancel()
 
 
 def without_folders(encoder: str) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
+import codecs
 import re
-from collections.abc import Collection
+from collections.abc import AsyncIterator, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from fastapi import Request
-from starlette.datastructures import UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
 
 from .limits import Limits
 from .problems import HttpProblem
@@ -21,6 +23,8 @@ PIECE = 2**20  # base64 characters that are decoded at once
 STANDARD, WHITESPACE = bytes.maketrans(b"-_", b"+/"), b" \t\r\n\f\v"
 PERCENT_ENCODED = (("%2B", "+"), ("%2F", "/"), ("%3D", "="), ("%0D", ""), ("%0A", ""), ("%20", ""))  # in a data URL
 MAX_NAME = 200  # characters of a file's name
+MAX_FIELD_BYTES = 64 * 2**10  # of a text field of a form
+CHUNK = 2**20  # bytes of a form that are parsed at once, in a thread
 FORM = "multipart/form-data"
 DATA_URL = re.compile(r"data:\s*(?:[\w.+-]+/[\w.+-]+)?(?:;\s*[\w.+-]+=[^;,]*)*;\s*base64\s*,", re.IGNORECASE)
 
@@ -78,41 +82,146 @@ def check_count(images: list[T], limits: Limits) -> list[T]:
         message = "the request has no image; send images as files of a multipart form, or one image as the body"
         raise HttpProblem("no-image", message)
     if len(images) > limits.images:
-        raise HttpProblem(
-            "too-many", f"{len(images)} images are more than the {limits.images} allowed; send fewer at once"
-        )
+        raise too_many_images(limits)
     return images
 
 
-class CompleteFormParser(MultiPartParser):
-    """Form parser that knows whether the last boundary arrived: starlette drops a part that was cut off."""
-
-    complete = False
-
-    def on_end(self) -> None:
-        self.complete = True
+def too_many_images(limits: Limits) -> HttpProblem:
+    """The problem of a request with too many images."""
+    return HttpProblem("too-many", f"more than the {limits.images} images allowed in one request; send fewer at once")
 
 
 async def form(request: Request, limits: Limits, fields: Collection[str] = ()) -> Form:
-    """Parse a multipart form of images and these text fields; raises HttpProblem for any other field, or one twice."""
-    parser = CompleteFormParser(request.headers, request.stream(), max_files=10_000, max_fields=100)
-    parser.spool_max_size = limits.request_bytes  # never spool to disk
-    result = Form()
-    try:
-        for name, value in (await parser.parse()).multi_items():
-            if isinstance(value, UploadFile):
-                result.uploads.append(Upload(clean_name(value.filename or "image"), await value.read()))
-            else:
-                _require_new(name, fields, result.fields)
-                result.fields[name] = clean_name(value)
-        if not parser.complete:
+    """Parse a multipart form of images and these text fields, in threads, as it arrives.
+
+    Raises HttpProblem for any other field, a field that is given twice, and as soon as there are too many parts. The
+    rest of such a form is received, so that the client reads the response, but not parsed.
+    """
+    reader = FormReader(request.headers.get("content-type", ""), limits, fields)
+    refused: HttpProblem | None = None
+    async for chunk in _chunks(request):
+        try:
+            if refused is None:
+                await asyncio.to_thread(reader.parse, chunk)
+        except HttpProblem as e:
+            refused = e
+    if refused:
+        raise refused
+    return reader.form()
+
+
+async def _chunks(request: Request) -> AsyncIterator[bytearray]:
+    """The body in chunks that are worth a thread."""
+    chunk = bytearray()
+    async for received in request.stream():
+        chunk += received
+        if len(chunk) >= CHUNK:
+            yield chunk
+            chunk = bytearray()
+    yield chunk
+
+
+class FormReader:
+    """Parser of one multipart form, which collects its images and fields."""
+
+    def __init__(self, content_type: str, limits: Limits, fields: Collection[str]) -> None:
+        """Raise HttpProblem unless the content type has a usable boundary."""
+        options = parse_options_header(content_type)[1]
+        if b"boundary" not in options:
+            raise HttpProblem("bad-request", "the form cannot be read: its content type has no boundary")
+        self._charset = _known_charset(options.get(b"charset", b"utf-8").decode("latin-1"))
+        self._limits, self._allowed = limits, fields
+        self._form, self._complete = Form(), False
+        self._header, self._value, self._disposition = bytearray(), bytearray(), b""
+        self._name: str = ""
+        self._file_name: str | None = None  # None in a text field
+        self._content = bytearray()
+        self._parser = self._parsing(lambda: MultipartParser(options[b"boundary"], self._callbacks()))
+
+    def parse(self, chunk: bytes | bytearray) -> None:
+        """Parse the next bytes of the form; raises HttpProblem."""
+        self._parsing(lambda: self._parser.write(bytes(chunk)))
+
+    def form(self) -> Form:
+        """Return the form after its last bytes; raises HttpProblem if it was cut off."""
+        if not self._complete:
             raise HttpProblem("bad-request", "the form ends before its last boundary; send all of it again")
-    except MultiPartException as e:
-        raise HttpProblem("bad-request", f"the form cannot be read: {e.message}") from e
-    finally:
-        for file in parser._files_to_close_on_error:  # includes a part that never ended, which the parser leaves open
-            file.close()
-    return result
+        return self._form
+
+    def _parsing(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except FormParserError as e:
+            raise HttpProblem("bad-request", f"the form cannot be read: {e}") from e
+
+    def _callbacks(self) -> Any:
+        return {
+            "on_part_begin": self._begin_part,
+            "on_header_field": self._add_to_header,
+            "on_header_value": self._add_to_value,
+            "on_header_end": self._end_header,
+            "on_headers_finished": self._end_headers,
+            "on_part_data": self._add_content,
+            "on_part_end": self._end_part,
+            "on_end": self._end,
+        }
+
+    def _begin_part(self) -> None:
+        self._disposition, self._content = b"", bytearray()
+
+    def _add_to_header(self, data: bytes, start: int, end: int) -> None:
+        self._header += data[start:end]
+
+    def _add_to_value(self, data: bytes, start: int, end: int) -> None:
+        self._value += data[start:end]
+
+    def _end_header(self) -> None:
+        if self._header.lower() == b"content-disposition":
+            self._disposition = bytes(self._value)
+        self._header, self._value = bytearray(), bytearray()
+
+    def _end_headers(self) -> None:
+        options = parse_options_header(self._disposition)[1]
+        if b"name" not in options:
+            raise HttpProblem(
+                "bad-request", "the form cannot be read: a part has no name in its Content-Disposition header"
+            )
+        self._name = self._text(options[b"name"])
+        self._file_name = self._text(options[b"filename"]) if b"filename" in options else None
+        if self._file_name is None:
+            _require_new(self._name, self._allowed, self._form.fields)
+        elif len(self._form.uploads) >= self._limits.images:
+            raise too_many_images(self._limits)
+
+    def _add_content(self, data: bytes, start: int, end: int) -> None:
+        self._content += memoryview(data)[start:end]
+        if self._file_name is None and len(self._content) > MAX_FIELD_BYTES:
+            message = f"the field {clean_name(self._name)!r} has more than {MAX_FIELD_BYTES:,} bytes"
+            raise HttpProblem("bad-request", f"{message}; send a shorter one")
+
+    def _end_part(self) -> None:
+        if self._file_name is None:
+            self._form.fields[self._name] = clean_name(self._text(self._content))
+        else:
+            self._form.uploads.append(Upload(clean_name(self._file_name or "image"), bytes(self._content)))
+        self._content = bytearray()
+
+    def _end(self) -> None:
+        self._complete = True
+
+    def _text(self, content: bytes | bytearray) -> str:
+        """Decode a name or a field by the charset of the form."""
+        try:
+            return content.decode(self._charset)
+        except (UnicodeDecodeError, LookupError):
+            return content.decode("latin-1")
+
+
+def _known_charset(name: str) -> str:
+    try:
+        return codecs.lookup(name).name
+    except LookupError:
+        return "latin-1"
 
 
 def _require_new(name: str, allowed: Collection[str], present: Collection[str]) -> None:

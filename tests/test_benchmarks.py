@@ -20,6 +20,7 @@ from clipfake.benchmarks import (
     int8,
     parity,
     service,
+    soak,
     start,
     targets,
     throughput,
@@ -121,6 +122,14 @@ def test_service_beside_its_encoder(inputs: tuple[list[Path], str]) -> None:
     pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
     result = printed(service.run(inputs[1], images=8, concurrency=4, batch=4, repeats=1))
     assert {"service_to_encoder", "together_to_one_by_one", "together_to_naive_one"} <= result.keys()
+
+
+@pytest.mark.slow
+def test_soak_counts_every_request() -> None:
+    pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
+    result = printed(soak.run("plain", requests=40, concurrency=4, every=20))
+    assert sum(sum(counts.values()) for counts in result["statuses"].values()) == 40
+    assert result["memory_curve"].keys() == {"20", "40"}
 
 
 @pytest.mark.slow

@@ -21,7 +21,7 @@ from PIL import UnidentifiedImageError
 from ...errors import ImageError, MissingExtra
 from .metadata import PNG, TIFF, transposition, without_damaged_tags, without_metadata
 from .quiet import silence_pillow
-from .rgb import scale_transparent_colour, to_rgb
+from .rgb import rgb_pixels, scale_transparent_colour
 from .tiff_layout import refuse_misread_layouts
 
 try:
@@ -142,8 +142,7 @@ def pixels_of(image: Pillow.Image) -> Pixels:
 def _upright_pixels(image: Pillow.Image) -> Pixels:
     refuse_misread_layouts(image)
     image.load()
-    rgb, turn = to_rgb(image), transposition(image)
-    return np.asarray(rgb if turn is None else rgb.transpose(turn))
+    return rgb_pixels(image, transposition(image))
 
 
 def _decode_with_pillow(content: bytes) -> tuple[Pixels, str]:

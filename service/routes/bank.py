@@ -14,7 +14,7 @@ from ...store.filter import Filter
 from ...store.records import FAKE, REAL, Block, Rows
 from ...store.space import Space
 from ..dependencies import WRITES, StateDep, form_only
-from ..problems import EscapedJSONResponse, HttpProblem, validation_problem
+from ..problems import HttpProblem, validation_problem
 from ..schemas import AddedJson, RemovedJson, refusals
 from ..state import EmbeddedUpload, RefusedUpload, usable
 from ..uploads import Upload, check_count, form, request_body
@@ -39,7 +39,7 @@ FIELDS = BankSourceJson.model_json_schema()["properties"]
     "/v1/bank",
     summary="Add images of a known origin",
     response_model=AddedJson,
-    responses=refusals(400, 403, 415, 422),
+    responses=refusals(400, 403, 409, 415, 422),
     openapi_extra=request_body(**FIELDS),
     dependencies=[Depends(form_only)],
 )
@@ -54,7 +54,8 @@ async def add(request: Request, state: StateDep) -> Any:
         metadata = BankSourceJson.model_validate(body.fields)
     except ValidationError as e:
         raise validation_problem([{**error, "loc": ("form", *error["loc"])} for error in e.errors()]) from e
-    uploads = await state.embed(distinct(check_count(body.uploads, state.limits)), thumbnails=True)
+    await state.run(state.loaded)  # raises before any image is encoded for nothing
+    uploads = await state.embed(request, distinct(check_count(body.uploads, state.limits)), thumbnails=True)
     block = make_block(state.image_decoder.encoder.space, metadata, usable(uploads))
 
     def store() -> dict[str, Any]:
@@ -74,16 +75,20 @@ async def add(request: Request, state: StateDep) -> Any:
             "before": before,
         }
 
-    return EscapedJSONResponse(await state.run(store))
+    return await state.respond(store)
 
 
 @router.delete(
-    "/v1/bank/{source:path}", summary="Remove a source", response_model=RemovedJson, responses=refusals(403, 404, 422)
+    "/v1/bank/{source:path}",
+    summary="Remove a source",
+    response_model=RemovedJson,
+    responses=refusals(403, 404, 409, 422),
 )
 async def remove(source: Annotated[str, Path(min_length=1)], state: StateDep) -> Any:
     """Remove all rows of a source. `clipfake store undo` with the number `before` restores them."""
 
     def drop() -> dict[str, Any]:
+        state.loaded()  # raises if the store is gone
         with state.writing:
             deleted = state.store.delete(Filter(source=[source]), f"bank remove {source}")
         if not deleted.rows:
@@ -91,7 +96,7 @@ async def remove(source: Annotated[str, Path(min_length=1)], state: StateDep) ->
         state.loaded(wait=True)
         return {"source": source, "removed": deleted.rows, "snapshot": deleted.snapshot, "before": deleted.before}
 
-    return EscapedJSONResponse(await state.run(drop))
+    return await state.respond(drop)
 
 
 def distinct(uploads: Sequence[Upload]) -> list[Upload]:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..batcher import Vector
 from ..dependencies import JSON_ONLY, StateDep
 from ..json_body import JsonRoute
-from ..problems import EscapedJSONResponse, HttpProblem
+from ..problems import HttpProblem
+from ..scheduling.batcher import Vector
 from ..schemas import EmbeddingsJson, VectorsJson, refusals
 from ..state import RefusedUpload, usable, without_folders
 from ..uploads import check_count, request_body, upload_from_base64, uploads
@@ -28,16 +28,20 @@ router = APIRouter(tags=["vectors"], route_class=JsonRoute)
 )
 async def embed(request: Request, state: StateDep) -> Any:
     """Send images as for /v1/query. The vectors are the unit vectors that the store holds and searches."""
-    results = await state.embed(await uploads(request, state.limits))
+    results = await state.embed(request, await uploads(request, state.limits))
     usable(results)
-    answers = [
-        result.to_dict()
-        if isinstance(result, RefusedUpload)
-        else {"image": result.name, "vector": to_floats(result.vector)}
-        for result in results
-    ]
     space = state.image_decoder.encoder.space.to_dict()
-    return EscapedJSONResponse({"space": {**space, "encoder": without_folders(space["encoder"])}, "answers": answers})
+
+    def answer() -> dict[str, Any]:
+        answers = [
+            result.to_dict()
+            if isinstance(result, RefusedUpload)
+            else {"image": result.name, "vector": to_floats(result.vector)}
+            for result in results
+        ]
+        return {"space": {**space, "encoder": without_folders(space["encoder"])}, "answers": answers}
+
+    return await state.respond(answer)
 
 
 class EmbeddingsRequestJson(BaseModel):
@@ -59,22 +63,28 @@ class EmbeddingsRequestJson(BaseModel):
     responses=refusals(400, 415, 422),
     dependencies=JSON_ONLY,
 )
-async def embeddings(request_json: EmbeddingsRequestJson, state: StateDep) -> Any:
+async def embeddings(request: Request, request_json: EmbeddingsRequestJson, state: StateDep) -> Any:
     """Alias of /v1/embed. One bad image fails the whole request, because OpenAI's format has no error per input."""
     texts = [request_json.input] if isinstance(request_json.input, str) else request_json.input
     check_count(texts, state.limits)
     images = [await state.run(upload_from_base64, text, f"input {i}") for i, text in enumerate(texts)]
     vectors = []
-    for result in await state.embed(images):
+    for result in await state.embed(request, images):
         if isinstance(result, RefusedUpload):
             problem = result.problem
             raise HttpProblem(problem.kind, f"{result.name}: {problem.detail}", headers=problem.headers)
         vectors.append(result.vector)
     encode_values = to_base64 if request_json.encoding_format == "base64" else to_floats
-    rows = [{"object": "embedding", "index": i, "embedding": encode_values(vector)} for i, vector in enumerate(vectors)]
     model = without_folders(state.image_decoder.encoder.space.encoder)
     usage = {"prompt_tokens": 0, "total_tokens": 0}
-    return EscapedJSONResponse({"object": "list", "data": rows, "model": model, "usage": usage})
+
+    def answer() -> dict[str, Any]:
+        rows = [
+            {"object": "embedding", "index": i, "embedding": encode_values(vector)} for i, vector in enumerate(vectors)
+        ]
+        return {"object": "list", "data": rows, "model": model, "usage": usage}
+
+    return await state.respond(answer)
 
 
 def to_floats(vector: Vector) -> list[float]:

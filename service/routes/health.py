@@ -6,8 +6,9 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from ...errors import StoreError
 from ..dependencies import StateDep
-from ..problems import EscapedJSONResponse, HttpProblem
+from ..problems import EscapedJSONResponse, HttpProblem, to_problem
 from ..schemas import HealthJson, refusals
 
 router = APIRouter(tags=["operation"])
@@ -20,7 +21,10 @@ async def healthz() -> Any:
 
 @router.get("/readyz", summary="Whether images can be judged", response_model=HealthJson, responses=refusals())
 async def readyz(state: StateDep) -> Any:
-    loaded = await state.run(state.loaded)
+    try:
+        loaded = await state.run(state.loaded)
+    except StoreError as e:
+        raise HttpProblem("not-ready", to_problem(e, state.store.folder).detail) from e
     if loaded.problem:
         raise HttpProblem("not-ready", loaded.why, headers=loaded.problem.headers)
     return EscapedJSONResponse({"status": "ready"})

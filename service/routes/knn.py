@@ -13,7 +13,7 @@ from ...store.search.matches import Matches
 from ...store.snapshot import Snapshot
 from ..dependencies import StateDep
 from ..json_body import JsonRoute
-from ..problems import EscapedJSONResponse, HttpProblem
+from ..problems import HttpProblem
 from ..schemas import KnnRowJson, refusals
 from .search import Numbers, nearest, query_vector, rows_json
 
@@ -43,7 +43,7 @@ class KnnRequestJson(BaseModel):
     summary="Nearest rows, for clip-retrieval's ClipClient",
     response_model=list[KnnRowJson],
     response_model_exclude_unset=True,
-    responses=refusals(400, 422),
+    responses=refusals(400, 409, 422),
 )
 async def knn_service(request: Request, request_json: KnnRequestJson, state: StateDep) -> Any:
     """The `id` of a row is the same in every snapshot that contains it."""
@@ -55,6 +55,7 @@ async def knn_service(request: Request, request_json: KnnRequestJson, state: Sta
         raise HttpProblem("invalid", "the request has no query; set one of text, image and embedding_input")
     snapshot = (await state.run(state.loaded)).snapshot
     vector = await query_vector(
+        request,
         state,
         snapshot,
         text=request_json.text or "",
@@ -63,9 +64,7 @@ async def knn_service(request: Request, request_json: KnnRequestJson, state: Sta
     )
     matches = await nearest(state, snapshot, vector, request_json.num_result_ids or request_json.num_images)
     base = str(request.base_url)
-    return EscapedJSONResponse(
-        await state.run(knn_rows_json, snapshot, matches, request_json, base, state.evidence.duplicate)
-    )
+    return await state.respond(knn_rows_json, snapshot, matches, request_json, base, state.evidence.duplicate)
 
 
 def knn_rows_json(

@@ -9,7 +9,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ...detector.detector import QueryOptions
 from ..dependencies import StateDep, no_parameter_twice
-from ..problems import EscapedJSONResponse
 from ..schemas import AnswersJson, refusals
 from ..state import RefusedUpload, usable
 from ..uploads import request_body, uploads
@@ -53,24 +52,25 @@ async def query(request: Request, state: StateDep, options: Annotated[QueryOptio
     with state.metrics.stage("read"):
         received = await uploads(request, state.limits)
     await state.run(lambda: state.loaded().detector)  # raises before any image is encoded for nothing
-    results = await state.embed(received, views=options.steady, to_judge=True)
+    results = await state.embed(request, received, views=options.steady, to_judge=True)
     embedded = usable(results)
     verdicts, number, coordinates = await state.run(
         lambda: state.judge(embedded, options.to_options(), on_map=options.on_map)
     )
-    judged = iter(
-        zip(verdicts, coordinates.tolist() if coordinates is not None else [None] * len(verdicts), strict=True)
-    )
-    answers: list[dict[str, Any]] = []
-    points: list[list[float] | None] = []
-    for result in results:
-        if isinstance(result, RefusedUpload):
-            answers.append(result.to_dict())
-            points.append(None)
-        else:
-            verdict, point = next(judged)
-            answers.append(verdict.to_dict())
-            points.append(point)
-    return EscapedJSONResponse(
-        {"snapshot": number, "answers": answers, **({"places": points} if options.on_map else {})}
-    )
+    places = [None] * len(verdicts) if coordinates is None else coordinates.tolist()
+
+    def answer() -> dict[str, Any]:
+        judged = iter(zip(verdicts, places, strict=True))
+        answers: list[dict[str, Any]] = []
+        points: list[list[float] | None] = []
+        for result in results:
+            if isinstance(result, RefusedUpload):
+                answers.append(result.to_dict())
+                points.append(None)
+            else:
+                verdict, point = next(judged)
+                answers.append(verdict.to_dict())
+                points.append(point)
+        return {"snapshot": number, "answers": answers, **({"places": points} if options.on_map else {})}
+
+    return await state.respond(answer)

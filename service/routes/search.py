@@ -6,17 +6,17 @@ from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from ...store.filter import Filter
 from ...store.records import LABELS
 from ...store.search.matches import Matches
 from ...store.snapshot import Snapshot
-from ..batcher import Vector
 from ..dependencies import JSON_ONLY, StateDep
 from ..json_body import JsonRoute
-from ..problems import EscapedJSONResponse, HttpProblem
+from ..problems import HttpProblem
+from ..scheduling.batcher import Vector
 from ..schemas import SearchResponseJson, refusals
 from ..state import AppState, usable
 from ..uploads import upload_from_base64
@@ -75,13 +75,14 @@ class SearchRequestJson(BaseModel):
     "/v1/search",
     summary="Nearest stored rows of an image, a vector, a row or a text",
     response_model=SearchResponseJson,
-    responses=refusals(400, 404, 415, 422),
+    responses=refusals(400, 404, 409, 415, 422),
     dependencies=JSON_ONLY,
 )
-async def search(request_json: SearchRequestJson, state: StateDep) -> Any:
+async def search(request: Request, request_json: SearchRequestJson, state: StateDep) -> Any:
     """Return the nearest rows by cosine similarity. The store needs no trained head and no second class."""
     snapshot = (await state.run(state.loaded)).snapshot
     vector = await query_vector(
+        request,
         state,
         snapshot,
         vector=request_json.vector,
@@ -90,17 +91,24 @@ async def search(request_json: SearchRequestJson, state: StateDep) -> Any:
         text=request_json.text,
     )
     matches = await nearest(state, snapshot, vector, request_json.k, request_json.filter)
-    return EscapedJSONResponse({"snapshot": snapshot.number, "rows": await state.run(rows_json, snapshot, matches)})
+    return await state.respond(lambda: {"snapshot": snapshot.number, "rows": rows_json(snapshot, matches)})
 
 
 async def query_vector(
-    state: AppState, snapshot: Snapshot, *, vector: Sequence[float] = (), image: str = "", key: str = "", text: str = ""
+    request: Request,
+    state: AppState,
+    snapshot: Snapshot,
+    *,
+    vector: Sequence[float] = (),
+    image: str = "",
+    key: str = "",
+    text: str = "",
 ) -> Vector:
     """(dim,) unit vector of whichever query is set; raises HttpProblem or ImageError."""
     if text:
         return await state.run(state.embed_text, text)
     if image:
-        return usable(await state.embed([await state.run(upload_from_base64, image)]))[0].vector
+        return usable(await state.embed(request, [await state.run(upload_from_base64, image)]))[0].vector
     if key:
         position = (await state.run(snapshot.find, [key]))[0]
         if position < 0:

@@ -2,45 +2,56 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Path, Request, Response
 
+from ...core.sealed_json import checksum
 from ..dependencies import StateDep
-from ..problems import EscapedJSONResponse, HttpProblem
+from ..problems import HttpProblem
 from ..schemas import MapJson, StoreJson, refusals
 
 router = APIRouter(tags=["store"])
 
 
-@router.get("/v1/store", summary="Statistics of the store", response_model=StoreJson, responses=refusals())
+@router.get("/v1/store", summary="Statistics of the store", response_model=StoreJson, responses=refusals(409))
 async def store(request: Request, state: StateDep) -> Any:
     """Return statistics of the store, whether images can be judged, and the limits of this service."""
-    figures, loaded = await state.run(lambda: (state.figures(), state.loaded()))
     app_state = request.app.state
-    fields = {
-        "ready": not loaded.why,
-        "why": loaded.why,
-        "notice": app_state.notice,
-        "writes": bool(app_state.token),
-    }
-    return EscapedJSONResponse({**figures, **fields, "limits": state.limits.to_dict()})
+
+    def answer() -> dict[str, Any]:
+        figures, loaded = state.figures(), state.loaded()
+        fields = {
+            "ready": not loaded.why,
+            "why": loaded.why,
+            "notice": app_state.notice,
+            "writes": bool(app_state.token),
+        }
+        return {**figures, **fields, "limits": state.limits.to_dict()}
+
+    return await state.respond(answer)
 
 
 @router.get("/v1/map", summary="Two-dimensional map of the bank", response_model=MapJson, responses=refusals(409))
 async def bank_map(state: StateDep) -> Any:
     """Return up to 1,500 rows of the bank, half of each class, on two principal components of the projection."""
-    return EscapedJSONResponse(await state.run(lambda: state.loaded().map.to_dict()))
+    return await state.respond(lambda: state.loaded().map.to_dict())
 
 
 @router.get(
     "/v1/thumbnails/{key:path}",
     summary="Thumbnail of a stored row",
     response_class=Response,
-    responses={200: {"content": {"image/jpeg": {}}}, **refusals(404)},
+    responses={200: {"content": {"image/jpeg": {}}}, 304: {"description": "Not modified"}, **refusals(404, 409)},
 )
-async def thumbnail(state: StateDep, key: Annotated[str, Path(description="Key of the row.")]) -> Response:
-    """Return the thumbnail that was stored with the row. A key names a row, never a file."""
+async def thumbnail(
+    request: Request, state: StateDep, key: Annotated[str, Path(description="Key of the row.")]
+) -> Response:
+    """Return the thumbnail that was stored with the row. A key names a row, never a file.
+
+    A browser may keep it, but must ask with `If-None-Match` whether it is still the same.
+    """
 
     def read_thumbnail() -> bytes:
         snapshot = state.loaded().snapshot
@@ -49,4 +60,7 @@ async def thumbnail(state: StateDep, key: Annotated[str, Path(description="Key o
 
     if not (content := await state.run(read_thumbnail)):
         raise HttpProblem("not-found", f"the store has no row {key[:200]!r}, or the row has no thumbnail")
-    return Response(content, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+    headers = {"Cache-Control": "private, no-cache", "ETag": f'"{checksum(content)}"'}
+    if headers["ETag"] in re.split(r"\s*,\s*", request.headers.get("if-none-match", "").replace("W/", "")):
+        return Response(status_code=304, headers=headers)
+    return Response(content, media_type="image/jpeg", headers=headers)

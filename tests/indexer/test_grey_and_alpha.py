@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clipfake.errors import ImageError
+from clipfake.indexer.decoding import rgb
 from clipfake.indexer.decoding.image import decode, pixels_of
 from clipfake.indexer.embedding import PixelSource
 from PIL import Image as Pillow
@@ -332,3 +333,26 @@ def test_damaged_file_opened_lazily_is_refused() -> None:
     damaged = Pillow.open(io.BytesIO(content[:-20]))
     with pytest.raises(ImageError, match="damaged"):
         pixels_of(damaged)
+
+
+@pytest.mark.parametrize("turn", [None, *Pillow.Transpose])
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "PA", "P", "L", "1", "CMYK", "YCbCr", "I;16", "I", "F"])
+def test_bands_of_rows_have_the_pixels_of_the_whole_image(
+    mode: str, turn: Pillow.Transpose | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    image = Pillow.fromarray(rng.integers(0, 256, (23, 17, 4), np.uint8), "RGBA")
+    if mode == "F":
+        image = Pillow.fromarray(rng.random((23, 17), np.float32))
+    elif mode.startswith("I"):
+        image = Pillow.fromarray(rng.integers(0, 65_536, (23, 17)).astype(np.uint16 if mode == "I;16" else np.int32))
+        if mode == "I":
+            image = image.point(lambda value: value * 32_768)
+    elif mode != "RGBA":
+        image = image.convert("RGB").quantize(9).convert(mode) if mode == "PA" else image.convert(mode)
+    if mode == "P":
+        image.info["transparency"] = bytes(rng.integers(0, 256, 200, np.uint8))
+    whole = rgb.rgb_pixels(image, turn)
+    for pixels in (1, 17 * 5, 17 * 22):
+        monkeypatch.setattr(rgb, "BAND_PIXELS", pixels)
+        np.testing.assert_array_equal(rgb.rgb_pixels(image, turn), whole)

@@ -21,10 +21,10 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 import httpx
 from clipfake.errors import ClipfakeError
-from clipfake.service.batcher import Batcher
 from clipfake.service.limits import Limits
 from clipfake.service.metrics import ServiceMetrics
 from clipfake.service.problems import KINDS, HttpProblem
+from clipfake.service.scheduling.batcher import Batcher
 from clipfake.service.server import listening, serve
 from clipfake.service.uploads import form, upload_from_base64
 from hypothesis import given, settings

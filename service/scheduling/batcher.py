@@ -1,10 +1,9 @@
-"""Batch images of concurrent requests into one forward pass: a bounded queue and one encoder thread."""
+"""Batch images of concurrent requests into one forward pass: a bounded queue, in turns, and one encoder thread."""
 
 from __future__ import annotations
 
 import asyncio
 import math
-import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,10 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..errors import EncoderError, ImageError
-from .limits import Limits
-from .metrics import ServiceMetrics
-from .problems import HttpProblem
+from ...errors import EncoderError, ImageError
+from ..limits import Limits
+from ..metrics import ServiceMetrics
+from ..problems import HttpProblem
+from .fair_queue import FairQueue, Share
 
 Vector = npt.NDArray[np.float32]  # (dim,)
 Encode = Callable[[Sequence[Any]], npt.NDArray[np.float32]]  # images to (n, dim)
@@ -38,7 +38,9 @@ class Batcher:
 
     def __init__(self, encode: Encode, limits: Limits, metrics: ServiceMetrics) -> None:
         self._encode, self._limits, self._metrics = encode, limits, metrics
-        self._queue: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
+        self._queue = FairQueue[Job]()
+        self._closed = False
+        self._changed = threading.Condition()  # of the two above
         self._reserved = 0  # images of accepted requests; changed in the event loop only
         self._rate = 0.0  # images per second, a moving average
         self._thread = threading.Thread(target=self._work, name="encoder", daemon=True)
@@ -64,44 +66,58 @@ class Batcher:
         self._reserved += images
         self._metrics.waiting.set(self._reserved)
 
-    async def vector(self, pixels: Any) -> Vector:
-        """Return the unit vector of one image once its batch is encoded; raises ImageError if it has none."""
+    async def vector(self, pixels: Any, share: Share | None = None) -> Vector:
+        """Return the unit vector of one image once its batch is encoded; raises ImageError if it has none.
+
+        Images of one share take turns with those of others.
+        """
         answer: asyncio.Future[Vector] = asyncio.get_running_loop().create_future()
-        self._queue.put(Job(pixels, answer, time.perf_counter()))
+        with self._changed:
+            self._queue.put(share or Share(), 1, Job(pixels, answer, time.perf_counter()))
+            self._changed.notify()
         return await answer
 
     def close(self) -> None:
         """Encode the queued images, then stop the thread."""
-        self._queue.put(None)
+        with self._changed:
+            self._closed = True
+            self._changed.notify()
         self._thread.join()
 
     def _work(self) -> None:
-        while batch := self._gather():
-            begun = time.perf_counter()
-            for job in batch:
-                self._metrics.stage_seconds.labels("wait").observe(begun - job.since)
-            self._metrics.batch.observe(len(batch))
-            with self._metrics.stage("encode"):
-                answers = self._encode_batch(batch)
-            rate = len(batch) / (time.perf_counter() - begun)
-            self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
-            batch[0].answer.get_loop().call_soon_threadsafe(_deliver, batch, answers)
+        while self._encode_next():
+            pass
+
+    def _encode_next(self) -> bool:
+        """Encode a batch; False if closed. Its images are freed on return, not when the next batch arrives."""
+        if not (batch := self._gather()):
+            return False
+        begun = time.perf_counter()
+        for job in batch:
+            self._metrics.stage_seconds.labels("wait").observe(begun - job.since)
+        self._metrics.batch.observe(len(batch))
+        with self._metrics.stage("encode"):
+            answers = self._encode_batch(batch)
+        rate = len(batch) / (time.perf_counter() - begun)
+        self._rate = 0.8 * self._rate + 0.2 * rate if self._rate else rate
+        batch[0].answer.get_loop().call_soon_threadsafe(_deliver, batch, answers)
+        return True
 
     def _gather(self) -> list[Job]:
         """Return the queued images and those that arrive within `limits.linger`; empty when closed."""
         batch: list[Job] = []
         until = math.inf
-        while len(batch) < self._limits.batch:
-            try:
-                job = self._queue.get(timeout=None if until == math.inf else max(0.0, until - time.perf_counter()))
-            except queue.Empty:
-                break
-            if job is None:
-                self._queue.put(None)  # the next call returns an empty batch
-                break
-            if not job.answer.cancelled():
-                batch.append(job)
-                until = min(until, time.perf_counter() + self._limits.linger)
+        with self._changed:
+            while len(batch) < self._limits.batch:
+                if self._queue:
+                    job = self._queue.get()
+                    if not job.answer.cancelled():
+                        batch.append(job)
+                        until = min(until, time.perf_counter() + self._limits.linger)
+                elif self._closed or (rest := until - time.perf_counter()) <= 0:
+                    break
+                else:
+                    self._changed.wait(None if rest == math.inf else rest)
         return batch
 
     def _encode_batch(self, batch: Sequence[Job]) -> list[Vector | Exception]:
