@@ -43,7 +43,7 @@ class SheetEntry:
 def open_neighbor(neighbor: Neighbor, thumbnail: Callable[[int], bytes]) -> Image.Image | None:
     """Open the neighbour's file if it still exists, else its stored thumbnail; None if there is neither."""
     try:
-        with Image.open(neighbor.path) as image:
+        with open_stream(neighbor.path) as file, Image.open(file) as image:
             image.draft("RGB", (2 * CELL, 2 * CELL))
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.atomic_files import read_array, read_json
+from ...core.reading import require_regular
 from ...errors import BadBlock, SourceError, SpaceMismatch
 from ..key_index import KeyIndex
 from ..records import COLUMNS, FAKE, LABELS, REAL, TEXT, UNKNOWN, Block, Names, Rows
@@ -256,6 +257,7 @@ def _numbered(folder: Path, pattern: str) -> dict[str, Path]:
 
 def _open_vectors(path: Path) -> npt.NDArray[Any]:
     try:
+        require_regular(path)
         vectors = read_array(path)
     except (OSError, ValueError) as e:
         raise SourceError(f"{path} is not a readable numpy array ({e}); export the rows again") from e
@@ -269,6 +271,7 @@ def _open_vectors(path: Path) -> npt.NDArray[Any]:
 def _open_table(path: Path) -> Any:
     pyarrow = arrow(f"reading {path.name}")
     try:
+        require_regular(path)
         parquet = parquet_file(path, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as e:
         raise SourceError(f"{path} is not a readable parquet file ({e}); export the rows again") from e

@@ -20,15 +20,16 @@ from typing import NamedTuple, Self
 
 from ....errors import ClipfakeError, SourceError
 from ....store.exchange.class_names import CARDS, class_names_in_cards
-from ..base import NOT_NAMED, Listed, PassedOverFiles, labels_of_folder, to_text
+from ..base import LINKS, NOT_NAMED, Listed, PassedOverFiles, labels_of_folder, to_text
 from ..cloud import open_binary
 from ..file_names import HEAD_BYTES, FileKind, file_kind, is_foreign_path, is_image_name
 from ..hash_set import HashSet
-from ..image_ref import ArchiveSpan, ByteSource, ImageRef, InMemory, MissingFile, is_url, too_large
+from ..image_ref import ArchiveSpan, ByteSource, ImageRef, InMemory, MissingFile, too_large
 from ..labels import label_from_row
 from ..table_images import class_names_beside, labelled
 from ..tables.columns import DEFAULT_COLUMNS, ColumnNames
 from ..tables.reading import is_metadata
+from ..urls import is_url
 from .sidecars import (
     AMBIGUOUS,
     SIDECARS,
@@ -52,7 +53,6 @@ EXTENDED_HEADERS = (
 )
 HEADER_LIMIT = 1 << 20  # bytes of an extended header
 HELD_LIMIT = 1 << 30  # bytes held in memory: a table that is read as a whole, or a tar's files of one name
-LINKS = "links to other members of an archive"
 NO_END = "archives without an end mark, which may be incomplete"
 ZEROS = "archives that end in many zeros, which may be an incomplete download"
 LOOSE = "metadata files without an image of their name"
