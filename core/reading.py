@@ -13,7 +13,7 @@ import re
 import stat
 from collections.abc import Collection, Iterable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 SMALL_FILE = 1 << 28  # 256 MiB: limit of files that are read into memory as a whole, such as JSON
 BUFFER = 1 << 20  # bytes read at once from a stream
@@ -30,8 +30,8 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | getattr(os, "O_NONBLOCK", 0) | getattr(os,
 NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
 
 
-def open_regular(path: str | os.PathLike[str], *, follow: bool = True) -> int:
-    """Open a regular file for reading, and return its descriptor.
+def open_regular(path: str | os.PathLike[str], *, follow: bool = True) -> tuple[int, os.stat_result]:
+    """Open a regular file for reading, and return its descriptor and status.
 
     Parameters
     ----------
@@ -52,11 +52,13 @@ def open_regular(path: str | os.PathLike[str], *, follow: bool = True) -> int:
             raise OSError(errno.EINVAL, "it is a socket, a device or a pipe, not a regular file", _shown(path)) from e
         raise
     try:
-        _require_regular(os.fstat(handle).st_mode, path)
+        status = os.fstat(handle)
+        if not stat.S_ISREG(status.st_mode):
+            _refuse(status.st_mode, path)
     except BaseException:
         os.close(handle)
         raise
-    return handle
+    return handle, status
 
 
 def require_regular(path: str | os.PathLike[str]) -> None:
@@ -65,15 +67,15 @@ def require_regular(path: str | os.PathLike[str]) -> None:
         mode = os.stat(path).st_mode  # noqa: PTH116 - `Path.stat` raises ValueError for some paths
     except ValueError as e:
         raise OSError(errno.EINVAL, "no file can have this path", _shown(path)) from e
-    _require_regular(mode, path)
+    if not stat.S_ISREG(mode):
+        _refuse(mode, path)
 
 
-def _require_regular(mode: int, path: str | os.PathLike[str]) -> None:
+def _refuse(mode: int, path: str | os.PathLike[str]) -> NoReturn:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), _shown(path))
-    if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "something else")
-        raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", _shown(path))
+    kind = _KINDS.get(stat.S_IFMT(mode), "something else")
+    raise OSError(errno.EINVAL, f"it is {kind}, not a regular file", _shown(path))
 
 
 def _shown(path: str | os.PathLike[str]) -> str:
@@ -92,9 +94,9 @@ class _RegularFile(io.FileIO):
     """Regular file that is not read beyond its size."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        super().__init__(open_regular(path))
-        self._path, self._position = path, 0
-        self._size = os.fstat(self.fileno()).st_size
+        handle, status = open_regular(path)
+        super().__init__(handle)
+        self._path, self._position, self._size = path, 0, status.st_size
 
     def seek(self, offset: int, whence: int = 0) -> int:
         self._position = super().seek(offset, whence)
@@ -124,9 +126,9 @@ class _RegularFile(io.FileIO):
 
 def read_bounded(path: str | os.PathLike[str], limit: int = SMALL_FILE) -> bytes:
     """Read a regular file of at most `limit` bytes; raises OSError as `open_regular` does, or for a larger file."""
-    handle = open_regular(path)
+    handle, status = open_regular(path)
     try:
-        size = os.fstat(handle).st_size
+        size = status.st_size
         # one byte more shows whether the file grew; files of /proc have content and no size
         content = b"" if size > limit else read_up_to(handle, min(size or limit, limit) + 1)
     finally:

@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..core.atomic_files import written_aside
 from ..core.escaping import escape
+from ..core.reading import open_stream
 from ..detector.verdict import Neighbor, Verdict
 from .phrasing import CAVEAT, describe_likelihood, describe_ratio, describe_source, describe_stored_copies
 from .verdict_style import VERDICT_STYLES

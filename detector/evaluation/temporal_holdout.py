@@ -101,7 +101,10 @@ def read_dates(path: Path) -> dict[str, date]:
                 raise SourceError(f"{path}, line {rows.line_num}: the source {name} occurs twice; keep one line of it")
             dates[name] = parse_date(row["date"] or "", f"{path}, line {rows.line_num}")
     except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise SourceError(f"cannot read {path} as CSV ({getattr(e, 'strerror', None) or e}); give a CSV file with the columns source and date") from e
+        reason = getattr(e, "strerror", None) or e
+        raise SourceError(
+            f"cannot read {path} as CSV ({reason}); give a CSV file with the columns source and date"
+        ) from e
     return dates
 
 

@@ -17,7 +17,17 @@ from safetensors.torch import load_file
 from ...core.reading import SMALL_FILE, read_text, require_regular
 from ...errors import EncoderError
 from .checkpoint_rules.weight_names import holds_integers
-from .hub import CONFIG, PICKLED, PREPROCESSING, SAFETENSORS, SMALL_FILES, TOKENIZER, folder_of, has_weights, weight_files
+from .hub import (
+    CONFIG,
+    PICKLED,
+    PREPROCESSING,
+    SAFETENSORS,
+    SMALL_FILES,
+    TOKENIZER,
+    folder_of,
+    has_weights,
+    weight_files,
+)
 from .preprocess import Preprocess
 
 Weights = dict[str, torch.Tensor]
@@ -137,7 +147,7 @@ def fingerprint_of(weights: Weights, preprocess: Preprocess, pooling: str = "") 
 
 
 def _require_files(folder: Path) -> None:
-    """Raise EncoderError for a pipe, a device or a giant in a directory: `transformers` would read it without an end."""
+    """Raise EncoderError for a pipe, a device or a giant in a directory: `transformers` would read without an end."""
     for path in folder.iterdir():
         try:
             if path.name in SMALL_FILES and path.stat().st_size > SMALL_FILE:

@@ -116,7 +116,7 @@ class FolderSource:
 
     def head(self, inside: str) -> bytes:
         try:
-            handle = open_regular(f"{self.path}/{inside}")
+            handle, _ = open_regular(f"{self.path}/{inside}")
             try:
                 return os.read(handle, HEAD_BYTES)
             finally:

@@ -6,7 +6,7 @@ import errno
 import os
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from zlib import crc32, decompressobj
 from zlib import error as zlib_error
 
@@ -94,9 +94,8 @@ class LocalFile:
     def read(self) -> tuple[bytes, int]:
         try:
             # System calls, as creating a file object costs more than the read, under the GIL.
-            handle = self._open()
+            handle, before = self._open()
             try:
-                before = os.fstat(handle)
                 size, time = before.st_size, before.st_mtime_ns
                 _check_size(size)
                 content = read_up_to(handle, size + 1)  # one byte more shows whether the file grew
@@ -109,7 +108,7 @@ class LocalFile:
             raise ImageError("the file changed while it was read; run the command again when it is complete")
         return content, time
 
-    def _open(self) -> int:
+    def _open(self) -> tuple[int, os.stat_result]:
         if self.within is None:
             return open_regular(self.path)
         try:
@@ -227,7 +226,7 @@ class _Handle:
     """File descriptor for `pread`, closed when the object is collected."""
 
     def __init__(self, path: str) -> None:
-        self.number = open_regular(path)
+        self.number, _ = open_regular(path)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.atomic_files import TEMPORARY, read_array, require_readable
+from ...core.reading import require_regular
 from ...core.sealed_json import SealedJson, checksum
 from ...errors import Damaged, StoreError
 from ..records import Mask, Vectors
@@ -251,6 +252,7 @@ def _read(
     for name, (size, tables, tables_checksum, file_checksum) in label_info.files.items():
         path = folder / name
         try:
+            require_regular(path)
             if path.stat().st_size != size:
                 raise Damaged(f"{path} is truncated; {AGAIN}")
             if whole and checksums(path, tables) != (tables_checksum, file_checksum):

@@ -20,7 +20,17 @@ from ....errors import MissingExtra, SourceError
 from ....store.exchange.class_names import ClassNames, class_names_in_schema, named_class
 from ....store.exchange.tables import parquet_file, values_of
 from ..labels import INVALID
-from .columns import DEFAULT_COLUMNS, FIELDS, FILE_NAME, IMAGE_PATH, PATHS, ColumnNames, JsonPairs, heading_name, names_file
+from .columns import (
+    DEFAULT_COLUMNS,
+    FIELDS,
+    FILE_NAME,
+    IMAGE_PATH,
+    PATHS,
+    ColumnNames,
+    JsonPairs,
+    heading_name,
+    names_file,
+)
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # tables that describe the folder they are in
@@ -53,8 +63,8 @@ class _Layout:
             missing.append("target")
         if missing:
             raise SourceError(
-                f"{self.name} has no column {' or '.join(missing)} (it has {shown_names(headings, (*FIELDS, *PATHS))}); expected "
-                f"filename,image_path,target,category, or file_name and label; name other columns with --columns, "
+                f"{self.name} has no column {' or '.join(missing)} (it has "
+                f"{shown_names(headings, (*FIELDS, *PATHS))}); expected filename,image_path,target,category, or file_name and label; name other columns with --columns, "
                 f"as in --columns image_path=COLUMN,target=COLUMN"
             )
 
