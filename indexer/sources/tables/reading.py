@@ -64,8 +64,9 @@ class _Layout:
         if missing:
             raise SourceError(
                 f"{self.name} has no column {' or '.join(missing)} (it has "
-                f"{shown_names(headings, (*FIELDS, *PATHS))}); expected filename,image_path,target,category, or file_name and label; name other columns with --columns, "
-                f"as in --columns image_path=COLUMN,target=COLUMN"
+                f"{shown_names(headings, (*FIELDS, *PATHS))}); expected filename,image_path,target,category, or "
+                f"file_name and label; name other columns with --columns, as in --columns "
+                f"image_path=COLUMN,target=COLUMN"
             )
 
 
