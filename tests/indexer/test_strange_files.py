@@ -4,9 +4,7 @@ Every case runs in a process of its own with a limit on time and memory. It must
 image is concerned, with one refused row.
 """
 
-import errno
 import io
-import json
 import multiprocessing
 import os
 import resource
@@ -14,17 +12,15 @@ import shutil
 import socket
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from clipfake.errors import ClipfakeError
-from clipfake.indexer.decoding.image import decode
-from clipfake.indexer.decoding.reader import ImageReader
 from clipfake.indexer.encoders.base import PlainEncoder
-from clipfake.indexer.index import index, plan
+from clipfake.indexer.index import index
 from clipfake.indexer.sources.folders import expand
 from clipfake.store.exchange.import_rows import import_rows
 from clipfake.store.store import Store
@@ -95,7 +91,7 @@ def outcome_of(action: Callable[[], object]) -> str:
     receiver, sender = context.Pipe(duplex=False)
 
     def run() -> None:
-        with open("/proc/self/statm") as file:
+        with Path("/proc/self/statm").open() as file:
             size = int(file.read().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
         try:
@@ -122,7 +118,9 @@ def outcome_of(action: Callable[[], object]) -> str:
 
 def indexed(store: Path, *sources: str | Path, follow_links: bool = False) -> str:
     report = index(expand(sources, follow_links=follow_links), store_at(store), PlainEncoder())
-    return f"{report.added} added, {len(report.skipped)} skipped, {sum(p.files for p in report.passed_over.values())} over"
+    return (
+        f"{report.added} added, {len(report.skipped)} skipped, {sum(p.files for p in report.passed_over.values())} over"
+    )
 
 
 # Sources of images
@@ -173,7 +171,9 @@ def parquet(path: Path) -> None:
 
 @pytest.mark.parametrize("follow_links", [False, True], ids=["", "follow"])
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS])
+@pytest.mark.parametrize(
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS]
+)
 def test_strange_file_as_a_source_ends_soon(tmp_path: Path, place: str, kind: str, follow_links: bool) -> None:
     (tmp_path / "data/real").mkdir(parents=True)
     (tmp_path / "data/real/good.png").write_bytes(GOOD)
@@ -265,22 +265,19 @@ def whole_store(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def read_everything(folder: Path) -> None:
-    """Read all files of a store, whatever is wrong with some of them."""
-    from clipfake.detector.detector import VectorDetector
+    """Read all files of a store, whatever is wrong with some of them; without the threads of OpenMP, after a fork."""
+    from clipfake.detector.head import Head
     from clipfake.indexer.quarantine import read_quarantine
     from clipfake.store.maintenance.verify import verify
     from clipfake.store.named_vectors import open_named_vectors
 
-    def vectors(store: Store) -> Any:
-        return np.asarray(store.snapshot().vectors())
-
     steps: list[Callable[[Store], object]] = [
         lambda store: store.snapshot().rows,
-        lambda store: store.search(vectors(store)[:2].astype(np.float32), 3),
+        lambda store: np.asarray(store.snapshot().vectors()),
         lambda store: open_named_vectors(store.folder, "depth").verify(store.snapshot().manifest.shards[0]),
-        lambda store: VectorDetector.load(store.snapshot()),
+        lambda store: Head.load(store.folder / "heads/default"),
         lambda store: read_quarantine(store.folder),
-        verify,
+        lambda store: verify(store.folder),
     ]
     for step in steps:
         try:
