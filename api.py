@@ -36,6 +36,7 @@ def index(
     *,
     encoder: Encoder | EncoderSpec | str | None = None,
     options: IndexOptions = IndexOptions(),
+    follow_links: bool = False,
     on_progress: Callable[[IndexReport], None] | None = None,
 ) -> IndexReport:
     """Index every image of some folders into a store, which is created if it does not exist. Resumable.
@@ -46,6 +47,7 @@ def index(
     store : a store, or its folder
     encoder : an encoder, a specification of one, or its hub id or directory (default: the store's own; for a new store
         openai/clip-vit-base-patch32)
+    follow_links : follow symbolic links inside a folder that lead out of it
     on_progress : called with the report so far, repeatedly
 
     Raises
@@ -54,6 +56,7 @@ def index(
         See `clipfake.indexer.index.index`. The images stored before an error are kept.
     """
     from .indexer.index import index as index_images
+    from .indexer.sources.folders import expand
 
     if encoder is None:
         try:
@@ -67,7 +70,8 @@ def index(
         encoder = encoder.load()
     if not isinstance(store, Store):
         store = Store.create(store, encoder.space)
-    return index_images([str(folder) for folder in folders], store, encoder, options, on_progress)
+    sources = expand(folders, follow_links=follow_links)
+    return index_images(sources, store, encoder, options, on_progress)
 
 
 class Detector:
@@ -144,7 +148,12 @@ class Detector:
         return self.session.detector.head
 
     def predict(
-        self, images: Iterable[ImageInput], *, options: QueryOptions = QueryOptions(), check_stability: bool = False
+        self,
+        images: Iterable[ImageInput],
+        *,
+        options: QueryOptions = QueryOptions(),
+        check_stability: bool = False,
+        follow_links: bool = False,
     ) -> list[Verdict | Refusal]:
         """Judge images: one answer each, in order. Encodes in batches, with one search per batch.
 
@@ -153,6 +162,7 @@ class Detector:
         images : paths of files, folders or archives, bytes of a file, (height, width, 3) uint8 arrays, Pillow images
         options : prior, accepted error rate, see `clipfake.QueryOptions`
         check_stability : answer "unsure" where a degraded copy of the image gets another verdict
+        follow_links : follow symbolic links inside a folder that lead out of it
 
         Returns
         -------
@@ -161,7 +171,8 @@ class Detector:
         """
         if isinstance(images, str | bytes | Path):
             images = [images]
-        return [answer for _, answer in self.session.judge(images, options, check_stability=check_stability)]
+        judged = self.session.judge(images, options, check_stability=check_stability, follow_links=follow_links)
+        return [answer for _, answer in judged]
 
     def predict_vectors(
         self, vectors: Vectors, names: Sequence[str] | None = None, *, options: QueryOptions = QueryOptions()

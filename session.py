@@ -129,7 +129,12 @@ class Session:
         return embed_images(self.encoder, images)
 
     def judge(
-        self, images: Iterable[ImageInput], options: QueryOptions = QueryOptions(), *, check_stability: bool = False
+        self,
+        images: Iterable[ImageInput],
+        options: QueryOptions = QueryOptions(),
+        *,
+        check_stability: bool = False,
+        follow_links: bool = False,
     ) -> Iterator[tuple[EmbeddedImage, Verdict | Refusal]]:
         """Embed and judge images as a stream: one encoder pass and one search per batch, results in order.
 
@@ -139,6 +144,7 @@ class Session:
         ----------
         images : files, folders, archives, arrays, see `clipfake.indexer.embedding.embed_images`
         check_stability : answer "unsure" where a degraded copy of the image gets another verdict
+        follow_links : follow symbolic links inside a folder that lead out of it
 
         Raises
         ------
@@ -147,7 +153,7 @@ class Session:
         """
         from .indexer.embedding import DEGRADATIONS, degraded, embed_batches, image_refs
 
-        refs = image_refs(images)
+        refs = image_refs(images, follow_links=follow_links)
         make_views = degraded if check_stability else None
         for batch in embed_batches(self.encoder, refs, make_views=make_views, check=require_judgeable):
             embedded = [image for image in batch if image.vector is not None]

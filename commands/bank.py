@@ -8,7 +8,7 @@ import typer
 
 from ..errors import SourceError
 from .choices import KnownLabel
-from .options import STORE, DeviceOption, EncoderOption, JsonOption, StoreOption
+from .options import STORE, DeviceOption, EncoderOption, FollowLinksOption, JsonOption, StoreOption
 from .terminal import LOADING, print_message, print_result, transient_message
 
 app = typer.Typer(no_args_is_help=True, help="Add a source to the bank of labelled images, or remove one.")
@@ -22,6 +22,7 @@ def bank_add_command(
     ],
     label: Annotated[KnownLabel, typer.Option("--label", help="Label of the images.")],
     store: StoreOption = STORE,
+    follow_links: FollowLinksOption = False,
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
     as_json: JsonOption = False,
@@ -45,7 +46,8 @@ def bank_add_command(
         model = session.main_encoder
     if session.notice:
         print_message(session.notice)
-    sources = [NamedSource(expanded, source, LABEL_NUMBERS[label.value]) for expanded in expand([folder])]
+    expanded = expand([folder], follow_links=follow_links)
+    sources = [NamedSource(inner, source, LABEL_NUMBERS[label.value]) for inner in expanded]
     report = index(sources, session.store, model)
     print_result(report.to_dict() if as_json else index_summary(report.to_dict()))
 

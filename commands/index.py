@@ -26,6 +26,7 @@ from .options import (
     EncoderOption,
     FoldersArgument,
     FoldersOption,
+    FollowLinksOption,
     JsonOption,
     PrecisionOption,
     StoreOption,
@@ -63,6 +64,7 @@ def index_command(
         typer.Option(min=1, metavar="N", help="Index at most N images, drawn from every source and both classes."),
     ] = None,
     seed: Annotated[int, typer.Option(metavar="N", help="Random seed of --limit.")] = 0,
+    follow_links: FollowLinksOption = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", metavar="", help="Only report what would be indexed, without opening an image.")
     ] = False,
@@ -204,7 +206,7 @@ def index_command(
         named_columns = ColumnNames.parse(columns)
     except ValueError as e:
         raise typer.BadParameter(str(e), param_hint="--columns") from e
-    sources = expand(chosen_folders(arguments, folders), named_columns)
+    sources = expand(chosen_folders(arguments, folders), named_columns, follow_links=follow_links)
     if dry_run or stats:
         planned = {"dry_run": True, **plan(sources, limit, seed).to_dict()}
         table = class_table(planned) if stats else index_summary(planned, planned=True)

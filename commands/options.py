@@ -54,6 +54,12 @@ FoldersArgument = Annotated[
         metavar="[FOLDERS]...", help="Folders, archives, tables, URLs or quoted patterns.", show_default=False
     ),
 ]
+FollowLinksOption = Annotated[
+    bool,
+    typer.Option(
+        "--follow-links", metavar="", help="Follow links inside a folder that lead out of it.", show_default=False
+    ),
+]
 EncoderOption = Annotated[
     str | None,
     typer.Option(

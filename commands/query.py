@@ -15,6 +15,7 @@ from .options import (
     STORE,
     DeviceOption,
     EncoderOption,
+    FollowLinksOption,
     NameOption,
     PrecisionOption,
     SearchBackendOption,
@@ -62,6 +63,7 @@ def query_command(
             "--check-stability", metavar="", help="Answer unsure if JPEG compression or half size changes the answer."
         ),
     ] = False,
+    follow_links: FollowLinksOption = False,
     encoder: EncoderOption = None,
     device: DeviceOption = "auto",
     precision: PrecisionOption = Precision.auto,
@@ -118,7 +120,8 @@ def query_command(
     tally = dict.fromkeys(("fake", "real", "unsure", "not judged"), 0)
     entries: list[SheetEntry] = []
     options = QueryOptions(prior=prior, error=error)
-    for image, answer in session.judge(images, options, check_stability=check_stability):
+    judged_images = session.judge(images, options, check_stability=check_stability, follow_links=follow_links)
+    for image, answer in judged_images:
         if isinstance(answer, Refusal):
             tally["not judged"] += 1
         else:

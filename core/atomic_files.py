@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StoreError, Unflushed, Unreadable
+from .reading import read_text
 
 TEMPORARY = ".tmp"  # suffix of temporary files, which a killed writer leaves behind
 FILL_BYTES = 1 << 20  # written at a time where disk space cannot be reserved
@@ -174,9 +175,9 @@ def _exists(path: Path) -> StoreError:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Read a JSON object; raises only OSError or ValueError, whatever the file contains."""
+    """Read a JSON object from a regular file; raises only OSError or ValueError, whatever the file contains."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(read_text(path))
     except RecursionError as e:
         raise ValueError("nested too deeply") from e
     if not isinstance(content, dict):

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import ClipfakeError
+from .reading import open_stream
 from .row_file import RowFile
 
 _HEADERS = {
@@ -31,7 +32,7 @@ def open_npy(path: Path, error: Callable[[str], ClipfakeError]) -> RowFile | npt
     OSError, ValueError
         The file cannot be opened, or is no array of numbers, or has fewer bytes than its header says.
     """
-    with path.open("rb") as file:
+    with open_stream(path) as file:
         shape, fortran, dtype = _read_header(file)
         offset, size = file.tell(), file.seek(0, 2)
     if dtype.hasobject:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from ..errors import ClipfakeError
 from .atomic_files import require_readable
+from .reading import open_regular
 
 GAP_BYTES = 8192  # a system call costs about as much as reading this many bytes
 PIECE_BYTES = 1 << 17  # read at a time for a conversion, so that the bytes stay in the processor's cache
@@ -34,7 +35,7 @@ class _Descriptor:
     """Descriptor of an open file, closed with the last reference to it: a reader may be using it in a thread."""
 
     def __init__(self, path: Path) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        self.number, _ = open_regular(path)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):

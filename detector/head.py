@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.atomic_files import read_json, require_readable, written_aside
+from ..core.reading import read_bounded
 from ..core.sealed_json import PARSE_ERRORS, SealedJson
 from ..errors import BadBlock, HeadError, SpaceMismatch
 from ..store.named_vectors import MAIN
@@ -30,6 +31,7 @@ from .split import Split
 from .svm import Svm
 from .vocabulary import Mode, Vocabulary
 
+ARRAYS_LIMIT = 1 << 32  # bytes of a head's arrays
 FILE = SealedJson("clipfake head", 1, "head", HeadError, "train the head again", sealed=False)
 DEFAULT = "default"
 REPLACED_FILES = re.compile(r"head-[0-9a-f]{16}\.safetensors|calibration(-[0-9a-f]{16})?\.json")
@@ -204,7 +206,7 @@ class Head:
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bounded(path, ARRAYS_LIMIT)
     except OSError as e:
         require_readable(path, e)
         raise

@@ -9,7 +9,6 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,7 +24,8 @@ from .pipeline import EncodedBatch, Pipeline
 from .sources.archives.tar_archive import TARS
 from .sources.file_names import FileKind
 from .sources.folders import expand, listing
-from .sources.image_ref import ImageRef, InMemory, is_url
+from .sources.image_ref import BYTES_LIMIT, ImageRef, InMemory, LocalFile, too_large
+from .sources.urls import is_url
 
 FIRST_BATCH = 16  # images in the first batch, so that the first results arrive early
 ARCHIVES = (".zip", *TARS)
@@ -211,8 +211,11 @@ def degraded_by_name(pixels: Pixels) -> dict[str, Pixels]:
     return dict(zip(DEGRADATIONS, degraded(pixels), strict=True))
 
 
-def image_refs(images: Iterable[ImageInput]) -> Iterator[ImageRef]:
-    """List the images as references to their bytes; folders and archives are expanded."""
+def image_refs(images: Iterable[ImageInput], *, follow_links: bool = False) -> Iterator[ImageRef]:
+    """List the images as references to their bytes; folders and archives are expanded.
+
+    `follow_links` follows symbolic links inside a folder that lead out of it.
+    """
     for number, image in enumerate(images):
         location: Any
         if isinstance(image, np.ndarray | Pillow.Image):
@@ -220,9 +223,13 @@ def image_refs(images: Iterable[ImageInput]) -> Iterator[ImageRef]:
         elif isinstance(image, bytes):
             location, path = InMemory(image, 0), f"image {number}"
         elif (path := os.fspath(image)) == "-":
-            location = InMemory(sys.stdin.buffer.read(), 0)
-        elif Path(path).is_dir() or path.lower().endswith(ARCHIVES):
-            for listed in listing(expand([path], labels=False)):
+            content = sys.stdin.buffer.read(BYTES_LIMIT + 1)
+            if reason := too_large(len(content)):
+                yield ImageRef(path, path, refused=reason)
+                continue
+            location = InMemory(content, 0)
+        elif os.path.isdir(path) or path.lower().endswith(ARCHIVES):  # noqa: PTH112 - takes a path that is too long
+            for listed in listing(expand([path], labels=False, follow_links=follow_links)):
                 if isinstance(listed, ImageRef):
                     yield listed
                 elif listed.reason != FileKind.foreign:
@@ -234,5 +241,5 @@ def image_refs(images: Iterable[ImageInput]) -> Iterator[ImageRef]:
             yield ImageRef(path, path, refused="not on this machine; save the image and name the file")
             continue
         else:  # a missing file or one that is not an image gives a result with an error
-            location = None
+            location = LocalFile(path)
         yield ImageRef(path, path, location=location)

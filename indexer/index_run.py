@@ -27,7 +27,7 @@ from .sources.archives.tar_archive import TarArchive
 from .sources.archives.zip_archive import ZipArchive
 from .sources.base import Listed, Source, to_text
 from .sources.cloud import CloudFolder
-from .sources.folders import FolderSource, expand, listing
+from .sources.folders import LINKS_OUT, FolderSource, expand, listing
 from .sources.hash_set import HashSet
 from .sources.image_ref import ImageRef, PassedOver
 from .sources.stored_paths import file_exists, is_elsewhere
@@ -252,7 +252,11 @@ class IndexRun:
         refused = [key for key, _ in self.report.skipped if key not in self._bad]
         positions = self._before.find(refused) if refused else np.zeros(0, np.int64)
         self._seen[positions[positions >= 0]] = True
-        missing_keys = keys[of_sources & ~self._seen]
+        missing = of_sources & ~self._seen
+        if LINKS_OUT in self.report.passed_over:  # these images may be there, and were indexed with --follow-links
+            positions = np.flatnonzero(missing)
+            missing[positions] = [not file_exists(path) for path in paths[positions].tolist()]
+        missing_keys = keys[missing]
         if len(missing_keys):
             self.sink.seal()
             positions = self.sink.snapshot.find(missing_keys)

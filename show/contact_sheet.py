@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..core.atomic_files import written_aside
 from ..core.escaping import escape
+from ..core.reading import open_stream
 from ..detector.verdict import Neighbor, Verdict
 from .phrasing import CAVEAT, describe_likelihood, describe_ratio, describe_source, describe_stored_copies
 from .verdict_style import VERDICT_STYLES
@@ -43,7 +44,7 @@ class SheetEntry:
 def open_neighbor(neighbor: Neighbor, thumbnail: Callable[[int], bytes]) -> Image.Image | None:
     """Open the neighbour's file if it still exists, else its stored thumbnail; None if there is neither."""
     try:
-        with Image.open(neighbor.path) as image:
+        with open_stream(neighbor.path) as file, Image.open(file) as image:
             image.draft("RGB", (2 * CELL, 2 * CELL))
             return ImageOps.exif_transpose(image).convert("RGB")
     except (OSError, ValueError, Image.DecompressionBombError):

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ..core.atomic_files import require_readable, written_aside
 from ..core.locking import WriterLock
+from ..core.reading import read_bounded
 from ..core.row_file import RowFile
 from ..core.sealed_json import SealedJson, checksum
 from ..errors import BadBlock, Damaged, StoreError, Unreadable
@@ -33,6 +34,7 @@ from .space import Space
 
 FOLDER, LIST = "columns", "column.json"
 _AGAIN = "the store itself is intact; remove the folder of these vectors and run `clipfake store add-vectors` again"
+VECTORS_LIMIT = 1 << 34  # bytes of the vectors of one shard
 FILE = SealedJson("clipfake-column", 1, "list of named vectors", Damaged, _AGAIN)
 MAIN = "main"  # name of the store's own vectors
 ROWS_HELD = 65_536  # rows a writer buffers before it writes them
@@ -118,7 +120,7 @@ class NamedVectors:
 
     def _content(self, piece: VectorFile) -> bytes:
         try:
-            content = (self.folder / piece.file).read_bytes()
+            content = read_bounded(self.folder / piece.file, VECTORS_LIMIT)
         except OSError as e:
             require_readable(self.folder / piece.file, e)
             raise Damaged(f"{self.folder / piece.file} cannot be read ({e.strerror}); {_AGAIN}") from e

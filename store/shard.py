@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.atomic_files import require_readable, reserve, written_aside
+from ..core.reading import require_regular
 from ..core.row_file import RowFile
 from ..core.sealed_json import checksum
 from ..errors import BadBlock, Damaged, NotAStore
@@ -269,6 +270,7 @@ class Shard:
     @contextmanager
     def _file(self) -> Iterator[h5py.File]:
         try:
+            require_regular(self.path)
             # Shards never change, and HDF5's own locks fail where there are none.
             with h5py.File(self.path, "r", locking=False) as file:
                 yield file

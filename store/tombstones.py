@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..core.atomic_files import require_readable, written_aside
+from ..core.reading import read_bounded
 from ..core.sealed_json import checksum
 from ..errors import Damaged
 from .manifest import ShardRef
@@ -21,7 +22,7 @@ def read_tombstones(folder: Path, part: ShardRef) -> npt.NDArray[np.uint32]:
         return np.zeros(0, np.uint32)
     path = folder / "deleted" / part.deleted
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, 4 * part.rows)
     except OSError as e:
         require_readable(path, e)
         raise Damaged(f"{path} cannot be read ({e.strerror}); run `clipfake store repair`") from e

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import date
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...core.reading import read_bounded, shown_names
 from ...errors import NotEnoughRows, SourceError
 from ...store.records import FAKE, REAL
 from ...store.search.matches import Positions
@@ -89,22 +91,20 @@ def read_dates(path: Path) -> dict[str, date]:
     """
     dates: dict[str, date] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file)
-            if not {"source", "date"} <= set(rows.fieldnames or ()):
-                columns = ", ".join(rows.fieldnames or ()) or "none"
-                raise SourceError(
-                    f"{path} has the columns {columns}; its first line must name the columns source and date"
-                )
-            for row in rows:
-                name = (row["source"] or "").strip()
-                if name in dates:
-                    raise SourceError(
-                        f"{path}, line {rows.line_num}: the source {name} occurs twice; keep one line of it"
-                    )
-                dates[name] = parse_date(row["date"] or "", f"{path}, line {rows.line_num}")
+        rows = csv.DictReader(io.StringIO(read_bounded(path).decode("utf-8-sig"), newline=""))
+        if not {"source", "date"} <= set(rows.fieldnames or ()):
+            columns = shown_names(rows.fieldnames or (), ("source", "date"))
+            raise SourceError(f"{path} has the columns {columns}; its first line must name the columns source and date")
+        for row in rows:
+            name = (row["source"] or "").strip()
+            if name in dates:
+                raise SourceError(f"{path}, line {rows.line_num}: the source {name} occurs twice; keep one line of it")
+            dates[name] = parse_date(row["date"] or "", f"{path}, line {rows.line_num}")
     except (OSError, UnicodeDecodeError, csv.Error) as e:
-        raise SourceError(f"cannot read {path} as CSV ({e}); give a CSV file with the columns source and date") from e
+        reason = getattr(e, "strerror", None) or e
+        raise SourceError(
+            f"cannot read {path} as CSV ({reason}); give a CSV file with the columns source and date"
+        ) from e
     return dates
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from dataclasses import dataclass
 from functools import cache
 
@@ -176,7 +177,7 @@ def _image_error(content: bytes, error: Exception) -> ImageError:
     if isinstance(error, Pillow.DecompressionBombError | Pillow.DecompressionBombWarning):
         return ImageError(f"more than {PIXEL_LIMIT:,} pixels: a decompression bomb, or too large to judge")
     if not isinstance(error, UnidentifiedImageError):
-        return ImageError(f"damaged or unsupported image: {str(error) or type(error).__name__}")
+        return ImageError(f"damaged or unsupported image: {_without_content(str(error)) or type(error).__name__}")
     if content[:5] == b"%PDF-":
         return ImageError("a PDF, not an image; save the image in it as PNG or JPEG")
     if content[4:8] == b"ftyp":
@@ -188,7 +189,17 @@ def _image_error(content: bytes, error: Exception) -> ImageError:
             return ImageError(
                 f"damaged {name}, or one of an unsupported kind; save it again as PNG or JPEG with 8 bits"
             )
-    return ImageError(f"not an image ({len(content):,} bytes starting with {content[:8]!r})")
+    return ImageError(f"not an image ({len(content):,} bytes)")
+
+
+def _without_content(message: str) -> str:
+    """The start of a reader's message up to what it may quote of the file, which need not be an image.
+
+    >>> _without_content("Token too long in file header: secret"), _without_content("broken PNG file (chunk b'abc')")
+    ('Token too long in file header', 'broken PNG file')
+    """
+    start = re.split(r""":|\bb?['"]""", message, maxsplit=1)[0]
+    return re.sub(r"\s*\([^)]*$", "", start).strip()
 
 
 @cache

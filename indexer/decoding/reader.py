@@ -104,6 +104,8 @@ class ImageReader:
                     outcomes[i] = self._decode(ref, content, time)
             except ImageError as e:
                 outcomes[i] = e
+            except MemoryError:
+                outcomes[i] = ImageError("it takes more memory than there is")
         self._decode_large(large, outcomes)
         batch = DecodedBatch([], [])
         for i, ref in enumerate(refs):

@@ -14,9 +14,20 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
+from ...core.reading import SMALL_FILE, read_text, require_regular
 from ...errors import EncoderError
 from .checkpoint_rules.weight_names import holds_integers
-from .hub import CONFIG, PICKLED, PREPROCESSING, SAFETENSORS, TOKENIZER, folder_of, has_weights, weight_files
+from .hub import (
+    CONFIG,
+    PICKLED,
+    PREPROCESSING,
+    SAFETENSORS,
+    SMALL_FILES,
+    TOKENIZER,
+    folder_of,
+    has_weights,
+    weight_files,
+)
 from .preprocess import Preprocess
 
 Weights = dict[str, torch.Tensor]
@@ -54,6 +65,7 @@ class Checkpoint:
 def open_checkpoint(model_id: str, *, weights: bool = True) -> Checkpoint:
     """Open the checkpoint of a directory or hub id; raises EncoderError, OSError or ValueError if files are missing."""
     folder = folder_of(model_id, weights=weights)
+    _require_files(folder)
     config = _json(folder / CONFIG)
     if weights and not has_weights(folder):
         raise EncoderError(
@@ -134,9 +146,22 @@ def fingerprint_of(weights: Weights, preprocess: Preprocess, pooling: str = "") 
     return digest.hexdigest()
 
 
+def _require_files(folder: Path) -> None:
+    """Raise EncoderError for a pipe, a device or a giant in a directory: `transformers` would read without an end."""
+    for path in folder.iterdir():
+        try:
+            if path.name in SMALL_FILES and path.stat().st_size > SMALL_FILE:
+                raise EncoderError(f"{path} has more than {SMALL_FILE:,} bytes; download it again")
+            require_regular(path)
+        except (FileNotFoundError, IsADirectoryError):
+            continue  # reported by who needs it
+        except OSError as e:
+            raise EncoderError(f"{path} cannot be read: {e.strerror}; remove it, or download the encoder again") from e
+
+
 def _json(file: Path) -> dict[str, Any]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(read_text(file))
     except (ValueError, RecursionError) as e:
         raise EncoderError(f"{file} is not valid JSON: {e}") from e
     if not isinstance(content, dict):

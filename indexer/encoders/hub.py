@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...core.reading import read_text
 from ...errors import EncoderError
 from .encoder_name import PLAIN, load_error, model_id_of
 
@@ -126,7 +127,7 @@ def weight_files(folder: Path, kind: Sequence[str]) -> list[Path]:
     if (folder / single).is_file() or not (folder / index).is_file():
         return [folder / single]
     try:
-        parts = sorted(set(json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"].values()))
+        parts = sorted(set(json.loads(read_text(folder / index))["weight_map"].values()))
         return [folder / Path(part).name for part in parts]  # the name alone: a path must not leave the folder
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as e:
         raise ValueError(f"{folder / index} has no valid weight_map ({e}); download it again") from e

@@ -6,13 +6,14 @@ import posixpath
 from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import BinaryIO, Protocol, runtime_checkable
+from typing import BinaryIO, NamedTuple, Protocol, runtime_checkable
 
 from .file_names import FileKind, file_kind, is_image_name
 from .image_ref import ByteSource, ImageRef, MissingFile, PassedOver
 from .labels import FolderLabel, is_class_word, labels_from_folders
 from .tables.columns import ColumnNames
 
+LINKS = "links to other members of an archive"
 NOT_NAMED = "images that the metadata table of their folder does not name"
 
 Listed = ImageRef | PassedOver
@@ -70,16 +71,28 @@ class Tree(Source, Protocol):
         """Open a file for reading as a stream; raises SourceError or OSError."""
         ...
 
+    def leads_out(self, inside: str) -> bool:
+        """True if a folder is reached by a link that leads out of the tree and is not followed."""
+        ...
+
     def head(self, inside: str) -> bytes:
         """First bytes of a file, b"" if they cannot be read; see `file_names.HEAD_BYTES`."""
         ...
 
 
+class FolderListing(NamedTuple):
+    """Content of one folder."""
+
+    folders: list[str]  # names, sorted
+    files: list[str]  # names, sorted
+    passed_over: list[tuple[str, str]]  # reason and name of what is not followed or cannot be listed
+
+
 class ListableTree(Tree, Protocol):
     """Interface of a tree that is listed one folder at a time."""
 
-    def list(self, inside: str) -> tuple[list[str], list[str]]:
-        """Names of the folders and of the files in the folder `inside` ("" for the root), each sorted."""
+    def list(self, inside: str) -> FolderListing:
+        """List the folder `inside`, "" for the root; raises SourceError."""
         ...
 
 

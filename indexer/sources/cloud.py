@@ -6,15 +6,16 @@ import posixpath
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
-from pathlib import Path
 from typing import Any, BinaryIO
 
-from ...errors import SourceError
-from .base import Listed
+from ...core.reading import open_stream
+from ...errors import ImageError, SourceError
+from .base import FolderListing, Listed
 from .file_names import HEAD_BYTES
-from .image_ref import ByteSource, RemoteFile, file_system, is_url
+from .image_ref import ByteSource, RemoteFile
 from .tables.columns import DEFAULT_COLUMNS, ColumnNames
 from .trees import tree_images
+from .urls import file_system, is_url, open_url, read_url
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,11 @@ class CloudFolder:
     def images(self) -> Iterator[Listed]:
         return tree_images(self)
 
-    def list(self, inside: str) -> tuple[list[str], list[str]]:
+    def list(self, inside: str) -> FolderListing:
         system, path = file_system(posixpath.join(self.path, inside) if inside else self.path)
         try:
             infos = system.ls(path, detail=True)
-        except (OSError, ValueError) as e:
+        except Exception as e:  # of a library for one protocol, which can be anything
             raise SourceError(f"{self.path}/{inside} cannot be listed: {e}") from e
         self._files.clear()
         folders, files = [], []
@@ -50,7 +51,7 @@ class CloudFolder:
                 files.append(name)
                 file = posixpath.join(inside, name)
                 self._files[file] = RemoteFile(f"{self.path}/{file}", int(info.get("size") or -1), time_of(info))
-        return sorted(folders), sorted(files)
+        return FolderListing(sorted(folders), sorted(files), [])
 
     def locate(self, inside: str) -> tuple[str, ByteSource]:
         return f"{self.path}/{inside}", self._files.get(inside) or remote(f"{self.path}/{inside}")
@@ -58,36 +59,28 @@ class CloudFolder:
     def exists(self, inside: str) -> bool:
         if inside in self._files:
             return True
-        system, path = file_system(f"{self.path}/{inside}")
         try:
+            system, path = file_system(f"{self.path}/{inside}")
             return bool(system.isfile(path))
-        except (OSError, ValueError):
+        except Exception:  # noqa: BLE001 - of a library for one protocol, which can be anything
             return False
+
+    def leads_out(self, inside: str) -> bool:
+        return False
 
     def head(self, inside: str) -> bytes:
         try:
-            system, path = file_system(f"{self.path}/{inside}")
-            return bytes(system.cat_file(path, start=0, end=HEAD_BYTES))
-        except (OSError, ValueError):
+            return read_url(f"{self.path}/{inside}", HEAD_BYTES)
+        except ImageError:
             return b""
 
     def open(self, inside: str) -> BinaryIO:
-        return open_remote(f"{self.path}/{inside}")
+        return open_url(f"{self.path}/{inside}")
 
 
 def remote(url: str) -> RemoteFile:
     """File at a URL; its size and time are unknown, as they would take another request."""
     return RemoteFile(url)
-
-
-def open_remote(url: str) -> BinaryIO:
-    """Open a remote file for reading; raises SourceError."""
-    system, path = file_system(url)
-    try:
-        opened: BinaryIO = system.open(path, "rb")
-    except (OSError, ValueError) as e:
-        raise SourceError(f"{url} cannot be opened: {e}") from e
-    return opened
 
 
 def time_of(info: dict[str, Any]) -> int:
@@ -102,10 +95,8 @@ def time_of(info: dict[str, Any]) -> int:
 
 
 def open_binary(path: str) -> BinaryIO:
-    """Open a local or remote file for reading; raises SourceError."""
+    """Open a local or remote file for reading; raises SourceError, also for a file that is not a regular one."""
     try:
-        if is_url(path):
-            return open_remote(path)
-        return Path(path).open("rb")
+        return open_url(path) if is_url(path) else open_stream(path)
     except OSError as e:
         raise SourceError(f"{path} cannot be opened: {e.strerror or e}") from e

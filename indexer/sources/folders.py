@@ -8,30 +8,36 @@ and labels.
 
 from __future__ import annotations
 
+import errno
 import os
 import posixpath
 import re
-import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
+from ...core.reading import open_regular
 from ...errors import SourceError
 from .archives.tar_archive import TARS, TarArchive
 from .archives.zip_archive import ZipArchive
-from .base import CountableSource, Listed, Source
-from .cloud import CloudFolder
+from .base import CountableSource, FolderListing, Listed, Source
+from .cloud import CloudFolder, open_binary
 from .file_names import HEAD_BYTES, SUFFIXES, FileKind, is_foreign, is_image_name
-from .image_ref import ByteSource, ImageRef, PassedOver, is_url
+from .image_ref import LINK_LEADS_OUT, ByteSource, ImageRef, LocalFile, PassedOver, leads_inside
 from .table_source import TableSource
 from .tables.columns import DEFAULT_COLUMNS, ColumnNames
 from .tables.reading import METADATA, is_metadata
 from .tables.reading import SUFFIXES as TABLE_SUFFIXES
 from .trees import tree_count, tree_images
+from .urls import is_url, local_path
 
 BESIDE_FOLDERS = "images beside the folders that a pattern matches, which are indexed if their own folder is named"
+LINKS_OUT = "links that lead out of their folder, which are followed with --follow-links"
+NESTED_LINKS = "links to folders inside linked folders, whose images are listed in their own place"
+TOO_LONG = "folders whose path is longer than the system allows"
+MAX_NESTED = 8  # links to folders on one path with `follow_links`: those of a stranger may multiply at each level
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class FolderSource:
     root: Path
     columns: ColumnNames = DEFAULT_COLUMNS
     labels: bool = True  # False: list every image without reading labels
+    follow_links: bool = False  # symbolic links that lead out of the folder
 
     @property
     def name(self) -> str:
@@ -56,39 +63,89 @@ class FolderSource:
     def count(self) -> int:
         return tree_count(self)
 
-    def list(self, inside: str) -> tuple[list[str], list[str]]:
+    def list(self, inside: str) -> FolderListing:
         path = os.path.join(self.root, inside)  # noqa: PTH118 - a Path would cost more than the listing
-        folders, files = [], []
+        listing, links = FolderListing([], [], []), []
         try:
             with os.scandir(path) as entries:
                 for entry in entries:  # keep only the names: a folder may hold a million files
-                    if entry.is_dir():
-                        if not (entry.is_symlink() and _is_loop(entry.path)):
-                            folders.append(entry.name)
+                    if entry.is_symlink():
+                        links.append(entry.name)
+                    elif entry.is_dir():
+                        listing.folders.append(entry.name)
                     else:
-                        files.append(entry.name)
+                        listing.files.append(entry.name)
         except OSError as e:
+            if e.errno == errno.ENAMETOOLONG and inside:
+                return FolderListing([], [], [(TOO_LONG, "")])
             raise SourceError(f"{path} cannot be listed: {e.strerror}; give read access or exclude it") from e
-        return sorted(folders), sorted(files)
+        for name in sorted(links):
+            self._add_link(listing, path, name)
+        listing.folders.sort()
+        listing.files.sort()
+        return listing
+
+    def _add_link(self, listing: FolderListing, folder: str, name: str) -> None:
+        """Add a symbolic link in a folder to its listing; one to a folder that contains it is left out."""
+        link = os.path.join(folder, name)  # noqa: PTH118
+        if not self.follow_links and not leads_inside(os.path.realpath(link), _real(self.path)):
+            listing.passed_over.append((LINKS_OUT, name))
+        elif not os.path.isdir(link):  # noqa: PTH112 - `Path.is_dir` raises an error for a path that is too long
+            listing.files.append(name)
+        elif not _is_loop(link):
+            if _links_on(folder, self.path) < (MAX_NESTED if self.follow_links else 1):
+                listing.folders.append(name)
+            else:
+                listing.passed_over.append((NESTED_LINKS, name))
 
     def locate(self, inside: str) -> tuple[str, ByteSource | None]:
-        return f"{self.path}/{inside}", None
+        path = f"{self.path}/{inside}"
+        return path, LocalFile(path) if self.follow_links else None
 
     def exists(self, inside: str) -> bool:
         return os.path.isfile(os.path.join(self.root, inside))  # noqa: PTH113, PTH118 - called for many rows
 
+    def leads_out(self, inside: str) -> bool:
+        return not self.follow_links and _leads_out(self.path, inside)
+
     def open(self, inside: str) -> BinaryIO:
-        return (self.root / inside).open("rb")
+        path = f"{self.path}/{inside}"
+        if not self.follow_links and _leads_out(self.path, inside):
+            raise SourceError(f"{path}: {LINK_LEADS_OUT}")
+        return open_binary(path)
 
     def head(self, inside: str) -> bytes:
         try:
-            handle = os.open(self.root / inside, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would block
+            handle, _ = open_regular(f"{self.path}/{inside}")
             try:
-                return os.read(handle, HEAD_BYTES) if stat.S_ISREG(os.fstat(handle).st_mode) else b""
+                return os.read(handle, HEAD_BYTES)
             finally:
                 os.close(handle)
         except OSError:
             return b""
+
+
+@lru_cache(maxsize=64)
+def _real(path: str) -> str:
+    return os.path.realpath(path)
+
+
+@lru_cache(maxsize=4096)  # there are millions of rows, but few folders
+def _leads_out(root: str, inside: str) -> bool:
+    """True if a path in a folder leads out of it by a link."""
+    try:
+        return bool(inside) and not leads_inside(os.path.realpath(f"{root}/{inside}"), _real(root))
+    except (OSError, ValueError):  # no path that a file can have
+        return False
+
+
+def _links_on(folder: str, root: str) -> int:
+    """Number of symbolic links on the path from a root to a folder in it."""
+    count = 0
+    while len(folder) > len(root):
+        count += os.path.islink(folder)  # noqa: PTH114
+        folder = posixpath.dirname(folder)
+    return count
 
 
 def _is_loop(link: str) -> bool:
@@ -102,7 +159,11 @@ def _is_loop(link: str) -> bool:
 
 
 def expand(
-    folders: Iterable[str | Path | Source], columns: ColumnNames = DEFAULT_COLUMNS, *, labels: bool = True
+    folders: Iterable[str | Path | Source],
+    columns: ColumnNames = DEFAULT_COLUMNS,
+    *,
+    labels: bool = True,
+    follow_links: bool = False,
 ) -> list[Source]:
     """Expand paths, quoted patterns and URLs to sources, each one once, in order.
 
@@ -110,6 +171,7 @@ def expand(
     ----------
     columns : headings of the columns of their tables
     labels : read labels and tables; without them every image is listed
+    follow_links : follow symbolic links that lead out of a folder; a source that is a link itself is always followed
 
     Raises
     ------
@@ -126,7 +188,7 @@ def expand(
             for path in _matches(pattern):
                 if reason := _passed_over(path, is_pattern=path != pattern):
                     sources.setdefault(path, PassedOverPath(path, reason))
-                elif source := source_at(path, columns, labels=labels):
+                elif source := source_at(path, columns, labels=labels, follow_links=follow_links):
                     sources.setdefault(source.path, source)
                 else:
                     folder_tables.append(path)
@@ -173,18 +235,20 @@ def _passed_over(path: str, *, is_pattern: bool) -> str:
     return BESIDE_FOLDERS if is_pattern and is_image_name(name) and not Path(path).is_dir() else ""
 
 
-def source_at(path: str, columns: ColumnNames = DEFAULT_COLUMNS, *, labels: bool = True) -> Source | None:
+def source_at(
+    path: str, columns: ColumnNames = DEFAULT_COLUMNS, *, labels: bool = True, follow_links: bool = False
+) -> Source | None:
     """Return the source at a path or URL; None for a metadata table, which describes the folder it is in."""
+    path = local_path(path) or path
     name = path.lower()
     if is_metadata(posixpath.basename(name)):  # a pattern such as `data/*` may match one
         return None
     if not is_url(path):
-        local = Path(path)
-        if not local.exists():
+        if not os.path.exists(path):  # noqa: PTH110 - `Path.exists` raises an error for a path that is too long
             raise SourceError(f"the folder {path} does not exist; check the path")
-        path = str(local.resolve())
-        if local.is_dir():
-            return FolderSource(Path(path), columns, labels)
+        path = os.path.realpath(path)
+        if os.path.isdir(path):  # noqa: PTH112
+            return FolderSource(Path(path), columns, labels, follow_links)
     if name.endswith(".zip"):
         return ZipArchive(path, columns, labels)
     if name.endswith(TARS):
@@ -199,7 +263,7 @@ def source_at(path: str, columns: ColumnNames = DEFAULT_COLUMNS, *, labels: bool
 
 
 def _matches(pattern: str) -> list[str]:
-    if is_url(pattern) or not any(wildcard in pattern for wildcard in "*?[") or Path(pattern).exists():
+    if is_url(pattern) or not any(wildcard in pattern for wildcard in "*?[") or os.path.exists(pattern):  # noqa: PTH110
         return [pattern]
     base = Path(pattern).anchor or "."
     suffixes = (*TABLE_SUFFIXES, ".zip", ".tar", ".tgz", ".gz")

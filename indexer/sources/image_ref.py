@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import stat
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 from zlib import crc32, decompressobj
 from zlib import error as zlib_error
 
-from ...errors import ImageError, MissingExtra, SourceError
+from ...core.reading import open_regular, read_up_to
+from ...errors import ImageError
 from ...store.records import UNKNOWN
+from .urls import is_url, read_url, unreadable
 
 BYTES_LIMIT = 1 << 28  # 256 MiB: no known image file is larger, but a zip bomb is
+LINK_LEADS_OUT = "it is a link that leads out of its folder; --follow-links follows it"
 HEADER = 512  # bytes; a zip's local header (30 bytes, path, extra field) is seldom longer
 
 
@@ -43,7 +46,7 @@ class ImageRef(NamedTuple):
     generator: str = ""
     category: str = ""
     refused: str = ""  # why it cannot be indexed, "" if it can
-    location: ByteSource | None = None  # None: the file at `path`
+    location: ByteSource | None = None  # None: the file at `path`, which is no link out of its source
 
     def refuse(self, why: str) -> ImageRef:
         """Return the image marked as refused."""
@@ -57,7 +60,13 @@ class ImageRef(NamedTuple):
     @property
     def byte_source(self) -> ByteSource:
         """Location of the image's bytes."""
-        return self.location or LocalFile(self.path)
+        return self.location or LocalFile(self.path, self._root)
+
+    @property
+    def _root(self) -> str:
+        """Folder of the source, with a slash; "" if the key does not tell."""
+        inside = self.key.partition("/")[2]
+        return self.path[: -len(inside)] if inside and self.path.endswith(f"/{inside}") else ""
 
 
 class PassedOver(NamedTuple):
@@ -73,42 +82,49 @@ class LocalFile:
     """File on this machine."""
 
     path: str
+    within: str | None = None  # folder, with a slash, that a link must not lead out of; None: any link is followed
 
     def stat(self) -> tuple[int, int]:
         try:
             status = os.stat(self.path)  # noqa: PTH116 - a Path for each of millions costs more than the call
         except (OSError, ValueError) as e:
-            raise _unreadable(e) from e
+            raise unreadable(e) from e
         return status.st_size, status.st_mtime_ns
 
     def read(self) -> tuple[bytes, int]:
         try:
             # System calls, as creating a file object costs more than the read, under the GIL.
-            # Non-blocking, as a pipe without a writer would block the run.
-            handle = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            handle, before = self._open()
             try:
-                before = os.fstat(handle)
-                if not stat.S_ISREG(before.st_mode):
-                    raise ImageError("not a regular file")
                 size, time = before.st_size, before.st_mtime_ns
                 _check_size(size)
-                content = _read_to(handle, size + 1)  # one byte more shows whether the file grew
+                content = read_up_to(handle, size + 1)  # one byte more shows whether the file grew
                 after = os.fstat(handle)
             finally:
                 os.close(handle)
-        except (OSError, ValueError) as e:
-            raise _unreadable(e) from e
+        except OSError as e:
+            raise unreadable(e) from e
         if (len(content), after.st_mtime_ns) != (size, time):
             raise ImageError("the file changed while it was read; run the command again when it is complete")
         return content, time
 
+    def _open(self) -> tuple[int, os.stat_result]:
+        if self.within is None:
+            return open_regular(self.path)
+        try:
+            return open_regular(self.path, follow=False)
+        except OSError as e:
+            if e.errno != errno.ELOOP:
+                raise
+        target = os.path.realpath(self.path)
+        if not self.within or not leads_inside(target, os.path.realpath(self.within)):
+            raise ImageError(LINK_LEADS_OUT)
+        return open_regular(target, follow=False)
 
-def _read_to(handle: int, limit: int) -> bytes:
-    """Read at most `limit` bytes of a file, fewer if it ends before."""
-    content = os.read(handle, limit)
-    while len(content) < limit - 1 and (more := os.read(handle, limit - len(content))):
-        content += more  # a network file system may return fewer bytes than requested
-    return content
+
+def leads_inside(target: str, folder: str) -> bool:
+    """True if a path is that of a folder or of anything in it; both are without links."""
+    return f"{target}/".startswith(f"{folder.rstrip('/')}/")
 
 
 class ArchiveSpan(NamedTuple):
@@ -187,11 +203,10 @@ class RemoteFile:
 
     def read(self) -> tuple[bytes, int]:
         _check_size(self.size)
-        try:
-            system, path = file_system(self.url)
-            return bytes(system.cat_file(path)), self.time
-        except (OSError, ValueError) as e:
-            raise _unreadable(e) from e
+        content = read_url(self.url, BYTES_LIMIT + 1)
+        if len(content) > BYTES_LIMIT:
+            raise ImageError(f"more than {BYTES_LIMIT:,} bytes: too large for an image")
+        return content, self.time
 
 
 @dataclass(frozen=True)
@@ -207,15 +222,11 @@ class MissingFile:
         raise ImageError(self.reason)
 
 
-def is_url(path: str) -> bool:
-    return "://" in path
-
-
 class _Handle:
     """File descriptor for `pread`, closed when the object is collected."""
 
     def __init__(self, path: str) -> None:
-        self.number = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self.number, _ = open_regular(path)
 
     def __del__(self) -> None:
         if hasattr(self, "number"):
@@ -229,33 +240,13 @@ def _opened(archive: str, stamp: int) -> _Handle:
 
 def read_range(archive: str, stamp: int, start: int, length: int) -> bytes:
     """Read a range of a local or remote file; thread-safe. Raises ImageError."""
+    if is_url(archive):
+        return read_url(archive, length, start)
     try:
-        if is_url(archive):
-            system, path = file_system(archive)
-            return bytes(system.cat_file(path, start=start, end=start + length))
         handle = _opened(archive, stamp)
         return os.pread(handle.number, length, start)
     except (OSError, ValueError, OverflowError) as e:  # a damaged archive may contain any number
-        raise _unreadable(e) from e
-
-
-def file_system(url: str) -> tuple[Any, str]:
-    """Return fsspec's file system for a URL, and the path in it; raises MissingExtra or SourceError."""
-    try:
-        import fsspec
-    except ImportError as e:
-        raise MissingExtra(f"reading {url}", "cloud") from e
-    try:
-        system, path = fsspec.core.url_to_fs(url)
-    except ImportError as e:
-        raise MissingExtra(f"reading {url}", "cloud") from e
-    except (ValueError, OSError) as e:
-        raise SourceError(f"{url} cannot be opened: {e}") from e
-    return system, str(path)
-
-
-def _unreadable(e: Exception) -> ImageError:
-    return ImageError(f"cannot be read: {getattr(e, 'strerror', None) or e}")
+        raise unreadable(e) from e
 
 
 def too_large(size: int) -> str:

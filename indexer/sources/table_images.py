@@ -16,10 +16,11 @@ from ...store.records import FAKE
 from .base import Tree, labels_of_folder, to_text
 from .file_names import from_latin_1, spellings
 from .hash_set import HashSet
-from .image_ref import ByteSource, ImageRef, InMemory, is_url
+from .image_ref import LINK_LEADS_OUT, ByteSource, ImageRef, InMemory
 from .labels import FolderLabel, contradiction_with_folder, label_from_row
 from .tables.columns import IMAGE_PATH
 from .tables.reading import read_rows
+from .urls import is_url
 
 FOLDERS_KEPT = 4096  # whose labels are kept while a table is read
 
@@ -151,14 +152,15 @@ def class_names_beside(path: str) -> ClassNames:
     return {} if is_url(path) else class_names_in_folder(Path(path).parent)
 
 
-def _read_card(tree: Tree, path: str) -> bytes:
+def _read_card(tree: Tree, path: str) -> bytes | None:
+    """Content of a card, b"" if there is none, None if it cannot be read."""
+    if not tree.exists(path):
+        return b""
     try:
-        if not tree.exists(path):
-            return b""
         with tree.open(path) as file:
             return file.read(MAX_CARD)
     except (OSError, SourceError):
-        return b""
+        return None
 
 
 def _folders_above(folder: str) -> Iterator[str]:
@@ -191,7 +193,10 @@ class _RowReader:
         if is_repeated:
             return f"{inside} was listed before"
         path, location = self.tree.locate(path_in_tree)
-        folders = self._folder_label(path_in_tree.rpartition("/")[0], label_or_reason is None)
+        folder = path_in_tree.rpartition("/")[0]
+        if self.tree.leads_out(folder):
+            return LINK_LEADS_OUT
+        folders = self._folder_label(folder, label_or_reason is None)
         return labelled(f"{self.source}/{to_text(inside)}", path, location, row, label_or_reason, folders)
 
     def image_in_table(self, table: str, line: int, cell: Any, row: Mapping[str, Any]) -> ImageRef | str:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import posixpath
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 from .base import to_text
 from .cloud import open_binary, remote
 from .file_names import spellings
 from .hash_set import HashSet
-from .image_ref import ByteSource, ImageRef, is_url
+from .image_ref import ByteSource, ImageRef, LocalFile, MissingFile
 from .labels import FolderLabel, label_from_row, labels_from_folders
 from .table_images import (
     class_names_beside,
@@ -28,6 +28,9 @@ from .table_images import (
 )
 from .tables.columns import DEFAULT_COLUMNS, ColumnNames
 from .tables.reading import count_rows, read_rows
+from .urls import is_url, local_path, refusal_of
+
+OF_ANOTHER_MACHINE = "cannot be read: a table at a URL may not name files of this machine; download the table"
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class TableSource:
                 yield self._image(line, row[path_field], row, seen)
 
     def _image(self, line: int, cell: Any, row: Mapping[str, Any], seen: HashSet) -> ImageRef:
-        location: ByteSource | None
+        location: ByteSource
         why = ""
         if holds_image(cell):
             name, location = image_in_cell(cell)
@@ -75,21 +78,30 @@ class TableSource:
             why = outcome
         return ImageRef(key, path, source=source, refused=f"line {line} of {self.path}: {why or label_or_reason}")
 
-    def _locate(self, name: str) -> tuple[str, str, ByteSource | None]:
+    def _locate(self, name: str) -> tuple[str, str, ByteSource]:
         """Name of an image as it is spelled on the disk, its path or URL, and the location of its bytes."""
+        name = local_path(name) or name
+        is_remote = is_url(self.path)
         if is_url(name):
-            return name, name, remote(name)
-        if not is_url(self.path) and ("\\" in name or not name.isascii()):
+            reason = refusal_of(name, self.path)
+            return name, name, MissingFile(reason) if reason else remote(name)
+        if is_remote and name.startswith("/"):
+            return name, name, MissingFile(OF_ANOTHER_MACHINE)
+        if not is_remote and ("\\" in name or not name.isascii()):
             tries = (name, *spellings(name))
-            name = next((path for path in tries if Path(self._folder, path).is_file()), name.replace("\\", "/"))
+            name = next((path for path in tries if _is_file(self._folder + path)), name.replace("\\", "/"))
         path = name if name.startswith("/") else self._folder + name
-        return name, path, remote(path) if is_url(path) else None
+        return name, path, remote(path) if is_remote else LocalFile(path)
 
     def count(self) -> int | None:
         if is_url(self.path):
             return None  # the table would be fetched twice
         with open_binary(self.path) as file:
             return count_rows(self.path, file)
+
+
+def _is_file(path: str) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113 - `Path.is_file` raises an error for a path that is too long
 
 
 @lru_cache(maxsize=1024)  # there are millions of rows, but few folders

@@ -5,6 +5,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Iterator
 
+from ...errors import SourceError
 from .base import NOT_NAMED, ListableTree, Listed, PassedOverFiles, image_from_path, is_listed
 from .file_names import FileKind, is_foreign, is_image_name
 from .hash_set import HashSet
@@ -18,8 +19,11 @@ def tree_images(tree: ListableTree) -> Iterator[Listed]:
     waiting: list[tuple[str, HashSet | None]] = [("", None)]  # folder, and the images named by the tables above
     while waiting:
         folder, named = waiting.pop()
-        folders, files = tree.list(folder)
+        folders, files, not_followed = tree.list(folder)
         prefix = f"{folder}/" if folder else ""
+        for reason, name in not_followed:
+            _check_table(tree, prefix + name)
+            passed_over.add(reason, f"{tree.path}/{prefix}{name}")
         for table in metadata_tables(files) if tree.labels else ():
             named = HashSet() if named is None else named
             yield from images_from_table(tree, folder, prefix + table, named)
@@ -40,13 +44,22 @@ def tree_images(tree: ListableTree) -> Iterator[Listed]:
     yield from passed_over
 
 
+def _check_table(tree: ListableTree, inside: str) -> None:
+    """Raise SourceError for a metadata table that is not read: without it, the images would be labelled wrongly."""
+    if tree.labels and is_metadata(posixpath.basename(inside)):
+        raise SourceError(
+            f"{tree.path}/{inside} is a link that leads out of its folder, and describes the images there; follow it "
+            f"with --follow-links, or put a copy of the table there"
+        )
+
+
 def tree_count(tree: ListableTree) -> int:
     """Estimate the number of images in a tree from the lines of tables and the names of files."""
     count = 0
     waiting = [("", False)]  # folder, and whether a folder above has a table
     while waiting:
         folder, described = waiting.pop()
-        folders, files = tree.list(folder)
+        folders, files, _ = tree.list(folder)
         for table in metadata_tables(files):
             described = True
             name = posixpath.join(folder, table)

@@ -10,15 +10,17 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from ...core.reading import open_stream
 
 ClassNames = Mapping[str, tuple[str, ...]]  # column in lower case -> names by number; () if they are not known
 
 CARDS = ("dataset_info.json", "dataset_infos.json", "README.md")
 MAX_CARD = 1 << 22  # bytes of a card that are read
 LABEL_COLUMNS = ("label", "target")  # columns whose numbers mean nothing if a card cannot be read
+NO_NAMES: ClassNames = dict.fromkeys(LABEL_COLUMNS, ())  # of a card that cannot be read
 # Names of columns in which 1 means real.
 MEANS_REAL = re.compile(r"(is[_ ]?)?(real|authentic|genuine|natural|original|human)", re.IGNORECASE)
 
@@ -28,23 +30,31 @@ def class_names_in_schema(metadata: Mapping[bytes, bytes] | None) -> ClassNames:
     return _from_json((metadata or {}).get(b"huggingface", b""))
 
 
-def class_names_in_cards(contents: Sequence[bytes]) -> ClassNames:
-    """Class names in the contents of a folder's `CARDS`, b"" for one that is missing."""
+def class_names_in_cards(contents: Sequence[bytes | None]) -> ClassNames:
+    """Class names in the contents of a folder's `CARDS`, b"" for one that is missing, None for an unreadable one."""
     names: dict[str, tuple[str, ...]] = {}
     for card, content in zip(CARDS, contents, strict=True):
-        names = merged(names, _from_front_matter(content) if card.endswith(".md") else _from_json(content))
+        if content is None:
+            names = merged(names, NO_NAMES)
+        else:
+            names = merged(names, _from_front_matter(content) if card.endswith(".md") else _from_json(content))
     return names
 
 
 def class_names_in_folder(folder: Path) -> ClassNames:
     """Class names in the data set cards of a folder on this machine."""
-    contents = []
-    for card in CARDS:
-        content = b""
-        with suppress(OSError), (folder / card).open("rb") as file:
-            content = file.read(MAX_CARD)
-        contents.append(content)
-    return class_names_in_cards(contents)
+    return class_names_in_cards([_read_card(folder / card) for card in CARDS])
+
+
+def _read_card(path: Path) -> bytes | None:
+    """Content of a card, b"" if there is none, None if it cannot be read."""
+    try:
+        with open_stream(path) as file:
+            return file.read(MAX_CARD)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return b""
+    except OSError:
+        return None
 
 
 def merged(names: ClassNames, others: ClassNames) -> dict[str, tuple[str, ...]]:
@@ -80,7 +90,7 @@ def _from_json(content: bytes) -> ClassNames:
     try:
         return _collected(_named_features(json.loads(content)))
     except (ValueError, RecursionError):
-        return dict.fromkeys(LABEL_COLUMNS, ())
+        return NO_NAMES
 
 
 def _from_front_matter(content: bytes) -> ClassNames:
@@ -93,9 +103,11 @@ def _from_front_matter(content: bytes) -> ClassNames:
     import yaml  # of transformers
 
     try:
+        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(front)):
+            return NO_NAMES  # aliases of aliases can stand for billions of nodes
         return _collected(_named_features(yaml.safe_load(front)))
     except (yaml.YAMLError, ValueError, RecursionError):
-        return dict.fromkeys(LABEL_COLUMNS, ())
+        return NO_NAMES
 
 
 def _collected(features: Iterator[tuple[str, tuple[str, ...]]]) -> ClassNames:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from ...core.atomic_files import TEMPORARY, require_readable
 from ...core.npy_file import read_npy
+from ...core.reading import require_regular
 from ...core.sealed_json import SealedJson, checksum
 from ...errors import Damaged, StoreError, Unreadable
 from ..records import Mask, Vectors
@@ -266,6 +267,7 @@ def _read(
     for name, (size, tables, tables_checksum, file_checksum) in label_info.files.items():
         path = folder / name
         try:
+            require_regular(path)
             if path.stat().st_size != size:
                 raise Damaged(f"{path} is truncated; {AGAIN}")
             if whole and checksums(path, tables) != (tables_checksum, file_checksum):

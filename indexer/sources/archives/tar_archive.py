@@ -7,7 +7,10 @@ once, so that tables and sidecars must come before or beside their images.
 
 from __future__ import annotations
 
+import errno
 import itertools
+import math
+import os
 import posixpath
 import tarfile
 from collections.abc import Generator, Iterator
@@ -16,19 +19,20 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 from ....errors import ClipfakeError, SourceError
 from ....store.exchange.class_names import CARDS, class_names_in_cards
-from ..base import NOT_NAMED, Listed, PassedOverFiles, labels_of_folder, to_text
+from ..base import LINKS, NOT_NAMED, Listed, PassedOverFiles, labels_of_folder, to_text
 from ..cloud import open_binary
 from ..file_names import HEAD_BYTES, FileKind, file_kind, is_foreign_path, is_image_name
 from ..hash_set import HashSet
-from ..image_ref import ArchiveSpan, ByteSource, ImageRef, InMemory, MissingFile, is_url, too_large
+from ..image_ref import ArchiveSpan, ByteSource, ImageRef, InMemory, MissingFile, too_large
 from ..labels import label_from_row
 from ..table_images import class_names_beside, labelled
 from ..tables.columns import DEFAULT_COLUMNS, ColumnNames
 from ..tables.reading import is_metadata
+from ..urls import is_url
 from .sidecars import (
     AMBIGUOUS,
     SIDECARS,
@@ -52,7 +56,8 @@ EXTENDED_HEADERS = (
 )
 HEADER_LIMIT = 1 << 20  # bytes of an extended header
 HELD_LIMIT = 1 << 30  # bytes held in memory: a table that is read as a whole, or a tar's files of one name
-LINKS = "links to other members of an archive"
+MOST_UNPACKED = 200  # times the size of a compressed archive; images are hardly compressed
+SPARSE = 1 << 26  # zeros at the end of an archive from which on holes are skipped, of which a file may have terabytes
 NO_END = "archives without an end mark, which may be incomplete"
 ZEROS = "archives that end in many zeros, which may be an incomplete download"
 LOOSE = "metadata files without an image of their name"
@@ -258,13 +263,22 @@ class TarArchive:
 
         Raises SourceError if more members follow, as in archives that were joined.
         """
-        yield from archive
+        most = self._most_unpacked()
+        for info in archive:
+            if info.offset_data + info.size > most:
+                raise SourceError(
+                    f"{self.path} unpacks to more than {MOST_UNPACKED:,} times its size, like a decompression bomb; "
+                    f"unpack it if it comes from a trusted place, and name the folder"
+                )
+            yield info
         if not self._in_place:
             return
         file, zeros = archive.fileobj, 0
         assert file is not None
         file.seek(archive.offset)  # after the last member
         while piece := file.read(HEADER_LIMIT):
+            if zeros > SPARSE:
+                zeros += _skip_hole(file)
             if piece.strip(b"\0"):
                 raise SourceError(
                     f"{self.path} goes on after its end, like archives that were joined; unpack it with "
@@ -275,6 +289,12 @@ class TarArchive:
             passed_over.add(NO_END, self.path)
         elif zeros > HEADER_LIMIT:
             passed_over.add(ZEROS, self.path)
+
+    def _most_unpacked(self) -> float:
+        """Bytes to which a compressed archive on this machine may unpack."""
+        if self._in_place or is_url(self.path):
+            return math.inf
+        return max(HELD_LIMIT, MOST_UNPACKED * os.stat(self.path).st_size)  # noqa: PTH116
 
     def _kind(self, archive: tarfile.TarFile, info: tarfile.TarInfo, base: str) -> tuple[FileKind, bytes | None]:
         """Kind of a member and, if its first bytes were needed and the archive is read only once, its content."""
@@ -329,6 +349,25 @@ class _Order:
                 sample.images[name] = MissingFile(TWICE)
             if not any(sample.sidecars.values()):
                 self._unlabelled.contains_or_add(stem_of(name))
+
+
+def _skip_hole(file: Any) -> int:
+    """Move a stream past the hole of a sparse file that it is in, and return the number of zeros that were skipped."""
+    start = file.tell()
+    try:
+        position = os.lseek(file.fileno(), 0, os.SEEK_CUR)
+        try:
+            end = os.lseek(file.fileno(), start, os.SEEK_DATA)
+        finally:
+            os.lseek(file.fileno(), position, os.SEEK_SET)  # where the stream left it
+    except (AttributeError, ValueError):
+        return 0  # the system or the stream knows no holes
+    except OSError as e:
+        if e.errno != errno.ENXIO:
+            return 0
+        end = os.fstat(file.fileno()).st_size  # no data follows
+    file.seek(end)
+    return end - start
 
 
 def _content(archive: tarfile.TarFile, info: tarfile.TarInfo, size: int = -1) -> bytes:

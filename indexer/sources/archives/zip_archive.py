@@ -14,17 +14,19 @@ from zlib import crc32, decompressobj
 from zlib import error as zlib_error
 
 from ....errors import ImageError, SourceError
-from ..base import NOT_NAMED, Listed, PassedOverFiles, image_from_path, is_listed, missing
+from ..base import LINKS, NOT_NAMED, Listed, PassedOverFiles, image_from_path, is_listed, missing
 from ..file_names import HEAD_BYTES, FileKind, is_foreign_path, is_image_name
 from ..hash_set import HashSet
-from ..image_ref import ArchiveSpan, ByteSource, MissingFile, header_length, is_url, read_range
+from ..image_ref import ArchiveSpan, ByteSource, MissingFile, header_length, read_range
 from ..table_images import images_from_table
 from ..tables.columns import DEFAULT_COLUMNS, ColumnNames
 from ..tables.reading import count_rows, is_metadata, metadata_tables
+from ..urls import is_url
 from .zip_directory import DEFLATED, STORED, ZipDirectory
 
 READING = Lock()  # held while a zip's directory is read, so that concurrent counting and listing read it once
 PIECE = 1 << 20  # bytes of a table that are unpacked at a time
+LINK = MissingFile("cannot be read: it is a link to another member")
 HELD_LIMIT = 1 << 30  # bytes of a table that is held in memory as a whole
 
 
@@ -75,7 +77,11 @@ class ZipArchive:
                 continue
             elif is_listed(self, inside, name, passed_over):
                 if folder is None:
-                    yield image_from_path(self, inside, *self._locate(inside, start))
+                    path, location = self._locate(inside, start)
+                    if location == LINK:
+                        passed_over.add(LINKS, path)
+                    else:
+                        yield image_from_path(self, inside, path, location)
                 else:
                     passed_over.add(NOT_NAMED, f"{self.path}/{inside}")
         yield from passed_over
@@ -109,6 +115,9 @@ class ZipArchive:
         # `find` reads backslashes as slashes: a table's path would keep them, and its image be taken for another one
         return "\\" not in inside and self._directory.find(inside) is not None
 
+    def leads_out(self, inside: str) -> bool:
+        return False
+
     def head(self, inside: str) -> bytes:
         try:
             with self.open(inside) as file:
@@ -122,6 +131,8 @@ class ZipArchive:
 
     def _locate(self, inside: str, start: int) -> tuple[str, ByteSource]:
         member = self._directory.member(start)
+        if member.is_link:
+            return f"{self.path}/{inside}", LINK
         if member.encrypted or member.method not in (STORED, DEFLATED) or inside.startswith("../"):
             why = "encrypted" if member.encrypted else f"packed by method {member.method}"
             why = "outside of the archive" if inside.startswith("../") else why

@@ -7,6 +7,7 @@ before the first can be read. Only the directory is read here, not the members.
 from __future__ import annotations
 
 import posixpath
+import stat
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -25,15 +26,17 @@ END = Struct("<4s4H2LH")  # signature, disk, directory's disk, members on this d
 END_64 = Struct("<4sQ2H2L4Q")  # signature, size, versions, disk, directory's disk, the same four as above
 LOCATOR_64 = Struct("<4sLQL")  # signature, disk, offset of END_64, disks
 LENGTHS = Struct("<L4xH18x3H")  # of a record: signature, flags, lengths of the name, the extra field and the comment
-RECORD = Struct("<8x4H3L5H2L")  # flags, method, time, date, CRC, packed, size, lengths, disk, attributes, offset
+RECORD = Struct("<4x6H3L5H2L")  # versions, flags, method, time, date, CRC, sizes, lengths, disk, attributes, offset
 SIGNATURE = 0x02014B50  # signature of a record
 RECORD_BYTES = 46  # length of a record before its name
 IN_EXTRA = 0xFFFFFFFF  # marks a number that is in the zip64 extra field
+UNIX = (3, 19)  # systems, of which the archive was made by one, that have symbolic links: Unix, macOS
 ENCRYPTED, UTF_8 = 1, 0x800  # flags
 STORED, DEFLATED = 0, 8  # compression methods
 TABLES = tuple(name.encode() for name in METADATA)
 TABLE_BYTES = max(map(len, TABLES))
 
+DIRECTORY_LIMIT = 1 << 31  # bytes: more than 20 million files
 EPOCH = date(1970, 1, 1).toordinal()
 
 
@@ -47,6 +50,7 @@ class ZipMember(NamedTuple):
     encrypted: bool
     crc: int
     time: int  # nanoseconds since the epoch, in whole seconds
+    is_link: bool  # a symbolic link, whose content is the path that it points to
 
 
 class ZipDirectory:
@@ -61,8 +65,8 @@ class ZipDirectory:
             with open_binary(path) as file:
                 # read, not mapped: truncating a mapped file would crash the process
                 self._bytes, self._shift = _directory_of(file)
-        except (OSError, ValueError) as e:
-            raise self._unreadable(str(e)) from e
+        except (OSError, ValueError, MemoryError) as e:
+            raise self._unreadable(str(e) or "not enough memory for its directory") from e
         self.tables: list[str] = []  # paths of the metadata tables
         hashes, starts = array("q"), array("Q")
         try:
@@ -118,14 +122,17 @@ class ZipDirectory:
 
     def member(self, start: int) -> ZipMember:
         """Parse the record at a directory offset."""
-        flags, method, time, day, crc, packed, size, name, extra, _, _, _, _, offset = RECORD.unpack_from(
-            self._bytes, start
+        made_by, _, flags, method, time, day, crc, packed, size, name, extra, _, _, _, attributes, offset = (
+            RECORD.unpack_from(self._bytes, start)
         )
         if IN_EXTRA in (packed, size, offset):
             extra_start = start + RECORD_BYTES + name
             size, packed, offset = _wide(self._bytes[extra_start : extra_start + extra], size, packed, offset)
         seconds = _midnight(day) + (time >> 11) * 3600 + (time >> 5 & 63) * 60 + (time & 31) * 2
-        return ZipMember(offset + self._shift, packed, size, method, bool(flags & ENCRYPTED), crc, seconds * 10**9)
+        is_link = made_by >> 8 in UNIX and stat.S_ISLNK(attributes >> 16)
+        return ZipMember(
+            offset + self._shift, packed, size, method, bool(flags & ENCRYPTED), crc, seconds * 10**9, is_link
+        )
 
     def _records(self) -> Iterator[tuple[int, bytes]]:
         """Iterate over directory offset and name of every record."""
@@ -199,6 +206,8 @@ def _directory_of(file: BinaryIO) -> tuple[bytes, int]:
     start = directory_end - size
     if start < 0 or start < offset:
         raise ValueError("its directory is truncated")
+    if size > DIRECTORY_LIMIT:
+        raise ValueError(f"its directory has {size:,} bytes, more than {DIRECTORY_LIMIT:,}")
     file.seek(start)
     directory = file.read(size)
     if len(directory) != size:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ....core.reading import shown_names
 from ....errors import SourceError
 from ....store.exchange.class_names import MEANS_REAL
 
@@ -91,7 +92,7 @@ def heading_name(heading: str) -> str:
 def _position(name: str, names: Sequence[str], table: str) -> int:
     """Position of the only column of a name; raises SourceError if there is none, or if it stands twice."""
     if not (number := names.count(name)):
-        raise SourceError(f"{table} has no column {name}; it has {', '.join(names) or 'none'}")
+        raise SourceError(f"{table} has no column {name}; it has {shown_names(names, (*FIELDS, *PATHS))}")
     if number > 1:
         raise SourceError(
             f"{table} has {number} columns named {name}, and only one can be right; rename or remove the others"

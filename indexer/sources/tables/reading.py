@@ -15,18 +15,31 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from ....core.reading import shown_names
 from ....errors import MissingExtra, SourceError
 from ....store.exchange.class_names import ClassNames, class_names_in_schema, named_class
 from ....store.exchange.tables import parquet_file, values_of
 from ..labels import INVALID
-from .columns import DEFAULT_COLUMNS, FILE_NAME, IMAGE_PATH, PATHS, ColumnNames, JsonPairs, heading_name, names_file
+from .columns import (
+    DEFAULT_COLUMNS,
+    FIELDS,
+    FILE_NAME,
+    IMAGE_PATH,
+    PATHS,
+    ColumnNames,
+    JsonPairs,
+    heading_name,
+    names_file,
+)
 
 SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")  # tables that describe the folder they are in
 SEPARATORS = ",;\t|"
 MAX_LINE = 1 << 20  # characters; a longer line could fill the memory
+MAX_ROW = 1 << 24  # characters of a row of a CSV, which may have line breaks inside quotes
 MAX_COLUMNS = 1000  # columns of a CSV
 BLOCK = 1 << 20  # bytes read at once when counting lines
+COUNTED_LINE = 4 * MAX_LINE  # bytes without a line break after which counting ends: such a table is refused
 IMAGES = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "image_bytes")  # columns of image bytes
 TEXT_PATHS = frozenset(PATHS) - {"image", "img", "file"}  # columns that hold a path even if it is stored as bytes
 PARQUET_ROWS, PARQUET_IMAGES = 4096, 32  # rows of a parquet file read at once, without and with images in them
@@ -50,9 +63,10 @@ class _Layout:
             missing.append("target")
         if missing:
             raise SourceError(
-                f"{self.name} has no column {' or '.join(missing)} (it has {', '.join(headings) or 'none'}); expected "
-                f"filename,image_path,target,category, or file_name and label; name other columns with --columns, "
-                f"as in --columns image_path=COLUMN,target=COLUMN"
+                f"{self.name} has no column {' or '.join(missing)} (it has "
+                f"{shown_names(headings, (*FIELDS, *PATHS))}); expected filename,image_path,target,category, or "
+                f"file_name and label; name other columns with --columns, as in --columns "
+                f"image_path=COLUMN,target=COLUMN"
             )
 
 
@@ -108,7 +122,9 @@ def read_rows(
             if peekable is not file:
                 peekable.detach()
     except (csv.Error, ValueError, RecursionError, OSError) as e:  # JSON may nest too deeply or have huge numbers
-        raise SourceError(f"{name} is not a readable table: {e}") from e
+        raise SourceError(f"{name} is not a readable table: {getattr(e, 'strerror', None) or e}") from e
+    except MemoryError as e:
+        raise SourceError(f"{name} is not a readable table: a part of it takes more memory than there is") from e
 
 
 def _encoding(file: Any) -> str:
@@ -131,11 +147,12 @@ def count_rows(name: str, file: BinaryIO) -> int:
         if name.lower().endswith(".parquet"):
             with _opened_parquet(name, file) as table:
                 return int(table.metadata.num_rows)
-        lines, last = 0, b"\n"
-        while block := file.read(BLOCK):
-            lines, last = lines + block.count(b"\n"), block[-1:]
+        lines, last, since = 0, b"\n", 0
+        while since < COUNTED_LINE and (block := file.read(BLOCK)):
+            breaks = block.count(b"\n")
+            lines, last, since = lines + breaks, block[-1:], 0 if breaks else since + len(block)
     except OSError as e:
-        raise SourceError(f"{name} is not a readable table: {e}") from e
+        raise SourceError(f"{name} is not a readable table: {e.strerror or e}") from e
     lines += last != b"\n"
     has_headings = name.lower().endswith((".csv", ".tsv"))
     return max(lines - 1, 0) if has_headings else lines
@@ -216,7 +233,11 @@ def _separator(first: str) -> str:
 
 
 def _noted(lines: Iterable[str], row_lines: list[str]) -> Iterator[str]:
+    size = 0
     for line in lines:
+        size = size + len(line) if row_lines else len(line)
+        if size > MAX_ROW:
+            raise ValueError(f"a row of more than {MAX_ROW:,} characters; a quote may not be closed")
         row_lines.append(line)
         yield line
 
