@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -247,7 +248,7 @@ def _leftovers(folder: Path, manifests: list[Manifest]) -> list[Damage]:
 
 def _foreign(folder: Path) -> list[Damage]:
     """Notes about files and folders in the store's rooms that clipfake has not written."""
-    rooms = [((room,), own) for room, own in OWN_NAMES.items()]
+    rooms: list[tuple[tuple[str, ...], re.Pattern[str]]] = [((room,), own) for room, own in OWN_NAMES.items()]
     rooms += [((COLUMNS_FOLDER, name), NAMED_VECTORS) for name in vector_names(folder)]
     rooms += [(("indexes", path.name), INDEX_FILES) for path in (folder / "indexes").glob("knn-*") if path.is_dir()]
     message = "is not a file of clipfake's, and is never read or removed"
