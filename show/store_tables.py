@@ -120,7 +120,7 @@ def compacted(report: dict[str, Any]) -> RenderableType:
     before, now = f"{count(shards, 'shard')}, {size(bytes_)} on disk,", f"{shards_now:,}, {size(bytes_now)} on disk"
     notes = [f"{count(report['given_up'], 'earlier snapshot')} removed"]
     if report["held"]:
-        notes.append(f"{report['held']} still in use, removed by a later writer")
+        notes.append(f"{report['held']} still in use, removed by a later writer or compact")
     if report["kept"]:
         until = f" until {when(report['kept_until'])}" if report["kept_until"] else ""
         notes.append(f"{report['kept']} kept{until} for copies under way (--grace 0 keeps none)")

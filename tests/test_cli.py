@@ -440,7 +440,7 @@ def test_verify_repair_and_compact(sample: list[Path], tmp_path: Path, run) -> N
     for folder in sample[:2]:
         run("index", "--folders", folder, "--encoder", "plain", *store_option)
     assert run("store", "verify", *store_option, "--json").json["sound"]
-    assert run("store", "compact", *store_option, "--json").json["shards"] == [2, 1]
+    assert run("store", "compact", *store_option, "--grace", 0, "--json").json["shards"] == [2, 1]
     [shard] = (tmp_path / "s/shards").glob("*.h5")
     content = bytearray(shard.read_bytes())
     content[-COUNT * 384 :: 7] = bytes(len(content[-COUNT * 384 :: 7]))

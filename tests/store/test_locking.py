@@ -11,6 +11,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -237,9 +238,9 @@ def test_compact_loses_no_vectors_it_cannot_read_now(store: Store, monkeypatch: 
 
     monkeypatch.setattr(Path, "open", open_path)
     with pytest.raises(Unreadable, match=r"column.json"):
-        compact(store)
+        compact(store, grace=timedelta(0))
     monkeypatch.undo()
-    compact(store)
+    compact(store, grace=timedelta(0))
     assert not open_named_vectors(store.folder, "other").missing(store.snapshot()).any()
 
 
@@ -252,7 +253,11 @@ def test_read_only_store_can_be_read(store: Store, monkeypatch: pytest.MonkeyPat
         return real(path, flags, *more, **options)
 
     monkeypatch.setattr(os, "open", read_only)
-    for change in (lambda: store.writer().__enter__(), lambda: compact(store), lambda: store.undo(0)):
+    for change in (
+        lambda: store.writer().__enter__(),
+        lambda: compact(store, grace=timedelta(0)),
+        lambda: store.undo(0),
+    ):
         with pytest.raises(StoreError, match=r"cannot write to .*Read-only file system"):
             change()
     snapshot = store.snapshot()
@@ -288,7 +293,7 @@ def test_reader_keeps_its_snapshot_during_compaction(store: Store) -> None:
     before = held.vectors()
     with store.writer() as writer:
         writer.delete(held.column("labels") == 1)
-    compact(store)
+    compact(store, grace=timedelta(0))
     assert (held.vectors() == before).all()
     assert len(store.snapshot()) == int((held.column("labels") == 0).sum())
     with pytest.raises(StoreError, match="has no snapshot"):
@@ -309,7 +314,7 @@ def test_reader_cannot_lease_a_snapshot_during_its_removal(store: Store, monkeyp
         real(path, *args, **options)
 
     monkeypatch.setattr(os, "unlink", unlink_with_reader)
-    compact(store)
+    compact(store, grace=timedelta(0))
     assert len(tried) == 1
 
 
@@ -318,7 +323,7 @@ def test_reader_of_a_removed_snapshot_opens_the_next(store: Store, monkeypatch: 
         monkeypatch.undo()
         with store.writer() as writer:
             writer.delete([True] + [False] * 59)  # type: ignore[arg-type]
-        compact(store)
+        compact(store, grace=timedelta(0))
         return bool(real(manifest, holder))
 
     monkeypatch.setattr(snapshots, "lease", lease_with_writer)
@@ -355,7 +360,7 @@ def test_concurrent_writes_are_not_reported_as_damage(store: Store, monkeypatch:
             writer.delete(np.arange(60) < 5)
         with store.writer() as writer:
             writer.delete(np.arange(55) < 5)
-        compact(store)
+        compact(store, grace=timedelta(0))
         return real(folder, *more)
 
     monkeypatch.setattr(checking, "check_shard", check_with_writer)

