@@ -11,12 +11,15 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
-from ..core.atomic_files import flush
+from ..core.atomic_files import disk_errors, flush, make_folder
 from ..core.locking import WriterLock, remove_unless_leased
 from ..errors import StoreError
 from .manifest import Manifest, numbers, path_of, read_manifest
-from .rooms import OWN_NAMES, own_files, remove_files, remove_temporary_files
+from .rooms import OWN_NAMES, SHARDS, own_files, remove_files, remove_temporary_files
+from .shard import Shard
+from .snapshot import Snapshot
 
+QUARANTINE = "quarantine"
 GRACE = timedelta(hours=1)  # for which compaction keeps what earlier snapshots name
 
 
@@ -51,10 +54,43 @@ def tidy(lock: WriterLock) -> bool:
         return False
     parts = [part for manifest in remaining for part in manifest.parts]
     named = {name for part in parts for name in (part.name, part.deleted)}
+    _set_aside(lock, remaining[-1], [name for name in files["shards"] if name not in named])
     for room, names in files.items():
         unnamed = [name for name in names if name not in named]
         remove_files(folder, room, own=OWN_NAMES[room], names=unnamed, lock=lock)
     return True
+
+
+def _set_aside(lock: WriterLock, newest: Manifest, unnamed: Iterable[str]) -> None:
+    """Move whole shards that are newer than every snapshot, and hold keys that the newest lacks, to quarantine.
+
+    A writer that was killed before its commit leaves such a shard, and so does a copy of the store whose snapshots were
+    copied before its shards.
+    """
+    folder = lock.folder
+    for name in unnamed:
+        if not SHARDS.fullmatch(name) or int(Path(name).stem) < newest.next_shard:
+            continue
+        path = folder / "shards" / name
+        try:
+            unknown = (Snapshot(folder, newest).find(Shard(path).column("keys")) < 0).any()
+        except StoreError:
+            continue  # not whole
+        if unknown:
+            lock.require_held()  # else the shard may be another writer's
+            move_to_quarantine(folder, path)
+
+
+def move_to_quarantine(folder: Path, path: Path) -> None:
+    """Move a file of a store to `quarantine/`, under its own path; an existing file is not replaced."""
+    target = folder / QUARANTINE / path.relative_to(folder)
+    with disk_errors(f"move {path} to {QUARANTINE}/"):
+        make_folder(target.parent)
+        while target.exists():
+            target = target.with_name(f"{target.name}.again")
+        path.rename(target)
+        flush(target.parent)
+        flush(path.parent)
 
 
 def complete_manifests(folder: Path) -> list[Manifest]:

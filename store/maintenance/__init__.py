@@ -1,5 +1,5 @@
 """Maintain a store.
 
-info.py describes it; verify.py finds damage, repair.py removes it; compact.py reclaims space; build_index.py builds
-k-NN indexes; near_duplicates.py finds copies
+info.py describes it; verify.py finds damage, repair.py removes it, salvage.py takes lost rows from other shards;
+compact.py reclaims space; build_index.py builds k-NN indexes; near_duplicates.py finds copies
 """

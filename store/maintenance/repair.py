@@ -11,11 +11,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...core.atomic_files import disk_errors, flush, make_folder
+from ...core.atomic_files import disk_errors
 from ...errors import ClipfakeError, Damaged, Unreadable
 from ..manifest import Manifest, ShardRef, numbers, path_of, read_manifest, unused_shard, write_manifest
 from ..named_vectors import forget_file
 from ..records import Block
+from ..retention import QUARANTINE, move_to_quarantine
 from ..rooms import INDEX_FILES, SHARDS, is_temporary, own_files, remove_folder, require_unlinked, store_lock
 from ..shard import Shard, write_shard
 from ..snapshot import Snapshot
@@ -23,7 +24,6 @@ from ..tombstones import read_tombstones, write_tombstones
 from .salvage import latest_tombstones, salvage, with_tombstones
 from .verify import VerifyReport, check_shard, require_store, verify
 
-QUARANTINE = "quarantine"
 REPAIRED_IN_PART = "some of it may be repaired, and no readable row was removed"
 
 
@@ -168,18 +168,21 @@ def _salvage(folder: Path, manifest: Manifest, actions: list[RepairAction]) -> t
             name = Path(action.path).name
             lost[name] = lost.get(name, 0) + action.lost
     manifest, salvaged, aside = salvage(folder, manifest, lost)
+    missing = sum(lost.values())
     for shard in salvaged:
-        message = f"took over {shard.rows} rows that were lost with {', '.join(lost)}"
+        found = min(shard.rows - shard.excess, missing)
+        missing -= found
+        message = f"took over {shard.rows} rows, of which {found} were lost with {', '.join(lost)}"
         if shard.excess:
             message += f"; up to {shard.excess} of them had been deleted since, and came back"
-        actions.append(RepairAction(f"shards/{shard.part.name}", message, recovered=shard.rows - shard.excess))
+        actions.append(RepairAction(f"shards/{shard.part.name}", message, recovered=found))
     return manifest, aside
 
 
 def _set_aside(folder: Path, aside: Mapping[str, int], actions: list[RepairAction]) -> None:
     """Move whole shards with rows that no snapshot has to quarantine, before a writer removes them."""
     for name, rows in aside.items():
-        _move_to_quarantine(folder, folder / "shards" / name)
+        move_to_quarantine(folder, folder / "shards" / name)
         message = (
             f"moved to {QUARANTINE}/: no snapshot names it, and the keys of {rows} of its rows are not in the store; "
             f"if these were not deleted on purpose, move it to incoming/, and `clipfake index` adds them"
@@ -209,18 +212,8 @@ def _quarantine(folder: Path, health: VerifyReport, current: Manifest, actions: 
         elif path.exists():
             if name.startswith("columns/"):
                 forget_file(folder, path)
-            _move_to_quarantine(folder, path)
+            move_to_quarantine(folder, path)
             actions.append(RepairAction(name, f"moved to {QUARANTINE}/"))
-
-
-def _move_to_quarantine(folder: Path, path: Path) -> None:
-    target = folder / QUARANTINE / path.relative_to(folder)
-    make_folder(target.parent)
-    while target.exists():
-        target = target.with_name(f"{target.name}.again")
-    path.rename(target)
-    flush(target.parent)
-    flush(path.parent)
 
 
 def _without_optional(folder: Path, part: ShardRef, number: int) -> ShardRef:

@@ -38,8 +38,9 @@ def salvage(
     """Take rows over for shards that were lost from a snapshot. Writes tombstones, but commits nothing.
 
     The shards that a lost one was compacted from are recorded in the snapshot of the compaction, with the rows that
-    were deleted then. Without such a record, a shard is taken over only if it brings no more rows than were lost;
-    otherwise rows could come back that were deleted on purpose.
+    were deleted then. A shard that is newer than every snapshot has the rows of a later one, which lacks in the copy.
+    Any other shard is taken over only if it brings no more rows than were lost; otherwise rows could come back that
+    were deleted on purpose.
 
     Parameters
     ----------
@@ -57,6 +58,7 @@ def salvage(
         keys that this one does not have.
     """
     missing = sum(lost.values())
+    next_shard = max((snapshot.next_shard for snapshot in _readable(folder)), default=0)
     salvaged: list[SalvagedShard] = []
     for part in _replaced_by(folder, lost):
         taken, rows = _with_unknown_rows(folder, manifest, part)
@@ -67,7 +69,7 @@ def salvage(
     aside = {}
     for part in unnamed_shards(folder, manifest):
         taken, rows = _with_unknown_rows(folder, manifest, part)
-        if 0 < rows <= missing:
+        if rows and (0 < rows <= missing or (lost and part.number >= next_shard)):
             salvaged.append(SalvagedShard(taken, rows))
             manifest, missing = _joined(manifest, taken), missing - rows
         elif rows:

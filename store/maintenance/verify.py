@@ -224,7 +224,7 @@ def _leftovers(folder: Path, manifests: list[Manifest]) -> list[Damage]:
         "deleted": {part.deleted for part in parts},
         "snapshots": {path_of(folder, number).name for number in numbers(folder)},
     }
-    message = "is left over from an interrupted writer; the next writer removes it"
+    message = "is left over from an interrupted writer; the next writer removes it, or moves it to quarantine/"
     if not is_complete(folder, manifests):
         message = "is in no snapshot, and kept until `clipfake store repair` takes its rows over or sets it aside"
     leftovers = [
