@@ -137,8 +137,7 @@ def write_manifest(folder: Path, manifest: Manifest, lock: WriterLock | None = N
         FILE.write(path_of(folder, manifest.number), fields, exclusive=True, check=check)
     except Unflushed as e:
         raise Unflushed(
-            f"snapshot {manifest.number} of {folder} was committed, but {e}; "
-            f"`clipfake store snapshots` shows whether it is there"
+            f"snapshot {manifest.number} of {folder} was committed, as `clipfake store snapshots` shows. {e}"
         ) from e
 
 

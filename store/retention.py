@@ -54,22 +54,21 @@ def tidy(lock: WriterLock) -> bool:
         return False
     parts = [part for manifest in remaining for part in manifest.parts]
     named = {name for part in parts for name in (part.name, part.deleted)}
-    unnamed_shards = [name for name in files["shards"] if name not in named]
-    _set_aside(lock, remaining[-1], unnamed_shards)
+    _set_aside(lock, remaining[-1], [name for name in files["shards"] if name not in named])
     for room, names in files.items():
         unnamed = [name for name in names if name not in named]
         remove_files(folder, room, own=OWN_NAMES[room], names=unnamed, lock=lock)
     return True
 
 
-def _set_aside(lock: WriterLock, newest: Manifest, names: Iterable[str]) -> None:
+def _set_aside(lock: WriterLock, newest: Manifest, unnamed: Iterable[str]) -> None:
     """Move whole shards that are newer than every snapshot, and hold keys that the newest lacks, to quarantine.
 
     A writer that was killed before its commit leaves such a shard, and so does a copy of the store whose snapshots were
     copied before its shards.
     """
     folder = lock.folder
-    for name in names:
+    for name in unnamed:
         if not SHARDS.fullmatch(name) or int(Path(name).stem) < newest.next_shard:
             continue
         path = folder / "shards" / name
@@ -78,7 +77,7 @@ def _set_aside(lock: WriterLock, newest: Manifest, names: Iterable[str]) -> None
         except StoreError:
             continue  # not whole
         if unknown:
-            lock.require_held()
+            lock.require_held()  # else the shard may be another writer's
             move_to_quarantine(folder, path)
 
 

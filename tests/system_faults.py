@@ -1,6 +1,6 @@
 """Faults in the system calls of a change, whoever makes them: Python, HDF5, FAISS or Arrow. Needs Linux and strace.
 
-The change runs in a forked process, to which strace is attached. strace makes one call fail, or kills the process there.
+The change runs in a forked process, to which strace is attached. It makes one call fail, or kills the process there.
 """
 
 import os
@@ -11,7 +11,8 @@ import subprocess
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -100,31 +101,24 @@ def _run(change: Callable[[], object], output: Path) -> None:
     except ClipfakeError as e:
         os.write(2, f"clipfake: {e}\n".encode())
         status = 1
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the process ends here
         os.write(2, traceback.format_exc().encode())
     finally:
         os._exit(status)
 
 
-class _attached:
-    """strace, attached to a stopped process."""
-
-    def __init__(self, process: int, *options: str) -> None:
-        self.process, self.options = process, options
-
-    def __enter__(self) -> None:
-        command = ["strace", "-qq", *self.options, "-p", str(self.process)]
-        self.strace = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@contextmanager
+def _attached(process: int, *options: str) -> Iterator[None]:
+    """Attach strace to a stopped process, and wait for its end; raises TimeoutError if it cannot be attached."""
+    command = ["strace", "-qq", *options, "-p", str(process)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as strace:
         until = time.monotonic() + 30
-        while "TracerPid:\t0\n" in Path(f"/proc/{self.process}/status").read_text():
-            if self.strace.poll() is not None or time.monotonic() > until:
+        while "TracerPid:\t0\n" in Path(f"/proc/{process}/status").read_text():
+            if strace.poll() is not None or time.monotonic() > until:
+                strace.kill()
                 raise TimeoutError("strace cannot attach")
             time.sleep(0.002)
-
-    def __exit__(self, *error: object) -> None:
-        if error[0]:
-            self.strace.kill()
-        self.strace.wait()
+        yield
 
 
 def calls_in(work: Path) -> list[Call]:

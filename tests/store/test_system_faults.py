@@ -52,6 +52,11 @@ def add(work: Path, source: str = "new") -> None:
     index(sources, Store(work / "store"), PlainEncoder())
 
 
+def index_twice(work: Path) -> None:
+    add(work, "new")
+    add(work, "newer")
+
+
 def remove(work: Path) -> None:
     Store(work / "store").delete(Filter(source="old"))
 
@@ -113,7 +118,7 @@ def indexed(work: Path) -> None:
 
 
 COMMANDS = {
-    "index": Command(lambda work: (add(work, "new"), add(work, "newer"))),
+    "index": Command(index_twice),
     "bank add": Command(add),
     "bank remove": Command(remove),
     "store delete": Command(delete),

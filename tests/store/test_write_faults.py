@@ -1,5 +1,6 @@
 """Each system call of a commit fails in turn: the store is then as before or as after the commit, never between."""
 
+import errno
 import os
 import resource
 import shutil
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
-from clipfake.errors import BadBlock, ClipfakeError, StoreError
+from clipfake.errors import BadBlock, ClipfakeError, StoreError, Unflushed
 from clipfake.store.exchange.export_rows import LAYOUTS, Layout, export_rows
 from clipfake.store.filter import Filter
 from clipfake.store.maintenance.build_index import build_index
@@ -21,6 +22,7 @@ from clipfake.store.maintenance.repair import repair
 from clipfake.store.maintenance.verify import verify
 from clipfake.store.named_vectors import named_vectors_writer
 from clipfake.store.records import Block
+from clipfake.store.shard import _KeptErrors
 from clipfake.store.store import Store
 from fault_injection import Killed, calls_of, failing
 
@@ -309,6 +311,56 @@ def test_files_are_on_disk_before_the_commit(tmp_path: Path, monkeypatch: pytest
     exported(store)
     assert len(commits) > len(EVERY)
     assert not waiting
+
+
+@pytest.mark.parametrize("change", [append, drop, undo, exported], ids=lambda change: change.__name__)
+def test_change_that_is_made_but_not_flushed_is_told_as_such(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: Callable[[Store], None]
+) -> None:
+    """The last folder to be flushed is that of the manifest, or of the export."""
+    store, counted = prepared(tmp_path / "s"), prepared(tmp_path / "counted")
+    before, calls = state(store), [0]
+
+    def fsync(handle: int) -> None:
+        calls[0] += 1
+        if calls[0] == last:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    last = -1
+    change(counted)
+    last, calls[0] = calls[0], 0
+    with pytest.raises(Unflushed, match=r"Input/output error\): it may or may not be there after a power failure") as e:
+        change(store)
+    assert "nothing stored before was changed" not in str(e.value)
+    assert state(store) == state(counted)
+    assert change is exported or state(store) != before
+    assert verify(store.folder).problems == ()
+
+
+def test_failing_write_of_hdf5_is_a_store_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """HDF5 ends the process by a segmentation fault if its own write fails."""
+    store = prepared(tmp_path / "s")
+    written = 0
+
+    def failing_try(file: Any, method: str, *arguments: Any, real: Any = _KeptErrors._try) -> Any:
+        nonlocal written
+        written += method == "write"
+        if method == "write" and written == fail_at:
+            file._error = file._error or OSError(errno.EIO, "Input/output error")
+        return real(file, method, *arguments)
+
+    monkeypatch.setattr(_KeptErrors, "_try", failing_try)
+    fail_at = -1
+    append(Store(shutil.copytree(store.folder, tmp_path / "counted")))
+    writes = written
+    assert writes > 5
+    for fail_at in (1, writes // 2, writes):
+        written = 0
+        with pytest.raises(StoreError, match=r"Input/output error; nothing stored before was changed"):
+            fill(store)
+        store = prepared(tmp_path / f"{fail_at}")
+    assert verify(store.folder).problems == ()
 
 
 def test_leftovers_of_a_killed_build_are_removed(tmp_path: Path) -> None:
