@@ -159,11 +159,10 @@ class RowFile:
     ) -> None:
         if not len(rows):
             return
-        if rows.min() < 0 or rows.max() >= len(self):
-            raise IndexError(f"rows {rows.min()} to {rows.max()} of {len(self)}")
         if len(rows) <= FEW_ROWS:
-            target[slots] = self._each(rows)
+            target[slots] = self._each(rows.tolist())
             return
+        self._require_rows(rows.min(), rows.max())
         if (rows[1:] < rows[:-1]).any():
             order = np.argsort(rows, kind="stable")
             slots = np.arange(*slots.indices(len(target))) if isinstance(slots, slice) else slots
@@ -174,9 +173,15 @@ class RowFile:
             part = rows[start : start + ROWS_AT_ONCE]
             target[_part(slots, start, len(part))] = self._gather(part)
 
-    def _each(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:
+    def _require_rows(self, first: int, last: int) -> None:
+        if first < 0 or last >= len(self):
+            raise IndexError(f"rows {first} to {last} of {len(self)}")
+
+    def _each(self, rows: list[int]) -> npt.NDArray[Any]:
         """Read rows one by one."""
-        content = self._read_ranges([self._row_bytes] * len(rows), (self.offset + rows * self._row_bytes).tolist())
+        self._require_rows(min(rows), max(rows))
+        size = self._row_bytes
+        content = self._read_ranges([size] * len(rows), [self.offset + row * size for row in rows])
         return np.frombuffer(content, self.dtype).reshape(len(rows), *self.shape[1:])
 
     def _gather(self, rows: npt.NDArray[np.int64]) -> npt.NDArray[Any]:

@@ -10,7 +10,7 @@ import mmap
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Condition
 from typing import Any
@@ -48,6 +48,9 @@ class CellFile:
         self._file = RowFile(path, np.uint8, (size,), error=Damaged)
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         self._memory = mmap.mmap(-1, size, flags=flags)
+        if sys.platform == "linux":  # searches take a fifth less time than with small pages
+            with suppress(OSError):  # a kernel without them
+                self._memory.madvise(mmap.MADV_HUGEPAGE)
         self._bytes = np.frombuffer(self._memory, np.uint8)
         self._map, self._lists.ptr = self._lists.ptr, faiss.swig_ptr(self._bytes)
         self._lists.prefetch_nthread = 0  # its threads would read cells that are not in memory
