@@ -137,16 +137,14 @@ class _UrlStream(io.RawIOBase):
     def seekable(self) -> bool:
         return bool(self._file.seekable())
 
-    def tell(self) -> int:
-        return int(self._file.tell())
-
     def readinto(self, buffer: Any) -> int:
         piece = self._call("read", len(buffer))
         buffer[: len(piece)] = piece
         return len(piece)
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return int(self._call("seek", offset, whence))
+        position = self._call("seek", offset, whence)
+        return int(self._file.tell() if position is None else position)  # some streams return nothing
 
     def close(self) -> None:
         if not self.closed:

@@ -353,7 +353,7 @@ class _Order:
 
 def _skip_hole(file: Any) -> int:
     """Move a stream past the hole of a sparse file that it is in, and return the number of zeros that were skipped."""
-    start = file.tell()
+    start: int = file.tell()
     try:
         position = os.lseek(file.fileno(), 0, os.SEEK_CUR)
         try:
@@ -367,7 +367,7 @@ def _skip_hole(file: Any) -> int:
             return 0
         end = os.fstat(file.fileno()).st_size  # no data follows
     file.seek(end)
-    return end - start
+    return int(end - start)
 
 
 def _content(archive: tarfile.TarFile, info: tarfile.TarInfo, size: int = -1) -> bytes:
