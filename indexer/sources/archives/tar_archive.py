@@ -119,7 +119,8 @@ class TarArchive:
     @cached_property
     def name(self) -> str:
         base = posixpath.basename(self.path)
-        return next(base[: -len(end)] for end in sorted(TARS, key=len, reverse=True) if base.lower().endswith(end))
+        ends = [end for end in TARS if base.lower().endswith(end)]  # none where a link had the suffix
+        return base.removesuffix(base[-len(max(ends, key=len)) :]) if ends else base
 
     @property
     def _in_place(self) -> bool:
