@@ -72,7 +72,7 @@ class Decoder:
 
 
 @contextmanager
-def asked(
+def answered(
     toy: Any, decoder: Decoder, scenario: Callable[[httpx.AsyncClient], Any], limits: Limits = LIMITS
 ) -> Iterator[Any]:
     """Run a scenario against the app, within its life; yields what it returns."""
@@ -103,7 +103,7 @@ def test_small_image_is_not_behind_large_ones(toy: Any) -> None:
         decoder.go_on.set()
         return small, ready, waited, await asyncio.gather(*large)
 
-    with asked(toy, decoder, scenario) as (small, ready, waited, large):
+    with answered(toy, decoder, scenario) as (small, ready, waited, large):
         assert (small.status_code, ready.status_code, waited) == (200, 200, [True] * 3)
         assert [len(response.json()["answers"]) for response in large] == [8, 8, 8]
         assert decoder.large == 24
@@ -151,7 +151,7 @@ def test_remaining_images_of_a_lost_request_are_not_decoded(toy: Any, how: str) 
         after = await client.post("/v1/embed", files=files([picture(LARGE)]))
         return sent, after
 
-    with asked(toy, decoder, scenario, limits) as (sent, after):
+    with answered(toy, decoder, scenario, limits) as (sent, after):
         assert [message["status"] for message in sent if "status" in message] == ([504] if how == "timeout" else [])
         assert after.status_code == 200  # memory and threads were given back
         assert decoder.large <= 3
@@ -323,7 +323,7 @@ def test_form_is_parsed_up_to_the_limit_of_images(toy: Any, monkeypatch: pytest.
     async def scenario(client: httpx.AsyncClient) -> Any:
         return await client.post("/v1/query", content=many_parts(9_999), headers=FORM)
 
-    with asked(toy, Decoder(toy), scenario) as refused:
+    with answered(toy, Decoder(toy), scenario) as refused:
         assert refused.status_code == 413
         assert "more than the 64 images" in refused.json()["detail"]
     assert [len(reader._form.uploads) for reader in readers] == [64]
@@ -359,6 +359,6 @@ def test_event_loop_does_not_parse_or_write(toy: Any) -> None:
         gc.enable()
         return longest, [response.status_code for response in responses]
 
-    with asked(toy, Decoder(toy), scenario, Limits()) as (longest, statuses):
+    with answered(toy, Decoder(toy), scenario, Limits()) as (longest, statuses):
         assert statuses == [413] * 20 + [422, 422, 200]
         assert longest < 0.5

@@ -140,7 +140,7 @@ def test_copy_keeps_the_rows_of_both_moments(tmp_path: Path, change: str, order:
         lost = (before & after & held) - keys(copy)
         assert not lost, f"{copy.folder}: {report}"
         returned = sum(key not in before | after for key in keys(copy))
-        assert returned == 0 or told(report) >= returned, f"{copy.folder}: {report}"
+        assert returned == 0 or rows_reported_back(report) >= returned, f"{copy.folder}: {report}"
         assert report.lost >= 0
         add(copy, LATER)  # the next writer removes what no snapshot names
         assert (before & after & held) <= keys(copy)
@@ -148,7 +148,7 @@ def test_copy_keeps_the_rows_of_both_moments(tmp_path: Path, change: str, order:
     assert damaged > 0 or order[0] == "snapshots" or change not in ("compact at once", "compact twice")
 
 
-def told(report: RepairReport) -> int:
+def rows_reported_back(report: RepairReport) -> int:
     """Number of deleted rows that a report says came back, at most."""
     words = " ".join(action.what for action in report.actions if "came back" in action.what).split()
     return sum(int(word) for word in words if word.isdigit())
