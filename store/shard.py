@@ -174,8 +174,8 @@ class _KeptErrors(io.RawIOBase):
     def seek(self, *place: int) -> int:
         return self._try("seek", *place) or 0
 
-    def truncate(self, size: int) -> None:
-        self._try("truncate", size)
+    def truncate(self, size: int | None = None) -> int:
+        return self._try("truncate", size) or 0
 
     def flush(self) -> None:
         self._try("flush")
