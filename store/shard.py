@@ -144,7 +144,7 @@ def _new_file(path: Path, size: int) -> Iterator[h5py.File]:
             kept.raise_first()  # rather than what HDF5 makes of it
 
 
-class _KeptErrors:
+class _KeptErrors(io.RawIOBase):
     """A file for HDF5, which would crash the process if a write failed: the first error is kept, to be raised later."""
 
     def __init__(self, file: IO[bytes]) -> None:
@@ -176,14 +176,14 @@ class _KeptErrors:
     def seek(self, *place: int) -> int:
         return self._try("seek", *place) or 0
 
-    def tell(self) -> int:
-        return self._try("tell") or 0
-
-    def truncate(self, size: int) -> None:
-        self._try("truncate", size)
+    def truncate(self, size: int | None = None) -> int:
+        return self._try("truncate", size) or 0
 
     def flush(self) -> None:
         self._try("flush")
+
+    def close(self) -> None:
+        """Leave the file open: it belongs to the caller."""
 
 
 @cache

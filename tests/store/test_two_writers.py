@@ -256,8 +256,8 @@ def test_lost_lock_is_told_with_what_happened(tmp_path: Path, monkeypatch: pytes
         path.write_text("process 7 on elsewhere, writer 01234567")
 
     losses = ((removed, "was removed"), (replaced, "was replaced"), (written, "was written by process 7 on elsewhere"))
-    for lose, reason in losses:
-        expected = rf"{held} {reason} while this .* nothing more was stored"
+    for lose, loss in losses:
+        expected = rf"{held} {loss} while this .* nothing more was stored"
         with pytest.raises(StoreError, match=expected), store.writer() as writer:
             writer.append(BLOCKS[2])
             lose()
