@@ -42,6 +42,24 @@ _OF_THE_FILE = frozenset(
 )
 
 
+_TEMPORARY = re.compile(rf"(.+)\.[0-9a-f]{{12}}{re.escape(TEMPORARY)}", re.DOTALL)
+
+
+def temporary_name(name: str) -> str:
+    """A name for what becomes `name` when it is complete. No other process has it, on any host."""
+    return f"{name}.{secrets.token_hex(6)}{TEMPORARY}"
+
+
+def final_name(name: str) -> str:
+    """What a temporary name becomes when its file or folder is complete, "" for any other name.
+
+    >>> final_name(temporary_name("a.json")), final_name("a.json")
+    ('a.json', '')
+    """
+    match = _TEMPORARY.fullmatch(name)
+    return match[1] if match else ""
+
+
 def require_readable(path: Path, error: BaseException) -> None:
     """Raise Unreadable if an error of reading says nothing about the content: no permission, or a failing disk.
 
@@ -110,8 +128,7 @@ def written_aside(
     Unflushed
         The file has its name, but a power failure may undo that. Not raised if it is `pending`.
     """
-    # Not named by process id, which may be the same on two hosts.
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(6)}{TEMPORARY}")
+    temporary = path.with_name(temporary_name(path.name))
     with disk_errors(f"write {path}"):
         try:
             make_folder(path.parent)

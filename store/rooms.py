@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..core.atomic_files import TEMPORARY
+from ..core.atomic_files import final_name
 from ..core.locking import NAME as LOCK
 from ..core.locking import WriterLock, writer_lock
 from ..errors import Linked, NotAStore, StoreError
@@ -30,13 +30,10 @@ NAMED_VECTORS = re.compile(r"[0-9]{6,9}-[0-9a-f]{12}\.f2|column\.json")
 INDEX_FILES = re.compile(r"-?[0-9]+\.(faiss|ids\.npy|cells\.npy)|index\.json")
 OWN_NAMES = {"snapshots": SNAPSHOTS, "shards": SHARDS, "deleted": TOMBSTONES}
 
-_TEMPORARY = re.compile(rf"(.+)\.[0-9a-f]+{re.escape(TEMPORARY)}")
-
 
 def is_temporary(name: str, own: re.Pattern[str]) -> bool:
     """True for the temporary name of a file whose final name matches a pattern."""
-    match = _TEMPORARY.fullmatch(name)
-    return bool(match and own.fullmatch(match[1]))
+    return bool(own.fullmatch(final_name(name)))
 
 
 def links(folder: Path) -> list[Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import secrets
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -14,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, require_local, unflushed
+from ...core.atomic_files import disk_errors, flush, make_folder, require_local, temporary_name, unflushed
 from ...errors import StoreError
 from ..records import Block
 from ..search.matches import Positions
@@ -186,7 +185,7 @@ def _blocks(snapshot: Snapshot, positions: Positions) -> Iterator[Block]:
 def _new_folder(folder: Path) -> Iterator[Path]:
     """A temporary folder that is renamed to `folder` on success and removed on failure."""
     folder = folder.resolve()  # "." has no name
-    temporary = folder.with_name(f"{folder.name}.{secrets.token_hex(6)}{TEMPORARY}")  # never a folder of the user
+    temporary = folder.with_name(temporary_name(folder.name))  # never a folder of the user
     with disk_errors(f"write {folder}"):
         try:
             make_folder(temporary)

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ...core.atomic_files import read_json
+from ...core.atomic_files import final_name, read_json
 from ...core.npy_file import open_npy
 from ...core.row_file import RowFile
 from ...errors import BadBlock, SourceError, SpaceMismatch
@@ -78,6 +78,8 @@ class ImportFolder:
     def open(cls, path: Path | str) -> ImportFolder:
         """Open a folder in one of the layouts with vectors; raises SourceError if it has none of them."""
         path = Path(path)
+        if final_name(path.resolve().name):
+            raise SourceError(f"{path} was left by an export that was interrupted; export the rows again")
         content = _read_manifest(path)
         if content.get("layout") == "parquet":
             raise SourceError(

@@ -5,7 +5,6 @@ New rows are added to an index as long as its cells fit them; after too much dri
 
 from __future__ import annotations
 
-import secrets
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -15,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, read_json
+from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, read_json, temporary_name
 from ...core.locking import WriterLock, writer_lock
 from ...errors import Locked, StoreError
 from ..records import Ids, Mask, Vectors
@@ -333,7 +332,7 @@ def _write(
 
 def _unused_name(folder: Path) -> Path:
     """A name that searches ignore, for an index that is being written or removed."""
-    return folder.with_name(f"{folder.name}.{secrets.token_hex(6)}{TEMPORARY}")
+    return folder.with_name(temporary_name(folder.name))
 
 
 def _save(folder: Path, index: LabelIndex) -> LabelIndexInfo:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
+from clipfake.core.atomic_files import temporary_name
 from clipfake.errors import BadBlock, SourceError, SpaceMismatch, StoreError
 from clipfake.store.exchange.export_rows import LAYOUTS, export_rows
 from clipfake.store.exchange.import_rows import ImportDefaults, ImportFolder, foreign_space, import_rows, label_of
@@ -479,6 +480,13 @@ def test_altered_label_of_an_export_is_refused(snapshot: Snapshot, tmp_path: Pat
     parquet.write_table(table.set_column(at, "label", pyarrow.array([value] * 3)), tmp_path / "out/rows.parquet")
     with pytest.raises(SourceError, match="the column label has been altered"):
         import_rows(tmp_path / "out", tmp_path / "s")
+
+
+def test_interrupted_export_is_not_imported(snapshot: Snapshot, tmp_path: Path) -> None:
+    export_rows(snapshot, tmp_path / "rows", "numpy")
+    unfinished = (tmp_path / "rows").rename(tmp_path / temporary_name("rows"))  # as a killed process leaves it
+    with pytest.raises(SourceError, match="was left by an export that was interrupted"):
+        ImportFolder.open(unfinished)
 
 
 def test_export_spares_a_neighbour_named_tmp(snapshot: Snapshot, tmp_path: Path) -> None:
