@@ -38,6 +38,7 @@ KINDS: dict[str, tuple[int, str]] = {
     "wrong-method": (405, "Method not allowed"),
     "slow-upload": (408, "The request took too long to arrive"),
     "cannot-judge": (409, "The store cannot answer yet"),
+    "store-damaged": (409, "A file of the store is damaged"),
     "too-large": (413, "Too large"),
     "too-many": (413, "Too many images"),
     "wrong-media": (415, "Unsupported content type"),
@@ -48,7 +49,6 @@ KINDS: dict[str, tuple[int, str]] = {
     "nothing-to-judge": (422, "The image cannot be judged"),
     "head-too-large": (431, "The head of the request is too large"),
     "failed": (500, "The service failed"),
-    "store-damaged": (500, "A file of the store is damaged"),
     "engine-failed": (502, "The search back end failed"),
     "not-ready": (503, "Not ready"),
     "busy": (503, "Busy"),
@@ -106,7 +106,7 @@ def to_problem(error: Exception, folder: Path | None = None) -> HttpProblem:
         return HttpProblem("store-damaged", detail)
     if isinstance(error, ImageError):
         return HttpProblem("nothing-to-judge" if isinstance(error, NothingToJudge) else "bad-image", detail)
-    if isinstance(error, NoStore | NotAStore | Damaged | Unreadable | NotEnoughRows | HeadError | SpaceMismatch):
+    if isinstance(error, NoStore | NotAStore | NotEnoughRows | HeadError | SpaceMismatch):
         return HttpProblem("cannot-judge", detail)
     if isinstance(error, BadBlock | EncoderError):
         return HttpProblem("invalid", detail)

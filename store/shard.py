@@ -149,7 +149,7 @@ class _KeptErrors(io.RawIOBase):
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
-        self._error: OSError | None = None
+        self._error: OSError | ValueError | None = None
 
     def raise_first(self) -> None:
         if self._error is not None:
@@ -159,7 +159,7 @@ class _KeptErrors(io.RawIOBase):
         if self._error is None:
             try:
                 return getattr(self._file, method)(*arguments)
-            except OSError as e:
+            except (OSError, ValueError) as e:  # ValueError: HDF5 could not close it, and Python has
                 self._error = e
         return None
 

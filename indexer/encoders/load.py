@@ -61,23 +61,20 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto", do
     """
     if name == PLAIN:
         return PlainEncoder()
-    ensure_available(name, download=download)
-    with offline():
-        return _load_available(name, device, precision)
-
-
-def _load_available(name: str, device: str, precision: str) -> Encoder:
-    """Load an encoder whose files are on this machine; see `load_encoder`."""
     if name.startswith(DEPTH):
-        return load_depth_encoder(name, device="cpu" if device == OPENVINO else device)
+        ensure_available(name, download=download)
+        with offline():
+            return load_depth_encoder(name, device="cpu" if device == OPENVINO else device)
     name, device, precision = resolve_int8(name, device, precision)
     first, *others = [choose_device(device_name) for device_name in device_names(device)]
     torch_precision = "float32" if device == OPENVINO else precision
     choose_dtype(torch_precision, first)  # report an unknown precision before blaming the encoder
+    ensure_available(name, download=download)
     if first.type == "cpu":
         keep_memory()
     try:
-        encoder = _load(name, first, torch_precision)
+        with offline():
+            encoder = _load(name, first, torch_precision)
     except MissingExtra:
         raise
     except Exception as e:  # transformers validates little of an untrusted config.json

@@ -2,8 +2,10 @@
 
 import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -254,14 +256,14 @@ def test_head_that_cannot_be_read_now_is_not_called_damaged(
 ) -> None:
     head.save(tmp_path)
     (tmp_path / f"calibration-{head.digest[:16]}.json").write_text("{}")
-    [unreadable], real = tmp_path.glob(pattern), Path.open
+    [unreadable], real = tmp_path.glob(pattern), os.open
 
-    def open_path(path: Path, *args: object, **options: object) -> object:
-        if path == unreadable:
+    def open_file(path: str | Path, *args: Any, **options: Any) -> int:
+        if Path(path) == unreadable:
             raise OSError(error, "no")
-        return real(path, *args, **options)  # type: ignore[call-overload]
+        return real(path, *args, **options)
 
-    monkeypatch.setattr(Path, "open", open_path)
+    monkeypatch.setattr(os, "open", open_file)
     with pytest.raises(Unreadable, match=rf"{unreadable.name} cannot be read now"):
         Calibration.load(tmp_path, Head.load(tmp_path).digest)
 

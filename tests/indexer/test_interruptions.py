@@ -205,10 +205,9 @@ def test_special_files_are_reported_and_handles_closed(tmp_path: Path) -> None:
         assert len(list(handles.iterdir())) == before if handles.exists() else True
     assert report.added == 2
     assert {key: reason.split(": ")[-1] for key, reason in report.skipped} == {
-        "p/pipe.jpg": "not a regular file",
-        "p/device.jpg": "not a regular file",
+        "p/pipe.jpg": "it is a pipe, not a regular file",
         "p/dead.jpg": os.strerror(errno.ENOENT),
-        "p/socket.jpg": os.strerror(errno.ENXIO),
+        "p/socket.jpg": "it is a socket, a device or a pipe, not a regular file",
     }
 
 

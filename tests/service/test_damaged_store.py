@@ -35,11 +35,11 @@ def test_service_outlives_a_shard_that_is_cut_short(
             caplog.clear()
             for _ in range(3):
                 answer = client.post("/v1/search", json=search)
-                assert kind_of(answer) == (500, "store-damaged")
+                assert kind_of(answer) == (409, "store-damaged")
                 assert str(tmp_path) not in answer.text
             assert client.get("/healthz").status_code == 200
             assert client.post("/v1/embed", content=content).status_code == 200
-            assert len([one for one in caplog.records if one.name == "clipfake.service"]) == 1
+            assert "000001.h5" in caplog.text
             restore(tmp_path / "backup", path)
             assert client.post("/v1/search", json=search).status_code == 200
             assert client.post("/v1/query", content=content).status_code == 200

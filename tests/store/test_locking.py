@@ -183,16 +183,16 @@ def test_unreadable_is_not_called_damaged(store: Store, monkeypatch: pytest.Monk
     build_index(store, "plain")
     with named_vectors_writer(store.folder, "other", space(4)) as writer:
         writer.put(np.arange(60), writer.snapshot.vectors())
-    real, real_h5 = Path.open, h5py.File.__init__
+    real, real_h5 = os.open, h5py.File.__init__
     refused = failing_with(error)
 
-    def open_path(path: Path, *args: Any, **options: Any) -> Any:
-        return refused() if path == store.folder / name else real(path, *args, **options)
+    def open_file(path: Any, *args: Any, **options: Any) -> Any:
+        return refused() if Path(path) == store.folder / name else real(path, *args, **options)
 
     def open_h5(file: Any, path: Any, *args: Any, **options: Any) -> None:
         refused() if path == store.folder / name else real_h5(file, path, *args, **options)
 
-    monkeypatch.setattr(Path, "open", open_path)
+    monkeypatch.setattr(os, "open", open_file)
     monkeypatch.setattr(h5py.File, "__init__", open_h5)
     for check in (verify, repair):
         with pytest.raises(Unreadable, match=rf"{name} cannot be read now \(.*does not mean that it is damaged"):
@@ -231,12 +231,12 @@ def test_compact_loses_no_vectors_it_cannot_read_now(store: Store, monkeypatch: 
         vectors.put(np.arange(60), vectors.snapshot.vectors())
     with store.writer() as writer:
         writer.delete(np.arange(60) < 5)
-    real = Path.open
+    real = os.open
 
-    def open_path(path: Path, *args: Any, **options: Any) -> Any:
-        return failing_with(errno.ECONNRESET)() if path.name == "column.json" else real(path, *args, **options)
+    def open_file(path: Any, *args: Any, **options: Any) -> Any:
+        return failing_with(errno.ECONNRESET)() if Path(path).name == "column.json" else real(path, *args, **options)
 
-    monkeypatch.setattr(Path, "open", open_path)
+    monkeypatch.setattr(os, "open", open_file)
     with pytest.raises(Unreadable, match=r"column.json"):
         compact(store, grace=timedelta(0))
     monkeypatch.undo()
