@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -30,8 +31,6 @@ from ..indexer.distributed.worker_pool import index_with
 from ..indexer.encoder_spec import EncoderSpec
 from ..indexer.encoders.base import Embeddings, Encoder
 from ..indexer.index import IndexOptions, index
-from ..indexer.sources.base import Source
-from ..indexer.sources.folders import expand
 from ..store.records import Block, Rows
 from ..store.store import Store
 from .common import command
@@ -137,7 +136,7 @@ def _measure(
                 writer.append(block)
 
         def end_to_end() -> None:
-            index(data, new_store(), encoder, replace(options, limit=None))
+            index([data], new_store(), encoder, replace(options, limit=None))
 
         reference, position = naive(naive_paths), {path: i for i, path in enumerate(paths)}
         stages: dict[str, Callable[[], object]] = {
@@ -171,7 +170,7 @@ def _measure_pool(
         rates = []
         for number in range(repeats + 1):
             data = link_images(Path(scratch) / f"images-{number}", paths)
-            rates.append(_rate(lambda data=data: index_with(pool, data, store, options), len(paths)))  # type: ignore[misc]
+            rates.append(_rate(lambda data=data: index_with(pool, [data], store, options), len(paths)))  # type: ignore[misc]
     return {"images_per_second": _median(rates[1:])["images_per_second"]}
 
 
@@ -187,12 +186,16 @@ def encode_batches(encoder: Encoder, batches: Sequence[Sequence[Pixels]]) -> lis
     return [*vectors, pending()]
 
 
-def link_images(folder: Path, paths: Sequence[Path]) -> list[Source]:
-    """Create a folder with links to these images only, and return it as a source."""
+def link_images(folder: Path, paths: Sequence[Path]) -> Path:
+    """Create a folder with these images only: hard links, or copies if the folder is on another file system."""
     folder.mkdir()
     for i, path in enumerate(paths):
-        (folder / f"{i:07d}{path.suffix}").symlink_to(path.resolve())
-    return expand([folder], follow_links=True)
+        target = folder / f"{i:07d}{path.suffix}"
+        try:
+            target.hardlink_to(path.resolve())
+        except OSError:
+            shutil.copyfile(path, target)
+    return folder
 
 
 def _rate(call: Callable[[], object], images: int) -> Rate:
