@@ -8,15 +8,22 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
+from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import faiss
 import numpy as np
 import pytest
 import torch
+from clipfake.detector.calibration import Calibration
+from clipfake.detector.head import Head
+from clipfake.detector.training.fit import FitReport, fit_detector
+from clipfake.detector.training.train import TrainOptions
+from clipfake.detector.training.triplet import TripletOptions
 from clipfake.errors import ClipfakeError, StoreError
 from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.index import index
@@ -30,11 +37,14 @@ from clipfake.store.maintenance.compact import compact
 from clipfake.store.maintenance.repair import repair
 from clipfake.store.maintenance.verify import verify
 from clipfake.store.named_vectors import named_vectors_writer, open_named_vectors, vector_names
+from clipfake.store.records import Block, Rows
+from clipfake.store.space import Space
 from clipfake.store.store import Store
 from indexed import write_images
 from system_faults import KILL, TRACEBACK, available, calls_in, run
 
 EVERY = bool(os.environ.get("CLIPFAKE_EVERY_CALL"))
+TOY = Space("toy", "0" * 64, dim=8)
 SAMPLE = int(os.environ.get("CLIPFAKE_FAULTS", 6))  # faults of a command, otherwise
 
 
@@ -117,6 +127,28 @@ def indexed(work: Path) -> None:
     build_index(Store(work / "store"), "plain", anew=True)
 
 
+@lru_cache(maxsize=2)
+def fitted(seed: int) -> FitReport:
+    """A trained and calibrated detector of other rows; where it is saved does not matter to it."""
+    labels = np.arange(240) % 2
+    vectors = np.random.default_rng(0).standard_normal((240, 8)) + 2 * labels[:, None]
+    block = Block(TOY, Rows.make([f"s/{i}" for i in range(240)], labels, sources=["s"] * 240), vectors)
+    with TemporaryDirectory() as folder:
+        store = Store.create(Path(folder) / "store", TOY)
+        with store.writer() as writer:
+            writer.append(block)
+        return fit_detector(store, options=TrainOptions(seed=seed, triplet=TripletOptions(epochs=1), baselines=()))
+
+
+def trained(work: Path) -> None:
+    replace(fitted(0), store=work / "store").save()
+
+
+def trained_before(work: Path) -> None:
+    replace(fitted(1), store=work / "store").save()
+    fitted(0)
+
+
 COMMANDS = {
     "index": Command(index_twice),
     "bank add": Command(add),
@@ -130,6 +162,7 @@ COMMANDS = {
     "store add-vectors": Command(named),
     "store relabel": Command(relabelled, named),
     "store index": Command(indexed),
+    "train": Command(trained, trained_before),
 }
 
 
@@ -144,7 +177,11 @@ def state(work: Path) -> Any:
     assert len(values) == len(keys), "a key occurs twice"
     out = work / "out"
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*")) if out.exists() else None
-    return {"rows": values, "out": files}
+    heads = work / "store/heads/default"
+    head = Head.load(heads).digest if heads.exists() else None
+    if head:
+        Calibration.load(heads, head)
+    return {"rows": values, "out": files, "head": head}
 
 
 def parts_of(before: Any, after: Any, found: Any) -> bool:
@@ -157,7 +194,7 @@ def parts_of(before: Any, after: Any, found: Any) -> bool:
             return False
         if row is None and None not in possible:
             return False
-    return found["out"] in (before["out"], after["out"])
+    return all(found[name] in (before[name], after[name]) for name in ("out", "head"))
 
 
 @pytest.fixture(scope="module")
