@@ -44,7 +44,7 @@ class CloudFolder:
         try:
             system, path = file_system(posixpath.join(self.path, inside) if inside else self.path)
             if web.is_http(path):
-                return self._listing(inside, *web.list_links(system, path))
+                return self._within_limits(inside, FolderListing(*web.list_links(system, path), []))
             infos = system.ls(path, detail=True)
         except ClipfakeError:
             raise
@@ -62,16 +62,16 @@ class CloudFolder:
                 self._files[file] = RemoteFile(f"{self.path}/{file}", int(info.get("size") or -1), time_of(info))
         return FolderListing(sorted(folders), sorted(files), [])
 
-    def _listing(self, inside: str, folders: list[str], files: list[str]) -> FolderListing:
-        """Listing by a page of a web server, whose folders need not have an end."""
+    def _within_limits(self, inside: str, found: FolderListing) -> FolderListing:
+        """The listing by a page of a web server, whose folders need not have an end; raises SourceError."""
         self._files.clear()
-        self._found["folders"] = len(folders) + (self._found["folders"] if inside else 0)
-        if (folders and inside.count("/") + 1 >= MOST_DEPTH) or self._found["folders"] > MOST_FOLDERS:
+        self._found["folders"] = len(found.folders) + (self._found["folders"] if inside else 0)
+        if (found.folders and inside.count("/") + 1 >= MOST_DEPTH) or self._found["folders"] > MOST_FOLDERS:
             raise SourceError(
                 f"{self.path} has more than {MOST_FOLDERS:,} folders, or folders in each other more than {MOST_DEPTH} "
                 f"deep; download it, or name a folder of it"
             )
-        return FolderListing(folders, files, [])
+        return found
 
     def locate(self, inside: str) -> tuple[str, ByteSource]:
         return f"{self.path}/{inside}", self._files.get(inside) or remote(f"{self.path}/{inside}")

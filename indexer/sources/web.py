@@ -107,7 +107,8 @@ def names_in_page(page: str, url: str) -> tuple[list[str], list[str]]:
     """
     parts = urlsplit(url)
     folder = f"{parts.scheme}://{parts.netloc}{parts.path.rpartition('/')[0]}/"
-    folders, files = set(), set()
+    folders: set[str] = set()
+    files: set[str] = set()
     for match in _LINK.finditer(page):
         try:
             link = urljoin(folder, html.unescape(match[1]))

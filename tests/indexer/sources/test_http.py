@@ -14,6 +14,7 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -187,10 +188,8 @@ def test_images_at_odd_urls(server: WebServer) -> None:
     for path in ("a b.png", "a%20b.png", "ü.png", "%C3%BC.png", "a?x=ü&y=1", "a?x=%C3%BC&y=1#part"):
         assert RemoteFile(f"{server.url}/{path}").read()[0] == PNG, path
     for path in ("a\r\nX-Evil: 1.png", "\0.png"):
-        try:
+        with suppress(ImageError):
             assert RemoteFile(f"{server.url}/{path}").read()[0] == PNG
-        except ImageError:
-            pass
     assert not any(line.lower().startswith(b"x-evil") for head in server.heads for line in head.split(b"\r\n"))
 
 
@@ -260,7 +259,7 @@ BODY = bytes(range(256)) * 40
         (ranged(BODY, **{"Content-Range": f"bytes {SECRET}"}), "another part"),
         (ranged(BODY, **{"Content-Range": f"bytes 100-{'9' * 30}/*"}), "another part"),
         (ranged(BODY, **{"Content-Range": "bytes 100-150/10240"}), "another number of bytes"),
-        (ranged(BODY, **{"Content-Range": "bytes 100-99999/10240"}), "another number of bytes"),
+        (lambda r: [head(206, "Content-Range: bytes 100-299/10240"), BODY[100:250]], "another number of bytes"),
         (ranged(BODY, **{"Content-Encoding": "gzip"}), "not asked for"),
         (status(416), "answers 416"),
         (status(204), "answers 204"),
@@ -276,7 +275,9 @@ def test_a_wrong_part_of_a_file_is_refused(server: WebServer, answer: Answer, re
 
 def test_parts_of_a_file_are_read(server: WebServer) -> None:
     server.answers["/f"] = content(BODY)
-    server.answers["/endless"] = lambda r: itertools.chain([head(206, "Content-Range: bytes 7-99/*")], endless(BODY))
+    server.answers["/endless"] = lambda r: itertools.chain(
+        [head(206, "Content-Range: bytes 7-99999999999/*")], endless(BODY)
+    )
     assert read_url(f"{server.url}/f", 200, 100) == BODY[100:300]
     assert read_url(f"{server.url}/f", 200, len(BODY) - 5) == BODY[-5:]
     assert read_url(f"{server.url}/endless", 5, 7) == BODY[:5]
@@ -340,7 +341,7 @@ def test_a_file_that_changes_between_two_parts_is_refused(server: WebServer) -> 
 def test_a_zip_that_changes_later_gives_refused_rows(server: WebServer, tmp_path: Path, method: int) -> None:
     changed = False
 
-    def answer(request: Request) -> Iterable[bytes]:
+    def answer(request: Request) -> Iterable[bytes | None]:
         return content(zip_of(*[draw_image("gan_a" if changed else "camera_a", i) for i in range(4)], method=method))(
             request
         )
@@ -349,7 +350,7 @@ def test_a_zip_that_changes_later_gives_refused_rows(server: WebServer, tmp_path
     images = list(images_in([f"{server.url}/a.zip"]))
     changed = True
     for image in images:
-        with pytest.raises(ImageError, match="changed|damaged|unpacked"):
+        with pytest.raises(ImageError, match=r"changed|damaged|unpacked"):
             image.byte_source.read()
 
 
@@ -379,7 +380,7 @@ LINE = b"a.png,real\n"
         (
             "quoted.csv",
             lambda r: itertools.chain([head(), b'path,label\n"'], endless(b"x\n" * 999)),
-            "row|line|more than",
+            "field larger|more than",
         ),
         ("heading.csv", lambda r: itertools.chain([head()], endless(TEXT)), "line|more than"),
         ("endless.jsonl", lambda r: itertools.chain([head()], endless(b'{"path": "a.png"}\n')), "more than 4,194,304"),
@@ -402,8 +403,8 @@ LINE = b"a.png,real\n"
         ("endless.zip", lambda r: itertools.chain([head()], endless(TEXT)), "does not state its size"),
         (
             "endless.tar",
-            lambda r: itertools.chain([head(), tar_of(PNG)[:1024]], endless(bytes(9999))),
-            "more than|empty|tar",
+            lambda r: itertools.chain([head(), b""], endless(tar_of(PNG)[: 512 + len(PNG) // 512 * 512 + 512])),
+            "more than 4,194,304",
         ),
         ("endless.tar.gz", lambda r: itertools.chain([head()], endless(bomb(1 << 20))), "more than|tar"),
         ("silent.tar", lambda r: itertools.chain([head(), tar_of(PNG)[:700]], r.silence()), "not complete"),
@@ -423,8 +424,8 @@ def test_tables_at_urls(server: WebServer, tmp_path: Path) -> None:
     images = [draw_image("gan_a", i) for i in range(3)]
     server.answers |= {f"/d/{i}.png": content(image) for i, image in enumerate(images)}
     server.answers["/d/t.csv"] = content(b"path,label\n0.png,fake\n1.png,fake\nfile:///etc/passwd,real\n")
-    server.answers["/d/t.jsonl"] = content(b'{"path": "%s/d/2.png", "label": "fake"}\n' % server.url.encode())
-    report = index([f"{server.url}/d/t.csv", f"{server.url}/d/t.jsonl"], store_at(tmp_path / "store"), PlainEncoder())
+    server.answers["/d/u.jsonl"] = content(b'{"path": "%s/d/2.png", "label": "fake"}\n' % server.url.encode())
+    report = index([f"{server.url}/d/t.csv", f"{server.url}/d/u.jsonl"], store_at(tmp_path / "store"), PlainEncoder())
     assert (report.added, len(report.skipped)) == (3, 1)
 
 
