@@ -20,7 +20,7 @@ READ_SECONDS = 300.0  # in which a file, or a piece of a stream, must have been 
 LEAST_SECONDS = READ_SECONDS / 32  # for a file of a server that let others time out
 LISTING_BYTES = 1 << 26  # 64 MiB: limit of a listing, several 100,000 files
 STREAM_BYTES = 1 << 40  # 1 TiB: limit of a table or archive
-UNSTATED_BYTES = 1 << 36  # 64 GiB: limit if the server does not state the size, which need not have an end
+UNSTATED_BYTES = 1 << 32  # 4 GiB: limit if the server does not state the size, which need not have an end
 HTML = ("text/html", "application/xhtml+xml")
 PACKED = ("gzip", "x-gzip", "deflate")  # values of Content-Encoding that are unpacked
 

@@ -7,6 +7,7 @@ and memory, and no reason quotes what the server sent.
 import gzip
 import io
 import itertools
+import re
 import subprocess
 import sys
 import tarfile
@@ -33,17 +34,16 @@ pytest.importorskip("aiohttp", reason="the extra `cloud` is not installed: http 
 
 SECRET = "TOP-SECRET-CONTENT"  # what a server sends and no reason may quote
 PNG = draw_image("camera_a", 0)
-SECONDS = 1.0  # in place of `READ_SECONDS`
+SECONDS = 1.0  # in place of `READ_SECONDS`, where it is to be reached
 LIMIT = 1 << 20  # in place of `BYTES_LIMIT`
-LONG = 60.0  # seconds after which a case counts as endless, on a slow machine
+LONG = 120.0  # seconds after which a case counts as endless, on a slow machine
 
 
 @pytest.fixture(autouse=True)
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(web, "READ_SECONDS", SECONDS)
-    monkeypatch.setattr(web, "LEAST_SECONDS", 0.2)
+    monkeypatch.setattr(web, "READ_SECONDS", LONG / 2)
     monkeypatch.setattr(web, "LISTING_BYTES", LIMIT)
-    monkeypatch.setattr(web, "UNSTATED_BYTES", 4 * LIMIT)
+    monkeypatch.setattr(web, "UNSTATED_BYTES", LIMIT)
     monkeypatch.setattr(urls, "READ_WHOLE", LIMIT)
     monkeypatch.setattr(image_ref, "BYTES_LIMIT", LIMIT)
     monkeypatch.setattr(web, "_seconds", {})
@@ -82,7 +82,7 @@ def bomb(unpacked: int) -> bytes:
 CHUNKED = head(200, "Transfer-Encoding: chunked")
 TEXT = SECRET.encode() * 1000
 
-# Case -> what the server sends, and a part of the reason for which the image is refused
+# Case -> what the server sends, and a pattern of the reason for which the image is refused
 FAULTS: dict[str, tuple[Answer, str]] = {
     "endless body": (lambda r: itertools.chain([head()], endless(TEXT)), "too large for an image"),
     "endless headers": (lambda r: itertools.chain([b"HTTP/1.1 200 OK\r\n"], endless(b"X: y\r\n")), "not valid HTTP"),
@@ -96,7 +96,7 @@ FAULTS: dict[str, tuple[Answer, str]] = {
     "silence in the body": (lambda r: itertools.chain([head(), PNG[:99]], r.silence()), "not complete"),
     "closed without an answer": (lambda r: [], "closed the connection"),
     "stated too long": (stated(len(PNG) + 1), "cut short"),
-    "stated too short": (stated(9), "damaged PNG"),
+    "stated too short": (stated(9), "damaged PNG|not valid HTTP"),
     "stated negative": (stated(-5), "not valid HTTP"),
     "stated as a text": (stated(SECRET), "not valid HTTP"),
     "stated huge": (stated(10**18), "cut short"),
@@ -122,16 +122,16 @@ FAULTS: dict[str, tuple[Answer, str]] = {
     "redirect to data": (status(302, f"Location: data:image/png;base64,{SECRET}"), "no URL of http"),
     "redirect to no host": (status(302, "Location: http://"), "no URL"),
     "redirect to a broken host": (status(302, f"Location: http://[{SECRET}/"), "URL"),
-    "redirect to nowhere": (status(302), "answers 302 (Found)"),
-    "204": (status(204), "answers 204 (No Content)"),
+    "redirect to nowhere": (status(302), "answers 302"),
+    "204": (status(204), "No Content"),
     "206 without a request": (status(206, "Content-Range: bytes 0-8/99", body=b"x" * 9), "answers 206"),
     "300": (status(300), "answers 300"),
-    "304": (status(304), "answers 304 (Not Modified)"),
+    "304": (status(304), "Not Modified"),
     "401": (status(401, f"WWW-Authenticate: Basic realm={SECRET}"), "answers 401"),
     "404": (status(404, body=TEXT), "no such file at the server"),
     "416": (status(416), "answers 416"),
-    "429": (status(429, "Retry-After: 99999999"), "answers 429 (Too Many Requests)"),
-    "500": (status(500, body=TEXT), "answers 500 (Internal Server Error)"),
+    "429": (status(429, "Retry-After: 99999999"), "Too Many Requests"),
+    "500": (status(500, body=TEXT), "Internal Server Error"),
     "599": (status(599), "answers 599"),
     "999": (status(999), "answers 999"),
     "reset in the body": (lambda r: [head(200, "Content-Length: 9999"), PNG, RESET], "cut short"),
@@ -145,22 +145,36 @@ FAULTS: dict[str, tuple[Answer, str]] = {
 }
 
 
+LATE = ("", "not ", "not complete", "not complete after")  # reasons of a server that may reach the time limit
+
+
 def list_at(folder: Path, urls: Iterable[str]) -> Path:
     table = folder / "list.csv"
     table.write_text("path,label\n" + "".join(f'"{url}",real\n' for url in urls))
     return table
 
 
-def test_each_fault_of_a_server_is_one_refused_row(server: WebServer, tmp_path: Path) -> None:
-    targets = {f"/{i}.png": name for i, name in enumerate(FAULTS)}
+@pytest.mark.parametrize("late", [False, True])
+def test_each_fault_of_a_server_is_one_refused_row(
+    server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, late: bool
+) -> None:
+    if late:
+        monkeypatch.setattr(web, "READ_SECONDS", SECONDS)
+        monkeypatch.setattr(web, "LEAST_SECONDS", SECONDS)
+    faults = [name for name, (_, reason) in FAULTS.items() if (reason in LATE) == late]
+    targets = {f"/{i}.png": name for i, name in enumerate(faults)}
     server.answers |= {target: FAULTS[name][0] for target, name in targets.items()}
-    server.answers |= {"/good.png": content(PNG), "/last.png": content(draw_image("gan_a", 1))}
-    urls = [f"{server.url}{target}" for target in ("/good.png", *targets, "/last.png")]
+    good = [tmp_path / "first.png", tmp_path / "last.png"]
+    for i, path in enumerate(good):
+        path.write_bytes(draw_image("gan_a", i))
+    urls = [str(good[0]), *(f"{server.url}{target}" for target in targets), str(good[1])]
     report = index([list_at(tmp_path, urls)], store_at(tmp_path / "store"), PlainEncoder())
     assert report.added == 2
     reasons = {key.removeprefix(f"list/{server.url}"): reason for key, reason in report.skipped}
     assert reasons.keys() == targets.keys()
-    wrong = {name: reasons[target] for target, name in targets.items() if FAULTS[name][1] not in reasons[target]}
+    wrong = {
+        name: reasons[target] for target, name in targets.items() if not re.search(FAULTS[name][1], reasons[target])
+    }
     assert wrong == {}
     assert SECRET not in str(reasons)
 
@@ -266,7 +280,11 @@ BODY = bytes(range(256)) * 40
         (lambda r: itertools.chain([head(206, "Content-Range: bytes 100-299/*")], r.silence()), "not complete"),
     ],
 )
-def test_a_wrong_part_of_a_file_is_refused(server: WebServer, answer: Answer, reason: str) -> None:
+def test_a_wrong_part_of_a_file_is_refused(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch, answer: Answer, reason: str
+) -> None:
+    if reason in LATE:
+        monkeypatch.setattr(web, "READ_SECONDS", SECONDS)
     server.answers["/f"] = answer
     with pytest.raises(ImageError, match=reason) as caught:
         read_url(f"{server.url}/f", 200, 100)
@@ -365,12 +383,12 @@ LINE = b"a.png,real\n"
         (
             "endless.csv",
             lambda r: itertools.chain([head(), b"path,label\n"], endless(LINE * 999)),
-            "more than 4,194,304",
+            "more than 1,048,576",
         ),
         (
             "blank.csv",
             lambda r: itertools.chain([head(), b"path,label\n"], endless(b"\n" * 9999)),
-            "more than 4,194,304",
+            "more than 1,048,576",
         ),
         (
             "line.csv",
@@ -383,7 +401,7 @@ LINE = b"a.png,real\n"
             "field larger|more than",
         ),
         ("heading.csv", lambda r: itertools.chain([head()], endless(TEXT)), "line|more than"),
-        ("endless.jsonl", lambda r: itertools.chain([head()], endless(b'{"path": "a.png"}\n')), "more than 4,194,304"),
+        ("endless.jsonl", lambda r: itertools.chain([head()], endless(b'{"path": "a.png"}\n')), "more than 1,048,576"),
         ("line.jsonl", lambda r: itertools.chain([head()], endless(TEXT)), "line|more than"),
         ("deep.jsonl", lambda r: itertools.chain([head()], endless(b"[" * 9999)), "line|more than"),
         ("trickle.csv", lambda r: itertools.chain([head(), b"path,label\n"], r.slowly(endless(LINE))), "not complete"),
@@ -397,14 +415,14 @@ LINE = b"a.png,real\n"
         ("missing.csv", status(404), "no such file"),
         ("page.csv", content(b"<html>\n" + TEXT, "text/html"), "no column image_path"),
         ("page.parquet", content(b"<html>\n" + TEXT, "text/html"), "parquet|table"),
-        ("silent.parquet", lambda r: itertools.chain([head(200, "Content-Length: 999")], r.silence()), "not |part"),
+        ("silent.parquet", lambda r: r.silence(), "not complete"),
         ("page.tar", content(b"<html>\n" + TEXT, "text/html"), "tar"),
         ("page.zip", content(b"<html>\n" + TEXT, "text/html"), "zip"),
         ("endless.zip", lambda r: itertools.chain([head()], endless(TEXT)), "does not state its size"),
         (
             "endless.tar",
             lambda r: itertools.chain([head(), b""], endless(tar_of(PNG)[: 512 + len(PNG) // 512 * 512 + 512])),
-            "more than 4,194,304",
+            "more than 1,048,576",
         ),
         ("endless.tar.gz", lambda r: itertools.chain([head()], endless(bomb(1 << 20))), "more than|tar"),
         ("silent.tar", lambda r: itertools.chain([head(), tar_of(PNG)[:700]], r.silence()), "not complete"),
@@ -412,7 +430,11 @@ LINE = b"a.png,real\n"
         ("loop.zip", status(302, "Location: ?"), "redirects without an end"),
     ],
 )
-def test_each_fault_of_a_source_ends_the_run(server: WebServer, name: str, answer: Answer, reason: str) -> None:
+def test_each_fault_of_a_source_ends_the_run(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch, name: str, answer: Answer, reason: str
+) -> None:
+    if reason in LATE:
+        monkeypatch.setattr(web, "READ_SECONDS", SECONDS)
     server.answers[f"/{name}"] = answer
     with pytest.raises(SourceError, match=reason) as caught:
         for _ in images_in([f"{server.url}/{name}"]):
@@ -498,7 +520,11 @@ def test_a_long_listing_is_read(server: WebServer) -> None:
         (lambda r: r.silence(), "not complete"),
     ],
 )
-def test_a_folder_without_a_listing_ends_the_run(server: WebServer, answer: Answer, reason: str) -> None:
+def test_a_folder_without_a_listing_ends_the_run(
+    server: WebServer, monkeypatch: pytest.MonkeyPatch, answer: Answer, reason: str
+) -> None:
+    if reason in LATE:
+        monkeypatch.setattr(web, "READ_SECONDS", SECONDS)
     server.answers["/d/"] = answer
     with pytest.raises(SourceError, match=reason) as caught:
         list(images_in([f"{server.url}/d"]))
@@ -518,30 +544,33 @@ def test_folders_without_end_end_the_run(server: WebServer, monkeypatch: pytest.
 # Time and memory
 
 
-def test_a_server_that_lets_files_time_out_loses_patience(server: WebServer) -> None:
-    web.READ_SECONDS = 2.0  # undone with the limits of all tests
-    server.answers["/slow"] = lambda r: itertools.chain([head()], r.slowly(endless(b"x")))
-    server.answers["/good"] = content(PNG)
+def test_a_server_that_lets_files_time_out_gets_less_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "READ_SECONDS", 300.0)
+    limits = []
 
-    def timed(target: str) -> str:
-        try:
-            return f"{len(read_url(server.url + target, LIMIT)):,} bytes"
-        except ImageError as e:
-            return str(e).rpartition("after ")[2]
+    def run(system: object, seconds: float, *arguments: object) -> bytes:
+        limits.append(seconds)
+        if "slow" in str(arguments):
+            raise TimeoutError
+        return b""
 
-    waited = [timed("/slow") for _ in range(6)]
-    assert waited == ["2 seconds", "1 seconds", "0.5 seconds", "0.25 seconds", "0.2 seconds", "0.2 seconds"]
-    assert web._seconds == {"127.0.0.1": 0.2}
-    for _ in range(4):
-        assert timed("/good") == f"{len(PNG):,} bytes"
+    monkeypatch.setattr(web, "_run", run)
+    for path in ["slow"] * 7 + ["good"] * 6:
+        with suppress(TimeoutError):
+            web.fetch(None, f"http://user@HOST:80/{path}", 1)
+    web.fetch(None, "http://other/good", 1)
+    halved = [300, 150, 75, 37.5, 18.75, 9.375, 9.375]
+    assert limits == [*halved, 9.375, 18.75, 37.5, 75, 150, 300, 300]
     assert web._seconds == {}
 
 
-def test_trickling_urls_do_not_hold_the_run(server: WebServer, tmp_path: Path) -> None:
+def test_trickling_urls_do_not_hold_the_run(server: WebServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "READ_SECONDS", 4.0)  # 64 times this is more than LONG
+    monkeypatch.setattr(web, "LEAST_SECONDS", 0.1)
     server.answers |= {f"/{i}.png": lambda r: itertools.chain([head()], r.slowly(endless(b"x"))) for i in range(64)}
     urls = [f"{server.url}/{i}.png" for i in range(64)]
     report = index([list_at(tmp_path, urls)], store_at(tmp_path / "store"), PlainEncoder())
-    assert len(report.skipped) == 64  # in 64 x SECONDS one after another, which is more than LONG
+    assert len(report.skipped) == 64
 
 
 LIMITED = """
@@ -566,6 +595,7 @@ for target in sys.argv[3:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
 def test_memory_is_bounded_under_any_answer(server: WebServer) -> None:
     bombs = bomb(1 << 30)
