@@ -71,6 +71,8 @@ class CloudFolder:
                 f"{self.path} has more than {MOST_FOLDERS:,} folders, or folders in each other more than {MOST_DEPTH} "
                 f"deep; download it, or name a folder of it"
             )
+        for name in found.files:
+            self._files[posixpath.join(inside, name)] = remote(f"{self.path}/{posixpath.join(inside, name)}")
         return found
 
     def locate(self, inside: str) -> tuple[str, ByteSource]:

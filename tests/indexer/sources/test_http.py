@@ -500,6 +500,14 @@ def test_a_folder_at_a_url_is_indexed(server: WebServer, tmp_path: Path) -> None
     assert (report.added, [key for key, _ in report.skipped]) == (2, ["d/real/gone.png"])
 
 
+def test_a_table_in_a_folder_costs_no_request_for_each_image(server: WebServer) -> None:
+    server.answers = {"/d/": page(["metadata.csv", "0.png", "1.png"])}
+    server.answers["/d/metadata.csv"] = content(b"file_name,label\n0.png,real\n1.png,fake\n2.png,fake\n")
+    images = list(images_in([f"{server.url}/d"]))
+    assert [(image.label, bool(image.refused)) for image in images][:2] == [(0, False), (1, False)]
+    assert not {"/d/0.png", "/d/1.png"} & set(server.requests)
+
+
 def test_a_long_listing_is_read(server: WebServer) -> None:
     server.answers["/d/"] = page(f"{i}.png" for i in range(20_000))
     assert len(list(images_in([f"{server.url}/d/"]))) == 20_000
