@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image as Pillow
 
+from ..core.tiff_tiles import sides_in_memory
 from ..detector.judgeable import require_judgeable
 from ..errors import ImageError
 from ..store.space import Space
@@ -22,7 +23,6 @@ Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 # Formats that can hold a photograph. Pillow reads more, among them some that start other programs (EPS).
 FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"}
 MAX_SCANS = 100  # a progressive JPEG usually has about ten
-TILE_WIDTH, TILE_HEIGHT = 322, 323  # tags of TIFF
 PIECE = 2**20  # bytes that are searched for markers at once; other threads run in between
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a JPEG marker other than stuffed zeros, restarts and padding
 MAX_MARKERS = 10_000  # far more than any image has
@@ -162,9 +162,8 @@ def pixels_of(content: bytes, max_pixels: int) -> tuple[int, int]:
         return width * height, BYTES_PER_PIXEL
     try:
         with Pillow.open(io.BytesIO(content)) as header:
-            width, height = header.size
+            width, height = sides_in_memory(header)
             image_format = header.format or "unknown"
-            tile_width, tile_height = _tile_size(header)
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
         raise HttpProblem("too-large", f"{e}; at most {max_pixels:,} pixels are allowed") from e
     except Exception:  # noqa: BLE001 - the decoder raises the better error, or reads the image without its metadata
@@ -173,18 +172,7 @@ def pixels_of(content: bytes, max_pixels: int) -> tuple[int, int]:
         raise ImageError(f"{image_format} images are not supported; convert it to JPEG or PNG and try again")
     if width * height > max_pixels:
         raise too_many_pixels(width, height, max_pixels)
-    if tile_width * tile_height > max_pixels:
-        raise too_many_pixels(tile_width, tile_height, max_pixels)
-    pixels = max(width * height, tile_width * tile_height)
-    return pixels, BYTES_PER_PIXEL_OF.get(image_format, BYTES_PER_PIXEL)
-
-
-def _tile_size(header: Pillow.Image) -> tuple[int, int]:
-    """Width and height of the tiles of a TIFF, each of which is decoded whole; zeros for any other image."""
-    tags = getattr(header, "tag_v2", {})
-    sides = (tags.get(TILE_WIDTH, 0), tags.get(TILE_HEIGHT, 0))
-    width, height = (side if isinstance(side, int) else 0 for side in sides)
-    return width, height
+    return width * height, BYTES_PER_PIXEL_OF.get(image_format, BYTES_PER_PIXEL)
 
 
 def count_scans(content: bytes) -> int:

@@ -20,7 +20,7 @@ from PIL import Image as Pillow
 from PIL import UnidentifiedImageError
 
 from ...errors import ImageError, MissingExtra
-from .metadata import PNG, TIFF, transposition, without_damaged_tags, without_metadata
+from .metadata import PNG, TIFF, states_layout_twice, transposition, without_damaged_tags, without_metadata
 from .quiet import silence_pillow
 from .rgb import rgb_pixels, scale_transparent_colour
 from .tiff_layout import refuse_misread_layouts
@@ -148,6 +148,8 @@ def _upright_pixels(image: Pillow.Image) -> Pixels:
 
 def _decode_with_pillow(content: bytes) -> tuple[Pixels, str]:
     if content.startswith(TIFF):
+        if states_layout_twice(content):
+            raise ImageError("a TIFF that states its size or layout twice; save it again")
         content = without_damaged_tags(content)
     try:
         return _read_with_pillow(content)

@@ -21,6 +21,9 @@ JP2, JP2_METADATA = b"\0\0\0\x0cjP  ", (b"uuid", b"uinf", b"xml ")
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # the last two are BigTIFF
 TYPE_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 TAG_TYPES = {ORIENTATION: (3, 4), 282: (5,), 283: (5,), 296: (3,)}  # of orientation, resolution and its unit
+# Tags of width, height, bits, compression, samples, rows of a strip, planes, and width and height of a tile.
+LAYOUT = frozenset((256, 257, 258, 259, 277, 278, 284, 322, 323))
+MOST_ENTRIES = 65_535  # of a directory; libtiff reads no more of a BigTIFF than 4096
 # Text chunks of PNG that can hold an orientation: EXIF as ImageMagick writes it, and XMP.
 ORIENTATION_TEXTS = (b"Raw profile type exif\0", b"XML:com.adobe.xmp\0")
 MAX_TEXT = 2**20  # bytes of such a text; Pillow reads no more of a compressed one
@@ -56,9 +59,7 @@ def without_damaged_tags(content: bytes) -> bytes:
     These are tags whose values lie outside the file, after which Pillow reads no others, and a resolution or an
     orientation that is not a number. Their entries are removed; nothing else moves.
     """
-    order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
-    is_big = 43 in content[2:4]  # BigTIFF
-    count_bytes, entry_bytes, word = (8, 20, 8) if is_big else (2, 12, 4)
+    order, count_bytes, entry_bytes, word = _tiff_words(content)
 
     def number(start: int, length: int) -> int:
         return int.from_bytes(content[start : start + length], order)
@@ -80,6 +81,28 @@ def without_damaged_tags(content: bytes) -> bytes:
         return content
     listed = len(kept).to_bytes(count_bytes, order) + b"".join(kept) + content[end : end + word]
     return content[:directory] + listed.ljust(end + word - directory, b"\0") + content[end + word :]
+
+
+def states_layout_twice(content: bytes) -> bool:
+    """True if the first directory of a TIFF has two sizes or layouts: Pillow takes the last, libtiff the first."""
+    order, count_bytes, entry_bytes, word = _tiff_words(content)
+    directory = int.from_bytes(content[word : 2 * word], order)
+    first = directory + count_bytes
+    entries = int.from_bytes(content[directory:first], order)
+    end = min(first + min(entries, MOST_ENTRIES) * entry_bytes, len(content))
+    layout = [
+        tag
+        for tag in (int.from_bytes(content[start : start + 2], order) for start in range(first, end, entry_bytes))
+        if tag in LAYOUT
+    ]
+    return len(layout) > len(set(layout))
+
+
+def _tiff_words(content: bytes) -> tuple[Literal["little", "big"], int, int, int]:
+    """Byte order, and bytes of a number of entries, of an entry and of an offset."""
+    order: Literal["little", "big"] = "little" if content[:2] == b"II" else "big"
+    is_big = 43 in content[2:4]  # BigTIFF
+    return (order, 8, 20, 8) if is_big else (order, 2, 12, 4)
 
 
 def without_metadata(content: bytes) -> bytes:

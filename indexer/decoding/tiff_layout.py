@@ -5,19 +5,24 @@ from __future__ import annotations
 from PIL import Image as Pillow
 from PIL.TiffImagePlugin import TiffImageFile
 
+from ...core.tiff_tiles import sides_in_memory
 from ...errors import ImageError
 from .rgb import BITS_PER_SAMPLE, PHOTOMETRIC, WHITE_IS_ZERO
 
 COMPRESSION, FILL_ORDER, STRIP_BYTES, PLANAR_CONFIGURATION, TILE_BYTES = 259, 266, 279, 284, 325  # tags
 UNCOMPRESSED = 1  # a value of COMPRESSION
 SEPARATE = 2  # a value of PLANAR_CONFIGURATION
+MOST_TILE_PIXELS = 1 << 24  # 4096 x 4096, of a tile of a small image
 BLACK_IS_ZERO, YCBCR = 1, 6  # values of PHOTOMETRIC
 
 
 def refuse_misread_layouts(image: Pillow.Image) -> None:
-    """Raise ImageError for an opened TIFF whose samples Pillow misreads."""
+    """Raise ImageError for an opened TIFF whose samples Pillow misreads, or whose tiles are far larger than it is."""
     if not isinstance(image, TiffImageFile):
         return
+    width, height = sides_in_memory(image)
+    if width * height > max(2 * image.size[0] * image.size[1], MOST_TILE_PIXELS):
+        raise ImageError(f"a TIFF with tiles of {width} x {height}, far more than its pixels; save it again")
     if image.tag_v2.get(COMPRESSION, UNCOMPRESSED) != UNCOMPRESSED:
         # libtiff returns samples in the machine's byte order, and Pillow reads these modes in the file's
         if image.tag_v2.prefix == b"MM" and image.mode in ("I", "F"):

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import errno
 import io
+import re
 from typing import Any, BinaryIO
 
 from ...errors import ClipfakeError, ImageError, MissingExtra, SourceError
+from . import web
 
 # Protocols that a table may name beside that of its own URL. Others read this machine or run programs on it.
 PROTOCOLS = frozenset(("http", "https", "s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oci", "oss", "hf", "memory"))
 LOCAL = ("file://", "local://")
-READ_SECONDS = 300.0  # in which a file, or a part of one, must have been read: a server may send one byte a second
-PIECE = 1 << 20  # bytes
+_IPV6 = re.compile(r"(?<=://)(?:[^/?#@:]*(?::[^/?#@:]*)?@)?\[[0-9A-Fa-f:.]*\]")
 READ_WHOLE = 1 << 28  # bytes from which on no range is requested, as some servers do not know it
 
 
@@ -34,6 +35,15 @@ def local_path(url: str) -> str:
     return "" if prefix is None or "::" in url else url[len(prefix) :]
 
 
+def _is_chain(url: str) -> bool:
+    """True for a chain of URLs, which only an IPv6 address resembles.
+
+    >>> _is_chain("zip://a.jpg::http://host/b.zip"), _is_chain("http://[::1]:8000/a.jpg")
+    (True, False)
+    """
+    return "::" in _IPV6.sub("", url, count=1)
+
+
 def refusal_of(url: str, table: str = "") -> str:
     """Why a URL in a table is not read, "" if it is.
 
@@ -42,7 +52,7 @@ def refusal_of(url: str, table: str = "") -> str:
     >>> refusal_of("dask://host/a.jpg")
     'cannot be read: a table may not name URLs of the protocol dask'
     """
-    if "::" in url:
+    if _is_chain(url):
         return "cannot be read: a chain of URLs, of which only the last part may be named"
     protocol = url.partition("://")[0]
     if protocol in PROTOCOLS or (is_url(table) and protocol == table.partition("://")[0]):
@@ -52,7 +62,7 @@ def refusal_of(url: str, table: str = "") -> str:
 
 def file_system(url: str) -> tuple[Any, str]:
     """Return fsspec's file system for a URL, and the path in it; raises MissingExtra or SourceError."""
-    if "::" in url:
+    if _is_chain(url):
         raise SourceError(f"{url} is a chain of URLs, which is not read; name its last part, or mount it as a folder")
     if url.lower().startswith(LOCAL):
         raise SourceError(f"{url} is on this machine; name its path")
@@ -61,6 +71,8 @@ def file_system(url: str) -> tuple[Any, str]:
     except ImportError as e:
         raise MissingExtra(f"reading {url}", "cloud") from e
     try:
+        if web.is_http(url):
+            return fsspec.filesystem(url.partition("://")[0], get_client=web.new_session), url
         system, path = fsspec.core.url_to_fs(url)
     except ImportError as e:
         raise MissingExtra(f"reading {url}", "cloud") from e
@@ -70,24 +82,24 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def read_url(url: str, limit: int, start: int = 0) -> bytes:
-    """Read at most `limit` bytes at a URL, within `READ_SECONDS` where its file system can be stopped.
+    """Read at most `limit` bytes at a URL, within `web.READ_SECONDS` where its file system can be stopped.
 
     Raises ImageError.
     """
     try:
         system, path = file_system(url)
+        if web.is_http(url):
+            return web.fetch(system, path, limit, start, ranged=start > 0 or limit < READ_WHOLE)
         if not getattr(system, "async_impl", False):
             return bytes(system.cat_file(path, start=start, end=start + limit))[:limit]
         from fsspec.asyn import sync
 
-        is_http = url.startswith(("http://", "https://"))
-        read = _fetch if is_http else _cat
-        return bytes(sync(system.loop, read, system, path, start, limit, timeout=READ_SECONDS))
+        return bytes(sync(system.loop, _cat, system, path, start, limit, timeout=web.READ_SECONDS))
     except ClipfakeError as e:
         raise ImageError(f"cannot be read: {e}") from e
-    except TimeoutError as e:
-        raise ImageError(f"cannot be read: not complete after {READ_SECONDS:,.0f} seconds") from e
     except Exception as e:  # of a library for one protocol, which can be anything
+        if isinstance(e, TimeoutError) and not e.strerror:
+            raise ImageError(f"cannot be read: not complete after {web.READ_SECONDS:,.0f} seconds") from e
         raise unreadable(e) from e
 
 
@@ -96,33 +108,14 @@ async def _cat(system: Any, path: str, start: int, limit: int) -> bytes:
     return content[:limit]
 
 
-async def _fetch(system: Any, url: str, start: int, limit: int) -> bytes:
-    """Read a range at an http URL in pieces: the server may send more than was requested, without an end."""
-    options = dict(system.kwargs)
-    if start or limit < READ_WHOLE:
-        options["headers"] = {**options.get("headers", {}), "Range": f"bytes={start}-{start + limit - 1}"}
-    session = await system.set_session()
-    content = bytearray()
-    async with session.get(system.encode_url(url), **options) as answer:
-        if answer.status == 404:
-            raise FileNotFoundError(errno.ENOENT, "no such file at the server", url)
-        answer.raise_for_status()
-        if start and answer.status != 206:
-            raise OSError(errno.EINVAL, "the server does not answer requests for a part of a file", url)
-        async for piece in answer.content.iter_chunked(PIECE):
-            content += piece[: limit - len(content)]
-            if len(content) >= limit:
-                break
-    return bytes(content)
-
-
 def open_url(url: str) -> BinaryIO:
     """Open a file at a URL for reading; raises SourceError. Reading raises only OSError and ValueError."""
     system, path = file_system(url)
     try:
-        return io.BufferedReader(_UrlStream(system.open(path, "rb")), PIECE)
+        stream = web.HttpStream(system, path) if web.is_http(url) else _UrlStream(system.open(path, "rb"))
+        return io.BufferedReader(stream, web.PIECE)
     except Exception as e:  # of a library for one protocol, which can be anything
-        raise SourceError(f"{url} cannot be opened: {_reason(e)}") from e
+        raise SourceError(f"{url} cannot be opened: {reason_of(e)}") from e
 
 
 class _UrlStream(io.RawIOBase):
@@ -157,13 +150,14 @@ class _UrlStream(io.RawIOBase):
         except (OSError, ValueError):
             raise
         except Exception as e:  # of a library for one protocol, which can be anything
-            raise OSError(errno.EIO, _reason(e)) from e
+            raise OSError(errno.EIO, reason_of(e)) from e
 
 
 def unreadable(e: Exception) -> ImageError:
     """Error of an image that cannot be read."""
-    return ImageError(f"cannot be read: {_reason(e)}")
+    return ImageError(f"cannot be read: {reason_of(e)}")
 
 
-def _reason(e: Exception) -> str:
+def reason_of(e: Exception) -> str:
+    """Text of an error for the user."""
     return str(getattr(e, "strerror", None) or e or type(e).__name__)[:500]

@@ -5,6 +5,7 @@ import json
 import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clipfake.errors import ClipfakeError, EncoderError, ImageError, SourceError
-from clipfake.indexer.decoding.image import decode, thumbnail
+from clipfake.indexer.decoding.image import decode, pixels_of, thumbnail
 from clipfake.indexer.encoders.checkpoint import open_checkpoint
 from clipfake.indexer.encoders.clip_vision import VisionConfig
 from clipfake.indexer.encoders.load import load_encoder
@@ -304,6 +305,37 @@ def test_jpeg_with_too_many_scans_is_refused() -> None:
     assert decode(small[:-2] + small[last:-2] * 3 + b"\xff\xd9").width == 1600
     with pytest.raises(ImageError, match=r"a JPEG of 1,\d\d\d scans"):
         decode(small[:-2] + small[last : last + 10] * 1000 + b"\xff\xd9")
+
+
+def tiff(*layout: tuple[int, int], big_endian: bool = False) -> bytes:
+    """A TIFF of 8 x 8 grey pixels with more tags of its layout."""
+    content, order = zlib.compress(bytes(1000)), ">" if big_endian else "<"
+    start = 8 + 2 + 12 * (8 + len(layout)) + 4
+    where = (324, 325) if layout[-1][0] in (322, 323) else (273, 279)
+    tags = [(256, 8), (257, 8), (258, 8), (259, 8), (262, 1), (277, 1), *layout]
+    tags += [(where[0], start), (where[1], len(content))]
+    entries = b"".join(struct.pack(f"{order}HHII", tag, 4, 1, value) for tag, value in sorted(tags, key=lambda t: t[0]))
+    head = (b"MM\0*" if big_endian else b"II*\0") + struct.pack(f"{order}IH", 8, len(tags))
+    return head + entries + bytes(4) + content
+
+
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_tiff_with_huge_tiles_is_refused(big_endian: bool) -> None:
+    assert decode(tiff((322, 16), (323, 16), big_endian=big_endian)).width == 8
+    for layout, reason in (
+        ([(322, 16_000), (323, 16_000)], "tiles of 16000 x 16000"),
+        ([(322, 2**31), (323, 2**31)], "tiles of"),
+        ([(322, 16_000), (322, 16), (323, 16_000), (323, 16)], "twice"),  # libtiff takes the first, Pillow the last
+        ([(322, 16), (322, 16_000), (323, 16), (323, 16_000)], "twice"),
+        ([(256, 16_000), (278, 16_000)], "twice"),
+        ([(277, 60), (278, 8)], "twice"),
+    ):
+        content = tiff(*layout, big_endian=big_endian)
+        with pytest.raises(ImageError, match=reason):
+            decode(content)
+    huge = tiff((322, 16_000), (323, 16_000), big_endian=big_endian)
+    with Pillow.open(io.BytesIO(huge)) as opened, pytest.raises(ImageError, match="tiles of 16000 x 16000"):
+        pixels_of(opened)
 
 
 def test_eps_is_not_an_image() -> None:
