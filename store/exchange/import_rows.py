@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ...core.atomic_files import final_name, read_json
 from ...core.npy_file import open_npy
+from ...core.reading import require_regular
 from ...core.row_file import RowFile
 from ...errors import BadBlock, SourceError, SpaceMismatch
 from ..key_index import KeyIndex
@@ -273,6 +274,7 @@ def _open_vectors(path: Path) -> RowFile | npt.NDArray[Any]:
 def _open_table(path: Path) -> Any:
     pyarrow = arrow(f"reading {path.name}")
     try:
+        require_regular(path)
         parquet = parquet_file(path, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as e:
         raise SourceError(f"{path} is not a readable parquet file ({e}); export the rows again") from e
