@@ -31,8 +31,9 @@ def local_path(url: str) -> str:
     >>> local_path("file:///data/a.jpg"), local_path("https://host/a.jpg")
     ('/data/a.jpg', '')
     """
-    prefix = next((prefix for prefix in LOCAL if url.lower().startswith(prefix)), None)
-    return "" if prefix is None or "::" in url else url[len(prefix) :]
+    if "://" not in url or "::" in url or not url.lower().startswith(LOCAL):
+        return ""
+    return url.partition("://")[2]
 
 
 def _is_chain(url: str) -> bool:
