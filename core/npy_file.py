@@ -1,4 +1,4 @@
-"""Arrays in .npy files, read without mapping them; see row_file.py. Never unpickles."""
+"""Arrays in .npy files: written with every error noticed, read without mapping them. Never unpickles."""
 
 from __future__ import annotations
 
@@ -49,6 +49,13 @@ def open_npy(path: Path, error: Callable[[str], ClipfakeError]) -> RowFile | npt
 def read_npy(path: Path, error: Callable[[str], ClipfakeError]) -> npt.NDArray[Any]:
     """Read a whole array; raises what `open_npy` raises, and `error`."""
     return np.asarray(open_npy(path, error))
+
+
+def write_npy(path: Path, array: npt.NDArray[Any]) -> None:
+    """Write an array. numpy's own `save` writes by C, which does not notice that the disk is full; raises OSError."""
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(array))
+        file.write(array.tobytes("F" if array.flags.f_contiguous and not array.flags.c_contiguous else "C"))
 
 
 def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:

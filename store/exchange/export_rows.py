@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...core.atomic_files import disk_errors, flush, make_folder, require_local, temporary_name, unflushed
+from ...core.npy_file import write_npy
 from ...errors import StoreError
 from ..records import Block
 from ..search.matches import Positions
@@ -90,7 +91,7 @@ def export_rows(
             _write(snapshot, part, _files(temporary, layout, f"{number:0{digits}d}"))
         texts = _text_vectors(snapshot, positions) if layout != "parquet" else {}
         if texts:
-            np.save(temporary / "texts.npy", np.stack(list(texts.values())))
+            write_npy(temporary / "texts.npy", np.stack(list(texts.values())))
         content = {
             "format": FORMAT,
             "version": VERSION,

@@ -16,6 +16,7 @@ import numpy as np
 
 from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, read_json, temporary_name
 from ...core.locking import WriterLock, writer_lock
+from ...core.npy_file import write_npy
 from ...errors import Locked, StoreError
 from ..records import Ids, Mask, Vectors
 from ..rooms import INDEX_FILES, remove_folder
@@ -339,8 +340,8 @@ def _save(folder: Path, index: LabelIndex) -> LabelIndexInfo:
     label_info, cells, ids = index
     stem = str(label_info.label)
     bytes_of_rows = cells.save(folder / f"{stem}.faiss")
-    np.save(folder / f"{stem}.ids.npy", ids.astype("<i8"))
-    np.save(folder / f"{stem}.cells.npy", cells.cell_of.astype("<u2" if label_info.cells <= 65_536 else "<u4"))
+    write_npy(folder / f"{stem}.ids.npy", ids.astype("<i8"))
+    write_npy(folder / f"{stem}.cells.npy", cells.cell_of.astype("<u2" if label_info.cells <= 65_536 else "<u4"))
     files = {}
     for name, tail in ((f"{stem}.faiss", bytes_of_rows), (f"{stem}.ids.npy", 0), (f"{stem}.cells.npy", 0)):
         flush(folder / name)

@@ -209,8 +209,12 @@ class IvfIndex:
         return np.where((ordinals < 0) | (ordinals >= len(self)), -1, ordinals), scores
 
     def save(self, path: Path) -> int:
-        """Write a FAISS file; returns the size of the rows at its end. What precedes them are tables."""
-        faiss.write_index(self._ivf, str(path))
+        """Write a FAISS file; returns the size of the rows at its end. What precedes them are tables.
+
+        Raises OSError or RuntimeError. FAISS does not notice by itself that the disk is full when it closes a file.
+        """
+        with path.open("wb") as file:
+            faiss.write_index(self._ivf, faiss.PyCallbackIOWriter(file.write))
         return len(self) * (int(self._ivf.code_size) + 8)
 
     @classmethod

@@ -117,8 +117,9 @@ def named(work: Path) -> None:
 
 def relabelled(work: Path) -> None:
     with Store(work / "store").writer() as writer:
-        labels = [row._replace(category="other") for row in writer.snapshot.row_labels(np.arange(3))]
-        writer.relabel(writer.snapshot.ids[:3], labels)
+        rows = writer.find([f"first/{number:04d}.png" for number in range(3)])
+        labels = [row._replace(category="other") for row in writer.snapshot.row_labels(rows)]
+        writer.relabel(writer.snapshot.ids[rows], labels)
 
 
 def indexed(work: Path) -> None:
