@@ -21,7 +21,7 @@ from .problems import HttpProblem
 
 Pixels = npt.NDArray[np.uint8]  # (height, width, 3)
 # Formats that can hold a photograph. Pillow reads more, among them some that start other programs (EPS).
-FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "JPEG2000", "PPM"}
+FORMATS = {"JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "AVIF", "HEIF", "JPEG2000", "PPM"}
 MAX_SCANS = 100  # a progressive JPEG usually has about ten
 PIECE = 2**20  # bytes that are searched for markers at once; other threads run in between
 MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # a JPEG marker other than stuffed zeros, restarts and padding
@@ -156,7 +156,7 @@ def pixels_of(content: bytes, max_pixels: int) -> tuple[int, int]:
             f"a JPEG of {scans} or more scans (at most {MAX_SCANS} are allowed); save the image again and retry"
         )
     if content.startswith(PNG):  # Pillow would read, and refuse, large texts before the pixels
-        width, height = (int.from_bytes(content[start : start + 4], "big") for start in (16, 20))
+        width, height = png_sides(content)
         if width * height > max_pixels:
             raise too_many_pixels(width, height, max_pixels)
         return width * height, BYTES_PER_PIXEL
@@ -164,15 +164,37 @@ def pixels_of(content: bytes, max_pixels: int) -> tuple[int, int]:
         with Pillow.open(io.BytesIO(content)) as header:
             width, height = sides_in_memory(header)
             image_format = header.format or "unknown"
+            in_python = any(tile[0] in Pillow.DECODERS for tile in header.tile)  # a thousand times slower
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as e:
         raise HttpProblem("too-large", f"{e}; at most {max_pixels:,} pixels are allowed") from e
     except Exception:  # noqa: BLE001 - the decoder raises the better error, or reads the image without its metadata
         return max_pixels, max(BYTES_PER_PIXEL_OF.values())
     if image_format not in FORMATS:
         raise ImageError(f"{image_format} images are not supported; convert it to JPEG or PNG and try again")
+    if in_python:
+        raise ImageError(f"{image_format} images of this kind take too long to decode; convert it to JPEG or PNG")
     if width * height > max_pixels:
         raise too_many_pixels(width, height, max_pixels)
     return width * height, BYTES_PER_PIXEL_OF.get(image_format, BYTES_PER_PIXEL)
+
+
+def png_sides(content: bytes) -> tuple[int, int]:
+    """Return width and height of a PNG; raises ImageError unless it begins with its only header.
+
+    Pillow takes the last header before the pixels, wherever it is.
+    """
+    offset, headers = len(PNG), []
+    for _ in range(MAX_MARKERS):
+        length, kind = int.from_bytes(content[offset : offset + 4]), content[offset + 4 : offset + 8]
+        if kind in (b"IDAT", b"IEND", b""):
+            break
+        headers += [offset] if kind == b"IHDR" else []
+        offset += 12 + length
+    else:
+        raise ImageError(f"a PNG of {MAX_MARKERS:,} or more chunks before its pixels; save the image again and retry")
+    if headers != [len(PNG)]:
+        raise ImageError("a PNG that does not begin with its only header; save the image again and retry")
+    return int.from_bytes(content[16:20]), int.from_bytes(content[20:24])
 
 
 def count_scans(content: bytes) -> int:

@@ -357,6 +357,7 @@ async def while_connected(request: Request, work: asyncio.Future[R]) -> R:
             raise ClientDisconnect
         return work.result()
     finally:
+        work.add_done_callback(lambda done: done.cancelled() or done.exception())  # else asyncio logs a traceback
         work.cancel()
         watch.cancel()
 

@@ -11,9 +11,11 @@ from typing import Any
 from ..core.locking import WriterLock
 from ..core.sealed_json import SealedJson
 from ..errors import Damaged, NoStore, NotAStore, StoreError, Unflushed
-from .rooms import SHARDS, SNAPSHOTS, TOMBSTONES
+from .rooms import SHARDS, SNAPSHOTS, TOMBSTONES, own_files
 from .space import Space
 
+MAX_NUMBER = 10**17  # of a snapshot that can be followed by others
+MAX_SHARD = 10**9 - 1_000_000  # number of the next shard; a writer makes up to a million
 REPAIR = "run `clipfake store repair` to return to an earlier snapshot"
 FILE = SealedJson(
     "clipfake-store", 1, "manifest", Damaged, REPAIR, foreign=NotAStore
@@ -143,9 +145,13 @@ def write_manifest(folder: Path, manifest: Manifest, lock: WriterLock | None = N
 
 def unused_shard(folder: Path, number: int) -> int:
     """A number for a new shard, at least `number`: above those of all files, also of what a killed writer left."""
-    return max(
-        [number, *(int(path.stem) + 1 for path in (folder / "shards").glob("*.h5") if SHARDS.fullmatch(path.name))]
-    )
+    names = [name for name in own_files(folder, "shards", own=SHARDS) if SHARDS.fullmatch(name)]
+    unused = max([number, *(int(Path(name).stem) + 1 for name in names)])
+    if unused > MAX_SHARD:
+        raise StoreError(
+            f"the shards of {folder} have used up their numbers; export the rows and import them into a new store"
+        )
+    return unused
 
 
 def read_manifest(folder: Path, number: int | None = None) -> Manifest:
@@ -191,7 +197,9 @@ def _validate(manifest: Manifest, number: int) -> None:
         raise ValueError(f"the number of snapshot {number} is {manifest.number!r}")
     shards = [part.number for part in manifest.parts]
     ascending = [0, *shards, manifest.next_shard]
-    if not isinstance(manifest.next_shard, int) or sorted(set(ascending)) != ascending:
+    if manifest.number > MAX_NUMBER or not isinstance(manifest.next_shard, int) or manifest.next_shard > MAX_SHARD:
+        raise ValueError(f"the numbers {manifest.number} and {manifest.next_shard!r} are too large to go on from")
+    if sorted(set(ascending)) != ascending:
         raise ValueError(f"the shards {shards[:5]} and the next one, {manifest.next_shard!r}, are not ascending")
     for part in manifest.parts:
         if part.rows * manifest.space.dim * 2 > part.size:

@@ -216,6 +216,15 @@ def _require_unique_keys(block: Block, hashes: Hashes) -> None:
         )
 
 
+def _require_hard_links(file: h5py.File, name: str) -> None:
+    """Raise ValueError if a name leads through a link to another file, or to another place of this one."""
+    parts = name.split("/")
+    for i in range(1, len(parts) + 1):
+        path = "/".join(parts[:i])
+        if not isinstance(file.get(path, getlink=True), h5py.HardLink | None):
+            raise ValueError(f"{path} is a link to another place")
+
+
 def _datasets(block: Block, hashes: Hashes) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     yield "vectors", block.vectors
     yield "vector_digests", digest_groups(block.vectors)
@@ -395,7 +404,7 @@ class Shard:
                 begin = first * THUMBNAILS_PER_DIGEST
                 cuts = [int(ends[begin - 1]) if begin else 0]
                 cuts += ends[begin : (last + 1) * THUMBNAILS_PER_DIGEST].tolist()
-                content = file["thumbnails/bytes"][cuts[0] : cuts[-1]].tobytes()
+                content = self._dataset(file, "thumbnails/bytes")[cuts[0] : cuts[-1]].tobytes()
                 pieces = _split(content, [end - cuts[0] for end in cuts[1:]])
                 if len(digests) and not np.array_equal(_thumbnail_digests_of(pieces), digests[first : last + 1]):
                     raise self._altered("thumbnails/bytes")
@@ -501,6 +510,7 @@ class Shard:
 
         HDF5 also has datasets that are stored in another file, compressed a thousand to one, or never written.
         """
+        _require_hard_links(file, name)  # before HDF5 opens another file, which may be a pipe
         dataset = file[name]
         if not isinstance(dataset, h5py.Dataset) or dataset.dtype.kind not in "biuf":
             raise ValueError(f"{name} is not a numeric dataset")

@@ -14,6 +14,7 @@ from ..core.reading import read_bounded
 from ..core.sealed_json import checksum
 from ..errors import Damaged
 from .manifest import ShardRef
+from .rooms import TOMBSTONES, own_files
 
 
 def read_tombstones(folder: Path, part: ShardRef) -> npt.NDArray[np.uint32]:
@@ -52,5 +53,6 @@ def write_tombstones(folder: Path, part: ShardRef, rows: npt.NDArray[Any], numbe
 
 def _unused(folder: Path, part: ShardRef) -> int:
     """A number above those in the names of all tombstones of a shard, so that the newest has the highest."""
-    names = (path.stem.partition("-")[2] for path in (folder / "deleted").glob(f"{part.number:06d}-*.u4"))
-    return max((int(number) + 1 for number in names if number.isdecimal()), default=0)
+    names = own_files(folder, "deleted", own=TOMBSTONES)
+    numbers = (name[:-3].split("-") for name in names if TOMBSTONES.fullmatch(name))
+    return max((int(number) + 1 for shard, number in numbers if int(shard) == part.number), default=0)

@@ -214,7 +214,7 @@ class IvfIndex:
         Raises OSError or RuntimeError. FAISS does not notice by itself that the disk is full when it closes a file.
         """
         with path.open("wb") as file:
-            faiss.write_index(self._ivf, faiss.PyCallbackIOWriter(file.write))
+            faiss.write_index(self._ivf, faiss.PyCallbackIOWriter(file.write))  # type: ignore[attr-defined]
         return len(self) * (int(self._ivf.code_size) + 8)
 
     @classmethod

@@ -21,6 +21,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 import httpx
 from clipfake.errors import ClipfakeError
+from clipfake.service.image_decoder import PNG
 from clipfake.service.limits import Limits
 from clipfake.service.metrics import ServiceMetrics
 from clipfake.service.problems import KINDS, HttpProblem
@@ -180,6 +181,37 @@ def test_decompression_bomb_is_refused_by_its_header(toy: Any, client: TestClien
         "/v1/query", files=[("a", ("bomb.png", bomb)), ("b", ("good.png", toy.draw_image("gan_a", 1)))]
     )
     assert ["error" in one for one in response.json()["answers"]] == [True, False]
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return len(data).to_bytes(4) + kind + data + zlib.crc32(kind + data).to_bytes(4)
+
+
+def header_of(side: int) -> bytes:
+    return chunk(b"IHDR", side.to_bytes(4) * 2 + bytes([8, 6, 0, 0, 0]))
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [chunk(b"prVt", bytes(8)) + header_of(9800), header_of(32) + header_of(9800), header_of(9800) + header_of(32)],
+    ids=["late header", "two headers", "two headers, the small one last"],
+)
+def test_png_is_measured_by_its_only_header(client: TestClient, chunks: bytes) -> None:
+    pixels = zlib.compress(bytes((1 + 4 * 9800) * 64))
+    answer = client.post("/v1/query", content=PNG + chunks + chunk(b"IDAT", pixels) + chunk(b"IEND", b""))
+    assert answer.status_code in (413, 422)
+    assert "header" in answer.text or "9800" in answer.text
+
+
+def test_formats_decoded_in_python_are_refused(client: TestClient) -> None:
+    plain = b"P3 40 40 255 " + b"9 " * 4800
+    rle = io.BytesIO()
+    Image.new("P", (40, 40)).save(rle, "BMP")
+    packed = bytearray(rle.getvalue())
+    packed[30] = 1  # compression: RLE8
+    for content in (plain, bytes(packed)):
+        answer = client.post("/v1/query", content=content)
+        assert (answer.status_code, "take too long to decode" in answer.text) == (422, True)
 
 
 def test_request_without_image_is_a_problem(client: TestClient) -> None:

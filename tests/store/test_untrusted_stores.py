@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
@@ -23,6 +24,7 @@ from clipfake.errors import ClipfakeError, Damaged, HeadError, SourceError, Stor
 from clipfake.show.verdict_panel import csv_line
 from clipfake.store.exchange.import_rows import ImportDefaults, import_rows
 from clipfake.store.maintenance.build_index import build_index
+from clipfake.store.maintenance.repair import repair
 from clipfake.store.manifest import path_of, read_manifest
 from clipfake.store.named_vectors import named_vectors_writer, open_named_vectors
 from clipfake.store.records import Block, Rows
@@ -296,6 +298,42 @@ def test_invalid_shard_is_damaged(case: str, store: Path) -> None:
     alter_shard(store, SHARDS[case])
     with pytest.raises(StoreError):
         read_everything(store)
+
+
+@pytest.mark.parametrize("link", ["external", "soft"])
+def test_link_in_a_shard_is_refused_before_it_is_followed(store: Path, tmp_path: Path, link: str) -> None:
+    os.mkfifo(tmp_path / "pipe")  # HDF5 would wait for a writer
+    target = h5py.ExternalLink(str(tmp_path / "pipe"), "/x") if link == "external" else h5py.SoftLink("/key_hashes")
+    alter_shard(store, linked("vectors", target))
+    with pytest.raises(Damaged, match="link to another place"):
+        read_everything(store)
+
+
+@pytest.mark.parametrize("change", [{"number": 10**18 - 1}, {"next_shard": 10**9}, {"next_shard": 10**9 - 1}])
+def test_numbers_without_a_successor_are_damaged(store: Path, change: dict[str, int]) -> None:
+    old = max((store / "snapshots").glob("*.json"))
+    alter_manifest(store, lambda fields: fields.update(change))
+    old.rename(path_of(store, change.get("number", int(old.stem))))
+    with pytest.raises(Damaged, match="too large to go on from"):
+        Store.open(store)
+
+
+@pytest.mark.parametrize("name", ["000001-000009.u4", "000001-zz.u4", "000001-000002 (copy).u4"])
+@pytest.mark.parametrize("kind", ["pipe", "folder", "file"])
+def test_repair_is_not_held_up_by_what_lies_beside(store: Path, name: str, kind: str) -> None:
+    path = store / "deleted" / name
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path.write_bytes(bytes(4))
+    for manifest in (store / "snapshots").glob("*.json"):
+        manifest.write_text("{")
+    (store / "shards" / "999999999.h5").mkdir()
+    assert repair(store).rows in (ROWS - 1, ROWS)  # a file of clipfake's own name is a list of deleted rows
+    with Store.open(store).writer() as writer:
+        writer.delete(np.arange(len(writer.snapshot)) == 0)
 
 
 @pytest.mark.parametrize("size", [0, 8, 2**64 - 1, 2**64 - 16])
