@@ -10,6 +10,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
+from ...errors import ClipfakeError
+from ..problems import HttpProblem
 from .fair_queue import FairQueue, Share
 from .memory import release_memory
 
@@ -134,6 +136,10 @@ class Lane:
     def _call(self, function: Callable[..., R], *arguments: Any) -> R:
         try:
             return function(*arguments)
+        except (ClipfakeError, HttpProblem) as e:
+            # It is kept until the whole request is answered, and the frames of its traceback would keep the pixels.
+            e.__cause__ = e.__context__ = None
+            raise e.with_traceback(None)  # noqa: B904
         finally:
             if self._after:
                 self._after()

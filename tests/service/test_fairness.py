@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -20,6 +21,7 @@ import pytest
 
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 import httpx
+from clipfake.errors import NothingToJudge
 from clipfake.service.app import app
 from clipfake.service.image_decoder import BYTES_PER_PIXEL, BYTES_PER_PIXEL_OF, pixels_of
 from clipfake.service.limits import Limits
@@ -362,3 +364,18 @@ def test_event_loop_does_not_parse_or_write(toy: Any) -> None:
     with answered(toy, Decoder(toy), scenario, Limits()) as (longest, statuses):
         assert statuses == [413] * 20 + [422, 422, 200]
         assert longest < 0.5
+
+
+def test_refused_image_keeps_no_pixels() -> None:
+    """Its error is kept until the whole form is answered."""
+    kept = []
+
+    def refuse() -> None:
+        pixels = np.zeros(10)
+        kept.append(weakref.ref(pixels))
+        raise NothingToJudge("one colour only")
+
+    lane = Lane("decode", 1)
+    error = lane.submit(refuse).exception()
+    lane.close()
+    assert isinstance(error, NothingToJudge) and kept[0]() is None
