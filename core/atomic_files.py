@@ -42,7 +42,7 @@ _OF_THE_FILE = frozenset(
 )
 
 
-_TEMPORARY = re.compile(rf"(.+)\.[0-9a-f]{{12}}{re.escape(TEMPORARY)}", re.DOTALL)
+_TEMPORARY = re.compile(rf"(.+)\.[0-9a-f]+{re.escape(TEMPORARY)}", re.DOTALL)
 
 
 def temporary_name(name: str) -> str:
