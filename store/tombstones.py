@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..core.reading import read_bounded
 from ..core.sealed_json import checksum
 from ..errors import Damaged
 from .manifest import ShardRef
-from .rooms import TOMBSTONES, own_files
+from .rooms import own_files
 
 
 def read_tombstones(folder: Path, part: ShardRef) -> npt.NDArray[np.uint32]:
@@ -45,14 +46,20 @@ def write_tombstones(folder: Path, part: ShardRef, rows: npt.NDArray[Any], numbe
     number in its name than that of the snapshot.
     """
     deleted = np.union1d(read_tombstones(folder, part), rows).astype("<u4")
-    name = f"{part.number:06d}-{max(number, _unused(folder, part)):06d}.u4"
+    names = tombstones_of(folder, part)
+    # above all others, so that the newest has the highest
+    name = f"{part.number:06d}-{max(number, _number_of(names[-1]) + 1 if names else 0):06d}.u4"
     with written_aside(folder / "deleted" / name, exclusive=True, pending=True) as temporary:
         temporary.write_bytes(deleted.tobytes())
     return replace(part, deleted=name, deleted_rows=len(deleted), deleted_digest=checksum(deleted.tobytes()))
 
 
-def _unused(folder: Path, part: ShardRef) -> int:
-    """A number above those in the names of all tombstones of a shard, so that the newest has the highest."""
-    names = own_files(folder, "deleted", own=TOMBSTONES)
-    numbers = (name[:-3].split("-") for name in names if TOMBSTONES.fullmatch(name))
-    return max((int(number) + 1 for shard, number in numbers if int(shard) == part.number), default=0)
+def tombstones_of(folder: Path, part: ShardRef) -> list[str]:
+    """Names of all tombstone files of a shard, whether or not a snapshot names them; the newest is the last."""
+    own = re.compile(rf"{part.number:06d}-[0-9]{{6,18}}\.u4")  # within rooms.TOMBSTONES
+    return sorted(filter(own.fullmatch, own_files(folder, "deleted", own=own)), key=_number_of)
+
+
+def _number_of(name: str) -> int:
+    """The number in the name of a tombstone file, at least that of the snapshot that it was written for."""
+    return int(name.removesuffix(".u4").split("-")[1])

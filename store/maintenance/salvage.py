@@ -18,10 +18,10 @@ from ...core.reading import read_bounded
 from ...core.sealed_json import checksum
 from ...errors import ClipfakeError, Damaged, Unreadable
 from ..manifest import Manifest, ShardRef, numbers, read_manifest
-from ..rooms import SHARDS, TOMBSTONES, own_files
+from ..rooms import SHARDS, own_files
 from ..shard import Shard
 from ..snapshot import Snapshot
-from ..tombstones import read_tombstones, write_tombstones
+from ..tombstones import read_tombstones, tombstones_of, write_tombstones
 from .verify import check_shard
 
 
@@ -160,10 +160,7 @@ def with_tombstones(part: ShardRef, path: Path | None) -> ShardRef:
 
 def latest_tombstones(folder: Path, part: ShardRef) -> Path | None:
     """The newest plausible list of a shard's deleted rows, whether or not a manifest records its checksum."""
-    names = own_files(folder, "deleted", own=TOMBSTONES)
-    for name in sorted((name for name in names if TOMBSTONES.fullmatch(name)), key=_number_of, reverse=True):
-        if int(name.split("-")[0]) != part.number:
-            continue
+    for name in reversed(tombstones_of(folder, part)):
         path = folder / "deleted" / name
         try:
             content = read_bounded(path, 4 * part.rows)
@@ -174,8 +171,3 @@ def latest_tombstones(folder: Path, part: ShardRef) -> Path | None:
         if len(content) % 4 == 0 and len(rows) and (np.diff(rows) > 0).all() and rows[-1] < part.rows:
             return path
     return None
-
-
-def _number_of(name: str) -> int:
-    """The number of the snapshot in the name of a list of deleted rows."""
-    return int(name[:-3].split("-")[1])
