@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
-import os
 import stat
 import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+
+from .reading import read_bounded
+from .sealed_json import checksum
 
 # A file can change again within the resolution of its times, so that times as recent as this prove nothing.
 RECENT_SECONDS = 2.0
@@ -46,13 +47,6 @@ class FileDigests:
             return digest
         if not stat.S_ISREG(found.st_mode) or found.st_size > MAX_BYTES:
             return repr(now)
-        digest = hashlib.blake2b(_read(path), digest_size=16).hexdigest()
+        digest = checksum(read_bounded(path, MAX_BYTES))
         self._known[path] = now, digest
         return digest
-
-
-def _read(path: Path) -> bytes:
-    """Up to MAX_BYTES of a file, without waiting for one that has become a pipe."""
-    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    with os.fdopen(handle, "rb") as file:
-        return file.read(MAX_BYTES)

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
-from ..core.atomic_files import TEMPORARY, remove_leftover
+from ..core.atomic_files import TEMPORARY
 from ..errors import Damaged, Locked, StoreError
 from ..store.records import Block, Ids, Mask, RowLabels, Vectors
 from ..store.shard import SECONDS_PER_SHARD, write_shard
@@ -99,12 +99,6 @@ def adopt_shards(writer: Writer, folder: Path) -> AppendCounts:
     for path in sorted((folder / FOLDER).glob("*.h5")):
         total += adopt_shard(writer, path)
     return total
-
-
-def remove_unfinished(folder: Path, process: int) -> None:
-    """Remove the unfinished shards of a dead process of this machine from the `incoming` folder."""
-    for unfinished in (folder / FOLDER).glob(f"*.{process}{TEMPORARY}"):
-        remove_leftover(unfinished)
 
 
 def adopt_shard(writer: Writer, path: Path) -> AppendCounts:

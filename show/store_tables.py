@@ -87,8 +87,10 @@ def health(report: dict[str, Any], store: str) -> RenderableType:
     else:
         lost = sum(problem["lost"] for problem in report["problems"])
         text = f"damaged: {lost:,} of {report['rows']:,} rows cannot be trusted ({checked})"
+        if not report["files"]:  # none is examined in a store with links
+            text = "refused: nothing was verified"
         parts = [Text(text, style="red"), *(_problem_line(problem) for problem in report["problems"])]
-        if report["files"]:  # none is examined in a store with links
+        if report["files"]:
             parts.append(Text(f"next: clipfake store repair --store {store}, then repeat the clipfake index command"))
     if report["notes"]:
         parts += [Text("\nnotes (no damage):"), *(_problem_line(note) for note in report["notes"])]

@@ -25,7 +25,6 @@ from ...store.space import Space
 from ..encoder_spec import EncoderSpec
 from ..encoders.load import device_names
 from ..index_run import IndexOptions
-from ..shard_inbox import remove_unfinished
 from .task import Task, TaskLost, TaskResult
 from .worker import START_TIMEOUT, TASKS_PER_WORKER, Worker
 from .worker_pool import WorkerPool
@@ -126,7 +125,6 @@ class ProcessPool(WorkerPool):
             worker.pipe.close()
         for worker in self._workers:
             worker.process.join()
-            remove_unfinished(self._worker_args[0][1], worker.process.pid)
 
     def _start(self, i: int) -> _WorkerProcess:
         driver_end, worker_end = self._context.Pipe()

@@ -112,7 +112,7 @@ def _linked_report(folder: Path, linked: list[Path]) -> VerifyReport:
     """Report of a store with links, through which nothing is read."""
     message = (
         "is a symbolic link, which would lead reads, writes and removals outside the store; if the store is yours, "
-        "replace it by what it leads to. Nothing else was verified"
+        "replace it by what it leads to"
     )
     problems = tuple(Damage(_relative(folder, path), message) for path in linked)
     return VerifyReport(str(folder), None, 0, 0, 0, problems, ())
