@@ -104,6 +104,8 @@ def _advice(error: OSError) -> str:
         return "A folder is where a file should be, or the other way round; choose another name"
     if error.errno in _LACKING | {errno.EEXIST}:
         return "The file system lacks an operation that clipfake needs; choose another disk"
+    if error.errno == errno.ENOENT:
+        return "Another process has removed it meanwhile; run the same command again when no other process writes there"
     return "Free disk space or give write access, then run the same command again"
 
 

@@ -214,6 +214,14 @@ def test_formats_decoded_in_python_are_refused(client: TestClient) -> None:
         assert (answer.status_code, "take too long to decode" in answer.text) == (422, True)
 
 
+def test_photo_of_a_phone_has_the_same_answer_each_time(toy: Any, client: TestClient) -> None:
+    heif = pytest.importorskip("pillow_heif", reason="the extra `heic` is not installed")
+    content = io.BytesIO()
+    heif.from_pillow(Image.open(io.BytesIO(toy.draw_image("gan_a", 7)))).save(content, quality=95)
+    answers = [client.post("/v1/query", content=content.getvalue()) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 200]
+
+
 def test_request_without_image_is_a_problem(client: TestClient) -> None:
     assert kind(client.post("/v1/query")) == "no-image"
     assert kind(client.post("/v1/query", content=b"", headers={"content-type": "image/png"})) == "no-image"
