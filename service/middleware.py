@@ -79,16 +79,18 @@ class ServiceMiddleware:
 
         async def checked_send(message: Message) -> None:
             nonlocal status
-            if message["type"] == "http.response.start":
+            starts = message["type"] == "http.response.start"
+            if starts:
                 if body.refused is not None:
                     raise body.refused
-                status = message["status"]
                 headers = Headers(raw=message["headers"])
                 extra = [(k.encode(), v.encode()) for k, v in HEADERS.items() if k not in headers]
                 message["headers"] = [*message["headers"], *extra]
             elif method == "HEAD":
                 message = {**message, "body": b""}
-            await send(message)
+            await send(message)  # waits until the client has taken earlier responses, and may be cancelled then
+            if starts:
+                status = message["status"]
 
         self._in_progress += 1
         try:
