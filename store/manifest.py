@@ -99,8 +99,9 @@ def path_of(folder: Path, number: int) -> Path:
 
 
 def numbers(folder: Path) -> list[int]:
-    """Numbers of the snapshots of a store, oldest first."""
-    return sorted(int(p.stem) for p in (folder / "snapshots").glob("*.json") if SNAPSHOTS.fullmatch(p.name))
+    """Numbers of the snapshots of a store, oldest first; raises Unreadable if they cannot be listed now."""
+    names = own_files(folder, "snapshots", own=SNAPSHOTS)
+    return sorted(int(name.removesuffix(".json")) for name in names if SNAPSHOTS.fullmatch(name))
 
 
 def _newest(folder: Path) -> int:

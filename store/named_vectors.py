@@ -26,7 +26,7 @@ from ..errors import BadBlock, Damaged, StoreError, Unreadable
 from .manifest import Manifest, ShardRef, read_manifest
 from .records import Ids, Vectors, invalid_rows, to_float16
 from .retention import complete_manifests
-from .rooms import NAMED_VECTORS, own_files, remove_files, store_lock
+from .rooms import NAMED_VECTORS, own_files, own_folders, remove_files, store_lock
 from .search.matches import Positions
 from .shard import SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
@@ -134,8 +134,8 @@ def _invalid_file(problem: str) -> Damaged:
 
 
 def vector_names(store: Path) -> list[str]:
-    """Names of the named vectors of a store, without the main vectors."""
-    return sorted(path.parent.name for path in (store / FOLDER).glob(f"*/{LIST}"))
+    """Names of the named vectors of a store, without the main vectors; raises Unreadable if they cannot be listed."""
+    return [name for name in own_folders(store, FOLDER) if LIST in own_files(store, FOLDER, name, own=NAMED_VECTORS)]
 
 
 def open_named_vectors(store: Path, name: str) -> NamedVectors:

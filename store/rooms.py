@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from ..core.atomic_files import final_name
+from ..core.atomic_files import final_name, require_readable
 from ..core.locking import NAME as LOCK
 from ..core.locking import WriterLock, writer_lock
 from ..errors import Linked, NotAStore, StoreError
@@ -88,7 +88,7 @@ def store_lock(folder: Path) -> Iterator[WriterLock]:
     _require_own_lock(folder / LOCK)
     with writer_lock(folder) as lock:
         _withdraw(folder, "snapshots", own=SNAPSHOTS)
-        for name in _folders(folder, "columns"):
+        for name in own_folders(folder, "columns"):
             _withdraw(folder, "columns", name, own=NAMED_VECTORS)
         yield lock
 
@@ -98,13 +98,6 @@ def _withdraw(folder: Path, *room: str, own: re.Pattern[str]) -> None:
     remove_temporary_files(folder, *room, own=own)
     if begun := [name for name in own_files(folder, *room, own=own) if is_temporary(name, own)]:
         raise StoreError(f"{folder.joinpath(*room, begun[0])} cannot be removed; remove it, then run the command again")
-
-
-def _folders(folder: Path, *room: str) -> list[str]:
-    """Names of the folders in a room."""
-    with suppress(OSError), _opened(folder, room) as handle, os.scandir(handle) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir(follow_symlinks=False))
-    return []
 
 
 def _require_own_lock(path: Path) -> None:
@@ -134,18 +127,41 @@ def _opened(folder: Path, names: tuple[str, ...]) -> Iterator[int]:
         os.close(handle)
 
 
+def _listed(folder: Path, room: tuple[str, ...]) -> list[tuple[str, int]]:
+    """Names and modes of everything in a room, sorted; nothing for a room that is missing, or is no folder.
+
+    Raises
+    ------
+    Unreadable
+        It cannot be listed now. Taken for an empty one, it would bring deleted rows back, or lose whole shards.
+    """
+    try:
+        with _opened(folder, room) as handle:
+            return [(name, _mode(handle, name)) for name in _names(handle)]
+    except OSError as e:
+        require_readable(folder.joinpath(*room), e)
+        return []
+
+
 def own_files(folder: Path, *room: str, own: re.Pattern[str]) -> list[str]:
-    """Names of the regular files in a room that match a pattern, or that are temporary files of such a name; sorted."""
-    with suppress(OSError), _opened(folder, room) as handle:
-        return [name for name in _names(handle) if _is_own(handle, name, own)]
-    return []
+    """Names of the regular files in a room that match a pattern, or that are temporary files of such a name; sorted.
+
+    Raises
+    ------
+    Unreadable
+        The room cannot be listed now. One that is missing has no files.
+    """
+    return [name for name, mode in _listed(folder, room) if _is_own(name, mode, own)]
+
+
+def own_folders(folder: Path, *room: str) -> list[str]:
+    """Names of the folders in a room, sorted; raises Unreadable as `own_files` does."""
+    return [name for name, mode in _listed(folder, room) if stat.S_ISDIR(mode)]
 
 
 def foreign_entries(folder: Path, *room: str, own: re.Pattern[str]) -> list[str]:
     """Names of everything else in a room, sorted: files and folders that clipfake has not written."""
-    with suppress(OSError), _opened(folder, room) as handle:
-        return [name for name in _names(handle) if not _is_own(handle, name, own)]
-    return []
+    return [name for name, mode in _listed(folder, room) if not _is_own(name, mode, own)]
 
 
 def _names(handle: int) -> list[str]:
@@ -153,12 +169,16 @@ def _names(handle: int) -> list[str]:
         return sorted(entry.name for entry in entries)
 
 
-def _is_own(handle: int, name: str, own: re.Pattern[str]) -> bool:
-    if not (own.fullmatch(name) or is_temporary(name, own)):
-        return False
-    with suppress(OSError):
-        return stat.S_ISREG(os.stat(name, dir_fd=handle, follow_symlinks=False).st_mode)
-    return False
+def _mode(handle: int, name: str) -> int:
+    """Mode of a file or folder, links not followed; 0 for one that was removed meanwhile."""
+    try:
+        return os.stat(name, dir_fd=handle, follow_symlinks=False).st_mode
+    except FileNotFoundError:
+        return 0
+
+
+def _is_own(name: str, mode: int, own: re.Pattern[str]) -> bool:
+    return stat.S_ISREG(mode) and bool(own.fullmatch(name) or is_temporary(name, own))
 
 
 def remove_files(
@@ -182,7 +202,7 @@ def remove_files(
     """
     with suppress(OSError), _opened(folder, room) as handle:
         for name in _names(handle) if names is None else names:
-            if _is_own(handle, name, own):
+            if _is_own(name, _mode(handle, name), own):
                 if lock is not None:
                     lock.require_held()
                 with suppress(OSError):

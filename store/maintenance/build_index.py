@@ -313,6 +313,7 @@ def _write(
                 "labels": [label.to_dict() for label in labels],
             }
             FILE.write(temporary / "index.json", content)
+            size = sum(path.stat().st_size for path in temporary.iterdir())
             lock.require_held()
             if final.exists():  # rebuilt for the same snapshot
                 final.rename(_unused_name(final))
@@ -328,7 +329,7 @@ def _write(
         raise StoreError(
             f"could not write the index {final} ({e}); searches use the previous index or stay exact"
         ) from e
-    return labels, sum(path.stat().st_size for path in final.iterdir())
+    return labels, size
 
 
 def _unused_name(folder: Path) -> Path:

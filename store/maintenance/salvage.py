@@ -103,8 +103,7 @@ def unnamed_shards(folder: Path, manifest: Manifest) -> Iterator[ShardRef]:
         if name in named or not SHARDS.fullmatch(name):
             continue
         try:
-            shard = Shard(folder / "shards" / name)
-            part = ShardRef(name, len(shard), shard.header.digest, shard.size)
+            part = Shard(folder / "shards" / name).ref
         except Unreadable:
             raise
         except (ClipfakeError, ValueError):

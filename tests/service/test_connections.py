@@ -99,7 +99,7 @@ def problem(response: bytes) -> tuple[int, str]:
 @pytest.fixture(scope="module")
 def hasty(toy: Any) -> Iterator[str]:
     """A service with short deadlines."""
-    with toy.served(limits=Limits(head_seconds=0.4, seconds=0.8)) as url:
+    with toy.served(limits=Limits(head_seconds=0.5, seconds=2.0)) as url:
         yield url
 
 
@@ -172,7 +172,7 @@ def test_connection_with_unread_responses_is_closed(
 ) -> None:
     pages = PAGE * (requests - 1) + PAGE[:-2] + close + b"\r\n"
     with (
-        toy.served(limits=Limits(head_seconds=0.4, seconds=0.8), send_buffer=4096) as url,
+        toy.served(limits=Limits(head_seconds=0.5, seconds=2.0), send_buffer=4096) as url,
         connect_narrow(url, pages),
     ):
         wait_until(lambda: gauge(url) == 2)

@@ -110,6 +110,7 @@ def test_flipped_bits_are_harmless_or_reported(folder: Path, path: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # of 1,500 bytes each
 @pytest.mark.parametrize("path", FILES)
 def test_every_flipped_byte_is_harmless_or_reported(folder: Path, path: str) -> None:
     original, content = contents(folder), (folder / path).read_bytes()

@@ -5,7 +5,7 @@ import os
 import resource
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace as replaced
 from pathlib import Path
 from typing import Any
@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
-from clipfake.errors import BadBlock, ClipfakeError, StoreError, Unflushed
+from clipfake.errors import BadBlock, ClipfakeError, StoreError, Unflushed, Unreadable
 from clipfake.store.exchange.export_rows import LAYOUTS, Layout, export_rows
 from clipfake.store.filter import Filter
 from clipfake.store.maintenance.build_index import build_index
 from clipfake.store.maintenance.compact import compact
 from clipfake.store.maintenance.repair import repair
 from clipfake.store.maintenance.verify import verify
-from clipfake.store.named_vectors import named_vectors_writer
+from clipfake.store.named_vectors import named_vectors_writer, open_named_vectors
 from clipfake.store.records import Block
 from clipfake.store.shard import _KeptErrors
 from clipfake.store.store import Store
@@ -142,6 +142,40 @@ def damaged_store(folder: Path, damaged: str) -> Store:
     content[len(content) // 2] ^= 255
     (folder / damaged).write_bytes(content)
     return store
+
+
+@contextmanager
+def unlistable(room: str) -> Iterator[None]:
+    """A folder of a store that a failing disk or mount does not list."""
+    opened = os.open
+
+    def fails(path: Any, *args: Any, **options: Any) -> int:
+        if path == room:
+            raise OSError(errno.EIO, "Input/output error")
+        return opened(path, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(os, "open", fails)
+        yield
+
+
+@pytest.mark.parametrize("room", ["snapshots", "shards", "deleted"])
+def test_room_that_cannot_be_listed_is_not_repaired_as_an_empty_one(tmp_path: Path, room: str) -> None:
+    store = damaged_store(tmp_path, "snapshots/000003.json")
+    with unlistable(room), pytest.raises(Unreadable, match=f"{room} cannot be read now"):
+        repair(store.folder)
+    repair(store.folder)
+    assert len(state(store)) == 35
+
+
+def test_named_vectors_that_cannot_be_listed_are_not_left_behind(tmp_path: Path) -> None:
+    store = prepared(tmp_path)
+    column(store)
+    drop(store)
+    with unlistable("columns"), pytest.raises(Unreadable, match="columns cannot be read now"):
+        shrink(store)
+    shrink(store)
+    assert not open_named_vectors(store.folder, "other").missing(store.snapshot()).any()
 
 
 DAMAGED = ["shards/000001.h5", "snapshots/000002.json", "snapshots/000003.json", "deleted/000002-000003.u4"]
