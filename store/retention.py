@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core.atomic_files import disk_errors, flush, make_folder
 from ..core.locking import WriterLock, remove_unless_leased
-from ..errors import StoreError
+from ..errors import StoreError, Unreadable
 from .manifest import Manifest, numbers, path_of, read_manifest
 from .rooms import OWN_NAMES, SHARDS, own_files, remove_files, remove_temporary_files
 from .shard import Shard
@@ -38,6 +38,8 @@ def tidy(lock: WriterLock) -> bool:
     ------
     Locked, StoreError
         The lock was lost; nothing more is removed.
+    Unreadable
+        A file or folder cannot be read now, so that nothing says what may be removed.
     """
     folder = lock.folder
     for room, own in OWN_NAMES.items():
@@ -65,7 +67,7 @@ def _set_aside(lock: WriterLock, newest: Manifest, unnamed: Iterable[str]) -> No
     """Move whole shards that are newer than every snapshot, and hold keys that the newest lacks, to quarantine.
 
     A writer that was killed before its commit leaves such a shard, and so does a copy of the store whose snapshots were
-    copied before its shards.
+    copied before its shards. Raises Unreadable if one cannot be read now, as it may hold the only copy of its rows.
     """
     folder = lock.folder
     for name in unnamed:
@@ -74,6 +76,8 @@ def _set_aside(lock: WriterLock, newest: Manifest, unnamed: Iterable[str]) -> No
         path = folder / "shards" / name
         try:
             unknown = (Snapshot(folder, newest).find(Shard(path).column("keys")) < 0).any()
+        except Unreadable:
+            raise
         except StoreError:
             continue  # not whole
         if unknown:

@@ -24,7 +24,6 @@ from ..core.row_file import RowFile
 from ..core.sealed_json import checksum
 from ..errors import BadBlock, Damaged, NotAStore
 from .key_index import Hashes
-from .manifest import ShardRef
 from .records import (
     COLUMNS,
     LABEL_COLUMNS,
@@ -89,7 +88,7 @@ def digest_groups(vectors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     return np.frombuffer(digests, np.uint8).reshape(-1, 16)
 
 
-def write_shard(path: Path, block: Block, *, exclusive: bool = False) -> ShardRef:
+def write_shard(path: Path, block: Block, *, exclusive: bool = False) -> Header:
     """Check a block and write it as a shard, atomically. With `exclusive`, a file that exists is not replaced.
 
     Vectors are stored as float16, which changes inner products of unit vectors by about 0.0005.
@@ -108,7 +107,7 @@ def write_shard(path: Path, block: Block, *, exclusive: bool = False) -> ShardRe
     return write_checked_shard(path, block, hashes, exclusive=exclusive)
 
 
-def write_checked_shard(path: Path, block: Block, hashes: Hashes, *, exclusive: bool = False) -> ShardRef:
+def write_checked_shard(path: Path, block: Block, hashes: Hashes, *, exclusive: bool = False) -> Header:
     """Write a block as a shard without checking it again; see `write_shard`.
 
     Parameters
@@ -119,18 +118,16 @@ def write_checked_shard(path: Path, block: Block, hashes: Hashes, *, exclusive: 
     datasets = dict(_datasets(block, hashes))
     header = Header(len(block), block.space, {name: checksum(values) for name, values in datasets.items()})
     size = sum(values.nbytes + PAGE + DATASET_METADATA for values in datasets.values()) + 2**16
-    with written_aside(path, exclusive=exclusive, pending=True) as temporary:
-        with _new_file(temporary, size) as file:
-            for name, values in datasets.items():
-                file.create_dataset(name, data=values)
-            file.attrs["format"] = FORMAT
-            file.attrs["version"] = VERSION
-            file.attrs["rows"] = len(block)
-            file.attrs["space"] = json.dumps(block.space.to_dict(), sort_keys=True)
-            file.attrs["checksums"] = json.dumps(header.checksums, sort_keys=True)
-            file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
-        size = temporary.stat().st_size
-    return ShardRef(path.name, header.rows, header.digest, size)
+    with written_aside(path, exclusive=exclusive, pending=True) as temporary, _new_file(temporary, size) as file:
+        for name, values in datasets.items():
+            file.create_dataset(name, data=values)
+        file.attrs["format"] = FORMAT
+        file.attrs["version"] = VERSION
+        file.attrs["rows"] = len(block)
+        file.attrs["space"] = json.dumps(block.space.to_dict(), sort_keys=True)
+        file.attrs["checksums"] = json.dumps(header.checksums, sort_keys=True)
+        file.attrs["created"] = datetime.now(UTC).isoformat(timespec="seconds")
+    return header
 
 
 @contextmanager
@@ -313,11 +310,6 @@ class Shard:
 
     def __len__(self) -> int:
         return self.header.rows
-
-    @property
-    def ref(self) -> ShardRef:
-        """The shard as a manifest names it, without deleted rows; raises NotAStore or Damaged."""
-        return ShardRef(self.path.name, len(self), self.header.digest, self.size)
 
     @property
     def size(self) -> int:

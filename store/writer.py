@@ -172,7 +172,7 @@ class Writer:
         shard = Shard(path)
         self.space.require(shard.header.space, str(path))
         number = self._shard_number()
-        part = replace(shard.ref, name=f"{number:06d}.h5")
+        part = ShardRef(f"{number:06d}.h5", len(shard), shard.header.digest, shard.size)
         counts = AppendCounts(added=len(shard))
         known = self.find(shard.column("keys"), shard.column("key_hashes")) >= 0
         if known.any() or not _hard_link(path, self._folder / "shards" / part.name):
@@ -205,9 +205,11 @@ class Writer:
         hashes = np.concatenate([waiting.hashes for waiting in self._waiting])
         replaced = np.concatenate([waiting.replaces for waiting in self._waiting])
         number = self._shard_number()
-        # `append` has checked the rows
-        part = write_checked_shard(self._folder / "shards" / f"{number:06d}.h5", block, hashes, exclusive=True)
+        name = f"{number:06d}.h5"
+        path = self._folder / "shards" / name
+        header = write_checked_shard(path, block, hashes, exclusive=True)  # `append` has checked the rows
         replaced_ids = self.snapshot.ids[replaced] if len(replaced) else replaced
+        part = ShardRef(name, header.rows, header.digest, Shard(path).size)
         self._keep_named_vectors(part)
         self._commit(parts=(*self._without(replaced_ids), part), next_shard=number + 1)
         self._sealed_at = time.monotonic()

@@ -69,7 +69,8 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD, grace: timede
         parts, old_ids, new_ids = list(kept), [], []
         for block, ids in _regroup(_live_blocks(folder, moved), rows_per_shard):
             path = folder / "shards" / f"{number:06d}.h5"
-            parts.append(write_shard(path, block, exclusive=True))
+            header = write_shard(path, block, exclusive=True)
+            parts.append(ShardRef(path.name, header.rows, header.digest, Shard(path).size))
             old_ids.append(ids)
             new_ids.append((number << 32) + np.arange(len(block)))
             number += 1

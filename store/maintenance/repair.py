@@ -111,7 +111,7 @@ def _recover_manifest(folder: Path, health: VerifyReport, actions: list[RepairAc
             if is_temporary(path.name, SHARDS) or (base and int(path.stem) < base.next_shard):
                 continue
             shard = Shard(path)
-            part = shard.ref
+            part = ShardRef(path.name, len(shard), shard.header.digest, shard.size)
             space = space or shard.header.space
             if not check_shard(folder, Manifest(0, space), part):
                 parts.append(part)
@@ -228,7 +228,8 @@ def _without_optional(folder: Path, part: ShardRef, number: int) -> ShardRef:
     block = Block(shard.header.space, shard.rows(), np.asarray(shard.vectors), thumbnails, texts)
     live_rows = np.delete(np.arange(part.rows), read_tombstones(folder, part))
     path = folder / "shards" / f"{number:06d}.h5"
-    return write_shard(path, block.take(live_rows), exclusive=True)
+    header = write_shard(path, block.take(live_rows), exclusive=True)
+    return ShardRef(path.name, header.rows, header.digest, Shard(path).size)
 
 
 def _readable_tombstones(folder: Path, part: ShardRef) -> ShardRef | None:

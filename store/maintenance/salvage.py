@@ -103,7 +103,8 @@ def unnamed_shards(folder: Path, manifest: Manifest) -> Iterator[ShardRef]:
         if name in named or not SHARDS.fullmatch(name):
             continue
         try:
-            part = Shard(folder / "shards" / name).ref
+            shard = Shard(folder / "shards" / name)
+            part = ShardRef(name, len(shard), shard.header.digest, shard.size)
         except Unreadable:
             raise
         except (ClipfakeError, ValueError):

@@ -1,15 +1,18 @@
 """A copy made file by file while the store changes: `repair` makes it sound, and none of its rows is thrown away."""
 
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
-from clipfake.errors import ClipfakeError, StoreError
+from clipfake.errors import ClipfakeError, StoreError, Unreadable
 from clipfake.indexer.shard_inbox import commit
 from clipfake.store.filter import Filter
 from clipfake.store.maintenance.compact import compact
@@ -244,3 +247,23 @@ def test_shard_with_more_rows_than_were_lost_is_set_aside(tmp_path: Path) -> Non
     assert commit(store)
     assert len(keys(store)) == 70
     assert np.isin(DELETED, list(keys(store))).all()
+
+
+def test_unnamed_shard_that_cannot_be_read_now_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A writer that was killed before its commit left it."""
+    store = prepared(tmp_path / "s")
+    path = store.folder / "shards" / f"{store.snapshots()[-1].next_shard:06d}.h5"
+    write_shard(path, NEW)
+    opened = h5py.File.__init__
+
+    def fails(file: h5py.File, name: Any, *args: Any, **options: Any) -> None:
+        if name == path:
+            raise OSError(errno.EIO, "Input/output error")
+        opened(file, name, *args, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(h5py.File, "__init__", fails)
+        with pytest.raises(Unreadable):
+            add(store, LATER)
+    add(store, LATER)
+    assert [path.name for path in (store.folder / "quarantine/shards").iterdir()] == [path.name]
