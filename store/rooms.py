@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -127,8 +127,12 @@ def _opened(folder: Path, names: tuple[str, ...]) -> Iterator[int]:
         os.close(handle)
 
 
-def _listed(folder: Path, room: tuple[str, ...]) -> list[tuple[str, int]]:
-    """Names and modes of everything in a room, sorted; nothing for a room that is missing, or is no folder.
+def _listed(folder: Path, room: tuple[str, ...], keep: Callable[[int, str], bool]) -> list[str]:
+    """Names in a room that `keep` selects, sorted; none if the room is missing, or is no folder.
+
+    Parameters
+    ----------
+    keep : called with the descriptor of the room and a name in it
 
     Raises
     ------
@@ -137,7 +141,7 @@ def _listed(folder: Path, room: tuple[str, ...]) -> list[tuple[str, int]]:
     """
     try:
         with _opened(folder, room) as handle:
-            return [(name, _mode(handle, name)) for name in _names(handle)]
+            return [name for name in _names(handle) if keep(handle, name)]
     except OSError as e:
         require_readable(folder.joinpath(*room), e)
         return []
@@ -151,17 +155,17 @@ def own_files(folder: Path, *room: str, own: re.Pattern[str]) -> list[str]:
     Unreadable
         The room cannot be listed now. One that is missing has no files.
     """
-    return [name for name, mode in _listed(folder, room) if _is_own(name, mode, own)]
+    return _listed(folder, room, lambda handle, name: _is_own(handle, name, own))
 
 
 def own_folders(folder: Path, *room: str) -> list[str]:
     """Names of the folders in a room, sorted; raises Unreadable as `own_files` does."""
-    return [name for name, mode in _listed(folder, room) if stat.S_ISDIR(mode)]
+    return _listed(folder, room, lambda handle, name: stat.S_ISDIR(_mode(handle, name)))
 
 
 def foreign_entries(folder: Path, *room: str, own: re.Pattern[str]) -> list[str]:
     """Names of everything else in a room, sorted: files and folders that clipfake has not written."""
-    return [name for name, mode in _listed(folder, room) if not _is_own(name, mode, own)]
+    return _listed(folder, room, lambda handle, name: not _is_own(handle, name, own))
 
 
 def _names(handle: int) -> list[str]:
@@ -177,8 +181,8 @@ def _mode(handle: int, name: str) -> int:
         return 0
 
 
-def _is_own(name: str, mode: int, own: re.Pattern[str]) -> bool:
-    return stat.S_ISREG(mode) and bool(own.fullmatch(name) or is_temporary(name, own))
+def _is_own(handle: int, name: str, own: re.Pattern[str]) -> bool:
+    return bool(own.fullmatch(name) or is_temporary(name, own)) and stat.S_ISREG(_mode(handle, name))
 
 
 def remove_files(
@@ -202,7 +206,7 @@ def remove_files(
     """
     with suppress(OSError), _opened(folder, room) as handle:
         for name in _names(handle) if names is None else names:
-            if _is_own(name, _mode(handle, name), own):
+            if _is_own(handle, name, own):
                 if lock is not None:
                     lock.require_held()
                 with suppress(OSError):
