@@ -210,6 +210,7 @@ class VectorDetector:
             stored=() if case.digest is None else self._stored_copies(case.digest[0].tobytes()),
             neighbors=neighbors,
             changes=self._changes(case, neighbors, reading.answer, options) if options.changes else (),
+            notice=self.calibration.notice,
         )
 
     def _read(self, margin: float, evidence: Evidence, options: QueryOptions) -> _Reading:

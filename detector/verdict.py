@@ -65,6 +65,7 @@ class Verdict:
     stored: tuple[StoredCopy, ...]  # the first rows with the same bytes; they are not evidence
     neighbors: dict[str, tuple[Neighbor, ...]]  # "real" and "fake", nearest first
     changes: tuple[VerdictChange, ...] = ()
+    notice: str = ""  # what the error rate does not cover, see `Calibration.notice`
     views: tuple[VerdictChange, ...] = ()  # the answers for degraded copies of the image, if they were judged
 
     @property

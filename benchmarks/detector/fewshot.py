@@ -50,7 +50,7 @@ def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
         head, _ = fit_head(training_set, options)
         bank_rows = (parts == PARTS["train"]) & ~from_generator
         bank = Bank.from_snapshot(snapshot, EvidenceOptions(), where=bank_rows)
-        calibration = SignalTable.read(head, bank, validation).calibrated("rows", seed)
+        calibration = SignalTable.read(head, bank, validation).calibrated()
         test = positions["test"]
         queries = {"own": test[from_generator[test] | (labels[test] == REAL)], "others": test[~from_generator[test]]}
         vectors = {query_set: snapshot.vectors(rows) for query_set, rows in queries.items()}
