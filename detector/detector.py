@@ -22,7 +22,17 @@ from .calibration import Calibration
 from .evidence import OVERSAMPLING, OVERSAMPLING_WITH_CHANGES, Bank, Candidates, Evidence, EvidenceOptions
 from .head import DEFAULT, Head, head_folder
 from .split import PART_NAMES
-from .verdict import Answer, Neighbor, StoredCopy, Verdict, VerdictChange, decide, in_conflict, require_stable
+from .verdict import (
+    Answer,
+    Neighbor,
+    StoredCopy,
+    Verdict,
+    VerdictChange,
+    decide,
+    explain_uneven,
+    in_conflict,
+    require_stable,
+)
 
 FEWER_NEIGHBORS = 5  # of each class, to see whether the verdict depends on the others
 VOTERS = 15  # nearest fakes that vote on the generator
@@ -204,7 +214,7 @@ class VectorDetector:
             conflict=in_conflict(reading.signals),
             possible=reading.possible,
             error_rate=options.error,
-            reasons=reading.reasons,
+            reasons=(*reading.reasons, *explain_uneven(neighbors)),
             percentile=reading.percentile,
             generator=self._generator(case.candidates[FAKE], reading.percentile) if reading.answer == "fake" else "",
             stored=() if case.digest is None else self._stored_copies(case.digest[0].tobytes()),

@@ -34,7 +34,7 @@ class EvidenceOptions:
     """Options that decide which rows are evidence."""
 
     k: int = 9  # neighbours of each class, at most; calibrations assume nine, with fewer a verdict is slightly too sure
-    per_source: int = 5  # neighbours of one source, at most
+    per_source: int = 5  # neighbours of one source; more only where the nearest 2k candidates hold too few others
     duplicate: float = 0.9999  # cosine similarity above which two rows are copies of one image
     max_candidates: int = 2048  # rows fetched for a query, at most: all pairs of them are compared
 
@@ -50,12 +50,15 @@ class Evidence:
     def signal(self) -> npt.NDArray[np.float64]:
         """(queries,) mean similarity of the fake neighbours minus that of the real ones; above 0 leans fake.
 
-        The nearest-neighbour rule of Ojha et al. (CVPR 2023) with cosine similarity. It is 0 if a class has no
-        neighbour at all: counted as similarity 0, the missing class would lose by more than any neighbours could
-        account for.
+        The nearest-neighbour rule of Ojha et al. (CVPR 2023) with cosine similarity. As many neighbours of each class
+        are compared, since a mean over fewer is higher, and the n-th of each has the weight 1/n: the nearest tell most
+        about an image whose source is not stored (benchmarks/detector/neighbors.py). It is 0 if a class has no
+        neighbour at all.
         """
-        compared = (self.real.rows >= 0).any(1) & (self.fake.rows >= 0).any(1)
-        return np.where(compared, self.fake.mean_similarity() - self.real.mean_similarity(), 0.0)
+        compared = (self.real.rows >= 0) & (self.fake.rows >= 0)
+        weights = compared / np.arange(1.0, self.real.k + 1)
+        difference = np.where(compared, self.fake.similarity - self.real.similarity, 0)
+        return np.asarray((weights * difference).sum(1) / np.maximum(weights.sum(1), 1.0))
 
     @property
     def nearest(self) -> npt.NDArray[np.float64]:
@@ -292,7 +295,9 @@ def without_copies(present: Mask, copies: Mask) -> Mask:
 
 
 def select_neighbors(unique: Mask, sources: npt.NDArray[np.int64], options: EvidenceOptions) -> Mask:
-    """(queries, candidates) True for the candidates that are evidence.
+    """(queries, candidates) True for the candidates that are evidence: k, unless fewer are unique.
+
+    The nearest of each source, up to its cap, come first; if these are fewer than k, the nearest others follow.
 
     Parameters
     ----------
@@ -302,8 +307,11 @@ def select_neighbors(unique: Mask, sources: npt.NDArray[np.int64], options: Evid
     near = unique & (np.cumsum(unique, axis=1) <= WINDOW * options.k)
     nearer = np.tri(unique.shape[1], k=-1, dtype=bool)  # [i, j]: j is nearer than i
     nearer_of_source = ((sources[:, :, None] == sources[:, None, :]) & nearer & near[:, None, :]).sum(2)
-    kept = near & (nearer_of_source < options.per_source)
-    return np.asarray(kept & (np.cumsum(kept, axis=1) <= options.k))
+    within_cap = near & (nearer_of_source < options.per_source)
+    beyond_cap = near & ~within_cap
+    lacking = options.k - within_cap.sum(1, keepdims=True)
+    first = within_cap & (np.cumsum(within_cap, axis=1) <= options.k)
+    return np.asarray(first | (beyond_cap & (np.cumsum(beyond_cap, axis=1) <= lacking)))
 
 
 def _halves(digests: npt.NDArray[np.void]) -> npt.NDArray[np.uint64]:

@@ -166,3 +166,15 @@ def in_conflict(signals: dict[str, float]) -> bool:
     """True if the two signals clearly contradict each other."""
     svm, neighbors = signals["svm"], signals["neighbors"]
     return svm * neighbors < 0 and min(abs(svm), abs(neighbors)) >= CLEAR
+
+
+def explain_uneven(neighbors: dict[str, tuple[Neighbor, ...]]) -> tuple[str, ...]:
+    """Say why there are fewer neighbours of one class than of the other; empty if there are as many."""
+    fewer, more = sorted(neighbors, key=lambda name: len(neighbors[name]))
+    count = len(neighbors[fewer])
+    if count == len(neighbors[more]):
+        return ()
+    if not count:
+        return (f"no other {fewer} image is stored, so the neighbours are not compared",)
+    images = "image is" if count == 1 else "images are"
+    return (f"only {count} distinct {fewer} {images} stored, so the nearest {count} of each class are compared",)
