@@ -114,8 +114,8 @@ def query_command(
     session.encoder_spec.ensure_available()
     with transient_message(LOADING):
         _ = session.encoder
-    if session.notice:
-        print_message(session.notice)
+    for notice in filter(None, (session.notice, session.detector.notice)):
+        print_message(notice)
     write = _json_writer() if as_json else _csv_writer() if as_csv else _panel_writer()
     tally = dict.fromkeys(("fake", "real", "unsure", "not judged"), 0)
     entries: list[SheetEntry] = []

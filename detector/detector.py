@@ -115,6 +115,11 @@ class VectorDetector:
         """The rows of the bank."""
         return self.bank.snapshot
 
+    @property
+    def notice(self) -> str:
+        """What the error rate of the verdicts does not cover, "" if it holds for sources that are not stored."""
+        return self.calibration.notice
+
     def decision_function(
         self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None
     ) -> npt.NDArray[np.float64]:
@@ -220,7 +225,7 @@ class VectorDetector:
             stored=() if case.digest is None else self._stored_copies(case.digest[0].tobytes()),
             neighbors=neighbors,
             changes=self._changes(case, neighbors, reading.answer, options) if options.changes else (),
-            notice=self.calibration.notice,
+            notice=self.notice,
         )
 
     def _read(self, margin: float, evidence: Evidence, options: QueryOptions) -> _Reading:

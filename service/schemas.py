@@ -79,6 +79,7 @@ class VerdictJson(BaseModel):
     stored: list[StoredJson] = Field(description="Rows of identical files, at most nine; they are not evidence.")
     neighbors: NeighborsJson
     changes: list[ChangeJson]
+    notice: str = Field(description="What the error rate does not cover, or empty.")
     views: list[ChangeJson] = Field(description="Verdicts on degraded copies if `steady` is set; empty otherwise.")
 
 

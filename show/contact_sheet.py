@@ -76,7 +76,9 @@ def draw_sheet(entries: Sequence[SheetEntry], thumbnail: Callable[[int], bytes])
         sheet.paste(panel, (0, top))
         top += panel.height
         draw.line((MARGIN, top - 2, width - MARGIN, top - 2), EMPTY, 2)
-    draw.text((MARGIN, top + MARGIN // 2 + 4), _fitted(CAVEAT, _font(14), width - 2 * MARGIN), GREY, _font(14))
+    for line, text in enumerate((entries[0].verdict.notice, CAVEAT)):
+        corner = (MARGIN, top + MARGIN // 2 - 6 + 20 * line)
+        draw.text(corner, _fitted(text, _font(14), width - 2 * MARGIN), GREY, _font(14))
     return sheet
 
 

@@ -153,8 +153,8 @@ def reliability(labels: Array, probabilities: Array, bins: int = 10) -> ReportFi
     ax.set_ylabel("share of fakes, with its 95% interval")
     caption = (
         f"{len(labels):,} test rows by their predicted probability; larger dots stand for more rows. Verdicts are "
-        "calibrated for unseen generators and therefore underconfident on seen ones: the dots then rise more steeply "
-        "than the diagonal."
+        "calibrated for seen and left-out sources together and therefore slightly underconfident on seen ones: the "
+        "dots then rise more steeply than the diagonal."
     )
     return ReportFigure(
         "reliability", "Reliability", caption, figure, ("said", "true", "low", "high", "rows"), tuple(rows)

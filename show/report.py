@@ -267,8 +267,8 @@ def page_sections(training: Mapping[str, Any], figures: Mapping[str, ReportFigur
         note = f"The baselines were {describe_training_rows(training['baselines'])}."
         baselines = [ReportTable(list(MEASURES.values()), rows, "test rows", note, dense=True)]
     yield Section("Head and baselines", select("measures"), baselines)
-    promises = list(_calibration_table(training["detector"]))
-    yield Section("Reliability of verdicts", (), promises, select("reliability", "roc"))
+    coverage = list(_calibration_tables(training["detector"]))
+    yield Section("Reliability of verdicts", (), coverage, select("reliability", "roc"))
     parts = {f"head, {part}": training["head"][part] for part in PARTS}
     parts["head + neighbours, test"] = training["detector"]["test"]
     tables = [_measures_table("with 95% intervals", parts, DETAILED_MEASURES)]
@@ -279,18 +279,12 @@ def page_sections(training: Mapping[str, Any], figures: Mapping[str, ReportFigur
     yield Section("Data and training", select("classes", "loss", "distances", "pca", "variance"))
 
 
-def _calibration_table(result: Mapping[str, Any]) -> Iterator[ReportTable]:
-    """The nominal error rate beside the measured ones, for seen and for unseen generators."""
-    rows = []
-    for name, title in (("seen", "seen generators"), ("unseen", "unseen generators")):
-        if not (measured := result.get(name)):
-            continue
-        answered, wrong, *excluded = (
-            _percent(measured[key]) for key in ("answered", "wrong", "real_excluded", "fake_excluded")
-        )
-        worst = f"{measured['worst']} {_percent(measured['worst_excluded'])}" if measured.get("worst") else "–"
-        values = [f"{measured['n']:,}", answered, wrong, _percent(measured["nominal"]), *excluded, worst]
-        rows.append((title, [Cell(value) for value in values]))
+def _calibration_tables(result: Mapping[str, Any]) -> Iterator[ReportTable]:
+    """The nominal error rate beside the measured ones: of test rows of seen sources, and of each left-out source."""
+    seen = result["seen"]
+    answered, wrong, *excluded = (
+        _percent(seen[key]) for key in ("answered", "wrong", "real_excluded", "fake_excluded")
+    )
     header = (
         "rows",
         "answered real or fake",
@@ -298,10 +292,26 @@ def _calibration_table(result: Mapping[str, Any]) -> Iterator[ReportTable]:
         "nominal error rate",
         "real rows with real excluded",
         "fake rows with fake excluded",
-        "the same for the worst generator",
     )
-    if rows:
-        yield ReportTable(header, rows, dense=True)
+    values = [Cell(value) for value in (f"{seen['n']:,}", *shares)]
+    yield ReportTable(header, [("seen sources", values)], dense=True)
+    left_out = [
+        (
+            f"{source['name']} ({source['label']})",
+            [
+                Cell(f"{source['n']:,}"),
+                Cell("–" if source["auc"] is None else f"{source['auc']:.3f}"),
+                Cell(_percent(source["answered"])),
+                Cell(_percent(source["excluded"])),
+            ],
+        )
+        for of_class in result["classes"]
+        for source in of_class["sources"]
+    ]
+    if left_out:
+        measures = ("rows", "AUC", "answered real or fake", "true class excluded")
+        caption = "each source when it is left out of head, bank and calibration"
+        yield ReportTable(measures, left_out, caption, dense=True)
 
 
 def _percent(value: float | None) -> str:

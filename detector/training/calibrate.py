@@ -137,8 +137,11 @@ class CalibrationReport:
     @property
     def notice(self) -> str:
         """What the nominal error rate does not cover: a sentence for every answer, "" if there is nothing to say."""
-        notices = [of_class.notice for of_class in self.classes if of_class.notice]
-        return f"Known limits: {'; '.join(notices)}." if notices else ""
+        notices = " and ".join(of_class.notice for of_class in self.classes if of_class.notice)
+        nominal = format_percent(self.seen.nominal)
+        return f"Known limits: for sources that are not stored, {notices}; the nominal rate is {nominal}." * bool(
+            notices
+        )
 
     @property
     def sentences(self) -> list[str]:

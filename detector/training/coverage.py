@@ -160,14 +160,11 @@ class UnseenClass:
 
     @property
     def notice(self) -> str:
-        """What the nominal error rate does not cover, "" if it holds for sources that were left out."""
-        name, other = self.label, "fake" if self.label == "real" else "real"
+        """What is known of the error rate for sources that are not stored, "" if the nominal one holds for them."""
         if self.unknown:
-            return f"how often {name} images of a source that is not stored are called {other} is not known"
+            stored = f"stored {self.label} sources: {self.stored}"
+            return f"it is not known how often {self.label} is wrongly ruled out ({stored})"
         if not self.broken:
             return ""
-        return (
-            f"for {name} images of a source that is not stored, {name} is ruled out more often than for "
-            f"{format_percent(self.nominal)}: {self.excluded:.0%} when {len(self.sources)} sources were left out, "
-            f"{self.sources[0].excluded:.0%} at worst"
-        )
+        worst = self.sources[0].excluded
+        return f"{self.label} is wrongly ruled out for {self.excluded:.0%} of the images (at worst {worst:.0%})"

@@ -25,7 +25,7 @@ async def store(request: Request, state: StateDep) -> Any:
         fields = {
             "ready": not loaded.why,
             "why": loaded.why,
-            "notice": app_state.notice,
+            "notice": " ".join(filter(None, (app_state.notice, "" if loaded.why else loaded.detector.notice))),
             "writes": bool(app_state.token),
         }
         return {**figures, **fields, "limits": state.limits.to_dict()}
