@@ -282,9 +282,7 @@ def page_sections(training: Mapping[str, Any], figures: Mapping[str, ReportFigur
 def _calibration_tables(result: Mapping[str, Any]) -> Iterator[ReportTable]:
     """The nominal error rate beside the measured ones: of test rows of seen sources, and of each left-out source."""
     seen = result["seen"]
-    answered, wrong, *excluded = (
-        _percent(seen[key]) for key in ("answered", "wrong", "real_excluded", "fake_excluded")
-    )
+    shares = [_percent(seen[key]) for key in ("answered", "wrong", "nominal", "real_excluded", "fake_excluded")]
     header = (
         "rows",
         "answered real or fake",

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from clipfake.detector.calibration import Calibration, Platt, logistic, probability
+from clipfake.detector.calibration import Calibration, Platt, WeightedScores, logistic, probability
 from clipfake.errors import NotEnoughRows
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,7 +15,8 @@ few_scores = st.lists(st.integers(-4, 4).map(float), min_size=1, max_size=12)
 def with_scores(real: np.ndarray, fake: np.ndarray, nearest: np.ndarray | None = None) -> Calibration:
     """Make a calibration whose score is its first signal, with these held-out scores."""
     nearest = np.linspace(0, 1, 1001) if nearest is None else nearest
-    return Calibration(IDENTITY, IDENTITY, (1.0, 0.0), 0.0, np.sort(real), np.sort(fake), nearest, "rows")
+    held = WeightedScores.make(real), WeightedScores.make(fake)
+    return Calibration(IDENTITY, IDENTITY, (1.0, 0.0), 0.0, *held, nearest)
 
 
 @settings(max_examples=100, deadline=None)
@@ -39,7 +40,7 @@ def test_a_new_row_is_excluded_at_the_nominal_number_of_ranks(rows: int, error: 
     """A new row of the class has each of the n + 1 ranks among n rows with equal probability: count the ranks."""
     scores = np.arange(rows + 1) - 0.5  # below all, between any two, above all
     held = np.arange(rows, dtype=float)
-    possible = with_scores(held, held).prediction_sets(scores, error)  # type: ignore[arg-type]
+    possible = with_scores(held, held).prediction_sets(scores, error)  # type: ignore[arg-type, call-arg]
     nominal = int(error * (rows + 1) + 1e-9)
     assert (~possible).sum(0).tolist() == [nominal, nominal]
 
@@ -48,9 +49,9 @@ def test_true_class_is_excluded_at_the_nominal_rate() -> None:
     """Draw, fit and predict many times; both classes are drawn anew each time."""
     rng, error, repetitions, excluded = np.random.default_rng(0), 0.1, 250, np.zeros(2, int)
     for _ in range(repetitions):
-        labels = np.repeat([0, 1], [78, 40])  # half of each is kept: 39 and 20 scores
+        labels = np.repeat([0, 1], [39, 20])
         svm, neighbors = (labels * gap + rng.standard_normal(len(labels)) for gap in (1.5, 0.7))
-        calibration = Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows", seed=int(rng.integers(1000)))
+        calibration = Calibration.fit(svm, neighbors, neighbors, labels)
         new = [gap * np.arange(2) + rng.standard_normal(2) for gap in (1.5, 0.7)]  # a real row and a fake one
         excluded += ~np.diagonal(calibration.prediction_sets(calibration.decision_function(*new), error))
     for count, rows in zip(excluded.tolist(), (39, 20), strict=True):
@@ -98,7 +99,7 @@ def test_percentile_is_the_share_of_less_similar_rows(nearest: list[float], quer
     labels = np.arange(40) % 2
     held_out_nearest = np.resize(nearest, 40 * (1 + len(nearest) // 40))
     targets = np.resize(labels, len(held_out_nearest))
-    calibration = Calibration.fit(targets * 1.0, targets * 1.0, held_out_nearest, targets, held_out="rows")  # type: ignore[arg-type]
+    calibration = Calibration.fit(targets * 1.0, targets * 1.0, held_out_nearest, targets)  # type: ignore[arg-type, call-arg]
     result = calibration.percentile(np.array([query]))[0]
     tolerance = 100 / len(held_out_nearest) + 0.2  # the share is interpolated between rows and kept in 1001 steps
     assert (
@@ -125,7 +126,7 @@ def test_independent_signals_add_up() -> None:
     """The log-likelihood ratio of normal densities at distance gap is gap · x; those of independent signals add up."""
     gaps = (1.5, 0.6)
     svm, neighbors, labels = two_signals(40_000, gaps)
-    calibration = Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows")
+    calibration = Calibration.fit(svm, neighbors, neighbors, labels)
     queries = np.array([[-1.0, 2.0], [0.0, 0.0], [2.0, -1.0], [1.0, 1.0]])
     assert np.allclose(calibration.decision_function(*queries.T), queries @ gaps, atol=0.12)
     assert np.allclose(calibration.svm(queries[:, 0]), gaps[0] * queries[:, 0], atol=0.1)
@@ -135,14 +136,14 @@ def test_independent_signals_add_up() -> None:
 def test_share_of_held_out_fakes_does_not_shift_scores() -> None:
     """A log-likelihood ratio does not depend on the class frequencies."""
     svm, neighbors, labels = two_signals(60_000, (1.5, 0.6), share=0.02)
-    calibration = Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows")
+    calibration = Calibration.fit(svm, neighbors, neighbors, labels)
     assert abs(calibration.decision_function(np.zeros(1), np.zeros(1))[0]) < 0.1
 
 
 def test_scale_of_a_signal_does_not_matter() -> None:
     svm, neighbors, labels = two_signals(400, (1.5, 0.6))
-    calibration = Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows")
-    rescaled = Calibration.fit(svm * 1e-4, neighbors * 1e3, neighbors, labels, held_out="rows")
+    calibration = Calibration.fit(svm, neighbors, neighbors, labels)
+    rescaled = Calibration.fit(svm * 1e-4, neighbors * 1e3, neighbors, labels)
     assert np.allclose(
         calibration.decision_function(svm, neighbors),
         rescaled.decision_function(svm * 1e-4, neighbors * 1e3),
@@ -164,7 +165,7 @@ def test_signal_with_negative_weight_is_left_out() -> None:
 
 def test_constant_signal_gets_no_weight() -> None:
     svm, _, labels = two_signals(400, (1.5, 0))
-    calibration = Calibration.fit(svm, np.full(400, 7.0), svm, labels, held_out="rows")
+    calibration = Calibration.fit(svm, np.full(400, 7.0), svm, labels)
     assert np.allclose(calibration.neighbors(np.array([7.0])), 0, atol=1e-6)
     assert np.allclose(calibration.decision_function(svm, np.full(400, 7.0)), calibration.svm(svm), atol=0.1)
 
@@ -173,35 +174,51 @@ def test_constant_signal_gets_no_weight() -> None:
 def test_class_with_too_few_rows_is_named(real: int, fake: int) -> None:
     labels = np.repeat([0, 1], [real, fake])
     with pytest.raises(NotEnoughRows, match=f"found {real} real and {fake} fake;"):
-        Calibration.fit(*[np.zeros(len(labels))] * 3, labels, held_out="rows")  # type: ignore[arg-type, misc]
+        Calibration.fit(*[np.zeros(len(labels))] * 3, labels)  # type: ignore[arg-type, call-arg]
 
 
 def test_ten_rows_of_a_class_are_enough() -> None:
     labels = np.repeat([0, 1], [10_000, 10])
     signal = 6.0 * labels + np.random.default_rng(0).standard_normal(len(labels))
-    calibration = Calibration.fit(signal, signal, signal, labels, held_out="rows")
-    assert (len(calibration.real), len(calibration.fake)) == (5000, 5)
-    assert calibration.least_error == pytest.approx(1 / 6)
-    # 5000 kept real rows limit the probability to 5001 / 5002, 5 kept fake rows to 1 / 7
-    assert calibration.fake_probability(50.0, 0.5) == pytest.approx(5001 / 5002)
-    assert calibration.fake_probability(-50.0, 0.5) == pytest.approx(1 / 7)
+    calibration = Calibration.fit(signal, signal, signal, labels)
+    assert [calibration.real.rows, calibration.fake.rows] == pytest.approx([10_000, 10])
+    assert calibration.least_error == pytest.approx(1 / 11)
+    # 10,000 real rows limit the probability to 10,001 / 10,002, ten fake rows to 1 / 12
+    assert calibration.fake_probability(50.0, 0.5) == pytest.approx(10_001 / 10_002)
+    assert calibration.fake_probability(-50.0, 0.5) == pytest.approx(1 / 12)
     assert (np.diff(calibration.decision_function(np.linspace(-5, 5, 9), np.zeros(9))) > 0).all()
 
 
-def test_fitted_rows_and_kept_scores_are_disjoint() -> None:
-    svm, neighbors, labels = two_signals(200, (1.5, 0.6))
-    for seed in range(3):
-        calibration = Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows", seed=seed)
-        scores = calibration.decision_function(svm, neighbors)
-        assert (len(calibration.real), len(calibration.fake)) == (50, 50)
-        assert np.isclose(calibration.real[:, None], scores[labels == 0]).any(1).all()
-        assert np.isclose(calibration.fake[:, None], scores[labels == 1]).any(1).all()
-    assert (
-        len(
-            {tuple(Calibration.fit(svm, neighbors, neighbors, labels, held_out="rows", seed=s).real) for s in (0, 0, 1)}
-        )
-        == 2
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(-4, 4), st.integers(1, 4)), min_size=1, max_size=12), st.integers(-5, 5))
+def test_a_row_of_weight_two_counts_as_two_rows(rows: list[tuple[int, int]], query: int) -> None:
+    """The shares are those of repeated rows; the number of rows is the effective one, thus smaller."""
+    scores, weights = (np.array(column, float) for column in zip(*rows, strict=True))
+    weighted, repeated = (
+        WeightedScores.make(scores, weights),
+        WeightedScores.make(np.repeat(scores, weights.astype(int))),
     )
+    at = np.array([float(query)])
+    for name in ("at_or_above", "at_or_below"):
+        one, other = ((getattr(held, name)(at)[0] * (held.rows + 1) - 1) / held.rows for held in (weighted, repeated))
+        assert one == pytest.approx(other, abs=1e-9)
+    assert 1 - 1e-9 <= weighted.rows <= len(rows) + 1e-9
+    assert WeightedScores.make(scores).rows == pytest.approx(len(rows))
+
+
+def test_rows_of_more_weight_decide_the_line() -> None:
+    """Two groups of rows disagree on the zero; the fit follows their weights."""
+    rng = np.random.default_rng(0)
+    labels = np.arange(4000) % 2
+    shift = np.where(np.arange(4000) < 2000, 0.0, 3.0)
+    signal = 2.0 * labels + shift + 0.5 * rng.standard_normal(4000)
+    zero = {}
+    for group, first in (("first", 1.0), ("second", 1e-3)):
+        weights = np.where(shift == 0, first, 1.001 - first)
+        line = Platt.fit(signal, labels, weights)
+        zero[group] = -line.offset / line.slope
+    assert zero["first"] == pytest.approx(1.0, abs=0.2)
+    assert zero["second"] == pytest.approx(4.0, abs=0.2)
 
 
 def test_probability_of_an_extreme_score_is_zero_or_one() -> None:

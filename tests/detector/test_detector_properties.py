@@ -71,9 +71,7 @@ def detector(store: Store, seed: int) -> VectorDetector:
     bank = Bank.from_snapshot(store.snapshot())
     evidence, fresh = bank.evidence(known), random_vectors(labels, rng)
     result = (head.decision_function(fresh), evidence.signal, evidence.nearest)
-    return VectorDetector(
-        head, bank, replace(Calibration.fit(*result, labels, held_out="rows", seed=seed), head=head.digest)
-    )
+    return VectorDetector(head, bank, replace(Calibration.fit(*result, labels), head=head.digest))
 
 
 @contextmanager

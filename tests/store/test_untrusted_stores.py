@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 import pytest
 from clipfake.core.sealed_json import checksum, digest_of
-from clipfake.detector.calibration import Calibration, Platt
+from clipfake.detector.calibration import Calibration, Platt, WeightedScores
 from clipfake.detector.head import Head
 from clipfake.detector.projection import Projection
 from clipfake.detector.split import Split
@@ -477,9 +477,15 @@ def test_invalid_fields_of_a_head_raise_head_error(change: dict[str, Any], tmp_p
     "change",
     [
         {"real": []},
-        {"real": [2.0, 1.0]},
-        {"fake": [float("nan")]},
-        {"fake": [[1.0]]},
+        {"real": [1.0, 2.0]},
+        {"real": {"scores": [2.0, 1.0], "weights": [0.5, 0.5]}},
+        {"fake": {"scores": [float("nan")], "weights": [1.0]}},
+        {"fake": {"scores": [[1.0]], "weights": [[1.0]]}},
+        {"fake": {"scores": [1.0, 2.0], "weights": [1.0]}},
+        {"fake": {"scores": [1.0, 2.0], "weights": [1.5, -0.5]}},
+        {"fake": {"scores": [1.0, 2.0], "weights": [0.5, 0.4]}},
+        {"fake": {"scores": [1.0, 2.0], "weights": [0.5, float("nan")]}},
+        {"fake": {"scores": [1.0]}},
         {"nearest": []},
         {"nearest": ["x"]},
         {"weights": [1]},
@@ -492,7 +498,8 @@ def test_invalid_fields_of_a_head_raise_head_error(change: dict[str, Any], tmp_p
 )
 def test_invalid_calibration_raises_head_error(change: dict[str, Any], tmp_path: Path) -> None:
     platt, scores = Platt(1.0, 0.0), np.arange(3.0)
-    Calibration(platt, platt, (1.0, 1.0), 0.0, scores, scores, scores, "rows", "ab" * 16).save(tmp_path)
+    held = WeightedScores.make(scores)
+    Calibration(platt, platt, (1.0, 1.0), 0.0, held, held, scores, "ab" * 16).save(tmp_path)
     Calibration.load(tmp_path, "ab" * 16)
     (path,) = tmp_path.iterdir()
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
