@@ -190,4 +190,4 @@ class Detector:
         return self.session.detector.predict_proba(vectors, prior=prior)
 
     def __repr__(self) -> str:
-        return f"Detector({self.head.name!r}, store={str(self.session.store.folder)!r})"
+        return f"Detector({self.head.title!r}, store={str(self.session.store.folder)!r})"

@@ -2,8 +2,8 @@
 
 judging    detector.py: the score of a head.py, the neighbours of evidence.py, both calibrated by calibration.py;
            verdict.py states the result; judgeable.py refuses pixels that hold nothing to judge
-a head     projection.py to 128 dimensions, beside text that vocabulary.py chooses, then svm.py; split.py assigns
-           rows to train, validation and test
+a head     projection.py to 128 dimensions or none, beside text that vocabulary.py chooses, then svm.py or linear.py;
+           split.py assigns rows to train, validation and test
 measuring  metrics.py for one classifier; comparison.py for two on the same rows
 packages   training/ (fitting), evaluation/ (sources and dates left out, the paper's tables)
 """

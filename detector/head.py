@@ -1,4 +1,4 @@
-"""A trained head: stored vectors to 128 dimensions and to a margin.
+"""A trained head: stored vectors, projected or not, to a margin.
 
 It is saved as arrays and a JSON file, and bound to the embedding space it was trained in.
 """
@@ -26,6 +26,7 @@ from ..store.named_vectors import MAIN
 from ..store.records import Names, Vectors, names
 from ..store.rooms import own_files, remove_files
 from ..store.space import Space
+from .linear import LinearClassifier
 from .projection import KINDS, Projected, Projection
 from .split import Split
 from .svm import Svm
@@ -34,6 +35,14 @@ from .vocabulary import Mode, Vocabulary
 ARRAYS_LIMIT = 1 << 32  # bytes of a head's arrays
 FILE = SealedJson("clipfake head", 1, "head", HeadError, "train the head again", sealed=False)
 DEFAULT = "default"
+TRIPLET_SVM = "triplet-svm"  # the source paper's classifier, and that of heads which name none
+TITLES = {
+    TRIPLET_SVM: "triplet projection and SVM",
+    "rbf-svm": "RBF SVM on the stored vectors",
+    "pca-svm": "principal components and SVM",
+    "logistic": "logistic regression on the stored vectors",
+}
+Classifier = Svm | LinearClassifier
 REPLACED_FILES = re.compile(r"head-[0-9a-f]{16}\.safetensors|calibration(-[0-9a-f]{16})?\.json")
 
 
@@ -66,7 +75,7 @@ class Head:
     snapshot: int  # number of the store's snapshot it was trained on
     split: Split
     projection: Projection
-    classifier: Svm
+    classifier: Classifier
     threshold: float = 0.0  # of the decision function, chosen on the validation rows
     vocabulary: Vocabulary | None = None  # text vectors, of a head that reads text
     metrics: Mapping[str, Any] = field(default_factory=dict)  # per part, as JSON
@@ -92,9 +101,15 @@ class Head:
         return tuple(map(str, self.options.get("columns") or (MAIN,)))
 
     @property
-    def name(self) -> str:
-        """Name of the kind of head."""
-        return f"{self.projection.kind} triplet head"
+    def classifier_name(self) -> str:
+        """Name of its classifier, one of TITLES."""
+        return str(self.options.get("classifier", TRIPLET_SVM))
+
+    @property
+    def title(self) -> str:
+        """What it computes, as a phrase."""
+        kind = f"{self.projection.kind} " if self.classifier_name == TRIPLET_SVM else ""
+        return f"{kind}{TITLES.get(self.classifier_name, self.classifier_name)}"
 
     def text_vectors(
         self, vectors: Vectors, mode: Mode = "zero-shot", categories: Sequence[str] | Names | None = None
@@ -107,7 +122,7 @@ class Head:
     def transform(
         self, vectors: Vectors, *, mode: Mode = "zero-shot", categories: Sequence[str] | Names | None = None
     ) -> Projected:
-        """(n, 128) float32 unit vectors of (n, dim) stored ones.
+        """(n, P) float32 vectors that the classifier reads; P is 128 after a projection, else dim.
 
         Parameters
         ----------
@@ -242,13 +257,17 @@ def _head(fields: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Head:
         snapshot=int(fields["snapshot"]),
         split=Split(arrays["split.hashes"], arrays["split.parts"], split["recipe"], int(split["seed"])),
         projection=Projection(fields["projection"], under("projection.")),
-        classifier=Svm.from_arrays(under("classifier.")),
+        classifier=_classifier(under("classifier.")),
         threshold=float(fields["threshold"]),
         vocabulary=Vocabulary(names(fields["categories"]), arrays["vocabulary"]) if "categories" in fields else None,
         metrics=fields["metrics"],
         options=fields["options"],
         versions=fields["versions"],
     )
+
+
+def _classifier(arrays: Mapping[str, npt.NDArray[Any]]) -> Classifier:
+    return Svm.from_arrays(arrays) if "vectors" in arrays else LinearClassifier.from_arrays(arrays)
 
 
 def _validate(head: Head) -> None:
@@ -261,12 +280,7 @@ def _validate(head: Head) -> None:
         shape = head.projection.weights[name].shape
         if len(shape) != len(letters) or any(sizes.setdefault(a, n) != n for a, n in zip(letters, shape, strict=True)):
             raise ValueError(f"projection.{name} has the shape {shape}, expected {' x '.join(letters)} with {sizes}")
-    rows, vectors = len(head.classifier.weights), head.classifier.vectors
-    if head.classifier.weights.ndim != 1 or vectors.shape != (rows, sizes["P"]) or not rows:
-        raise ValueError(
-            f"classifier has vectors of shape {vectors.shape} and weights of shape {head.classifier.weights.shape}, "
-            f"expected (m, {sizes['P']}) and (m,)"
-        )
+    head.classifier.require_dim(sizes.get("P", head.space.dim))
     parts, hashes = head.split.parts, head.split.hashes
     if hashes.ndim != 1 or hashes.shape != parts.shape or not len(hashes) or hashes.dtype != np.uint64:
         raise ValueError(f"split has {hashes.dtype} hashes of shape {hashes.shape} and parts of shape {parts.shape}")
@@ -278,7 +292,5 @@ def _validate(head: Head) -> None:
     for name, array in numbers.items():
         if not name.startswith("split.") and (array.dtype.kind != "f" or not np.isfinite(array).all()):
             raise ValueError(f"{name} must hold finite floats, found {array.dtype}")
-    if not head.classifier.gamma > 0:
-        raise ValueError(f"gamma must be above 0, found {head.classifier.gamma}")
     if not all(isinstance(fields, dict) for fields in (head.metrics, head.options, head.versions)):
         raise ValueError("metrics, options and versions must be JSON objects")

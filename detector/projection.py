@@ -1,4 +1,4 @@
-"""Projection of a stored vector, and the text of its category, to 128 dimensions; one formula for all uses."""
+"""Projection of a stored vector, and the text of its category, to what a classifier reads; one formula for all uses."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from ..errors import HeadError
 from ..store.records import Vectors
 
 Weights = dict[str, npt.NDArray[np.float32]]
-Projected = npt.NDArray[np.float32]  # (rows, 128), unit length
+Projected = npt.NDArray[np.float32]  # (rows, 128), or (rows, dim) of "identity"; unit length but for "pca"
 
 # The weights of each kind and their shapes: D is the dimension of the vectors, P of the projection, H of the hidden
 # layer.
 KINDS: dict[str, dict[str, str]] = {
+    "identity": {},
+    "pca": {"W": "PD", "b": "P"},
     "linear": {"W": "PD", "b": "P"},
     "mlp": {"W": "HD", "b": "H", "U": "PH", "c": "P"},
     "sum": {"W": "PD", "b": "P", "V": "PD", "c": "P"},
@@ -25,16 +27,22 @@ KINDS: dict[str, dict[str, str]] = {
     "triple": {"W": "PD", "b": "P", "V": "PD", "c": "P", "U": "PP", "T": "PP", "S": "PP", "d": "P"},
 }
 FUSIONS = ("sum", "product", "concat", "triple")  # the kinds that also read a text vector
+TRIPLET_KINDS = ("linear", "mlp", *FUSIONS)  # the kinds that are trained with triplets, and give unit vectors
 HIDDEN = 256
 
 
 def forward(kind: str, w: dict[str, Any], x: Any, t: Any = None) -> Any:
-    """Project x (n, D), with texts t (n, D), to unit rows (n, P); for numpy arrays and torch tensors.
+    """Project x (n, D), with texts t (n, D), to rows (n, P); for numpy arrays and torch tensors.
 
+    "identity" is x itself and "pca" Wx + b; all other kinds give unit rows.
     u = Wx + b and v = Vt + c are the projected image and text. "sum" is u + v and "product" u ⊙ v; "concat" is
     W[x; t], one matrix over both; "triple" is W'[u; v; u ⊙ v] with W' = [U T S].
     """
+    if kind == "identity":
+        return x
     u = x @ w["W"].T + w["b"]
+    if kind == "pca":
+        return u
     if kind == "mlp":
         z = (u * (u > 0)) @ w["U"].T + w["c"]
     elif kind == "sum":
@@ -53,7 +61,7 @@ def forward(kind: str, w: dict[str, Any], x: Any, t: Any = None) -> Any:
 
 @dataclass(frozen=True)
 class Projection:
-    """A trained or random projection of stored vectors to unit vectors of fewer dimensions."""
+    """A trained or random projection of stored vectors, or none ("identity")."""
 
     kind: str  # one of KINDS
     weights: Weights
@@ -67,18 +75,12 @@ class Projection:
             )
 
     @property
-    def dim(self) -> int:
-        """Dimension of the projected vectors."""
-        last = self.weights["U"] if "U" in self.weights else self.weights["W"]
-        return int(last.shape[0])
-
-    @property
     def reads_text(self) -> bool:
         """True if it needs the text vector of each image."""
         return self.kind in FUSIONS
 
     def __call__(self, vectors: Vectors, texts: Vectors | None = None) -> Projected:
-        """(n, 128) float32 unit vectors of (n, dim) vectors and, for a fusion, their (n, dim) text vectors."""
+        """(n, P) float32 projections of (n, dim) vectors and, for a fusion, their (n, dim) text vectors."""
         if self.reads_text and texts is None:
             raise HeadError(f"a {self.kind} projection needs a text vector for each image, none was given")
         x = np.asarray(vectors, np.float32)
@@ -87,7 +89,7 @@ class Projection:
 
     @classmethod
     def initialize(cls, kind: str, vectors: Vectors, *, dim: int = 128, seed: int = 0) -> Projection:
-        """Draw random initial weights, uniform within 1/√fan-in as in torch's Linear.
+        """Draw random initial weights of a kind in TRIPLET_KINDS, uniform within 1/√fan-in as in torch's Linear.
 
         The bias of the image side starts at -W·mean: encoders put their vectors into a narrow cone, and centred they
         spread over all directions.

@@ -46,6 +46,17 @@ class Svm:
         intercept, gamma = arrays["intercept_gamma"].tolist()
         return cls(arrays["vectors"], arrays["weights"], intercept, gamma)
 
+    def require_dim(self, dim: int) -> None:
+        """Raise ValueError unless it reads vectors of `dim` dimensions and its kernel has a width."""
+        rows = len(self.weights)
+        if self.weights.ndim != 1 or self.vectors.shape != (rows, dim) or not rows:
+            raise ValueError(
+                f"classifier has vectors of shape {self.vectors.shape} and weights of shape {self.weights.shape}, "
+                f"expected (m, {dim}) and (m,)"
+            )
+        if not self.gamma > 0:
+            raise ValueError(f"gamma must be above 0, found {self.gamma}")
+
 
 def rbf_kernel(x: Vectors, y: Vectors, gamma: float, dtype: type[np.floating[Any]] = np.float64) -> npt.NDArray[Any]:
     """(n, m) exp(-gamma |x - y|²) of (n, dim) x and (m, dim) y."""

@@ -162,7 +162,8 @@ def draw_figures(results: HeadResults) -> Iterator[ReportFigure]:
     """Every figure of the report, as far as there is data for it."""
     training, snapshot, head = results.training, results.detector.snapshot, results.detector.head
     yield training_figures.class_distribution(*(snapshot.column(name) for name in ("sources", "targets", "labels")))
-    yield training_figures.loss_curves(training["epochs"])
+    if training["epochs"]:
+        yield training_figures.loss_curves(training["epochs"])
     labels, parts = snapshot.column("labels"), head.split.parts_of(snapshot.column("keys"))
     rows = {}
     for name, part in PARTS.items():

@@ -118,7 +118,7 @@ def measure_training(folder: str, epochs: int, baselines: Sequence[str], calibra
         "mib": max(monitor.mib.values(), default=None),
         "store_mib": round(sum(p.stat().st_size for p in Path(folder).rglob("*.h5")) / 2**20),
         "parts": {name: {"seconds": round(s, 2), "mib": monitor.mib.get(name)} for name, s in monitor.seconds.items()},
-        "machine_rows": len(trained.head.classifier.vectors),
+        "machine_rows": len(trained.head.classifier.weights),
         "epochs": len(trained.log),
         "test": {name: {"accuracy": _round(m.accuracy), "auc": _round(m.auc), "n": m.n} for name, m in metrics.items()},
     }

@@ -12,30 +12,17 @@ import numpy.typing as npt
 
 from ...store.records import FAKE, REAL, TextIndex, Vectors, distinct
 from ...store.search.matches import Matches, nearest
-from ..metrics import Metrics, auc, best_threshold, measure
+from ..metrics import Metrics, best_threshold, measure
 from ..projection import Projection
-from .examples import Examples, Labelled, batches
+from .classifiers import fit_classifier
+from .examples import Examples, Labelled
+from .logistic import fit_in_memory
 from .svm_training import fit_svm
 
 Scorer = Callable[[Examples], npt.NDArray[np.float64]]  # (rows,) scores, above 0 leans fake
 Fit = Callable[[Examples, Examples, int], Scorer]  # of training rows, validation rows and a seed
 
 NEIGHBORS = (1, 3, 5, 9)
-INVERSE_REGULARIZATION = (
-    1e-4,
-    3e-4,
-    1e-3,
-    3e-3,
-    1e-2,
-    3e-2,
-    0.1,
-    0.3,
-    1.0,
-    10.0,
-    100.0,
-)  # C of the linear probe, tried in turn
-NEWTON_STEPS = 8  # over all rows, at most
-TOLERANCE = 1e-4  # relative change of the weights at which Newton's method stops
 SIMILARITIES_IN_MEMORY = 2**25
 
 
@@ -83,70 +70,12 @@ def file_facts(train: Examples, validation: Examples, seed: int) -> Scorer:
 def linear_probe(train: Examples, validation: Examples, seed: int, all_rows: Labelled | None = None) -> Scorer:
     """Logistic regression on the stored vectors (Ojha et al. 2023); C is chosen by validation AUC.
 
-    Vectors are centred and divided by one number, so that C means the same for every encoder and the relative scale of
-    the directions is kept.
-
     Parameters
     ----------
     all_rows : all training rows if `train` is a sample of them: the fit to the sample is refined on them, in batches
     """
-    from sklearn.linear_model import LogisticRegression
-
-    scaling = _Scaling(train.vectors.mean(0), float(train.vectors.std(0).mean()) or 1.0)
-    x, x_validation = (scaling(part.vectors) for part in (train, validation))
-    best_auc, best_c, weights = -1.0, 1.0, np.zeros(x.shape[1] + 1)
-    model = LogisticRegression(warm_start=True, max_iter=2000)
-    for c in INVERSE_REGULARIZATION:
-        model.set_params(C=c).fit(x, train.labels)
-        validation_auc = auc(validation.labels, x_validation @ model.coef_[0]) or 0.0
-        if validation_auc > best_auc:
-            best_auc, best_c = validation_auc, c
-            weights = np.append(model.coef_[0].astype(np.float64), float(model.intercept_[0]))
-        elif validation_auc < best_auc - 0.02:  # past the best: less regularization overfits more, and takes longest
-            break
-    if all_rows is not None:
-        weights = _refine(weights, best_c, all_rows, scaling)
-    coefficients, intercept = weights[:-1] / scaling.scale, float(weights[-1])
-    return lambda queries: np.asarray((queries.vectors - scaling.mean) @ coefficients + intercept, np.float64)
-
-
-@dataclass(frozen=True)
-class _Scaling:
-    """Centring of vectors, and division by one number."""
-
-    mean: Vectors  # (dim,)
-    scale: float
-
-    def __call__(self, vectors: Vectors) -> Vectors:
-        return np.asarray((vectors - self.mean) / np.float32(self.scale))
-
-
-def _refine(weights: npt.NDArray[np.float64], c: float, rows: Labelled, scaling: _Scaling) -> npt.NDArray[np.float64]:
-    """Fit a logistic regression to any number of rows with Newton's method, in batches.
-
-    Parameters
-    ----------
-    weights : (dim + 1,) initial weights of the scaled vectors, the intercept last
-    c : inverse of the regularization strength
-
-    Returns
-    -------
-    (dim + 1,) float64
-    """
-    penalty = np.append(np.full(len(weights) - 1, 1 / c), 0.0)  # the intercept is not regularized
-    for _ in range(NEWTON_STEPS):
-        hessian, gradient = np.diag(penalty), -penalty * weights
-        for batch, vectors in batches(rows):
-            x = np.pad(scaling(vectors), ((0, 0), (0, 1)), constant_values=1.0)
-            predicted = 1 / (1 + np.exp(-np.clip(x @ weights.astype(np.float32), -50, 50)))
-            gradient += x.T @ (rows.labels[batch] - predicted).astype(np.float32)
-            x *= np.sqrt(predicted * (1 - predicted))[:, None]
-            hessian += x.T @ x  # symmetric, so BLAS computes only one half
-        step = np.linalg.solve(hessian, gradient)
-        weights = weights + step
-        if np.linalg.norm(step) <= TOLERANCE * np.linalg.norm(weights):
-            break
-    return weights
+    classifier, _ = fit_in_memory(train, validation, all_rows=all_rows)
+    return lambda queries: classifier.decision_function(queries.vectors)
 
 
 def neighbor_rule(k: int) -> Fit:
@@ -196,12 +125,8 @@ def lda(train: Examples, validation: Examples, seed: int) -> Scorer:
 
 def pca_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
     """128 principal components, then an SVM as in the head: a projection that is fitted without labels."""
-    from sklearn.decomposition import PCA
-
-    dim = min(128, train.vectors.shape[1], len(train))
-    pca = PCA(dim, svd_solver="covariance_eigh").fit(train.vectors.astype(np.float64))
-    svm = fit_svm(pca.transform(train.vectors), train.labels)
-    return lambda queries: svm.decision_function(pca.transform(queries.vectors))
+    fitted = fit_classifier("pca-svm", train, validation, seed=seed)
+    return lambda queries: fitted.decision_function(queries.vectors)
 
 
 def random_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
@@ -213,8 +138,8 @@ def random_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
 
 def rbf_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
     """An RBF SVM on the stored vectors."""
-    svm = fit_svm(train.vectors, train.labels)
-    return lambda queries: svm.decision_function(queries.vectors)
+    fitted = fit_classifier("rbf-svm", train, validation, seed=seed)
+    return lambda queries: fitted.decision_function(queries.vectors)
 
 
 BASELINES: dict[str, Fit] = {

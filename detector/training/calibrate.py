@@ -199,6 +199,7 @@ def calibrate(
         A class has too few held-out rows.
     """
     on_progress = on_progress or (lambda step: None)
+    options = options.of_head(head)
     parts = head.split.parts_of(snapshot.column("keys"))
     bank = Bank.from_snapshot(snapshot, evidence_options, where=parts == TRAIN)
     labels = snapshot.column("labels")

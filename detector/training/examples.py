@@ -10,11 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ...errors import HeadError
 from ...store.records import TEXT, Ints, Names, Vectors
 from ...store.search.matches import Positions
 from ...store.snapshot import Snapshot
 
 ROWS_AT_ONCE = 16_384  # rows of a batch whose vectors are in memory
+EQUAL = 1e-6  # difference in every coordinate of a unit vector that is float32 rounding
 FACTS = ("JPEG", "PNG", "WEBP", "other format", "width", "height", "JPEG quality", "bytes per pixel")
 
 
@@ -113,6 +115,19 @@ class Examples:
             sources=snapshot.column("sources")[positions],
             facts=file_facts(snapshot, positions),
         )
+
+
+def sample(rows: Labelled, most: int, seed: int) -> Examples:
+    """Read about `most` rows into memory, each class in proportion; only vectors and labels are read."""
+    kept = subsample(np.arange(len(rows)), rows.labels, most, seed)
+    return Examples.from_arrays(rows.vectors_of(kept), rows.labels[kept])
+
+
+def reject_equal(rows: Labelled) -> None:
+    """Raise HeadError if all vectors are equal; a head would only amplify their rounding errors."""
+    first = rows.vectors_of([0])
+    if all(float(np.abs(vectors - first).max(initial=0)) < EQUAL for _, vectors in batches(rows)):
+        raise HeadError(f"the vectors of all {len(rows)} training rows are equal; index with another encoder")
 
 
 def file_facts(snapshot: Snapshot, positions: Positions) -> npt.NDArray[np.float32]:

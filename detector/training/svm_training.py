@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from ...store.records import Ints, Vectors
-from ..svm import Svm
+from ..svm import Svm, rbf_kernel
 from .nystroem import Blocks, fit_nystroem
 
 EXACT = 60_000  # rows up to which the exact SVM is fitted
+KERNEL_IN_MEMORY = 8_192  # rows up to which all kernel values (512 MiB) are one matrix product, several times as fast
 ROWS_AT_ONCE = 16_384
 
 
@@ -35,9 +36,12 @@ def fit_stream(blocks: Blocks, rows: int, *, c: float = 1.0, seed: int = 0) -> S
 
     read = list(blocks())
     vectors, labels = (np.concatenate([block[i] for block in read]) for i in (0, 1))
-    svc = SVC(C=c, kernel="rbf", gamma=gamma, cache_size=1000).fit(vectors, labels)
+    if len(labels) <= KERNEL_IN_MEMORY:
+        svc = SVC(C=c, kernel="precomputed").fit(rbf_kernel(vectors, vectors, gamma), labels)
+    else:
+        svc = SVC(C=c, kernel="rbf", gamma=gamma, cache_size=1000).fit(vectors, labels)
     return Svm(
-        np.asarray(svc.support_vectors_, np.float32),
+        np.asarray(vectors[svc.support_], np.float32),
         np.asarray(svc.dual_coef_[0], np.float64),
         float(svc.intercept_[0]),
         gamma,

@@ -10,18 +10,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ...errors import HeadError
 from ...store.records import FAKE, Ints, Names, Vectors
 from ...store.search.matches import Positions
 from ...store.snapshot import Snapshot
 from ..comparison import Comparison, mcnemar
-from ..head import Head
+from ..head import TITLES as CLASSIFIERS
+from ..head import TRIPLET_SVM, Classifier, Head
 from ..metrics import Metrics, best_threshold, measure
-from ..projection import FUSIONS, KINDS, Projected
+from ..projection import FUSIONS, TRIPLET_KINDS, Projected, Projection
 from ..split import PARTS, RECIPES, Split, choose
 from ..vocabulary import MODES, Mode, Vocabulary
 from .baseline_names import baseline_name
 from .baselines import BASELINES, BaselineResult, evaluate_baseline, linear_probe
-from .examples import Examples, Labelled, StoredRows, subsample
+from .classifiers import SVM_C, fit_classifier
+from .examples import Examples, Labelled, StoredRows, reject_equal, subsample
 from .svm_training import fit_stream
 from .triplet import Texts, TripletEpoch, TripletOptions, fit_projection, projected_batches, require_choice
 
@@ -37,17 +40,24 @@ BASELINE_ROWS = {  # maximum number of rows for the baselines, by part
 class TrainOptions:
     """Options of training: what to train, and on which rows."""
 
-    kind: str = "linear"  # projection: linear or mlp of the image; sum, product, concat or triple of image and text
+    kind: str = ""  # projection of "triplet-svm", which it implies: one of TRIPLET_KINDS; "" for linear
     triplet: TripletOptions = field(default_factory=TripletOptions)
-    c: float = 1.0  # regularization parameter C of the SVM
+    c: float | None = None  # regularization parameter C (default: 1 for an SVM, by validation AUC for "logistic")
     sources: Sequence[str] = ()  # use rows of these sources only; empty for all
     balanced: bool = False  # use as many real as fake rows
     recipe: str = ""  # of the split; "" for that of the source paper
     seed: int = 0
     baselines: Sequence[str] = field(default_factory=lambda: tuple(BASELINES))
+    classifier: str = TRIPLET_SVM  # one of CLASSIFIERS
 
     def __post_init__(self) -> None:
-        require_choice(self.kind, "kind", KINDS)
+        require_choice(self.kind or "linear", "kind", TRIPLET_KINDS)
+        require_choice(self.classifier, "classifier", CLASSIFIERS)
+        if self.kind and self.classifier != TRIPLET_SVM:
+            raise HeadError(
+                f"the projection {self.kind} belongs to the classifier {TRIPLET_SVM}, found {self.classifier}; "
+                f"leave out the kind, or use {TRIPLET_SVM}"
+            )
         require_choice(self.recipe or "paper", "recipe", RECIPES)
         for name in self.baselines:
             require_choice(name, "baseline", BASELINES)
@@ -56,6 +66,10 @@ class TrainOptions:
     def split_recipe(self) -> str:
         """Name of the split recipe; the paper's image-only and image + text pipelines split slightly differently."""
         return self.recipe or ("paper-text" if self.kind in FUSIONS else "paper")
+
+    def of_head(self, head: Head) -> TrainOptions:
+        """These options with the classifier and C of a head, to fit more heads like it."""
+        return replace(self, classifier=head.classifier_name, c=head.options.get("c"))
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self) | {"sources": list(self.sources), "baselines": list(self.baselines)}
@@ -201,19 +215,33 @@ class TrainingSet:
 def fit_head(
     rows: TrainingSet, options: TrainOptions, on_progress: Progress | None = None, *, svm_rows: int = 0
 ) -> tuple[Head, list[TripletEpoch]]:
-    """Fit projection and classifier; the head has no threshold or metrics yet.
+    """Fit the classifier that the options name, after its projection; the head has no threshold or metrics yet.
 
     Parameters
     ----------
     svm_rows : number of rows that decides whether the SVM is exact or approximate; 0 for that of the training rows
     """
     on_progress = on_progress or (lambda step: None)
-    vocabulary = Vocabulary.from_texts(rows.snapshot.texts) if options.kind in FUSIONS else None
+    if options.classifier == TRIPLET_SVM:
+        return _fit_triplet_head(rows, options, on_progress, svm_rows)
+    on_progress(CLASSIFIERS[options.classifier])
+    reject_equal(rows.train)
+    fitted = fit_classifier(
+        options.classifier, rows.train, rows.validation, c=options.c, seed=options.seed, svm_rows=svm_rows
+    )
+    return _head(rows, options, fitted.projection, fitted.classifier, fitted.c), []
+
+
+def _fit_triplet_head(
+    rows: TrainingSet, options: TrainOptions, on_progress: Progress, svm_rows: int
+) -> tuple[Head, list[TripletEpoch]]:
+    kind = options.kind or "linear"
+    vocabulary = Vocabulary.from_texts(rows.snapshot.texts) if kind in FUSIONS else None
     texts: Texts | None = None
     if vocabulary is not None:
         texts = partial(_text_vectors, vocabulary)
     projection, log = fit_projection(
-        options.kind,
+        kind,
         rows.train,
         rows.validation,
         options.triplet,
@@ -229,17 +257,28 @@ def fit_head(
         for batch, vectors in projected_batches(projection, rows.train, texts):
             yield vectors, rows.train.labels[batch]
 
-    classifier = fit_stream(projected, svm_rows or len(rows.train), c=options.c, seed=options.seed)
-    head = Head(
+    c = SVM_C if options.c is None else options.c
+    classifier = fit_stream(projected, svm_rows or len(rows.train), c=c, seed=options.seed)
+    return _head(rows, options, projection, classifier, c, vocabulary), log
+
+
+def _head(
+    rows: TrainingSet,
+    options: TrainOptions,
+    projection: Projection,
+    classifier: Classifier,
+    c: float,
+    vocabulary: Vocabulary | None = None,
+) -> Head:
+    return Head(
         rows.snapshot.space,
         rows.snapshot.number,
         rows.split,
         projection,
         classifier,
         vocabulary=vocabulary,
-        options=options.to_dict(),
+        options=options.to_dict() | {"c": c},
     )
-    return head, log
 
 
 def _text_vectors(vocabulary: Vocabulary, vectors: Vectors, categories: Names) -> Vectors:

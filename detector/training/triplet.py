@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ...errors import HeadError
 from ...store.records import FAKE, REAL, Ints, Names, Vectors, distinct
 from ..projection import Projected, Projection, effective_rank, forward
-from .examples import Labelled, batches
+from .examples import Labelled, batches, reject_equal
 
 Anchor = Literal["real", "fake", "both"]
 Match = Literal["none", "category", "source"]
@@ -24,7 +24,6 @@ Mining = Literal["random", "semihard", "batch-hard"]
 ANCHORS = {"real": (REAL,), "fake": (FAKE,), "both": (REAL, FAKE)}
 
 READ_AHEAD = 32  # batches whose rows are read together: from many shards, few rows cost as much as many
-EQUAL = 1e-6  # difference in every coordinate of a unit vector that is float32 rounding
 COLLAPSED = 1e-3  # mean distance on the unit sphere below which all rows are one point
 
 
@@ -178,7 +177,7 @@ def fit_projection(
 
     Parameters
     ----------
-    kind : a kind of projection, see `projection.KINDS`
+    kind : a kind of projection, one of `projection.TRIPLET_KINDS`
     texts : for a fusion, function that returns the text vectors
     on_epoch : called after every epoch
 
@@ -197,7 +196,7 @@ def fit_projection(
     if not len(fixed) or not len(draw(train.labels, match, options.anchor, np.random.default_rng(seed))):
         raise _no_triplets(len(train), len(validation), options)
     mean = _mean(train)
-    reject_equal(train, mean)
+    reject_equal(train)
     best = Projection.initialize(kind, mean[None], dim=options.dim, seed=seed)
     weights = {name: torch.from_numpy(w.copy()).requires_grad_() for name, w in best.weights.items()}
     adam = torch.optim.Adam(list(weights.values()), lr=options.learning_rate)
@@ -276,12 +275,6 @@ def reject_collapsed(projected: Vectors, triplets: Triplets) -> None:
         )
 
 
-def reject_equal(rows: Labelled, mean: npt.NDArray[np.float32]) -> None:
-    """Raise HeadError if all vectors equal the (dim,) mean; a projection would only amplify their rounding errors."""
-    if all(float(np.abs(vectors - mean).max(initial=0)) < EQUAL for _, vectors in batches(rows)):
-        raise HeadError(f"the vectors of all {len(rows)} training rows are equal; index with another encoder")
-
-
 def projected_batches(projection: Projection, rows: Labelled, texts: Texts | None) -> Iterator[tuple[slice, Projected]]:
     """Yield the positions and projected vectors of all rows in order, in batches."""
     for batch, vectors in batches(rows):
@@ -290,10 +283,7 @@ def projected_batches(projection: Projection, rows: Labelled, texts: Texts | Non
 
 def project(projection: Projection, rows: Labelled, texts: Texts | None) -> Projected:
     """(rows, 128) projected vectors of all rows."""
-    result = np.empty((len(rows), projection.dim), np.float32)
-    for batch, projected in projected_batches(projection, rows, texts):
-        result[batch] = projected
-    return result
+    return np.concatenate([projected for _, projected in projected_batches(projection, rows, texts)])
 
 
 def _batches(

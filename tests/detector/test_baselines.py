@@ -114,7 +114,7 @@ def test_baselines_equal_scikit_learn(name: str) -> None:
 
 
 def test_probe_is_logistic_regression_on_centred_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("clipfake.detector.training.baselines.INVERSE_REGULARIZATION", (0.3,))
+    monkeypatch.setattr("clipfake.detector.training.logistic.INVERSE_REGULARIZATION", (0.3,))
     size = TRAIN.vectors.std(0).mean()
     x, queries = ((rows.vectors - TRAIN.vectors.mean(0)) / size for rows in (TRAIN, QUERIES))
     model = LogisticRegression(C=0.3, max_iter=2000).fit(x, TRAIN.labels)
@@ -149,7 +149,7 @@ def test_probe_regularization_is_chosen_on_validation() -> None:
     chosen = auc(queries.labels, linear_probe(train, validation, 0)(queries)) or 0
 
     def with_c(c: float, monkeypatch: pytest.MonkeyPatch) -> float:
-        monkeypatch.setattr("clipfake.detector.training.baselines.INVERSE_REGULARIZATION", (c,))
+        monkeypatch.setattr("clipfake.detector.training.logistic.INVERSE_REGULARIZATION", (c,))
         return auc(queries.labels, linear_probe(train, validation, 0)(queries)) or 0
 
     with pytest.MonkeyPatch.context() as patched:

@@ -40,7 +40,7 @@ def test_a_new_row_is_excluded_at_the_nominal_number_of_ranks(rows: int, error: 
     """A new row of the class has each of the n + 1 ranks among n rows with equal probability: count the ranks."""
     scores = np.arange(rows + 1) - 0.5  # below all, between any two, above all
     held = np.arange(rows, dtype=float)
-    possible = with_scores(held, held).prediction_sets(scores, error)  # type: ignore[arg-type, call-arg]
+    possible = with_scores(held, held).prediction_sets(scores, error)  # type: ignore[arg-type]
     nominal = int(error * (rows + 1) + 1e-9)
     assert (~possible).sum(0).tolist() == [nominal, nominal]
 
@@ -99,7 +99,7 @@ def test_percentile_is_the_share_of_less_similar_rows(nearest: list[float], quer
     labels = np.arange(40) % 2
     held_out_nearest = np.resize(nearest, 40 * (1 + len(nearest) // 40))
     targets = np.resize(labels, len(held_out_nearest))
-    calibration = Calibration.fit(targets * 1.0, targets * 1.0, held_out_nearest, targets)  # type: ignore[arg-type, call-arg]
+    calibration = Calibration.fit(targets * 1.0, targets * 1.0, held_out_nearest, targets)  # type: ignore[arg-type]
     result = calibration.percentile(np.array([query]))[0]
     tolerance = 100 / len(held_out_nearest) + 0.2  # the share is interpolated between rows and kept in 1001 steps
     assert (

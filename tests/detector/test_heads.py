@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from clipfake.detector.calibration import Calibration
 from clipfake.detector.head import Head, head_folder, vector_names_of
-from clipfake.detector.projection import FUSIONS, KINDS, Projection
+from clipfake.detector.projection import FUSIONS, TRIPLET_KINDS, Projection
+from clipfake.detector.training.classifiers import principal_components
 from clipfake.detector.training.examples import Examples
 from clipfake.detector.training.nystroem import fit_nystroem
 from clipfake.detector.training.svm_training import fit_svm, scale_gamma
@@ -102,7 +103,7 @@ def test_svm_is_approximate_above_the_limit(monkeypatch: pytest.MonkeyPatch) -> 
     assert ((svm.decision_function(vectors) > 0) == labels).mean() > 0.8
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", TRIPLET_KINDS)
 def test_projections_give_128_dimensional_unit_vectors(kind: str) -> None:
     vectors, _ = random_vectors(7)
     texts = random_vectors(7, seed=2)[0]
@@ -149,6 +150,48 @@ def test_head_round_trip(head: Head, tmp_path: Path) -> None:
         Head.load(tmp_path, Space("other", "1" * 64, DIM))
     with pytest.raises(SpaceMismatch):
         again.decision_function(np.ones((1, DIM + 1), np.float32))
+
+
+@pytest.mark.parametrize("classifier", ["rbf-svm", "pca-svm", "logistic"])
+@pytest.mark.parametrize("limit", [1_000, 200])
+def test_head_of_a_plain_classifier_round_trip(
+    store: Store, tmp_path: Path, classifier: str, limit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("svm_training.EXACT", "logistic.SAMPLE", "examples.ROWS_AT_ONCE"):
+        monkeypatch.setattr(f"clipfake.detector.training.{name}", limit)
+    trained = train(store.snapshot(), TrainOptions(classifier=classifier, baselines=()))
+    auc = trained.metrics["test"].auc
+    assert auc is not None and auc > (0.6 if classifier == "logistic" else 0.8)
+    trained.head.save(tmp_path)
+    again = Head.load(tmp_path, SPACE)
+    queries, _ = random_vectors(20, seed=4)
+    assert np.array_equal(again.decision_function(queries), trained.head.decision_function(queries))
+    assert again.transform(queries).shape == (20, DIM)
+    assert (again.digest, again.classifier_name) == (trained.head.digest, classifier)
+    assert json.loads((tmp_path / "head.json").read_text())["version"] == 1
+
+
+def test_head_that_names_no_classifier_is_a_triplet_head(head: Head, tmp_path: Path) -> None:
+    replace(head, options={"kind": "linear", "c": 1.0}).save(tmp_path)
+    assert Head.load(tmp_path).classifier_name == "triplet-svm"
+
+
+def test_projection_with_another_classifier_is_an_error() -> None:
+    with pytest.raises(HeadError, match="projection mlp belongs to the classifier triplet-svm, found rbf-svm"):
+        TrainOptions("mlp", classifier="rbf-svm")
+    with pytest.raises(HeadError, match="unknown classifier 'tree'; choose one of triplet-svm, rbf-svm"):
+        TrainOptions(classifier="tree")
+
+
+def test_principal_components_equal_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
+    from sklearn.decomposition import PCA
+
+    monkeypatch.setattr("clipfake.detector.training.examples.ROWS_AT_ONCE", 70)
+    vectors, labels = random_vectors(300)
+    shifted = vectors + 5
+    ours = principal_components(Examples.from_arrays(shifted, labels), most=4)(shifted)
+    theirs = PCA(4, svd_solver="full").fit_transform(shifted.astype(np.float64))
+    assert ours * np.sign((ours * theirs).sum(0)) == pytest.approx(theirs, abs=1e-4)
 
 
 @pytest.mark.parametrize("kind", FUSIONS)

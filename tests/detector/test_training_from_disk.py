@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from clipfake.detector.svm import Svm
 from clipfake.detector.training.baselines import NEIGHBORS, linear_probe, neighbor_rule, neighbors
 from clipfake.detector.training.calibrate import calibrate
 from clipfake.detector.training.examples import Examples, StoredRows
@@ -66,6 +67,7 @@ def test_streamed_and_in_memory_training_give_the_same_head(
     ]
     streamed, whole = heads
     assert all(np.array_equal(w, whole.projection.weights[n]) for n, w in streamed.projection.weights.items())
+    assert isinstance(streamed.classifier, Svm) and isinstance(whole.classifier, Svm)
     assert np.array_equal(streamed.classifier.vectors, whole.classifier.vectors)
     assert np.array_equal(streamed.classifier.weights, whole.classifier.weights)
 
@@ -138,7 +140,7 @@ def test_linear_probe_is_refined_on_all_rows(monkeypatch: pytest.MonkeyPatch) ->
         Examples.from_arrays(*random_vectors(200, 1)),
         Examples.from_arrays(*random_vectors(300, 2)),
     )
-    monkeypatch.setattr("clipfake.detector.training.baselines.INVERSE_REGULARIZATION", (1.0,))
+    monkeypatch.setattr("clipfake.detector.training.logistic.INVERSE_REGULARIZATION", (1.0,))
     monkeypatch.setattr("clipfake.detector.training.examples.ROWS_AT_ONCE", 700)
     refined, on_sample, on_all = (
         linear_probe(*rows)(test)

@@ -425,6 +425,7 @@ HEADS: dict[str, Callable[[dict[str, Any]], Any]] = {
     "unsorted split": lambda arrays: arrays.update({"split.hashes": arrays["split.hashes"][::-1].copy()}),
     "parts": lambda arrays: arrays["split.parts"].fill(7),
     "missing": lambda arrays: arrays.pop("projection.W"),
+    "another classifier": lambda arrays: arrays.pop("classifier.vectors"),
 }
 HEAD_FIELDS: list[dict[str, Any]] = [
     {"threshold": float("nan")},
