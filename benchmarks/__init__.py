@@ -6,6 +6,7 @@ Each is a program: `python -m clipfake.benchmarks.NAME --help`.
                encoder_sweep.py, feeding.py and indexing.py one of them in detail; parity.py and int8.py compare
                embeddings; gpu.py measures a GPU in minutes
     service    service.py; soak.py sends 20,000 mixed requests; start.py for the command line
+    verdicts   unseen.py leaves sources out of everything and compares the verdicts on them with plain classifiers
     peers      clip_retrieval.py
     source     house.py checks the structure of the source tree
     packages   store/, detector/, and common/ for shared helpers

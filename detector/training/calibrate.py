@@ -121,6 +121,7 @@ class CalibrationReport:
     seen: CoverageReport  # on these test rows
     unseen: CoverageReport | None  # on left-out sources, which are in neither head, bank nor calibration
     stored: dict[str, int]  # number of sources by class, "real" and "fake"
+    signals: SignalTable  # the rows that were calibrated on
 
     @property
     def classes(self) -> list[UnseenClass]:
@@ -224,7 +225,7 @@ def calibrate(
     pool = (parts == TRAIN) | (parts == VALIDATION)
     names = source_names(snapshot)
     stored = {name: len(distinct(names[pool & (labels == label)])[0]) for label, name in CLASSES.items()}
-    report = CalibrationReport(calibration, metrics, coverage, unseen, stored)
+    report = CalibrationReport(calibration, metrics, coverage, unseen, stored, signals)
     return replace(report, calibration=replace(calibration, head=head.digest, notice=report.notice))
 
 

@@ -219,7 +219,8 @@ def report_of(rows: int, *sources: SourceCoverage, stored: tuple[int, int] = (5,
     seen = CoverageReport(10, 5, 5, rows, 0.05, 0.0, None, 0.0, 0.0)
     unseen = CoverageReport(10, 5, 5, rows, 0.05, 0.0, None, 0.0, 0.0, sources) if sources else None
     stored_by_class = dict(zip(("real", "fake"), stored, strict=True))
-    return CalibrationReport(calibration, measure(np.arange(2), np.arange(2.0)), seen, unseen, stored_by_class)
+    signals = table_of([("real a", 0, False, 0.0), ("gan a", 1, False, 1.0)])
+    return CalibrationReport(calibration, measure(np.arange(2), np.arange(2.0)), seen, unseen, stored_by_class, signals)
 
 
 @pytest.mark.parametrize("rows", range(2, 19))
