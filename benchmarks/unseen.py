@@ -62,7 +62,7 @@ class LeftOut:
     possible: npt.NDArray[np.bool_]  # (rows, 2) prediction sets of the detector
     seen: Mapping[str, Scores]  # the same scores of the test rows of the other sources
     seen_labels: npt.NDArray[np.int8]
-    by_share: Mapping[float, tuple[Scores, npt.NDArray[np.bool_]]]  # scores and sets by UNSEEN_SHARE
+    by_share: Mapping[float, tuple[Scores, npt.NDArray[np.bool_]]]  # scores and sets by the weight of left-out sources
 
     @property
     def weights(self) -> Scores:
@@ -101,7 +101,7 @@ def leave_out(snapshot: Snapshot, left_out: Sequence[str], options: TrainOptions
 
     by_share = {}
     for share in SHARES:
-        calibration = report.signals.calibrated(share)
+        calibration = report.signals.calibrated(share, share)
         scores = scores_of(calibration, unseen)
         by_share[share] = scores, calibration.prediction_sets(scores, ERROR)
     own = scores_of(report.calibration, unseen)
@@ -130,7 +130,8 @@ def risk_at(confidence: Scores, wrong: npt.NDArray[np.bool_], weights: Scores) -
     order = np.argsort(-confidence, kind="stable")
     covered = np.cumsum(weights[order]) / weights.sum()
     risk = np.cumsum((wrong * weights)[order]) / np.cumsum(weights[order])
-    return [float(risk[max(np.searchsorted(covered, share + 1e-9) - 1, 0)]) for share in COVERAGES]
+    positions = np.maximum(np.searchsorted(covered, np.array(COVERAGES) + 1e-9) - 1, 0)
+    return [float(value) for value in risk[positions]]
 
 
 def area_under_risk(confidence: Scores, wrong: npt.NDArray[np.bool_], weights: Scores) -> float:

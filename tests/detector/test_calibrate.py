@@ -10,7 +10,7 @@ from clipfake.detector.evidence import Bank
 from clipfake.detector.metrics import measure
 from clipfake.detector.training import calibrate as module
 from clipfake.detector.training.calibrate import (
-    UNSEEN_SHARE,
+    SET_SHARE,
     CalibrationReport,
     SignalTable,
     calibrate,
@@ -171,7 +171,7 @@ def test_left_out_sources_have_their_share_of_the_weight() -> None:
     kinds = np.array(["seen"] * 40 + ["b"] * 5 + ["c"] * 20)[order]
     for kind in weights:
         weights[kind] = float(calibration.real.weights[kinds == kind].sum())
-    assert weights == pytest.approx({"seen": 1 - UNSEEN_SHARE, "b": UNSEEN_SHARE / 2, "c": UNSEEN_SHARE / 2})
+    assert weights == pytest.approx({"seen": 1 - SET_SHARE, "b": SET_SHARE / 2, "c": SET_SHARE / 2})
     assert calibration.fake.weights == pytest.approx(1 / 40)  # no fake source was left out
 
 
