@@ -53,7 +53,7 @@ Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class LeftOut:
+class LeftOutScores:
     """The left-out rows of one or several sources, scored by models that were fitted without them."""
 
     sources: Names  # (rows,)
@@ -81,7 +81,7 @@ def equal_weights(sources: Names, labels: npt.NDArray[np.int8]) -> Scores:
     return np.asarray(weights / weights.sum())
 
 
-def leave_out(snapshot: Snapshot, left_out: Sequence[str], options: TrainOptions) -> LeftOut:
+def leave_out(snapshot: Snapshot, left_out: Sequence[str], options: TrainOptions) -> LeftOutScores:
     """Train a detector and the plain classifiers without some sources, and score the rows of these."""
     names, labels = source_names(snapshot), snapshot.column("labels")
     sources = snapshot.column("sources")
@@ -114,7 +114,7 @@ def leave_out(snapshot: Snapshot, left_out: Sequence[str], options: TrainOptions
         scorer = BASELINES[baseline](fitted_on, chosen_on, options.seed)
         line = Platt.fit(scorer(chosen_on), chosen_on.labels)
         all_scores[name], all_seen[name] = line(scorer(out)), line(scorer(held))
-    return LeftOut(
+    return LeftOutScores(
         names[judged],
         labels[judged],
         all_scores,
@@ -164,7 +164,7 @@ def ranking(scores: Scores, labels: npt.NDArray[np.int8], weights: Scores) -> di
     }
 
 
-def source_result(result: LeftOut, name: str, label: int) -> dict[str, Any]:
+def source_result(result: LeftOutScores, name: str, label: int) -> dict[str, Any]:
     """The verdicts on the rows of one source, and the AUC of every model against the seen rows of the other class."""
     rows = (result.sources == name) & (result.labels == label)
     possible = result.possible[rows]
@@ -190,7 +190,7 @@ def source_result(result: LeftOut, name: str, label: int) -> dict[str, Any]:
     }
 
 
-def summary(results: Sequence[LeftOut]) -> dict[str, Any]:
+def summary(results: Sequence[LeftOutScores]) -> dict[str, Any]:
     """All left-out sources together, each counting the same, by model."""
     labels, sources = (np.concatenate([getattr(r, name) for r in results]) for name in ("labels", "sources"))
     weights = equal_weights(sources, labels)
@@ -200,7 +200,7 @@ def summary(results: Sequence[LeftOut]) -> dict[str, Any]:
     }
 
 
-def share_table(results: Sequence[LeftOut]) -> dict[str, Any]:
+def share_table(results: Sequence[LeftOutScores]) -> dict[str, Any]:
     """Mean over the groups by the share that left-out sources have in the calibration."""
     table = {}
     for share in SHARES:

@@ -256,6 +256,8 @@ class Calibration:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> Calibration:
         """Convert back; raises KeyError, TypeError, ValueError or OverflowError for fields of the wrong kind."""
+        if "held_out" in fields:
+            raise ValueError("it is of an earlier release, whose error rates did not hold for unseen sources")
         svm_weight, neighbors_weight = map(float, fields["weights"])
         lines = [Platt(float(fields[name]["slope"]), float(fields[name]["offset"])) for name in ("svm", "neighbors")]
         offset = float(fields["offset"])

@@ -161,7 +161,8 @@ def test_json_has_the_true_names_in_escapes(tree: Path, store: Path, run: Run) -
     for arguments in (["query", tree / "real" / "cam", "--store", store], ["store", "info", "--store", store]):
         shown = run(*arguments, "--json").strip()
         assert_harmless(shown)
-        assert HOSTILE in json.dumps([json.loads(line) for line in shown.split("\n")], ensure_ascii=False).replace(
+        answers = [json.loads(line) for line in shown.split("\n") if not line.startswith("Known limits: ")]
+        assert HOSTILE in json.dumps(answers, ensure_ascii=False).replace(
             json.dumps(HOSTILE, ensure_ascii=False)[1:-1], HOSTILE
         )
     keys = Store.open(store).snapshot().column("keys").tolist()

@@ -61,10 +61,10 @@ def training_report(baselines: dict[str, Any]) -> dict[str, Any]:
         "fake_excluded": 0.1,
         "nominal": 0.05,
     }
-    measured |= {"worst": MARKUP, "worst_excluded": 0.5}
+    source = {"name": MARKUP, "label": "real", "n": 9, "auc": 0.5, "answered": 0.5, "excluded": 0.5}
     return {
         "head": dict.fromkeys(PARTS, metrics),
-        "detector": {"test": metrics, "sentences": [], "unseen": measured},
+        "detector": {"test": metrics, "sentences": [], "seen": measured, "classes": [{"sources": [source]}]},
         "baselines": {name: {"test": metrics, "fitted_on": 9, **more} for name, more in baselines.items()},
         "categories": {},
         "sentences": [f"Worst is {MARKUP}."],
@@ -84,7 +84,7 @@ def test_text_from_a_store_is_escaped() -> None:
     content = render([heat_map], {MARKUP: {"note": MARKUP}})
     page = Page(content)
     assert "script" not in page.tags
-    # title and heading, notice, sentence, figure, baseline, its note, worst generator, split, encoder, library, folder
+    # title and heading, notice, sentence, figure, baseline, its note, left-out source, split, encoder, library, folder
     assert sum(MARKUP in text for text in page.text) == 13
     assert page.alt == [f"{MARKUP}. {MARKUP}"]
 

@@ -495,6 +495,7 @@ def test_invalid_fields_of_a_head_raise_head_error(change: dict[str, Any], tmp_p
         {"svm": {"slope": "x", "offset": 0}},
         {"svm": [1, 2]},
         {"head": "another"},
+        {"held_out": "generators"},
     ],
 )
 def test_invalid_calibration_raises_head_error(change: dict[str, Any], tmp_path: Path) -> None:
