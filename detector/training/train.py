@@ -23,8 +23,8 @@ from ..split import PARTS, RECIPES, Split, choose
 from ..vocabulary import MODES, Mode, Vocabulary
 from .baseline_names import baseline_name
 from .baselines import BASELINES, BaselineResult, evaluate_baseline, linear_probe
+from .classifier_choice import CANDIDATES, ClassifierChoice, Scorer, choose_classifier
 from .classifier_choice import ROWS as CHOICE_ROWS
-from .classifier_choice import ClassifierChoice, Scorer, choose_classifier
 from .classifiers import FittedClassifier, fit_classifier, fit_triplet_svm
 from .examples import Examples, Labelled, StoredRows, subsample
 from .triplet import TripletEpoch, TripletOptions, require_choice
@@ -162,7 +162,7 @@ def train(
     train_rows, validation_rows = (StoredRows(snapshot, parts[name]) for name in ("train", "validation"))
     choice = None
     if options.classifier_name == AUTO:
-        choice = _choose(snapshot, parts, options, on_progress)
+        choice = compare_classifiers(snapshot, parts, options, on_progress)
         options = replace(options, classifier=choice.chosen if choice else SIMPLEST)
     head, log = fit_head(TrainingSet(snapshot, split, train_rows, validation_rows), options, on_progress)
     on_progress("scores")
@@ -190,10 +190,14 @@ def train(
     )
 
 
-def _choose(
-    snapshot: Snapshot, parts: Mapping[str, Positions], options: TrainOptions, on_progress: Progress
+def compare_classifiers(
+    snapshot: Snapshot,
+    parts: Mapping[str, Positions],
+    options: TrainOptions,
+    on_progress: Progress | None = None,
+    candidates: Sequence[str] = CANDIDATES,
 ) -> ClassifierChoice | None:
-    """Choose the classifier on a sample of the training rows."""
+    """Compare classifiers on a sample of the training rows, and choose one; see `choose_classifier`."""
     labels = snapshot.column("labels")
     chosen = {
         name: subsample(parts[name], labels[parts[name]], most, options.seed)
@@ -206,7 +210,9 @@ def _choose(
         fitted = fit_classifier(name, rows, others, c=options.c, seed=options.seed, triplet=options.triplet)
         return fitted.decision_function
 
-    return choose_classifier(fit, train_rows, validation, files, seed=options.seed, on_progress=on_progress)
+    return choose_classifier(
+        fit, train_rows, validation, files, candidates=candidates, seed=options.seed, on_progress=on_progress
+    )
 
 
 def _evaluate_baselines(
