@@ -102,7 +102,7 @@ def _rates(loaded: dict[str, Any], pixels: Sequence[Any], repeats: int) -> dict[
 
 def _heads(snapshot: Snapshot) -> dict[str, dict[str, float | None]]:
     """Accuracy and AUC of the head and of each baseline on the test rows."""
-    trained = train(snapshot, TrainOptions(baselines=BASELINES))
+    trained = train(snapshot, TrainOptions(classifier="triplet-svm", baselines=BASELINES))
     tests = {"head": trained.metrics["test"], **{name: b.metrics["test"] for name, b in trained.baselines.items()}}
     return {name: {"accuracy": metrics.accuracy, "auc": metrics.auc} for name, metrics in tests.items()}
 

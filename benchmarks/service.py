@@ -57,7 +57,9 @@ def create_bank(folder: Path, space: Space) -> Store:
     store = Store.create(folder, space)
     with store.writer("synthetic") as writer:
         writer.append(Block(space, rows, vectors.astype(np.float32)))
-    fit_detector(store, options=TrainOptions(triplet=TripletOptions(epochs=3), baselines=())).save()
+    fit_detector(
+        store, options=TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=3), baselines=())
+    ).save()
     return store
 
 

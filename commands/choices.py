@@ -30,6 +30,16 @@ class Engine(StrEnum):
     ray = "ray"
 
 
+class ClassifierName(StrEnum):
+    """Classifier of a head."""
+
+    auto = "auto"
+    triplet_svm = "triplet-svm"
+    rbf_svm = "rbf-svm"
+    pca_svm = "pca-svm"
+    logistic = "logistic"
+
+
 class ProjectionKind(StrEnum):
     """Formula of the projection."""
 
@@ -79,6 +89,10 @@ class EvaluationHead(StrEnum):
     ridge = "ridge"
     knn = "knn"
     both = "both"
+    triplet_svm = "triplet-svm"
+    rbf_svm = "rbf-svm"
+    pca_svm = "pca-svm"
+    logistic = "logistic"
 
 
 class LeftOut(StrEnum):

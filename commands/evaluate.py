@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, get_args
 
 import typer
 
@@ -19,7 +19,7 @@ def evaluate_command(
     ] = LeftOut.source,
     head: Annotated[
         EvaluationHead,
-        typer.Option("--head", help="Head to evaluate: a ridge classifier, nearest neighbours, or both."),
+        typer.Option("--head", help="Head to evaluate: ridge, nearest neighbours, both, or a classifier of `train`."),
     ] = EvaluationHead.both,
     temporal: Annotated[
         Path | None,
@@ -42,6 +42,8 @@ def evaluate_command(
 ) -> None:
     """Measure heads on each generator and each real source that they were not trained on, from stored vectors.
 
+    A classifier of `train` is fitted once for each pair of sources, on at most 3,000 rows: 50 pairs take minutes.
+
     With --temporal, measure heads on the sources that were released after those they were trained on.
 
     clipfake evaluate --leave-one-out source --store mystore --out figures
@@ -57,11 +59,11 @@ def evaluate_command(
         print_result(report.to_dict() if as_json else tables.temporal_holdout_table(report))
         written = tables.write_temporal_holdout(report, out) if out else []
     else:
+        from ..detector.evaluation.leave_one_out import Kind
         from ..detector.evaluation.leave_one_out import leave_one_out as evaluate
 
-        results = [
-            evaluate(snapshot, kind, seed=seed) for kind in ("ridge", "knn") if head in (kind, EvaluationHead.both)
-        ]
+        heads = ("ridge", "knn") if head is EvaluationHead.both else (head.value,)
+        results = [evaluate(snapshot, name, seed=seed) for name in get_args(Kind) if name in heads]
         print_result(tables.leave_one_out_json(results) if as_json else tables.leave_one_out_table(results))
         written = tables.write_leave_one_out(results, out) if out else []
     for path in written:

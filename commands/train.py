@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .choices import Anchor, Match, Mining, ProjectionKind, SplitRecipe
+from .choices import Anchor, ClassifierName, Match, Mining, ProjectionKind, SplitRecipe
 from .options import DEFAULT_HEAD, ROWS, STORE, TRAINING, JsonOption, NameOption, SeedOption, StoreOption
 from .terminal import print_message, print_result, shell_quoted
 
@@ -25,13 +25,12 @@ def train_command(
         bool, typer.Option("--balanced", metavar="", help="Use as many real as fake rows.", rich_help_panel=ROWS)
     ] = False,
     split: Annotated[
-        SplitRecipe | None,
+        SplitRecipe,
         typer.Option(
-            help="Recipe of the train/validation/test split; grouped keeps near-duplicates in the same part.",
-            show_default="paper, or paper-text for a head on text",
+            help="Recipe of the train/validation/test split; grouped keeps copies of a file in the same part.",
             rich_help_panel=ROWS,
         ),
-    ] = None,
+    ] = SplitRecipe.grouped,
     vectors: Annotated[
         str,
         typer.Option(
@@ -40,13 +39,21 @@ def train_command(
             rich_help_panel=ROWS,
         ),
     ] = "main",
-    kind: Annotated[
-        ProjectionKind,
+    classifier: Annotated[
+        ClassifierName,
         typer.Option(
-            help="Projection: linear and mlp use the image's vector, the others its category's text vector too.",
+            help="Classifier; auto takes the one that is best on sources left out of the training rows.",
             rich_help_panel=TRAINING,
         ),
-    ] = ProjectionKind.linear,
+    ] = ClassifierName.auto,
+    kind: Annotated[
+        ProjectionKind | None,
+        typer.Option(
+            help="Projection of triplet-svm: linear and mlp use the image's vector, the others also its text's.",
+            show_default="linear",
+            rich_help_panel=TRAINING,
+        ),
+    ] = None,
     anchor: Annotated[
         Anchor, typer.Option(help="Class of the anchors of triplets.", rich_help_panel=TRAINING)
     ] = Anchor.real,
@@ -71,7 +78,8 @@ def train_command(
 ) -> None:
     """Train a head on the stored vectors, compare it with baselines and calibrate its verdicts. No image is read.
 
-    The pipeline is the source paper's: a triplet projection to 128 dimensions, then an SVM, split 70/20/10.
+    The source paper's pipeline, a triplet projection to 128 dimensions and an SVM on a random split, is
+    --classifier triplet-svm --split paper.
 
     clipfake train --from-store --store mystore
     """
@@ -84,8 +92,15 @@ def train_command(
 
     triplet = TripletOptions(anchor=anchor.value, match=match.value, mining=mining.value, epochs=epochs)
     chosen = tuple(filter(None, sources.split(",")))
-    recipe = split.value if split else ""
-    options = TrainOptions(kind.value, triplet, sources=chosen, balanced=balanced, recipe=recipe, seed=seed)
+    options = TrainOptions(
+        kind.value if kind else "",
+        triplet,
+        sources=chosen,
+        balanced=balanced,
+        recipe=split.value,
+        seed=seed,
+        classifier=classifier.value,
+    )
     names = [name for name in vectors.split(",") if name]
     opened = Store.open(store)
     with status_line("training") as show_step:

@@ -162,7 +162,8 @@ def draw_figures(results: HeadResults) -> Iterator[ReportFigure]:
     """Every figure of the report, as far as there is data for it."""
     training, snapshot, head = results.training, results.detector.snapshot, results.detector.head
     yield training_figures.class_distribution(*(snapshot.column(name) for name in ("sources", "targets", "labels")))
-    if training["epochs"]:
+    with_triplets = bool(training["epochs"])
+    if with_triplets:
         yield training_figures.loss_curves(training["epochs"])
     labels, parts = snapshot.column("labels"), head.split.parts_of(snapshot.column("keys"))
     rows = {}
@@ -170,19 +171,21 @@ def draw_figures(results: HeadResults) -> Iterator[ReportFigure]:
         positions = np.flatnonzero(parts == part)
         rows[name] = subsample(positions, labels[positions], MAX_DRAWN, 0)
     projected = {name: head.transform(snapshot.vectors(positions)) for name, positions in rows.items()}
-    triplet_distances = {}
-    for name, points in projected.items():
-        triplets = draw(labels[rows[name]], np.zeros(len(points), np.int64), "real", np.random.default_rng(0))
-        triplet_distances[name] = distances(points, triplets)
-    yield training_figures.distance_histograms(triplet_distances)
+    if with_triplets:
+        triplet_distances = {}
+        for name, points in projected.items():
+            triplets = draw(labels[rows[name]], np.zeros(len(points), np.int64), "real", np.random.default_rng(0))
+            triplet_distances[name] = distances(points, triplets)
+        yield training_figures.distance_histograms(triplet_distances)
     yield metric_figures.confusion_matrices(training["head"])
     centre = projected["train"].mean(0)
-    axes = np.linalg.svd(projected["train"] - centre, full_matrices=False)[2][:2]
+    axes = np.linalg.eigh(np.cov((projected["train"] - centre).T))[1][:, :-3:-1].T
     yield training_figures.pca_scatter(
         {name: ((points - centre) @ axes.T, labels[rows[name]]) for name, points in projected.items()}
     )
-    raw = snapshot.vectors(rows["train"])
-    yield training_figures.explained_variance(_variance_shares(raw), _variance_shares(projected["train"]))
+    if head.projection.kind != "identity":
+        raw = snapshot.vectors(rows["train"])
+        yield training_figures.explained_variance(_variance_shares(raw), _variance_shares(projected["train"]))
     yield metric_figures.measure_bars({**_own_tests(training), **_baseline_tests(training)})
     yield metric_figures.metric_bars(training["head"])
     scored = {name: (labels[positions], decision_values(head, snapshot, positions)) for name, positions in rows.items()}
@@ -247,6 +250,7 @@ def _facts(results: HeadResults) -> list[tuple[str, str]]:
     head, split = results.detector.head, results.training["split"]
     return [
         ("encoder", str(head.space)),
+        ("classifier", f"{head.classifier_name}: {head.title}"),
         ("rows", ", ".join(f"{split[part]:,} {part}" for part in PARTS)),
         ("split", f"{split['recipe']}, seed {split['seed']}, digest {split['digest'][:12]}"),
         ("snapshot", f"{results.training['snapshot']} of the store"),
@@ -267,6 +271,8 @@ def page_sections(training: Mapping[str, Any], figures: Mapping[str, ReportFigur
         rows = [(name, [measure_cell(values, each) for each in MEASURES]) for name, values in tests.items()]
         note = f"The baselines were {describe_training_rows(training['baselines'])}."
         baselines = [ReportTable(list(MEASURES.values()), rows, "test rows", note, dense=True)]
+    if choice := training.get("choice"):
+        baselines.append(_choice_table(choice))
     yield Section("Head and baselines", select("measures"), baselines)
     coverage = list(_calibration_tables(training["detector"]))
     yield Section("Reliability of verdicts", (), coverage, select("reliability", "roc"))
@@ -278,6 +284,15 @@ def page_sections(training: Mapping[str, Any], figures: Mapping[str, ReportFigur
         tables.append(_measures_table("test rows, by source of the category", by_mode, MEASURES))
     yield Section("Measures", (), tables, select("metrics", "confusion"))
     yield Section("Data and training", select("classes", "loss", "distances", "pca", "variance"))
+
+
+def _choice_table(choice: Mapping[str, Any]) -> ReportTable:
+    """Mean AUC of each classifier on left-out sources of the training rows."""
+    rows = []
+    for result in choice["results"]:
+        measured = {"auc": result["auc"], "intervals": {"auc": result["interval"]}}
+        rows.append((result["classifier"], [measure_cell(measured, "auc", interval=True)]))
+    return ReportTable(["mean AUC on left-out sources"], rows, "choice of the classifier", choice["sentence"])
 
 
 def _calibration_tables(result: Mapping[str, Any]) -> Iterator[ReportTable]:

@@ -145,7 +145,7 @@ def pca_scatter(points: Mapping[str, tuple[Array, Array]]) -> ReportFigure:
     return ReportFigure(
         "pca",
         "Principal components",
-        "Projected rows; the axes are fitted on the training rows only.",
+        "Rows as the classifier reads them; the axes are fitted on the training rows only.",
         figure,
         columns,
         tuple(rows),

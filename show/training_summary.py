@@ -35,7 +35,10 @@ def training_summary(report: dict[str, Any]) -> RenderableType:
     ]
     split = report["split"]
     counts = ", ".join(f"{split[part]:,} {part}" for part in PARTS)
-    parts: list[RenderableType] = [table("head", ["", "rows", *TITLES], rows), Text(f"{counts} rows\n", style="dim")]
+    parts: list[RenderableType] = [
+        table(f"head: {report.get('classifier', 'triplet-svm')}", ["", "rows", *TITLES], rows),
+        Text(f"{counts} rows\n", style="dim"),
+    ]
     if categories:
         parts += [table("head, test, by source of the category", ["", "rows", *TITLES], categories), Text()]
     if baselines:

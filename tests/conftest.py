@@ -92,7 +92,9 @@ class Toy:
                 vectors = self.encoder.encode([image.pixels for image in images])
                 thumbnails = tuple(thumbnail(image.pixels) for image in images)
                 writer.append(Block(self.encoder.space, rows, vectors, thumbnails))
-        fit_detector(self.store, options=TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).save()
+        fit_detector(
+            self.store, options=TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=2), baselines=())
+        ).save()
 
     draw_image = staticmethod(draw_image)
 

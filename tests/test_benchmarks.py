@@ -28,7 +28,7 @@ from clipfake.benchmarks import (
 from clipfake.benchmarks.common import command
 from clipfake.benchmarks.common.architecture import VIT_L_14, write_architecture
 from clipfake.benchmarks.common.flops import flops_per_image, matrix_rate
-from clipfake.benchmarks.detector import leave_one_out, query
+from clipfake.benchmarks.detector import classifiers, leave_one_out, query
 from clipfake.benchmarks.store import file_format
 from clipfake.indexer.decoding import nvimagecodec
 from clipfake.indexer.decoding.image import Pixels
@@ -39,6 +39,7 @@ from clipfake.indexer.encoders.onednn_linear import use_plain_linear
 from clipfake.indexer.encoders.vision_backbone import random_model
 from clipfake.simulated.images import write_sample
 from clipfake.simulated.standin_encoder import build_standin
+from clipfake.store.store import Store
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -133,6 +134,13 @@ def test_soak_counts_every_request() -> None:
 
 
 @pytest.mark.slow
+def test_classifiers_on_left_out_sources(tmp_path: Path) -> None:
+    leave_one_out.write_store(str(tmp_path), 500, 2, 3)
+    result = printed(classifiers.run(Store.open(tmp_path / "s")))
+    assert [row["c"] for row in result["classifiers"] if row["classifier"] == "rbf-svm"] == [1.0, 10.0]
+    assert len(result["left_out"]) == 5
+
+
 def test_leave_one_out_beside_refitting() -> None:
     assert printed(leave_one_out.run(rows=2000, reals=3, fakes=4))["rows"] == 2000
 

@@ -296,15 +296,20 @@ def test_training_choices_match_the_library(run) -> None:  # type: ignore[no-unt
     from typing import get_args
 
     from clipfake.commands import choices
-    from clipfake.detector import projection, split
-    from clipfake.detector.training import triplet
+    from clipfake.detector import head, projection, split
+    from clipfake.detector.evaluation import leave_one_out
+    from clipfake.detector.training import train, triplet
 
     values = {choices.ProjectionKind: projection.TRIPLET_KINDS, choices.SplitRecipe: split.RECIPES}
     values |= {getattr(choices, name): get_args(getattr(triplet, name)) for name in ("Anchor", "Match", "Mining")}
     for enumeration, accepted in values.items():
         assert {member.value for member in enumeration} == set(accepted)
+    assert {member.value for member in choices.ClassifierName} == {*head.TITLES, train.AUTO}
+    assert {member.value for member in choices.EvaluationHead} == {*get_args(leave_one_out.Kind), "both"}
     output = run("train", "--kind", "circular")
     assert output.code == 2 and "triple" in output.err
+    output = run("train", "--kind", "mlp", "--classifier", "rbf-svm")
+    assert output.code == 1 and "belongs to the classifier triplet-svm" in output.err
 
 
 def test_training_needs_both_classes(sample: list[Path], tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]

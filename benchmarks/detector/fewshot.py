@@ -32,7 +32,7 @@ DRAWS = 3  # random choices of the added images
 def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
     """AUC by number of added images: on each left-out generator, on the others, and means over generators."""
     snapshot = store.snapshot()
-    options = TrainOptions(seed=seed, baselines=())
+    options = TrainOptions(classifier="triplet-svm", seed=seed, baselines=())
     split, positions = make_split(snapshot, options)
     parts = split.parts_of(snapshot.column("keys"))
     labels, generators = snapshot.column("labels"), snapshot.column("generators")

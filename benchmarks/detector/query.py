@@ -59,7 +59,7 @@ def run(
     forward = _times(lambda i: model.encode([pixels]), 10)
     with tempfile.TemporaryDirectory() as folder:
         small = create_store(Path(folder) / "small", 6_000).snapshot()
-        options = TrainOptions(triplet=TripletOptions(epochs=3), baselines=())
+        options = TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=3), baselines=())
         head = train(small, options).head
         calibration = calibrate(small, head, options).calibration
         store = create_store(Path(folder) / "bank", rows)

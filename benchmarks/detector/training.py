@@ -104,7 +104,9 @@ def measure_training(folder: str, epochs: int, baselines: Sequence[str], calibra
     with StepMonitor() as monitor:
         began = time.perf_counter()
         monitor.start_step("split")
-        options = TrainOptions(triplet=TripletOptions(epochs=epochs), baselines=tuple(baselines))
+        options = TrainOptions(
+            classifier="triplet-svm", triplet=TripletOptions(epochs=epochs), baselines=tuple(baselines)
+        )
         trained = train(snapshot, options, monitor.start_step)
         if calibration:
             monitor.start_step("calibration")

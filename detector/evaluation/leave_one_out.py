@@ -1,8 +1,8 @@
-"""Leave-one-out: how well a head works on each generator and each real source that it has not seen, without refitting.
+"""Leave-one-out: how well a head works on each generator and each real source that it has not seen.
 
 A ridge head is fitted from sums over its rows: their number, Σx and Σxxᵀ. Subtracting the sums of a source gives the
 same head as refitting without it. For the nearest-neighbour rule, the neighbours of a left-out source are dropped,
-which gives the same score as a bank without it.
+which gives the same score as a bank without it. The classifiers of `train` are fitted again for each pair.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from ...store.search.matches import Matches, Positions
 from ...store.search.prepared_filter import PreparedFilter
 from ...store.snapshot import Snapshot
 from ..metrics import auc, best_threshold
-from ..training.examples import subsample
+from ..training.classifiers import fit_classifier
+from ..training.examples import Examples, subsample
 from ..training.triplet import require_choice
 from .ridge import batches, by_source, group_sums, ridge, total_of, with_constant
 
@@ -29,8 +30,17 @@ K = 9  # neighbours of each class
 OVERSAMPLING = 8  # neighbours fetched for each of the K, since those of the left-out source are dropped
 QUERIES = 6000  # rows whose neighbours are searched, at most; a quarter as many of the held-out rows
 
-Kind = Literal["ridge", "knn"]
-TITLES: dict[Kind, str] = {"ridge": "A ridge head", "knn": "The nearest-neighbour rule"}
+FITTED_ON = 3000  # rows on which a classifier of `train` is fitted for each pair, at most
+
+Kind = Literal["ridge", "knn", "triplet-svm", "rbf-svm", "pca-svm", "logistic"]
+TITLES: dict[Kind, str] = {
+    "ridge": "A ridge head",
+    "knn": "The nearest-neighbour rule",
+    "triplet-svm": "A triplet projection and SVM",
+    "rbf-svm": "An RBF SVM on the vectors",
+    "pca-svm": "Principal components and SVM",
+    "logistic": "Logistic regression on the vectors",
+}
 
 
 @dataclass(frozen=True)
@@ -106,7 +116,8 @@ def leave_one_out(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) ->
     Parameters
     ----------
     head : "ridge" scores all rows; "knn", the difference of the mean similarities to the `K` nearest fake and real
-        rows, scores at most `QUERIES` rows, equally many of each source
+        rows, scores at most `QUERIES` rows, equally many of each source; a classifier of `train` scores the same rows,
+        and is fitted for each pair on at most `FITTED_ON` rows, with the default options
 
     Raises
     ------
@@ -126,7 +137,10 @@ def leave_one_out(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) ->
     trained[held] = False
     pairs = [(f, r) for f, g in enumerate(names) if g[0] == FAKE for r, h in enumerate(names) if h[0] == REAL]
     sources = SourceGroups(snapshot, groups, names, pairs, trained, held)
-    scores = _ridge_scores(sources) if head == "ridge" else _knn_scores(sources, seed)
+    if head == "ridge":
+        scores = _ridge_scores(sources)
+    else:
+        scores = _knn_scores(sources, seed) if head == "knn" else _classifier_scores(sources, head, seed)
     truth = labels[scores.held]
     return LeaveOneOut(
         tuple(_pair_result(sources, scores, i) for i in range(len(pairs))),
@@ -215,8 +229,7 @@ def _knn_scores(sources: SourceGroups, seed: int) -> HeldOutScores:
     reals, fakes = sources.members(REAL), sources.members(FAKE)
     own = []
     for group, (label, _) in enumerate(sources.names):
-        members = np.flatnonzero(groups == group)
-        queries = subsample(members, labels[members], max(QUERIES // len(sources.names), 1), seed)
+        queries = _queries(sources, group, seed)
         vectors = snapshot.vectors(queries)
         rest = snapshot.prepare_filter(sources.trained & (labels == label) & (groups != group))
         same, other = snapshot.search_each(vectors, OVERSAMPLING * K, [rest, banks[1 - label]], recall=1)
@@ -230,6 +243,43 @@ def _knn_scores(sources: SourceGroups, seed: int) -> HeldOutScores:
     fake = _mean_similarity(sources, vectors, of_fake, banks[FAKE], [*fakes, -1])
     validation = [fake[:, fakes.index(f)] - real[:, reals.index(r)] for f, r in sources.pairs]
     return HeldOutScores(own, held, np.stack([*validation, fake[:, -1] - real[:, -1]], axis=1))
+
+
+def _queries(sources: SourceGroups, group: int, seed: int) -> Positions:
+    """Positions of the rows of a group that are scored."""
+    members = np.flatnonzero(sources.groups == group)
+    return subsample(members, sources.groups[members], max(QUERIES // len(sources.names), 1), seed)
+
+
+def _classifier_scores(sources: SourceGroups, name: str, seed: int) -> HeldOutScores:
+    """Fit a classifier once for each pair, on the same rows without the pair's."""
+    snapshot, groups = sources.snapshot, sources.groups
+    labels = snapshot.column("labels")
+
+    def read(positions: Positions) -> Examples:
+        return Examples.from_arrays(snapshot.vectors(positions), labels[positions])
+
+    trained = np.flatnonzero(sources.trained)
+    trained = subsample(trained, groups[trained], FITTED_ON, seed)
+    held = subsample(sources.held, groups[sources.held], QUERIES // 4, seed)
+    train, validation = read(trained), read(held)
+    queries = [read(_queries(sources, group, seed)) for group in range(len(sources.names))]
+    whole = fit_classifier(name, train, validation, seed=seed)
+    own = [
+        np.empty((len(rows), len(sources.members(1 - label))))
+        for rows, (label, _) in zip(queries, sources.names, strict=True)
+    ]
+    scores = []
+    for f, r in sources.pairs:
+        kept, kept_validation = (~np.isin(groups[positions], (f, r)) for positions in (trained, held))
+        others = validation.take(kept_validation)
+        if min(np.bincount(others.labels, minlength=2)) < 2:
+            others = train.take(kept)
+        fitted = fit_classifier(name, train.take(kept), others, c=whole.c, seed=seed)
+        own[f][:, sources.members(REAL).index(r)] = fitted.decision_function(queries[f])
+        own[r][:, sources.members(FAKE).index(f)] = fitted.decision_function(queries[r])
+        scores.append(fitted.decision_function(validation))
+    return HeldOutScores(own, held, np.stack([*scores, whole.decision_function(validation)], axis=1))
 
 
 def _mean_similarity(

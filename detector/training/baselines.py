@@ -125,8 +125,7 @@ def lda(train: Examples, validation: Examples, seed: int) -> Scorer:
 
 def pca_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
     """128 principal components, then an SVM as in the head: a projection that is fitted without labels."""
-    fitted = fit_classifier("pca-svm", train, validation, seed=seed)
-    return lambda queries: fitted.decision_function(queries.vectors)
+    return fit_classifier("pca-svm", train, validation, seed=seed).decision_function
 
 
 def random_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
@@ -138,8 +137,7 @@ def random_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
 
 def rbf_svm(train: Examples, validation: Examples, seed: int) -> Scorer:
     """An RBF SVM on the stored vectors."""
-    fitted = fit_classifier("rbf-svm", train, validation, seed=seed)
-    return lambda queries: fitted.decision_function(queries.vectors)
+    return fit_classifier("rbf-svm", train, validation, seed=seed).decision_function
 
 
 BASELINES: dict[str, Fit] = {

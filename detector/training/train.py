@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -11,24 +11,28 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import HeadError
-from ...store.records import FAKE, Ints, Names, Vectors
+from ...store.records import FAKE, Names, Vectors
 from ...store.search.matches import Positions
 from ...store.snapshot import Snapshot
 from ..comparison import Comparison, mcnemar
 from ..head import TITLES as CLASSIFIERS
-from ..head import TRIPLET_SVM, Classifier, Head
+from ..head import TRIPLET_SVM, Head
 from ..metrics import Metrics, best_threshold, measure
-from ..projection import FUSIONS, TRIPLET_KINDS, Projected, Projection
+from ..projection import FUSIONS, TRIPLET_KINDS
 from ..split import PARTS, RECIPES, Split, choose
 from ..vocabulary import MODES, Mode, Vocabulary
 from .baseline_names import baseline_name
 from .baselines import BASELINES, BaselineResult, evaluate_baseline, linear_probe
-from .classifiers import SVM_C, fit_classifier
-from .examples import Examples, Labelled, StoredRows, reject_equal, subsample
-from .svm_training import fit_stream
-from .triplet import Texts, TripletEpoch, TripletOptions, fit_projection, projected_batches, require_choice
+from .classifier_choice import CANDIDATES, ClassifierChoice, Scorer, choose_classifier
+from .classifier_choice import ROWS as CHOICE_ROWS
+from .classifiers import FittedClassifier, fit_classifier, fit_triplet_svm
+from .examples import Examples, Labelled, StoredRows, subsample
+from .triplet import TripletEpoch, TripletOptions, require_choice
 
 ROWS_AT_ONCE = 16_384  # rows scored at a time
+AUTO = "auto"  # the classifier is chosen by its results on left-out sources
+SIMPLEST = "logistic"  # classifier if there are too few rows to choose by
+SAME_AS = {"rbf-svm": "rbf_svm", "pca-svm": "pca_svm", "logistic": "linear_probe"}  # classifier -> the same baseline
 BASELINE_ROWS = {  # maximum number of rows for the baselines, by part
     "train": 100_000,  # the linear probe is refined on all rows
     "validation": 10_000,
@@ -42,30 +46,30 @@ class TrainOptions:
 
     kind: str = ""  # projection of "triplet-svm", which it implies: one of TRIPLET_KINDS; "" for linear
     triplet: TripletOptions = field(default_factory=TripletOptions)
-    c: float | None = None  # regularization parameter C (default: 1 for an SVM, by validation AUC for "logistic")
+    c: float | None = None  # regularization parameter C (default: see `classifiers.fit_classifier`)
     sources: Sequence[str] = ()  # use rows of these sources only; empty for all
     balanced: bool = False  # use as many real as fake rows
-    recipe: str = ""  # of the split; "" for that of the source paper
+    recipe: str = "grouped"  # of the split, see `Split.make`
     seed: int = 0
     baselines: Sequence[str] = field(default_factory=lambda: tuple(BASELINES))
-    classifier: str = TRIPLET_SVM  # one of CLASSIFIERS
+    classifier: str = AUTO  # one of CLASSIFIERS, or AUTO for the best of them on left-out sources
 
     def __post_init__(self) -> None:
         require_choice(self.kind or "linear", "kind", TRIPLET_KINDS)
-        require_choice(self.classifier, "classifier", CLASSIFIERS)
-        if self.kind and self.classifier != TRIPLET_SVM:
+        require_choice(self.classifier, "classifier", (*CLASSIFIERS, AUTO))
+        if self.kind and self.classifier not in (TRIPLET_SVM, AUTO):
             raise HeadError(
                 f"the projection {self.kind} belongs to the classifier {TRIPLET_SVM}, found {self.classifier}; "
                 f"leave out the kind, or use {TRIPLET_SVM}"
             )
-        require_choice(self.recipe or "paper", "recipe", RECIPES)
+        require_choice(self.recipe, "recipe", RECIPES)
         for name in self.baselines:
             require_choice(name, "baseline", BASELINES)
 
     @property
-    def split_recipe(self) -> str:
-        """Name of the split recipe; the paper's image-only and image + text pipelines split slightly differently."""
-        return self.recipe or ("paper-text" if self.kind in FUSIONS else "paper")
+    def classifier_name(self) -> str:
+        """Name of the classifier to fit; AUTO if it is to be chosen. A projection implies "triplet-svm"."""
+        return TRIPLET_SVM if self.kind else self.classifier
 
     def of_head(self, head: Head) -> TrainOptions:
         """These options with the classifier and C of a head, to fit more heads like it."""
@@ -89,11 +93,12 @@ class TrainReport:
         default_factory=dict
     )  # of a head that reads text: on the test rows, by mode
     test_copies: int = 0  # test rows whose file is also a training or validation row
+    choice: ClassifierChoice | None = None  # how the classifier was chosen, if it was
 
     @property
     def sentences(self) -> list[str]:
         """Summary, one sentence for each finding."""
-        lines = []
+        lines = [self.choice.sentence] if self.choice else []
         if self.test_copies:
             lines.append(
                 f"{self.test_copies:,} of {self.metrics['test'].n:,} test rows are copies of training or validation "
@@ -117,6 +122,8 @@ class TrainReport:
             "baselines": {name: baseline.to_dict() for name, baseline in self.baselines.items()},
             "against_linear_probe": self.against_probe.to_dict() if self.against_probe else None,
             "best_baseline": self.best or None,
+            "classifier": self.head.classifier_name,
+            "choice": self.choice.to_dict() if self.choice else None,
             "test_copies": self.test_copies,
             "sentences": self.sentences,
             "epochs": [epoch.to_dict() for epoch in self.log],
@@ -153,6 +160,10 @@ def train(
     split, parts = make_split(snapshot, options)
     labels = snapshot.column("labels")
     train_rows, validation_rows = (StoredRows(snapshot, parts[name]) for name in ("train", "validation"))
+    choice = None
+    if options.classifier_name == AUTO:
+        choice = compare_classifiers(snapshot, parts, options, on_progress)
+        options = replace(options, classifier=choice.chosen if choice else SIMPLEST)
     head, log = fit_head(TrainingSet(snapshot, split, train_rows, validation_rows), options, on_progress)
     on_progress("scores")
     scores = {name: decision_values(head, snapshot, positions) for name, positions in parts.items()}
@@ -165,6 +176,8 @@ def train(
         by_mode = scores["test"] if mode == "zero-shot" else decision_values(head, snapshot, parts["test"], mode)
         categories[mode] = measure(labels[parts["test"]], by_mode, chosen=threshold)
 
+    if choice:
+        head = replace(head, options={**head.options, "choice": choice.to_dict()})
     baselines, tested = _evaluate_baselines(snapshot, parts, options, on_progress) if options.baselines else ({}, None)
     best = max(baselines, key=lambda name: baselines[name].metrics["validation"].auc or 0.0, default="")
     against_probe = None
@@ -173,7 +186,32 @@ def train(
         head_scores = scores["test"][np.searchsorted(parts["test"], tested)]
         against_probe = mcnemar((head_scores > 0) == fake, (baselines["linear_probe"].test_scores > 0) == fake)
     return TrainReport(
-        head, metrics, baselines, log, against_probe, best, categories, count_test_copies(snapshot, parts)
+        head, metrics, baselines, log, against_probe, best, categories, count_test_copies(snapshot, parts), choice
+    )
+
+
+def compare_classifiers(
+    snapshot: Snapshot,
+    parts: Mapping[str, Positions],
+    options: TrainOptions,
+    on_progress: Progress | None = None,
+    candidates: Sequence[str] = CANDIDATES,
+) -> ClassifierChoice | None:
+    """Compare classifiers on a sample of the training rows, and choose one; see `choose_classifier`."""
+    labels = snapshot.column("labels")
+    chosen = {
+        name: subsample(parts[name], labels[parts[name]], most, options.seed)
+        for name, most in (("train", CHOICE_ROWS), ("validation", CHOICE_ROWS // 4))
+    }
+    train_rows, validation = (Examples.from_snapshot(snapshot, positions) for positions in chosen.values())
+    files = file_groups(snapshot.column("digests")[chosen["train"]])
+
+    def fit(name: str, rows: Examples, others: Examples) -> Scorer:
+        fitted = fit_classifier(name, rows, others, c=options.c, seed=options.seed, triplet=options.triplet)
+        return fitted.decision_function
+
+    return choose_classifier(
+        fit, train_rows, validation, files, candidates=candidates, seed=options.seed, on_progress=on_progress
     )
 
 
@@ -191,6 +229,8 @@ def _evaluate_baselines(
         note = f"measured on {len(used['test']):,} of {len(parts['test']):,} test rows, drawn at random"
     results = {}
     for name in options.baselines:
+        if name == SAME_AS.get(options.classifier_name):
+            continue  # it is the head itself
         on_progress(baseline_name(name).phrase)
         fitted_on = len(train_rows)
         if name == "linear_probe" and len(train_rows) < len(parts["train"]):
@@ -215,69 +255,48 @@ class TrainingSet:
 def fit_head(
     rows: TrainingSet, options: TrainOptions, on_progress: Progress | None = None, *, svm_rows: int = 0
 ) -> tuple[Head, list[TripletEpoch]]:
-    """Fit the classifier that the options name, after its projection; the head has no threshold or metrics yet.
+    """Fit the classifier that the options name, not AUTO; the head has no threshold or metrics yet.
 
     Parameters
     ----------
     svm_rows : number of rows that decides whether the SVM is exact or approximate; 0 for that of the training rows
     """
     on_progress = on_progress or (lambda step: None)
-    if options.classifier == TRIPLET_SVM:
-        return _fit_triplet_head(rows, options, on_progress, svm_rows)
-    on_progress(CLASSIFIERS[options.classifier])
-    reject_equal(rows.train)
-    fitted = fit_classifier(
-        options.classifier, rows.train, rows.validation, c=options.c, seed=options.seed, svm_rows=svm_rows
-    )
-    return _head(rows, options, fitted.projection, fitted.classifier, fitted.c), []
-
-
-def _fit_triplet_head(
-    rows: TrainingSet, options: TrainOptions, on_progress: Progress, svm_rows: int
-) -> tuple[Head, list[TripletEpoch]]:
+    name = options.classifier_name
+    if name != TRIPLET_SVM:
+        require_choice(name, "classifier to fit", CLASSIFIERS)
+        on_progress(CLASSIFIERS[name])
+        fitted = fit_classifier(name, rows.train, rows.validation, c=options.c, seed=options.seed, svm_rows=svm_rows)
+        return _head(rows, options, fitted), []
     kind = options.kind or "linear"
     vocabulary = Vocabulary.from_texts(rows.snapshot.texts) if kind in FUSIONS else None
-    texts: Texts | None = None
-    if vocabulary is not None:
-        texts = partial(_text_vectors, vocabulary)
-    projection, log = fit_projection(
-        kind,
+    fitted = fit_triplet_svm(
         rows.train,
         rows.validation,
         options.triplet,
-        texts=texts,
+        kind=kind,
+        texts=None if vocabulary is None else partial(_text_vectors, vocabulary),
+        c=options.c,
         seed=options.seed,
+        svm_rows=svm_rows,
         on_epoch=lambda e: on_progress(
             f"triplets, epoch {e.epoch}: loss {e.loss:.4f}, validation {e.validation_loss:.4f}"
         ),
     )
-    on_progress("support vector machine")
-
-    def projected() -> Iterator[tuple[Projected, Ints]]:
-        for batch, vectors in projected_batches(projection, rows.train, texts):
-            yield vectors, rows.train.labels[batch]
-
-    c = SVM_C if options.c is None else options.c
-    classifier = fit_stream(projected, svm_rows or len(rows.train), c=c, seed=options.seed)
-    return _head(rows, options, projection, classifier, c, vocabulary), log
+    return _head(rows, options, fitted, vocabulary), list(fitted.log)
 
 
 def _head(
-    rows: TrainingSet,
-    options: TrainOptions,
-    projection: Projection,
-    classifier: Classifier,
-    c: float,
-    vocabulary: Vocabulary | None = None,
+    rows: TrainingSet, options: TrainOptions, fitted: FittedClassifier, vocabulary: Vocabulary | None = None
 ) -> Head:
     return Head(
         rows.snapshot.space,
         rows.snapshot.number,
         rows.split,
-        projection,
-        classifier,
+        fitted.projection,
+        fitted.classifier,
         vocabulary=vocabulary,
-        options=options.to_dict() | {"c": c},
+        options=options.to_dict() | {"classifier": options.classifier_name, "c": fitted.c},
     )
 
 
@@ -291,9 +310,9 @@ def make_split(snapshot: Snapshot, options: TrainOptions) -> tuple[Split, dict[s
     chosen = choose(
         labels, snapshot.column("sources"), only=options.sources, balanced=options.balanced, seed=options.seed
     )
-    groups = file_groups(snapshot.column("digests")[chosen]) if options.split_recipe == "grouped" else None
+    groups = file_groups(snapshot.column("digests")[chosen]) if options.recipe == "grouped" else None
     keys = snapshot.column("keys")[chosen]
-    split = Split.make(keys, labels[chosen], recipe=options.split_recipe, seed=options.seed, groups=groups)
+    split = Split.make(keys, labels[chosen], recipe=options.recipe, seed=options.seed, groups=groups)
     parts = split.parts_of(keys)
     return split, {name: chosen[parts == part] for name, part in PARTS.items()}
 

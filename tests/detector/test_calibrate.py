@@ -29,7 +29,7 @@ from hypothesis import strategies as st
 
 DIM = 10
 SPACE = Space("toy", "0" * 64, dim=DIM)
-OPTIONS = TrainOptions(triplet=TripletOptions(epochs=1), baselines=(), recipe="grouped")
+OPTIONS = TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=1), baselines=(), recipe="grouped")
 SOURCES = {"real a": 160, "real b": 80, "real c": 60, "gan a": 120, "gan b": 60, "gan c": 40, "gan d": 40, "gan e": 20}
 TRAINED, CHOSE, TESTED = 0, 1, 2
 

@@ -50,7 +50,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 @pytest.fixture(scope="module")
 def head(store: Store) -> Head:
-    return train(store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).head
+    return train(
+        store.snapshot(), TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=2), baselines=())
+    ).head
 
 
 def test_svm_equals_scikit_learn() -> None:
@@ -322,7 +324,9 @@ def test_error_of_a_missing_head_names_the_present_ones(head: Head, tmp_path: Pa
 
 
 def test_same_seed_gives_the_same_head(store: Store, head: Head) -> None:
-    again = train(store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=2), baselines=())).head
+    again = train(
+        store.snapshot(), TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=2), baselines=())
+    ).head
     assert all(np.array_equal(w, again.projection.weights[n]) for n, w in head.projection.weights.items())
 
 
@@ -334,7 +338,10 @@ def test_copies_in_the_test_rows_are_counted(tmp_path: Path) -> None:
         for copy in range(2):
             rows = Rows.make([f"{copy}/{i}" for i in range(200)], labels, sources=["s"] * 200, digests=digests)
             writer.append(Block(SPACE, rows, vectors))
-    snapshot, options = store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=1), baselines=())
+    snapshot, options = (
+        store.snapshot(),
+        TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=1), baselines=()),
+    )
     trained = train(snapshot, options)
     parts = trained.head.split.parts_of(snapshot.column("keys"))
     part_of_copy = np.concatenate([parts[200:], parts[:200]])

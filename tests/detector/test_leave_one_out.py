@@ -5,10 +5,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipfake.detector.evaluation.leave_one_out import K, LeaveOneOut, held_out, leave_one_out
+from clipfake.detector.evaluation.leave_one_out import TITLES, K, LeaveOneOut, held_out, leave_one_out
 from clipfake.detector.evaluation.ridge import RidgeSums, by_source, ridge, with_constant
 from clipfake.detector.metrics import auc
 from clipfake.detector.training.baselines import neighbor_rule
+from clipfake.detector.training.classifiers import fit_classifier
 from clipfake.detector.training.examples import Examples
 from clipfake.errors import HeadError, NotEnoughRows
 from clipfake.show.evaluation_tables import leave_one_out_figure, leave_one_out_json, write_leave_one_out
@@ -90,7 +91,7 @@ def test_one_generator_is_too_few(tmp_path: Path) -> None:
         leave_one_out(stored(tmp_path / "s", ["camera_a", "camera_b", "gan_a"]).snapshot())
 
 
-@pytest.mark.parametrize("head", ["ridge", "knn"])
+@pytest.mark.parametrize("head", ["ridge", "knn", "logistic", "pca-svm"])
 def test_sources_of_a_single_row_are_scored(tmp_path: Path, head: Any) -> None:
     store = stored(tmp_path / "s", ["camera_a", "gan_a"])
     with store.writer() as writer:
@@ -154,6 +155,28 @@ def test_pairs_equal_a_bank_without_their_sources(
         scores = rule(Examples.from_snapshot(snapshot, queries))
         assert abs((auc(labels[queries], scores) or 0) - cell.auc) < 1e-4  # equal scores may be ordered either way
         assert cell.n == len(queries) == 400
+
+
+@pytest.mark.parametrize("head", ["triplet-svm", "rbf-svm", "pca-svm", "logistic"])
+def test_pairs_equal_a_classifier_fitted_without_them(store: Store, head: Any) -> None:
+    snapshot = store.snapshot()
+    result = leave_one_out(snapshot, head)
+    assert result.random_auc > 0.85
+    assert TITLES[result.head] in result.sentence
+    labels, sources = snapshot.column("labels"), snapshot.column("sources")
+    held = held_out(by_source(snapshot)[0], 0)
+    whole = fit_classifier(head, rows_at(snapshot, np.setdiff1d(np.arange(1200), held)), rows_at(snapshot, held))
+    for cell in result.cells[::8]:
+        queries = TextIndex((cell.generator, cell.real)).find(sources) >= 0
+        trained = np.setdiff1d(np.flatnonzero(~queries), held)
+        fitted = fit_classifier(head, rows_at(snapshot, trained), rows_at(snapshot, held[~queries[held]]), c=whole.c)
+        scores = fitted.decision_function(rows_at(snapshot, np.flatnonzero(queries)))
+        assert auc(labels[queries], scores) == pytest.approx(cell.auc)
+        assert cell.n == 400
+
+
+def rows_at(snapshot: Any, positions: np.ndarray) -> Examples:
+    return Examples.from_snapshot(snapshot, positions)
 
 
 def test_oversampling_does_not_change_the_result(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,5 +129,8 @@ def test_long_categories_train_the_same_head_as_short_ones(tmp_path: Path, kind:
 
 def test_one_long_category_beside_empty_ones_can_be_trained(tmp_path: Path) -> None:
     store = labelled_store(tmp_path / "s", ["", "", "a category whose name is long enough for the heap"], ["s"])
-    result = train(store.snapshot(), TrainOptions(triplet=TripletOptions(epochs=1), baselines=("category_only",)))
+    result = train(
+        store.snapshot(),
+        TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=1), baselines=("category_only",)),
+    )
     assert np.isfinite(result.baselines["category_only"].test_scores).all()

@@ -92,7 +92,9 @@ def test_training_never_reads_more_than_a_batch(snapshot: Snapshot, monkeypatch:
         return vectors
 
     monkeypatch.setattr(Snapshot, "vectors", counted)
-    options = TrainOptions(triplet=TripletOptions(epochs=1, batch=16), baselines=("linear_probe", "lda"))
+    options = TrainOptions(
+        classifier="triplet-svm", triplet=TripletOptions(epochs=1, batch=16), baselines=("linear_probe", "lda")
+    )
     trained = train(snapshot, options)
     assert max(read_sizes) <= 51  # at most 50 rows, and one more where a share is rounded up
     assert trained.metrics["train"].n == 420  # all rows nevertheless
@@ -103,7 +105,7 @@ def test_training_never_reads_more_than_a_batch(snapshot: Snapshot, monkeypatch:
 
 
 def test_read_ahead_changes_nothing(snapshot: Snapshot, monkeypatch: pytest.MonkeyPatch) -> None:
-    options = TrainOptions(triplet=TripletOptions(epochs=1, batch=16), baselines=())
+    options = TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=1, batch=16), baselines=())
     head = train(snapshot, options).head
     monkeypatch.setattr("clipfake.detector.training.triplet.READ_AHEAD", 3)
     other = train(snapshot, options).head
@@ -181,7 +183,12 @@ def test_text_head_is_measured_in_every_mode(snapshot: Snapshot) -> None:
     )
     assert np.allclose(scores, expected)
     assert not np.allclose(scores, decision_values(trained.head, snapshot, parts["test"], "mean"))
-    assert train(snapshot, TrainOptions(triplet=TripletOptions(epochs=1), baselines=())).to_dict()["categories"] == {}
+    assert (
+        train(
+            snapshot, TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=1), baselines=())
+        ).to_dict()["categories"]
+        == {}
+    )
 
 
 def test_folds_use_the_kind_of_svm_of_the_calibrated_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -191,7 +198,7 @@ def test_folds_use_the_kind_of_svm_of_the_calibrated_head(tmp_path: Path, monkey
     rows = Rows.make([f"s/{i}" for i in range(400)], labels, sources=["s"] * 400, generators=made_by)
     with store.writer() as writer:
         writer.append(Block(SPACE, rows, vectors))
-    options = TrainOptions(triplet=TripletOptions(epochs=1), baselines=())
+    options = TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=1), baselines=())
     head = train(store.snapshot(), options).head
     fitted = []
     monkeypatch.setattr(

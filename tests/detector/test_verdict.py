@@ -26,7 +26,7 @@ from hypothesis import strategies as st
 
 SPACE = Space("toy", "0" * 64, dim=16)
 SOURCES = {"camera_a": 0, "camera_b": 0, "gan_a": 1, "gan_b": 1, "gan_c": 1}
-OPTIONS = TrainOptions(triplet=TripletOptions(epochs=3), baselines=())
+OPTIONS = TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=3), baselines=())
 
 
 def random_vectors(source: str, number: int, seed: int = 0) -> np.ndarray:

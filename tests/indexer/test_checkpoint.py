@@ -368,7 +368,9 @@ def trained_store(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempP
     store = Store.create(tmp_path_factory.mktemp("named") / "store", space)
     with store.writer() as writer:
         writer.append(Block(space, Rows.make([f"s/{i}" for i in range(240)], labels, sources=["s"] * 240), vectors))
-    fit_detector(store, options=TrainOptions(triplet=TripletOptions(epochs=1), baselines=())).save()
+    fit_detector(
+        store, options=TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=1), baselines=())
+    ).save()
     return store
 
 

@@ -308,7 +308,7 @@ def test_service_uses_all_encoders_of_a_head(toy: Any, tmp_path: Path) -> None:
         writer.put(np.arange(len(writer.snapshot)), writer.snapshot.vectors())
     names = ["main", "again"]
     snapshot = concatenated_snapshot(store.snapshot(), names)
-    options = TrainOptions(triplet=TripletOptions(epochs=2), baselines=())
+    options = TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=2), baselines=())
     head = train(snapshot, options).head
     head = replace(head, options={**head.options, "columns": names})
     folder = head_folder(store.folder, "default")

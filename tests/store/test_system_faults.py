@@ -138,7 +138,10 @@ def fitted(seed: int) -> FitReport:
         store = Store.create(Path(folder) / "store", TOY)
         with store.writer() as writer:
             writer.append(block)
-        return fit_detector(store, options=TrainOptions(seed=seed, triplet=TripletOptions(epochs=1), baselines=()))
+        return fit_detector(
+            store,
+            options=TrainOptions(classifier="triplet-svm", seed=seed, triplet=TripletOptions(epochs=1), baselines=()),
+        )
 
 
 def trained(work: Path) -> None:
