@@ -172,14 +172,15 @@ class AddedSources:
         nearest = max(ratios, key=lambda name: ratios[name], default="")
         return nearest if nearest and ratios[nearest] > 0 else ""
 
-    def generator(self, vector: Vectors, digest: npt.NDArray[np.void] | None) -> str:
-        """The added generator of a (1, dim) vector, "" if it is not clearly beyond the known generators' rows."""
-        beyond = {}
+    def generators(self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None) -> list[str]:
+        """The added generator of each of (n, dim) vectors, "" where none is clearly beyond the known generators."""
+        best, names = np.zeros(len(vectors)), [""] * len(vectors)
         for source in self.sources:
             if source.label == FAKE and source.against_own is not None:
-                beyond[source.generator] = float(source.against_own.ratio(vector, digest)[0]) - source.against_own.limit
-        best = max(beyond, key=lambda name: beyond[name], default="")
-        return best if best and beyond[best] > 0 else ""
+                beyond = source.against_own.ratio(vectors, digests) - source.against_own.limit
+                for query in np.flatnonzero(beyond > best).tolist():
+                    best[query], names[query] = beyond[query], source.generator
+        return names
 
 
 def shrunken_precisions(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -21,7 +20,17 @@ from ..store.snapshot import Snapshot
 from ..store.store import Store
 from .added_sources import AddedSources
 from .calibration import Calibration
-from .evidence import OVERSAMPLING, OVERSAMPLING_WITH_CHANGES, Bank, Candidates, Evidence, EvidenceOptions
+from .evidence import (
+    MAJORITY,
+    OVERSAMPLING,
+    OVERSAMPLING_WITH_CHANGES,
+    UNKNOWN_BELOW,
+    Bank,
+    Candidates,
+    Evidence,
+    EvidenceOptions,
+    vote,
+)
 from .head import DEFAULT, Head, head_folder
 from .split import PART_NAMES
 from .verdict import (
@@ -37,10 +46,7 @@ from .verdict import (
 )
 
 FEWER_NEIGHBORS = 5  # of each class, to see whether the verdict depends on the others
-VOTERS = 15  # nearest fakes that vote on the generator
-MAJORITY = 0.5  # share of the votes that a generator needs
 STORED_COPIES = 9  # rows of the queried file that are named, at most: a blank image may be stored a thousand times
-UNKNOWN_BELOW = 5.0  # percentile of the nearest similarity below which the generator is called unknown
 
 
 @dataclass(frozen=True)
@@ -281,15 +287,11 @@ class VectorDetector:
 
     def _generator(self, case: _Case, percentile: float) -> str:
         """An added generator, or a vote among the nearest fakes; "unknown" without a clear winner."""
-        if added := self.added.generator(case.vector, case.digest):
+        [added] = self.added.generators(case.vector, case.digest)
+        if added:
             return added
-        nearest = case.candidates[FAKE].select(EvidenceOptions(k=VOTERS, per_source=VOTERS)).rows[0]
-        votes = Counter(self.snapshot.column("generators")[nearest[nearest >= 0]].tolist())
-        if not votes:  # the only stored fake is the queried file itself
-            return "unknown"
-        [(name, count)] = votes.most_common(1)
-        clear = count >= MAJORITY * votes.total() and percentile >= UNKNOWN_BELOW
-        return str(name) if clear and name else "unknown"
+        [name], [share] = vote(case.candidates[FAKE], self.snapshot.column("generators"))
+        return name if name and share >= MAJORITY and percentile >= UNKNOWN_BELOW else "unknown"
 
     def _changes(
         self, case: _Case, neighbors: dict[str, tuple[Neighbor, ...]], answer: Answer, options: QueryOptions
