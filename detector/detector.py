@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,19 @@ from ..store.records import FAKE, LABELS, REAL, Vectors
 from ..store.search.matches import Matches, Searcher
 from ..store.snapshot import Snapshot
 from ..store.store import Store
+from .added_sources import AddedSources
 from .calibration import Calibration
-from .evidence import OVERSAMPLING, OVERSAMPLING_WITH_CHANGES, Bank, Candidates, Evidence, EvidenceOptions
+from .evidence import (
+    MAJORITY,
+    OVERSAMPLING,
+    OVERSAMPLING_WITH_CHANGES,
+    UNKNOWN_BELOW,
+    Bank,
+    Candidates,
+    Evidence,
+    EvidenceOptions,
+    vote,
+)
 from .head import DEFAULT, Head, head_folder
 from .split import PART_NAMES
 from .verdict import (
@@ -35,10 +46,7 @@ from .verdict import (
 )
 
 FEWER_NEIGHBORS = 5  # of each class, to see whether the verdict depends on the others
-VOTERS = 15  # nearest fakes that vote on the generator
-MAJORITY = 0.5  # share of the votes that a generator needs
 STORED_COPIES = 9  # rows of the queried file that are named, at most: a blank image may be stored a thousand times
-UNKNOWN_BELOW = 5.0  # percentile of the nearest similarity below which the generator is called unknown
 
 
 @dataclass(frozen=True)
@@ -115,6 +123,11 @@ class VectorDetector:
         """The rows of the bank."""
         return self.bank.snapshot
 
+    @cached_property
+    def added(self) -> AddedSources:
+        """The sources of the bank that the head has never seen."""
+        return AddedSources.from_bank(self.bank, self.head)
+
     @property
     def notice(self) -> str:
         """What the error rate of the verdicts does not cover, "" if it holds for sources that are not stored."""
@@ -131,7 +144,8 @@ class VectorDetector:
         """
         vectors = np.atleast_2d(vectors)
         margins = self.head.decision_function(vectors)
-        return self.calibration.decision_function(margins, self.bank.evidence(vectors, digests).signal)
+        scores = self.calibration.decision_function(margins, self.bank.evidence(vectors, digests).signal)
+        return self.added.adjust(scores, vectors, digests)[0]
 
     def predict_proba(
         self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None, *, prior: float = 0.5
@@ -207,7 +221,7 @@ class VectorDetector:
 
     def _verdict(self, image: str, case: _Case, options: QueryOptions) -> Verdict:
         evidence = Evidence(case.neighbors[REAL], case.neighbors[FAKE])
-        reading = self._read(case.margin, evidence, options)
+        reading = self._read(case, evidence, options)
         neighbors = {"real": self._neighbors(evidence.real), "fake": self._neighbors(evidence.fake)}
         return Verdict(
             image=image,
@@ -219,21 +233,24 @@ class VectorDetector:
             conflict=in_conflict(reading.signals),
             possible=reading.possible,
             error_rate=options.error,
-            reasons=(*reading.reasons, *explain_uneven(neighbors)),
+            reasons=(*reading.reasons, *explain_uneven(neighbors), *self._resembled(case, reading.score)),
             percentile=reading.percentile,
-            generator=self._generator(case.candidates[FAKE], reading.percentile) if reading.answer == "fake" else "",
+            generator=self._generator(case, reading.percentile) if reading.answer == "fake" else "",
             stored=() if case.digest is None else self._stored_copies(case.digest[0].tobytes()),
             neighbors=neighbors,
             changes=self._changes(case, neighbors, reading.answer, options) if options.changes else (),
             notice=self.notice,
         )
 
-    def _read(self, margin: float, evidence: Evidence, options: QueryOptions) -> _Reading:
-        """Calibrate both signals of one image and decide."""
+    def _read(self, case: _Case, evidence: Evidence, options: QueryOptions, without: str = "") -> _Reading:
+        """Calibrate both signals of one image, add what added sources say, and decide."""
         calibration = self.calibration
-        svm, nearest = np.array([margin]), evidence.signal
+        svm, nearest = np.array([case.margin]), evidence.signal
         score = calibration.decision_function(svm, nearest)
         signals = {"svm": float(calibration.svm(svm)[0]), "neighbors": float(calibration.neighbors(nearest)[0])}
+        if self.added.names:
+            score, [moved] = self.added.adjust(score, case.vector, case.digest, without=without)
+            signals["added"] = float(moved)
         [[real, fake]] = calibration.prediction_sets(score, options.error).tolist()
         percentile = float(calibration.percentile(evidence.nearest)[0])
         answer, reasons = decide(signals, (real, fake), percentile, options.error, calibration.least_error)
@@ -263,31 +280,35 @@ class VectorDetector:
         described = zip(*columns, strict=True)
         return tuple(StoredCopy(key, LABELS[label], source, generator) for key, label, source, generator in described)
 
-    def _generator(self, fakes: Candidates, percentile: float) -> str:
-        """Vote among the nearest fakes, however many of one source; "unknown" without a clear winner."""
-        nearest = fakes.select(EvidenceOptions(k=VOTERS, per_source=VOTERS)).rows[0]
-        votes = Counter(self.snapshot.column("generators")[nearest[nearest >= 0]].tolist())
-        if not votes:  # the only stored fake is the queried file itself
-            return "unknown"
-        [(name, count)] = votes.most_common(1)
-        clear = count >= MAJORITY * votes.total() and percentile >= UNKNOWN_BELOW
-        return str(name) if clear and name else "unknown"
+    def _resembled(self, case: _Case, score: float) -> tuple[str, ...]:
+        """Name the added source that moved the score, if one did."""
+        name = self.added.resembled(case.vector, case.digest, FAKE if score > 0 else REAL)
+        return (f"it resembles the added examples of {name}",) if name else ()
+
+    def _generator(self, case: _Case, percentile: float) -> str:
+        """An added generator, or a vote among the nearest fakes; "unknown" without a clear winner."""
+        [added] = self.added.generators(case.vector, case.digest)
+        if added:
+            return added
+        [name], [share] = vote(case.candidates[FAKE], self.snapshot.column("generators"))
+        return name if name and share >= MAJORITY and percentile >= UNKNOWN_BELOW else "unknown"
 
     def _changes(
         self, case: _Case, neighbors: dict[str, tuple[Neighbor, ...]], answer: Answer, options: QueryOptions
     ) -> tuple[VerdictChange, ...]:
         """Find what would change the answer: leaving out one source of the neighbours, or using fewer of them."""
-        variants: list[tuple[str, Evidence]] = []
+        variants: list[tuple[str, Evidence, str]] = []
         evidence_options = self.bank.options
         if evidence_options.k > FEWER_NEIGHBORS:
             fewer = case.evidence(replace(evidence_options, k=FEWER_NEIGHBORS))
-            variants.append((f"with {FEWER_NEIGHBORS} neighbours of each class", fewer))
-        for source in dict.fromkeys(n.source for of_class in neighbors.values() for n in of_class):
+            variants.append((f"with {FEWER_NEIGHBORS} neighbours of each class", fewer, ""))
+        near = [neighbor.source for of_class in neighbors.values() for neighbor in of_class]
+        for source in dict.fromkeys([*near, *self.added.names]):
             with suppress(NotEnoughRows):  # the source holds all rows of its class
-                variants.append((f"without the rows of {source}", self._without(case, source)))
+                variants.append((f"without the rows of {source}", self._without(case, source), source))
         changes = []
-        for what, evidence in variants:
-            reading = self._read(case.margin, evidence, options)
+        for what, evidence, without in variants:
+            reading = self._read(case, evidence, options, without)
             if reading.answer != answer:
                 changes.append(VerdictChange(what, reading.answer, reading.score))
         return tuple(changes)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import NotEnoughRows
-from ..store.records import FAKE, REAL, Mask, Vectors, distinct
+from ..store.records import FAKE, REAL, Mask, Names, Vectors, distinct
 from ..store.search.matches import Matches
 from ..store.search.prepared_filter import PreparedFilter
 from ..store.snapshot import Snapshot
@@ -26,6 +26,9 @@ REFILL_FACTOR = 4  # factor by which the search is widened while copies leave to
 RECALL = 0.98  # of all candidates; above 0.99 for the ten nearest (measured by benchmarks/detector/query.py)
 CACHED_BANKS = 32  # banks without a source that are kept for the next query
 CHUNK = 256  # queries whose candidates are compared with each other at a time
+VOTERS = 15  # nearest fakes that vote on the generator
+MAJORITY = 0.5  # share of the votes that a generator needs
+UNKNOWN_BELOW = 5.0  # percentile of the nearest similarity below which the generator is called unknown
 PAIRS_IN_MEMORY = 2**22  # pairs of candidates compared at a time when the search is widened
 
 
@@ -280,6 +283,27 @@ class Bank:
         first = _halves(self.snapshot.column("digests"))[:, 0]
         order = np.argsort(first, kind="stable")
         return order, first[order]
+
+
+def vote(fakes: Candidates, generators: Names) -> tuple[list[str], npt.NDArray[np.float64]]:
+    """(queries,) the generator with the most votes among the nearest fakes, and (queries,) its share of the votes.
+
+    However many are of one source; the n-th nearest has the weight 1/n. "" with the share 0 without any fake.
+
+    Parameters
+    ----------
+    generators : (rows,) of the snapshot, "" for unknown
+    """
+    nearest = fakes.select(EvidenceOptions(k=VOTERS, per_source=VOTERS)).rows
+    names, shares = [""] * len(nearest), np.zeros(len(nearest))
+    for query, rows in enumerate(nearest):
+        votes: dict[str, float] = {}
+        for n, name in enumerate(generators[rows[rows >= 0]].tolist(), 1):
+            votes[name] = votes.get(name, 0.0) + 1 / n
+        if votes:
+            names[query] = max(votes, key=lambda name: votes[name])
+            shares[query] = votes[names[query]] / sum(votes.values())
+    return names, shares
 
 
 def without_copies(present: Mask, copies: Mask) -> Mask:

@@ -45,6 +45,9 @@ class NeighborsJson(BaseModel):
 class SignalsJson(BaseModel):
     svm: float = Field(description="Log-likelihood ratio of the classifier alone.")
     neighbors: float = Field(description="Log-likelihood ratio of the nearest neighbours alone.")
+    added: float | None = Field(
+        None, description="By how much sources that were added after training move the score; absent if there are none."
+    )
 
 
 class ChangeJson(BaseModel):

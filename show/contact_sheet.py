@@ -16,7 +16,14 @@ from ..core.atomic_files import written_aside
 from ..core.escaping import escape
 from ..core.reading import open_stream
 from ..detector.verdict import Neighbor, Verdict
-from .phrasing import CAVEAT, describe_likelihood, describe_ratio, describe_source, describe_stored_copies
+from .phrasing import (
+    CAVEAT,
+    describe_likelihood,
+    describe_ratio,
+    describe_source,
+    describe_stored_copies,
+    named_signals,
+)
 from .verdict_style import VERDICT_STYLES
 
 INK, GREY, PAPER, EMPTY = "#1c2026", "#69717d", "#ffffff", "#eceff3"
@@ -131,8 +138,8 @@ def _reasons(verdict: Verdict) -> str:
 
 def _signals(verdict: Verdict) -> str:
     """The log-likelihood ratios of the verdict, in numbers and words."""
-    numbers = {"classifier": verdict.signals["svm"], "neighbours": verdict.signals["neighbors"], "score": verdict.score}
-    return "   ".join(f"{name} {value:+.2f} ({describe_ratio(value)})" for name, value in numbers.items()).replace(
+    signals = named_signals(verdict)
+    return "   ".join(f"{name} {value:+.2f} ({describe_ratio(value)})" for name, value in signals.items()).replace(
         "-", "−"
     )
 

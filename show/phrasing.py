@@ -42,6 +42,12 @@ def describe_ratio(score: float) -> str:
     return f"{factor}× likelier if {'fake' if score > 0 else 'real'}"
 
 
+def named_signals(verdict: Verdict) -> dict[str, float]:
+    """The log-likelihood ratios of a verdict by the names that people read, the score last."""
+    names = {"svm": "classifier", "neighbors": "neighbours", "added": "added examples"}
+    return {names[name]: value for name, value in verdict.signals.items()} | {"score": verdict.score}
+
+
 def describe_likelihood(verdict: Verdict) -> str:
     """The probability of a fake, with the assumed share of fakes where that is not one half."""
     prior = "" if verdict.prior == 0.5 else f" if {percent(verdict.prior)} of the queried images are fake"

@@ -21,6 +21,7 @@ from .phrasing import (
     describe_ratio,
     describe_source,
     describe_stored_copies,
+    named_signals,
 )
 from .verdict_style import VERDICT_STYLES
 
@@ -49,7 +50,7 @@ def reasons_table(verdict: Verdict) -> Table:
     result.add_row("reasons", "; ".join(verdict.reasons))
     if verdict.stored:
         result.add_row("stored", f"{describe_stored_copies(verdict)}; it is not part of the evidence")
-    signals = {"classifier": verdict.signals["svm"], "neighbours": verdict.signals["neighbors"], "score": verdict.score}
+    signals = named_signals(verdict)
     for name, value in signals.items():
         result.add_row(name, f"{value:+.2f}  {scale(value)}  {describe_ratio(value)}")
     result.add_row("familiarity", describe_familiarity(verdict.percentile))

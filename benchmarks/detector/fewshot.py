@@ -1,8 +1,11 @@
 """AUC on an unseen generator after a few of its images are added to the bank, without training.
 
-Each generator in turn is left out of head, calibration and bank; then 0, 1, 5, 10 and 50 of its images are added to
-the bank, as `clipfake bank add` does. The AUC is that of its test rows against the real ones, and of the other
-generators' test rows against the real ones.
+Each generator in turn is left out of head, calibration and bank; then 1, 3, 5, 10, 20 and 50 of its images are added
+to the bank, as `clipfake bank add` does. Printed are the AUC of its test rows against the real ones (*own*) with and
+without the added examples' own signal, that of the other generators' test rows against the real ones (*others*), and
+the shares of its own and of the other generators' test rows that are attributed to it. Intervals (95 %) are over
+generators, which are resampled. Published beside it: 20.4 to 73.1 % accuracy with ten images (Fleet, 2026), 91.3 % with
+150 (supervised contrastive learning and k-NN); both on other data.
 
     python -m clipfake.benchmarks.detector.fewshot --store mystore
 """
@@ -10,14 +13,16 @@ generators' test rows against the real ones.
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...detector.evidence import Bank, Evidence, EvidenceOptions
+from ...detector.added_sources import AddedSources
+from ...detector.evidence import Bank, EvidenceOptions
 from ...detector.metrics import auc
-from ...detector.split import PARTS
+from ...detector.split import PARTS, Split
 from ...detector.training.calibrate import FITTED_ON, SignalTable
 from ...detector.training.examples import Examples, subsample
 from ...detector.training.train import TrainingSet, TrainOptions, fit_head, make_split
@@ -25,64 +30,77 @@ from ...store.records import FAKE, REAL
 from ...store.store import Store
 from ..common import command
 
-ADDED = (0, 1, 5, 10, 50)
-DRAWS = 3  # random choices of the added images
+ADDED = (0, 1, 3, 5, 10, 20, 50)
+DRAWS = 4  # random choices of the added images
+RESAMPLES = 2000
 
 
-def run(store: Store, *, seed: int = 0) -> dict[str, Any]:
-    """AUC by number of added images: on each left-out generator, on the others, and means over generators."""
+def run(store: Store, *, seed: int = 0, draws: int = DRAWS, classifier: str = "rbf-svm") -> dict[str, Any]:
+    """Figures by number of added images: for each left-out generator, and means over generators."""
     snapshot = store.snapshot()
-    options = TrainOptions(classifier="triplet-svm", seed=seed, baselines=())
+    options = TrainOptions(seed=seed, baselines=(), recipe="grouped", classifier=classifier)
     split, positions = make_split(snapshot, options)
     parts = split.parts_of(snapshot.column("keys"))
     labels, generators = snapshot.column("labels"), snapshot.column("generators")
     names = sorted(set(generators[labels == FAKE].tolist()))
     result: dict[str, Any] = {"store": store.folder.name, "rows": len(snapshot), "added": list(ADDED), "generators": {}}
     for name in names:
-        from_generator = generators == name
-        train, validation = (
-            np.flatnonzero((parts == PARTS[part]) & ~from_generator) for part in ("train", "validation")
-        )
+        own = generators == name
+        train, validation = (np.flatnonzero((parts == PARTS[part]) & ~own) for part in ("train", "validation"))
         train = subsample(train, labels[train], FITTED_ON, seed)
         training_set = TrainingSet(
             snapshot, split, Examples.from_snapshot(snapshot, train), Examples.from_snapshot(snapshot, validation)
         )
         head, _ = fit_head(training_set, options)
-        bank_rows = (parts == PARTS["train"]) & ~from_generator
+        bank_rows = (parts == PARTS["train"]) & ~own
+        keys = snapshot.column("keys")[(parts >= 0) & ~own]
+        head = replace(head, split=Split.make(keys, labels[(parts >= 0) & ~own], seed=seed))  # without the generator
         bank = Bank.from_snapshot(snapshot, EvidenceOptions(), where=bank_rows)
         calibration = SignalTable.read(head, bank, validation).calibrated()
         test = positions["test"]
-        queries = {"own": test[from_generator[test] | (labels[test] == REAL)], "others": test[~from_generator[test]]}
-        vectors = {query_set: snapshot.vectors(rows) for query_set, rows in queries.items()}
-        margins = {query_set: head.decision_function(v) for query_set, v in vectors.items()}
-        pool = np.flatnonzero((parts == PARTS["train"]) & from_generator)
-        outcome: dict[str, list[float]] = {"own": [], "others": [], "own_neighbors_only": []}
+        vectors, digests = snapshot.vectors(test), snapshot.column("digests")[test]
+        margins = head.decision_function(vectors)
+        real, of_own, of_others = labels[test] == REAL, own[test], (labels[test] == FAKE) & ~own[test]
+        pool = np.flatnonzero((parts == PARTS["train"]) & own)
+        outcome: dict[str, list[float]] = {}
         for count in ADDED:
-            samples: dict[str, list[float]] = {key: [] for key in outcome}
-            for draw in range(DRAWS if count else 1):
+            samples: dict[str, list[float]] = {}
+            for draw in range(draws if count else 1):
                 chosen = np.random.default_rng([seed, draw, count]).permutation(pool)[:count]
                 extended_rows = bank_rows.copy()
                 extended_rows[chosen] = True
-                extended_bank = Bank.from_snapshot(snapshot, EvidenceOptions(), where=extended_rows)
-                for query_set, rows in queries.items():
-                    evidence: Evidence = extended_bank.evidence(vectors[query_set], snapshot.column("digests")[rows])
-                    samples[query_set].append(
-                        _auc(labels[rows], calibration.decision_function(margins[query_set], evidence.signal))
-                    )
-                    if query_set == "own":
-                        samples["own_neighbors_only"].append(_auc(labels[rows], evidence.signal))
+                extended = Bank.from_snapshot(snapshot, EvidenceOptions(), where=extended_rows)
+                added = AddedSources.from_bank(extended, head)
+                scores = calibration.decision_function(margins, extended.evidence(vectors, digests).signal)
+                adjusted, _ = added.adjust(scores, vectors, digests)
+                attributed = np.array(added.generators(vectors, digests)) == name
+                for key, value in {
+                    "own": _auc(adjusted[real], adjusted[of_own]),
+                    "others": _auc(adjusted[real], adjusted[of_others]),
+                    "own_by_evidence_only": _auc(scores[real], scores[of_own]),
+                    "others_by_evidence_only": _auc(scores[real], scores[of_others]),
+                    "attributed": float(attributed[of_own].mean()),
+                    "falsely_attributed": float(attributed[of_others].mean()),
+                    "real_moved": float((adjusted[real] - scores[real] > 0.5).mean()),
+                }.items():
+                    samples.setdefault(key, []).append(value)
             for key, values in samples.items():
-                outcome[key].append(round(float(np.mean(values)), 4))
+                outcome.setdefault(key, []).append(round(float(np.mean(values)), 4))
         result["generators"][name] = outcome
-    result["mean"] = {
-        key: [round(float(np.mean([g[key][i] for g in result["generators"].values()])), 4) for i in range(len(ADDED))]
-        for key in ("own", "others", "own_neighbors_only")
+    figures = {key: np.array([of[key] for of in result["generators"].values()]) for key in outcome}
+    result["mean"] = {key: np.round(values.mean(0), 4).tolist() for key, values in figures.items()}
+    gains = {key: figures[key] - figures[key][:, :1] for key in ("own", "others")}
+    result["gain"] = {key: np.round(values.mean(0), 4).tolist() for key, values in gains.items()}
+    drawn = np.random.default_rng(seed).integers(0, len(names), (RESAMPLES, len(names)))
+    result["gain_interval"] = {
+        key: np.round(np.quantile(values[drawn].mean(1), [0.025, 0.975], axis=0).T, 4).tolist()
+        for key, values in gains.items()
     }
     return result
 
 
-def _auc(labels: Any, scores: Any) -> float:
-    value = auc(labels, scores)
+def _auc(real: Any, fake: Any) -> float:
+    value = auc(np.repeat([REAL, FAKE], [len(real), len(fake)]), np.concatenate([real, fake]))
     return float("nan") if value is None else value
 
 

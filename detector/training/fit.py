@@ -19,6 +19,7 @@ from ...store.snapshot import Snapshot
 from ...store.store import Store
 from ..calibration import Calibration
 from ..head import DEFAULT, Head, head_folder
+from .attribution import AttributionReport, measure_attribution
 from .calibrate import CalibrationReport, calibrate
 from .train import TrainOptions, TrainReport, train
 
@@ -31,6 +32,7 @@ class FitReport:
     calibrated: CalibrationReport
     store: Path
     name: str = DEFAULT
+    attribution: AttributionReport | None = None
 
     @property
     def folder(self) -> Path:
@@ -40,7 +42,8 @@ class FitReport:
     @property
     def sentences(self) -> list[str]:
         """Results of training and calibration, in sentences."""
-        return [*self.trained.sentences, *self.calibrated.sentences]
+        attribution = [self.attribution.sentence] if self.attribution else []
+        return [*self.trained.sentences, *attribution, *self.calibrated.sentences]
 
     def save(self) -> None:
         """Write head, calibration and report into `folder`, whole or not at all; an earlier head is replaced.
@@ -68,7 +71,11 @@ class FitReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain types: the report that is saved with the head."""
-        return {**self.trained.to_dict(), "detector": self.calibrated.to_dict(), "saved": str(self.folder)}
+        trained = self.trained.to_dict()
+        if self.attribution:
+            trained |= {"sentences": [*self.trained.sentences, self.attribution.sentence]}
+            trained |= {"attribution": self.attribution.to_dict()}
+        return {**trained, "detector": self.calibrated.to_dict(), "saved": str(self.folder)}
 
 
 def fit_detector(
@@ -97,8 +104,9 @@ def fit_detector(
     snapshot = concatenated_snapshot(store if isinstance(store, Snapshot) else store.snapshot(), vectors)
     trained = train(snapshot, options, on_progress)
     calibrated = calibrate(snapshot, trained.head, options, on_progress=on_progress)
+    attribution = measure_attribution(snapshot, trained.head, calibrated.calibration, options.seed)
     head = replace(trained.head, options={**trained.head.options, "columns": list(vectors)})
-    return FitReport(replace(trained, head=head), calibrated, store.folder, name)
+    return FitReport(replace(trained, head=head), calibrated, store.folder, name, attribution)
 
 
 def require_writable(folder: Path) -> None:

@@ -598,6 +598,7 @@ function showSignals(answer, bars, agree) {
   const rows = [
     ["Classifier", answer.signals.svm, ""],
     ["Neighbours", answer.signals.neighbors, ""],
+    ...(answer.signals.added == null ? [] : [["Added examples", answer.signals.added, ""]]),
     ["Score", answer.score, "whole"],
   ];
   const ends = ["100× real", "10×", "even", "10×", "100× fake"].map((textContent) => make("span", { textContent }));
