@@ -90,7 +90,5 @@ def fusion_table(report: FusionReport) -> RenderableType:
         [name, "" if signal.auc is None else signal.auc, signal.weight, f"{signal.missing:.1%}"]
         for name, signal in report.signals.items()
     ]
-    title = (
-        "AUC of each signal, and its weight: the standard deviation of what it adds to the fused score"
-    )
+    title = "AUC of each signal, and its weight: the standard deviation of what it adds to the fused score"
     return Group(table(title, ["", "AUC", "weight", "missing"], rows), *(Text(f"\n{s}") for s in report.sentences))

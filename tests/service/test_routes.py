@@ -852,7 +852,7 @@ def test_documentation_lists_problems_limits_and_metrics(toy: Any, client: TestC
 
 
 def test_steady_can_make_a_verdict_unsure(toy: Any) -> None:
-    from clipfake.indexer.embedding import DEGRADATIONS, degraded_by_name
+    from clipfake.indexer.degradations import DEGRADATIONS, degraded_by_name
 
     image = toy.draw_image("gan_a", 80)
     with client_of(toy, degraded=degraded_by_name) as client:
