@@ -90,11 +90,11 @@ def measure_fusion(
     reports = {}
     for name, column, spread in zip(names, signals.T, spreads, strict=True):
         has = ~np.isnan(column)
-        reports[name] = SignalReport(auc(labels[has], column[has]), float(spread), float((~has).mean()))
+        reports[name] = SignalReport(auc(labels[has], _order(column[has])), float(spread), float((~has).mean()))
     best = max(reports, key=lambda name: reports[name].auc or 0.0)
     column = signals[:, names.index(best)]
     has = ~np.isnan(column)
-    gain, gain_interval = auc_difference(labels[has], scores[has], column[has])
+    gain, gain_interval = auc_difference(labels[has], scores[has], _order(column[has]))
     true, answered = possible[np.arange(len(labels)), labels], possible.sum(1) == 1
     wrong = int((~true & answered).sum())
     return FusionReport(
@@ -127,3 +127,8 @@ def _balanced_ece(labels: Labels, scores: Scores) -> float | None:
 
 def _interval(interval: Interval | None) -> str:
     return "" if interval is None else f" ({interval[0]:.3f} to {interval[1]:.3f})"
+
+
+def _order(column: Scores) -> Scores:
+    """The place of each value in ascending order, the same for equal ones; infinite values have one too."""
+    return np.unique(column, return_inverse=True)[1].astype(np.float64)

@@ -47,7 +47,7 @@ class ScoreTable:
         from pandas.api.types import is_numeric_dtype
 
         try:
-            frame = pandas.read_csv(path, dtype={label: str}, keep_default_na=True, float_precision="round_trip")
+            frame = pandas.read_csv(path, dtype={label: str})
         except (OSError, ValueError) as e:  # those of pandas are ValueErrors, and so are those of decoding
             raise SourceError(f"{path} cannot be read as a CSV with a header ({e})") from e
         if missing := [name for name in (label, *signals) if name not in frame]:
