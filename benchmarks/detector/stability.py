@@ -53,9 +53,11 @@ CANDIDATES: dict[str, Degrade] = {
     "blur 0.005": blurred(0.005),
     "blur 0.01": blurred(0.01),
 }
+SHIPPED = ("jpeg 60", "webp 50", "scale 0.5", "blur 0.01")  # as in indexer/degradations.py
 SETS: dict[str, tuple[str, ...]] = {
     "jpeg 60 + scale 0.5": ("jpeg 60", "scale 0.5"),
-    "jpeg 60 + scale 0.5 + blur 0.005 + webp 50": ("jpeg 60", "scale 0.5", "blur 0.005", "webp 50"),
+    "shipped": SHIPPED,
+    "shipped, blur 0.005": ("jpeg 60", "webp 50", "scale 0.5", "blur 0.005"),
     "all": tuple(CANDIDATES),
 }
 PER_SOURCE = 50  # images of each source
@@ -107,6 +109,7 @@ def run(store: Store, cache: Path, *, per_source: int = PER_SOURCE, seed: int = 
                 }
                 for rule in ("differs", "opposite", "sign")
             },
+            "alone": {name: alone(judged, name, i) for name in names},
         }
     return result
 
@@ -179,6 +182,14 @@ def _detector_without(store: Store, sources: Sequence[str], folder: Path, seed: 
     head = train(snapshot, options).head
     calibration = calibrate(snapshot, head, options).calibration
     return VectorDetector.from_trained(snapshot, head, calibration)
+
+
+def alone(judged: JudgedViews, name: str, error: int) -> dict[str, Any]:
+    """The answers that a degradation withdraws and none of the (other) shipped ones does: what it adds to them."""
+    views = {view: 1 + list(CANDIDATES).index(view) for view in CANDIDATES}
+    others = [views[view] for view in SHIPPED if view != name]
+    added = judged.withdrawn("differs", [views[name]], error) & ~judged.withdrawn("differs", others, error)
+    return {"withdrawn": int(added.sum()), "accuracy": _accuracy(judged.labels, judged.answers[error, :, 0], added)}
 
 
 def gain(judged: JudgedViews, withdrawn: Masks, error: int, seed: int) -> dict[str, Any]:
