@@ -14,9 +14,7 @@ from .terminal import print_message, print_result
 def fuse_command(
     table: Annotated[
         Path,
-        typer.Argument(
-            metavar="CSV", help="Table with a row per image and a column per detector.", exists=True, dir_okay=False
-        ),
+        typer.Argument(metavar="CSV", help="Table with a row per image and a column per detector."),
     ],
     label: Annotated[
         str,

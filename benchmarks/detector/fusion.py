@@ -42,7 +42,7 @@ def run(table: Path, label: str, *, seeds: int = SEEDS) -> dict[str, Any]:
     }
     result["coverage"] = _coverage(signals, labels, seeds)
     result["few"] = {str(n): _fitted_on(n, signals, labels) for n in FEW if n < len(labels) // 2}
-    return _rounded(result)
+    return {name: _rounded(value) for name, value in result.items()}
 
 
 def _by_curve(signals: Signals, labels: Labels) -> dict[str, float]:
@@ -96,10 +96,11 @@ def _fitted_on(n: int, signals: Signals, labels: Labels, draws: int = 10) -> dic
         order = np.random.default_rng([n, draw]).permutation(len(labels))
         fitted, rest = order[:n], order[n:]
         fusion = Fusion.fit(signals[fitted], labels[fitted], seed=draw)
-        best = int(np.argmax([auc(labels[fitted], column) for column in signals[fitted].T]))
+        best = int(np.argmax([auc(labels[fitted], column) or 0.0 for column in signals[fitted].T]))
         scores = fusion.decision_function(signals[rest])
         excluded = ~fusion.prediction_sets(scores, 0.05)[np.arange(len(rest)), labels[rest]]
-        outcomes.append([auc(labels[rest], scores), auc(labels[rest], signals[rest, best]), float(excluded.mean())])
+        aucs = [auc(labels[rest], values) or 0.0 for values in (scores, signals[rest, best])]
+        outcomes.append([*aucs, float(excluded.mean())])
     names = ("auc", "auc_of_chosen_signal", "excluded")
     spread = {f"{name}_sd": value for name, value in zip(names, np.std(outcomes, axis=0, ddof=1), strict=True)}
     return dict(zip(names, np.mean(outcomes, axis=0), strict=True)) | spread

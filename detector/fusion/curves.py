@@ -108,4 +108,4 @@ def _mean(features: npt.NDArray[np.float64]) -> Signals:
     """(signals, features) mean over the rows that have the signal, NaN if none has."""
     count = (~np.isnan(features)).sum(0)
     total = np.nansum(features, axis=0)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    return np.asarray(np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0))
