@@ -15,6 +15,7 @@ from .commands.bank import app as bank
 from .commands.bench import bench_command
 from .commands.demo import demo_command
 from .commands.evaluate import evaluate_command
+from .commands.fuse import fuse_command
 from .commands.index import index_command
 from .commands.query import query_command
 from .commands.reproduce import reproduce_command
@@ -37,6 +38,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train_command,
     "query": query_command,
     "evaluate": evaluate_command,
+    "fuse": fuse_command,
     "report": report_command,
     "reproduce": reproduce_command,
     "serve": serve_command,

@@ -151,7 +151,8 @@ class Session:
         SourceError, EncoderError
             A folder does not exist, or the device's memory is too small for one image.
         """
-        from .indexer.embedding import DEGRADATIONS, degraded, embed_batches, image_refs
+        from .indexer.degradations import DEGRADATIONS, degraded
+        from .indexer.embedding import embed_batches, image_refs
 
         refs = image_refs(images, follow_links=follow_links)
         make_views = degraded if check_stability else None

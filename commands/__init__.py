@@ -1,7 +1,8 @@
 """The commands: each parses its options, calls the library and prints the result. The root module cli registers them.
 
-work      index.py, train.py (with report), query.py, serve.py, evaluate.py, reproduce.py, bench.py, demo.py
+work      index.py, train.py (with report), query.py, serve.py, evaluate.py, fuse.py, reproduce.py, bench.py,
+          demo.py
 upkeep    store.py, bank.py
 shared    options.py has options of several commands; choices.py has enumerations; aliases.py accepts earlier spellings;
-          encoder_choice.py chooses an encoder; terminal.py prints
+          terminal.py prints
 """

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -13,7 +13,6 @@ import typer
 
 from ..errors import SourceError
 from .choices import Decoder, Engine, Precision
-from .encoder_choice import choose_encoder, print_notice
 from .options import (
     MACHINES,
     MODEL,
@@ -239,14 +238,14 @@ def index_command(
     Store(store).require_room()  # before the encoder is loaded, which takes a while
     if options.part is None:
         Store(store).require_free()
-    spec = choose_encoder(store, encoder, device, precision.value, untrained=untrained)
+    spec = _choose_encoder(store, encoder, device, precision.value, untrained=untrained)
     if processes is None:
         processes = 1 if options.part else processes_for(device, expected_images, options.threads)
     if engine is Engine.local:
         spec.ensure_available()  # downloaded once, before several workers need it; Ray workers download their own copy
     placement = Placement(engine, processes, ray_address, ray_workers)
     with indexer_of(spec, store, options, placement) as (space, run):
-        print_notice(space.encoder)
+        _print_notice(space.encoder)
         opened = Store.create(store, space)
         with index_progress(expected_images) as bar, progress_writers(log_json, prometheus) as writers:
             report = run(sources, opened, options, all_of(*writers, *([bar] if bar else [])))
@@ -331,3 +330,27 @@ def progress_writers(log: Path | None, prometheus: Path | None) -> Iterator[list
         raise SourceError(f"the log {log} cannot be written ({e.strerror}); choose another file") from e
     with stream:
         yield [*writers, JsonLines(stream)]
+
+
+def _choose_encoder(
+    store: Path, encoder: str | None, device: str, precision: str, *, untrained: bool = False
+) -> EncoderSpec:
+    """Specification of the encoder to load: `encoder`, else the store's own, else the default."""
+    from ..errors import NoStore
+    from ..indexer.encoder_spec import EncoderSpec
+    from ..indexer.encoders.encoder_name import DEFAULT_ENCODER, with_random_weights
+    from ..store.store import Store
+
+    spec = EncoderSpec(encoder or DEFAULT_ENCODER, device, precision)
+    if encoder is None:
+        with suppress(NoStore):
+            spec = EncoderSpec.of_space(Store.open(store).snapshot().space, device, precision)
+    return replace(spec, name=with_random_weights(spec.name)) if untrained else spec
+
+
+def _print_notice(encoder: str) -> None:
+    """Print the notice of an encoder that is not a real one."""
+    from ..session import encoder_notice
+
+    if notice := encoder_notice(encoder):
+        print_message(notice)

@@ -60,7 +60,9 @@ def query_command(
     check_stability: Annotated[
         bool,
         typer.Option(
-            "--check-stability", metavar="", help="Answer unsure if JPEG compression or half size changes the answer."
+            "--check-stability",
+            metavar="",
+            help="Answer unsure if a recompressed (JPEG, WebP), reduced or blurred copy gets another answer.",
         ),
     ] = False,
     follow_links: FollowLinksOption = False,

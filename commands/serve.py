@@ -62,7 +62,7 @@ def serve_command(
     with transient_message(LOADING):
         from ..indexer.batch_encoder import BatchEncoder
         from ..indexer.decoding.image import decode, thumbnail
-        from ..indexer.embedding import degraded_by_name
+        from ..indexer.degradations import degraded_by_name
         from ..service.server import serve
 
         model = BatchEncoder(session.encoder)

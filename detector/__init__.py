@@ -6,5 +6,6 @@ judging    detector.py: the score of a head.py, the neighbours of evidence.py, b
 a head     projection.py to 128 dimensions or none, beside text that vocabulary.py chooses, then svm.py or linear.py;
            split.py assigns rows to train, validation and test
 measuring  metrics.py for one classifier; comparison.py for two on the same rows
-packages   training/ (fitting), evaluation/ (sources and dates left out, the paper's tables)
+packages   training/ (fitting), evaluation/ (sources and dates left out, the paper's tables), fusion/ (scores of several
+           detectors)
 """

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..store.records import FAKE
 from .metrics import Z95, Interval
 
 
@@ -48,3 +49,21 @@ def mcnemar(correct: npt.NDArray[np.bool_], other_correct: npt.NDArray[np.bool_]
     interval = max(-1.0, shift - half), min(1.0, shift + half)
     p = float(binomtest(first, first + second).pvalue) if first + second else 1.0
     return Comparison(first, second, (first - second) / max(n, 1), interval, p)
+
+
+def auc_difference(
+    labels: npt.NDArray[np.integer[Any]], scores: npt.NDArray[np.float64], others: npt.NDArray[np.float64]
+) -> tuple[float, Interval]:
+    """AUC of (rows,) scores minus that of other scores of the same rows, and its 95 % interval (DeLong et al. 1988)."""
+    from scipy.stats import rankdata
+
+    fake = labels == FAKE
+    above, below = [], []  # of each classifier: (fakes,) share of reals below each, (reals,) share of fakes above each
+    for values in (scores, others):
+        ranks = rankdata(values)
+        above.append((ranks[fake] - rankdata(values[fake])) / max(int((~fake).sum()), 1))
+        below.append(1 - (ranks[~fake] - rankdata(values[~fake])) / max(int(fake.sum()), 1))
+    of_fakes, of_reals = above[0] - above[1], below[0] - below[1]
+    difference = float(of_fakes.mean())
+    half = Z95 * float(np.sqrt(of_fakes.var(ddof=1) / len(of_fakes) + of_reals.var(ddof=1) / len(of_reals)))
+    return difference, (difference - half, difference + half)

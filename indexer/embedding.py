@@ -19,6 +19,7 @@ from ..errors import ImageError
 from .channel import Channel, ChannelStopped
 from .decoding.image import Image, Pixels, pixels_of
 from .decoding.reader import ImageReader
+from .degradations import degraded
 from .encoders.base import Encoder
 from .pipeline import EncodedBatch, Pipeline
 from .sources.archives.tar_archive import TARS
@@ -29,7 +30,6 @@ from .sources.urls import is_url
 
 FIRST_BATCH = 16  # images in the first batch, so that the first results arrive early
 ARCHIVES = (".zip", *TARS)
-DEGRADATIONS = ("after JPEG quality 60", "at half its size")  # the views made by `degraded`, in order
 
 ImageInput = str | os.PathLike[str] | bytes | npt.NDArray[np.uint8] | Pillow.Image
 
@@ -96,7 +96,7 @@ def embed_images(
     ----------
     images : files, folders, zip or tar archives, "-" for one image on standard input, bytes of a file,
         (height, width, 3) uint8 RGB arrays, Pillow images
-    degraded_views : also embed two degraded copies of each image, see `degraded`
+    degraded_views : also embed degraded copies of each image, see `clipfake.indexer.degradations`
     batch_size : number of images per batch (default: `Encoder.batch_size`)
     threads : number of decoding threads (default: one per core)
 
@@ -194,21 +194,6 @@ def _results(batch: Sequence[ImageRef], encoded: EncodedBatch) -> list[EmbeddedI
             views = encoded.views[i] if encoded.views.shape[1] else None
             results.append(EmbeddedImage(ref.path, ref, encoded.images[i].image, encoded.vectors[i], views))
     return results
-
-
-def degraded(pixels: Pixels) -> Sequence[Pixels]:
-    """Degrade an image as websites do: as a JPEG of quality 60, and at half its width and height."""
-    image = Pillow.fromarray(pixels)
-    jpeg = io.BytesIO()
-    image.save(jpeg, "JPEG", quality=60)
-    half = np.asarray(image.resize((max(image.width // 2, 1), max(image.height // 2, 1)), Pillow.Resampling.LANCZOS))
-    del image  # one copy less of a large image
-    return [pixels_of(Pillow.open(jpeg)), half]
-
-
-def degraded_by_name(pixels: Pixels) -> dict[str, Pixels]:
-    """Degraded copies of an image, by the names in `DEGRADATIONS`."""
-    return dict(zip(DEGRADATIONS, degraded(pixels), strict=True))
 
 
 def image_refs(images: Iterable[ImageInput], *, follow_links: bool = False) -> Iterator[ImageRef]:

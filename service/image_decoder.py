@@ -31,6 +31,8 @@ END, SCAN, BARE = 0xD9, 0xDA, (0x01, 0xD8)  # markers: end of image, start of sc
 BYTES_PER_PIXEL = 14
 BYTES_PER_PIXEL_OF = {"WEBP": 20, "AVIF": 20, "TIFF": 20, "JPEG2000": 28}
 BYTES_PER_PIXEL_OF_VIEWS = 16  # of making degraded copies, after decoding
+BYTES_PER_PIXEL_OF_REDUCED = 12  # the same of those that are made of an image of a megapixel at most
+MEGAPIXEL = 2**20
 PNG = b"\x89PNG\r\n\x1a\n"  # followed by the header: its length and name, width and height
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
 
@@ -85,7 +87,10 @@ class ImageDecoder:
             message = f"{len(content):,} bytes are more than the {limits.image_bytes:,} allowed for an image"
             raise HttpProblem("too-large", f"{message}; send a smaller file")
         pixels, bytes_per_pixel = pixels_of(content, limits.pixels)
-        return pixels * max(bytes_per_pixel, BYTES_PER_PIXEL_OF_VIEWS if views else 0)
+        if not views:
+            return pixels * bytes_per_pixel
+        reduced = min(pixels, MEGAPIXEL) * BYTES_PER_PIXEL_OF_REDUCED
+        return pixels * max(bytes_per_pixel, BYTES_PER_PIXEL_OF_VIEWS) + reduced
 
     def open(
         self, content: bytes, limits: Limits, *, thumbnail: bool = False, views: bool = False, to_judge: bool = False

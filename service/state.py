@@ -45,7 +45,7 @@ R = TypeVar("R")
 # Number of the snapshot, -1 for none; names and digests of its manifest and of the files of the head. A store that was
 # made again has other digests, whatever its numbers.
 Version = tuple[int, tuple[tuple[str, str], ...]]
-VIEWS = 3  # vectors of an image with its two degraded copies
+VIEWS = 5  # vectors of an image with its four degraded copies
 LOG = logging.getLogger("clipfake.service")
 
 

@@ -1,4 +1,4 @@
-"""Results of the leave-one-out evaluation and the temporal holdout: tables, figures and CSV."""
+"""Results of the leave-one-out evaluation, the temporal holdout and a fusion: tables, figures and CSV."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ..core.atomic_files import write_text
 from ..core.escaping import csv_text, escape_all
 from ..detector.evaluation.leave_one_out import TITLES, LeaveOneOut
 from ..detector.evaluation.temporal_holdout import TemporalHoldout
+from ..detector.fusion.fusion_report import FusionReport
 from .tables import WrappedTable, table
 
 if TYPE_CHECKING:
@@ -80,3 +81,14 @@ def write_temporal_holdout(result: TemporalHoldout, folder: Path) -> list[Path]:
     from .evaluation_figures import temporal_holdout_lines
 
     return temporal_holdout_lines([window.to_dict() for window in result.windows]).save(folder)
+
+
+def fusion_table(report: FusionReport) -> RenderableType:
+    """AUC and weight of each signal, and what the fusion reaches on held-out rows."""
+    report = escape_all(report)
+    rows = [
+        [name, "" if signal.auc is None else signal.auc, signal.weight, f"{signal.missing:.1%}"]
+        for name, signal in report.signals.items()
+    ]
+    title = "AUC of each signal, and its weight: the standard deviation of what it adds to the fused score"
+    return Group(table(title, ["", "AUC", "weight", "missing"], rows), *(Text(f"\n{s}") for s in report.sentences))

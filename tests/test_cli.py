@@ -425,7 +425,8 @@ def test_query_reads_archives_and_standard_input(  # type: ignore[no-untyped-def
 def test_check_stability_can_make_an_answer_unsure(store: Path, tmp_path: Path, run) -> None:  # type: ignore[no-untyped-def]
     (tmp_path / "a.jpg").write_bytes(simulated(4, 3, seed=5))
     answer = run("query", tmp_path / "a.jpg", "--store", store, "--steady", "--json").json
-    assert [view["what"] for view in answer["views"]] == ["after JPEG quality 60", "at half its size"]
+    names = ["after JPEG quality 60", "after WebP quality 50", "at half its size", "after a blur of 1%"]
+    assert [view["what"] for view in answer["views"]] == names
     if any(view["verdict"] != answer["verdict"] for view in answer["views"]):
         assert answer["verdict"] == "unsure"
 

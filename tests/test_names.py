@@ -120,6 +120,7 @@ COMMANDS = (
     "store duplicates --label NAME --store STORE",
     "store duplicates --source NAME --store STORE",
     "evaluate --temporal NAME --store STORE",
+    "fuse NAME --label NAME",
     "store import NAME --store STORE",
     "train --store STORE --vectors NAME",
     "report --store STORE --head NAME",
@@ -142,6 +143,18 @@ def test_every_command_shows_names_escaped(command: str, tree: Path, store: Path
     assert "Traceback" not in shown
     if any(place in command for place in ("TREE", "NAME")) and "export" not in command:
         assert r"\x1b[2J" in shown or "99%" not in shown
+
+
+def test_columns_of_a_fusion_are_shown_escaped(tmp_path: Path, run: Run) -> None:
+    columns = [f"{letter}{HOSTILE}" for letter in "abc"]
+    with (tmp_path / "scores.csv").open("w", newline="") as file:
+        table = csv.writer(file)
+        table.writerow([*columns, "truth"])
+        table.writerows([[i % 7, i % 2 + i / 90, i, i % 2] for i in range(60)])
+    for label, expected in (("truth", "AUC"), ("x", "no column")):
+        shown = run("fuse", tmp_path / "scores.csv", "--label", label)
+        assert expected in shown
+        assert_harmless(shown)
 
 
 def test_written_pages_and_tables_show_names_escaped(store: Path, tmp_path: Path, run: Run) -> None:

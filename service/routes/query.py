@@ -27,7 +27,7 @@ class QueryOptionsJson(BaseModel):
     )
     changes: bool = Field(True, description="Include what would change the verdict.")
     steady: bool = Field(
-        False, description="Answer unsure if a copy of JPEG quality 60 or half the size gets another verdict."
+        False, description="Answer unsure if a recompressed, reduced or blurred copy gets another verdict."
     )
     on_map: bool = Field(False, alias="map", description="Include the coordinates of the images on /v1/map.")
 

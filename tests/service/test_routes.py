@@ -572,8 +572,8 @@ def test_backend_that_is_down_is_not_retried_at_once(toy: Any, monkeypatch: pyte
 
 
 def test_more_copies_than_the_queue_are_refused(toy: Any) -> None:
-    limits = Limits(images=4, waiting=8)
-    with client_of(toy, limits=limits, degraded=lambda pixels: {"a": pixels, "b": pixels}) as client:
+    limits = Limits(images=4, waiting=12)
+    with client_of(toy, limits=limits, degraded=lambda pixels: dict.fromkeys("abcd", pixels)) as client:
         asking = files(*[toy.draw_image("gan_a", i) for i in range(3)])
         assert problem(client.post("/v1/query", files=asking, params={"steady": True})) == (413, "too-many")
         assert client.post("/v1/query", files=asking[:2], params={"steady": True}).status_code == 200
@@ -852,7 +852,7 @@ def test_documentation_lists_problems_limits_and_metrics(toy: Any, client: TestC
 
 
 def test_steady_can_make_a_verdict_unsure(toy: Any) -> None:
-    from clipfake.indexer.embedding import DEGRADATIONS, degraded_by_name
+    from clipfake.indexer.degradations import DEGRADATIONS, degraded_by_name
 
     image = toy.draw_image("gan_a", 80)
     with client_of(toy, degraded=degraded_by_name) as client:
