@@ -1,9 +1,10 @@
-"""Stored vectors in, heads, evidence and verdicts out. Never opens an image.
+"""Stored vectors in, heads, evidence and verdicts out. Never opens an image file.
 
 judging    detector.py: the score of a head.py, the neighbours of evidence.py, both calibrated by calibration.py;
            verdict.py states the result; judgeable.py refuses pixels that hold nothing to judge
 a head     projection.py to 128 dimensions, beside text that vocabulary.py chooses, then svm.py; split.py assigns
            rows to train, validation and test
 measuring  metrics.py for one classifier; comparison.py for two on the same rows
-packages   training/ (fitting), evaluation/ (sources and dates left out, the paper's tables)
+packages   training/ (fitting), evaluation/ (sources and dates left out, the paper's tables), copies/ (stored copies
+           of a picture, by vectors and thumbnails)
 """

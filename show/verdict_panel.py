@@ -20,7 +20,6 @@ from .phrasing import (
     describe_likelihood,
     describe_ratio,
     describe_source,
-    describe_stored_copies,
 )
 from .verdict_style import VERDICT_STYLES
 
@@ -35,8 +34,9 @@ class VerdictPanel:
         verdict, style = escape_all(self.verdict), VERDICT_STYLES[self.verdict.verdict]
         head = Text(f"{style.sign} {verdict.verdict.upper()}", style=f"bold {style.terminal_color}")
         answer = ", ".join(filter(None, (describe_likelihood(verdict), describe_source(verdict))))
-        head.append("   ").append(answer, style="default")
-        body = Group(head, reasons_table(verdict), Text(), neighbors_table(verdict.neighbors))
+        head.append("   ").append(verdict.copy or answer, style="default")
+        second = [Text(answer)] if verdict.copy else []
+        body = Group(head, *second, reasons_table(verdict), Text(), neighbors_table(verdict.neighbors))
         title = Text(shorten_start(verdict.image, options.max_width - 6))
         yield Panel(body, title=title, title_align="left", border_style=style.terminal_color, padding=(0, 1))
 
@@ -47,8 +47,6 @@ def reasons_table(verdict: Verdict) -> Table:
     result.add_column(style="dim", no_wrap=True)
     result.add_column()
     result.add_row("reasons", "; ".join(verdict.reasons))
-    if verdict.stored:
-        result.add_row("stored", f"{describe_stored_copies(verdict)}; it is not part of the evidence")
     signals = {"classifier": verdict.signals["svm"], "neighbours": verdict.signals["neighbors"], "score": verdict.score}
     for name, value in signals.items():
         result.add_row(name, f"{value:+.2f}  {scale(value)}  {describe_ratio(value)}")

@@ -1,1 +1,1 @@
-"""Benchmarks of the detector: leave_one_out.py, fewshot.py, training.py and query.py."""
+"""Benchmarks of the detector: leave_one_out.py, fewshot.py, training.py, copies.py and query.py."""
