@@ -138,7 +138,8 @@ class Session:
     ) -> Iterator[tuple[EmbeddedImage, Verdict | Refusal]]:
         """Embed and judge images as a stream: one encoder pass and one search per batch, results in order.
 
-        A file that cannot be read, or an image with nothing to judge (too small, one colour), gets a `Refusal`.
+        A confirmed copy of a stored image gets that image's label. A file that cannot be read, or an image with nothing
+        to judge (too small, one colour), gets a `Refusal`.
 
         Parameters
         ----------
@@ -156,13 +157,15 @@ class Session:
 
         refs = image_refs(images, follow_links=follow_links)
         make_views = degraded if check_stability else None
-        for batch in embed_batches(self.encoder, refs, make_views=make_views, check=require_judgeable):
+        for batch in embed_batches(self.encoder, refs, make_views=make_views, check=require_judgeable, thumbnails=True):
             embedded = [image for image in batch if image.vector is not None]
             verdicts: Iterator[Verdict] = iter(())
             if embedded:
                 vectors = np.stack([image.vector for image in embedded if image.vector is not None])
                 digests = np.frombuffer(b"".join(image.digest for image in embedded), "V16")
-                verdicts = iter(self.detector.judge([image.name for image in embedded], vectors, digests, options))
+                names, thumbnails = [image.name for image in embedded], [image.thumbnail for image in embedded]
+                judged = self.detector.judge(names, vectors, digests, options, thumbnails=thumbnails)
+                verdicts = iter(judged)
             for image in batch:
                 if image.vector is None:
                     yield image, Refusal(image.name, image.error)

@@ -20,6 +20,7 @@ from ..store.snapshot import Snapshot
 from ..store.store import Store
 from .added_sources import AddedSources
 from .calibration import Calibration
+from .copies.finder import find_copies
 from .evidence import (
     MAJORITY,
     OVERSAMPLING,
@@ -42,11 +43,14 @@ from .verdict import (
     decide,
     explain_uneven,
     in_conflict,
+    known_labels,
     require_stable,
+    settle,
 )
 
 FEWER_NEIGHBORS = 5  # of each class, to see whether the verdict depends on the others
-STORED_COPIES = 9  # rows of the queried file that are named, at most: a blank image may be stored a thousand times
+STORED_COPIES = 9  # copies that are named, at most: a blank image may be stored a thousand times
+CLOSE = 99.0  # percentile of the nearest similarity above which a row without a thumbnail may be a copy
 
 
 @dataclass(frozen=True)
@@ -160,13 +164,19 @@ class VectorDetector:
         vectors: Vectors,
         digests: npt.NDArray[np.void] | None = None,
         options: QueryOptions = QueryOptions(),
+        *,
+        thumbnails: Sequence[bytes] | None = None,
     ) -> list[Verdict]:
         """Judge (n, dim) unit vectors: one verdict each, in order.
+
+        Confirmed copies of a known label decide the answer (see `settle`). They are not evidence, so that the score
+        speaks without them.
 
         Parameters
         ----------
         names : (n,) names of the images, repeated in the verdicts
-        digests : (n,) V16 of the files, zeros for unknown: stored rows of the same bytes are named, but not evidence
+        digests : (n,) V16 of the files, zeros for unknown: stored rows of the same bytes are confirmed copies
+        thumbnails : (n,) small JPEGs of the images as indexing makes them, b"" for unknown: they confirm other copies
 
         Raises
         ------
@@ -186,13 +196,10 @@ class VectorDetector:
             verdicts = []
             for i, name in enumerate(names):
                 own = {label: nearest.take([i]) for label, nearest in candidates.items()}
-                case = _Case(
-                    vectors[i : i + 1],
-                    None if digests is None else digests[i : i + 1],
-                    float(margins[i]),
-                    own,
-                    {label: nearest.select(self.bank.options) for label, nearest in own.items()},
-                )
+                vector, digest = vectors[i : i + 1], None if digests is None else digests[i : i + 1]
+                stored, own = self._set_copies_aside(vector, digest, own, thumbnails[i] if thumbnails else b"")
+                selected = {label: nearest.select(self.bank.options) for label, nearest in own.items()}
+                case = _Case(vector, digest, float(margins[i]), own, selected, stored)
                 verdicts.append(self._verdict(name, case, options))
         return verdicts
 
@@ -208,10 +215,14 @@ class VectorDetector:
     ) -> Verdict:
         """Return the verdict, or "unsure" if a degraded copy of the image gets another one.
 
+        A verdict that stored copies decided stays as it is.
+
         Parameters
         ----------
         views : name of each degradation -> (dim,) unit vector of the degraded image
         """
+        if verdict.settled:
+            return verdict
         plain = replace(options, changes=False)
         changes = []
         for degradation, vector in views.items():
@@ -222,10 +233,12 @@ class VectorDetector:
     def _verdict(self, image: str, case: _Case, options: QueryOptions) -> Verdict:
         evidence = Evidence(case.neighbors[REAL], case.neighbors[FAKE])
         reading = self._read(case, evidence, options)
+        answer, reasons = settle(case.stored, reading.answer, reading.reasons)
+        settled = bool(known_labels(case.stored))
         neighbors = {"real": self._neighbors(evidence.real), "fake": self._neighbors(evidence.fake)}
         return Verdict(
             image=image,
-            verdict=reading.answer,
+            verdict=answer,
             score=reading.score,
             probability=float(self.calibration.fake_probability(reading.score, options.prior)),
             prior=options.prior,
@@ -233,12 +246,12 @@ class VectorDetector:
             conflict=in_conflict(reading.signals),
             possible=reading.possible,
             error_rate=options.error,
-            reasons=(*reading.reasons, *explain_uneven(neighbors), *self._resembled(case, reading.score)),
+            reasons=(*reasons, *explain_uneven(neighbors), *self._resembled(case, reading.score)),
             percentile=reading.percentile,
-            generator=self._generator(case, reading.percentile) if reading.answer == "fake" else "",
-            stored=() if case.digest is None else self._stored_copies(case.digest[0].tobytes()),
+            generator=self._generator(case, reading.percentile) if answer == "fake" else "",
+            stored=case.stored,
             neighbors=neighbors,
-            changes=self._changes(case, neighbors, reading.answer, options) if options.changes else (),
+            changes=self._changes(case, neighbors, answer, options) if options.changes and not settled else (),
             notice=self.notice,
         )
 
@@ -273,12 +286,29 @@ class VectorDetector:
             )
         )
 
-    def _stored_copies(self, digest: bytes) -> tuple[StoredCopy, ...]:
-        """The stored rows of the queried file, described for people."""
-        rows = self.bank.find(digest, most=STORED_COPIES)
-        columns = (self.snapshot.column(name)[rows].tolist() for name in ("keys", "labels", "sources", "generators"))
-        described = zip(*columns, strict=True)
-        return tuple(StoredCopy(key, LABELS[label], source, generator) for key, label, source, generator in described)
+    def _set_copies_aside(
+        self, vector: Vectors, digest: npt.NDArray[np.void] | None, candidates: dict[int, Candidates], thumbnail: bytes
+    ) -> tuple[tuple[StoredCopy, ...], dict[int, Candidates]]:
+        """The stored copies of one query, and its candidates without the confirmed ones."""
+        found = find_copies(self.snapshot, list(candidates.values()), thumbnail, self._is_close)
+        confirmed = [copy.row for copy in found if copy.confirmed]
+        if confirmed:
+            candidates = {
+                label: self._without_rows(vector, digest, nearest, label, confirmed)
+                for label, nearest in candidates.items()
+            }
+        files = (
+            np.zeros(0, np.int64) if digest is None else self.bank.find(digest[0].tobytes(), most=len(self.snapshot))
+        )
+        copies = [StoredCopy(*origin) for origin in self._origins(files)]
+        for kind in ("picture", "vector"):
+            of_kind = [copy for copy in found if copy.confirmed == (kind == "picture")]
+            origins = self._origins([copy.row for copy in of_kind])
+            copies += [
+                StoredCopy(*origin, match=kind, mirrored=copy.mirrored)
+                for origin, copy in zip(origins, of_kind, strict=True)
+            ]
+        return _first_copies(copies), candidates
 
     def _resembled(self, case: _Case, score: float) -> tuple[str, ...]:
         """Name the added source that moved the score, if one did."""
@@ -286,12 +316,44 @@ class VectorDetector:
         return (f"it resembles the added examples of {name}",) if name else ()
 
     def _generator(self, case: _Case, percentile: float) -> str:
-        """An added generator, or a vote among the nearest fakes; "unknown" without a clear winner."""
+        """The generator of the copies, an added generator, or a vote among the nearest fakes.
+
+        It is "unknown" without a clear winner.
+        """
+        if copy := known_labels(case.stored).get("fake"):
+            return copy.generator or "unknown"
         [added] = self.added.generators(case.vector, case.digest)
         if added:
             return added
         [name], [share] = vote(case.candidates[FAKE], self.snapshot.column("generators"))
         return name if name and share >= MAJORITY and percentile >= UNKNOWN_BELOW else "unknown"
+
+    def _is_close(self, similarity: float) -> bool:
+        """True if a row of this similarity may be a copy."""
+        return bool(self.calibration.percentile(np.array([similarity]))[0] > CLOSE)
+
+    def _without_rows(
+        self,
+        vector: Vectors,
+        digest: npt.NDArray[np.void] | None,
+        candidates: Candidates,
+        label: int,
+        rows: Sequence[int],
+    ) -> Candidates:
+        """The candidates of a class without some rows; it is searched again only if the others do not suffice."""
+        remaining = candidates.without_rows(rows)
+        if not remaining.sufficient(self.bank.options).all():
+            others = np.ones(len(self.snapshot), bool)
+            others[candidates.matches.rows[candidates.present & ~remaining.present]] = False
+            with suppress(NotEnoughRows):  # the class has no other rows
+                return self.bank.where(others).candidates(vector, digest, [label])[label]
+        return remaining
+
+    def _origins(self, rows: Sequence[int] | npt.NDArray[np.int64]) -> list[tuple[str, str, str, str]]:
+        """Key, label, source and generator of stored rows."""
+        at = np.asarray(rows, np.int64)
+        columns = (self.snapshot.column(name)[at].tolist() for name in ("keys", "labels", "sources", "generators"))
+        return [(key, LABELS[label], source, maker) for key, label, source, maker in zip(*columns, strict=True)]
 
     def _changes(
         self, case: _Case, neighbors: dict[str, tuple[Neighbor, ...]], answer: Answer, options: QueryOptions
@@ -334,6 +396,13 @@ def load_trained(folder: Path) -> tuple[Head, Calibration]:
     return head, Calibration.load(folder, head.digest)
 
 
+def _first_copies(copies: list[StoredCopy]) -> tuple[StoredCopy, ...]:
+    """The first copies; if only later ones have a known label, the first of these takes the last places."""
+    first = copies[:STORED_COPIES]
+    missing = [row for row in known_labels(copies).values() if row not in first]
+    return tuple(first[: STORED_COPIES - len(missing)] + missing)
+
+
 @dataclass(frozen=True)
 class _Case:
     """One image while it is judged."""
@@ -343,6 +412,7 @@ class _Case:
     margin: float  # decision value of the head
     candidates: dict[int, Candidates]  # by label
     neighbors: dict[int, Matches]  # by label, selected by the bank's own options
+    stored: tuple[StoredCopy, ...]  # copies of the image
 
     def evidence(self, options: EvidenceOptions) -> Evidence:
         """Select the evidence by other options."""

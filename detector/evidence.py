@@ -110,6 +110,13 @@ class Candidates:
         """Return the candidates without one source's rows, as if these had never been stored."""
         return replace(self, present=self.present & (self.sources != source))
 
+    def without_rows(self, rows: Sequence[int]) -> Candidates:
+        """Return the candidates without these rows of the snapshot and without their copies by vector or file."""
+        removed = np.isin(self.matches.rows, rows)
+        for query, copies in self.copies.items():
+            removed[query] |= copies[removed[query]].any(0)
+        return replace(self, present=self.present & ~removed)
+
     def refilled(self, queries: npt.NDArray[np.int64], more: Candidates) -> Candidates:
         """Replace some queries' candidates by the nearest of `more` that are not copies."""
         unique = more.unique

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -29,12 +30,18 @@ class Neighbor:
 
 @dataclass(frozen=True)
 class StoredCopy:
-    """A stored row of the queried file itself, byte for byte, with the labels it was indexed with."""
+    """A stored row of the queried picture, with the labels it was indexed with."""
 
     key: str
     label: str  # "real", "fake" or "unknown"
     source: str
     generator: str
+    match: Literal["file", "picture", "vector"] = "file"  # same bytes; same thumbnail; only near, so unconfirmed
+    mirrored: bool = False  # left and right are exchanged
+
+    @property
+    def confirmed(self) -> bool:
+        return self.match != "vector"
 
 
 @dataclass(frozen=True)
@@ -62,7 +69,7 @@ class Verdict:
     reasons: tuple[str, ...]  # sentences that explain the answer
     percentile: float  # percentage of held-out images that are farther from their nearest neighbour than this one
     generator: str  # the probable generator, "unknown", or "" for a real or unsure image
-    stored: tuple[StoredCopy, ...]  # the first rows with the same bytes; they are not evidence
+    stored: tuple[StoredCopy, ...]  # copies, those with the same bytes first; confirmed ones are not evidence
     neighbors: dict[str, tuple[Neighbor, ...]]  # "real" and "fake", nearest first
     changes: tuple[VerdictChange, ...] = ()
     notice: str = ""  # what the error rate does not cover, see `Calibration.notice`
@@ -70,12 +77,23 @@ class Verdict:
 
     @property
     def known(self) -> str:
-        """Key of the first stored row with the same bytes, "" if there is none."""
-        return self.stored[0].key if self.stored else ""
+        """Key of the first confirmed copy, "" if there is none."""
+        return next((row.key for row in self.stored if row.confirmed), "")
+
+    @property
+    def copy(self) -> str:
+        """The sentence on stored copies that comes first in every answer, "" if there is none."""
+        return describe_copies(self.stored)
+
+    @property
+    def settled(self) -> bool:
+        """True if confirmed copies of known labels decided the answer, not the signals."""
+        return bool(known_labels(self.stored))
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain types: the stable format of `query --json` and of the service."""
-        fields = {**vars(self), "known": self.known, "stored": [dict(vars(row)) for row in self.stored]}
+        first = {"image": self.image, "copy": self.copy}
+        fields = {**first, **vars(self), "known": self.known, "stored": [dict(vars(row)) for row in self.stored]}
         fields["neighbors"] = {name: [n.to_dict() for n in of_class] for name, of_class in self.neighbors.items()}
         fields["signals"] = {name: round(value, 4) for name, value in self.signals.items()}
         fields["score"], fields["probability"] = round(self.score, 4), round(self.probability, 4)
@@ -141,6 +159,65 @@ def decide(
     if in_conflict(signals):
         reasons.append("the classifier and the nearest neighbours disagree")
     return answer, tuple(reasons)
+
+
+THUMBNAIL_LIMIT = "compared at 64 x 64 pixels, where an edit of a tenth of its width may not show"
+
+
+def known_labels(stored: Sequence[StoredCopy]) -> dict[str, StoredCopy]:
+    """The known labels of the confirmed copies, real and fake, each with its first copy."""
+    labels: dict[str, StoredCopy] = {}
+    for row in stored:
+        if row.confirmed and row.label != "unknown":
+            labels.setdefault(row.label, row)
+    return labels
+
+
+def settle(stored: Sequence[StoredCopy], answer: Answer, reasons: tuple[str, ...]) -> tuple[Answer, tuple[str, ...]]:
+    """Let the confirmed copies decide: the answer is their label, or "unsure" if they have both.
+
+    Parameters
+    ----------
+    answer, reasons : of the signals alone; they stay where no confirmed copy has a known label
+    """
+    labels = known_labels(stored)
+    if not labels:
+        return answer, reasons
+    if len(labels) == 2:
+        settled: Answer = "unsure"
+        first = f"its copies are known as real ({labels['real'].key}) and as fake ({labels['fake'].key})"
+    else:
+        [(label, row)] = labels.items()
+        settled = "fake" if label == "fake" else "real"
+        first = f"it is a copy of the known {label} image {row.key}"
+    alone = () if settled == answer else (f"the signals alone would have answered {answer}",)
+    return settled, (first, *alone, *reasons)
+
+
+def describe_copies(stored: Sequence[StoredCopy]) -> str:
+    """Say what is stored of a picture; "" if nothing is.
+
+    >>> describe_copies([StoredCopy("a/1.png", "real", "a", "")])
+    'A copy of a known real image, a/1.png (the same file)'
+    >>> describe_copies([StoredCopy("a/1.png", "fake", "a", "", "vector")])
+    'Perhaps a copy of a known fake, a/1.png (unconfirmed: no thumbnail to compare with)'
+    """
+    confirmed = [row for row in stored if row.confirmed]
+    if not confirmed:
+        if not stored:
+            return ""
+        return f"Perhaps a copy of {_kind(stored[0])} (unconfirmed: no thumbnail to compare with)"
+    labels = list(known_labels(confirmed).values()) or confirmed[:1]
+    copied = "A copy" if any(not row.mirrored for row in labels) else "A mirrored copy"
+    how = "the same file" if all(row.match == "file" for row in labels) else THUMBNAIL_LIMIT
+    more = len(confirmed) - len(labels)
+    others = f"; {more} more {'copy is' if more == 1 else 'copies are'} stored" if more else ""
+    return f"{copied} of {' and of '.join(map(_kind, labels))} ({how}{others})"
+
+
+def _kind(row: StoredCopy) -> str:
+    names = {"real": "a known real image", "fake": "a known fake"}
+    return f"{names.get(row.label, 'a stored image of unknown origin')}, {row.key}"
 
 
 def format_percent(share: float) -> str:

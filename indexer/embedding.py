@@ -43,6 +43,7 @@ class EmbeddedImage:
     image: Image | None = None  # its pixels may have been resized to the encoder's input size
     vector: npt.NDArray[np.float32] | None = None  # (dim,)
     views: npt.NDArray[np.float32] | None = None  # (views, dim), see DEGRADATIONS
+    thumbnail: bytes = b""  # a small JPEG as indexing makes it, if it was wanted
     error: str = ""
 
     @property
@@ -120,14 +121,15 @@ def embed_batches(
     *,
     make_views: Callable[[Pixels], Sequence[Pixels]] | None = None,
     check: Callable[[Pixels], None] | None = None,
+    thumbnails: bool = False,
     batch_size: int | None = None,
     threads: int | None = None,
 ) -> Iterator[list[EmbeddedImage]]:
     """Embed listed images as `embed_images` does, and yield the results of each batch together.
 
-    `check` raises ImageError for full-size pixels that are not to be embedded.
+    `check` raises ImageError for full-size pixels that are not to be embedded; `thumbnails` adds a small JPEG to each.
     """
-    reader = ImageReader(encoder.shrink, make_views=make_views, check=check)
+    reader = ImageReader(encoder.shrink, thumbnails=thumbnails, make_views=make_views, check=check)
     size = batch_size or encoder.batch_size
     pipeline = Pipeline(encoder, reader, size, threads or len(os.sched_getaffinity(0)))
     batches: dict[int, list[ImageRef]] = {}
@@ -192,7 +194,8 @@ def _results(batch: Sequence[ImageRef], encoded: EncodedBatch) -> list[EmbeddedI
             results.append(EmbeddedImage(ref.path, ref, error=reasons[id(ref)]))
         else:
             views = encoded.views[i] if encoded.views.shape[1] else None
-            results.append(EmbeddedImage(ref.path, ref, encoded.images[i].image, encoded.vectors[i], views))
+            image, vector = encoded.images[i], encoded.vectors[i]
+            results.append(EmbeddedImage(ref.path, ref, image.image, vector, views, image.thumbnail_jpeg()))
     return results
 
 

@@ -29,12 +29,16 @@ class NeighborJson(BaseModel):
 
 
 class StoredJson(BaseModel):
-    """A stored row of a file identical to the queried one."""
+    """A stored row of the same picture as the queried one."""
 
     key: str = Field(examples=["newgan/c.png"])
     label: Literal["real", "fake", "unknown"]
     source: str
     generator: str
+    match: Literal["file", "picture", "vector"] = Field(
+        description="The same bytes, the same picture by its thumbnail, or only a near vector, which is unconfirmed."
+    )
+    mirrored: bool = Field(description="Whether left and right are exchanged.")
 
 
 class NeighborsJson(BaseModel):
@@ -62,6 +66,11 @@ class VerdictJson(BaseModel):
     """Verdict on one image with its evidence; the same object that `clipfake query --json` prints."""
 
     image: str = Field(examples=["suspicious.jpg"])
+    copy_: str = Field(
+        alias="copy",
+        description="Sentence on the stored copies of the image, or empty. Confirmed ones decide the verdict.",
+        examples=["A copy of a known real image, ffhq/1.png (the same file)"],
+    )
     verdict: Literal["real", "fake", "unsure"]
     score: float = Field(description="Natural log-likelihood ratio; above 0 leans fake.", examples=[2.68])
     probability: float = Field(
@@ -78,8 +87,10 @@ class VerdictJson(BaseModel):
     reasons: list[str] = Field(examples=[["real is ruled out at an error rate of 5%"]])
     percentile: float = Field(description="Percentage of known images that are farther from their nearest neighbour.")
     generator: str
-    known: str = Field(description="Key of the first of `stored`, or empty.")
-    stored: list[StoredJson] = Field(description="Rows of identical files, at most nine; they are not evidence.")
+    known: str = Field(description="Key of the first confirmed copy, or empty.")
+    stored: list[StoredJson] = Field(
+        description="Copies of the image, at most nine, identical files first; confirmed ones are not evidence."
+    )
     neighbors: NeighborsJson
     changes: list[ChangeJson]
     notice: str = Field(description="What the error rate does not cover, or empty.")

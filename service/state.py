@@ -259,7 +259,8 @@ class AppState:
         with self.metrics.stage("judge"):
             vectors = np.stack([upload.vector for upload in uploads])
             digests = np.frombuffer(b"".join(upload.image.digest for upload in uploads), "V16")
-            verdicts = loaded.detector.judge([upload.name for upload in uploads], vectors, digests, options)
+            names, thumbnails = [upload.name for upload in uploads], [upload.image.thumbnail for upload in uploads]
+            verdicts = loaded.detector.judge(names, vectors, digests, options, thumbnails=thumbnails)
             for i, upload in enumerate(uploads):
                 if upload.views:
                     verdicts[i] = loaded.detector.check_stability(

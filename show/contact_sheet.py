@@ -21,7 +21,6 @@ from .phrasing import (
     describe_likelihood,
     describe_ratio,
     describe_source,
-    describe_stored_copies,
     named_signals,
 )
 from .verdict_style import VERDICT_STYLES
@@ -104,7 +103,7 @@ def _panel(entry: SheetEntry, thumbnail: Callable[[int], bytes]) -> Image.Image:
     title = f"{style.sign} {verdict.verdict.upper()}"
     draw.text((MARGIN, MARGIN - 10), title, style.print_color, _font(30, bold=True))
     answer_x = MARGIN + round(_font(30, bold=True).getlength(title)) + 18
-    answer = ", ".join(filter(None, (describe_likelihood(verdict), describe_source(verdict))))
+    answer = verdict.copy or _answer(verdict)
     draw.text((answer_x, MARGIN), _fitted(answer, _font(20), width - answer_x - MARGIN), INK, _font(20))
     for line, (text, ink) in enumerate(((_reasons(verdict), INK), (_signals(verdict), GREY))):
         corner = (MARGIN, MARGIN + 36 + 22 * line)
@@ -128,10 +127,14 @@ def _panel(entry: SheetEntry, thumbnail: Callable[[int], bytes]) -> Image.Image:
     return panel
 
 
+def _answer(verdict: Verdict) -> str:
+    return ", ".join(filter(None, (describe_likelihood(verdict), describe_source(verdict))))
+
+
 def _reasons(verdict: Verdict) -> str:
-    """The reasons, what would change the verdict, and where the same file is stored."""
+    """The reasons and what would change the verdict; with copies, the probability first."""
     changes = "; ".join(f"{change.what} it would be {change.verdict}" for change in verdict.changes)
-    sentences = ("; ".join(verdict.reasons), changes, describe_stored_copies(verdict))
+    sentences = (_answer(verdict) if verdict.copy else "", "; ".join(verdict.reasons), changes)
     text = ". ".join(sentence[:1].upper() + sentence[1:] for sentence in sentences if sentence)
     return f"{text}."
 

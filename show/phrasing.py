@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from ..detector.verdict import StoredCopy, Verdict
+from ..detector.verdict import Verdict
 
 CAVEAT = (
     "A lead, not a proof: a detector knows the generators it was shown. Look at the evidence before you rely on it."
@@ -51,43 +51,17 @@ def named_signals(verdict: Verdict) -> dict[str, float]:
 def describe_likelihood(verdict: Verdict) -> str:
     """The probability of a fake, with the assumed share of fakes where that is not one half."""
     prior = "" if verdict.prior == 0.5 else f" if {percent(verdict.prior)} of the queried images are fake"
-    return f"{percent(verdict.probability)} likely fake{prior}"
+    alone = " by its signals alone" if verdict.settled else ""
+    return f"{percent(verdict.probability)} likely fake{alone}{prior}"
 
 
 def describe_source(verdict: Verdict) -> str:
     """The generator that probably made a fake; "" for any other verdict."""
     if verdict.verdict != "fake" or not verdict.generator:
         return ""
+    if verdict.settled and verdict.generator != "unknown":
+        return f"stored as made by {verdict.generator}"
     return "by an unknown generator" if verdict.generator == "unknown" else f"probably made by {verdict.generator}"
-
-
-def describe_origin(row: StoredCopy) -> str:
-    """The label and the origin with which a row was indexed.
-
-    >>> describe_origin(StoredCopy("a/1.png", "fake", "stylegan2-cats", "stylegan2"))
-    'fake of stylegan2'
-    >>> describe_origin(StoredCopy("b/1.png", "real", "ffhq", ""))
-    'real of ffhq'
-    >>> describe_origin(StoredCopy("c/1.png", "unknown", "inbox", ""))
-    'of unknown origin in inbox'
-    """
-    if row.label == "unknown":
-        return f"of unknown origin in {row.source}"
-    return f"{row.label} of {row.generator or row.source}"
-
-
-def describe_stored_copies(verdict: Verdict) -> str:
-    """Where the same file is in the store and with which label; "" if it is not stored."""
-    if not verdict.stored:
-        return ""
-    keys: dict[str, list[str]] = {}
-    for row in verdict.stored:
-        keys.setdefault(describe_origin(row), []).append(row.key)
-    copies = []
-    for origin, stored in keys.items():
-        more = f" and {len(stored) - 1} more" if len(stored) > 1 else ""
-        copies.append(f"{origin} ({stored[0]}{more})")
-    return f"this very file is stored as {' and as '.join(copies)}"
 
 
 def describe_familiarity(percentile: float) -> str:
@@ -102,7 +76,7 @@ def describe_familiarity(percentile: float) -> str:
     >>> describe_familiarity(25.2)
     'below average: closer to its nearest neighbour than 25 of 100 known images'
     >>> describe_familiarity(100.0)
-    'unusually close, perhaps a copy: closer to its nearest neighbour than over 99 of 100 known images'
+    'unusually close, perhaps a variant: closer to its nearest neighbour than over 99 of 100 known images'
     """
     rank = "under 1" if percentile < 1 else "over 99" if percentile > 99 else f"{percentile:.0f}"
     levels = (
@@ -112,5 +86,5 @@ def describe_familiarity(percentile: float) -> str:
         (67, "average"),
         (99, "above average"),
     )
-    level = next((text for below, text in levels if percentile < below), "unusually close, perhaps a copy")
+    level = next((text for below, text in levels if percentile < below), "unusually close, perhaps a variant")
     return f"{level}: closer to its nearest neighbour than {rank} of 100 known images"

@@ -20,7 +20,6 @@ from .phrasing import (
     describe_likelihood,
     describe_ratio,
     describe_source,
-    describe_stored_copies,
     named_signals,
 )
 from .verdict_style import VERDICT_STYLES
@@ -36,8 +35,9 @@ class VerdictPanel:
         verdict, style = escape_all(self.verdict), VERDICT_STYLES[self.verdict.verdict]
         head = Text(f"{style.sign} {verdict.verdict.upper()}", style=f"bold {style.terminal_color}")
         answer = ", ".join(filter(None, (describe_likelihood(verdict), describe_source(verdict))))
-        head.append("   ").append(answer, style="default")
-        body = Group(head, reasons_table(verdict), Text(), neighbors_table(verdict.neighbors))
+        head.append("   ").append(verdict.copy or answer, style="default")
+        second = [Text(answer)] if verdict.copy else []
+        body = Group(head, *second, reasons_table(verdict), Text(), neighbors_table(verdict.neighbors))
         title = Text(shorten_start(verdict.image, options.max_width - 6))
         yield Panel(body, title=title, title_align="left", border_style=style.terminal_color, padding=(0, 1))
 
@@ -48,8 +48,6 @@ def reasons_table(verdict: Verdict) -> Table:
     result.add_column(style="dim", no_wrap=True)
     result.add_column()
     result.add_row("reasons", "; ".join(verdict.reasons))
-    if verdict.stored:
-        result.add_row("stored", f"{describe_stored_copies(verdict)}; it is not part of the evidence")
     signals = named_signals(verdict)
     for name, value in signals.items():
         result.add_row(name, f"{value:+.2f}  {scale(value)}  {describe_ratio(value)}")
@@ -113,7 +111,17 @@ def scale(score: float) -> str:
     return f"real {''.join(line)} fake"
 
 
-CSV_COLUMNS = ("image", "verdict", "score", "probability", "generator", "nearest_real", "nearest_fake", "error")
+CSV_COLUMNS = (
+    "image",
+    "verdict",
+    "score",
+    "probability",
+    "generator",
+    "nearest_real",
+    "nearest_fake",
+    "error",
+    "copy_of",
+)
 
 
 def csv_header() -> str:
@@ -124,7 +132,9 @@ def csv_header() -> str:
 def csv_line(answer: Verdict | Refusal) -> str:
     """Format one answer as a line of CSV: the verdict with the keys of its nearest rows, or the error."""
     if isinstance(answer, Refusal):
-        return csv_text([[answer.image, "", None, None, "", "", "", answer.error]]).rstrip("\n")
+        return csv_text([[answer.image, "", None, None, "", "", "", answer.error, ""]]).rstrip("\n")
     nearest = [of_class[0].key if of_class else "" for of_class in map(answer.neighbors.get, ("real", "fake"))]
     numbers = [Decimal(f"{value:.4f}") for value in (answer.score, answer.probability)]
-    return csv_text([[answer.image, answer.verdict, *numbers, answer.generator, *nearest, ""]]).rstrip("\n")
+    return csv_text([[answer.image, answer.verdict, *numbers, answer.generator, *nearest, "", answer.known]]).rstrip(
+        "\n"
+    )

@@ -396,15 +396,16 @@ class Shard:
         order = np.argsort(rows, kind="stable")
         groups = rows[order] // THUMBNAILS_PER_DIGEST
         is_gap = (np.diff(groups) > 1) | (np.diff(groups // (ROWS_READ // THUMBNAILS_PER_DIGEST)) > 0)
-        with self._parsing("thumbnails"), self._file() as file:
-            if int(ends[-1]) != (size := self._dataset(file, "thumbnails/bytes").size):
+        content_of, size = self._thumbnail_bytes, len(self._thumbnail_bytes)
+        with self._parsing("thumbnails"):
+            if int(ends[-1]) != size:
                 raise ValueError(f"the last one ends at byte {int(ends[-1])} of {size}")
             for run in np.split(order, np.flatnonzero(is_gap) + 1):  # rows of adjacent groups are read together
                 first, last = (int(rows[i]) // THUMBNAILS_PER_DIGEST for i in (run[0], run[-1]))
                 begin = first * THUMBNAILS_PER_DIGEST
                 cuts = [int(ends[begin - 1]) if begin else 0]
                 cuts += ends[begin : (last + 1) * THUMBNAILS_PER_DIGEST].tolist()
-                content = self._dataset(file, "thumbnails/bytes")[cuts[0] : cuts[-1]].tobytes()
+                content = content_of[cuts[0] : cuts[-1]].tobytes()
                 pieces = _split(content, [end - cuts[0] for end in cuts[1:]])
                 if len(digests) and not np.array_equal(_thumbnail_digests_of(pieces), digests[first : last + 1]):
                     raise self._altered("thumbnails/bytes")
@@ -415,6 +416,20 @@ class Shard:
     @cached_property
     def _thumbnail_ends(self) -> npt.NDArray[np.uint64]:
         return self._ends("thumbnails")
+
+    @cached_property
+    def _thumbnail_bytes(self) -> RowFile | npt.NDArray[Any]:
+        """(bytes,) uint8 of all thumbnails, read from the file where a slice is taken."""
+        with self._parsing("thumbnails"), self._file() as file:
+            dataset = self._dataset(file, "thumbnails/bytes")
+            if dataset.dtype != np.uint8 or dataset.ndim != 1:
+                raise ValueError(f"{dataset.dtype} of shape {dataset.shape} instead of bytes")
+            offset, shape = dataset.id.get_offset(), dataset.shape
+        if offset is None:  # no bytes, or written in chunks by other software
+            return self._read("thumbnails/bytes")
+        return RowFile(
+            self.path, np.uint8, shape, offset=offset, error=self._invalid_file, verify=self._require_same_file
+        )
 
     @cached_property
     def _thumbnail_digests(self) -> npt.NDArray[np.uint8]:

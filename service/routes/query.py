@@ -52,7 +52,7 @@ async def query(request: Request, state: StateDep, options: Annotated[QueryOptio
     with state.metrics.stage("read"):
         received = await uploads(request, state.limits)
     await state.run(lambda: state.loaded().detector)  # raises before any image is encoded for nothing
-    results = await state.embed(request, received, views=options.steady, to_judge=True)
+    results = await state.embed(request, received, thumbnails=True, views=options.steady, to_judge=True)
     embedded = usable(results)
     verdicts, number, coordinates = await state.run(
         lambda: state.judge(embedded, options.to_options(), on_map=options.on_map)

@@ -106,18 +106,11 @@ function describeRatio(score) {
   return `${factor}× likelier if ${score > 0 ? "fake" : "real"}`;
 }
 
-/** Where the same file is in the store and with which label. */
-function describeStored(stored) {
-  const keys = new Map();
-  for (const row of stored) {
-    const what = row.label === "unknown" ? `of unknown origin in ${row.source}` : `${row.label} of ${row.generator || row.source}`;
-    keys.set(what, [...(keys.get(what) ?? []), row.key]);
-  }
-  const copies = [...keys].map(([what, [first, ...more]]) => `${what} (${first}${more.length ? ` and ${more.length} more` : ""})`);
-  return `This very file is stored as ${copies.join(" and as ")}.`;
-}
+/** True if confirmed copies of known labels decided the answer. */
+const isSettled = (answer) => answer.stored.some((row) => row.match !== "vector" && row.label !== "unknown");
 
 function describeVerdict(answer) {
+  if (isSettled(answer)) return sentence(escapeUnseen(answer.reasons[0]));
   const rate = percent(answer.error_rate);
   if (answer.verdict === "unsure") {
     if (answer.possible.length === 2) return "The evidence is not sufficient: neither real nor fake can be ruled out.";
@@ -132,12 +125,13 @@ function describeFamiliarity(percentile) {
   const text = `It is nearer to a known image than ${rank} of 100 known images are to their nearest.`;
   if (percentile < 1) return `${text} Nothing like it is known; do not rely on a score.`;
   if (percentile < 10) return `${text} Little like it is known; read the answer with care.`;
-  if (percentile > 99) return `${text} It is unusually close, perhaps a copy or a variant of a known one.`;
+  if (percentile > 99) return `${text} It is unusually close, perhaps a variant of a known one.`;
   const most = percentile < 33 ? "less familiar than most" : percentile < 67 ? "usual" : "more familiar than most";
   return `${text} That is ${most}.`;
 }
 
 function describeGenerator(answer) {
+  if (isSettled(answer) && answer.generator !== "unknown") return `${answer.generator}: its copies are stored so.`;
   if (!answer.generator || answer.generator === "unknown") {
     return "An unknown generator: its nearest fakes do not agree on one, or none of them is near enough.";
   }
@@ -384,17 +378,19 @@ class Case {
 
   judged(answer, place, snapshot) {
     Object.assign(this, { answer, place, snapshot });
-    const { generator, stored } = escapeAll(answer);
+    const { generator, copy } = escapeAll(answer);
     this.show(answer.verdict, describeVerdict(answer));
     if (generator) {
-      this.find(".by").textContent = generator === "unknown" ? "by an unknown generator" : `probably made by ${generator}`;
+      const by = isSettled(answer) ? "stored as made by" : "probably made by";
+      this.find(".by").textContent = generator === "unknown" ? "by an unknown generator" : `${by} ${generator}`;
     }
-    this.find(".known").hidden = !stored.length;
-    this.find(".known").textContent = `${describeStored(stored)} It was not used as evidence.`;
+    this.find(".known").hidden = !copy;
+    this.find(".known").textContent = copy && sentence(copy);
+    if (isSettled(answer)) this.find(".meaning").textContent = "The score and the evidence below are without the copies.";
     this.find(".chance").hidden = false;
     this.find(".chance strong").textContent = percent(answer.probability);
     this.find(".chance-mark").style.left = `${100 * answer.probability}%`;
-    this.find(".chance-prior").textContent = `if ${percent(answer.prior)} of the queried images are fake`;
+    this.find(".chance-prior").textContent = `${isSettled(answer) ? "by its signals alone, " : ""}if ${percent(answer.prior)} of the queried images are fake`;
     this.find(".toggle").hidden = false;
     this.find(".evidence").replaceChildren();
   }
@@ -411,7 +407,8 @@ class Case {
   summary() {
     if (this.state === "refused") return `${this.shownName}: not judged. ${this.answer.error}`;
     const likely = `${percent(this.answer.probability)} likely fake`;
-    return `${this.shownName}: ${WORDS[this.state]}, ${likely}. ${describeVerdict(this.answer)}`;
+    const copy = this.answer.copy && `${sentence(escapeUnseen(this.answer.copy))} `;
+    return `${this.shownName}: ${copy}${WORDS[this.state]}, ${likely}. ${describeVerdict(this.answer)}`;
   }
 }
 

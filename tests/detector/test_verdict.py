@@ -15,7 +15,6 @@ from clipfake.detector.training.train import TrainOptions, train
 from clipfake.detector.training.triplet import TripletOptions
 from clipfake.detector.verdict import decide, in_conflict
 from clipfake.errors import HeadError, NotEnoughRows
-from clipfake.show.phrasing import describe_stored_copies
 from clipfake.store.records import Block, Rows, names
 from clipfake.store.search.matches import Matches
 from clipfake.store.snapshot import Snapshot
@@ -399,10 +398,12 @@ def test_file_stored_as_real_and_as_fake_names_all_its_rows(detector: VectorDete
         ("gan_a/0-2", "fake", "gan_a"),
     ]
     assert len(verdict.stored) == 9
-    assert describe_stored_copies(verdict) == (
-        "this very file is stored as real of camera_a (camera_a/0-1 and 1 more) and as fake of gan_a "
-        "(gan_a/0-0 and 2 more) and as real of camera_b (camera_b/0-1 and 3 more)"
+    assert verdict.copy == (
+        "A copy of a known real image, camera_a/0-1 and of a known fake, gan_a/0-0 (the same file; 7 more copies are "
+        "stored)"
     )
+    assert (verdict.verdict, verdict.settled) == ("unsure", True)
+    assert verdict.reasons[0] == "its copies are known as real (camera_a/0-1) and as fake (gan_a/0-0)"
     assert bank.find(digest.tobytes(), 100).size == 16
     assert bank.find(bytes(16), 100).size == 0
 

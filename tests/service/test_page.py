@@ -13,8 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipfake.detector.verdict import StoredCopy
-from clipfake.show.phrasing import CAVEAT, describe_origin, describe_ratio, percent
+from clipfake.show.phrasing import CAVEAT, describe_ratio, percent
 from clipfake.store.records import Block, Rows
 from conftest import SOURCES, Toy, draw_image
 from PIL import Image
@@ -139,11 +138,11 @@ def test_card_shows_verdict_and_evidence(visit: Open, address: str, image: dict[
 
 def test_card_names_stored_copies(visit: Open, address: str) -> None:
     page, content = visit(address), draw_image("gan_a", 7)
-    row = StoredCopy(**answer_of(address, content)["stored"][0])
+    answer = answer_of(address, content)
     give(page, file("mine.png", content))
-    text = f"his very file is stored as fake of gan_a ({row.key})"
-    expect(page.locator(".card .known")).to_have_text(f"T{text}. It was not used as evidence.")
-    assert f"t{text}" == f"this very file is stored as {describe_origin(row)} ({row.key})"  # as in the terminal
+    expect(page.locator(".card .known")).to_have_text(f"{answer['copy']}.")
+    expect(page.locator(".card .meaning")).to_have_text("The score and the evidence below are without the copies.")
+    assert answer["copy"].startswith(f"A copy of a known fake, {answer['stored'][0]['key']} (the same file")
 
 
 def test_nearest_images_come_before_numbers(visit: Open, address: str) -> None:

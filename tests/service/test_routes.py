@@ -137,7 +137,11 @@ def test_problem_names_all_images_if_none_is_readable(client: TestClient) -> Non
 def test_stored_image_is_not_its_own_evidence(toy: Any, client: TestClient) -> None:
     [answer] = client.post("/v1/query", files=files(toy.draw_image("gan_a", 7))).json()["answers"]
     assert answer["known"] == "gan_a/img 7.png"
-    assert answer["stored"] == [{"key": "gan_a/img 7.png", "label": "fake", "source": "gan_a", "generator": "gan_a"}]
+    origin = {"key": "gan_a/img 7.png", "label": "fake", "source": "gan_a", "generator": "gan_a"}
+    assert answer["stored"][0] == {**origin, "match": "file", "mirrored": False}
+    assert (answer["verdict"], answer["generator"]) == ("fake", "gan_a")
+    assert answer["copy"].startswith("A copy of a known fake, gan_a/img 7.png (the same file")
+    assert answer["reasons"][0] == "it is a copy of the known fake image gan_a/img 7.png"
     assert "gan_a/img 7.png" not in [one["key"] for one in answer["neighbors"]["fake"]]
 
 
