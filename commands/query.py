@@ -54,7 +54,7 @@ def query_command(
         typer.Option(
             parser=share_between(0.0001, 0.5),
             metavar="SHARE",
-            help="Accepted share of real and of fake images whose true class is excluded, as 5% or 0.05.",
+            help="Accepted share, as 5%, of real and of fake images like the stored ones whose true class is excluded.",
         ),
     ] = 0.05,
     check_stability: Annotated[

@@ -206,7 +206,7 @@ def test_report_is_self_contained(store: Path, tmp_path: Path, run) -> None:  # 
     ]
     places = [text.index(f"<h2>{section}</h2>") for section in order]
     assert places == sorted(places)
-    assert CAVEAT in text and "unseen generators" in text
+    assert CAVEAT in text and "sources never seen" in text
     assert {Path(path).suffix for path in output.json["figures"]} == {".png", ".svg", ".csv"}
     assert all(Path(path).stat().st_size for path in output.json["figures"])
 

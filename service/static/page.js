@@ -117,7 +117,8 @@ function describeVerdict(answer) {
     return "It is too different from the known images, real and fake, for an answer.";
   }
   const other = answer.verdict === "fake" ? "real" : "fake";
-  return `At most ${rate} of ${other} images are called ${answer.verdict}, as long as they are like the known ones.`;
+  const promise = `Of ${other} images like the known ones, at most ${rate} are called ${answer.verdict}.`;
+  return answer.notice ? `${promise} ${answer.notice}` : promise;
 }
 
 function describeFamiliarity(percentile) {
