@@ -28,7 +28,7 @@ from clipfake.benchmarks import (
 from clipfake.benchmarks.common import command
 from clipfake.benchmarks.common.architecture import VIT_L_14, write_architecture
 from clipfake.benchmarks.common.flops import flops_per_image, matrix_rate
-from clipfake.benchmarks.detector import classifiers, leave_one_out, query
+from clipfake.benchmarks.detector import classifiers, fusion, leave_one_out, query, stability
 from clipfake.benchmarks.store import file_format
 from clipfake.indexer.decoding import nvimagecodec
 from clipfake.indexer.decoding.image import Pixels
@@ -37,6 +37,7 @@ from clipfake.indexer.encoders.clip_vision import VisionConfig
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.onednn_linear import use_plain_linear
 from clipfake.indexer.encoders.vision_backbone import random_model
+from clipfake.indexer.index import index
 from clipfake.simulated.images import write_sample
 from clipfake.simulated.standin_encoder import build_standin
 from clipfake.store.store import Store
@@ -365,3 +366,47 @@ def test_gpu_benchmark_runs_without_a_gpu(inputs: tuple[list[Path], str], tmp_pa
     assert decoding["1"] > 0, decoding
     [late] = gpu.run_steps(setup, ["sound"], out, budget=0)
     assert late == {"step": "sound", "why": "no time left"}
+
+
+def test_fusion_beside_its_signals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fusion, "FEW", (60,))
+    rng = np.random.default_rng(0)
+    rows = [f"{label + rng.normal():.4f},{label + rng.normal():.4f},{label}" for label in [0, 1] * 120]
+    (tmp_path / "scores.csv").write_text("\n".join(["a,b,truth", *rows]))
+    result = printed(fusion.run(tmp_path / "scores.csv", "truth", seeds=1))
+    assert result["rows"] == 240
+    assert {"best signal", "plain mean", "fusion", "linear", "boosted"} <= result["auc"].keys()
+    assert result["coverage"]["20%"]["answered"] > result["coverage"]["1%"]["answered"]
+    assert result["few"]["60"]["auc"] > 0.6
+
+
+def test_stability_compares_what_is_withdrawn_with_what_is_kept() -> None:
+    # one row per image: its own answer, then those of two copies; -1 is unsure
+    answers = np.array([[0, 0, 0], [0, -1, 0], [1, 0, 1], [1, 1, 1], [-1, 0, 1]], np.int8)
+    scores = np.array([[-3, -3, -3], [-1, 0.5, -1], [4, -2, 4], [5, 5, 5], [0, -1, 1]], float)
+    judged = stability.JudgedViews(np.array([0, 1, 0, 1, 1], np.int8), scores, answers[None])
+    withdrawn = {rule: judged.withdrawn(rule, [1, 2], 0).tolist() for rule in ("differs", "opposite", "sign")}
+    assert withdrawn["differs"] == [False, True, True, False, False]
+    assert withdrawn["opposite"] == [False, False, True, False, False]
+    assert withdrawn["sign"] == [False, True, True, False, False]
+    result = stability.gain(judged, judged.withdrawn("differs", [1], 0), 0, seed=0)
+    assert (result["withdrawn"], result["answered"], result["accuracy"]) == (2, 0.4, 1.0)
+    assert (result["accuracy_of_withdrawn"], result["by_score"]) == (0.0, 0.5)
+    assert result["gain_interval"][0] >= 0
+
+
+def test_stability_encodes_each_copy_once(
+    inputs: tuple[list[Path], str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store.create(tmp_path / "store", PlainEncoder().space)
+    index(inputs[0], store, PlainEncoder())
+    snapshot = store.snapshot()
+    rows = stability.sample(snapshot, 2, seed=0)
+    assert len(rows) == 2 * len(inputs[0])
+    views = stability.encoded_views(snapshot, rows, tmp_path / "cache")
+    assert views.shape == (len(rows), 1 + len(stability.CANDIDATES), snapshot.space.dim)
+    assert np.allclose(np.linalg.norm(views, axis=2), 1, atol=1e-3)
+    monkeypatch.setattr(stability, "pixels_of", None)  # no copy is made again
+    assert np.array_equal(stability.encoded_views(snapshot, rows, tmp_path / "cache"), views)
+    left_out = list(stability.folds(snapshot))
+    assert sorted(source for fold in left_out for source in fold) == sorted(set(snapshot.column("sources").tolist()))

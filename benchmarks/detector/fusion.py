@@ -59,8 +59,9 @@ def _unconstrained(signals: Signals, labels: Labels) -> dict[str, float | None]:
     halves = stratified_folds(labels, 2, 0)
     filled = np.where(np.isnan(signals), np.nanmedian(signals, axis=0), signals)
     aucs: dict[str, float | None] = {}
+    normal = QuantileTransformer(n_quantiles=min(1000, len(labels) // 2), output_distribution="normal")
     for name, model in (
-        ("linear", make_pipeline(QuantileTransformer(output_distribution="normal"), LogisticRegression())),
+        ("linear", make_pipeline(normal, LogisticRegression())),
         ("boosted", HistGradientBoostingClassifier(random_state=0)),
     ):
         scores = np.zeros(len(labels))

@@ -62,7 +62,7 @@ class Fusion:
         Raises
         ------
         BadBlock
-            The shapes differ, a label is neither 0 nor 1, or a signal has no score at all.
+            The shapes differ, or a label is neither 0 nor 1.
         NotEnoughRows
             A class has fewer than ten rows with a score.
         InvalidOption
@@ -73,12 +73,7 @@ class Fusion:
         table, truth, names = _checked(signals, labels, names)
         used = ~np.isnan(table).all(1)
         table, truth = table[used], truth[used]
-        counts = {label: int((truth == label).sum()) for label in (REAL, FAKE)}
-        if min(counts.values()) < MIN_ROWS:
-            raise NotEnoughRows(
-                f"a fusion needs at least {MIN_ROWS} real and {MIN_ROWS} fake rows with a score, found {counts[REAL]} "
-                f"real and {counts[FAKE]} fake; label more rows"
-            )
+        require_rows(truth, MIN_ROWS)
         folds = stratified_folds(truth, FOLDS, seed)
         kinds = CURVES if curve == "auto" else (curve,)
         held_out = {kind: _out_of_fold(table, truth, folds, kind) for kind in kinds}
@@ -111,6 +106,16 @@ class Fusion:
                 f"{table.shape}; give (rows, {len(self.names)})"
             )
         return table
+
+
+def require_rows(labels: Labels, least: int) -> None:
+    """Raise NotEnoughRows unless there are `least` rows of each class."""
+    real, fake = (int((labels == label).sum()) for label in (REAL, FAKE))
+    if min(real, fake) < least:
+        raise NotEnoughRows(
+            f"a fusion needs at least {least} real and {least} fake rows with a score, found {real} real and {fake} "
+            f"fake; label more rows"
+        )
 
 
 def stratified_folds(labels: Labels, folds: int, seed: int) -> npt.NDArray[np.int64]:
@@ -166,11 +171,16 @@ def fuse(
 
     Raises
     ------
-    BadBlock, NotEnoughRows, InvalidOption
-        Raised by `Fusion.fit`; a class needs ten rows in each half.
+    BadBlock, InvalidOption
+        Raised by `Fusion.fit`; BadBlock also for a signal without any score.
+    NotEnoughRows
+        A class has fewer than twenty labelled rows with a score, ten for each half.
     """
     table, truth, names = _checked(signals, labels, names, unknown=True)
+    if empty := [name for name, column in zip(names, table.T, strict=True) if np.isnan(column).all()]:
+        raise BadBlock(f"the signal {empty[0]} has no score in any row; leave it out")
     known = np.flatnonzero((truth >= 0) & ~np.isnan(table).all(1))
+    require_rows(truth[known], 2 * MIN_ROWS)
     fusion = Fusion.fit(table[known], truth[known], names, curve=curve, seed=seed)
     scores = fusion.decision_function(table)
     possible = fusion.prediction_sets(scores, error)
@@ -212,7 +222,4 @@ def _checked(
     if not np.isin(truth, allowed).all():
         wrong = truth[~np.isin(truth, allowed)][0]
         raise BadBlock(f"a label is {wrong}; give one of {', '.join(map(str, allowed))} (0 real, 1 fake, -1 unknown)")
-    empty = [name for name, column in zip(names, table.T, strict=True) if np.isnan(column).all()]
-    if empty:
-        raise BadBlock(f"the signal {empty[0]} has no score in any row; leave it out")
     return table, truth.astype(np.int64), names

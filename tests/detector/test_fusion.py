@@ -124,7 +124,7 @@ def test_auc_difference_is_paired() -> None:
         (np.zeros((30, 2)), np.arange(29) % 2, BadBlock),
         (np.zeros(30), np.arange(30) % 2, BadBlock),
         (np.zeros((30, 2)), np.arange(30) % 3, BadBlock),
-        (np.full((30, 2), np.nan), np.arange(30) % 2, BadBlock),
+        (np.full((30, 2), np.nan), np.arange(30) % 2, NotEnoughRows),
         (np.zeros((30, 2)), np.zeros(30, int), NotEnoughRows),
         (np.zeros((18, 2)), np.arange(18) % 2, NotEnoughRows),
     ],
@@ -132,6 +132,18 @@ def test_auc_difference_is_paired() -> None:
 def test_unusable_tables_are_refused(signals: Any, labels: Any, error: type[ClipfakeError]) -> None:
     with pytest.raises(error):
         Fusion.fit(signals, labels)
+
+
+def test_rows_are_counted_before_they_are_halved() -> None:
+    with pytest.raises(NotEnoughRows, match="at least 20 real and 20 fake rows"):
+        fuse(*scores_table(38))
+    assert fuse(*scores_table(40)).report.n == 40
+
+
+def test_signal_that_a_half_lacks_has_no_weight() -> None:
+    signals, labels = scores_table(40)
+    signals[1:, 1] = np.nan
+    assert np.isfinite(fuse(signals, labels).scores).all()
 
 
 def test_unknown_curve_is_refused() -> None:
