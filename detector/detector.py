@@ -58,7 +58,7 @@ class QueryOptions:
     """Options of a query."""
 
     prior: float = 0.5  # expected share of fakes among the queried images
-    error: float = 0.05  # nominal rate at which the true class is excluded, of images like the stored ones; not of answers
+    error: float = 0.05  # nominal share of images like the stored ones, not of answers, whose true class is excluded
     changes: bool = True  # search for what would change the verdict
 
     def __post_init__(self) -> None:

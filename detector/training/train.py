@@ -111,7 +111,7 @@ class TrainReport:
             if head is not None and other is not None and other > head:
                 lines.append(
                     f"The head is worse than the best baseline, {baseline_name(self.best).phrase}: "
-                    f"test AUC {head:.3f} against {other:.3f}."
+                    f"test AUC {head:.3f} against {other:.3f}, on sources that both have seen."
                 )
         return lines
 

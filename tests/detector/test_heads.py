@@ -340,7 +340,7 @@ def test_copies_in_the_test_rows_are_counted(tmp_path: Path) -> None:
             writer.append(Block(SPACE, rows, vectors))
     snapshot, options = (
         store.snapshot(),
-        TrainOptions(classifier="triplet-svm", triplet=TripletOptions(epochs=1), baselines=()),
+        TrainOptions("linear", TripletOptions(epochs=1), recipe="paper", baselines=()),
     )
     trained = train(snapshot, options)
     parts = trained.head.split.parts_of(snapshot.column("keys"))

@@ -100,7 +100,7 @@ def test_training_never_reads_more_than_a_batch(snapshot: Snapshot, monkeypatch:
     assert trained.metrics["train"].n == 420  # all rows nevertheless
     assert trained.baselines["lda"].fitted_on <= 51
     assert trained.baselines["linear_probe"].fitted_on == 420
-    assert "of 121 test rows" in trained.baselines["linear_probe"].note
+    assert "of 120 test rows" in trained.baselines["linear_probe"].note
     assert trained.against_probe is not None
 
 
