@@ -110,7 +110,17 @@ def scale(score: float) -> str:
     return f"real {''.join(line)} fake"
 
 
-CSV_COLUMNS = ("image", "verdict", "score", "probability", "generator", "nearest_real", "nearest_fake", "error", "copy_of")
+CSV_COLUMNS = (
+    "image",
+    "verdict",
+    "score",
+    "probability",
+    "generator",
+    "nearest_real",
+    "nearest_fake",
+    "error",
+    "copy_of",
+)
 
 
 def csv_header() -> str:
@@ -124,4 +134,6 @@ def csv_line(answer: Verdict | Refusal) -> str:
         return csv_text([[answer.image, "", None, None, "", "", "", answer.error, ""]]).rstrip("\n")
     nearest = [of_class[0].key if of_class else "" for of_class in map(answer.neighbors.get, ("real", "fake"))]
     numbers = [Decimal(f"{value:.4f}") for value in (answer.score, answer.probability)]
-    return csv_text([[answer.image, answer.verdict, *numbers, answer.generator, *nearest, "", answer.known]]).rstrip("\n")
+    return csv_text([[answer.image, answer.verdict, *numbers, answer.generator, *nearest, "", answer.known]]).rstrip(
+        "\n"
+    )
