@@ -190,15 +190,17 @@ def settle(stored: Sequence[StoredCopy], answer: Answer, reasons: tuple[str, ...
         [(label, row)] = labels.items()
         settled = "fake" if label == "fake" else "real"
         first = f"it is a copy of the known {label} image {row.key}"
-    alone = () if settled == answer else (f"the signals alone would have answered {answer}",)
-    return settled, (first, *alone, *reasons)
+    how = "the same file" if all(row.match == "file" for row in labels.values()) else THUMBNAIL_LIMIT
+    if settled != answer:
+        reasons = (f"the signals alone would have answered {answer}: {'; '.join(reasons)}",)
+    return settled, (f"{first}, {how}", *reasons)
 
 
 def describe_copies(stored: Sequence[StoredCopy]) -> str:
     """Say what is stored of a picture; "" if nothing is.
 
     >>> describe_copies([StoredCopy("a/1.png", "real", "a", "")])
-    'A copy of a known real image, a/1.png (the same file)'
+    'A copy of a known real image, a/1.png'
     >>> describe_copies([StoredCopy("a/1.png", "fake", "a", "", "vector")])
     'Perhaps a copy of a known fake, a/1.png (unconfirmed: no thumbnail to compare with)'
     """
@@ -209,10 +211,9 @@ def describe_copies(stored: Sequence[StoredCopy]) -> str:
         return f"Perhaps a copy of {_kind(stored[0])} (unconfirmed: no thumbnail to compare with)"
     labels = list(known_labels(confirmed).values()) or confirmed[:1]
     copied = "A copy" if any(not row.mirrored for row in labels) else "A mirrored copy"
-    how = "the same file" if all(row.match == "file" for row in labels) else THUMBNAIL_LIMIT
     more = len(confirmed) - len(labels)
-    others = f"; {more} more {'copy is' if more == 1 else 'copies are'} stored" if more else ""
-    return f"{copied} of {' and of '.join(map(_kind, labels))} ({how}{others})"
+    others = f" ({more} more {'copy is' if more == 1 else 'copies are'} stored)" if more else ""
+    return f"{copied} of {' and of '.join(map(_kind, labels))}{others}"
 
 
 def _kind(row: StoredCopy) -> str:

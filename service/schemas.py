@@ -69,7 +69,7 @@ class VerdictJson(BaseModel):
     copy_: str = Field(
         alias="copy",
         description="Sentence on the stored copies of the image, or empty. Confirmed ones decide the verdict.",
-        examples=["A copy of a known real image, ffhq/1.png (the same file)"],
+        examples=["A copy of a known real image, ffhq/1.png"],
     )
     verdict: Literal["real", "fake", "unsure"]
     score: float = Field(description="Natural log-likelihood ratio; above 0 leans fake.", examples=[2.68])

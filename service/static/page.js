@@ -387,7 +387,7 @@ class Case {
     }
     this.find(".known").hidden = !copy;
     this.find(".known").textContent = copy && sentence(copy);
-    if (isSettled(answer)) this.find(".meaning").textContent = "The score and the evidence below are without the copies.";
+    if (isSettled(answer)) this.find(".meaning").textContent += " The score and the evidence are without the copies.";
     this.find(".chance").hidden = false;
     this.find(".chance strong").textContent = percent(answer.probability);
     this.find(".chance-mark").style.left = `${100 * answer.probability}%`;

@@ -148,9 +148,9 @@ def judged(detector: VectorDetector, thumbnail: bytes, digest: bytes = bytes(16)
 def test_copy_of_a_real_image_is_real_whatever_the_signals_say(detector: VectorDetector) -> None:
     verdict = judged(detector, thumbnail_of(saved(photo(COPIED))))
     key = detector.snapshot.column("keys")[COPIED]
-    assert verdict.copy.startswith(f"A copy of a known real image, {key} (compared at 64 x 64 pixels")
+    assert verdict.copy == f"A copy of a known real image, {key}"
     assert (verdict.verdict, verdict.known, verdict.settled) == ("real", key, True)
-    assert verdict.reasons[0] == f"it is a copy of the known real image {key}"
+    assert verdict.reasons[0].startswith(f"it is a copy of the known real image {key}, compared at 64 x 64 pixels")
     assert [(row.match, row.mirrored) for row in verdict.stored] == [("picture", False)]
     assert key not in {n.key for of_class in verdict.neighbors.values() for n in of_class}
     assert (verdict.changes, verdict.generator) == ((), "")
@@ -170,7 +170,7 @@ def test_confirmed_copies_are_not_evidence(detector: VectorDetector, tmp_path: P
 def test_same_bytes_settle_without_a_thumbnail(detector: VectorDetector) -> None:
     verdict = judged(detector, b"", detector.snapshot.column("digests")[COPIED].tobytes())
     assert (verdict.verdict, verdict.stored[0].match) == ("real", "file")
-    assert "(the same file" in verdict.copy
+    assert verdict.reasons[0].endswith(", the same file")
 
 
 def test_vector_alone_changes_nothing(detector: VectorDetector) -> None:
@@ -210,22 +210,28 @@ def copy_of(key: str, label: str, **fields: object) -> StoredCopy:
 
 def test_copies_settle_the_answer() -> None:
     real, fake, vector = copy_of("r", "real"), copy_of("f", "fake"), copy_of("v", "fake", match="vector")
-    assert settle([real], "real", REASONS) == ("real", ("it is a copy of the known real image r", *REASONS))
+    assert settle([real], "real", REASONS) == (
+        "real",
+        ("it is a copy of the known real image r, the same file", *REASONS),
+    )
     assert settle([fake, vector], "real", REASONS) == (
         "fake",
-        ("it is a copy of the known fake image f", "the signals alone would have answered real", *REASONS),
+        (
+            "it is a copy of the known fake image f, the same file",
+            f"the signals alone would have answered real: {REASONS[0]}",
+        ),
     )
     answer, reasons = settle([real, fake], "real", REASONS)
     assert answer == "unsure"
-    assert reasons[0] == "its copies are known as real (r) and as fake (f)"
+    assert reasons[0] == "its copies are known as real (r) and as fake (f), the same file"
     for undecided in ([], [vector], [copy_of("u", "unknown")]):
         assert settle(undecided, "real", REASONS) == ("real", REASONS)
 
 
 def test_sentence_says_what_is_copied() -> None:
     mirrored = copy_of("r", "real", match="picture", mirrored=True)
-    assert describe_copies([mirrored]).startswith("A mirrored copy of a known real image, r (compared at 64 x 64")
-    assert describe_copies([copy_of("u", "unknown")]) == "A copy of a stored image of unknown origin, u (the same file)"
+    assert describe_copies([mirrored]) == "A mirrored copy of a known real image, r"
+    assert describe_copies([copy_of("u", "unknown")]) == "A copy of a stored image of unknown origin, u"
     assert describe_copies([]) == ""
 
 

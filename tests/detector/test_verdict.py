@@ -399,11 +399,10 @@ def test_file_stored_as_real_and_as_fake_names_all_its_rows(detector: VectorDete
     ]
     assert len(verdict.stored) == 9
     assert verdict.copy == (
-        "A copy of a known real image, camera_a/0-1 and of a known fake, gan_a/0-0 (the same file; 7 more copies are "
-        "stored)"
+        "A copy of a known real image, camera_a/0-1 and of a known fake, gan_a/0-0 (7 more copies are stored)"
     )
     assert (verdict.verdict, verdict.settled) == ("unsure", True)
-    assert verdict.reasons[0] == "its copies are known as real (camera_a/0-1) and as fake (gan_a/0-0)"
+    assert verdict.reasons[0] == "its copies are known as real (camera_a/0-1) and as fake (gan_a/0-0), the same file"
     assert bank.find(digest.tobytes(), 100).size == 16
     assert bank.find(bytes(16), 100).size == 0
 

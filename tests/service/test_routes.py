@@ -140,8 +140,8 @@ def test_stored_image_is_not_its_own_evidence(toy: Any, client: TestClient) -> N
     origin = {"key": "gan_a/img 7.png", "label": "fake", "source": "gan_a", "generator": "gan_a"}
     assert answer["stored"][0] == {**origin, "match": "file", "mirrored": False}
     assert (answer["verdict"], answer["generator"]) == ("fake", "gan_a")
-    assert answer["copy"].startswith("A copy of a known fake, gan_a/img 7.png (the same file")
-    assert answer["reasons"][0] == "it is a copy of the known fake image gan_a/img 7.png"
+    assert answer["copy"].startswith("A copy of a known fake, gan_a/img 7.png")
+    assert answer["reasons"][0] == "it is a copy of the known fake image gan_a/img 7.png, the same file"
     assert "gan_a/img 7.png" not in [one["key"] for one in answer["neighbors"]["fake"]]
 
 
