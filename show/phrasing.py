@@ -9,9 +9,7 @@ import math
 
 from ..detector.verdict import Verdict
 
-CAVEAT = (
-    "A lead, not a proof: a detector knows the sources it was shown. Look at the evidence before you rely on it."
-)
+CAVEAT = "A lead, not a proof: a detector knows the sources it was shown. Look at the evidence before you rely on it."
 STRONGEST = math.log(100)  # log-likelihood ratio at the ends of every scale
 
 
