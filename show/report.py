@@ -250,7 +250,7 @@ def _facts(results: HeadResults) -> list[tuple[str, str]]:
     head, split = results.detector.head, results.training["split"]
     return [
         ("encoder", str(head.space)),
-        ("classifier", f"{head.classifier_name}: {head.title}"),
+        ("classifier", head.title),
         ("rows", ", ".join(f"{split[part]:,} {part}" for part in PARTS)),
         ("split", f"{split['recipe']}, seed {split['seed']}, digest {split['digest'][:12]}"),
         ("snapshot", f"{results.training['snapshot']} of the store"),

@@ -17,6 +17,7 @@ MARKUP = '<script>alert("&")</script>'
 @dataclass
 class FakeHead:
     space: str = MARKUP
+    title: str = "a head"
     versions: dict[str, str] = field(default_factory=lambda: {"torch": MARKUP})
 
 
