@@ -77,8 +77,8 @@ class Direction:
         counted = np.ones(products.shape, bool) if left_out is None else ~left_out
         if digests is not None:
             queried = _halves(digests)
-            same = (queried[:, None] == self.digests[None]).all(2)
-            counted &= ~(same & queried.any(1)[:, None])
+            same = np.asarray((queried[:, None] == self.digests[None]).all(2))
+            counted &= ~(same & np.asarray(queried.any(1))[:, None])
         left = counted.sum(1)
         return np.where(left > 0, (products * counted).sum(1) / np.maximum(left, 1), np.nan)
 
