@@ -54,7 +54,8 @@ class Direction:
         """Fit on (examples, dim) and (rows, dim) unit vectors and (dim, dim); None if the two cannot be told apart."""
         mean = background.mean(0)
         plain = cls((examples - mean) @ precision, mean, _halves(digests))
-        own, other = plain.project(examples, digests), plain.project(background)
+        own = plain.project(examples, digests, np.eye(len(examples), dtype=bool))  # digests may be unknown
+        other = plain.project(background)
         own = own[np.isfinite(own)]
         if len(own) < MIN_EXAMPLES or own.mean() <= other.mean():
             return None
@@ -63,14 +64,21 @@ class Direction:
         limit = float(np.quantile((other - center) * slope, CLAIM))
         return cls(plain.examples, mean, plain.digests, float(center), float(slope), limit)
 
-    def project(self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None) -> Floats:
-        """(n,) mean product with the examples, without those of the same file; NaN if none is left."""
+    def project(
+        self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None, left_out: Mask | None = None
+    ) -> Floats:
+        """(n,) mean product with the examples, without those of the same file; NaN if none is left.
+
+        Parameters
+        ----------
+        left_out : (n, examples) other examples that do not count for a vector
+        """
         products = ((vectors - self.mean) @ self.examples.T).astype(np.float64)
-        counted = np.ones(products.shape, bool)
+        counted = np.ones(products.shape, bool) if left_out is None else ~left_out
         if digests is not None:
             queried = _halves(digests)
-            same = (queried[:, None] == self.digests[None]).all(2)
-            counted &= ~(same & queried.any(1)[:, None])
+            same = np.asarray((queried[:, None] == self.digests[None]).all(2))
+            counted &= ~(same & np.asarray(queried.any(1))[:, None])
         left = counted.sum(1)
         return np.where(left > 0, (products * counted).sum(1) / np.maximum(left, 1), np.nan)
 
@@ -104,7 +112,7 @@ class AddedSources:
         The rows are chosen by the hashes of their keys, so that the same rows give the same scores in any order.
         """
         snapshot = bank.snapshot
-        added = [code for code in range(len(bank.source_names)) if _is_new(bank, head, code)]
+        added = _new_sources(bank, head)
         if not added:
             return cls()
         keys = snapshot.column("keys")
@@ -210,12 +218,17 @@ def _covariance(vectors: Vectors, groups: npt.NDArray[Any]) -> Floats:
     return np.asarray(centered.T @ centered, np.float64) / len(centered)
 
 
-def _is_new(bank: Bank, head: Head, code: int) -> bool:
-    """True if no row of a source is in the head's split."""
-    rows = np.flatnonzero(bank.members & (bank.sources == code) & (bank.labels >= 0))
-    keys = bank.snapshot.column("keys")
-    probed = rows[:: max(len(rows) // PROBED, 1)]
-    return len(rows) > 0 and all((head.split.parts_of(keys[part]) == NONE).all() for part in (probed, rows))
+def _new_sources(bank: Bank, head: Head) -> list[int]:
+    """Codes of the labelled sources of which no row is in the head's split."""
+    labelled = np.flatnonzero(bank.members & (bank.labels >= 0))
+    by_source = labelled[np.argsort(bank.sources[labelled], kind="stable")]
+    codes, starts = np.unique(bank.sources[by_source], return_index=True)
+    keys, new = bank.snapshot.column("keys"), []
+    for code, rows in zip(codes.tolist(), np.split(by_source, starts[1:]), strict=True):
+        probed = rows[:: max(len(rows) // PROBED, 1)]  # so that not every key of the store is hashed
+        if all((head.split.parts_of(keys[part]) == NONE).all() for part in (probed, rows)):
+            new.append(code)
+    return new
 
 
 def _first(keys: Names, where: Mask, most: int) -> npt.NDArray[np.int64]:

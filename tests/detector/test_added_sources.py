@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clipfake.detector.added_sources import AddedSources
+from clipfake.detector.added_sources import AddedSources, Direction
 from clipfake.detector.detector import VectorDetector
 from clipfake.detector.training.attribution import measure_attribution, open_set_classification_rate
 from clipfake.detector.training.calibrate import calibrate
@@ -98,6 +98,14 @@ def test_added_image_says_nothing_about_itself(store: Store) -> None:
     with store.writer() as writer:
         writer.append(ours)
     assert VectorDetector.load(store).added.names == ("new_gan",)  # one image is too few
+
+
+def test_examples_without_digests_are_not_their_own_evidence() -> None:
+    background, examples = vectors("camera_a", 200), vectors("new_gan", 5)
+    unknown, drawn = np.zeros(5, "V16"), np.frombuffer(np.random.default_rng(0).bytes(80), "V16")
+    fitted = [Direction.fit(examples, d, background, np.eye(16, dtype=np.float32)) for d in (unknown, drawn)]
+    assert fitted[0] is not None and fitted[1] is not None
+    assert fitted[0].center == fitted[1].center
 
 
 def test_known_sources_and_too_few_rows_add_nothing(store: Store) -> None:
