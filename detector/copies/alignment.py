@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
 from .picture import COARSE_SIDE, LUMA, SIDE, Grid, Picture
 
@@ -133,7 +134,7 @@ def _cut(image: Grid, window: Window) -> Grid:
     return np.stack([rows @ image[..., channel] @ columns.T for channel in range(3)], -1)
 
 
-def _interpolation(size: int, places: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Grid:
+def _interpolation(size: int, places: npt.NDArray[np.float64]) -> Grid:
     """(places, size) weights of linear interpolation between pixel centres; outside, the nearest pixel counts."""
     position = np.clip(places * size - 0.5, 0, size - 1)
     before = np.minimum(position.astype(np.int64), size - 2)
