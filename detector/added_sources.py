@@ -5,7 +5,7 @@ Nothing is trained and nothing is stored but the rows, so that removing them res
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -27,6 +27,7 @@ RIDGE = 3.0  # added to the covariance, in units of its mean eigenvalue
 SHARE = 0.05  # weight of an added source among all images of its class; a larger one costs the other sources more
 PRIOR_ROWS = 20  # weight of the background's variance beside that of the examples, in rows
 CLAIM = 0.9  # quantile of the known generators' rows beyond which an image is attributed to an added one
+BUDGET = 0.2  # share of the nominal error rate by which all added sources together may rule out a class more often
 PROBED = 16  # rows of a source whose keys are looked up in the split before all of them are
 
 Floats = npt.NDArray[np.float64]
@@ -46,6 +47,7 @@ class Direction:
     center: float = 0.0
     slope: float = 1.0
     limit: float = 0.0  # log-likelihood ratio that the share CLAIM of the background does not reach
+    background: Floats = field(default_factory=lambda: np.zeros(0))  # (rows,) its log-likelihood ratios, ascending
 
     @classmethod
     def fit(
@@ -61,8 +63,9 @@ class Direction:
             return None
         variance = (PRIOR_ROWS * other.var() + ((own - own.mean()) ** 2).sum()) / (PRIOR_ROWS + len(own) - 1)
         center, slope = (own.mean() + other.mean()) / 2, (own.mean() - other.mean()) / variance
-        limit = float(np.quantile((other - center) * slope, CLAIM))
-        return cls(plain.examples, mean, plain.digests, float(center), float(slope), limit)
+        ratios = np.sort((other - center) * slope)
+        limit = float(np.quantile(ratios, CLAIM))
+        return cls(plain.examples, mean, plain.digests, float(center), float(slope), limit, ratios)
 
     def project(
         self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None, left_out: Mask | None = None
@@ -86,6 +89,11 @@ class Direction:
         """(n,) log-likelihood ratio of the examples' source against the background; -inf if no example is left."""
         ratio = self.slope * (self.project(vectors, digests) - self.center)
         return np.where(np.isfinite(ratio), ratio, -np.inf)
+
+    def p_value(self, vectors: Vectors, digests: npt.NDArray[np.void] | None = None) -> Floats:
+        """(n,) share of the background that resembles the examples as much, where the image is one more row of it."""
+        beyond = len(self.background) - np.searchsorted(self.background, self.ratio(vectors, digests))
+        return np.asarray((beyond + 1) / (len(self.background) + 1))
 
 
 @dataclass(frozen=True)
@@ -169,6 +177,27 @@ class AddedSources:
                 ratio = source.against_other.ratio(vectors, digests) + np.log(SHARE)
                 moved = np.logaddexp(moved, ratio) if source.label == FAKE else -np.logaddexp(-moved, ratio)
         return moved, moved - scores
+
+    def ruled_out(
+        self, vectors: Vectors, digests: npt.NDArray[np.void] | None, error: float, *, without: str = ""
+    ) -> Mask:
+        """(n, 2) whether an added source rules out real, and whether one rules out fake.
+
+        One does if so few of the stored rows of the other class resemble it as much that the true class is ruled out
+        for at most `BUDGET` more images of each class than without added sources, whose calibration knows nothing of
+        them.
+
+        Parameters
+        ----------
+        error : nominal error rate
+        without : name of a source that is left out
+        """
+        result = np.zeros((len(vectors), 2), bool)
+        for source in self.sources:
+            if source.name != without:
+                p_values = source.against_other.p_value(vectors, digests)
+                result[:, REAL if source.label == FAKE else FAKE] |= p_values <= BUDGET * error / len(self.sources)
+        return result
 
     def resembled(self, vector: Vectors, digest: npt.NDArray[np.void] | None, label: int) -> str:
         """Name of the added source of a label that a (1, dim) vector resembles most, "" if none more than chance."""

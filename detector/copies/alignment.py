@@ -91,11 +91,11 @@ def _best_window(whole: Picture, part: Picture) -> tuple[float, Window, bool]:
     """The window of one picture that is most like all of the other: correlation, window, and whether it is mirrored."""
     n = len(WINDOWS)
     cut = _SAMPLING @ whole.coarse @ _SAMPLING.T  # every window's rows by every window's columns
-    windows = cut.reshape(n, WINDOW_SIDE, n, WINDOW_SIDE).transpose(0, 2, 1, 3).reshape(n * n, -1)
+    windows = np.asarray(cut.reshape(n, WINDOW_SIDE, n, WINDOW_SIDE).transpose(0, 2, 1, 3), np.float32)
     factor = COARSE_SIDE // WINDOW_SIDE
-    small = part.coarse.reshape(WINDOW_SIDE, factor, WINDOW_SIDE, factor).mean((1, 3))
-    both = np.stack([small.reshape(-1), small[:, ::-1].reshape(-1)])
-    correlations = _standardized(windows) @ _standardized(both).T
+    small = np.asarray(part.coarse.reshape(WINDOW_SIDE, factor, WINDOW_SIDE, factor).mean((1, 3)), np.float32)
+    both: Grid = np.stack([small.reshape(-1), small[:, ::-1].reshape(-1)])
+    correlations = _standardized(windows.reshape(n * n, -1)) @ _standardized(both).T
     best, mirrored = divmod(int(correlations.argmax()), 2)
     (height, top), (width, left) = WINDOWS[best // n], WINDOWS[best % n]
     return float(correlations[best, mirrored]), Window(height, top, width, left), bool(mirrored)

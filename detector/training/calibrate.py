@@ -25,17 +25,18 @@ from ..evidence import Bank, EvidenceOptions
 from ..head import Head
 from ..metrics import Metrics, auc, measure
 from ..split import TEST, TRAIN, VALIDATION
+from ..svm import Svm
 from ..verdict import format_percent
 from .coverage import ENOUGH_SOURCES, CoverageReport, SourceCoverage, UnseenClass
 from .examples import StoredRows, subsample
-from .svm_training import EXACT
+from .svm_training import is_exact
 from .train import TrainingSet, TrainOptions, file_groups, fit_head
 
 CLASSES = {label: LABELS[label] for label in (REAL, FAKE)}
 FOLDS = 4  # of sources that are left out together
 SEEN_FOLDS = 5  # of rows, where the validation rows are too few
 ENOUGH = 1_000  # validation rows of each class with which no further heads are fitted for the seen rows
-FITTED_ON = 20_000  # training rows of a fold's head, at most
+FITTED_ON = 8_000  # training rows of a fold's head, at most
 FITTED_ON_STREAMED = 100_000  # the same for the approximate SVM, whose time grows linearly with the rows
 JUDGED = 8_000  # seen rows to calibrate on, at most, and as many of left-out sources
 # Weights of the left-out sources in a calibration, chosen with the groups of benchmarks.unseen. Of a few groups every
@@ -217,12 +218,9 @@ def calibrate(
     if min((validation & (labels == label)).sum() for label in (REAL, FAKE)) >= ENOUGH:
         seen = SignalTable.read(head, bank, _sample(labels, validation, options.seed))
     else:
-        seen = folds.signals("", row_folds(snapshot, parts, options.seed), unseen=False)
-    signals, left_out = seen, source_folds(snapshot, parts)
-    unseen = None
-    if left_out.max(initial=-1) >= 0:
-        signals = SignalTable.concatenate([seen, folds.signals("sources ", left_out, unseen=True)])
-        unseen = _coverage_of_unseen(signals, error)
+        seen = SignalTable.concatenate(folds.signals("", row_folds(snapshot, parts, options.seed), unseen=False))
+    signals = SignalTable.concatenate([seen, *folds.signals("sources ", source_folds(snapshot, parts), unseen=True)])
+    unseen = _coverage_of_unseen(signals, error) if signals.unseen.any() else None
     calibration = signals.calibrated()
     scores = calibration.decision_function(test.svm, test.neighbors)
     coverage = CoverageReport.measure(test.labels, calibration.prediction_sets(scores, error), error, calibration.rows)
@@ -246,8 +244,10 @@ class _Folds:
     options: TrainOptions
     on_progress: Callable[[str], None]
 
-    def signals(self, what: str, folds: npt.NDArray[np.int64], *, unseen: bool) -> SignalTable:
+    def signals(self, what: str, folds: npt.NDArray[np.int64], *, unseen: bool) -> list[SignalTable]:
         """Score the rows of each fold by a head and a bank without it.
+
+        A fold is left out of the result if a class would have no other rows: all of them may be copies of its files.
 
         Parameters
         ----------
@@ -263,11 +263,13 @@ class _Folds:
             self.on_progress(f"calibration, without {what}{fold + 1} of {number}")
             # copies of a left-out file that belong to another source are left out, too
             others = (folds > -2) & (folds != fold) & ~np.isin(files, files[folds == fold])
+            if len(np.unique(labels[others & self.bank.members])) < 2:
+                continue
             rows = self._training_set(others)
             fold_head, _ = fit_head(rows, self.options, svm_rows=self.head.split.counts["train"])
             judged = _sample(labels, folds == fold, self.options.seed, JUDGED // number)
             tables.append(SignalTable.read(fold_head, self.bank.where(others), judged, unseen=unseen))
-        return SignalTable.concatenate(tables)
+        return tables
 
     def _training_set(self, others: Mask) -> TrainingSet:
         """The rows on which the head of a fold is fitted: a sample of those that are not left out."""
@@ -275,8 +277,9 @@ class _Folds:
         labels, parts = snapshot.column("labels"), split.parts_of(snapshot.column("keys"))
         train = np.flatnonzero(others & (parts == TRAIN))
         # The exact and the approximate SVM differ in scale, so a fold's head uses the kind of the head to calibrate.
-        limit = FITTED_ON if split.counts["train"] <= EXACT else FITTED_ON_STREAMED
-        train = subsample(train, labels[train], limit, seed)
+        classifier = self.head.classifier
+        exact = isinstance(classifier, Svm) and is_exact(split.counts["train"], classifier.vectors.shape[1])
+        train = subsample(train, labels[train], FITTED_ON if exact else FITTED_ON_STREAMED, seed)
         validation = _sample(labels, others & (parts == VALIDATION), seed)
         if min(np.count_nonzero(labels[validation] == label) for label in (REAL, FAKE)) < 2:
             validation = train  # too few rows; those of the fold itself must stay unseen

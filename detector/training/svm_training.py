@@ -10,11 +10,12 @@ from .nystroem import Blocks, fit_nystroem
 
 EXACT = 60_000  # rows up to which the exact SVM is fitted
 KERNEL_IN_MEMORY = 8_192  # rows up to which all kernel values (512 MiB) are one matrix product, several times as fast
+NARROW = 256  # dimensions beyond which the exact SVM takes minutes with more rows than that, and is not fitted
 ROWS_AT_ONCE = 16_384
 
 
 def fit_svm(vectors: Vectors, labels: Ints, *, c: float = 1.0, seed: int = 0) -> Svm:
-    """Fit the exact SVM up to `EXACT` rows, above that its Nyström approximation; gamma = 1 / (dim · variance).
+    """Fit the exact SVM, or for many rows its Nyström approximation (see `is_exact`); gamma = 1 / (dim · variance).
 
     The time of the exact SVM grows with the square of the number of rows.
 
@@ -28,9 +29,9 @@ def fit_svm(vectors: Vectors, labels: Ints, *, c: float = 1.0, seed: int = 0) ->
 
 
 def fit_stream(blocks: Blocks, rows: int, *, c: float = 1.0, seed: int = 0) -> Svm:
-    """Fit as `fit_svm` does, from `rows` rows in blocks. Above `EXACT` rows only one block is in memory."""
-    gamma = _scale_gamma(blocks)
-    if rows > EXACT:
+    """Fit as `fit_svm` does, from `rows` rows in blocks. For an approximation, only one block is in memory."""
+    gamma, dim = _scale_gamma(blocks)
+    if not is_exact(rows, dim):
         return fit_nystroem(blocks, gamma=gamma, c=c, seed=seed)
     from sklearn.svm import SVC
 
@@ -48,12 +49,18 @@ def fit_stream(blocks: Blocks, rows: int, *, c: float = 1.0, seed: int = 0) -> S
     )
 
 
+def is_exact(rows: int, dim: int) -> bool:
+    """True if the SVM on so many rows of so many dimensions is exact, False if it is approximate."""
+    return rows <= (EXACT if dim <= NARROW else min(EXACT, KERNEL_IN_MEMORY))
+
+
 def scale_gamma(vectors: Vectors) -> float:
     """scikit-learn's gamma="scale": 1 / (dim · variance of all entries), 1 without variance."""
-    return _scale_gamma(lambda: [(vectors, np.zeros(0, np.int8))])
+    return _scale_gamma(lambda: [(vectors, np.zeros(0, np.int8))])[0]
 
 
-def _scale_gamma(blocks: Blocks) -> float:
+def _scale_gamma(blocks: Blocks) -> tuple[float, int]:
+    """Gamma, and the number of dimensions."""
     count, total, squares, dim, origin = 0, 0.0, 0.0, 1, None
     for vectors, _ in blocks():
         for start in range(0, len(vectors), ROWS_AT_ONCE):
@@ -66,4 +73,4 @@ def _scale_gamma(blocks: Blocks) -> float:
             total += float(batch.sum())
             squares += float((batch**2).sum())
     variance = squares / max(count, 1) - (total / max(count, 1)) ** 2
-    return 1.0 / (dim * variance) if variance > 0 else 1.0
+    return (1.0 / (dim * variance) if variance > 0 else 1.0), dim

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from clipfake.detector.added_sources import AddedSources, Direction
-from clipfake.detector.detector import VectorDetector
+from clipfake.detector.detector import QueryOptions, VectorDetector
 from clipfake.detector.training.attribution import measure_attribution, open_set_classification_rate
 from clipfake.detector.training.calibrate import calibrate
 from clipfake.detector.training.train import TrainOptions, train
@@ -87,6 +87,22 @@ def test_verdict_names_the_added_generator(store: Store) -> None:
     assert fakes.count("new_gan") > 0.8 * len(fakes) > 0
     known = detector.added.generators(vectors("gan_a", 40, seed=5))
     assert known.count("new_gan") <= 8
+
+
+@pytest.mark.parametrize("error", [0.05, 0.2])
+def test_true_class_is_ruled_out_for_few_more_images(store: Store, error: float) -> None:
+    """The calibration knows nothing of added sources, so they may rule out little by themselves."""
+    options = QueryOptions(error=error, changes=False)
+    add(store, "new_gan", 20)
+    detector = add(store, "new_camera", 20)
+    without = VectorDetector(detector.head, detector.bank, detector.calibration)
+    vars(without)["added"] = AddedSources()
+    for source in ("camera_a", "camera_b", "gan_a", "gan_b"):
+        true, queries = "fake" if SOURCES[source] else "real", vectors(source, 400, seed=5)
+        both = [each.judge(["x"] * 400, queries, options=options) for each in (without, detector)]
+        excluded = [np.mean([true not in verdict.possible for verdict in verdicts]) for verdicts in both]
+        assert excluded[1] <= excluded[0] + 0.2 * error + 0.02
+        assert [verdict.score for verdict in both[0]] != [verdict.score for verdict in both[1]]
 
 
 def test_added_image_says_nothing_about_itself(store: Store) -> None:
