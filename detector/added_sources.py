@@ -15,6 +15,7 @@ import numpy.typing as npt
 from ..store.records import FAKE, REAL, Mask, Names, Vectors
 from ..store.shard import hash_keys
 from ..store.snapshot import Snapshot
+from .calibration import Calibration
 from .evidence import Bank
 from .head import Head
 from .split import NONE
@@ -178,26 +179,35 @@ class AddedSources:
                 moved = np.logaddexp(moved, ratio) if source.label == FAKE else -np.logaddexp(-moved, ratio)
         return moved, moved - scores
 
-    def ruled_out(
-        self, vectors: Vectors, digests: npt.NDArray[np.void] | None, error: float, *, without: str = ""
+    def prediction_sets(
+        self,
+        calibration: Calibration,
+        scores: Floats,
+        moved: Floats,
+        vectors: Vectors,
+        digests: npt.NDArray[np.void] | None,
+        error: float,
+        *,
+        without: str = "",
     ) -> Mask:
-        """(n, 2) whether an added source rules out real, and whether one rules out fake.
+        """(n, 2) whether real and whether fake cannot be ruled out at a nominal error rate.
 
-        One does if so few of the stored rows of the other class resemble it as much that the true class is ruled out
-        for at most `BUDGET` more images of each class than without added sources, whose calibration knows nothing of
-        them.
+        The calibration rows did not have this signal. A moved score therefore only makes a class possible again. An
+        added source rules out the other class by itself, if so few of its stored rows resemble it as much that the true
+        class is ruled out for at most `BUDGET` more images than without added sources.
 
         Parameters
         ----------
+        scores, moved : (n,) log-likelihood ratios before and after `adjust`
         error : nominal error rate
         without : name of a source that is left out
         """
-        result = np.zeros((len(vectors), 2), bool)
+        possible = calibration.prediction_sets(scores, error) | calibration.prediction_sets(moved, error)
         for source in self.sources:
             if source.name != without:
-                p_values = source.against_other.p_value(vectors, digests)
-                result[:, REAL if source.label == FAKE else FAKE] |= p_values <= BUDGET * error / len(self.sources)
-        return result
+                beyond = source.against_other.p_value(vectors, digests) <= BUDGET * error / len(self.sources)
+                possible[beyond, REAL if source.label == FAKE else FAKE] = False
+        return possible
 
     def resembled(self, vector: Vectors, digest: npt.NDArray[np.void] | None, label: int) -> str:
         """Name of the added source of a label that a (1, dim) vector resembles most, "" if none more than chance."""

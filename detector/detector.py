@@ -261,14 +261,14 @@ class VectorDetector:
         svm, nearest = np.array([case.margin]), evidence.signal
         score = calibration.decision_function(svm, nearest)
         signals = {"svm": float(calibration.svm(svm)[0]), "neighbors": float(calibration.neighbors(nearest)[0])}
-        [possible] = calibration.prediction_sets(score, options.error)
         if self.added.names:
-            score, [moved] = self.added.adjust(score, case.vector, case.digest, without=without)
+            before, query = score, (case.vector, case.digest)
+            score, [moved] = self.added.adjust(before, *query, without=without)
             signals["added"] = float(moved)
-            # the calibration rows did not have this signal: a moved score only makes a class possible again
-            [beyond] = self.added.ruled_out(case.vector, case.digest, options.error, without=without)
-            possible = (possible | calibration.prediction_sets(score, options.error)[0]) & ~beyond
-        real, fake = possible.tolist()
+            sets = self.added.prediction_sets(calibration, before, score, *query, options.error, without=without)
+        else:
+            sets = calibration.prediction_sets(score, options.error)
+        [[real, fake]] = sets.tolist()
         percentile = float(calibration.percentile(evidence.nearest)[0])
         answer, reasons = decide(signals, (real, fake), percentile, options.error, calibration.least_error)
         possible = tuple(name for name, included in (("real", real), ("fake", fake)) if included)

@@ -33,6 +33,7 @@ from ..common import command
 
 ADDED = (0, 1, 5, 10, 20, 50)
 DRAWS = 2  # random choices of the added images
+ERROR = 0.05  # nominal error rate
 RESAMPLES = 2000
 
 
@@ -74,6 +75,7 @@ def run(store: Store, *, seed: int = 0, draws: int = DRAWS, only: Sequence[str] 
                 added = AddedSources.from_bank(extended, head)
                 scores = calibration.decision_function(margins, extended.evidence(vectors, digests).signal)
                 adjusted, _ = added.adjust(scores, vectors, digests)
+                sets = added.prediction_sets(calibration, scores, adjusted, vectors, digests, ERROR)
                 attributed = np.array(added.generators(vectors, digests)) == name
                 for key, value in {
                     "own": _auc(adjusted[real], adjusted[of_own]),
@@ -83,6 +85,8 @@ def run(store: Store, *, seed: int = 0, draws: int = DRAWS, only: Sequence[str] 
                     "attributed": float(attributed[of_own].mean()),
                     "falsely_attributed": float(attributed[of_others].mean()),
                     "real_moved": float((adjusted[real] - scores[real] > 0.5).mean()),
+                    "real_excluded": float((~sets[real, REAL]).mean()),
+                    "own_called_fake": float((sets[of_own] == [False, True]).all(1).mean()),
                 }.items():
                     samples.setdefault(key, []).append(value)
             for key, values in samples.items():
