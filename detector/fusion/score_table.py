@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ class ScoreTable:
     """Signals and labels of a CSV. Make it with `read`."""
 
     frame: Any  # pandas.DataFrame, every column of the file
+    texts: Any  # the same cells as they are written in the file
     names: tuple[str, ...]  # columns of the signals
     labels: Labels  # (rows,) 0 real, 1 fake, -1 unknown
     skipped: tuple[str, ...]  # numeric columns that are no scores, as each row has another whole number
@@ -47,7 +49,8 @@ class ScoreTable:
         from pandas.api.types import is_numeric_dtype
 
         try:
-            frame = pandas.read_csv(path, dtype={label: str})
+            texts = pandas.read_csv(path, dtype=str, keep_default_na=False)
+            frame = pandas.read_csv(StringIO(texts.to_csv(index=False)), dtype={label: str})
         except (OSError, ValueError) as e:  # those of pandas are ValueErrors, and so are those of decoding
             raise SourceError(f"{path} cannot be read as a CSV with a header ({e})") from e
         if missing := [name for name in (label, *signals) if name not in frame]:
@@ -69,7 +72,7 @@ class ScoreTable:
                     f"{path}: {frame[name][bad].iloc[0]!r} in the column {name}, row {int(bad.idxmax()) + 1}, is not a "
                     f"number; leave the cell empty or the column out"
                 )
-        return cls(frame, tuple(signals), _labels(frame[label], path), skipped)
+        return cls(frame, texts, tuple(signals), _labels(frame[label], path), skipped)
 
     @property
     def signals(self) -> Signals:
@@ -77,10 +80,10 @@ class ScoreTable:
         return np.asarray(self.frame[list(self.names)].to_numpy(np.float64))
 
     def write(self, path: Path, fused: FusedTable) -> None:
-        """Write the table with three more columns: the fused score, its probability of fake, and the answer."""
+        """Write the table, its cells unchanged, with three columns: fused score, probability of fake, and answer."""
         numbers = fused.scores, probability(fused.scores)
-        texts = [[f"{x:.6g}" if np.isfinite(x) else "" for x in column] for column in numbers]
-        frame = self.frame.assign(**dict(zip(WRITTEN, (*texts, fused.answers), strict=True)))
+        scores = [[f"{x:.6g}" if np.isfinite(x) else "" for x in column] for column in numbers]
+        frame = self.texts.assign(**dict(zip(WRITTEN, (*scores, fused.answers), strict=True)))
         write_text(path, frame.to_csv(index=False))
 
 

@@ -38,6 +38,7 @@ SEEN_FOLDS = 5  # of rows, where the validation rows are too few
 ENOUGH = 1_000  # validation rows of each class with which no further heads are fitted for the seen rows
 FITTED_ON = 8_000  # training rows of a fold's head, at most
 FITTED_ON_STREAMED = 100_000  # the same for the approximate SVM, whose time grows linearly with the rows
+MOST_NAMED = 10  # sources worse than chance, in a sentence
 JUDGED = 8_000  # seen rows to calibrate on, at most, and as many of left-out sources
 # Weights of the left-out sources in a calibration, chosen with the groups of benchmarks.unseen. Of a few groups every
 # score is wrong and a larger weight is better, on the others the scores become too cautious: for probabilities .05 is
@@ -163,8 +164,9 @@ class CalibrationReport:
                 f"{format_percent(ceil(1e4 * least) / 1e4)} with `--error`."
             )
         if self.inverted:
-            named = ", ".join(f"{source.name} (AUC {source.auc:.2f})" for source in self.inverted)
-            lines.append(f"Worse than chance when left out: {named}.")
+            named = ", ".join(f"{source.name} (AUC {source.auc:.2f})" for source in self.inverted[:MOST_NAMED])
+            more = len(self.inverted) - MOST_NAMED
+            lines.append(f"Worse than chance when left out: {named}{f' and {more:,} more' * (more > 0)}.")
         return lines + [of_class.sentence for of_class in reversed(self.classes)]
 
     def to_dict(self) -> dict[str, Any]:

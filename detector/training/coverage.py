@@ -144,6 +144,11 @@ class UnseenClass:
         title = f"{name.capitalize()} sources never seen"
         if self.unknown:
             have = f"{self.stored} {name} source{'s are' if self.stored != 1 else ' is'} stored"
+            if self.stored >= ENOUGH_SOURCES:
+                return (
+                    f"{title}: {have}, with too few images to leave some out; it is not known how often an image of "
+                    f"another one is called {other}; index more images of each."
+                )
             return (
                 f"{title}: {have}, too few to know how often an image of another one is called {other}; "
                 f"index {name} images from at least {ENOUGH_SOURCES} sources."

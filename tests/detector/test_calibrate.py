@@ -265,3 +265,17 @@ def test_two_real_sources_are_too_few_to_know(reals: int, count: str) -> None:
     report = report_of(1000, *left_out, *fakes, stored=(reals, 3))
     assert f"Real sources never seen: {count}, too few to know how often" in report.sentences[-1]
     assert f"not known how often real is wrongly ruled out (stored real sources: {reals})" in report.notice
+
+
+def test_sources_of_too_few_images_are_not_called_too_few() -> None:
+    report = report_of(1000, stored=(3, 6))  # nothing could be left out
+    for sentence, count in zip(report.sentences[-2:], ("6 fake sources", "3 real sources"), strict=True):
+        assert f"{count} are stored, with too few images to leave some out" in sentence
+        assert "at least" not in sentence
+
+
+def test_sentence_names_at_most_ten_sources_worse_than_chance() -> None:
+    reals = [source(f"photographer {i:02d}", "real", 0.0, auc=0.1 + i / 1000) for i in range(45)]
+    [inverted] = [line for line in report_of(1000, *reals).sentences if line.startswith("Worse than chance")]
+    assert inverted.count("photographer") == 10
+    assert "photographer 09" in inverted and inverted.endswith(" and 35 more.")

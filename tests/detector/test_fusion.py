@@ -187,6 +187,16 @@ def test_command_fuses_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert auc(np.arange(195) % 2, labelled) == pytest.approx(report["auc"], abs=1e-3)
 
 
+def test_cells_are_written_as_they_were_read(tmp_path: Path) -> None:
+    identifiers, scores = [f"{i:05d}" for i in range(199)] + ["NA"], [f"{i / 200:.3f}0" for i in range(200)]
+    table = write_table(tmp_path / "scores.csv", rows=200, id=identifiers, a=scores, big=["1e400"] * 199 + [""])
+    with pytest.raises(SystemExit) as ended:
+        main(["fuse", str(table), "--label", "truth", "--signals", "a,b", "--out", str(tmp_path / "fused.csv")])
+    assert ended.value.code == 0
+    with table.open(newline="") as before, (tmp_path / "fused.csv").open(newline="") as after:
+        assert [row[:-3] for row in csv.reader(after)] == list(csv.reader(before))
+
+
 def test_command_prints_a_table_of_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = write_table(tmp_path / "scores.csv")
     with pytest.raises(SystemExit):
