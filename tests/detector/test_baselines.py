@@ -110,7 +110,7 @@ def reference(name: str) -> np.ndarray:
 
 @pytest.mark.parametrize("name", ["lda", "rbf_svm", "pca_svm"])
 def test_baselines_equal_scikit_learn(name: str) -> None:
-    assert BASELINES[name](TRAIN, VALIDATION, 0)(QUERIES) == pytest.approx(reference(name), abs=1e-4)
+    assert BASELINES[name](TRAIN, VALIDATION, 0)(QUERIES) == pytest.approx(reference(name), abs=1e-3)
 
 
 def test_probe_is_logistic_regression_on_centred_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
