@@ -18,7 +18,8 @@ WINDOW_SIDE = 16  # pixels at which windows are compared in the coarse search
 PLACES = (0, 0.25, 0.5, 0.75, 1)  # of a smaller window, from the top or left to the bottom or right
 WINDOWS = [(1.0, 0.0)] + [(size, (1 - size) * place) for size in (0.9, 0.8) for place in PLACES]  # size and start
 MIN_WINDOW, MAX_WINDOW = 0.7, 1.02  # sizes that the refinement may reach, as shares of the whole side
-MIN_DETAIL = 3.0  # levels, beyond a smooth gradient; any two clear skies are alike, and 0.1 % of photographs have less
+MIN_DETAIL = 4.0  # levels, standard deviation of a block beyond a smooth gradient: any two clear skies are alike
+MIN_DETAILED = 1 / 8  # share of the blocks with that; 0.2 % of stored pictures have less, as has a logo on white
 GRADIENT_DEGREE = 3  # of the polynomial that is taken for a smooth gradient
 MIN_COARSE = 0.75  # correlation of the best window and the other picture; copies have at least 0.85
 MIN_FINE = 0.95  # the same after refinement; copies have at least 0.97, photographs with a swapped face under 0.93
@@ -54,7 +55,7 @@ def same_picture(stored: Picture, queried: Picture) -> SamePicture | None:
 
     One may be a part of the other, at least 70 % of its height and width, and mirrored.
     """
-    if min(detail(stored), detail(queried)) < MIN_DETAIL:
+    if min(detailed_share(stored), detailed_share(queried)) < MIN_DETAILED:
         return None
     tries = (_best_window(stored, queried), _best_window(queried, stored))
     stored_is_whole = tries[0][0] >= tries[1][0]
@@ -71,10 +72,12 @@ def same_picture(stored: Picture, queried: Picture) -> SamePicture | None:
     return SamePicture(mirrored, difference) if difference <= MAX_DIFFERENCE else None
 
 
-def detail(picture: Picture) -> float:
-    """Standard deviation of the brightness about the smooth gradient that fits it best, in levels."""
+def detailed_share(picture: Picture) -> float:
+    """Share of the blocks of a picture that show more than the smooth gradient that fits its brightness best."""
     brightness = picture.brightness.reshape(-1)
-    return float(np.std(brightness - _GRADIENTS @ (_GRADIENTS.T @ brightness)))
+    rest = brightness - _GRADIENTS @ (_GRADIENTS.T @ brightness)
+    blocks = rest.reshape(SIDE // BLOCK, BLOCK, SIDE // BLOCK, BLOCK)
+    return float((blocks.std((1, 3)) >= MIN_DETAIL).mean())
 
 
 def worst_block(first: Grid, second: Grid) -> float:

@@ -106,6 +106,17 @@ def test_clear_skies_and_walls_are_not_copies_of_each_other() -> None:
     assert compare(with_clouds, saved(with_clouds)) is True
 
 
+@pytest.mark.parametrize("ground", ["white", "black"])
+@pytest.mark.parametrize("share", [0.08, 0.12, 0.15])
+def test_small_pictures_on_a_plain_ground_are_not_copies_of_each_other(ground: str, share: float) -> None:
+    side = round(400 * share)
+    for seed in range(5):
+        canvases = [Image.new("RGB", (400, 400), ground) for _ in range(2)]
+        for canvas, shown in zip(canvases, (photo(seed), photo(seed + 50)), strict=True):
+            canvas.paste(shown.resize((side, side)), (200 - side // 2, 200 - side // 2))
+        assert compare(*canvases) is False
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8 no image", b"P6\n9999 9999\n255\n"])
 def test_unusable_thumbnails_confirm_nothing(content: bytes) -> None:
     assert Picture.of(content) is None
