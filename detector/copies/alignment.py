@@ -18,6 +18,9 @@ WINDOW_SIDE = 16  # pixels at which windows are compared in the coarse search
 PLACES = (0, 0.25, 0.5, 0.75, 1)  # of a smaller window, from the top or left to the bottom or right
 WINDOWS = [(1.0, 0.0)] + [(size, (1 - size) * place) for size in (0.9, 0.8) for place in PLACES]  # size and start
 MIN_WINDOW, MAX_WINDOW = 0.7, 1.02  # sizes that the refinement may reach, as shares of the whole side
+MIN_DETAIL = 4.0  # levels, standard deviation of a block beyond a smooth gradient: any two clear skies are alike
+MIN_DETAILED = 1 / 8  # share of the blocks with that; 0.2 % of stored pictures have less, as has a logo on white
+GRADIENT_DEGREE = 3  # of the polynomial that is taken for a smooth gradient
 MIN_COARSE = 0.75  # correlation of the best window and the other picture; copies have at least 0.85
 MIN_FINE = 0.95  # the same after refinement; copies have at least 0.97, photographs with a swapped face under 0.93
 STEPS, LARGEST_STEP, SMALLEST_STEP = 8, 0.03, 5e-4  # of the refinement; steps in shares of a side
@@ -48,10 +51,12 @@ class SamePicture:
 
 
 def same_picture(stored: Picture, queried: Picture) -> SamePicture | None:
-    """Compare two pictures; None if they are not the same one.
+    """Compare two pictures; None if they are not the same one, or if one has too little detail to tell.
 
     One may be a part of the other, at least 70 % of its height and width, and mirrored.
     """
+    if min(detailed_share(stored), detailed_share(queried)) < MIN_DETAILED:
+        return None
     tries = (_best_window(stored, queried), _best_window(queried, stored))
     stored_is_whole = tries[0][0] >= tries[1][0]
     correlation, window, mirrored = tries[0 if stored_is_whole else 1]
@@ -65,6 +70,14 @@ def same_picture(stored: Picture, queried: Picture) -> SamePicture | None:
         return None
     difference = worst_block(crop, other)
     return SamePicture(mirrored, difference) if difference <= MAX_DIFFERENCE else None
+
+
+def detailed_share(picture: Picture) -> float:
+    """Share of the blocks of a picture that show more than the smooth gradient that fits its brightness best."""
+    brightness = picture.brightness.reshape(-1)
+    rest = brightness - _GRADIENTS @ (_GRADIENTS.T @ brightness)
+    blocks = rest.reshape(SIDE // BLOCK, BLOCK, SIDE // BLOCK, BLOCK)
+    return float((blocks.std((1, 3)) >= MIN_DETAIL).mean())
 
 
 def worst_block(first: Grid, second: Grid) -> float:
@@ -151,6 +164,14 @@ def _window_sampling() -> Grid:
     return np.concatenate([of_window.reshape(WINDOW_SIDE, 4, COARSE_SIDE).mean(1) for of_window in weights])
 
 
+def _gradients() -> Grid:
+    """(SIDE x SIDE, terms) orthonormal polynomials in the two coordinates."""
+    down, right = np.mgrid[-1 : 1 : SIDE * 1j, -1 : 1 : SIDE * 1j]
+    powers = [(i, j) for i in range(GRADIENT_DEGREE + 1) for j in range(GRADIENT_DEGREE + 1 - i)]
+    terms = np.stack([down**i * right**j for i, j in powers], -1).reshape(SIDE * SIDE, -1)
+    return np.asarray(np.linalg.qr(terms)[0], np.float32)
+
+
 def _smoothed(image: Grid) -> Grid:
     """Average each pixel with its neighbours, with weights 1, 2, 1 in both directions."""
     padded = np.pad(image, ((1, 1), (1, 1), (0, 0)), "edge")
@@ -176,3 +197,4 @@ def _correlation(first: Grid, second: Grid) -> float:
 
 
 _SAMPLING = _window_sampling()
+_GRADIENTS = _gradients()

@@ -96,8 +96,8 @@ class ClassifierChoice:
             "results": [
                 {
                     "classifier": result.name,
-                    "auc": round(result.mean, 4),
-                    "interval": result.interval and [round(end, 4) for end in result.interval],
+                    "auc": round(result.mean, 6),
+                    "interval": result.interval and [round(end, 6) for end in result.interval],
                     "aucs": [round(value, 4) for value in result.aucs],
                 }
                 for result in self.results

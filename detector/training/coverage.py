@@ -156,9 +156,10 @@ class UnseenClass:
         worst = self.sources[0]
         text = (
             f"{title} ({len(self.sources)} left out): {self.answered:.0%} of their rows got an answer; {name} was "
-            f"ruled out for {self.excluded:.1%} (nominal {format_percent(self.nominal)}), most of {worst.name}: "
-            f"{worst.excluded:.0%}"
+            f"ruled out for {self.excluded:.1%} (nominal {format_percent(self.nominal)})"
         )
+        if worst.excluded > 0:
+            text += f", most of {worst.name}: {worst.excluded:.0%}"
         if self.broken:
             text += "; the nominal error rate does not hold for them"
         return text + "."

@@ -279,3 +279,8 @@ def test_sentence_names_at_most_ten_sources_worse_than_chance() -> None:
     [inverted] = [line for line in report_of(1000, *reals).sentences if line.startswith("Worse than chance")]
     assert inverted.count("photographer") == 10
     assert "photographer 09" in inverted and inverted.endswith(" and 35 more.")
+
+
+def test_no_source_is_the_worst_where_nothing_was_ruled_out() -> None:
+    reals = [source(f"real {i}", "real", 0.0) for i in range(3)]
+    assert report_of(1000, *reals).sentences[-1].endswith("real was ruled out for 0.0% (nominal 5%).")

@@ -90,6 +90,33 @@ def test_different_and_plain_pictures_are_not_copies() -> None:
     assert compare(black, black) is False  # nothing to recognize it by
 
 
+def sky(seed: int, top: tuple[int, int, int], bottom: tuple[int, int, int]) -> Image.Image:
+    """A gradient from top to bottom with the noise of a camera."""
+    share = np.linspace(0, 1, 300)[:, None, None] ** 1.1
+    noise = np.random.default_rng(seed).normal(0, 2, (300, 400, 3))
+    return Image.fromarray(np.clip(np.array(top) * (1 - share) + np.array(bottom) * share + noise, 0, 255).astype("u1"))
+
+
+def test_clear_skies_and_walls_are_not_copies_of_each_other() -> None:
+    blue, hazy = sky(1, (60, 120, 200), (170, 200, 235)), sky(2, (90, 110, 160), (200, 205, 215))
+    green = sky(3, (20, 70, 20), (140, 190, 110))
+    for queried in (hazy, green, blue.transpose(Image.Transpose.FLIP_LEFT_RIGHT)):
+        assert compare(blue, queried) is False
+    with_clouds = Image.blend(blue, photo(4).resize(blue.size), 0.3)
+    assert compare(with_clouds, saved(with_clouds)) is True
+
+
+@pytest.mark.parametrize("ground", ["white", "black"])
+@pytest.mark.parametrize("share", [0.08, 0.12, 0.15])
+def test_small_pictures_on_a_plain_ground_are_not_copies_of_each_other(ground: str, share: float) -> None:
+    side = round(400 * share)
+    for seed in range(5):
+        canvases = [Image.new("RGB", (400, 400), ground) for _ in range(2)]
+        for canvas, shown in zip(canvases, (photo(seed), photo(seed + 50)), strict=True):
+            canvas.paste(shown.resize((side, side)), (200 - side // 2, 200 - side // 2))
+        assert compare(*canvases) is False
+
+
 @pytest.mark.parametrize("content", [b"", b"\xff\xd8 no image", b"P6\n9999 9999\n255\n"])
 def test_unusable_thumbnails_confirm_nothing(content: bytes) -> None:
     assert Picture.of(content) is None
