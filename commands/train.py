@@ -132,12 +132,12 @@ def report_command(
     from ..store.store import Store
 
     detector = VectorDetector.load(Store.open(store), head)
-    notice = NOTICE if is_standin(detector.head.space.encoder) else ""
+    notices = (NOTICE if is_standin(detector.head.space.encoder) else "", detector.notice)
     written = write_report(
         detector,
         head_folder(store, head),
         out,
         title=f"Head “{head}” of the store “{store.resolve().name}”",
-        notice=notice,
+        notice=" ".join(filter(None, notices)),
     )
     print_result({"report": str(out), "figures": [str(path) for path in written[1:]]} if as_json else f"report: {out}")

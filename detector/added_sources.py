@@ -17,7 +17,7 @@ from ..store.shard import hash_keys
 from ..store.snapshot import Snapshot
 from .calibration import Calibration
 from .evidence import Bank
-from .head import Head
+from .head import LEFT_OUT, Head
 from .split import NONE
 
 MIN_EXAMPLES = 3  # images of an added source from which on it counts
@@ -258,12 +258,15 @@ def _covariance(vectors: Vectors, groups: npt.NDArray[Any]) -> Floats:
 
 
 def _new_sources(bank: Bank, head: Head) -> list[int]:
-    """Codes of the labelled sources of which no row is in the head's split."""
+    """Codes of the labelled sources that the head's training neither used nor left out on purpose."""
+    left_out = {*head.options.get(LEFT_OUT, ())}
     labelled = np.flatnonzero(bank.members & (bank.labels >= 0))
     by_source = labelled[np.argsort(bank.sources[labelled], kind="stable")]
     codes, starts = np.unique(bank.sources[by_source], return_index=True)
     keys, new = bank.snapshot.column("keys"), []
     for code, rows in zip(codes.tolist(), np.split(by_source, starts[1:]), strict=True):
+        if bank.source_names[code] in left_out:
+            continue
         probed = rows[:: max(len(rows) // PROBED, 1)]  # so that not every key of the store is hashed
         if all((head.split.parts_of(keys[part]) == NONE).all() for part in (probed, rows)):
             new.append(code)

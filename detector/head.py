@@ -35,6 +35,7 @@ from .vocabulary import Mode, Vocabulary
 ARRAYS_LIMIT = 1 << 32  # bytes of a head's arrays
 FILE = SealedJson("clipfake head", 1, "head", HeadError, "train the head again", sealed=False)
 DEFAULT = "default"
+LEFT_OUT = "left_out"  # option: names of the sources that were stored at training, but chosen not to be trained on
 TRIPLET_SVM = "triplet-svm"  # the source paper's classifier, and that of heads which name none
 TITLES = {
     TRIPLET_SVM: "triplet projection and SVM",

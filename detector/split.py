@@ -167,7 +167,7 @@ def grouped(labels: Ints, groups: npt.NDArray[Any], held_out: float, tested: flo
         if len(np.unique(labels[parts == part])) < 2:
             raise NotEnoughRows(
                 f"{len(size)} groups of copies are too few to give every part real and fake rows; "
-                f"index more images, or use the recipe 'paper'"
+                f"index more images, or use the recipe paper (`--split paper`)"
             )
     return parts
 

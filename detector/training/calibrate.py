@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
 from math import ceil
 from typing import Any
 
@@ -27,7 +26,7 @@ from ..metrics import Metrics, auc, measure
 from ..split import TEST, TRAIN, VALIDATION
 from ..svm import Svm
 from ..verdict import format_percent
-from .coverage import ENOUGH_SOURCES, CoverageReport, SourceCoverage, UnseenClass
+from .coverage import ENOUGH_ROWS, ENOUGH_SOURCES, CoverageReport, SourceCoverage, UnseenClass
 from .examples import StoredRows, subsample
 from .svm_training import is_exact
 from .train import TrainingSet, TrainOptions, file_groups, fit_head
@@ -38,6 +37,7 @@ SEEN_FOLDS = 5  # of rows, where the validation rows are too few
 ENOUGH = 1_000  # validation rows of each class with which no further heads are fitted for the seen rows
 FITTED_ON = 8_000  # training rows of a fold's head, at most
 FITTED_ON_STREAMED = 100_000  # the same for the approximate SVM, whose time grows linearly with the rows
+MOST_CALIBRATIONS = 20  # of each class, to measure the left-out sources; more sources share one
 MOST_NAMED = 10  # sources worse than chance, in a sentence
 JUDGED = 8_000  # seen rows to calibrate on, at most, and as many of left-out sources
 # Weights of the left-out sources in a calibration, chosen with the groups of benchmarks.unseen. Of a few groups every
@@ -142,7 +142,8 @@ class CalibrationReport:
     def inverted(self) -> list[SourceCoverage]:
         """The left-out sources whose rows are ranked worse than chance."""
         sources = self.unseen.sources if self.unseen else ()
-        return sorted((s for s in sources if s.auc is not None and s.auc < 0.5), key=lambda source: source.auc or 0.0)
+        worse = (s for s in sources if s.auc is not None and s.auc < 0.5 and s.n >= ENOUGH_ROWS)
+        return sorted(worse, key=lambda source: source.auc or 0.0)
 
     @property
     def notice(self) -> str:
@@ -336,33 +337,33 @@ def _coverage_of_unseen(signals: SignalTable, error: float) -> CoverageReport | 
     """Measure each left-out source with a calibration fitted without it; None if that has too few rows."""
     possible, fewest, sources = np.zeros((len(signals.labels), 2), bool), len(signals.labels), []
     names, codes, _ = distinct(signals.sources)
-    for label, class_name in CLASSES.items():
-        for code, name in enumerate(names.tolist()):
-            own = (codes == code) & (signals.labels == label)
-            rows = own & signals.unseen
-            if not rows.any():
-                continue
+    for label in CLASSES:
+        left_out = np.unique(codes[signals.unseen & (signals.labels == label)])
+        for group in np.array_split(left_out, min(len(left_out), MOST_CALIBRATIONS)) if len(left_out) else []:
+            own = np.isin(codes, group) & (signals.labels == label)
             try:
                 calibration = signals.take(~own).calibrated()
             except NotEnoughRows:
                 return None
-            score = partial(_scores, calibration, signals)
-            scores, others = score(rows), score(~signals.unseen & (signals.labels != label))
-            possible[rows] = calibration.prediction_sets(scores, error)
             fewest = min(fewest, calibration.rows)
-            truth = np.repeat([label, 1 - label], [len(scores), len(others)])
-            sources.append(
-                SourceCoverage(
-                    name,
-                    class_name,
-                    len(scores),
-                    auc(truth, np.concatenate([scores, others])),
-                    float((possible[rows].sum(1) == 1).mean()),
-                    float((~possible[rows, label]).mean()),
-                )
-            )
+            others = _scores(calibration, signals, ~signals.unseen & (signals.labels != label))
+            for code in group.tolist():
+                rows = own & (codes == code) & signals.unseen
+                scores = _scores(calibration, signals, rows)
+                possible[rows] = calibration.prediction_sets(scores, error)
+                sources.append(_source_coverage(str(names[code]), label, scores, others, possible[rows]))
     unseen = signals.unseen
     return CoverageReport.measure(signals.labels[unseen], possible[unseen], error, fewest, tuple(sources))
+
+
+def _source_coverage(
+    name: str, label: int, scores: Scores, others: Scores, possible: npt.NDArray[np.bool_]
+) -> SourceCoverage:
+    """The verdicts on the rows of a source, and its AUC against seen rows of the other class."""
+    truth = np.repeat([label, 1 - label], [len(scores), len(others)])
+    area = auc(truth, np.concatenate([scores, others]))
+    answered, excluded = (possible.sum(1) == 1).mean(), (~possible[:, label]).mean()
+    return SourceCoverage(name, CLASSES[label], len(scores), area, float(answered), float(excluded))
 
 
 def _scores(calibration: Calibration, signals: SignalTable, rows: Mask) -> Scores:

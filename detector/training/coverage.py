@@ -13,6 +13,8 @@ from ..calibration import Labels
 from ..verdict import format_percent
 
 ENOUGH_SOURCES = 3  # of a class, to say how the verdicts of new ones do
+ENOUGH_ROWS = 10  # of a source, to call it the worst
+TOLERANCE = 0.5  # share of the nominal error rate by which a measured one may exceed it, however few rows there are
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,16 @@ class UnseenClass:
         sources = tuple(sorted(of_class, key=lambda source: (-source.excluded, source.name)))
         rows = sum(source.n for source in sources)
         result = cls(label, stored, sources, nominal, False)
-        broken = report is not None and result.excluded is not None and report.exceeds(result.excluded, rows)
-        return replace(result, broken=broken)
+        if report is None or result.excluded is None:
+            return result
+        # a few rows cannot show that the nominal rate holds: far above it, it is not said to
+        above = report.exceeds(result.excluded, rows) or result.excluded > nominal * (1 + TOLERANCE)
+        return replace(result, broken=above)
+
+    @property
+    def worst(self) -> SourceCoverage | None:
+        """The source whose true class was ruled out most often, of those with enough rows to tell."""
+        return next((source for source in self.sources if source.n >= ENOUGH_ROWS), None)
 
     @property
     def excluded(self) -> float | None:
@@ -134,14 +144,19 @@ class UnseenClass:
 
     @property
     def unknown(self) -> bool:
-        """True if there are too few sources to say how often the true class of a new one is ruled out."""
-        return len(self.sources) < ENOUGH_SOURCES
+        """True if too few sources were left out, or none of their rows got an answer that could be wrong."""
+        return len(self.sources) < ENOUGH_SOURCES or not self.answered
 
     @property
     def sentence(self) -> str:
         """The measured rate beside the nominal one, or why it is not known."""
         name, other = self.label, "fake" if self.label == "real" else "real"
         title = f"{name.capitalize()} sources never seen"
+        if len(self.sources) >= ENOUGH_SOURCES and self.unknown:
+            return (
+                f"{title} ({len(self.sources)} left out): none of their rows got an answer, so it is not known how "
+                f"often {name} would be wrongly ruled out."
+            )
         if self.unknown:
             have = f"{self.stored} {name} source{'s are' if self.stored != 1 else ' is'} stored"
             if self.stored >= ENOUGH_SOURCES:
@@ -153,13 +168,12 @@ class UnseenClass:
                 f"{title}: {have}, too few to know how often an image of another one is called {other}; "
                 f"index {name} images from at least {ENOUGH_SOURCES} sources."
             )
-        worst = self.sources[0]
         text = (
             f"{title} ({len(self.sources)} left out): {self.answered:.0%} of their rows got an answer; {name} was "
             f"ruled out for {self.excluded:.1%} (nominal {format_percent(self.nominal)})"
         )
-        if worst.excluded > 0:
-            text += f", most of {worst.name}: {worst.excluded:.0%}"
+        if self.worst and self.worst.excluded > 0:
+            text += f", most of {self.worst.name}: {self.worst.excluded:.0%}"
         if self.broken:
             text += "; the nominal error rate does not hold for them"
         return text + "."
@@ -172,5 +186,5 @@ class UnseenClass:
             return f"it is not known how often {self.label} is wrongly ruled out ({stored})"
         if not self.broken:
             return ""
-        worst = self.sources[0].excluded
-        return f"{self.label} is wrongly ruled out for {self.excluded:.0%} of the images (at worst {worst:.0%})"
+        at_worst = f" (at worst {self.worst.excluded:.0%})" if self.worst else ""
+        return f"{self.label} is wrongly ruled out for {self.excluded:.0%} of the images{at_worst}"

@@ -11,12 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import HeadError
-from ...store.records import FAKE, Names, Vectors
+from ...store.records import FAKE, Names, Vectors, distinct
 from ...store.search.matches import Positions
 from ...store.snapshot import Snapshot
 from ..comparison import Comparison, mcnemar
+from ..head import LEFT_OUT, TRIPLET_SVM, Head
 from ..head import TITLES as CLASSIFIERS
-from ..head import TRIPLET_SVM, Head
 from ..metrics import Metrics, best_threshold, measure
 from ..projection import FUSIONS, TRIPLET_KINDS
 from ..split import PARTS, RECIPES, Split, choose
@@ -178,6 +178,9 @@ def train(
 
     if choice:
         head = replace(head, options={**head.options, "choice": choice.to_dict()})
+    if options.sources:
+        stored = distinct(snapshot.column("sources"))[0].tolist()
+        head = replace(head, options={**head.options, LEFT_OUT: sorted({*stored} - {*options.sources})})
     baselines, tested = _evaluate_baselines(snapshot, parts, options, on_progress) if options.baselines else ({}, None)
     best = max(baselines, key=lambda name: baselines[name].metrics["validation"].auc or 0.0, default="")
     against_probe = None

@@ -1,5 +1,6 @@
 """Sources that are added after training move the scores of what resembles them, at once and undoably."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,16 @@ def test_known_sources_and_too_few_rows_add_nothing(store: Store) -> None:
         writer.append(block("gan_a", 10, seed=3))  # more of a source that the head knows
     assert VectorDetector.load(store).added.names == ()
     assert add(store, "new_gan", 2).added.names == ()
+
+
+def test_source_that_was_left_out_of_training_is_not_added(store: Store) -> None:
+    with store.writer() as writer:
+        writer.append(block("new_gan", 20))
+    options = TrainOptions(classifier="logistic", baselines=(), sources=("camera_a", "camera_b", "gan_a", "gan_b"))
+    head = train(store.snapshot(), options).head
+    bank = VectorDetector.load(store).bank
+    assert AddedSources.from_bank(bank, head).names == ()
+    assert AddedSources.from_bank(bank, replace(head, options={})).names == ("new_gan",)
 
 
 def test_attribution_is_measured_on_test_rows(store: Store) -> None:

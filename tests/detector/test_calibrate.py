@@ -258,6 +258,30 @@ def test_nothing_is_noticed_where_the_nominal_rate_holds() -> None:
     assert report_of(1000, *sources).notice == ""
 
 
+@pytest.mark.parametrize(("excluded", "rows", "above"), [(0.08, 40, True), (0.07, 40, False), (0.06, 5000, True)])
+def test_few_rows_do_not_show_that_the_rate_holds(excluded: float, rows: int, above: bool) -> None:
+    sources = [SourceCoverage(f"{i}", "real", rows, 0.9, 0.5, excluded) for i in range(3)]
+    fakes = [source(f"gan {i}", "fake", 0.01) for i in range(3)]
+    assert ("real is wrongly ruled out" in report_of(5000, *sources, *fakes).notice) == above
+
+
+def test_rate_is_not_known_where_nothing_is_answered() -> None:
+    sources = [SourceCoverage(f"{i}", "real", 40, 0.9, 0.0, 0.0) for i in range(3)]
+    report = report_of(1000, *sources)
+    assert "not known how often real is wrongly ruled out" in report.notice
+    assert "none of their rows got an answer" in report.sentences[-1]
+
+
+def test_source_of_few_rows_is_not_called_the_worst() -> None:
+    sources = [
+        SourceCoverage(f"{i}", "real", n, auc, 0.5, rate)
+        for i, (n, auc, rate) in enumerate([(1, 0.1, 1.0), (40, 0.8, 0.3), (40, 0.9, 0.2)])
+    ]
+    report = report_of(1000, *sources)
+    assert "(at worst 30%)" in report.notice and "most of 1: 30%" in report.sentences[-1]
+    assert not report.inverted
+
+
 @pytest.mark.parametrize(("reals", "count"), [(1, "1 real source is stored"), (2, "2 real sources are stored")])
 def test_two_real_sources_are_too_few_to_know(reals: int, count: str) -> None:
     fakes = [source(f"gan {i}", "fake", 0.04) for i in range(3)]
