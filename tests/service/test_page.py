@@ -142,7 +142,7 @@ def test_card_names_stored_copies(visit: Open, address: str) -> None:
     give(page, file("mine.png", content))
     expect(page.locator(".card .known")).to_have_text(f"{answer['copy']}.")
     expect(page.locator(".card .meaning")).to_contain_text("The score and the evidence are without the copies.")
-    assert answer["copy"].startswith(f"A copy of a known fake, {answer['stored'][0]['key']} ")
+    assert answer["copy"].startswith(f"A copy of a known fake, {answer['stored'][0]['key']}")
 
 
 def test_nearest_images_come_before_numbers(visit: Open, address: str) -> None:
@@ -192,8 +192,8 @@ def test_names_are_shown_escaped_and_saved_as_they_are(visit: Open, toy: Toy, tm
         give(page, file(f"mine{hostile}.png", draw_image("gan_a", 7)), file(f"bad{hostile}.png", b"no"))
         expect(page.locator(".card .name").first).to_have_text(r"mine\x1b[2J\u202egpj.\u200b.png")
         page.locator(".toggle").first.click() if page.locator(".evidence").first.is_hidden() else None
-        expect(page.locator(".card .known").first).to_contain_text(r"gan_b\x1b[2J")
         everything = page.content()
+        assert r"gan_b\x1b[2J" in everything
         with page.expect_download() as download:
             page.locator("#save").click()
     assert not set(hostile) & {"\x1b", "\u202e", "\u200b"} & set(everything)
