@@ -378,8 +378,9 @@ def test_bank_add_and_remove(store: Path, tmp_path: Path, run) -> None:  # type:
     before = answer()
     added = run("bank", "add", tmp_path / "new", "--source", "newest", "--label", "fake", "--store", store, "--json")
     assert added.json["added"] == 4
-    nearest = answer()["neighbors"]["fake"][0]
-    assert (nearest["source"], nearest["generator"]) == ("newest", "newest")
+    [copy] = answer()["stored"]
+    assert (copy["source"], copy["generator"], copy["match"]) == ("newest", "newest", "picture")
+    assert answer()["verdict"] == "fake"
     assert run("bank", "remove", "newest", "--store", store, "--json").json["removed"] == 4
     assert answer() == before
     assert run("bank", "remove", "newest", "--store", store).code == 1
