@@ -95,6 +95,15 @@ class EvaluationHead(StrEnum):
     logistic = "logistic"
 
 
+class HeadFormatName(StrEnum):
+    """Format of a head that others have trained."""
+
+    univfd = "univfd"
+    clip_cues = "clip-cues"
+    linear = "linear"
+    rine = "rine"
+
+
 class LeftOut(StrEnum):
     """Attribute whose values are left out in turn."""
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..store.concatenated import concatenate, concatenated_space
+from ..store.concatenated import concatenated_space, joined
 from ..store.named_vectors import named_vectors_writer
 from ..store.search.matches import Positions
 from ..store.snapshot import Snapshot
@@ -124,7 +124,7 @@ class ConcatenatedEncoder(Encoder):
         self._space = concatenated_space([encoder.space for encoder in encoders])
 
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
-        return concatenate([encoder.encode(images) for encoder in self._encoders])
+        return joined([encoder.encode(images) for encoder in self._encoders], self._space)
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         return self._encoders[0].encode_texts(texts)

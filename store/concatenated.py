@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +13,9 @@ import numpy.typing as npt
 
 from ..errors import NotEnoughRows
 from .named_vectors import MAIN, NamedVectors, open_named_vectors
-from .records import Ids, Vectors
+from .records import Ids, Mask, Vectors
+from .search.matches import Matches
+from .search.prepared_filter import PreparedFilter
 from .snapshot import Snapshot
 from .space import Space
 
@@ -22,14 +25,18 @@ class ConcatenatedSnapshot(Snapshot):
 
     Each vector is scaled to unit length and has the same weight, so the inner product of two rows is the mean of their
     cosine similarities. Searches are exact. `concatenated_snapshot` makes one if it is needed.
+
+    A single vector of a space that is not normalised is as it is stored, since its length may tell something; searches
+    scale both sides, so that similarities are cosines here too.
     """
 
-    def __init__(self, snapshot: Snapshot, columns: Sequence[str]) -> None:
+    def __init__(self, snapshot: Snapshot, columns: Sequence[str], *, unit: bool = False) -> None:
         """Open the named vectors.
 
         Parameters
         ----------
         columns : names of vectors, "main" for the store's own
+        unit : scale a single vector to unit length, too
 
         Raises
         ------
@@ -41,6 +48,7 @@ class ConcatenatedSnapshot(Snapshot):
         super().__init__(snapshot.folder, snapshot.manifest, before=snapshot)
         self.columns = tuple(columns)
         self._main = self._source = snapshot
+        self._unit_length = unit
         self._vectors: list[NamedVectors | None] = []  # in the order of `columns`, None for the main vectors
         for name in columns:
             if name == MAIN:
@@ -57,7 +65,9 @@ class ConcatenatedSnapshot(Snapshot):
 
     @property
     def space(self) -> Space:
-        return concatenated_space([self._main.space if column is None else column.space for column in self._vectors])
+        spaces = [self._main.space if column is None else column.space for column in self._vectors]
+        space = concatenated_space(spaces)
+        return replace(space, normalised=True) if self._unit_length else space
 
     def vectors(self, positions: Any = None, dtype: Any = np.float32) -> npt.NDArray[Any]:
         positions = self._positions(positions)
@@ -65,7 +75,18 @@ class ConcatenatedSnapshot(Snapshot):
             self._main.vectors(positions) if column is None else column.vectors(self._main, positions)
             for column in self._vectors
         ]
-        return concatenate(parts).astype(dtype)
+        return joined(parts, self.space).astype(dtype)
+
+    def search_each(
+        self, queries: Vectors, k: int, wheres: Sequence[Mask | PreparedFilter | None], recall: float = 0.99
+    ) -> list[Matches]:
+        if self.space.normalised:
+            return super().search_each(queries, k, wheres, recall)
+        return self._unit.search_each(concatenate([np.atleast_2d(queries)]), k, wheres, recall)
+
+    @cached_property
+    def _unit(self) -> ConcatenatedSnapshot:
+        return ConcatenatedSnapshot(self._main, self.columns, unit=True)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         return self._main.column(name)  # loaded once for both
@@ -95,6 +116,11 @@ def space_of(snapshot: Snapshot, columns: Sequence[str]) -> Space:
     return spaces[0] if tuple(columns) == (MAIN,) else concatenated_space(spaces)
 
 
+def joined(parts: Sequence[Vectors], space: Space) -> npt.NDArray[np.float32]:
+    """(n, dim) vectors in a space that `concatenated_space` made: concatenated, or the only part as it is."""
+    return concatenate(parts) if space.normalised else np.asarray(parts[0], np.float32)
+
+
 def concatenate(parts: Sequence[Vectors]) -> npt.NDArray[np.float32]:
     """Concatenate (n, dim) arrays to (n, sum of dims) unit vectors, each part scaled to the same length."""
     norms = [np.linalg.norm(np.asarray(part, np.float32), axis=1, keepdims=True) for part in parts]
@@ -104,6 +130,7 @@ def concatenate(parts: Sequence[Vectors]) -> npt.NDArray[np.float32]:
 
 
 def concatenated_space(spaces: Sequence[Space]) -> Space:
-    """Space of vectors concatenated in this order."""
+    """Space of vectors concatenated in this order; not normalised if it is a single one that is not."""
     digest = hashlib.blake2b("+".join(space.fingerprint for space in spaces).encode(), digest_size=32).hexdigest()
-    return Space(" + ".join(space.encoder for space in spaces), digest, sum(space.dim for space in spaces))
+    names, normalised = " + ".join(space.encoder for space in spaces), len(spaces) > 1 or spaces[0].normalised
+    return Space(names, digest, sum(space.dim for space in spaces), normalised)
