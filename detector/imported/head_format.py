@@ -68,7 +68,11 @@ class HeadFormat:
         return f"those of {self.encoder} that `clipfake store add-vectors {self.views[0]}` adds"
 
 
-_CLIP_L14 = r"clip.*\b(vit[-_ ]?)?l(arge)?[-_ /]?(patch)?[-_ ]?14\b"
+# OpenAI's CLIP ViT-L/14 in the names of the hub, open_clip, timm and of folders; not with the weights of others.
+_CLIP_L14 = (
+    r"^(?=.*clip)(?=.*(large|vit[-_ ]?l)[-_ /]?(patch)?[-_ ]?14(?!\d))"
+    r"(?!.*(laion|datacomp|commonpool|dfn|metaclip|siglip|eva|bigg|streetclip|fashion|pubmed|depth:))"
+)
 FORMATS = {
     known.name: known
     for known in (
