@@ -6,36 +6,40 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import NotEnoughRows
-from .named_vectors import MAIN, NamedVectors, open_named_vectors
+from .manifest import Manifest
+from .named_vectors import NamedVectors, open_named_vectors
 from .records import Ids, Mask, Vectors
 from .search.matches import Matches
 from .search.prepared_filter import PreparedFilter
 from .snapshot import Snapshot
-from .space import Space
+from .space import MAIN, Space
+
+ROWS_AT_ONCE = 16_384  # rows whose vectors are concatenated at a time
 
 
 class ConcatenatedSnapshot(Snapshot):
     """A view of a snapshot whose vectors are several vectors of each row, concatenated.
 
     Each vector is scaled to unit length and has the same weight, so the inner product of two rows is the mean of their
-    cosine similarities. Searches are exact. `concatenated_snapshot` makes one if it is needed.
+    cosine similarities. `concatenated_snapshot` makes one if it is needed.
 
     A single vector of a space that is not normalised is as it is stored, since its length may tell something; searches
     scale both sides, so that similarities are cosines here too.
     """
 
-    def __init__(self, snapshot: Snapshot, columns: Sequence[str], *, unit: bool = False) -> None:
+    def __init__(self, snapshot: Snapshot, names: Sequence[str], *, unit: bool = False) -> None:
         """Open the named vectors.
 
         Parameters
         ----------
-        columns : names of vectors, "main" for the store's own
+        names : of the vectors, "main" for the store's own
         unit : scale a single vector to unit length, too
 
         Raises
@@ -46,11 +50,11 @@ class ConcatenatedSnapshot(Snapshot):
             A row has no vector of this name.
         """
         super().__init__(snapshot.folder, snapshot.manifest, before=snapshot)
-        self.columns = tuple(columns)
+        self.vector_names = tuple(names)
         self._main = self._source = snapshot
         self._unit_length = unit
-        self._vectors: list[NamedVectors | None] = []  # in the order of `columns`, None for the main vectors
-        for name in columns:
+        self._vectors: list[NamedVectors | None] = []  # in the order of the names, None for the main vectors
+        for name in names:
             if name == MAIN:
                 self._vectors.append(None)
                 continue
@@ -65,17 +69,25 @@ class ConcatenatedSnapshot(Snapshot):
 
     @property
     def space(self) -> Space:
-        spaces = [self._main.space if column is None else column.space for column in self._vectors]
-        space = concatenated_space(spaces)
+        space = concatenated_space([self._main.space if column is None else column.space for column in self._vectors])
         return replace(space, normalised=True) if self._unit_length else space
+
+    @property
+    def vector_files(self) -> dict[int, str]:
+        return vector_files([column for column in self._vectors if column], self.manifest)
 
     def vectors(self, positions: Any = None, dtype: Any = np.float32) -> npt.NDArray[Any]:
         positions = self._positions(positions)
-        parts = [
-            self._main.vectors(positions) if column is None else column.vectors(self._main, positions)
-            for column in self._vectors
-        ]
-        return joined(parts, self.space).astype(dtype)
+        space = self.space
+        result = np.empty((len(positions), space.dim), dtype)
+        for start in range(0, len(positions), ROWS_AT_ONCE):
+            rows = positions[start : start + ROWS_AT_ONCE]
+            parts = [
+                self._main.vectors(rows) if column is None else column.vectors(self._main, rows)
+                for column in self._vectors
+            ]
+            result[start : start + ROWS_AT_ONCE] = joined(parts, space)
+        return result
 
     def search_each(
         self, queries: Vectors, k: int, wheres: Sequence[Mask | PreparedFilter | None], recall: float = 0.99
@@ -86,7 +98,7 @@ class ConcatenatedSnapshot(Snapshot):
 
     @cached_property
     def _unit(self) -> ConcatenatedSnapshot:
-        return ConcatenatedSnapshot(self._main, self.columns, unit=True)
+        return ConcatenatedSnapshot(self._main, self.vector_names, unit=True)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         return self._main.column(name)  # loaded once for both
@@ -100,20 +112,30 @@ class ConcatenatedSnapshot(Snapshot):
         """Empty: text vectors exist in the main space only."""
         return {}
 
-    @cached_property
-    def _index(self) -> None:
-        return None
 
-
-def concatenated_snapshot(snapshot: Snapshot, columns: Sequence[str]) -> Snapshot:
+def concatenated_snapshot(snapshot: Snapshot, names: Sequence[str], *, unit: bool = False) -> Snapshot:
     """A `ConcatenatedSnapshot` of these vectors, or the snapshot itself for ("main",)."""
-    return snapshot if tuple(columns) == (MAIN,) else ConcatenatedSnapshot(snapshot, columns)
+    return snapshot if tuple(names) == (MAIN,) else ConcatenatedSnapshot(snapshot, names, unit=unit)
 
 
-def space_of(snapshot: Snapshot, columns: Sequence[str]) -> Space:
+def space_of(snapshot: Snapshot, names: Sequence[str]) -> Space:
     """Space of the concatenated vectors, without reading a vector; raises StoreError for an unknown name."""
-    spaces = [snapshot.space if name == MAIN else open_named_vectors(snapshot.folder, name).space for name in columns]
-    return spaces[0] if tuple(columns) == (MAIN,) else concatenated_space(spaces)
+    spaces = [snapshot.space if name == MAIN else open_named_vectors(snapshot.folder, name).space for name in names]
+    return spaces[0] if tuple(names) == (MAIN,) else concatenated_space(spaces)
+
+
+def vector_files(columns: Sequence[NamedVectors], manifest: Manifest) -> dict[int, str]:
+    """Shard number -> checksums of the files with these named vectors, for the shards that all of them cover."""
+    return {
+        part.number: "+".join(column.pieces[part.name].digest for column in columns)
+        for part in manifest.parts
+        if columns and all(column.covers(part) for column in columns)
+    }
+
+
+def stored_vector_files(store: Path, names: Sequence[str], manifest: Manifest) -> dict[int, str]:
+    """`vector_files` of the vectors with these names in a store; raises StoreError if they cannot be read."""
+    return vector_files([open_named_vectors(store, name) for name in names if name != MAIN], manifest)
 
 
 def joined(parts: Sequence[Vectors], space: Space) -> npt.NDArray[np.float32]:

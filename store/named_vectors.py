@@ -30,13 +30,13 @@ from .rooms import NAMED_VECTORS, own_files, own_folders, remove_files, store_lo
 from .search.matches import Positions
 from .shard import SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
+from .space import MAIN as MAIN
 from .space import Space
 
 FOLDER, LIST = "columns", "column.json"
 _AGAIN = "the store itself is intact; remove the folder of these vectors and run `clipfake store add-vectors` again"
 VECTORS_LIMIT = 1 << 34  # bytes of the vectors of one shard
 FILE = SealedJson("clipfake-column", 1, "list of named vectors", Damaged, _AGAIN)
-MAIN = "main"  # name of the store's own vectors
 ROWS_HELD = 65_536  # rows a writer buffers before it writes them
 ROWS_READ = 4096  # at a time
 

@@ -44,7 +44,7 @@ def read_arrays(path: Path) -> Arrays:
         arrays = read(content)
     except HeadError:
         raise
-    except Exception as e:  # noqa: BLE001 - what a library raises for a damaged or hostile file can be anything
+    except Exception as e:
         reason = str(e).strip().partition("\n")[0].rstrip(".") or type(e).__name__
         raise HeadError(f"{path} is no readable {path.suffix} file of arrays ({reason[:300]}); get it again") from e
     if not arrays:

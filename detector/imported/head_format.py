@@ -148,9 +148,7 @@ def read_linear_head(path: Path, head_format: HeadFormat, *, fake_class: int = 1
 
 def _weight_and_bias(path: Path, arrays: Mapping[str, Array]) -> tuple[Array, Array]:
     """The only weight and the only bias of a file; raises HeadError if it holds anything else."""
-    weights, biases = (
-        [name for name in arrays if name.rpartition(".")[2] in endings] for endings in (WEIGHT, BIAS)
-    )
+    weights, biases = ([name for name in arrays if name.rpartition(".")[2] in endings] for endings in (WEIGHT, BIAS))
     if len(weights) != 1 or len(biases) != 1 or len(arrays) > 2:
         shown = ", ".join(f"{name[:80]} {arrays[name].shape}" for name in list(arrays)[:8])
         more = f" and {len(arrays) - 8:,} more" if len(arrays) > 8 else ""
