@@ -1,4 +1,4 @@
-"""Import a head that others have trained: check its vectors, calibrate it on the store's rows, save it like any head."""
+"""Import a head that others have trained: check its vectors, calibrate it on stored rows, save it like any head."""
 
 from __future__ import annotations
 
