@@ -12,7 +12,6 @@ from ...errors import HeadError, SpaceMismatch
 from ...store.concatenated import concatenated_snapshot
 from ...store.named_vectors import MAIN, open_named_vectors, vector_names
 from ...store.snapshot import Snapshot
-from ...store.space import Space
 from ...store.store import Store
 from ..head import DEFAULT, IMPORTED, Head, head_folder
 from ..linear import LinearClassifier
@@ -69,7 +68,7 @@ def import_head(
     classifier = read_linear_head(path, head_format, fake_class=fake_class)
     snapshot = store if isinstance(store, Snapshot) else store.snapshot()
     vectors = vectors or _stored_view(snapshot, head_format)
-    require_fitting(classifier, head_format, _space_of(snapshot, vectors), vectors, any_encoder=any_encoder)
+    _require_fitting(classifier, head_format, snapshot, vectors, any_encoder=any_encoder)
     view = concatenated_snapshot(snapshot, (vectors,))
     options = TrainOptions(baselines=(), seed=seed)
     split, parts = make_split(view, options)
@@ -94,11 +93,18 @@ def import_head(
     return FitReport(TrainReport(head, metrics, {}, [], None), calibrated, store.folder, name, attribution)
 
 
-def require_fitting(
-    classifier: LinearClassifier, head_format: HeadFormat, space: Space, vectors: str, *, any_encoder: bool = False
+def _require_fitting(
+    classifier: LinearClassifier, head_format: HeadFormat, snapshot: Snapshot, vectors: str, *, any_encoder: bool
 ) -> None:
-    """Raise SpaceMismatch unless vectors of this space are, as far as that can be seen, those that a head reads."""
+    """Raise SpaceMismatch unless the stored vectors are, as far as that can be seen, those that a head reads."""
+    column = None if vectors == MAIN else open_named_vectors(snapshot.folder, vectors)
+    space = snapshot.space if column is None else column.space
     head_format.require_space(space, f"the vectors {vectors}", any_encoder=any_encoder)
+    if head_format.dim and column is not None and column.view and column.view.kind not in head_format.views:
+        raise SpaceMismatch(
+            f"the vectors {vectors} are the view {column.view.kind}, but a head of the format {head_format.name} reads "
+            f"{' or '.join(head_format.views)}: {head_format.vectors}"
+        )
     if space.dim != (dim := len(classifier.weights)):
         raise SpaceMismatch(
             f"the vectors {vectors} have {space.dim} dimensions ({space}), but the head reads {dim}; name those that "
@@ -116,7 +122,3 @@ def _stored_view(snapshot: Snapshot, head_format: HeadFormat) -> str:
         f"the store {snapshot.folder} has no vectors {' or '.join(head_format.views)} for a head of the format "
         f"{head_format.name}, only {', '.join(stored)}; it reads {head_format.vectors}. Name others with --vectors"
     )
-
-
-def _space_of(snapshot: Snapshot, vectors: str) -> Space:
-    return snapshot.space if vectors == MAIN else open_named_vectors(snapshot.folder, vectors).space

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from ...errors import StoreError
-from ..named_vectors import named_vectors_writer, open_named_vectors, vector_names
+from ..named_vectors import create_view, named_vectors_writer, open_named_vectors, vector_names
 from ..records import Block
 from ..search.matches import Positions
 from ..snapshot import Snapshot
@@ -65,6 +65,8 @@ def _blocks(snapshot: Snapshot, positions: Positions) -> Iterator[Block]:
 def _copy_named_vectors(snapshot: Snapshot, positions: Positions, store: Store, name: str) -> None:
     """Copy the named vectors of one name, as far as the rows have them."""
     column = open_named_vectors(snapshot.folder, name)
+    if column.view is not None:
+        create_view(store.folder, name, column.space, column.view, column.parameters())
     for part in snapshot.manifest.parts:
         column.check(part)  # otherwise damaged vectors would get a valid checksum
     stored = positions[~column.missing(snapshot)[positions]]
