@@ -10,18 +10,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from clipfake.api import index
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.cli import main
 from clipfake.detector.detector import VectorDetector
 from clipfake.detector.head import head_folder
 from clipfake.detector.imported.head_format import FORMATS, format_named, read_linear_head
 from clipfake.detector.imported.import_head import import_head
+from clipfake.detector.verdict import Verdict
 from clipfake.errors import HeadError, NotEnoughRows, SpaceMismatch
+from clipfake.indexer.index_run import IndexOptions
+from clipfake.session import Session
 from clipfake.store.concatenated import concatenated_snapshot
-from clipfake.store.named_vectors import named_vectors_writer
+from clipfake.store.named_vectors import ViewRecord, create_view, named_vectors_writer
 from clipfake.store.space import Space
 from clipfake.store.store import Store
+from PIL import Image
 from safetensors.numpy import save_file
+from tiny_models import SMALL
+from tiny_models import saved as saved_model
 
 FOREIGN = Path(__file__).parents[3] / "shared" / "data" / "foreign"
 PUBLISHED = {
@@ -35,6 +42,13 @@ L14 = Space("openai/clip-vit-large-patch14", "a" * 64, 768, normalised=False)
 L14_336 = Space("openai/clip-vit-large-patch14-336", "b" * 64, 1024, normalised=False)
 LINEAR, UNIVFD = FORMATS["linear"], FORMATS["univfd"]
 ROWS = 400
+CLIP_FIELDS = {
+    "image_processor_type": "CLIPImageProcessor",
+    "size": {"shortest_edge": 32},
+    "crop_size": 32,
+    "image_mean": [0.48145466, 0.4578275, 0.40821073],
+    "image_std": [0.26862954, 0.26130258, 0.27577711],
+}
 
 
 def weights(dim: int = 6, rows: int = 1) -> dict[str, np.ndarray]:
@@ -325,3 +339,46 @@ def test_import_from_the_command_line(store: Store, tmp_path: Path, capsys: pyte
     assert "class token of every block" in capsys.readouterr().err
     assert run("head", "import", path, "--format", "univfd", "--store", store.folder) == 1
     assert run("report", "--head", "linear", "--store", store.folder, "--out", tmp_path / "r.html") == 0
+
+
+def test_imported_head_reads_the_view_that_a_query_computes(tmp_path: Path, head_file: Path) -> None:
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+
+    torch.manual_seed(0)
+    model = CLIPVisionModelWithProjection(CLIPVisionConfig(**SMALL, projection_dim=768)).eval()
+    folder = saved_model(tmp_path / "clip-vit-large-patch14", model, CLIP_FIELDS)
+    for label in ("real", "fake"):
+        for number in range(40):
+            noise = np.random.default_rng([number, label == "fake"]).integers(0, 256, (9, 9, 3), np.uint8)
+            path = tmp_path / "images" / label / f"cam_{label}" / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(noise).resize((48, 40)).save(path)
+    store = tmp_path / "store"
+    index([tmp_path / "images"], store, encoder=str(folder), options=IndexOptions(views=("crops",)))
+    import_head(Store.open(store), head_file, "univfd", "univfd").save()
+
+    session = Session(store, "univfd")
+    path = tmp_path / "images" / "fake" / "cam_fake" / "3.png"
+    [(image, verdict)] = session.judge([path])
+    assert image.vector is not None
+    pixels = np.asarray(Image.open(path))[4:36, 8:40].astype(np.float32) / 255  # the centre, not resized
+    pixels = (pixels - np.array(CLIP_FIELDS["image_mean"])) / np.array(CLIP_FIELDS["image_std"])
+    with torch.inference_mode():
+        embedding = model(torch.from_numpy(pixels.transpose(2, 0, 1)[None]).float()).image_embeds[0]
+        logit = float((embedding * 0.01).sum() - 2)
+    assert np.allclose(image.vector, embedding.numpy(), rtol=1e-4, atol=1e-5)
+    assert session.detector.head.decision_function(image.vector)[0] == pytest.approx(logit, abs=1e-4)
+    stored = session.detector.snapshot.vectors()
+    assert np.abs(stored @ image.vector / np.linalg.norm(stored, axis=1)).max() > 0.999 * np.linalg.norm(image.vector)
+    assert isinstance(verdict, Verdict)
+    assert max(near.similarity for near in verdict.neighbors["fake"]) <= 1
+
+
+def test_view_of_another_kind_is_refused(tmp_path: Path, head_file: Path) -> None:
+    store = Store.create(tmp_path / "store", space(8))
+    with store.writer() as writer:
+        for block in synthetic(60, 8):
+            writer.append(block)
+    create_view(store.folder, "crops5", L14, ViewRecord("crops5"))
+    with pytest.raises(SpaceMismatch, match="are the view crops5"):
+        import_head(store, head_file, "univfd", "x", vectors="crops5")
