@@ -83,18 +83,6 @@ class SplitRecipe(StrEnum):
     grouped = "grouped"
 
 
-class EvaluationHead(StrEnum):
-    """Head that is evaluated on left-out sources."""
-
-    ridge = "ridge"
-    knn = "knn"
-    both = "both"
-    triplet_svm = "triplet-svm"
-    rbf_svm = "rbf-svm"
-    pca_svm = "pca-svm"
-    logistic = "logistic"
-
-
 class HeadFormatName(StrEnum):
     """Format of a head that others have trained."""
 

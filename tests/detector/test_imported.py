@@ -14,6 +14,7 @@ from clipfake.api import index
 from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.cli import main
 from clipfake.detector.detector import VectorDetector
+from clipfake.detector.evaluation.leave_one_out import leave_one_out
 from clipfake.detector.head import head_folder
 from clipfake.detector.imported.head_format import FORMATS, format_named, read_linear_head
 from clipfake.detector.imported.import_head import import_head
@@ -309,6 +310,25 @@ def test_imported_head_judges_like_a_trained_one(store: Store, head_file: Path) 
     assert len(verdicts[0].neighbors["real"]) == 9
     assert report.trained.metrics["test"].auc == pytest.approx(1, abs=0.02)
     assert json.loads((head_folder(store.folder, "univfd") / "report.json").read_text())["classifier"] == "imported"
+
+
+def test_imported_head_is_evaluated_on_every_pair(
+    store: Store, head_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = import_head(store, head_file, "univfd", "measured")
+    report.save()
+    view = concatenated_snapshot(store.snapshot(), ("crops",))
+    result = leave_one_out(view, report.trained.head)
+    scores, sources = report.trained.head.decision_function(view.vectors()), view.column("sources")
+    for cell in result.cells[::7]:
+        real, fake = scores[sources == cell.real], scores[sources == cell.generator]
+        assert cell.auc == pytest.approx((fake[:, None] > real).mean(), abs=1e-9)
+    with pytest.raises(SystemExit) as ended:
+        main(["evaluate", "--head", "measured", "--store", str(store.folder), "--json"])
+    assert not ended.value.code
+    assert json.loads(capsys.readouterr().out)["mean_auc"] == pytest.approx(result.mean_auc, abs=1e-4)
+    with pytest.raises(SpaceMismatch):
+        leave_one_out(store.snapshot(), report.trained.head)
 
 
 def test_vectors_that_do_not_fit_are_refused(store: Store, head_file: Path, tmp_path: Path) -> None:
