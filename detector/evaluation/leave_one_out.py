@@ -139,12 +139,11 @@ def leave_one_out(snapshot: Snapshot, head: Kind | Head = "ridge", *, seed: int 
     SpaceMismatch
         The snapshot has other vectors than the head reads.
     """
-    imported = head if isinstance(head, Head) else None
-    if imported is not None:
-        if not imported.imported:
-            raise HeadError(f"a trained head has seen the sources; name its classifier, {imported.classifier_name}")
-        imported.space.require(snapshot.space, f"the store {snapshot.folder}")
-        head = "imported"
+    kind: Kind = "imported" if isinstance(head, Head) else head
+    if isinstance(head, Head):
+        if not head.imported:
+            raise HeadError(f"a trained head has seen the sources; name its classifier, {head.classifier_name}")
+        head.space.require(snapshot.space, f"the store {snapshot.folder}")
     else:
         require_choice(head, "head", FITTED)
     groups, names = by_source(snapshot)
@@ -159,8 +158,8 @@ def leave_one_out(snapshot: Snapshot, head: Kind | Head = "ridge", *, seed: int 
     trained[held] = False
     pairs = [(f, r) for f, g in enumerate(names) if g[0] == FAKE for r, h in enumerate(names) if h[0] == REAL]
     sources = SourceGroups(snapshot, groups, names, pairs, trained, held)
-    if imported is not None:
-        scores = _imported_scores(sources, imported, seed)
+    if isinstance(head, Head):
+        scores = _imported_scores(sources, head, seed)
     elif head == "ridge":
         scores = _ridge_scores(sources)
     else:
@@ -173,7 +172,7 @@ def leave_one_out(snapshot: Snapshot, head: Kind | Head = "ridge", *, seed: int 
         auc(truth, scores.validation[:, -1]) or 0.0,
         int((groups >= 0).sum()),
         snapshot.number,
-        head,
+        kind,
     )
 
 

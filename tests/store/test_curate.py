@@ -79,7 +79,7 @@ def test_rows_of_a_large_source_are_compared_in_parts() -> None:
 
     def vectors_of(rows: np.ndarray) -> np.ndarray:
         read.append(len(rows))
-        return vectors[rows]
+        return np.asarray(vectors[rows])
 
     chosen = choose_representatives(len(vectors), 100, vectors_of, rng)
     assert len(read) == 3
