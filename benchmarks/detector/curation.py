@@ -2,8 +2,9 @@
 
 Sources are left out in five folds, two generators and one real source in each; the bank is chosen from the other
 sources. Every left-out generator is compared with the left-out real source ("both unseen"), and with rows of all real
-sources that are not in the bank either ("generator unseen"). Measured are the neighbours' rule (nine of each class, weights
-1/n) and an RBF SVM fitted on the bank. Intervals (95 %) are those of 2,000 resamples of the left-out sources.
+sources that are not in the bank either ("generator unseen"). Measured are the rule of the neighbours (nine of each
+class, weights 1/n) and an RBF SVM fitted on the bank. Intervals (95 %) are those of 2,000 resamples of the left-out
+sources.
 
 The methods choose within each source, and each class and source has the same share, except for "random". "k-centre" is
 the greedy choice of the farthest row (Gonzalez 1985), "k-means" takes the row nearest to each mean.
