@@ -64,6 +64,10 @@ class ConcatenatedSnapshot(Snapshot):
         return concatenated_space([self._main.space if column is None else column.space for column in self._vectors])
 
     @property
+    def main(self) -> Snapshot:
+        return self._main
+
+    @property
     def vector_files(self) -> dict[int, str]:
         return vector_files([column for column in self._vectors if column], self.manifest)
 
