@@ -124,10 +124,14 @@ def stored_vector_files(store: Path, names: Sequence[str], manifest: Manifest) -
 
 def concatenate(parts: Sequence[Vectors]) -> npt.NDArray[np.float32]:
     """Concatenate (n, dim) arrays to (n, sum of dims) unit vectors, each part scaled to the same length."""
-    norms = [np.linalg.norm(np.asarray(part, np.float32), axis=1, keepdims=True) for part in parts]
-    weight = 1 / np.sqrt(len(parts))
-    scaled = [weight * part / np.where(norm == 0, 1, norm) for part, norm in zip(parts, norms, strict=True)]
-    return np.concatenate(scaled, axis=1).astype(np.float32)
+    ends = np.cumsum([part.shape[1] for part in parts])
+    result = np.empty((len(parts[0]), ends[-1]), np.float32)
+    for part, end in zip(parts, ends.tolist(), strict=True):
+        scaled = result[:, end - part.shape[1] : end]
+        scaled[:] = part
+        norm = np.sqrt(len(parts) * np.einsum("nd,nd->n", scaled, scaled))
+        scaled /= np.where(norm == 0, 1, norm)[:, None].astype(np.float32)
+    return result
 
 
 def concatenated_space(spaces: Sequence[Space]) -> Space:
