@@ -52,10 +52,13 @@ class ConcatenatedSnapshot(Snapshot):
                 continue
             column = open_named_vectors(snapshot.folder, name)
             column.open_files(snapshot)
-            if missing := int(column.missing(snapshot).sum()):
+            if (missing := column.missing(snapshot)).any():
+                encoder = "" if column.view else f" --encoder {column.space.encoder}"
                 raise NotEnoughRows(
-                    f"{missing} of {len(snapshot)} rows have no vector {name}; "
-                    f"add them with `clipfake store add-vectors {name} --encoder {column.space.encoder}`"
+                    f"{missing.sum()} of {len(snapshot)} rows have no vector {name}, first "
+                    f"{snapshot.column('keys')[missing.argmax()]}; "
+                    f"add them with `clipfake store add-vectors {name}{encoder}` (and --folders if the images have "
+                    f"moved), or delete the rows of images that are gone with `clipfake index --sync`"
                 )
             self._vectors.append(column)
 
