@@ -60,10 +60,13 @@ class ConcatenatedSnapshot(Snapshot):
                 continue
             column = open_named_vectors(snapshot.folder, name)
             column.open_files(snapshot)
-            if missing := int(column.missing(snapshot).sum()):
+            if (missing := column.missing(snapshot)).any():
+                encoder = "" if column.view else f" --encoder {column.space.encoder}"
                 raise NotEnoughRows(
-                    f"{missing} of {len(snapshot)} rows have no vector {name}; "
-                    f"add them with `clipfake store add-vectors {name} --encoder {column.space.encoder}`"
+                    f"{missing.sum()} of {len(snapshot)} rows have no vector {name}, first "
+                    f"{snapshot.column('keys')[missing.argmax()]}; "
+                    f"add them with `clipfake store add-vectors {name}{encoder}` (and --folders if the images have "
+                    f"moved), or delete the rows of images that are gone with `clipfake index --sync`"
                 )
             self._vectors.append(column)
 
@@ -71,6 +74,10 @@ class ConcatenatedSnapshot(Snapshot):
     def space(self) -> Space:
         space = concatenated_space([self._main.space if column is None else column.space for column in self._vectors])
         return replace(space, normalised=True) if self._unit_length else space
+
+    @property
+    def main(self) -> Snapshot:
+        return self._main
 
     @property
     def vector_files(self) -> dict[int, str]:
@@ -145,10 +152,14 @@ def joined(parts: Sequence[Vectors], space: Space) -> npt.NDArray[np.float32]:
 
 def concatenate(parts: Sequence[Vectors]) -> npt.NDArray[np.float32]:
     """Concatenate (n, dim) arrays to (n, sum of dims) unit vectors, each part scaled to the same length."""
-    norms = [np.linalg.norm(np.asarray(part, np.float32), axis=1, keepdims=True) for part in parts]
-    weight = 1 / np.sqrt(len(parts))
-    scaled = [weight * part / np.where(norm == 0, 1, norm) for part, norm in zip(parts, norms, strict=True)]
-    return np.concatenate(scaled, axis=1).astype(np.float32)
+    ends = np.cumsum([part.shape[1] for part in parts])
+    result = np.empty((len(parts[0]), ends[-1]), np.float32)
+    for part, end in zip(parts, ends.tolist(), strict=True):
+        scaled = result[:, end - part.shape[1] : end]
+        scaled[:] = part
+        norm = np.sqrt(len(parts) * np.einsum("nd,nd->n", scaled, scaled))
+        scaled /= np.where(norm == 0, 1, norm)[:, None].astype(np.float32)
+    return result
 
 
 def concatenated_space(spaces: Sequence[Space]) -> Space:

@@ -70,6 +70,11 @@ class Snapshot:
         return self.manifest.space
 
     @property
+    def main(self) -> Snapshot:
+        """The same rows with the store's own vectors."""
+        return self
+
+    @property
     def vector_files(self) -> dict[int, str]:
         """Shard number -> checksums of its files of named vectors; empty for main vectors, which never change."""
         return {}

@@ -109,7 +109,7 @@ def _gains(snapshot: Snapshot, name: str, seed: int, on_progress: Callable[[str]
     """The gains of the vectors of one name."""
     column = open_named_vectors(snapshot.folder, name)
     positions = _sample(snapshot, ~column.missing(snapshot), seed)
-    main = snapshot.vectors(positions)
+    main = snapshot.main.vectors(positions)
     view = column.vectors(snapshot, positions)
     vectors = {(MAIN,): concatenate([main]), (name,): concatenate([view]), (MAIN, name): concatenate([main, view])}
     # the rows are told by their number, so that every candidate can look up vectors of its own

@@ -14,7 +14,7 @@ from clipfake.store.maintenance.build_index import build_index
 from clipfake.store.maintenance.compact import compact
 from clipfake.store.maintenance.repair import repair
 from clipfake.store.maintenance.verify import verify
-from clipfake.store.named_vectors import named_vectors_writer
+from clipfake.store.named_vectors import named_vectors_writer, open_named_vectors
 from clipfake.store.search.ann_index import folders
 from clipfake.store.search.matches import nearest
 from clipfake.store.snapshot import Snapshot
@@ -161,3 +161,24 @@ def test_index_of_another_encoder_is_not_used(store: Store) -> None:
 def test_unknown_vectors_cannot_be_indexed(store: Store) -> None:
     with pytest.raises(StoreError, match="has no vectors named colour, only main, depth"):
         build_index(store, vectors=("main", "colour"))
+
+
+def test_rows_without_a_vector_are_named(store: Store) -> None:
+    add_rows(store, ROWS + 2)
+    first = store.snapshot().column("keys")[ROWS]
+    message = rf"2 of 3002 rows have no vector depth, first {first}; .* add-vectors depth --encoder other"
+    with pytest.raises(NotEnoughRows, match=message):
+        concatenated_snapshot(store.snapshot(), BOTH)
+
+
+def test_files_whose_rows_all_have_a_vector_are_not_read_for_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    add_rows(store, ROWS + 20)
+    fill(store, np.arange(ROWS + 20) >= ROWS + 10)
+    missing = open_named_vectors(store.folder, "depth").missing(store.snapshot())
+    assert missing.nonzero()[0].tolist() == [*range(ROWS, ROWS + 10)]
+    fill(store, missing)
+    with store.writer() as writer:
+        writer.delete(np.arange(ROWS + 20) % 3 == 0)
+    compact(store)
+    monkeypatch.setattr("clipfake.store.named_vectors.NamedVectors.shard_vectors", None)
+    assert not open_named_vectors(store.folder, "depth").missing(store.snapshot()).any()
