@@ -36,8 +36,7 @@ def copy_rows(snapshot: Snapshot, positions: Positions, folder: Path, note: str 
     Damaged
         A vector is not as it was written, so that it must not be copied.
     """
-    if folder.resolve() == snapshot.folder.resolve():
-        raise StoreError(f"{folder} is the store itself; name another folder for the copy")
+    require_target(snapshot, folder)
     store = Store.create(folder, snapshot.space)
     keys = snapshot.column("keys")[positions]
     present = store.snapshot()
@@ -49,6 +48,13 @@ def copy_rows(snapshot: Snapshot, positions: Positions, folder: Path, note: str 
     for name in vector_names(snapshot.folder):
         _copy_named_vectors(snapshot, positions, store, name)
     return store
+
+
+def require_target(snapshot: Snapshot, folder: Path) -> None:
+    """Raise StoreError if a folder is the snapshot's store itself, or neither a store nor empty."""
+    if folder.resolve() == snapshot.folder.resolve():
+        raise StoreError(f"{folder} is the store itself; name another folder for the copy")
+    Store(folder).require_room()
 
 
 def _blocks(snapshot: Snapshot, positions: Positions) -> Iterator[Block]:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from ...errors import InvalidOption, NotEnoughRows
 from ..concatenated import concatenate, concatenated_snapshot
-from ..exchange.copy_rows import copy_rows
+from ..exchange.copy_rows import copy_rows, require_target
 from ..records import FAKE, LABELS, REAL, distinct
 from ..search.matches import Positions
 from ..snapshot import Snapshot
@@ -84,6 +84,7 @@ def curate(
     """
     on_progress = on_progress or (lambda step: None)
     snapshot = store.snapshot()
+    require_target(snapshot, to)  # before choosing, which takes minutes
     compared = concatenated_snapshot(snapshot, vectors)
     groups = source_groups(snapshot)
     chosen = choose_rows(compared, groups, rows, seed=seed, on_progress=on_progress)

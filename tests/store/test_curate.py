@@ -150,6 +150,12 @@ def test_copying_again_completes_and_never_mixes(store: Store, tmp_path: Path) -
         copy_rows(snapshot, np.arange(50), tmp_path / "copy")
     with pytest.raises(StoreError, match="the store itself"):
         curate(store, store.folder, 100)
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "a.txt").write_text("mine")
+    with pytest.raises(StoreError, match="is not a store"):
+        curate(store, tmp_path / "notes", 100)
+    with pytest.raises(NotEnoughRows, match="have no vector depth"):
+        curate(store, tmp_path / "small", 100, vectors=("depth",))
 
 
 def test_rows_without_a_label_are_left_out_and_counted(tmp_path: Path) -> None:
