@@ -30,7 +30,7 @@ from .hub import (
 )
 from .preprocess import Preprocess
 
-Weights = dict[str, torch.Tensor]
+Weights = Mapping[str, torch.Tensor]
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes as safetensors names them
 
 
@@ -53,7 +53,7 @@ class Checkpoint:
 
     def weights(self) -> Weights:
         """Memory-map all weights, by name; raises EncoderError."""
-        weights: Weights = {}
+        weights: dict[str, torch.Tensor] = {}
         for file in weight_files(self.folder, SAFETENSORS):
             try:
                 weights |= load_file(file)
@@ -125,14 +125,14 @@ def _dtypes(folder: Path) -> dict[str, torch.dtype]:
     return dtypes
 
 
-def require_finite(weights: Weights, folder: Path) -> None:
+def require_finite(weights: Weights, model: Path | str) -> None:
     """Raise EncoderError if a weight is NaN or infinite."""
     # a sum is the fastest test, but one of finite weights may be infinite as well
     suspects = [name for name, weight in weights.items() if not bool(weight.float().sum().isfinite())]
     broken = sorted(name for name in suspects if not bool(weights[name].float().isfinite().all()))
     if broken:
         shown = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
-        raise EncoderError(f"{folder}: {len(broken)} weights contain NaN or infinity ({shown}); download it again")
+        raise EncoderError(f"{model}: {len(broken)} weights contain NaN or infinity ({shown}); download it again")
 
 
 def fingerprint_of(weights: Weights, preprocess: Preprocess, pooling: str = "") -> str:
