@@ -239,7 +239,10 @@ def store_add_vectors_command(
     encoder: Annotated[
         str,
         typer.Option(
-            "--encoder", metavar="NAME", help="Hub id or directory of the encoder; depth:NAME for a depth model."
+            "--encoder",
+            metavar="NAME",
+            help="Hub id or directory of the encoder, depth:NAME for a depth model, timm:NAME, open_clip:NAME or "
+            "MODULE:FUNCTION of your own.",
         ),
     ],
     folders: Annotated[

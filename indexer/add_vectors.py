@@ -16,6 +16,7 @@ from ..store.store import Store
 from .decoding.image import Pixels
 from .embedding import embed_batches
 from .encoders.base import Embeddings, Encoder
+from .encoders.external.own_encoder import EncoderLike, as_encoder
 from .index_run import Folders
 from .pipeline import batched
 from .sources.folders import images_in
@@ -55,13 +56,18 @@ class AddVectorsReport:
 
 
 def add_vectors(
-    store: Store, name: str, encoder: Encoder, folders: Folders | None = None, on_progress: Progress | None = None
+    store: Store,
+    name: str,
+    encoder: Encoder | EncoderLike,
+    folders: Folders | None = None,
+    on_progress: Progress | None = None,
 ) -> AddVectorsReport:
     """Embed the images of the rows that have no vector named `name` yet. Resumable.
 
     Parameters
     ----------
     name : name of the vectors
+    encoder : an encoder, or any object with `encode` and a `space`
     folders : current location of the images, as passed to `index` (default: the paths stored when they were indexed)
     on_progress : called with the number of rows done and the number of rows to do
 
@@ -70,6 +76,7 @@ def add_vectors(
     StoreError, SpaceMismatch, SourceError
         The vectors of this name belong to another encoder, or a folder does not exist.
     """
+    encoder = as_encoder(encoder)
     with named_vectors_writer(store.folder, name, encoder.space) as writer:
         snapshot = writer.snapshot
         missing = np.flatnonzero(writer.column.missing(snapshot))

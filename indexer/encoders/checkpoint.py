@@ -31,6 +31,7 @@ from .hub import (
 from .preprocess import Preprocess
 
 Weights = Mapping[str, torch.Tensor]
+NAFLEX = ("siglip2", "siglip2_vision_model")  # values of model_type; SigLIP 2 of a fixed size has "siglip"
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes as safetensors names them
 
 
@@ -67,6 +68,11 @@ def open_checkpoint(model_id: str, *, weights: bool = True) -> Checkpoint:
     folder = folder_of(model_id, weights=weights)
     _require_files(folder)
     config = _json(folder / CONFIG)
+    if config.get("model_type") in NAFLEX:
+        raise EncoderError(
+            f"{folder} is a NaFlex variant of SigLIP 2, which takes images of any aspect ratio as sequences of patches; "
+            f"it is not supported. Use one of a fixed size, such as google/siglip2-base-patch16-224"
+        )
     if weights and not has_weights(folder):
         raise EncoderError(
             f"{folder} has no complete weights: neither {SAFETENSORS[0]} nor {PICKLED[0]}, in one file or in parts"

@@ -60,8 +60,8 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto", tr
     Raises
     ------
     EncoderError
-        The encoder is missing and is not or cannot be downloaded, or is not a vision model. Or its code must not be run,
-        or fails.
+        The encoder is missing and is not or cannot be downloaded, or is not a vision model. Or it is code that must not
+        be run, or fails.
     MissingExtra
         OpenVINO, timm or open_clip is needed but not installed.
     """
@@ -75,8 +75,8 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto", tr
     if code_of(name):
         if (device, precision) != ("auto", "auto"):
             raise EncoderError(
-                f"{name} chooses device and precision itself, not --device {device} --precision {precision}; leave both "
-                f"options out"
+                f"{name} chooses device and precision itself, not --device {device} --precision {precision}; leave "
+                f"both options out"
             )
         ensure_available(name, trusted=trusted)
         return load_own_encoder(name)

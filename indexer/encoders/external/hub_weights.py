@@ -25,7 +25,7 @@ class HubWeights:
         path = Path(name)
         if path.suffix not in (".bin", ".pt", ".pth"):
             return cls(repository, (name,))
-        # pytorch_model.bin stands beside model.safetensors, open_clip_pytorch_model.bin beside open_clip_model.safetensors
+        # beside open_clip_pytorch_model.bin stands open_clip_model.safetensors
         renamed = path.with_name(path.stem.replace("pytorch_model", "model")).name
         names = (f"{renamed}.safetensors", f"{path.stem}.safetensors", name)
         return cls(repository, tuple(dict.fromkeys(names)))

@@ -1,6 +1,6 @@
 """Models of open_clip: CLIP's image features and texts, with open_clip's own preprocessing.
 
-A name is "MODEL/PRETRAINED", as in "ViT-B-32/laion2b_s34b_b79k", where PRETRAINED may be the path of a weight file, or a
+A name is "MODEL/PRETRAINED", as in "ViT-B-32/laion2b_s34b_b79k", where PRETRAINED may be a path of weights, or it is a
 directory with open_clip_config.json and weights.
 """
 
@@ -165,5 +165,7 @@ def _pretrained_config(model: str, pretrained: str) -> Mapping[str, Any]:
     config: Mapping[str, Any] = open_clip.get_pretrained_cfg(model, pretrained) if pretrained else {}
     if pretrained and not config and not Path(pretrained).is_file():
         tags = ", ".join(open_clip.list_pretrained_tags_by_model(model))
-        raise EncoderError(f"open_clip has no weights {pretrained} of {model}, and there is no such file; it has {tags}")
+        raise EncoderError(
+            f"open_clip has no weights {pretrained} of {model}, and there is no such file; it has {tags}"
+        )
     return config

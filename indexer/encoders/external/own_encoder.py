@@ -28,7 +28,7 @@ from ..encoder_name import code_of
 UNIT_TOLERANCE = 1e-3  # deviation of a norm from 1; that of float16 arithmetic is half of it
 
 
-class ImageEncoder(Protocol):
+class EncoderLike(Protocol):
     """What an encoder of your own needs. `encode_texts` and `batch_size` are optional.
 
     `space` names the vectors: vectors are compared only with those of the same fingerprint, so take one that changes
@@ -46,7 +46,7 @@ class ImageEncoder(Protocol):
 class OwnEncoder(Encoder):
     """Runs an encoder of the user's and checks what it returns."""
 
-    def __init__(self, encoder: ImageEncoder | Encoder, name: str = "") -> None:
+    def __init__(self, encoder: EncoderLike | Encoder, name: str = "") -> None:
         """Wrap an encoder; `name` replaces that in its space. Raises EncoderError if it lacks `encode` or a `space`."""
         space = getattr(encoder, "space", None)
         if not isinstance(space, Space) or not callable(getattr(encoder, "encode", None)):
@@ -71,7 +71,11 @@ class OwnEncoder(Encoder):
         return self._checked(self._encoder.encode, images, "encode")
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
-        return self._checked(self._encoder.encode_texts, texts, "encode_texts") if self.has_text else super().encode_texts(texts)
+        return (
+            self._checked(self._encoder.encode_texts, texts, "encode_texts")
+            if self.has_text
+            else super().encode_texts(texts)
+        )
 
     def _checked(self, encode: Callable[[Any], Any], inputs: Sequence[Any], method: str) -> Embeddings:
         try:
@@ -89,7 +93,7 @@ class OwnEncoder(Encoder):
 
 
 def _problem(vectors: Any, count: int, space: Space) -> str:
-    """Return what is wrong with the vectors of `count` images, or "". Zero rows are left to the store, which skips them."""
+    """Return what is wrong with the vectors of `count` images, or "". Images with a zero vector are skipped later."""
     if not isinstance(vectors, np.ndarray):
         kind = type(vectors)
         return f"returned a {kind.__module__}.{kind.__name__}; return a numpy array of float32"
@@ -107,13 +111,13 @@ def _problem(vectors: Any, count: int, space: Space) -> str:
     norms = norms[norms > 0]
     if space.normalised and (np.abs(norms - 1) > UNIT_TOLERANCE).any():
         return (
-            f"returned vectors of length {norms.min():.4g} to {norms.max():.4g}, and its space is normalised; divide each "
-            f"by its length, or give the space normalised=False"
+            f"returned vectors of length {norms.min():.4g} to {norms.max():.4g}, and its space is normalised; divide "
+            f"each by its length, or give the space normalised=False"
         )
     return ""
 
 
-def as_encoder(encoder: ImageEncoder | Encoder) -> Encoder:
+def as_encoder(encoder: EncoderLike | Encoder) -> Encoder:
     """Return our own encoders as they are, and any other object with its vectors checked; raises EncoderError."""
     return encoder if isinstance(encoder, Encoder) else OwnEncoder(encoder)
 

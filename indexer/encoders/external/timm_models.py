@@ -39,18 +39,19 @@ def hub_weights(name: str) -> HubWeights | None:
 def load(name: str, seed: int | None) -> LibraryModel:
     """Load a model whose weights are on this machine, or with random weights; raises EncoderError or MissingExtra."""
     timm = import_library("timm", EXTRA)
+    overlay: dict[str, str] = {}
+    arguments = ""
     if Path(name).is_dir():
         name = str(Path(name).resolve())
-        source, weights, options = f"local-dir:{name}", {}, _model_args(Path(name))
+        source, arguments = f"local-dir:{name}", _model_args(Path(name))
     else:
+        source, files = name, hub_weights(name) if seed is None else None
         _pretrained_config(name)
-        files = None if seed is not None else hub_weights(name)
-        source, weights, options = name, {}, ""
-        if files:
-            weights = {"pretrained_cfg_overlay": {"file": str(files.cached())}}
+        if files is not None:
+            overlay = {"file": str(files.cached())}
     with quiet_logging(), seeded(seed):
         # with its classifier, so that timm compares the names of all weights; without, it would accept missing ones
-        model = timm.create_model(source, pretrained=seed is None, **weights).eval()
+        model = timm.create_model(source, pretrained=seed is None, pretrained_cfg_overlay=overlay).eval()
     architecture = str(model.pretrained_cfg["architecture"])
     if "naflex" in architecture:
         raise EncoderError(
@@ -61,7 +62,7 @@ def load(name: str, seed: int | None) -> LibraryModel:
     full_name = f"{TIMM}{name}" if seed is None else with_random_weights(f"{TIMM}{name}", seed)
     preprocess = preprocess_of(timm.data.resolve_model_data_config(model))
     state: dict[str, torch.Tensor] = model.state_dict()
-    return LibraryModel(full_name, f"{TIMM}{architecture}{options}", model.requires_grad_(False), preprocess, state)
+    return LibraryModel(full_name, f"{TIMM}{architecture}{arguments}", model.requires_grad_(False), preprocess, state)
 
 
 def preprocess_of(config: Mapping[str, Any]) -> Preprocess:
