@@ -70,8 +70,8 @@ def open_checkpoint(model_id: str, *, weights: bool = True) -> Checkpoint:
     config = _json(folder / CONFIG)
     if config.get("model_type") in NAFLEX:
         raise EncoderError(
-            f"{folder} is a NaFlex variant of SigLIP 2, which takes images of any aspect ratio as sequences of patches; "
-            f"it is not supported. Use one of a fixed size, such as google/siglip2-base-patch16-224"
+            f"{folder} is a NaFlex variant of SigLIP 2, which takes images of any aspect ratio as sequences of "
+            f"patches; it is not supported. Use one of a fixed size, such as google/siglip2-base-patch16-224"
         )
     if weights and not has_weights(folder):
         raise EncoderError(

@@ -41,7 +41,7 @@ def _trained_length(model: Any) -> int:
 
     SigLIP and SigLIP 2 take the last token as the vector and were trained with padding up to their maximal length.
     """
-    config = getattr(model, "config", None)
+    config: Any = getattr(model, "config", None)
     if not str(getattr(config, "model_type", "")).startswith("siglip"):
         return 0
     return int(getattr(config, "text_config", config).max_position_embeddings)

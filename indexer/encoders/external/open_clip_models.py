@@ -112,6 +112,7 @@ class OpenClipVision(torch.nn.Module):
     def __init__(self, visual: torch.nn.Module) -> None:
         super().__init__()
         self.visual = visual
+        self.has_class_token = hasattr(visual, "class_embedding")
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
         output = self.visual(pixels)

@@ -66,8 +66,8 @@ class Own:
 
 
 def unit_rows(count: int) -> npt.NDArray[np.float32]:
-    rows = np.random.default_rng(0).normal(size=(count, 4)).astype(np.float32)
-    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    rows = np.random.default_rng(0).normal(size=(count, 4))
+    return np.asarray(rows / np.linalg.norm(rows, axis=1, keepdims=True), np.float32)
 
 
 @pytest.fixture

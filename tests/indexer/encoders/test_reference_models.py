@@ -162,7 +162,7 @@ def test_siglip_texts_are_padded_to_the_length_they_were_trained_with(tmp_path: 
     folder = tiny(tmp_path, "SigLIP 2")
     words = WordLevel({"[PAD]": 0, "[UNK]": 1, "a": 2, "photo": 3, "of": 4, "leaves": 5}, unk_token="[UNK]")
     tokenizer = Tokenizer(words)
-    tokenizer.pre_tokenizer = Whitespace()  # type: ignore[assignment]
+    tokenizer.pre_tokenizer = Whitespace()
     fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="[PAD]", unk_token="[UNK]")
     fast.save_pretrained(folder)
     model = transformers.AutoModel.from_pretrained(folder).eval()
