@@ -40,24 +40,22 @@ def load(name: str, seed: int | None) -> LibraryModel:
     """Load a model whose weights are on this machine, or with random weights; raises EncoderError or MissingExtra."""
     timm = import_library("timm", EXTRA)
     overlay: dict[str, str] = {}
-    arguments = ""
     if Path(name).is_dir():
         name = str(Path(name).resolve())
-        source, arguments = f"local-dir:{name}", _model_args(Path(name))
+        source, (architecture, arguments) = f"local-dir:{name}", _saved_architecture(Path(name))
     else:
-        source, files = name, hub_weights(name) if seed is None else None
         _pretrained_config(name)
-        if files is not None:
+        source, architecture, arguments = name, name.partition(".")[0], ""
+        if seed is None and (files := hub_weights(name)):
             overlay = {"file": str(files.cached())}
-    with quiet_logging(), seeded(seed):
-        # with its classifier, so that timm compares the names of all weights; without, it would accept missing ones
-        model = timm.create_model(source, pretrained=seed is None, pretrained_cfg_overlay=overlay).eval()
-    architecture = str(model.pretrained_cfg["architecture"])
     if "naflex" in architecture:
         raise EncoderError(
             f"{architecture} takes images of any aspect ratio as sequences of patches, which is not supported; use a "
             f"model of one size, such as timm:vit_base_patch16_siglip_224.v2_webli"
         )
+    with quiet_logging(), seeded(seed):
+        # with its classifier, so that timm compares the names of all weights; without, it would accept missing ones
+        model = timm.create_model(source, pretrained=seed is None, pretrained_cfg_overlay=overlay).eval()
     model.reset_classifier(0)
     full_name = f"{TIMM}{name}" if seed is None else with_random_weights(f"{TIMM}{name}", seed)
     preprocess = preprocess_of(timm.data.resolve_model_data_config(model))
@@ -98,13 +96,14 @@ def preprocess_of(config: Mapping[str, Any]) -> Preprocess:
     )
 
 
-def _model_args(folder: Path) -> str:
-    """The arguments of the model in a directory's config.json, as JSON; raises EncoderError."""
+def _saved_architecture(folder: Path) -> tuple[str, str]:
+    """Architecture in a directory's config.json, and its arguments as JSON, "" without any; raises EncoderError."""
     try:
-        arguments = json.loads(read_text(folder / "config.json")).get("model_args")
-    except (OSError, ValueError, AttributeError, RecursionError) as e:
-        raise EncoderError(f"{folder / 'config.json'} is no configuration of timm ({e})") from e
-    return json.dumps(arguments, sort_keys=True) if arguments else ""
+        config = json.loads(read_text(folder / "config.json"))
+        architecture, arguments = str(config["architecture"]), config.get("model_args")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise EncoderError(f"{folder / 'config.json'} is no configuration of timm: {type(e).__name__}: {e}") from e
+    return architecture, json.dumps(arguments, sort_keys=True) if arguments else ""
 
 
 def _pretrained_config(name: str) -> Any:

@@ -1,4 +1,7 @@
-"""DINOv2, DINOv3 and SigLIP 2 with random weights: our vectors are those of `transformers` and its image processor."""
+"""DINOv2, DINOv3 and SigLIP 2 with random weights: our vectors are those of `transformers` and its image processor.
+
+Perception Encoder, which `transformers` has only through timm, is in test_libraries.py.
+"""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,9 +14,11 @@ from clipfake.errors import EncoderError
 from clipfake.indexer.decoding.image import Pixels
 from clipfake.indexer.encoders.load import load_encoder
 from clipfake.indexer.encoders.torch_encoder import TorchEncoder
+from library_imports import import_libraries
 from PIL import Image
 from tiny_models import SMALL, saved
 
+WITHOUT_TORCHVISION = bool(import_libraries())
 SQUARE = {"height": 32, "width": 32}
 IMAGENET = {"image_mean": [0.485, 0.456, 0.406], "image_std": [0.229, 0.224, 0.225]}
 TEXT = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
@@ -99,7 +104,7 @@ def reference_pixels(folder: Path, encoder: TorchEncoder, name: str) -> torch.Te
     """Inputs by the model's own image processor. That of DINOv3 needs torchvision; without it, ours are taken."""
     import transformers
 
-    if "DINOv3" in name and not transformers.utils.is_torchvision_available():
+    if "DINOv3" in name and WITHOUT_TORCHVISION:
         return torch.cat([encoder.inputs([image]) for image in images()])
     options = {} if "DINOv3" in name else {"backend": "pil"}
     processor = transformers.AutoImageProcessor.from_pretrained(folder, local_files_only=True, **options)
