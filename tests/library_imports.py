@@ -21,7 +21,9 @@ def import_libraries() -> str:
         # its transforms need no operator, two of them only have to be declared before the import
         library = torch.library.Library("torchvision", "DEF")  # type: ignore[no-untyped-call]
         for name in ("nms", "qnms"):
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+            library.define(  # type: ignore[no-untyped-call]
+                f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+            )
         _OPERATORS.append(library)
     try:
         import open_clip  # noqa: F401
