@@ -1,5 +1,6 @@
 """Encoders of the user: objects from Python, functions by name, and names in a store of someone else."""
 
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -247,3 +248,15 @@ def test_code_of_a_store_is_refused_with_what_to_do(file: Path, monkeypatch: pyt
     assert not has_run(file)
     monkeypatch.setenv(TRUSTED_CODE, f"other:function, {name}")
     assert load_encoder(name, trusted=False).space.dim == 12
+
+
+def test_documented_encoder_works(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = (Path(__file__).parents[3] / "docs/ENCODERS.md").read_text(encoding="utf-8")
+    [code] = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "inbox").mkdir()
+    (tmp_path / "inbox/photo.png").write_bytes(draw_image("gan_a", 99))
+    monkeypatch.chdir(data.parent)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert len(clipfake.Store.open("colours")) == 64
+    assert str(names["detector"].session.snapshot.space).startswith("colours (6-d")
