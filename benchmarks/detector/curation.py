@@ -158,14 +158,13 @@ def run(store: Store, sizes: Sequence[int], rotations: int = 2) -> dict[str, Any
     rows = len(bench.labels)
     report: dict[str, Any] = {"machine": machine(), "store": store.folder.name, "rows": rows, "rotations": rotations}
     for (protocol, head, method, size), by_pair in results.items():
-        whole, random = (results[protocol, head, *other] for other in (("all rows", 0), ("random", size)))
         pairs = sorted(by_pair)
         means = np.array([np.mean(by_pair[pair]) for pair in pairs])
         row: dict[str, Any] = {"auc": round(float(means.mean()), 4)}
-        for name, other in (("from all rows", whole), ("from random", random)):
-            if size:
-                difference = means - np.array([np.mean(other[pair]) for pair in pairs])
-                row[name] = [round(float(difference.mean()), 4), *interval(difference, pairs)]
+        others = {"from all rows": ("all rows", 0), "from random": ("random", size)} if size else {}
+        for name, other in others.items():
+            difference = means - np.array([np.mean(results[protocol, head, *other][pair]) for pair in pairs])
+            row[name] = [round(float(difference.mean()), 4), *interval(difference, pairs)]
         report.setdefault(protocol, {}).setdefault(head, {})[f"{size or rows} {method}"] = row
     return report
 
