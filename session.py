@@ -26,6 +26,7 @@ from .store.store import Store
 if TYPE_CHECKING:  # these import torch, which must not delay the error of a missing store or head
     from .indexer.embedding import EmbeddedImage, ImageInput
     from .indexer.encoders.base import Encoder
+    from .indexer.encoders.external.own_encoder import EncoderLike
 
 
 class Session:
@@ -35,7 +36,8 @@ class Session:
     ----------
     store : a store, or its folder
     head : name of the trained head
-    encoder : an encoder, or a specification of one (default: the store's own, on the best device)
+    encoder : the name of an encoder as for `load_encoder`, a specification of one, or any object with `encode` and a
+        `space` (default: the store's own, on the best device)
     evidence : how many stored neighbours are evidence, and which
     searcher_for : makes a searcher for the snapshot (default: the store's own index), see
         `clipfake.store.backends.remote_search`
@@ -55,14 +57,14 @@ class Session:
         store: Store | Path | str,
         head: str = DEFAULT,
         *,
-        encoder: Encoder | EncoderSpec | None = None,
+        encoder: Encoder | EncoderLike | EncoderSpec | str | None = None,
         evidence: EvidenceOptions = EvidenceOptions(),
         searcher_for: Callable[[Snapshot], Searcher] | None = None,
     ) -> None:
         self.store = store if isinstance(store, Store) else Store(Path(store))
         self.snapshot = self.store.snapshot()  # fixed for the lifetime of the session
         self.head_name = head
-        self._encoder = encoder
+        self._encoder = EncoderSpec(encoder) if isinstance(encoder, str) else encoder
         self._evidence, self._searcher_for = evidence, searcher_for
 
     @cached_property
@@ -84,11 +86,13 @@ class Session:
 
     @cached_property
     def main_encoder(self) -> Encoder:
-        """The encoder of the store's own vectors; raises EncoderError or SpaceMismatch."""
+        """The encoder of the store's own vectors; raises EncoderError, MissingExtra or SpaceMismatch."""
         if self._encoder is None or isinstance(self._encoder, EncoderSpec):
             encoder = self.encoder_spec.load()
         else:
-            encoder = self._encoder
+            from .indexer.encoders.external.own_encoder import as_encoder
+
+            encoder = as_encoder(self._encoder)
         encoder.space.require(self.snapshot.space, f"the store {self.store.folder}")
         return encoder
 

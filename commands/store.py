@@ -250,7 +250,7 @@ def store_add_vectors_command(
         typer.Option(
             "--encoder",
             metavar="NAME",
-            help="Hub id or directory of another encoder, or depth:NAME for a depth model (default: the store's own, "
+            help="Another encoder, named as for `index`, or depth:NAME for a depth model (default: the store's own, "
             "which makes a view: layers, crops, crops5, raw, pooled or tokens).",
         ),
     ] = None,
