@@ -30,6 +30,7 @@ LEAST_AUC = 0.9  # of the planted test, for a map to be shown
 # By how much the AUC of the planted test on stored patches exceeded that on planted images: benchmarks.detector.planted.
 # Stored patches have not seen the other half of a planted image.
 STORED_EXCESS = 0.05
+MEASURE = "clipfake evaluate --planted"  # makes the planted test on images
 HINT = "A hint where to look, not a proof; the verdict does not use it."
 
 Layer = tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]  # (inputs, outputs) weights, (outputs,) biases
@@ -121,6 +122,24 @@ class PatchHead:
         if self.left_out is not None:
             unseen = f" For sources that the head has not seen, it is {_two_places(self.left_out.auc)}."
         return f"{HINT} In a test, {what}{how}.{unseen}"
+
+    @property
+    def summary(self) -> str:
+        """What was measured, as one sentence for the summary of training."""
+        if self.stored is None:
+            return self.note
+        low, high = self.stored.interval
+        text = (
+            f"Maps of the patches: swapped halves of {self.stored.images} images of known sources are found with AUC "
+            f"{self.stored.auc:.3f} ({low:.3f} to {high:.3f}) in stored patches"
+        )
+        if self.left_out is not None:
+            text += f", of left-out sources with {self.left_out.auc:.3f}"
+        if self.pixels is not None:
+            text += f"; in {self.pixels.images} planted images with {self.pixels.auc:.3f}"
+        elif not self.shown:
+            text += f"; {STORED_EXCESS} less must be {LEAST_AUC} for maps to be shown. `{MEASURE}` measures it on images"
+        return f"{text}."
 
     def decision_function(self, vectors: Vectors) -> Maps:
         """(n, rows, columns) log-odds of (n, rows * columns * dim) stored patches; raises SpaceMismatch."""
