@@ -18,7 +18,7 @@ from .detector.verdict import Refusal, Verdict
 from .indexer.encoder_spec import EncoderSpec
 from .indexer.encoders.encoder_name import INT8, seed_of
 from .simulated.notice import NOTICE, is_standin
-from .store.named_vectors import MAIN, open_named_vectors
+from .store.named_vectors import MAIN, NamedVectors, open_named_vectors
 from .store.search.matches import Searcher
 from .store.snapshot import Snapshot
 from .store.store import Store
@@ -101,18 +101,20 @@ class Session:
             names = vector_names_of(head_folder(self.store.folder, self.head_name))
         if names == (MAIN,):
             return self.main_encoder
-        from .indexer.add_vectors import ConcatenatedEncoder
+        from .indexer.views.create import encoder_with_views
+        from .indexer.views.head_encoder import HeadEncoder
 
-        encoders = []
-        for name in names:
-            if name == MAIN:
-                encoders.append(self.main_encoder)
-                continue
-            space = open_named_vectors(self.store.folder, name).space
-            encoder = EncoderSpec.of_space(space, self.encoder_spec.device, self.encoder_spec.precision).load()
-            encoder.space.require(space, f"the vectors {name} of {self.store.folder}")
-            encoders.append(encoder)
-        return ConcatenatedEncoder(encoders)
+        columns = {name: open_named_vectors(self.store.folder, name) for name in names if name != MAIN}
+        views = [name for name, column in columns.items() if column.view is not None]
+        others = {name: self._other_encoder(column) for name, column in columns.items() if column.view is None}
+        return HeadEncoder(names, encoder_with_views(self.store, self.main_encoder, views), others)
+
+    def _other_encoder(self, column: NamedVectors) -> Encoder:
+        """Load the encoder of named vectors that are not a view; raises EncoderError or SpaceMismatch."""
+        spec = EncoderSpec.of_space(column.space, self.encoder_spec.device, self.encoder_spec.precision)
+        encoder = spec.load()
+        encoder.space.require(column.space, f"the vectors {column.name} of {self.store.folder}")
+        return encoder
 
     def __repr__(self) -> str:
         return f"Session(store={str(self.store.folder)!r}, head={self.head_name!r})"

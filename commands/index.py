@@ -81,6 +81,15 @@ def index_command(
         bool,
         typer.Option("--no-text", metavar="", help="Do not embed the names of categories.", rich_help_panel=MODEL),
     ] = False,
+    views: Annotated[
+        str | None,
+        typer.Option(
+            metavar="LIST",
+            help="Further vectors of each image from the same pass, as in main,layers,crops: layers, crops, crops5, "
+            "raw, pooled, tokens (default: those that the store has).",
+            rich_help_panel=MODEL,
+        ),
+    ] = None,
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -198,6 +207,7 @@ def index_command(
     from ..indexer.progress import all_of
     from ..indexer.sources.folders import count, expand
     from ..indexer.sources.tables.columns import ColumnNames
+    from ..indexer.views.kinds import parse_views
     from ..show.progress_display import class_table, index_progress, index_summary
     from ..store.store import Store
 
@@ -226,6 +236,7 @@ def index_command(
         sync=sync,
         part=part_of(part),
         rows_per_shard=rows_per_shard or IndexOptions.rows_per_shard,
+        views=None if views is None else parse_views(views),
         decoder=decoder.value,
     )
 
@@ -244,6 +255,8 @@ def index_command(
     if engine is Engine.local:
         spec.ensure_available()  # downloaded once, before several workers need it; Ray workers download their own copy
     placement = Placement(engine, processes, ray_address, ray_workers)
+    if placement.has_workers:
+        options = _views_for_workers(spec, store, options, sources)
     with indexer_of(spec, store, options, placement) as (space, run):
         _print_notice(space.encoder)
         opened = Store.create(store, space)
@@ -286,6 +299,27 @@ class Placement:
     processes: int
     ray_address: str | None
     ray_workers: int | None
+
+    @property
+    def has_workers(self) -> bool:
+        """True if images are embedded in other processes."""
+        return self.engine is Engine.ray or self.processes > 1
+
+
+def _views_for_workers(spec: EncoderSpec, store: Path, options: IndexOptions, sources: Folders) -> IndexOptions:
+    """Create the views before there are workers, which only read them; returns the options with their names."""
+    from ..indexer.index import prepare_views
+    from ..indexer.views.create import views_of
+    from ..show.progress_display import status_line
+    from ..store.store import Store
+
+    stored = views_of(Store(store))
+    wanted = stored if options.views is None else options.views
+    if not set(wanted) <= set(stored):
+        with status_line("making the views"):
+            encoder = spec.load()
+            prepare_views(sources, Store.create(store, encoder.space), encoder, options)
+    return replace(options, views=wanted)
 
 
 @contextmanager

@@ -235,13 +235,18 @@ def store_import_command(
 
 @app.command("add-vectors")
 def store_add_vectors_command(
-    name: Annotated[str, typer.Argument(help="Name of the vectors, new or to be completed.")],
-    encoder: Annotated[
-        str,
-        typer.Option(
-            "--encoder", metavar="NAME", help="Hub id or directory of the encoder; depth:NAME for a depth model."
-        ),
+    name: Annotated[
+        str, typer.Argument(help="Name of the vectors, new or to be completed; without --encoder, that of a view.")
     ],
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder",
+            metavar="NAME",
+            help="Hub id or directory of another encoder, or depth:NAME for a depth model (default: the store's own, "
+            "which makes a view: layers, crops, crops5, raw, pooled or tokens).",
+        ),
+    ] = None,
     folders: Annotated[
         list[str] | None,
         typer.Option("--folders", metavar="PATH...", help="Folders of the images, if they have moved since indexing."),
@@ -251,24 +256,35 @@ def store_add_vectors_command(
     precision: PrecisionOption = Precision.auto,
     as_json: JsonOption = False,
 ) -> None:
-    """Add the vectors of another encoder to the stored rows. Their images are read again. Resumable.
+    """Add further vectors to the stored rows. Their images are read again. Resumable.
 
     `clipfake train --vectors main,NAME` trains on both.
 
+    clipfake store add-vectors layers --store mystore
+
     clipfake store add-vectors depth --encoder depth:Intel/dpt-large --store mystore
     """
-    from ..indexer.add_vectors import add_vectors
-    from ..indexer.encoders.load import load_encoder
+    from ..indexer.add_vectors import add_vectors, add_view
+    from ..indexer.encoder_spec import EncoderSpec
     from ..indexer.sources.folders import expand
+    from ..indexer.views.kinds import parse_views
     from ..show.progress_display import status_line
     from ..show.store_tables import filled
+    from ..store.named_vectors import open_named_vectors, vector_names
     from ..store.store import Store
 
     opened = Store.open(store)
+    is_known = name in vector_names(opened.folder)
+    is_view = encoder is None and (not is_known or open_named_vectors(opened.folder, name).view is not None)
+    if is_view:
+        parse_views(name)
+    space = opened.snapshot().space if is_view or not is_known else open_named_vectors(opened.folder, name).space
+    spec = EncoderSpec(encoder, device, precision.value) if encoder else None
     sources = expand(folders) if folders else None
-    model = load_encoder(encoder, device=device, precision=precision.value)
+    model = (spec or EncoderSpec.of_space(space, device, precision.value)).load()
+    add = add_view if is_view else add_vectors
     with status_line("encoding") as show_step:
-        report = add_vectors(opened, name, model, sources, lambda done, rows: show_step(f"{done:,} of {rows:,} rows"))
+        report = add(opened, name, model, sources, lambda done, rows: show_step(f"{done:,} of {rows:,} rows"))
     print_result(report.to_dict() if as_json else filled(report.to_dict()))
     if report.missing and not report.added and not report.known:
         raise SystemExit(1)

@@ -1,25 +1,26 @@
-"""Add another encoder's vectors to the rows of a store. The images are read again; existing data is not changed."""
+"""Add named vectors to the rows of a store. The images are read again; existing data is not changed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 
-from ..store.concatenated import concatenate, concatenated_space
-from ..store.named_vectors import named_vectors_writer
+from ..store.named_vectors import MAIN, named_vectors_writer
 from ..store.search.matches import Positions
 from ..store.snapshot import Snapshot
 from ..store.store import Store
-from .decoding.image import Pixels
 from .embedding import embed_batches
-from .encoders.base import Embeddings, Encoder
+from .encoders.base import Encoder
 from .index_run import Folders
 from .pipeline import batched
+from .sample import sampled
 from .sources.folders import images_in
 from .sources.image_ref import ImageRef
+from .views.create import create_views, encoder_with_views
+from .views.kinds import parse_views
 
 FAILURES_KEPT = 1000  # failed rows reported by key
 KEYS_PER_LOOKUP = 1024
@@ -62,6 +63,7 @@ def add_vectors(
     Parameters
     ----------
     name : name of the vectors
+    encoder : another encoder; or the store's own with views, of which `name` is one, see `add_view`
     folders : current location of the images, as passed to `index` (default: the paths stored when they were indexed)
     on_progress : called with the number of rows done and the number of rows to do
 
@@ -70,7 +72,8 @@ def add_vectors(
     StoreError, SpaceMismatch, SourceError
         The vectors of this name belong to another encoder, or a folder does not exist.
     """
-    with named_vectors_writer(store.folder, name, encoder.space) as writer:
+    vector = name if name in encoder.spaces else MAIN
+    with named_vectors_writer(store.folder, name, encoder.spaces[vector]) as writer:
         snapshot = writer.snapshot
         missing = np.flatnonzero(writer.column.missing(snapshot))
         report = AddVectorsReport(name, encoder.space.encoder, len(snapshot), len(snapshot) - len(missing))
@@ -90,11 +93,51 @@ def add_vectors(
                     embedded.append(position)
                     vectors.append(result.vector)
             if embedded:
-                writer.put(np.array(embedded), np.stack(vectors))
+                writer.put(np.array(embedded), encoder.split(np.stack(vectors))[vector])
                 report.added += len(embedded)
             if on_progress:
                 on_progress(report.added + report.failures, len(missing))
     return report
+
+
+def add_view(
+    store: Store, name: str, encoder: Encoder, folders: Folders | None = None, on_progress: Progress | None = None
+) -> AddVectorsReport:
+    """Add a view of the store's own encoder to the rows that lack it, and create it if needed; see `add_vectors`.
+
+    Parameters
+    ----------
+    name : name of the view, one of `clipfake.indexer.views.kinds.KINDS`
+    encoder : the encoder of the store's main vectors
+
+    Raises
+    ------
+    InvalidOption
+        There is no such view.
+    SpaceMismatch, EncoderError
+        The encoder is not the store's, or has no such view.
+    """
+    parse_views(name)
+    snapshot = store.snapshot()
+    encoder.space.require(snapshot.space, f"the store {store.folder}")
+
+    def images(number: int) -> Iterable[ImageRef]:
+        drawn = subset_of_sources(snapshot, number)
+        return _refs(snapshot, drawn, folders, {})
+
+    create_views(store, encoder, [name], images)
+    return add_vectors(store, name, encoder_with_views(store, encoder, [name]), folders, on_progress)
+
+
+def subset_of_sources(snapshot: Snapshot, number: int) -> Positions:
+    """Positions of at most `number` rows, ascending, drawn as evenly from all sources as these allow."""
+    refs = (ImageRef(str(position), "", source=source) for position, source in enumerate(_sources(snapshot)))
+    return np.array([int(ref.key) for ref in sampled(refs, number, seed=0)], np.int64)
+
+
+def _sources(snapshot: Snapshot) -> list[str]:
+    sources: list[str] = snapshot.column("sources").tolist()
+    return sources
 
 
 def _refs(
@@ -114,17 +157,3 @@ def _refs(
                 remaining.remove(position)
                 position_of[ref.key] = position
                 yield ref
-
-
-class ConcatenatedEncoder(Encoder):
-    """Encoder that concatenates the vectors of several encoders, for a head trained on several columns."""
-
-    def __init__(self, encoders: Sequence[Encoder]) -> None:
-        self._encoders = tuple(encoders)
-        self._space = concatenated_space([encoder.space for encoder in encoders])
-
-    def encode(self, images: Sequence[Pixels]) -> Embeddings:
-        return concatenate([encoder.encode(images) for encoder in self._encoders])
-
-    def encode_texts(self, texts: Sequence[str]) -> Embeddings:
-        return self._encoders[0].encode_texts(texts)

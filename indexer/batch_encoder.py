@@ -31,6 +31,10 @@ class BatchEncoder(Encoder):
         return self.encoder.space
 
     @property
+    def spaces(self) -> dict[str, Space]:
+        return self.encoder.spaces
+
+    @property
     def batch_size(self) -> int:
         """Current number of images per batch."""
         return self._size
@@ -42,8 +46,8 @@ class BatchEncoder(Encoder):
         return self.encoder.encode_texts(texts)
 
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
-        """Encode n images to (n, dim) unit vectors; raises EncoderError if memory does not suffice for one image."""
-        vectors = [np.zeros((0, self.encoder.space.dim), np.float32)]
+        """Encode n images, see `Encoder.encode`; raises EncoderError if memory does not suffice for one image."""
+        vectors = [np.zeros((0, sum(space.dim for space in self.spaces.values())), np.float32)]
         first = 0
         while first < len(images):
             batch = images[first : first + self._size]

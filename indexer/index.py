@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..store.named_vectors import MAIN
 from ..store.records import TEXT, Block, Rows
 from ..store.store import Store
 from ..store.writer import AppendCounts
@@ -21,6 +22,8 @@ from .pipeline import EncodedBatch, Pipeline, batched
 from .report import IndexReport
 from .shard_inbox import Sink, StagedWriter, adopt_shards, commit
 from .sources.base import to_text
+from .sources.image_ref import ImageRef
+from .views.create import create_views, encoder_with_views, views_of
 
 COMMIT_TIMEOUT = 60.0  # seconds that a part waits for another process to commit
 
@@ -67,11 +70,23 @@ def index(
         The store cannot be written. Rows stored before an error are kept.
     """
     encoder.space.require(store.snapshot().space, f"the store {store.folder}")
+    encoder = prepare_views(folders, store, encoder, options)
     if options.part is not None:
         return _index_part(folders, store, encoder, options, progress)
     with store.writer("index", rows_per_shard=options.rows_per_shard) as writer:
         adopt_shards(writer, store.folder)
         return _LocalRun(folders, writer, store.folder, encoder, options, progress).run()
+
+
+def prepare_views(folders: Folders, store: Store, encoder: Encoder, options: IndexOptions) -> Encoder:
+    """Create the views that a run is to make, and return the encoder with them; see `create_views`."""
+    names = views_of(store) if options.views is None else options.views
+
+    def images(number: int) -> Iterable[ImageRef]:
+        return accepted_images(folders, IndexReport(), min(number, options.limit or number), options.seed)
+
+    create_views(store, encoder, names, images)
+    return encoder_with_views(store, encoder, names)
 
 
 def _index_part(
@@ -155,7 +170,9 @@ def _text_vectors(
 def block_of(batch: EncodedBatch, encoder: Encoder, texts: dict[str, npt.NDArray[Any]], thumbnails: bool) -> Block:
     """Convert a batch to a block of the store."""
     small = tuple(image.thumbnail_jpeg() for image in batch.images) if thumbnails else ()
-    return Block(encoder.space, rows_of(batch.images), batch.vectors, small, texts)
+    named = encoder.split(batch.vectors)
+    main = named.pop(MAIN)
+    return Block(encoder.space, rows_of(batch.images), main, small, texts, dict(named))
 
 
 def rows_of(images: Sequence[DecodedImage]) -> Rows:

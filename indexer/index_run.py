@@ -51,6 +51,7 @@ class IndexOptions:
     sync: bool = False  # delete rows of these sources whose file is gone; reread files whose size is unknown
     part: tuple[int, int] | None = None  # (i, n): only the i-th (from 0) of n equal parts, by key
     rows_per_shard: int = ROWS_PER_SHARD
+    views: tuple[str, ...] | None = None  # further vectors of each image, see `views/`; None: those of the store
     decoder: str = "auto"  # decoder of large JPEGs: "cpu", "nvimagecodec", or "auto": the latter on a GPU if faster
 
 

@@ -14,6 +14,8 @@ from itertools import count
 from threading import Lock, Thread
 from typing import Any, TypeVar
 
+import numpy as np
+
 from ..store.records import invalid_rows
 from .batch_encoder import BatchEncoder
 from .channel import Channel, ChannelStopped
@@ -63,7 +65,7 @@ class EncodedBatch:
 
     number: int  # number of the batch, from 0 in the order of listing
     images: Sequence[DecodedImage]
-    vectors: Embeddings  # (images, dim)
+    vectors: Embeddings  # (images, dim), or the vectors of each image side by side, see `Encoder.split`
     refused: Sequence[tuple[ImageRef, str]]  # images without a vector, and why
     views: Embeddings  # (images, views, dim), vectors of the views that the reader made of each image
 
@@ -188,17 +190,17 @@ class Pipeline:
                     pixels = [image.image.pixels for image in decoded.images]
                     pixels += [view for image in decoded.images for view in image.views]
                     done, ahead = ahead, InFlightBatch(pending.number, decoded, self._begin(encoder, pixels))
-                self._finish(done)
+                self._finish(encoder, done)
                 if not encoder.overlaps or not len(self._decoded):  # nothing to overlap with
                     done, ahead = ahead, None
-                    self._finish(done)
+                    self._finish(encoder, done)
         except ChannelStopped:
             return
         except BaseException as e:  # noqa: BLE001 - raised again by run()
             self._fail(e)
         finally:
             try:
-                self._finish(ahead)
+                self._finish(encoder, ahead)
             except ChannelStopped:
                 pass
             except BaseException as e:  # noqa: BLE001 - raised again by run()
@@ -216,7 +218,7 @@ class Pipeline:
         wait = encoder.begin(pixels)
         return lambda: (wait(), ())
 
-    def _finish(self, batch: InFlightBatch | None) -> None:
+    def _finish(self, encoder: Encoder, batch: InFlightBatch | None) -> None:
         if batch is not None:
             with self.stages["encode"].busy():
                 vectors, small = batch.wait()
@@ -226,7 +228,7 @@ class Pipeline:
             count = (len(vectors) - len(images)) // max(len(images), 1)  # number of views per image
             views = vectors[len(images) :].reshape(len(images), count, vectors.shape[1])
             encoded = EncodedBatch(batch.number, images, vectors[: len(images)], batch.decoded.refused, views)
-            self._encoded.put(storable(encoded))
+            self._encoded.put(storable(encoded, encoder))
 
     def _write(self, write: Callable[[EncodedBatch], None]) -> None:
         try:
@@ -238,11 +240,11 @@ class Pipeline:
             self._encoded.stop()
 
 
-def storable(batch: EncodedBatch) -> EncodedBatch:
+def storable(batch: EncodedBatch, encoder: Encoder) -> EncodedBatch:
     """Refuse the images of a batch whose vectors cannot be stored or compared."""
-    invalid = set(invalid_rows(batch.vectors).tolist())
-    for view in range(batch.views.shape[1]):
-        invalid |= set(invalid_rows(batch.views[:, view]).tolist())
+    of_inputs = [batch.vectors, *(batch.views[:, view] for view in range(batch.views.shape[1]))]
+    vectors = [of_name for of_input in of_inputs for of_name in encoder.split(of_input).values()]
+    invalid = {int(row) for of_name in vectors for row in invalid_rows(np.ascontiguousarray(of_name))}
     if not invalid:
         return batch
     keep = [i for i in range(len(batch.images)) if i not in invalid]

@@ -1,4 +1,4 @@
-"""Named vectors: further vectors of the stored rows, made by another encoder and added at any time.
+"""Named vectors: further vectors of the stored rows, by another encoder or as another view of the store's own.
 
 `columns/<name>/column.json` names their embedding space and the file of each shard. A file has one vector for each row
 of its shard, NaN where there is none yet. docs/FORMAT.md describes the format.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -32,9 +32,10 @@ from .shard import SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
 from .space import Space
 
-FOLDER, LIST = "columns", "column.json"
+FOLDER, LIST, PARAMETERS = "columns", "column.json", "view.safetensors"
 _AGAIN = "the store itself is intact; remove the folder of these vectors and run `clipfake store add-vectors` again"
 VECTORS_LIMIT = 1 << 34  # bytes of the vectors of one shard
+PARAMETERS_LIMIT = 1 << 30  # bytes of the parameters of a view
 FILE = SealedJson("clipfake-column", 1, "list of named vectors", Damaged, _AGAIN)
 MAIN = "main"  # name of the store's own vectors
 ROWS_HELD = 65_536  # rows a writer buffers before it writes them
@@ -51,8 +52,21 @@ class VectorFile:
     digest: str  # checksum of the file
 
     def __post_init__(self) -> None:
-        if not NAMED_VECTORS.fullmatch(self.file) or self.file == LIST:
+        if not NAMED_VECTORS.fullmatch(self.file) or self.file in (LIST, PARAMETERS):
             raise ValueError(f"invalid file name {self.file!r}")  # it could be a path out of the store
+
+
+@dataclass(frozen=True)
+class ViewRecord:
+    """How the store's own encoder computes named vectors in the pass of the main vector; see `clipfake.indexer.views`.
+
+    The content of `view.safetensors`, if `digest` is set, is what was fitted when the view was made.
+    """
+
+    kind: str
+    digest: str = ""  # checksum of the file `view.safetensors`, "" for a view without one
+    rows: int = 0  # of patches, for the vectors of patches side by side, row by row; 0 for other vectors
+    columns: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,6 +77,7 @@ class NamedVectors:
     name: str
     space: Space
     pieces: dict[str, VectorFile]  # by name of the shard
+    view: ViewRecord | None = None  # None for the vectors of another encoder
     _files: dict[str, RowFile] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def open_files(self, snapshot: Snapshot) -> None:
@@ -99,7 +114,13 @@ class NamedVectors:
     def check(self, part: ShardRef) -> None:
         """Verify the checksum of a shard's vectors, reading every byte; raises Damaged."""
         if self.covers(part):
-            self._content(self.pieces[part.name])
+            self._verified(self.pieces[part.name].file, self.pieces[part.name].digest)
+
+    def parameters(self) -> bytes:
+        """Content of the file that was fitted when the view was made, b"" for none; raises Damaged."""
+        if self.view is None or not self.view.digest:
+            return b""
+        return self._verified(PARAMETERS, self.view.digest, PARAMETERS_LIMIT)
 
     def covers(self, part: ShardRef) -> bool:
         """True if there is a file with vectors of this shard's rows."""
@@ -118,14 +139,14 @@ class NamedVectors:
             self._files[name] = file
         return self._files[name]
 
-    def _content(self, piece: VectorFile) -> bytes:
+    def _verified(self, name: str, digest: str, limit: int = VECTORS_LIMIT) -> bytes:
         try:
-            content = read_bounded(self.folder / piece.file, VECTORS_LIMIT)
+            content = read_bounded(self.folder / name, limit)
         except OSError as e:
-            require_readable(self.folder / piece.file, e)
-            raise Damaged(f"{self.folder / piece.file} cannot be read ({e.strerror}); {_AGAIN}") from e
-        if checksum(content) != piece.digest:
-            raise Damaged(f"{self.folder / piece.file} was altered (checksum differs); {_AGAIN}")
+            require_readable(self.folder / name, e)
+            raise Damaged(f"{self.folder / name} cannot be read ({e.strerror}); {_AGAIN}") from e
+        if checksum(content) != digest:
+            raise Damaged(f"{self.folder / name} was altered (checksum differs); {_AGAIN}")
         return content
 
 
@@ -144,7 +165,8 @@ def open_named_vectors(store: Path, name: str) -> NamedVectors:
     try:
         with FILE.reading(folder / LIST) as content:
             pieces = {piece["shard"]: VectorFile(**piece) for piece in content["pieces"]}
-            return NamedVectors(folder, name, Space.from_dict(content["space"]), pieces)
+            view = ViewRecord(**content["view"]) if content.get("view") else None
+            return NamedVectors(folder, name, Space.from_dict(content["space"]), pieces, view)
     except FileNotFoundError as e:
         names = ", ".join([MAIN, *vector_names(store)])
         raise StoreError(
@@ -210,6 +232,8 @@ class NamedVectorsWriter:
 def named_vectors_writer(store: Path, name: str, space: Space) -> Iterator[NamedVectorsWriter]:
     """Open named vectors for writing, creating them if needed. Added vectors are written when the block ends.
 
+    A view is created by `create_view`.
+
     Parameters
     ----------
     store : folder of the store
@@ -223,10 +247,7 @@ def named_vectors_writer(store: Path, name: str, space: Space) -> Iterator[Named
     Locked
         Another process is writing to the store.
     """
-    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == MAIN:
-        raise StoreError(
-            f"invalid name {name!r} for vectors; use lowercase letters, digits, hyphens and underscores, not {MAIN!r}"
-        )
+    require_valid_name(name)
     with store_lock(store) as lock:
         if name in vector_names(store):
             column = open_named_vectors(store, name)
@@ -239,6 +260,70 @@ def named_vectors_writer(store: Path, name: str, space: Space) -> Iterator[Named
             yield writer
         finally:
             writer.seal()
+
+
+def require_valid_name(name: str) -> None:
+    """Raise StoreError unless named vectors may have this name."""
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name) or name == MAIN:
+        raise StoreError(
+            f"invalid name {name!r} for vectors; use lowercase letters, digits, hyphens and underscores, not {MAIN!r}"
+        )
+
+
+def create_view(store: Path, name: str, space: Space, view: ViewRecord, parameters: bytes = b"") -> NamedVectors:
+    """Create named vectors that the store's own encoder computes as a view, without any vector yet.
+
+    If another process has created them meanwhile, theirs are returned.
+
+    Parameters
+    ----------
+    view : without the digest of the parameters
+    parameters : what was fitted for the view, written as `view.safetensors`; b"" for nothing
+
+    Raises
+    ------
+    StoreError
+        The name is not valid, or the disk is full or read-only.
+    Locked
+        Another process is writing to the store.
+    """
+    require_valid_name(name)
+    with store_lock(store) as lock:
+        if name in vector_names(store):
+            return open_named_vectors(store, name)
+        column = NamedVectors(store / FOLDER / name, name, space, {}, view)
+        if parameters:
+            with written_aside(column.folder / PARAMETERS, pending=True) as temporary:
+                temporary.write_bytes(parameters)
+            column = replace(column, view=replace(view, digest=checksum(parameters)))
+        write_list(column, lock)
+        return column
+
+
+def store_named_vectors(lock: WriterLock, part: ShardRef, named: Mapping[str, Vectors], old: Ids, new: Ids) -> None:
+    """Store the named vectors of a shard that is about to be committed: its own, and those of rows moved to it.
+
+    Parameters
+    ----------
+    named : name -> (rows of the shard, dim) float16 vectors, NaN for rows without one
+    old, new : (n,) ids of the rows that are moved to the shard, before and after; see `copy_vectors`
+
+    Raises
+    ------
+    Damaged, Unreadable, StoreError
+        There are no vectors of a name in `named`, or vectors to copy are damaged or cannot be read now.
+    """
+    if len(old):
+        copy_vectors(lock, old, new, [part])
+    for name, vectors in named.items():
+        column = open_named_vectors(lock.folder, name)
+        merged = np.array(vectors, np.float16)
+        if column.covers(part):
+            moved = new & 0xFFFFFFFF
+            merged[moved] = column.shard_vectors(part)[moved]
+        if not np.isnan(merged[:, 0]).all():
+            pieces = {**column.pieces, part.name: write_vector_file(column.folder, part, merged)}
+            write_list(replace(column, pieces=pieces), lock)
 
 
 def copy_vectors(lock: WriterLock, old: Ids, new: Ids, parts: Sequence[ShardRef]) -> None:
@@ -297,7 +382,10 @@ def write_list(column: NamedVectors, lock: WriterLock | None = None) -> None:
     """Write the list of vector files; replacing it commits the files it names. The lock is checked right before."""
     check = lock.require_held if lock else None
     pieces = [asdict(piece) for _, piece in sorted(column.pieces.items())]
-    FILE.write(column.folder / LIST, {"space": column.space.to_dict(), "pieces": pieces}, check=check)
+    fields = {"space": column.space.to_dict(), "pieces": pieces}
+    if column.view:
+        fields["view"] = asdict(column.view)
+    FILE.write(column.folder / LIST, fields, check=check)
 
 
 def tidy(lock: WriterLock, column: NamedVectors) -> None:
@@ -310,7 +398,7 @@ def tidy(lock: WriterLock, column: NamedVectors) -> None:
     if len(kept) < len(column.pieces):
         column = replace(column, pieces=kept)
         write_list(column, lock)
-    listed = {piece.file for piece in kept.values()} | {LIST}
+    listed = {piece.file for piece in kept.values()} | {LIST, PARAMETERS}
     files = own_files(lock.folder, FOLDER, column.name, own=NAMED_VECTORS)
     unlisted = [name for name in files if name not in listed]
     remove_files(lock.folder, FOLDER, column.name, own=NAMED_VECTORS, names=unlisted, lock=lock)
@@ -334,6 +422,10 @@ def find_damage(store: Path, manifests: Sequence[Manifest]) -> dict[str, str]:
         except StoreError as e:
             damage[f"{FOLDER}/{name}/{LIST}"] = str(e)
             continue
+        try:
+            column.parameters()
+        except Damaged as e:
+            damage[f"{FOLDER}/{name}/{PARAMETERS}"] = str(e)
         for part in {part.name: part for manifest in manifests for part in manifest.parts}.values():
             try:
                 column.check(part)

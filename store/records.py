@@ -236,13 +236,14 @@ COLUMNS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Block:
-    """Rows with their vectors, thumbnails and the text vectors of their categories."""
+    """Rows with their vectors, thumbnails, the text vectors of their categories and their named vectors."""
 
     space: Space
     rows: Rows
     vectors: Vectors  # (rows, dim), unit length where the space is normalised
     thumbnails: tuple[bytes, ...] = ()  # one small JPEG per row, b"" for a row without one; () for none
     texts: dict[str, Vectors] = field(default_factory=dict)  # category -> (dim,)
+    named: dict[str, Vectors] = field(default_factory=dict)  # name -> (rows, dim), NaN for a row without such a vector
 
     def __post_init__(self) -> None:
         shape = self.vectors.shape
@@ -252,6 +253,9 @@ class Block:
             raise SpaceMismatch(f"vectors of {shape[1]} dimensions do not fit the space {self.space}")
         if self.thumbnails and len(self.thumbnails) != len(self.rows):
             raise BadBlock(f"{len(self.thumbnails)} thumbnails for {len(self.rows)} rows; pass one per row or none")
+        for name, vectors in self.named.items():
+            if vectors.ndim != 2 or len(vectors) != len(self.rows):
+                raise BadBlock(f"vectors {name} of shape {vectors.shape} for {len(self.rows)} rows; pass one per row")
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -264,6 +268,7 @@ class Block:
             rows=self.rows.take(rows),
             vectors=self.vectors[rows],
             thumbnails=tuple(self.thumbnails[i] for i in positions) if self.thumbnails else (),
+            named={name: vectors[rows] for name, vectors in self.named.items()},
         )
 
     @classmethod
@@ -282,4 +287,19 @@ class Block:
             np.concatenate([block.vectors for block in blocks]),
             tuple(itertools.chain.from_iterable(thumbnails)) if has_thumbnails else (),
             {category: vector for block in blocks for category, vector in block.texts.items()},
+            _concat_named(blocks),
         )
+
+
+def _concat_named(blocks: Sequence[Block]) -> dict[str, Vectors]:
+    """Named vectors of concatenated blocks, NaN for the rows of a block without vectors of a name."""
+    dims = {name: vectors.shape[1] for block in blocks for name, vectors in block.named.items()}
+    return {
+        name: np.concatenate(
+            [
+                block.named[name] if name in block.named else np.full((len(block), dim), np.nan, np.float16)
+                for block in blocks
+            ]
+        )
+        for name, dim in dims.items()
+    }

@@ -26,7 +26,7 @@ SINGLE_FILES = (LOCK, "lock.held", "quarantine.json")
 SNAPSHOTS = re.compile(r"([0-9]{6}|[1-9][0-9]{6,17})\.json")
 SHARDS = re.compile(r"[0-9]{6,9}\.h5")
 TOMBSTONES = re.compile(r"[0-9]{6,9}-[0-9]{6,18}\.u4")
-NAMED_VECTORS = re.compile(r"[0-9]{6,9}-[0-9a-f]{12}\.f2|column\.json")
+NAMED_VECTORS = re.compile(r"[0-9]{6,9}-[0-9a-f]{12}\.f2|view\.safetensors|column\.json")
 INDEX_FILES = re.compile(r"-?[0-9]+\.(faiss|ids\.npy|cells\.npy)|index\.json")
 OWN_NAMES = {"snapshots": SNAPSHOTS, "shards": SHARDS, "deleted": TOMBSTONES}
 

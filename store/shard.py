@@ -59,6 +59,7 @@ SECONDS_PER_SHARD = 30.0  # so that the rows of a slow encoder are saved this of
 
 CODED = ("sources", "generators", "categories", "formats")  # few distinct values: stored as a table and codes
 TEXTUAL = ("keys", "paths")  # mostly distinct values: stored as concatenated bytes and end offsets
+NAMED = "named"  # group of the named vectors of a shard that waits to be adopted
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,8 @@ def digest_groups(vectors: npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
 def write_shard(path: Path, block: Block, *, exclusive: bool = False) -> Header:
     """Check a block and write it as a shard, atomically. With `exclusive`, a file that exists is not replaced.
 
-    Vectors are stored as float16, which changes inner products of unit vectors by about 0.0005.
+    The named vectors of the block are written too, for a writer that adopts the shard: see `Writer.adopt`. Vectors are
+    stored as float16, which changes inner products of unit vectors by about 0.0005.
 
     Raises
     ------
@@ -100,7 +102,8 @@ def write_shard(path: Path, block: Block, *, exclusive: bool = False) -> Header:
     StoreError
         The disk is full or read-only, or `exclusive` is set and the file exists; nothing is left behind.
     """
-    block = replace(block, vectors=to_float16(block.vectors))
+    named = {name: to_float16(vectors) for name, vectors in block.named.items()}
+    block = replace(block, vectors=to_float16(block.vectors), named=named)
     hashes = hash_keys(block.rows.keys)
     require_valid_vectors(block)
     _require_unique_keys(block, hashes)
@@ -198,12 +201,16 @@ _LAYOUT_OPTIONS: Any = {"libver": LAYOUT, "alignment_threshold": PAGE, "alignmen
 
 
 def require_valid_vectors(block: Block) -> None:
-    """Raise BadBlock if a vector of the block is zero or not finite as float16."""
-    if len(invalid := invalid_rows(block.vectors)):
-        raise BadBlock(
-            f"row {invalid[0]} ({block.rows.keys[invalid[0]]}) has a vector that is zero or not finite, "
-            f"{len(invalid)} such rows in all; they cannot be compared with anything, so leave them out"
-        )
+    """Raise BadBlock if a vector of the block is zero or not finite as float16; named vectors may be missing (NaN)."""
+    for name, vectors in {"": block.vectors, **block.named}.items():
+        invalid = invalid_rows(vectors)
+        if name:
+            invalid = invalid[~np.isnan(vectors[invalid]).all(1)]
+        if len(invalid):
+            raise BadBlock(
+                f"row {invalid[0]} ({block.rows.keys[invalid[0]]}) has a vector {name and name + ' '}that is zero or "
+                f"not finite, {len(invalid)} such rows in all; they cannot be compared with anything, so leave them out"
+            )
 
 
 def _require_unique_keys(block: Block, hashes: Hashes) -> None:
@@ -249,6 +256,8 @@ def _datasets(block: Block, hashes: Hashes) -> Iterator[tuple[str, npt.NDArray[A
         yield from _strings("texts", names(categories))
         vectors = [block.texts[category] for category in categories]
         yield "texts/vectors", np.asarray(vectors, dtype="<f2").reshape(len(categories), -1)
+    for name, named in sorted(block.named.items()):
+        yield f"{NAMED}/{name}", named
 
 
 def _thumbnail_digests_of(thumbnails: Sequence[bytes]) -> npt.NDArray[np.uint8]:
@@ -374,7 +383,21 @@ class Shard:
 
     def block(self) -> Block:
         """Read all rows with vectors, thumbnails and texts. All checksums but those of the vectors are verified."""
-        return Block(self.header.space, self.rows(), np.asarray(self.vectors), self.thumbnails(), self.texts)
+        vectors, named = np.asarray(self.vectors), {name: self._named(name) for name in self.named}
+        return Block(self.header.space, self.rows(), vectors, self.thumbnails(), self.texts, named)
+
+    @property
+    def named(self) -> list[str]:
+        """Names of the named vectors in the file, which only a shard that waits to be adopted has."""
+        names = [name.removeprefix(f"{NAMED}/") for name in self.header.checksums if name.startswith(f"{NAMED}/")]
+        return sorted(names)
+
+    def _named(self, name: str) -> npt.NDArray[np.float16]:
+        with self._parsing(name):
+            vectors = self._read(f"{NAMED}/{name}")
+            if vectors.ndim != 2 or len(vectors) != len(self) or vectors.dtype != np.float16:
+                raise ValueError(f"{vectors.dtype} of shape {vectors.shape} for {len(self)} rows")
+            return vectors
 
     @cached_property
     def texts(self) -> dict[str, Vectors]:

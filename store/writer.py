@@ -12,10 +12,10 @@ import numpy as np
 
 from ..core.atomic_files import flush, make_folder, remove_leftover
 from ..core.locking import WriterLock, remove_unless_leased
-from ..errors import BadBlock, Unflushed
+from ..errors import BadBlock, SpaceMismatch, Unflushed
 from .key_index import Hashes
 from .manifest import Manifest, ShardRef, path_of, read_manifest, unused_shard, write_manifest
-from .named_vectors import copy_vectors
+from .named_vectors import open_named_vectors, store_named_vectors
 from .records import Block, Ids, Mask, Names, RowLabels, Vectors, to_float16
 from .search.matches import Positions
 from .shard import Shard, hash_keys, require_valid_vectors, write_checked_shard
@@ -65,6 +65,7 @@ class Writer:
         self._seconds_per_shard = seconds_per_shard
         self._waiting: list[_Waiting] = []
         self._waiting_keys: set[str] = set()
+        self._named_dims: dict[str, int] = {}  # of the named vectors that were appended
         self._sealed_at = time.monotonic()
         self._snapshot = Snapshot(self._folder, self._manifest)
 
@@ -93,6 +94,7 @@ class Writer:
             The block cannot be stored; nothing of it is appended.
         """
         self.space.require(block.space, "the block")
+        self._require_named(block)
         keys = block.rows.keys.tolist()
         if len(set(keys)) < len(keys) or not self._waiting_keys.isdisjoint(keys):
             repeated = next(key for i, key in enumerate(keys) if key in self._waiting_keys or key in keys[:i])
@@ -104,13 +106,23 @@ class Writer:
         relabelled = self._correct(block.take(same), positions[same]) if same.any() else 0
         fresh = block.take(~same) if same.any() else block
         if len(fresh):
-            fresh = replace(fresh, vectors=to_float16(fresh.vectors, copied=True))  # the caller may reuse its array
+            named = {name: to_float16(vectors, copied=True) for name, vectors in fresh.named.items()}
+            vectors = to_float16(fresh.vectors, copied=True)  # the caller may reuse its array
+            fresh = replace(fresh, vectors=vectors, named=named)
             require_valid_vectors(fresh)
             self._waiting.append(_Waiting(fresh, hashes[~same], positions[stored & ~same]))
             self._waiting_keys.update(fresh.rows.keys.tolist() if same.any() else keys)
         self._seal_if_due()
         replaced = int((stored & ~same).sum())
         return AppendCounts(len(fresh) - replaced, int(same.sum()) - relabelled, replaced, relabelled)
+
+    def _require_named(self, block: Block) -> None:
+        """Raise unless the store has named vectors of these names and dimensions."""
+        for name, vectors in block.named.items():
+            if name not in self._named_dims:
+                self._named_dims[name] = open_named_vectors(self._folder, name).space.dim
+            if vectors.shape[1] != (dim := self._named_dims[name]):
+                raise SpaceMismatch(f"the vectors {name} have {vectors.shape[1]} dimensions, those of the store {dim}")
 
     def relabel(self, ids: Ids, labels: Sequence[RowLabels], texts: Mapping[str, Vectors] | None = None) -> int:
         """Give stored rows other labels; returns their number. Rows that are not stored any more are left out.
@@ -160,8 +172,9 @@ class Writer:
     def adopt(self, path: Path) -> AppendCounts:
         """Move a shard that another process sealed inside the store's folder into the store.
 
-        If all of its rows are new, the file itself becomes a shard of the store; otherwise its rows are appended. If
-        the process is killed in between, adopting the shard again adds no row twice.
+        If all of its rows are new, the file itself becomes a shard of the store. Otherwise its rows are appended, and
+        also if it has named vectors, which have files of their own in a store. If the process is killed in between,
+        adopting the shard again adds no row twice.
 
         Raises
         ------
@@ -175,7 +188,7 @@ class Writer:
         part = ShardRef(f"{number:06d}.h5", len(shard), shard.header.digest, shard.size)
         counts = AppendCounts(added=len(shard))
         known = self.find(shard.column("keys"), shard.column("key_hashes")) >= 0
-        if known.any() or not _hard_link(path, self._folder / "shards" / part.name):
+        if known.any() or shard.named or not _hard_link(path, self._folder / "shards" / part.name):
             counts = self.append(shard.block())
             self.seal()
         else:
@@ -207,10 +220,11 @@ class Writer:
         number = self._shard_number()
         name = f"{number:06d}.h5"
         path = self._folder / "shards" / name
-        header = write_checked_shard(path, block, hashes, exclusive=True)  # `append` has checked the rows
+        # `append` has checked the rows; the named vectors get files of their own
+        header = write_checked_shard(path, replace(block, named={}), hashes, exclusive=True)
         replaced_ids = self.snapshot.ids[replaced] if len(replaced) else replaced
         part = ShardRef(name, header.rows, header.digest, Shard(path).size)
-        self._keep_named_vectors(part)
+        self._store_named_vectors(part, block.named)
         self._commit(parts=(*self._without(replaced_ids), part), next_shard=number + 1)
         self._sealed_at = time.monotonic()
 
@@ -219,16 +233,16 @@ class Writer:
         self._next_shard += 1
         return self._next_shard - 1
 
-    def _keep_named_vectors(self, part: ShardRef) -> None:
-        """Copy the named vectors of the rows that are relabelled to the shard in which they are written again."""
-        old, new, row = [], [], part.number << 32
+    def _store_named_vectors(self, part: ShardRef, named: Mapping[str, Vectors]) -> None:
+        """Store the named vectors of the rows, and copy those of rows that are relabelled to their new shard."""
+        none: Ids = np.zeros(0, np.int64)
+        old, new, row = [none], [none], part.number << 32
         for waiting in self._waiting:
             if waiting.relabelled:
                 old.append(self.snapshot.ids[waiting.replaces])
                 new.append(row + np.arange(len(waiting.block)))
             row += len(waiting.block)
-        if old:
-            copy_vectors(self._lock, np.concatenate(old), np.concatenate(new), [part])
+        store_named_vectors(self._lock, part, named, np.concatenate(old), np.concatenate(new))
 
     def _commit(self, **changes: object) -> None:
         before, after = self._manifest, self._manifest.follow(self._note, **changes)

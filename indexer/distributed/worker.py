@@ -20,6 +20,7 @@ from ...errors import ImageError
 from ...store.records import Block
 from ...store.shard import write_shard
 from ...store.space import Space
+from ...store.store import Store
 from ..decoding.nvimagecodec import gpu_decoder_for
 from ..decoding.reader import ImageReader
 from ..encoder_spec import EncoderSpec
@@ -28,6 +29,7 @@ from ..index_run import IndexOptions
 from ..pipeline import EncodedBatch, Pipeline, batched
 from ..shard_inbox import FOLDER
 from ..sources.image_ref import ImageRef
+from ..views.create import encoder_with_views
 from .task import Task, TaskResult
 
 START_TIMEOUT = 300.0  # seconds that a worker may take to load its encoder
@@ -43,6 +45,8 @@ class Worker:
 
     def __init__(self, encoder: EncoderSpec, folder: Path, options: IndexOptions) -> None:
         self._encoder = encoder.load()
+        if options.views:
+            self._encoder = encoder_with_views(Store(folder), self._encoder, options.views)
         self._folder, self._options = folder, options
         self._size = options.batch_size or self._encoder.batch_size
         self._gpu_decoder = gpu_decoder_for(options.decoder, self._encoder, thumbnails=options.thumbnails)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...errors import EncoderError
+from ...store.named_vectors import MAIN
 from ...store.space import Space
 from ..decoding.image import Pixels, reduced
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from .preprocess import Preprocess
 
 Embeddings = npt.NDArray[np.float32]  # (n, dim), unit rows
+Features = npt.NDArray[np.float32]  # (n, width), not normalised
 
 
 class Encoder(ABC):
@@ -35,12 +37,22 @@ class Encoder(ABC):
 
     @property
     def space(self) -> Space:
-        """Embedding space of the vectors; only vectors of the same space may be compared."""
+        """Embedding space of the main vector; only vectors of the same space may be compared."""
         return self._space
+
+    @property
+    def spaces(self) -> dict[str, Space]:
+        """Name and space of each vector of an image, in the order in which `encode` returns them side by side."""
+        return {MAIN: self.space}
+
+    def split(self, vectors: Embeddings) -> dict[str, Embeddings]:
+        """Split what `encode` returned into the (n, dim) vectors of each name."""
+        ends = np.cumsum([space.dim for space in self.spaces.values()])
+        return dict(zip(self.spaces, np.split(vectors, ends[:-1], axis=1), strict=True))
 
     @abstractmethod
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
-        """Encode n (height, width, 3) uint8 images as (n, dim) unit vectors."""
+        """Encode n (height, width, 3) uint8 images as (n, dim) unit vectors, followed by their views if it has any."""
 
     def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
         """Start encoding and return a function that waits for the vectors."""
@@ -101,6 +113,10 @@ class Replicas(Encoder):
     @property
     def space(self) -> Space:
         return self._replicas[0].space
+
+    @property
+    def spaces(self) -> dict[str, Space]:
+        return self._replicas[0].spaces
 
     @property
     def batch_size(self) -> int:

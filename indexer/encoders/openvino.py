@@ -14,7 +14,7 @@ from ...errors import EncoderError, MissingExtra
 from ...store.space import Space
 from ..decoding.image import Pixels
 from . import encoder_name, int8
-from .base import Embeddings, Encoder, unit
+from .base import Embeddings, Encoder, Features, unit
 from .torch_encoder import TorchEncoder
 
 BATCH_SIZE = 8  # images; larger batches are no faster on a CPU
@@ -30,22 +30,26 @@ class OpenVinoEncoder(Encoder):
     """Encodes images in OpenVINO and texts in torch."""
 
     def __init__(self, torch_encoder: TorchEncoder, precision: str = "auto") -> None:
-        self._torch_encoder = torch_encoder
+        self.torch_encoder, self.precision = torch_encoder, precision
         self._space = int8_space(torch_encoder.space) if precision == INT8 else torch_encoder.space
         self.has_text = torch_encoder.has_text
-        self._compile = _compiler(torch_encoder, precision)
+        self._compile, self._width = _compiler(torch_encoder, precision)
         self._queues: dict[int, Any] = {}  # batch size -> queue of the vision model compiled for it
 
     def shrink(self, pixels: Pixels) -> Pixels:
-        return self._torch_encoder.shrink(pixels)
+        return self.torch_encoder.shrink(pixels)
 
     def encode(self, images: Sequence[Pixels]) -> Embeddings:
-        pixels = self._torch_encoder.preprocess(images, self._torch_encoder.device, torch.float32).numpy()
-        features = np.empty((len(pixels), self.space.dim), np.float32)
+        return unit(self.features(images))
+
+    def features(self, images: Sequence[Pixels]) -> Features:
+        """Compute the (n, width) features of n images, not normalised."""
+        pixels = self.torch_encoder.preprocess(images, self.torch_encoder.device, torch.float32).numpy()
+        features = np.empty((len(pixels), self._width), np.float32)
         full = len(pixels) // BATCH_SIZE * BATCH_SIZE
         self._run(BATCH_SIZE, pixels[:full], features[:full])
         self._run(1, pixels[full:], features[full:])
-        return unit(features)
+        return features
 
     def _run(self, size: int, pixels: Any, features: Any) -> None:
         """Fill `features` in batches of `size` images, one batch per core at a time."""
@@ -64,7 +68,7 @@ class OpenVinoEncoder(Encoder):
         queue.wait_all()
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
-        return self._torch_encoder.encode_texts(texts)
+        return self.torch_encoder.encode_texts(texts)
 
 
 def int8_space(space: Space) -> Space:
@@ -73,8 +77,8 @@ def int8_space(space: Space) -> Space:
     return Space(f"{encoder_name.INT8}{space.encoder}", digest.hexdigest(), space.dim)
 
 
-def _compiler(torch_encoder: TorchEncoder, precision: str) -> Callable[[int], Any]:
-    """Return a function from a batch size to a queue of inference requests of that size."""
+def _compiler(torch_encoder: TorchEncoder, precision: str) -> tuple[Callable[[int], Any], int]:
+    """Return a function from a batch size to a queue of inference requests of that size, and the features' length."""
     try:
         import openvino
     except ImportError as e:
@@ -108,4 +112,4 @@ def _compiler(torch_encoder: TorchEncoder, precision: str) -> Callable[[int], An
         properties = {**OPTIONS[precision], "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": threads}
         return openvino.AsyncInferQueue(core.compile_model(model, "CPU", properties), threads)
 
-    return compile_for
+    return compile_for, int(traced.output(0).partial_shape[1].get_length())

@@ -13,7 +13,7 @@ import torch
 from ...errors import EncoderError
 from ...store.space import Space
 from ..decoding.image import Pixels
-from .base import Embeddings, Encoder, unit
+from .base import Embeddings, Encoder, Features, unit
 from .clip_vision import ClipVision
 from .gpu.batch_input import GpuInput, ReducedImages, gpu_input_for
 from .gpu.pinned_upload import PinnedUploader
@@ -48,6 +48,7 @@ class TorchEncoder(Encoder):
         self.text_encoder, self.dtype = text_encoder, dtype
         self.has_text = text_encoder is not None
         self._pending_space = space
+        self._tokens = vision_model.config.patches + 1 if isinstance(vision_model, ClipVision) else 0  # 0: unknown
         self._move(vision_model, device)
 
     @property
@@ -77,6 +78,12 @@ class TorchEncoder(Encoder):
         replica._move(copy.deepcopy(self.vision_model), device)
         return replica
 
+    def with_model(self, vision_model: torch.nn.Module) -> TorchEncoder:
+        """Return the same encoder with another model on its device, whose features may be longer than the space's."""
+        other = copy.copy(self)
+        other.vision_model = vision_model
+        return other
+
     def use_onednn_linear(self) -> None:
         """On a CPU, pack the weights for speed; the encoder can then no longer be copied with `copy_to`."""
         if self.device.type == "cpu":
@@ -90,29 +97,47 @@ class TorchEncoder(Encoder):
 
     @property
     def batch_size(self) -> int:
-        if self.device.type != "cuda" or not isinstance(self.vision_model, ClipVision):
+        if self.device.type != "cuda" or not self._tokens:
             return super().batch_size
-        tokens = self.vision_model.config.patches + 1
-        return int(2 ** np.clip(round(np.log2(GPU_BATCH_TOKENS / tokens)), 4, 10))
+        return int(2 ** np.clip(round(np.log2(GPU_BATCH_TOKENS / self._tokens)), 4, 10))
 
     def begin(self, images: Sequence[Pixels]) -> Callable[[], Embeddings]:
         """Start encoding and return a function that waits for the vectors; on a CPU they are ready at once."""
-        if self._stream is None:
-            size = CPU_BATCH_SIZE if self.device.type == "cpu" else max(len(images), 1)
-            rows = [np.zeros((0, self.space.dim), np.float32)]
-            with torch.inference_mode():
-                for first in range(0, len(images), size):
-                    features = self._features(images[first : first + size])
-                    rows.append(features.float().cpu().numpy())
-            vectors = unit(self._without_overflow(np.concatenate(rows), images, self.dtype))
-            return lambda: vectors
-        wait = self._launch(images, reduce=False)
-        return lambda: wait()[0]
+        wait = self.begin_features(images)
+        return lambda: unit(wait()[0])
 
     def begin_reduced(self, images: Sequence[Pixels]) -> Callable[[], tuple[Embeddings, Sequence[Pixels]]]:
-        return self._launch(images, reduce=True) if self.reduces else super().begin_reduced(images)
+        if not self.reduces:
+            return super().begin_reduced(images)
+        wait = self.begin_features(images, reduce=True)
 
-    def _launch(self, images: Sequence[Pixels], *, reduce: bool) -> Callable[[], tuple[Embeddings, Sequence[Pixels]]]:
+        def wait_for_vectors() -> tuple[Embeddings, Sequence[Pixels]]:
+            features, thumbnails = wait()
+            return unit(features), thumbnails
+
+        return wait_for_vectors
+
+    def begin_features(
+        self, images: Sequence[Pixels], *, reduce: bool = False
+    ) -> Callable[[], tuple[Features, Sequence[Pixels]]]:
+        """Start encoding and return a function that waits for the features, which are not normalised.
+
+        With `reduce`, which needs `reduces`, it also returns the images reduced for thumbnails.
+        """
+        if self._stream is not None:
+            return self._launch(images, reduce=reduce)
+        size = CPU_BATCH_SIZE if self.device.type == "cpu" else max(len(images), 1)
+        rows = []
+        with torch.inference_mode():
+            for first in range(0, len(images), size):
+                features = self._features(images[first : first + size])
+                rows.append(features.float().cpu().numpy())
+        if not rows:
+            return lambda: (np.zeros((0, self.space.dim), np.float32), ())
+        checked = self._without_overflow(np.concatenate(rows), images, self.dtype)
+        return lambda: (checked, ())
+
+    def _launch(self, images: Sequence[Pixels], *, reduce: bool) -> Callable[[], tuple[Features, Sequence[Pixels]]]:
         """Queue all work of a batch on the device and return a function that waits for the results."""
         assert self._stream is not None
         dtype = self.dtype
@@ -130,10 +155,10 @@ class TorchEncoder(Encoder):
             done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             done.record(self._stream)
 
-        def wait() -> tuple[Embeddings, Sequence[Pixels]]:
+        def wait() -> tuple[Features, Sequence[Pixels]]:
             done.synchronize()
-            vectors = self._without_overflow(output.numpy(), images, dtype)
-            return unit(vectors), thumbnails.images() if thumbnails is not None else ()
+            features = self._without_overflow(output.numpy(), images, dtype)
+            return features, thumbnails.images() if thumbnails is not None else ()
 
         return wait
 
@@ -141,17 +166,17 @@ class TorchEncoder(Encoder):
         """Return the (n, dim) features of n images, those with one input size at a time."""
         return self.preprocess.by_input_size(images, lambda members: self.vision_model(self.inputs(members)))
 
-    def _without_overflow(self, vectors: Embeddings, images: Sequence[Pixels], dtype: torch.dtype) -> Embeddings:
-        """Return the vectors, computed again if an activation overflowed fp16; from then on bf16 is used."""
-        if dtype is not torch.float16 or np.isfinite(vectors).all():
-            return vectors
+    def _without_overflow(self, features: Features, images: Sequence[Pixels], dtype: torch.dtype) -> Features:
+        """Return the features, computed again if an activation overflowed fp16; from then on bf16 is used."""
+        if dtype is not torch.float16 or np.isfinite(features).all():
+            return features
         if self.dtype is torch.float16:
             logger.warning("fp16 overflows in %s; it continues in bf16", self.space.encoder)
             if self.device.type == "cuda":
                 torch.cuda.synchronize(self.device)  # batches in flight read the weights
             self.dtype = torch.bfloat16
             self.vision_model = self.vision_model.to(self.dtype)
-        return self.encode(images)
+        return self.begin_features(images)()[0]
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings:
         if self.text_encoder is None:
