@@ -34,6 +34,7 @@ from .evidence import (
 )
 from .head import DEFAULT, Head, head_folder
 from .patches.patch_head import PatchHead
+from .patches.patch_map import WHOLE, Area
 from .split import PART_NAMES
 from .verdict import (
     Answer,
@@ -232,6 +233,20 @@ class VectorDetector:
             view = self.judge_one(verdict.image, vector, digest, plain)
             changes.append(VerdictChange(degradation, view.verdict, view.score))
         return require_stable(verdict, tuple(changes))
+
+    def with_map(self, verdict: Verdict, patches: Vectors, area: Area = WHOLE) -> Verdict:
+        """Return the verdict with a map of the image, or with the reason why none is shown.
+
+        Parameters
+        ----------
+        patches : (rows * columns * dim,) patches of the image; empty if they were not computed
+        area : the part of the image that they cover
+        """
+        if self.patches is None:
+            return verdict
+        if not self.patches.shown:
+            return replace(verdict, map=self.patches.without_values)
+        return replace(verdict, map=self.patches.map_of(patches, area)) if patches.size else verdict
 
     def _verdict(self, image: str, case: _Case, options: QueryOptions) -> Verdict:
         evidence = Evidence(case.neighbors[REAL], case.neighbors[FAKE])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -12,10 +12,9 @@ from ...store.records import FAKE, Ints, Names, distinct
 from ...store.search.matches import Positions
 from ...store.snapshot import Snapshot
 from ..training.examples import subsample
-from .patch_head import PatchHead, PatchNetwork, neighborhood_means, split_patches
+from .patch_head import TOKENS, PatchHead, PatchNetwork, neighborhood_means, split_patches
 from .planted import Patches, PlantedTest, measure_planted, plant
 
-TOKENS = "tokens"  # name of the view with the patches of each image
 HIDDEN = (128, 64)
 EPOCHS, BATCH, RATE, DECAY, DROPOUT = 6, 512, 2e-3, 1e-3, 0.3
 MOST_ROWS = {"train": 8_000, "validation": 1_000, "test": 2_000}  # images of each part that are read
@@ -111,7 +110,7 @@ def fit_network(patches: Patches, labels: Ints, seed: int) -> PatchNetwork:
                 optimizer.zero_grad()
                 logits = model(inputs[image, patch])[:, 0]
                 loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, targets[image], weights[image])
-                loss.backward()
+                loss.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()
     linear = [module for module in model if isinstance(module, torch.nn.Linear)]
     layers = [(one.weight.detach().numpy().T.copy(), one.bias.detach().numpy().copy()) for one in linear]
@@ -121,7 +120,7 @@ def fit_network(patches: Patches, labels: Ints, seed: int) -> PatchNetwork:
     return PatchNetwork(tuple((weight.astype(np.float32), bias.astype(np.float32)) for weight, bias in layers))
 
 
-def _drawn(images: int, patches: int, rng: np.random.Generator):  # type: ignore[no-untyped-def]
+def _drawn(images: int, patches: int, rng: np.random.Generator) -> Iterator[tuple[Ints, Ints]]:
     """Yield batches of (image, patch) positions that draw a part of the patches of each image."""
     drawn = min(PATCHES_OF_IMAGE, patches)
     patch = rng.permuted(np.tile(np.arange(patches), (images, 1)), axis=1)[:, :drawn]
@@ -143,9 +142,7 @@ def calibrated(network: PatchNetwork, held_out: PatchRows) -> PatchNetwork:
     return network.scaled(slope, intercept) if slope > 0 else network
 
 
-def _on_left_out_sources(
-    rows: PatchRows, seed: int, on_progress: Callable[[str], None] | None
-) -> PlantedTest | None:
+def _on_left_out_sources(rows: PatchRows, seed: int, on_progress: Callable[[str], None] | None) -> PlantedTest | None:
     """The planted test on training rows, scored by networks that have seen neither source; None for too few sources."""
     folds = source_folds(rows.labels, rows.sources, seed)
     if folds is None:
@@ -166,7 +163,7 @@ def source_folds(labels: Ints, sources: Names, seed: int) -> Ints | None:
 
     Sources with rows of both classes are left out with the class of most of their rows.
     """
-    names, index = distinct(sources)
+    names, index, _ = distinct(sources)
     fake_share = np.bincount(index, labels == FAKE) / np.bincount(index)
     fold_of = np.zeros(len(names), np.int64)
     rng = np.random.default_rng([seed, 10])

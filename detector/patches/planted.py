@@ -17,10 +17,11 @@ from ...store.records import FAKE, REAL, Ints
 from ..metrics import auc, auc_interval
 
 Patches = npt.NDArray[np.float32]  # (n, rows, columns, dim)
+Halves = npt.NDArray[np.int8]  # (n, rows, columns) 1 in the fake half, 0 in the real half, CUT where the seam runs
 Maps = npt.NDArray[np.float32]  # (n, rows, columns) log-odds, above 0 leans fake
 Sides = npt.NDArray[np.int8]  # (n,) positions in SIDES
 SIDES = ("left", "right", "top", "bottom")  # the half that is fake
-CUT = -1  # in `halves`: a patch that the seam cuts
+CUT = -1  # a patch that the seam cuts
 FEWEST = 50  # planted images below which nothing is measured
 
 
@@ -44,19 +45,24 @@ class PlantedTest:
         return cls(images=int(fields["images"]), interval=(low, high), **numbers)
 
 
-def halves(rows: int, columns: int, sides: Sides) -> npt.NDArray[np.int8]:
+def halves(grid: tuple[int, int], sides: Sides) -> Halves:
     """(n, rows, columns) int8: 1 in the half on this side, 0 in the other half, CUT where the seam runs.
 
-    >>> halves(2, 3, np.array([0], np.int8)).tolist()
+    Parameters
+    ----------
+    grid : number of rows and of columns
+
+    >>> halves((2, 3), np.array([0], np.int8)).tolist()
     [[[1, -1, 0], [1, -1, 0]]]
     """
+    rows, columns = grid
     y, x = np.arange(rows)[:, None] * np.ones(columns), np.arange(columns) * np.ones((rows, 1))
     leaning = np.stack([columns - 1 - 2 * x, 2 * x - columns + 1, rows - 1 - 2 * y, 2 * y - rows + 1])
     by_side = np.where(leaning > 0, 1, np.where(leaning < 0, 0, CUT)).astype(np.int8)
     return by_side[sides]
 
 
-def compose(real: Patches, fake: Patches, parts: npt.NDArray[np.int8]) -> Patches:
+def compose(real: Patches, fake: Patches, parts: Halves) -> Patches:
     """(n, rows, columns, dim) patches of planted images, from those of whole images; a cut patch is the mean of both.
 
     Patches of the whole images have not seen the other half, as an encoder's patches of a planted image have: this is
@@ -75,14 +81,14 @@ def draw_pairs(labels: Ints, rng: np.random.Generator, most: int) -> tuple[Ints,
 
 def plant(
     score: Callable[[Patches], Maps], patches: Patches, labels: Ints, rng: np.random.Generator, most: int = 1000
-) -> tuple[Maps, npt.NDArray[np.int8]]:
+) -> tuple[Maps, Halves]:
     """Plant halves in stored patches: the maps of the planted images, and the halves that they have to find."""
     real, fake, sides = draw_pairs(labels, rng, most)
-    parts = halves(*patches.shape[1:3], sides)
+    parts = halves((patches.shape[1], patches.shape[2]), sides)
     return score(compose(patches[real], patches[fake], parts)), parts
 
 
-def measure_planted(maps: Maps, parts: npt.NDArray[np.int8]) -> PlantedTest | None:
+def measure_planted(maps: Maps, parts: Halves) -> PlantedTest | None:
     """Measure how well (n, rows, columns) maps find the fake half of planted images; None for fewer than `FEWEST`.
 
     Parameters
