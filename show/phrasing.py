@@ -13,7 +13,7 @@ from ..detector.verdict import Verdict
 CAVEAT = "A lead, not a proof: a detector knows the sources it was shown. Look at the evidence before you rely on it."
 STRONGEST = math.log(100)  # log-likelihood ratio at the ends of every scale
 PARTS_OF_IMAGE = ("upper left", "top", "upper right", "left", "middle", "right", "lower left", "bottom", "lower right")
-ALIKE = 0.5  # log-odds by which the means of parts of an image must differ for one to be named
+PARTS_ALIKE = 0.5  # log-odds by which the means of parts of an image must differ for one to be named
 
 
 def percent(share: float) -> str:
@@ -106,7 +106,7 @@ def describe_map(patch_map: PatchMap) -> str:
     leaning = f"{sum(value > 0 for value in values)} of {len(values)} patches lean fake"
     means = {name: sum(part) / len(part) for name, part in sums.items()}
     most, least = max(means, key=lambda name: means[name]), min(means, key=lambda name: means[name])
-    if means[most] - means[least] < ALIKE:
+    if means[most] - means[least] < PARTS_ALIKE:
         return f"{leaning}, all parts about alike"
     return f"{leaning}, the {most} most of all and the {least} least"
 

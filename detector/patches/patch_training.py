@@ -52,7 +52,7 @@ def train_patch_head(
     column = patches_in(snapshot)
     if column is None or column.view is None:
         return None
-    read = {name: PatchRows.read(snapshot, column, rows, MOST_ROWS[name], seed) for name, rows in parts.items()}
+    read = read_parts(snapshot, parts, seed)
     if any(len(np.unique(rows.labels)) < 2 for rows in read.values()):
         return None
     if on_progress:
@@ -62,6 +62,12 @@ def train_patch_head(
     stored = measure_planted(*plant(network.decision_function, test.patches, test.labels, rng))
     left_out = _on_left_out_sources(read["train"], seed, on_progress)
     return PatchHead(column.space, column.view.rows, column.view.columns, network, stored, left_out)
+
+
+def read_parts(snapshot: Snapshot, parts: Parts, seed: int) -> dict[str, PatchRows]:
+    """Read the patches of the rows of each part, `MOST_ROWS` at most; raises StoreError if there are none."""
+    column = open_named_vectors(snapshot.folder, TOKENS)
+    return {name: PatchRows.read(snapshot, column, rows, MOST_ROWS[name], seed) for name, rows in parts.items()}
 
 
 class PatchRows:

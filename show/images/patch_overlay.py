@@ -6,12 +6,13 @@ import math
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from ...detector.patches.patch_map import Area, PatchMap
 from ..verdict_style import VERDICT_STYLES
 
 STRONGEST_PATCH = math.log(20)  # log-odds at the ends of the scale of a map, and beyond
+SIGN = 0.1  # half the size of a sign, as a share of a patch
 OPACITY = 0.6  # of the strongest patches; those that say nothing are transparent
 
 
@@ -32,7 +33,26 @@ def overlay(image: Image.Image, patch_map: PatchMap, area: Area | None = None) -
     grey = Image.blend(
         image.convert("L").convert("RGB"), image.convert("RGB"), 0.25
     )  # so that only the map is in colour
-    return Image.alpha_composite(grey.convert("RGBA"), whole).convert("RGB")
+    result = Image.alpha_composite(grey.convert("RGBA"), whole).convert("RGB")
+    _draw_signs(result, patch_map, (left, top, right, bottom))
+    return result
+
+
+def _draw_signs(image: Image.Image, patch_map: PatchMap, area: Area) -> None:
+    """Draw a triangle in patches that lean fake, a dot in those that lean real, if they lean strongly."""
+    draw = ImageDraw.Draw(image)
+    left, top, right, bottom = area
+    width, height = (right - left) * image.width / patch_map.columns, (bottom - top) * image.height / patch_map.rows
+    r = SIGN * min(width, height)
+    for row, values in enumerate(patch_map.values):
+        for column, value in enumerate(values):
+            if abs(value) < STRONGEST_PATCH / 2:
+                continue
+            x, y = left * image.width + (column + 0.5) * width, top * image.height + (row + 0.5) * height
+            if value > 0:
+                draw.polygon([(x, y - r), (x + r, y + r), (x - r, y + r)], fill="white", outline="black")
+            else:
+                draw.ellipse([x - r, y - r, x + r, y + r], fill="white", outline="black")
 
 
 def colored(values: npt.NDArray[np.float64]) -> npt.NDArray[np.uint8]:
