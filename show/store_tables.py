@@ -37,10 +37,13 @@ def store_info(report: dict[str, Any]) -> RenderableType:
             ]
             parts += [Text(), table(kind, ["name", "snapshot", "state", "size"], derived, words=["state"])]
     if report["columns"]:
-        named = [[c["name"], c["encoder"], c["dim"], c["missing"]] for c in report["columns"]]
+        named = [
+            [c["name"], "view of the encoder" if c["view"] else c["encoder"], c["dim"], c["missing"]]
+            for c in report["columns"]
+        ]
         parts += [
             Text(),
-            table("named vectors", ["name", "encoder", "dim", "rows missing"], named, words=["encoder"]),
+            table("named vectors", ["name", "made by", "dim", "rows missing"], named, words=["made by"]),
         ]
     return Group(*parts)
 

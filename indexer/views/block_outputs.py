@@ -80,8 +80,9 @@ class BlockOutputs:
 
     @property
     def patch_positions(self) -> tuple[int, ...]:
-        """Positions of the two blocks whose patches are kept."""
-        return tuple(round(depth * (len(self.blocks) - 1)) for depth in PATCH_DEPTHS)
+        """Positions of the two blocks whose patches are kept; never the last, which in CLIP returns none."""
+        last = len(self.blocks) - 1
+        return tuple(min(round(depth * last), last - 1) for depth in PATCH_DEPTHS)
 
     def patches(self, outputs: Mapping[int, torch.Tensor]) -> list[torch.Tensor]:
         """(n, channels, rows, columns) float32 features of patches, of an early and of a late block.

@@ -45,6 +45,7 @@ class NamedVectorsInfo:
     encoder: str
     dim: int
     missing: int  # rows without one
+    view: bool  # computed by the store's own encoder
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,8 @@ def history(store: Store) -> History:
 
 def _named_vectors_info(snapshot: Snapshot, name: str) -> NamedVectorsInfo:
     vectors = open_named_vectors(snapshot.folder, name)
-    return NamedVectorsInfo(name, vectors.space.encoder, vectors.space.dim, int(vectors.missing(snapshot).sum()))
+    missing = int(vectors.missing(snapshot).sum())
+    return NamedVectorsInfo(name, vectors.space.encoder, vectors.space.dim, missing, vectors.view is not None)
 
 
 def _artifacts(folder: Path, newest: int) -> tuple[ArtifactInfo, ...]:

@@ -12,9 +12,10 @@ from clipfake.benchmarks.common.synthetic_rows import space, synthetic
 from clipfake.detector.detector import VectorDetector
 from clipfake.detector.head import head_folder, vector_names_of
 from clipfake.errors import BadBlock, Damaged, EncoderError, NotEnoughRows, SpaceMismatch, StoreError
-from clipfake.indexer.add_vectors import ConcatenatedEncoder, add_vectors
+from clipfake.indexer.add_vectors import add_vectors
 from clipfake.indexer.encoders.base import PlainEncoder
 from clipfake.indexer.encoders.load import load_encoder
+from clipfake.indexer.views.head_encoder import HeadEncoder
 from clipfake.store.concatenated import ConcatenatedSnapshot, concatenate, concatenated_snapshot, space_of
 from clipfake.store.maintenance.compact import compact
 from clipfake.store.maintenance.info import info
@@ -317,7 +318,7 @@ def test_service_uses_all_encoders_of_a_head(toy: Any, tmp_path: Path) -> None:
     with pytest.raises(SpaceMismatch):
         toy.app(store=store)
     with TestClient(
-        toy.app(store=store, encoder=ConcatenatedEncoder([toy.encoder, twin])), base_url="http://localhost"
+        toy.app(store=store, encoder=HeadEncoder(names, toy.encoder, {"again": twin})), base_url="http://localhost"
     ) as client:
         answer = client.post("/v1/query", content=toy.draw_image("gan_b", 77), headers={"Content-Type": "image/png"})
     assert answer.status_code == 200, answer.text
