@@ -1,9 +1,9 @@
 """Maps of patches: how well they find a swapped half of an image, in stored patches and in encoded images.
 
-Half of a held-out real image is swapped for that of a held-out generated one. "AUC of halves" is that of the mean of the
-fake half's patches against the mean of the real half's, over the halves of all planted images; "within" is the share of
-the images whose fake half has the higher mean. A control puts halves of two images of the same class together: its AUC
-says how well the difference of the halves tells planted images from such ones.
+Half of a held-out real image is swapped for that of a held-out generated one. "auc" is that of the mean of the fake
+half's patches against the mean of the real half's, over the halves of all planted images; "within" is the share of the
+images whose fake half has the higher mean. A control puts halves of two images of the same class together: its AUC says
+how well the difference of the halves tells planted images from such ones.
 
     python -m clipfake.benchmarks.detector.planted --store mystore
 """

