@@ -89,7 +89,7 @@ def test_query_has_the_map_of_its_patches(store: Store, encoder: Encoder, name: 
 
 def test_stored_patches_are_not_encoded_where_no_map_is_shown(store: Store, encoder: Encoder) -> None:
     session = Session(store, encoder=encoder)
-    session.detector = replace(session.detector, patches=replace(session.detector.patches, pixels=None))  # type: ignore[arg-type]
+    session.detector = replace(session.detector, patches=replace(session.detector.patches, pixels=None))  # type: ignore[type-var]
     assert session.query_encoder is session.main_encoder
     [(_, verdict)] = session.judge([fake(store)])
     assert verdict.map is not None and verdict.map.values == ()  # type: ignore[union-attr]
