@@ -6,6 +6,11 @@ BIN := $(VENV)/bin
 TORCH ?= torch==2.13.0+cpu
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# timm and open_clip for the tests of their encoders, apart: with their torchvision in $(VENV), transformers would use it,
+# and PyPI's does not fit a torch without CUDA (tests/library_imports.py).
+LIBRARIES := $(VENV)/libraries
+LIBRARY_TESTS = CLIPFAKE_TEST_LIBRARIES=1 PYTHONPATH=$(LIBRARIES) $(BIN)/python -m pytest \
+	tests/indexer/encoders/test_libraries.py tests/indexer/encoders/test_reference_models.py
 
 .PHONY: demo test test-all check fix bench peers clean help
 .DEFAULT_GOAL := check
@@ -16,6 +21,8 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PIP) install --quiet --constraint constraints.txt "$(TORCH)" 2>/dev/null || \
 	$(PIP) install --quiet --constraint constraints.txt --index-url $(TORCH_INDEX) "$(TORCH)"
 	$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(PIP) install --quiet --constraint constraints.txt --no-deps --upgrade --target $(LIBRARIES) \
+		timm open_clip_torch torchvision ftfy wcwidth
 	mkdir -p $(VENV)/src && ln -sfn ../.. $(VENV)/src/clipfake  # so that mypy finds the package by its name
 	touch $@
 
@@ -24,9 +31,11 @@ demo: $(VENV)/.ready  ## index, train and query a small simulated data set
 
 test: $(VENV)/.ready  ## the tests
 	$(BIN)/python -m pytest -m "not slow" -n 2
+	$(LIBRARY_TESTS)
 
 test-all: $(VENV)/.ready  ## the tests and the slow ones
 	$(BIN)/python -m pytest -n 2
+	$(LIBRARY_TESTS)
 
 check: $(VENV)/.ready  ## format, lint, types
 	$(BIN)/ruff format --check .

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from .indexer.report import IndexReport as IndexReport
     from .session import Session as Session
     from .store.filter import Filter as Filter
+    from .store.space import Space as Space
     from .store.store import Store as Store
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "QueryOptions",
     "Refusal",
     "Session",
+    "Space",
     "Store",
     "TrainOptions",
     "Verdict",
@@ -61,6 +63,7 @@ _MODULES = {
     "QueryOptions": "detector.detector",
     "Refusal": "detector.verdict",
     "Session": "session",
+    "Space": "store.space",
     "Store": "store.store",
     "TrainOptions": "detector.training.train",
     "Verdict": "detector.verdict",

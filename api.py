@@ -28,13 +28,14 @@ if TYPE_CHECKING:
 
     from .indexer.embedding import ImageInput
     from .indexer.encoders.base import Encoder
+    from .indexer.encoders.external.own_encoder import EncoderLike
 
 
 def index(
     folders: Sequence[str | Path],
     store: Store | Path | str,
     *,
-    encoder: Encoder | EncoderSpec | str | None = None,
+    encoder: Encoder | EncoderLike | EncoderSpec | str | None = None,
     options: IndexOptions = IndexOptions(),
     follow_links: bool = False,
     on_progress: Callable[[IndexReport], None] | None = None,
@@ -45,8 +46,8 @@ def index(
     ----------
     folders : folders, archives, tables of paths, URLs, or patterns such as "data/*"
     store : a store, or its folder
-    encoder : an encoder, a specification of one, or its hub id or directory (default: the store's own; for a new store
-        openai/clip-vit-base-patch32)
+    encoder : the name of an encoder as for `load_encoder`, a specification of one, or any object with `encode` and a
+        `space` (default: the store's own; for a new store openai/clip-vit-base-patch32)
     follow_links : follow symbolic links inside a folder that lead out of it
     on_progress : called with the report so far, repeatedly
 
@@ -55,6 +56,7 @@ def index(
     SourceError, EncoderError, StoreError
         See `clipfake.indexer.index.index`. The images stored before an error are kept.
     """
+    from .indexer.encoders.external.own_encoder import as_encoder
     from .indexer.index import index as index_images
     from .indexer.sources.folders import expand
 
@@ -66,12 +68,11 @@ def index(
             encoder = DEFAULT_ENCODER
     if isinstance(encoder, str):
         encoder = EncoderSpec(encoder)
-    if isinstance(encoder, EncoderSpec):
-        encoder = encoder.load()
+    loaded = encoder.load() if isinstance(encoder, EncoderSpec) else as_encoder(encoder)
     if not isinstance(store, Store):
-        store = Store.create(store, encoder.space)
+        store = Store.create(store, loaded.space)
     sources = expand(folders, follow_links=follow_links)
-    return index_images(sources, store, encoder, options, on_progress)
+    return index_images(sources, store, loaded, options, on_progress)
 
 
 class Detector:
@@ -94,7 +95,7 @@ class Detector:
         *,
         options: TrainOptions = TrainOptions(),
         vectors: Sequence[str] = (MAIN,),
-        encoder: Encoder | EncoderSpec | None = None,
+        encoder: Encoder | EncoderLike | EncoderSpec | str | None = None,
         on_progress: Callable[[str], None] | None = None,
     ) -> Detector:
         """Train and calibrate a detector on the stored vectors. No image is opened; `save` keeps the result.
@@ -103,7 +104,7 @@ class Detector:
         ----------
         options : options of training, see `clipfake.TrainOptions`
         vectors : names of the stored vectors to train on, concatenated; "main" is the store's own
-        encoder : encoder for `predict` (default: the store's own, loaded when it is first needed)
+        encoder : encoder for `predict`, as for `index` (default: the store's own, loaded when it is first needed)
         on_progress : called with the name of each step
 
         Raises
@@ -122,7 +123,7 @@ class Detector:
         store: Store | Path | str,
         name: str = DEFAULT,
         *,
-        encoder: Encoder | EncoderSpec | None = None,
+        encoder: Encoder | EncoderLike | EncoderSpec | str | None = None,
     ) -> Detector:
         """Load a detector that was saved in a store; raises HeadError, SpaceMismatch or NotEnoughRows."""
         session = Session(store, name, encoder=encoder)

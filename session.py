@@ -35,6 +35,7 @@ if TYPE_CHECKING:  # these import torch, which must not delay the error of a mis
     from .indexer.decoding.image import Pixels
     from .indexer.embedding import EmbeddedImage, ImageInput
     from .indexer.encoders.base import Embeddings, Encoder
+    from .indexer.encoders.external.own_encoder import EncoderLike
     from .indexer.encoders.preprocess import Preprocess
 
 
@@ -45,7 +46,8 @@ class Session:
     ----------
     store : a store, or its folder
     head : name of the trained head
-    encoder : an encoder, or a specification of one (default: the store's own, on the best device)
+    encoder : the name of an encoder as for `load_encoder`, a specification of one, or any object with `encode` and a
+        `space` (default: the store's own, on the best device)
     evidence : how many stored neighbours are evidence, and which
     searcher_for : makes a searcher for the snapshot (default: the store's own index), see
         `clipfake.store.backends.remote_search`
@@ -65,14 +67,14 @@ class Session:
         store: Store | Path | str,
         head: str = DEFAULT,
         *,
-        encoder: Encoder | EncoderSpec | None = None,
+        encoder: Encoder | EncoderLike | EncoderSpec | str | None = None,
         evidence: EvidenceOptions = EvidenceOptions(),
         searcher_for: Callable[[Snapshot], Searcher] | None = None,
     ) -> None:
         self.store = store if isinstance(store, Store) else Store(Path(store))
         self.snapshot = self.store.snapshot()  # fixed for the lifetime of the session
         self.head_name = head
-        self._encoder = encoder
+        self._encoder = EncoderSpec(encoder) if isinstance(encoder, str) else encoder
         self._evidence, self._searcher_for = evidence, searcher_for
 
     @cached_property
@@ -94,11 +96,13 @@ class Session:
 
     @cached_property
     def main_encoder(self) -> Encoder:
-        """The encoder of the store's own vectors; raises EncoderError or SpaceMismatch."""
+        """The encoder of the store's own vectors; raises EncoderError, MissingExtra or SpaceMismatch."""
         if self._encoder is None or isinstance(self._encoder, EncoderSpec):
             encoder = self.encoder_spec.load()
         else:
-            encoder = self._encoder
+            from .indexer.encoders.external.own_encoder import as_encoder
+
+            encoder = as_encoder(self._encoder)
         encoder.space.require(self.snapshot.space, f"the store {self.store.folder}")
         return encoder
 

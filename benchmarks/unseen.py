@@ -6,6 +6,7 @@ the groups; the verdicts on single sources are the result. Probabilities of the 
 validation rows (Platt), so that all are compared at their best.
 
     python -m clipfake.benchmarks.unseen --store mystore
+    python -m clipfake.benchmarks.unseen --store mystore --vectors main,layers
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from ..detector.training.baselines import BASELINES
 from ..detector.training.calibrate import CLASSES, SignalTable, calibrate, source_names
 from ..detector.training.examples import Examples
 from ..detector.training.train import TrainOptions, train
+from ..store.concatenated import concatenated_snapshot
 from ..store.records import FAKE, REAL, Names, TextIndex
 from ..store.snapshot import Snapshot
 from ..store.store import Store
@@ -235,7 +237,13 @@ def run(
     options = TrainOptions(classifier=classifier, seed=seed)
     names, labels = source_names(snapshot), snapshot.column("labels")
     stored = {label: sorted(set(names[labels == label].tolist())) for label in CLASSES}
-    result: dict[str, Any] = {"machine": machine(), "rows": len(snapshot), "classifier": classifier, "sources": {}}
+    result: dict[str, Any] = {
+        "machine": machine(),
+        "rows": len(snapshot),
+        "vectors": list(snapshot.vector_names),
+        "classifier": classifier,
+        "sources": {},
+    }
     singles = []
     for label, of_class in stored.items():
         for name in of_class if len(of_class) > 1 else ():
@@ -249,6 +257,9 @@ def run(
     }
     for class_name, rates in (("real", reals), ("fake", fakes)):
         if rates:
+            result[f"{class_name}_mean_auc"] = {
+                model: round(float(np.mean([source["auc"][model] for source in rates])), 4) for model in rates[0]["auc"]
+            }
             result[f"{class_name}_excluded_mean"] = round(float(np.mean([s["truth_excluded"] for s in rates])), 4)
             result[f"{class_name}_excluded_worst"] = max(s["truth_excluded"] for s in rates)
     result["answered"] = round(float(np.mean([1 - s["unsure"] for s in result["sources"].values()])), 4)
@@ -280,12 +291,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--classifier", default="auto")
+    parser.add_argument("--vectors", default="main", metavar="NAMES", help="stored vectors, as of `clipfake train`")
     parser.add_argument("--groups", nargs="*", metavar="A,B,C", help="groups of sources that are left out together")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     groups = GROUPS if options.groups is None else tuple(tuple(group.split(",")) for group in options.groups)
     result = run(
-        Store.open(options.store).snapshot(),
+        concatenated_snapshot(Store.open(options.store).snapshot(), options.vectors.split(",")),
         classifier=options.classifier,
         groups=groups,
         seed=options.seed,

@@ -52,6 +52,9 @@ def evaluate_command(
 
     A classifier of `train` is fitted once for each pair of sources, on at most 3,000 rows: 50 pairs take minutes.
 
+    For named vectors (`clipfake store add-vectors`) it also measures what they gain over the main ones, alone and
+    beside them, which takes about a minute for each.
+
     With --planted, read images that the head has not seen; its maps are shown if swapped halves are found with AUC .9.
 
     With --temporal, measure heads on the sources that were released after those they were trained on.
@@ -74,10 +77,17 @@ def evaluate_command(
     else:
         from ..detector.evaluation.leave_one_out import Kind
         from ..detector.evaluation.leave_one_out import leave_one_out as evaluate
+        from ..detector.evaluation.view_gains import view_gains
+        from ..show.progress_display import status_line
 
         heads = ("ridge", "knn") if head is EvaluationHead.both else (head.value,)
         results = [evaluate(snapshot, name, seed=seed) for name in get_args(Kind) if name in heads]
-        print_result(tables.leave_one_out_json(results) if as_json else tables.leave_one_out_table(results))
+        with status_line("gain of the named vectors") as show_step:
+            gains = view_gains(snapshot, seed=seed, on_progress=show_step)
+        if as_json:
+            print_result({**tables.leave_one_out_json(results), "views": [gain.to_dict() for gain in gains]})
+        else:
+            print_result(tables.leave_one_out_table(results, gains))
         written = tables.write_leave_one_out(results, out) if out else []
     for path in written:
         print_message(str(path))

@@ -65,7 +65,8 @@ EncoderOption = Annotated[
     typer.Option(
         "--encoder",
         metavar="NAME",
-        help="Hub id or directory (default: the store's own, or CLIP ViT-B/32).",
+        help="Hub id, directory, timm:NAME, open_clip:MODEL/PRETRAINED or MODULE:FUNCTION of your own (default: the "
+        "store's own, or CLIP ViT-B/32).",
         rich_help_panel=MODEL,
         show_default=False,
     ),

@@ -78,6 +78,10 @@ def store_index_command(
     kind: Annotated[
         IndexKind, typer.Option(help="Kind of index; auto chooses by the number of rows.")
     ] = IndexKind.auto,
+    vectors: Annotated[
+        str,
+        typer.Option(metavar="NAMES", help="Stored vectors to index, as `clipfake train --vectors` (comma-separated)."),
+    ] = "main",
     anew: Annotated[
         bool, typer.Option("--anew", metavar="", help="Build from scratch, even if rows could be added to an index.")
     ] = False,
@@ -86,13 +90,16 @@ def store_index_command(
 ) -> None:
     """Build the k-NN indexes, one per label, or add new rows to them. Searches work without them, but slower.
 
+    Heads trained with --vectors search an index of the same vectors.
+
     clipfake store index --store mystore
     """
     from ..show.store_tables import built
     from ..store.maintenance.build_index import build_index
     from ..store.store import Store
 
-    report = build_index(Store.open(store), kind.value, seed=seed, anew=anew).to_dict()
+    names = [name for name in vectors.split(",") if name]
+    report = build_index(Store.open(store), kind.value, vectors=names, seed=seed, anew=anew).to_dict()
     print_result(report if as_json else built(report))
 
 
@@ -243,7 +250,7 @@ def store_add_vectors_command(
         typer.Option(
             "--encoder",
             metavar="NAME",
-            help="Hub id or directory of another encoder, or depth:NAME for a depth model (default: the store's own, "
+            help="Another encoder, named as for `index`, or depth:NAME for a depth model (default: the store's own, "
             "which makes a view: layers, crops, crops5, raw, pooled or tokens).",
         ),
     ] = None,

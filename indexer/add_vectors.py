@@ -14,6 +14,7 @@ from ..store.snapshot import Snapshot
 from ..store.store import Store
 from .embedding import embed_batches
 from .encoders.base import Encoder
+from .encoders.external.own_encoder import EncoderLike, as_encoder
 from .index_run import Folders
 from .pipeline import batched
 from .sample import sampled
@@ -56,14 +57,19 @@ class AddVectorsReport:
 
 
 def add_vectors(
-    store: Store, name: str, encoder: Encoder, folders: Folders | None = None, on_progress: Progress | None = None
+    store: Store,
+    name: str,
+    encoder: Encoder | EncoderLike,
+    folders: Folders | None = None,
+    on_progress: Progress | None = None,
 ) -> AddVectorsReport:
     """Embed the images of the rows that have no vector named `name` yet. Resumable.
 
     Parameters
     ----------
     name : name of the vectors
-    encoder : another encoder; or the store's own with views, of which `name` is one, see `add_view`
+    encoder : another encoder, or any object with `encode` and a `space`; or the store's own with views, of which `name`
+        is one, see `add_view`
     folders : current location of the images, as passed to `index` (default: the paths stored when they were indexed)
     on_progress : called with the number of rows done and the number of rows to do
 
@@ -72,6 +78,7 @@ def add_vectors(
     StoreError, SpaceMismatch, SourceError
         The vectors of this name belong to another encoder, or a folder does not exist.
     """
+    encoder = as_encoder(encoder)
     vector = name if name in encoder.spaces else MAIN
     with named_vectors_writer(store.folder, name, encoder.spaces[vector]) as writer:
         snapshot = writer.snapshot

@@ -13,6 +13,7 @@ from ..core.atomic_files import write_text
 from ..core.escaping import csv_text, escape_all
 from ..detector.evaluation.leave_one_out import TITLES, LeaveOneOut
 from ..detector.evaluation.temporal_holdout import TemporalHoldout
+from ..detector.evaluation.view_gains import ViewGain
 from ..detector.fusion.fusion_report import FusionReport
 from .tables import WrappedTable, table
 
@@ -20,8 +21,8 @@ if TYPE_CHECKING:
     from .figure import ReportFigure
 
 
-def leave_one_out_table(results: Sequence[LeaveOneOut]) -> RenderableType:
-    """AUC of each left-out generator against each left-out real source, a table per head."""
+def leave_one_out_table(results: Sequence[LeaveOneOut], gains: Sequence[ViewGain] = ()) -> RenderableType:
+    """AUC of each left-out generator against each left-out real source, a table per head; then gains of views."""
     parts: list[RenderableType] = []
     for result in escape_all(list(results)):
         values = result.table()
@@ -30,6 +31,7 @@ def leave_one_out_table(results: Sequence[LeaveOneOut]) -> RenderableType:
         rows.append(["mean", *map(float, values.mean(0)), result.mean_auc])
         title = f"{TITLES[result.head]}: AUC on an unseen generator (rows) and an unseen real source (columns)"
         parts += [WrappedTable(title, ["", *result.reals, "mean"], rows), Text(f"\n{result.sentence}\n")]
+    parts += [Text(f"• {gain.sentence}") for gain in escape_all(list(gains))]
     return Group(*parts)
 
 

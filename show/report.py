@@ -21,6 +21,7 @@ from ..detector.calibration import probability
 from ..detector.detector import VectorDetector
 from ..detector.evaluation.leave_one_out import Kind as HeadKind
 from ..detector.evaluation.leave_one_out import LeaveOneOut, leave_one_out
+from ..detector.evaluation.view_gains import ViewGain, view_gains
 from ..detector.split import PARTS
 from ..detector.training.baseline_names import baseline_name
 from ..detector.training.examples import subsample
@@ -63,6 +64,7 @@ class HeadResults:
     detector: VectorDetector
     training: dict[str, Any]  # the report.json that training wrote
     unseen: Sequence[LeaveOneOut]
+    gains: Sequence[ViewGain] = ()  # of the store's named vectors
 
 
 class Cell(NamedTuple):
@@ -143,7 +145,8 @@ def write_report(
         training = read_json(folder / "report.json")
     except (OSError, ValueError) as e:
         raise HeadError(f"{folder} has no report of its training ({e}); run `clipfake train --from-store` again") from e
-    results = HeadResults(detector, training, evaluate_unseen(detector))
+    gains = view_gains(detector.snapshot, seed=detector.head.split.seed)
+    results = HeadResults(detector, training, evaluate_unseen(detector), gains)
     figures = {figure.name: figure for figure in draw_figures(results)}
     figure_folder = out.with_suffix("") if out.suffix else out.with_name(f"{out.name}-figures")
     written = [path for figure in figures.values() for path in figure.save(figure_folder)]
@@ -223,7 +226,7 @@ def render_page(
     figure_folder : name of the folder that has the figures as files
     """
     training = results.training
-    sentences = [result.sentence for result in results.unseen]
+    sentences = [result.sentence for result in (*results.unseen, *results.gains)]
     sections = list(page_sections(training, figures))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

@@ -5,31 +5,35 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import NotEnoughRows
-from .named_vectors import MAIN, NamedVectors, open_named_vectors
+from .manifest import Manifest
+from .named_vectors import NamedVectors, open_named_vectors
 from .records import Ids, Vectors
 from .snapshot import Snapshot
-from .space import Space
+from .space import MAIN, Space
+
+ROWS_AT_ONCE = 16_384  # rows whose vectors are concatenated at a time
 
 
 class ConcatenatedSnapshot(Snapshot):
     """A view of a snapshot whose vectors are several vectors of each row, concatenated.
 
     Each vector is scaled to unit length and has the same weight, so the inner product of two rows is the mean of their
-    cosine similarities. Searches are exact. `concatenated_snapshot` makes one if it is needed.
+    cosine similarities. `concatenated_snapshot` makes one if it is needed.
     """
 
-    def __init__(self, snapshot: Snapshot, columns: Sequence[str]) -> None:
+    def __init__(self, snapshot: Snapshot, names: Sequence[str]) -> None:
         """Open the named vectors.
 
         Parameters
         ----------
-        columns : names of vectors, "main" for the store's own
+        names : of the vectors, "main" for the store's own
 
         Raises
         ------
@@ -39,19 +43,22 @@ class ConcatenatedSnapshot(Snapshot):
             A row has no vector of this name.
         """
         super().__init__(snapshot.folder, snapshot.manifest, before=snapshot)
-        self.columns = tuple(columns)
+        self.vector_names = tuple(names)
         self._main = self._source = snapshot
-        self._vectors: list[NamedVectors | None] = []  # in the order of `columns`, None for the main vectors
-        for name in columns:
+        self._vectors: list[NamedVectors | None] = []  # in the order of the names, None for the main vectors
+        for name in names:
             if name == MAIN:
                 self._vectors.append(None)
                 continue
             column = open_named_vectors(snapshot.folder, name)
             column.open_files(snapshot)
-            if missing := int(column.missing(snapshot).sum()):
+            if (missing := column.missing(snapshot)).any():
+                encoder = "" if column.view else f" --encoder {column.space.encoder}"
                 raise NotEnoughRows(
-                    f"{missing} of {len(snapshot)} rows have no vector {name}; "
-                    f"add them with `clipfake store add-vectors {name} --encoder {column.space.encoder}`"
+                    f"{missing.sum()} of {len(snapshot)} rows have no vector {name}, first "
+                    f"{snapshot.column('keys')[missing.argmax()]}; "
+                    f"add them with `clipfake store add-vectors {name}{encoder}` (and --folders if the images have "
+                    f"moved), or delete the rows of images that are gone with `clipfake index --sync`"
                 )
             self._vectors.append(column)
 
@@ -59,13 +66,26 @@ class ConcatenatedSnapshot(Snapshot):
     def space(self) -> Space:
         return concatenated_space([self._main.space if column is None else column.space for column in self._vectors])
 
+    @property
+    def main(self) -> Snapshot:
+        return self._main
+
+    @property
+    def vector_files(self) -> dict[int, str]:
+        return vector_files([column for column in self._vectors if column], self.manifest)
+
     def vectors(self, positions: Any = None, dtype: Any = np.float32) -> npt.NDArray[Any]:
         positions = self._positions(positions)
-        parts = [
-            self._main.vectors(positions) if column is None else column.vectors(self._main, positions)
-            for column in self._vectors
-        ]
-        return concatenate(parts).astype(dtype)
+        result = np.empty((len(positions), self.space.dim), dtype)
+        for start in range(0, len(positions), ROWS_AT_ONCE):
+            rows = positions[start : start + ROWS_AT_ONCE]
+            result[start : start + ROWS_AT_ONCE] = concatenate(
+                [
+                    self._main.vectors(rows) if column is None else column.vectors(self._main, rows)
+                    for column in self._vectors
+                ]
+            )
+        return result
 
     def column(self, name: str) -> npt.NDArray[Any]:
         return self._main.column(name)  # loaded once for both
@@ -79,28 +99,42 @@ class ConcatenatedSnapshot(Snapshot):
         """Empty: text vectors exist in the main space only."""
         return {}
 
-    @cached_property
-    def _index(self) -> None:
-        return None
 
-
-def concatenated_snapshot(snapshot: Snapshot, columns: Sequence[str]) -> Snapshot:
+def concatenated_snapshot(snapshot: Snapshot, names: Sequence[str]) -> Snapshot:
     """A `ConcatenatedSnapshot` of these vectors, or the snapshot itself for ("main",)."""
-    return snapshot if tuple(columns) == (MAIN,) else ConcatenatedSnapshot(snapshot, columns)
+    return snapshot if tuple(names) == (MAIN,) else ConcatenatedSnapshot(snapshot, names)
 
 
-def space_of(snapshot: Snapshot, columns: Sequence[str]) -> Space:
+def space_of(snapshot: Snapshot, names: Sequence[str]) -> Space:
     """Space of the concatenated vectors, without reading a vector; raises StoreError for an unknown name."""
-    spaces = [snapshot.space if name == MAIN else open_named_vectors(snapshot.folder, name).space for name in columns]
-    return spaces[0] if tuple(columns) == (MAIN,) else concatenated_space(spaces)
+    spaces = [snapshot.space if name == MAIN else open_named_vectors(snapshot.folder, name).space for name in names]
+    return spaces[0] if tuple(names) == (MAIN,) else concatenated_space(spaces)
+
+
+def vector_files(columns: Sequence[NamedVectors], manifest: Manifest) -> dict[int, str]:
+    """Shard number -> checksums of the files with these named vectors, for the shards that all of them cover."""
+    return {
+        part.number: "+".join(column.pieces[part.name].digest for column in columns)
+        for part in manifest.parts
+        if columns and all(column.covers(part) for column in columns)
+    }
+
+
+def stored_vector_files(store: Path, names: Sequence[str], manifest: Manifest) -> dict[int, str]:
+    """`vector_files` of the vectors with these names in a store; raises StoreError if they cannot be read."""
+    return vector_files([open_named_vectors(store, name) for name in names if name != MAIN], manifest)
 
 
 def concatenate(parts: Sequence[Vectors]) -> npt.NDArray[np.float32]:
     """Concatenate (n, dim) arrays to (n, sum of dims) unit vectors, each part scaled to the same length."""
-    norms = [np.linalg.norm(np.asarray(part, np.float32), axis=1, keepdims=True) for part in parts]
-    weight = 1 / np.sqrt(len(parts))
-    scaled = [weight * part / np.where(norm == 0, 1, norm) for part, norm in zip(parts, norms, strict=True)]
-    return np.concatenate(scaled, axis=1).astype(np.float32)
+    ends = np.cumsum([part.shape[1] for part in parts])
+    result = np.empty((len(parts[0]), ends[-1]), np.float32)
+    for part, end in zip(parts, ends.tolist(), strict=True):
+        scaled = result[:, end - part.shape[1] : end]
+        scaled[:] = part
+        norm = np.sqrt(len(parts) * np.einsum("nd,nd->n", scaled, scaled))
+        scaled /= np.where(norm == 0, 1, norm)[:, None].astype(np.float32)
+    return result
 
 
 def concatenated_space(spaces: Sequence[Space]) -> Space:

@@ -30,6 +30,7 @@ from .rooms import NAMED_VECTORS, own_files, own_folders, remove_files, store_lo
 from .search.matches import Positions
 from .shard import SECONDS_PER_SHARD
 from .snapshot import Snapshot, open_snapshot
+from .space import MAIN as MAIN
 from .space import Space
 
 FOLDER, LIST, PARAMETERS = "columns", "column.json", "view.safetensors"
@@ -37,7 +38,6 @@ _AGAIN = "the store itself is intact; remove the folder of these vectors and run
 VECTORS_LIMIT = 1 << 34  # bytes of the vectors of one shard
 PARAMETERS_LIMIT = 1 << 30  # bytes of the parameters of a view
 FILE = SealedJson("clipfake-column", 1, "list of named vectors", Damaged, _AGAIN)
-MAIN = "main"  # name of the store's own vectors
 ROWS_HELD = 65_536  # rows a writer buffers before it writes them
 ROWS_READ = 4096  # at a time
 
@@ -50,6 +50,7 @@ class VectorFile:
     header: str  # digest of the shard's header, which differs for a shard of the same name with other rows
     file: str
     digest: str  # checksum of the file
+    complete: bool = False  # every row has a vector, so that the file need not be read to know which have none
 
     def __post_init__(self) -> None:
         if not NAMED_VECTORS.fullmatch(self.file) or self.file in (LIST, PARAMETERS):
@@ -103,7 +104,8 @@ class NamedVectors:
         for part in snapshot.manifest.parts:
             if self.covers(part):
                 in_shard = number == part.number
-                result[in_shard] = np.isnan(self._first_values(part))[row[in_shard]]
+                complete = self.pieces[part.name].complete
+                result[in_shard] = False if complete else np.isnan(self._first_values(part))[row[in_shard]]
         return result
 
     def _first_values(self, part: ShardRef) -> npt.NDArray[np.float16]:
@@ -375,7 +377,7 @@ def write_vector_file(folder: Path, part: ShardRef, vectors: npt.NDArray[np.floa
     name = f"{part.number:06d}-{secrets.token_hex(6)}.f2"  # never used before: another writer may be removing others
     with written_aside(folder / name, pending=True) as temporary:
         temporary.write_bytes(content)
-    return VectorFile(part.name, part.header, name, digest)
+    return VectorFile(part.name, part.header, name, digest, complete=not np.isnan(vectors[:, 0]).any())
 
 
 def write_list(column: NamedVectors, lock: WriterLock | None = None) -> None:

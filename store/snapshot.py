@@ -24,7 +24,7 @@ from .search.exact import ExactSearch
 from .search.matches import Matches, Positions, Searcher
 from .search.prepared_filter import PreparedFilter
 from .shard import Shard, hash_keys
-from .space import Space
+from .space import MAIN, Space
 
 if TYPE_CHECKING:
     from .search.ann_index import SnapshotIndex
@@ -36,6 +36,8 @@ class Snapshot:
     A row's *position* (0 … len-1) is its index in this snapshot; its *id* (shard number × 2³² + row in the shard) is
     the same in every snapshot that contains the row. Both follow the order in which rows were added.
     """
+
+    vector_names: tuple[str, ...] = (MAIN,)  # of the vectors that a row's vector is made of
 
     def __init__(self, folder: Path, manifest: Manifest, before: Snapshot | None = None) -> None:
         """`before` is another snapshot of the same store whose open shards and key index are reused."""
@@ -66,6 +68,16 @@ class Snapshot:
     @property
     def space(self) -> Space:
         return self.manifest.space
+
+    @property
+    def main(self) -> Snapshot:
+        """The same rows with the store's own vectors."""
+        return self
+
+    @property
+    def vector_files(self) -> dict[int, str]:
+        """Shard number -> checksums of its files of named vectors; empty for main vectors, which never change."""
+        return {}
 
     def __len__(self) -> int:
         return int(self._starts[-1])

@@ -7,6 +7,7 @@ from typing import Any
 
 from ..errors import SpaceMismatch
 
+MAIN = "main"  # name of the store's own vectors, beside those of named vectors
 DIM_LIMIT = 1 << 20  # more than a hundred times what any known encoder has
 
 

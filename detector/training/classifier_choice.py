@@ -39,13 +39,9 @@ class CandidateResult:
 
     @property
     def interval(self) -> Interval | None:
-        """95 % confidence interval of the mean AUC over sources (Student's t); None for a single one."""
-        from scipy.stats import t
-
-        if len(self.aucs) < 2:
-            return None
-        half = float(t.ppf(0.975, len(self.aucs) - 1)) * _standard_error(self.aucs)
-        return max(0.0, self.mean - half), min(1.0, self.mean + half)
+        """95 % confidence interval of the mean AUC over sources; None for a single one."""
+        interval = mean_interval(self.aucs)
+        return interval and (max(0.0, interval[0]), min(1.0, interval[1]))
 
     def __str__(self) -> str:
         interval = self.interval
@@ -138,16 +134,32 @@ def choose_classifier(
     seed: int = 0,
     on_progress: Callable[[str], None] | None = None,
 ) -> ClassifierChoice | None:
-    """Compare classifiers on left-out sources inside the training rows; None if the rows are too few.
+    """Compare classifiers by `left_out_aucs` and choose one; None if the rows are too few."""
+    results, measured = left_out_aucs(fit, train, validation, files, candidates, seed=seed, on_progress=on_progress)
+    return ClassifierChoice.of(results, [title for title in measured if title], len(train)) if results else None
+
+
+def left_out_aucs(
+    fit: Fit,
+    train: Examples,
+    validation: Examples,
+    files: npt.NDArray[np.int64],
+    candidates: Sequence[str],
+    *,
+    seed: int = 0,
+    on_progress: Callable[[str], None] | None = None,
+) -> tuple[list[CandidateResult], list[str]]:
+    """AUCs of candidates on left-out sources inside the training rows, and the names of these sources.
 
     Every source, real or fake, is left out once if its class has another one; at most `FOLDS` heads are fitted, each
     without a few sources. The rows of a left-out source are compared with rows of the other class that are held out at
-    random, of sources that the head has seen. Without such sources, held-out rows of both classes are compared. A
-    classifier that cannot be fitted to one of the folds drops out.
+    random, of sources that the head has seen. Without such sources, held-out rows of both classes are compared, and the
+    names are "". A candidate that cannot be fitted to one of the folds drops out. There are no results if the rows are
+    too few.
 
     Parameters
     ----------
-    fit : fits a classifier by its name on training and validation rows, and returns its decision function
+    fit : fits a candidate by its name on training and validation rows, and returns its decision function
     files : (rows of train,) numbers that are equal for copies of a file, which are held out together
     """
     groups, names = source_groups(train)
@@ -165,7 +177,7 @@ def choose_classifier(
             kept = rows
         for name in list(aucs):
             if on_progress:
-                on_progress(f"choice of the classifier, {name}, {number + 1} of {len(folds)}")
+                on_progress(f"{name} without some sources, {number + 1} of {len(folds)}")
             try:
                 scores = fit(name, rows, kept)(held)
             except HeadError:  # it cannot be fitted to so few rows, or to equal ones
@@ -173,10 +185,17 @@ def choose_classifier(
                 continue
             aucs[name] += [auc(held.labels[pair], scores[pair]) or 0.0 for _, pair in pairs]
         measured += [title for title, _ in pairs]
-    if not (measured and aucs):
+    return [CandidateResult(name, tuple(values)) for name, values in aucs.items() if values], measured
+
+
+def mean_interval(values: Sequence[float]) -> Interval | None:
+    """95 % confidence interval of the mean of independent values (Student's t); None for a single one."""
+    from scipy.stats import t
+
+    if len(values) < 2:
         return None
-    results = [CandidateResult(name, tuple(values)) for name, values in aucs.items()]
-    return ClassifierChoice.of(results, [title for title in measured if title], len(train))
+    mean, half = float(np.mean(values)), float(t.ppf(0.975, len(values) - 1)) * _standard_error(values)
+    return mean - half, mean + half
 
 
 def source_groups(rows: Examples) -> tuple[npt.NDArray[np.int64], list[tuple[int, str]]]:

@@ -30,7 +30,8 @@ from .hub import (
 )
 from .preprocess import Preprocess
 
-Weights = dict[str, torch.Tensor]
+Weights = Mapping[str, torch.Tensor]
+NAFLEX = ("siglip2", "siglip2_vision_model")  # values of model_type; SigLIP 2 of a fixed size has "siglip"
 FLOATS = ("F64", "F32", "F16", "BF16")  # dtypes as safetensors names them
 
 
@@ -53,7 +54,7 @@ class Checkpoint:
 
     def weights(self) -> Weights:
         """Memory-map all weights, by name; raises EncoderError."""
-        weights: Weights = {}
+        weights: dict[str, torch.Tensor] = {}
         for file in weight_files(self.folder, SAFETENSORS):
             try:
                 weights |= load_file(file)
@@ -67,6 +68,11 @@ def open_checkpoint(model_id: str, *, weights: bool = True) -> Checkpoint:
     folder = folder_of(model_id, weights=weights)
     _require_files(folder)
     config = _json(folder / CONFIG)
+    if config.get("model_type") in NAFLEX:
+        raise EncoderError(
+            f"{folder} is a NaFlex variant of SigLIP 2, which takes images of any aspect ratio as sequences of "
+            f"patches; it is not supported. Use one of a fixed size, such as google/siglip2-base-patch16-224"
+        )
     if weights and not has_weights(folder):
         raise EncoderError(
             f"{folder} has no complete weights: neither {SAFETENSORS[0]} nor {PICKLED[0]}, in one file or in parts"
@@ -125,14 +131,14 @@ def _dtypes(folder: Path) -> dict[str, torch.dtype]:
     return dtypes
 
 
-def require_finite(weights: Weights, folder: Path) -> None:
+def require_finite(weights: Weights, model: Path | str) -> None:
     """Raise EncoderError if a weight is NaN or infinite."""
     # a sum is the fastest test, but one of finite weights may be infinite as well
     suspects = [name for name, weight in weights.items() if not bool(weight.float().sum().isfinite())]
     broken = sorted(name for name in suspects if not bool(weights[name].float().isfinite().all()))
     if broken:
         shown = ", ".join(broken[:3]) + (", ..." if len(broken) > 3 else "")
-        raise EncoderError(f"{folder}: {len(broken)} weights contain NaN or infinity ({shown}); download it again")
+        raise EncoderError(f"{model}: {len(broken)} weights contain NaN or infinity ({shown}); download it again")
 
 
 def fingerprint_of(weights: Weights, preprocess: Preprocess, pooling: str = "") -> str:

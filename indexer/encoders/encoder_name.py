@@ -1,12 +1,16 @@
 """Parse names of encoders, without importing torch.
 
-NAME is a Hugging Face Hub id or a local directory. "untrained:SEED:NAME" is its architecture with random weights,
-"depth:NAME" a depth model and "int8:NAME" the same model in OpenVINO with 8-bit arithmetic.
+NAME is a Hugging Face Hub id or a local directory, "timm:NAME" a model of timm, "open_clip:NAME/PRETRAINED" one of
+open_clip, and "MODULE:FUNCTION" or "FILE.py:FUNCTION" a function that makes an encoder. "untrained:SEED:NAME" is an
+architecture with random weights, "depth:NAME" a depth model and "int8:NAME" the same model in OpenVINO with 8-bit
+arithmetic.
 """
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 
 from ...errors import EncoderError
 
@@ -16,7 +20,12 @@ PLAIN = "plain"
 UNTRAINED = "untrained:"
 DEPTH = "depth:"
 INT8 = "int8:"
+TIMM = "timm:"
+OPEN_CLIP = "open_clip:"
+TRUSTED_CODE = "CLIPFAKE_ENCODERS"  # environment variable: names of own encoders, separated by commas
 _RANDOM = re.compile(rf"{UNTRAINED}([0-9]{{1,18}}):(.+)", re.DOTALL)
+_IDENTIFIER = r"[^\W\d]\w*"
+_CODE = re.compile(rf"(.+\.py|{_IDENTIFIER}(?:\.{_IDENTIFIER})*):({_IDENTIFIER})")
 
 
 def model_id_of(name: str) -> tuple[str, bool]:
@@ -28,6 +37,30 @@ def model_id_of(name: str) -> tuple[str, bool]:
     name = name.removeprefix(INT8).removeprefix(DEPTH)
     random = _RANDOM.fullmatch(name)
     return (random[2], False) if random else (name, True)
+
+
+def code_of(name: str) -> tuple[str, str] | None:
+    """Return module (or file) and function if an encoder's name is that of a function that makes it, else None.
+
+    >>> code_of("my.encoders:tiny"), code_of("lib/enc.py:tiny"), code_of("timm:resnet50")
+    (('my.encoders', 'tiny'), ('lib/enc.py', 'tiny'), None)
+    """
+    code = None if name.startswith((UNTRAINED, DEPTH, INT8, TIMM, OPEN_CLIP)) else _CODE.fullmatch(name)
+    return (code[1], code[2]) if code else None
+
+
+def require_trusted(name: str) -> None:
+    """Raise EncoderError for a function that a file names as its encoder, unless the user's environment lists it.
+
+    Who made a store must not choose which code runs on the machine that opens it.
+    """
+    if name in (listed.strip() for listed in os.environ.get(TRUSTED_CODE, "").split(",")):
+        return
+    raise EncoderError(
+        f"the store names the encoder {name}, which is Python code, and code that a store names is not run unasked. If "
+        f"you trust it, give --encoder {shlex.quote(name)} (in Python, encoder={name!r}), or list it in the "
+        f"environment variable {TRUSTED_CODE}"
+    )
 
 
 def with_random_weights(name: str, seed: int = 0) -> str:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 from ...core.reading import read_text
-from ...errors import EncoderError
-from .encoder_name import PLAIN, load_error, model_id_of
+from ...errors import EncoderError, MissingExtra
+from .encoder_name import INT8, PLAIN, code_of, load_error, model_id_of, require_trusted
+from .external.library import hub_weights_of, is_library_model
 
 CONFIG = "config.json"
 PREPROCESSING = ("preprocessor_config.json", "processor_config.json")
@@ -24,35 +26,55 @@ SAFETENSORS = ("model.safetensors", "model.safetensors.index.json")
 PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-def ensure_available(name: str, *, download: bool = True) -> None:
+def ensure_available(name: str, *, trusted: bool = True) -> None:
     """Download an encoder's files unless they are on this machine; progress is shown on stderr.
 
     Parameters
     ----------
-    download
-        False if a file names the encoder and not the user: who made a store must not choose what is downloaded.
+    trusted
+        False if a file names the encoder and not the user: who made a store must not choose what is downloaded or run.
 
     Raises
     ------
     EncoderError
-        The files are not on this machine, and cannot be downloaded or must not be.
+        The files are not on this machine, and cannot be downloaded or must not be. Or the encoder is code that must not
+        be run.
+    MissingExtra
+        The encoder is a model of timm or open_clip, which is not installed.
     """
     if name == PLAIN:
         return
+    if code_of(name.removeprefix(INT8)):
+        if not trusted:
+            require_trusted(name.removeprefix(INT8))
+        return
     model_id, weights = model_id_of(name)
     try:
-        if local_folder(model_id, weights=weights) is None:
-            if not download:
-                raise EncoderError(
-                    f"the encoder {name} is not on this machine. The store names it, and what a store names is not "
-                    f"downloaded unasked; if you trust it, give --encoder {name} (in Python, encoder={name!r}), or "
-                    f"download it with `hf download {model_id}`"
-                )
-            _download(model_id, weights=weights)
-    except EncoderError:
+        missing = _missing(model_id, weights=weights)
+        if missing is None:
+            return
+        repository, download = missing
+        if not trusted:
+            raise EncoderError(
+                f"the encoder {name} is not on this machine. The store names it, and what a store names is not "
+                f"downloaded unasked; if you trust it, give --encoder {name} (in Python, encoder={name!r}), or "
+                f"download it with `hf download {repository}`"
+            )
+        download()
+    except (EncoderError, MissingExtra):
         raise
     except Exception as e:  # a hub that answers badly makes its client raise anything
         raise load_error(f"the encoder {name}", e) from e
+
+
+def _missing(model_id: str, *, weights: bool) -> tuple[str, Callable[[], object]] | None:
+    """Return the repository that has a model's files and a function that downloads them, or None if they are here."""
+    if is_library_model(model_id):
+        files = hub_weights_of(model_id) if weights else None
+        return None if files is None or files.cached() else (files.repository, files.download)
+    if local_folder(model_id, weights=weights) is not None:
+        return None
+    return model_id, partial(_download, model_id, weights=weights)
 
 
 def local_folder(model_id: str, *, weights: bool = True) -> Path | None:

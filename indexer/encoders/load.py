@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,12 +15,15 @@ import torch
 from ...errors import EncoderError, MissingExtra
 from ...store.space import Space
 from .base import Encoder, PlainEncoder, Replicas
-from .checkpoint import Checkpoint, fingerprint_of, open_checkpoint, require_finite
+from .checkpoint import Checkpoint, Weights, fingerprint_of, open_checkpoint, require_finite
 from .clip_vision import ClipVision, VisionConfig
 from .depth import load_depth_encoder
-from .encoder_name import DEPTH, INT8, PLAIN, load_error, model_id_of, seed_of, with_random_weights
+from .encoder_name import DEPTH, INT8, PLAIN, code_of, load_error, model_id_of, seed_of, with_random_weights
+from .external.library import is_library_model, load_library_model
+from .external.own_encoder import load_own_encoder
 from .hub import ensure_available, offline
 from .openvino import OpenVinoEncoder
+from .preprocess import Preprocess
 from .text_encoder import TextEncoder
 from .torch_encoder import TorchEncoder, choose_device, choose_dtype
 from .vision_backbone import (
@@ -38,11 +41,12 @@ OPENVINO = "openvino"  # value of --device
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # options of mallopt in malloc.h
 
 
-def load_encoder(name: str, *, device: str = "auto", precision: str = "auto", download: bool = True) -> Encoder:
+def load_encoder(name: str, *, device: str = "auto", precision: str = "auto", trusted: bool = True) -> Encoder:
     """Load an encoder by hub id or local directory.
 
-    "untrained:0:NAME" is NAME with random weights of seed 0, "depth:NAME" a depth model and "int8:NAME" is NAME in
-    OpenVINO with 8-bit products.
+    "timm:NAME" and "open_clip:MODEL/PRETRAINED" are models of these libraries, "module:function" and "file.py:function"
+    encoders that a function of the user's makes. "untrained:0:NAME" is NAME with random weights of seed 0, "depth:NAME"
+    a depth model and "int8:NAME" is NAME in OpenVINO with 8-bit products.
 
     Parameters
     ----------
@@ -50,35 +54,41 @@ def load_encoder(name: str, *, device: str = "auto", precision: str = "auto", do
         OpenVINO runs the vision model on the CPU, faster than torch; it needs the extra `cpu`.
     precision : "auto" (float32 on a CPU, bf16 or fp16 on a GPU), "float32", "bf16", "fp16", or with OpenVINO "int8"
         int8 vectors form a separate space, "int8:NAME", and are never mixed with others in a store.
-    download : download an encoder that is not on this machine; set it to False for a name from an untrusted file
+    trusted : download an encoder that is not on this machine and run the code that a name gives; set it to False for a
+        name from a file of someone else
 
     Raises
     ------
     EncoderError
-        The encoder is missing and is not or cannot be downloaded, or is not a vision model.
+        The encoder is missing and is not or cannot be downloaded, or is not a vision model. Or it is code that must not
+        be run, or fails.
     MissingExtra
-        OpenVINO is requested but not installed.
+        OpenVINO, timm or open_clip is needed but not installed.
     """
     if name == PLAIN:
         return PlainEncoder()
     if name.startswith(DEPTH):
-        ensure_available(name, download=download)
+        ensure_available(name, trusted=trusted)
         with offline():
             return load_depth_encoder(name, device="cpu" if device == OPENVINO else device)
     name, device, precision = resolve_int8(name, device, precision)
+    if code_of(name):
+        if (device, precision) != ("auto", "auto"):
+            raise EncoderError(
+                f"{name} chooses device and precision itself, not --device {device} --precision {precision}; leave "
+                f"both options out"
+            )
+        ensure_available(name, trusted=trusted)
+        return load_own_encoder(name)
     first, *others = [choose_device(device_name) for device_name in device_names(device)]
     torch_precision = "float32" if device == OPENVINO else precision
     choose_dtype(torch_precision, first)  # report an unknown precision before blaming the encoder
-    ensure_available(name, download=download)
+    ensure_available(name, trusted=trusted)
     if first.type == "cpu":
         keep_memory()
-    try:
-        with offline():
-            encoder = _load(name, first, torch_precision)
-    except MissingExtra:
-        raise
-    except Exception as e:  # transformers validates little of an untrusted config.json
-        raise load_error(f"the encoder {name}", e) from e
+    load = _load_from_library if is_library_model(model_id_of(name)[0]) else _load
+    with offline():
+        encoder = load(name, first, torch_precision)
     if device == OPENVINO:
         return OpenVinoEncoder(encoder, precision)
     replicas = [encoder, *(encoder.copy_to(other) for other in others)]
@@ -130,6 +140,16 @@ def device_names(device: str) -> list[str]:
 
 
 def _load(name: str, device: torch.device, precision: str) -> TorchEncoder:
+    """Load a checkpoint of `transformers`; raises EncoderError or MissingExtra."""
+    try:
+        return _load_checkpoint(name, device, precision)
+    except MissingExtra:
+        raise
+    except Exception as e:  # transformers validates little of an untrusted config.json
+        raise load_error(f"the encoder {name}", e) from e
+
+
+def _load_checkpoint(name: str, device: torch.device, precision: str) -> TorchEncoder:
     model_id, trained = model_id_of(name)
     seed = seed_of(name)
     checkpoint = open_checkpoint(model_id, weights=trained)
@@ -159,15 +179,31 @@ def _load(name: str, device: torch.device, precision: str) -> TorchEncoder:
         text_encoder = TextEncoder(partial(load_text_model, checkpoint.folder, load))
     full_name = model_id if seed is None else with_random_weights(model_id, seed)
     pooling = vision_model.pooling if isinstance(vision_model, VisionBackbone) else ""
-    hashing = ThreadPoolExecutor(1)
-    space = hashing.submit(lambda: Space(full_name, fingerprint_of(weights, checkpoint.preprocess, pooling), dim))
-    hashing.shutdown(wait=False)
+    space = _hashed_space(full_name, weights, checkpoint.preprocess, pooling, dim)
     if is_clip and seed is None:
         require_finite(weights, checkpoint.folder)  # while they are hashed
         probe(vision_model, checkpoint.preprocess)
     return TorchEncoder(
         space, vision_model, checkpoint.preprocess, text_encoder, device, choose_dtype(precision, device, clip=is_clip)
     )
+
+
+def _load_from_library(name: str, device: torch.device, precision: str) -> TorchEncoder:
+    """Load a model of timm or open_clip; raises EncoderError or MissingExtra."""
+    model = load_library_model(model_id_of(name)[0], seed_of(name))
+    require_finite(model.weights, model.name)
+    dim = probe(model.vision_model, model.preprocess)
+    space = _hashed_space(model.name, model.weights, model.preprocess, model.architecture, dim)
+    dtype = choose_dtype(precision, device)
+    return TorchEncoder(space, model.vision_model, model.preprocess, model.text_encoder, device, dtype)
+
+
+def _hashed_space(name: str, weights: Weights, preprocess: Preprocess, model: str, dim: int) -> Future[Space]:
+    """Hash the weights in a thread, while they are moved to the device; `model` says what else determines vectors."""
+    hashing = ThreadPoolExecutor(1)
+    space = hashing.submit(lambda: Space(name, fingerprint_of(weights, preprocess, model), dim))
+    hashing.shutdown(wait=False)
+    return space
 
 
 def _other_class(checkpoint: Checkpoint) -> str:

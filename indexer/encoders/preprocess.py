@@ -19,7 +19,7 @@ from PIL import Image as Pillow
 from ...errors import EncoderError, ImageError
 from ..decoding.image import Pixels
 from .checkpoint_rules.image_processors import preprocess_fields
-from .resize import exact_matrix, height_first, resize_matrix
+from .resize import crop_start, exact_matrix, height_first, resize_matrix
 
 MAX_SIDE = 8192  # pixels; limits the memory that an untrusted configuration can make us allocate
 LARGE = 448 * 448  # pixels; larger images are resized before they are queued for the encoder
@@ -47,6 +47,7 @@ class Preprocess:
     keep_aspect: bool = False  # scale by one factor, so that the side that needs less scaling fits height x width
     multiple: int = 0  # of which both sides after resizing are multiples, with `keep_aspect` or without any size
     flip: bool = False  # channels in the order blue, green, red
+    half_even: bool = False  # crop as torchvision does, see `resize.crop_start`
 
     def __post_init__(self) -> None:
         sides = (self.short,) if self.short else (self.height, self.width)
@@ -192,7 +193,7 @@ class Preprocess:
         if (height, width) != pixels.shape[:2]:
             filter_ = Pillow.Resampling[self.filter.upper()]
             pixels = np.asarray(Pillow.fromarray(pixels).resize((width, height), filter_))
-        return _centre(pixels, *(self.fixed_size or (height, width)))
+        return _centre(pixels, *(self.fixed_size or (height, width)), self.half_even)
 
     def resized_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width after resizing, before the crop; raises ImageError if a side is 0 or too long."""
@@ -257,9 +258,9 @@ def _limited_size(height: int, width: int, short: int, longest: int) -> tuple[in
     return rounded, int(exact * width / height)
 
 
-def _centre(pixels: Pixels, height: int, width: int) -> Pixels:
+def _centre(pixels: Pixels, height: int, width: int, half_even: bool) -> Pixels:
     """Cut height x width pixels from the centre; what lies outside the image is black."""
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    top, left = crop_start(pixels.shape[0], height, half_even), crop_start(pixels.shape[1], width, half_even)
     if top >= 0 and left >= 0:
         return pixels[top : top + height, left : left + width]
     inside = pixels[max(top, 0) :, max(left, 0) :][:height, :width]
@@ -279,8 +280,8 @@ def _matrices(
     # with these filters, many sums end in exactly .5, which only Pillow's own integer weights round as Pillow does
     exact = preprocess.filter in ("bilinear", "box") and (new_height, new_width) != (height, width)
     matrix = exact_matrix if exact and device.type == "cpu" else resize_matrix
-    down = matrix(height, new_height, preprocess.filter, input_height)
-    across = matrix(width, new_width, preprocess.filter, input_width)
+    down = matrix(height, new_height, preprocess.filter, input_height, preprocess.half_even)
+    across = matrix(width, new_width, preprocess.filter, input_width, preprocess.half_even)
     right = torch.from_numpy(np.ascontiguousarray(across.T))
     return torch.from_numpy(np.ascontiguousarray(down)).to(device), right.to(device)
 

@@ -26,31 +26,43 @@ class Taps:
     weights: npt.NDArray[np.int32]  # (new, taps) in units of 2 ** -BITS; 0 beyond the last input pixel
 
 
+def crop_start(length: int, cropped: int, half_even: bool = False) -> int:
+    """Return the index of the first pixel of a centre crop; negative if the crop is larger than the image.
+
+    Half a pixel is rounded down as in `transformers`, or with `half_even` to an even index as in torchvision.
+
+    >>> crop_start(7, 4), crop_start(7, 4, half_even=True)
+    (1, 2)
+    """
+    return round((length - cropped) / 2) if half_even else (length - cropped) // 2
+
+
 @lru_cache(maxsize=4096)
-def taps_of(length: int, new: int, filter_: str, cropped: int = 0) -> Taps:
+def taps_of(length: int, new: int, filter_: str, cropped: int = 0, half_even: bool = False) -> Taps:
     """Return the integer weights of one axis. The arguments are those of `resize_matrix`."""
-    indices, weights = _weights(length, new, filter_, cropped or new)
+    indices, weights = _weights(length, new, filter_, cropped or new, half_even)
     rounded = np.trunc(weights * 2**BITS + np.copysign(0.5, weights))
     return Taps(indices[:, 0].astype(np.int32), np.ascontiguousarray(rounded, np.int32))
 
 
 @lru_cache(maxsize=64)
-def resize_matrix(length: int, new: int, filter_: str, cropped: int = 0) -> Any:
+def resize_matrix(length: int, new: int, filter_: str, cropped: int = 0, half_even: bool = False) -> Any:
     """Return Pillow's antialiased resampling of one axis as a (new, length) float32 matrix.
 
     With `cropped`, only that many rows from the middle of the matrix are computed: the size after a centre crop.
+    `half_even` is that of `crop_start`.
     """
     cropped = cropped or new
-    indices, weights = _weights(length, new, filter_, cropped)
+    indices, weights = _weights(length, new, filter_, cropped, half_even)
     matrix = np.zeros((cropped, length + indices.shape[1]), np.float32)  # indices beyond the end have weight 0
     np.put_along_axis(matrix, indices, weights, axis=1)
     return np.ascontiguousarray(matrix[:, :length])
 
 
 @lru_cache(maxsize=64)
-def exact_matrix(length: int, new: int, filter_: str, cropped: int = 0) -> Any:
+def exact_matrix(length: int, new: int, filter_: str, cropped: int = 0, half_even: bool = False) -> Any:
     """Return `resize_matrix` in float64 with Pillow's integer weights, whose products and sums are exact."""
-    taps = taps_of(length, new, filter_, cropped)
+    taps = taps_of(length, new, filter_, cropped, half_even)
     indices = taps.first[:, None] + np.arange(taps.weights.shape[1])
     matrix = np.zeros((len(indices), length + indices.shape[1]))
     np.put_along_axis(matrix, indices.astype(np.int64), taps.weights / 2**BITS, axis=1)
@@ -58,13 +70,14 @@ def exact_matrix(length: int, new: int, filter_: str, cropped: int = 0) -> Any:
 
 
 def _weights(
-    length: int, new: int, filter_: str, cropped: int
+    length: int, new: int, filter_: str, cropped: int, half_even: bool = False
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
     """Return (cropped, taps) indices of input pixels and their weights.
 
     The weights of a row sum to 1, or are 0 outside of the image, if the crop is larger.
     """
-    rows = np.arange((new - cropped) // 2, (new - cropped) // 2 + cropped)[:, None]
+    start = crop_start(new, cropped, half_even)
+    rows = np.arange(start, start + cropped)[:, None]
     if cropped > new:
         indices, weights = _weights(length, new, filter_, new)
         inside, rows = (rows >= 0) & (rows < new), np.clip(rows[:, 0], 0, new - 1)

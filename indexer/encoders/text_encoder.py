@@ -25,8 +25,23 @@ class TextEncoder:
             if self._loaded is None:
                 self._loaded = self._load()
         tokenizer, model = self._loaded
-        tokens = tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+        length = _trained_length(model)
+        padding = {"padding": "max_length", "max_length": length} if length else {"padding": True}
+        tokens = tokenizer(list(texts), truncation=True, return_tensors="pt", **padding)
+        if length:
+            tokens = {"input_ids": tokens["input_ids"]}  # the padding is not masked
         with torch.inference_mode():
             output = model.get_text_features(**tokens)
         features = output if isinstance(output, torch.Tensor) else output.pooler_output  # transformers 4 and 5
         return np.asarray(features.float().numpy())
+
+
+def _trained_length(model: Any) -> int:
+    """Return the length in tokens that all texts of SigLIP are padded to, 0 for a model that masks its padding.
+
+    SigLIP and SigLIP 2 take the last token as the vector and were trained with padding up to their maximal length.
+    """
+    config: Any = getattr(model, "config", None)
+    if not str(getattr(config, "model_type", "")).startswith("siglip"):
+        return 0
+    return int(getattr(config, "text_config", config).max_position_embeddings)

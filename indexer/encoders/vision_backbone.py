@@ -224,6 +224,8 @@ def _probe_size(
             f"preprocessor_config.json resizes images to {height} x {width} pixels{varying}, which the model "
             f"cannot take ({str(e).strip() or type(e).__name__}); correct size or crop_size"
         ) from e
+    if features.ndim != 2:
+        raise EncoderError(f"the model gives features of shape {tuple(features.shape)}, not one vector for an image")
     if not bool(features.isfinite().all()):
         raise EncoderError(
             "the model gives features that are not finite (NaN or infinity), though its weights are finite, so they "

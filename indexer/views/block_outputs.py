@@ -93,10 +93,10 @@ class BlockOutputs:
         its channels are followed by their standard deviations within each patch.
         """
         early, late = (self._map(position, outputs[position]) for position in self.patch_positions)
-        height, width = late.shape[2:]
+        height, width = int(late.shape[2]), int(late.shape[3])  # tensors while OpenVINO traces the model
         grid = height // -(-height // GRID), width // -(-width // GRID)
         means = [adaptive_avg_pool2d(values, grid) for values in (early, late)]
-        if min(early.shape[2] // grid[0], early.shape[3] // grid[1]) > 1 and late.shape[2:] != early.shape[2:]:
+        if int(early.shape[2]) >= 2 * grid[0] and int(early.shape[2]) > height:
             variance = adaptive_avg_pool2d(early.square(), grid) - means[0].square()
             means[0] = torch.cat([means[0], variance.clamp(min=0).sqrt()], 1)
         return means
@@ -107,9 +107,10 @@ class BlockOutputs:
         if layout != "tokens":
             return output if layout == "map" else output.permute(0, 3, 1, 2)
         patches = output[:, self.prefix :].transpose(1, 2)
-        side = round(patches.shape[2] ** 0.5)
-        if side < 1 or side * side != patches.shape[2]:
-            raise EncoderError(f"the encoder has {patches.shape[2]} patches, no square grid; leave out the view tokens")
+        number = int(patches.shape[2])
+        side = round(number**0.5)
+        if side < 1 or side * side != number:
+            raise EncoderError(f"the encoder has {number} patches, no square grid; leave out the view tokens")
         return patches.reshape(*patches.shape[:2], side, side)
 
     def hook(self, keep: Callable[[int, torch.Tensor], None]) -> None:

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
-from ..concatenated import ConcatenatedSnapshot, concatenated_snapshot
-from ..named_vectors import MAIN
+from ..concatenated import concatenated_snapshot
 from ..snapshot import open_snapshot
 
 if TYPE_CHECKING:
@@ -32,12 +31,12 @@ class _RowSelection:
         return len(self.positions)
 
     def __getstate__(self) -> dict[str, Any]:
-        columns = self.snapshot.columns if isinstance(self.snapshot, ConcatenatedSnapshot) else (MAIN,)
-        return {**vars(self), "snapshot": (self.snapshot.folder, self.snapshot.number, columns)}
+        snapshot = self.snapshot
+        return {**vars(self), "snapshot": (snapshot.folder, snapshot.number, snapshot.vector_names)}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        folder, number, columns = state.pop("snapshot")
-        vars(self).update(state, snapshot=concatenated_snapshot(open_snapshot(folder, number), columns))
+        folder, number, names = state.pop("snapshot")
+        vars(self).update(state, snapshot=concatenated_snapshot(open_snapshot(folder, number), names))
 
     def pair(self, rows: Any) -> Pair:
         """Vectors and labels of rows of the selection."""

@@ -6,7 +6,7 @@ New rows are added to an index as long as its cells fit them; after too much dri
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +18,8 @@ from ...core.atomic_files import TEMPORARY, disk_errors, flush, make_folder, rea
 from ...core.locking import WriterLock, writer_lock
 from ...core.npy_file import write_npy
 from ...errors import Locked, StoreError
+from ..concatenated import concatenated_snapshot, stored_vector_files
+from ..manifest import Manifest
 from ..records import Ids, Mask, Vectors
 from ..rooms import INDEX_FILES, remove_folder
 from ..search.ann_index import (
@@ -26,7 +28,9 @@ from ..search.ann_index import (
     NAME,
     Kind,
     LabelIndexInfo,
+    all_folders,
     checksums,
+    folder_name,
     folders,
     open_index,
 )
@@ -45,7 +49,7 @@ from ..search.ivf import (
 )
 from ..search.matches import Positions
 from ..snapshot import Snapshot
-from ..space import Space
+from ..space import MAIN, Space
 from ..store import Store
 
 EXACT_ROWS = 50_000  # up to here a label gets no index: exact search takes a few milliseconds
@@ -71,6 +75,7 @@ class BuildReport:
     snapshot: int
     labels: tuple[LabelIndexInfo, ...]
     bytes: int = 0
+    vectors: tuple[str, ...] = (MAIN,)  # names of the vectors that it searches
     seconds: dict[str, float] = field(default_factory=dict)  # by step
 
     def to_dict(self) -> dict[str, Any]:
@@ -104,14 +109,17 @@ class Drift:
         return "fresh", "every row is indexed"
 
 
-def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool = False) -> BuildReport:
-    """Bring the indexes up to the newest snapshot: add new rows, or rebuild after drift.
+def build_index(
+    store: Store, kind: Kind = "auto", *, vectors: Sequence[str] = (MAIN,), seed: int = 0, anew: bool = False
+) -> BuildReport:
+    """Bring the indexes of some vectors up to the newest snapshot: add new rows, or rebuild after drift.
 
     Readers can keep searching with the old index during and after the build.
 
     Parameters
     ----------
     kind : kind of the indexes (default: by the number of rows)
+    vectors : names of the stored vectors, concatenated as a head reads them; each combination has an index of its own
     seed : of the clustering and of the choice of queries
     anew : rebuild every index
 
@@ -119,8 +127,11 @@ def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool 
     ------
     Locked
         Another process is building.
+    StoreError, NotEnoughRows
+        There are no vectors of these names, or a row has none.
     """
-    snapshot, clock = store.snapshot(), _Clock()
+    snapshot, clock = concatenated_snapshot(store.snapshot(), vectors), _Clock()
+    built_from = BuiltFrom(snapshot.vector_names, snapshot.number, snapshot.space, snapshot.vector_files)
     with disk_errors(f"create {store.folder / 'indexes'}"):
         make_folder(store.folder / ROOM)
     with writer_lock(store.folder / ROOM) as lock:
@@ -139,46 +150,77 @@ def build_index(store: Store, kind: Kind = "auto", *, seed: int = 0, anew: bool 
             indexes.append(index)
             actions.append(action)
         if previous is not None and len(previous) == len(indexes) and all(action == "fresh" for action, _ in actions):
-            return BuildReport(
-                "fresh", "every row is indexed", snapshot.number, tuple(label_info for label_info, _, _ in indexes)
-            )
-        infos, size = _write(lock, snapshot.number, snapshot.space, indexes, clock)
+            infos = tuple(label_info for label_info, _, _ in indexes)
+            return BuildReport("fresh", "every row is indexed", snapshot.number, infos, vectors=built_from.names)
+        infos, size = _write(lock, built_from, indexes, clock)
         rebuilt = any(action == "rebuild" for action, _ in actions) or not indexes
         reasons = sorted({why for action, why in actions if action != "fresh"})
         why = "; ".join(reasons) or "few rows, searched exactly"
-        return BuildReport("built" if rebuilt else "added", why, snapshot.number, infos, size, clock.seconds)
+        done: Literal["built", "added"] = "built" if rebuilt else "added"
+        return BuildReport(done, why, snapshot.number, infos, size, built_from.names, clock.seconds)
 
 
-def renumber(store: Path, number: int, old: Ids, new: Ids) -> None:
-    """Replace row ids in the indexes after `compact`: `old` (ascending) became `new` in snapshot `number`.
+@dataclass(frozen=True)
+class BuiltFrom:
+    """The vectors that an index is built from."""
+
+    names: tuple[str, ...]
+    snapshot: int
+    space: Space
+    files: Mapping[int, str]  # shard number -> checksums of its files of named vectors
+
+
+VectorFiles = dict[tuple[str, ...], dict[int, str]]  # names of vectors -> shard number -> checksums of its files
+
+
+def indexed_files(store: Path, manifest: Manifest) -> VectorFiles:
+    """The files of a snapshot whose vectors have an index, for `renumber`."""
+    return {names: _files(store, names, manifest) for _, names in all_folders(store)}
+
+
+def _files(store: Path, names: Sequence[str], manifest: Manifest) -> dict[int, str]:
+    try:
+        return stored_vector_files(store, names, manifest)
+    except StoreError:
+        return {}
+
+
+def renumber(store: Path, manifest: Manifest, old: Ids, new: Ids, files: VectorFiles) -> None:
+    """Replace row ids in the indexes after `compact`: `old` (ascending) became `new` in the snapshot of `manifest`.
 
     An unreadable index is skipped. If an index is being built, nothing is changed; it will be built again.
+
+    Parameters
+    ----------
+    files : what `indexed_files` returned before the rows were moved
     """
-    if folders(store):
+    if all_folders(store):
         with suppress(Locked), writer_lock(store / ROOM) as lock:
             _remove_begun(store)
-            _renumber(lock, number, old, new)
+            _renumber(lock, manifest, old, new, files)
 
 
 def _remove_begun(store: Path) -> None:
     """Remove what is left of builds and of earlier indexes. A build that still runs, but lost its lock, fails then."""
-    for leftover in (store / ROOM).glob(f"{NAME}-*{TEMPORARY}"):
+    for leftover in (store / ROOM).glob(f"{NAME}*{TEMPORARY}"):
         remove_folder(store, ROOM, leftover.name, own=INDEX_FILES)
 
 
-def _renumber(lock: WriterLock, number: int, old: Ids, new: Ids) -> None:
-    for folder in folders(lock.folder.parent):
+def _renumber(lock: WriterLock, manifest: Manifest, old: Ids, new: Ids, files: VectorFiles) -> None:
+    store = lock.folder.parent
+    for folder, names in all_folders(store):
         try:
             space = Space.from_dict(read_json(folder / "index.json")["space"])
             # not memory-mapped: FAISS would write a mapped index as a reference to its file
-            labels = open_index(folder, space, mapped=False, whole=True).labels
+            labels = open_index(folder, space, files.get(names, {}), mapped=False, whole=True).labels
         except (OSError, ValueError, KeyError, TypeError, StoreError):
             continue
         renumbered = []
         for label_info, cells, ids in labels:
             position = np.minimum(np.searchsorted(old, ids), len(old) - 1)
             renumbered.append((label_info, cells, np.where(old[position] == ids, new[position], ids)))
-        _write(lock, number, space, renumbered, _Clock())
+        built_from = BuiltFrom(names, manifest.number, space, _files(store, names, manifest))
+        _write(lock, built_from, renumbered, _Clock())
 
 
 LabelIndex = tuple[LabelIndexInfo, IvfIndex, Ids]  # the ids of the indexed rows, by ordinal
@@ -186,9 +228,9 @@ LabelIndex = tuple[LabelIndexInfo, IvfIndex, Ids]  # the ids of the indexed rows
 
 def _open_previous(snapshot: Snapshot) -> list[LabelIndex] | None:
     """The newest readable index, in memory and fully checked."""
-    for folder in reversed(folders(snapshot.folder)):
+    for folder in reversed(folders(snapshot.folder, snapshot.vector_names)):
         try:
-            return open_index(folder, snapshot.space, mapped=False, whole=True).labels
+            return open_index(folder, snapshot.space, snapshot.vector_files, mapped=False, whole=True).labels
         except StoreError:
             continue
     return None
@@ -298,19 +340,20 @@ def _aheads(cells: IvfIndex, queries: Vectors, truth: GroundTruth) -> tuple[floa
 
 
 def _write(
-    lock: WriterLock, number: int, space: Space, indexes: list[LabelIndex], clock: _Clock
+    lock: WriterLock, built_from: BuiltFrom, indexes: list[LabelIndex], clock: _Clock
 ) -> tuple[tuple[LabelIndexInfo, ...], int]:
     """Replace the old index. Both stay complete, or get a name that searches ignore. Also returns the size in bytes."""
     store = lock.folder.parent
-    final = lock.folder / f"{NAME}-{number:06d}"
+    final = lock.folder / folder_name(built_from.names, built_from.snapshot)
     temporary = _unused_name(final)
     try:
         with clock("write"), _temporary_folder(temporary):
             labels = tuple(_save(temporary, index) for index in indexes)
             content = {
-                "snapshot": number,
-                "space": space.to_dict(),
+                "snapshot": built_from.snapshot,
+                "space": built_from.space.to_dict(),
                 "labels": [label.to_dict() for label in labels],
+                "files": {str(shard): digest for shard, digest in built_from.files.items()},
             }
             FILE.write(temporary / "index.json", content)
             size = sum(path.stat().st_size for path in temporary.iterdir())
@@ -319,7 +362,7 @@ def _write(
                 final.rename(_unused_name(final))
             temporary.rename(final)
             flush(final.parent)
-            for old in folders(store):
+            for old in folders(store, built_from.names):
                 if old != final:
                     old.rename(_unused_name(old))
             # Else an index could get its name back after a power failure, but not its files.

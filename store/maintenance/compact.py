@@ -20,7 +20,7 @@ from ..shard import ROWS_PER_SHARD, Shard, write_shard
 from ..snapshot import Snapshot
 from ..store import Store
 from ..tombstones import read_tombstones
-from .build_index import renumber
+from .build_index import indexed_files, renumber
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD, grace: timede
             old_ids.append(ids)
             new_ids.append((number << 32) + np.arange(len(block)))
             number += 1
-        after = before
+        after, files = before, indexed_files(folder, before)
         if moved:
             if old_ids:  # none if all their rows are deleted
                 copy_vectors(lock, np.concatenate(old_ids), np.concatenate(new_ids), parts[len(kept) :])
@@ -88,7 +88,7 @@ def compact(store: Store, *, rows_per_shard: int = ROWS_PER_SHARD, grace: timede
         if tidy(lock):
             tidy_all(lock)
         if old_ids:
-            renumber(folder, after.number, np.concatenate(old_ids), np.concatenate(new_ids))
+            renumber(folder, after, np.concatenate(old_ids), np.concatenate(new_ids), files)
     remaining = [n for n in numbers(folder) if n != after.number]
     return CompactReport(
         after.number,

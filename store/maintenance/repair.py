@@ -18,8 +18,10 @@ from ..named_vectors import forget_file
 from ..records import Block
 from ..retention import QUARANTINE, move_to_quarantine
 from ..rooms import INDEX_FILES, SHARDS, is_temporary, own_files, remove_folder, require_unlinked, store_lock
+from ..search.ann_index import names_of
 from ..shard import Shard, write_shard
 from ..snapshot import Snapshot
+from ..space import MAIN
 from ..tombstones import read_tombstones, write_tombstones
 from .salvage import latest_tombstones, salvage, with_tombstones
 from .verify import VerifyReport, check_shard, require_store, verify
@@ -208,7 +210,9 @@ def _quarantine(folder: Path, health: VerifyReport, current: Manifest, actions: 
         path = folder / name
         if name.startswith("indexes/"):
             remove_folder(folder, *Path(name).parts, own=INDEX_FILES)
-            actions.append(RepairAction(name, "removed; run `clipfake store index` to build it again"))
+            names = names_of(Path(name).name)
+            again = "clipfake store index" + f" --vectors {','.join(names)}" * (names != (MAIN,))
+            actions.append(RepairAction(name, f"removed; run `{again}` to build it again"))
         elif path.exists():
             if name.startswith("columns/"):
                 forget_file(folder, path)

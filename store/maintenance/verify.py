@@ -15,13 +15,14 @@ from ...core.atomic_files import TEMPORARY, require_local
 from ...core.locking import HELD, lease
 from ...core.locking import NAME as LOCK
 from ...errors import ClipfakeError, Damaged, NoStore, Unreadable
+from ..concatenated import space_of, stored_vector_files
 from ..manifest import Manifest, ShardRef, numbers, path_of, read_manifest
 from ..named_vectors import FOLDER as COLUMNS_FOLDER
 from ..named_vectors import find_damage, vector_names
 from ..records import distinct
 from ..retention import is_complete
 from ..rooms import INDEX_FILES, NAMED_VECTORS, OWN_NAMES, foreign_entries, is_temporary, links, own_files
-from ..search.ann_index import folders, open_index
+from ..search.ann_index import all_folders, open_index
 from ..shard import Shard
 from ..snapshot import Snapshot
 from ..tombstones import read_tombstones
@@ -92,8 +93,8 @@ def verify(folder: Path | str) -> VerifyReport:
         problems += _duplicate_keys(folder, newest) if not problems else []
         notes += [*_leftovers(folder, manifests), *_foreign(folder)]
         problems += [Damage(path, message) for path, message in find_damage(folder, manifests).items()]
-        for index in folders(folder):
-            index_problems, index_notes = _check_index(folder, index, newest)
+        for index, names in all_folders(folder):
+            index_problems, index_notes = _check_index(index, names, Snapshot(folder, newest))
             problems += index_problems
             notes += index_notes
     sizes = list(_sizes(folder))
@@ -250,7 +251,7 @@ def _foreign(folder: Path) -> list[Damage]:
     """Notes about files and folders in the store's rooms that clipfake has not written."""
     rooms: list[tuple[tuple[str, ...], re.Pattern[str]]] = [((room,), own) for room, own in OWN_NAMES.items()]
     rooms += [((COLUMNS_FOLDER, name), NAMED_VECTORS) for name in vector_names(folder)]
-    rooms += [(("indexes", path.name), INDEX_FILES) for path in (folder / "indexes").glob("knn-*") if path.is_dir()]
+    rooms += [(("indexes", path.name), INDEX_FILES) for path in (folder / "indexes").glob("knn*") if path.is_dir()]
     message = "is not a file of clipfake's, and is never read or removed"
     return [
         Damage("/".join((*room, name)), message)
@@ -259,19 +260,21 @@ def _foreign(folder: Path) -> list[Damage]:
     ]
 
 
-def _check_index(folder: Path, index: Path, newest: Manifest) -> tuple[list[Damage], list[Damage]]:
-    """Problems and notes of an index."""
-    name = _relative(folder, index)
+def _check_index(index: Path, names: tuple[str, ...], newest: Snapshot) -> tuple[list[Damage], list[Damage]]:
+    """Problems and notes of an index of these vectors."""
+    name, notes = _relative(newest.folder, index), []
     try:
-        number = open_index(index, newest.space, whole=True).number
+        files = stored_vector_files(newest.folder, names, newest.manifest)
+        found = open_index(index, space_of(newest, names), files, whole=True)
     except Unreadable:
         raise
     except ClipfakeError as e:
         return [Damage(name, str(e))] if index.exists() else [], []  # a newer index may have replaced it meanwhile
-    if number == newest.number:
-        return [], []
-    message = f"is of snapshot {number}, the store is at {newest.number}: newer rows are searched exactly"
-    return [], [Damage(name, message)]
+    if found.number != newest.number:
+        notes.append(f"is of snapshot {found.number}, the store is at {newest.number}: newer rows are searched exactly")
+    if replaced := set(found.replaced) & {part.number for part in newest.manifest.parts}:
+        notes.append(f"is of other vectors of {len(replaced)} shards, whose rows are searched exactly")
+    return [], [Damage(name, note) for note in notes]
 
 
 def _sizes(folder: Path) -> Iterator[int]:

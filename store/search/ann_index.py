@@ -1,14 +1,16 @@
 """Approximate k-NN indexes of a snapshot, one for each label. They only make searches faster.
 
-Indexes are stored in `indexes/knn-<snapshot>/` and can be deleted at any time. Rows added after an index was built and
-labels with few rows are searched exactly; deleted rows are skipped. `clipfake.store.maintenance.build_index` builds
-the indexes.
+Indexes are stored in `indexes/knn-<snapshot>/`, those of named vectors in `indexes/knn+<names>-<snapshot>/`, and can be
+deleted at any time. Rows added after an index was built, rows whose named vectors were replaced since, and labels with
+few rows are searched exactly; deleted rows are skipped. `clipfake.store.maintenance.build_index` builds the indexes.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,20 +19,21 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
-from ...core.atomic_files import TEMPORARY, require_readable
+from ...core.atomic_files import require_readable
 from ...core.npy_file import read_npy
 from ...core.reading import require_regular
 from ...core.sealed_json import SealedJson, checksum
 from ...errors import Damaged, StoreError, Unreadable
 from ..records import Mask, Vectors
-from ..space import Space
+from ..space import MAIN, Space
 from .ivf import AllowedRows, IvfIndex, ProbeBudget
 from .matches import Matches, Positions, SearchableRows
 from .prepared_filter import PreparedFilter
 
-AGAIN = "searches are still correct, only slower; run `clipfake store index` to rebuild it"
+AGAIN = "searches are still correct, only slower; run `clipfake store index` with the same --vectors to rebuild it"
 FILE = SealedJson("clipfake-index", 1, "index", Damaged, AGAIN)
 NAME = "knn"
+FOLDER_NAME = re.compile(rf"{NAME}((?:\+[a-z0-9_-]+)*)-[0-9]+")  # of an index, with the names of its vectors
 LOG = logging.getLogger(__name__)
 
 AHEADS = (50, 100, 200, 400, 800, 1600, 3200)  # numbers of quantised candidates to rescore
@@ -100,11 +103,16 @@ class SnapshotIndex:
     """An index resolved against one snapshot: which of its rows are live, and their positions."""
 
     def __init__(
-        self, folder: Path, labels: list[tuple[LabelIndexInfo, IvfIndex, npt.NDArray[np.int64]]], number: int
+        self,
+        folder: Path,
+        labels: list[tuple[LabelIndexInfo, IvfIndex, npt.NDArray[np.int64]]],
+        number: int,
+        replaced: tuple[int, ...] = (),
     ) -> None:
         self.folder = folder
         self.number = number  # of the snapshot it was built from
-        self.labels = labels  # each with the ids of its rows, by ordinal
+        self.labels = labels  # each with the ids of its rows, by ordinal; -1 for a row whose vector was replaced
+        self.replaced = replaced  # shards whose named vectors were replaced since
         self._positions: list[tuple[Positions, Mask | None]] = []  # position and liveness by ordinal; None: all live
         self._unindexed: Mask = np.zeros(0, bool)  # rows of the snapshot that no index contains
         self._unreadable: set[int] = set()  # labels whose index could not be read by the last search
@@ -217,9 +225,34 @@ def rescore(snapshot: SearchableRows, queries: Vectors, candidates: Positions, k
     return result
 
 
-def folders(store: Path) -> list[Path]:
-    """Folders of a store's indexes, oldest first."""
-    return sorted(path for path in (store / "indexes").glob(f"{NAME}-*") if path.suffix != TEMPORARY and path.is_dir())
+def folders(store: Path, names: tuple[str, ...] = (MAIN,)) -> list[Path]:
+    """Folders of a store's indexes of these vectors, oldest first."""
+    return [path for path, of in all_folders(store) if of == names]
+
+
+def all_folders(store: Path) -> list[tuple[Path, tuple[str, ...]]]:
+    """Folders of a store's indexes, and the names of the vectors that each was built from, sorted."""
+    found = ((path, names_of(path.name)) for path in sorted((store / "indexes").glob(f"{NAME}*")) if path.is_dir())
+    return [(path, names) for path, names in found if names]
+
+
+def folder_name(names: tuple[str, ...], number: int) -> str:
+    """Name of the folder of an index of these vectors of a snapshot.
+
+    >>> folder_name(("main",), 3), folder_name(("main", "layers"), 3)
+    ('knn-000003', 'knn+main+layers-000003')
+    """
+    return f"{'+'.join([NAME, *(() if names == (MAIN,) else names)])}-{number:06d}"
+
+
+def names_of(folder: str) -> tuple[str, ...]:
+    """Names of the vectors that the index in a folder of this name was built from; () if it is no index.
+
+    >>> names_of("knn-000003"), names_of("knn+main+layers-000003"), names_of("knn-000003.tmp")
+    (('main',), ('main', 'layers'), ())
+    """
+    match = FOLDER_NAME.fullmatch(folder)
+    return (tuple(match[1].split("+")[1:]) or (MAIN,)) if match else ()
 
 
 def attach(snapshot: SearchableRows) -> SnapshotIndex | None:
@@ -227,23 +260,26 @@ def attach(snapshot: SearchableRows) -> SnapshotIndex | None:
 
     Damaged indexes are skipped here and reported by `verify`.
     """
-    listed = folders(snapshot.folder)
+    listed = folders(snapshot.folder, snapshot.vector_names)
     for folder in reversed(listed):
         try:
-            return open_index(folder, snapshot.space).resolve(snapshot)
+            return open_index(folder, snapshot.space, snapshot.vector_files).resolve(snapshot)
         except StoreError:
             continue
-    if folders(snapshot.folder) != listed:  # replaced by a newer one in the meantime
+    if folders(snapshot.folder, snapshot.vector_names) != listed:  # replaced by a newer one in the meantime
         return attach(snapshot)
     return None
 
 
-def open_index(folder: Path, space: Space, *, mapped: bool = True, whole: bool = False) -> SnapshotIndex:
+def open_index(
+    folder: Path, space: Space, files: Mapping[int, str] = {}, *, mapped: bool = True, whole: bool = False
+) -> SnapshotIndex:
     """Read an index.
 
     Parameters
     ----------
     space : embedding space that the index must have
+    files : shard number -> checksums of its files of named vectors; the index forgets the rows of others
     mapped : map the files into memory instead of reading them
     whole : verify the checksum of whole files, not only of their tables
 
@@ -256,9 +292,15 @@ def open_index(folder: Path, space: Space, *, mapped: bool = True, whole: bool =
             space.require(Space.from_dict(content["space"]), f"the index {folder}")
             infos = [LabelIndexInfo.from_dict(fields) for fields in content["labels"]]
             number = int(content["snapshot"])
+            built_from = {int(shard): str(digest) for shard, digest in content.get("files", {}).items()}
     except FileNotFoundError as e:
         raise Damaged(f"{folder / 'index.json'} is missing; {AGAIN}") from e
-    return SnapshotIndex(folder, [(info, *_read(folder, info, mapped=mapped, whole=whole)) for info in infos], number)
+    replaced = tuple(shard for shard, digest in built_from.items() if files.get(shard) != digest)
+    labels = []
+    for info in infos:
+        cells, ids = _read(folder, info, mapped=mapped, whole=whole)
+        labels.append((info, cells, np.where(np.isin(ids >> 32, replaced), -1, ids) if replaced else ids))
+    return SnapshotIndex(folder, labels, number, replaced)
 
 
 def _read(

@@ -76,6 +76,13 @@ class SearchableRows(Protocol):
     @property
     def space(self) -> Space: ...
 
+    @property
+    def vector_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def vector_files(self) -> dict[int, str]:
+        """Shard number -> checksums of the files whose vectors may be replaced."""
+
     def __len__(self) -> int: ...
 
     def vectors(self, positions: Any = None, dtype: npt.DTypeLike = np.float32) -> npt.NDArray[Any]:

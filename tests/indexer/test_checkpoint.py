@@ -288,7 +288,7 @@ from clipfake.detector.training.train import TrainOptions
 from clipfake.detector.training.triplet import TripletOptions
 from clipfake.errors import EncoderError
 try:
-    encoder = load_encoder("someone/clip", device="cpu", download="stored" not in sys.argv)
+    encoder = load_encoder("someone/clip", device="cpu", trusted="stored" not in sys.argv)
     print(encoder.space.fingerprint, encoder.space.encoder)
     if "texts" in sys.argv:
         print(encoder.encode_texts(["leaves"]).shape)

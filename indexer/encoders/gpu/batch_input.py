@@ -157,7 +157,7 @@ def _resize_tables(preprocess: Preprocess, images: Sequence[Pixels]) -> tuple[Ta
             input_size = cropped
             for axis in zip(old, new, cropped, strict=True):
                 if axis not in axes:
-                    taps = taps_of(axis[0], axis[1], preprocess.filter, axis[2])
+                    taps = taps_of(axis[0], axis[1], preprocess.filter, axis[2], preprocess.half_even)
                     axes[axis] = size, taps.weights.shape[1]
                     weights += [taps.first, taps.weights.reshape(-1)]
                     size += taps.first.size + taps.weights.size
