@@ -126,7 +126,7 @@ class PatchHead:
             return f"No map of the patches is shown, because {what}{how}; it takes {LEAST_AUC}."
         unseen = ""
         if self.left_out is not None:
-            unseen = f" For sources that the head has not seen, it is {_two_places(self.left_out.auc)}."
+            unseen = f" For sources that the head has not seen, it is {_two_places(self.left_out.auc)} (chance is 0.5)."
         return f"{HINT} In a test, {what}{how}.{unseen}"
 
     @property

@@ -708,7 +708,8 @@ function drawPatches(map) {
     return element;
   };
   const [left, top, right, bottom] = map.area.map((edge) => 100 * edge);
-  const svg = draw("svg", { viewBox: `0 0 ${map.columns} ${map.rows}`, preserveAspectRatio: "none", class: "patches", "aria-hidden": "true" });
+  const box = { viewBox: `0 0 ${map.columns} ${map.rows}`, preserveAspectRatio: "none" };
+  const svg = draw("svg", { ...box, class: "patches", "aria-hidden": "true" });
   svg.style.cssText = `left: ${left}%; top: ${top}%; width: ${right - left}%; height: ${bottom - top}%`;
   map.values.forEach((row, y) =>
     row.forEach((value, x) => {
