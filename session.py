@@ -82,10 +82,10 @@ class Session:
         """The trained detector; raises HeadError, SpaceMismatch or NotEnoughRows."""
         return VectorDetector.load(self.snapshot, self.head_name, self._evidence, self._searcher_for)
 
-    def use(self, head: Head, calibration: Calibration) -> None:
-        """Use a head and calibration in memory instead of saved ones."""
+    def use(self, head: Head, calibration: Calibration, patches: PatchHead | None = None) -> None:
+        """Use a head, calibration and patch head in memory instead of saved ones."""
         self.detector = VectorDetector.from_trained(
-            self.snapshot, head, calibration, self._evidence, self._searcher_for
+            self.snapshot, head, calibration, self._evidence, self._searcher_for, patches
         )
 
     @cached_property
