@@ -114,7 +114,7 @@ class Detector:
         """
         session = Session(store, encoder=encoder)
         report = fit_detector(session.snapshot, options=options, vectors=vectors, on_progress=on_progress)
-        session.use(report.trained.head, report.calibrated.calibration)
+        session.use(report.trained.head, report.calibrated.calibration, report.patches)
         return cls(session, report)
 
     @classmethod

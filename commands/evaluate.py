@@ -40,6 +40,14 @@ def evaluate_command(
             dir_okay=False,
         ),
     ] = None,
+    planted: Annotated[
+        str,
+        typer.Option(
+            "--planted",
+            metavar="HEAD",
+            help="Measure the maps of this trained head instead: swap halves of held-out images and encode them.",
+        ),
+    ] = "",
     seed: SeedOption = 0,
     out: Annotated[
         Path | None,
@@ -56,6 +64,8 @@ def evaluate_command(
     For named vectors (`clipfake store add-vectors`) it also measures what they gain over the main ones, alone and
     beside them, which takes about a minute for each.
 
+    With --planted, read images that the head has not seen; its maps are shown if swapped halves are found with AUC .9.
+
     With --temporal, measure heads on the sources that were released after those they were trained on.
 
     clipfake evaluate --leave-one-out source --store mystore --out figures
@@ -63,6 +73,9 @@ def evaluate_command(
     from ..show import evaluation_tables as tables
     from ..store.store import Store
 
+    if planted:
+        _measure_maps(store, planted, seed, as_json)
+        return
     snapshot = Store.open(store).snapshot()
     if temporal is not None:
         from ..detector.evaluation.temporal_holdout import read_dates, temporal_holdout
@@ -105,3 +118,17 @@ def _evaluate_stored(snapshot: Snapshot, name: str, seed: int) -> LeaveOneOut:
         return leave_one_out(view, head, seed=seed)
     [classifier] = [kind for kind in FITTED if kind == head.classifier_name]
     return leave_one_out(view, classifier, seed=seed)
+
+
+def _measure_maps(store: Path, head: str, seed: int, as_json: bool) -> None:
+    """Make the planted test of a head's maps on images, and print its result."""
+    from ..session import Session
+    from ..show.progress_display import status_line
+
+    session = Session(store, head)
+    _ = session.detector  # a missing head is reported before torch is imported
+    with status_line("planting") as show_step:
+        measured = session.measure_maps(
+            seed=seed, on_progress=lambda done, images: show_step(f"planted images: {done} of {images}")
+        )
+    print_result(measured.to_dict() if as_json else f"{measured.summary}\n{measured.note}")

@@ -99,7 +99,7 @@ def query_command(
     from ..detector.verdict import Refusal
     from ..indexer.encoder_spec import EncoderSpec
     from ..session import Session
-    from ..show.contact_sheet import SheetEntry, write_sheet
+    from ..show.images.contact_sheet import SheetEntry, write_sheet
 
     if as_csv and as_json:
         raise typer.BadParameter("only one of --csv and --json can be printed", param_hint="--csv")
@@ -129,7 +129,7 @@ def query_command(
         else:
             tally[answer.verdict] += 1
             if sheet and image.image and len(entries) < MAX_PANELS:
-                entries.append(SheetEntry.of(answer, image.image.pixels))
+                entries.append(SheetEntry.of(answer, image.image.pixels, session.covered))
         write(answer)
     judged = sum(tally.values()) - tally["not judged"]
     if sheet and entries:

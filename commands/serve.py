@@ -65,7 +65,7 @@ def serve_command(
         from ..indexer.degradations import degraded_by_name
         from ..service.server import serve
 
-        model = BatchEncoder(session.encoder)
+        model, covered = BatchEncoder(session.query_encoder), session.covered
     opened, notice = session.store, session.notice
     del session  # its snapshot would keep deleted files open for as long as the service runs
     if notice:
@@ -82,6 +82,7 @@ def serve_command(
         head=head,
         notice=notice,
         degraded=degraded_by_name,
+        covered=covered,
         searcher_for=searcher_for(search_backend, timeout=BACKEND_SECONDS),
         on_ready=lambda url: print_message(f"serving on {url} (press Ctrl-C to stop)"),
     )

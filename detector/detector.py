@@ -33,6 +33,8 @@ from .evidence import (
     vote,
 )
 from .head import DEFAULT, Head, head_folder
+from .patches.patch_head import PatchHead
+from .patches.patch_map import WHOLE, Area
 from .split import PART_NAMES
 from .verdict import (
     Answer,
@@ -75,6 +77,7 @@ class VectorDetector:
     head: Head
     bank: Bank
     calibration: Calibration
+    patches: PatchHead | None = None  # scores the patches of an image, if the store has any
 
     @classmethod
     def load(
@@ -100,11 +103,11 @@ class VectorDetector:
         """
         folder = head_folder(store.folder, name)
         try:
-            head, calibration = load_trained(folder)
-        except HeadError:  # a training that ended meanwhile may have replaced both
-            head, calibration = load_trained(folder)
+            head, calibration, patches = load_trained(folder)
+        except HeadError:  # a training that ended meanwhile may have replaced them
+            head, calibration, patches = load_trained(folder)
         snapshot = store if isinstance(store, Snapshot) else store.snapshot()
-        return cls.from_trained(snapshot, head, calibration, evidence, searcher_for)
+        return cls.from_trained(snapshot, head, calibration, evidence, searcher_for, patches)
 
     @classmethod
     def from_trained(
@@ -114,13 +117,14 @@ class VectorDetector:
         calibration: Calibration,
         evidence: EvidenceOptions = EvidenceOptions(),
         searcher_for: Callable[[Snapshot], Searcher] | None = None,
+        patches: PatchHead | None = None,
     ) -> VectorDetector:
         """Make a detector of a head and calibration in memory, with the rows of a snapshot as the bank; see `load`."""
         snapshot = concatenated_snapshot(snapshot, head.vectors)
         if searcher_for:
             snapshot = snapshot.with_searcher(searcher_for(snapshot))
         head.space.require(snapshot.space, f"the store {snapshot.folder}")
-        return cls(head, Bank.from_snapshot(snapshot, evidence), calibration)
+        return cls(head, Bank.from_snapshot(snapshot, evidence), calibration, patches)
 
     @property
     def snapshot(self) -> Snapshot:
@@ -229,6 +233,20 @@ class VectorDetector:
             view = self.judge_one(verdict.image, vector, digest, plain)
             changes.append(VerdictChange(degradation, view.verdict, view.score))
         return require_stable(verdict, tuple(changes))
+
+    def with_map(self, verdict: Verdict, patches: Vectors, area: Area = WHOLE) -> Verdict:
+        """Return the verdict with a map of the image, or with the reason why none is shown.
+
+        Parameters
+        ----------
+        patches : (rows * columns * dim,) patches of the image; empty if they were not computed
+        area : the part of the image that they cover
+        """
+        if self.patches is None:
+            return verdict
+        if not self.patches.shown:
+            return replace(verdict, map=self.patches.without_values)
+        return replace(verdict, map=self.patches.map_of(patches, area)) if patches.size else verdict
 
     def _verdict(self, image: str, case: _Case, options: QueryOptions) -> Verdict:
         evidence = Evidence(case.neighbors[REAL], case.neighbors[FAKE])
@@ -394,10 +412,10 @@ class VectorDetector:
         return Evidence(neighbors[REAL], neighbors[FAKE])
 
 
-def load_trained(folder: Path) -> tuple[Head, Calibration]:
-    """Load a head and its own calibration; raises HeadError."""
+def load_trained(folder: Path) -> tuple[Head, Calibration, PatchHead | None]:
+    """Load a head, its own calibration, and its patch head if it has one; raises HeadError."""
     head = Head.load(folder)
-    return head, Calibration.load(folder, head.digest)
+    return head, Calibration.load(folder, head.digest), PatchHead.load(folder)
 
 
 def _first_copies(copies: list[StoredCopy]) -> tuple[StoredCopy, ...]:

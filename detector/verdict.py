@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from .patches.patch_map import PatchMap
+
 Answer = Literal["real", "fake", "unsure"]
 
 
@@ -74,6 +76,7 @@ class Verdict:
     changes: tuple[VerdictChange, ...] = ()
     notice: str = ""  # what the error rate does not cover, see `Calibration.notice`
     views: tuple[VerdictChange, ...] = ()  # the answers for degraded copies of the image, if they were judged
+    map: PatchMap | None = None  # where in the image, a hint; None if the store has no patches of its images
 
     @property
     def known(self) -> str:
@@ -101,6 +104,7 @@ class Verdict:
         fields["possible"], fields["reasons"] = list(self.possible), list(self.reasons)
         for name in ("changes", "views"):
             fields[name] = [{**vars(change), "score": round(change.score, 4)} for change in getattr(self, name)]
+        fields["map"] = self.map.to_dict() if self.map else None
         return fields
 
 

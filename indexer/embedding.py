@@ -45,6 +45,8 @@ class EmbeddedImage:
     views: npt.NDArray[np.float32] | None = None  # (views, dim), see DEGRADATIONS
     thumbnail: bytes = b""  # a small JPEG as indexing makes it, if it was wanted
     error: str = ""
+    width: int = 0  # of the file, in pixels
+    height: int = 0
 
     @property
     def digest(self) -> bytes:
@@ -195,7 +197,10 @@ def _results(batch: Sequence[ImageRef], encoded: EncodedBatch) -> list[EmbeddedI
         else:
             views = encoded.views[i] if encoded.views.shape[1] else None
             image, vector = encoded.images[i], encoded.vectors[i]
-            results.append(EmbeddedImage(ref.path, ref, image.image, vector, views, image.thumbnail_jpeg()))
+            small = image.thumbnail_jpeg()
+            results.append(
+                EmbeddedImage(ref.path, ref, image.image, vector, views, small, width=image.width, height=image.height)
+            )
     return results
 
 

@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 
 from .. import __version__
 from ..detector.evidence import EvidenceOptions
+from ..detector.patches.patch_map import WHOLE, Area
 from ..store.store import Store
 from .dependencies import BEARER
 from .http.access import Origin
@@ -39,6 +40,7 @@ def app(
     origin: str = "",
     notice: str = "",
     degraded: Callable[[Pixels], dict[str, Pixels]] | None = None,
+    covered: Callable[[int, int], Area] = lambda height, width: WHOLE,
     searcher_for: SearcherFactory | None = None,
 ) -> FastAPI:
     """Return the application that serves one store.
@@ -58,6 +60,7 @@ def app(
         Origin of the page as browsers see it, for a public service behind a proxy that changes the Host header.
     notice : sentence shown with every verdict
     degraded : maps pixels to degraded copies by name, for clients that ask for a stability check
+    covered : maps height and width of an image to the part of it that the encoder sees, for maps of its patches
     searcher_for : makes a searcher for a snapshot (default: the store's own index)
 
     Raises
@@ -74,7 +77,7 @@ def app(
     metrics = ServiceMetrics()
     state = AppState(
         store,
-        ImageDecoder(encoder, decode, thumbnail, degraded),
+        ImageDecoder(encoder, decode, thumbnail, degraded, covered),
         head=head,
         evidence=evidence,
         limits=limits,

@@ -14,6 +14,7 @@ from PIL import Image as Pillow
 
 from ..core.tiff_tiles import sides_in_memory
 from ..detector.judgeable import require_judgeable
+from ..detector.patches.patch_map import WHOLE, Area
 from ..errors import ImageError
 from ..store.space import Space
 from .limits import Limits
@@ -44,11 +45,16 @@ class ImageEncoder(Protocol):
     def space(self) -> Space: ...
 
     @property
+    def spaces(self) -> dict[str, Space]: ...
+
+    @property
     def has_text(self) -> bool: ...
 
     def shrink(self, pixels: Pixels) -> Pixels: ...
 
     def encode(self, images: Sequence[Pixels]) -> Embeddings: ...
+
+    def split(self, vectors: Embeddings) -> dict[str, Embeddings]: ...
 
     def encode_texts(self, texts: Sequence[str]) -> Embeddings: ...
 
@@ -77,6 +83,7 @@ class ImageDecoder:
     decode: Callable[[bytes], DecodedPixels]  # raises ImageError
     thumbnail: Callable[[Pixels], bytes]  # to a small JPEG
     degraded: Callable[[Pixels], dict[str, Pixels]] | None = None  # to degraded copies by name
+    covered: Callable[[int, int], Area] = lambda height, width: WHOLE  # part of an image that the encoder sees
 
     def memory_needed(self, content: bytes, limits: Limits, *, views: bool = False) -> int:
         """Return the bytes of memory that decoding a file takes at most, from its header.

@@ -62,6 +62,24 @@ class ChangeJson(BaseModel):
     score: float
 
 
+class PatchMapJson(BaseModel):
+    """Where in the image: how each patch leans. A hint; the verdict does not use it."""
+
+    rows: int
+    columns: int
+    values: list[list[float]] = Field(
+        description="Natural log-odds of each patch, row by row, above 0 leans fake; empty if none may be shown."
+    )
+    area: list[float] = Field(
+        description="Left, top, right and bottom of the part that the patches cover, as shares of width and height.",
+        examples=[[0.125, 0.0, 0.875, 1.0]],
+    )
+    auc: float | None = Field(
+        description="AUC of the planted test: of the mean of fake halves against that of real ones, in swapped images."
+    )
+    note: str = Field(description="That it is a hint and how good, or why there are no values.")
+
+
 class VerdictJson(BaseModel):
     """Verdict on one image with its evidence; the same object that `clipfake query --json` prints."""
 
@@ -95,6 +113,7 @@ class VerdictJson(BaseModel):
     changes: list[ChangeJson]
     notice: str = Field(description="What the error rate does not cover, or empty.")
     views: list[ChangeJson] = Field(description="Verdicts on degraded copies if `steady` is set; empty otherwise.")
+    map: PatchMapJson | None = Field(description="Where in the image; null if the head scores no patches.")
 
 
 class RefusalJson(BaseModel):

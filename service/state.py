@@ -22,11 +22,13 @@ from ..core.file_identity import FileDigests
 from ..detector.detector import QueryOptions, VectorDetector
 from ..detector.evidence import EvidenceOptions
 from ..detector.head import head_folder, vector_names_of
+from ..detector.patches.patch_head import TOKENS
 from ..detector.verdict import Refusal, Verdict
 from ..errors import HeadError, NotEnoughRows, SpaceMismatch, StoreError, Unreadable
 from ..store.concatenated import space_of
 from ..store.maintenance.info import info
 from ..store.manifest import numbers, path_of
+from ..store.named_vectors import MAIN
 from ..store.snapshot import Snapshot
 from ..store.space import Space
 from ..store.store import Store
@@ -56,6 +58,7 @@ class EmbeddedUpload:
     name: str
     image: UploadedImage
     vector: Vector  # (dim,)
+    patches: Vector  # (rows * columns * dim,) where maps are shown, else empty
     views: dict[str, Vector] = field(default_factory=dict)  # of degraded copies, if requested
 
 
@@ -240,9 +243,11 @@ class AppState:
             vector, *view_vectors = await asyncio.gather(
                 *(self.batcher.vector(pixels, turns.encoder) for pixels in inputs)
             )
-        return EmbeddedUpload(
-            upload.name, image.without_pixels(), vector, dict(zip(image.views, view_vectors, strict=True))
-        )
+        parts = decoder.encoder.split(np.stack([vector, *view_vectors]))
+        vector, *view_vectors = parts[MAIN]
+        views = dict(zip(image.views, view_vectors, strict=True))
+        patches = parts[TOKENS][0] if TOKENS in parts else vector[:0]
+        return EmbeddedUpload(upload.name, image.without_pixels(), vector, patches, views)
 
     def _decode(self, content: bytes, options: dict[str, bool]) -> UploadedImage:
         with self.metrics.stage("decode"):
@@ -261,15 +266,23 @@ class AppState:
             digests = np.frombuffer(b"".join(upload.image.digest for upload in uploads), "V16")
             names, thumbnails = [upload.name for upload in uploads], [upload.image.thumbnail for upload in uploads]
             verdicts = loaded.detector.judge(names, vectors, digests, options, thumbnails=thumbnails)
+            same_patches, none = self._encodes_patches_of(loaded.detector), np.zeros(0, np.float32)
             for i, upload in enumerate(uploads):
                 if upload.views:
                     verdicts[i] = loaded.detector.check_stability(
                         verdicts[i], upload.views, upload.image.digest, options
                     )
+                area = self.image_decoder.covered(upload.image.height, upload.image.width)
+                verdicts[i] = loaded.detector.with_map(verdicts[i], upload.patches if same_patches else none, area)
             coordinates = loaded.map.place(loaded.detector, vectors) if on_map else None
         for verdict in verdicts:
             self.metrics.verdicts.labels(verdict.verdict).inc()
         return verdicts, loaded.snapshot.number, coordinates
+
+    def _encodes_patches_of(self, detector: VectorDetector) -> bool:
+        """Whether the encoder computes the patches that a detector scores, which may have been trained meanwhile."""
+        space = self.image_decoder.encoder.spaces.get(TOKENS)
+        return space is not None and detector.patches is not None and space.same(detector.patches.space)
 
     def loaded(self, *, wait: bool = False) -> LoadedDetector:
         """Return the detector for the store's newest rows and head, loading it if they changed.
@@ -309,7 +322,8 @@ class AppState:
         folder, snapshots = head_folder(self.store.folder, self._head), numbers(self.store.folder)
         newest = [path_of(self.store.folder, snapshots[-1])] if snapshots else []
         named = sorted((self.store.folder / "columns").glob("*/column.json"))
-        head = sorted([*folder.glob("head.json"), *folder.glob("calibration-*.json")])
+        files = ("head.json", "calibration-*.json", "patches.json")
+        head = sorted(path for name in files for path in folder.glob(name))
         try:
             return snapshots[-1] if snapshots else -1, self._files.of([*newest, *head, *named])
         except OSError as e:

@@ -4,7 +4,7 @@ style      verdict_style.py has the colours and signs of verdicts, phrasing.py d
 terminal   verdict_panel.py shows a verdict; training_summary.py, evaluation_tables.py, reproduce_tables.py and
            store_tables.py show results with the console and the helpers of tables.py; progress_display.py shows
            running work
-images     contact_sheet.py draws queried images beside their nearest neighbours
+images     images/ has contact sheets of queried images beside their nearest neighbours, and maps of their patches
 report     report.py renders the page of a head from templates/, with each figure.py of training_figures.py,
            metric_figures.py and evaluation_figures.py
 """

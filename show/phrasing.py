@@ -7,10 +7,13 @@ from __future__ import annotations
 
 import math
 
+from ..detector.patches.patch_map import PatchMap
 from ..detector.verdict import Verdict
 
 CAVEAT = "A lead, not a proof: a detector knows the sources it was shown. Look at the evidence before you rely on it."
 STRONGEST = math.log(100)  # log-likelihood ratio at the ends of every scale
+PARTS_OF_IMAGE = ("upper left", "top", "upper right", "left", "middle", "right", "lower left", "bottom", "lower right")
+PARTS_ALIKE = 0.5  # log-odds by which the means of parts of an image must differ for one to be named
 
 
 def percent(share: float) -> str:
@@ -86,3 +89,32 @@ def describe_familiarity(percentile: float) -> str:
     )
     level = next((text for below, text in levels if percentile < below), "unusually close, perhaps a variant")
     return f"{level}: closer to its nearest neighbour than {rank} of 100 known images"
+
+
+def describe_map(patch_map: PatchMap) -> str:
+    """The map of an image in words: how many patches lean fake, and which part most and least.
+
+    >>> describe_map(PatchMap(1, 3, ((-1.0, 0.5, 2.0),), 0.95, ""))
+    '2 of 3 patches lean fake, the right most of all and the left least'
+    """
+    sums: dict[str, list[float]] = {}
+    for y, row in enumerate(patch_map.values):
+        for x, value in enumerate(row):
+            third = 3 * _third(y, patch_map.rows) + _third(x, patch_map.columns)
+            sums.setdefault(PARTS_OF_IMAGE[third], []).append(value)
+    values = [value for part in sums.values() for value in part]
+    leaning = f"{sum(value > 0 for value in values)} of {len(values)} patches lean fake"
+    means = {name: sum(part) / len(part) for name, part in sums.items()}
+    most, least = max(means, key=lambda name: means[name]), min(means, key=lambda name: means[name])
+    if means[most] - means[least] < PARTS_ALIKE:
+        return f"{leaning}, all parts about alike"
+    return f"{leaning}, the {most} most of all and the {least} least"
+
+
+def _third(position: int, length: int) -> int:
+    """The third, 0 to 2, in which the middle of a patch lies.
+
+    >>> [_third(position, 7) for position in range(7)]
+    [0, 0, 1, 1, 1, 2, 2]
+    """
+    return 3 * (2 * position + 1) // (2 * length)

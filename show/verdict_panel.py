@@ -18,6 +18,7 @@ from .phrasing import (
     STRONGEST,
     describe_familiarity,
     describe_likelihood,
+    describe_map,
     describe_ratio,
     describe_source,
     named_signals,
@@ -56,6 +57,10 @@ def reasons_table(verdict: Verdict) -> Table:
         result.add_row("" if i else "what if", f"{change.what}: {change.verdict} ({change.score:+.2f})")
     for i, view in enumerate(verdict.views):
         result.add_row("" if i else "degraded", f"{view.what}: {view.verdict} ({view.score:+.2f})")
+    if verdict.map:
+        result.add_row(
+            "where", f"{describe_map(verdict.map)}. {verdict.map.note}" if verdict.map.shown else verdict.map.note
+        )
     return result
 
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ...core.atomic_files import disk_errors, make_folder, write_text
 from ...core.locking import folder_lock
 from ...errors import HeadError, StoreError
@@ -19,6 +21,9 @@ from ...store.snapshot import Snapshot
 from ...store.store import Store
 from ..calibration import Calibration
 from ..head import DEFAULT, Head, head_folder
+from ..patches.patch_head import PatchHead, remove_patch_head
+from ..patches.patch_training import train_patch_head
+from ..split import PARTS
 from .attribution import AttributionReport, measure_attribution
 from .calibrate import CalibrationReport, calibrate
 from .train import TrainOptions, TrainReport, train
@@ -33,6 +38,7 @@ class FitReport:
     store: Path
     name: str = DEFAULT
     attribution: AttributionReport | None = None
+    patches: PatchHead | None = None  # scores the patches of images, if the store has any
 
     @property
     def folder(self) -> Path:
@@ -43,7 +49,8 @@ class FitReport:
     def sentences(self) -> list[str]:
         """Results of training and calibration, in sentences."""
         attribution = [self.attribution.sentence] if self.attribution else []
-        return [*self.trained.sentences, *attribution, *self.calibrated.sentences]
+        patches = [self.patches.summary] if self.patches else []
+        return [*self.trained.sentences, *attribution, *patches, *self.calibrated.sentences]
 
     def save(self) -> None:
         """Write head, calibration and report into `folder`, whole or not at all; an earlier head is replaced.
@@ -61,6 +68,10 @@ class FitReport:
             # in this order, so that at any moment the folder holds a head and its own calibration
             self.calibrated.calibration.save(self.folder)
             self.trained.head.save(self.folder)
+            if self.patches:
+                self.patches.save(self.folder)
+            else:
+                remove_patch_head(self.folder)  # an earlier head may have had one
             write_text(self.folder / "report.json", json.dumps(self.to_dict()) + "\n")
             try:
                 Calibration.load(self.folder, Head.load(self.folder).digest)
@@ -73,8 +84,11 @@ class FitReport:
         """Convert to plain types: the report that is saved with the head."""
         trained = self.trained.to_dict()
         if self.attribution:
-            trained |= {"sentences": [*self.trained.sentences, self.attribution.sentence]}
-            trained |= {"attribution": self.attribution.to_dict()}
+            trained["sentences"] = [*trained["sentences"], self.attribution.sentence]
+            trained["attribution"] = self.attribution.to_dict()
+        if self.patches:
+            trained["sentences"] = [*trained["sentences"], self.patches.summary]
+            trained["patches"] = self.patches.to_dict()
         return {**trained, "detector": self.calibrated.to_dict(), "saved": str(self.folder)}
 
 
@@ -106,7 +120,10 @@ def fit_detector(
     calibrated = calibrate(snapshot, trained.head, options, on_progress=on_progress)
     attribution = measure_attribution(snapshot, trained.head, calibrated.calibration, options.seed)
     head = replace(trained.head, options={**trained.head.options, "columns": list(vectors)})
-    return FitReport(replace(trained, head=head), calibrated, store.folder, name, attribution)
+    parts_of_rows = head.split.parts_of(snapshot.column("keys"))
+    parts = {part: np.flatnonzero(parts_of_rows == number) for part, number in PARTS.items()}
+    patches = train_patch_head(snapshot, parts, options.seed, on_progress)
+    return FitReport(replace(trained, head=head), calibrated, store.folder, name, attribution, patches)
 
 
 def require_writable(folder: Path) -> None:

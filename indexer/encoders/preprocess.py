@@ -227,6 +227,19 @@ class Preprocess:
         step = self.multiple or 1
         return round(factor * height / step) * step, round(factor * width / step) * step
 
+    def covered(self, height: int, width: int) -> tuple[float, float, float, float]:
+        """The part of an image that the encoder sees: left, top, right, bottom as shares of its width and height.
+
+        Shares below 0 or above 1 lie outside the image, where the encoder sees black. Raises ImageError like `shrink`.
+        """
+        resized = self.resized_size(height, width)
+        seen = self.input_size(height, width)
+        (top, left), (bottom, right) = (
+            [((whole - cut) // 2 + add * cut) / whole for whole, cut in zip(resized, seen, strict=True)]
+            for add in (0, 1)
+        )
+        return left, top, right, bottom
+
     def input_size(self, height: int, width: int) -> tuple[int, int]:
         """Height and width of the encoder's input."""
         return self.fixed_size or self.resized_size(height, width)

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
+import numpy as np
+
 from ...store.concatenated import concatenated_space, joined
+from ...store.named_vectors import MAIN
+from ...store.space import Space
 from ..decoding.image import Pixels
 from ..encoders.base import Embeddings, Encoder
 
@@ -17,13 +21,20 @@ class HeadEncoder(Encoder):
     names : names of the vectors, in the order of the head
     own : encoder of the store, with the views among the names
     others : name -> encoder of each of the other named vectors
+    beside : views of `own` that follow the concatenated vector, as they are
     """
 
-    def __init__(self, names: Sequence[str], own: Encoder, others: Mapping[str, Encoder]) -> None:
-        self._names, self._own, self._others = tuple(names), own, dict(others)
+    def __init__(
+        self, names: Sequence[str], own: Encoder, others: Mapping[str, Encoder], beside: Sequence[str] = ()
+    ) -> None:
+        self._names, self._own, self._others, self._beside = tuple(names), own, dict(others), tuple(beside)
         self.overlaps, self.device = own.overlaps, own.device
         spaces = own.spaces | {name: encoder.space for name, encoder in others.items()}
         self._space = concatenated_space([spaces[name] for name in names])
+
+    @property
+    def spaces(self) -> dict[str, Space]:
+        return {MAIN: self.space} | {name: self._own.spaces[name] for name in self._beside}
 
     @property
     def batch_size(self) -> int:
@@ -41,7 +52,8 @@ class HeadEncoder(Encoder):
 
         def wait_for_vectors() -> Embeddings:
             vectors = self._own.split(wait()) | others
-            return joined([vectors[name] for name in self._names], self._space)
+            own = joined([vectors[name] for name in self._names], self._space)
+            return np.concatenate([own, *(vectors[name] for name in self._beside)], axis=1)
 
         return wait_for_vectors
 

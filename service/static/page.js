@@ -8,6 +8,13 @@ const PATIENCE = 30; // retries of a request to a busy service
 const GONE = 3; // seconds until a service that does not answer is tried again
 const UNREADY = 5; // seconds until a store that cannot judge is checked again
 const STRONGEST = Math.log(100); // log-likelihood ratio at the ends of the bars
+const STRONGEST_PATCH = Math.log(20); // log-odds of a patch at the ends of its scale
+const PARTS_OF_IMAGE = [
+  ...["upper left", "top", "upper right"],
+  ...["left", "middle", "right"],
+  ...["lower left", "bottom", "lower right"],
+];
+const PARTS_ALIKE = 0.5; // log-odds by which the means of parts of an image must differ for one to be named
 const ALIKE = 30; // rows of the map that are counted around an image
 const TOKEN = "clipfake-token";
 const STOPPED = "Stopped before it was judged.";
@@ -589,6 +596,7 @@ function showEvidence(one, room) {
   find(".made").hidden = answer.verdict !== "fake"; // other verdicts have no generator
   find(".maker").textContent = describeGenerator(answer);
   showChanges(answer, find(".change"));
+  showWhere(one, answer, find(".where"));
   showMap(one, find(".map"));
 }
 
@@ -670,6 +678,69 @@ function showChanges(answer, section) {
   });
   const none = "None of the tested changes, such as leaving out the images of one source.";
   section.querySelector(".changes").append(...(lines.length ? lines : [make("li", { textContent: none })]));
+}
+
+// ---- where in the image ----
+
+function showWhere(one, answer, section) {
+  const map = answer.map;
+  section.hidden = !map;
+  if (!map) return;
+  section.querySelector(".where-note").textContent = map.note;
+  if (!map.values.length) {
+    for (const part of [".where-picture", ".where-scale", ".where-words"]) section.querySelector(part).hidden = true;
+    return;
+  }
+  const words = sentence(describePatches(map));
+  section.querySelector(".where-words").textContent = words;
+  const picture = section.querySelector(".where-picture");
+  picture.setAttribute("aria-label", `Map of the patches of ${one.shownName}. ${words}`);
+  picture.append(image(one.file, "", "no preview"), drawPatches(map));
+}
+
+const SPACE = "http://www.w3.org/2000/svg";
+
+/** An <svg> of one square a patch over the part that the patches cover; the strong ones have the sign of their class. */
+function drawPatches(map) {
+  const draw = (name, attributes) => {
+    const element = document.createElementNS(SPACE, name);
+    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
+    return element;
+  };
+  const [left, top, right, bottom] = map.area.map((edge) => 100 * edge);
+  const box = { viewBox: `0 0 ${map.columns} ${map.rows}`, preserveAspectRatio: "none" };
+  const svg = draw("svg", { ...box, class: "patches", "aria-hidden": "true" });
+  svg.style.cssText = `left: ${left}%; top: ${top}%; width: ${right - left}%; height: ${bottom - top}%`;
+  map.values.forEach((row, y) =>
+    row.forEach((value, x) => {
+      const strength = Math.min(1, Math.abs(value) / STRONGEST_PATCH);
+      const kind = value > 0 ? "fake" : "real";
+      svg.append(draw("rect", { x, y, width: 1, height: 1, class: kind, "fill-opacity": (0.6 * strength).toFixed(3) }));
+      if (strength < 0.5) return;
+      const place = { x: x + 0.4, y: y + 0.4, width: 0.2, height: 0.2 };
+      svg.append(draw("use", { ...place, href: `#shape-${kind}`, class: "sign" }));
+    }),
+  );
+  return svg;
+}
+
+/** The map in words: how many patches lean fake, and which part most and least. */
+function describePatches(map) {
+  const third = (position, length) => Math.floor((3 * (2 * position + 1)) / (2 * length));
+  const parts = new Map();
+  map.values.forEach((row, y) =>
+    row.forEach((value, x) => {
+      const name = PARTS_OF_IMAGE[3 * third(y, map.rows) + third(x, map.columns)];
+      parts.set(name, [...(parts.get(name) ?? []), value]);
+    }),
+  );
+  const values = map.values.flat();
+  const leaning = `${values.filter((value) => value > 0).length} of ${values.length} patches lean fake`;
+  const means = [...parts].map(([name, part]) => [part.reduce((sum, value) => sum + value, 0) / part.length, name]);
+  const most = means.reduce((best, mean) => (mean[0] > best[0] ? mean : best));
+  const least = means.reduce((best, mean) => (mean[0] < best[0] ? mean : best));
+  if (most[0] - least[0] < PARTS_ALIKE) return `${leaning}, all parts about alike`;
+  return `${leaning}, the ${most[1]} most of all and the ${least[1]} least`;
 }
 
 // ---- the map ----

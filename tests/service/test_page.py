@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clipfake.show.phrasing import CAVEAT, describe_ratio, percent
+from clipfake.detector.patches.patch_map import PatchMap
+from clipfake.show.phrasing import CAVEAT, describe_map, describe_ratio, percent
 from clipfake.store.records import Block, Rows
 from conftest import SOURCES, Toy, draw_image
 from PIL import Image
@@ -171,6 +172,44 @@ def test_map_is_drawn_and_described(visit: Open, address: str) -> None:
     assert canvas.evaluate(PIXELS)
     expect(page.locator(".map-words")).to_contain_text("known images around it")
     expect(canvas).to_have_attribute("aria-label", f"Map of 300 known images. {page.inner_text('.map-words')}")
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_map_of_patches_is_drawn_only_if_it_may_be(visit: Open, address: str, shown: bool) -> None:
+    page = visit(address)
+    values = tuple(tuple(float(x - 2 + y) for x in range(4)) for y in range(3)) if shown else ()
+    patch_map = PatchMap(3, 4, values, 0.95, "A hint where to look.", (0.25, 0.0, 0.75, 1.0))
+
+    def add_map(route: Any) -> None:
+        response = route.fetch()
+        content = response.json()
+        assert content["answers"][0]["map"] is None  # the toy encoder has no patches
+        content["answers"][0]["map"] = patch_map.to_dict()
+        route.fulfill(response=response, json=content)
+
+    page.route("**/v1/query*", add_map)
+    give(page, FAKE)
+    where = page.locator(".where")
+    expect(where.locator(".where-note")).to_have_text("A hint where to look.")
+    expect(where.locator("rect")).to_have_count(12 if shown else 0)
+    expect(where.locator(".where-picture")).to_be_visible(visible=shown)
+    if not shown:
+        return
+    words = f"{describe_map(patch_map)}."  # the wording of the terminal and of the contact sheet
+    expect(where.locator(".where-words")).to_have_text(words)
+    expect(where.get_by_role("img", name=f"Map of the patches of {FAKE['name']}. {words}")).to_be_visible()
+    picture, patches = (where.locator(part).bounding_box() for part in ("img", "svg.patches"))
+    assert patches["x"] - picture["x"] == pytest.approx(picture["width"] / 4, abs=1)
+    assert patches["width"] == pytest.approx(picture["width"] / 2, abs=1)
+    assert patches["height"] == pytest.approx(picture["height"], abs=1)
+    signs = where.locator("svg.patches use").evaluate_all("all => all.map(it => it.getAttribute('href'))")
+    assert set(signs) == {"#shape-fake", "#shape-real"}
+
+
+def test_no_map_of_patches_without_patches(visit: Open, address: str) -> None:
+    page = visit(address)
+    give(page, FAKE)
+    expect(page.locator(".where")).to_be_hidden()
 
 
 def test_names_are_shown_escaped_and_saved_as_they_are(visit: Open, toy: Toy, tmp_path: Path) -> None:

@@ -1,4 +1,7 @@
-"""A contact sheet: one image with each queried image beside its nearest real and nearest fake rows."""
+"""A contact sheet: one image with each queried image beside its nearest real and nearest fake rows.
+
+Under it, where the head may show one, is a map of its patches.
+"""
 
 from __future__ import annotations
 
@@ -10,24 +13,30 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from ..core.atomic_files import written_aside
-from ..core.escaping import escape
-from ..core.reading import open_stream
-from ..detector.verdict import Neighbor, Verdict
-from .phrasing import (
+from ...core.atomic_files import written_aside
+from ...core.escaping import escape
+from ...core.reading import open_stream
+from ...detector.patches.patch_map import Area
+from ...detector.verdict import Neighbor, Verdict
+from ..phrasing import (
     CAVEAT,
     describe_likelihood,
+    describe_map,
     describe_ratio,
     describe_source,
     named_signals,
 )
-from .verdict_style import VERDICT_STYLES
+from ..verdict_style import VERDICT_STYLES
+from .patch_overlay import STRONGEST_PATCH, colored, overlay
 
 INK, GREY, PAPER, EMPTY = "#1c2026", "#69717d", "#ffffff", "#eceff3"
 CELL, GAP, MARGIN, LABEL = 132, 14, 36, 52
 HEAD, TITLE = 96, 26  # pixels above the images for the verdict, and above each row for its title
+MAP = 2 * CELL  # pixels a side of the picture with the map
+SCALE = 360  # pixels of the scale of the map
 MIN_COLUMNS = 6  # leaves room for the text when there are few neighbours
 JPEG = (".jpg", ".jpeg")
 
@@ -38,13 +47,20 @@ class SheetEntry:
 
     verdict: Verdict
     image: Image.Image
+    area: Area | None = None  # part of `image` that the verdict's map covers, None for the map's own
 
     @classmethod
-    def of(cls, verdict: Verdict, pixels: Any) -> SheetEntry:
-        """Make an entry from (height, width, 3) uint8 pixels, shrunk so that many entries fit in memory."""
+    def of(cls, verdict: Verdict, pixels: Any, covered: Callable[[int, int], Area] | None = None) -> SheetEntry:
+        """Make an entry from (height, width, 3) uint8 pixels, shrunk so that many entries fit in memory.
+
+        Parameters
+        ----------
+        covered : height and width of the pixels, which may be cropped already, to the part that a map covers
+        """
         image = Image.fromarray(pixels)
+        area = covered(image.height, image.width) if covered else None
         image.thumbnail((3 * CELL, 3 * CELL), Image.Resampling.LANCZOS)
-        return cls(verdict, image)
+        return cls(verdict, image, area)
 
 
 def open_neighbor(neighbor: Neighbor, thumbnail: Callable[[int], bytes]) -> Image.Image | None:
@@ -95,7 +111,9 @@ def _panel(entry: SheetEntry, thumbnail: Callable[[int], bytes]) -> Image.Image:
     left = MARGIN + side + 2 * GAP
     width = left + columns * (CELL + GAP) - GAP + MARGIN
     top = MARGIN + HEAD
-    height = top + 2 * (TITLE + CELL + LABEL) + MARGIN // 2
+    bottom = top + 2 * (TITLE + CELL + LABEL)  # of the images
+    has_map = verdict.map is not None and verdict.map.shown
+    height = bottom + (TITLE + MAP + GAP if has_map else 0) + MARGIN // 2
     panel = Image.new("RGB", (width, height), PAPER)
     draw = ImageDraw.Draw(panel)
     style = VERDICT_STYLES[verdict.verdict]
@@ -124,7 +142,40 @@ def _panel(entry: SheetEntry, thumbnail: Callable[[int], bytes]) -> Image.Image:
             _paste(panel, open_neighbor(neighbor, thumbnail), (x, y + TITLE), CELL)
             draw.text((x, y + TITLE + CELL + 4), f"{neighbor.similarity:.3f}", INK, _font(13, bold=True))
             draw.text((x, y + TITLE + CELL + 20), _fitted(neighbor.source, _font(12), CELL), GREY, _font(12))
+    if has_map:
+        _draw_map(panel, entry, bottom)
     return panel
+
+
+def _draw_map(panel: Image.Image, entry: SheetEntry, top: int) -> None:
+    """Draw the map of the patches below the images: the picture with the map, its scale, and what it is worth."""
+    draw, patch_map, left = ImageDraw.Draw(panel), entry.verdict.map, MARGIN + MAP + 2 * GAP
+    assert patch_map is not None
+    width = panel.width - left - MARGIN
+    draw.text((MARGIN, top), "Where in the image", INK, _font(15, bold=True))
+    _paste(panel, overlay(entry.image, patch_map, entry.area), (MARGIN, top + TITLE), MAP)
+    y = top + TITLE
+    scale = colored(np.linspace(-STRONGEST_PATCH, STRONGEST_PATCH, SCALE)[None])
+    bar = Image.alpha_composite(Image.new("RGBA", (SCALE, 1), PAPER), Image.fromarray(scale, "RGBA"))
+    panel.paste(bar.convert("RGB").resize((SCALE, 14)), (left, y + 22))
+    draw.rectangle((left, y + 22, left + SCALE - 1, y + 35), outline=EMPTY)
+    for share, anchor, text in ((0, "la", "● leans real, 20×"), (0.5, "ma", "even"), (1, "ra", "▲ leans fake, 20×")):
+        draw.text((left + share * SCALE, y), text, INK, _font(12), anchor=anchor)
+    sentences = f"{describe_map(patch_map)}. {patch_map.note}"
+    for line, text in enumerate(_wrapped(sentences[:1].upper() + sentences[1:], _font(14), width)):
+        draw.text((left, y + 52 + 22 * line), text, INK, _font(14))
+
+
+def _wrapped(text: str, font: Any, width: int) -> list[str]:
+    """Break a text at spaces into lines of a width in pixels; its control characters are escaped."""
+    lines: list[str] = []
+    for word in escape(text).split(" "):
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and font.getlength(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
 
 
 def _answer(verdict: Verdict) -> str:
