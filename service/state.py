@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -49,6 +49,7 @@ R = TypeVar("R")
 Version = tuple[int, tuple[tuple[str, str], ...]]
 VIEWS = 5  # vectors of an image with its four degraded copies
 LOG = logging.getLogger("clipfake.service")
+LOCAL_FOLDER = re.compile(r"(^|:|/)[/~.](?:[^:]*/)?(?=[^/:]+)")  # of a path within an encoder's name
 
 
 @dataclass(frozen=True)
@@ -378,11 +379,11 @@ async def while_connected(request: Request, work: asyncio.Future[R]) -> R:
 
 
 def without_folders(encoder: str) -> str:
-    """Return an encoder's name for clients: of a local directory only the last part.
+    """Return an encoder's name for clients: of a local directory or file only the last part.
 
     >>> without_folders("untrained:0:/models/clip"), without_folders("openai/clip-vit-base-patch32")
     ('untrained:0:clip', 'openai/clip-vit-base-patch32')
+    >>> without_folders("/home/me/my_encoders.py:tiny"), without_folders("open_clip:ViT-B-32//models/w.pt")
+    ('my_encoders.py:tiny', 'open_clip:ViT-B-32/w.pt')
     """
-    prefix, colon, name = encoder.rpartition(":")
-    local = name.startswith((".", "~")) or Path(name).is_absolute()
-    return prefix + colon + (Path(name).name if local else name)
+    return LOCAL_FOLDER.sub(r"\1", encoder)
