@@ -226,7 +226,7 @@ def render_page(
     figure_folder : name of the folder that has the figures as files
     """
     training = results.training
-    sentences = [result.sentence for result in (*results.unseen, *results.gains)]
+    sentences = [*(result.sentence for result in results.unseen), *(gain.sentence for gain in results.gains)]
     sections = list(page_sections(training, figures))
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),

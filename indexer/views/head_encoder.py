@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from ...store.concatenated import concatenate, concatenated_space
+from ...store.concatenated import concatenated_space, joined
 from ...store.named_vectors import MAIN
 from ...store.space import Space
 from ..decoding.image import Pixels
@@ -14,7 +14,7 @@ from ..encoders.base import Embeddings, Encoder
 
 
 class HeadEncoder(Encoder):
-    """Encodes images as the concatenated vectors that a head was trained on.
+    """Encodes images as the concatenated vectors that a head was trained on, see `clipfake.store.concatenated.joined`.
 
     Parameters
     ----------
@@ -52,8 +52,8 @@ class HeadEncoder(Encoder):
 
         def wait_for_vectors() -> Embeddings:
             vectors = self._own.split(wait()) | others
-            joined = concatenate([vectors[name] for name in self._names])
-            return np.concatenate([joined, *(vectors[name] for name in self._beside)], axis=1)
+            whole = joined([vectors[name] for name in self._names], self._space)
+            return np.concatenate([whole, *(vectors[name] for name in self._beside)], axis=1)
 
         return wait_for_vectors
 
