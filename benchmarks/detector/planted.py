@@ -3,8 +3,10 @@
 Half of a held-out real image is swapped for that of a held-out generated one. "auc" is that of the mean of the fake
 half's patches against the mean of the real half's, over the halves of all planted images; "within" is the share of the
 images whose fake half has the higher mean. A control puts halves of two images of the same class together: its AUC says
-how well the difference of the halves tells planted images from such ones.
+how well the difference of the halves tells planted images from such ones. The maps of a control are put together from
+those of whole images.
 
+    clipfake evaluate --planted default --store mystore    # adds the figures of encoded images
     python -m clipfake.benchmarks.detector.planted --store mystore
 """
 
@@ -16,23 +18,26 @@ from typing import Any
 
 import numpy as np
 
+from ...detector.detector import VectorDetector
 from ...detector.head import DEFAULT
 from ...detector.metrics import auc
 from ...detector.patches.patch_training import fit_network, read_parts
 from ...detector.patches.planted import Maps, PlantedTest, compose, draw_pairs, halves, measure_planted, plant
 from ...detector.split import PARTS
-from ...session import Session
+from ...errors import HeadError
 from ...store.records import FAKE
+from ...store.store import Store
 from ..common import command
 from ..throughput import machine
 
 
-def run(store: Path, head: str = DEFAULT, *, images: int = 300, seed: int = 0) -> dict[str, Any]:
+def run(store: Path, head: str = DEFAULT, *, seed: int = 0) -> dict[str, Any]:
     """Figures of a trained head's maps: in stored patches, on images, of the control, and by left-out source."""
-    session = Session(store, head)
-    patches = session.measure_maps(images=images, seed=seed)
-    snapshot = session.snapshot
-    split = session.detector.head.split.parts_of(snapshot.column("keys"))
+    detector = VectorDetector.load(Store.open(store), head)
+    snapshot, patches = Store.open(store).snapshot(), detector.patches
+    if patches is None:
+        raise HeadError(f"the head {head} of {store} scores no patches; add the view tokens and train again")
+    split = detector.head.split.parts_of(snapshot.column("keys"))
     parts = {part: np.flatnonzero(split == number) for part, number in PARTS.items()}
     read = read_parts(snapshot, parts, seed)
     test = read["test"]
@@ -83,7 +88,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--store", type=Path, required=True)
     parser.add_argument("--head", default=DEFAULT)
-    parser.add_argument("--images", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     command.print_result(run(**vars(parser.parse_args())))
 
