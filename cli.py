@@ -11,11 +11,12 @@ import typer
 
 from . import __version__
 from .commands.aliases import current_spelling
-from .commands.bank import app as bank
 from .commands.bench import bench_command
 from .commands.demo import demo_command
 from .commands.evaluate import evaluate_command
 from .commands.fuse import fuse_command
+from .commands.groups.bank import app as bank
+from .commands.groups.head import app as head
 from .commands.index import index_command
 from .commands.query import query_command
 from .commands.reproduce import reproduce_command
@@ -49,6 +50,7 @@ for name, command in COMMANDS.items():
     app.command(name)(command)
 app.add_typer(store, name="store")
 app.add_typer(bank, name="bank")
+app.add_typer(head, name="head")
 
 
 def _print_version(requested: bool) -> None:

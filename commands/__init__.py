@@ -2,7 +2,7 @@
 
 work      index.py, train.py (with report), query.py, serve.py, evaluate.py, fuse.py, reproduce.py, bench.py,
           demo.py
-upkeep    store.py, bank.py
+upkeep    store.py; groups/ has the groups bank and head
 shared    options.py has options of several commands; choices.py has enumerations; aliases.py accepts earlier spellings;
           terminal.py prints
 """

@@ -83,16 +83,13 @@ class SplitRecipe(StrEnum):
     grouped = "grouped"
 
 
-class EvaluationHead(StrEnum):
-    """Head that is evaluated on left-out sources."""
+class HeadFormatName(StrEnum):
+    """Format of a head that others have trained."""
 
-    ridge = "ridge"
-    knn = "knn"
-    both = "both"
-    triplet_svm = "triplet-svm"
-    rbf_svm = "rbf-svm"
-    pca_svm = "pca-svm"
-    logistic = "logistic"
+    univfd = "univfd"
+    clip_cues = "clip-cues"
+    linear = "linear"
+    rine = "rine"
 
 
 class LeftOut(StrEnum):

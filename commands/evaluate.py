@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .choices import EvaluationHead, LeftOut
+from .choices import LeftOut
 from .options import OUTPUT, STORE, JsonOption, SeedOption, StoreOption
 from .terminal import print_message, print_result
+
+if TYPE_CHECKING:
+    from ..detector.evaluation.leave_one_out import LeaveOneOut
+    from ..store.snapshot import Snapshot
 
 
 def evaluate_command(
@@ -18,9 +22,14 @@ def evaluate_command(
         LeftOut, typer.Option("--leave-one-out", help="Attribute whose values are left out in turn.")
     ] = LeftOut.source,
     head: Annotated[
-        EvaluationHead,
-        typer.Option("--head", help="Head to evaluate: ridge, nearest neighbours, both, or a classifier of `train`."),
-    ] = EvaluationHead.both,
+        str,
+        typer.Option(
+            "--head",
+            metavar="NAME",
+            help="Head to evaluate: ridge, knn, both, a classifier of `train`, or a head of the store by its name; the "
+            "classifier of a trained one is fitted again.",
+        ),
+    ] = "both",
     temporal: Annotated[
         Path | None,
         typer.Option(
@@ -62,15 +71,19 @@ def evaluate_command(
         print_result(report.to_dict() if as_json else tables.temporal_holdout_table(report))
         written = tables.write_temporal_holdout(report, out) if out else []
     else:
-        from ..detector.evaluation.leave_one_out import Kind
+        from ..detector.evaluation.leave_one_out import FITTED
         from ..detector.evaluation.leave_one_out import leave_one_out as evaluate
         from ..detector.evaluation.view_gains import view_gains
         from ..show.progress_display import status_line
 
-        heads = ("ridge", "knn") if head is EvaluationHead.both else (head.value,)
-        results = [evaluate(snapshot, name, seed=seed) for name in get_args(Kind) if name in heads]
-        with status_line("gain of the named vectors") as show_step:
-            gains = view_gains(snapshot, seed=seed, on_progress=show_step)
+        heads = ("ridge", "knn") if head == "both" else (head,)
+        results = [evaluate(snapshot, name, seed=seed) for name in FITTED if name in heads]
+        gains = []
+        if results:
+            with status_line("gain of the named vectors") as show_step:
+                gains = view_gains(snapshot, seed=seed, on_progress=show_step)
+        else:
+            results = [_evaluate_stored(snapshot, head, seed)]
         if as_json:
             print_result({**tables.leave_one_out_json(results), "views": [gain.to_dict() for gain in gains]})
         else:
@@ -78,3 +91,17 @@ def evaluate_command(
         written = tables.write_leave_one_out(results, out) if out else []
     for path in written:
         print_message(str(path))
+
+
+def _evaluate_stored(snapshot: Snapshot, name: str, seed: int) -> LeaveOneOut:
+    """Evaluate a head of the store on its vectors: an imported one as it is, a trained one by its classifier."""
+    from ..detector.evaluation.leave_one_out import FITTED, leave_one_out
+    from ..detector.head import Head, head_folder
+    from ..store.concatenated import concatenated_snapshot
+
+    head = Head.load(head_folder(snapshot.folder, name))
+    view = concatenated_snapshot(snapshot, head.vectors)
+    if head.imported:
+        return leave_one_out(view, head, seed=seed)
+    [classifier] = [kind for kind in FITTED if kind == head.classifier_name]
+    return leave_one_out(view, classifier, seed=seed)

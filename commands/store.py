@@ -20,7 +20,7 @@ from .options import (
     StoreOption,
     rows_of,
 )
-from .terminal import print_result, shell_quoted
+from .terminal import print_message, print_result, shell_quoted
 
 app = typer.Typer(no_args_is_help=True, help="Inspect, maintain, import and export a store.")
 
@@ -345,6 +345,39 @@ def store_duplicates_command(
         )
         report = find_duplicates(snapshot, pairs, threshold).to_dict()
     print_result(report if as_json else doubled(report))
+
+
+@app.command("curate")
+def store_curate_command(
+    rows: Annotated[int, typer.Option("--rows", min=2, metavar="N", help="Number of rows to keep.")],
+    to: Annotated[
+        Path, typer.Option("--to", metavar="DIR", help="Folder of the new store, new or empty.", file_okay=False)
+    ],
+    store: StoreOption = STORE,
+    vectors: Annotated[
+        str, typer.Option(metavar="NAMES", help="Stored vectors that are compared (comma-separated).")
+    ] = "main",
+    seed: SeedOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Copy the rows that best represent the labelled ones into a new store. The store itself is not changed.
+
+    Half are real and half fake, each source of a class has equally many, and within a source they are chosen by
+    facility location. Vectors, thumbnails and named vectors are copied; heads are not.
+
+    clipfake store curate --rows 10000 --to smallstore --store mystore
+    """
+    from ..show.progress_display import status_line
+    from ..show.store_tables import curated
+    from ..store.maintenance.curate import curate
+    from ..store.store import Store
+
+    names = [name for name in vectors.split(",") if name]
+    with status_line("curating") as show_step:
+        report = curate(Store.open(store), to, rows, vectors=names, seed=seed, on_progress=show_step).to_dict()
+    print_result(report if as_json else curated(report))
+    if not as_json:
+        print_message(f"next: clipfake train --store {shell_quoted(to)}")
 
 
 @app.command("push")

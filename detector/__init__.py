@@ -7,5 +7,6 @@ a head     projection.py to 128 dimensions or none, beside text that vocabulary.
            split.py assigns rows to train, validation and test
 measuring  metrics.py for one classifier; comparison.py for two on the same rows
 packages   training/ (fitting), evaluation/ (sources and dates left out, the paper's tables), copies/ (stored copies
-           of a picture, by vectors and thumbnails), fusion/ (scores of several detectors)
+           of a picture, by vectors and thumbnails), fusion/ (scores of several detectors), imported/ (heads that others
+           have trained)
 """

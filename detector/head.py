@@ -43,6 +43,7 @@ TITLES = {
     "pca-svm": "principal components and SVM",
     "logistic": "logistic regression on the stored vectors",
 }
+IMPORTED = "imported"  # classifier of a head that others have trained
 Classifier = Svm | LinearClassifier
 REPLACED_FILES = re.compile(r"head-[0-9a-f]{16}\.safetensors|calibration(-[0-9a-f]{16})?\.json")
 
@@ -103,12 +104,19 @@ class Head:
 
     @property
     def classifier_name(self) -> str:
-        """Name of its classifier, one of TITLES."""
+        """Name of its classifier, one of TITLES, or IMPORTED."""
         return str(self.options.get("classifier", TRIPLET_SVM))
+
+    @property
+    def imported(self) -> bool:
+        """True if others have trained it, on none of the store's rows."""
+        return self.classifier_name == IMPORTED
 
     @property
     def title(self) -> str:
         """What it computes, as a phrase."""
+        if self.imported:
+            return f"imported head: {self.options.get('title', 'of unknown origin')}"
         kind = f"{self.projection.kind} " if self.classifier_name == TRIPLET_SVM else ""
         return f"{kind}{TITLES.get(self.classifier_name, self.classifier_name)}"
 

@@ -176,6 +176,24 @@ def imported(report: dict[str, Any]) -> RenderableType:
     )
 
 
+def curated(report: dict[str, Any]) -> RenderableType:
+    """Format the report of `clipfake store curate`: what is kept of each source, and how far the others are from it."""
+    report = escape_all(report)
+    columns = ["source", "label", "rows", "kept", "radius", "mean distance"]
+    rows = [
+        [source[name] for name in ("source", "label", "rows", "kept", "radius", "mean_distance")]
+        for source in report["sources"]
+    ]
+    text = f"{report['kept']:,} of {report['rows']:,} rows of {report['store']} copied to {report['to']}"
+    unlabelled = f"; {count(report['unlabelled'], 'row')} without a label left out" if report["unlabelled"] else ""
+    return Group(
+        table("rows by source", columns, rows, words=columns[:2]),
+        Text(
+            f"{text}{unlabelled}. The distance of a row is 1 - cosine similarity to the nearest kept one of its source."
+        ),
+    )
+
+
 def filled(report: dict[str, Any]) -> RenderableType:
     """Format the report of `clipfake store add-vectors`."""
     report = escape_all(report)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ import numpy.typing as npt
 from ..errors import NotEnoughRows
 from .manifest import Manifest
 from .named_vectors import NamedVectors, open_named_vectors
-from .records import Ids, Vectors
+from .records import Ids, Mask, Vectors
+from .search.matches import Matches
+from .search.prepared_filter import PreparedFilter
 from .snapshot import Snapshot
 from .space import MAIN, Space
 
@@ -28,14 +31,18 @@ class ConcatenatedSnapshot(Snapshot):
     cosine similarities. `concatenated_snapshot` makes one if it is needed. On 15 left-out sources, classifier and
     neighbours on MobileNet's main vectors and layers together have an AUC .022 (.011 to .033) above those on the main
     vectors alone; neighbours on layers alone beside that classifier change it by .002 (-.004 to .007).
+
+    A single vector of a space that is not normalised is as it is stored, since its length may tell something; searches
+    scale both sides, so that similarities are cosines here too.
     """
 
-    def __init__(self, snapshot: Snapshot, names: Sequence[str]) -> None:
+    def __init__(self, snapshot: Snapshot, names: Sequence[str], *, unit: bool = False) -> None:
         """Open the named vectors.
 
         Parameters
         ----------
         names : of the vectors, "main" for the store's own
+        unit : scale a single vector to unit length, too
 
         Raises
         ------
@@ -47,6 +54,7 @@ class ConcatenatedSnapshot(Snapshot):
         super().__init__(snapshot.folder, snapshot.manifest, before=snapshot)
         self.vector_names = tuple(names)
         self._main = self._source = snapshot
+        self._unit_length = unit
         self._vectors: list[NamedVectors | None] = []  # in the order of the names, None for the main vectors
         for name in names:
             if name == MAIN:
@@ -66,7 +74,8 @@ class ConcatenatedSnapshot(Snapshot):
 
     @property
     def space(self) -> Space:
-        return concatenated_space([self._main.space if column is None else column.space for column in self._vectors])
+        space = concatenated_space([self._main.space if column is None else column.space for column in self._vectors])
+        return replace(space, normalised=True) if self._unit_length else space
 
     @property
     def main(self) -> Snapshot:
@@ -78,16 +87,27 @@ class ConcatenatedSnapshot(Snapshot):
 
     def vectors(self, positions: Any = None, dtype: Any = np.float32) -> npt.NDArray[Any]:
         positions = self._positions(positions)
-        result = np.empty((len(positions), self.space.dim), dtype)
+        space = self.space
+        result = np.empty((len(positions), space.dim), dtype)
         for start in range(0, len(positions), ROWS_AT_ONCE):
             rows = positions[start : start + ROWS_AT_ONCE]
-            result[start : start + ROWS_AT_ONCE] = concatenate(
-                [
-                    self._main.vectors(rows) if column is None else column.vectors(self._main, rows)
-                    for column in self._vectors
-                ]
-            )
+            parts = [
+                self._main.vectors(rows) if column is None else column.vectors(self._main, rows)
+                for column in self._vectors
+            ]
+            result[start : start + ROWS_AT_ONCE] = joined(parts, space)
         return result
+
+    def search_each(
+        self, queries: Vectors, k: int, wheres: Sequence[Mask | PreparedFilter | None], recall: float = 0.99
+    ) -> list[Matches]:
+        if self.space.normalised:
+            return super().search_each(queries, k, wheres, recall)
+        return self._unit.search_each(concatenate([np.atleast_2d(queries)]), k, wheres, recall)
+
+    @cached_property
+    def _unit(self) -> ConcatenatedSnapshot:
+        return ConcatenatedSnapshot(self._main, self.vector_names, unit=True)
 
     def column(self, name: str) -> npt.NDArray[Any]:
         return self._main.column(name)  # loaded once for both
@@ -102,15 +122,18 @@ class ConcatenatedSnapshot(Snapshot):
         return {}
 
 
-def concatenated_snapshot(snapshot: Snapshot, names: Sequence[str]) -> Snapshot:
+def concatenated_snapshot(snapshot: Snapshot, names: Sequence[str], *, unit: bool = False) -> Snapshot:
     """A `ConcatenatedSnapshot` of these vectors, or the snapshot itself for ("main",)."""
-    return snapshot if tuple(names) == (MAIN,) else ConcatenatedSnapshot(snapshot, names)
+    return snapshot if tuple(names) == (MAIN,) else ConcatenatedSnapshot(snapshot, names, unit=unit)
 
 
-def space_of(snapshot: Snapshot, names: Sequence[str]) -> Space:
-    """Space of the concatenated vectors, without reading a vector; raises StoreError for an unknown name."""
+def space_of(snapshot: Snapshot, names: Sequence[str], *, unit: bool = False) -> Space:
+    """Space of a `concatenated_snapshot`, without reading a vector; raises StoreError for an unknown name."""
     spaces = [snapshot.space if name == MAIN else open_named_vectors(snapshot.folder, name).space for name in names]
-    return spaces[0] if tuple(names) == (MAIN,) else concatenated_space(spaces)
+    if tuple(names) == (MAIN,):
+        return spaces[0]
+    space = concatenated_space(spaces)
+    return replace(space, normalised=True) if unit else space
 
 
 def vector_files(columns: Sequence[NamedVectors], manifest: Manifest) -> dict[int, str]:
@@ -127,6 +150,11 @@ def stored_vector_files(store: Path, names: Sequence[str], manifest: Manifest) -
     return vector_files([open_named_vectors(store, name) for name in names if name != MAIN], manifest)
 
 
+def joined(parts: Sequence[Vectors], space: Space) -> npt.NDArray[np.float32]:
+    """(n, dim) vectors in a space that `concatenated_space` made: concatenated, or the only part as it is."""
+    return concatenate(parts) if space.normalised else np.asarray(parts[0], np.float32)
+
+
 def concatenate(parts: Sequence[Vectors]) -> npt.NDArray[np.float32]:
     """Concatenate (n, dim) arrays to (n, sum of dims) unit vectors, each part scaled to the same length."""
     ends = np.cumsum([part.shape[1] for part in parts])
@@ -140,6 +168,7 @@ def concatenate(parts: Sequence[Vectors]) -> npt.NDArray[np.float32]:
 
 
 def concatenated_space(spaces: Sequence[Space]) -> Space:
-    """Space of vectors concatenated in this order."""
+    """Space of vectors concatenated in this order; not normalised if it is a single one that is not."""
     digest = hashlib.blake2b("+".join(space.fingerprint for space in spaces).encode(), digest_size=32).hexdigest()
-    return Space(" + ".join(space.encoder for space in spaces), digest, sum(space.dim for space in spaces))
+    names, normalised = " + ".join(space.encoder for space in spaces), len(spaces) > 1 or spaces[0].normalised
+    return Space(names, digest, sum(space.dim for space in spaces), normalised)

@@ -191,6 +191,11 @@ class Snapshot:
                 result[i] = of_row
         return result
 
+    def check_vectors(self, positions: Positions) -> None:
+        """Raise Damaged unless the vectors of the rows at these positions are as they were written."""
+        for shard, _, rows in self._by_shard(positions):
+            shard.file.check_vectors(np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows)
+
     def relabelled(
         self, positions: Positions, labels: Sequence[RowLabels], texts: Mapping[str, Vectors] | None = None
     ) -> Block:
@@ -205,8 +210,7 @@ class Snapshot:
         Damaged
             A vector is not as it was written, so that it must not be copied.
         """
-        for shard, _, rows in self._by_shard(positions):
-            shard.file.check_vectors(np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows)
+        self.check_vectors(positions)
         [block] = self.blocks(max(len(positions), 1), positions)
         thumbnails = self.thumbnails(positions) if self.has_thumbnails else ()
         categories = {of_row.category for of_row in labels}

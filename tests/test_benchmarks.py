@@ -28,7 +28,8 @@ from clipfake.benchmarks import (
 from clipfake.benchmarks.common import command
 from clipfake.benchmarks.common.architecture import VIT_L_14, write_architecture
 from clipfake.benchmarks.common.flops import flops_per_image, matrix_rate
-from clipfake.benchmarks.detector import classifiers, fusion, leave_one_out, query, stability
+from clipfake.benchmarks.common.synthetic_rows import space, synthetic
+from clipfake.benchmarks.detector import classifiers, curation, fusion, leave_one_out, query, stability
 from clipfake.benchmarks.store import file_format
 from clipfake.indexer.decoding import nvimagecodec
 from clipfake.indexer.decoding.image import Pixels
@@ -410,3 +411,22 @@ def test_stability_encodes_each_copy_once(
     assert np.array_equal(stability.encoded_views(snapshot, rows, tmp_path / "cache"), views)
     left_out = list(stability.folds(snapshot))
     assert sorted(source for fold in left_out for source in fold) == sorted(set(snapshot.column("sources").tolist()))
+
+
+def test_curation_compares_banks_with_the_whole_one_and_a_random_one(tmp_path: Path) -> None:
+    store = Store.create(tmp_path / "store", space(8))
+    with store.writer() as writer:
+        for block in synthetic(400, 8):
+            writer.append(block)
+    result = curation.run(store, [100], rotations=1)
+    for protocol in ("both unseen", "generator unseen"):
+        for head in ("neighbours", "SVM"):
+            banks = result[protocol][head]
+            assert set(banks) == {"400 all rows", "100 random", *(f"100 {name}" for name in curation.METHODS)}
+            assert all(0 <= bank["auc"] <= 1 for bank in banks.values())
+            assert banks["100 random"]["from random"] == [0, 0, 0]
+            difference, low, high = banks["100 facility location"]["from all rows"]
+            assert low <= difference <= high
+            expected = banks["100 facility location"]["auc"] - banks["400 all rows"]["auc"]
+            assert difference == pytest.approx(expected, abs=1e-4)
+    assert curation.cost(300, 50)["kept"] == 50

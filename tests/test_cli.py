@@ -298,6 +298,7 @@ def test_training_choices_match_the_library(run) -> None:  # type: ignore[no-unt
     from clipfake.commands import choices
     from clipfake.detector import head, projection, split
     from clipfake.detector.evaluation import leave_one_out
+    from clipfake.detector.imported import head_format
     from clipfake.detector.training import train, triplet
 
     values = {choices.ProjectionKind: projection.TRIPLET_KINDS, choices.SplitRecipe: split.RECIPES}
@@ -305,7 +306,8 @@ def test_training_choices_match_the_library(run) -> None:  # type: ignore[no-unt
     for enumeration, accepted in values.items():
         assert {member.value for member in enumeration} == set(accepted)
     assert {member.value for member in choices.ClassifierName} == {*head.TITLES, train.AUTO}
-    assert {member.value for member in choices.EvaluationHead} == {*get_args(leave_one_out.Kind), "both"}
+    assert {*leave_one_out.FITTED} == {"ridge", "knn", *head.TITLES}
+    assert {member.value for member in choices.HeadFormatName} == {*head_format.FORMATS, "rine"}
     output = run("train", "--kind", "circular")
     assert output.code == 2 and "triple" in output.err
     output = run("train", "--kind", "mlp", "--classifier", "rbf-svm")

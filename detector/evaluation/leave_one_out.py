@@ -2,7 +2,8 @@
 
 A ridge head is fitted from sums over its rows: their number, Σx and Σxxᵀ. Subtracting the sums of a source gives the
 same head as refitting without it. For the nearest-neighbour rule, the neighbours of a left-out source are dropped,
-which gives the same score as a bank without it. The classifiers of `train` are fitted again for each pair.
+which gives the same score as a bank without it. The classifiers of `train` are fitted again for each pair. An imported
+head was trained on none of the rows, and scores all pairs itself.
 """
 
 from __future__ import annotations
@@ -14,11 +15,12 @@ from typing import Any, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from ...errors import NotEnoughRows
+from ...errors import HeadError, NotEnoughRows
 from ...store.records import FAKE, REAL, Mask, Vectors
 from ...store.search.matches import Matches, Positions
 from ...store.search.prepared_filter import PreparedFilter
 from ...store.snapshot import Snapshot
+from ..head import Head
 from ..metrics import auc, best_threshold
 from ..training.classifiers import fit_classifier
 from ..training.examples import Examples, subsample
@@ -32,7 +34,8 @@ QUERIES = 6000  # rows whose neighbours are searched, at most; a quarter as many
 
 FITTED_ON = 3000  # rows on which a classifier of `train` is fitted for each pair, at most
 
-Kind = Literal["ridge", "knn", "triplet-svm", "rbf-svm", "pca-svm", "logistic"]
+Kind = Literal["ridge", "knn", "triplet-svm", "rbf-svm", "pca-svm", "logistic", "imported"]
+FITTED: tuple[Kind, ...] = tuple(kind for kind in get_args(Kind) if kind != "imported")  # to the other sources
 TITLES: dict[Kind, str] = {
     "ridge": "A ridge head",
     "knn": "The nearest-neighbour rule",
@@ -40,6 +43,7 @@ TITLES: dict[Kind, str] = {
     "rbf-svm": "An RBF SVM on the vectors",
     "pca-svm": "Principal components and SVM",
     "logistic": "Logistic regression on the vectors",
+    "imported": "The imported head",
 }
 
 
@@ -84,6 +88,12 @@ class LeaveOneOut:
     def sentence(self) -> str:
         """Summary in one sentence."""
         worst = min(self.cells, key=lambda cell: cell.auc)
+        if self.head == "imported":
+            return (
+                f"{TITLES[self.head]} was trained on none of these rows: its AUC is {self.mean_auc:.3f} on average "
+                f"over pairs of a generator and a real source, and {self.random_auc:.3f} on a sample of all rows. The "
+                f"worst pair is {worst.generator} against {worst.real}: {worst.auc:.3f}."
+            )
         return (
             f"{TITLES[self.head]}: a random split gives an AUC of {self.random_auc:.3f}, unseen sources give "
             f"{self.mean_auc:.3f} on average, an optimism of {self.optimism:.3f}. The worst pair is {worst.generator} "
@@ -108,7 +118,7 @@ class LeaveOneOut:
         }
 
 
-def leave_one_out(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) -> LeaveOneOut:
+def leave_one_out(snapshot: Snapshot, head: Kind | Head = "ridge", *, seed: int = 0) -> LeaveOneOut:
     """Score each pair of a generator and a real source by a head that was fitted without both. Reads rows twice.
 
     A source that holds both classes counts as a generator and as a real source.
@@ -117,14 +127,25 @@ def leave_one_out(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) ->
     ----------
     head : "ridge" scores all rows; "knn", the difference of the mean similarities to the `K` nearest fake and real
         rows, scores at most `QUERIES` rows, equally many of each source; a classifier of `train` scores the same rows,
-        and is fitted for each pair on at most `FITTED_ON` rows, with the default options
+        and is fitted for each pair on at most `FITTED_ON` rows, with the default options; an imported head scores the
+        same rows
 
     Raises
     ------
     NotEnoughRows
         There are fewer than two generators or two real sources, so that none can be left out.
+    HeadError
+        The head is unknown, or was trained on the rows of the pairs.
+    SpaceMismatch
+        The snapshot has other vectors than the head reads.
     """
-    require_choice(head, "head", get_args(Kind))
+    kind: Kind = "imported" if isinstance(head, Head) else head
+    if isinstance(head, Head):
+        if not head.imported:
+            raise HeadError(f"a trained head has seen the sources; name its classifier, {head.classifier_name}")
+        head.space.require(snapshot.space, f"the store {snapshot.folder}")
+    else:
+        require_choice(head, "head", FITTED)
     groups, names = by_source(snapshot)
     reals, fakes = ([name for name in names if name[0] == label] for label in (REAL, FAKE))
     if min(len(reals), len(fakes)) < 2:
@@ -137,7 +158,9 @@ def leave_one_out(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) ->
     trained[held] = False
     pairs = [(f, r) for f, g in enumerate(names) if g[0] == FAKE for r, h in enumerate(names) if h[0] == REAL]
     sources = SourceGroups(snapshot, groups, names, pairs, trained, held)
-    if head == "ridge":
+    if isinstance(head, Head):
+        scores = _imported_scores(sources, head, seed)
+    elif head == "ridge":
         scores = _ridge_scores(sources)
     else:
         scores = _knn_scores(sources, seed) if head == "knn" else _classifier_scores(sources, head, seed)
@@ -149,7 +172,7 @@ def leave_one_out(snapshot: Snapshot, head: Kind = "ridge", *, seed: int = 0) ->
         auc(truth, scores.validation[:, -1]) or 0.0,
         int((groups >= 0).sum()),
         snapshot.number,
-        head,
+        kind,
     )
 
 
@@ -280,6 +303,18 @@ def _classifier_scores(sources: SourceGroups, name: str, seed: int) -> HeldOutSc
         own[r][:, sources.members(FAKE).index(f)] = fitted.decision_function(queries[r])
         scores.append(fitted.decision_function(validation))
     return HeldOutScores(own, held, np.stack([*scores, whole.decision_function(validation)], axis=1))
+
+
+def _imported_scores(sources: SourceGroups, head: Head, seed: int) -> HeldOutScores:
+    """Score rows once: which sources are left out makes no difference to a head that was trained on none."""
+    snapshot = sources.snapshot
+    own = []
+    for group, (label, _) in enumerate(sources.names):
+        scores = head.decision_function(snapshot.vectors(_queries(sources, group, seed)))
+        own.append(np.repeat(scores[:, None], len(sources.members(1 - label)), axis=1))
+    held = subsample(sources.held, sources.groups[sources.held], QUERIES // 4, seed)
+    validation = head.decision_function(snapshot.vectors(held))
+    return HeldOutScores(own, held, np.repeat(validation[:, None], len(sources.pairs) + 1, axis=1))
 
 
 def _mean_similarity(

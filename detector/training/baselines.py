@@ -10,6 +10,7 @@ from weakref import WeakKeyDictionary
 import numpy as np
 import numpy.typing as npt
 
+from ...store.concatenated import concatenate
 from ...store.records import FAKE, REAL, TextIndex, Vectors, distinct
 from ...store.search.matches import Matches, nearest
 from ..metrics import Metrics, best_threshold, measure
@@ -99,7 +100,8 @@ def _nearest_of_both_classes(train: Examples, rows: Examples, k: int) -> tuple[M
     """The k nearest real and the k nearest fake training rows."""
     cached = _matches.setdefault(train, WeakKeyDictionary())
     if rows not in cached or cached[rows][0].k < k:
-        real, fake = (neighbors(rows.vectors, train.vectors[train.labels == label], k) for label in (REAL, FAKE))
+        queries, bank = concatenate([rows.vectors]), concatenate([train.vectors])  # of unit length, if they were not
+        real, fake = (neighbors(queries, bank[train.labels == label], k) for label in (REAL, FAKE))
         cached[rows] = real, fake
     return cached[rows]
 

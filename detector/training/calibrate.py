@@ -197,7 +197,8 @@ def calibrate(
 
     The seen rows are the validation rows or, if these are too few, the training and validation rows in five folds, each
     scored by a head and a bank without it (cross-conformal prediction; Vovk 2015). The rows of left-out sources are
-    scored by at most four heads and banks, each without a part of the real and of the fake sources.
+    scored by at most four heads and banks, each without a part of the real and of the fake sources. An imported head
+    was trained on no row, so that it scores all of them itself.
 
     Parameters
     ----------
@@ -211,7 +212,7 @@ def calibrate(
         A class has too few held-out rows.
     """
     on_progress = on_progress or (lambda step: None)
-    options = options.of_head(head)
+    options = options if head.imported else options.of_head(head)
     parts = head.split.parts_of(snapshot.column("keys"))
     bank = Bank.from_snapshot(snapshot, evidence_options, where=parts == TRAIN)
     labels = snapshot.column("labels")
@@ -268,8 +269,10 @@ class _Folds:
             others = (folds > -2) & (folds != fold) & ~np.isin(files, files[folds == fold])
             if len(np.unique(labels[others & self.bank.members])) < 2:
                 continue
-            rows = self._training_set(others)
-            fold_head, _ = fit_head(rows, self.options, svm_rows=self.head.split.counts["train"])
+            fold_head = self.head  # if it is imported, it has seen no row of the store
+            if not self.head.imported:
+                rows = self._training_set(others)
+                fold_head, _ = fit_head(rows, self.options, svm_rows=self.head.split.counts["train"])
             judged = _sample(labels, folds == fold, self.options.seed, JUDGED // number)
             tables.append(SignalTable.read(fold_head, self.bank.where(others), judged, unseen=unseen))
         return tables

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from ...store.concatenated import concatenate, concatenated_space
+from ...store.concatenated import concatenated_space, joined
 from ..decoding.image import Pixels
 from ..encoders.base import Embeddings, Encoder
 
 
 class HeadEncoder(Encoder):
-    """Encodes images as the concatenated vectors that a head was trained on.
+    """Encodes images as the concatenated vectors that a head was trained on, see `clipfake.store.concatenated.joined`.
 
     Parameters
     ----------
@@ -41,7 +41,7 @@ class HeadEncoder(Encoder):
 
         def wait_for_vectors() -> Embeddings:
             vectors = self._own.split(wait()) | others
-            return concatenate([vectors[name] for name in self._names])
+            return joined([vectors[name] for name in self._names], self._space)
 
         return wait_for_vectors
 

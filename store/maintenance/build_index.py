@@ -130,7 +130,7 @@ def build_index(
     StoreError, NotEnoughRows
         There are no vectors of these names, or a row has none.
     """
-    snapshot, clock = concatenated_snapshot(store.snapshot(), vectors), _Clock()
+    snapshot, clock = concatenated_snapshot(store.snapshot(), vectors, unit=True), _Clock()
     built_from = BuiltFrom(snapshot.vector_names, snapshot.number, snapshot.space, snapshot.vector_files)
     with disk_errors(f"create {store.folder / 'indexes'}"):
         make_folder(store.folder / ROOM)

@@ -6,10 +6,10 @@ from typing import Annotated
 
 import typer
 
-from ..errors import SourceError
-from .choices import KnownLabel
-from .options import STORE, DeviceOption, EncoderOption, FollowLinksOption, JsonOption, StoreOption
-from .terminal import LOADING, print_message, print_result, transient_message
+from ...errors import SourceError
+from ..choices import KnownLabel
+from ..options import STORE, DeviceOption, EncoderOption, FollowLinksOption, JsonOption, StoreOption
+from ..terminal import LOADING, print_message, print_result, transient_message
 
 app = typer.Typer(no_args_is_help=True, help="Add a source to the bank of labelled images, or remove one.")
 
@@ -31,17 +31,17 @@ def bank_add_command(
 
     clipfake bank add new-generator/ --source new-generator --label fake --store mystore
     """
-    from ..indexer.encoder_spec import EncoderSpec
-    from ..session import Session
-    from ..show.progress_display import index_summary
-    from ..store.records import LABEL_NUMBERS
+    from ...indexer.encoder_spec import EncoderSpec
+    from ...session import Session
+    from ...show.progress_display import index_summary
+    from ...store.records import LABEL_NUMBERS
 
     session = Session(store, encoder=EncoderSpec(encoder or "", device))
     session.encoder_spec.ensure_available()
     with transient_message(LOADING):
-        from ..indexer.index import index
-        from ..indexer.sources.folders import expand
-        from ..indexer.sources.named_source import NamedSource
+        from ...indexer.index import index
+        from ...indexer.sources.folders import expand
+        from ...indexer.sources.named_source import NamedSource
 
         model = session.main_encoder
     if session.notice:
@@ -62,9 +62,9 @@ def bank_remove_command(
 
     clipfake bank remove newgan --store mystore
     """
-    from ..show.store_tables import count
-    from ..store.filter import Filter
-    from ..store.store import Store
+    from ...show.store_tables import count
+    from ...store.filter import Filter
+    from ...store.store import Store
 
     removed = Store.open(store).delete(Filter(source=source), f"bank remove {source}").rows
     if not removed:
