@@ -127,10 +127,13 @@ def concatenated_snapshot(snapshot: Snapshot, names: Sequence[str], *, unit: boo
     return snapshot if tuple(names) == (MAIN,) else ConcatenatedSnapshot(snapshot, names, unit=unit)
 
 
-def space_of(snapshot: Snapshot, names: Sequence[str]) -> Space:
-    """Space of the concatenated vectors, without reading a vector; raises StoreError for an unknown name."""
+def space_of(snapshot: Snapshot, names: Sequence[str], *, unit: bool = False) -> Space:
+    """Space of a `concatenated_snapshot`, without reading a vector; raises StoreError for an unknown name."""
     spaces = [snapshot.space if name == MAIN else open_named_vectors(snapshot.folder, name).space for name in names]
-    return spaces[0] if tuple(names) == (MAIN,) else concatenated_space(spaces)
+    if tuple(names) == (MAIN,):
+        return spaces[0]
+    space = concatenated_space(spaces)
+    return replace(space, normalised=True) if unit else space
 
 
 def vector_files(columns: Sequence[NamedVectors], manifest: Manifest) -> dict[int, str]:

@@ -265,7 +265,7 @@ def _check_index(index: Path, names: tuple[str, ...], newest: Snapshot) -> tuple
     name, notes = _relative(newest.folder, index), []
     try:
         files = stored_vector_files(newest.folder, names, newest.manifest)
-        found = open_index(index, space_of(newest, names), files, whole=True)
+        found = open_index(index, space_of(newest, names, unit=True), files, whole=True)
     except Unreadable:
         raise
     except ClipfakeError as e:

@@ -182,3 +182,17 @@ def test_files_whose_rows_all_have_a_vector_are_not_read_for_it(store: Store, mo
     compact(store)
     monkeypatch.setattr("clipfake.store.named_vectors.NamedVectors.shard_vectors", None)
     assert not open_named_vectors(store.folder, "depth").missing(store.snapshot()).any()
+
+
+def test_vectors_of_any_length_are_indexed_by_their_direction(store: Store) -> None:
+    with named_vectors_writer(store.folder, "raw", Space("raw", "f" * 64, DIM, normalised=False)) as writer:
+        vectors = writer.snapshot.vectors()
+        writer.put(np.arange(ROWS), vectors * np.random.default_rng(2).uniform(1, 9, (ROWS, 1)).astype(np.float32))
+    build_index(store, "plain", vectors=("raw",))
+    assert verify(store.folder).sound
+    snapshot = concatenated_snapshot(store.snapshot(), ("raw",))
+    queries = snapshot.vectors(slice(0, 20))
+    exact = snapshot.search(queries, 10, recall=1)
+    found = snapshot.search(queries, 10)
+    assert found.similarity.max() <= 1.001
+    assert np.mean([np.isin(e, f).mean() for e, f in zip(exact.rows, found.rows, strict=True)]) >= 0.985
