@@ -272,8 +272,25 @@ def index_command(
     if report.skipped and not report.done + report.known:
         print_message("nothing was indexed; the reasons are listed above")
         raise SystemExit(1)
+    for line in rows_without_views(opened):
+        print_message(line)
     if not as_json:
         print_message(next_step(opened.snapshot().column("labels"), shell_quoted(store)))
+
+
+def rows_without_views(store: Store) -> list[str]:
+    """Return a hint for each view that rows indexed before it was made do not have."""
+    from ..indexer.views.create import views_of
+    from ..store.named_vectors import open_named_vectors
+
+    snapshot = store.snapshot()
+    missing = {name: open_named_vectors(store.folder, name).missing(snapshot) for name in views_of(store)}
+    return [
+        f"{mask.sum():,} rows have no vector {name}; add them with "
+        f"`clipfake store add-vectors {name} --store {shell_quoted(store.folder)}`"
+        for name, mask in missing.items()
+        if mask.any()
+    ]
 
 
 def next_step(labels: Ints, store: str) -> str:

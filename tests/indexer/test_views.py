@@ -366,3 +366,24 @@ def test_query_by_a_head_on_views(folder: Path, checkpoint: Path, encoder: Encod
     for image, verdict in session.judge([folder / "fake" / "000.png", folder / "real" / "000.png"]):
         assert verdict.to_dict()["verdict"] == Path(image.name).parent.name
         assert image.vector is not None and image.vector.shape == (session.detector.head.space.dim,)
+
+
+def test_index_command_makes_views_and_names_rows_without(
+    folder: Path, checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from clipfake.cli import main
+
+    def run(*arguments: str) -> tuple[int, str]:
+        with pytest.raises(SystemExit) as end:
+            main([*arguments, "--store", str(tmp_path / "s")])
+        return int(end.value.code or 0), capsys.readouterr().err
+
+    real, fake = str(folder / "real"), str(folder / "fake")
+    assert run("index", "--folders", real, "--encoder", str(checkpoint), "--device", "cpu")[0] == 0
+    code, message = run("index", "--folders", fake, "--views", "main,layers", "--device", "cpu")
+    assert code == 0 and "40 rows have no vector layers" in message
+    code, message = run("index", "--folders", fake, "--views", "main,pixels", "--device", "cpu")
+    assert code != 0 and "unknown view 'pixels'" in message
+    assert run("store", "add-vectors", "layers", "--device", "cpu")[0] == 0
+    code, message = run("index", "--folders", real, "--device", "cpu")
+    assert code == 0 and "no vector" not in message
