@@ -36,6 +36,8 @@ class ViewEncoder(Encoder):
 
     def __init__(self, encoder: TorchEncoder | OpenVinoEncoder, views: Views) -> None:
         self._encoder, self._kinds = encoder, {name: kind for name, (kind, _) in views.items()}
+        # a view is fitted to values with their length, since that is how they are whitened afterwards
+        self._unit = {name for name, (kind, fitted) in views.items() if KINDS[kind].normalised and fitted is not None}
         self.has_text, self.overlaps, self.device = encoder.has_text, encoder.overlaps, encoder.device
         self._crops = max((KINDS[kind].crops for kind in self._kinds.values()), default=0)
         self.preprocess = None if self._crops else encoder.preprocess  # a GPU decoder keeps no full-size pixels
@@ -120,10 +122,10 @@ class ViewEncoder(Encoder):
         main = own[MAIN]
         crops = features[images:, : main.shape[1]].reshape(images, self._crops, main.shape[1])
         parts = [unit(main)]
-        for kind in self._kinds.values():
+        for name, kind in self._kinds.items():
             own_crops = crops[:, : KINDS[kind].crops]
             values = own_crops.mean(1) if KINDS[kind].crops else (own | {RAW: main})[kind]
-            parts.append(unit(values) if KINDS[kind].normalised else values)
+            parts.append(unit(values) if name in self._unit else values)
         return np.concatenate(parts, axis=1)
 
 
