@@ -17,7 +17,7 @@ from .encoders.base import Encoder
 from .encoders.external.own_encoder import EncoderLike, as_encoder
 from .index_run import Folders
 from .pipeline import batched
-from .sample import sampled
+from .sample import drawn_uniformly
 from .sources.folders import images_in
 from .sources.image_ref import ImageRef
 from .views.create import create_views, encoder_with_views
@@ -129,22 +129,12 @@ def add_view(
     encoder.space.require(snapshot.space, f"the store {store.folder}")
 
     def images(number: int) -> Iterable[ImageRef]:
-        drawn = subset_of_sources(snapshot, number)
-        return _refs(snapshot, drawn, folders, {})
+        keys = (ImageRef(key, str(position)) for position, key in enumerate(snapshot.column("keys").tolist()))
+        drawn = [int(ref.path) for ref in drawn_uniformly(keys, number, seed=0)]
+        return _refs(snapshot, np.array(drawn, np.int64), folders, {})
 
     create_views(store, encoder, [name], images)
     return add_vectors(store, name, encoder_with_views(store, encoder, [name]), folders, on_progress)
-
-
-def subset_of_sources(snapshot: Snapshot, number: int) -> Positions:
-    """Positions of at most `number` rows, ascending, drawn as evenly from all sources as these allow."""
-    refs = (ImageRef(str(position), "", source=source) for position, source in enumerate(_sources(snapshot)))
-    return np.array([int(ref.key) for ref in sampled(refs, number, seed=0)], np.int64)
-
-
-def _sources(snapshot: Snapshot) -> list[str]:
-    sources: list[str] = snapshot.column("sources").tolist()
-    return sources
 
 
 def _refs(

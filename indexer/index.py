@@ -20,6 +20,7 @@ from .index_run import Folders, IndexRun, Progress, accepted_images
 from .index_run import IndexOptions as IndexOptions  # re-exported
 from .pipeline import EncodedBatch, Pipeline, batched
 from .report import IndexReport
+from .sample import drawn_uniformly
 from .shard_inbox import Sink, StagedWriter, adopt_shards, commit
 from .sources.base import to_text
 from .sources.image_ref import ImageRef
@@ -83,7 +84,8 @@ def prepare_views(folders: Folders, store: Store, encoder: Encoder, options: Ind
     names = views_of(store) if options.views is None else options.views
 
     def images(number: int) -> Iterable[ImageRef]:
-        return accepted_images(folders, IndexReport(), min(number, options.limit or number), options.seed)
+        listed = accepted_images(folders, IndexReport(), options.limit, options.seed)
+        return drawn_uniformly(listed, number, seed=0)
 
     create_views(store, encoder, names, images)
     return encoder_with_views(store, encoder, names)

@@ -1,4 +1,4 @@
-"""Random sample of a listing, with images of every source and both classes."""
+"""Random samples of a listing: with images of every source and both classes, or uniform."""
 
 from __future__ import annotations
 
@@ -38,6 +38,16 @@ def sampled(images: Iterable[ImageRef], limit: int, seed: int) -> Iterator[Image
     extra = sorted((group[most] for group in by_number if len(group) > most), reverse=True)
     chosen += extra[: limit - len(chosen)]
     yield from (ref for _, _, ref in sorted(chosen, key=lambda drawn: drawn[1]))
+
+
+def drawn_uniformly(images: Iterable[ImageRef], number: int, seed: int) -> list[ImageRef]:
+    """Draw `number` images, each with the same chance, in the order of the listing.
+
+    Whether an image is drawn depends on its key, the other keys and the seed.
+    """
+    numbered = ((_random_number(ref.key, seed), position, ref) for position, ref in enumerate(images))
+    smallest = heapq.nsmallest(number, numbered, key=lambda drawn: drawn[:2])
+    return [ref for _, _, ref in sorted(smallest, key=lambda drawn: drawn[1])]
 
 
 def share(sizes: Sequence[int], limit: int) -> int:

