@@ -445,7 +445,14 @@ def _current_file(store: Path, name: str, part: ShardRef) -> VectorFile | None:
 
 
 def forget_file(store: Path, path: Path) -> None:
-    """Remove a damaged file from the list it is in. If the list itself is damaged, there is nothing to do."""
+    """Remove a damaged file from the list it is in. If the list itself is damaged, there is nothing to do.
+
+    Without what was fitted for a view, no image can be compared with its vectors: the whole view is forgotten.
+    """
+    if path.name == PARAMETERS:
+        with suppress(OSError):
+            (path.parent / LIST).unlink()
+        return
     with suppress(StoreError):
         column = open_named_vectors(store, path.parent.name)
         pieces = {shard: piece for shard, piece in column.pieces.items() if piece.file != path.name}

@@ -115,6 +115,7 @@ def create_views(
     missing = [name for name in names if name not in stored]
     to_fit = [name for name in missing if KINDS[name].fitted]
     fitted: dict[str, Whitening | None] = dict.fromkeys(missing)
+    with_views(encoder, {name: (name, None) for name in missing})  # refuse what the encoder lacks before fitting
     if to_fit:
         if on_progress:
             on_progress(f"fitting {' and '.join(to_fit)}")

@@ -50,7 +50,9 @@ class Whitening:
         """
         n = len(rows)
         if n < LEAST_ROWS:
-            raise NotEnoughRows(f"a view is fitted to at least {LEAST_ROWS} images, found {n}; index more images")
+            raise NotEnoughRows(
+                f"a view is fitted to at least {LEAST_ROWS} images, found {n}; index more images, or add the view later"
+            )
         mean, deviation = rows.mean(0, dtype=np.float64), rows.std(0, dtype=np.float64)
         scale = np.where(deviation > 1e-6 * (1 + np.abs(mean)), deviation, np.inf)  # drop constant inputs
         standardised = ((rows - mean) / scale).astype(np.float32)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from ...core.atomic_files import disk_errors
 from ...errors import ClipfakeError, Damaged, Unreadable
 from ..manifest import Manifest, ShardRef, numbers, path_of, read_manifest, unused_shard, write_manifest
-from ..named_vectors import forget_file
+from ..named_vectors import PARAMETERS, forget_file
 from ..records import Block
 from ..retention import QUARANTINE, move_to_quarantine
 from ..rooms import INDEX_FILES, SHARDS, is_temporary, own_files, remove_folder, require_unlinked, store_lock
@@ -213,11 +213,15 @@ def _quarantine(folder: Path, health: VerifyReport, current: Manifest, actions: 
             names = names_of(Path(name).name)
             again = "clipfake store index" + f" --vectors {','.join(names)}" * (names != (MAIN,))
             actions.append(RepairAction(name, f"removed; run `{again}` to build it again"))
-        elif path.exists():
+        elif path.exists() or name.startswith("columns/"):
             if name.startswith("columns/"):
                 forget_file(folder, path)
-            move_to_quarantine(folder, path)
-            actions.append(RepairAction(name, f"moved to {QUARANTINE}/"))
+            is_missing = not path.exists()
+            if not is_missing:
+                move_to_quarantine(folder, path)
+            done = "was missing; forgotten" if is_missing else f"moved to {QUARANTINE}/"
+            again = f"; run `clipfake store add-vectors {path.parent.name}` to make the view again"
+            actions.append(RepairAction(name, done + again * (path.name == PARAMETERS)))
 
 
 def _without_optional(folder: Path, part: ShardRef, number: int) -> ShardRef:

@@ -23,6 +23,7 @@ from clipfake.indexer.views.kinds import parse_views
 from clipfake.indexer.views.view_encoder import grid_of, with_views
 from clipfake.indexer.views.whitening import Whitening
 from clipfake.session import Session
+from clipfake.store.maintenance.repair import repair
 from clipfake.store.maintenance.verify import verify
 from clipfake.store.named_vectors import open_named_vectors
 from clipfake.store.store import Store
@@ -360,6 +361,21 @@ def test_views_that_cannot_be_used_are_refused(folder: Path, encoder: Encoder, t
     with pytest.raises(Damaged, match=r"view\.safetensors was altered"):
         index([folder], store, encoder)
     assert any("view.safetensors" in str(problem) for problem in verify(store.folder).problems)
+    [action] = repair(store.folder).actions
+    assert "add-vectors layers" in action.what
+    assert verify(store.folder).sound and views_of(store) == ()
+    assert add_view(store, "layers", encoder).added == len(store.snapshot())
+
+
+def test_what_an_encoder_lacks_is_refused_before_fitting(tmp_path: Path) -> None:
+    encoder = load_encoder(str(saved(tmp_path / "model", siglip())), device="cpu")
+    store = Store.create(tmp_path / "s", encoder.space)
+
+    def images(number: int) -> Any:
+        raise AssertionError("images were listed")
+
+    with pytest.raises(EncoderError, match="projection"):
+        create_views(store, encoder, ["layers", "pooled"], images)
 
 
 def test_too_few_images_create_no_view(encoder: Encoder, folder: Path, tmp_path: Path) -> None:

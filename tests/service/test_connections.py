@@ -382,21 +382,19 @@ import resource, sys
 from pathlib import Path
 import numpy as np
 from clipfake.indexer.decoding.image import decode, thumbnail
+from clipfake.indexer.encoders.base import Encoder
 from clipfake.service.limits import Limits
 from clipfake.service.server import serve
 from clipfake.store.space import Space
 from clipfake.store.store import Store
 
-class Plain:
-    space, has_text = Space("plain", "0" * 64, 2), False
-
-    def shrink(self, pixels):
-        return pixels
+class Plain(Encoder):
+    _space = Space("plain", "0" * 64, 2)
 
     def encode(self, images):
         return np.full((len(images), 2), 0.5 ** 0.5, np.float32)
 
-store = Store.create(Path(sys.argv[1]), Plain.space)
+store = Store.create(Path(sys.argv[1]), Plain._space)
 resource.setrlimit(resource.RLIMIT_NOFILE, (int(sys.argv[2]), int(sys.argv[3])))
 limits = Limits(seconds=float(sys.argv[4]))
 

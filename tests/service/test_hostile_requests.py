@@ -21,6 +21,7 @@ import pytest
 pytest.importorskip("fastapi", reason="the extra `serve` is not installed")
 import httpx
 from clipfake.errors import ClipfakeError
+from clipfake.indexer.encoders.base import Encoder
 from clipfake.service.image_decoder import PNG
 from clipfake.service.limits import Limits
 from clipfake.service.metrics import ServiceMetrics
@@ -439,11 +440,11 @@ def test_limits_must_be_positive() -> None:
             Limits(**wrong)
 
 
-class Counting:
+class Counting(Encoder):
     """An encoder that records its batch sizes and can be blocked."""
 
     def __init__(self, inner: Any) -> None:
-        self.inner, self.space, self.has_text = inner, inner.space, False
+        self.inner, self._space = inner, inner.space
         self.batches: list[int] = []
         self.begun, self.go_on = threading.Event(), threading.Event()
         self.go_on.set()
@@ -644,22 +645,20 @@ import sys
 from pathlib import Path
 import numpy as np
 from clipfake.indexer.decoding.image import decode, thumbnail
+from clipfake.indexer.encoders.base import Encoder
 from clipfake.service.server import serve
 from clipfake.store.space import Space
 from clipfake.store.store import Store
 
-class Held:
-    space, has_text = Space("held", "0" * 64, 2), False
-
-    def shrink(self, pixels):
-        return pixels
+class Held(Encoder):
+    _space = Space("held", "0" * 64, 2)
 
     def encode(self, images):
         print("encoding", flush=True)
         sys.stdin.readline()
         return np.full((len(images), 2), 0.5 ** 0.5, np.float32)
 
-store = Store.create(Path(sys.argv[1]), Held.space)
+store = Store.create(Path(sys.argv[1]), Held._space)
 serve(store, Held(), decode, thumbnail, port=0, on_ready=lambda url: print(url, flush=True))
 """
 
