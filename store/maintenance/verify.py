@@ -25,6 +25,7 @@ from ..rooms import INDEX_FILES, NAMED_VECTORS, OWN_NAMES, foreign_entries, is_t
 from ..search.ann_index import all_folders, open_index
 from ..shard import Shard
 from ..snapshot import Snapshot
+from ..space import MAIN
 from ..tombstones import read_tombstones
 
 # a shard without these lacks only images to show and names of categories
@@ -94,7 +95,7 @@ def verify(folder: Path | str) -> VerifyReport:
         notes += [*_leftovers(folder, manifests), *_foreign(folder)]
         problems += [Damage(path, message) for path, message in find_damage(folder, manifests).items()]
         for index, names in all_folders(folder):
-            index_problems, index_notes = _check_index(index, names, Snapshot(folder, newest))
+            index_problems, index_notes = _check_index(folder, index, names, newest)
             problems += index_problems
             notes += index_notes
     sizes = list(_sizes(folder))
@@ -260,19 +261,22 @@ def _foreign(folder: Path) -> list[Damage]:
     ]
 
 
-def _check_index(index: Path, names: tuple[str, ...], newest: Snapshot) -> tuple[list[Damage], list[Damage]]:
+def _check_index(
+    folder: Path, index: Path, names: tuple[str, ...], newest: Manifest
+) -> tuple[list[Damage], list[Damage]]:
     """Problems and notes of an index of these vectors."""
-    name, notes = _relative(newest.folder, index), []
+    name, notes = _relative(folder, index), []
     try:
-        files = stored_vector_files(newest.folder, names, newest.manifest)
-        found = open_index(index, space_of(newest, names, unit=True), files, whole=True)
+        files = stored_vector_files(folder, names, newest)
+        space = newest.space if names == (MAIN,) else space_of(Snapshot(folder, newest), names, unit=True)
+        found = open_index(index, space, files, whole=True)
     except Unreadable:
         raise
     except ClipfakeError as e:
         return [Damage(name, str(e))] if index.exists() else [], []  # a newer index may have replaced it meanwhile
     if found.number != newest.number:
         notes.append(f"is of snapshot {found.number}, the store is at {newest.number}: newer rows are searched exactly")
-    if replaced := set(found.replaced) & {part.number for part in newest.manifest.parts}:
+    if replaced := set(found.replaced) & {part.number for part in newest.parts}:
         notes.append(f"is of other vectors of {len(replaced)} shards, whose rows are searched exactly")
     return [], [Damage(name, note) for note in notes]
 
