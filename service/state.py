@@ -130,7 +130,7 @@ class LoadedDetector:
 
 def require_space(store: Store, head: str, space: Space) -> None:
     """Raise SpaceMismatch unless an encoder's vectors are those of the store and the head."""
-    stored = space_of(store.snapshot(), vector_names_of(head_folder(store.folder, head)))
+    stored = space_of(store.folder, store.snapshot().space, vector_names_of(head_folder(store.folder, head)))
     space.require(stored, f"the store {store.folder}")
 
 

@@ -127,9 +127,14 @@ def concatenated_snapshot(snapshot: Snapshot, names: Sequence[str], *, unit: boo
     return snapshot if tuple(names) == (MAIN,) else ConcatenatedSnapshot(snapshot, names, unit=unit)
 
 
-def space_of(snapshot: Snapshot, names: Sequence[str], *, unit: bool = False) -> Space:
-    """Space of a `concatenated_snapshot`, without reading a vector; raises StoreError for an unknown name."""
-    spaces = [snapshot.space if name == MAIN else open_named_vectors(snapshot.folder, name).space for name in names]
+def space_of(store: Path, main: Space, names: Sequence[str], *, unit: bool = False) -> Space:
+    """Space of a `concatenated_snapshot`, without opening a shard; raises StoreError for an unknown name.
+
+    Parameters
+    ----------
+    main : space of the store's own vectors
+    """
+    spaces = [main if name == MAIN else open_named_vectors(store, name).space for name in names]
     if tuple(names) == (MAIN,):
         return spaces[0]
     space = concatenated_space(spaces)

@@ -92,7 +92,6 @@ def create_views(
     encoder: Encoder,
     names: Sequence[str],
     images: Callable[[int], Iterable[ImageRef]],
-    on_progress: Callable[[str], None] | None = None,
 ) -> None:
     """Create the views of these names that a store does not have yet.
 
@@ -100,7 +99,6 @@ def create_views(
     ----------
     encoder : encoder of the store's main vectors
     images : returns at most that many images to which views are fitted; called only if a view needs it
-    on_progress : called with what is being done
 
     Raises
     ------
@@ -117,8 +115,6 @@ def create_views(
     fitted: dict[str, Whitening | None] = dict.fromkeys(missing)
     with_views(encoder, {name: (name, None) for name in missing})  # refuse what the encoder lacks before fitting
     if to_fit:
-        if on_progress:
-            on_progress(f"fitting {' and '.join(to_fit)}")
         with_raw = with_views(encoder, {name: (name, None) for name in to_fit})
         fitted |= _fit(with_raw, to_fit, images(FITTED_TO))
     result = with_views(encoder, {name: (name, fitted[name]) for name in missing})

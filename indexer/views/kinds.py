@@ -14,9 +14,8 @@ LAYERS, RAW, POOLED, TOKENS, CROPS, CROPS5 = "layers", "raw", "pooled", "tokens"
 
 @dataclass(frozen=True)
 class ViewKind:
-    """What a view is, how it is computed and whether it is fitted to images first."""
+    """How a view is computed, and whether it is fitted to images first."""
 
-    summary: str
     law: str  # enters the fingerprint of the view's space: change it whenever the vectors change
     normalised: bool = True
     crops: int = 0  # crops of the image that are encoded
@@ -24,31 +23,23 @@ class ViewKind:
 
 
 KINDS: dict[str, ViewKind] = {
+    # statistics of the outputs of every block, at most 512 dimensions
     LAYERS: ViewKind(
-        "statistics of the outputs of every block of the encoder, whitened to at most 512 dimensions",
         "class token and mean of the others, or mean and standard deviation, of each block; whitened; unit length",
         fitted=True,
     ),
+    # the encoder's vector of the centre, with its length; the mean of those of the centre and the four corners
     CROPS: ViewKind(
-        "the encoder's vector of the centre, cut at native resolution, with its length",
-        "torchvision CenterCrop to the input size, zeros outside; not normalised",
-        normalised=False,
-        crops=1,
+        "torchvision CenterCrop to the input size, zeros outside; not normalised", normalised=False, crops=1
     ),
     CROPS5: ViewKind(
-        "the mean of the encoder's vectors of the centre and the four corners, cut at native resolution",
-        "torchvision FiveCrop to the input size, zeros outside; mean; not normalised",
-        normalised=False,
-        crops=5,
+        "torchvision FiveCrop to the input size, zeros outside; mean; not normalised", normalised=False, crops=5
     ),
-    RAW: ViewKind("the main vector with its length", "features of the encoder; not normalised", normalised=False),
-    POOLED: ViewKind(
-        "the vector before CLIP's projection, with its length",
-        "class token after the last layer norm, before the projection; not normalised",
-        normalised=False,
-    ),
+    # the main vector with its length, and the vector before CLIP's projection with its length
+    RAW: ViewKind("features of the encoder; not normalised", normalised=False),
+    POOLED: ViewKind("class token after the last layer norm, before the projection; not normalised", normalised=False),
+    # patches side by side
     TOKENS: ViewKind(
-        "patches of two blocks in a grid of at most 8 x 8, whitened to 32 dimensions for each block, side by side",
         "blocks at .28 and .84 of the depth, averaged to a grid of at most 8 x 8, in a feature map of the first also "
         "standard deviations; whitened; patches row by row; not normalised",
         normalised=False,

@@ -25,7 +25,6 @@ from ..rooms import INDEX_FILES, NAMED_VECTORS, OWN_NAMES, foreign_entries, is_t
 from ..search.ann_index import all_folders, open_index
 from ..shard import Shard
 from ..snapshot import Snapshot
-from ..space import MAIN
 from ..tombstones import read_tombstones
 
 # a shard without these lacks only images to show and names of categories
@@ -268,8 +267,7 @@ def _check_index(
     name, notes = _relative(folder, index), []
     try:
         files = stored_vector_files(folder, names, newest)
-        space = newest.space if names == (MAIN,) else space_of(Snapshot(folder, newest), names, unit=True)
-        found = open_index(index, space, files, whole=True)
+        found = open_index(index, space_of(folder, newest.space, names, unit=True), files, whole=True)
     except Unreadable:
         raise
     except ClipfakeError as e:

@@ -177,7 +177,7 @@ def test_concatenated_parts_have_equal_weight(store: Store) -> None:
     filled(store)
     own = store.snapshot()
     both = concatenated_snapshot(own, ["main", "depth"])
-    assert both.space == space_of(own, ["main", "depth"])
+    assert both.space == space_of(own.folder, own.space, ["main", "depth"])
     assert both.space.dim == DIM + 5
     assert not both.space.same(concatenated_snapshot(own, ["depth", "main"]).space)
     vectors = both.vectors()
